@@ -1,0 +1,129 @@
+"""A code: an encoder and a decoder that make sense together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity_models.codes.decoders import Decoder, SeparateDecoder, SubtractionDecoder
+from parity_models.codes.encoders import (
+    ConcatenationEncoder,
+    Encoder,
+    StackEncoder,
+    SumEncoder,
+)
+from parity_models.errors import CodeError
+
+Array = Any
+"""A numpy.ndarray or a torch.Tensor."""
+
+ENCODERS: dict[str, type[Encoder]] = {
+    encoder.name: encoder for encoder in (SumEncoder, ConcatenationEncoder, StackEncoder)
+}
+DECODERS: dict[str, type[Decoder]] = {
+    decoder.name: decoder for decoder in (SubtractionDecoder, SeparateDecoder)
+}
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """What a bundle says of its code: names, k and r, and the encoder's options."""
+
+    encoder: str
+    decoder: str
+    k: int
+    r: int = 1
+    encoder_options: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.encoder} + {self.decoder}, k={self.k}, r={self.r}"
+
+
+class Code:
+    """An encoder and a decoder for queries of `query_shape` and predictions of `output_shape`.
+
+    Shapes are without batch axes. Raises CodeError for names that do not exist, k and r out of
+    range, shapes the encoder cannot take, and pairs that cannot work.
+    """
+
+    def __init__(
+        self, spec: CodeSpec, query_shape: tuple[int, ...], output_shape: tuple[int, ...]
+    ) -> None:
+        _check(spec)
+        self.spec = spec
+        self.k = spec.k
+        self.r = spec.r
+        self.encoder = _build_encoder(spec, tuple(query_shape))
+        self.decoder = DECODERS[spec.decoder](spec.k, spec.r, tuple(output_shape))
+
+    @property
+    def query_shape(self) -> tuple[int, ...]:
+        return self.encoder.query_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.decoder.output_shape
+
+    @property
+    def parity_shape(self) -> tuple[int, ...]:
+        """The shape of one parity query."""
+        return self.encoder.parity_shape
+
+    @property
+    def parity_output_shape(self) -> tuple[int, ...]:
+        """The shape of what a parity model emits for one parity query."""
+        return self.decoder.parity_output_shape
+
+    def encode(self, queries: Sequence[Array], out: Array | None = None) -> Array:
+        """k arrays (*batch, *query_shape) to parity queries (r, *batch, *parity_shape).
+
+        Writes into `out` if it is given. Raises CodeError for arrays that do not fit.
+        """
+        return self.encoder.encode(queries, out)
+
+    def targets(self, predictions: Sequence[Array], j: int = 0) -> Array:
+        """What parity model j is trained towards: (*batch, *parity_output_shape)."""
+        return self.decoder.targets(predictions, j)
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """For each of k slots: is its prediction unavailable and can be reconstructed now?"""
+        return self.decoder.decodable(available, parities)
+
+    def decode(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> dict[int, Array]:
+        """Reconstruct every slot that is None in `predictions`, keyed by slot.
+
+        Raises UndecodableError if the outputs that are here do not determine them.
+        """
+        return self.decoder.decode(predictions, parity_outputs)
+
+
+def _check(spec: CodeSpec) -> None:
+    for kind, name, known in (
+        ("encoder", spec.encoder, ENCODERS),
+        ("decoder", spec.decoder, DECODERS),
+    ):
+        if name not in known:
+            raise CodeError(f"no {kind} is called {name!r}; there are {', '.join(known)}")
+    if spec.k < 2:
+        raise CodeError(f"k must be 2 or more, got {spec.k}; with one query, replicate it instead")
+    if not 1 <= spec.r <= spec.k:
+        raise CodeError(f"r must be from 1 to k={spec.k}, got {spec.r}")
+    if spec.encoder == "sum" and spec.decoder == "separate":
+        raise CodeError(
+            "the sum of queries is the same in any order, so separate outputs could not tell "
+            "the slots apart; use subtraction with sum, or concatenation or stack with separate"
+        )
+
+
+def _build_encoder(spec: CodeSpec, query_shape: tuple[int, ...]) -> Encoder:
+    encoder = ENCODERS[spec.encoder]
+    try:
+        return encoder(spec.k, spec.r, query_shape, **spec.encoder_options)
+    except TypeError as error:
+        raise CodeError(
+            f"the {spec.encoder} encoder does not take the options "
+            f"{dict(spec.encoder_options)}: {error}"
+        ) from error

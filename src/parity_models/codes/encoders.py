@@ -1,0 +1,223 @@
+"""Encoders: k queries in, r parity queries out.
+
+An encoder is built for queries of one shape and one (k, r). `encode` takes k arrays of shape
+(*batch, *query_shape) and fills an array of shape (r, *batch, *parity_shape); giving it `out`
+keeps the hot path free of allocations. Images are (channels, height, width).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace, device
+from numpy.typing import NDArray
+
+from parity_models.codes.weights import parity_weights
+from parity_models.errors import CodeError
+
+Array = Any
+"""A numpy.ndarray or a torch.Tensor."""
+
+GRIDS = {2: (1, 2), 3: (1, 3), 4: (2, 2), 6: (2, 3), 8: (2, 4), 9: (3, 3)}
+"""Rows and columns into which the concatenation encoder tiles k images."""
+
+
+class Encoder(ABC):
+    """Turns k queries into r parity queries.
+
+    `parity_shape` is the shape of one parity query, without batch axes. Raises CodeError when
+    queries of `query_shape` cannot be encoded this way.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, k: int, r: int, query_shape: tuple[int, ...]) -> None:
+        self.k = k
+        self.r = r
+        self.query_shape = query_shape
+        self.parity_shape = self._parity_shape()
+
+    @abstractmethod
+    def _parity_shape(self) -> tuple[int, ...]: ...
+
+    @abstractmethod
+    def _fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None: ...
+
+    def encode(self, queries: Sequence[Array], out: Array | None = None) -> Array:
+        """Encode k arrays of shape (*batch, *query_shape) into (r, *batch, *parity_shape).
+
+        All queries have one shape and one dtype, floating point for encoders that compute
+        (sum, concatenation). `out`, if given, has the result's shape and dtype, is overwritten
+        and returned. Raises CodeError otherwise.
+        """
+        first = queries[0]
+        batch = self._check(queries)
+        xp = array_namespace(first)
+        shape = (self.r, *batch, *self.parity_shape)
+        if out is None:
+            out = xp.empty(shape, dtype=first.dtype, device=device(first))
+        elif tuple(out.shape) != shape or out.dtype != first.dtype:
+            raise CodeError(
+                f"the buffer to encode into has shape {tuple(out.shape)} and dtype {out.dtype}; "
+                f"it needs shape {shape} and dtype {first.dtype}"
+            )
+        self._fill(queries, out, xp)
+        return out
+
+    def _check(self, queries: Sequence[Array]) -> tuple[int, ...]:
+        if len(queries) != self.k:
+            raise CodeError(f"this encoder takes k={self.k} queries, got {len(queries)}")
+        first = queries[0]
+        shape = tuple(first.shape)
+        rank = len(shape) - len(self.query_shape)
+        if rank < 0 or shape[rank:] != self.query_shape:
+            raise CodeError(f"queries have shape {self.query_shape}, got an array of {shape}")
+        for query in queries[1:]:
+            if query.shape != first.shape or query.dtype != first.dtype:
+                raise CodeError(
+                    "queries of one group share shape and dtype, got "
+                    f"{shape} {first.dtype} and {tuple(query.shape)} {query.dtype}"
+                )
+        return shape[:rank]
+
+
+def _require_floating(array: Array, xp: Any, encoder: str) -> None:
+    if not xp.isdtype(array.dtype, "real floating"):
+        raise CodeError(
+            f"the {encoder} encoder computes with queries and needs floating point, got "
+            f"{array.dtype}; convert them or use the stack encoder"
+        )
+
+
+class SumEncoder(Encoder):
+    """P_j = Σ_i w_ji X_i, with all ones for r = 1 (Kosaian et al., SOSP 2019, section 3.2)."""
+
+    name = "sum"
+
+    def _parity_shape(self) -> tuple[int, ...]:
+        return self.query_shape
+
+    def _fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
+        _require_floating(queries[0], xp, self.name)
+        row = out[0, ...]
+        xp.add(queries[0], queries[1], out=row)
+        for query in queries[2:]:
+            row += query
+        for j in range(1, self.r):
+            row = out[j, ...]
+            weights = parity_weights(self.k, self.r)[j]
+            xp.multiply(queries[0], float(weights[0]), out=row)
+            for query, weight in zip(queries[1:], weights[1:], strict=True):
+                row += query * float(weight)
+
+
+class ConcatenationEncoder(Encoder):
+    """k images shrunk by area averaging and tiled into one image of the original size.
+
+    (Kosaian et al., SOSP 2019, section 3.5: the encoder specialised to image tasks.) The same
+    parity query serves every row when r > 1; the parity models differ in what they are
+    trained towards.
+    """
+
+    name = "concatenation"
+
+    def _parity_shape(self) -> tuple[int, ...]:
+        if self.k not in GRIDS:
+            raise CodeError(
+                f"concatenation tiles k = {', '.join(map(str, GRIDS))} images, not k={self.k}; "
+                "use one of these or the stack encoder"
+            )
+        if len(self.query_shape) != 3:
+            raise CodeError(
+                "concatenation needs images of shape (channels, height, width), got queries of "
+                f"shape {self.query_shape}; use the stack or the sum encoder"
+            )
+        rows, columns = GRIDS[self.k]
+        _, height, width = self.query_shape
+        if height < rows or width < columns:
+            raise CodeError(
+                f"an image of {height}x{width} cannot hold {rows}x{columns} tiles; "
+                "use the stack or the sum encoder"
+            )
+        return self.query_shape
+
+    def _fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
+        _require_floating(queries[0], xp, self.name)
+        rows, columns = GRIDS[self.k]
+        _, height, width = self.query_shape
+        tops, lefts = _edges(height, rows), _edges(width, columns)
+        first = out[0, ...]
+        for slot, query in enumerate(queries):
+            i, j = divmod(slot, columns)
+            tile = first[..., tops[i] : tops[i + 1], lefts[j] : lefts[j + 1]]
+            _shrink(query, tile, xp)
+        for j in range(1, self.r):
+            out[j, ...] = first
+
+
+def _edges(length: int, parts: int) -> list[int]:
+    return [round(length * part / parts) for part in range(parts + 1)]
+
+
+def _shrink(image: Array, tile: Array, xp: Any) -> None:
+    """Area-average `image` (..., H, W) into `tile` (..., h, w)."""
+    (height, width), (h, w) = image.shape[-2:], tile.shape[-2:]
+    if height % h == 0 and width % w == 0:
+        down, across = height // h, width // w
+        parts = [image[..., y::down, x::across] for y in range(down) for x in range(across)]
+        xp.add(parts[0], parts[1], out=tile)
+        for part in parts[2:]:
+            tile += part
+        tile *= 1 / len(parts)
+        return
+    where = {"dtype": image.dtype, "device": device(image)}
+    vertical = xp.asarray(_area_weights(height, h), **where)
+    horizontal = xp.asarray(_area_weights(width, w).T, **where)
+    tile[...] = vertical @ image @ horizontal
+
+
+@cache
+def _area_weights(length: int, parts: int) -> NDArray[np.float64]:
+    """Rows of weights (parts, length) that average `length` cells into `parts` equal areas."""
+    edges = np.arange(parts + 1) * (length / parts)
+    cells = np.arange(length)
+    lower = np.maximum(edges[:-1, None], cells[None, :])
+    upper = np.minimum(edges[1:, None], cells[None, :] + 1)
+    weights: NDArray[np.float64] = np.maximum(upper - lower, 0.0) * (parts / length)
+    weights.flags.writeable = False
+    return weights
+
+
+class StackEncoder(Encoder):
+    """k queries joined along one of their axes (a feature or channel axis), nothing lost.
+
+    Only the first layer of the parity model grows. Works for queries of any shape and dtype;
+    `axis` counts in the query's own axes.
+    """
+
+    name = "stack"
+
+    def __init__(self, k: int, r: int, query_shape: tuple[int, ...], axis: int = 0) -> None:
+        self.axis = axis
+        super().__init__(k, r, query_shape)
+
+    def _parity_shape(self) -> tuple[int, ...]:
+        rank = len(self.query_shape)
+        if not -rank <= self.axis < rank:
+            raise CodeError(
+                f"queries of shape {self.query_shape} have no axis {self.axis} to stack along"
+            )
+        self.axis %= rank
+        shape = list(self.query_shape)
+        shape[self.axis] *= self.k
+        return tuple(shape)
+
+    def _fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
+        size = self.query_shape[self.axis]
+        after = (slice(None),) * (len(self.query_shape) - self.axis - 1)
+        for slot, query in enumerate(queries):
+            out[(..., slice(slot * size, (slot + 1) * size), *after)] = query
+        for j in range(1, self.r):
+            out[j, ...] = out[0, ...]

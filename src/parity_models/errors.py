@@ -1,0 +1,29 @@
+"""The project's errors. Every message says what was wrong and what to do about it."""
+
+
+class ParityModelsError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class UserError(ParityModelsError):
+    """The caller's mistake: exit code 2 on the command line, 4xx over the network."""
+
+
+class CodeError(UserError):
+    """A code that cannot be built or cannot take these arrays."""
+
+
+class UndecodableError(ParityModelsError):
+    """A reconstruction was asked for that the available outputs do not determine."""
+
+
+class BundleError(UserError):
+    """A bundle that is missing, damaged, tampered with or made by a newer version."""
+
+
+class DataError(UserError):
+    """A dataset or input file that is missing or does not have the promised layout."""
+
+
+class TrainingError(UserError):
+    """Training options that cannot work together or a run that cannot be resumed."""

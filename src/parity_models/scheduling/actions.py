@@ -1,0 +1,127 @@
+"""What the scheduler asks its driver to do.
+
+Every event method of the Scheduler returns a list of these, to be carried out in order. Ids of
+queries are the driver's; ids of units and groups are the scheduler's. Times are in seconds.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+DEPLOYED = "deployed"
+"""The work of running the deployed model."""
+
+
+def parity_work(j: int) -> str:
+    """The work of running parity model j: one name per row of the code."""
+    return f"parity-{j}"
+
+
+class Source(StrEnum):
+    """Where an answer came from."""
+
+    MODEL = "model"
+    RECONSTRUCTION = "reconstruction"
+    BACKUP = "backup"
+    DEFAULT = "default"
+
+
+class Reason(StrEnum):
+    """Why a query failed."""
+
+    OVERLOADED = "overloaded"
+    DEADLINE_EXCEEDED = "deadline exceeded"
+    INSTANCES_FAILED = "instances failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run `work` on `instance` over `subjects`, as one batch.
+
+    Subjects are query ids for DEPLOYED and group ids for parity work (whose parity query was
+    made by an earlier Encode).
+    """
+
+    instance: str
+    unit: int
+    work: str
+    subjects: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Encode the queries `members` (slot order) into the parity queries of `group`.
+
+    `group_wait` is how long the group's first member waited for the group to close.
+    """
+
+    group: int
+    members: tuple[int, ...]
+    group_wait: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Reconstruct `slots` of `group` from what is available.
+
+    `available` are the slots whose model prediction is here, `parities` the rows whose parity
+    output is here. An Answer follows for each slot, with source RECONSTRUCTION.
+    """
+
+    group: int
+    members: tuple[int, ...]
+    available: tuple[bool, ...]
+    parities: tuple[bool, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer the query, with the prediction or the reconstruction that is at hand."""
+
+    query: int
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Fail the query: there will be no answer. `detail` is for people."""
+
+    query: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Nobody needs the outcome of `unit` any more.
+
+    The engine may stop it. Its instance counts as busy until the unit is reported finished
+    or failed.
+    """
+
+    instance: str
+    unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetQueries:
+    """The input and the outputs of these queries will not be needed again."""
+
+    queries: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetGroup:
+    """The parity queries and parity outputs of this group will not be needed again."""
+
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Report time_passed at `time`; replaces the wake-up asked for before. None: no need to."""
+
+    time: float | None
+
+
+Action = Run | Encode | Decode | Answer | Fail | Cancel | ForgetQueries | ForgetGroup | WakeAt

@@ -1,0 +1,197 @@
+"""Codes recover what they promise, refuse the rest, and agree between NumPy and torch."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import CodeError, UndecodableError
+
+
+def erasures(k: int, most: int) -> list[tuple[int, ...]]:
+    return [lost for size in range(1, most + 1) for lost in combinations(range(k), size)]
+
+
+@st.composite
+def ks_and_rs(draw: st.DrawFn) -> tuple[int, int]:
+    k = draw(st.integers(2, 6))
+    return k, draw(st.integers(1, min(k, 3)))
+
+
+@given(ks_and_rs(), st.integers(0, 2**32 - 1))
+def test_sum_and_subtraction_recover_every_erasure_of_a_linear_model(
+    k_and_r: tuple[int, int], seed: int
+) -> None:
+    k, r = k_and_r
+    rng = np.random.default_rng(seed)
+    code = Code(CodeSpec("sum", "subtraction", k, r), (5,), (3,))
+    weights = rng.normal(size=(5, 3)).astype(np.float32)
+    queries = list(rng.normal(size=(k, 7, 5)).astype(np.float32))
+    predictions = [x @ weights for x in queries]
+    parity_outputs = list(code.encode(queries) @ weights)
+    for lost in erasures(k, r):
+        for here in combinations(range(r), len(lost)):
+            decoded = code.decode(
+                [None if i in lost else p for i, p in enumerate(predictions)],
+                [p if j in here else None for j, p in enumerate(parity_outputs)],
+            )
+            assert set(decoded) == set(lost)
+            for i in lost:
+                assert decoded[i].dtype == np.float32
+                np.testing.assert_allclose(decoded[i], predictions[i], rtol=0, atol=2e-3)
+
+
+def test_subtraction_is_exact_to_float32_for_one_parity() -> None:
+    rng = np.random.default_rng(0)
+    code = Code(CodeSpec("sum", "subtraction", 2), (4,), (10,))
+    predictions = list(rng.normal(size=(2, 100, 10)).astype(np.float32))
+    target = code.targets(predictions)
+    decoded = code.decode([None, predictions[1]], [target])
+    np.testing.assert_allclose(decoded[0], predictions[0], rtol=1e-5, atol=1e-6)
+
+
+@given(ks_and_rs(), st.integers(0, 2**32 - 1))
+def test_separate_reads_off_every_erasure_from_any_one_parity(
+    k_and_r: tuple[int, int], seed: int
+) -> None:
+    k, r = k_and_r
+    rng = np.random.default_rng(seed)
+    code = Code(CodeSpec("stack", "separate", k, r), (5,), (2, 3))
+    predictions = list(rng.normal(size=(k, 7, 2, 3)).astype(np.float32))
+    targets = [code.targets(predictions, j) for j in range(r)]
+    assert targets[0].shape == (7, *code.parity_output_shape)
+    for lost in erasures(k, k):
+        for j in range(r):
+            outputs = [target if i == j else None for i, target in enumerate(targets)]
+            decoded = code.decode(
+                [None if i in lost else p for i, p in enumerate(predictions)], outputs
+            )
+            assert set(decoded) == set(lost)
+            for i in lost:
+                np.testing.assert_array_equal(decoded[i], predictions[i])
+
+
+@given(
+    ks_and_rs(),
+    st.sampled_from([("sum", "subtraction"), ("stack", "separate"), ("stack", "subtraction")]),
+    st.data(),
+)
+def test_decodable_says_exactly_what_decode_does(
+    k_and_r: tuple[int, int], pair: tuple[str, str], data: st.DataObject
+) -> None:
+    k, r = k_and_r
+    code = Code(CodeSpec(*pair, k, r), (2,), (3,))
+    available = tuple(data.draw(st.lists(st.booleans(), min_size=k, max_size=k)))
+    parities = tuple(data.draw(st.lists(st.booleans(), min_size=r, max_size=r)))
+    predictions = [np.ones(3, np.float32) if here else None for here in available]
+    outputs = [np.ones(code.parity_output_shape, np.float32) if here else None for here in parities]
+    decodable = code.decodable(available, parities)
+    missing = {i for i, here in enumerate(available) if not here}
+    assert {i for i, yes in enumerate(decodable) if yes} in (missing, set())
+    if missing and not any(decodable):
+        with pytest.raises(UndecodableError, match="cannot reconstruct"):
+            code.decode(predictions, outputs)
+    else:
+        assert set(code.decode(predictions, outputs)) == missing
+
+
+SHAPES = st.tuples(st.integers(1, 4), st.integers(3, 14), st.integers(4, 14))
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from([2, 3, 4, 6, 8, 9]),
+    st.sampled_from(["sum", "concatenation", "stack"]),
+    st.integers(1, 2),
+    SHAPES,
+    st.integers(0, 2),
+    st.integers(0, 2**32 - 1),
+)
+def test_numpy_and_torch_encode_alike_with_and_without_a_buffer(
+    k: int, encoder: str, r: int, shape: tuple[int, int, int], batch_rank: int, seed: int
+) -> None:
+    code = Code(CodeSpec(encoder, "subtraction", k, r), shape, (3,))
+    rng = np.random.default_rng(seed)
+    batch = (2, 3)[:batch_rank]
+    queries = list(rng.normal(size=(k, *batch, *shape)).astype(np.float32))
+    fresh = code.encode(queries)
+    assert fresh.shape == (r, *batch, *code.parity_shape)
+    buffer = np.full_like(fresh, np.nan)
+    assert code.encode(queries, buffer) is buffer
+    np.testing.assert_array_equal(fresh, buffer)
+    torches = code.encode([torch.from_numpy(x) for x in queries])
+    np.testing.assert_allclose(torches.numpy(), fresh, rtol=1e-5, atol=1e-5)
+
+
+@given(st.sampled_from([2, 3, 4, 6, 8, 9]), SHAPES, st.integers(0, 2**32 - 1))
+def test_concatenation_keeps_the_mean_of_every_image_in_its_tile(
+    k: int, shape: tuple[int, int, int], seed: int
+) -> None:
+    code = Code(CodeSpec("concatenation", "separate", k), shape, (3,))
+    values = np.random.default_rng(seed).normal(size=k).astype(np.float32)
+    queries = [np.full(shape, value) for value in values]
+    parity = code.encode(queries)[0]
+    assert parity.shape == shape
+    assert set(np.unique(parity.round(4))) == set(values.round(4))
+    assert np.all(np.diff([np.isclose(parity, v, atol=1e-4).sum() > 0 for v in values]) == 0)
+
+
+def test_concatenation_averages_areas() -> None:
+    image = np.arange(8, dtype=np.float32).reshape(1, 2, 4)
+    code = Code(CodeSpec("concatenation", "separate", 2), (1, 2, 4), (3,))
+    np.testing.assert_array_equal(
+        code.encode([image, image * 10])[0],
+        [[[0.5, 2.5, 5, 25], [4.5, 6.5, 45, 65]]],
+    )
+
+
+def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
+    code = Code(CodeSpec("stack", "separate", 2, 1, {"axis": -1}), (3, 2), (1,))
+    first, second = np.arange(6).reshape(3, 2), np.arange(6, 12).reshape(3, 2)
+    parity = code.encode([first, second])[0]
+    assert parity.dtype == first.dtype
+    np.testing.assert_array_equal(parity, np.concatenate([first, second], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "reason"),
+    [
+        (CodeSpec("sum", "separate", 2), (4,), "tell the slots apart"),
+        (CodeSpec("product", "separate", 2), (4,), "there are sum"),
+        (CodeSpec("sum", "addition", 2), (4,), "there are subtraction"),
+        (CodeSpec("sum", "subtraction", 1), (4,), "k must be 2 or more"),
+        (CodeSpec("sum", "subtraction", 2, 0), (4,), "r must be from 1"),
+        (CodeSpec("sum", "subtraction", 2, 3), (4,), "r must be from 1"),
+        (CodeSpec("concatenation", "separate", 5), (1, 28, 28), "not k=5"),
+        (CodeSpec("concatenation", "separate", 2), (784,), "needs images"),
+        (CodeSpec("concatenation", "separate", 4), (1, 1, 1), "cannot hold"),
+        (CodeSpec("stack", "separate", 2, 1, {"axis": 3}), (4,), "no axis 3"),
+        (CodeSpec("stack", "separate", 2), (), "no axis 0"),
+        (CodeSpec("sum", "subtraction", 2, 1, {"axis": 0}), (4,), "does not take the options"),
+    ],
+)
+def test_senseless_codes_are_refused_with_the_reason(
+    spec: CodeSpec, shape: tuple[int, ...], reason: str
+) -> None:
+    with pytest.raises(CodeError, match=reason):
+        Code(spec, shape, (10,))
+
+
+def test_arrays_that_do_not_fit_are_refused_with_the_reason() -> None:
+    code = Code(CodeSpec("sum", "subtraction", 2), (4,), (10,))
+    x = np.zeros(4, np.float32)
+    for queries, reason in [
+        ([x], "takes k=2 queries, got 1"),
+        ([x, x.astype(np.float64)], "share shape and dtype"),
+        ([x, np.zeros((1, 4), np.float32)], "share shape and dtype"),
+        ([np.zeros(5, np.float32)] * 2, "queries have shape"),
+        ([x.astype(np.int64)] * 2, "floating point"),
+    ]:
+        with pytest.raises(CodeError, match=reason):
+            code.encode(queries)
+    with pytest.raises(CodeError, match="buffer"):
+        code.encode([x, x], np.zeros((1, 5), np.float32))
