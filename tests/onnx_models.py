@@ -1,0 +1,101 @@
+"""Tiny ONNX models for tests: free batch dimension, tensors named "input" and "output"."""
+
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+
+def linear_model(
+    path: Path,
+    in_shape: Sequence[int],
+    out_shape: Sequence[int],
+    weights: NDArray[np.float32] | None = None,
+) -> NDArray[np.float32]:
+    """Write flatten(X) @ weights, reshaped to `out_shape`; returns the weights.
+
+    `weights` has shape (prod(in_shape), prod(out_shape)); drawn at random if it is not given.
+    """
+    if weights is None:
+        rng = np.random.default_rng(0)
+        weights = rng.normal(size=(prod(in_shape), prod(out_shape))).astype(np.float32)
+    nodes = [
+        helper.make_node("Flatten", ["input"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["product"]),
+        helper.make_node("Reshape", ["product", "shape"], ["output"]),
+    ]
+    constants = {"weights": weights, "shape": np.array([-1, *out_shape], np.int64)}
+    _write(path, nodes, constants, in_shape, out_shape)
+    return weights
+
+
+def moody_model(path: Path) -> None:
+    """Write a model that does what its input row (command, argument) says.
+
+    Both outputs are the row itself, after the largest `argument` of the batch has been counted
+    to in a loop (some two million a second; a termination request ends it); a command other
+    than 0 makes the runtime fail.
+    """
+    tensor = helper.make_tensor_value_info
+    count = helper.make_graph(
+        [
+            helper.make_node("Identity", ["going"], ["still_going"]),
+            helper.make_node("Identity", ["carried"], ["still_carried"]),
+        ],
+        "count",
+        [
+            tensor("i", TensorProto.INT64, []),
+            tensor("going", TensorProto.BOOL, []),
+            tensor("carried", TensorProto.FLOAT, [1]),
+        ],
+        [
+            tensor("still_going", TensorProto.BOOL, []),
+            tensor("still_carried", TensorProto.FLOAT, [1]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Split", ["input"], ["command", "argument"], axis=1, num_outputs=2),
+        helper.make_node("ReduceMax", ["argument"], ["most"], keepdims=0),
+        helper.make_node("Cast", ["most"], ["steps"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["steps", "true", "zero"], ["counted"], body=count),
+        helper.make_node("Cast", ["command"], ["indices"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["counted", "indices"], ["zeros"]),
+        helper.make_node("Add", ["input", "zeros"], ["output"]),
+    ]
+    constants = {"true": np.array(True), "zero": np.zeros(1, np.float32)}
+    _write(path, nodes, constants, (2,), (2,))
+
+
+def shrinking_model(path: Path) -> None:
+    """Write a model that breaks its promise: rows whose first value is negative are left out."""
+    nodes = [
+        helper.make_node("Split", ["input"], ["first", "second"], axis=1, num_outputs=2),
+        helper.make_node("Squeeze", ["first", "axis"], ["firsts"]),
+        helper.make_node("GreaterOrEqual", ["firsts", "zero"], ["kept"]),
+        helper.make_node("Compress", ["input", "kept"], ["output"], axis=0),
+    ]
+    constants = {"axis": np.array([1], np.int64), "zero": np.zeros((), np.float32)}
+    _write(path, nodes, constants, (2,), (2,))
+
+
+def _write(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, NDArray[np.generic]],
+    in_shape: Sequence[int],
+    out_shape: Sequence[int],
+) -> None:
+    graph = helper.make_graph(
+        nodes,
+        path.stem,
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", *in_shape])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *out_shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
