@@ -1,1 +1,47 @@
-""""""
+"""The serving brain, sans-I/O: events in, actions out, time an argument.
+
+`Scheduler` is driven by the real frontend, by the simulator and by property-based tests alike;
+it knows ids and times, never arrays, sockets or clocks.
+"""
+
+from parity_models.scheduling.actions import (
+    DEPLOYED,
+    Action,
+    Answer,
+    Cancel,
+    Decode,
+    Encode,
+    Fail,
+    ForgetGroup,
+    ForgetQueries,
+    Reason,
+    Run,
+    Source,
+    WakeAt,
+    parity_work,
+)
+from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
+from parity_models.scheduling.scheduler import Scheduler, SchedulerConfig
+
+__all__ = [
+    "DEPLOYED",
+    "Action",
+    "Answer",
+    "Cancel",
+    "Decode",
+    "Encode",
+    "EqualResources",
+    "Fail",
+    "ForgetGroup",
+    "ForgetQueries",
+    "NoRedundancy",
+    "Parity",
+    "Policy",
+    "Reason",
+    "Run",
+    "Scheduler",
+    "SchedulerConfig",
+    "Source",
+    "WakeAt",
+    "parity_work",
+]

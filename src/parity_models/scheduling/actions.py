@@ -119,9 +119,9 @@ class ForgetGroup:
 
 @dataclass(frozen=True, slots=True)
 class WakeAt:
-    """Report time_passed at `time`; replaces the wake-up asked for before. None: no need to."""
+    """Report time_passed at `time`; replaces the wake-up asked for before."""
 
-    time: float | None
+    time: float
 
 
 Action = Run | Encode | Decode | Answer | Fail | Cancel | ForgetQueries | ForgetGroup | WakeAt

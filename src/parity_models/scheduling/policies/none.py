@@ -1,0 +1,22 @@
+"""No redundancy: only originals run."""
+
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.policies.policy import Policy
+
+
+class NoRedundancy(Policy):
+    """Only originals, on the deployed model's own instances."""
+
+    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED})] * instances
+
+
+class EqualResources(Policy):
+    """Only originals, on as many instances as the redundant policies have.
+
+    The baseline of Kosaian et al., SOSP 2019, section 5.1: the m/k extra instances run the
+    deployed model as well.
+    """
+
+    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED})] * (instances + parity_instances)

@@ -1,0 +1,269 @@
+"""Coded resilience: every k queries are accompanied by r parity queries.
+
+The life of a coding group (Kosaian et al., SOSP 2019, section 3):
+
+    open     queries join in order of arrival; each is dispatched at once, as if uncoded
+    closed   it has k members: full, or, when one of them has waited `max_group_wait`, filled up
+             with recently answered queries, whose predictions are known. Its parity tasks are
+             queued (after `parity_delay`, if the group still needs them then).
+    over     every member is answered or failed; parity work still queued is dropped
+
+While a group is closed, whatever arrives (a prediction or a parity output) may make missing
+predictions decodable; the code says which, from masks alone. The answer rule says whether a
+decodable query is answered at once (`first`) or only once it has waited `answer_after`
+(`deadline`); a query whose instance failed, or whose own deadline is here, never waits.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from parity_models.scheduling.actions import (
+    DEPLOYED,
+    Decode,
+    Encode,
+    ForgetGroup,
+    Source,
+    parity_work,
+)
+from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.timers import Timer
+from parity_models.scheduling.work import Query, Task
+
+if TYPE_CHECKING:
+    from parity_models.scheduling.scheduler import Scheduler
+
+KINDS_WITH_PADDING = 16
+"""For how many kinds of query (the most recently seen) padding is kept."""
+
+
+class Erasures(Protocol):
+    """What scheduling asks of a code: its size, and what can be decoded (codes.Code fits)."""
+
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def r(self) -> int: ...
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]: ...
+
+
+class Pool(StrEnum):
+    """Where parity models run."""
+
+    DEDICATED = "dedicated"
+    """On instances of their own, as in the paper."""
+    SHARED = "shared"
+    """On every instance, at lower priority than originals: spare capacity only."""
+
+
+class AnswerRule(StrEnum):
+    """When a query that can be reconstructed is answered with its reconstruction."""
+
+    FIRST = "first"
+    """At once: whichever is ready first."""
+    DEADLINE = "deadline"
+    """The model's own prediction until `answer_after`, the reconstruction then."""
+
+
+@dataclass(slots=True, eq=False)
+class CodingGroup:
+    """k queries encoded together; lists are by slot, `parities` by row."""
+
+    id: int
+    kind: Hashable
+    members: list[int] = field(default_factory=list)
+    available: list[bool] = field(default_factory=list)
+    resolved: list[bool] = field(default_factory=list)
+    parities: list[bool] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    timer: Timer | None = None
+    due: dict[int, Timer] = field(default_factory=dict)
+    waiting_since: float = 0.0
+    wait: float = 0.0
+    overdue: bool = False
+    encoded: bool = False
+
+    def join(self, query: int, *, answered: bool) -> None:
+        self.members.append(query)
+        self.available.append(answered)
+        self.resolved.append(answered)
+
+
+class Parity(Policy):
+    """The parity policy; see above. Times in seconds.
+
+    `code` says k, r and what is decodable. `max_group_wait` bounds how long a query waits for
+    its group to fill; None waits for as long as it takes.
+    """
+
+    def __init__(
+        self,
+        code: Erasures,
+        *,
+        pool: Pool = Pool.SHARED,
+        max_group_wait: float | None = 0.01,
+        parity_delay: float = 0.0,
+        answer_rule: AnswerRule = AnswerRule.FIRST,
+        answer_after: float = 0.0,
+    ) -> None:
+        self._code = code
+        self._pool = pool
+        self._max_group_wait = max_group_wait
+        self._parity_delay = parity_delay
+        self._answer_after = answer_after if answer_rule is AnswerRule.DEADLINE else 0.0
+        self._open: dict[Hashable, CodingGroup] = {}
+        self._groups: dict[int, CodingGroup] = {}
+        self._padding: OrderedDict[Hashable, deque[int]] = OrderedDict()
+
+    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        parity = frozenset(parity_work(j) for j in range(self._code.r))
+        deployed = frozenset({DEPLOYED})
+        if self._pool is Pool.SHARED:
+            return [deployed | parity] * (instances + parity_instances)
+        return [deployed] * instances + [parity] * parity_instances
+
+    def arrived(self, scheduler: Scheduler, query: Query) -> None:
+        group = self._open.get(query.kind)
+        if group is None:
+            group = CodingGroup(scheduler.new_id(), query.kind)
+            self._open[query.kind] = self._groups[group.id] = group
+        if all(group.resolved):
+            self._cancel_timer(scheduler, group)
+            group.waiting_since = scheduler.now
+            group.overdue = False
+        group.join(query.id, answered=False)
+        scheduler.hold(query.id)
+        query.task.apart = group.id
+        if len(group.members) == self._code.k:
+            self._close(scheduler, group)
+        elif group.timer is None and self._max_group_wait is not None:
+            at = group.waiting_since + self._max_group_wait
+            group.timer = scheduler.set_timer(at, partial(self._pad, scheduler, group))
+
+    def predicted(self, scheduler: Scheduler, task: Task) -> None:
+        group = None if task.apart is None else self._groups.get(task.apart)
+        if group is not None:
+            group.available[group.members.index(task.subject)] = True
+            self._decode(scheduler, group)
+        if self._max_group_wait is not None and scheduler.held(task.subject):
+            self._keep_as_padding(scheduler, task)
+
+    def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
+        group = self._groups[task.subject]
+        if not group.encoded:
+            group.encoded = True
+            scheduler.emit(Encode(group.id, tuple(group.members), group.wait))
+
+    def redundancy_finished(self, scheduler: Scheduler, task: Task) -> None:
+        group = self._groups.get(task.subject)
+        if group is not None:
+            group.parities[group.tasks.index(task)] = True
+            self._decode(scheduler, group)
+
+    def urgent(self, scheduler: Scheduler, query: Query) -> None:
+        self._decode(scheduler, self._group_of(query), urgent=query.id)
+
+    def resolved(self, scheduler: Scheduler, query: Query) -> None:
+        group = self._group_of(query)
+        group.resolved[group.members.index(query.id)] = True
+        if len(group.members) == self._code.k and all(group.resolved):
+            self._end(scheduler, group)
+
+    def _group_of(self, query: Query) -> CodingGroup:
+        """The group of a query that is pending: it lives until all its members are resolved."""
+        assert query.task.apart is not None
+        return self._groups[query.task.apart]
+
+    def _close(self, scheduler: Scheduler, group: CodingGroup) -> None:
+        del self._open[group.kind]
+        self._cancel_timer(scheduler, group)
+        group.wait = scheduler.now - group.waiting_since
+        group.parities = [False] * self._code.r
+        if self._parity_delay > 0:
+            at = scheduler.now + self._parity_delay
+            group.timer = scheduler.set_timer(at, partial(self._send, scheduler, group))
+        else:
+            self._send(scheduler, group)
+
+    def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
+        group.tasks = [Task(parity_work(j), group.id, group.kind) for j in range(self._code.r)]
+        for task in group.tasks:
+            scheduler.submit(task)
+
+    def _pad(self, scheduler: Scheduler, group: CodingGroup) -> None:
+        """Close a group that has waited long enough, if there is padding enough."""
+        group.timer = None
+        if all(group.resolved):
+            return
+        group.overdue = True
+        missing = self._code.k - len(group.members)
+        padding = [q for q in self._padding.get(group.kind, ()) if q not in group.members]
+        if len(padding) < missing:
+            return
+        for query in padding[-missing:]:
+            scheduler.hold(query)
+            group.join(query, answered=True)
+        self._close(scheduler, group)
+
+    def _keep_as_padding(self, scheduler: Scheduler, task: Task) -> None:
+        kept = self._padding.setdefault(task.kind, deque())
+        self._padding.move_to_end(task.kind)
+        scheduler.hold(task.subject)
+        kept.append(task.subject)
+        # A group's own members are no padding for it, so k - 1 others need 2k - 2 places.
+        if len(kept) > 2 * self._code.k - 2:
+            scheduler.release(kept.popleft())
+        if len(self._padding) > KINDS_WITH_PADDING:
+            for query in self._padding.popitem(last=False)[1]:
+                scheduler.release(query)
+        group = self._open.get(task.kind)
+        if group is not None and group.overdue:
+            self._pad(scheduler, group)
+
+    def _decode(self, scheduler: Scheduler, group: CodingGroup, urgent: int | None = None) -> None:
+        """Answer the members that can be reconstructed and, by the answer rule, should be now."""
+        if not any(group.parities):
+            return
+        available, parities = tuple(group.available), tuple(group.parities)
+        decodable = self._code.decodable(available, parities)
+        ready: dict[int, Query] = {}
+        for slot, query_id in enumerate(group.members):
+            query = scheduler.pending_query(query_id)
+            if query is None or not decodable[slot]:
+                continue
+            due = query.arrived + self._answer_after
+            if scheduler.now >= due or query.task.failed_on or query_id == urgent:
+                ready[slot] = query
+            elif slot not in group.due:
+                timer = scheduler.set_timer(due, partial(self._decode, scheduler, group))
+                group.due[slot] = timer
+        if ready:
+            members = tuple(group.members)
+            scheduler.emit(Decode(group.id, members, available, parities, tuple(ready)))
+            for query in ready.values():
+                scheduler.answer(query, Source.RECONSTRUCTION)
+
+    def _end(self, scheduler: Scheduler, group: CodingGroup) -> None:
+        del self._groups[group.id]
+        self._cancel_timer(scheduler, group)
+        for timer in group.due.values():
+            scheduler.cancel_timer(timer)
+        for task in group.tasks:
+            scheduler.drop(task)
+        for query in group.members:
+            scheduler.release(query)
+        if group.encoded:
+            scheduler.emit(ForgetGroup(group.id))
+
+    def _cancel_timer(self, scheduler: Scheduler, group: CodingGroup) -> None:
+        scheduler.cancel_timer(group.timer)
+        group.timer = None

@@ -1,0 +1,42 @@
+"""What a redundancy policy is told, and what it is asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from parity_models.scheduling.work import Query, Task
+
+if TYPE_CHECKING:
+    from parity_models.scheduling.scheduler import Scheduler
+
+
+class Policy:
+    """A redundancy policy: by default, nothing is sent besides the originals.
+
+    The scheduler calls the hooks below as queries live; a policy acts through the scheduler's
+    methods (submit, drop, answer, emit, set_timer, hold, release). A policy serves one
+    scheduler.
+    """
+
+    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        """What each instance runs, given `instances` and the extra ones for redundancy."""
+        raise NotImplementedError
+
+    def arrived(self, scheduler: Scheduler, query: Query) -> None:
+        """A query was admitted; its original is queued and will be dispatched after this."""
+
+    def predicted(self, scheduler: Scheduler, task: Task) -> None:
+        """The deployed model's prediction for this task is here; its answer, if it still needs
+        one, follows."""
+
+    def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
+        """A task of redundant work is about to run."""
+
+    def redundancy_finished(self, scheduler: Scheduler, task: Task) -> None:
+        """The output of a task of redundant work is here."""
+
+    def urgent(self, scheduler: Scheduler, query: Query) -> None:
+        """The query's instance failed or its deadline is here: answer it now if that can be."""
+
+    def resolved(self, scheduler: Scheduler, query: Query) -> None:
+        """The query has just been answered or failed."""

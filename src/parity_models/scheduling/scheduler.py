@@ -1,0 +1,315 @@
+"""The scheduler: everything that decides what runs where and when a query is answered.
+
+Theory of operation. A driver (the asyncio frontend, the simulator, a test) reports events by
+calling the methods of `Scheduler` and carries out the actions they return, in order. Nothing
+here waits, sleeps or reads a clock: the same events give the same actions.
+
+- A *query* lives from `queries_arrived` until it is answered or failed, once. Its deadline is a
+  timer; whatever happens, it ends then.
+- A *task* is one row of work for one model: the query itself for the deployed model, a parity
+  query for a parity model. It is queued, then running as part of a unit, then over.
+- A *unit* is the batch of tasks that one instance runs. An instance runs one unit at a time.
+  The tasks of a failed unit, or of an instance that left, go back to the head of the queue.
+- The *policy* (policies/) decides what is sent besides the originals and when an answer can be
+  had otherwise. It acts through the methods in the second half of the class.
+- *Holds* count who may still need a query's tensors: the query itself while unanswered, its
+  coding group, the padding kept for lonely queries. The last one to let go makes the driver
+  forget them.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from parity_models.scheduling.actions import (
+    DEPLOYED,
+    Action,
+    Answer,
+    Cancel,
+    Fail,
+    ForgetQueries,
+    Reason,
+    Run,
+    Source,
+    WakeAt,
+)
+from parity_models.scheduling.dispatch import SingleQueue
+from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.timers import Timer, Timers
+from parity_models.scheduling.work import Query, Task, Unit
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """Bounds of the scheduler.
+
+    `max_batch`: rows a unit may hold. `max_queue`: originals that may wait; more are refused.
+    `deadline`: seconds after which an unanswered query fails, unless it brings its own.
+    `max_attempts`: how often a query is tried on instances that fail before it fails too.
+    """
+
+    max_batch: int = 1
+    max_queue: int = 1000
+    deadline: float = 10.0
+    max_attempts: int = 5
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_queue", "deadline", "max_attempts"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+
+
+class Scheduler:
+    """Events in, actions out; see the theory of operation above. Times in seconds.
+
+    Raises ValueError where the driver breaks the contract: a query id that is in use, an
+    instance that joins twice or leaves without having joined.
+    """
+
+    def __init__(self, policy: Policy, config: SchedulerConfig | None = None) -> None:
+        self.now = 0.0
+        self._policy = policy
+        self._config = config or SchedulerConfig()
+        self._dispatch = SingleQueue(self._config.max_batch)
+        self._queries: dict[int, Query] = {}
+        self._units: dict[int, Unit] = {}
+        self._running: dict[str, Unit | None] = {}
+        self._holds: dict[int, int] = {}
+        self._timers = Timers()
+        self._wake_at: float | None = None
+        self._last_id = 0
+        self._actions: list[Action] = []
+        self._forgotten: list[int] = []
+
+    # Events
+
+    def queries_arrived(
+        self,
+        now: float,
+        queries: Sequence[int],
+        kind: Hashable,
+        deadline: float | None = None,
+    ) -> list[Action]:
+        """Queries of one kind (shape and dtype) arrived together; all or none are admitted.
+
+        `deadline` is the time at which they fail if unanswered.
+        """
+        self._advance(now)
+        if self._dispatch.depth(DEPLOYED) + len(queries) > self._config.max_queue:
+            detail = f"{self._config.max_queue} queries are waiting already; try again later"
+            for query_id in queries:
+                self.emit(Fail(query_id, Reason.OVERLOADED, detail))
+                self._forgotten.append(query_id)
+            return self._done()
+        due = now + self._config.deadline if deadline is None else deadline
+        for query_id in queries:
+            if query_id in self._holds:
+                raise ValueError(f"query {query_id} is here already; ids must be unique")
+            query = Query(query_id, kind, now, Task(DEPLOYED, query_id, kind))
+            query.timer = self._timers.set(due, partial(self._expire, query))
+            self._queries[query_id] = query
+            self.hold(query_id)
+            self._dispatch.add(query.task)
+            self._policy.arrived(self, query)
+        return self._done()
+
+    def unit_finished(self, now: float, unit: int) -> list[Action]:
+        """An instance has run a unit; the driver holds its outputs."""
+        self._advance(now)
+        ended = self._end(unit)
+        for task in ended.tasks if ended else ():
+            if task.work != DEPLOYED:
+                self._policy.redundancy_finished(self, task)
+                continue
+            self._policy.predicted(self, task)
+            query = self._queries.get(task.subject)
+            if query is not None:
+                self.answer(query, Source.MODEL)
+        return self._done()
+
+    def unit_failed(self, now: float, unit: int, detail: str) -> list[Action]:
+        """A unit failed on an instance that is still up (or was cancelled)."""
+        self._advance(now)
+        ended = self._end(unit)
+        if ended is not None:
+            self._lose(ended, detail)
+        return self._done()
+
+    def instance_joined(self, now: float, instance: str, works: frozenset[str]) -> list[Action]:
+        """An instance is up, idle, and can run these works."""
+        self._advance(now)
+        if instance in self._running:
+            raise ValueError(f"instance {instance} has joined already")
+        self._running[instance] = None
+        self._dispatch.join(instance, works)
+        return self._done()
+
+    def instance_left(self, now: float, instance: str) -> list[Action]:
+        """An instance is gone, and what it was running with it."""
+        self._advance(now)
+        if instance not in self._running:
+            raise ValueError(f"instance {instance} never joined or has left already")
+        unit = self._running.pop(instance)
+        self._dispatch.leave(instance)
+        if unit is not None:
+            del self._units[unit.id]
+            self._lose(unit, f"instance {instance} was lost")
+        return self._done()
+
+    def time_passed(self, now: float) -> list[Action]:
+        """It is `now`; the driver calls this at the time of the last WakeAt."""
+        self._advance(now)
+        return self._done()
+
+    # What a driver may ask
+
+    @property
+    def pending(self) -> int:
+        """How many queries have been neither answered nor failed."""
+        return len(self._queries)
+
+    def queue_depths(self) -> dict[str, int]:
+        """How many tasks are queued, by work."""
+        return self._dispatch.depths()
+
+    def instances_up(self) -> dict[str, int]:
+        """How many instances are up, by work they can run."""
+        return {work: self._dispatch.instances(work) for work in self._dispatch.depths()}
+
+    def size(self) -> int:
+        """How many things are remembered; bounded by the policy's padding when none is pending."""
+        return (
+            len(self._queries)
+            + len(self._units)
+            + len(self._holds)
+            + len(self._timers)
+            + len(self._dispatch)
+        )
+
+    # What a policy may do
+
+    def emit(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def set_timer(self, at: float, callback: Callable[[], None]) -> Timer:
+        return self._timers.set(at, callback)
+
+    def cancel_timer(self, timer: Timer | None) -> None:
+        self._timers.cancel(timer)
+
+    def submit(self, task: Task) -> None:
+        """Queue a task of redundant work."""
+        self._dispatch.add(task)
+
+    def drop(self, task: Task) -> None:
+        """Nobody needs this task: take it from the queue, or cancel its unit if it was the last."""
+        if not task.wanted:
+            return
+        task.wanted = False
+        unit = task.unit
+        if unit is None:
+            self._dispatch.remove(task)
+        elif not any(other.wanted for other in unit.tasks):
+            self.emit(Cancel(unit.instance, unit.id))
+
+    def pending_query(self, query: int) -> Query | None:
+        """The query, if it has been neither answered nor failed."""
+        return self._queries.get(query)
+
+    def answer(self, query: Query, source: Source) -> None:
+        self.emit(Answer(query.id, source))
+        self._resolve(query)
+
+    def fail(self, query: Query, reason: Reason, detail: str) -> None:
+        self.emit(Fail(query.id, reason, detail))
+        self._resolve(query)
+
+    def held(self, query: int) -> bool:
+        """Does the driver still remember this query's tensors?"""
+        return query in self._holds
+
+    def hold(self, query: int) -> None:
+        """Keep the query's tensors until a matching release."""
+        self._holds[query] = self._holds.get(query, 0) + 1
+
+    def release(self, query: int) -> None:
+        self._holds[query] -= 1
+        if not self._holds[query]:
+            del self._holds[query]
+            self._forgotten.append(query)
+
+    # Inside
+
+    def _advance(self, now: float) -> None:
+        self.now = max(self.now, now)
+        self._timers.fire(self.now)
+
+    def _done(self) -> list[Action]:
+        for instance, tasks in self._dispatch.assign():
+            unit = Unit(self.new_id(), instance, tasks)
+            self._units[unit.id] = unit
+            self._running[instance] = unit
+            for task in tasks:
+                task.unit = unit
+                if task.work != DEPLOYED:
+                    self._policy.redundancy_starts(self, task)
+            subjects = tuple(task.subject for task in tasks)
+            self.emit(Run(instance, unit.id, tasks[0].work, subjects))
+        if self._forgotten:
+            self.emit(ForgetQueries(tuple(self._forgotten)))
+            self._forgotten.clear()
+        self._ask_for_wake_up()
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _ask_for_wake_up(self) -> None:
+        # A wake-up that comes too early does no harm and asks again, so that most events,
+        # which only remove the earliest timer, need not replace the driver's.
+        if self._wake_at is not None and self._wake_at <= self.now:
+            self._wake_at = None
+        at = self._timers.next()
+        if at is not None and (self._wake_at is None or at < self._wake_at):
+            self._wake_at = at
+            self.emit(WakeAt(at))
+
+    def _end(self, unit_id: int) -> Unit | None:
+        """Take a unit off its instance; None if the instance had left before."""
+        unit = self._units.pop(unit_id, None)
+        if unit is not None:
+            self._running[unit.instance] = None
+            self._dispatch.idle(unit.instance)
+            for task in unit.tasks:
+                task.unit = None
+        return unit
+
+    def _lose(self, unit: Unit, detail: str) -> None:
+        for task in reversed(unit.tasks):
+            task.unit = None
+            if not task.wanted:
+                continue
+            task.failed_on.append(unit.instance)
+            query = self._queries[task.subject] if task.work == DEPLOYED else None
+            if len(task.failed_on) < self._config.max_attempts:
+                self._dispatch.add(task, first=True)
+                if query is not None:
+                    self._policy.urgent(self, query)
+            elif query is not None:
+                tries = f"tried {len(task.failed_on)} times; the last time: {detail}"
+                self.fail(query, Reason.INSTANCES_FAILED, tries)
+
+    def _expire(self, query: Query) -> None:
+        self._policy.urgent(self, query)
+        if query.id in self._queries:
+            waited = f"no answer within {self.now - query.arrived:.3f} s"
+            self.fail(query, Reason.DEADLINE_EXCEEDED, waited)
+
+    def _resolve(self, query: Query) -> None:
+        del self._queries[query.id]
+        self._timers.cancel(query.timer)
+        self.drop(query.task)
+        self._policy.resolved(self, query)
+        self.release(query.id)

@@ -1,0 +1,58 @@
+"""Timers that can be cancelled without leaving anything behind."""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(order=True, slots=True)
+class Timer:
+    """Something to do at a time; timers of one time fire in the order they were set."""
+
+    at: float
+    order: int
+    callback: Callable[[], None] | None = field(compare=False)
+
+
+class Timers:
+    """A heap of timers. Cancelled ones are swept out once they are the greater part."""
+
+    def __init__(self) -> None:
+        self._heap: list[Timer] = []
+        self._order = 0
+        self._live = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    def set(self, at: float, callback: Callable[[], None]) -> Timer:
+        self._order += 1
+        timer = Timer(at, self._order, callback)
+        heapq.heappush(self._heap, timer)
+        self._live += 1
+        return timer
+
+    def cancel(self, timer: Timer | None) -> None:
+        """Cancel a timer; one that has fired or is None is left alone."""
+        if timer is None or timer.callback is None:
+            return
+        timer.callback = None
+        self._live -= 1
+        if len(self._heap) > 2 * self._live + 16:
+            self._heap = [timer for timer in self._heap if timer.callback is not None]
+            heapq.heapify(self._heap)
+
+    def fire(self, now: float) -> None:
+        """Run the callbacks that are due at `now`, earliest first."""
+        while self._heap and self._heap[0].at <= now:
+            timer = heapq.heappop(self._heap)
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                self._live -= 1
+                callback()
+
+    def next(self) -> float | None:
+        """When the earliest timer is due."""
+        while self._heap and self._heap[0].callback is None:
+            heapq.heappop(self._heap)
+        return self._heap[0].at if self._heap else None
