@@ -17,6 +17,10 @@ class UndecodableError(ParityModelsError):
     """A reconstruction was asked for that the available outputs do not determine."""
 
 
+class ModelError(UserError):
+    """A model file that cannot be run, or is not a model with one input and one output."""
+
+
 class BundleError(UserError):
     """A bundle that is missing, damaged, tampered with or made by a newer version."""
 

@@ -1,0 +1,340 @@
+"""A bundle: the folder that holds a deployed model and what makes it resilient.
+
+    manifest.json     what is in the folder, and how to be sure of it
+    deployed.onnx     the deployed model
+    parity-0.onnx …   one parity model per parity query, if the bundle has a code
+
+Opening a bundle checks all that can be checked, so that whoever holds a Bundle need not check
+again. Nothing in a bundle is unpickled or evaluated; models are read by ONNX Runtime alone.
+"""
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import BundleError, CodeError, ModelError
+from parity_models.models.manifest import (
+    Accuracy,
+    Manifest,
+    ModelFile,
+    StoredFile,
+    Training,
+    decode_manifest,
+    encode_manifest,
+)
+from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel
+from parity_models.models.tensor import TensorSpec
+
+__all__ = [
+    "Accuracy",
+    "Bundle",
+    "Manifest",
+    "ModelFile",
+    "NewModel",
+    "StoredFile",
+    "TensorSpec",
+    "Training",
+    "open_bundle",
+    "with_accuracy",
+    "write_bundle",
+]
+
+MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 2**20
+MAX_K = 256
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and checked bundle: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def deployed_path(self) -> Path:
+        return self.path / self.manifest.deployed.file
+
+    @property
+    def parity_paths(self) -> tuple[Path, ...]:
+        """The parity models' files, in the order of the code's rows."""
+        return tuple(self.path / model.file for model in self.manifest.parity)
+
+    def code(self) -> Code | None:
+        """The code, or None for a bundle that holds only a deployed model."""
+        return _code(self.manifest)
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model to be put into a bundle: its ONNX file or the file's content, and its network."""
+
+    onnx: Path | bytes
+    network: str
+
+
+def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+    """Open the bundle in folder `path` and check it.
+
+    The manifest follows its schema and its digest; every file is there with the size and hash
+    that it names; models have the inputs and outputs that it names, with a free batch axis, and
+    fit the code. Raises BundleError that says which file is wrong, and how.
+    """
+    folder = Path(path)
+    manifest = _read_manifest(folder)
+    _check_code(folder / MANIFEST, manifest)
+    for model in (manifest.deployed, *manifest.parity):
+        _check_model(folder / model.file, model)
+    for stored in manifest.files:
+        _read_stored(folder / stored.file, stored)
+    return Bundle(folder, manifest)
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    deployed: NewModel,
+    parity: Sequence[NewModel] = (),
+    code: CodeSpec | None = None,
+    name: str = "model",
+    deployed_training: Training | None = None,
+    parity_training: Training | None = None,
+    accuracy: Accuracy | None = None,
+    files: Mapping[str, bytes | Path] | None = None,
+) -> Bundle:
+    """Write a bundle into folder `path`, whole or not at all.
+
+    `files` are further files to keep beside the models, by name. A bundle that is there already
+    is replaced; any other folder that is not empty is refused. Raises BundleError for that, for
+    models that do not fit each other or the code, and when the disk refuses.
+    """
+    folder = Path(path).resolve()
+    _check_replaceable(folder)
+    contents: dict[str, bytes] = {}
+
+    def add(file: str, content: bytes | Path) -> StoredFile:
+        if file in contents or file == MANIFEST:
+            raise BundleError(f"a bundle cannot hold two files called {file}")
+        content = content if isinstance(content, bytes) else _read(content, MAX_MODEL_BYTES)
+        contents[file] = content
+        return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
+
+    def add_model(file: str, model: NewModel) -> ModelFile:
+        stored = add(file, model.onnx)
+        try:
+            runnable = OnnxModel(contents[file])
+            _check_batches(runnable)
+        except ModelError as error:
+            raise BundleError(f"the model for {file} cannot be used: {error}") from error
+        return ModelFile(
+            stored.file, stored.sha256, stored.size, runnable.input, runnable.output, model.network
+        )
+
+    manifest = Manifest(
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        deployed=add_model("deployed.onnx", deployed),
+        code=code,
+        parity=tuple(add_model(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
+        files=tuple(add(file, content) for file, content in (files or {}).items()),
+        deployed_training=deployed_training,
+        parity_training=parity_training,
+        accuracy=accuracy,
+        versions=_versions(),
+    )
+    encoded = encode_manifest(manifest)
+    try:
+        manifest = decode_manifest(encoded)
+    except BundleError as error:
+        raise BundleError(f"the bundle's {MANIFEST} {error}") from error
+    _check_code(folder / MANIFEST, manifest)
+    _replace_folder(folder, {**contents, MANIFEST: encoded})
+    return Bundle(folder, manifest)
+
+
+def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
+    """Put measured accuracies into the bundle's manifest, and return the bundle with them.
+
+    Raises BundleError if the bundle on disk is no longer this one, or cannot be written.
+    """
+    if _read_manifest(bundle.path) != bundle.manifest:
+        raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
+    manifest = msgspec.structs.replace(bundle.manifest, accuracy=accuracy)
+    try:
+        _replace_file(bundle.path / MANIFEST, encode_manifest(manifest))
+    except OSError as error:
+        raise BundleError(f"cannot write {bundle.path / MANIFEST}: {error.strerror}") from error
+    return Bundle(bundle.path, manifest)
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    if not folder.exists():
+        raise BundleError(f"there is no bundle at {folder}; make one with: parm parity")
+    if not folder.is_dir():
+        raise BundleError(f"{folder} is a file; give the folder that holds {MANIFEST}")
+    path = folder / MANIFEST
+    if not path.exists():
+        raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}")
+    content = _read(path, MAX_MANIFEST_BYTES)
+    try:
+        return decode_manifest(content)
+    except BundleError as error:
+        raise BundleError(f"{path} {error}") from error
+
+
+def _check_code(path: Path, manifest: Manifest) -> None:
+    """The models that the manifest at `path` describes fit each other and the code."""
+    try:
+        code = _code(manifest)
+    except CodeError as error:
+        raise BundleError(f"{path} names a code that cannot be built: {error}") from error
+    rows = 0 if code is None else code.r
+    if len(manifest.parity) != rows:
+        raise BundleError(
+            f"{path} names {len(manifest.parity)} parity models where its code needs {rows}"
+        )
+    if code is None:
+        return
+    deployed = manifest.deployed
+    if code.k > MAX_K:
+        raise BundleError(f"{path} has k={code.k}; k can be {MAX_K} at most")
+    if deployed.output.dtype.kind != "f":
+        raise BundleError(
+            f"{path}: the deployed model's output is {deployed.output.datatype}; decoders "
+            "compute with predictions, which needs floating point"
+        )
+    for model in manifest.parity:
+        for role, spec, datatype, shape in (
+            ("input", model.input, deployed.input.datatype, code.parity_shape),
+            ("output", model.output, deployed.output.datatype, code.parity_output_shape),
+        ):
+            if (spec.datatype, spec.shape) != (datatype, shape):
+                raise BundleError(
+                    f"{path}: {model.file} has {role} {spec}, where the code ({code.spec}) "
+                    f"over the deployed model's {deployed.input} and {deployed.output} needs "
+                    f"{datatype} {list(shape)}"
+                )
+
+
+def _code(manifest: Manifest) -> Code | None:
+    if manifest.code is None:
+        return None
+    return Code(manifest.code, manifest.deployed.input.shape, manifest.deployed.output.shape)
+
+
+def _check_model(path: Path, named: ModelFile) -> None:
+    content = _read_stored(path, named)
+    try:
+        model = OnnxModel(content)
+    except ModelError as error:
+        raise BundleError(f"{path}: {error}") from error
+    for role, found, promised in (
+        ("input", model.input, named.input),
+        ("output", model.output, named.output),
+    ):
+        if found != promised:
+            raise BundleError(f"{path} has {role} {found} where {MANIFEST} promises {promised}")
+
+
+def _check_batches(model: OnnxModel) -> None:
+    """The batch axis is not only declared free: batches of 1 and 2 rows work."""
+    for rows in (1, 2):
+        shape = (rows, *model.output.shape)
+        try:
+            found = model(model.input.zeros(rows)).shape
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            raise ModelError(f"it fails on a batch of {rows}: {error}") from error
+        if found != shape:
+            raise ModelError(f"it gives shape {found} where it declares {shape}")
+
+
+def _read_stored(path: Path, named: StoredFile) -> bytes:
+    content = _read(path, MAX_MODEL_BYTES, named.size)
+    if hashlib.sha256(content).hexdigest() != named.sha256:
+        raise BundleError(
+            f"{path} is damaged or was changed: its sha256 is not the one in {MANIFEST}; "
+            "copy the bundle again or make it anew"
+        )
+    return content
+
+
+def _read(path: Path, most: int, size: int | None = None) -> bytes:
+    """The content of a regular file that does not lie, by links, outside its folder."""
+    try:
+        if not path.resolve().is_relative_to(path.parent.resolve()):
+            raise BundleError(f"{path} links to a file outside the bundle; copy it into the bundle")
+        if not path.is_file():
+            raise BundleError(f"{path} is missing or not a file; copy the bundle again")
+        found = path.stat().st_size
+        if size is not None and found != size:
+            raise BundleError(
+                f"{path} has {found} bytes where {MANIFEST} promises {size}; it is incomplete or "
+                "was changed, copy the bundle again"
+            )
+        if found > most:
+            raise BundleError(f"{path} has {found} bytes; {most} are allowed at most")
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        _read_manifest(folder)
+    except BundleError as error:
+        raise BundleError(
+            f"{folder} is there already and is not a bundle that could be replaced ({error}); "
+            "choose another folder"
+        ) from error
+
+
+def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Make `folder` hold `contents` and nothing else, written beside it and then renamed."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as beside:
+            new, old = Path(beside, "new"), Path(beside, "old")
+            new.mkdir()
+            for file, content in contents.items():
+                (new / file).write_bytes(content)
+            if folder.exists():
+                folder.rename(old)
+            try:
+                new.rename(folder)
+            except BaseException:
+                if old.exists():
+                    old.rename(folder)
+                raise
+    except OSError as error:
+        raise BundleError(f"cannot write the bundle {folder}: {error.strerror}") from error
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for package in ("parity-models", "numpy", "onnxruntime", "onnx", "torch"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions

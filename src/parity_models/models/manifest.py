@@ -1,0 +1,146 @@
+"""The manifest of a bundle: its schema, and the JSON it is kept in.
+
+Besides the fields of Manifest, the JSON object holds a `digest` over all of them, so that a
+changed manifest is noticed as surely as a changed model file.
+"""
+
+import hashlib
+from dataclasses import fields
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError
+from parity_models.models.tensor import TensorSpec
+
+FORMAT: Final = "parity-models-bundle"
+FORMAT_VERSION: Final = 1
+
+FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+"""A file directly in the bundle's folder: no separators, so no way out of it."""
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file in the bundle's folder, with its size in bytes."""
+
+    file: FileName
+    sha256: Sha256
+    size: Count
+
+
+class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
+    """An ONNX file in the bundle's folder and what its input and output look like.
+
+    `network` is the name of its architecture, for people.
+    """
+
+    input: TensorSpec
+    output: TensorSpec
+    network: str
+
+
+class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How right answers are, on the whole test set of the bundle's task.
+
+    `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone, and
+    `degraded_by_slot` the same for each of the k slots; `overall` is A_o by the fraction of
+    predictions that is unavailable, as text ("0.1"); `agreement` the share of reconstructions
+    that say the same as the deployed model. All are values of `metric` in 0..1, over `queries`
+    queries. Without a code there are only A_a and the number of queries.
+    """
+
+    metric: str
+    available_accuracy: Share
+    degraded_accuracy: Share | None
+    degraded_by_slot: tuple[Share, ...]
+    overall: dict[str, Share]
+    agreement: Share | None
+    queries: Count
+
+
+class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where a model's weights came from: data, seed, effort and recipe."""
+
+    task: str
+    inputs: Count
+    inputs_sha256: Sha256
+    seed: int
+    epochs: Count
+    seconds: float
+    device: str
+    recipe: dict[str, str | int | float | bool]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a bundle holds: the deployed model, its code and one parity model per row of it.
+
+    `name` is the name under which the model is served. Without a code there are no parity
+    models. `files` are further files kept beside the models. `versions` names the software
+    that made the bundle.
+    """
+
+    format: Literal["parity-models-bundle"] = FORMAT
+    format_version: Literal[1] = FORMAT_VERSION
+    name: ModelName = "model"
+    created: str
+    deployed: ModelFile
+    code: CodeSpec | None = None
+    parity: tuple[ModelFile, ...] = ()
+    files: tuple[StoredFile, ...] = ()
+    deployed_training: Training | None = None
+    parity_training: Training | None = None
+    accuracy: Accuracy | None = None
+    versions: dict[str, str]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON, with its digest."""
+    content: dict[str, Any] = msgspec.to_builtins(manifest)
+    return msgspec.json.format(
+        msgspec.json.encode({**content, "digest": _digest(content)}), indent=2
+    )
+
+
+def decode_manifest(text: bytes) -> Manifest:
+    """The manifest in `text`; BundleError says what is wrong with it (without its path)."""
+    try:
+        content = msgspec.json.decode(text, type=dict[str, Any])
+        header = msgspec.convert(content, _Header)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise BundleError(f"is damaged or not a bundle's manifest: {error}") from error
+    if header.format != FORMAT:
+        raise BundleError(f"has format {header.format!r}, not {FORMAT!r}: this is another file")
+    if header.format_version > FORMAT_VERSION:
+        raise BundleError(
+            f"has format version {header.format_version}, this software reads up to "
+            f"{FORMAT_VERSION}; install a newer parity-models"
+        )
+    digest = content.pop("digest", None)
+    try:
+        manifest = msgspec.convert(content, Manifest)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"does not follow the schema: {error}") from error
+    if manifest.code is not None:
+        unknown = content["code"].keys() - {field.name for field in fields(CodeSpec)}
+        if unknown:
+            raise BundleError(
+                f"does not follow the schema: Object contains unknown field "
+                f"`{min(unknown)}` - at `$.code`"
+            )
+    if digest != _digest(content):
+        raise BundleError("was changed after it was written: its digest does not match")
+    return manifest
+
+
+class _Header(msgspec.Struct):
+    format: str
+    format_version: int
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
