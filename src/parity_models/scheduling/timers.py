@@ -23,7 +23,8 @@ class Timers:
         self._live = 0
 
     def __len__(self) -> int:
-        return self._live
+        """How many are remembered: those to come, and cancelled ones not yet swept out."""
+        return len(self._heap)
 
     def set(self, at: float, callback: Callable[[], None]) -> Timer:
         self._order += 1
@@ -38,7 +39,9 @@ class Timers:
             return
         timer.callback = None
         self._live -= 1
-        if len(self._heap) > 2 * self._live + 16:
+        if not self._live:
+            self._heap.clear()
+        elif len(self._heap) > 2 * self._live + 16:
             self._heap = [timer for timer in self._heap if timer.callback is not None]
             heapq.heapify(self._heap)
 

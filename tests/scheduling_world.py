@@ -1,0 +1,164 @@
+"""A driver for tests of the scheduler: carries out actions against imagined instances.
+
+It knows what a real driver would know (tensors at hand, instances up, the clock) and checks
+every action against it, so that any history run through it is a test of the invariants.
+"""
+
+from dataclasses import dataclass, field
+
+from parity_models.codes import Code, CodeSpec
+from parity_models.scheduling import (
+    DEPLOYED,
+    Action,
+    Answer,
+    Cancel,
+    Decode,
+    Encode,
+    Fail,
+    ForgetGroup,
+    ForgetQueries,
+    Run,
+    Scheduler,
+    Source,
+    WakeAt,
+)
+
+
+def code(k: int = 2, r: int = 1, decoder: str = "separate") -> Code:
+    encoder = "stack" if decoder == "separate" else "sum"
+    return Code(CodeSpec(encoder, decoder, k, r), (1,), (1,))
+
+
+@dataclass
+class World:
+    """Carries out actions and knows what a real driver would: tensors, instances, the clock."""
+
+    scheduler: Scheduler
+    code: Code | None = None
+    max_batch: int = 1
+    now: float = 0.0
+    wake_at: float | None = None
+    arrived: int = 0
+    inputs: set[int] = field(default_factory=set)
+    predictions: set[int] = field(default_factory=set)
+    reconstructed: set[int] = field(default_factory=set)
+    members: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    parity_outputs: dict[int, set[int]] = field(default_factory=dict)
+    works: dict[str, frozenset[str]] = field(default_factory=dict)
+    running: dict[str, Run] = field(default_factory=dict)
+    answers: dict[int, Source] = field(default_factory=dict)
+    failures: dict[int, Fail] = field(default_factory=dict)
+    cancelled: set[int] = field(default_factory=set)
+    log: list[Action] = field(default_factory=list)
+
+    def arrive(self, count: int, kind: str = "image", deadline: float | None = None) -> list[int]:
+        ids = list(range(self.arrived, self.arrived + count))
+        self.arrived += count
+        self.inputs.update(ids)
+        self.do(self.scheduler.queries_arrived(self.now, ids, kind, deadline))
+        return ids
+
+    def join(self, instance: str, works: frozenset[str]) -> None:
+        self.works[instance] = works
+        self.do(self.scheduler.instance_joined(self.now, instance, works))
+
+    def leave(self, instance: str) -> None:
+        del self.works[instance]
+        self.running.pop(instance, None)
+        self.do(self.scheduler.instance_left(self.now, instance))
+
+    def finish(self, instance: str) -> None:
+        run = self.running.pop(instance)
+        for subject in run.subjects:
+            if run.work == DEPLOYED and subject in self.inputs:
+                self.predictions.add(subject)
+            elif run.work != DEPLOYED and subject in self.members:
+                self.parity_outputs[subject].add(int(run.work.removeprefix("parity-")))
+        self.do(self.scheduler.unit_finished(self.now, run.unit))
+
+    def fail(self, instance: str) -> None:
+        run = self.running.pop(instance)
+        self.do(self.scheduler.unit_failed(self.now, run.unit, "the model raised"))
+
+    def pass_time(self, seconds: float) -> None:
+        end = self.now + seconds
+        while self.wake_at is not None and self.wake_at <= end:
+            self.now, self.wake_at = max(self.now, self.wake_at), None
+            self.do(self.scheduler.time_passed(self.now))
+        self.now = end
+
+    def do(self, actions: list[Action]) -> None:
+        for action in actions:
+            self.log.append(action)
+            getattr(self, f"_{type(action).__name__.lower()}")(action)
+
+    def _run(self, run: Run) -> None:
+        assert run.instance not in self.running, "an instance runs one unit at a time"
+        assert run.work in self.works[run.instance]
+        assert len(run.subjects) <= self.max_batch
+        if run.work == DEPLOYED:
+            assert self.inputs.issuperset(run.subjects)
+            assert not self.answers.keys() & set(run.subjects), "answered queries do not run"
+            for members in self.members.values():
+                self._check_apart(run, members)
+        else:
+            assert self.members.keys() >= set(run.subjects), "parity is encoded before it runs"
+        self.running[run.instance] = run
+
+    def _check_apart(self, run: Run, members: tuple[int, ...]) -> None:
+        shared = set(run.subjects) & set(members)
+        assert len(shared) <= 1, "no batch holds two members of one group"
+
+    def _encode(self, encode: Encode) -> None:
+        assert self.code is not None
+        assert len(set(encode.members)) == self.code.k
+        assert self.inputs.issuperset(encode.members)
+        assert encode.group not in self.members, "a group is encoded once"
+        assert encode.group_wait >= 0
+        for run in self.running.values():
+            if run.work == DEPLOYED:
+                self._check_apart(run, encode.members)
+        self.members[encode.group] = encode.members
+        self.parity_outputs[encode.group] = set()
+
+    def _decode(self, decode: Decode) -> None:
+        assert self.code is not None
+        assert decode.members == self.members[decode.group]
+        for query, here in zip(decode.members, decode.available, strict=True):
+            assert not here or query in self.predictions, "claimed predictions are really here"
+        for j, here in enumerate(decode.parities):
+            assert not here or j in self.parity_outputs[decode.group]
+        decodable = self.code.decodable(decode.available, decode.parities)
+        assert decode.slots
+        assert all(decodable[slot] for slot in decode.slots)
+        self.reconstructed.update(decode.members[slot] for slot in decode.slots)
+
+    def _answer(self, answer: Answer) -> None:
+        assert answer.query not in self.answers, "answered once"
+        assert answer.query not in self.failures, "not answered after it failed"
+        at_hand = self.predictions if answer.source is Source.MODEL else self.reconstructed
+        assert answer.query in at_hand
+        self.answers[answer.query] = answer.source
+
+    def _fail(self, fail: Fail) -> None:
+        assert fail.query not in self.answers, "not failed after it was answered"
+        assert fail.query not in self.failures, "failed once"
+        self.failures[fail.query] = fail
+
+    def _cancel(self, cancel: Cancel) -> None:
+        assert self.running[cancel.instance].unit == cancel.unit
+        assert cancel.unit not in self.cancelled
+        self.cancelled.add(cancel.unit)
+
+    def _forgetqueries(self, forget: ForgetQueries) -> None:
+        for query in forget.queries:
+            assert query in self.answers or query in self.failures
+            self.inputs.remove(query)
+            self.predictions.discard(query)
+
+    def _forgetgroup(self, forget: ForgetGroup) -> None:
+        del self.members[forget.group]
+        del self.parity_outputs[forget.group]
+
+    def _wakeat(self, wake: WakeAt) -> None:
+        self.wake_at = wake.time
