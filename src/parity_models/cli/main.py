@@ -1,0 +1,118 @@
+"""The command `parm`: its subcommands, and how their errors become exit codes.
+
+0 done; 2 the user's mistake, told in one line; 1 ours; 130 interrupted. A subcommand's module
+is imported when the subcommand is used, so that `parm serve` needs nothing of what training
+needs and `parm --help` is there at once.
+"""
+
+import os
+import sys
+import traceback
+from importlib import import_module
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from parity_models import __version__
+from parity_models.errors import ParityModelsError, UserError
+
+COMMANDS = {
+    "train": "Train a deployed model on a task.",
+    "parity": "Train a parity model for a deployed model, and bundle the two.",
+    "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
+    "serve": "Serve a bundle over the Open Inference Protocol.",
+    "demo": "Train, serve under injected slowdowns, and compare the tails.",
+    "bench": "Measure what coded serving costs.",
+}
+"""Subcommands, in the order of work. `x` is the function or Typer `x` of module `cli.x`."""
+
+EXTRAS = {
+    "aiohttp": "bench",
+    "matplotlib": "bench",
+    "onnx": "train",
+    "onnxscript": "train",
+    "safetensors": "train",
+    "sklearn": "train",
+    "torch": "train",
+    "torchvision": "train",
+}
+"""The extra of this distribution that installs a module."""
+
+_OURS = (
+    "This is a fault of parm, not yours: please report it, with what PARM_DEBUG=1 shows beside it"
+)
+
+
+def main() -> None:
+    """Run `parm` with this process's arguments, and exit."""
+    try:
+        command()()
+    except UserError as error:
+        _exit(2, str(error), error)
+    except ParityModelsError as error:
+        _exit(1, str(error), error)
+    except Exception as error:
+        extra = _extra_for(error)
+        if extra is not None:
+            _exit(2, f"{error}; pip install 'parity-models[{extra}]'", error)
+        _exit(1, f"{type(error).__name__}: {error}. {_OURS}", error)
+
+
+def command() -> TyperGroup:
+    """The command line as an object."""
+    app = typer.Typer(
+        name="parm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
+    app.callback()(_parm)
+    group = typer.main.get_group(app)
+    for name, help in COMMANDS.items():
+        group.add_command(_Subcommand(name, help=help, rich_markup_mode=None))
+    return group
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"parm {__version__}")
+        raise typer.Exit
+
+
+def _parm(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="PARM_DEBUG", help="Show the tracebacks of errors.")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and exit.", callback=_show_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Erasure-coded resilience for prediction serving."""
+    os.environ["PARM_DEBUG"] = "1" if debug else "0"
+
+
+class _Subcommand(TyperCommand):
+    """Stands for a subcommand in `parm --help`, and turns into it when it is used."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        entry = getattr(import_module(f"parity_models.cli.{self.name}"), str(self.name))
+        if isinstance(entry, typer.Typer):
+            app = entry
+        else:
+            app = typer.Typer(add_completion=False, rich_markup_mode=None)
+            app.command()(entry)
+        return typer.main.get_command(app).make_context(*args, **kwargs)
+
+
+def _extra_for(error: Exception) -> str | None:
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    return EXTRAS.get(error.name.split(".")[0])
+
+
+def _exit(code: int, message: str, error: Exception) -> NoReturn:
+    if os.environ.get("PARM_DEBUG") == "1":
+        traceback.print_exception(error)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
