@@ -31,3 +31,11 @@ class DataError(UserError):
 
 class TrainingError(UserError):
     """Training options that cannot work together or a run that cannot be resumed."""
+
+
+class ServingError(ParityModelsError):
+    """An engine or server that cannot start."""
+
+
+class FaultPlanError(UserError):
+    """A plan of faults to inject that cannot be read or does not fit what it is injected into."""

@@ -63,9 +63,15 @@ class OnnxModel:
         self._feed = self.input.name
         self._fetch = [self.output.name]
 
-    def __call__(self, batch: NDArray[Any]) -> NDArray[Any]:
-        """(n, *input.shape) to (n, *output.shape), for any n ≥ 1."""
-        result: NDArray[Any] = self._session.run(self._fetch, {self._feed: batch})[0]
+    def __call__(
+        self, batch: NDArray[Any], options: onnxruntime.RunOptions | None = None
+    ) -> NDArray[Any]:
+        """(n, *input.shape) to (n, *output.shape), for any n ≥ 1.
+
+        Another thread can end the call by setting `options.terminate`. Raises what ONNX Runtime
+        raises, for which there is no closer class than Exception.
+        """
+        result: NDArray[Any] = self._session.run(self._fetch, {self._feed: batch}, options)[0]
         return result
 
 
