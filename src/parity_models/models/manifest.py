@@ -50,7 +50,8 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone, and
     `degraded_by_slot` the same for each of the k slots; `overall` is A_o by the fraction of
     predictions that is unavailable, as text ("0.1"); `agreement` the share of reconstructions
-    that say the same as the deployed model. All are values of `metric` in 0..1, over `queries`
+    that say the same as the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a
+    group's predictions unavailable at once. All are values of `metric` in 0..1, over `queries`
     queries. Without a code there are only A_a and the number of queries.
     """
 
@@ -61,6 +62,7 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overall: dict[str, Share]
     agreement: Share | None
     queries: Count
+    degraded_by_unavailable: tuple[Share, ...] = ()
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

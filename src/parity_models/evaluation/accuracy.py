@@ -1,0 +1,167 @@
+"""Accuracy under unavailability: A_a, A_d and A_o of a bundle on labelled queries.
+
+(Kosaian et al., SOSP 2019, section 4.1, defines the three.)
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.codes import Code
+from parity_models.errors import DataError
+from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.tasks import score
+
+FRACTIONS = (0.01, 0.05, 0.1, 0.2)
+"""Shares of predictions unavailable for which A_o is given."""
+
+Array = NDArray[Any]
+Progress = Callable[[int, int], None]
+"""Told how many more rows have been through a model, and how many there will be in all."""
+
+
+def evaluate(
+    bundle: Bundle,
+    inputs: Array,
+    labels: Array,
+    *,
+    metric: str = "top-1",
+    seed: int = 0,
+    batch: int = 256,
+    progress: Progress | None = None,
+) -> Accuracy:
+    """Measure the accuracies of `bundle` on queries (n, *query shape) and labels (n, ...).
+
+    The queries are drawn at random, by `seed`, into groups of k; the last group is filled up
+    with queries of the first, which count only there. Every member of every group is taken as
+    unavailable in turn, with all its group's other predictions and all r parity outputs there;
+    for r > 1 also every set of 2 to r members. Models run over `batch` rows at a time, on all
+    cores. Raises DataError for arrays that do not fit the bundle.
+    """
+    code = bundle.code()
+    _check(bundle, inputs, labels, least=1 if code is None else code.k)
+    total = len(inputs) if code is None else len(inputs) + code.r * ceil(len(inputs) / code.k)
+
+    def tell(rows: int) -> None:
+        if progress is not None:
+            progress(rows, total)
+
+    predictions = _predict(bundle, inputs, batch, tell)
+    available = score(metric, predictions, labels)
+    if code is None:
+        return Accuracy(metric, available, None, (), {}, None, len(inputs))
+
+    groups = _draw_groups(len(inputs), code.k, seed)
+    parity_outputs = _run_parities(bundle, code, inputs, groups, batch, tell)
+    erased = [
+        _reconstruct(code, predictions, parity_outputs, groups, len(inputs), unavailable)
+        for unavailable in range(1, code.r + 1)
+    ]
+    degraded = [score(metric, one.outputs, labels[one.rows]) for one in erased]
+    alone = erased[0]
+    by_slot = [
+        score(metric, alone.outputs[alone.slots == slot], labels[alone.rows[alone.slots == slot]])
+        for slot in range(code.k)
+    ]
+    same = alone.outputs.argmax(axis=-1) == predictions[alone.rows].argmax(axis=-1)
+    return Accuracy(
+        metric=metric,
+        available_accuracy=available,
+        degraded_accuracy=degraded[0],
+        degraded_by_slot=tuple(by_slot),
+        overall={str(f): (1 - f) * available + f * degraded[0] for f in FRACTIONS},
+        agreement=float(same.mean()),
+        queries=len(inputs),
+        degraded_by_unavailable=tuple(degraded),
+    )
+
+
+@dataclass(frozen=True)
+class _Reconstructions:
+    """Reconstructed outputs (m, *output shape), of which rows of the inputs, in which slots."""
+
+    outputs: Array
+    rows: Array
+    slots: Array
+
+
+def _check(bundle: Bundle, inputs: Array, labels: Array, least: int) -> None:
+    spec = bundle.manifest.deployed.input
+    if inputs.shape[1:] != spec.shape or inputs.dtype != spec.dtype:
+        raise DataError(
+            f"the inputs have shape {inputs.shape} and type {inputs.dtype}; this bundle takes "
+            f"(n, {', '.join(map(str, spec.shape))}) of {spec.dtype}"
+        )
+    if len(labels) != len(inputs):
+        raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels")
+    if len(inputs) < least:
+        raise DataError(f"there are {len(inputs)} inputs; this needs {least} at least")
+
+
+def _draw_groups(rows: int, k: int, seed: int) -> Array:
+    """Rows of the inputs (groups, k), each at least once, repeated only to fill the last."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.resize(order, (ceil(rows / k), k))
+
+
+def _load(path: Path) -> OnnxModel:
+    return OnnxModel(path, threads=os.cpu_count() or 1)
+
+
+def _predict(bundle: Bundle, inputs: Array, batch: int, tell: Callable[[int], None]) -> Array:
+    model = _load(bundle.deployed_path)
+    parts = []
+    for start in range(0, len(inputs), batch):
+        parts.append(model(inputs[start : start + batch]))
+        tell(len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def _run_parities(
+    bundle: Bundle,
+    code: Code,
+    inputs: Array,
+    groups: Array,
+    batch: int,
+    tell: Callable[[int], None],
+) -> list[Array]:
+    """What the r parity models say of every group: (groups, *parity output shape) each."""
+    models = [_load(path) for path in bundle.parity_paths]
+    parts: list[list[Array]] = [[] for _ in models]
+    for start in range(0, len(groups), batch):
+        members = groups[start : start + batch]
+        parities = code.encode([inputs[members[:, slot]] for slot in range(code.k)])
+        for model, parity, outputs in zip(models, parities, parts, strict=True):
+            outputs.append(model(parity))
+            tell(len(parity))
+    return [np.concatenate(outputs) for outputs in parts]
+
+
+def _reconstruct(
+    code: Code,
+    predictions: Array,
+    parity_outputs: list[Array],
+    groups: Array,
+    rows: int,
+    unavailable: int,
+) -> _Reconstructions:
+    """Take every set of `unavailable` members of every group as unavailable in turn."""
+    counted = np.arange(groups.size).reshape(groups.shape) < rows
+    members = [predictions[groups[:, slot]] for slot in range(code.k)]
+    outputs, origins, slots = [], [], []
+    for lost in combinations(range(code.k), unavailable):
+        here = [None if slot in lost else member for slot, member in enumerate(members)]
+        for slot, output in code.decode(here, parity_outputs).items():
+            keep = counted[:, slot]
+            outputs.append(output[keep])
+            origins.append(groups[keep, slot])
+            slots.append(np.full(keep.sum(), slot))
+    return _Reconstructions(*map(np.concatenate, (outputs, origins, slots)))
