@@ -18,7 +18,7 @@ from parity_models.codes import Code
 from parity_models.errors import DataError
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks import score
+from parity_models.tasks.metrics import score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
