@@ -39,3 +39,7 @@ class ServingError(ParityModelsError):
 
 class FaultPlanError(UserError):
     """A plan of faults to inject that cannot be read or does not fit what it is injected into."""
+
+
+class LoadError(UserError):
+    """A load that cannot be offered: no such server or model, or inputs that do not fit it."""
