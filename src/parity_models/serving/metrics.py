@@ -1,0 +1,93 @@
+"""What a server counts and times, for Prometheus.
+
+What can be read off the scheduler (queues, instances, queries in flight) is read when somebody
+asks for /metrics; only events are counted as they happen. Every server has a registry of its
+own, so that several live in one process.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from parity_models import __version__
+from parity_models.scheduling import Reason, Source
+
+_STEPS = (1, 1.5, 2, 3, 5, 7.5)
+_LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
+_TIMINGS = (*(scale * step for scale in (1e-6, 1e-5, 1e-4) for step in (1, 2, 5)), *_LATENCIES)
+
+
+class Metrics:
+    """The counters and histograms of one server. Times are in seconds."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "parm_requests",
+            "Infer requests, by HTTP status.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.failures = Counter(
+            "parm_query_failures",
+            "Queries that got no answer, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        self.reconstructions = Counter(
+            "parm_reconstructions",
+            "Queries answered by a reconstruction.",
+            registry=self.registry,
+        )
+        self.restarts = Counter(
+            "parm_instance_restarts",
+            "Instances that joined after the start, in place of lost ones.",
+            registry=self.registry,
+        )
+        latency = Histogram(
+            "parm_query_latency_seconds",
+            "From a query's arrival to its answer, by the answer's source.",
+            ["source"],
+            buckets=_LATENCIES,
+            registry=self.registry,
+        )
+        self.latency = {source: latency.labels(source) for source in Source}
+        self.group_wait = self._timing(
+            "parm_group_wait_seconds", "From a coding group's first query to its closing."
+        )
+        self.encode = self._timing("parm_encode_seconds", "Encoding one coding group.")
+        self.decode = self._timing("parm_decode_seconds", "Decoding one coding group.")
+        for reason in Reason:
+            self.failures.labels(reason)
+        self.registry.register(
+            _Gauges(
+                "parm_build_info", "The software's version.", "version", lambda: {__version__: 1}
+            )
+        )
+
+    def read(
+        self, name: str, help_text: str, label: str, values: Callable[[], Mapping[str, int]]
+    ) -> None:
+        """A gauge by `label`, whose values are asked for when the metrics are."""
+        self.registry.register(_Gauges(name, help_text, label, values))
+
+    def _timing(self, name: str, help_text: str) -> Histogram:
+        return Histogram(name, help_text, buckets=_TIMINGS, registry=self.registry)
+
+
+class _Gauges(Collector):
+    def __init__(
+        self, name: str, help_text: str, label: str, values: Callable[[], Mapping[str, int]]
+    ) -> None:
+        self._name = name
+        self._help = help_text
+        self._label = label
+        self._values = values
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(self._name, self._help, labels=[self._label])
+        for value, count in self._values().items():
+            family.add_metric([value], count)
+        yield family

@@ -1,0 +1,293 @@
+"""The Open Inference Protocol's REST bodies: bytes to tensors and back.
+
+A request is a JSON object, whose inputs hold their data as (flat or nested, row-major) JSON
+arrays or, with the binary tensor data extension, leave it to the bytes after the object: then
+the header Inference-Header-Content-Length says where the object ends. Responses likewise.
+https://github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md, and
+Triton's docs/protocol/extension_binary_data.md.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta, Raw, Struct
+from numpy.typing import NDArray
+
+from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.scheduling import Source
+from parity_models.serving.errors import InvalidRequestError, NotAcceptableError
+from parity_models.serving.served_model import VERSION, ServedModel
+
+HEADER_LENGTH = "inference-header-content-length"
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that fits the model: `rows` (n, *input shape), read-only, one query each.
+
+    `timeout` in seconds; `binary` says how the output is to be written.
+    """
+
+    id: str | None
+    rows: NDArray[Any]
+    timeout: float | None
+    binary: bool
+
+
+def decode_request(body: bytes, header_length: str | None, model: ServedModel) -> InferRequest:
+    """Read a request's body; `header_length` is its Inference-Header-Content-Length, if any.
+
+    Binary data is not copied: `rows` is a view of `body`. Raises a RequestError (mostly
+    InvalidRequestError) that says what is wrong and what is expected.
+    """
+    end = len(body) if header_length is None else _header_end(header_length, len(body))
+    # A view, since slicing bytes would copy what may be a body of JSON data.
+    message = _decode(_REQUEST, memoryview(body)[:end], "the request")
+    model.check_inputs([tensor.name for tensor in message.inputs])
+    tensor = message.inputs[0]
+    rows = model.check_input(tensor.datatype, tensor.shape)
+    given = tensor.parameters or _InputParameters()
+    if given.shared_memory_region is not None:
+        raise InvalidRequestError(
+            f"input {tensor.name!r} is in shared memory, which this server does not read; send "
+            "its data"
+        )
+    if given.binary_data_size is None:
+        if end != len(body):
+            raise InvalidRequestError(
+                f"{len(body) - end} bytes follow the JSON object, but no input has a "
+                "binary_data_size"
+            )
+        array = _from_json(tensor, model.input, rows)
+    else:
+        if memoryview(tensor.data):
+            raise InvalidRequestError(
+                f"input {tensor.name!r} has both data and a binary_data_size; give one of them"
+            )
+        if header_length is None:
+            raise InvalidRequestError(
+                f"input {tensor.name!r} has a binary_data_size, which needs the header "
+                "Inference-Header-Content-Length"
+            )
+        array = _from_binary(tensor, given.binary_data_size, model.input, rows, body, end)
+    parameters = message.parameters or _RequestParameters()
+    return InferRequest(
+        message.id,
+        array,
+        parameters.timeout / 1e6 if parameters.timeout else None,
+        _wants_binary(message, model),
+    )
+
+
+def encode_response(
+    model: ServedModel, request: InferRequest, outputs: NDArray[Any], sources: Sequence[Source]
+) -> tuple[bytes, int | None]:
+    """The body of the answer, and the length of its JSON object if binary data follows it.
+
+    `outputs` has shape (n, *output shape), `sources` one source per row. Raises
+    NotAcceptableError for values that JSON cannot say.
+    """
+    spec = model.output
+    output = _Output(name=spec.name, datatype=spec.datatype, shape=outputs.shape)
+    if request.binary:
+        output.parameters = {"binary_data_size": outputs.nbytes}
+    else:
+        output.data = _to_json(outputs, spec)
+    header = msgspec.json.encode(
+        _Response(
+            model_name=model.name,
+            model_version=VERSION,
+            id=request.id,
+            parameters={"source": ",".join(sources)},
+            outputs=(output,),
+        )
+    )
+    if not request.binary:
+        return header, None
+    return b"".join((header, _little_endian(outputs).data)), len(header)
+
+
+class _InputParameters(Struct):
+    binary_data_size: int | None = None
+    shared_memory_region: str | None = None
+
+
+class _Input(Struct):
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: _InputParameters | None = None
+    data: Raw = Raw()
+
+
+class _OutputParameters(Struct):
+    binary_data: bool | None = None
+    shared_memory_region: str | None = None
+    classification: int | None = None
+
+
+class _RequestedOutput(Struct):
+    name: str
+    parameters: _OutputParameters | None = None
+
+
+class _RequestParameters(Struct):
+    timeout: Annotated[int, Meta(ge=0)] | None = None
+    binary_data_output: bool | None = None
+
+
+class _Request(Struct):
+    inputs: tuple[_Input, ...]
+    id: str | None = None
+    parameters: _RequestParameters | None = None
+    outputs: tuple[_RequestedOutput, ...] | None = None
+
+
+class _Output(Struct, omit_defaults=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parameters: dict[str, int] | None = None
+    data: list[Any] | None = None
+
+
+class _Response(Struct, omit_defaults=True):
+    model_name: str
+    model_version: str
+    parameters: dict[str, str]
+    outputs: tuple[_Output, ...]
+    id: str | None = None
+
+
+_REQUEST = msgspec.json.Decoder(_Request)
+_NESTED = re.compile(rb"\[\s*\[")
+
+
+def _decode(decoder: msgspec.json.Decoder[Any], text: Raw | memoryview, what: str) -> Any:
+    try:
+        return decoder.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"{what} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise InvalidRequestError(f"{what} cannot be read: it is nested too deeply") from error
+
+
+def _header_end(header_length: str, size: int) -> int:
+    if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 20):
+        raise InvalidRequestError(
+            f"Inference-Header-Content-Length is {header_length[:40]!r}, which is not a length "
+            "in bytes"
+        )
+    if int(header_length) > size:
+        raise InvalidRequestError(
+            f"Inference-Header-Content-Length is {header_length}, but the body has {size} bytes"
+        )
+    return int(header_length)
+
+
+def _wants_binary(message: _Request, model: ServedModel) -> bool:
+    parameters = message.parameters or _RequestParameters()
+    outputs = message.outputs or ()
+    model.check_outputs([output.name for output in outputs])
+    for output in outputs:
+        wanted = output.parameters or _OutputParameters()
+        if wanted.shared_memory_region is not None or wanted.classification:
+            raise InvalidRequestError(
+                f"output {output.name!r} is requested in shared memory or as classifications; "
+                "this server returns the tensor itself, as JSON or as binary data"
+            )
+        if wanted.binary_data is not None:
+            return wanted.binary_data
+    return bool(parameters.binary_data_output)
+
+
+def _from_binary(
+    tensor: _Input, size: int, spec: TensorSpec, rows: int, body: bytes, start: int
+) -> NDArray[Any]:
+    shape = (rows, *spec.shape)
+    dtype = spec.dtype.newbyteorder("<")
+    expected = prod(shape) * dtype.itemsize
+    if size != expected:
+        raise InvalidRequestError(
+            f"input {tensor.name!r} has a binary_data_size of {size}; {spec.datatype} of shape "
+            f"{list(shape)} takes {expected} bytes"
+        )
+    if len(body) - start != expected:
+        raise InvalidRequestError(
+            f"{len(body) - start} bytes follow the JSON object; input {tensor.name!r} takes "
+            f"{expected}"
+        )
+    if spec.datatype == "BOOL" and np.frombuffer(body, np.uint8, offset=start).max() > 1:
+        raise InvalidRequestError(f"input {tensor.name!r} is BOOL and has bytes other than 0, 1")
+    return np.frombuffer(body, dtype, offset=start).reshape(shape)
+
+
+def _from_json(tensor: _Input, spec: TensorSpec, rows: int) -> NDArray[Any]:
+    what = f"the data of input {tensor.name!r}"
+    shape = (rows, *spec.shape)
+    text = memoryview(tensor.data)
+    if not text:
+        raise InvalidRequestError(
+            f"input {tensor.name!r} has neither data nor a binary_data_size; give one of them"
+        )
+    nested = _NESTED.match(text) is not None
+    decoder = _data_decoder(spec.datatype, len(shape) if nested else 1)
+    values = _decode(decoder, tensor.data, what)
+    try:
+        array = np.array(values, spec.dtype)
+    except OverflowError as error:
+        raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}") from error
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{what} is ragged: the lists of one level must have one length; its shape is "
+            f"{list(shape)}"
+        ) from error
+    if array.shape != (shape if nested else (prod(shape),)):
+        raise InvalidRequestError(
+            f"{what} has shape {list(array.shape)}; it must be flat, with {prod(shape)} "
+            f"elements, or nested as {list(shape)}"
+        )
+    array.flags.writeable = False
+    return array.reshape(shape)
+
+
+@cache
+def _data_decoder(datatype: str, depth: int) -> msgspec.json.Decoder[Any]:
+    """Reads lists, `depth` levels deep, of numbers that `datatype` can hold."""
+    dtype: np.dtype[Any] = DATATYPES[datatype]
+    element: Any
+    if dtype.kind == "b":
+        element = bool
+    elif datatype == "UINT64":  # msgspec has no bounds beyond int64; NumPy checks the upper one
+        element = Annotated[int, Meta(ge=0)]
+    elif dtype.kind in "iu":
+        whole = np.iinfo(dtype)
+        element = Annotated[int, Meta(ge=int(whole.min), le=int(whole.max))]
+    elif datatype == "FP64":
+        element = float
+    else:
+        real = np.finfo(dtype)
+        element = Annotated[float, Meta(ge=float(real.min), le=float(real.max))]
+    for _ in range(depth):
+        element = list[element]
+    return msgspec.json.Decoder(element)
+
+
+def _to_json(outputs: NDArray[Any], spec: TensorSpec) -> list[Any]:
+    if spec.dtype.kind == "f" and not np.isfinite(outputs).all():
+        raise NotAcceptableError(
+            f"output {spec.name!r} has values that are not finite, which JSON cannot say; ask "
+            "for binary data (binary_data_output)"
+        )
+    values: list[Any] = outputs.ravel().tolist()
+    return values
+
+
+def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))

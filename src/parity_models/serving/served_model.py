@@ -1,0 +1,86 @@
+"""The served model as clients see it, and the checks of what they ask of it.
+
+Neutral to the protocol's transport: whatever carries a tensor (JSON, bytes after JSON, a
+protobuf message), its name, datatype and shape are checked here.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from parity_models.models.tensor import TensorSpec
+from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
+
+VERSION = "1"
+"""A bundle holds one version of its model, and every one is called this."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Name, input and output of the served model; a request holds up to `max_rows` queries."""
+
+    name: str
+    input: TensorSpec
+    output: TensorSpec
+    max_rows: int
+
+    def check_model(self, name: str, version: str | None) -> None:
+        """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""
+        if name != self.name:
+            raise NotFoundError(f"no model is called {name!r}; this server has {self.name!r}")
+        if version not in (None, "", VERSION):
+            raise NotFoundError(
+                f"model {name!r} has no version {version!r}; it has version {VERSION!r}"
+            )
+
+    def check_inputs(self, names: Sequence[str]) -> None:
+        """Raises InvalidRequestError unless the model's one input is given, once."""
+        for name in names:
+            if name != self.input.name:
+                raise InvalidRequestError(
+                    f"model {self.name!r} has no input {name!r}; its input is {self._input}"
+                )
+        if len(names) != 1:
+            given = f"given {len(names)} times" if names else "missing"
+            raise InvalidRequestError(f"input {self.input.name!r} is {given}; give it once")
+
+    def check_outputs(self, names: Iterable[str]) -> None:
+        """Raises InvalidRequestError unless the model's one output is asked for at most once."""
+        names = list(names)
+        for name in names:
+            if name != self.output.name:
+                raise InvalidRequestError(
+                    f"model {self.name!r} has no output {name!r}; its output is "
+                    f"{self.output.name!r}"
+                )
+        if len(names) > 1:
+            raise InvalidRequestError(f"output {self.output.name!r} is requested twice")
+
+    def check_input(self, datatype: str, shape: Sequence[int]) -> int:
+        """The number of rows of an input tensor of this datatype and shape.
+
+        Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.
+        """
+        if datatype != self.input.datatype:
+            raise InvalidRequestError(
+                f"input {self.input.name!r} has datatype {self.input.datatype}, got {datatype!r}"
+            )
+        rows, *row_shape = shape or (0,)
+        if tuple(row_shape) != self.input.shape or rows < 1:
+            raise InvalidRequestError(
+                f"input {self.input.name!r} has shape {self._shape} with one row or more, got "
+                f"{list(shape)}"
+            )
+        if rows > self.max_rows:
+            raise TooLargeError(
+                f"the request has {rows} rows, this server takes up to {self.max_rows} at once; "
+                "send several requests"
+            )
+        return rows
+
+    @property
+    def _shape(self) -> list[int]:
+        return [-1, *self.input.shape]
+
+    @property
+    def _input(self) -> str:
+        return f"{self.input.name!r}, {self.input.datatype} {self._shape}"
