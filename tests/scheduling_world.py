@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling import (
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
@@ -41,6 +42,7 @@ class World:
     arrived: int = 0
     inputs: set[int] = field(default_factory=set)
     predictions: set[int] = field(default_factory=set)
+    backups: set[int] = field(default_factory=set)
     reconstructed: set[int] = field(default_factory=set)
     members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     parity_outputs: dict[int, set[int]] = field(default_factory=dict)
@@ -70,9 +72,10 @@ class World:
     def finish(self, instance: str) -> None:
         run = self.running.pop(instance)
         for subject in run.subjects:
-            if run.work == DEPLOYED and subject in self.inputs:
-                self.predictions.add(subject)
-            elif run.work != DEPLOYED and subject in self.members:
+            if run.work in (DEPLOYED, BACKUP):
+                at_hand = self.predictions if run.work == DEPLOYED else self.backups
+                at_hand.update({subject} & self.inputs)
+            elif subject in self.members:
                 self.parity_outputs[subject].add(int(run.work.removeprefix("parity-")))
         self.do(self.scheduler.unit_finished(self.now, run.unit))
 
@@ -96,7 +99,8 @@ class World:
         assert run.instance not in self.running, "an instance runs one unit at a time"
         assert run.work in self.works[run.instance]
         assert len(run.subjects) <= self.max_batch
-        if run.work == DEPLOYED:
+        assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
+        if run.work in (DEPLOYED, BACKUP):
             assert self.inputs.issuperset(run.subjects)
             assert not self.answers.keys() & set(run.subjects), "answered queries do not run"
             for members in self.members.values():
@@ -136,8 +140,13 @@ class World:
     def _answer(self, answer: Answer) -> None:
         assert answer.query not in self.answers, "answered once"
         assert answer.query not in self.failures, "not answered after it failed"
-        at_hand = self.predictions if answer.source is Source.MODEL else self.reconstructed
-        assert answer.query in at_hand
+        at_hand = {
+            Source.MODEL: self.predictions,
+            Source.RECONSTRUCTION: self.reconstructed,
+            Source.BACKUP: self.backups,
+            Source.DEFAULT: self.inputs,
+        }
+        assert answer.query in at_hand[answer.source]
         self.answers[answer.query] = answer.source
 
     def _fail(self, fail: Fail) -> None:
@@ -155,6 +164,7 @@ class World:
             assert query in self.answers or query in self.failures
             self.inputs.remove(query)
             self.predictions.discard(query)
+            self.backups.discard(query)
 
     def _forgetgroup(self, forget: ForgetGroup) -> None:
         del self.members[forget.group]

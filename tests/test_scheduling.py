@@ -1,7 +1,9 @@
 """The scheduler keeps its promises whatever happens: properties over random histories."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling import (
+    BACKUP,
     DEPLOYED,
     Answer,
     Cancel,
@@ -25,7 +28,20 @@ from parity_models.scheduling import (
     Source,
     parity_work,
 )
-from parity_models.scheduling.policies import AnswerRule, Pool
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.policies import (
+    AnswerRule,
+    ApproximateBackup,
+    Hedging,
+    Pool,
+    Replication,
+)
 from scheduling_world import World
 
 BOTH = frozenset({DEPLOYED, parity_work(0)})
@@ -38,22 +54,34 @@ def code(k: int = 2, r: int = 1, decoder: str = "separate") -> Code:
     return Code(CodeSpec(encoder, decoder, k, r), (1,), (1,))
 
 
+BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
+    "none": lambda code, options: NoRedundancy(),
+    "equal resources": lambda code, options: EqualResources(),
+    "replication": lambda code, options: Replication(2),
+    "hedging": lambda code, options: Hedging(delay=0.5, budget=options["budget"]),
+    "live hedging": lambda code, options: Hedging(quantile=0.5),
+    "backup": lambda code, options: ApproximateBackup(
+        answer_rule=options["answer_rule"], answer_after=options["answer_after"]
+    ),
+    "parity": lambda code, options: Parity(
+        code, **{name: value for name, value in options.items() if name != "budget"}
+    ),
+}
+
+
 @dataclass
 class Setup:
     """One configuration of scheduler and policy, built anew as often as needed."""
 
     policy: str
+    dispatch: type[Dispatch]
     code: Code
-    options: dict[str, object]
+    options: dict[str, Any]
     config: SchedulerConfig
 
     def build(self) -> tuple[World, Policy]:
-        policy: Policy
-        if self.policy == "parity":
-            policy = Parity(self.code, **self.options)  # type: ignore[arg-type]
-        else:
-            policy = {"none": NoRedundancy, "equal": EqualResources}[self.policy]()
-        scheduler = Scheduler(policy, self.config)
+        policy = BUILDERS[self.policy](self.code, self.options)
+        scheduler = Scheduler(policy, self.config, self.dispatch())
         return World(scheduler, self.code, self.config.max_batch), policy
 
 
@@ -62,7 +90,10 @@ def setups(draw: st.DrawFn) -> Setup:
     k = draw(st.integers(2, 4))
     decoder = draw(st.sampled_from(["separate", "subtraction"]))
     return Setup(
-        draw(st.sampled_from(["none", "equal", "parity", "parity", "parity"])),
+        draw(st.sampled_from([*BUILDERS, "parity", "parity", "parity"])),
+        draw(
+            st.sampled_from([SingleQueue, SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices])
+        ),
         code(k, draw(st.integers(1, 2)), decoder),
         {
             "pool": draw(st.sampled_from(list(Pool))),
@@ -70,12 +101,14 @@ def setups(draw: st.DrawFn) -> Setup:
             "parity_delay": draw(st.sampled_from([0.0, 1.0])),
             "answer_rule": draw(st.sampled_from(list(AnswerRule))),
             "answer_after": 2.0,
+            "budget": draw(st.sampled_from([0.05, 1.0])),
         },
         SchedulerConfig(
             max_batch=draw(st.integers(1, 3)),
             max_queue=draw(st.sampled_from([4, 1000])),
             deadline=draw(st.sampled_from([5.0, 50.0])),
             max_attempts=draw(st.integers(1, 4)),
+            default_prediction=draw(st.booleans()),
         ),
     )
 
@@ -376,6 +409,122 @@ class Test_parity:
             Answer,
             Answer,
         ]
+
+
+class Test_other_policies:
+    def test_replication_runs_a_query_twice_and_answers_once(self) -> None:
+        world = World(Scheduler(Replication(2)))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(1)
+        assert world.running["a"].subjects == world.running["b"].subjects == (0,)
+        world.finish("b")
+        assert world.answers == {0: Source.MODEL}
+        assert world.cancelled == {world.running["a"].unit}
+
+    def test_hedging_copies_a_query_that_takes_long(self) -> None:
+        world = World(Scheduler(Hedging(delay=1.0)))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(1)
+        world.pass_time(0.9)
+        assert "b" not in world.running
+        world.pass_time(0.2)
+        assert world.running["b"].subjects == (0,)
+
+    def test_hedging_does_not_copy_what_waits_in_the_common_queue(self) -> None:
+        world = World(Scheduler(Hedging(delay=1.0)))
+        world.arrive(1)
+        world.pass_time(1.5)
+        world.join("a", ORIGINALS)
+        world.join("b", ORIGINALS)
+        assert "b" not in world.running
+        world.pass_time(1.0)
+        assert world.running["b"].subjects == (0,)
+
+    def test_hedging_stays_within_its_budget(self) -> None:
+        world = World(Scheduler(Hedging(delay=1.0, budget=0.1)))
+        for i in range(400):
+            world.join(f"{i}", ORIGINALS)
+        world.arrive(200)
+        world.pass_time(2.0)
+        assert sum(isinstance(action, Run) for action in world.log) == 210
+
+    def test_hedging_learns_its_delay(self) -> None:
+        world = World(Scheduler(Hedging(quantile=0.95)))
+        world.join("a", ORIGINALS)
+        for _ in range(50):
+            world.arrive(1)
+            world.pass_time(0.5)
+            world.finish("a")
+        world.join("b", ORIGINALS)
+        world.arrive(1)
+        world.pass_time(0.4)
+        assert len(world.running) == 1
+        world.pass_time(0.2)
+        assert len(world.running) == 2
+
+    def test_a_backup_answers_when_it_is_first(self) -> None:
+        world = World(Scheduler(ApproximateBackup()))
+        world.join("a", ORIGINALS)
+        world.join("cheap", frozenset({BACKUP}))
+        world.arrive(1)
+        world.finish("cheap")
+        assert world.answers == {0: Source.BACKUP}
+
+    def test_a_backup_waits_for_the_answer_rules_deadline(self) -> None:
+        policy = ApproximateBackup(answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        world = World(Scheduler(policy))
+        world.join("a", ORIGINALS)
+        world.join("cheap", frozenset({BACKUP}))
+        world.arrive(1)
+        world.finish("cheap")
+        assert not world.answers
+        world.pass_time(1.1)
+        assert world.answers == {0: Source.BACKUP}
+
+    def test_a_default_prediction_answers_at_the_deadline(self) -> None:
+        world = World(Scheduler(NoRedundancy(), SchedulerConfig(default_prediction=True)))
+        world.arrive(1, deadline=1.0)
+        world.pass_time(1.0)
+        assert world.answers == {0: Source.DEFAULT}
+
+
+class Test_dispatch:
+    def test_round_robin_takes_turns_and_moves_what_waits_when_an_instance_leaves(self) -> None:
+        world = World(Scheduler(NoRedundancy(), dispatch=RoundRobin()))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(4)
+        world.finish("a")
+        assert world.running["a"].subjects == (2,)
+        world.leave("b")
+        world.finish("a")
+        world.finish("a")
+        world.finish("a")
+        assert len(world.answers) == 4
+
+    def test_power_of_two_choices_prefers_the_shorter_queue(self) -> None:
+        world = World(Scheduler(NoRedundancy(), dispatch=PowerOfTwoChoices()))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(2)
+        assert set(world.running) == {"a", "b"}
+
+    def test_latency_aware_takes_the_recently_slow_last(self) -> None:
+        world = World(Scheduler(NoRedundancy(), dispatch=LatencyAware()))
+        for instance in ("slow", "fast"):
+            world.join(instance, ORIGINALS)
+        world.arrive(2)
+        world.pass_time(0.1)
+        world.finish("fast")
+        world.pass_time(0.9)
+        world.finish("slow")
+        for _ in range(3):
+            world.arrive(1)
+            assert set(world.running) == {"fast"}
+            world.pass_time(0.1)
+            world.finish("fast")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ it knows ids and times, never arrays, sockets or clocks.
 """
 
 from parity_models.scheduling.actions import (
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
@@ -24,6 +25,7 @@ from parity_models.scheduling.policies import EqualResources, NoRedundancy, Pari
 from parity_models.scheduling.scheduler import Scheduler, SchedulerConfig
 
 __all__ = [
+    "BACKUP",
     "DEPLOYED",
     "Action",
     "Answer",

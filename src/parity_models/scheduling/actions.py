@@ -10,6 +10,9 @@ from enum import StrEnum
 DEPLOYED = "deployed"
 """The work of running the deployed model."""
 
+BACKUP = "backup"
+"""The work of running an approximate backup: a cheaper network, over the same queries."""
+
 
 def parity_work(j: int) -> str:
     """The work of running parity model j: one name per row of the code."""
@@ -37,8 +40,8 @@ class Reason(StrEnum):
 class Run:
     """Run `work` on `instance` over `subjects`, as one batch.
 
-    Subjects are query ids for DEPLOYED and group ids for parity work (whose parity query was
-    made by an earlier Encode).
+    Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work (whose parity
+    query was made by an earlier Encode).
     """
 
     instance: str
@@ -76,7 +79,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Answer the query, with the prediction or the reconstruction that is at hand."""
+    """Answer the query from this source: what it needs is at hand."""
 
     query: int
     source: Source

@@ -33,7 +33,7 @@ from parity_models.scheduling.actions import (
     Source,
     WakeAt,
 )
-from parity_models.scheduling.dispatch import SingleQueue
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.timers import Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
@@ -46,12 +46,15 @@ class SchedulerConfig:
     `max_batch`: rows a unit may hold. `max_queue`: originals that may wait; more are refused.
     `deadline`: seconds after which an unanswered query fails, unless it brings its own.
     `max_attempts`: how often a query is tried on instances that fail before it fails too.
+    `default_prediction`: answer with a default instead of failing at the deadline (Crankshaw
+    et al., Clipper, NSDI 2017, section 5.2.1).
     """
 
     max_batch: int = 1
     max_queue: int = 1000
     deadline: float = 10.0
     max_attempts: int = 5
+    default_prediction: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_queue", "deadline", "max_attempts"):
@@ -66,11 +69,16 @@ class Scheduler:
     instance that joins twice or leaves without having joined.
     """
 
-    def __init__(self, policy: Policy, config: SchedulerConfig | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        config: SchedulerConfig | None = None,
+        dispatch: Dispatch | None = None,
+    ) -> None:
         self.now = 0.0
         self._policy = policy
         self._config = config or SchedulerConfig()
-        self._dispatch = SingleQueue(self._config.max_batch)
+        self._dispatch = SingleQueue() if dispatch is None else dispatch
         self._queries: dict[int, Query] = {}
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
@@ -105,11 +113,11 @@ class Scheduler:
         for query_id in queries:
             if query_id in self._holds:
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
-            query = Query(query_id, kind, now, Task(DEPLOYED, query_id, kind))
+            query = Query(query_id, kind, now, [Task(DEPLOYED, query_id, kind)])
             query.timer = self._timers.set(due, partial(self._expire, query))
             self._queries[query_id] = query
             self.hold(query_id)
-            self._dispatch.add(query.task)
+            self._dispatch.add(query.original)
             self._policy.arrived(self, query)
         return self._done()
 
@@ -174,7 +182,7 @@ class Scheduler:
 
     def instances_up(self) -> dict[str, int]:
         """How many instances are up, by work they can run."""
-        return {work: self._dispatch.instances(work) for work in self._dispatch.depths()}
+        return self._dispatch.instances_up()
 
     def size(self) -> int:
         """How many things are remembered; bounded by the policy's padding when none is pending."""
@@ -205,6 +213,18 @@ class Scheduler:
         """Queue a task of redundant work."""
         self._dispatch.add(task)
 
+    def copy(self, query: Query) -> None:
+        """Queue a copy of the query, to run the deployed model on another instance.
+
+        Copies go to the head of the queue: they are as old as their query.
+        """
+        original = query.original
+        if original.apart is None:
+            original.apart = self.new_id()
+        task = Task(DEPLOYED, query.id, query.kind, original.apart)
+        query.tasks.append(task)
+        self._dispatch.add(task, first=True)
+
     def drop(self, task: Task) -> None:
         """Nobody needs this task: take it from the queue, or cancel its unit if it was the last."""
         if not task.wanted:
@@ -215,6 +235,10 @@ class Scheduler:
             self._dispatch.remove(task)
         elif not any(other.wanted for other in unit.tasks):
             self.emit(Cancel(unit.instance, unit.id))
+
+    def is_placed(self, task: Task) -> bool:
+        """Is the task running, or is it settled on which instance it will?"""
+        return task.unit is not None or self._dispatch.placed(task)
 
     def pending_query(self, query: int) -> Query | None:
         """The query, if it has been neither answered nor failed."""
@@ -249,8 +273,8 @@ class Scheduler:
         self._timers.fire(self.now)
 
     def _done(self) -> list[Action]:
-        for instance, tasks in self._dispatch.assign():
-            unit = Unit(self.new_id(), instance, tasks)
+        for instance, tasks in self._dispatch.assign(self._config.max_batch):
+            unit = Unit(self.new_id(), instance, tasks, self.now)
             self._units[unit.id] = unit
             self._running[instance] = unit
             for task in tasks:
@@ -281,7 +305,7 @@ class Scheduler:
         unit = self._units.pop(unit_id, None)
         if unit is not None:
             self._running[unit.instance] = None
-            self._dispatch.idle(unit.instance)
+            self._dispatch.idle(unit.instance, self.now - unit.started)
             for task in unit.tasks:
                 task.unit = None
         return unit
@@ -297,19 +321,27 @@ class Scheduler:
                 self._dispatch.add(task, first=True)
                 if query is not None:
                     self._policy.urgent(self, query)
-            elif query is not None:
+                continue
+            task.wanted = False
+            if query is not None and not any(copy.wanted for copy in query.tasks):
                 tries = f"tried {len(task.failed_on)} times; the last time: {detail}"
                 self.fail(query, Reason.INSTANCES_FAILED, tries)
 
     def _expire(self, query: Query) -> None:
         self._policy.urgent(self, query)
-        if query.id in self._queries:
+        if query.id not in self._queries:
+            return
+        if self._config.default_prediction:
+            self.answer(query, Source.DEFAULT)
+        else:
             waited = f"no answer within {self.now - query.arrived:.3f} s"
             self.fail(query, Reason.DEADLINE_EXCEEDED, waited)
 
     def _resolve(self, query: Query) -> None:
         del self._queries[query.id]
         self._timers.cancel(query.timer)
-        self.drop(query.task)
+        self._timers.cancel(query.alarm)
+        for task in query.tasks:
+            self.drop(task)
         self._policy.resolved(self, query)
         self.release(query.id)

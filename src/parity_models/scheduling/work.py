@@ -10,8 +10,9 @@ from parity_models.scheduling.timers import Timer
 class Task:
     """One row of work for one model.
 
-    Tasks with the same `apart` (a coding group) never share a batch, else one slow instance
-    would hold up all of them. A task is queued, or running as part of a unit, or over.
+    Tasks with the same `apart` (members of a coding group, copies of a query) never share a
+    batch, else one slow instance would hold up all of them. A task is queued, or running as
+    part of a unit, or over.
     """
 
     work: str
@@ -25,19 +26,34 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A batch of tasks that runs on one instance."""
+    """A batch of tasks that runs on one instance since `started`."""
 
     id: int
     instance: str
     tasks: list[Task]
+    started: float
 
 
 @dataclass(slots=True, eq=False)
 class Query:
-    """A query that has neither been answered nor failed. Times in seconds."""
+    """A query that has neither been answered nor failed. Times in seconds.
+
+    `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
+    deadline, `alarm` a timer of the policy's that ends with the query.
+    """
 
     id: int
     kind: Hashable
     arrived: float
-    task: Task
+    tasks: list[Task]
     timer: Timer | None = None
+    alarm: Timer | None = None
+
+    @property
+    def original(self) -> Task:
+        return self.tasks[0]
+
+    @property
+    def was_lost(self) -> bool:
+        """Has an instance failed it?"""
+        return any(task.failed_on for task in self.tasks)

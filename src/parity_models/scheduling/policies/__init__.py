@@ -1,7 +1,21 @@
 """Redundancy policies: what is sent besides the originals. One policy, one file."""
 
+from parity_models.scheduling.policies.answer_rule import AnswerRule
+from parity_models.scheduling.policies.backup import ApproximateBackup
+from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
-from parity_models.scheduling.policies.parity import AnswerRule, Parity, Pool
+from parity_models.scheduling.policies.parity import Parity, Pool
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.policies.replication import Replication
 
-__all__ = ["AnswerRule", "EqualResources", "NoRedundancy", "Parity", "Policy", "Pool"]
+__all__ = [
+    "AnswerRule",
+    "ApproximateBackup",
+    "EqualResources",
+    "Hedging",
+    "NoRedundancy",
+    "Parity",
+    "Policy",
+    "Pool",
+    "Replication",
+]

@@ -31,6 +31,7 @@ from parity_models.scheduling.actions import (
     Source,
     parity_work,
 )
+from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Query, Task
@@ -65,15 +66,6 @@ class Pool(StrEnum):
     """On every instance, at lower priority than originals: spare capacity only."""
 
 
-class AnswerRule(StrEnum):
-    """When a query that can be reconstructed is answered with its reconstruction."""
-
-    FIRST = "first"
-    """At once: whichever is ready first."""
-    DEADLINE = "deadline"
-    """The model's own prediction until `answer_after`, the reconstruction then."""
-
-
 @dataclass(slots=True, eq=False)
 class CodingGroup:
     """k queries encoded together; lists are by slot, `parities` by row."""
@@ -86,7 +78,6 @@ class CodingGroup:
     parities: list[bool] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
     timer: Timer | None = None
-    due: dict[int, Timer] = field(default_factory=dict)
     waiting_since: float = 0.0
     wait: float = 0.0
     overdue: bool = False
@@ -142,7 +133,7 @@ class Parity(Policy):
             group.overdue = False
         group.join(query.id, answered=False)
         scheduler.hold(query.id)
-        query.task.apart = group.id
+        query.original.apart = group.id
         if len(group.members) == self._code.k:
             self._close(scheduler, group)
         elif group.timer is None and self._max_group_wait is not None:
@@ -180,8 +171,8 @@ class Parity(Policy):
 
     def _group_of(self, query: Query) -> CodingGroup:
         """The group of a query that is pending: it lives until all its members are resolved."""
-        assert query.task.apart is not None
-        return self._groups[query.task.apart]
+        assert query.original.apart is not None
+        return self._groups[query.original.apart]
 
     def _close(self, scheduler: Scheduler, group: CodingGroup) -> None:
         del self._open[group.kind]
@@ -241,11 +232,10 @@ class Parity(Policy):
             if query is None or not decodable[slot]:
                 continue
             due = query.arrived + self._answer_after
-            if scheduler.now >= due or query.task.failed_on or query_id == urgent:
+            if scheduler.now >= due or query.was_lost or query_id == urgent:
                 ready[slot] = query
-            elif slot not in group.due:
-                timer = scheduler.set_timer(due, partial(self._decode, scheduler, group))
-                group.due[slot] = timer
+            elif query.alarm is None:
+                query.alarm = scheduler.set_timer(due, partial(self._decode, scheduler, group))
         if ready:
             members = tuple(group.members)
             scheduler.emit(Decode(group.id, members, available, parities, tuple(ready)))
@@ -255,8 +245,6 @@ class Parity(Policy):
     def _end(self, scheduler: Scheduler, group: CodingGroup) -> None:
         del self._groups[group.id]
         self._cancel_timer(scheduler, group)
-        for timer in group.due.values():
-            scheduler.cancel_timer(timer)
         for task in group.tasks:
             scheduler.drop(task)
         for query in group.members:

@@ -1,0 +1,7 @@
+"""Dispatch: which instance runs which task next. Each rule works with every policy."""
+
+from parity_models.scheduling.dispatch.dispatch import Dispatch
+from parity_models.scheduling.dispatch.instance_queues import PowerOfTwoChoices, RoundRobin
+from parity_models.scheduling.dispatch.single_queue import LatencyAware, SingleQueue
+
+__all__ = ["Dispatch", "LatencyAware", "PowerOfTwoChoices", "RoundRobin", "SingleQueue"]

@@ -1,0 +1,109 @@
+"""One queue for all: an idle instance takes the oldest tasks it can run."""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.dispatch.dispatch import Dispatch, Queue, add_to, by_priority
+from parity_models.scheduling.work import Task
+
+Idle = list[tuple[float, int, str]]
+"""A heap of idle instances: rank (lowest takes first), since when, name."""
+
+
+class SingleQueue(Dispatch):
+    """One queue per kind of work; the instance that has been idle longest takes from it.
+
+    The default, and the paper's (Kosaian et al., SOSP 2019, section 5.1): a slow instance
+    takes little, and no query waits behind another on a busy instance while one is idle.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._queues: dict[str, Queue] = {DEPLOYED: OrderedDict()}
+        self._idle: dict[frozenset[str], Idle] = {}
+        self._turn = 0
+
+    def join(self, instance: str, works: frozenset[str]) -> None:
+        super().join(instance, works)
+        for work in by_priority(works):
+            self._queues.setdefault(work, OrderedDict())
+        self._add_idle(instance, 0.0)
+
+    def leave(self, instance: str) -> None:
+        works = self._works[instance]
+        self._idle[works] = [entry for entry in self._idle[works] if entry[2] != instance]
+        heapq.heapify(self._idle[works])
+        super().leave(instance)
+
+    def idle(self, instance: str, took: float) -> None:
+        self._add_idle(instance, 0.0)
+
+    def add(self, task: Task, *, first: bool = False) -> None:
+        add_to(self._queues.setdefault(task.work, OrderedDict()), task, first=first)
+
+    def remove(self, task: Task) -> None:
+        self._queues[task.work].pop(task, None)
+
+    def placed(self, task: Task) -> bool:
+        return False
+
+    def depths(self) -> dict[str, int]:
+        return {work: len(queue) for work, queue in self._queues.items()}
+
+    def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
+        for work, queue in self._queues.items():
+            while queue:
+                assigned = self._assign_one(work, queue, max_batch)
+                if assigned is None:
+                    break
+                yield assigned
+
+    def _add_idle(self, instance: str, rank: float) -> None:
+        self._turn += 1
+        idle = self._idle.setdefault(self._works[instance], [])
+        heapq.heappush(idle, (rank, self._turn, instance))
+
+    def _assign_one(self, work: str, queue: Queue, max_batch: int) -> tuple[str, list[Task]] | None:
+        for works, idle in self._idle.items():
+            if work not in works:
+                continue
+            passed = []
+            batch: list[Task] = []
+            while idle and not batch:
+                entry = heapq.heappop(idle)
+                batch = self._take_batch(queue, entry[2], max_batch)
+                if not batch:
+                    passed.append(entry)
+            for other in passed:
+                heapq.heappush(idle, other)
+            if batch:
+                return entry[2], batch
+        return None
+
+
+class LatencyAware(SingleQueue):
+    """A single queue from which recently slow instances take last.
+
+    Each instance's recent service time is an exponentially weighted mean; of the idle
+    instances the fastest takes next, so slow ones are used only when nothing else is free.
+    After outlier ejection in load balancers and the latency signal of Prequal (Wydrowski et
+    al., Load is not what you should balance, NSDI 2024).
+    """
+
+    WEIGHT = 0.3
+    """Of the newest service time in the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mean: dict[str, float] = {}
+
+    def leave(self, instance: str) -> None:
+        super().leave(instance)
+        self._mean.pop(instance, None)
+
+    def idle(self, instance: str, took: float) -> None:
+        mean = self._mean.get(instance, took)
+        self._mean[instance] = mean + self.WEIGHT * (took - mean)
+        self._add_idle(instance, self._mean[instance])

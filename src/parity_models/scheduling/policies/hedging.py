@@ -1,0 +1,68 @@
+"""Hedged requests: a query that takes long is sent once more (Dean, Barroso, CACM 2013).
+
+The Tail at Scale sends the copy after the 95th percentile of latency, so that only about 5 % of
+queries are copied. Here the delay is fixed or follows a live quantile, and a budget bounds the
+copies whatever happens.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.quantile import RecentQuantile
+from parity_models.scheduling.work import Query
+
+if TYPE_CHECKING:
+    from parity_models.scheduling.scheduler import Scheduler
+
+BURST = 10.0
+"""How many copies may be saved up while few are needed."""
+
+
+class Hedging(Policy):
+    """One copy of a query that is unanswered after a delay.
+
+    The delay is `delay` seconds, or, where that is None, the live `quantile` of latencies. At
+    most `budget` copies a query are sent on average. A query that still waits in a queue common
+    to all instances is not copied (the copy would wait there too) but looked at again later.
+    """
+
+    def __init__(
+        self, *, delay: float | None = None, quantile: float = 0.95, budget: float = 0.1
+    ) -> None:
+        if delay is not None and delay <= 0:
+            raise ValueError(
+                f"the delay must be above 0 s, got {delay}; to copy at once, replicate"
+            )
+        if budget <= 0:
+            raise ValueError(f"the budget of copies a query must be above 0, got {budget}")
+        self._delay = delay
+        self._latencies = RecentQuantile(quantile)
+        self._budget = budget
+        self._tokens = BURST
+
+    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        return [frozenset({DEPLOYED})] * (instances + parity_instances)
+
+    def arrived(self, scheduler: Scheduler, query: Query) -> None:
+        self._tokens = min(BURST, self._tokens + self._budget)
+        self._watch(scheduler, query)
+
+    def resolved(self, scheduler: Scheduler, query: Query) -> None:
+        self._latencies.add(scheduler.now - query.arrived)
+
+    def _watch(self, scheduler: Scheduler, query: Query) -> None:
+        delay = self._latencies.value if self._delay is None else self._delay
+        if delay is not None:
+            at = scheduler.now + delay
+            query.alarm = scheduler.set_timer(at, partial(self._hedge, scheduler, query))
+
+    def _hedge(self, scheduler: Scheduler, query: Query) -> None:
+        if not scheduler.is_placed(query.original):
+            self._watch(scheduler, query)
+        elif self._tokens >= 1:
+            self._tokens -= 1
+            scheduler.copy(query)
