@@ -113,7 +113,7 @@ def decode_manifest(text: bytes) -> Manifest:
     try:
         content = msgspec.json.decode(text, type=dict[str, Any])
         header = msgspec.convert(content, _Header)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also msgspec's errors, and UnicodeDecodeError
         raise BundleError(f"is damaged or not a bundle's manifest: {error}") from error
     if header.format != FORMAT:
         raise BundleError(f"has format {header.format!r}, not {FORMAT!r}: this is another file")
