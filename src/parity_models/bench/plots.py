@@ -1,0 +1,71 @@
+"""Pictures of latency distributions."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from numpy.typing import NDArray
+
+COLOURS = ("#c44e00", "#0068a8", "#2b8a3e", "#7b3fa0")
+"""Told apart in print and with colour-blind eyes."""
+INK, FAINT = "#222222", "#8a8a8a"
+SHARES = {0.5: "p50", 0.1: "p90", 0.01: "p99", 0.001: "p99.9"}
+"""Share of queries that take longer than a percentile, and the percentile's name."""
+
+
+def plot_latency(
+    path: Path, latencies_ms: Mapping[str, NDArray[np.float64]], title: str, note: str
+) -> None:
+    """Write a PNG of the share of queries that took longer than x, on a logarithmic axis.
+
+    `latencies_ms` (n,) by label; p50 and p99.9 of each are marked. `note` stands below.
+    """
+    with mpl.rc_context({"font.size": 11, "axes.edgecolor": FAINT, "text.color": INK}):
+        figure = Figure(figsize=(9, 5.2), dpi=160, layout="constrained")
+        axes = figure.add_subplot()
+        floor = 0.5 / max(len(values) for values in latencies_ms.values())
+        longest = max(float(np.quantile(values, 0.9997)) for values in latencies_ms.values())
+        for share, name in SHARES.items():
+            axes.axhline(share, color=FAINT, linewidth=0.6, alpha=0.5, zorder=0)
+            axes.text(
+                1.005, share, name, transform=axes.get_yaxis_transform(), va="center", color=FAINT
+            )
+        for (label, values), colour in zip(latencies_ms.items(), COLOURS, strict=False):
+            slow = np.sort(values)
+            longer = 1 - np.arange(1, len(slow) + 1) / len(slow)
+            axes.step(slow, np.maximum(longer, floor), where="post", color=colour)
+            p50, p999 = np.quantile(slow, [0.5, 0.999]).tolist()
+            marks = f"p50 {p50:.1f} ms, p99.9 {p999:.1f} ms, gap {p999 - p50:.1f} ms"
+            axes.plot(
+                [p50, p999],
+                [0.5, 0.001],
+                "o",
+                color=colour,
+                markersize=7,
+                label=f"{label}: {marks}",
+            )
+            axes.annotate(
+                f"{p999:.1f} ms",
+                (p999, 0.001),
+                xytext=(7, 5),
+                textcoords="offset points",
+                color=colour,
+                fontweight="bold",
+            )
+        axes.set_yscale("log")
+        axes.set_ylim(floor, 1)
+        axes.set_xlim(0, longest * 1.12)
+        axes.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
+        axes.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("latency in ms, from the scheduled send to the answer")
+        axes.set_ylabel("share of queries that took longer")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(loc="upper right", edgecolor="none", framealpha=1)
+        axes.set_title(title, loc="left", fontweight="bold")
+        figure.supxlabel(fill(note, 118), fontsize=8.5, color=FAINT, x=0.01, ha="left")
+        figure.savefig(path)
