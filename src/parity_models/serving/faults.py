@@ -1,0 +1,245 @@
+"""Faults injected on purpose, for demonstrations and tests: slow, paused and killed workers.
+
+A plan is a small JSON document. What it does to a worker depends on nothing but the plan, the
+worker's number and the time since injection began: neither on the load nor on what the worker
+did before, so that whatever is compared meets the same faults, and a worker that was restarted
+goes on where its predecessor would be. Times are in seconds.
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from math import log
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import msgspec
+
+from parity_models.errors import FaultPlanError
+
+MAX_PLAN_BYTES = 1 << 20
+"""A longer plan is not read."""
+
+SLICE = 0.001
+"""Units of one worker that begin within the same slice of time get the same drawn times."""
+
+Duration = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+Spell = Annotated[float, msgspec.Meta(ge=0.001, le=86400)]
+
+
+class Constant(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="constant"):
+    """Always `seconds`."""
+
+    seconds: Duration
+
+    def draw(self, rng: Random) -> float:
+        return self.seconds
+
+
+class Uniform(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="uniform"):
+    """Anything from `low` to `high`, alike."""
+
+    low: Duration
+    high: Duration
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not be above high ({self.high})")
+
+    def draw(self, rng: Random) -> float:
+        return rng.uniform(self.low, self.high)
+
+
+class Exponential(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="exponential"):
+    """Memoryless, with this mean."""
+
+    mean: Duration
+
+    def draw(self, rng: Random) -> float:
+        return self.mean * rng.expovariate(1.0)
+
+
+class LogNormal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lognormal"):
+    """Half below `median`; `sigma` is the standard deviation of the logarithm."""
+
+    median: Spell
+    sigma: Annotated[float, msgspec.Meta(ge=0, le=5)]
+
+    def draw(self, rng: Random) -> float:
+        return rng.lognormvariate(log(self.median), self.sigma)
+
+
+Distribution = Constant | Uniform | Exponential | LogNormal
+
+
+class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Spells in which every unit takes a drawn `delay` longer, as beside a noisy neighbour.
+
+    Spells and the times between them are exponential; `mean_between` 0 is always slow.
+    `workers` None: all of them, each at its own times.
+    """
+
+    mean_between: Duration
+    mean_length: Spell
+    delay: Distribution
+    workers: tuple[int, ...] | None = None
+
+
+class Pauses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Spells of a drawn `length` in which the worker gets nowhere, as in a garbage collection.
+
+    The times between them are exponential. `workers` None: all of them, each at its own times.
+    """
+
+    mean_between: Spell
+    length: Distribution
+    workers: tuple[int, ...] | None = None
+
+
+class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """kill -9 of worker number `worker`, `at` seconds after injection began."""
+
+    worker: Annotated[int, msgspec.Meta(ge=0)]
+    at: Duration
+
+
+class RandomKills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """kill -9 at exponential times. `workers` None: all of them, each at its own times."""
+
+    mean_between: Spell
+    workers: tuple[int, ...] | None = None
+
+
+class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What goes wrong, when, and for whom; empty by default.
+
+    `service_time`: a unit takes at least this long, as if the worker had an accelerator that is
+    busy meanwhile (it waits, and holds no core).
+    """
+
+    seed: int = 0
+    service_time: Distribution | None = None
+    slowdowns: Slowdowns | None = None
+    pauses: Pauses | None = None
+    kills: tuple[Kill, ...] = ()
+    random_kills: RandomKills | None = None
+
+    def check(self, workers: int) -> None:
+        """Raise FaultPlanError if the plan names a worker that is not one of 0..workers-1."""
+        named = {kill.worker for kill in self.kills}
+        for part in (self.slowdowns, self.pauses, self.random_kills):
+            named.update(part.workers or () if part else ())
+        for worker in sorted(named):
+            if not 0 <= worker < workers:
+                raise FaultPlanError(
+                    f"the fault plan names worker {worker}, but there are {workers}: "
+                    f"they are numbered from 0 to {workers - 1}"
+                )
+
+    def kill_times(self, worker: int) -> Iterator[float]:
+        """When the worker is killed, in seconds since injection began; may have no end."""
+        planned = sorted(kill.at for kill in self.kills if kill.worker == worker)
+        return heapq.merge(planned, self._random_kill_times(worker))
+
+    def _random_kill_times(self, worker: int) -> Iterator[float]:
+        if self.random_kills is None or not _among(worker, self.random_kills.workers):
+            return
+        rng = self.rng(worker, "kills")
+        at = 0.0
+        while True:
+            at += self.random_kills.mean_between * rng.expovariate(1.0)
+            yield at
+
+    def rng(self, worker: int, purpose: str) -> Random:
+        """Randomness that is the same in every process for the same plan and arguments."""
+        return Random(f"{self.seed}/{worker}/{purpose}")
+
+
+def load_fault_plan(source: str | Path) -> FaultPlan:
+    """The plan in a JSON file, or in `source` itself if that begins with a brace.
+
+    Raises FaultPlanError if it cannot be read or is not a plan.
+    """
+    if isinstance(source, str) and source.lstrip().startswith("{"):
+        name, content = "the fault plan", source.encode()
+    else:
+        name, content = str(source), _read(Path(source))
+    try:
+        return msgspec.json.decode(content, type=FaultPlan)
+    except msgspec.DecodeError as error:
+        raise FaultPlanError(f"{name} is not a fault plan: {error}; see docs/faults.md") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_PLAN_BYTES + 1)
+    except OSError as error:
+        raise FaultPlanError(f"cannot read the fault plan {path}: {error.strerror}") from error
+    if len(content) > MAX_PLAN_BYTES:
+        raise FaultPlanError(f"{path} is longer than {MAX_PLAN_BYTES} bytes: not a fault plan")
+    return content
+
+
+class WorkerFaults:
+    """What a plan does to the units of one worker. Times are since injection began."""
+
+    def __init__(self, plan: FaultPlan, worker: int) -> None:
+        self._plan = plan
+        self._worker = worker
+        self._slow: _Spells | None = None
+        self._delay: Distribution = Constant(0.0)
+        self._paused: _Spells | None = None
+        slowdowns, pauses = plan.slowdowns, plan.pauses
+        if slowdowns is not None and _among(worker, slowdowns.workers):
+            between, length = (
+                Exponential(slowdowns.mean_between),
+                Exponential(slowdowns.mean_length),
+            )
+            self._slow = _Spells(plan.rng(worker, "slowdowns"), between, length)
+            self._delay = slowdowns.delay
+        if pauses is not None and _among(worker, pauses.workers):
+            between = Exponential(pauses.mean_between)
+            self._paused = _Spells(plan.rng(worker, "pauses"), between, pauses.length)
+
+    def release(self, began: float, done: float) -> float:
+        """When a unit that began at `began` and was computed at `done` may be reported.
+
+        Must be asked in the order of time: no unit begins before the one before is released.
+        """
+        if began < 0:
+            return done
+        rng = self._plan.rng(self._worker, f"unit {began // SLICE:.0f}")
+        busy = done - began
+        if self._plan.service_time is not None:
+            busy = max(busy, self._plan.service_time.draw(rng))
+        if self._slow is not None and self._slow.after(began)[0] <= began:
+            busy += self._delay.draw(rng)
+        end = began + busy
+        if self._paused is not None:
+            start, stop = self._paused.after(began)
+            while start < end:
+                end += stop - max(start, began)
+                start, stop = self._paused.after(stop)
+        return end
+
+
+class _Spells:
+    """Gaps and spells by turns, from time 0 on; asked about times that never decrease."""
+
+    def __init__(self, rng: Random, gap: Distribution, length: Distribution) -> None:
+        self._rng = rng
+        self._gap = gap
+        self._length = length
+        self._start = self._stop = 0.0
+
+    def after(self, time: float) -> tuple[float, float]:
+        """Start and end of the first spell that ends after `time`."""
+        while self._stop <= time:
+            self._start = self._stop + self._gap.draw(self._rng)
+            self._stop = self._start + self._length.draw(self._rng)
+        return self._start, self._stop
+
+
+def _among(worker: int, workers: Sequence[int] | None) -> bool:
+    return workers is None or worker in workers

@@ -1,0 +1,108 @@
+"""What the engine and its workers say to each other over ZeroMQ, and where.
+
+A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
+a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled. All
+sockets lie in a directory that only this user can enter:
+
+- `frontend` (the engine pulls): hello, heartbeats and results of all workers
+- `<instance>.units` (the worker's computing thread pulls)
+- `<instance>.control` (the worker's other thread pulls): what must not wait for a unit to end
+"""
+
+import msgspec
+import numpy as np
+import zmq
+from numpy.typing import NDArray
+
+from parity_models.models.tensor import TensorSpec
+from parity_models.serving.faults import FaultPlan
+
+HEARTBEAT = 0.2
+"""Seconds between two heartbeats of a worker."""
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    """The worker's command line, as JSON: who it is and what it serves.
+
+    `parent` is the engine's process: when that is gone, so is the worker.
+    """
+
+    instance: str
+    directory: str
+    parent: int
+    models: dict[str, str]
+
+
+class Unit(msgspec.Struct, frozen=True, tag=True):
+    unit: int
+    work: str
+
+
+class Cancel(msgspec.Struct, frozen=True, tag=True):
+    unit: int
+
+
+class InjectFaults(msgspec.Struct, frozen=True, tag=True):
+    """Faults of worker number `worker`, beginning at `start` of CLOCK_MONOTONIC."""
+
+    plan: FaultPlan
+    worker: int
+    start: float
+
+
+class Exit(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+class ModelTensors(msgspec.Struct, frozen=True):
+    """What a model takes and gives."""
+
+    input: TensorSpec
+    output: TensorSpec
+
+
+class Hello(msgspec.Struct, frozen=True, tag=True):
+    """The worker is warm; `models` are by work."""
+
+    instance: str
+    models: dict[str, ModelTensors]
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    instance: str
+
+
+class Finished(msgspec.Struct, frozen=True, tag=True):
+    instance: str
+    unit: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    instance: str
+    unit: int
+    detail: str
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_unit = msgspec.msgpack.Decoder(Unit).decode
+decode_control = msgspec.msgpack.Decoder(Cancel | InjectFaults | Exit).decode
+decode_report = msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode
+
+
+def rows_of(frame: zmq.Frame, spec: TensorSpec) -> NDArray[np.generic]:
+    """The rows (n, *shape) in a frame, not copied if need not be. ValueError if they do not fit."""
+    rows = np.frombuffer(frame.buffer, spec.dtype).reshape(-1, *spec.shape)
+    # ZeroMQ hands out small messages where they lie in its receive buffer, at any address.
+    return rows if rows.flags.aligned else rows.copy()
+
+
+def frontend_endpoint(directory: str) -> str:
+    return f"ipc://{directory}/frontend"
+
+
+def units_endpoint(directory: str, instance: str) -> str:
+    return f"ipc://{directory}/{instance}.units"
+
+
+def control_endpoint(directory: str, instance: str) -> str:
+    return f"ipc://{directory}/{instance}.control"
