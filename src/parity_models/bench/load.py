@@ -31,8 +31,8 @@ from parity_models.bench.load_result import SOURCES, LoadResult
 from parity_models.bench.wire import (
     HEADER_LENGTH,
     MalformedAnswerError,
+    ModelMetadata,
     RowWriter,
-    ServedModel,
     read_answer,
     read_model,
 )
@@ -100,7 +100,7 @@ class _Load:
         inputs: NDArray[Any],
         labels: NDArray[Any],
         session: aiohttp.ClientSession,
-        model: ServedModel,
+        model: ModelMetadata,
     ) -> None:
         self._spec = spec
         self._inputs, self._labels = inputs, labels
@@ -179,7 +179,7 @@ class _Load:
         )
 
 
-async def _find_model(session: aiohttp.ClientSession, spec: LoadSpec) -> ServedModel:
+async def _find_model(session: aiohttp.ClientSession, spec: LoadSpec) -> ModelMetadata:
     try:
         async with session.get(f"/v2/models/{spec.model}") as response:
             content = await response.read()

@@ -23,7 +23,7 @@ class MalformedAnswerError(ValueError):
 
 
 @dataclass(frozen=True)
-class ServedModel:
+class ModelMetadata:
     """A model as its server describes it."""
 
     name: str
@@ -47,7 +47,7 @@ class RowAnswer:
 class RowWriter:
     """Writes infer requests that hold one row; all of them share their headers."""
 
-    def __init__(self, model: ServedModel) -> None:
+    def __init__(self, model: ModelMetadata) -> None:
         self._row = (model.input.dtype, model.input.shape)
         size = model.input.zeros(1).nbytes
         tensor = {
@@ -74,19 +74,19 @@ class RowWriter:
         return self._head + row.tobytes()
 
 
-def read_model(name: str, text: bytes) -> ServedModel:
+def read_model(name: str, text: bytes) -> ModelMetadata:
     """The model that a server's metadata (the body of GET /v2/models/NAME) describes."""
     try:
         metadata = msgspec.json.decode(text, type=_Metadata)
         (input,), (output,) = metadata.inputs, metadata.outputs
-        return ServedModel(name, _row_spec(input), _row_spec(output))
+        return ModelMetadata(name, _row_spec(input), _row_spec(output))
     except (msgspec.DecodeError, ValueError) as error:
         raise LoadError(
             f"model {name!r} is not one with one input and one output of rows: {error}"
         ) from error
 
 
-def read_answer(model: ServedModel, body: bytes, header_length: str | None) -> RowAnswer:
+def read_answer(model: ModelMetadata, body: bytes, header_length: str | None) -> RowAnswer:
     """The answer to a request of one row, from a response's body and HEADER_LENGTH."""
     try:
         end = int(header_length or "")

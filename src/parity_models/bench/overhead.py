@@ -1,0 +1,156 @@
+"""What the way through a server costs: an infer over HTTP beside the same call in process.
+
+One client, one row at a time. Rounds of both take turns, so that whatever else the machine does
+hits both alike. The client is a bare socket that is kept open: its own work counts in the
+served latency, and it is as little as a client can do.
+"""
+
+import gc
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from parity_models.bench.served import served
+from parity_models.bench.wire import HEADER_LENGTH, ModelMetadata, RowWriter, read_answer
+from parity_models.errors import LoadError
+from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.server import PolicyName, ServeOptions
+
+INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
+"""Of the generated model: a 3 kB query of float32, as the published MLP takes."""
+ROUNDS, CALLS = 50, 100
+WARM_UP = 300
+
+
+class Latency(msgspec.Struct, frozen=True):
+    """Percentiles of one way to call the model, in milliseconds."""
+
+    p50_ms: float
+    p99_ms: float
+
+
+class OverheadReport(msgspec.Struct, frozen=True):
+    """Direct and served latency of one row of `tensor_bytes`; difference and ratio at p50."""
+
+    model: str
+    tensor_bytes: int
+    calls: int
+    client: str
+    direct: Latency
+    served: Latency
+    difference_p50_ms: float
+    ratio_p50: float
+
+
+async def measure_overhead(bundle: Bundle | None = None) -> OverheadReport:
+    """Serve `bundle`, or a generated MLP, with one instance and no redundancy, and measure."""
+    if bundle is not None:
+        return await _measure(bundle)
+    with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
+        return await _measure(_generate(Path(folder)))
+
+
+async def _measure(bundle: Bundle) -> OverheadReport:
+    manifest = bundle.manifest
+    model = ModelMetadata(manifest.name, manifest.deployed.input, manifest.deployed.output)
+    row = np.random.default_rng(0).random(model.input.shape).astype(model.input.dtype)
+    direct = OnnxModel(bundle.deployed_path)
+    options = ServeOptions(policy=PolicyName.NONE, instances=1, parity_instances=0, port=0)
+    async with served(bundle.path, options) as server:
+        client = _Client(server.url, model)
+        # Nothing else is due on this event loop, so the measurement may block it.
+        direct_times, served_times = _take_turns(
+            lambda: direct(row[np.newaxis]), lambda: client.infer(row)
+        )
+        client.close()
+    in_process, over_http = _latency(direct_times), _latency(served_times)
+    return OverheadReport(
+        model=manifest.deployed.network,
+        tensor_bytes=row.nbytes,
+        calls=len(direct_times),
+        client="bare keep-alive socket",
+        direct=in_process,
+        served=over_http,
+        difference_p50_ms=over_http.p50_ms - in_process.p50_ms,
+        ratio_p50=over_http.p50_ms / in_process.p50_ms,
+    )
+
+
+def _generate(folder: Path) -> Bundle:
+    # Imported here: torch is not needed to measure a bundle.
+    from parity_models.models.export import export_onnx
+    from parity_models.models.networks import build_network
+
+    path = folder / "mlp.onnx"
+    export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE, path)
+    return write_bundle(folder / "bundle", deployed=NewModel(path, "mlp"))
+
+
+def _take_turns(*calls: Callable[[], Any]) -> list[list[float]]:
+    """Seconds of each call of each of `calls`, which take turns round by round."""
+    times: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        for _ in range(WARM_UP):
+            call()
+    gc.freeze()
+    for _ in tqdm(range(ROUNDS), desc="overhead", unit="round"):
+        for call, taken in zip(calls, times, strict=True):
+            for _ in range(CALLS):
+                start = perf_counter()
+                call()
+                taken.append(perf_counter() - start)
+    return times
+
+
+def _latency(seconds: list[float]) -> Latency:
+    p50, p99 = (np.quantile(seconds, [0.5, 0.99]) * 1e3).tolist()
+    return Latency(p50, p99)
+
+
+class _Client:
+    """One connection that infers one row at a time."""
+
+    def __init__(self, url: str, model: ModelMetadata) -> None:
+        host, port = urlsplit(url).hostname, urlsplit(url).port
+        self._socket = socket.create_connection((host, port), timeout=10)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._model = model
+        self._writer = RowWriter(model)
+        lines = [f"POST {model.path} HTTP/1.1", f"Host: {host}:{port}"]
+        lines += [f"{name}: {value}" for name, value in self._writer.headers.items()]
+        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
+
+    def infer(self, row: NDArray[Any]) -> NDArray[Any]:
+        """The model's output for one row. Raises LoadError if the server refuses."""
+        body = self._writer.body(row)
+        self._socket.sendall(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received = self._receive(received)
+        head, _, content = received.partition(b"\r\n\r\n")
+        status, *lines = head.decode("latin-1").split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines)
+        while len(content) < int(headers["content-length"]):
+            content = self._receive(content)
+        if " 200 " not in status:
+            raise LoadError(f"the server answered {status}: {content[:200]!r}")
+        return read_answer(self._model, content, headers[HEADER_LENGTH.lower()]).output
+
+    def _receive(self, so_far: bytes) -> bytes:
+        received = self._socket.recv(1 << 16)
+        if not received:
+            raise LoadError("the server closed the connection")
+        return so_far + received
+
+    def close(self) -> None:
+        self._socket.close()
