@@ -99,11 +99,12 @@ async def serving(
     await frontend.start(policy.works(instances, parity_instances))
     yield frontend, engine
     async with asyncio.timeout(10):
-        drained = asyncio.create_task(frontend.stop())
+        drained = asyncio.create_task(frontend.drain())
         while not drained.done():
             await asyncio.sleep(0)
             for unit in list(engine.units):
                 engine.finish(unit)
+        await frontend.stop()
     assert engine.stopped
 
 
@@ -240,16 +241,26 @@ async def test_queries_are_taken_between_start_and_drain_only() -> None:
     await frontend.start([frozenset({DEPLOYED})])
     assert frontend.ready
     request = await asked(frontend.infer(queries(1)))
-    stopped = asyncio.create_task(frontend.stop())
+    drained = asyncio.create_task(frontend.drain())
     await settle()
     assert not frontend.ready
-    assert not engine.stopped
+    assert not drained.done()
     with pytest.raises(UnavailableError, match="stopping"):
         await frontend.infer(queries(1))
     engine.finish(engine.units[0])
     assert (await request).sources == [Source.MODEL]
-    await stopped
+    await drained
+
+
+async def test_a_frontend_that_is_stopped_undrained_lets_nobody_wait() -> None:
+    engine = Puppet()
+    frontend = Frontend(engine, NoRedundancy(), SchedulerConfig(), OUTPUT, None, Metrics())
+    await frontend.start([frozenset({DEPLOYED})])
+    request = await asked(frontend.infer(queries(3)))
+    await frontend.stop()
     assert engine.stopped
+    with pytest.raises(UnavailableError, match="stopped"):
+        await request
 
 
 async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:

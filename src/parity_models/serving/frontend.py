@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import (
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
@@ -50,6 +51,9 @@ from parity_models.serving.metrics import Metrics
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic
 
+_SOURCES = {DEPLOYED: Source.MODEL, BACKUP: Source.BACKUP}
+"""What an output answers as, by the work it came from."""
+
 _ERRORS: Mapping[Reason, type[RequestError]] = {
     Reason.OVERLOADED: OverloadedError,
     Reason.DEADLINE_EXCEEDED: DeadlineError,
@@ -67,7 +71,10 @@ class Answers:
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A request's tensors; query `first + i` is its row i."""
+    """A request's tensors; query `first + i` is its row i.
+
+    What a query can be answered with, or decoded from, is `at_hand` by its id and the source.
+    """
 
     first: int
     arrived: float
@@ -76,8 +83,7 @@ class _Request:
     future: asyncio.Future[Answers]
     unanswered: int
     sources: list[Source]
-    predictions: list[NDArray[Any] | None]
-    reconstructions: dict[int, NDArray[Any]] = field(default_factory=dict)
+    at_hand: dict[tuple[int, Source], NDArray[Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -166,7 +172,6 @@ class Frontend:
             future=asyncio.get_running_loop().create_future(),
             unanswered=count,
             sources=[Source.MODEL] * count,
-            predictions=[None] * count,
         )
         self._last_query += count
         queries = range(request.first, request.first + count)
@@ -196,10 +201,13 @@ class Frontend:
             await self._idle.wait()
 
     async def stop(self) -> None:
-        """Drain, then stop the engine."""
-        await self.drain()
+        """Stop the engine. Whatever was not drained gets no answer."""
+        self._closing = True
         if self._timer is not None:
             self._timer.cancel()
+        for request in set(self._requests.values()):
+            if not request.future.done():
+                request.future.set_exception(UnavailableError("the server was stopped"))
         await self._engine.stop()
 
     # For the engine: EngineListener
@@ -215,16 +223,16 @@ class Frontend:
 
     def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
         run = self._units.pop(unit)
-        if run.work == DEPLOYED:
-            for query, output in zip(run.subjects, outputs, strict=True):
-                request = self._requests.get(query)
+        j = self._parity_row.get(run.work)
+        for subject, output in zip(run.subjects, outputs, strict=True):
+            if j is None:
+                request = self._requests.get(subject)
                 if request is not None:
-                    request.predictions[query - request.first] = output
-        else:
-            for group_id, output in zip(run.subjects, outputs, strict=True):
-                group = self._groups.get(group_id)
+                    request.at_hand[subject, _SOURCES[run.work]] = output
+            else:
+                group = self._groups.get(subject)
                 if group is not None:
-                    group.outputs[self._parity_row[run.work]] = output
+                    group.outputs[j] = output
         self._carry_out(self._scheduler.unit_finished(now(), unit))
 
     def unit_failed(self, unit: int, detail: str) -> None:
@@ -241,10 +249,10 @@ class Frontend:
 
     def _run(self, action: Run) -> None:
         self._units[action.unit] = action
-        if action.work == DEPLOYED:
+        j = self._parity_row.get(action.work)
+        if j is None:
             rows = [self._row(query) for query in action.subjects]
         else:
-            j = self._parity_row[action.work]
             rows = [self._groups[group].parities[j] for group in action.subjects]
         self._engine.run(action.instance, action.unit, action.work, rows)
 
@@ -262,7 +270,7 @@ class Frontend:
         outputs = self._groups[action.group].outputs
         decoded = self._code.decode(
             [
-                self._prediction(query) if here else None
+                self._requests[query].at_hand[query, Source.MODEL] if here else None
                 for query, here in zip(action.members, action.available, strict=True)
             ],
             [
@@ -271,21 +279,19 @@ class Frontend:
             ],
         )
         for slot in action.slots:
-            request = self._requests[action.members[slot]]
-            request.reconstructions[action.members[slot]] = decoded[slot]
+            query = action.members[slot]
+            self._requests[query].at_hand[query, Source.RECONSTRUCTION] = decoded[slot]
         self._metrics.decode.observe(now() - started)
 
     def _answer(self, action: Answer) -> None:
         request = self._requests[action.query]
         row = action.query - request.first
-        if action.source is Source.RECONSTRUCTION:
-            request.outputs[row] = request.reconstructions.pop(action.query)
-            self._metrics.reconstructions.inc()
-        else:
-            request.outputs[row] = request.predictions[row]
+        request.outputs[row] = request.at_hand[action.query, action.source]
         request.sources[row] = action.source
         request.unanswered -= 1
         self._metrics.latency[action.source].observe(now() - request.arrived)
+        if action.source is Source.RECONSTRUCTION:
+            self._metrics.reconstructions.inc()
         if not request.unanswered and not request.future.done():
             request.future.set_result(Answers(request.outputs, request.sources))
 
@@ -326,10 +332,6 @@ class Frontend:
         request = self._requests[query]
         row: NDArray[Any] = request.rows[query - request.first]
         return row
-
-    def _prediction(self, query: int) -> NDArray[Any] | None:
-        request = self._requests[query]
-        return request.predictions[query - request.first]
 
     def _in_flight(self) -> dict[str, int]:
         counts = dict.fromkeys(self.instances_up(), 0)

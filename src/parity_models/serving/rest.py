@@ -4,6 +4,7 @@ Every error is a JSON object with an `error`, and the status of its class in err
 """
 
 import asyncio
+import logging
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,8 @@ from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest_codec import HEADER_LENGTH, decode_request, encode_response
 from parity_models.serving.served_model import VERSION, ServedModel
+
+_log = logging.getLogger(__name__)
 
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """How zlib is told which of HTTP's content encodings it reads."""
@@ -208,4 +211,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _json({"error": "the server failed to handle the request; its log says why"}, 500)
