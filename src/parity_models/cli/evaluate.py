@@ -8,10 +8,11 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from parity_models.cli.json_file import write_json
 from parity_models.errors import BundleError, UserError
 from parity_models.evaluation import accuracy_table
 from parity_models.evaluation import evaluate as measure
-from parity_models.models.bundle import Accuracy, Bundle, open_bundle, with_accuracy
+from parity_models.models.bundle import open_bundle, with_accuracy
 from parity_models.tasks import TASKS, find_task
 
 
@@ -56,25 +57,19 @@ def evaluate(
             opened, test.inputs, test.labels, metric=judged.metric, seed=seed, progress=advance
         )
     Console().print(accuracy_table(opened, accuracy))
-    if json is not None:
-        _write_json(json, opened, name, seed, accuracy)
     if trained_on in (None, name):
         try:
             with_accuracy(opened, accuracy)
         except BundleError as error:
             typer.echo(f"note: the numbers are not in the manifest: {error}", err=True)
-
-
-def _write_json(path: Path, bundle: Bundle, task: str, seed: int, accuracy: Accuracy) -> None:
-    report = {
-        "bundle": str(bundle.path),
-        "task": task,
-        "code": bundle.manifest.code,
-        "seed": seed,
-        **msgspec.structs.asdict(accuracy),
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    if json is not None:
+        write_json(
+            json,
+            {
+                "bundle": str(bundle),
+                "task": name,
+                "code": opened.manifest.code,
+                "seed": seed,
+                **msgspec.structs.asdict(accuracy),
+            },
+        )

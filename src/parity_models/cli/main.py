@@ -47,7 +47,7 @@ _OURS = (
 def main() -> None:
     """Run `parm` with this process's arguments, and exit."""
     try:
-        command()()
+        command()(prog_name="parm")
     except UserError as error:
         _exit(2, str(error), error)
     except ParityModelsError as error:

@@ -1,0 +1,230 @@
+"""The command line: what it offers, what it exits with, and what it needs installed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnx_models import linear_model
+from parity_models import __version__
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
+from parity_models.tasks import find_task
+
+Outcome = subprocess.CompletedProcess[str]
+
+
+def parm(*arguments: object, before: str = "", **environment: str) -> Outcome:
+    """Run `parm` in a process of its own, after the Python statements `before`."""
+    script = f"{before}\nfrom parity_models.cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "100", **environment},
+    )
+
+
+def assert_refused(outcome: Outcome, reason: str) -> None:
+    """Exit code 2 and one line that gives the reason, without a traceback."""
+    assert outcome.returncode == 2, outcome.stderr
+    last = outcome.stderr.splitlines()[-1]
+    assert last.lower().startswith("error: ")
+    assert reason in last
+    assert "Traceback" not in outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Least squares on the digits: linear, so that its own sum code loses nothing."""
+    folder = tmp_path_factory.mktemp("digits")
+    train = find_task("digits").load(None).train
+    features = train.inputs.reshape(len(train), -1)
+    weights = np.linalg.lstsq(features, np.eye(10, dtype=np.float32)[train.labels], rcond=None)[0]
+    linear_model(folder / "model.onnx", (1, 8, 8), (10,), weights.astype(np.float32))
+    model = NewModel(folder / "model.onnx", "linear")
+    training = Training("digits", len(train), "0" * 64, 0, 1, 0.1, "cpu", {})
+    bundle = write_bundle(
+        folder / "bundle",
+        deployed=model,
+        parity=[model],
+        code=CodeSpec("sum", "subtraction", 2),
+        deployed_training=training,
+    )
+    return bundle.path
+
+
+# What it offers
+
+FLAGS = {
+    "train": "--task --network --out --epochs --seconds --seed --data-dir --device",
+    "parity": "--from --k --r --encoder --decoder --out --epochs --seconds --seed",
+    "evaluate": "BUNDLE --json --task --data-dir --seed",
+    "serve": "BUNDLE --policy --pool --instances --parity-instances --host --port",
+    "demo": "--out",
+    "bench": "overhead encode",
+    "bench overhead": "--json",
+    "bench encode": "--json",
+}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_of_every_command_names_its_arguments(command: str) -> None:
+    outcome = parm(*command.split(), "--help")
+    assert outcome.returncode == 0, outcome.stderr
+    assert f"parm {command}" in outcome.stdout
+    for flag in FLAGS[command].split():
+        assert flag in outcome.stdout
+
+
+def test_help_lists_every_command_and_version_tells_it() -> None:
+    listed = parm("--help").stdout
+    for command in FLAGS:
+        assert f"\n  {command.split()[0]} " in listed
+    assert parm("--version").stdout == f"parm {__version__}\n"
+
+
+# What it exits with
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("nonsense", "No such command 'nonsense'"),
+        ("evaluate", "Missing argument"),
+        ("evaluate nowhere", "there is no bundle at nowhere"),
+        ("evaluate nowhere --seed x", "--seed"),
+        ("evaluate nowhere --colour red", "No such option"),
+        ("serve nowhere", "there is no bundle at nowhere"),
+        ("serve nowhere --policy magic", "--policy"),
+        ("train --task nothing --network mlp --out x", "nothing"),
+        ("train --task digits --network nothing --out x", "nothing"),
+        ("parity --from nowhere --k 2 --encoder sum --decoder subtraction --out x", "nowhere"),
+    ],
+)
+def test_the_users_mistakes_exit_with_2_and_one_line(
+    arguments: str, reason: str, tmp_path: Path
+) -> None:
+    assert_refused(
+        parm(*arguments.split(), before=f"import os; os.chdir({str(tmp_path)!r})"), reason
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+BROKEN = "import parity_models.cli.evaluate as e; e.open_bundle = lambda path: 1 / 0"
+
+
+def test_our_mistakes_exit_with_1_and_show_a_traceback_only_when_asked_for() -> None:
+    plain = parm("evaluate", "bundle", before=BROKEN)
+    assert plain.returncode == 1
+    assert plain.stderr.startswith("error: ZeroDivisionError: division by zero. This is a fault")
+    assert len(plain.stderr.splitlines()) == 1
+    for asked in (
+        parm("--debug", "evaluate", "bundle", before=BROKEN),
+        parm("evaluate", "bundle", before=BROKEN, PARM_DEBUG="1"),
+    ):
+        assert asked.returncode == 1
+        assert "Traceback" in asked.stderr
+        assert "error: ZeroDivisionError" in asked.stderr
+    assert "Traceback" not in parm("evaluate", "b", before=BROKEN, PARM_DEBUG="0").stderr
+
+
+def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
+    interrupt = (
+        "import os, signal, parity_models.cli.evaluate as e; "
+        "e.open_bundle = lambda path: os.kill(os.getpid(), signal.SIGINT)"
+    )
+    outcome = parm("evaluate", "bundle", before=interrupt)
+    assert outcome.returncode == 130
+    assert "Traceback" not in outcome.stderr
+
+
+# evaluate
+
+
+def test_evaluate_prints_writes_and_keeps_the_numbers(digits_bundle: Path, tmp_path: Path) -> None:
+    report = tmp_path / "new" / "report.json"
+    outcome = parm("evaluate", digits_bundle, "--json", report, "--seed", 3)
+    assert outcome.returncode == 0, outcome.stderr
+    numbers = json.loads(report.read_text())
+    accuracy = numbers["available_accuracy"]
+    assert accuracy > 0.8
+    assert numbers["degraded_accuracy"] == pytest.approx(accuracy)
+    assert numbers["agreement"] == 1
+    assert len(numbers["degraded_by_slot"]) == 2
+    assert numbers["overall"].keys() == {"0.01", "0.05", "0.1", "0.2"}
+    assert (numbers["task"], numbers["seed"], numbers["queries"]) == ("digits", 3, 400)
+    assert numbers["code"]["encoder"] == "sum"
+    assert outcome.stdout.count(f"{100 * accuracy:.2f}") >= 6
+    kept = open_bundle(digits_bundle).manifest.accuracy
+    assert kept is not None
+    assert kept.available_accuracy == accuracy
+
+
+def test_evaluate_refuses_what_it_cannot_judge(digits_bundle: Path, tmp_path: Path) -> None:
+    nameless = write_bundle(
+        tmp_path / "nameless", deployed=NewModel(digits_bundle / "deployed.onnx", "linear")
+    )
+    for arguments, reason in [
+        ([nameless.path], "does not say what task it is for; name it with --task"),
+        ([nameless.path, "--task", "nothing"], "no task is called 'nothing'"),
+        ([digits_bundle / "manifest.json"], "is a file; give the folder"),
+        ([digits_bundle, "--json", digits_bundle / "manifest.json" / "x"], "cannot write"),
+    ]:
+        assert_refused(parm("evaluate", *arguments), reason)
+    assert parm("evaluate", nameless.path, "--task", "digits").returncode == 0
+
+
+# What it needs installed
+
+NO_TORCH = """
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "torchvision", "onnx", "onnxscript", "safetensors"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+import sys
+sys.meta_path.insert(0, Absent())
+"""
+
+
+def test_the_serving_path_runs_without_torch() -> None:
+    script = f"""{NO_TORCH}
+import importlib, pkgutil
+for room in ("codes", "scheduling", "evaluation", "serving", "simulation", "tasks"):
+    package = importlib.import_module(f"parity_models.{{room}}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+importlib.import_module("parity_models.models.bundle")
+importlib.import_module("parity_models.cli.serve")
+assert not any(name.startswith("torch.") for name in sys.modules)
+"""
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_commands_of_the_serving_path_run_without_torch(digits_bundle: Path) -> None:
+    for arguments in (["--help"], ["serve", "--help"], ["evaluate", digits_bundle]):
+        outcome = parm(*arguments, before=NO_TORCH)
+        assert outcome.returncode == 0, outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"),
+    [
+        ("train --task digits --network mlp --out out", "train"),
+        ("parity --from deployed --k 2 --encoder sum --decoder subtraction --out out", "train"),
+        ("demo", "train"),
+    ],
+)
+def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
+    arguments: str, extra: str
+) -> None:
+    outcome = parm(*arguments.split(), before=NO_TORCH)
+    assert_refused(outcome, f"pip install 'parity-models[{extra}]'")
