@@ -1,0 +1,130 @@
+"""A small bundle, and `parm serve` as a process of its own, for tests."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_models import linear_model
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import NewModel, write_bundle
+
+INPUTS, OUTPUTS = 784, 10
+WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32) / INPUTS
+
+
+def write_linear_bundle(folder: Path, *, coded: bool = True) -> Path:
+    """A bundle of a linear model, which is its own exact parity model under sum + subtraction."""
+    onnx = folder / "linear.onnx"
+    linear_model(onnx, (INPUTS,), (OUTPUTS,), WEIGHTS)
+    model = NewModel(onnx, "linear")
+    code = CodeSpec("sum", "subtraction", 2) if coded else None
+    return write_bundle(
+        folder / "bundle", deployed=model, parity=[model] if coded else [], code=code
+    ).path
+
+
+def queries(rows: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(rows, INPUTS)).astype(np.float32)
+
+
+def predictions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows @ WEIGHTS
+
+
+def parm(*arguments: str) -> list[str]:
+    program = "from parity_models.cli.main import main; main()"
+    return [sys.executable, "-c", program, *arguments]
+
+
+class ServerProcess:
+    """`parm serve` with these arguments, on a free port; killed at the end if still there."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            parm("serve", "--port", "0", *arguments), stdout=subprocess.PIPE, text=True
+        )
+        line = _text(self.process.stdout).readline()
+        found = re.search(r"http://\S+", line)
+        assert found, f"no URL in {line!r}"
+        self.url = found[0]
+        self.port = int(self.url.rsplit(":", 1)[1])
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers that are up."""
+        pid = self.process.pid
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status, once all output has been read."""
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.wait()
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.wait()
+        _text(self.process.stdout).close()
+
+
+@contextmanager
+def nothing_left_of(server: ServerProcess) -> Iterator[None]:
+    """Inside, the server ends; afterwards none of the workers that it had is there."""
+    workers = server.workers()
+    assert workers
+    yield
+    until(lambda: not any(is_alive(pid) for pid in workers), "workers are still there")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+
+
+def until(condition: Callable[[], bool], otherwise: str, seconds: float = 20.0) -> None:
+    """Wait for a condition that another process brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, otherwise
+        time.sleep(0.005)
+
+
+def _text(stream: IO[str] | None) -> IO[str]:
+    assert stream is not None
+    return stream
