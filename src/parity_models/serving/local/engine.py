@@ -140,6 +140,14 @@ class LocalEngine:
             self._context.destroy(linger=0)
             shutil.rmtree(self._directory, ignore_errors=True)
 
+    def pids(self) -> dict[str, int]:
+        """The process ids of the workers that are up, by instance."""
+        return {
+            instance: worker.pid
+            for instance, worker in self._workers.items()
+            if worker.pid is not None
+        }
+
     # Faults
 
     def inject_faults(self, plan: FaultPlan, start: float | None = None) -> None:

@@ -118,6 +118,13 @@ class WorkerProcess:
     def works(self) -> frozenset[str]:
         return frozenset(self._paths)
 
+    @property
+    def pid(self) -> int | None:
+        """The process id, while there is a process."""
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
     def run(self, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> str | None:
         """Send it a unit; returns what is wrong with the unit, if something is."""
         model = self._models.get(work)
@@ -138,10 +145,10 @@ class WorkerProcess:
     def kill(self, why: str) -> None:
         """kill -9 it, or do so once it has started; the first `why` is why it ended."""
         self._why_killed = self._why_killed or why
-        if self._process is not None and self._process.returncode is None:
+        if self.pid is not None:
             # Process.kill would also ask for the exit status, and take it from who waits for it.
             with suppress(ProcessLookupError):
-                os.kill(self._process.pid, SIGKILL)
+                os.kill(self.pid, SIGKILL)
 
     def close(self) -> None:
         """Close the sockets, and remove the files of those that the worker had."""

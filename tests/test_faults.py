@@ -1,0 +1,233 @@
+"""Fault plans: what goes wrong, and when, is decided by the plan alone."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_models.errors import FaultPlanError
+from parity_models.serving.faults import (
+    MAX_PLAN_BYTES,
+    Constant,
+    Distribution,
+    Exponential,
+    FaultPlan,
+    Kill,
+    LogNormal,
+    Pauses,
+    RandomKills,
+    Slowdowns,
+    Uniform,
+    WorkerFaults,
+    load_fault_plan,
+)
+
+EVERYTHING = {
+    "seed": 7,
+    "service_time": {"type": "lognormal", "median": 0.02, "sigma": 0.1},
+    "slowdowns": {
+        "mean_between": 4.0,
+        "mean_length": 1.0,
+        "delay": {"type": "uniform", "low": 0.02, "high": 0.06},
+        "workers": [0, 2],
+    },
+    "pauses": {"mean_between": 5.0, "length": {"type": "exponential", "mean": 0.1}},
+    "kills": [{"worker": 1, "at": 3.5}],
+    "random_kills": {"mean_between": 30.0},
+}
+
+
+def distributions() -> st.SearchStrategy[Distribution]:
+    times = st.floats(0.001, 0.2)
+    return st.one_of(
+        times.map(Constant),
+        times.map(lambda low: Uniform(low, 2 * low)),
+        times.map(Exponential),
+        st.builds(LogNormal, times, st.floats(0, 1)),
+    )
+
+
+PLANS = st.builds(
+    FaultPlan,
+    seed=st.integers(0, 100),
+    service_time=st.none() | distributions(),
+    slowdowns=st.none()
+    | st.builds(Slowdowns, st.floats(0, 2), st.floats(0.001, 2), distributions()),
+    pauses=st.none() | st.builds(Pauses, st.floats(0.01, 2), distributions()),
+)
+UNITS = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 0.05)), max_size=40)
+"""How long the worker idles before each of its units, and how long it computes."""
+
+
+def work_through(
+    faults: WorkerFaults, units: list[tuple[float, float]], now: float = 0.0
+) -> list[tuple[float, float]]:
+    """When each of the units begins and is released."""
+    history = []
+    for idle, compute in units:
+        began = now + idle
+        now = faults.release(began, began + compute)
+        history.append((began, now))
+    return history
+
+
+def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(EVERYTHING))
+    plan = load_fault_plan(tmp_path / "plan.json")
+    assert plan == load_fault_plan(str(tmp_path / "plan.json"))
+    assert plan == load_fault_plan(json.dumps(EVERYTHING, indent=1))
+    assert plan == FaultPlan(
+        seed=7,
+        service_time=LogNormal(0.02, 0.1),
+        slowdowns=Slowdowns(4.0, 1.0, Uniform(0.02, 0.06), (0, 2)),
+        pauses=Pauses(5.0, Exponential(0.1)),
+        kills=(Kill(1, 3.5),),
+        random_kills=RandomKills(30.0),
+    )
+    assert load_fault_plan("{}") == FaultPlan()
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"),
+    [
+        ("{", "is not a fault plan"),
+        ('{"sed": 1}', "unknown field `sed`"),
+        ('{"seed": "one"}', "Expected `int`"),
+        ('{"pauses": {"mean_between": 1}}', "missing required field `length`"),
+        ('{"service_time": {"type": "normal", "mean": 1}}', "Invalid value 'normal'"),
+        ('{"service_time": {"type": "constant", "seconds": -1}}', ">= 0"),
+        ('{"service_time": {"type": "constant", "seconds": NaN}}', "malformed"),
+        ('{"service_time": {"type": "uniform", "low": 2, "high": 1}}', "must not be above high"),
+        ('{"kills": [{"worker": -1, "at": 1}]}', ">= 0"),
+        ('{"random_kills": {"mean_between": 0}}', ">= 0.001"),
+    ],
+)
+def test_what_is_no_plan_is_refused_with_the_reason(plan: str, reason: str) -> None:
+    with pytest.raises(FaultPlanError, match=reason):
+        load_fault_plan(plan)
+
+
+def test_files_that_are_no_plans_are_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "long").write_bytes(b" " * (MAX_PLAN_BYTES + 1))
+    for file, reason in [
+        (tmp_path / "none", "cannot read"),
+        (tmp_path, "cannot read"),
+        (tmp_path / "binary", "is not a fault plan"),
+        (tmp_path / "long", "is longer than"),
+    ]:
+        with pytest.raises(FaultPlanError, match=reason) as error:
+            load_fault_plan(str(file))
+        assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        FaultPlan(kills=(Kill(3, 1.0),)),
+        FaultPlan(random_kills=RandomKills(1.0, (0, 3))),
+        FaultPlan(pauses=Pauses(1.0, Constant(1.0), (3,))),
+        FaultPlan(slowdowns=Slowdowns(1.0, 1.0, Constant(1.0), (3, 4))),
+    ],
+)
+def test_a_plan_for_workers_that_are_not_there_is_refused(plan: FaultPlan) -> None:
+    plan.check(5)
+    with pytest.raises(FaultPlanError, match="names worker 3, but there are 3"):
+        plan.check(3)
+
+
+@given(PLANS, UNITS, st.integers(0, 5))
+def test_the_same_plan_does_the_same_to_the_same_work(
+    plan: FaultPlan, units: list[tuple[float, float]], worker: int
+) -> None:
+    history = work_through(WorkerFaults(plan, worker), units)
+    assert history == work_through(WorkerFaults(plan, worker), units)
+
+
+@given(PLANS, UNITS, st.integers(0, 40))
+def test_a_restarted_worker_goes_on_where_its_predecessor_would_be(
+    plan: FaultPlan, units: list[tuple[float, float]], lived: int
+) -> None:
+    history = work_through(WorkerFaults(plan, 0), units)
+    died = history[:lived][-1][1] if history[:lived] else 0.0
+    restarted = work_through(WorkerFaults(plan, 0), units[lived:], died)
+    assert history[lived:] == restarted
+
+
+@given(PLANS, UNITS)
+def test_faults_only_ever_take_time(plan: FaultPlan, units: list[tuple[float, float]]) -> None:
+    for (began, released), (_, compute) in zip(
+        work_through(WorkerFaults(plan, 0), units), units, strict=True
+    ):
+        assert released >= began + compute
+
+
+def test_no_faults_before_they_begin_and_none_without_a_plan() -> None:
+    harsh = FaultPlan(
+        service_time=Constant(1.0),
+        slowdowns=Slowdowns(0.0, 1.0, Constant(1.0)),
+        pauses=Pauses(0.001, Constant(1.0)),
+    )
+    assert WorkerFaults(harsh, 0).release(-0.5, -0.2) == -0.2
+    assert WorkerFaults(harsh, 0).release(0.5, 0.8) > 0.8
+    assert WorkerFaults(FaultPlan(), 0).release(0.5, 0.8) == 0.8
+
+
+def test_a_service_time_covers_the_computation_and_is_never_shorter() -> None:
+    faults = WorkerFaults(FaultPlan(service_time=Constant(0.02)), 0)
+    assert faults.release(1.0, 1.001) == pytest.approx(1.02)
+    assert faults.release(2.0, 2.5) == 2.5
+
+
+def test_slowdowns_delay_only_the_workers_they_are_for_and_only_for_spells() -> None:
+    plan = FaultPlan(slowdowns=Slowdowns(2.0, 1.0, Constant(0.03), (0, 1)))
+    slow = {
+        worker: [
+            released - began > 0.02
+            for began, released in work_through(WorkerFaults(plan, worker), [(0.07, 0.01)] * 5000)
+        ]
+        for worker in range(3)
+    }
+    assert 0.2 < sum(slow[0]) / 5000 < 0.35
+    assert slow[0] != slow[1]
+    assert not any(slow[2])
+    always = FaultPlan(slowdowns=Slowdowns(0.0, 1.0, Constant(0.03)))
+    for began, released in work_through(WorkerFaults(always, 0), [(0.07, 0.01)] * 100):
+        assert released - began == pytest.approx(0.04)
+
+
+def test_a_paused_worker_gets_nowhere_until_the_pause_is_over() -> None:
+    plan = FaultPlan(pauses=Pauses(1.0, Constant(0.5)))
+    probes = [(0.001 * i, WorkerFaults(plan, 0).release(0.001 * i, 0.001 * i)) for i in range(4000)]
+    paused = [time for time, released in probes if released > time]
+    assert paused
+    start, end = paused[0], WorkerFaults(plan, 0).release(paused[0], paused[0])
+    assert end - start == pytest.approx(0.5, abs=0.0011)
+    # A unit that is computed while the pause begins is held up by all of it.
+    began = start - 0.1
+    assert WorkerFaults(plan, 0).release(began, start + 0.05) == pytest.approx(end + 0.05, abs=2e-3)
+
+
+def test_kills_come_in_order_and_are_the_worker_s_own() -> None:
+    plan = FaultPlan(kills=(Kill(0, 9.0), Kill(0, 2.0), Kill(1, 1.0)))
+    assert list(plan.kill_times(0)) == [2.0, 9.0]
+    assert list(plan.kill_times(1)) == [1.0]
+    assert list(plan.kill_times(2)) == []
+    random = FaultPlan(kills=(Kill(0, 5.0),), random_kills=RandomKills(10.0, (0, 1)))
+    times = [list(islice(random.kill_times(worker), 1000)) for worker in (0, 1)]
+    assert times[0] == sorted(times[0])
+    assert 5.0 in times[0]
+    assert times[0] == list(islice(random.kill_times(0), 1000))
+    assert 9.0 < times[1][-1] / 1000 < 11.0
+    assert list(random.kill_times(2)) == []
+
+
+def test_another_seed_is_another_course_of_events() -> None:
+    def course(seed: int) -> list[tuple[float, float]]:
+        plan = FaultPlan(seed=seed, pauses=Pauses(0.5, Exponential(0.1)))
+        return work_through(WorkerFaults(plan, 0), [(0.1, 0.01)] * 50)
+
+    assert course(1) == course(1) != course(2)

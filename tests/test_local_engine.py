@@ -1,0 +1,446 @@
+"""The local engine runs units on worker processes, and outlives them."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+from numpy.typing import NDArray
+
+from onnx_models import linear_model, moody_model, shrinking_model
+from parity_models.errors import FaultPlanError, ServingError
+from parity_models.serving.faults import Constant, FaultPlan, Kill
+from parity_models.serving.local.backoff import FIRST, LONG_RUN, LONGEST, Backoff
+from parity_models.serving.local.engine import LocalEngine
+
+DEPLOYED = frozenset({"deployed"})
+BOTH = frozenset({"deployed", "parity-0"})
+FOREVER = 1e15
+"""Steps of the moody model that nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    instance: str
+    works: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Left:
+    instance: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    unit: int
+    outputs: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    unit: int
+    detail: str
+
+
+class Events:
+    """A listener that keeps what it is told until a test asks for it."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
+
+    def instance_joined(self, instance: str, works: frozenset[str]) -> None:
+        self._queue.put_nowait(Joined(instance, works))
+
+    def instance_left(self, instance: str, why: str) -> None:
+        self._queue.put_nowait(Left(instance, why))
+
+    def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
+        self._queue.put_nowait(Finished(unit, outputs))
+
+    def unit_failed(self, unit: int, detail: str) -> None:
+        self._queue.put_nowait(Failed(unit, detail))
+
+    async def next(self) -> Joined | Left | Finished | Failed:
+        return await self._queue.get()
+
+    async def outputs(self, unit: int) -> NDArray[Any]:
+        event = await self.next()
+        assert isinstance(event, Finished), event
+        assert event.unit == unit
+        return event.outputs
+
+    async def failure(self, unit: int) -> str:
+        event = await self.next()
+        assert isinstance(event, Failed), event
+        assert event.unit == unit
+        return event.detail
+
+    async def departure(self, instance: str) -> str:
+        event = await self.next()
+        assert isinstance(event, Left), event
+        assert event.instance == instance
+        return event.why
+
+    def nothing_more(self) -> bool:
+        return self._queue.empty()
+
+
+@pytest.fixture(autouse=True)
+def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where engines put their sockets: a place of this test's, with a path short enough."""
+    with tempfile.TemporaryDirectory(prefix="parm-test-") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        yield Path(directory)
+
+
+@asynccontextmanager
+async def running(
+    model: Path, works: list[frozenset[str]] | None = None, **options: float
+) -> AsyncIterator[tuple[LocalEngine, Events]]:
+    """An engine with this model for every work; by default one instance of it."""
+    engine = LocalEngine({"deployed": model, "parity-0": model}, **options)
+    events = Events()
+    works = works or [DEPLOYED]
+    await engine.start(works, events)
+    try:
+        joined = [await events.next() for _ in works]
+        assert sorted(joined, key=repr) == [Joined(str(i), each) for i, each in enumerate(works)]
+        yield engine, events
+    finally:
+        await engine.stop()
+
+
+def row(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+async def test_every_row_of_a_batch_gets_its_output(tmp_path: Path) -> None:
+    weights = linear_model(tmp_path / "m.onnx", (1, 8, 8), (2, 5))
+    rows = np.random.default_rng(1).normal(size=(8, 1, 8, 8)).astype(np.float32)
+    async with running(tmp_path / "m.onnx", [DEPLOYED, BOTH]) as (engine, events):
+        unit = 0
+        for instance, work in [("0", "deployed"), ("1", "deployed"), ("1", "parity-0")]:
+            for size in (1, 3, 8, 2, 1):
+                unit += 1
+                engine.run(instance, unit, work, list(rows[:size]))
+                outputs = await events.outputs(unit)
+                expected = (rows[:size].reshape(size, -1) @ weights).reshape(size, 2, 5)
+                assert outputs.dtype == np.float32
+                np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+async def test_instances_run_at_the_same_time(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx", [DEPLOYED, DEPLOYED]) as (engine, events):
+        engine.run("0", 1, "deployed", [row(0, FOREVER)])
+        engine.run("1", 2, "deployed", [row(0, 5)])
+        np.testing.assert_array_equal(await events.outputs(2), [[0, 5]])
+        with pytest.raises(ValueError, match="still has unit 1"):
+            engine.run("0", 3, "deployed", [row(0, 5)])
+
+
+async def test_a_row_need_not_lie_in_one_piece(tmp_path: Path) -> None:
+    weights = linear_model(tmp_path / "m.onnx", (4,), (3,))
+    columns = np.arange(8, dtype=np.float32).reshape(4, 2)
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.run("0", 1, "deployed", [columns[:, 0], columns[:, 1]])
+        np.testing.assert_allclose(await events.outputs(1), columns.T @ weights, rtol=1e-5)
+
+
+async def test_large_rows_arrive_whole(tmp_path: Path) -> None:
+    size = 1_000_000
+    weights = np.zeros((size, 1), np.float32)
+    weights[[0, size // 2, -1]] = 1
+    linear_model(tmp_path / "m.onnx", (size,), (1,), weights)
+    rows = np.arange(2 * size, dtype=np.float32).reshape(2, size)
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.run("0", 1, "deployed", list(rows))
+        np.testing.assert_allclose(await events.outputs(1), rows @ weights)
+
+
+async def test_a_unit_that_fails_costs_nobody_else(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.run("0", 1, "deployed", [row(0, 0), row(3, 0)])
+        assert "idx=3 must be within" in await events.failure(1)
+        engine.run("0", 2, "deployed", [row(0, 7)])
+        np.testing.assert_array_equal(await events.outputs(2), [[0, 7]])
+
+
+async def test_outputs_that_are_not_what_the_model_promised_fail_the_unit(tmp_path: Path) -> None:
+    shrinking_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.run("0", 1, "deployed", [row(-1, 0), row(1, 0)])
+        assert "gave float32 [1, 2] for 2 rows" in await events.failure(1)
+
+
+async def test_rows_and_works_that_do_not_fit_fail_the_unit(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        for unit, (work, bad, reason) in enumerate(
+            [
+                ("deployed", row(0, 0, 0), r"got float32 [3]"),
+                ("deployed", np.zeros(2, np.int32), r"got int32 [2]"),
+                ("parity-0", row(0, 0), "instance 0 does not run parity-0"),
+            ]
+        ):
+            engine.run("0", unit, work, [row(0, 0), bad])
+            assert reason in await events.failure(unit)
+        engine.run("0", 9, "deployed", [row(0, 1)])
+        assert (await events.outputs(9)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("running_for", [0.0, 0.05])
+async def test_a_cancelled_unit_ends_early_and_is_reported(
+    tmp_path: Path, running_for: float
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.run("0", 1, "deployed", [row(0, FOREVER)])
+        await asyncio.sleep(running_for)
+        engine.cancel("0", 1)
+        assert await events.failure(1) == "cancelled"
+        engine.run("0", 2, "deployed", [row(0, 5)])
+        assert (await events.outputs(2)).shape == (1, 2)
+
+
+async def test_a_cancellation_that_comes_too_late_does_nothing(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.run("0", 1, "deployed", [row(0, 5)])
+        await events.outputs(1)
+        engine.cancel("0", 1)
+        engine.cancel("no such instance", 1)
+        engine.run("0", 2, "deployed", [row(0, 5)])
+        assert (await events.outputs(2)).shape == (1, 2)
+
+
+async def test_a_killed_worker_is_replaced_and_its_unit_not_heard_of(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx", [DEPLOYED, BOTH]) as (engine, events):
+        for before, after in [("1", "1.1"), ("1.1", "1.2")]:
+            engine.run(before, 1, "deployed", [row(0, FOREVER)])
+            os.kill(engine.pids()[before], signal.SIGKILL)
+            assert "signal 9" in await events.departure(before)
+            engine.run(before, 2, "deployed", [row(0, 5)])
+            assert await events.next() == Joined(after, BOTH)
+        engine.run("1.2", 3, "parity-0", [row(0, 5)])
+        assert (await events.outputs(3)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_one_event_loop_is_as_good_as_another(
+    tmp_path: Path, run: Callable[[Coroutine[Any, Any, None]], None]
+) -> None:
+    async def life() -> None:
+        async with running(tmp_path / "m.onnx", [DEPLOYED, DEPLOYED]) as (engine, events):
+            engine.run("0", 1, "deployed", [row(0, FOREVER)])
+            engine.run("1", 2, "deployed", [row(0, FOREVER)])
+            os.kill(engine.pids()["0"], signal.SIGKILL)
+            await events.departure("0")
+            engine.cancel("1", 2)
+            await events.failure(2)
+            assert await events.next() == Joined("0.1", DEPLOYED)
+            for unit in range(3, 100):
+                engine.run("0.1", unit, "deployed", [row(0, unit)])
+                assert (await events.outputs(unit))[0, 1] == unit
+
+    moody_model(tmp_path / "m.onnx")
+    run(life())
+
+
+async def test_a_worker_that_is_not_heard_of_is_replaced(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx", heartbeat_timeout=1.0) as (engine, events):
+        os.kill(engine.pids()["0"], signal.SIGSTOP)
+        assert await events.departure("0") == "was not heard of for 1 s"
+        assert await events.next() == Joined("0.1", DEPLOYED)
+
+
+async def test_a_worker_with_a_hung_unit_is_replaced(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx", unit_timeout=0.5) as (engine, events):
+        engine.run("0", 1, "deployed", [row(0, FOREVER)])
+        assert await events.departure("0") == "had unit 1 for more than 0.5 s"
+        assert await events.next() == Joined("0.1", DEPLOYED)
+
+
+async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        (tmp_path / "m.onnx").rename(tmp_path / "elsewhere.onnx")
+        os.kill(engine.pids()["0"], signal.SIGKILL)
+        await events.departure("0")
+        while "0.2" not in engine.pids():
+            await asyncio.sleep(0.01)
+        assert events.nothing_more()
+        (tmp_path / "elsewhere.onnx").rename(tmp_path / "m.onnx")
+        joined = await events.next()
+        assert isinstance(joined, Joined)
+        assert joined.instance.startswith("0.")
+
+
+def test_the_pause_before_a_restart_grows_until_a_run_was_long() -> None:
+    backoff = Backoff()
+    pauses = [backoff.after(0.5) for _ in range(20)]
+    assert pauses[0] == FIRST
+    assert all(later == min(2 * earlier, LONGEST) for earlier, later in pairwise(pauses))
+    assert pauses[-1] == LONGEST
+    assert backoff.after(LONG_RUN) == FIRST
+    assert backoff.after(0.5) == 2 * FIRST
+
+
+async def test_workers_leave_it_to_the_engine_to_obey_signals(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(engine.pids()["0"], number)
+        engine.run("0", 1, "deployed", [row(0, 5)])
+        assert (await events.outputs(1)).shape == (1, 2)
+
+
+async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_path: Path) -> None:
+    class Touchy(Events):
+        def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
+            super().unit_finished(unit, outputs)
+            raise RuntimeError("not today")
+
+    moody_model(tmp_path / "m.onnx")
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    engine, events = LocalEngine({"deployed": tmp_path / "m.onnx"}), Touchy()
+    await engine.start([DEPLOYED, DEPLOYED], events)
+    assert {type(await events.next()), type(await events.next())} == {Joined}
+    for instance in ("0", "1"):
+        engine.run(instance, int(instance), "deployed", [row(0, 5)])
+    assert {type(await events.next()), type(await events.next())} == {Finished}
+    await engine.stop()
+    assert len(complaints) == 2
+
+
+async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
+    tmp_path: Path, sockets: Path
+) -> None:
+    moody_model(tmp_path / "good.onnx")
+    (tmp_path / "bad.onnx").write_bytes((tmp_path / "good.onnx").read_bytes()[:-30])
+    linear_model(tmp_path / "three.onnx", (3,), (1,))
+    for file, reason in [("bad.onnx", "is it a complete ONNX file"), ("none.onnx", "cannot read")]:
+        models = {"deployed": tmp_path / "good.onnx", "parity-0": tmp_path / file}
+        engine = LocalEngine(models)
+        with pytest.raises(ServingError, match=reason) as error:
+            await engine.start([DEPLOYED, BOTH, DEPLOYED], Events())
+        assert "worker 1" in str(error.value)
+        assert file in str(error.value)
+        assert not engine.pids()
+        assert not list(sockets.iterdir())
+
+
+async def test_what_cannot_be_started_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    with pytest.raises(ServingError, match="no model was given to run as parity-0"):
+        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([BOTH], Events())
+    (tmp_path / ("long" * 30)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
+    with pytest.raises(ServingError, match="set TMPDIR"):
+        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([DEPLOYED], Events())
+    assert not list((tmp_path / ("long" * 30)).iterdir())
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(ServingError, match="cannot make a directory"):
+        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([DEPLOYED], Events())
+
+
+async def test_stop_leaves_nothing_behind(tmp_path: Path, sockets: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx", [DEPLOYED] * 3) as (engine, events):
+        (directory,) = sockets.iterdir()
+        assert directory.stat().st_mode & 0o777 == 0o700
+        engine.run("0", 1, "deployed", [row(0, FOREVER)])
+        os.kill(engine.pids()["1"], signal.SIGSTOP)
+        os.kill(engine.pids()["2"], signal.SIGKILL)
+        await events.departure("2")
+        pids = list(engine.pids().values())
+        await engine.stop()
+        assert events.nothing_more()
+        assert not engine.pids()
+        assert not list(sockets.iterdir())
+        for pid in pids:
+            with pytest.raises(ProcessLookupError):
+                os.kill(pid, 0)
+        await engine.stop()
+
+
+async def test_a_start_that_is_given_up_leaves_nothing_behind(
+    tmp_path: Path, sockets: Path
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    engine = LocalEngine({"deployed": tmp_path / "m.onnx"})
+    start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
+    while not list(sockets.iterdir()):
+        await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert not engine.pids()
+    assert not list(sockets.iterdir())
+
+
+def test_no_worker_outlives_a_killed_engine(tmp_path: Path, sockets: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    script = """
+import asyncio, json, pathlib, sys, test_local_engine as t
+async def main():
+    async with t.running(pathlib.Path(sys.argv[1]), [t.DEPLOYED] * 2) as (engine, _):
+        engine.run("1", 1, "deployed", [t.row(0, t.FOREVER)])
+        print(json.dumps(engine.pids()), flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+    engine = subprocess.Popen(
+        [sys.executable, "-c", script, tmp_path / "m.onnx"],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(sockets)},
+    )
+    assert engine.stdout is not None
+    workers = [os.pidfd_open(pid) for pid in json.loads(engine.stdout.readline()).values()]
+    assert len(list(sockets.iterdir())) == 1
+    engine.kill()
+    engine.communicate()
+    for worker in workers:
+        ended, _, _ = select.select([worker], [], [])
+        assert ended
+        os.close(worker)
+    assert not list(sockets.iterdir())
+
+
+async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    loop = asyncio.get_running_loop()
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        engine.inject_faults(FaultPlan(service_time=Constant(0.05), kills=(Kill(0, 0.0),)))
+        assert await events.departure("0") == "was killed by the fault plan"
+        assert await events.next() == Joined("0.1", DEPLOYED)
+        # The plan was sent to the worker before it joined, on its way since.
+        while True:
+            began = loop.time()
+            engine.run("0.1", 1, "deployed", [row(0, 0)])
+            await events.outputs(1)
+            if loop.time() - began >= 0.05:
+                break
+        with pytest.raises(FaultPlanError, match="names worker 1, but there are 1"):
+            engine.inject_faults(FaultPlan(kills=(Kill(1, 0.0),)))
