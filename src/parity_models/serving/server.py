@@ -69,6 +69,7 @@ class ServeOptions:
     port: int = 8000
     max_batch: int = 1
     max_group_wait: float = 0.01
+    parity_delay: float = 0.0
     max_queue: int = 1000
     deadline: float = 10.0
     max_body: int = 64 * 2**20
@@ -80,7 +81,7 @@ class ServeOptions:
         for name in ("instances", "max_batch", "max_queue", "max_body"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("parity_instances", "max_group_wait", "answer_after"):
+        for name in ("parity_instances", "max_group_wait", "parity_delay", "answer_after"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not self.deadline > 0:
@@ -219,13 +220,12 @@ def _policy(name: PolicyName, bundle: Bundle, code: Code | None, options: ServeO
             f"`parm parity --from {bundle.path} --out BUNDLE`, or serve with another policy"
         )
     if options.pool is Pool.DEDICATED and options.parity_instances == 0:
-        raise UserError(
-            "a dedicated pool of 0 instances runs no parity models; give it one or more"
-        )
+        raise UserError("a dedicated pool needs one parity instance or more, got 0")
     return Parity(
         code,
         pool=options.pool,
         max_group_wait=options.max_group_wait,
+        parity_delay=options.parity_delay,
         answer_rule=options.answer,
         answer_after=options.answer_after,
     )

@@ -1,0 +1,310 @@
+"""`parm serve` as its users have it: it survives its workers, ends clean, and explains mistakes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvloop
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.policies import Pool
+from parity_models.serving.server import PolicyName, ServeOptions, Server
+from served import (
+    INPUTS,
+    ServerProcess,
+    is_alive,
+    nothing_left_of,
+    parm,
+    predictions,
+    queries,
+    until,
+    write_linear_bundle,
+)
+
+SLOW = json.dumps({"service_time": {"type": "constant", "seconds": 0.3}})
+"""A fault plan: every unit takes at least this long."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("coded"))
+
+
+@pytest.fixture(scope="module")
+def uncoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("uncoded"), coded=False)
+
+
+def infer(client: httpx.Client, seed: int, **parameters: int) -> httpx.Response:
+    """Ask for one prediction; if there is an answer, it is the right one."""
+    rows = queries(1, seed)
+    tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
+    message = {"inputs": [tensor], "parameters": parameters}
+    response = client.post("/v2/models/model/infer", json=message)
+    if response.is_success:
+        answer = response.json()["outputs"][0]["data"]
+        np.testing.assert_allclose(answer, predictions(rows)[0], rtol=1e-4, atol=1e-5)
+    return response
+
+
+# Failures
+
+
+@pytest.mark.parametrize("policy", ["parity", "none"])
+def test_workers_killed_one_after_another_under_load_cost_no_request(
+    bundle: Path, policy: str
+) -> None:
+    with ServerProcess(str(bundle), "--policy", policy, "--instances", "3") as server:
+        answered = [0, 0, 0, 0]
+        stop = threading.Event()
+
+        def load(client_number: int) -> None:
+            with httpx.Client(base_url=server.url, timeout=30) as client:
+                while not stop.is_set():
+                    response = infer(client, answered[client_number])
+                    assert response.status_code == 200, response.text
+                    answered[client_number] += 1
+
+        with ThreadPoolExecutor() as pool:
+            clients = [pool.submit(load, number) for number in range(len(answered))]
+            try:
+                for kills, worker in enumerate(server.workers(), 1):
+                    before = sum(answered)
+                    os.kill(worker, signal.SIGKILL)
+                    until(
+                        lambda kills=kills, before=before: (
+                            sum(answered) > before + 20
+                            and server.metric("parm_instance_restarts_total") == kills
+                        ),
+                        f"kill {kills}: no restart, or no more answers",
+                    )
+            finally:
+                stop.set()
+            for client in clients:
+                client.result()
+        assert server.metric("parm_query_latency_seconds_count") == sum(answered)
+        assert server.metric("parm_query_failures_total") == 0
+        assert server.metric("parm_instances_up") == len(server.workers()) * len(
+            {"none": [0], "parity": [0, 1]}[policy]
+        )
+
+
+def test_a_slow_worker_s_queries_are_reconstructed(bundle: Path) -> None:
+    plan = {
+        "slowdowns": {
+            "mean_between": 0,
+            "mean_length": 1000,
+            "delay": {"type": "constant", "seconds": 2.0},
+            "workers": [0],
+        }
+    }
+    arguments = ["--instances", "2", "--pool", "dedicated", "--faults", json.dumps(plan)]
+    with (
+        ServerProcess(str(bundle), *arguments) as server,
+        httpx.Client(base_url=server.url) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        responses = list(pool.map(lambda seed: infer(client, seed), range(8)))
+        assert all(response.status_code == 200 for response in responses)
+        sources = [response.json()["parameters"]["source"] for response in responses]
+        assert "reconstruction" in sources
+        assert server.metric("parm_reconstructions_total") == sources.count("reconstruction")
+
+
+# Limits
+
+
+def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> None:
+    arguments = ["--policy", "none", "--instances", "1", "--max-queue", "2", "--faults", SLOW]
+    with (
+        ServerProcess(str(bundle), *arguments) as server,
+        httpx.Client(base_url=server.url) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        running = pool.submit(infer, client, 0)
+        until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
+        waiting = [pool.submit(infer, client, seed) for seed in (1, 2)]
+        until(lambda: server.metric("parm_queue_depth") == 2, "nothing waits")
+        refused = infer(client, 3)
+        assert refused.status_code == 503
+        assert "overloaded: 2 queries are waiting" in refused.json()["error"]
+        assert refused.headers["retry-after"] == "1"
+        for future in (running, *waiting):
+            assert future.result().status_code == 200
+        late = infer(client, 4, timeout=1000)
+        assert late.status_code == 504
+        assert "deadline exceeded: no answer within 0.00" in late.json()["error"]
+        assert server.metric("parm_query_failures_total") == 2
+        assert infer(client, 5).status_code == 200
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
+    bundle: Path, number: signal.Signals
+) -> None:
+    arguments = ["--instances", "2", "--max-group-wait", "1000", "--faults", SLOW]
+    with (
+        ServerProcess(str(bundle), *arguments) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+        ThreadPoolExecutor(16) as pool,
+    ):
+        assert client.get("/v2/health/ready").json() == {"ready": True}
+        requests = [pool.submit(infer, client, seed) for seed in range(12)]
+        until(
+            lambda: server.metric("parm_queue_depth") + server.metric("parm_units_in_flight") >= 12,
+            "requests do not arrive",
+        )
+        with nothing_left_of(server):
+            server.signal(number)
+            until(lambda: client.get("/v2/health/ready").status_code == 503, "still ready")
+            assert client.get("/v2/health/live").status_code == 200
+            refused = infer(client, 99)
+            assert refused.status_code == 503
+            assert "stopping" in refused.json()["error"]
+            assert [request.result().status_code for request in requests] == [200] * 12
+            assert server.wait() == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/v2/health/live")
+
+
+def test_a_second_signal_does_not_wait_for_answers(bundle: Path) -> None:
+    plan = {"service_time": {"type": "constant", "seconds": 60}}
+    arguments = ["--policy", "none", "--deadline", "90", "--faults", json.dumps(plan)]
+    with (
+        ServerProcess(str(bundle), *arguments) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+        ThreadPoolExecutor() as pool,
+    ):
+        request = pool.submit(infer, client, 0)
+        until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
+        with nothing_left_of(server):
+            server.signal(signal.SIGTERM)
+            until(lambda: client.get("/v2/health/ready").status_code == 503, "still ready")
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 130
+        assert request.result().status_code == 503
+
+
+def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(parm("serve", str(bundle), "--port", str(port)))
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(lambda: bool(children.read_text()), "no worker starts")
+    workers = [int(child) for child in children.read_text().split()]
+    process.terminate()
+    assert process.wait(30) == 0
+    until(lambda: not any(map(is_alive, workers)), "workers are still there")
+
+
+# The user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("instances", 0, "instances must be 1 or more, got 0"),
+        ("parity_instances", -1, "parity_instances must be 0 or more"),
+        ("max_batch", 0, "max_batch must be 1 or more"),
+        ("max_queue", 0, "max_queue must be 1 or more"),
+        ("max_body", 0, "max_body must be 1 or more"),
+        ("max_group_wait", -0.1, "max_group_wait must be 0 or more"),
+        ("answer_after", -1, "answer_after must be 0 or more"),
+        ("deadline", 0, "deadline must be more than 0"),
+        ("deadline", float("nan"), "deadline must be more than 0"),
+        ("port", -1, "port must be from 0 to 65535"),
+        ("port", 70000, "port must be from 0 to 65535"),
+        ("name", "", "cannot be called ''"),
+        ("name", "a/b", "cannot be called 'a/b'"),
+    ],
+)
+def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        ServeOptions(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--instances", "0"], "instances must be 1 or more"),
+        (["--pool", "dedicated", "--parity-instances", "0"], "one parity instance or more"),
+        (["--policy", "replicate"], "replicate"),
+        (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
+        (["--faults", "no-such-file.json"], "no-such-file.json"),
+        (["--faults", '{"kills": [{"worker": 9, "at": 1}]}'], "names worker 9"),
+    ],
+)
+def test_options_that_cannot_be_are_explained(
+    bundle: Path, arguments: list[str], reason: str
+) -> None:
+    assert_refused([str(bundle), *arguments], reason)
+
+
+def test_bundles_that_cannot_be_served_are_explained(uncoded: Path, tmp_path: Path) -> None:
+    assert_refused([str(tmp_path / "missing")], "there is no bundle at")
+    assert_refused([str(uncoded), "--policy", "parity"], "has no parity model")
+    (tmp_path / "manifest.json").write_text("{}")
+    assert_refused([str(tmp_path)], "manifest.json")
+
+
+def test_a_port_in_use_is_explained(bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert_refused([str(bundle), "--port", port], f"cannot listen on 127.0.0.1 port {port}")
+
+
+def assert_refused(arguments: list[str], reason: str) -> None:
+    """`parm serve` ends with exit code 2 and says why, without a traceback."""
+    run = subprocess.run(parm("serve", *arguments), capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2
+    assert reason in run.stderr
+    assert "Traceback" not in run.stderr
+    assert not run.stdout
+
+
+# Embedded
+
+
+def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
+    async def serve_and_ask(folder: Path, options: ServeOptions) -> tuple[str, list[str]]:
+        async with (
+            Server(open_bundle(folder), options) as server,
+            httpx.AsyncClient(base_url=server.url) as client,
+        ):
+            assert (await client.get("/v2/health/ready")).status_code == 200
+            metadata = await client.get(f"/v2/models/{options.name or 'model'}")
+            assert metadata.status_code == 200
+            return server.policy, [", ".join(sorted(works)) for works in server.works]
+
+    for folder, options, policy, works in [
+        (bundle, ServeOptions(port=0), "parity", ["deployed, parity-0"] * 3),
+        (uncoded, ServeOptions(port=0, instances=1), "none", ["deployed"]),
+        (
+            bundle,
+            ServeOptions(port=0, pool=Pool.DEDICATED, name="other"),
+            "parity",
+            ["deployed", "deployed", "parity-0"],
+        ),
+        (
+            bundle,
+            ServeOptions(port=0, policy=PolicyName.EQUAL_RESOURCES, parity_instances=2),
+            "equal-resources",
+            ["deployed"] * 4,
+        ),
+    ]:
+        assert uvloop.run(serve_and_ask(folder, options)) == (policy, works)
+    with pytest.raises(UserError, match="no parity model"):
+        Server(open_bundle(uncoded), ServeOptions(policy=PolicyName.PARITY))
