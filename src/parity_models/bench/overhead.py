@@ -91,9 +91,8 @@ def _generate(folder: Path) -> Bundle:
     from parity_models.models.export import export_onnx
     from parity_models.models.networks import build_network
 
-    path = folder / "mlp.onnx"
-    export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE, path)
-    return write_bundle(folder / "bundle", deployed=NewModel(path, "mlp"))
+    onnx = export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE)
+    return write_bundle(folder / "bundle", deployed=NewModel(onnx, "mlp"))
 
 
 def _take_turns(*calls: Callable[[], Any]) -> list[list[float]]:

@@ -44,6 +44,7 @@ __all__ = [
     "StoredFile",
     "TensorSpec",
     "Training",
+    "check_replaceable",
     "open_bundle",
     "with_accuracy",
     "write_bundle",
@@ -119,7 +120,7 @@ def write_bundle(
     models that do not fit each other or the code, and when the disk refuses.
     """
     folder = Path(path).resolve()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     contents: dict[str, bytes] = {}
 
     def add(file: str, content: bytes | Path) -> StoredFile:
@@ -160,6 +161,19 @@ def write_bundle(
     _check_code(folder / MANIFEST, manifest)
     _replace_folder(folder, {**contents, MANIFEST: encoded})
     return Bundle(folder, manifest)
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise BundleError if a bundle could not be written to `folder`: something else is there."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        _read_manifest(folder)
+    except BundleError as error:
+        raise BundleError(
+            f"{folder} is there already and is not a bundle that could be replaced ({error}); "
+            "choose another folder"
+        ) from error
 
 
 def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
@@ -286,18 +300,6 @@ def _read(path: Path, most: int, size: int | None = None) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
-
-
-def _check_replaceable(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        _read_manifest(folder)
-    except BundleError as error:
-        raise BundleError(
-            f"{folder} is there already and is not a bundle that could be replaced ({error}); "
-            "choose another folder"
-        ) from error
 
 
 def _replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -1,39 +1,39 @@
-"""From a torch network to an ONNX file that takes batches of any size."""
+"""From a torch network to an ONNX model that takes batches of any size."""
 
 import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 
 import torch
 from torch import nn
 
 INPUT, OUTPUT = "input", "output"
-"""Names of the tensors in every exported file."""
+"""Names of the tensors in every exported model."""
 
 
-def export_onnx(network: nn.Module, input_shape: tuple[int, ...], path: Path) -> None:
-    """Write `network`, in evaluation mode, to `path` as one ONNX file.
+def export_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
+    """The content of an ONNX file that computes what `network` does in evaluation mode.
 
-    The file maps a float32 tensor "input" (n, *input_shape) to "output" (n, ...) for any n.
+    It maps a float32 tensor "input" (n, *input_shape) to "output" (n, ...), for any n.
     """
-    # A copy: the caller's network stays on its device, in its mode and memory format.
-    frozen = deepcopy(network).cpu().to(memory_format=torch.contiguous_format).eval()
+    # A copy: the caller's network stays on its device and in its mode.
+    frozen = deepcopy(network).cpu().eval()
     with _quiet():
-        torch.onnx.export(
+        program = torch.onnx.export(
             frozen,
-            # A batch of one would be taken for a constant.
+            # Two rows, because a batch of one would be taken for a constant.
             (torch.zeros(2, *input_shape),),
-            path,
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
-            external_data=False,
             dynamo=True,
             verbose=False,
         )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
 @contextmanager

@@ -71,9 +71,10 @@ def _download() -> Path:
 
         FashionMNIST(str(root), download=True)
     except (ImportError, OSError, RuntimeError) as error:
+        why = " ".join(str(error).split())
         raise DataError(
             f"Fashion-MNIST is neither in {root} nor in {INSTALLED}, and downloading it failed "
-            f"({error}). Install the Debian package dataset-fashion-mnist, or fetch the four .gz "
+            f"({why}). Install the Debian package dataset-fashion-mnist, or fetch the four .gz "
             "files from https://github.com/zalandoresearch/fashion-mnist and name their folder "
             "with --data-dir or $PARM_DATA"
         ) from error

@@ -1,1 +1,16 @@
-""""""
+"""Training a deployed model, and training parity models from a deployed model's predictions."""
+
+from parity_models.training.deployed import train_deployed
+from parity_models.training.fit import Fitted, Progress, Report
+from parity_models.training.parity import train_parity
+from parity_models.training.run import Outcome, Settings
+
+__all__ = [
+    "Fitted",
+    "Outcome",
+    "Progress",
+    "Report",
+    "Settings",
+    "train_deployed",
+    "train_parity",
+]

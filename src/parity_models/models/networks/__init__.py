@@ -37,4 +37,4 @@ def build_network(
     return network(input_shape, output_shape, grid)
 
 
-__all__ = ["NETWORKS", "LeNet5", "MLP", "SmallResNet", "build_network"]
+__all__ = ["MLP", "NETWORKS", "LeNet5", "SmallResNet", "build_network"]

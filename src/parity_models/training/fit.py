@@ -1,0 +1,183 @@
+"""The one training loop: minimise a problem's losses within a budget, keep the best epoch."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from parity_models.errors import TrainingError
+from parity_models.training.checkpoint import Checkpoint, Options, load_checkpoint, save_checkpoint
+
+REPORT_EVERY = 0.2
+"""Seconds between reports of progress within an epoch."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When training ends: after so many epochs, so many seconds, or what comes first."""
+
+    epochs: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.epochs is None and self.seconds is None:
+            raise TrainingError("give a number of epochs, of seconds, or both")
+        if self.epochs is not None and self.epochs < 1:
+            raise TrainingError(f"train for 1 epoch or more, not {self.epochs}")
+        if self.seconds is not None and not self.seconds > 0:
+            raise TrainingError(f"train for more than 0 seconds, not {self.seconds}")
+
+    def spent(self, epochs: float, seconds: float) -> float:
+        """How much of the budget is used up, from 0 to 1."""
+        by_epochs = epochs / self.epochs if self.epochs is not None else 0.0
+        by_seconds = seconds / self.seconds if self.seconds is not None else 0.0
+        return min(1.0, max(by_epochs, by_seconds))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the optimiser goes over the budget: a warm-up, then down along half a cosine.
+
+    Both follow the share of the budget spent, so that a run limited in time anneals completely
+    whatever the machine's speed (one-cycle: Smith, Topin, 2018). `warmup` is the share of the
+    budget after which `learning_rate` is reached.
+    """
+
+    learning_rate: float
+    weight_decay: float
+    warmup: float = 0.2
+
+    def at(self, spent: float) -> float:
+        """The learning rate when `spent` (0 to 1) of the budget is used up."""
+        if spent < self.warmup:
+            return self.learning_rate * (0.04 + 0.96 * spent / self.warmup)
+        through = (spent - self.warmup) / (1 - self.warmup)
+        return self.learning_rate * 0.5 * (1 + cos(pi * through))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run is: `spent` is the share of its budget, times are in seconds.
+
+    `score` is that of the last epoch, `best` of the best so far; None before the first.
+    """
+
+    spent: float
+    epoch: int
+    seconds: float
+    seconds_left: float
+    score: float | None
+    best: float | None
+
+
+Report = Callable[[Progress], None]
+
+
+class Problem(Protocol):
+    """What is to be learned: a module, losses to minimise, a score to choose epochs by."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def steps(self) -> int:
+        """Losses in one epoch."""
+
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """One epoch's losses, each computed from the module as it then is."""
+
+    def score(self) -> float:
+        """How good the module is, from 0 to 1, on queries it is not trained on."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """How a training run ended, with the module at its best epoch.
+
+    `epochs` and `seconds` include those of the runs that were resumed.
+    """
+
+    score: float
+    best_epoch: int
+    epochs: int
+    seconds: float
+    interrupted: bool
+
+
+def fit(
+    problem: Problem,
+    schedule: Schedule,
+    budget: Budget,
+    *,
+    seed: int,
+    checkpoint: Path,
+    options: Options,
+    resume: bool,
+    report: Report | None,
+    began: float,
+) -> Fitted:
+    """Train the problem's module until the budget is spent and leave it at its best epoch.
+
+    After every epoch `checkpoint` holds all that is needed to go on. With `resume` the run goes
+    on from there; TrainingError if it is not there or its run had other `options`. Time counts
+    from `began` (of time.monotonic), so that preparations are within the budget. Ctrl-C ends
+    training early. An epoch's randomness depends on `seed` and its number alone, so that a
+    resumed run does what an uninterrupted one would have done.
+    """
+    module = problem.module
+    optimizer = torch.optim.AdamW(
+        module.parameters(), weight_decay=schedule.weight_decay, fused=True
+    )
+    state = Checkpoint()
+    if resume:
+        state = load_checkpoint(checkpoint, module, optimizer, options)
+        began -= state.seconds
+    score = state.best_score
+    interrupted = False
+
+    def seconds() -> float:
+        return time.monotonic() - began
+
+    def tell(epoch: int, spent: float) -> None:
+        if report is not None:
+            now = seconds()
+            left = now / spent - now if spent else float("inf")
+            report(Progress(spent, epoch, now, left, score, state.best_score))
+
+    try:
+        spent = budget.spent(state.epochs, seconds())
+        while spent < 1 or state.best is None:
+            module.train()
+            generator = torch.Generator().manual_seed((seed << 20) + state.epochs)
+            told = 0.0
+            for step, loss in enumerate(problem.losses(generator), 1):
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.at(spent)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                optimizer.step()
+                spent = budget.spent(state.epochs + step / problem.steps, seconds())
+                if spent == 1:
+                    break
+                if seconds() - told > REPORT_EVERY:
+                    told = seconds()
+                    tell(state.epochs + 1, spent)
+            score = problem.score()
+            state = state.after_epoch(module, score, seconds())
+            save_checkpoint(checkpoint, state, module, optimizer, options)
+            spent = budget.spent(state.epochs, seconds())
+            tell(state.epochs, spent)
+    except KeyboardInterrupt:
+        interrupted = True
+        if state.best is None:
+            state = state.after_epoch(module, problem.score(), seconds())
+    assert state.best is not None
+    assert state.best_score is not None
+    module.load_state_dict(state.best)
+    module.eval()
+    return Fitted(state.best_score, state.best_epoch, state.epochs, seconds(), interrupted)

@@ -1,0 +1,20 @@
+"""Queries as tensors on the device: turned left to right, and run through a model."""
+
+import torch
+from torch import Tensor, nn
+
+BATCH = 1000
+"""Rows per call when a model only predicts."""
+
+
+def mirror(queries: Tensor, which: Tensor) -> Tensor:
+    """`queries` (n, ..., width), those where `which` (n,) holds turned left to right."""
+    which = which.view(-1, *[1] * (queries.ndim - 1))
+    return torch.where(which, queries.flip(-1), queries)
+
+
+@torch.no_grad()
+def predict(module: nn.Module, queries: Tensor, mirrored: bool = False) -> Tensor:
+    """Outputs (n, *output_shape) of `module`, in evaluation mode, for `queries` (n, ...)."""
+    module.eval()
+    return torch.cat([module(part.flip(-1) if mirrored else part) for part in torch.split(queries, BATCH)])

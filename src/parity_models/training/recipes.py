@@ -1,0 +1,53 @@
+"""What to train with, by network: the defaults that measured best (docs/training.md)."""
+
+from dataclasses import dataclass
+from math import ceil
+
+from parity_models.training.fit import Budget, Schedule
+
+LEAST_STEPS = 2000
+"""Steps that a run takes by default, if its data is so small that its epochs have few."""
+
+LEAST_STEPS_PER_EPOCH = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
+    parity model; `mirror` has queries turned left to right at random, where the task allows it.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    mirror: bool
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.learning_rate, self.weight_decay)
+
+    def steps_per_epoch(self, items: int) -> int:
+        """Into how many batches an epoch over `items` is cut; small data gets small batches."""
+        return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
+
+    def budget(self, steps_per_epoch: int) -> Budget:
+        """How long to train by default."""
+        return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
+
+
+DEPLOYED = {
+    "mlp": Recipe(30, 256, 2e-3, 5e-2, mirror=True),
+    "lenet5": Recipe(20, 256, 4e-3, 5e-2, mirror=True),
+    "resnet-small": Recipe(8, 128, 1e-2, 5e-2, mirror=True),
+}
+"""Recipes for deployed models, trained on labels."""
+
+PARITY = {
+    "mlp": Recipe(40, 256, 4e-3, 5e-2, mirror=False),
+    "lenet5": Recipe(30, 256, 4e-3, 5e-2, mirror=True),
+    "resnet-small": Recipe(10, 128, 1e-2, 5e-2, mirror=True),
+}
+"""Recipes for parity models, trained on the deployed model's predictions."""

@@ -1,0 +1,127 @@
+"""What the two kinds of training share: the caller's choices, the run, and how it ends."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from parity_models.errors import TrainingError
+from parity_models.models.bundle import Bundle, Training, check_replaceable
+from parity_models.training.checkpoint import Options
+from parity_models.training.device import choose_device
+from parity_models.training.fit import Budget, Fitted, Problem, Report, fit
+from parity_models.training.recipes import Recipe
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run a training, where the defaults do not suit.
+
+    It ends after `epochs` or `seconds`, what comes first; with neither, after the recipe's
+    number of epochs. On one device the same `seed` gives the same weights, unless a time limit
+    intervenes. `device` None is the fastest there is. `resume` goes on from the checkpoint of
+    a run that was cut off. `report` is told of progress several times a second.
+    """
+
+    epochs: int | None = None
+    seconds: float | None = None
+    seed: int = 0
+    device: str | None = None
+    resume: bool = False
+    report: Report | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise TrainingError(f"a seed is from 0 to 2³² - 1, not {self.seed}")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A training that ended: the bundle it wrote and how the run went."""
+
+    bundle: Bundle
+    fitted: Fitted
+
+
+class Run:
+    """One training that will write a bundle to `out`, from its first preparations on.
+
+    Raises TrainingError for a device that is not there and BundleError, before anything is
+    trained, if `out` is no place for a bundle.
+    """
+
+    def __init__(
+        self, out: Path, settings: Settings, task: str, inputs: NDArray[np.float32]
+    ) -> None:
+        self._began = time.monotonic()
+        check_replaceable(out)
+        self.device = choose_device(settings.device)
+        self._checkpoint = out.with_name(f"{out.name}.checkpoint")
+        self._settings = settings
+        self._task = task
+        self._inputs = len(inputs)
+        self._sha256 = hashlib.sha256(np.ascontiguousarray(inputs).data).hexdigest()
+
+    def build(self, build: Callable[[], Network]) -> Network:
+        """What `build` makes, initialised by the run's seed, on the run's device."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self._settings.seed)
+            module = build()
+        # Convolutions run up to twice as fast with the channels last.
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
+        return module.to(self.device)
+
+    def fit(self, problem: Problem, recipe: Recipe, choices: Options) -> Fitted:
+        """Train the problem's module as the settings and the recipe say.
+
+        `choices` is what besides data and seed determines the result.
+        """
+        settings = self._settings
+        if settings.epochs is None and settings.seconds is None:
+            budget = recipe.budget(problem.steps)
+        else:
+            budget = Budget(settings.epochs, settings.seconds)
+        return fit(
+            problem,
+            recipe.schedule,
+            budget,
+            seed=settings.seed,
+            checkpoint=self._checkpoint,
+            options={
+                "task": self._task,
+                "inputs": self._sha256,
+                "seed": settings.seed,
+                **choices,
+            },
+            resume=settings.resume,
+            report=settings.report,
+            began=self._began,
+        )
+
+    def record(self, fitted: Fitted, choices: Options) -> Training:
+        """What the manifest says of this run."""
+        return Training(
+            task=self._task,
+            inputs=self._inputs,
+            inputs_sha256=self._sha256,
+            seed=self._settings.seed,
+            epochs=fitted.epochs,
+            seconds=round(fitted.seconds, 2),
+            device=str(self.device),
+            recipe=choices,
+        )
+
+    def end(self, bundle: Bundle, fitted: Fitted) -> Outcome:
+        """The bundle is written: the checkpoint goes, unless the run could be resumed."""
+        if not fitted.interrupted:
+            self._checkpoint.unlink(missing_ok=True)
+        return Outcome(bundle, fitted)
