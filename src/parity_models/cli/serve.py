@@ -77,6 +77,13 @@ def serve(
             "queries answered before."
         ),
     ] = ServeOptions.max_group_wait * 1e3,
+    parity_delay: Annotated[
+        float,
+        typer.Option(
+            help="Milliseconds that a full group waits before its parity queries are sent; they "
+            "are not if all its predictions are there by then."
+        ),
+    ] = ServeOptions.parity_delay * 1e3,
     answer: Annotated[
         AnswerRule,
         typer.Option(
@@ -113,6 +120,7 @@ def serve(
         port=port,
         max_batch=max_batch,
         max_group_wait=max_group_wait / 1e3,
+        parity_delay=parity_delay / 1e3,
         max_queue=max_queue,
         deadline=deadline,
         max_body=int(max_body * 2**20),
