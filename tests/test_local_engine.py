@@ -416,14 +416,15 @@ asyncio.run(main())
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(sockets)},
     )
-    assert engine.stdout is not None
-    workers = [os.pidfd_open(pid) for pid in json.loads(engine.stdout.readline()).values()]
-    assert len(list(sockets.iterdir())) == 1
-    engine.kill()
-    engine.communicate()
+    try:
+        assert engine.stdout is not None
+        workers = [os.pidfd_open(pid) for pid in json.loads(engine.stdout.readline()).values()]
+        assert len(list(sockets.iterdir())) == 1
+    finally:
+        engine.kill()
+        engine.communicate()
     for worker in workers:
-        ended, _, _ = select.select([worker], [], [])
-        assert ended
+        select.select([worker], [], [])  # readable once the process has ended
         os.close(worker)
     assert not list(sockets.iterdir())
 

@@ -2,17 +2,17 @@
 
 FIRST = 0.1
 LONGEST = 10.0
-LONG_RUN = 10.0
+LONG_RUN = 1.0
 
 
 class Backoff:
-    """Doubles from 0.1 s to 10 s; begins anew after a run that lasted 10 s."""
+    """Doubles from FIRST to LONGEST seconds; begins anew after a run of LONG_RUN or more."""
 
     def __init__(self) -> None:
         self._next = FIRST
 
     def after(self, run: float) -> float:
-        """Seconds to wait after a run of so many seconds."""
+        """Seconds to wait after a run that was good for so many seconds."""
         if run >= LONG_RUN:
             self._next = FIRST
         delay, self._next = self._next, min(2 * self._next, LONGEST)

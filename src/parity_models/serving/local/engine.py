@@ -239,7 +239,7 @@ class LocalEngine:
             if worker.joined:
                 # Not called from here: a listener's mistake must not end the supervision.
                 self._loop.call_soon(self._listener.instance_left, instance, why)
-            pause = backoff.after(self._loop.time() - began)
+            pause = backoff.after(self._loop.time() - began if worker.joined else 0.0)
             _log.warning("worker %s %s; it is restarted in %.1f s", instance, why, pause)
             try:
                 await asyncio.wait_for(self._stopping.wait(), pause)
