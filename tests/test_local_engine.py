@@ -353,6 +353,8 @@ async def test_what_cannot_be_started_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moody_model(tmp_path / "m.onnx")
+    with pytest.raises(ServingError, match="at least one instance"):
+        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([], Events())
     with pytest.raises(ServingError, match="no model was given to run as parity-0"):
         await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([BOTH], Events())
     (tmp_path / ("long" * 30)).mkdir()

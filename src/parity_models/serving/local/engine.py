@@ -80,6 +80,8 @@ class LocalEngine:
     # Engine
 
     async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        if not works:
+            raise ServingError("an engine needs at least one instance")
         unknown = frozenset[str]().union(*works) - self._models.keys()
         if unknown:
             raise ServingError(f"no model was given to run as {', '.join(sorted(unknown))}")
@@ -234,7 +236,8 @@ class LocalEngine:
                 return
             if number in self._to_join:
                 if not self._started.done():
-                    self._started.set_exception(ServingError(f"worker {number} {why}"))
+                    error = ServingError(f"worker {number} could not start: it {why}")
+                    self._started.set_exception(error)
                 return
             if worker.joined:
                 # Not called from here: a listener's mistake must not end the supervision.

@@ -89,7 +89,7 @@ class WorkerProcess:
                 start_new_session=True,  # out of reach of the terminal's Ctrl-C
             )
         except OSError as error:
-            return f"could not be started: {error}"
+            return f"had no process: {error}"
         if self._why_killed is not None:
             self.kill(self._why_killed)
         last_words = await self._last_words(self._process)
