@@ -348,6 +348,16 @@ def test_malformed_http_ends_its_connection_only(
     assert_served(http)
 
 
+def test_endless_headers_are_cut_off(http: httpx.Client, server: ServerProcess) -> None:
+    for endless in (b"x" * 1000, b"X-More: and more\r\n" * 50):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nX-First: ")
+            with pytest.raises(ConnectionError):
+                for _ in range(100_000):
+                    connection.sendall(endless)
+    assert_served(http)
+
+
 def test_pipelined_requests_are_answered_in_order(server: ServerProcess) -> None:
     request = b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n"
     last = b"GET /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

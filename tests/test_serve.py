@@ -225,6 +225,8 @@ def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
         ("answer_after", -1, "answer_after must be 0 or more"),
         ("deadline", 0, "deadline must be more than 0"),
         ("deadline", float("nan"), "deadline must be more than 0"),
+        ("deadline", float("inf"), "deadline must be more than 0"),
+        ("parity_delay", float("nan"), "parity_delay must be 0 or more"),
         ("port", -1, "port must be from 0 to 65535"),
         ("port", 70000, "port must be from 0 to 65535"),
         ("name", "", "cannot be called ''"),

@@ -1,16 +1,11 @@
 """A server: a bundle's models on an engine, a frontend over them, and HTTP in front."""
 
 import asyncio
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from math import ceil
+from math import ceil, inf
 from types import TracebackType
 from typing import Self
-
-import uvicorn
 
 from parity_models.codes import Code
 from parity_models.errors import UserError
@@ -27,16 +22,11 @@ from parity_models.scheduling import (
 from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.serving.faults import FaultPlan
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest import rest_app
 from parity_models.serving.served_model import ServedModel
-
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept for the client's next request."""
-
-GRACE = 5
-"""Seconds that a stopping server gives clients to send or fetch the rest of a message."""
 
 UNIT_TIMEOUT = 10.0
 """Seconds after which a unit counts as hung, if the deadline is shorter than that."""
@@ -82,9 +72,9 @@ class ServeOptions:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         for name in ("parity_instances", "max_group_wait", "parity_delay", "answer_after"):
-            if (getattr(self, name) or 0) < 0:
+            if not 0 <= (getattr(self, name) or 0) < inf:
                 raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not self.deadline > 0:
+        if not 0 < self.deadline < inf:
             raise UserError(f"deadline must be more than 0, got {self.deadline}")
         if not 0 <= self.port < 2**16:
             raise UserError(f"port must be from 0 to {2**16 - 1}, got {self.port}")
@@ -133,28 +123,12 @@ class Server:
             code if isinstance(policy, Parity) else None,
             metrics,
         )
-        app = rest_app(self._frontend, self.model, metrics, options.max_body)
-        self._http = _Http(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",  # rest.py logs what fails; uvicorn, clients that hang up
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=GRACE,
-            )
-        )
+        self._http = HttpServer(rest_app(self._frontend, self.model, metrics, options.max_body))
 
     @property
     def url(self) -> str:
         """The base URL, as http://127.0.0.1:8000; known once the server is started."""
-        host, port = self._socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return url_of(self._socket)
 
     async def start(self) -> None:
         """Bind, and start all instances; returns when the server is ready.
@@ -162,7 +136,14 @@ class Server:
         It is live, but not ready, before. Raises UserError if it cannot listen where it should,
         and ServingError, with nothing left running, if an instance does not start.
         """
-        self._socket = _listen(self._options.host, self._options.port)
+        host, port = self._options.host, self._options.port
+        try:
+            self._socket = listen(host, port)
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on {host} port {port}: {error.strerror}; choose another host or "
+                "port (port 0 takes any that is free)"
+            ) from error
         self._listening = asyncio.create_task(self._http.serve([self._socket]))
         try:
             await self._frontend.start(self.works)
@@ -203,12 +184,6 @@ class Server:
         await self.stop()
 
 
-class _Http(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals are the business of who runs the process
-
-
 def _policy(name: PolicyName, bundle: Bundle, code: Code | None, options: ServeOptions) -> Policy:
     if name is PolicyName.NONE:
         return NoRedundancy()
@@ -237,14 +212,3 @@ def _parity_instances(options: ServeOptions, code: Code | None) -> int:
     # Without a code there is only equal resources to ask: as for the smallest one.
     k, r = (code.k, code.r) if code else (2, 1)
     return ceil(options.instances * r / k)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another --host or "
-            "--port (0 takes any free port)"
-        ) from error
