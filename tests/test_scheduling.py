@@ -36,6 +36,7 @@ from parity_models.scheduling.dispatch import (
     SingleQueue,
 )
 from parity_models.scheduling.policies import (
+    AdaptiveParity,
     AnswerRule,
     ApproximateBackup,
     Hedging,
@@ -63,6 +64,7 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "backup": lambda code, options: ApproximateBackup(
         answer_rule=options["answer_rule"], answer_after=options["answer_after"]
     ),
+    "adaptive parity": lambda code, options: AdaptiveParity(code, hedge_budget=options["budget"]),
     "parity": lambda code, options: Parity(
         code, **{name: value for name, value in options.items() if name != "budget"}
     ),

@@ -33,7 +33,7 @@ from parity_models.scheduling.actions import (
     Source,
     WakeAt,
 )
-from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.timers import Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
@@ -78,7 +78,7 @@ class Scheduler:
         self.now = 0.0
         self._policy = policy
         self._config = config or SchedulerConfig()
-        self._dispatch = SingleQueue() if dispatch is None else dispatch
+        self._dispatch = policy.dispatch() if dispatch is None else dispatch
         self._queries: dict[int, Query] = {}
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
@@ -212,6 +212,17 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Queue a task of redundant work."""
         self._dispatch.add(task)
+
+    def keep_idle(self, instances: int) -> None:
+        """Start spare tasks only while more instances than these are idle."""
+        self._dispatch.reserve = instances
+
+    def hurry(self, task: Task) -> None:
+        """A spare task is spare no longer."""
+        if task.spare and task.unit is None and task.wanted:
+            self._dispatch.remove(task)
+            task.spare = False
+            self._dispatch.add(task)
 
     def copy(self, query: Query) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.

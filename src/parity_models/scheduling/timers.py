@@ -2,23 +2,25 @@
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 
-@dataclass(order=True, slots=True)
 class Timer:
-    """Something to do at a time; timers of one time fire in the order they were set."""
+    """Something to do at a time, until it is done or cancelled."""
 
-    at: float
-    order: int
-    callback: Callable[[], None] | None = field(compare=False)
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
 
 
 class Timers:
-    """A heap of timers. Cancelled ones are swept out once they are the greater part."""
+    """A heap of timers; those of one time fire in the order they were set.
+
+    Cancelled ones are swept out once they are the greater part.
+    """
 
     def __init__(self) -> None:
-        self._heap: list[Timer] = []
+        self._heap: list[tuple[float, int, Timer]] = []
         self._order = 0
         self._live = 0
 
@@ -28,8 +30,8 @@ class Timers:
 
     def set(self, at: float, callback: Callable[[], None]) -> Timer:
         self._order += 1
-        timer = Timer(at, self._order, callback)
-        heapq.heappush(self._heap, timer)
+        timer = Timer(callback)
+        heapq.heappush(self._heap, (at, self._order, timer))
         self._live += 1
         return timer
 
@@ -42,13 +44,13 @@ class Timers:
         if not self._live:
             self._heap.clear()
         elif len(self._heap) > 2 * self._live + 16:
-            self._heap = [timer for timer in self._heap if timer.callback is not None]
+            self._heap = [entry for entry in self._heap if entry[2].callback is not None]
             heapq.heapify(self._heap)
 
     def fire(self, now: float) -> None:
         """Run the callbacks that are due at `now`, earliest first."""
-        while self._heap and self._heap[0].at <= now:
-            timer = heapq.heappop(self._heap)
+        while self._heap and self._heap[0][0] <= now:
+            timer = heapq.heappop(self._heap)[2]
             callback, timer.callback = timer.callback, None
             if callback is not None:
                 self._live -= 1
@@ -56,6 +58,6 @@ class Timers:
 
     def next(self) -> float | None:
         """When the earliest timer is due."""
-        while self._heap and self._heap[0].callback is None:
+        while self._heap and self._heap[0][2].callback is None:
             heapq.heappop(self._heap)
-        return self._heap[0].at if self._heap else None
+        return self._heap[0][0] if self._heap else None

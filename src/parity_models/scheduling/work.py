@@ -11,14 +11,15 @@ class Task:
     """One row of work for one model.
 
     Tasks with the same `apart` (members of a coding group, copies of a query) never share a
-    batch, else one slow instance would hold up all of them. A task is queued, or running as
-    part of a unit, or over.
+    batch, else one slow instance would hold up all of them. A `spare` task runs only on
+    capacity that originals do not need. A task is queued, or running as part of a unit, or over.
     """
 
     work: str
     subject: int
     kind: Hashable
     apart: int | None = None
+    spare: bool = False
     unit: "Unit | None" = None
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.work import Task
@@ -16,9 +16,12 @@ Queue = OrderedDict[Task, None]
 class Dispatch(ABC):
     """Holds queued tasks and idle instances, and matches them.
 
-    Work of the deployed model goes before all other work, so that an instance that can do both
-    spends only spare capacity on redundancy. One rule serves one scheduler.
+    Work of the deployed model goes before all other work, and spare tasks last: they are taken
+    only while more than `reserve` of the instances that run the deployed model are idle, so
+    that queries about to arrive find one. One rule serves one scheduler.
     """
+
+    reserve = 0
 
     def __init__(self) -> None:
         self._works: dict[str, frozenset[str]] = {}
@@ -100,6 +103,14 @@ def add_to(queue: Queue, task: Task, *, first: bool) -> None:
         queue.move_to_end(task, last=False)
 
 
-def by_priority(works: frozenset[str]) -> list[str]:
-    """The deployed model's work first, the rest in the order of names."""
-    return sorted(works, key=lambda work: (work != DEPLOYED, work))
+QueueKey = tuple[bool, bool, str]
+"""Queues by priority: is the work spare, is it redundant, which work."""
+
+
+def key_of(task: Task) -> QueueKey:
+    return (task.spare, task.work != DEPLOYED, task.work)
+
+
+def keys_of(works: Iterable[str]) -> list[QueueKey]:
+    """The queues that an instance with these works takes from, the most urgent first."""
+    return sorted((spare, work != DEPLOYED, work) for work in works for spare in (False, True))

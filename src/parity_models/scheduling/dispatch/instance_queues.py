@@ -5,7 +5,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from random import Random
 
-from parity_models.scheduling.dispatch.dispatch import Dispatch, Queue, add_to, by_priority
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.dispatch.dispatch import (
+    Dispatch,
+    Queue,
+    QueueKey,
+    add_to,
+    key_of,
+    keys_of,
+)
 from parity_models.scheduling.work import Task
 
 
@@ -17,7 +25,7 @@ class InstanceQueues(Dispatch):
 
     def __init__(self) -> None:
         super().__init__()
-        self._queues: dict[str, dict[str, Queue]] = {}
+        self._queues: dict[str, dict[QueueKey, Queue]] = {}
         self._up: dict[str, list[str]] = {}
         self._depths: dict[str, int] = {}
         self._where: dict[Task, str] = {}
@@ -26,12 +34,12 @@ class InstanceQueues(Dispatch):
         self._homeless: Queue = OrderedDict()
 
     @abstractmethod
-    def _choose(self, candidates: Sequence[str], work: str) -> str:
-        """The instance to place a task of this work at."""
+    def _choose(self, candidates: Sequence[str], key: QueueKey) -> str:
+        """The instance to place a task at that goes into its queue `key`."""
 
     def join(self, instance: str, works: frozenset[str]) -> None:
         super().join(instance, works)
-        self._queues[instance] = {work: OrderedDict() for work in by_priority(works)}
+        self._queues[instance] = {key: OrderedDict() for key in keys_of(works)}
         for work in works:
             self._up.setdefault(work, []).append(instance)
         self.idle(instance, 0.0)
@@ -59,15 +67,15 @@ class InstanceQueues(Dispatch):
             return
         if task.failed_on:
             up = [instance for instance in up if instance not in task.failed_on] or up
-        instance = self._choose(up, task.work)
+        instance = self._choose(up, key_of(task))
         self._where[task] = instance
-        add_to(self._queues[instance][task.work], task, first=first)
+        add_to(self._queues[instance][key_of(task)], task, first=first)
         if instance in self._idle:
             self._ready[instance] = None
 
     def remove(self, task: Task) -> None:
         instance = self._where.pop(task, None)
-        queue = self._homeless if instance is None else self._queues[instance][task.work]
+        queue = self._homeless if instance is None else self._queues[instance][key_of(task)]
         if task in queue:
             del queue[task]
             self._depths[task.work] -= 1
@@ -81,22 +89,30 @@ class InstanceQueues(Dispatch):
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         ready, self._ready = self._ready, {}
         for instance in ready:
-            for queue in self._queues[instance].values():
-                batch = self._take_batch(queue, instance, max_batch)
-                if batch:
-                    for task in batch:
-                        del self._where[task]
-                        self._depths[task.work] -= 1
-                    del self._idle[instance]
-                    yield instance, batch
-                    break
+            batch = self._next_batch(instance, max_batch)
+            if batch:
+                del self._idle[instance]
+                yield instance, batch
+            elif any(self._queues[instance].values()):
+                self._ready[instance] = None
 
-    def _load(self, instance: str, work: str) -> int:
-        """How many tasks are ahead of a new one of this work, the running unit included."""
+    def _next_batch(self, instance: str, max_batch: int) -> list[Task]:
+        needed = DEPLOYED in self._works[instance] and len(self._idle) <= self.reserve
+        for (spare, _, work), queue in self._queues[instance].items():
+            batch = [] if spare and needed else self._take_batch(queue, instance, max_batch)
+            if batch:
+                for task in batch:
+                    del self._where[task]
+                self._depths[work] -= len(batch)
+                return batch
+        return []
+
+    def _load(self, instance: str, key: QueueKey) -> int:
+        """How many tasks are ahead of a new one in this queue, the running unit included."""
         running = instance not in self._idle
-        queues = self._queues[instance]
-        ahead = list(queues)[: list(queues).index(work) + 1]
-        return running + sum(len(queues[other]) for other in ahead)
+        return running + sum(
+            len(queue) for other, queue in self._queues[instance].items() if other <= key
+        )
 
     def _place_again(self, queue: Queue) -> None:
         tasks = list(queue)
@@ -112,11 +128,11 @@ class RoundRobin(InstanceQueues):
 
     def __init__(self) -> None:
         super().__init__()
-        self._turns: dict[str, int] = {}
+        self._turns: dict[QueueKey, int] = {}
 
-    def _choose(self, candidates: Sequence[str], work: str) -> str:
-        turn = self._turns.get(work, 0)
-        self._turns[work] = turn + 1
+    def _choose(self, candidates: Sequence[str], key: QueueKey) -> str:
+        turn = self._turns.get(key, 0)
+        self._turns[key] = turn + 1
         return candidates[turn % len(candidates)]
 
 
@@ -130,8 +146,8 @@ class PowerOfTwoChoices(InstanceQueues):
         super().__init__()
         self._random = Random(seed)
 
-    def _choose(self, candidates: Sequence[str], work: str) -> str:
+    def _choose(self, candidates: Sequence[str], key: QueueKey) -> str:
         if len(candidates) == 1:
             return candidates[0]
         first, second = self._random.sample(candidates, 2)
-        return first if self._load(first, work) <= self._load(second, work) else second
+        return first if self._load(first, key) <= self._load(second, key) else second

@@ -5,7 +5,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from parity_models.scheduling.actions import DEPLOYED
-from parity_models.scheduling.dispatch.dispatch import Dispatch, Queue, add_to, by_priority
+from parity_models.scheduling.dispatch.dispatch import (
+    Dispatch,
+    Queue,
+    QueueKey,
+    add_to,
+    key_of,
+)
 from parity_models.scheduling.work import Task
 
 Idle = list[tuple[float, int, str]]
@@ -21,14 +27,12 @@ class SingleQueue(Dispatch):
 
     def __init__(self) -> None:
         super().__init__()
-        self._queues: dict[str, Queue] = {DEPLOYED: OrderedDict()}
+        self._queues: dict[QueueKey, Queue] = {}
         self._idle: dict[frozenset[str], Idle] = {}
         self._turn = 0
 
     def join(self, instance: str, works: frozenset[str]) -> None:
         super().join(instance, works)
-        for work in by_priority(works):
-            self._queues.setdefault(work, OrderedDict())
         self._add_idle(instance, 0.0)
 
     def leave(self, instance: str) -> None:
@@ -41,21 +45,28 @@ class SingleQueue(Dispatch):
         self._add_idle(instance, 0.0)
 
     def add(self, task: Task, *, first: bool = False) -> None:
-        add_to(self._queues.setdefault(task.work, OrderedDict()), task, first=first)
+        queue = self._queues.get(key_of(task))
+        if queue is None:
+            queue = self._queues[key_of(task)] = OrderedDict()
+            self._queues = dict(sorted(self._queues.items()))
+        add_to(queue, task, first=first)
 
     def remove(self, task: Task) -> None:
-        self._queues[task.work].pop(task, None)
+        self._queues[key_of(task)].pop(task, None)
 
     def placed(self, task: Task) -> bool:
         return False
 
     def depths(self) -> dict[str, int]:
-        return {work: len(queue) for work, queue in self._queues.items()}
+        depths: dict[str, int] = {}
+        for (_, _, work), queue in self._queues.items():
+            depths[work] = depths.get(work, 0) + len(queue)
+        return depths
 
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
-        for work, queue in self._queues.items():
+        for key, queue in self._queues.items():
             while queue:
-                assigned = self._assign_one(work, queue, max_batch)
+                assigned = self._assign_one(key, queue, max_batch)
                 if assigned is None:
                     break
                 yield assigned
@@ -65,9 +76,12 @@ class SingleQueue(Dispatch):
         idle = self._idle.setdefault(self._works[instance], [])
         heapq.heappush(idle, (rank, self._turn, instance))
 
-    def _assign_one(self, work: str, queue: Queue, max_batch: int) -> tuple[str, list[Task]] | None:
+    def _assign_one(
+        self, key: QueueKey, queue: Queue, max_batch: int
+    ) -> tuple[str, list[Task]] | None:
+        spare, _, work = key
         for works, idle in self._idle.items():
-            if work not in works:
+            if work not in works or (spare and self._needed(works)):
                 continue
             passed = []
             batch: list[Task] = []
@@ -81,6 +95,13 @@ class SingleQueue(Dispatch):
             if batch:
                 return entry[2], batch
         return None
+
+    def _needed(self, works: frozenset[str]) -> bool:
+        """Are all idle instances with these works kept for originals?"""
+        if DEPLOYED not in works:
+            return False
+        idle = sum(len(idle) for works, idle in self._idle.items() if DEPLOYED in works)
+        return idle <= self.reserve
 
 
 class LatencyAware(SingleQueue):

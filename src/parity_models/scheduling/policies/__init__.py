@@ -1,5 +1,6 @@
 """Redundancy policies: what is sent besides the originals. One policy, one file."""
 
+from parity_models.scheduling.policies.adaptive import AdaptiveParity
 from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.backup import ApproximateBackup
 from parity_models.scheduling.policies.hedging import Hedging
@@ -9,6 +10,7 @@ from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.replication import Replication
 
 __all__ = [
+    "AdaptiveParity",
     "AnswerRule",
     "ApproximateBackup",
     "EqualResources",

@@ -11,15 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
-from parity_models.scheduling.quantile import RecentQuantile
+from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Query
 
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
-
-BURST = 10.0
-"""How many copies may be saved up while few are needed."""
 
 
 class Hedging(Policy):
@@ -37,25 +35,25 @@ class Hedging(Policy):
             raise ValueError(
                 f"the delay must be above 0 s, got {delay}; to copy at once, replicate"
             )
-        if budget <= 0:
-            raise ValueError(f"the budget of copies a query must be above 0, got {budget}")
         self._delay = delay
-        self._latencies = RecentQuantile(quantile)
-        self._budget = budget
-        self._tokens = BURST
+        if not 0 < quantile < 1:
+            raise ValueError(f"the quantile must lie between 0 and 1, got {quantile}")
+        self._quantile = quantile
+        self._latencies = RecentDurations()
+        self._budget = Budget(budget)
 
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED})] * (instances + parity_instances)
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        self._tokens = min(BURST, self._tokens + self._budget)
+        self._budget.earn()
         self._watch(scheduler, query)
 
     def resolved(self, scheduler: Scheduler, query: Query) -> None:
         self._latencies.add(scheduler.now - query.arrived)
 
     def _watch(self, scheduler: Scheduler, query: Query) -> None:
-        delay = self._latencies.value if self._delay is None else self._delay
+        delay = self._delay or self._latencies.quantile(self._quantile)
         if delay is not None:
             at = scheduler.now + delay
             query.alarm = scheduler.set_timer(at, partial(self._hedge, scheduler, query))
@@ -63,6 +61,5 @@ class Hedging(Policy):
     def _hedge(self, scheduler: Scheduler, query: Query) -> None:
         if not scheduler.is_placed(query.original):
             self._watch(scheduler, query)
-        elif self._tokens >= 1:
-            self._tokens -= 1
+        elif self._budget.spend():
             scheduler.copy(query)

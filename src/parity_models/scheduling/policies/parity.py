@@ -186,7 +186,9 @@ class Parity(Policy):
             self._send(scheduler, group)
 
     def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
-        group.tasks = [Task(parity_work(j), group.id, group.kind) for j in range(self._code.r)]
+        group.tasks = [
+            Task(parity_work(j), group.id, group.kind, spare=True) for j in range(self._code.r)
+        ]
         for task in group.tasks:
             scheduler.submit(task)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.work import Query, Task
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ class Policy:
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         """What each instance runs, given `instances` and the extra ones for redundancy."""
         raise NotImplementedError
+
+    def dispatch(self) -> Dispatch:
+        """The dispatch rule, where none is asked for."""
+        return SingleQueue()
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         """A query was admitted; its original is queued and will be dispatched after this."""
