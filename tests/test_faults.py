@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.errors import FaultPlanError
-from parity_models.serving.faults import (
+from parity_models.faults import (
     MAX_PLAN_BYTES,
     Constant,
     Distribution,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.errors import FaultPlanError, ServingError
-from parity_models.serving.faults import Constant, FaultPlan, Kill
+from parity_models.faults import Constant, FaultPlan, Kill
 from parity_models.serving.local.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.local.engine import LocalEngine
 

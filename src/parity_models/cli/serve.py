@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 import uvloop
 
+from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.policies import AnswerRule, Pool
-from parity_models.serving.faults import load_fault_plan
 from parity_models.serving.server import PolicyName, ServeOptions, Server
 
 

@@ -9,6 +9,7 @@ from typing import Self
 
 from parity_models.codes import Code
 from parity_models.errors import UserError
+from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling import (
     DEPLOYED,
@@ -20,7 +21,6 @@ from parity_models.scheduling import (
     parity_work,
 )
 from parity_models.scheduling.policies import AnswerRule, Pool
-from parity_models.serving.faults import FaultPlan
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.local.engine import LocalEngine

@@ -14,8 +14,8 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from parity_models.faults import FaultPlan
 from parity_models.models.tensor import TensorSpec
-from parity_models.serving.faults import FaultPlan
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""

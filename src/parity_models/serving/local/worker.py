@@ -23,8 +23,8 @@ import zmq
 from numpy.typing import NDArray
 
 from parity_models.errors import ModelError
+from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.faults import WorkerFaults
 from parity_models.serving.local.wire import (
     HEARTBEAT,
     Assignment,
