@@ -448,6 +448,21 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
         assert list(bundle.parent.iterdir()) == [bundle]
 
 
+def test_a_code_that_cannot_encode_the_model_s_datatype_is_refused(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["input"], ["output"], to=TensorProto.FLOAT)
+    content = save(
+        [cast], input=(TensorProto.INT64, ["n", 4]), output=(TensorProto.FLOAT, ["n", 4])
+    )
+    model = NewModel(content, "cast")
+    with pytest.raises(BundleError, match="needs floating point, got int64"):
+        write_bundle(
+            tmp_path / "bundle",
+            deployed=model,
+            parity=[model],
+            code=CodeSpec("sum", "subtraction", 2),
+        )
+
+
 def test_a_folder_with_anything_else_in_it_is_not_replaced(models: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     deployed = NewModel(models / "deployed.onnx", "linear")

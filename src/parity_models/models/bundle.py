@@ -222,6 +222,10 @@ def _check_code(path: Path, manifest: Manifest) -> None:
     deployed = manifest.deployed
     if code.k > MAX_K:
         raise BundleError(f"{path} has k={code.k}; k can be {MAX_K} at most")
+    try:
+        code.encode([deployed.input.zeros(1)] * code.k)
+    except CodeError as error:
+        raise BundleError(f"{path}: {error}") from error
     if deployed.output.dtype.kind != "f":
         raise BundleError(
             f"{path}: the deployed model's output is {deployed.output.datatype}; decoders "
