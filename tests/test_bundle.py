@@ -249,6 +249,8 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("deployed/input/shape", [5], "has input"),
         ("deployed/input/shape", [0], r"\$.deployed.input.shape"),
         ("deployed/input/shape", [10**30], r"\$.deployed.input.shape"),
+        ("deployed/input/shape", [2**14, 2**15], "has more than 268435456 values"),
+        ("deployed/input/shape", [2**28], "has input"),
         ("deployed/input/name", "image", "deployed.onnx has input 'input' .* promises 'image'"),
         ("deployed/output/datatype", "INT64", "decoders compute with predictions"),
         ("parity/0/output/name", "logits", "parity-0.onnx has output .* promises 'logits'"),
@@ -354,7 +356,7 @@ IDENTITY = helper.make_node("Identity", ["input"], ["output"])
 
 def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path) -> None:
     row, fixed, free = (FLOAT, ["n", 2]), (FLOAT, [1, 2]), (FLOAT, ["n", "m"])
-    text = (TensorProto.STRING, ["n", 2])
+    text, huge = (TensorProto.STRING, ["n", 2]), (FLOAT, ["n", 2**40])
     add = helper.make_node("Add", ["input", "input2"], ["output"])
     strange = helper.make_node("Strange", ["input"], ["output"], domain="nobody.knows")
     rows_of_its_own = [
@@ -371,6 +373,7 @@ def test_models_that_cannot_be_served_are_refused_with_the_reason(tmp_path: Path
         (save([IDENTITY], input=fixed, output=fixed), "without a free batch axis"),
         (save([IDENTITY], input=free, output=free), "only the batch axis may be free"),
         (save([IDENTITY], input=text, output=text), "not of numbers"),
+        (save([IDENTITY], input=huge, output=huge), "is too large"),
         (save([strange], input=row, output=row), "cannot be loaded by ONNX Runtime"),
         (save(rows_of_its_own, input=row, output=row), r"gives shape \(0, 2\) where it declares"),
     ]

@@ -116,4 +116,9 @@ def _spec(subject: str, role: str, nodes: list[Any]) -> TensorSpec:
             f"{subject} has {role} {node.name!r} of shape {node.shape}; only the batch axis may "
             "be free, export it with the others fixed"
         )
-    return TensorSpec(node.name, _DATATYPES[node.type], tuple(shape))
+    try:
+        return TensorSpec(node.name, _DATATYPES[node.type], tuple(shape))
+    except ValueError as error:
+        raise ModelError(
+            f"{subject} has {role} {node.name!r} that is too large: {error}"
+        ) from error

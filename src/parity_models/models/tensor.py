@@ -1,5 +1,6 @@
 """What a model's input and output look like."""
 
+from math import prod
 from typing import Annotated
 
 import msgspec
@@ -22,7 +23,10 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
 }
 """The Open Inference Protocol's tensor data types that models here can have."""
 
-Axis = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+MAX_VALUES = 2**28
+"""What one row can hold: 1 GiB of FP32."""
+
+Axis = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +43,8 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.datatype not in DATATYPES:
             raise ValueError(f"datatype {self.datatype!r} is not one of {', '.join(DATATYPES)}")
+        if prod(self.shape) > MAX_VALUES:
+            raise ValueError(f"a row of shape {list(self.shape)} has more than {MAX_VALUES} values")
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
