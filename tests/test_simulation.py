@@ -1,0 +1,106 @@
+"""The simulator: queueing theory where there is some, determinism, and bounded memory."""
+
+import tracemalloc
+from math import exp, factorial
+
+import numpy as np
+import pytest
+
+from parity_models.codes import Code, CodeSpec
+from parity_models.faults import Constant, Exponential, FaultPlan, Kill, Slowdowns
+from parity_models.scheduling import DEPLOYED, EqualResources, Parity, SchedulerConfig, Source
+from parity_models.scheduling.policies import AdaptiveParity, ApproximateBackup, Pool
+from parity_models.simulation import Simulation, SimulationResult, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.simulator import FAILED, SOURCES
+
+CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
+SERVICE = 0.02
+SLOW = FaultPlan(seed=1, slowdowns=Slowdowns(mean_between=20, mean_length=1, delay=Constant(0.1)))
+
+
+def workload(load: float = 0.5, queries: int = 10_000, **changes: object) -> Simulation:
+    """12 + 6 instances under a share of the load that 12 of them could carry."""
+    settings: dict[str, object] = {
+        "arrivals": poisson_arrivals(load * 12 / SERVICE, queries, seed=2),
+        "instances": 12,
+        "parity_instances": 6,
+        "service": {DEPLOYED: Constant(SERVICE)},
+        "faults": SLOW,
+    }
+    return Simulation(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_waiting_is_what_erlang_says_for_exponential_service() -> None:
+    servers, load = 4, 3.2
+    waits = load**servers / factorial(servers) / (1 - load / servers)
+    none = sum(load**n / factorial(n) for n in range(servers))
+    share_waiting = waits / (none + waits)
+    simulation = workload(
+        arrivals=poisson_arrivals(load, 100_000, seed=3),
+        instances=servers,
+        parity_instances=0,
+        service={DEPLOYED: Exponential(1.0)},
+        faults=FaultPlan(),
+        config=SchedulerConfig(deadline=1e6),
+    )
+    mean = np.mean(simulate(simulation, EqualResources()).latencies)
+    assert mean == pytest.approx(1.0 + share_waiting / (servers - load), rel=0.05)
+
+
+def test_the_tail_of_exponential_service_without_waiting_is_exponential() -> None:
+    simulation = workload(
+        load=0.01, service={DEPLOYED: Exponential(SERVICE)}, faults=FaultPlan(), queries=50_000
+    )
+    latencies = simulate(simulation, EqualResources()).latencies
+    assert np.mean(latencies > 3 * SERVICE) == pytest.approx(exp(-3), rel=0.1)
+
+
+def test_the_same_seed_gives_the_same_result() -> None:
+    first, second = (simulate(workload(queries=2000), AdaptiveParity(CODE)) for _ in range(2))
+    np.testing.assert_array_equal(first.latencies, second.latencies)
+    np.testing.assert_array_equal(first.sources, second.sources)
+
+
+def p999(result: SimulationResult) -> float:
+    return float(np.percentile(result.latencies, 99.9))
+
+
+def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
+    equal = simulate(workload(), EqualResources())
+    for policy in (Parity(CODE), Parity(CODE, pool=Pool.DEDICATED), AdaptiveParity(CODE)):
+        coded = simulate(workload(), policy)
+        assert p999(coded) < 0.7 * p999(equal)
+        assert SOURCES.index(Source.RECONSTRUCTION) in coded.sources
+
+
+def test_work_is_counted_by_model() -> None:
+    result = simulate(workload(queries=1000, faults=FaultPlan()), ApproximateBackup())
+    assert result.units[DEPLOYED] == 1000
+    assert result.busy[DEPLOYED] == pytest.approx(1000 * SERVICE)
+
+
+def test_queries_on_a_killed_instance_are_answered_by_others() -> None:
+    kills = tuple(Kill(worker=i, at=0.5 + i / 10) for i in range(12))
+    result = simulate(workload(faults=FaultPlan(kills=kills)), EqualResources())
+    assert not np.isnan(result.latencies).any()
+
+
+def test_queries_that_fail_are_counted_as_failed() -> None:
+    result = simulate(
+        workload(load=10.0, queries=5000, config=SchedulerConfig(max_queue=10)), EqualResources()
+    )
+    failed = result.sources == FAILED
+    assert failed.any()
+    np.testing.assert_array_equal(np.isnan(result.latencies), failed)
+
+
+def test_memory_does_not_grow_with_the_number_of_queries() -> None:
+    peaks = []
+    for queries in (2_000, 20_000):
+        simulation = workload(queries=queries)
+        tracemalloc.start()
+        simulate(simulation, Parity(CODE))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 18_000 * 40, "what grows is the result: 9 bytes a query"
