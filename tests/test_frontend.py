@@ -267,6 +267,7 @@ async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:
     async with serving(NoRedundancy(), instances=1) as (frontend, engine):
         engine.listener.instance_left("0", "killed")
         assert not frontend.ready
+        assert frontend.instances_up() == frontend.queue_depths() == {DEPLOYED: 0}
         engine.listener.instance_joined("0.1", frozenset({DEPLOYED}))
         assert frontend.ready
 

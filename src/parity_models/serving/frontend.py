@@ -8,6 +8,7 @@ order. Everything happens on the event loop's thread.
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -120,6 +121,7 @@ class Frontend:
         self._groups: dict[int, _Group] = {}
         self._units: dict[int, Run] = {}
         self._parity_row = {parity_work(j): j for j in range(code.r if code else 0)}
+        self._works: Sequence[str] = ()
         self._last_query = 0
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
@@ -145,6 +147,7 @@ class Frontend:
     async def start(self, works: Sequence[frozenset[str]]) -> None:
         """Start an instance for each of `works`; returns when all are up, or raises what the
         engine raises."""
+        self._works = sorted(frozenset().union(*works))
         await self._engine.start(works, self)
         self._started = True
 
@@ -184,15 +187,15 @@ class Frontend:
     @property
     def ready(self) -> bool:
         """Does an instance of the deployed model wait for queries?"""
-        return self._started and not self._closing and self.instances_up().get(DEPLOYED, 0) > 0
+        return self._started and not self._closing and self.instances_up()[DEPLOYED] > 0
 
     def queue_depths(self) -> dict[str, int]:
         """How many tasks are waiting, by work."""
-        return self._scheduler.queue_depths()
+        return self._by_work(self._scheduler.queue_depths())
 
     def instances_up(self) -> dict[str, int]:
         """How many instances are up, by work."""
-        return self._scheduler.instances_up()
+        return self._by_work(self._scheduler.instances_up())
 
     async def drain(self) -> None:
         """Take no more queries; returns when all that were taken have ended."""
@@ -334,7 +337,7 @@ class Frontend:
         return row
 
     def _in_flight(self) -> dict[str, int]:
-        counts = dict.fromkeys(self.instances_up(), 0)
-        for run in self._units.values():
-            counts[run.work] += 1
-        return counts
+        return self._by_work(Counter(run.work for run in self._units.values()))
+
+    def _by_work(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {work: counts.get(work, 0) for work in self._works}
