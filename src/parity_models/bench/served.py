@@ -18,6 +18,8 @@ from parity_models.models.bundle import open_bundle
 from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
+USERS_MISTAKE = 2
+"""The exit code for a bundle or options that cannot be served."""
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 
@@ -42,7 +44,10 @@ class Served:
 
 @asynccontextmanager
 async def served(bundle: Path, options: ServeOptions) -> AsyncIterator[Served]:
-    """Serve `bundle` while the context lasts. Raises ServingError if the server does not start."""
+    """Serve `bundle` while the context lasts.
+
+    Raises UserError for options that do not fit it, ServingError if the server does not start.
+    """
     spec = msgspec.json.encode(_Spec(str(bundle), options))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
@@ -55,7 +60,8 @@ async def served(bundle: Path, options: ServeOptions) -> AsyncIterator[Served]:
         async with asyncio.timeout(START_TIMEOUT):
             message = (await process.stdout.readline()).decode().strip()
         if not message.startswith("http"):
-            raise ServingError(message or "the server ended before it was ready")
+            failure = UserError if await process.wait() == USERS_MISTAKE else ServingError
+            raise failure(message or "the server ended before it was ready")
         yield Served(message, process)
     finally:
         process.stdin.close()
@@ -85,7 +91,7 @@ def main(spec: str) -> int:
         uvloop.run(_serve(msgspec.json.decode(spec, type=_Spec)))
     except ParityModelsError as error:
         _tell(str(error))
-        return 2 if isinstance(error, UserError) else 1
+        return USERS_MISTAKE if isinstance(error, UserError) else 1
     return 0
 
 

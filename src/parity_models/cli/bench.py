@@ -4,14 +4,14 @@ import asyncio
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from parity_models.bench.encode import measure_encode
 from parity_models.bench.overhead import measure_overhead
-from parity_models.errors import UserError
+from parity_models.cli.json_file import write_json
 from parity_models.models.bundle import open_bundle
 
 bench = typer.Typer(
@@ -45,11 +45,7 @@ def overhead(
     and p99 of both, and their difference and ratio at p50.
     """
     report = asyncio.run(measure_overhead(None if bundle is None else open_bundle(bundle)))
-    table = Table(
-        title=f"one row of {report.tensor_bytes:,} bytes through {report.model}, "
-        f"{report.calls:,} calls each, client: {report.client}",
-        title_justify="left",
-    )
+    table = Table()
     for column in ("", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right" if column else "left")
     for way, latency in (("in process", report.direct), ("over HTTP", report.served)):
@@ -57,7 +53,15 @@ def overhead(
     table.add_section()
     table.add_row("difference at p50", f"{report.difference_p50_ms:.3f}")
     table.add_row("ratio at p50", f"{report.ratio_p50:.1f}x")
-    _tell(table, json, report)
+    console = Console()
+    console.print(
+        f"One row of {report.tensor_bytes:,} bytes through the network {report.model}, "
+        f"{report.calls:,} calls each way; client: {report.client}.",
+        highlight=False,
+    )
+    console.print(table)
+    if json is not None:
+        write_json(json, report)
 
 
 @bench.command()
@@ -65,20 +69,19 @@ def encode(json: Json = None) -> None:
     """Measure encoding and decoding beside copying one query, for queries of 3x224x224 float32.
 
     Every call works on another group's memory, more of it than the processor's cache holds, as
-    in a server; the costs with the memory in the cache stand beside. Medians, in microseconds;
-    ratios are to one copy under the same conditions.
+    in a server; `cached` has all of it in the cache. Decoding is of one unavailable prediction.
+    Medians, in microseconds; ratios are to one copy under the same conditions.
     """
     costs = measure_encode()
-    table = Table(
-        title=f"queries of {'x'.join(map(str, costs.query_shape))} {costs.datatype}; "
-        f"copying one: {costs.copy_us:.0f} µs, in cache: {costs.cached_copy_us:.0f} µs",
-        title_justify="left",
-    )
-    for column in ("code", "k", "encode µs", "/ copy", "in cache µs", "/ copy", "decode one µs"):
-        table.add_column(column, justify="left" if column == "code" else "right")
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("encoder", "decoder"):
+        table.add_column(column)
+    for column in ("k", "encode", "/ copy", "cached", "/ copy", "decode"):
+        table.add_column(column, justify="right")
     for cost in costs.codes:
         table.add_row(
-            f"{cost.encoder} + {cost.decoder}",
+            cost.encoder,
+            cost.decoder,
             str(cost.k),
             f"{cost.encode_us:.0f}",
             f"{cost.ratio:.2f}x",
@@ -86,17 +89,13 @@ def encode(json: Json = None) -> None:
             f"{cost.cached_ratio:.2f}x",
             f"{cost.decode_us:.1f}",
         )
-    table.caption = f"encoding k = 2 by sum takes {costs.ratio:.2f} times as long as one copy"
-    table.caption_justify = "left"
-    _tell(table, json, costs)
-
-
-def _tell(table: Table, path: Path | None, report: msgspec.Struct) -> None:
-    Console().print(table)
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    console = Console()
+    console.print(
+        f"Queries of {'x'.join(map(str, costs.query_shape))} {costs.datatype}. Copying one: "
+        f"{costs.copy_us:.0f} µs, in cache {costs.cached_copy_us:.0f} µs. All times in µs.",
+        highlight=False,
+    )
+    console.print(table)
+    console.print(f"Encoding k=2 by sum: {costs.ratio:.2f} times one copy.", highlight=False)
+    if json is not None:
+        write_json(json, costs)

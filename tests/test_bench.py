@@ -1,0 +1,161 @@
+"""Benchmarks measure real servers and real encoders, and leave nothing running."""
+
+import asyncio
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from parity_models.bench import overhead
+from parity_models.bench.comparison import compare
+from parity_models.bench.load import LoadSpec, offer_load
+from parity_models.bench.plots import plot_latency
+from parity_models.bench.served import served
+from parity_models.errors import UserError
+from parity_models.faults import Constant, FaultPlan
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.server import PolicyName, ServeOptions
+from served import INPUTS, parm, predictions, queries, write_linear_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> LoadSpec:
+    data = tmp_path_factory.mktemp("data") / "data.npz"
+    rows = queries(50)
+    np.savez(data, inputs=rows, labels=predictions(rows).argmax(axis=-1))
+    return LoadSpec(url="", data=str(data), rate=100, count=40, warm_up=20)
+
+
+def children() -> set[str]:
+    """Ids of this process's children that are not over."""
+    files = Path("/proc/self/task").glob("*/children")
+    return {pid for file in files for pid in file.read_text().split()}
+
+
+def bench(name: str, json_file: Path, *arguments: str) -> dict[str, Any]:
+    """What `parm bench NAME --json FILE` writes, after it printed a table."""
+    done = subprocess.run(
+        parm("bench", name, "--json", str(json_file), *arguments),
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "µs" in done.stdout or "ms" in done.stdout
+    numbers: dict[str, Any] = json.loads(json_file.read_text())
+    return numbers
+
+
+async def test_servers_are_compared_under_the_same_load_and_their_own_faults(
+    bundle: Path, load: LoadSpec
+) -> None:
+    """Faults begin with the counted queries, on the server whose plan they are."""
+    before = children()
+    slow = FaultPlan(service_time=Constant(0.1))
+    told: list[str] = []
+    results = await compare(
+        bundle,
+        {
+            "quick": ServeOptions(port=0, policy=PolicyName.EQUAL_RESOURCES),
+            "slow": ServeOptions(port=0, policy=PolicyName.EQUAL_RESOURCES, faults=slow),
+        },
+        load,
+        told.append,
+    )
+    assert told == ["quick", "slow"]
+    for result in results.values():
+        assert result.answered.all()
+        assert (result.score == 1).all()
+        np.testing.assert_array_equal(result.scheduled, results["quick"].scheduled)
+    assert np.median(results["quick"].latency) < 0.1
+    assert (results["slow"].latency[1:] >= 0.1).all()
+    assert children() == before
+
+
+async def test_a_server_that_is_not_wanted_any_more_leaves_nothing(
+    bundle: Path,
+) -> None:
+    before = children()
+    up = asyncio.Event()
+
+    async def serve() -> None:
+        async with served(bundle, ServeOptions(port=0)):
+            up.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(serve())
+    await up.wait()
+    assert children() != before
+    task.cancel()
+    await asyncio.wait((task,))
+    assert task.cancelled()
+    assert children() == before
+
+
+async def test_what_cannot_be_served_is_refused_with_the_servers_reason(
+    tmp_path: Path, bundle: Path
+) -> None:
+    with pytest.raises(UserError, match="there is no bundle at"):
+        async with served(tmp_path / "missing", ServeOptions(port=0)):
+            pass
+    uncoded = write_linear_bundle(tmp_path, coded=False)
+    with pytest.raises(UserError, match="has no parity model"):
+        async with served(uncoded, ServeOptions(port=0, policy=PolicyName.PARITY)):
+            pass
+
+
+async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overhead, "ROUNDS", 3)
+    report = await overhead.measure_overhead(open_bundle(bundle))
+    assert (report.model, report.tensor_bytes, report.calls) == ("linear", 4 * INPUTS, 300)
+    assert report.served.p50_ms > report.direct.p50_ms > 0
+    assert report.difference_p50_ms == report.served.p50_ms - report.direct.p50_ms
+    assert report.ratio_p50 == report.served.p50_ms / report.direct.p50_ms
+
+
+def test_bench_overhead_generates_a_model_to_measure(tmp_path: Path) -> None:
+    numbers = bench("overhead", tmp_path / "overhead.json")
+    assert numbers["model"] == "mlp"
+    assert numbers["tensor_bytes"] == 3136
+    assert numbers["served"]["p50_ms"] <= numbers["served"]["p99_ms"]
+
+
+def test_bench_encode_sets_every_code_beside_one_copy(tmp_path: Path) -> None:
+    numbers = bench("encode", tmp_path / "new folder" / "encode.json")
+    assert numbers["query_shape"] == [3, 224, 224]
+    codes = {(code["encoder"], code["k"]): code for code in numbers["codes"]}
+    assert set(codes) == {(e, k) for e in ("sum", "concatenation", "stack") for k in (2, 3, 4)}
+    assert numbers["ratio"] == codes["sum", 2]["ratio"]
+    for code in codes.values():
+        assert code["ratio"] == pytest.approx(code["encode_us"] / numbers["copy_us"])
+        assert code["decode_us"] > 0
+
+
+async def test_what_a_load_says_is_wrong_ends_the_comparison(
+    bundle: Path, load: LoadSpec, tmp_path: Path
+) -> None:
+    before = children()
+    np.savez(tmp_path / "wrong.npz", inputs=np.zeros((2, 3), np.float32), labels=np.zeros(2))
+    wrong = LoadSpec(url="", data=str(tmp_path / "wrong.npz"), rate=1, count=1)
+    with pytest.raises(UserError, match="the model takes rows of"):
+        await compare(bundle, {"one": ServeOptions(port=0)}, wrong, lambda name: None)
+    assert children() == before
+    with pytest.raises(UserError, match="no server answers"):
+        await offer_load(LoadSpec(url="http://127.0.0.1:1", data=load.data, rate=1, count=1), print)
+
+
+def test_a_latency_picture_is_a_png_of_some_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    curves = {name: rng.exponential(scale, 2000) for name, scale in (("a", 5.0), ("b", 50.0))}
+    plot_latency(tmp_path / "latency.png", curves, "title", "note " * 60)
+    with Image.open(tmp_path / "latency.png") as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 600
