@@ -197,12 +197,29 @@ def _shrink(image: Array, tile: Array, xp: Any) -> None:
         _total([rows[..., x::across] for x in range(across)], xp, out=tile)
         tile *= 1 / (down * across)
         return
-    where = {"dtype": image.dtype, "device": device(image)}
-    if height != h:
-        image = xp.asarray(_area_weights(height, h), **where) @ image
-    if width != w:
-        image = image @ xp.asarray(_area_weights(width, w).T, **where)
+    for axis, parts in ((-2, h), (-1, w)):
+        if image.shape[axis] != parts:
+            image = _average(image, parts, axis, xp)
     tile[...] = image
+
+
+def _average(image: Array, parts: int, axis: int, xp: Any) -> Array:
+    """Average along `axis` (-1 or -2) into `parts` equal areas, which may share cells.
+
+    Not a product of matrices: their library would start threads, which a server's frontend must
+    not have beside its workers.
+    """
+    after = (slice(None),) * (-1 - axis)
+    cells, weights = _area_cells(image.shape[axis], parts)
+    cells = xp.asarray(cells, device=device(image))
+    weights = xp.asarray(weights, dtype=image.dtype, device=device(image))
+    return _total(
+        [
+            image[(..., cell, *after)] * xp.reshape(weight, (parts, *[1] * len(after)))
+            for cell, weight in zip(cells, weights, strict=True)
+        ],
+        xp,
+    )
 
 
 def _total(parts: Sequence[Array], xp: Any, out: Array | None = None) -> Array:
@@ -213,15 +230,17 @@ def _total(parts: Sequence[Array], xp: Any, out: Array | None = None) -> Array:
 
 
 @cache
-def _area_weights(length: int, parts: int) -> NDArray[np.float64]:
-    """Rows of weights (parts, length) that average `length` cells into `parts` equal areas."""
+def _area_cells(length: int, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Which of `length` cells make up each of `parts` equal areas: cells and their weights.
+
+    Both have shape (cells per area, parts); the weights of an area sum to 1.
+    """
     edges = np.arange(parts + 1) * (length / parts)
-    cells = np.arange(length)
-    lower = np.maximum(edges[:-1, None], cells[None, :])
-    upper = np.minimum(edges[1:, None], cells[None, :] + 1)
-    weights: NDArray[np.float64] = np.maximum(upper - lower, 0.0) * (parts / length)
-    weights.flags.writeable = False
-    return weights
+    first = np.floor(edges[:-1])
+    cells = first + np.arange(math.ceil(length / parts) + 1)[:, None]
+    lower, upper = np.maximum(edges[:-1], cells), np.minimum(edges[1:], cells + 1)
+    weights = np.maximum(upper - lower, 0.0) * (parts / length)
+    return np.minimum(cells, length - 1).astype(np.int64), weights
 
 
 class StackEncoder(Encoder):
