@@ -19,7 +19,9 @@ from parity_models.faults import (
     LogNormal,
     Pauses,
     RandomKills,
+    Shuffles,
     Slowdowns,
+    Transfers,
     Uniform,
     WorkerFaults,
     load_fault_plan,
@@ -37,6 +39,12 @@ EVERYTHING = {
     "pauses": {"mean_between": 5.0, "length": {"type": "exponential", "mean": 0.1}},
     "kills": [{"worker": 1, "at": 3.5}],
     "random_kills": {"mean_between": 30.0},
+    "shuffles": {
+        "transfers": 2,
+        "workers": 4,
+        "length": {"type": "uniform", "low": 1.0, "high": 2.0},
+        "delay": {"type": "constant", "seconds": 0.01},
+    },
 }
 
 
@@ -86,6 +94,7 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
         pauses=Pauses(5.0, Exponential(0.1)),
         kills=(Kill(1, 3.5),),
         random_kills=RandomKills(30.0),
+        shuffles=Shuffles(2, 4, Uniform(1.0, 2.0), Constant(0.01)),
     )
     assert load_fault_plan("{}") == FaultPlan()
 
@@ -231,3 +240,31 @@ def test_another_seed_is_another_course_of_events() -> None:
         return work_through(WorkerFaults(plan, 0), [(0.1, 0.01)] * 50)
 
     assert course(1) == course(1) != course(2)
+
+
+SHUFFLES = Shuffles(transfers=4, workers=18, length=Uniform(low=0.5, high=2), delay=Constant(0.05))
+
+
+def test_as_many_transfers_run_at_all_times_as_the_plan_says() -> None:
+    transfers = Transfers(SHUFFLES, seed=1)
+    for tenth in range(1, 300):
+        active = [transfers.active(worker, tenth / 10) for worker in range(18)]
+        assert sum(active) == 2 * SHUFFLES.transfers
+
+
+def test_transfers_move_from_worker_to_worker() -> None:
+    transfers = Transfers(SHUFFLES, seed=1)
+    for worker in range(18):
+        assert any(transfers.active(worker, second) for second in range(300))
+
+
+def test_a_unit_is_delayed_for_each_transfer_whether_the_course_is_shared_or_not() -> None:
+    plan = FaultPlan(seed=3, shuffles=SHUFFLES)
+    shared = Transfers(SHUFFLES, plan.seed)
+    for worker in range(18):
+        alone = WorkerFaults(plan, worker)
+        together = WorkerFaults(plan, worker, shared)
+        for began in (0.5, 1.5, 7.0):
+            delay = alone.release(began, began) - began
+            assert delay == together.release(began, began) - began
+            assert delay == pytest.approx(0.05 * round(delay / 0.05))

@@ -96,6 +96,20 @@ class Pauses(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: tuple[int, ...] | None = None
 
 
+class Shuffles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Background transfers: at all times `transfers` run, each between two workers drawn anew.
+
+    A transfer lasts for a drawn `length`. Every unit of a worker takes a drawn `delay` longer
+    for each transfer it is an end of (Kosaian et al., SOSP 2019, section 5.1). `workers` is how
+    many there are to draw from: numbers 0 to workers - 1.
+    """
+
+    transfers: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+    workers: Annotated[int, msgspec.Meta(ge=2, le=1_000_000)]
+    length: Distribution
+    delay: Distribution
+
+
 class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """kill -9 of worker number `worker`, `at` seconds after injection began."""
 
@@ -121,6 +135,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service_time: Distribution | None = None
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
+    shuffles: Shuffles | None = None
     kills: tuple[Kill, ...] = ()
     random_kills: RandomKills | None = None
 
@@ -129,6 +144,8 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         named = {kill.worker for kill in self.kills}
         for part in (self.slowdowns, self.pauses, self.random_kills):
             named.update(part.workers or () if part else ())
+        if self.shuffles is not None:
+            named.add(self.shuffles.workers - 1)
         for worker in sorted(named):
             if not 0 <= worker < workers:
                 raise FaultPlanError(
@@ -182,14 +199,22 @@ def _read(path: Path) -> bytes:
 
 
 class WorkerFaults:
-    """What a plan does to the units of one worker. Times are since injection began."""
+    """What a plan does to the units of one worker. Times are since injection began.
 
-    def __init__(self, plan: FaultPlan, worker: int) -> None:
+    `transfers`, the course of the plan's shuffles, may be shared by workers in one process.
+    """
+
+    def __init__(self, plan: FaultPlan, worker: int, transfers: "Transfers | None" = None) -> None:
         self._plan = plan
         self._worker = worker
         self._slow: _Spells | None = None
         self._delay: Distribution = Constant(0.0)
         self._paused: _Spells | None = None
+        self._worker = worker
+        self._shuffles = plan.shuffles
+        if plan.shuffles is not None and transfers is None:
+            transfers = Transfers(plan.shuffles, plan.seed)
+        self._transfers = transfers
         slowdowns, pauses = plan.slowdowns, plan.pauses
         if slowdowns is not None and _among(worker, slowdowns.workers):
             between, length = (
@@ -215,6 +240,9 @@ class WorkerFaults:
             busy = max(busy, self._plan.service_time.draw(rng))
         if self._slow is not None and self._slow.after(began)[0] <= began:
             busy += self._delay.draw(rng)
+        if self._transfers is not None and self._shuffles is not None:
+            for _ in range(self._transfers.active(self._worker, began)):
+                busy += self._shuffles.delay.draw(rng)
         end = began + busy
         if self._paused is not None:
             start, stop = self._paused.after(began)
@@ -222,6 +250,37 @@ class WorkerFaults:
                 end += stop - max(start, began)
                 start, stop = self._paused.after(stop)
         return end
+
+
+class Transfers:
+    """The course of a plan's shuffles: which transfers run when, between whom.
+
+    Drawn as far as asked for; each worker's times must not decrease.
+    """
+
+    def __init__(self, shuffles: Shuffles, seed: int) -> None:
+        self._shuffles = shuffles
+        self._lanes = [Random(f"{seed}/shuffle {lane}") for lane in range(shuffles.transfers)]
+        self._next = [(0.0, lane) for lane in range(shuffles.transfers)]
+        self._spells: dict[int, list[tuple[float, float]]] = {}
+
+    def active(self, worker: int, time: float) -> int:
+        """Of how many transfers is the worker an end at `time`?"""
+        self._draw_until(time)
+        spells = [spell for spell in self._spells.get(worker, ()) if spell[1] > time]
+        self._spells[worker] = spells
+        return sum(start <= time for start, _ in spells)
+
+    def _draw_until(self, time: float) -> None:
+        while self._next[0][0] <= time:
+            start, lane = self._next[0]
+            rng = self._lanes[lane]
+            length = self._shuffles.length.draw(rng)
+            if start == 0:
+                length *= rng.random()  # as if it had begun before, so that lanes do not march
+            heapq.heapreplace(self._next, (start + max(length, SLICE), lane))
+            for worker in rng.sample(range(self._shuffles.workers), 2):
+                self._spells.setdefault(worker, []).append((start, start + length))
 
 
 class _Spells:

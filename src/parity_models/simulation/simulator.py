@@ -15,7 +15,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from parity_models.faults import Distribution, FaultPlan, WorkerFaults
+from parity_models.faults import Distribution, FaultPlan, Transfers, WorkerFaults
 from parity_models.scheduling import (
     DEPLOYED,
     Action,
@@ -129,8 +129,10 @@ class _Driver:
         works = policy.works(simulation.instances, simulation.parity_instances)
         plan = simulation.faults
         faulty = plan != FaultPlan(seed=plan.seed)
+        transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
         for slot, work in enumerate(works):
-            instance = _Instance(slot, work, WorkerFaults(plan, slot) if faulty else None)
+            faults = WorkerFaults(plan, slot, transfers) if faulty else None
+            instance = _Instance(slot, work, faults)
             self._join(instance)
             if plan.kills or plan.random_kills:
                 self._env.process(self._kill(instance))
