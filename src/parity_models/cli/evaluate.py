@@ -5,13 +5,10 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
-from tqdm import tqdm
 
+from parity_models.cli.accuracy import measure_accuracy
 from parity_models.cli.json_file import write_json
 from parity_models.errors import BundleError, UserError
-from parity_models.evaluation import accuracy_table
-from parity_models.evaluation import evaluate as measure
 from parity_models.models.bundle import open_bundle, with_accuracy
 from parity_models.tasks import TASKS, find_task
 
@@ -46,17 +43,7 @@ def evaluate(
     if name is None:
         raise UserError(f"{bundle} does not say what task it is for; name it with --task")
     judged = find_task(name)
-    test = judged.load(data_dir).test
-    with tqdm(desc="evaluating", unit="row", unit_scale=True) as bar:
-
-        def advance(rows: int, total: int) -> None:
-            bar.total = total
-            bar.update(rows)
-
-        accuracy = measure(
-            opened, test.inputs, test.labels, metric=judged.metric, seed=seed, progress=advance
-        )
-    Console().print(accuracy_table(opened, accuracy))
+    accuracy = measure_accuracy(opened, judged, judged.load(data_dir).test, seed)
     if trained_on in (None, name):
         try:
             with_accuracy(opened, accuracy)

@@ -1,5 +1,6 @@
 """The deployed model's weights, kept in a bundle so that it can be trained against."""
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -28,9 +29,10 @@ def load_deployed(bundle: Bundle) -> nn.Module:
             f"{bundle.path} holds no {WEIGHTS}, which a parity model is trained against; "
             "name a folder that parm train wrote"
         )
-    network = build_network(deployed.network, deployed.input.shape, deployed.output.shape)
+    with torch.device("meta"):  # without initial weights, which would be thrown away
+        network = build_network(deployed.network, deployed.input.shape, deployed.output.shape)
     try:
-        network.load_state_dict(load(path.read_bytes()))
+        network.load_state_dict(load(path.read_bytes()), assign=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise BundleError(
             f"{path} does not fit the network {deployed.network} that the bundle names: {error}"

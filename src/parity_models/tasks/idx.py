@@ -4,6 +4,7 @@
 """
 
 import gzip
+import struct
 import zlib
 from math import prod
 from pathlib import Path
@@ -39,10 +40,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
                     f"{magic.hex(' ') or 'nothing'}); fetch it again"
                 )
             rank = magic[3]
-            header = file.read(4 * rank)
-            shape = tuple(int(size) for size in np.frombuffer(header[: 4 * rank], ">u4"))
+            sizes = file.read(4 * rank)
+            shape = struct.unpack(f">{rank}I", sizes) if len(sizes) == 4 * rank else ()
             size = prod(shape)
-            if len(shape) < rank or not 0 < size <= LARGEST:
+            if not shape or not 0 < size <= LARGEST:
                 raise DataError(f"{path} has a damaged header (sizes {shape}); fetch it again")
             values = file.read(size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

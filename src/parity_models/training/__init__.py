@@ -3,6 +3,7 @@
 from parity_models.training.deployed import train_deployed
 from parity_models.training.fit import Fitted, Progress, Report
 from parity_models.training.parity import train_parity
+from parity_models.training.progress import progress_bar
 from parity_models.training.run import Outcome, Settings
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "Progress",
     "Report",
     "Settings",
+    "progress_bar",
     "train_deployed",
     "train_parity",
 ]

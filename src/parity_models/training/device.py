@@ -1,8 +1,15 @@
-"""Where training runs."""
+"""Where training runs, and how many threads compute there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from parity_models.errors import TrainingError
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -22,3 +29,21 @@ def choose_device(name: str | None) -> torch.device:
             f"device {name!r} cannot be used here ({reason}); leave it out to have one chosen"
         ) from error
     return device
+
+
+def place(network: Network, device: torch.device) -> Network:
+    """Move `network` to `device`, laid out so that its convolutions are fast there."""
+    # Up to twice as fast on a CPU, and what tensor cores like.
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
+    return network.to(device)
+
+
+@contextmanager
+def computing(threaded: bool) -> Iterator[None]:
+    """Let torch compute on one thread only, unless `threaded`."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if threaded else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

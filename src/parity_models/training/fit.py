@@ -64,13 +64,14 @@ class Schedule:
 class Progress:
     """Where a training run is: `spent` is the share of its budget, times are in seconds.
 
-    `score` is that of the last epoch, `best` of the best so far; None before the first.
+    `score` is that of the last epoch, `best` of the best so far; None before the first. The
+    time left is None before the first step.
     """
 
     spent: float
     epoch: int
     seconds: float
-    seconds_left: float
+    seconds_left: float | None
     score: float | None
     best: float | None
 
@@ -139,22 +140,24 @@ def fit(
         began -= state.seconds
     score = state.best_score
     interrupted = False
+    told = 0.0
 
     def seconds() -> float:
         return time.monotonic() - began
 
     def tell(epoch: int, spent: float) -> None:
+        nonlocal told
         if report is not None:
-            now = seconds()
-            left = now / spent - now if spent else float("inf")
+            told = now = seconds()
+            left = now / spent - now if spent else None
             report(Progress(spent, epoch, now, left, score, state.best_score))
 
     try:
         spent = budget.spent(state.epochs, seconds())
+        tell(state.epochs + 1, spent)
         while spent < 1 or state.best is None:
             module.train()
             generator = torch.Generator().manual_seed((seed << 20) + state.epochs)
-            told = 0.0
             for step, loss in enumerate(problem.losses(generator), 1):
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.at(spent)
@@ -165,7 +168,6 @@ def fit(
                 if spent == 1:
                     break
                 if seconds() - told > REPORT_EVERY:
-                    told = seconds()
                     tell(state.epochs + 1, spent)
             score = problem.score()
             state = state.after_epoch(module, score, seconds())

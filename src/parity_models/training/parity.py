@@ -20,6 +20,7 @@ from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, load_deployed
 from parity_models.tasks import Split
+from parity_models.training.device import place
 from parity_models.training.queries import predict
 from parity_models.training.recipes import PARITY
 from parity_models.training.reconstruction import Reconstruction, Validation
@@ -56,7 +57,7 @@ def train_parity(
     network = network or manifest.deployed.network
     task = manifest.deployed_training.task if manifest.deployed_training else "unknown"
     run = Run(out, settings or Settings(), task, inputs)
-    model = load_deployed(deployed).to(run.device)
+    model = place(load_deployed(deployed), run.device)
     module = run.build(lambda: _build(network, code, model, manifest.deployed.network == network))
     recipe = PARITY[network]
     choices = {

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-BATCH = 1000
-"""Rows per call when a model only predicts."""
+BATCH = 128
+"""Rows per call when a model only predicts: more of them would not fit a CPU's caches."""
 
 
 def mirror(queries: Tensor, which: Tensor) -> Tensor:
@@ -17,4 +17,6 @@ def mirror(queries: Tensor, which: Tensor) -> Tensor:
 def predict(module: nn.Module, queries: Tensor, mirrored: bool = False) -> Tensor:
     """Outputs (n, *output_shape) of `module`, in evaluation mode, for `queries` (n, ...)."""
     module.eval()
-    return torch.cat([module(part.flip(-1) if mirrored else part) for part in torch.split(queries, BATCH)])
+    return torch.cat(
+        [module(part.flip(-1) if mirrored else part) for part in torch.split(queries, BATCH)]
+    )

@@ -5,21 +5,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle, Training, check_replaceable
 from parity_models.training.checkpoint import Options
-from parity_models.training.device import choose_device
+from parity_models.training.device import Network, choose_device, computing, place
 from parity_models.training.fit import Budget, Fitted, Problem, Report, fit
 from parity_models.training.recipes import Recipe
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -76,9 +72,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._settings.seed)
             module = build()
-        # Convolutions run up to twice as fast with the channels last.
-        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
-        return module.to(self.device)
+        return place(module, self.device)
 
     def fit(self, problem: Problem, recipe: Recipe, choices: Options) -> Fitted:
         """Train the problem's module as the settings and the recipe say.
@@ -90,22 +84,23 @@ class Run:
             budget = recipe.budget(problem.steps)
         else:
             budget = Budget(settings.epochs, settings.seconds)
-        return fit(
-            problem,
-            recipe.schedule,
-            budget,
-            seed=settings.seed,
-            checkpoint=self._checkpoint,
-            options={
-                "task": self._task,
-                "inputs": self._sha256,
-                "seed": settings.seed,
-                **choices,
-            },
-            resume=settings.resume,
-            report=settings.report,
-            began=self._began,
-        )
+        with computing(recipe.threaded):
+            return fit(
+                problem,
+                recipe.schedule,
+                budget,
+                seed=settings.seed,
+                checkpoint=self._checkpoint,
+                options={
+                    "task": self._task,
+                    "inputs": self._sha256,
+                    "seed": settings.seed,
+                    **choices,
+                },
+                resume=settings.resume,
+                report=settings.report,
+                began=self._began,
+            )
 
     def record(self, fitted: Fitted, choices: Options) -> Training:
         """What the manifest says of this run."""

@@ -1,0 +1,86 @@
+"""Networks are built by name for any shapes, and compute the same once they are exported."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from parity_models.errors import TrainingError
+from parity_models.models.export import export_onnx
+from parity_models.models.networks import build_network
+from parity_models.models.onnx_model import OnnxModel
+
+Shape = tuple[int, ...]
+
+BUILDS = [
+    ("mlp", (1, 28, 28), (10,), (1, 1)),
+    ("mlp", (2, 8, 8), (2, 10), (1, 1)),
+    ("mlp", (13,), (1,), (1, 1)),
+    ("lenet5", (1, 28, 28), (10,), (1, 1)),
+    ("lenet5", (3, 12, 17), (4, 10), (1, 1)),
+    ("resnet-small", (1, 28, 28), (10,), (1, 1)),
+    ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
+    ("resnet-small", (3, 33, 20), (4, 10), (2, 2)),
+    ("resnet-small", (1, 8, 8), (10,), (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("name", "inputs", "outputs", "grid"), BUILDS)
+def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
+    name: str, inputs: Shape, outputs: Shape, grid: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    network = build_network(name, inputs, outputs, grid)
+    network(torch.randn(16, *inputs))  # moves the running statistics away from their defaults
+    model = OnnxModel(export_onnx(network, inputs))
+    assert network.training
+    network.eval()
+    for rows in (1, 2, 7):
+        batch = torch.randn(rows, *inputs)
+        with torch.no_grad():
+            expected = network(batch).numpy()
+        assert expected.shape == (rows, *outputs)
+        np.testing.assert_allclose(model(batch.numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_exported_models_have_named_tensors_and_one_free_axis() -> None:
+    model = OnnxModel(export_onnx(build_network("mlp", (1, 8, 8), (2, 10)), (1, 8, 8)))
+    assert str(model.input) == "'input' FP32 [1, 8, 8]"
+    assert str(model.output) == "'output' FP32 [2, 10]"
+
+
+def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    network = build_network("resnet-small", (1, 8, 8), (10,)).to(memory_format=torch.channels_last)
+    export_onnx(network, (1, 8, 8))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("mlp", 784 * 200 + 200 + 200 * 100 + 100 + 100 * 10 + 10),
+        ("lenet5", 61_706),
+    ],
+)
+def test_published_networks_have_their_published_size(name: str, parameters: int) -> None:
+    network = build_network(name, (1, 28, 28), (10,))
+    assert sum(math.prod(p.shape) for p in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "grid", "reason"),
+    [
+        ("perceptron", (4,), (1, 1), "there are mlp, lenet5, resnet-small"),
+        ("lenet5", (1, 8, 8), (1, 1), "at least 12x12"),
+        ("lenet5", (784,), (1, 1), "takes images"),
+        ("resnet-small", (784,), (1, 1), "takes images"),
+        ("resnet-small", (1, 3, 8), (1, 1), "at least 4x4"),
+        ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
+    ],
+)
+def test_networks_that_cannot_take_the_inputs_say_so(
+    name: str, inputs: Shape, grid: tuple[int, int], reason: str
+) -> None:
+    with pytest.raises(TrainingError, match=reason):
+        build_network(name, inputs, (10,), grid)

@@ -1,0 +1,202 @@
+"""Tasks come from the standard files, always split alike, and damaged files are refused."""
+
+import gzip
+import hashlib
+import struct
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torchvision.datasets import FashionMNIST
+
+from parity_models.errors import DataError, UserError
+from parity_models.tasks import TASKS, fashion_mnist, find_task, score
+from parity_models.tasks.idx import TEST, TRAIN, read_idx
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
+LABELS = (np.arange(24) % 10).astype(np.uint8)
+
+
+def idx(array: np.ndarray) -> bytes:
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def write_dataset(folder: Path, *, zipped: bool, images: np.ndarray = IMAGES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for image_file, label_file in (TRAIN, TEST):
+        for name, array in ((image_file, images), (label_file, LABELS)):
+            if zipped:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
+            else:
+                (folder / name).write_bytes(idx(array))
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without Fashion-MNIST; returns its empty $PARM_DATA."""
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "not-installed")
+    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A web server that the dataset can be downloaded from."""
+    folder = write_dataset(tmp_path / "mirror", zipped=True)
+    resources = [
+        (file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in folder.iterdir()
+    ]
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr(FashionMNIST, "resources", resources)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield
+        server.shutdown()
+        thread.join()
+
+
+def test_digits_are_split_alike_every_time_and_normalised() -> None:
+    digits = find_task("digits")
+    once, again = digits.load(None), digits.load(None)
+    assert [len(split) for split in (once.train, once.validation, once.test)] == [1200, 197, 400]
+    np.testing.assert_array_equal(once.test.inputs, again.test.inputs)
+    assert once.train.inputs.shape[1:] == digits.input_shape
+    assert once.train.inputs.dtype == np.float32
+    assert once.train.labels.dtype == np.int64
+    assert abs(once.train.inputs.mean()) < 0.01
+    assert abs(once.train.inputs.std() - 1) < 0.01
+
+
+def test_no_digit_is_in_two_splits() -> None:
+    data = find_task("digits").load(None)
+    everything = np.concatenate([data.train.inputs, data.validation.inputs, data.test.inputs])
+    assert len(np.unique(everything.reshape(1797, -1), axis=0)) == 1797
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("layout", ["", "fashion-mnist", "FashionMNIST/raw"])
+def test_fashion_mnist_is_read_from_the_named_folder_gzipped_or_not(
+    tmp_path: Path, layout: str, zipped: bool
+) -> None:
+    write_dataset(tmp_path / layout, zipped=zipped)
+    data = find_task("fashion-mnist").load(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [22, 2, 24]
+    pixels = data.test.inputs * fashion_mnist.DEVIATION + fashion_mnist.MEAN
+    np.testing.assert_allclose(pixels[:, 0] * 255, IMAGES, atol=1e-3)
+    np.testing.assert_array_equal(data.test.labels, LABELS)
+
+
+def test_fashion_mnist_is_found_in_parm_data_before_the_installed_package(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = write_dataset(elsewhere.parent / "installed", zipped=True)
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", installed)
+    darker = write_dataset(elsewhere / "fashion-mnist", zipped=True, images=IMAGES // 2)
+    task = find_task("fashion-mnist")
+    np.testing.assert_array_equal(task.load(None).test.inputs, task.load(darker).test.inputs)
+    monkeypatch.delenv("PARM_DATA")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere / "cache"))
+    np.testing.assert_array_equal(task.load(None).test.inputs, task.load(installed).test.inputs)
+
+
+@pytest.mark.usefixtures("mirror")
+def test_fashion_mnist_is_downloaded_where_it_is_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "not-installed")
+    monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
+    data = find_task("fashion-mnist").load(None)
+    np.testing.assert_array_equal(data.test.labels, LABELS)
+    assert (tmp_path / "data" / "FashionMNIST" / "raw").is_dir()
+
+
+def test_a_failed_download_says_what_was_looked_for_and_how_to_get_it(elsewhere: Path) -> None:
+    with pytest.raises(DataError, match="dataset-fashion-mnist") as caught:
+        find_task("fashion-mnist").load(None)
+    assert str(elsewhere) in str(caught.value)
+    assert "--data-dir" in str(caught.value)
+
+
+def test_a_named_folder_without_the_files_is_refused_though_they_are_elsewhere(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(DataError, match="train-images-idx3-ubyte"):
+        find_task("fashion-mnist").load(tmp_path)
+
+
+ARRAY = np.arange(12, dtype=np.uint8).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "starts with nothing"),
+        (b"\x89PNG and more", "not an IDX file"),
+        (b"\0\0\x0d\1\0\0\0\1\0\0\0\0", "not an IDX file of unsigned bytes"),
+        (idx(ARRAY)[:9], "damaged header"),
+        (b"\0\0\x08\3" + b"\xff" * 12, "damaged header"),
+        (b"\0\0\x08\1\0\0\0\0", "damaged header"),
+        (idx(ARRAY)[:-1], "fewer values"),
+        (idx(ARRAY) + b"\0", "more values"),
+        (gzip.compress(idx(ARRAY)[:-1]), "fewer values"),
+        (gzip.compress(idx(ARRAY))[:-9], "damaged or truncated"),
+        (b"\x1f\x8b and nothing gzipped", "damaged or truncated"),
+    ],
+)
+def test_damaged_idx_files_are_refused_with_file_and_reason(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    path = tmp_path / "some-idx2-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=reason) as caught:
+        read_idx(path)
+    assert str(path) in str(caught.value)
+
+
+def test_idx_files_are_read_gzipped_or_not_whatever_they_are_called(tmp_path: Path) -> None:
+    path = tmp_path / "some-idx2-ubyte.gz"
+    for content in (idx(ARRAY), gzip.compress(idx(ARRAY))):
+        path.write_bytes(content)
+        np.testing.assert_array_equal(read_idx(path), ARRAY)
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "reason"),
+    [
+        (TEST[0], IMAGES[:-1], "do not belong together"),
+        (TEST[0], LABELS, "do not belong together"),
+        (TRAIN[1], LABELS + 1, "labels up to 10"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(
+    tmp_path: Path, file: str, array: np.ndarray, reason: str
+) -> None:
+    write_dataset(tmp_path, zipped=False)
+    (tmp_path / file).write_bytes(idx(array))
+    with pytest.raises(DataError, match=reason):
+        find_task("fashion-mnist").load(tmp_path)
+
+
+def test_another_dataset_in_the_same_layout_is_refused(tmp_path: Path) -> None:
+    write_dataset(tmp_path, zipped=False, images=IMAGES[:, :20, :20])
+    with pytest.raises(DataError, match="does not hold Fashion-MNIST"):
+        find_task("fashion-mnist").load(tmp_path)
+
+
+def test_top1_is_the_share_of_rows_whose_largest_output_is_at_the_label() -> None:
+    outputs = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    assert score("top-1", outputs, np.array([1, 0, 0, 0])) == 0.75
+
+
+def test_an_unknown_task_is_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=", ".join(TASKS)):
+        find_task("imagenet")
