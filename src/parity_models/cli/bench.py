@@ -73,9 +73,9 @@ def encode(json: Json = None) -> None:
     Medians, in microseconds; ratios are to one copy under the same conditions.
     """
     costs = measure_encode()
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("encoder", "decoder"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("k", "encode", "/ copy", "cached", "/ copy", "decode"):
         table.add_column(column, justify="right")
     for cost in costs.codes:
