@@ -128,11 +128,12 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What goes wrong, when, and for whom; empty by default.
 
     `service_time`: a unit takes at least this long, as if the worker had an accelerator that is
-    busy meanwhile (it waits, and holds no core).
+    busy meanwhile (it waits, and holds no core); `service_times` says otherwise for some works.
     """
 
     seed: int = 0
     service_time: Distribution | None = None
+    service_times: dict[str, Distribution] = {}
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
     shuffles: Shuffles | None = None
@@ -207,9 +208,9 @@ class WorkerFaults:
     def __init__(self, plan: FaultPlan, worker: int, transfers: "Transfers | None" = None) -> None:
         self._plan = plan
         self._worker = worker
-        self._slow: _Spells | None = None
+        self._slow: Spells | None = None
         self._delay: Distribution = Constant(0.0)
-        self._paused: _Spells | None = None
+        self._paused: Spells | None = None
         self._worker = worker
         self._shuffles = plan.shuffles
         if plan.shuffles is not None and transfers is None:
@@ -221,14 +222,14 @@ class WorkerFaults:
                 Exponential(slowdowns.mean_between),
                 Exponential(slowdowns.mean_length),
             )
-            self._slow = _Spells(plan.rng(worker, "slowdowns"), between, length)
+            self._slow = Spells(plan.rng(worker, "slowdowns"), between, length)
             self._delay = slowdowns.delay
         if pauses is not None and _among(worker, pauses.workers):
             between = Exponential(pauses.mean_between)
-            self._paused = _Spells(plan.rng(worker, "pauses"), between, pauses.length)
+            self._paused = Spells(plan.rng(worker, "pauses"), between, pauses.length)
 
-    def release(self, began: float, done: float) -> float:
-        """When a unit that began at `began` and was computed at `done` may be reported.
+    def release(self, began: float, done: float, work: str = "") -> float:
+        """When a unit of `work` that began at `began` and was done at `done` may be reported.
 
         Must be asked in the order of time: no unit begins before the one before is released.
         """
@@ -283,7 +284,7 @@ class Transfers:
                 self._spells.setdefault(worker, []).append((start, start + length))
 
 
-class _Spells:
+class Spells:
     """Gaps and spells by turns, from time 0 on; asked about times that never decrease."""
 
     def __init__(self, rng: Random, gap: Distribution, length: Distribution) -> None:

@@ -194,7 +194,7 @@ class _Driver:
         took = service.get(run.work, service[DEPLOYED]).draw(self._random)
         took += self._simulation.overhead
         faults = self._instances[run.instance].faults
-        end = now + took if faults is None else faults.release(now, now + took)
+        end = now + took if faults is None else faults.release(now, now + took, run.work)
         units, busy = self._result.units, self._result.busy
         units[run.work] = units.get(run.work, 0) + 1
         busy[run.work] = busy.get(run.work, 0.0) + end - now
