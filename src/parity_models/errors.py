@@ -43,3 +43,7 @@ class FaultPlanError(UserError):
 
 class LoadError(UserError):
     """A load that cannot be offered: no such server or model, or inputs that do not fit it."""
+
+
+class ContentionError(UserError):
+    """Contention that cannot be made on this machine, or a description of it that is none."""

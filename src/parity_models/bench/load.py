@@ -201,14 +201,20 @@ def _read_data(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     return inputs, labels
 
 
-async def offer_load_from_own_process(spec: LoadSpec, started: Callable[[], None]) -> LoadResult:
-    """Like `offer_load`, in a new process, which is gone when this returns or raises."""
+async def offer_load_from_own_process(
+    spec: LoadSpec, started: Callable[[], None], prefix: Sequence[str] = ()
+) -> LoadResult:
+    """Like `offer_load`, in a new process, which is gone when this returns or raises.
+
+    Its command begins with `prefix`.
+    """
     with TemporaryDirectory(prefix="parm-load-") as folder:
         spec_path, result_path = Path(folder, "spec.json"), Path(folder, "result.npz")
         spec_path.write_bytes(msgspec.json.encode(spec))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", __name__, spec_path, result_path, stdout=asyncio.subprocess.PIPE
-        )
+            *prefix, sys.executable, "-m", __name__, spec_path, result_path,
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
         assert process.stdout is not None
         try:
             message = (await process.stdout.readline()).decode().strip()

@@ -5,7 +5,7 @@ The process serves until its standard input ends, so that it cannot outlive whoe
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,11 @@ class Served:
     url: str
     _process: asyncio.subprocess.Process
 
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
     def begin_faults(self) -> None:
         """Start the clock of the server's fault plan."""
         assert self._process.stdin is not None
@@ -43,15 +48,17 @@ class Served:
 
 
 @asynccontextmanager
-async def served(bundle: Path, options: ServeOptions) -> AsyncIterator[Served]:
-    """Serve `bundle` while the context lasts.
+async def served(
+    bundle: Path, options: ServeOptions, prefix: Sequence[str] = ()
+) -> AsyncIterator[Served]:
+    """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
 
     Raises UserError for options that do not fit it, ServingError if the server does not start.
     """
     spec = msgspec.json.encode(_Spec(str(bundle), options))
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", __name__, spec.decode(), stdin=pipe, stdout=pipe,
+        *prefix, sys.executable, "-m", __name__, spec.decode(), stdin=pipe, stdout=pipe,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdin is not None

@@ -24,6 +24,7 @@ from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest import rest_app
 from parity_models.serving.served_model import ServedModel
@@ -47,6 +48,7 @@ class ServeOptions:
     `policy` None: parity if the bundle has parity models, else none. `parity_instances` are the
     extra instances of parity and of equal resources; None: `instances` times r/k, rounded up.
     `name` None: the bundle's. `port` 0: any that is free. `faults` begin when they are told to.
+    `placements`: where each instance runs, or none for all of them beside the server.
     Raises UserError for values out of range.
     """
 
@@ -66,6 +68,7 @@ class ServeOptions:
     answer: AnswerRule = AnswerRule.FIRST
     answer_after: float = 0.0
     faults: FaultPlan | None = None
+    placements: tuple[Placement, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch", "max_queue", "max_body"):
@@ -99,6 +102,10 @@ class Server:
         self.works = policy.works(options.instances, _parity_instances(options, code))
         if options.faults is not None:
             options.faults.check(len(self.works))
+        if options.placements and len(options.placements) != len(self.works):
+            raise UserError(
+                f"there are {len(options.placements)} placements for {len(self.works)} instances"
+            )
         manifest = bundle.manifest
         self.model = ServedModel(
             options.name or manifest.name,
@@ -111,6 +118,7 @@ class Server:
         self._engine = LocalEngine(
             {DEPLOYED: bundle.deployed_path}
             | {parity_work(j): path for j, path in enumerate(bundle.parity_paths)},
+            placements=options.placements,
             unit_timeout=max(UNIT_TIMEOUT, options.deadline),
         )
         self._frontend = Frontend(

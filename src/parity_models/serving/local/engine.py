@@ -23,6 +23,7 @@ from parity_models.errors import ServingError
 from parity_models.faults import FaultPlan
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.local.backoff import Backoff
+from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.local.wire import (
     Cancel,
@@ -32,8 +33,9 @@ from parity_models.serving.local.wire import (
     Heartbeat,
     Hello,
     InjectFaults,
+    bind,
     decode_report,
-    frontend_endpoint,
+    reports_endpoint,
     rows_of,
 )
 
@@ -57,20 +59,24 @@ class LocalEngine:
     A worker that was killed is noticed at once; one that was not heard of for
     `heartbeat_timeout` seconds, or has had a unit for `unit_timeout` seconds, is killed. Either
     is started again, with a back-off. Worker i serves the i-th of the works the engine is
-    started with; as an instance it is called "i", and "i.n" after n restarts.
+    started with; as an instance it is called "i", and "i.n" after n restarts. It runs at the
+    i-th of `placements`, or at Placement() if there are none.
     """
 
     def __init__(
         self,
         models: Mapping[str, Path],
         *,
+        placements: Sequence[Placement] = (),
         heartbeat_timeout: float = 2.0,
         unit_timeout: float = 10.0,
     ) -> None:
         self._models = {work: path.resolve() for work, path in models.items()}
+        self._placements = placements
         self._heartbeat_timeout = heartbeat_timeout
         self._unit_timeout = unit_timeout
         self._workers: dict[str, WorkerProcess] = {}
+        self._endpoints: dict[str, str] = {}
         self._to_join: set[int] = set()
         self._supervisors: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -85,18 +91,22 @@ class LocalEngine:
         unknown = frozenset[str]().union(*works) - self._models.keys()
         if unknown:
             raise ServingError(f"no model was given to run as {', '.join(sorted(unknown))}")
+        placements = self._placements or (Placement(),) * len(works)
+        if len(placements) != len(works):
+            raise ServingError(f"{len(placements)} placements for {len(works)} instances")
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
         self._directory = _private_directory()
         self._context = zmq.Context()
         self._reports = self._context.socket(zmq.PULL)
-        self._reports.bind(frontend_endpoint(self._directory))
+        reports = [self._reports_endpoint(place.link) for place in placements]
         self._loop.add_reader(self._reports.fileno(), self._receive)
         self._tick()
         self._to_join.update(range(len(works)))
         self._supervisors = [
-            asyncio.create_task(self._supervise(number, each)) for number, each in enumerate(works)
+            asyncio.create_task(self._supervise(number, *each))
+            for number, each in enumerate(zip(works, placements, reports, strict=True))
         ]
         try:
             await self._started
@@ -179,6 +189,18 @@ class LocalEngine:
 
     # What workers report
 
+    def _reports_endpoint(self, link: Link | None) -> str:
+        """Where the engine listens to a worker with this link."""
+        at = reports_endpoint(self._directory, link)
+        if at not in self._endpoints:
+            try:
+                self._endpoints[at] = bind(self._reports, at)
+            except zmq.ZMQError as error:
+                self._context.destroy(linger=0)
+                shutil.rmtree(self._directory)
+                raise ServingError(f"cannot listen at {at}: {error.strerror}") from error
+        return self._endpoints[at]
+
     def _receive(self) -> None:
         # The socket's file descriptor tells of news once: all there is must be taken.
         while not self._stopping.is_set():
@@ -207,8 +229,8 @@ class LocalEngine:
             case Failed(_, unit, detail):
                 worker.running = None
                 self._listener.unit_failed(unit, detail)
-            case Hello(instance, models):
-                worker.join(models)
+            case Hello(instance):
+                worker.join(report)
                 if self._faults is not None:
                     plan, start = self._faults
                     worker.tell(InjectFaults(plan, worker.number, start))
@@ -221,12 +243,16 @@ class LocalEngine:
 
     # Supervision
 
-    async def _supervise(self, number: int, works: frozenset[str]) -> None:
+    async def _supervise(
+        self, number: int, works: frozenset[str], placement: Placement, reports: str
+    ) -> None:
         models = {work: self._models[work] for work in sorted(works)}
         backoff = Backoff()
         for life in count():
             instance = f"{number}.{life}" if life else f"{number}"
-            worker = WorkerProcess(number, instance, models, self._directory, self._context)
+            worker = WorkerProcess(
+                number, instance, models, placement, self._directory, reports, self._context
+            )
             began = self._loop.time()
             self._workers[instance] = worker
             why = await worker.live()

@@ -17,10 +17,12 @@ import zmq
 from numpy.typing import NDArray
 
 from parity_models.models.tensor import TensorSpec
+from parity_models.serving.local.placement import Placement
 from parity_models.serving.local.wire import (
     Assignment,
     Cancel,
     Exit,
+    Hello,
     InjectFaults,
     ModelTensors,
     Unit,
@@ -56,7 +58,9 @@ class WorkerProcess:
         number: int,
         instance: str,
         models: Mapping[str, Path],
+        placement: Placement,
         directory: str,
+        reports: str,
         context: zmq.Context[zmq.Socket[bytes]],
     ) -> None:
         self.number = number
@@ -64,24 +68,33 @@ class WorkerProcess:
         self.joined = False
         self.silence = 0
         self.running: RunningUnit | None = None
-        self._paths = models
+        self.works = frozenset(models)
         self._models: dict[str, ModelTensors] = {}
-        self._directory = directory
+        self._prefix = placement.prefix
+        self._assignment = Assignment(
+            instance,
+            os.getpid(),
+            {work: str(path) for work, path in models.items()},
+            directory,
+            reports,
+            units_endpoint(directory, instance, placement.link),
+            control_endpoint(directory, instance, placement.link),
+            placement.device,
+        )
         self._process: Process | None = None
         self._why_killed: str | None = None
         self._units, self._control = context.socket(zmq.PUSH), context.socket(zmq.PUSH)
 
     async def live(self) -> str:
         """Start the process and wait for its end; returns why it ended, for people."""
-        paths = {work: str(path) for work, path in self._paths.items()}
-        assignment = Assignment(self.instance, self._directory, os.getpid(), paths)
         try:
             self._process = await asyncio.create_subprocess_exec(
+                *self._prefix,
                 sys.executable,
                 "-P",
                 "-m",
                 "parity_models.serving.local.worker",
-                msgspec.json.encode(assignment).decode(),
+                msgspec.json.encode(self._assignment).decode(),
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 stderr=PIPE,
@@ -107,16 +120,12 @@ class WorkerProcess:
             last = (last + words)[-MAX_LAST_WORDS:]
         return last.decode(errors="replace").strip()
 
-    def join(self, models: dict[str, ModelTensors]) -> None:
-        """The worker has said hello: it listens, and its models take and give this."""
-        self._units.connect(units_endpoint(self._directory, self.instance))
-        self._control.connect(control_endpoint(self._directory, self.instance))
-        self._models = models
+    def join(self, hello: Hello) -> None:
+        """The worker has said hello: it listens, and has its models ready."""
+        self._units.connect(hello.units)
+        self._control.connect(hello.control)
+        self._models = hello.models
         self.joined = True
-
-    @property
-    def works(self) -> frozenset[str]:
-        return frozenset(self._paths)
 
     @property
     def pid(self) -> int | None:
@@ -153,8 +162,9 @@ class WorkerProcess:
     def close(self) -> None:
         """Close the sockets, and remove the files of those that the worker had."""
         for socket, endpoint in (
-            (self._units, units_endpoint(self._directory, self.instance)),
-            (self._control, control_endpoint(self._directory, self.instance)),
+            (self._units, self._assignment.units),
+            (self._control, self._assignment.control),
         ):
             socket.close(linger=0)
-            Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)
+            if endpoint.startswith("ipc://"):
+                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)

@@ -1,12 +1,12 @@
 """What the engine and its workers say to each other over ZeroMQ, and where.
 
 A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
-a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled. All
-sockets lie in a directory that only this user can enter:
+a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled.
+Sockets lie in a directory that only this user can enter, unless a worker is placed elsewhere:
 
-- `frontend` (the engine pulls): hello, heartbeats and results of all workers
-- `<instance>.units` (the worker's computing thread pulls)
-- `<instance>.control` (the worker's other thread pulls): what must not wait for a unit to end
+- reports (the engine pulls): hello, heartbeats and results of all workers
+- units (the worker's computing thread pulls)
+- control (the worker's other thread pulls): what must not wait for a unit to end
 """
 
 import msgspec
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from parity_models.faults import FaultPlan
 from parity_models.models.tensor import TensorSpec
+from parity_models.serving.local.placement import Link
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
@@ -24,13 +25,18 @@ HEARTBEAT = 0.2
 class Assignment(msgspec.Struct, frozen=True):
     """The worker's command line, as JSON: who it is and what it serves.
 
-    `parent` is the engine's process: when that is gone, so is the worker.
+    `parent` is the engine's process: when that is gone, so is the worker. `units` and `control`
+    are where to listen; a TCP port may be left open, as *. `device`: see Placement.
     """
 
     instance: str
-    directory: str
     parent: int
     models: dict[str, str]
+    directory: str
+    reports: str
+    units: str
+    control: str
+    device: str | None
 
 
 class Unit(msgspec.Struct, frozen=True, tag=True):
@@ -62,10 +68,12 @@ class ModelTensors(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The worker is warm; `models` are by work."""
+    """The worker is warm, and listens at `units` and `control`; `models` are by work."""
 
     instance: str
     models: dict[str, ModelTensors]
+    units: str
+    control: str
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
@@ -96,13 +104,25 @@ def rows_of(frame: zmq.Frame, spec: TensorSpec) -> NDArray[np.generic]:
     return rows if rows.flags.aligned else rows.copy()
 
 
-def frontend_endpoint(directory: str) -> str:
-    return f"ipc://{directory}/frontend"
+def reports_endpoint(directory: str, link: Link | None) -> str:
+    return f"ipc://{directory}/reports" if link is None else f"tcp://{link.engine}:*"
 
 
-def units_endpoint(directory: str, instance: str) -> str:
-    return f"ipc://{directory}/{instance}.units"
+def units_endpoint(directory: str, instance: str, link: Link | None) -> str:
+    return _worker_endpoint(f"{directory}/{instance}.units", link)
 
 
-def control_endpoint(directory: str, instance: str) -> str:
-    return f"ipc://{directory}/{instance}.control"
+def control_endpoint(directory: str, instance: str, link: Link | None) -> str:
+    return _worker_endpoint(f"{directory}/{instance}.control", link)
+
+
+def _worker_endpoint(path: str, link: Link | None) -> str:
+    return f"ipc://{path}" if link is None else f"tcp://{link.worker}:*"
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
+    """Bind it; returns the endpoint with the port that it got, where that was open."""
+    socket.bind(endpoint)
+    bound = socket.get(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return bound.rstrip(b"\0").decode()

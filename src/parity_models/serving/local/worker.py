@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Thread
 from typing import NoReturn
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from parity_models.errors import ModelError
 from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.local.device import Device
 from parity_models.serving.local.wire import (
     HEARTBEAT,
     Assignment,
@@ -37,13 +38,11 @@ from parity_models.serving.local.wire import (
     InjectFaults,
     ModelTensors,
     Unit,
-    control_endpoint,
+    bind,
     decode_control,
     decode_unit,
     encode,
-    frontend_endpoint,
     rows_of,
-    units_endpoint,
 )
 
 MAX_DETAIL = 1000
@@ -62,28 +61,32 @@ class Worker:
         self._running: tuple[int, onnxruntime.RunOptions] | None = None
         self._cancelled: int | None = None
         self._faults: tuple[float, WorkerFaults] | None = None
+        self._device = Device(assignment.device) if assignment.device else nullcontext()
         context = zmq.Context()
         self._units = context.socket(zmq.PULL)
-        self._units.bind(units_endpoint(assignment.directory, assignment.instance))
+        units = bind(self._units, assignment.units)
         self._control = context.socket(zmq.PULL)
-        self._control.bind(control_endpoint(assignment.directory, assignment.instance))
+        control = bind(self._control, assignment.control)
         # A socket belongs to one thread, so each of the two has its own.
         self._reports, self._heartbeats = context.socket(zmq.PUSH), context.socket(zmq.PUSH)
         for socket in (self._reports, self._heartbeats):
-            socket.connect(frontend_endpoint(assignment.directory))
+            socket.connect(assignment.reports)
+        tensors = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
+        self._hello = Hello(assignment.instance, tensors, units, control)
 
     def serve(self) -> NoReturn:
         """Take part until the process ends."""
         Thread(target=self._attend, daemon=True).start()
-        models = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
-        self._reports.send(encode(Hello(self._assignment.instance, models)))
+        self._reports.send(encode(self._hello))
         while True:
             header, *rows = self._units.recv_multipart(copy=False)
-            self._run(decode_unit(header.buffer), rows)
+            with self._device:
+                report = self._run(decode_unit(header.buffer), rows)
+            self._reports.send_multipart(report, copy=False)
 
     # The main thread
 
-    def _run(self, unit: Unit, rows: list[zmq.Frame]) -> None:
+    def _run(self, unit: Unit, rows: list[zmq.Frame]) -> Sequence[bytes | memoryview]:
         began = time.monotonic()
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
@@ -102,7 +105,7 @@ class Worker:
             report = (encode(Finished(instance, unit.unit)), outputs.data)
         if self._faults is not None:
             self._suffer(began, *self._faults)
-        self._reports.send_multipart(report, copy=False)
+        return report
 
     def _compute(
         self, work: str, rows: list[zmq.Frame], options: onnxruntime.RunOptions

@@ -1,0 +1,25 @@
+"""Where a worker of the local engine runs, and how it is reached there."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Link:
+    """IP addresses at which an engine and its worker listen to each other, over TCP."""
+
+    engine: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A worker's place; the default is beside its engine, with sockets that are files.
+
+    `prefix` comes before the worker's command line and must end in an exec of it, as `taskset`
+    and `ip netns exec` do. `device` is a file that stands for an accelerator: of all workers
+    with the same device, one has a unit running at a time.
+    """
+
+    prefix: tuple[str, ...] = ()
+    link: Link | None = None
+    device: str | None = None
