@@ -180,6 +180,25 @@ def test_evaluate_refuses_what_it_cannot_judge(digits_bundle: Path, tmp_path: Pa
     assert parm("evaluate", nameless.path, "--task", "digits").returncode == 0
 
 
+def test_from_a_task_to_a_measured_bundle_in_three_commands(tmp_path: Path) -> None:
+    """What the README starts with, on less training than anyone would want."""
+    deployed, bundle, report = (tmp_path / name for name in ("deployed", "bundle", "report.json"))
+    for command in (
+        f"train --task digits --network mlp --out {deployed} --epochs 5 --device cpu",
+        f"parity --from {deployed} --k 2 --encoder stack --decoder separate --out {bundle} "
+        "--epochs 5 --device cpu",
+        f"evaluate {bundle} --json {report}",
+    ):
+        outcome = parm(*command.split(), OMP_NUM_THREADS="1")
+        assert outcome.returncode == 0, outcome.stderr
+    numbers = json.loads(report.read_text())
+    assert numbers["available_accuracy"] > 0.85
+    assert numbers["degraded_accuracy"] > 0.6
+    kept = open_bundle(bundle).manifest.accuracy
+    assert kept is not None
+    assert list(kept.degraded_by_slot) == numbers["degraded_by_slot"]
+
+
 # What it needs installed
 
 NO_TORCH = """

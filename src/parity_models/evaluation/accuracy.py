@@ -1,6 +1,6 @@
 """Accuracy under unavailability: A_a, A_d and A_o of a bundle on labelled queries.
 
-(Kosaian et al., SOSP 2019, section 4.1, defines the three.)
+(Kosaian et al., SOSP 2019, section 4, defines the three.)
 """
 
 import os
