@@ -9,9 +9,9 @@ Three questions are answered from what the scheduler sees, none from configurati
 
     What is late? A query that has taken longer than the live 95th percentile of latencies.
 
-    What if original and parity are both late? After the time in which the parity's output
-    should have come (a median latency more), the query itself is sent once more: a hedge of last
-    resort, for the few queries that need it and within a budget (Dean, Barroso, CACM 2013).
+    What if original and parity are both late? A while after (half a median latency), the query
+    itself is sent once more: a hedge of last resort, for the few queries that need it and within
+    a budget (Dean, Barroso, CACM 2013).
 
 Recently slow instances take last (dispatch.LatencyAware). Under overload no instance is idle
 and hardly any parity work starts: originals are not delayed.
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 LATE = 0.95
 """The quantile of latencies beyond which a query is late."""
+
+HEDGE_AFTER = 0.5
+"""How long after a query is late it is sent once more, in median latencies."""
 
 GROUP_WAIT = 0.25
 """How long a query waits for its group to fill, in median latencies."""
@@ -73,7 +76,7 @@ class AdaptiveParity(Parity):
         for task in self._group_of(query).tasks:
             scheduler.hurry(task)
         median = self._latencies.quantile(0.5) or 0.0
-        at = scheduler.now + median
+        at = scheduler.now + HEDGE_AFTER * median
         query.alarm = scheduler.set_timer(at, partial(self._hedge, scheduler, query))
 
     def _hedge(self, scheduler: Scheduler, query: Query) -> None:
