@@ -1,0 +1,148 @@
+"""One run of a latency experiment, real or simulated, and what came of it."""
+
+from enum import StrEnum
+from hashlib import sha256
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.bench.experiment import Setting
+from parity_models.codes import Code
+from parity_models.faults import Constant
+from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
+from parity_models.scheduling.spec import PolicySpec
+from parity_models.simulation import Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.simulator import FAILED, SOURCES
+
+FORMAT = 1
+"""Results of another format are not read from the cache."""
+
+SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
+"""The shares of queries whose quantiles of latency are kept, for pictures."""
+
+DISPATCH = 0.0004
+"""Seconds that a simulated unit takes besides its service time: the engine's round trip."""
+
+
+class Mode(StrEnum):
+    """How a trial is run."""
+
+    REAL = "real"
+    """Worker processes, a server and a load generator; service times are emulated by waiting."""
+    SIMULATED = "simulated"
+    """The scheduler alone, against imagined instances."""
+
+
+class Network(StrEnum):
+    """What background shuffles are in a real trial."""
+
+    SHAPED = "shaped links"
+    """Transfers between network namespaces, through the links that queries take."""
+    EMULATED = "emulated"
+    """Drawn delays in the workers, as in the simulator."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run. `queries` are counted, after `warm_up` that are not."""
+
+    mode: Mode
+    setting: Setting
+    policy: PolicySpec
+    queries: int
+    warm_up: int
+    seed: int
+    network: Network = Network.EMULATED
+
+    @property
+    def key(self) -> str:
+        """Names the trial by its content."""
+        content = msgspec.json.encode((FORMAT, self), order="sorted")
+        return sha256(content).hexdigest()[:24]
+
+    @property
+    def config(self) -> SchedulerConfig:
+        return SchedulerConfig(max_batch=self.setting.max_batch)
+
+
+class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies in ms over answered queries. `gap_ms` is p99.9 - p50.
+
+    `quantiles_ms` are those of SHARES. `sources` counts answers by source. `work` is how many
+    units ran for each query, all models together; `accuracy` is that of the answers. None where
+    the mode does not know.
+    """
+
+    p50_ms: float
+    mean_ms: float
+    p99_ms: float
+    p995_ms: float
+    p999_ms: float
+    gap_ms: float
+    quantiles_ms: tuple[float, ...]
+    answered: int
+    errors: int
+    sources: dict[str, int]
+    work: float | None = None
+    accuracy: float | None = None
+    send_delay_p999_ms: float | None = None
+
+
+def result_of(
+    latencies: NDArray[np.float64],
+    errors: int,
+    sources: dict[str, int],
+    *,
+    work: float | None = None,
+    accuracy: float | None = None,
+    send_delay_p999_ms: float | None = None,
+) -> TrialResult:
+    """Sum up the `latencies` (n,) in seconds of answered queries."""
+    ms = latencies * 1e3
+    p50, p99, p995, p999 = np.quantile(ms, [0.5, 0.99, 0.995, 0.999]).tolist()
+    return TrialResult(
+        p50_ms=p50,
+        mean_ms=float(ms.mean()),
+        p99_ms=p99,
+        p995_ms=p995,
+        p999_ms=p999,
+        gap_ms=p999 - p50,
+        quantiles_ms=tuple(np.quantile(ms, SHARES).round(3).tolist()),
+        answered=len(ms),
+        errors=errors,
+        sources=sources,
+        work=work,
+        accuracy=accuracy,
+        send_delay_p999_ms=send_delay_p999_ms,
+    )
+
+
+def simulate_trial(trial: Trial) -> TrialResult:
+    """Run a trial in the simulator."""
+    setting = trial.setting
+    total = trial.warm_up + trial.queries
+    simulation = Simulation(
+        poisson_arrivals(setting.queries_per_second, total, trial.seed),
+        setting.instances,
+        setting.parity_instances,
+        {DEPLOYED: Constant(0.0)},
+        faults=setting.faults(trial.seed, emulate_shuffles=True),
+        overhead=DISPATCH,
+        config=trial.config,
+        seed=trial.seed,
+    )
+    result = simulate(simulation, *trial.policy.build(Code(setting.code, (1,), (1,))))
+    sources = result.sources[trial.warm_up :]
+    answered = sources != FAILED
+    counts = {
+        str(source): int(np.sum(sources == SOURCES.index(source)))
+        for source in Source
+        if np.any(sources == SOURCES.index(source))
+    }
+    return result_of(
+        result.latencies[trial.warm_up :][answered],
+        int(np.sum(~answered)),
+        counts,
+        work=sum(result.units.values()) / total,
+    )
