@@ -18,9 +18,11 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, CodeError, DataError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.networks import NETWORKS
 from parity_models.tasks import Dataset, find_task
 from parity_models.training import Outcome, Progress, Settings, train_deployed, train_parity
-from parity_models.training.fit import Budget, Schedule
+from parity_models.training.recipes import DEPLOYED, PARITY
+from parity_models.training.schedule import Budget, Schedule
 
 DIGITS = find_task("digits")
 STACK = CodeSpec("stack", "separate", 2)
@@ -44,13 +46,16 @@ Train = Callable[..., Outcome]
 def train(deployed: Outcome, digits: Dataset, tmp_path: Path) -> Train:
     """Trains a parity model on the digits into tmp_path / name."""
 
-    def run(spec: CodeSpec = STACK, name: str = "bundle", **settings: object) -> Outcome:
+    def run(
+        spec: CodeSpec = STACK, name: str = "bundle", network: str = "mlp", **settings: object
+    ) -> Outcome:
         return train_parity(
             deployed.bundle,
             spec,
             digits.train.inputs,
             tmp_path / name,
             Settings(**settings),  # type: ignore[arg-type]
+            network=network,
             validation=digits.validation,
         )
 
@@ -109,21 +114,14 @@ def test_parity_models_of_every_code_reconstruct(
     assert abs(accuracy.degraded_accuracy - outcome.fitted.score) < 0.08
 
 
-@pytest.mark.parametrize("network", ["resnet-small", "mlp"])
-def test_a_parity_model_may_have_another_network(
-    deployed: Outcome, digits: Dataset, tmp_path: Path, network: str
-) -> None:
-    spec = CodeSpec("concatenation", "separate", 4)
-    outcome = train_parity(
-        deployed.bundle,
-        spec,
-        digits.train.inputs,
-        tmp_path / "b",
-        Settings(epochs=2),
-        network=network,
-        validation=digits.validation,
-    )
-    assert [model.network for model in outcome.bundle.manifest.parity] == [network]
+def test_a_parity_model_may_have_another_network(train: Train) -> None:
+    outcome = train(CodeSpec("concatenation", "separate", 4), network="resnet-small", epochs=1)
+    assert outcome.bundle.manifest.deployed.network == "mlp"
+    assert [model.network for model in outcome.bundle.manifest.parity] == ["resnet-small"]
+
+
+def test_every_network_has_its_recipes() -> None:
+    assert NETWORKS.keys() == DEPLOYED.keys() == PARITY.keys()
 
 
 def test_labels_are_not_needed(deployed: Outcome, digits: Dataset, tmp_path: Path) -> None:
@@ -150,14 +148,19 @@ def test_the_callers_randomness_is_left_alone(train: Train) -> None:
     torch.testing.assert_close(torch.rand(3), expected)
 
 
-def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(train: Train, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["mlp", "resnet-small"])
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
+    train: Train, tmp_path: Path, network: str
+) -> None:
     with pytest.raises(MemoryError):
-        train(epochs=6, report=fail_at(3 / 6, MemoryError()))
+        train(network=network, epochs=3, report=fail_at(2 / 3, MemoryError()))
     assert not (tmp_path / "bundle").exists()
-    epochs: list[int] = []
-    resumed = train(epochs=6, resume=True, report=lambda progress: epochs.append(progress.epoch))
-    assert min(epochs) == 4
-    assert weights(resumed) == weights(train(epochs=6, name="uninterrupted"))
+    told: list[int] = []
+    resumed = train(
+        network=network, epochs=3, resume=True, report=lambda progress: told.append(progress.epoch)
+    )
+    assert min(told) == 3
+    assert weights(resumed) == weights(train(network=network, epochs=3, name="uninterrupted"))
     assert not (tmp_path / "bundle.checkpoint").exists()
 
 

@@ -107,15 +107,23 @@ def load_checkpoint(
                 "options or run without --resume"
             )
         module.load_state_dict(parts["module"])
-        state = optimizer.state_dict()
-        for key, value in parts["optimizer"].items():
-            index, name = key.split("/")
-            state["state"].setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict(state)
+        _restore(optimizer, parts["optimizer"])
         return Checkpoint(
             run["epochs"], run["seconds"], run["best_epoch"], run["best_score"], parts["best"]
         )
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
         raise TrainingError(
             f"the checkpoint {path} is damaged ({error}); run without --resume"
         ) from error
+
+
+def _restore(optimizer: torch.optim.Optimizer, values: Weights) -> None:
+    state = optimizer.state_dict()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for key, value in values.items():
+        index, name = key.split("/")
+        like = weights[int(index)]
+        # The fused optimiser walks through memory: moments must be laid out as their weights.
+        value = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        state["state"].setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict(state)

@@ -1,7 +1,6 @@
 """Training a deployed model F: labelled queries in, a bundle that holds F out."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.tasks import Dataset, Task, score
+from parity_models.training.checkpoint import Options
 from parity_models.training.queries import mirror, predict
 from parity_models.training.recipes import DEPLOYED
 from parity_models.training.run import Outcome, Run, Settings
@@ -30,14 +30,14 @@ def train_deployed(
     run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
     module = run.build(lambda: build_network(network, task.input_shape, task.output_shape))
     recipe = DEPLOYED[network]
-    choices = {"network": network, **asdict(recipe)}
+    options: Options = {"network": network, **recipe.options}
     steps = recipe.steps_per_epoch(len(dataset.train))
     problem = _Classification(module, task, dataset, steps, recipe.mirror and task.flips)
-    fitted = run.fit(problem, recipe, choices)
+    fitted = run.fit(problem, recipe, options)
     bundle = write_bundle(
         out,
         deployed=NewModel(export_onnx(module, task.input_shape), network),
-        deployed_training=run.record(fitted, choices),
+        deployed_training=run.record(fitted, options),
         files={WEIGHTS: save_weights(module)},
     )
     return run.end(bundle, fitted)

@@ -4,7 +4,6 @@ Targets are F's own predictions, so labels are never needed; those of a validati
 there are any, only say how right reconstructions are.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,16 @@ from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, load_deployed
 from parity_models.tasks import Split
+from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
 from parity_models.training.queries import predict
 from parity_models.training.recipes import PARITY
-from parity_models.training.reconstruction import Reconstruction, Validation
+from parity_models.training.reconstruction import (
+    SQUARED_ERROR,
+    TEMPERATURE,
+    Reconstruction,
+    Validation,
+)
 from parity_models.training.run import Outcome, Run, Settings
 
 HELD_OUT = 10
@@ -60,11 +65,13 @@ def train_parity(
     model = place(load_deployed(deployed), run.device)
     module = run.build(lambda: _build(network, code, model, manifest.deployed.network == network))
     recipe = PARITY[network]
-    choices = {
+    options: Options = {
         "deployed": manifest.deployed.sha256,
         "code": str(spec),
         "network": network,
-        **asdict(recipe),
+        "temperature": TEMPERATURE,
+        "squared_error": SQUARED_ERROR,
+        **recipe.options,
     }
     if validation is None:
         inputs, validation = _hold_out(inputs, model, run.device)
@@ -79,7 +86,7 @@ def train_parity(
         mirrored=mirrored and recipe.mirror,
         validation=Validation(code, model, validation, metric, run.device),
     )
-    fitted = run.fit(problem, recipe, choices)
+    fitted = run.fit(problem, recipe, options)
     bundle = write_bundle(
         out,
         deployed=NewModel(deployed.deployed_path, manifest.deployed.network),
@@ -87,7 +94,7 @@ def train_parity(
         code=spec,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
-        parity_training=run.record(fitted, choices),
+        parity_training=run.record(fitted, options),
         files={WEIGHTS: deployed.path / WEIGHTS},
     )
     return run.end(bundle, fitted)

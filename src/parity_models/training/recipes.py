@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from math import ceil
 
-from parity_models.training.fit import Budget, Schedule
+from parity_models.training.checkpoint import Options
+from parity_models.training.schedule import Budget, Schedule
 
 LEAST_STEPS = 2000
 """Steps that a run takes by default, if its data is so small that its epochs have few."""
@@ -32,6 +33,16 @@ class Recipe:
     def schedule(self) -> Schedule:
         return Schedule(self.learning_rate, self.weight_decay)
 
+    @property
+    def options(self) -> Options:
+        """What of the recipe determines a run's result, by name."""
+        return {
+            "batch": self.batch,
+            "learning_rate": self.learning_rate,
+            "weight_decay": self.weight_decay,
+            "mirror": self.mirror,
+        }
+
     def steps_per_epoch(self, items: int) -> int:
         """Into how many batches an epoch over `items` is cut; small data gets small batches."""
         return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
@@ -49,7 +60,7 @@ DEPLOYED = {
 """Recipes for deployed models, trained on labels."""
 
 PARITY = {
-    "mlp": Recipe(40, 256, 4e-3, 5e-2, mirror=False, threaded=False),
+    "mlp": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
     "lenet5": Recipe(30, 256, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet-small": Recipe(10, 128, 1e-2, 5e-2, mirror=True, threaded=True),
 }

@@ -14,8 +14,9 @@ from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle, Training, check_replaceable
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import Network, choose_device, computing, place
-from parity_models.training.fit import Budget, Fitted, Problem, Report, fit
+from parity_models.training.fit import Fitted, Problem, Report, fit
 from parity_models.training.recipes import Recipe
+from parity_models.training.schedule import Budget
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Run:
         self, out: Path, settings: Settings, task: str, inputs: NDArray[np.float32]
     ) -> None:
         self._began = time.monotonic()
+        out = out.resolve()
         check_replaceable(out)
         self.device = choose_device(settings.device)
         self._checkpoint = out.with_name(f"{out.name}.checkpoint")
@@ -74,10 +76,10 @@ class Run:
             module = build()
         return place(module, self.device)
 
-    def fit(self, problem: Problem, recipe: Recipe, choices: Options) -> Fitted:
+    def fit(self, problem: Problem, recipe: Recipe, options: Options) -> Fitted:
         """Train the problem's module as the settings and the recipe say.
 
-        `choices` is what besides data and seed determines the result.
+        `options` is what besides data and seed determines the result.
         """
         settings = self._settings
         if settings.epochs is None and settings.seconds is None:
@@ -95,14 +97,14 @@ class Run:
                     "task": self._task,
                     "inputs": self._sha256,
                     "seed": settings.seed,
-                    **choices,
+                    **options,
                 },
                 resume=settings.resume,
                 report=settings.report,
                 began=self._began,
             )
 
-    def record(self, fitted: Fitted, choices: Options) -> Training:
+    def record(self, fitted: Fitted, options: Options) -> Training:
         """What the manifest says of this run."""
         return Training(
             task=self._task,
@@ -112,7 +114,7 @@ class Run:
             epochs=fitted.epochs,
             seconds=round(fitted.seconds, 2),
             device=str(self.device),
-            recipe=choices,
+            recipe=options,
         )
 
     def end(self, bundle: Bundle, fitted: Fitted) -> Outcome:
