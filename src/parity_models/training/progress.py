@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from tqdm import tqdm
 
@@ -19,9 +19,15 @@ def progress_bar(what: str, score: str) -> Iterator[Report]:
     not a terminal there is a line now and then.
     """
     interval = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(total=1.0, desc=what, bar_format=LAYOUT, mininterval=interval) as bar:
+    bar: tqdm | None = None
+    with ExitStack() as stack:
 
         def report(progress: Progress) -> None:
+            nonlocal bar
+            if bar is None:  # only now, so that a mistake found before training stands alone
+                bar = stack.enter_context(
+                    tqdm(total=1.0, desc=what, bar_format=LAYOUT, mininterval=interval)
+                )
             said = [f"epoch {progress.epoch}"]
             if progress.seconds_left is not None:
                 said.insert(0, f"{tqdm.format_interval(progress.seconds_left)} left")
