@@ -18,8 +18,11 @@ from parity_models.bench.served import served
 from parity_models.errors import UserError
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.server import PolicyName, ServeOptions
+from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.server import ServeOptions
 from served import INPUTS, parm, predictions, queries, write_linear_bundle
+
+EQUAL_RESOURCES = PolicySpec(name=PolicyName.EQUAL_RESOURCES)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +65,8 @@ async def test_servers_are_compared_under_the_same_load_and_their_own_faults(
     results = await compare(
         bundle,
         {
-            "quick": ServeOptions(port=0, policy=PolicyName.EQUAL_RESOURCES),
-            "slow": ServeOptions(port=0, policy=PolicyName.EQUAL_RESOURCES, faults=slow),
+            "quick": ServeOptions(port=0, policy=EQUAL_RESOURCES),
+            "slow": ServeOptions(port=0, policy=EQUAL_RESOURCES, faults=slow),
         },
         load,
         told.append,
@@ -106,7 +109,7 @@ async def test_what_cannot_be_served_is_refused_with_the_servers_reason(
             pass
     uncoded = write_linear_bundle(tmp_path, coded=False)
     with pytest.raises(UserError, match="has no parity model"):
-        async with served(uncoded, ServeOptions(port=0, policy=PolicyName.PARITY)):
+        async with served(uncoded, ServeOptions(port=0, policy=PolicySpec(name=PolicyName.PARITY))):
             pass
 
 

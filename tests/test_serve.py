@@ -18,7 +18,8 @@ import uvloop
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.policies import Pool
-from parity_models.serving.server import PolicyName, ServeOptions, Server
+from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
     ServerProcess,
@@ -221,12 +222,10 @@ def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
         ("max_batch", 0, "max_batch must be 1 or more"),
         ("max_queue", 0, "max_queue must be 1 or more"),
         ("max_body", 0, "max_body must be 1 or more"),
-        ("max_group_wait", -0.1, "max_group_wait must be 0 or more"),
-        ("answer_after", -1, "answer_after must be 0 or more"),
         ("deadline", 0, "deadline must be more than 0"),
         ("deadline", float("nan"), "deadline must be more than 0"),
         ("deadline", float("inf"), "deadline must be more than 0"),
-        ("parity_delay", float("nan"), "parity_delay must be 0 or more"),
+        ("default_prediction", (float("nan"),), "default_prediction must be finite"),
         ("port", -1, "port must be from 0 to 65535"),
         ("port", 70000, "port must be from 0 to 65535"),
         ("name", "", "cannot be called ''"),
@@ -239,11 +238,39 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("max_group_wait", -0.1, "max_group_wait must be 0 or more"),
+        ("parity_delay", float("nan"), "parity_delay must be 0 or more"),
+        ("answer_after", -1, "answer_after must be 0 or more"),
+        ("copies", 1, "copies must be 2 or more"),
+        ("hedge_delay", 0, "hedge_delay must be above 0"),
+        ("hedge_quantile", 1, "hedge_quantile must be between 0 and 1"),
+        ("hedge_budget", 0, "hedge_budget must be above 0"),
+    ],
+)
+def test_policies_out_of_range_are_refused(option: str, value: Any, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        PolicySpec(name=PolicyName.PARITY, **{option: value})
+
+
+@pytest.mark.parametrize(
     ("arguments", "reason"),
     [
         (["--instances", "0"], "instances must be 1 or more"),
         (["--pool", "dedicated", "--parity-instances", "0"], "one parity instance or more"),
         (["--policy", "replicate"], "replicate"),
+        (["--policy", "approximate-backup"], "has no backup model"),
+        (["--policy", "hedging", "--copies", "2"], "--copies is no option of the policy hedging"),
+        (["--policy", "none", "--max-group-wait", "5"], "option of the policy none but of parity;"),
+        (["--answer-after", "5"], "--answer-after needs --answer deadline"),
+        (
+            ["--policy", "hedging", "--hedge-delay", "5", "--hedge-quantile", "0.9"],
+            "give --hedge-delay or --hedge-quantile",
+        ),
+        (["--default-prediction", "cat"], "numbers separated by commas, not 'cat'"),
+        (["--default-prediction", "1,2"], "has 2 values; an output 'output' FP32 [10] has 10"),
+        (["--default-prediction", "1e99"], "values that FP32 cannot hold"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["--faults", "no-such-file.json"], "no-such-file.json"),
         (["--faults", '{"kills": [{"worker": 9, "at": 1}]}'], "names worker 9"),
@@ -296,17 +323,21 @@ def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
         (uncoded, ServeOptions(port=0, instances=1), "none", ["deployed"]),
         (
             bundle,
-            ServeOptions(port=0, pool=Pool.DEDICATED, name="other"),
+            ServeOptions(
+                port=0, policy=PolicySpec(name=PolicyName.PARITY, pool=Pool.DEDICATED), name="other"
+            ),
             "parity",
             ["deployed", "deployed", "parity-0"],
         ),
         (
             bundle,
-            ServeOptions(port=0, policy=PolicyName.EQUAL_RESOURCES, parity_instances=2),
+            ServeOptions(
+                port=0, policy=PolicySpec(name=PolicyName.EQUAL_RESOURCES), parity_instances=2
+            ),
             "equal-resources",
             ["deployed"] * 4,
         ),
     ]:
         assert uvloop.run(serve_and_ask(folder, options)) == (policy, works)
     with pytest.raises(UserError, match="no parity model"):
-        Server(open_bundle(uncoded), ServeOptions(policy=PolicyName.PARITY))
+        Server(open_bundle(uncoded), ServeOptions(policy=PolicySpec(name=PolicyName.PARITY)))

@@ -22,7 +22,8 @@ from parity_models.errors import UserError
 from parity_models.evaluation import evaluate
 from parity_models.faults import FaultPlan, Kill, Slowdowns, Uniform
 from parity_models.models.bundle import Accuracy, Bundle, with_accuracy
-from parity_models.serving.server import PolicyName, ServeOptions
+from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task
 from parity_models.training import Outcome, Progress, Report, Settings, train_deployed, train_parity
 
@@ -193,11 +194,13 @@ def _serve(
 ) -> dict[str, LoadResult]:
     servers = {
         name: ServeOptions(
-            policy=policy,
+            policy=PolicySpec(
+                name=policy,
+                max_group_wait=scenario.max_group_wait,
+                parity_delay=scenario.parity_delay,
+            ),
             instances=scenario.instances,
             parity_instances=scenario.parity_instances,
-            max_group_wait=scenario.max_group_wait,
-            parity_delay=scenario.parity_delay,
             faults=scenario.faults(seed),
             port=0,
         )

@@ -24,7 +24,8 @@ from parity_models.bench.wire import HEADER_LENGTH, ModelMetadata, RowWriter, re
 from parity_models.errors import LoadError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.server import PolicyName, ServeOptions
+from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.server import ServeOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
 """Of the generated model: a 3 kB query of float32, as the published MLP takes."""
@@ -65,7 +66,7 @@ async def _measure(bundle: Bundle) -> OverheadReport:
     model = ModelMetadata(manifest.name, manifest.deployed.input, manifest.deployed.output)
     row = np.random.default_rng(0).random(model.input.shape).astype(model.input.dtype)
     direct = OnnxModel(bundle.deployed_path)
-    options = ServeOptions(policy=PolicyName.NONE, instances=1, parity_instances=0, port=0)
+    options = ServeOptions(policy=PolicySpec(name=PolicyName.NONE), instances=1, port=0)
     async with served(bundle.path, options) as server:
         client = _Client(server.url, model)
         # Nothing else is due on this event loop, so the measurement may block it.

@@ -3,17 +3,32 @@
 import asyncio
 import logging
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
+from parity_models.cli.policy import (
+    Answer,
+    AnswerAfter,
+    Copies,
+    Dispatch,
+    HedgeBudget,
+    HedgeDelay,
+    HedgeQuantile,
+    MaxGroupWait,
+    ParityDelay,
+    PoolOption,
+    policy_spec,
+    seconds,
+)
+from parity_models.errors import UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling import DEPLOYED
-from parity_models.scheduling.policies import AnswerRule, Pool
-from parity_models.serving.server import PolicyName, ServeOptions, Server
+from parity_models.scheduling.spec import PolicyName
+from parity_models.serving.server import ServeOptions, Server, default_policy
 
 
 def serve(
@@ -26,21 +41,15 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    pool: Annotated[
-        Pool,
-        typer.Option(
-            help="Where parity models run: on every instance, at lower priority than originals, "
-            "or on instances of their own.",
-        ),
-    ] = ServeOptions.pool,
+    dispatch: Dispatch = None,
     instances: Annotated[
         int, typer.Option(help="Worker processes for the deployed model.")
     ] = ServeOptions.instances,
     parity_instances: Annotated[
         int | None,
         typer.Option(
-            help="Further worker processes, for parity models; with equal-resources, for the "
-            "deployed model too. By default instances x r / k, rounded up.",
+            help="Further worker processes, which all policies but none have. By default "
+            "instances x r / k, rounded up; half as many as instances without a code.",
             show_default=False,
         ),
     ] = ServeOptions.parity_instances,
@@ -70,30 +79,23 @@ def serve(
     max_body: Annotated[
         float, typer.Option(help="MiB that a request's body may have; more is refused (413).")
     ] = ServeOptions.max_body / 2**20,
-    max_group_wait: Annotated[
-        float,
+    default_prediction: Annotated[
+        str | None,
         typer.Option(
-            help="Milliseconds after which a coding group that is not full is filled up with "
-            "queries answered before."
+            help="Answer queries with this at their deadline, instead of failing them: the "
+            "values of an output row, separated by commas, or one value for all of it.",
+            metavar="VALUES",
         ),
-    ] = ServeOptions.max_group_wait * 1e3,
-    parity_delay: Annotated[
-        float,
-        typer.Option(
-            help="Milliseconds that a full group waits before its parity queries are sent; they "
-            "are not if all its predictions are there by then."
-        ),
-    ] = ServeOptions.parity_delay * 1e3,
-    answer: Annotated[
-        AnswerRule,
-        typer.Option(
-            help="When a reconstruction is the answer: if it is ready first, or only once the "
-            "query has waited for --answer-after."
-        ),
-    ] = ServeOptions.answer,
-    answer_after: Annotated[
-        float, typer.Option(help="Milliseconds; with --answer deadline.")
-    ] = ServeOptions.answer_after * 1e3,
+    ] = None,
+    pool: PoolOption = None,
+    max_group_wait: MaxGroupWait = None,
+    parity_delay: ParityDelay = None,
+    answer: Answer = None,
+    answer_after: AnswerAfter = None,
+    copies: Copies = None,
+    hedge_delay: HedgeDelay = None,
+    hedge_quantile: HedgeQuantile = None,
+    hedge_budget: HedgeBudget = None,
     faults: Annotated[
         str | None,
         typer.Option(
@@ -110,25 +112,35 @@ def serve(
     one does not wait for them.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    options = ServeOptions(
-        policy=policy,
+    opened = open_bundle(bundle)
+    spec = policy_spec(
+        policy or default_policy(opened),
+        dispatch=dispatch,
         pool=pool,
+        max_group_wait=seconds(max_group_wait),
+        parity_delay=seconds(parity_delay),
+        answer=answer,
+        answer_after=seconds(answer_after),
+        copies=copies,
+        hedge_delay=seconds(hedge_delay),
+        hedge_quantile=hedge_quantile,
+        hedge_budget=hedge_budget,
+    )
+    options = ServeOptions(
+        policy=spec,
         instances=instances,
         parity_instances=parity_instances,
         name=name,
         host=host,
         port=port,
         max_batch=max_batch,
-        max_group_wait=max_group_wait / 1e3,
-        parity_delay=parity_delay / 1e3,
         max_queue=max_queue,
         deadline=deadline,
         max_body=int(max_body * 2**20),
-        answer=answer,
-        answer_after=answer_after / 1e3,
+        default_prediction=_numbers(default_prediction),
         faults=load_fault_plan(faults) if faults is not None else None,
     )
-    server = Server(open_bundle(bundle), options)
+    server = Server(opened, options)
     try:
         uvloop.run(_serve(server))
     except asyncio.CancelledError:
@@ -157,7 +169,10 @@ async def _serve(server: Server) -> None:
         return
     await starting
     try:
-        typer.echo(f"serving {server.model.name} at {server.url} ({_instances(server)})")
+        typer.echo(
+            f"serving {server.model.name} at {server.url} (policy {server.policy}; instances: "
+            f"{_instances(server)})"
+        )
         server.begin_faults()
         await stopping
     finally:
@@ -165,10 +180,14 @@ async def _serve(server: Server) -> None:
 
 
 def _instances(server: Server) -> str:
-    deployed = sum(DEPLOYED in works for works in server.works)
-    both = sum(DEPLOYED in works and len(works) > 1 for works in server.works)
-    only = f"policy {server.policy}: {deployed} instances of the deployed model"
-    if both:
-        return f"{only}, which run parity models too"
-    dedicated = len(server.works) - deployed
-    return f"{only}, {dedicated} of parity models" if dedicated else only
+    alike = Counter(" + ".join(sorted(works)) for works in server.works)
+    return ", ".join(f"{count} of {works}" for works, count in alike.items())
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise UserError(
+            f"--default-prediction takes numbers separated by commas, not {text!r}"
+        ) from None

@@ -44,6 +44,20 @@ class PolicyName(StrEnum):
         return self in (PolicyName.PARITY, PolicyName.ADAPTIVE_PARITY)
 
 
+_ANSWER = ("answer", "answer_after")
+
+OPTIONS: dict[PolicyName, frozenset[str]] = {
+    PolicyName.NONE: frozenset(),
+    PolicyName.EQUAL_RESOURCES: frozenset(),
+    PolicyName.REPLICATION: frozenset({"copies"}),
+    PolicyName.HEDGING: frozenset({"hedge_delay", "hedge_quantile", "hedge_budget"}),
+    PolicyName.APPROXIMATE_BACKUP: frozenset(_ANSWER),
+    PolicyName.PARITY: frozenset({"pool", "max_group_wait", "parity_delay", *_ANSWER}),
+    PolicyName.ADAPTIVE_PARITY: frozenset(),
+}
+"""The fields of PolicySpec that a policy reads, besides `dispatch`, which all do."""
+
+
 class DispatchName(StrEnum):
     """The dispatch rules."""
 

@@ -38,6 +38,7 @@ from parity_models.scheduling import (
     WakeAt,
     parity_work,
 )
+from parity_models.scheduling.dispatch import Dispatch
 from parity_models.serving.engine import Engine
 from parity_models.serving.errors import (
     DeadlineError,
@@ -98,8 +99,9 @@ class _Group:
 class Frontend:
     """Answers queries for the deployed model whose output is `output`.
 
-    `code` encodes and decodes for a policy that asks for it. The frontend is its engine's
-    listener, and starts and stops it.
+    `code` encodes and decodes for a policy that asks for it; `dispatch` None is the policy's own
+    choice; `default` (*output shape) is the answer where `config` asks for default predictions.
+    The frontend is its engine's listener, and starts and stops it.
     """
 
     def __init__(
@@ -110,9 +112,13 @@ class Frontend:
         output: TensorSpec,
         code: Code | None,
         metrics: Metrics,
+        *,
+        dispatch: Dispatch | None = None,
+        default: NDArray[Any] | None = None,
     ) -> None:
         self._engine = engine
-        self._scheduler = Scheduler(policy, config)
+        self._scheduler = Scheduler(policy, config, dispatch)
+        self._default = default
         self._deadline = config.deadline
         self._output = output
         self._code = code
@@ -289,7 +295,10 @@ class Frontend:
     def _answer(self, action: Answer) -> None:
         request = self._requests[action.query]
         row = action.query - request.first
-        request.outputs[row] = request.at_hand[action.query, action.source]
+        if action.source is Source.DEFAULT:
+            request.outputs[row] = self._default
+        else:
+            request.outputs[row] = request.at_hand[action.query, action.source]
         request.sources[row] = action.source
         request.unanswered -= 1
         self._metrics.latency[action.source].observe(now() - request.arrived)

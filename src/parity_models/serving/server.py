@@ -2,25 +2,21 @@
 
 import asyncio
 from dataclasses import dataclass
-from enum import StrEnum
-from math import ceil, inf
+from math import ceil, inf, isfinite, prod
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
-from parity_models.scheduling import (
-    DEPLOYED,
-    EqualResources,
-    NoRedundancy,
-    Parity,
-    Policy,
-    SchedulerConfig,
-    parity_work,
-)
-from parity_models.scheduling.policies import AnswerRule, Pool
+from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import DEPLOYED, SchedulerConfig, parity_work
+from parity_models.scheduling.policies import Pool
+from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.local.engine import LocalEngine
@@ -33,40 +29,29 @@ UNIT_TIMEOUT = 10.0
 """Seconds after which a unit counts as hung, if the deadline is shorter than that."""
 
 
-class PolicyName(StrEnum):
-    """The redundancy policies that a server can be started with."""
-
-    NONE = "none"
-    EQUAL_RESOURCES = "equal-resources"
-    PARITY = "parity"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """How to serve a bundle. Times in seconds, sizes in bytes.
 
-    `policy` None: parity if the bundle has parity models, else none. `parity_instances` are the
-    extra instances of parity and of equal resources; None: `instances` times r/k, rounded up.
-    `name` None: the bundle's. `port` 0: any that is free. `faults` begin when they are told to.
+    `policy` None: the bundle's `default_policy`. `parity_instances` are the extra ones that all
+    policies but none have; None: `instances` times r/k, rounded up. `name` None: the bundle's.
+    `port` 0: any that is free. `default_prediction` answers queries that would fail at their
+    deadline: a row of output, or one value for all of it. `faults` begin when they are told to.
     `placements`: where each instance runs, or none for all of them beside the server.
     Raises UserError for values out of range.
     """
 
-    policy: PolicyName | None = None
-    pool: Pool = Pool.SHARED
+    policy: PolicySpec | None = None
     instances: int = 2
     parity_instances: int | None = None
     name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
     max_batch: int = 1
-    max_group_wait: float = 0.01
-    parity_delay: float = 0.0
     max_queue: int = 1000
     deadline: float = 10.0
     max_body: int = 64 * 2**20
-    answer: AnswerRule = AnswerRule.FIRST
-    answer_after: float = 0.0
+    default_prediction: tuple[float, ...] | None = None
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
 
@@ -74,15 +59,21 @@ class ServeOptions:
         for name in ("instances", "max_batch", "max_queue", "max_body"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("parity_instances", "max_group_wait", "parity_delay", "answer_after"):
-            if not 0 <= (getattr(self, name) or 0) < inf:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.parity_instances is not None and self.parity_instances < 0:
+            raise UserError(f"parity_instances must be 0 or more, got {self.parity_instances}")
         if not 0 < self.deadline < inf:
             raise UserError(f"deadline must be more than 0, got {self.deadline}")
         if not 0 <= self.port < 2**16:
             raise UserError(f"port must be from 0 to {2**16 - 1}, got {self.port}")
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
+        if not all(map(isfinite, self.default_prediction or ())):
+            raise UserError("default_prediction must be finite numbers")
+
+
+def default_policy(bundle: Bundle) -> PolicyName:
+    """The policy of a bundle that is served without a word on it: parity if it has a code."""
+    return PolicyName.NONE if bundle.manifest.code is None else PolicyName.PARITY
 
 
 class Server:
@@ -97,8 +88,10 @@ class Server:
     def __init__(self, bundle: Bundle, options: ServeOptions | None = None) -> None:
         options = options or ServeOptions()
         code = bundle.code()
-        self.policy = options.policy or (PolicyName.PARITY if code else PolicyName.NONE)
-        policy = _policy(self.policy, bundle, code, options)
+        spec = options.policy or PolicySpec(name=default_policy(bundle))
+        _check_policy(spec, bundle, options)
+        self.policy = spec.name
+        policy, dispatch = spec.build(code)
         self.works = policy.works(options.instances, _parity_instances(options, code))
         if options.faults is not None:
             options.faults.check(len(self.works))
@@ -125,11 +118,16 @@ class Server:
             self._engine,
             policy,
             SchedulerConfig(
-                max_batch=options.max_batch, max_queue=options.max_queue, deadline=options.deadline
+                max_batch=options.max_batch,
+                max_queue=options.max_queue,
+                deadline=options.deadline,
+                default_prediction=options.default_prediction is not None,
             ),
             manifest.deployed.output,
-            code if isinstance(policy, Parity) else None,
+            code if spec.name.needs_code else None,
             metrics,
+            dispatch=dispatch,
+            default=_default(options, manifest.deployed.output),
         )
         self._http = HttpServer(rest_app(self._frontend, self.model, metrics, options.max_body))
 
@@ -192,31 +190,39 @@ class Server:
         await self.stop()
 
 
-def _policy(name: PolicyName, bundle: Bundle, code: Code | None, options: ServeOptions) -> Policy:
-    if name is PolicyName.NONE:
-        return NoRedundancy()
-    if name is PolicyName.EQUAL_RESOURCES:
-        return EqualResources()
-    if code is None:
+def _check_policy(spec: PolicySpec, bundle: Bundle, options: ServeOptions) -> None:
+    """The bundle has the models for the policy, and there are instances for them."""
+    if spec.name.needs_code and bundle.manifest.code is None:
         raise UserError(
-            f"{bundle.path} has no parity model for the policy parity; make one with "
+            f"{bundle.path} has no parity model for the policy {spec.name}; make one with "
             f"`parm parity --from {bundle.path} --out BUNDLE`, or serve with another policy"
         )
-    if options.pool is Pool.DEDICATED and options.parity_instances == 0:
+    dedicated = spec.name is PolicyName.PARITY and spec.pool is Pool.DEDICATED
+    if dedicated and options.parity_instances == 0:
         raise UserError("a dedicated pool needs one parity instance or more, got 0")
-    return Parity(
-        code,
-        pool=options.pool,
-        max_group_wait=options.max_group_wait,
-        parity_delay=options.parity_delay,
-        answer_rule=options.answer,
-        answer_after=options.answer_after,
-    )
+
+
+def _default(options: ServeOptions, output: TensorSpec) -> NDArray[Any] | None:
+    """The row that answers queries at their deadline: (*output shape), or None."""
+    values = options.default_prediction
+    if values is None:
+        return None
+    if len(values) not in (1, prod(output.shape)):
+        raise UserError(
+            f"the default prediction has {len(values)} values; an output {output} has "
+            f"{prod(output.shape)}: give all of them, or one for all"
+        )
+    wanted = np.broadcast_to(np.array(values), prod(output.shape)).reshape(output.shape)
+    with np.errstate(all="ignore"):
+        row = wanted.astype(output.dtype)
+    if not np.allclose(row.astype(np.float64), wanted, rtol=1e-2):
+        raise UserError(f"the default prediction has values that {output.datatype} cannot hold")
+    return row
 
 
 def _parity_instances(options: ServeOptions, code: Code | None) -> int:
     if options.parity_instances is not None:
         return options.parity_instances
-    # Without a code there is only equal resources to ask: as for the smallest one.
+    # Without a code the extra instances are as many as for the smallest one.
     k, r = (code.k, code.r) if code else (2, 1)
     return ceil(options.instances * r / k)
