@@ -36,7 +36,9 @@ class Scenario:
     """What both runs meet: instances, load and faults. Times in seconds, `rate` per second.
 
     Each worker has slow spells, on average `slow_for` long and `slow_every` apart, in which a
-    query takes `delay` (from, to) longer. Worker 0 is killed at half time.
+    query takes `delay` (from, to) longer. Worker 0 is killed at half time. `parity_delay` is a
+    few times the median latency, so that only what is late costs parity work: all the workers
+    and the load generator share a few cores.
     """
 
     instances: int = 4
@@ -48,7 +50,7 @@ class Scenario:
     slow_every: float = 10.0
     delay: tuple[float, float] = (0.04, 0.1)
     max_group_wait: float = 0.005
-    parity_delay: float = 0.002
+    parity_delay: float = 0.005
 
     @property
     def workers(self) -> int:
@@ -76,7 +78,9 @@ class Scenario:
             f"Each run: {self.workers} workers, {self.queries:,} queries at {self.rate:g}/s "
             f"(Poisson). Injected in both alike: each worker is slow {share:.0%} of the time, in "
             f"spells of {self.slow_for:g} s on average, during which a query takes {low:g} to "
-            f"{high:g} ms longer; worker 0 is killed after {self.half_time:g} s."
+            f"{high:g} ms longer; worker 0 is killed after {self.half_time:g} s. Parity: a group "
+            f"closes after {1e3 * self.max_group_wait:g} ms at the latest; its parity query goes "
+            f"out {1e3 * self.parity_delay:g} ms later if a prediction is still missing."
         )
 
 
