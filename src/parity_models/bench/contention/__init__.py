@@ -1,0 +1,1 @@
+"""Contention, for real: shuffles on shaped links, busy cores, stopped workers, another tenant."""

@@ -1,0 +1,96 @@
+"""What contention there is: a small document, from which all of its course follows.
+
+Who contends with whom at time t depends on the plan and t alone, never on the load or on what
+the contention has brought about. Times are in seconds since the contention began.
+"""
+
+import os
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from parity_models.errors import ContentionError
+from parity_models.faults import Constant, Distribution, Duration, Pauses, Spell
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A link for each worker, and background shuffles between them.
+
+    A worker receives at `rate` bit/s and sends at twice that; up to `queue` bytes wait at
+    either end. At all times `shuffles` transfers run, each of `smallest` to `largest` bytes out
+    and back between two distinct workers drawn at random. The defaults are the paper's (Kosaian
+    et al., SOSP 2019, section 5.1), with rates and sizes divided by ten.
+    """
+
+    rate: Annotated[float, Meta(ge=1e6, le=1e11)] = 100e6
+    queue: Annotated[int, Meta(ge=10_000, le=100_000_000)] = 256_000
+    shuffles: Annotated[int, Meta(ge=0, le=100)] = 4
+    smallest: Annotated[int, Meta(ge=1)] = 12_800_000
+    largest: Annotated[int, Meta(ge=1)] = 25_600_000
+
+    def __post_init__(self) -> None:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest ({self.smallest}) is above largest ({self.largest})")
+
+
+class Hogs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Processes that take all they can get of a core, in spells.
+
+    Workers are pinned to `cores` in turn, and `each` hogs to each of these. Spells and the times
+    between them are exponential; `mean_between` 0 is always busy.
+    """
+
+    cores: tuple[Annotated[int, Meta(ge=0)], ...]
+    mean_between: Duration
+    mean_length: Spell
+    each: Annotated[int, Meta(ge=1, le=100)] = 1
+
+
+class Tenant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A second, lightly loaded deployment of the same model, beside some of the workers.
+
+    Its `instances` are each beside another worker, drawn at random, and share its link and its
+    accelerator: of two units there, one waits. Its queries are Poisson, `rate` a second; each
+    takes at least `service_time`.
+    """
+
+    instances: Annotated[int, Meta(ge=1)] = 2
+    rate: Annotated[float, Meta(gt=0, le=10_000)] = 15.0
+    service_time: Distribution = Constant(0.02)
+
+
+class Contention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All contention of a run; none by default.
+
+    `pauses` stop a worker's whole process. None is longer than pauses.LONGEST, lest the engine
+    take the worker for dead.
+    """
+
+    seed: int = 0
+    network: Network | None = None
+    hogs: Hogs | None = None
+    pauses: Pauses | None = None
+    tenant: Tenant | None = None
+
+    def check(self, workers: int) -> None:
+        """Raise ContentionError if this cannot be done to so many workers on this machine."""
+        if self.network is not None and self.network.shuffles and workers < 2:
+            raise ContentionError("shuffles need two workers or more")
+        cores = os.sched_getaffinity(0)
+        for core in self.hogs.cores if self.hogs else ():
+            if core not in cores:
+                raise ContentionError(f"there is no core {core} for a hog: {sorted(cores)} are")
+        if self.hogs is not None and not self.hogs.cores:
+            raise ContentionError("hogs need cores to be on")
+        if self.tenant is not None and self.tenant.instances > workers:
+            raise ContentionError(
+                f"{self.tenant.instances} instances of the tenant are to be each beside another "
+                f"worker, but there are {workers}"
+            )
+        for worker in (self.pauses and self.pauses.workers) or ():
+            if not 0 <= worker < workers:
+                raise ContentionError(
+                    f"the pauses name worker {worker}, but there are {workers}: they are "
+                    f"numbered from 0 to {workers - 1}"
+                )
