@@ -184,7 +184,7 @@ def load_fault_plan(source: str | Path) -> FaultPlan:
         name, content = str(source), _read(Path(source))
     try:
         return msgspec.json.decode(content, type=FaultPlan)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # UTF-8 and nesting included
         raise FaultPlanError(f"{name} is not a fault plan: {error}; see docs/faults.md") from error
 
 

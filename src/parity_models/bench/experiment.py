@@ -99,11 +99,15 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of a figure: a policy, and what of the setting is its own (such as a decoder)."""
+    """One line of a figure: a policy, and what of the setting is its own (such as a decoder).
+
+    `real`: whether the quick preset runs it for real, too.
+    """
 
     label: str
     policy: PolicySpec
     setting: dict[str, Any] = {}
+    real: bool = True
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,7 +166,7 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(
             f"cannot read the experiment {name}: {error.strerror}; give a file, or one of {known}"
         ) from error
-    except (msgspec.DecodeError, UserError) as error:
+    except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"{name} is not an experiment: {error}; see docs/latency.md") from error
     return experiment
 

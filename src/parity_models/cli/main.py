@@ -20,9 +20,12 @@ from parity_models.errors import ParityModelsError, UserError
 COMMANDS = {
     "train": "Train a deployed model on a task.",
     "parity": "Train a parity model for a deployed model, and bundle the two.",
+    "backup": "Train a cheaper network as a backup for a deployed model.",
     "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
     "serve": "Serve a bundle over the Open Inference Protocol.",
     "demo": "Train, serve under injected slowdowns, and compare the tails.",
+    "simulate": "Compare policies at any scale, by the scheduler that serves.",
+    "reproduce": "Reproduce the paper's figures, and ours beyond them.",
     "bench": "Measure what coded serving costs.",
 }
 """Subcommands, in the order of work. `x` is the function or Typer `x` of module `cli.x`."""
@@ -32,6 +35,7 @@ EXTRAS = {
     "matplotlib": "bench",
     "onnx": "train",
     "onnxscript": "train",
+    "simpy": "bench",
     "safetensors": "train",
     "sklearn": "train",
     "torch": "train",

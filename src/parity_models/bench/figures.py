@@ -1,0 +1,91 @@
+"""Pictures of latency experiments: the median and the tail along an axis, and distributions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
+
+from parity_models.bench.plots import COLOURS, FAINT, INK
+from parity_models.bench.trial import SHARES, TrialResult
+
+PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series: results by position on the axis, None where there is none."""
+
+    label: str
+    simulated: Sequence[TrialResult | None]
+    real: Sequence[TrialResult | None]
+
+
+def plot_experiment(
+    path: Path,
+    title: str,
+    axis: str,
+    xs: Sequence[float],
+    lines: Sequence[Line],
+    cdf_at: int,
+    note: str,
+) -> None:
+    """Write a PNG: p50 (solid) and p99.9 (dashed) over `xs`, and distributions at one of them.
+
+    Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
+    """
+    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+        figure = Figure(figsize=(12, 4.8), dpi=140, layout="constrained")
+        along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
+        for line, colour in zip(lines, PALETTE, strict=False):
+            _draw_line(along, xs, line, colour)
+            _draw_distribution(across, line, cdf_at, colour)
+        along.set_yscale("log")
+        along.yaxis.set_major_formatter(ScalarFormatter())
+        along.yaxis.set_minor_formatter(ScalarFormatter())
+        along.tick_params(axis="y", which="both", labelsize=8)
+        along.set_xticks(xs)
+        along.set_xlabel(axis)
+        along.set_ylabel("latency in ms")
+        along.set_title(title, loc="left", fontweight="bold")
+        along.legend(loc="upper left", fontsize=8, edgecolor="none", framealpha=0.8)
+        across.set_yscale("log")
+        across.set_ylim(2e-4, 1)
+        across.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
+        across.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
+        across.yaxis.set_minor_locator(NullLocator())
+        across.set_xlim(left=0)
+        across.set_xlabel(f"latency in ms, at {axis} = {xs[cdf_at]:g}")
+        across.set_title("share of queries that took longer", loc="left")
+        for axes in (along, across):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+        figure.supxlabel(fill(note, 170), fontsize=8, color=FAINT, x=0.01, ha="left")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str) -> None:
+    for results, style, of in (
+        (line.simulated, "-", "p50_ms"),
+        (line.simulated, "--", "p999_ms"),
+        (line.real, "o", "p50_ms"),
+        (line.real, "^", "p999_ms"),
+    ):
+        here = [(x, getattr(y, of)) for x, y in zip(xs, results, strict=True) if y is not None]
+        axes.plot([x for x, _ in here], [y for _, y in here], style, color=colour)
+    axes.plot([], [], "-", color=colour, label=line.label)
+
+
+def _draw_distribution(axes: Axes, line: Line, at: int, colour: str) -> None:
+    for result, style, width in (
+        (line.simulated[at], "--" if line.real[at] else "-", 1.0),
+        (line.real[at], "-", 1.8),
+    ):
+        if result is not None:
+            axes.plot(result.quantiles_ms, 1 - np.asarray(SHARES), style, color=colour, lw=width)

@@ -1,0 +1,120 @@
+"""Real trials: a server process with worker processes, a client process, real contention."""
+
+import asyncio
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from parity_models.bench.contention.apply import contended
+from parity_models.bench.contention.plan import Contention
+from parity_models.bench.contention.plan import Network as Links
+from parity_models.bench.load import LoadSpec, offer_load_from_own_process
+from parity_models.bench.load_result import LoadResult
+from parity_models.bench.served import served
+from parity_models.bench.trial import Network, Trial, TrialResult, result_of
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.scheduling import Source
+from parity_models.serving.server import ServeOptions
+from parity_models.tasks import Dataset, Task, find_task
+from parity_models.training import Settings, train_deployed, train_parity
+
+TASK = "digits"
+NETWORK = "mlp"
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Runs trials for real; keeps the bundles they serve, trained on digits, in `folder`."""
+
+    folder: Path
+
+    def run(self, trial: Trial) -> TrialResult:
+        """Run a trial. Raises what starting the contention, the server or the load raises."""
+        return asyncio.run(self._run(trial))
+
+    async def _run(self, trial: Trial) -> TrialResult:
+        bundle = self._bundle(trial.setting.code)
+        setting = trial.setting
+        shaped = trial.network is Network.SHAPED
+        options = ServeOptions(
+            policy=trial.policy,
+            instances=setting.instances,
+            parity_instances=setting.parity_instances,
+            port=0,
+            max_batch=setting.max_batch,
+            faults=setting.faults(trial.seed, emulate_shuffles=not shaped),
+        )
+        load = LoadSpec(
+            url="",
+            model=bundle.manifest.name,
+            data=str(self._queries),
+            metric=self._task.metric,
+            rate=setting.queries_per_second,
+            count=trial.queries,
+            warm_up=trial.warm_up,
+            seed=trial.seed,
+        )
+        if not shaped:
+            async with served(bundle.path, options) as server:
+                here = msgspec.structs.replace(load, url=server.url)
+                return _sum_up(await offer_load_from_own_process(here, server.begin_faults))
+        plan = Contention(trial.seed, network=Links(shuffles=setting.shuffles))
+        async with contended(plan, setting.all_instances, bundle.path) as contention:
+            placed = replace(options, placements=contention.placements)
+            async with served(bundle.path, placed, contention.prefix) as server:
+
+                def begin() -> None:
+                    server.begin_faults()
+                    contention.begin(server.pid)
+
+                here = msgspec.structs.replace(load, url=server.url)
+                return _sum_up(await offer_load_from_own_process(here, begin, contention.prefix))
+
+    @cached_property
+    def _task(self) -> Task:
+        return find_task(TASK)
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return self._task.load(None)
+
+    @cached_property
+    def _queries(self) -> Path:
+        """The test set, for the load generator."""
+        path = self.folder / "queries.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, inputs=self._dataset.test.inputs, labels=self._dataset.test.labels)
+        return path
+
+    @cached_property
+    def _deployed(self) -> Bundle:
+        path = self.folder / "deployed"
+        try:
+            return open_bundle(path)
+        except BundleError:
+            return train_deployed(self._task, self._dataset, NETWORK, path, Settings()).bundle
+
+    def _bundle(self, code: CodeSpec) -> Bundle:
+        """The deployed model with parity models for `code`, trained once."""
+        path = self.folder / f"{code.encoder}-{code.decoder}-{code.k}-{code.r}"
+        try:
+            return open_bundle(path)
+        except BundleError:
+            inputs = self._dataset.train.inputs
+            return train_parity(self._deployed, code, inputs, path, Settings()).bundle
+
+
+def _sum_up(result: LoadResult) -> TrialResult:
+    answered = result.answered
+    return result_of(
+        result.latency[answered],
+        int((~answered).sum()),
+        {str(source): int(result.came_from(source).sum()) for source in Source},
+        accuracy=float(result.score[answered].mean()),
+        send_delay_p999_ms=float(np.quantile(result.send_delay, 0.999) * 1e3),
+    )

@@ -1,0 +1,90 @@
+"""parm reproduce: the paper's figures, and ours beyond them."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from parity_models.bench.experiment import experiment_names, load_experiment
+from parity_models.bench.real_trial import Laboratory
+from parity_models.bench.report import emulated, write_report
+from parity_models.bench.reproduce_latency import PRESETS, Plan, collect, draw, run_trials
+from parity_models.bench.trial import Network
+from parity_models.bench.trial_cache import TrialCache
+from parity_models.errors import UserError
+
+reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@reproduce.callback()
+def _reproduce() -> None:
+    """Reproduce the paper's figures, and ours beyond them."""
+
+
+@reproduce.command()
+def latency(
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"One of {', '.join(experiment_names())}, an experiment file of yours, or all; "
+            "may be given several times.",
+            metavar="FIGURE",
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help=f"How much is run: {' or '.join(PRESETS)}.")
+    ] = "quick",
+    out: Annotated[
+        Path, typer.Option(help="The report to write; its pictures go into a folder beside it.")
+    ] = Path("docs/results/latency.md"),
+    work: Annotated[
+        Path, typer.Option(help="The folder for results and bundles, used again next time.")
+    ] = Path("runs/latency"),
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Background shuffles in real runs: shaped (network namespaces and real "
+            "transfers; needs root and iproute2), emulated (drawn delays), or none (simulate "
+            "only). By default shaped for root, else emulated.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Fixes arrivals, service times, contention.")] = 0,
+) -> None:
+    """Run the latency figures, for real at this machine's scale and simulated at the paper's.
+
+    Every policy of a point meets the same arrivals and the same contention. Writes a report with
+    tables and pictures. What was run before is not run again: an interrupted run goes on.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
+    names = list(figure or ["all"])
+    if "all" in names:
+        names = experiment_names()
+    shuffles = _network(network)
+    plans = [
+        Plan(Path(name).stem, load_experiment(name), PRESETS[preset], seed, shuffles)
+        for name in names
+    ]
+    cache = TrialCache(work / "trials")
+    laboratory = Laboratory(work / "bundles")
+    trials = [trial for plan in plans for trial in plan.all_trials()]
+    run_trials(trials, cache, laboratory.run)
+    results = [collect(plan, cache) for plan in plans]
+    for result in results:
+        draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(shuffles))
+    write_report(out, results, shlex.join(["parm", *sys.argv[1:]]))
+    Console().print(f"Wrote {out} and {len(results)} pictures beside it.", highlight=False)
+
+
+def _network(name: str | None) -> Network | None:
+    known = {"shaped": Network.SHAPED, "emulated": Network.EMULATED, "none": None}
+    if name is None:
+        return Network.SHAPED if os.geteuid() == 0 else Network.EMULATED
+    if name not in known:
+        raise UserError(f"--network is {', '.join(known)}, not {name!r}")
+    return known[name]
