@@ -9,7 +9,7 @@ from pathlib import Path
 
 from parity_models.bench.figures import Line
 from parity_models.bench.reproduce_latency import FigureResult
-from parity_models.bench.trial import Network, TrialResult
+from parity_models.bench.trial import Network, Trial, TrialResult
 
 LIBRARIES = ("parity-models", "numpy", "onnxruntime", "pyzmq", "simpy")
 
@@ -18,6 +18,38 @@ def write_report(path: Path, results: Sequence[FigureResult], command: str) -> N
     """Write the report; the pictures are in the folder beside it that has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(_report(path, results, command)) + "\n")
+
+
+def write_validation(
+    path: Path, pairs: Sequence[tuple[str, Trial, TrialResult, TrialResult]], command: str
+) -> None:
+    """Write how far the simulator is from real runs: (label, trial, real, simulated) each."""
+    lines = ["# The simulator against real runs\n", *_provenance(command)]
+    setting = pairs[0][1].setting
+    lines += [
+        f"{setting.instances} + {setting.parity_instances} instances, "
+        f"{setting.queries_per_second:.0f} queries per second, {pairs[0][1].queries:,} queries a "
+        f"run, {setting.shuffles} emulated shuffles. Both have the same arrivals, and the same "
+        "course of disturbances in time; the real runs have processes, sockets, an HTTP server "
+        "and a client besides. Latencies in ms.\n",
+        "| policy | p50 real | simulated | off | p99 real | simulated | off "
+        "| p99.9 real | simulated | off |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for label, _, real, simulated in pairs:
+        cells = [label]
+        for of in ("p50_ms", "p99_ms", "p999_ms"):
+            r, s = getattr(real, of), getattr(simulated, of)
+            cells += [f"{r:.1f}", f"{s:.1f}", f"{s / r - 1:+.0%}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _provenance(command: str) -> Iterator[str]:
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    yield f"`{command}`, {date.today().isoformat()}, on {os.cpu_count()} cores"
+    yield f"({platform.machine()}, Python {platform.python_version()}, {versions}).\n"
 
 
 def emulated(network: Network | None) -> str:
@@ -38,10 +70,8 @@ def emulated(network: Network | None) -> str:
 
 def _report(path: Path, results: Sequence[FigureResult], command: str) -> Iterator[str]:
     plan = results[0].plan
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     yield "# Tail latency\n"
-    yield f"`{command}`, {date.today().isoformat()}, on {os.cpu_count()} cores"
-    yield f"({platform.machine()}, Python {platform.python_version()}, {versions}).\n"
+    yield from _provenance(command)
     yield emulated(plan.network) + "\n"
     yield "All policies of a point have the same number of instances, the same arrivals and the"
     yield "same disturbances, from the same seed. Latencies are in ms, from the scheduled send; the"

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from parity_models.bench.experiment import experiment_names, load_experiment
 from parity_models.bench.real_trial import Laboratory
-from parity_models.bench.report import emulated, write_report
+from parity_models.bench.report import emulated, write_report, write_validation
 from parity_models.bench.reproduce_latency import PRESETS, Plan, collect, draw, run_trials
-from parity_models.bench.trial import Network
+from parity_models.bench.trial import Mode, Network, Trial
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.errors import UserError
 
@@ -77,8 +77,63 @@ def latency(
     results = [collect(plan, cache) for plan in plans]
     for result in results:
         draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(shuffles))
-    write_report(out, results, shlex.join(["parm", *sys.argv[1:]]))
+    write_report(out, results, _command())
     Console().print(f"Wrote {out} and {len(results)} pictures beside it.", highlight=False)
+
+
+@reproduce.command()
+def validation(
+    figure: Annotated[
+        str, typer.Option(help="The experiment whose policies are run.", metavar="FIGURE")
+    ] = "9a",
+    point: Annotated[int, typer.Option(help="The position on its axis, from 0.", min=0)] = 4,
+    queries: Annotated[int, typer.Option(help="Queries of each run.", min=100)] = 10_000,
+    out: Annotated[Path, typer.Option(help="The report to write.")] = Path(
+        "docs/results/validation.md"
+    ),
+    work: Annotated[
+        Path, typer.Option(help="The folder for results and bundles, used again next time.")
+    ] = Path("runs/latency"),
+    seed: Annotated[int, typer.Option(help="Fixes arrivals, service times, contention.")] = 0,
+) -> None:
+    """Run each policy of a figure for real and simulated, and say how far apart they are.
+
+    Shuffles are emulated in both, so that both meet the very same course of disturbances.
+    """
+    experiment = load_experiment(figure)
+    if point >= len(experiment.points):
+        raise UserError(
+            f"{figure} has {len(experiment.points)} points; the last is number "
+            f"{len(experiment.points) - 1}"
+        )
+    cache = TrialCache(work / "trials")
+    laboratory = Laboratory(work / "bundles")
+    pairs = []
+    for series in experiment.series:
+        real, simulated = (
+            Trial(
+                mode=mode,
+                setting=experiment.at(point, series),
+                policy=series.policy,
+                queries=queries,
+                warm_up=500,
+                seed=seed,
+            )
+            for mode in (Mode.REAL, Mode.SIMULATED)
+        )
+        pairs.append((series.label, real, simulated))
+    run_trials([t for _, *both in pairs for t in both], cache, laboratory.run)
+    found = [(label, real, cache.get(real), cache.get(sim)) for label, real, sim in pairs]
+    write_validation(
+        out,
+        [(label, trial, r, s) for label, trial, r, s in found if r is not None and s is not None],
+        _command(),
+    )
+    Console().print(f"Wrote {out}.", highlight=False)
+
+
+def _command() -> str:
+    return shlex.join(["parm", *sys.argv[1:]])
 
 
 def _network(name: str | None) -> Network | None:

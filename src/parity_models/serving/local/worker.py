@@ -104,7 +104,7 @@ class Worker:
         else:
             report = (encode(Finished(instance, unit.unit)), outputs.data)
         if self._faults is not None:
-            self._suffer(began, *self._faults)
+            self._suffer(began, unit.work, *self._faults)
         return report
 
     def _compute(
@@ -130,8 +130,8 @@ class Worker:
             place[...] = rows_of(row, spec)[0]
         return batch
 
-    def _suffer(self, began: float, start: float, faults: WorkerFaults) -> None:
-        release = start + faults.release(began - start, time.monotonic() - start)
+    def _suffer(self, began: float, work: str, start: float, faults: WorkerFaults) -> None:
+        release = start + faults.release(began - start, time.monotonic() - start, work)
         time.sleep(max(0.0, release - time.monotonic()))
 
     # The other thread
