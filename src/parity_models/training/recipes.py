@@ -53,15 +53,17 @@ class Recipe:
 
 
 DEPLOYED = {
+    "linear": Recipe(20, 256, 2e-3, 5e-2, mirror=False, threaded=False),
     "mlp": Recipe(30, 256, 2e-3, 5e-2, mirror=True, threaded=False),
     "lenet5": Recipe(20, 256, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet-small": Recipe(6, 128, 1e-2, 5e-2, mirror=True, threaded=True),
 }
-"""Recipes for deployed models, trained on labels."""
+"""Recipes for deployed models, trained on labels, and for backups that imitate them."""
 
 PARITY = {
+    "linear": Recipe(30, 256, 4e-3, 5e-2, mirror=False, threaded=False),
     "mlp": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
     "lenet5": Recipe(30, 256, 4e-3, 5e-2, mirror=True, threaded=True),
-    "resnet-small": Recipe(10, 128, 1e-2, 5e-2, mirror=True, threaded=True),
+    "resnet-small": Recipe(10, 64, 1e-2, 5e-2, mirror=True, threaded=True),
 }
 """Recipes for parity models, trained on the deployed model's predictions."""
