@@ -12,15 +12,11 @@ import pytest
 from aiohttp import web
 
 from parity_models.bench.latency import summarise
-from parity_models.bench.load import (
-    LoadSpec,
-    offer_load,
-    offer_load_from_own_process,
-    poisson_arrivals,
-)
+from parity_models.bench.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.bench.load_result import LoadResult
 from parity_models.errors import LoadError
 from parity_models.scheduling import Source
+from parity_models.simulation.arrivals import poisson_arrivals
 
 CLASSES = 4
 Handler = Callable[[web.Request, np.ndarray[Any, Any]], Awaitable[web.Response]]

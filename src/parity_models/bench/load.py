@@ -37,6 +37,7 @@ from parity_models.bench.wire import (
     read_model,
 )
 from parity_models.errors import LoadError
+from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.tasks import METRICS
 
 STARTED = "started"
@@ -66,12 +67,6 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     seed: int = 0
     timeout: Annotated[float, Meta(gt=0, le=600)] = 10.0
     max_in_flight: Annotated[int, Meta(ge=1, le=512)] = 256
-
-
-def poisson_arrivals(rate: float, count: int, seed: int) -> NDArray[np.float64]:
-    """Arrival times (count,) of a Poisson process, in seconds from its start."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
-    return np.cumsum(gaps)
 
 
 async def offer_load(spec: LoadSpec, started: Callable[[], None]) -> LoadResult:
