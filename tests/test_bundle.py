@@ -61,16 +61,18 @@ def write(path: Path, models: Path) -> Bundle:
         path,
         deployed=NewModel(models / "deployed.onnx", "linear"),
         parity=[NewModel((models / "parity.onnx").read_bytes(), "linear")],
+        backup=NewModel(models / "deployed.onnx", "small"),
         code=CODE,
         name="clothes",
         deployed_training=TRAINING,
         parity_training=TRAINING,
+        backup_training=TRAINING,
         accuracy=ACCURACY,
         files={"deployed.safetensors": b"weights"},
     )
 
 
-FILES = ["manifest.json", "deployed.onnx", "parity-0.onnx", "deployed.safetensors"]
+FILES = ["manifest.json", "deployed.onnx", "parity-0.onnx", "backup.onnx", "deployed.safetensors"]
 
 
 def test_a_bundle_opens_as_it_was_written(original: Bundle) -> None:
@@ -102,7 +104,18 @@ def test_a_bundle_of_only_a_deployed_model_has_no_code(models: Path, tmp_path: P
     opened = open_bundle(tmp_path / "b")
     assert opened.code() is None
     assert opened.parity_paths == ()
+    assert opened.backup_path is None
     assert opened.manifest.name == "model"
+
+
+def test_a_manifest_from_before_there_were_backups_opens(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        del content["backup"], content["backup_training"], content["accuracy"]["backup_accuracy"]
+
+    tamper(bundle, change)
+    manifest = open_bundle(bundle).manifest
+    assert manifest.backup is None
+    assert manifest.accuracy == ACCURACY
 
 
 # Damage
@@ -258,6 +271,9 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("parity/0/output/shape", [3], r"needs FP32 \[2, 3\]"),
         ("parity", [], "names 0 parity models where its code needs 1"),
         ("code", None, "names 1 parity models where its code needs 0"),
+        ("backup/input/shape", [5], r"a backup for the deployed model needs FP32 \[4\]"),
+        ("backup/output/datatype", "FP64", r"a backup .* needs FP32 \[3\]"),
+        ("backup/output/name", "logits", "backup.onnx has output .* promises 'logits'"),
         ("code/k", 3, r"needs FP32 \[12\]"),
         ("code/k", 1, "names a code that cannot be built: k must be 2 or more"),
         ("code/k", 10**9, "k can be 256 at most"),
@@ -440,6 +456,7 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
     for arguments, reason in [
         ({"parity": [deployed], "code": CODE}, r"parity-0.onnx has input .* needs FP32 \[8\]"),
         ({"parity": [deployed]}, "names 1 parity models where its code needs 0"),
+        ({"backup": NewModel(models / "parity.onnx", "large")}, r"backup.onnx has input .* needs"),
         ({"name": "a/b"}, r"schema: .*\$.name"),
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),
         ({"files": {"deployed.onnx": b""}}, "two files called deployed.onnx"),

@@ -64,8 +64,11 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FLAGS = {
     "train": "--task --network --out --epochs --seconds --seed --data-dir --device",
     "parity": "--from --k --r --encoder --decoder --out --epochs --seconds --seed",
+    "backup": "--from --network --out --epochs --seconds --seed --data-dir --device --resume",
     "evaluate": "BUNDLE --json --task --data-dir --seed",
-    "serve": "BUNDLE --policy --pool --instances --parity-instances --host --port",
+    "serve": "BUNDLE --policy --dispatch --instances --parity-instances --host --port --pool "
+    "--max-group-wait --parity-delay --answer --answer-after --copies --hedge-delay "
+    "--hedge-quantile --hedge-budget --default-prediction",
     "demo": "--out",
     "bench": "overhead encode",
     "bench overhead": "--json",
@@ -104,6 +107,7 @@ def test_help_lists_every_command_and_version_tells_it() -> None:
         ("serve nowhere --policy magic", "--policy"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),
+        ("backup --from nowhere --network linear --out x", "nowhere"),
         ("parity --from nowhere --k 2 --encoder sum --decoder subtraction --out x", "nowhere"),
     ],
 )

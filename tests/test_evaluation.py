@@ -32,7 +32,11 @@ def draw_data(rows: int) -> tuple[Array, Array, Array]:
 
 
 def linear_bundle(
-    folder: Path, deployed: Array, parity: Sequence[Array] = (), code: CodeSpec | None = None
+    folder: Path,
+    deployed: Array,
+    parity: Sequence[Array] = (),
+    code: CodeSpec | None = None,
+    backup: Array | None = None,
 ) -> Bundle:
     """A bundle of linear models with these weights (inputs, outputs)."""
 
@@ -46,6 +50,7 @@ def linear_bundle(
         folder / "bundle",
         deployed=model("deployed.onnx", deployed, (CLASSES,)),
         parity=[model(f"{j}.onnx", weights, out_shape) for j, weights in enumerate(parity)],
+        backup=None if backup is None else model("backup.onnx", backup, (CLASSES,)),
         code=code,
     )
 
@@ -144,6 +149,22 @@ def test_a_bundle_without_a_code_has_only_its_available_accuracy(tmp_path: Path)
     assert accuracy.agreement is None
     assert accuracy.degraded_by_slot == ()
     assert accuracy.overall == {}
+    assert accuracy.backup_accuracy is None
+
+
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_backup_is_judged_on_every_query(coded: bool, tmp_path: Path) -> None:
+    inputs, labels, weights = draw_data(100)
+    code = CodeSpec("sum", "subtraction", 2) if coded else None
+    parity = [weights] if coded else []
+    bundle = linear_bundle(tmp_path, -weights, parity, code, backup=weights)
+    told: list[tuple[int, int]] = []
+    accuracy = evaluate(
+        bundle, inputs, labels, progress=lambda rows, total: told.append((rows, total))
+    )
+    assert accuracy.backup_accuracy == 0.75
+    assert accuracy.available_accuracy < 0.5
+    assert {sum(rows for rows, _ in told)} == {total for _, total in told}
 
 
 def test_the_seed_draws_the_groups_and_nothing_else_does(tmp_path: Path) -> None:
@@ -186,10 +207,20 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
 
 def test_the_table_names_every_number(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(100)
-    bundle = linear_bundle(tmp_path, weights, [weights] * 2, CodeSpec("sum", "subtraction", 3, 2))
+    bundle = linear_bundle(
+        tmp_path, weights, [weights] * 2, CodeSpec("sum", "subtraction", 3, 2), weights
+    )
     printed = StringIO()
     Console(file=printed, width=80).print(accuracy_table(bundle, evaluate(bundle, inputs, labels)))
     text = printed.getvalue()
-    for line in ("A_a", "A_d", "in slot 2", "2 of a group", "10% unavailable", "agree with F"):
+    for line in (
+        "A_a",
+        "backup",
+        "A_d",
+        "in slot 2",
+        "2 of a group",
+        "10% unavailable",
+        "agree with F",
+    ):
         assert line in text
-    assert text.count("75.00") >= 5
+    assert text.count("75.00") >= 6

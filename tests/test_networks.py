@@ -14,6 +14,7 @@ from parity_models.models.onnx_model import OnnxModel
 Shape = tuple[int, ...]
 
 BUILDS = [
+    ("linear", (3, 4, 5), (2, 10), (1, 1)),
     ("mlp", (1, 28, 28), (10,), (1, 1)),
     ("mlp", (2, 8, 8), (2, 10), (1, 1)),
     ("mlp", (13,), (1,), (1, 1)),
@@ -71,7 +72,7 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
 @pytest.mark.parametrize(
     ("name", "inputs", "grid", "reason"),
     [
-        ("perceptron", (4,), (1, 1), "there are mlp, lenet5, resnet-small"),
+        ("perceptron", (4,), (1, 1), "there are linear, mlp, lenet5, resnet-small"),
         ("lenet5", (1, 8, 8), (1, 1), "at least 12x12"),
         ("lenet5", (784,), (1, 1), "takes images"),
         ("resnet-small", (784,), (1, 1), "takes images"),

@@ -6,13 +6,20 @@ from typing import Annotated
 import typer
 
 from parity_models.cli.accuracy import measure_accuracy
-from parity_models.cli.training import DataDir, Device, Epochs, Resume, Seconds, Seed, tell
+from parity_models.cli.training import (
+    DataDir,
+    Device,
+    Epochs,
+    Resume,
+    Seconds,
+    Seed,
+    tell,
+    trained_task,
+)
 from parity_models.codes import CodeSpec
 from parity_models.codes.code import DECODERS, ENCODERS
-from parity_models.errors import BundleError
 from parity_models.models.bundle import open_bundle, with_accuracy
 from parity_models.models.networks import NETWORKS
-from parity_models.tasks import find_task
 from parity_models.training import Settings, progress_bar, train_parity
 
 
@@ -46,13 +53,7 @@ def parity(
     writes the best bundle so far; a checkpoint beside BUNDLE allows to --resume.
     """
     bundle = open_bundle(deployed)
-    training = bundle.manifest.deployed_training
-    if training is None:
-        raise BundleError(
-            f"{deployed} does not say what its model was trained on; name a folder that parm "
-            "train wrote"
-        )
-    task = find_task(training.task)
+    task = trained_task(bundle)
     dataset = task.load(data_dir)
     spec = CodeSpec(encoder, decoder, k, r)
     with progress_bar(f"parity model ({spec})", "A_d") as report:

@@ -1,10 +1,13 @@
-"""What parm train and parm parity share: their options, and what they say in the end."""
+"""What parm train, parity and backup share: options, the task, and what they say in the end."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from parity_models.errors import BundleError
+from parity_models.models.bundle import Bundle
+from parity_models.tasks import Task, find_task
 from parity_models.training import Outcome
 
 Epochs = Annotated[
@@ -39,6 +42,17 @@ DataDir = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was cut off.")
 ]
+
+
+def trained_task(bundle: Bundle) -> Task:
+    """The task that the deployed model of `bundle` was trained on, or BundleError."""
+    training = bundle.manifest.deployed_training
+    if training is None:
+        raise BundleError(
+            f"{bundle.path} does not say what its model was trained on; name a folder that parm "
+            "train wrote"
+        )
+    return find_task(training.task)
 
 
 def tell(outcome: Outcome) -> None:

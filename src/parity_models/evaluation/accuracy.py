@@ -43,21 +43,29 @@ def evaluate(
     The queries are drawn at random, by `seed`, into groups of k; the last group is filled up
     with queries of the first, which count only there. Every member of every group is taken as
     unavailable in turn, with all its group's other predictions and all r parity outputs there;
-    for r > 1 also every set of 2 to r members. Models run over `batch` rows at a time, on all
-    cores. Raises DataError for arrays that do not fit the bundle.
+    for r > 1 also every set of 2 to r members. A backup is judged on every query. Models run
+    over `batch` rows at a time, on all cores. Raises DataError for arrays that do not fit the
+    bundle.
     """
     code = bundle.code()
     _check(bundle, inputs, labels, least=1 if code is None else code.k)
-    total = len(inputs) if code is None else len(inputs) + code.r * ceil(len(inputs) / code.k)
+    total = len(inputs)
+    if code is not None:
+        total += code.r * ceil(len(inputs) / code.k)
+    if bundle.backup_path is not None:
+        total += len(inputs)
 
     def tell(rows: int) -> None:
         if progress is not None:
             progress(rows, total)
 
-    predictions = _predict(bundle, inputs, batch, tell)
+    predictions = _predict(bundle.deployed_path, inputs, batch, tell)
     available = score(metric, predictions, labels)
+    backup = None
+    if bundle.backup_path is not None:
+        backup = score(metric, _predict(bundle.backup_path, inputs, batch, tell), labels)
     if code is None:
-        return Accuracy(metric, available, None, (), {}, None, len(inputs))
+        return Accuracy(metric, available, None, (), {}, None, len(inputs), backup_accuracy=backup)
 
     groups = _draw_groups(len(inputs), code.k, seed)
     parity_outputs = _run_parities(bundle, code, inputs, groups, batch, tell)
@@ -81,6 +89,7 @@ def evaluate(
         agreement=float(same.mean()),
         queries=len(inputs),
         degraded_by_unavailable=tuple(degraded),
+        backup_accuracy=backup,
     )
 
 
@@ -116,8 +125,8 @@ def _load(path: Path) -> OnnxModel:
     return OnnxModel(path, threads=os.cpu_count() or 1)
 
 
-def _predict(bundle: Bundle, inputs: Array, batch: int, tell: Callable[[int], None]) -> Array:
-    model = _load(bundle.deployed_path)
+def _predict(path: Path, inputs: Array, batch: int, tell: Callable[[int], None]) -> Array:
+    model = _load(path)
     parts = []
     for start in range(0, len(inputs), batch):
         parts.append(model(inputs[start : start + batch]))

@@ -6,7 +6,7 @@ from parity_models.models.bundle import Accuracy, Bundle
 
 
 def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
-    """A_a, A_d, A_o and agreement in per cent, one row each."""
+    """A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each."""
     code = bundle.code()
     of = "no code" if code is None else str(code.spec)
     table = Table(title=f"{bundle.path}: {of}", title_justify="left")
@@ -17,6 +17,8 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
         table.add_row(what, f"{100 * share:.2f}")
 
     add("A_a  available: the deployed model", accuracy.available_accuracy)
+    if accuracy.backup_accuracy is not None:
+        add("     the approximate backup", accuracy.backup_accuracy)
     if accuracy.degraded_accuracy is None or accuracy.agreement is None:
         return table
     add("A_d  unavailable: reconstructions", accuracy.degraded_accuracy)

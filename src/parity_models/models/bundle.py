@@ -3,6 +3,7 @@
     manifest.json     what is in the folder, and how to be sure of it
     deployed.onnx     the deployed model
     parity-0.onnx …   one parity model per parity query, if the bundle has a code
+    backup.onnx       a cheaper network for the same queries, if the bundle has one
 
 Opening a bundle checks all that can be checked, so that whoever holds a Bundle need not check
 again. Nothing in a bundle is unpickled or evaluated; models are read by ONNX Runtime alone.
@@ -71,6 +72,14 @@ class Bundle:
         """The parity models' files, in the order of the code's rows."""
         return tuple(self.path / model.file for model in self.manifest.parity)
 
+    @property
+    def backup_path(self) -> Path | None:
+        return None if self.manifest.backup is None else self.path / self.manifest.backup.file
+
+    def stored(self, model: ModelFile) -> "NewModel":
+        """A model of this bundle, to be put into another."""
+        return NewModel(self.path / model.file, model.network)
+
     def code(self) -> Code | None:
         """The code, or None for a bundle that holds only a deployed model."""
         return _code(self.manifest)
@@ -93,8 +102,9 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
-    _check_code(folder / MANIFEST, manifest)
-    for model in (manifest.deployed, *manifest.parity):
+    _check_fit(folder / MANIFEST, manifest)
+    backups = () if manifest.backup is None else (manifest.backup,)
+    for model in (manifest.deployed, *manifest.parity, *backups):
         _check_model(folder / model.file, model)
     for stored in manifest.files:
         _read_stored(folder / stored.file, stored)
@@ -106,10 +116,12 @@ def write_bundle(
     *,
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
+    backup: NewModel | None = None,
     code: CodeSpec | None = None,
     name: str = "model",
     deployed_training: Training | None = None,
     parity_training: Training | None = None,
+    backup_training: Training | None = None,
     accuracy: Accuracy | None = None,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
@@ -147,9 +159,11 @@ def write_bundle(
         deployed=add_model("deployed.onnx", deployed),
         code=code,
         parity=tuple(add_model(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
+        backup=None if backup is None else add_model("backup.onnx", backup),
         files=tuple(add(file, content) for file, content in (files or {}).items()),
         deployed_training=deployed_training,
         parity_training=parity_training,
+        backup_training=backup_training,
         accuracy=accuracy,
         versions=_versions(),
     )
@@ -158,7 +172,7 @@ def write_bundle(
         manifest = decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(f"the bundle's {MANIFEST} {error}") from error
-    _check_code(folder / MANIFEST, manifest)
+    _check_fit(folder / MANIFEST, manifest)
     _replace_folder(folder, {**contents, MANIFEST: encoded})
     return Bundle(folder, manifest)
 
@@ -206,8 +220,14 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} {error}") from error
 
 
-def _check_code(path: Path, manifest: Manifest) -> None:
+def _check_fit(path: Path, manifest: Manifest) -> None:
     """The models that the manifest at `path` describes fit each other and the code."""
+    _check_code(path, manifest)
+    if manifest.backup is not None:
+        _check_backup(path, manifest.deployed, manifest.backup)
+
+
+def _check_code(path: Path, manifest: Manifest) -> None:
     try:
         code = _code(manifest)
     except CodeError as error:
@@ -242,6 +262,18 @@ def _check_code(path: Path, manifest: Manifest) -> None:
                     f"over the deployed model's {deployed.input} and {deployed.output} needs "
                     f"{datatype} {list(shape)}"
                 )
+
+
+def _check_backup(path: Path, deployed: ModelFile, backup: ModelFile) -> None:
+    for role, spec, needed in (
+        ("input", backup.input, deployed.input),
+        ("output", backup.output, deployed.output),
+    ):
+        if (spec.datatype, spec.shape) != (needed.datatype, needed.shape):
+            raise BundleError(
+                f"{path}: {backup.file} has {role} {spec}, where a backup for the deployed model "
+                f"needs {needed.datatype} {list(needed.shape)}"
+            )
 
 
 def _code(manifest: Manifest) -> Code | None:

@@ -52,7 +52,8 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     predictions that is unavailable, as text ("0.1"); `agreement` the share of reconstructions
     that say the same as the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a
     group's predictions unavailable at once. All are values of `metric` in 0..1, over `queries`
-    queries. Without a code there are only A_a and the number of queries.
+    queries. Without a code there are only A_a and the number of queries. `backup_accuracy` is that
+    of the approximate backup alone, where there is one.
     """
 
     metric: str
@@ -63,6 +64,7 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agreement: Share | None
     queries: Count
     degraded_by_unavailable: tuple[Share, ...] = ()
+    backup_accuracy: Share | None = None
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,7 +81,8 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle holds: the deployed model, its code and one parity model per row of it.
+    """What a bundle holds: the deployed model, its code and one parity model per row of it, and
+    perhaps a backup, a cheaper network for the same queries.
 
     `name` is the name under which the model is served. Without a code there are no parity
     models. `files` are further files kept beside the models. `versions` names the software
@@ -93,9 +96,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deployed: ModelFile
     code: CodeSpec | None = None
     parity: tuple[ModelFile, ...] = ()
+    backup: ModelFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
     parity_training: Training | None = None
+    backup_training: Training | None = None
     accuracy: Accuracy | None = None
     versions: dict[str, str]
 

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass
 from math import ceil, inf, isfinite, prod
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +15,7 @@ from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
 from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import DEPLOYED, SchedulerConfig, parity_work
+from parity_models.scheduling import BACKUP, DEPLOYED, SchedulerConfig, parity_work
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.frontend import Frontend
@@ -109,8 +110,7 @@ class Server:
         self._options = options
         metrics = Metrics()
         self._engine = LocalEngine(
-            {DEPLOYED: bundle.deployed_path}
-            | {parity_work(j): path for j, path in enumerate(bundle.parity_paths)},
+            _models(bundle),
             placements=options.placements,
             unit_timeout=max(UNIT_TIMEOUT, options.deadline),
         )
@@ -190,6 +190,15 @@ class Server:
         await self.stop()
 
 
+def _models(bundle: Bundle) -> dict[str, Path]:
+    """The bundle's model files, by the work of running them."""
+    models = {DEPLOYED: bundle.deployed_path}
+    models |= {parity_work(j): path for j, path in enumerate(bundle.parity_paths)}
+    if bundle.backup_path is not None:
+        models[BACKUP] = bundle.backup_path
+    return models
+
+
 def _check_policy(spec: PolicySpec, bundle: Bundle, options: ServeOptions) -> None:
     """The bundle has the models for the policy, and there are instances for them."""
     if spec.name.needs_code and bundle.manifest.code is None:
@@ -197,9 +206,17 @@ def _check_policy(spec: PolicySpec, bundle: Bundle, options: ServeOptions) -> No
             f"{bundle.path} has no parity model for the policy {spec.name}; make one with "
             f"`parm parity --from {bundle.path} --out BUNDLE`, or serve with another policy"
         )
+    backup = spec.name is PolicyName.APPROXIMATE_BACKUP
+    if backup and bundle.manifest.backup is None:
+        raise UserError(
+            f"{bundle.path} has no backup model for the policy {spec.name}; make one with `parm "
+            f"backup --from {bundle.path} --network linear --out BUNDLE`, or serve with another "
+            "policy"
+        )
     dedicated = spec.name is PolicyName.PARITY and spec.pool is Pool.DEDICATED
-    if dedicated and options.parity_instances == 0:
-        raise UserError("a dedicated pool needs one parity instance or more, got 0")
+    if options.parity_instances == 0 and (backup or dedicated):
+        what = "a backup" if backup else "a dedicated pool"
+        raise UserError(f"{what} needs one parity instance or more, got 0")
 
 
 def _default(options: ServeOptions, output: TensorSpec) -> NDArray[Any] | None:

@@ -1,5 +1,6 @@
-"""Training a deployed model, and training parity models from a deployed model's predictions."""
+"""Training a deployed model, and training parity models and backups from its predictions."""
 
+from parity_models.training.backup import train_backup
 from parity_models.training.deployed import train_deployed
 from parity_models.training.fit import Fitted, Progress, Report
 from parity_models.training.parity import train_parity
@@ -13,6 +14,7 @@ __all__ = [
     "Report",
     "Settings",
     "progress_bar",
+    "train_backup",
     "train_deployed",
     "train_parity",
 ]

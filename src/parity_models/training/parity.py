@@ -13,7 +13,6 @@ from torch import nn
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.codes.encoders import GRIDS
-from parity_models.errors import DataError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
@@ -21,18 +20,11 @@ from parity_models.models.weights import WEIGHTS, load_deployed
 from parity_models.tasks import Split
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
-from parity_models.training.queries import predict
+from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
+from parity_models.training.inputs import check_inputs, hold_out
 from parity_models.training.recipes import PARITY
-from parity_models.training.reconstruction import (
-    SQUARED_ERROR,
-    TEMPERATURE,
-    Reconstruction,
-    Validation,
-)
+from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
-
-HELD_OUT = 10
-"""One of so many inputs validates where no validation set is given."""
 
 
 def train_parity(
@@ -58,7 +50,7 @@ def train_parity(
     """
     manifest = deployed.manifest
     code = Code(spec, manifest.deployed.input.shape, manifest.deployed.output.shape)
-    _check(inputs, code, "training inputs")
+    check_inputs(inputs, code.query_shape, "training inputs", code.k)
     network = network or manifest.deployed.network
     task = manifest.deployed_training.task if manifest.deployed_training else "unknown"
     run = Run(out, settings or Settings(), task, inputs)
@@ -74,9 +66,9 @@ def train_parity(
         **recipe.options,
     }
     if validation is None:
-        inputs, validation = _hold_out(inputs, model, run.device)
-        _check(inputs, code, "training inputs")
-    _check(validation.inputs, code, "validation inputs")
+        inputs, validation = hold_out(inputs, model, run.device)
+        check_inputs(inputs, code.query_shape, "training inputs", code.k)
+    check_inputs(validation.inputs, code.query_shape, "validation inputs", code.k)
     problem = Reconstruction(
         module,
         code,
@@ -89,38 +81,17 @@ def train_parity(
     fitted = run.fit(problem, recipe, options)
     bundle = write_bundle(
         out,
-        deployed=NewModel(deployed.deployed_path, manifest.deployed.network),
+        deployed=deployed.stored(manifest.deployed),
         parity=[NewModel(export_onnx(one, code.parity_shape), network) for one in module],
+        backup=None if manifest.backup is None else deployed.stored(manifest.backup),
         code=spec,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=run.record(fitted, options),
+        backup_training=manifest.backup_training,
         files={WEIGHTS: deployed.path / WEIGHTS},
     )
     return run.end(bundle, fitted)
-
-
-def _check(inputs: NDArray[np.float32], code: Code, what: str) -> None:
-    if inputs.shape[1:] != code.query_shape or inputs.dtype != np.float32:
-        raise DataError(
-            f"the {what} are {inputs.dtype} of shape {inputs.shape[1:]}; the deployed model takes "
-            f"float32 of shape {code.query_shape}"
-        )
-    if len(inputs) < code.k:
-        raise DataError(
-            f"there are {len(inputs)} {what}, too few for a group of k={code.k}; give more of them"
-        )
-
-
-def _hold_out(
-    inputs: NDArray[np.float32], model: nn.Module, device: torch.device
-) -> tuple[NDArray[np.float32], Split]:
-    """Part some inputs for validation, labelled by the deployed model."""
-    order = np.random.default_rng(0).permutation(len(inputs))
-    rest, drawn = np.split(order, [len(inputs) - len(inputs) // HELD_OUT])
-    held_out = inputs[drawn]
-    labels = predict(model, torch.from_numpy(held_out).to(device)).argmax(dim=-1)
-    return inputs[rest], Split(held_out, labels.cpu().numpy())
 
 
 def _build(network: str, code: Code, deployed: nn.Module, alike: bool) -> nn.ModuleList:

@@ -20,3 +20,9 @@ def predict(module: nn.Module, queries: Tensor, mirrored: bool = False) -> Tenso
     return torch.cat(
         [module(part.flip(-1) if mirrored else part) for part in torch.split(queries, BATCH)]
     )
+
+
+def predict_both_ways(module: nn.Module, queries: Tensor, mirrored: bool) -> Tensor:
+    """Outputs (ways, n, *output_shape): for `queries` as they are and, if `mirrored`, turned."""
+    ways = (False, True) if mirrored else (False,)
+    return torch.stack([predict(module, queries, mirrored=turned) for turned in ways])

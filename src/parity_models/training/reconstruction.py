@@ -5,18 +5,11 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from parity_models.codes import Code
 from parity_models.tasks import Split, score
-from parity_models.training.queries import mirror, predict
-
-TEMPERATURE = 2.0
-"""Softens the predictions that are distilled (Hinton et al., 2015)."""
-
-SQUARED_ERROR = 0.02
-"""Weight of the squared error towards the code's targets: enough to hold outputs at the scale
-and offset of F's, which distillation leaves open, too little to cost accuracy."""
+from parity_models.training.distillation import divergence, squared_error
+from parity_models.training.queries import mirror, predict, predict_both_ways
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
@@ -49,10 +42,7 @@ class Reconstruction:
         self._mirrored = mirrored
         self._validation = validation
         # F is run once over each way a query can come, not once per epoch.
-        ways = [predict(deployed, inputs)]
-        if mirrored:
-            ways.append(predict(deployed, inputs, mirrored=True))
-        self._predictions = torch.stack(ways)
+        self._predictions = predict_both_ways(deployed, inputs, mirrored)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         k, device = self._code.k, self._inputs.device
@@ -81,9 +71,9 @@ class Reconstruction:
         ):
             outputs = model(parities)
             targets = self._code.targets(predictions, j)
-            total = total + SQUARED_ERROR * functional.mse_loss(outputs, targets)
+            total = total + squared_error(outputs, targets)
             for slot, decoded in enumerate(_decode_each(self._code, predictions, outputs, j)):
-                total = total + _divergence(decoded, predictions[slot]) / self._code.k
+                total = total + divergence(decoded, predictions[slot]) / self._code.k
         return total
 
     def score(self) -> float:
@@ -134,14 +124,3 @@ def _decode_each(
     for slot in range(code.k):
         available = [None if i == slot else one for i, one in enumerate(predictions)]
         yield code.decode(available, parity_outputs)[slot]
-
-
-def _divergence(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from softened targets to softened outputs, (n, classes)."""
-    divergence = functional.kl_div(
-        functional.log_softmax(outputs / TEMPERATURE, dim=-1),
-        functional.log_softmax(targets / TEMPERATURE, dim=-1),
-        reduction="none",
-        log_target=True,
-    )
-    return divergence.sum(dim=-1).mean() * TEMPERATURE**2

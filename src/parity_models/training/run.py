@@ -1,4 +1,4 @@
-"""What the two kinds of training share: the caller's choices, the run, and how it ends."""
+"""What all kinds of training share: the caller's choices, the run, and how it ends."""
 
 import hashlib
 import time

@@ -1,4 +1,4 @@
-"""Network architectures, for deployed and parity models alike, built by name for any shapes."""
+"""Network architectures, for all models of a bundle alike, built by name for any shapes."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ from torch import nn
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks.lenet import LeNet5
+from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mlp import MLP
 from parity_models.models.networks.resnet import SmallResNet
 
@@ -13,6 +14,7 @@ Grid = tuple[int, int]
 Shape = tuple[int, ...]
 
 NETWORKS: dict[str, Callable[[Shape, Shape, Grid], nn.Module]] = {
+    "linear": lambda inputs, outputs, grid: Linear(inputs, outputs),
     "mlp": lambda inputs, outputs, grid: MLP(inputs, outputs),
     "lenet5": lambda inputs, outputs, grid: LeNet5(inputs, outputs),
     "resnet-small": SmallResNet,
@@ -37,4 +39,4 @@ def build_network(
     return network(input_shape, output_shape, grid)
 
 
-__all__ = ["MLP", "NETWORKS", "LeNet5", "SmallResNet", "build_network"]
+__all__ = ["MLP", "NETWORKS", "LeNet5", "Linear", "SmallResNet", "build_network"]

@@ -1,0 +1,67 @@
+"""parm backup: an approximate backup for a deployed model, put into its bundle."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parity_models.cli.accuracy import measure_accuracy
+from parity_models.cli.training import (
+    DataDir,
+    Device,
+    Epochs,
+    Resume,
+    Seconds,
+    Seed,
+    tell,
+    trained_task,
+)
+from parity_models.models.bundle import open_bundle, with_accuracy
+from parity_models.models.networks import NETWORKS
+from parity_models.training import Settings, progress_bar, train_backup
+
+
+def backup(
+    bundle: Annotated[
+        Path,
+        typer.Option("--from", help="What parm train or parm parity wrote.", metavar="BUNDLE"),
+    ],
+    network: Annotated[
+        str,
+        typer.Option(help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS)}."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The bundle to write; may be the same.", metavar="BUNDLE")
+    ],
+    epochs: Epochs = None,
+    seconds: Seconds = None,
+    seed: Seed = 0,
+    device: Device = None,
+    data_dir: DataDir = None,
+    resume: Resume = False,
+) -> None:
+    """Train a cheaper network as a backup for a deployed model.
+
+    The backup learns the deployed model's own predictions for the queries of its task. The
+    bundle that is written holds all that the given one does, and the backup, for
+    `parm serve --policy approximate-backup`. Accuracy is measured on the test set, printed, and
+    put into the bundle. Ctrl-C ends training early and writes the best so far; a checkpoint
+    beside the bundle allows to --resume.
+    """
+    opened = open_bundle(bundle)
+    task = trained_task(opened)
+    dataset = task.load(data_dir)
+    with progress_bar(f"backup ({network})", task.metric) as report:
+        outcome = train_backup(
+            opened,
+            network,
+            dataset.train.inputs,
+            out,
+            Settings(epochs, seconds, seed, device, resume, report),
+            validation=dataset.validation,
+            metric=task.metric,
+            mirrored=task.flips,
+        )
+    accuracy = measure_accuracy(outcome.bundle, task, dataset.test)
+    with_accuracy(outcome.bundle, accuracy)
+    tell(outcome)

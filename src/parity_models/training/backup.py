@@ -1,0 +1,133 @@
+"""Training an approximate backup: a cheaper network that imitates a deployed model F.
+
+Its targets are F's own predictions, so labels are never needed. (The baseline that coded
+resilience is compared with: Kosaian et al., SOSP 2019, section 5.2.6.)
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.export import export_onnx
+from parity_models.models.networks import build_network
+from parity_models.models.weights import load_deployed
+from parity_models.tasks import Split, score
+from parity_models.training.checkpoint import Options
+from parity_models.training.device import place
+from parity_models.training.distillation import (
+    SQUARED_ERROR,
+    TEMPERATURE,
+    divergence,
+    squared_error,
+)
+from parity_models.training.inputs import check_inputs, hold_out
+from parity_models.training.queries import mirror, predict, predict_both_ways
+from parity_models.training.recipes import DEPLOYED
+from parity_models.training.run import Outcome, Run, Settings
+
+
+def train_backup(
+    bundle: Bundle,
+    network: str,
+    inputs: NDArray[np.float32],
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    validation: Split | None = None,
+    metric: str = "top-1",
+    mirrored: bool = False,
+) -> Outcome:
+    """Train the network called `network` as a backup for the deployed model of `bundle`.
+
+    `inputs` (n, *query_shape) need no labels. The best epoch is chosen by `metric` on
+    `validation`; without it, on inputs held out, where F's own predictions count as right.
+    `mirrored` allows to turn queries left to right. Writes to `out` all that `bundle` holds, and
+    the backup. Raises DataError for inputs that do not fit, TrainingError for settings that
+    cannot work and BundleError if `out` is no place for a bundle or `bundle` lacks the weights
+    of F.
+    """
+    manifest = bundle.manifest
+    query_shape, output_shape = manifest.deployed.input.shape, manifest.deployed.output.shape
+    check_inputs(inputs, query_shape, "training inputs")
+    task = manifest.deployed_training.task if manifest.deployed_training else "unknown"
+    run = Run(out, settings or Settings(), task, inputs)
+    model = place(load_deployed(bundle), run.device)
+    module = run.build(lambda: build_network(network, query_shape, output_shape))
+    recipe = DEPLOYED[network]
+    options: Options = {
+        "deployed": manifest.deployed.sha256,
+        "network": network,
+        "temperature": TEMPERATURE,
+        "squared_error": SQUARED_ERROR,
+        **recipe.options,
+    }
+    if validation is None:
+        inputs, validation = hold_out(inputs, model, run.device)
+    check_inputs(validation.inputs, query_shape, "validation inputs")
+    problem = _Imitation(
+        module,
+        model,
+        torch.from_numpy(inputs).to(run.device),
+        steps=recipe.steps_per_epoch(len(inputs)),
+        mirrored=mirrored and recipe.mirror,
+        validation=validation,
+        metric=metric,
+    )
+    fitted = run.fit(problem, recipe, options)
+    written = write_bundle(
+        out,
+        deployed=bundle.stored(manifest.deployed),
+        parity=[bundle.stored(parity) for parity in manifest.parity],
+        backup=NewModel(export_onnx(module, query_shape), network),
+        code=manifest.code,
+        name=manifest.name,
+        deployed_training=manifest.deployed_training,
+        parity_training=manifest.parity_training,
+        backup_training=run.record(fitted, options),
+        files={stored.file: bundle.path / stored.file for stored in manifest.files},
+    )
+    return run.end(written, fitted)
+
+
+class _Imitation:
+    """Fitting a module to what F predicts for `inputs`, scored on queries it does not see."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        deployed: nn.Module,
+        inputs: Tensor,
+        *,
+        steps: int,
+        mirrored: bool,
+        validation: Split,
+        metric: str,
+    ) -> None:
+        self.module = module
+        self.steps = steps
+        self._inputs = inputs
+        self._mirrored = mirrored
+        self._predictions = predict_both_ways(deployed, inputs, mirrored)
+        self._held_out = torch.from_numpy(validation.inputs).to(inputs.device)
+        self._labels = validation.labels
+        self._metric = metric
+
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        size, device = len(self._inputs), self._inputs.device
+        order = torch.randperm(size, generator=generator).to(device)
+        ways = torch.randint(len(self._predictions), (size,), generator=generator).to(device)
+        for rows in order.tensor_split(self.steps):
+            queries, way = self._inputs[rows], ways[rows]
+            if self._mirrored:
+                queries = mirror(queries, way == 1)
+            outputs, targets = self.module(queries), self._predictions[way, rows]
+            yield divergence(outputs, targets) + squared_error(outputs, targets)
+
+    def score(self) -> float:
+        outputs = predict(self.module, self._held_out).cpu().numpy()
+        return score(self._metric, outputs, self._labels)

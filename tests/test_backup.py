@@ -1,0 +1,118 @@
+"""An approximate backup is trained from unlabelled queries and kept in the bundle."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError, DataError, TrainingError
+from parity_models.evaluation import evaluate
+from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.tasks import Dataset, find_task
+from parity_models.training import Outcome, Settings, train_backup, train_deployed, train_parity
+from served import parm
+
+DIGITS = find_task("digits")
+STACK = CodeSpec("stack", "separate", 2)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return DIGITS.load(None)
+
+
+@pytest.fixture(scope="module")
+def deployed(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    out = tmp_path_factory.mktemp("deployed") / "mlp"
+    return train_deployed(DIGITS, digits, "mlp", out, Settings(epochs=40))
+
+
+@pytest.mark.parametrize("network", ["linear", "mlp"])
+def test_a_backup_imitates_the_deployed_model_without_labels(
+    deployed: Outcome, digits: Dataset, tmp_path: Path, network: str
+) -> None:
+    outcome = train_backup(
+        deployed.bundle, network, digits.train.inputs, tmp_path / "bundle", Settings(epochs=20)
+    )
+    bundle = open_bundle(outcome.bundle.path)
+    assert bundle.manifest.backup is not None
+    assert bundle.manifest.backup.network == network
+    training = bundle.manifest.backup_training
+    assert training is not None
+    assert (training.task, training.inputs, training.epochs) == ("digits", 1200, 20)
+    accuracy = evaluate(bundle, digits.test.inputs, digits.test.labels)
+    assert accuracy.backup_accuracy is not None
+    assert accuracy.backup_accuracy > 0.9
+
+
+def test_a_bundle_gets_its_backup_before_or_after_its_parity_model(
+    deployed: Outcome, digits: Dataset, tmp_path: Path
+) -> None:
+    inputs, once = digits.train.inputs, Settings(epochs=1)
+    one, other = tmp_path / "one", tmp_path / "other"
+    coded = train_parity(deployed.bundle, STACK, inputs, one, once).bundle
+    backed = train_backup(deployed.bundle, "linear", inputs, other, once).bundle
+    first = train_backup(coded, "linear", inputs, one, once).bundle.manifest
+    second = train_parity(backed, STACK, inputs, other, once).bundle.manifest
+    assert first.parity == second.parity == coded.manifest.parity
+    assert first.backup == second.backup == backed.manifest.backup
+    assert first.files == second.files == deployed.bundle.manifest.files
+    assert open_bundle(one).code() is not None
+    assert open_bundle(other).backup_path is not None
+
+
+def test_the_same_seed_gives_the_same_backup_and_another_seed_another(
+    deployed: Outcome, digits: Dataset, tmp_path: Path
+) -> None:
+    digests = [
+        train_backup(
+            deployed.bundle,
+            "linear",
+            digits.train.inputs,
+            tmp_path / "bundle",
+            Settings(epochs=2, seed=seed),
+            mirrored=True,
+        ).bundle.manifest.backup
+        for seed in (0, 0, 1)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_cannot_be_trained_is_refused(
+    deployed: Outcome, digits: Dataset, tmp_path: Path
+) -> None:
+    out, inputs, once = tmp_path / "bundle", digits.train.inputs, Settings(epochs=1)
+    for wrong, reason in [
+        (inputs[:, :, :7], "takes float32 of shape"),
+        (inputs.astype(np.float64), "takes float32 of shape"),
+        (inputs[:0], "too few"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            train_backup(deployed.bundle, "linear", wrong, out, once)
+    with pytest.raises(TrainingError, match="at least 12x12"):
+        train_backup(deployed.bundle, "lenet5", inputs, out, once)
+    bare = write_bundle(tmp_path / "bare", deployed=NewModel(deployed.bundle.deployed_path, "mlp"))
+    with pytest.raises(BundleError, match=r"holds no deployed\.safetensors"):
+        train_backup(bare, "linear", inputs, out, once)
+    assert not out.exists()
+
+
+def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
+    deployed: Outcome, digits: Dataset, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    train_parity(deployed.bundle, STACK, digits.train.inputs, bundle, Settings(epochs=1))
+    arguments = ["--from", str(bundle), "--network", "linear", "--out", str(bundle)]
+    done = subprocess.run(
+        parm("backup", *arguments, "--epochs", "20"), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the approximate backup" in done.stdout
+    opened = open_bundle(bundle)
+    assert opened.code() is not None
+    assert opened.manifest.accuracy is not None
+    assert opened.manifest.accuracy.backup_accuracy is not None
+    assert f"{100 * opened.manifest.accuracy.backup_accuracy:.2f}" in done.stdout
+    assert list(tmp_path.iterdir()) == [bundle]
