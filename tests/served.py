@@ -24,14 +24,21 @@ INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32) / INPUTS
 
 
-def write_linear_bundle(folder: Path, *, coded: bool = True) -> Path:
-    """A bundle of a linear model, which is its own exact parity model under sum + subtraction."""
+def write_linear_bundle(folder: Path, *, coded: bool = True, backed: bool = False) -> Path:
+    """A bundle of a linear model, which is its own exact parity model under sum + subtraction.
+
+    Its backup, if it is to have one, predicts twice as much.
+    """
     onnx = folder / "linear.onnx"
     linear_model(onnx, (INPUTS,), (OUTPUTS,), WEIGHTS)
     model = NewModel(onnx, "linear")
-    code = CodeSpec("sum", "subtraction", 2) if coded else None
+    linear_model(folder / "double.onnx", (INPUTS,), (OUTPUTS,), 2 * WEIGHTS)
     return write_bundle(
-        folder / "bundle", deployed=model, parity=[model] if coded else [], code=code
+        folder / "bundle",
+        deployed=model,
+        parity=[model] if coded else [],
+        backup=NewModel(folder / "double.onnx", "double") if backed else None,
+        code=CodeSpec("sum", "subtraction", 2) if coded else None,
     ).path
 
 

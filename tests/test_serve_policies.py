@@ -1,0 +1,252 @@
+"""Every policy and dispatch rule of `parm serve` gets its answers from where it should."""
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from parity_models.faults import load_fault_plan
+from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec
+from parity_models.serving.server import ServeOptions, Server
+from served import OUTPUTS, ServerProcess, parm, predictions, queries, write_linear_bundle
+
+ROWS = 8
+"""More than there are instances: each of them runs an original at first."""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("all"), backed=True)
+
+
+def slow(*workers: int, seconds: float = 60.0) -> str:
+    """A fault plan in which every unit on these workers takes so much longer."""
+    delay = {"type": "constant", "seconds": seconds}
+    spell = {"mean_between": 0, "mean_length": 1000, "delay": delay, "workers": workers}
+    return json.dumps({"slowdowns": spell})
+
+
+@contextmanager
+def serving(bundle: Path, *arguments: str) -> Iterator[tuple[ServerProcess, httpx.Client]]:
+    """Two instances and another for redundancy."""
+    with (
+        ServerProcess(str(bundle), "--deadline", "90", "--instances", "2", *arguments) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        yield server, client
+
+
+def infer(client: httpx.Client, seed: int, rows: int = ROWS, **parameters: int) -> list[str]:
+    """Ask, and check that every answer is the one its source gives; returns the sources."""
+    asked = queries(rows, seed)
+    message = {**message_of(asked), "parameters": parameters}
+    return check(asked, client.post("/v2/models/model/infer", json=message))
+
+
+def infer_until(client: httpx.Client, wanted: set[str], **parameters: int) -> Counter[str]:
+    """Ask until a request's answers come from just these sources; returns how many came whence.
+
+    Faults take a moment to reach the workers, and adaptive parity one to learn what late is.
+    """
+    counts: Counter[str] = Counter()
+    for seed in range(100):
+        sources = infer(client, seed, **parameters)
+        counts.update(sources)
+        if set(sources) == wanted:
+            return counts
+    pytest.fail(f"no request was answered from {wanted}, but {counts}")
+
+
+def message_of(asked: NDArray[np.float32]) -> dict[str, Any]:
+    tensor = {"name": "input", "shape": asked.shape, "datatype": "FP32", "data": asked.tolist()}
+    return {"inputs": [tensor]}
+
+
+def check(asked: NDArray[np.float32], response: httpx.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    sources: list[str] = answer["parameters"]["source"].split(",")
+    right = {"model": predictions(asked), "backup": 2 * predictions(asked)}
+    right["reconstruction"] = right["model"]
+    right["default"] = np.full((len(asked), OUTPUTS), 0.25)
+    expected = np.stack([right[source][row] for row, source in enumerate(sources)])
+    outputs = np.reshape(answer["outputs"][0]["data"], expected.shape)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5)
+    return sources
+
+
+# Policies. A worker that takes a minute would let the client give up, if an answer needed it.
+
+
+@pytest.mark.parametrize("policy", ["none", "equal-resources"])
+def test_without_redundancy_every_answer_is_the_model_s(bundle: Path, policy: str) -> None:
+    with serving(bundle, "--policy", policy, "--faults", slow(0, seconds=0.1)) as (_, client):
+        assert infer(client, 1) == ["model"] * ROWS
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["replication", "--copies", "2"],
+        ["replication", "--copies", "3"],
+        ["hedging", "--hedge-delay", "50"],
+    ],
+    ids=" ".join,
+)
+def test_a_copy_answers_for_an_original_on_a_slow_worker(
+    bundle: Path, arguments: list[str]
+) -> None:
+    with serving(bundle, "--policy", *arguments, "--faults", slow(0)) as (_, client):
+        for seed in range(3):
+            assert infer(client, seed) == ["model"] * ROWS
+
+
+@pytest.mark.parametrize("name", [PolicyName.HEDGING, PolicyName.ADAPTIVE_PARITY])
+async def test_what_is_late_is_learned_from_the_latencies_before(
+    bundle: Path, name: PolicyName
+) -> None:
+    faults = load_fault_plan(slow(0))
+    options = ServeOptions(policy=PolicySpec(name=name), deadline=90, port=0, faults=faults)
+    async with (
+        Server(open_bundle(bundle), options) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+        for rows in (100, ROWS):
+            asked = queries(rows)
+            response = await client.post("/v2/models/model/infer", json=message_of(asked))
+            check(asked, response)
+            server.begin_faults()
+
+
+def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Path) -> None:
+    with serving(bundle, "--policy", "approximate-backup", "--faults", slow(0, 1)) as (
+        server,
+        client,
+    ):
+        answered = infer_until(client, {"backup"})
+        counted = server.metric('parm_query_latency_seconds_count{source="backup"}')
+        assert counted == answered["backup"]
+        assert server.metric('parm_instances_up{work="backup"}') == 1
+
+
+def test_by_the_deadline_rule_the_backup_answers_only_late_queries(bundle: Path) -> None:
+    rule = ["--answer", "deadline", "--answer-after", "2000"]
+    faults = ["--faults", slow(0)]
+    with serving(bundle, "--policy", "approximate-backup", *rule, *faults) as (_, client):
+        assert infer_until(client, {"model", "backup"})["backup"] == 1
+
+
+@pytest.mark.parametrize("pool", ["shared", "dedicated"])
+def test_a_parity_model_answers_for_a_slow_worker(bundle: Path, pool: str) -> None:
+    with serving(bundle, "--policy", "parity", "--pool", pool, "--faults", slow(0)) as (
+        server,
+        client,
+    ):
+        answered = infer_until(client, {"model", "reconstruction"})
+        assert server.metric("parm_reconstructions_total") == answered["reconstruction"]
+
+
+def test_adaptive_parity_learns_what_late_is_and_reconstructs(bundle: Path) -> None:
+    faults = ["--faults", slow(0, seconds=1)]
+    with serving(bundle, "--policy", "adaptive-parity", *faults) as (server, client):
+        infer(client, 0, rows=100)
+        infer_until(client, {"model", "reconstruction"})
+        assert server.metric("parm_query_failures_total") == 0
+
+
+@pytest.mark.parametrize("policy", ["hedging", "adaptive-parity"])
+@pytest.mark.parametrize("dispatch", DispatchName)
+def test_every_dispatch_rule_serves_every_kind_of_policy(
+    bundle: Path, policy: str, dispatch: str
+) -> None:
+    faults = ["--faults", slow(0, seconds=0.05)]
+    with serving(bundle, "--policy", policy, "--dispatch", dispatch, *faults) as (server, client):
+        for seed in range(3):
+            assert len(infer(client, seed)) == ROWS
+        assert server.metric("parm_query_latency_seconds_count") == 3 * ROWS
+
+
+# Default predictions
+
+
+@pytest.mark.parametrize(
+    ("policy", "values"),
+    [("equal-resources", "0.25"), ("approximate-backup", ",".join(["0.25"] * OUTPUTS))],
+)
+def test_what_is_not_answered_by_its_deadline_gets_the_default(
+    bundle: Path, policy: str, values: str
+) -> None:
+    arguments = ["--policy", policy, "--default-prediction", values, "--faults", slow(0, 1, 2)]
+    with serving(bundle, *arguments) as (server, client):
+        answered = infer_until(client, {"default"}, timeout=100_000)
+        counted = server.metric('parm_query_latency_seconds_count{source="default"}')
+        assert counted == answered["default"]
+        assert server.metric("parm_query_failures_total") == 0
+
+
+def test_a_default_is_given_only_where_there_is_nothing_better(bundle: Path) -> None:
+    rule = ["--answer", "deadline", "--answer-after", "60000"]
+    arguments = ["--policy", "approximate-backup", *rule, "--default-prediction", "0.25"]
+    with serving(bundle, *arguments, "--faults", slow(0)) as (_, client):
+        answered = infer_until(client, {"model", "backup"}, timeout=2_000_000)
+        assert (answered["backup"], answered["default"]) == (1, 0)
+
+
+# The user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["approximate-backup", "--parity-instances", "0"], "a backup needs one parity instance"),
+        (["replication", "--copies", "1"], "copies must be 2 or more"),
+        (["hedging", "--hedge-delay", "0"], "hedge_delay must be above 0"),
+        (["hedging", "--hedge-quantile", "1"], "hedge_quantile must be between 0 and 1"),
+        (["hedging", "--hedge-budget", "0"], "hedge_budget must be above 0"),
+        (["parity", "--dispatch", "random"], "random"),
+        (["parity", "--answer-after", "5"], "--answer-after needs --answer deadline"),
+        (["adaptive-parity", "--pool", "dedicated"], "--pool is no option of the policy adaptive"),
+        (["hedging", "--copies", "2"], "--copies is no option of the policy hedging but of repl"),
+        (["none", "--max-group-wait", "5"], "of the policy none but of parity;"),
+        (
+            ["hedging", "--hedge-delay", "5", "--hedge-quantile", "0.9"],
+            "give --hedge-delay or --hedge-quantile",
+        ),
+        (["none", "--default-prediction", "cat"], "numbers separated by commas, not 'cat'"),
+        (["none", "--default-prediction", "nan"], "default_prediction must be finite"),
+        (["none", "--default-prediction", "1,2"], "an output 'output' FP32 [10] has 10"),
+        (["none", "--default-prediction", "1e99"], "values that FP32 cannot hold"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_that_make_no_sense_together_are_explained(
+    bundle: Path, arguments: list[str], reason: str
+) -> None:
+    assert_refused(bundle, arguments, reason)
+
+
+def test_a_policy_whose_models_are_not_there_says_how_to_make_them(tmp_path: Path) -> None:
+    bare = write_linear_bundle(tmp_path, coded=False)
+    for policy, command in [
+        ("parity", f"parm parity --from {bare} --out"),
+        ("adaptive-parity", f"parm parity --from {bare} --out"),
+        ("approximate-backup", f"parm backup --from {bare} --network linear --out"),
+    ]:
+        assert_refused(bare, [policy], command)
+
+
+def assert_refused(bundle: Path, arguments: list[str], reason: str) -> None:
+    command = parm("serve", str(bundle), "--port", "0", "--policy", *arguments)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 2, run.stderr
+    assert reason in run.stderr
+    assert "Traceback" not in run.stderr
