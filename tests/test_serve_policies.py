@@ -5,6 +5,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec
+from parity_models.scheduling.spec import OPTIONS, DispatchName, PolicyName, PolicySpec
 from parity_models.serving.server import ServeOptions, Server
 from served import OUTPUTS, ServerProcess, parm, predictions, queries, write_linear_bundle
 
@@ -173,6 +174,12 @@ def test_every_dispatch_rule_serves_every_kind_of_policy(
         for seed in range(3):
             assert len(infer(client, seed)) == ROWS
         assert server.metric("parm_query_latency_seconds_count") == 3 * ROWS
+
+
+def test_every_option_of_a_policy_belongs_to_one() -> None:
+    options = {field.name for field in fields(PolicySpec)} - {"name", "dispatch"}
+    assert set().union(*OPTIONS.values()) == options
+    assert OPTIONS.keys() == set(PolicyName)
 
 
 # Default predictions
