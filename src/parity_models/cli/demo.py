@@ -30,7 +30,7 @@ def demo(
     Trains a deployed and a parity model on real data, then serves them twice on this machine,
     with the same number of workers, the same load and the same injected faults: once with all
     workers on the deployed model (equal resources), once with parity models. Takes about two
-    and a half minutes on two cores.
+    minutes on two cores.
     """
     console = Console()
     summary = run_demo(
