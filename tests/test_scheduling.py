@@ -271,10 +271,10 @@ class Test_originals:
 
 
 def parity_world(
-    instances: dict[str, frozenset[str]], decoder: str = "separate", **options: object
+    instances: dict[str, frozenset[str]], decoder: str = "separate", **options: Any
 ) -> World:
     the_code = code(decoder=decoder)
-    policy = Parity(the_code, **options)  # type: ignore[arg-type]
+    policy = Parity(the_code, **options)
     world = World(Scheduler(policy), the_code)
     for instance, works in instances.items():
         world.join(instance, works)

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from math import exp, factorial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +20,16 @@ SERVICE = 0.02
 SLOW = FaultPlan(seed=1, slowdowns=Slowdowns(mean_between=20, mean_length=1, delay=Constant(0.1)))
 
 
-def workload(load: float = 0.5, queries: int = 10_000, **changes: object) -> Simulation:
+def workload(load: float = 0.5, queries: int = 10_000, **changes: Any) -> Simulation:
     """12 + 6 instances under a share of the load that 12 of them could carry."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "arrivals": poisson_arrivals(load * 12 / SERVICE, queries, seed=2),
         "instances": 12,
         "parity_instances": 6,
         "service": {DEPLOYED: Constant(SERVICE)},
         "faults": SLOW,
     }
-    return Simulation(**(settings | changes))  # type: ignore[arg-type]
+    return Simulation(**(settings | changes))
 
 
 def test_waiting_is_what_erlang_says_for_exponential_service() -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,14 +48,14 @@ def train(deployed: Outcome, digits: Dataset, tmp_path: Path) -> Train:
     """Trains a parity model on the digits into tmp_path / name."""
 
     def run(
-        spec: CodeSpec = STACK, name: str = "bundle", network: str = "mlp", **settings: object
+        spec: CodeSpec = STACK, name: str = "bundle", network: str = "mlp", **settings: Any
     ) -> Outcome:
         return train_parity(
             deployed.bundle,
             spec,
             digits.train.inputs,
             tmp_path / name,
-            Settings(**settings),  # type: ignore[arg-type]
+            Settings(**settings),
             network=network,
             validation=digits.validation,
         )

@@ -13,15 +13,12 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from parity_models.errors import ParityModelsError, ServingError, UserError
+from parity_models.bench.child import USERS_MISTAKE, Child, child
+from parity_models.errors import ParityModelsError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
-USERS_MISTAKE = 2
-"""The exit code for a bundle or options that cannot be served."""
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 30.0
 
 
 class _Spec(msgspec.Struct):
@@ -31,10 +28,13 @@ class _Spec(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Served:
-    """A server that is up, at `url`."""
+    """A server that is up."""
 
-    url: str
-    _process: asyncio.subprocess.Process
+    _process: Child
+
+    @property
+    def url(self) -> str:
+        return self._process.message
 
     @property
     def pid(self) -> int:
@@ -43,8 +43,7 @@ class Served:
 
     def begin_faults(self) -> None:
         """Start the clock of the server's fault plan."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(BEGIN_FAULTS)
+        self._process.tell(BEGIN_FAULTS)
 
 
 @asynccontextmanager
@@ -55,29 +54,11 @@ async def served(
 
     Raises UserError for options that do not fit it, ServingError if the server does not start.
     """
-    spec = msgspec.json.encode(_Spec(str(bundle), options))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *prefix, sys.executable, "-m", __name__, spec.decode(), stdin=pipe, stdout=pipe,
-        start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(START_TIMEOUT):
-            message = (await process.stdout.readline()).decode().strip()
-        if not message.startswith("http"):
-            failure = UserError if await process.wait() == USERS_MISTAKE else ServingError
-            raise failure(message or "the server ended before it was ready")
-        yield Served(message, process)
-    finally:
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+    spec = msgspec.json.encode(_Spec(str(bundle), options)).decode()
+    async with child((*prefix, sys.executable, "-m", __name__, spec)) as server:
+        if not server.message.startswith("http"):
+            raise await server.failure(UserError)
+        yield Served(server)
 
 
 async def _serve(spec: _Spec) -> None:

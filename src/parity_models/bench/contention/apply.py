@@ -8,7 +8,6 @@
 Kills are part of the server's own fault plan; so are service times, if they are emulated.
 """
 
-import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -18,14 +17,11 @@ from pathlib import Path
 
 import msgspec
 
+from parity_models.bench.child import Child, child
 from parity_models.bench.contention.plan import Contention
-from parity_models.bench.contention.process import USERS_MISTAKE, Begin, Ready, Spec
-from parity_models.errors import ContentionError, ServingError
+from parity_models.bench.contention.process import Begin, Ready, Spec
+from parity_models.errors import ContentionError
 from parity_models.serving.local.placement import Placement
-
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 30.0
-MAX_MESSAGE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,12 @@ class Contended:
 
     prefix: tuple[str, ...]
     placements: tuple[Placement, ...]
-    _process: asyncio.subprocess.Process
+    _process: Child
 
     def begin(self, server: int) -> None:
         """Let the contention's time begin now, for the server with this process id; once."""
-        assert self._process.stdin is not None
         begin = Begin(time.monotonic(), server)
-        self._process.stdin.write(msgspec.json.encode(begin) + b"\n")
+        self._process.tell(msgspec.json.encode(begin) + b"\n")
 
 
 @asynccontextmanager
@@ -54,28 +49,11 @@ async def contended(plan: Contention, workers: int, bundle: Path) -> AsyncIterat
     The server is to be started, and stopped again, while the context lasts. At its end, however
     it comes, nothing is left. Raises ContentionError if the plan cannot be carried out here.
     """
-    spec = msgspec.json.encode(Spec(plan, workers, str(bundle.resolve())))
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "parity_models.bench.contention.process", spec.decode(),
-        stdin=pipe, stdout=pipe, start_new_session=True, limit=MAX_MESSAGE,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        async with asyncio.timeout(START_TIMEOUT):
-            message = (await process.stdout.readline()).decode().strip()
+    spec = msgspec.json.encode(Spec(plan, workers, str(bundle.resolve()))).decode()
+    module = "parity_models.bench.contention.process"
+    async with child((sys.executable, "-m", module, spec)) as process:
         try:
-            ready = msgspec.json.decode(message, type=Ready)
+            ready = msgspec.json.decode(process.message, type=Ready)
         except msgspec.DecodeError:
-            failure = ContentionError if await process.wait() == USERS_MISTAKE else ServingError
-            raise failure(message or "the contention ended before it was ready") from None
+            raise await process.failure(ContentionError) from None
         yield Contended(ready.prefix, ready.placements, process)
-    finally:
-        process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await process.wait()
-        except TimeoutError:
-            process.kill()
-            await process.wait()

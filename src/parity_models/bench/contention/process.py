@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import msgspec
 
+from parity_models.bench.child import USERS_MISTAKE
 from parity_models.bench.contention.hogs import hogs
 from parity_models.bench.contention.network import FRONTEND_ADDRESS, Star, machine_address, star
 from parity_models.bench.contention.pauses import pause_workers, steps
@@ -28,9 +29,6 @@ from parity_models.bench.contention.shuffles import start_shuffles
 from parity_models.bench.contention.tenant import tenant
 from parity_models.errors import ParityModelsError, UserError
 from parity_models.serving.local.placement import Link, Placement
-
-USERS_MISTAKE = 2
-"""The exit code for a plan that cannot be carried out here."""
 
 
 class Spec(msgspec.Struct):

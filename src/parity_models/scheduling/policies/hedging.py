@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.recent import RecentDurations
@@ -41,9 +40,6 @@ class Hedging(Policy):
         self._quantile = quantile
         self._latencies = RecentDurations()
         self._budget = Budget(budget)
-
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        return [frozenset({DEPLOYED})] * (instances + parity_instances)
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         self._budget.earn()

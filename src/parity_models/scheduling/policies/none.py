@@ -17,6 +17,3 @@ class EqualResources(Policy):
     The baseline of Kosaian et al., SOSP 2019, section 5.1: the m/k extra instances run the
     deployed model as well.
     """
-
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        return [frozenset({DEPLOYED})] * (instances + parity_instances)

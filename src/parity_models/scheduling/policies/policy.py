@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
 from parity_models.scheduling.work import Query, Task
 
@@ -20,8 +21,11 @@ class Policy:
     """
 
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        """What each instance runs, given `instances` and the extra ones for redundancy."""
-        raise NotImplementedError
+        """What each instance runs, given `instances` and the extra ones for redundancy.
+
+        By default all of them run the deployed model.
+        """
+        return [frozenset({DEPLOYED})] * (instances + parity_instances)
 
     def dispatch(self) -> Dispatch:
         """The dispatch rule, where none is asked for."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.work import Query
 
@@ -19,9 +18,6 @@ class Replication(Policy):
         if copies < 2:
             raise ValueError(f"replication needs 2 copies or more, got {copies}")
         self._copies = copies
-
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        return [frozenset({DEPLOYED})] * (instances + parity_instances)
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         for _ in range(self._copies - 1):

@@ -1,0 +1,63 @@
+"""A child process that says on its standard output when it is ready, or why it is not.
+
+It ends when its standard input does, so that it cannot outlive whoever started it.
+"""
+
+import asyncio
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from parity_models.errors import ParityModelsError, ServingError
+
+USERS_MISTAKE = 2
+"""The exit code of a child that was asked for what cannot be done."""
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 30.0
+MAX_MESSAGE = 1 << 20
+"""Bytes that the first line of output may have."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running child, and the `message` it began with: its first line of output."""
+
+    message: str
+    _process: Process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def tell(self, line: bytes) -> None:
+        """Write a line, with its end, to the child's standard input."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+
+    async def failure(self, users: type[ParityModelsError]) -> ParityModelsError:
+        """Once its message was no good: the error to raise, `users` for a user's mistake."""
+        kind = users if await self._process.wait() == USERS_MISTAKE else ServingError
+        return kind(self.message or "the process ended before it was ready")
+
+
+@asynccontextmanager
+async def child(command: Sequence[str]) -> AsyncIterator[Child]:
+    """Run `command` while the context lasts, from its first line of output on."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_MESSAGE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            message = (await process.stdout.readline()).decode().strip()
+        yield Child(message, process)
+    finally:
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
