@@ -47,6 +47,7 @@ def rest_app(frontend: Frontend, model: ServedModel, metrics: Metrics, max_body:
             Route("/v2/health/live", rest.live),
             Route("/v2/health/ready", rest.ready),
             Route("/v2", rest.server_metadata),
+            Route("/v2/repository/index", rest.repository_index, methods=["POST"]),
             Route(path, rest.model_metadata),
             Route(f"{path}{version}", rest.model_metadata),
             Route(f"{path}/ready", rest.model_ready),
@@ -109,6 +110,10 @@ class _Rest:
     async def server_metadata(self, request: Request) -> Response:
         extensions = ["binary_tensor_data"]
         return _json({"name": "parity-models", "version": __version__, "extensions": extensions})
+
+    async def repository_index(self, request: Request) -> Response:
+        state = "READY" if self._frontend.ready else "UNAVAILABLE"
+        return _json([{"name": self._model.name, "version": VERSION, "state": state}])
 
     async def model_metadata(self, request: Request) -> Response:
         self._check_model(request)

@@ -136,6 +136,11 @@ class Server:
         """The base URL, as http://127.0.0.1:8000; known once the server is started."""
         return url_of(self._socket)
 
+    @property
+    def frontend(self) -> Frontend:
+        """What answers queries, for callers in this process."""
+        return self._frontend
+
     async def start(self) -> None:
         """Bind, and start all instances; returns when the server is ready.
 
