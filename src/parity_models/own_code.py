@@ -1,0 +1,36 @@
+"""What users name as `package.module:name` on the command line: code of their own."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from parity_models.errors import UserError
+
+
+def load_own(reference: str) -> Any:
+    """What `reference`, a `package.module:name`, names; modules in the current folder count.
+
+    Only for what the user typed: never for names out of files or sockets. Raises UserError for
+    a module or name that is not there, and for a module that cannot be imported.
+    """
+    module, _, name = reference.partition(":")
+    if not module or not name.isidentifier():
+        raise UserError(f"{reference!r} is not of the form package.module:name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = import_module(module)
+    except Exception as error:  # the user's module may raise anything
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ":"):
+            raise UserError(
+                f"there is no module {error.name!r} here or installed; {reference!r} is looked "
+                f"for from {here} on"
+            ) from error
+        raise UserError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        where = getattr(found, "__file__", "built in")
+        raise UserError(f"module {module} ({where}) has no {name!r}") from None
