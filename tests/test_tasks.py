@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torchvision.datasets import FashionMNIST
+from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
 from parity_models.errors import DataError, UserError
-from parity_models.tasks import TASKS, fashion_mnist, find_task, score
+from parity_models.tasks import TASKS, find_task, score
 from parity_models.tasks.idx import TEST, TRAIN, read_idx
+from parity_models.tasks.mnist import FashionMnist
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
 LABELS = (np.arange(24) % 10).astype(np.uint8)
@@ -40,8 +41,8 @@ def write_dataset(folder: Path, *, zipped: bool, images: np.ndarray = IMAGES) ->
 @pytest.fixture
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine without Fashion-MNIST; returns its empty $PARM_DATA."""
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "not-installed")
-    monkeypatch.setattr(FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    monkeypatch.setattr(FashionMnist, "installed", ())
+    monkeypatch.setattr(TorchvisionFashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 
@@ -55,8 +56,8 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ]
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        monkeypatch.setattr(FashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
-        monkeypatch.setattr(FashionMNIST, "resources", resources)
+        monkeypatch.setattr(TorchvisionFashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr(TorchvisionFashionMNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield
@@ -69,7 +70,7 @@ def test_digits_are_split_alike_every_time_and_normalised() -> None:
     once, again = digits.load(None), digits.load(None)
     assert [len(split) for split in (once.train, once.validation, once.test)] == [1200, 197, 400]
     np.testing.assert_array_equal(once.test.inputs, again.test.inputs)
-    assert once.train.inputs.shape[1:] == digits.input_shape
+    assert (once.input_shape, once.output_shape) == ((1, 8, 8), (10,))
     assert once.train.inputs.dtype == np.float32
     assert once.train.labels.dtype == np.int64
     assert abs(once.train.inputs.mean()) < 0.01
@@ -90,7 +91,7 @@ def test_fashion_mnist_is_read_from_the_named_folder_gzipped_or_not(
     write_dataset(tmp_path / layout, zipped=zipped)
     data = find_task("fashion-mnist").load(tmp_path)
     assert [len(split) for split in (data.train, data.validation, data.test)] == [22, 2, 24]
-    pixels = data.test.inputs * fashion_mnist.DEVIATION + fashion_mnist.MEAN
+    pixels = data.test.inputs * FashionMnist.deviation + FashionMnist.mean
     np.testing.assert_allclose(pixels[:, 0] * 255, IMAGES, atol=1e-3)
     np.testing.assert_array_equal(data.test.labels, LABELS)
 
@@ -98,8 +99,8 @@ def test_fashion_mnist_is_read_from_the_named_folder_gzipped_or_not(
 def test_fashion_mnist_is_found_in_parm_data_before_the_installed_package(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = write_dataset(elsewhere.parent / "installed", zipped=True)
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", installed)
+    installed = write_dataset(elsewhere.parent / "installed" / "fashion-mnist", zipped=True)
+    monkeypatch.setattr(FashionMnist, "installed", (installed.parent,))
     darker = write_dataset(elsewhere / "fashion-mnist", zipped=True, images=IMAGES // 2)
     task = find_task("fashion-mnist")
     np.testing.assert_array_equal(task.load(None).test.inputs, task.load(darker).test.inputs)
@@ -112,7 +113,7 @@ def test_fashion_mnist_is_found_in_parm_data_before_the_installed_package(
 def test_fashion_mnist_is_downloaded_where_it_is_nowhere_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fashion_mnist, "INSTALLED", tmp_path / "not-installed")
+    monkeypatch.setattr(FashionMnist, "installed", ())
     monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
     data = find_task("fashion-mnist").load(None)
     np.testing.assert_array_equal(data.test.labels, LABELS)
@@ -188,7 +189,7 @@ def test_files_that_do_not_belong_together_are_refused(
 
 def test_another_dataset_in_the_same_layout_is_refused(tmp_path: Path) -> None:
     write_dataset(tmp_path, zipped=False, images=IMAGES[:, :20, :20])
-    with pytest.raises(DataError, match="does not hold Fashion-MNIST"):
+    with pytest.raises(DataError, match="does not hold fashion-mnist"):
         find_task("fashion-mnist").load(tmp_path)
 
 

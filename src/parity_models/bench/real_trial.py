@@ -87,14 +87,16 @@ class Laboratory:
 
     @cached_property
     def _task(self) -> Task:
-        task = find_task(TASK)
-        return replace(task, input_shape=_enlarge(np.empty((1, *task.input_shape))).shape[1:])
+        return find_task(TASK)
 
     @cached_property
     def _dataset(self) -> Dataset:
         dataset = self._task.load(None)
-        parts = (dataset.train, dataset.validation, dataset.test)
-        return Dataset(*(replace(part, inputs=_enlarge(part.inputs)) for part in parts))
+        train, validation, test = (
+            replace(part, inputs=_enlarge(part.inputs))
+            for part in (dataset.train, dataset.validation, dataset.test)
+        )
+        return Dataset(train, validation, test, dataset.classes)
 
     @cached_property
     def _queries(self) -> Path:

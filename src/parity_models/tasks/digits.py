@@ -15,15 +15,17 @@ MEAN, DEVIATION = 4.884, 6.017
 TEST, VALIDATION = 400, 197
 
 
-def load(folder: Path | None = None) -> Dataset:
-    """1,200 digits to train on, 197 for validation, 400 for test; `folder` is not needed."""
-    from sklearn.datasets import load_digits  # here: evaluation and serving do without it
+class Digits(Task):
+    name = "digits"
+    about = "handwritten digits, 8x8"
+    metric = "top-1"
 
-    images, labels = load_digits(return_X_y=True)
-    inputs = ((images - MEAN) / DEVIATION).astype(np.float32).reshape(-1, 1, 8, 8)
-    rest, test = hold_out(Split(inputs, labels.astype(np.int64)), TEST)
-    train, validation = hold_out(rest, VALIDATION)
-    return Dataset(train, validation, test)
+    def load(self, folder: Path | None = None) -> Dataset:
+        """1,200 digits to train on, 197 for validation, 400 for test; `folder` is not needed."""
+        from sklearn.datasets import load_digits  # here: evaluation and serving do without it
 
-
-DIGITS = Task("digits", (1, 8, 8), (10,), "top-1", flips=False, load=load)
+        images, labels = load_digits(return_X_y=True)
+        inputs = ((images - MEAN) / DEVIATION).astype(np.float32).reshape(-1, 1, 8, 8)
+        rest, test = hold_out(Split(inputs, labels.astype(np.int64)), TEST)
+        train, validation = hold_out(rest, VALIDATION)
+        return Dataset(train, validation, test, tuple(map(str, range(10))))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.task import Split
+from parity_models.tasks.task import Split, normalised
 
 UNSIGNED_BYTE = 0x08
 LARGEST = 1 << 31
@@ -81,10 +81,7 @@ def read_split(folder: Path, names: tuple[str, str], mean: float, deviation: flo
             f"{names[0]} {images.shape} and {names[1]} {labels.shape} in {folder} do not belong "
             "together: images are (n, height, width) and labels (n,); fetch both again"
         )
-    inputs = images[:, None].astype(np.float32)
-    inputs /= 255 * deviation
-    inputs -= mean / deviation
-    return Split(inputs, labels.astype(np.int64))
+    return Split(normalised(images[:, None], mean, deviation), labels.astype(np.int64))
 
 
 def _read_named(folder: Path, name: str) -> NDArray[np.uint8]:

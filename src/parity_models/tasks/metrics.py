@@ -1,23 +1,116 @@
-"""How good outputs are: one number from 0 to 1 per metric, for models and reconstructions."""
+"""How good outputs are: one number per metric, for models and reconstructions alike.
+
+A metric also says what predictions are, and that decides how networks learn them.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Metric = Callable[[NDArray[Any], NDArray[Any]], float]
-"""Takes outputs (n, *output_shape) and labels (n, ...), gives their mean score."""
+from parity_models.errors import DataError
+
+Array = NDArray[Any]
+
+Kind = Literal["classes", "boxes", "values"]
+"""What predictions are: a score for each class; a box's left, top, right and bottom edge, as
+shares of the image's width and height; or any numbers."""
 
 
-def top1(outputs: NDArray[Any], labels: NDArray[Any]) -> float:
+@dataclass(frozen=True)
+class Metric:
+    """Called with outputs (n, *output_shape) and labels, gives their score, at most 1.
+
+    Labels are (n,) for predictions of classes, else of the shape of the outputs.
+    """
+
+    kind: Kind
+    measure: Callable[[Array, Array], float]
+
+    def __call__(self, outputs: Array, labels: Array) -> float:
+        return self.measure(outputs, labels)
+
+
+def top1(outputs: Array, labels: Array) -> float:
     """The share of rows of `outputs` (n, classes) whose largest entry is at `labels` (n,)."""
     return float(np.mean(outputs.argmax(axis=-1) == labels))
 
 
-METRICS: dict[str, Metric] = {"top-1": top1}
+def top5(outputs: Array, labels: Array) -> float:
+    """The share of rows of `outputs` (n, classes) with `labels` (n,) among the five largest."""
+    best = np.argsort(outputs, axis=-1)[..., -5:]
+    return float(np.mean((best == labels[..., None]).any(axis=-1)))
 
 
-def score(metric: str, outputs: NDArray[Any], labels: NDArray[Any]) -> float:
-    """The mean score of `outputs` under the metric called `metric`."""
-    return METRICS[metric](outputs, labels)
+def iou(outputs: Array, labels: Array) -> float:
+    """The mean over boxes (n, 4) of the area that two have in common, over that of their union.
+
+    Boxes are left, top, right, bottom; one whose edges are crossed is empty.
+    """
+    both = np.concatenate(
+        [np.maximum(outputs, labels)[:, :2], np.minimum(outputs, labels)[:, 2:]], axis=1
+    )
+    common = _area(both)
+    union = _area(outputs) + _area(labels) - common
+    return float(np.mean(common / np.maximum(union, np.finfo(np.float32).tiny)))
+
+
+def _area(boxes: Array) -> Array:
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0)
+    areas: Array = sides.prod(axis=1)
+    return areas
+
+
+def r2(outputs: Array, labels: Array) -> float:
+    """The share of the variance of `labels` (n, ...) that `outputs` explain, on average.
+
+    0 is as good as the mean of the labels, and worse is negative. NaN where labels that do not
+    vary, as of a single query, give it no meaning.
+    """
+    labels = labels.astype(np.float64)
+    wrong = np.square(outputs - labels).sum(axis=0)
+    varied = np.square(labels - labels.mean(axis=0)).sum(axis=0)
+    if not np.all(varied > 0):
+        return float("nan")
+    return float(np.mean(1 - wrong / varied))
+
+
+METRICS: dict[str, Metric] = {
+    "top-1": Metric("classes", top1),
+    "top-5": Metric("classes", top5),
+    "iou": Metric("boxes", iou),
+    "r2": Metric("values", r2),
+}
+
+
+def score(metric: str, outputs: Array, labels: Array) -> float:
+    """The score of `outputs` under the metric called `metric`.
+
+    Raises DataError for labels that do not fit the outputs.
+    """
+    chosen = METRICS[metric]
+    if chosen.kind == "classes":
+        fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
+        expected = f"integers of shape {outputs.shape[:-1]}"
+    else:
+        fitting = labels.shape == outputs.shape
+        expected = f"of shape {outputs.shape}"
+    if not fitting:
+        raise DataError(
+            f"labels are {labels.dtype} of shape {labels.shape}; {metric} takes labels {expected} "
+            f"for outputs of shape {outputs.shape}"
+        )
+    return chosen(outputs, labels)
+
+
+def agreement(metric: str, outputs: Array, predictions: Array) -> float:
+    """How far `outputs` say the same as a model's `predictions`, both (n, *output_shape).
+
+    The share of rows with the same class or, where predictions are no classes, the score of
+    the outputs with the predictions as labels.
+    """
+    if METRICS[metric].kind == "classes":
+        return top1(outputs, predictions.argmax(axis=-1))
+    return score(metric, outputs, predictions)

@@ -1,25 +1,32 @@
 """What an inference task is: where its data comes from and how its predictions are judged."""
 
-from collections.abc import Callable
+import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.errors import DataError
+
 SPLIT_SEED = 2019
 """Splits are a property of the task: the same for every training run, whatever its seed."""
+
+Labels = NDArray[np.int64] | NDArray[np.float32]
+"""Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
 
 
 @dataclass(frozen=True)
 class Split:
     """Queries and what the right answers to them are, in the same order.
 
-    `inputs` is float32 (n, *input_shape), normalised as models get it; `labels` int64 (n,).
+    `inputs` is float32 (n, *input_shape), normalised as models get it.
     """
 
     inputs: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -31,31 +38,117 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A task's data: to fit on, to choose the best epoch by, and to report accuracy on."""
+    """A task's data: to fit on, to choose the best epoch by, and to report accuracy on.
+
+    `classes` names the classes that labels count through; tasks without classes have none.
+    """
 
     train: Split
     validation: Split
     test: Split
+    classes: tuple[str, ...] = ()
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one query."""
+        return self.train.inputs.shape[1:]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one prediction: an entry for each class, or that of a label."""
+        return (len(self.classes),) if self.classes else self.train.labels.shape[1:]
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(ABC):
     """An inference task.
 
-    Shapes are without the batch axis. `metric` is a key of `metrics.METRICS`. `flips` says
-    that a query mirrored left to right is as good a query, so training may mirror it. `load`
-    takes the folder the user named (or None) and raises DataError where it finds no sound data.
+    A task of your own is a subclass that sets the class variables and defines `load`.
+    `metric` is a key of `metrics.METRICS`: it says what predictions are (classes, boxes or
+    values) and thereby how models learn them. `flips` says that a query mirrored left to right
+    (along its last axis) is as good a query, so training may mirror it.
     """
 
     name: str
-    input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    about: str
     metric: str
-    flips: bool
-    load: Callable[[Path | None], Dataset]
+    flips: bool = False
+
+    @abstractmethod
+    def load(self, folder: Path | None = None) -> Dataset:
+        """The data, from the `folder` that the user named or where it usually is.
+
+        Raises DataError where there is none or it is unsound.
+        """
+
+    def find(self, folder: Path | None = None) -> str | None:
+        """Where `load` would find the data, in words; None if it would not."""
+        return None if folder else "needs no files"
+
+
+class FolderTask(Task):
+    """A task whose data are files in a standard layout.
+
+    `places` are the folders below a folder of datasets where the files may lie; `installed` are
+    folders of datasets besides the user's. `needs` says what files are looked for and where
+    they come from.
+    """
+
+    places: ClassVar[tuple[str, ...]]
+    needs: ClassVar[str]
+    installed: ClassVar[tuple[Path, ...]] = ()
+
+    @abstractmethod
+    def holds(self, folder: Path) -> bool:
+        """Are the files in `folder`?"""
+
+    @abstractmethod
+    def read(self, folder: Path) -> Dataset:
+        """The data in `folder`, which holds the files."""
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        found = self._search(folder)
+        if found is None:
+            looked = folder or own_folder()
+            raise DataError(
+                f"the data of {self.name} are not in {looked}: put {self.needs}; name the folder "
+                "with --data-dir or $PARM_DATA"
+            )
+        return self.read(found)
+
+    def find(self, folder: Path | None = None) -> str | None:
+        found = self._search(folder)
+        return None if found is None else str(found)
+
+    def _search(self, folder: Path | None) -> Path | None:
+        roots = (folder,) if folder else (own_folder(), *self.installed)
+        for root in roots:
+            for place in self.places:
+                if self.holds(root / place):
+                    return root / place
+        return None
+
+
+def own_folder() -> Path:
+    """The user's folder of datasets: $PARM_DATA, else the cache."""
+    chosen = os.environ.get("PARM_DATA")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parity-models"
 
 
 def hold_out(split: Split, size: int) -> tuple[Split, Split]:
     """Part `size` queries, drawn at random but always the same, from `split`: (rest, drawn)."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(split))
     return split.take(np.sort(order[size:])), split.take(np.sort(order[:size]))
+
+
+def normalised(pixels: NDArray[np.uint8], mean: Any, deviation: Any) -> NDArray[np.float32]:
+    """Pixels from 0 to 255, taken as 0 to 1, less `mean` and over `deviation`.
+
+    The two are numbers, or arrays that broadcast over `pixels`.
+    """
+    scale, offset = np.float32(1 / (255 * np.float64(deviation))), np.float64(mean) / deviation
+    inputs = pixels.astype(np.float32)
+    inputs *= scale
+    inputs -= np.float32(offset)
+    return inputs

@@ -1,0 +1,102 @@
+"""Object localization: find the one object in an image, in the layout of CUB-200-2011.
+
+(C. Wah et al.: The Caltech-UCSD Birds-200-2011 Dataset.) `images.txt` numbers the images,
+`bounding_boxes.txt` gives each one's box in pixels (x, y, width, height),
+`train_test_split.txt` says which are for training. `parm data synth-boxes` makes such a folder.
+"""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from parity_models.errors import DataError
+from parity_models.tasks.images import read_images
+from parity_models.tasks.task import Dataset, FolderTask, Split, hold_out, normalised
+
+IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
+PICTURES = "images"
+MEAN, DEVIATION = 0.45, 0.25
+LARGEST = 64 << 20
+"""Bytes of a list."""
+
+VALIDATION = 10
+"""One of so many training images is held out."""
+
+
+class Localization(FolderTask):
+    """Boxes are left, top, right, bottom, as shares of the image's width and height.
+
+    `side` is the height and width that images are squeezed into.
+    """
+
+    name = "localization"
+    about = "the box around the object in an image, 64x64"
+    metric = "iou"
+    flips = True
+    places = ("CUB_200_2011", "localization", "")
+    needs = (
+        f"a folder CUB_200_2011 there with {IMAGES}, {BOXES}, {SPLIT} and {PICTURES}/ (from "
+        "https://www.vision.caltech.edu/datasets/cub_200_2011), or make one with parm data "
+        "synth-boxes"
+    )
+
+    def __init__(self, side: int = 64) -> None:
+        self.side = side
+
+    def holds(self, folder: Path) -> bool:
+        return all((folder / name).is_file() for name in (IMAGES, BOXES, SPLIT))
+
+    def read(self, folder: Path) -> Dataset:
+        names = _read_list(folder / IMAGES, 1)
+        boxes = _read_list(folder / BOXES, 4)
+        split = _read_list(folder / SPLIT, 1)
+        if not names or names.keys() != boxes.keys() or names.keys() != split.keys():
+            raise DataError(
+                f"{IMAGES}, {BOXES} and {SPLIT} in {folder} do not number the same images; fetch "
+                "them again"
+            )
+        root = folder / PICTURES
+        paths = [root / name for (name,) in names.values()]
+        for path in paths:
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise DataError(f"{folder / IMAGES} names a file outside {root}: {path}")
+        pixels, sizes = read_images(paths, self.side)
+        labels = np.array(
+            [
+                _edges(boxes[number], size, folder / BOXES)
+                for number, size in zip(names, sizes, strict=True)
+            ],
+            np.float32,
+        )
+        everything = Split(normalised(pixels, MEAN, DEVIATION), labels)
+        training = np.array([split[number] == ["1"] for number in names])
+        rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
+        if not len(rest) or not len(test):
+            raise DataError(f"{folder / SPLIT} has no images for training, or none for test")
+        train, validation = hold_out(rest, max(1, len(rest) // VALIDATION))
+        return Dataset(train, validation, test)
+
+
+def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
+    """Lines of an image's number and so many `fields`, by number."""
+    if path.stat().st_size > LARGEST:
+        raise DataError(f"{path} is larger than a list of images can be; fetch it again")
+    lines = {}
+    for line in path.read_text("utf-8", "replace").splitlines():
+        number, *rest = line.split(maxsplit=fields)
+        if len(rest) != fields:
+            raise DataError(f"{path} has a line that is none of its kind: {line[:80]!r}")
+        lines[number] = rest
+    return lines
+
+
+def _edges(box: list[str], size: tuple[int, int], path: Path) -> tuple[float, ...]:
+    try:
+        left, top, width, height = map(float, box)
+    except ValueError:
+        left = top = width = height = math.nan
+    if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
+        raise DataError(f"{path} has a box that is none: {' '.join(box)!r}")
+    edges = (left, top, left + width, top + height)
+    return tuple(edge / length for edge, length in zip(edges, size * 2, strict=True))
