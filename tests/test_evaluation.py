@@ -131,13 +131,13 @@ def test_overall_accuracy_weighs_the_two_by_how_many_are_unavailable(tmp_path: P
 
 
 def test_with_two_parities_pairs_are_taken_as_unavailable_too(tmp_path: Path) -> None:
-    """The second parity model is useless: one unavailable needs only the first."""
+    """The second parity model is poor: the first evens that out as long as it can."""
     inputs, labels, weights = draw_data(200)
+    noise = np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
     code = CodeSpec("sum", "subtraction", 4, 2)
-    bundle = linear_bundle(tmp_path, weights, [weights, weights * 0], code)
+    bundle = linear_bundle(tmp_path, weights, [weights, weights + noise / 4], code)
     one, two = evaluate(bundle, inputs, labels).degraded_by_unavailable
-    assert one == pytest.approx(0.75)
-    assert two < 0.6
+    assert 0.75 > one > two + 0.1
 
 
 def test_a_bundle_without_a_code_has_only_its_available_accuracy(tmp_path: Path) -> None:

@@ -12,15 +12,32 @@ from parity_models.codes.encoders import (
     StackEncoder,
     SumEncoder,
 )
+from parity_models.codes.learned import ConvolutionalEncoder, MLPDecoder, MLPEncoder, Networks
+from parity_models.codes.training_free import (
+    BerrutCode,
+    LagrangeCode,
+    LinearCode,
+    NestedRegressionCode,
+    TrainingFreeCode,
+)
 
 __all__ = [
+    "BerrutCode",
     "Code",
     "CodeSpec",
     "ConcatenationEncoder",
+    "ConvolutionalEncoder",
     "Decoder",
     "Encoder",
+    "LagrangeCode",
+    "LinearCode",
+    "MLPDecoder",
+    "MLPEncoder",
+    "NestedRegressionCode",
+    "Networks",
     "SeparateDecoder",
     "StackEncoder",
     "SubtractionDecoder",
     "SumEncoder",
+    "TrainingFreeCode",
 ]

@@ -11,17 +11,34 @@ from parity_models.codes.encoders import (
     StackEncoder,
     SumEncoder,
 )
+from parity_models.codes.learned import (
+    ConvolutionalEncoder,
+    LearnedEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    Networks,
+)
 from parity_models.errors import CodeError
 
 Array = Any
 """A numpy.ndarray or a torch.Tensor."""
 
 ENCODERS: dict[str, type[Encoder]] = {
-    encoder.name: encoder for encoder in (SumEncoder, ConcatenationEncoder, StackEncoder)
+    encoder.name: encoder
+    for encoder in (
+        SumEncoder,
+        ConcatenationEncoder,
+        StackEncoder,
+        MLPEncoder,
+        ConvolutionalEncoder,
+    )
 }
 DECODERS: dict[str, type[Decoder]] = {
-    decoder.name: decoder for decoder in (SubtractionDecoder, SeparateDecoder)
+    decoder.name: decoder for decoder in (SubtractionDecoder, SeparateDecoder, MLPDecoder)
 }
+
+
+NO_NETWORKS = Networks()
 
 
 @dataclass(frozen=True)
@@ -41,19 +58,34 @@ class CodeSpec:
 class Code:
     """An encoder and a decoder for queries of `query_shape` and predictions of `output_shape`.
 
-    Shapes are without batch axes. Raises CodeError for names that do not exist, k and r out of
+    Shapes are without batch axes. `networks` are those of learned encoders and decoders, which
+    compute nothing without them. Raises CodeError for names that do not exist, k and r out of
     range, shapes the encoder cannot take, and pairs that cannot work.
     """
 
     def __init__(
-        self, spec: CodeSpec, query_shape: tuple[int, ...], output_shape: tuple[int, ...]
+        self,
+        spec: CodeSpec,
+        query_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        networks: Networks = NO_NETWORKS,
     ) -> None:
         _check(spec)
         self.spec = spec
         self.k = spec.k
         self.r = spec.r
-        self.encoder = _build_encoder(spec, tuple(query_shape))
-        self.decoder = DECODERS[spec.decoder](spec.k, spec.r, tuple(output_shape))
+        self.encoder = _build_encoder(spec, tuple(query_shape), networks)
+        self.decoder = _build_decoder(spec, tuple(output_shape), networks)
+
+    @property
+    def network_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What the networks of this code take and give: "encoder", "decoder", both or none."""
+        shapes = {}
+        if isinstance(self.encoder, LearnedEncoder):
+            shapes["encoder"] = self.encoder.network_shapes
+        if isinstance(self.decoder, MLPDecoder):
+            shapes["decoder"] = self.decoder.network_shapes
+        return shapes
 
     @property
     def query_shape(self) -> tuple[int, ...]:
@@ -118,12 +150,19 @@ def _check(spec: CodeSpec) -> None:
         )
 
 
-def _build_encoder(spec: CodeSpec, query_shape: tuple[int, ...]) -> Encoder:
+def _build_encoder(spec: CodeSpec, query_shape: tuple[int, ...], networks: Networks) -> Encoder:
     encoder = ENCODERS[spec.encoder]
+    given = {"network": networks.encoder} if issubclass(encoder, LearnedEncoder) else {}
     try:
-        return encoder(spec.k, spec.r, query_shape, **spec.encoder_options)
+        return encoder(spec.k, spec.r, query_shape, **spec.encoder_options, **given)
     except TypeError as error:
         raise CodeError(
             f"the {spec.encoder} encoder does not take the options "
             f"{dict(spec.encoder_options)}: {error}"
         ) from error
+
+
+def _build_decoder(spec: CodeSpec, output_shape: tuple[int, ...], networks: Networks) -> Decoder:
+    if spec.decoder == MLPDecoder.name:
+        return MLPDecoder(spec.k, spec.r, output_shape, network=networks.decoder)
+    return DECODERS[spec.decoder](spec.k, spec.r, output_shape)

@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
-from parity_models.codes.weights import parity_weights
+from parity_models.codes.weights import parity_weights, recovery_weights
 from parity_models.errors import UndecodableError
 
 Array = Any
@@ -76,7 +76,8 @@ class SubtractionDecoder(Decoder):
     """Solves Σ_i w_ji F(X_i) = F_P(P_j) for the unavailable predictions.
 
     Needs as many parity outputs as there are unavailable predictions (Kosaian et al., SOSP
-    2019, sections 3.2 and 3.5; for r = 1 and one missing prediction it is a subtraction).
+    2019, sections 3.2 and 3.5; for r = 1 and one missing prediction it is a subtraction). Where
+    there are more, the solution is that of least squares, which evens out their errors.
     """
 
     name = "subtraction"
@@ -104,7 +105,6 @@ class SubtractionDecoder(Decoder):
         here = [(j, value) for j, value in enumerate(parity_outputs) if value is not None]
         if len(missing) > len(here):
             raise self._refuse(predictions, parity_outputs)
-        here = here[: len(missing)]
         rows = tuple(j for j, _ in here)
         known = [value for value in predictions if value is not None]
         terms = [value for _, value in here] + known
@@ -122,11 +122,7 @@ class SubtractionDecoder(Decoder):
 def _solution(
     k: int, r: int, missing: tuple[int, ...], rows: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """Weights (missing, rows + available) of parity outputs and predictions in each answer."""
-    weights = parity_weights(k, r)[list(rows)]
-    here = [i for i in range(k) if i not in missing]
-    inverse = np.linalg.inv(weights[:, list(missing)])
-    return np.concatenate([inverse, -inverse @ weights[:, here]], axis=1)
+    return recovery_weights(parity_weights(k, r), missing, rows)
 
 
 class SeparateDecoder(Decoder):

@@ -56,7 +56,7 @@ class Encoder(ABC):
         """
         first = queries[0]
         batch = self._check(queries)
-        xp = _namespace(first)
+        xp = namespace(first)
         shape = (self.r, *batch, *self.parity_shape)
         if out is None:
             out = _empty(shape, first, xp)
@@ -85,7 +85,8 @@ class Encoder(ABC):
         return shape[:rank]
 
 
-def _namespace(array: Array) -> Any:
+def namespace(array: Array) -> Any:
+    """The array API that `array` is computed with."""
     # Looking it up takes longer than encoding queries of a few kilobytes.
     return numpy_namespace if isinstance(array, np.ndarray) else array_namespace(array)
 
@@ -109,7 +110,8 @@ def _is_floating(dtype: Any, xp: Any) -> bool:
     return floating
 
 
-def _require_floating(array: Array, xp: Any, encoder: str) -> None:
+def require_floating(array: Array, xp: Any, encoder: str) -> None:
+    """Raise CodeError unless `array`, of namespace `xp`, can be computed with."""
     if not _is_floating(array.dtype, xp):
         raise CodeError(
             f"the {encoder} encoder computes with queries and needs floating point, got "
@@ -126,7 +128,7 @@ class SumEncoder(Encoder):
         return self.query_shape
 
     def _fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
-        _require_floating(queries[0], xp, self.name)
+        require_floating(queries[0], xp, self.name)
         row = out[0, ...]
         xp.add(queries[0], queries[1], out=row)
         for query in queries[2:]:
@@ -170,7 +172,7 @@ class ConcatenationEncoder(Encoder):
         return self.query_shape
 
     def _fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
-        _require_floating(queries[0], xp, self.name)
+        require_floating(queries[0], xp, self.name)
         rows, columns = GRIDS[self.k]
         _, height, width = self.query_shape
         tops, lefts = _edges(height, rows), _edges(width, columns)

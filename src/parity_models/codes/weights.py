@@ -20,3 +20,17 @@ def parity_weights(k: int, r: int) -> NDArray[np.float64]:
     weights: NDArray[np.float64] = rows * (k / rows.sum(axis=1, keepdims=True))
     weights.flags.writeable = False
     return weights
+
+
+def recovery_weights(
+    weights: NDArray[np.float64], missing: tuple[int, ...], rows: tuple[int, ...]
+) -> NDArray[np.float64]:
+    """How to recover the `missing` of k values from sums of them and from the other values.
+
+    `weights` (r, k) made the sums, of which `rows` are here: as many as are missing, or more,
+    when errors in them are evened out (least squares). Gives (missing, rows + others).
+    """
+    here = [i for i in range(weights.shape[1]) if i not in missing]
+    sums = weights[list(rows)]
+    inverse = np.linalg.pinv(sums[:, list(missing)])
+    return np.concatenate([inverse, -inverse @ sums[:, here]], axis=1)

@@ -1,6 +1,22 @@
 """How right answers are when some of the predictions are unavailable."""
 
 from parity_models.evaluation.accuracy import FRACTIONS, evaluate
+from parity_models.evaluation.approaches import (
+    Approach,
+    evaluate_default,
+    evaluate_training_free,
+    fit_nested_regression,
+    plain_approach,
+)
 from parity_models.evaluation.tables import accuracy_table
 
-__all__ = ["FRACTIONS", "accuracy_table", "evaluate"]
+__all__ = [
+    "FRACTIONS",
+    "Approach",
+    "accuracy_table",
+    "evaluate",
+    "evaluate_default",
+    "evaluate_training_free",
+    "fit_nested_regression",
+    "plain_approach",
+]

@@ -18,7 +18,7 @@ from parity_models.codes import Code
 from parity_models.errors import DataError
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.tasks.metrics import score
+from parity_models.tasks.metrics import agreement, score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
@@ -67,7 +67,7 @@ def evaluate(
     if code is None:
         return Accuracy(metric, available, None, (), {}, None, len(inputs), backup_accuracy=backup)
 
-    groups = _draw_groups(len(inputs), code.k, seed)
+    groups = draw_groups(len(inputs), code.k, seed)
     parity_outputs = _run_parities(bundle, code, inputs, groups, batch, tell)
     erased = [
         _reconstruct(code, predictions, parity_outputs, groups, len(inputs), unavailable)
@@ -79,14 +79,13 @@ def evaluate(
         score(metric, alone.outputs[alone.slots == slot], labels[alone.rows[alone.slots == slot]])
         for slot in range(code.k)
     ]
-    same = alone.outputs.argmax(axis=-1) == predictions[alone.rows].argmax(axis=-1)
     return Accuracy(
         metric=metric,
         available_accuracy=available,
         degraded_accuracy=degraded[0],
         degraded_by_slot=tuple(by_slot),
         overall={str(f): (1 - f) * available + f * degraded[0] for f in FRACTIONS},
-        agreement=float(same.mean()),
+        agreement=agreement(metric, alone.outputs, predictions[alone.rows]),
         queries=len(inputs),
         degraded_by_unavailable=tuple(degraded),
         backup_accuracy=backup,
@@ -115,7 +114,7 @@ def _check(bundle: Bundle, inputs: Array, labels: Array, least: int) -> None:
         raise DataError(f"there are {len(inputs)} inputs; this needs {least} at least")
 
 
-def _draw_groups(rows: int, k: int, seed: int) -> Array:
+def draw_groups(rows: int, k: int, seed: int) -> Array:
     """Rows of the inputs (groups, k), each at least once, repeated only to fill the last."""
     order = np.random.default_rng(seed).permutation(rows)
     return np.resize(order, (ceil(rows / k), k))
