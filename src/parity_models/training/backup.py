@@ -16,13 +16,13 @@ from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import load_deployed
-from parity_models.tasks import Split, score
+from parity_models.tasks import METRICS, Split, score
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
 from parity_models.training.distillation import (
     SQUARED_ERROR,
     TEMPERATURE,
-    divergence,
+    difference,
     squared_error,
 )
 from parity_models.training.inputs import check_inputs, hold_out
@@ -116,6 +116,8 @@ class _Imitation:
         self._held_out = torch.from_numpy(validation.inputs).to(inputs.device)
         self._labels = validation.labels
         self._metric = metric
+        self._kind = METRICS[metric].kind
+        self._scale = self._predictions.flatten(0, 1).std(dim=0).clamp_min(1e-6)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         size, device = len(self._inputs), self._inputs.device
@@ -126,7 +128,8 @@ class _Imitation:
             if self._mirrored:
                 queries = mirror(queries, way == 1)
             outputs, targets = self.module(queries), self._predictions[way, rows]
-            yield divergence(outputs, targets) + squared_error(outputs, targets)
+            loss = difference(self._kind, outputs, targets, self._scale)
+            yield loss + squared_error(outputs, targets) if self._kind == "classes" else loss
 
     def score(self) -> float:
         outputs = predict(self.module, self._held_out).cpu().numpy()

@@ -1,6 +1,7 @@
 """Training a deployed model F: labelled queries in, a bundle that holds F out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +12,21 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, save_weights
-from parity_models.tasks import Dataset, Task, score
+from parity_models.tasks import METRICS, Dataset, Task, score
+from parity_models.tasks.metrics import Kind
 from parity_models.training.checkpoint import Options
-from parity_models.training.queries import mirror, predict
+from parity_models.training.device import run_reduced
+from parity_models.training.queries import mirror, mirror_boxes, predict
 from parity_models.training.recipes import DEPLOYED
 from parity_models.training.run import Outcome, Run, Settings
+
+LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
+    "classes": functional.cross_entropy,
+    "boxes": partial(functional.smooth_l1_loss, beta=0.05),
+    "values": functional.mse_loss,
+}
+"""What brings predictions of a kind to their labels. Boxes are shares of an image: from a
+twentieth of it on, a wrong edge weighs by its distance, no longer by its square."""
 
 
 def train_deployed(
@@ -28,23 +39,23 @@ def train_deployed(
     place for a bundle.
     """
     run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
-    module = run.build(lambda: build_network(network, task.input_shape, task.output_shape))
+    module = run.build(lambda: build_network(network, dataset.input_shape, dataset.output_shape))
     recipe = DEPLOYED[network]
     options: Options = {"network": network, **recipe.options}
     steps = recipe.steps_per_epoch(len(dataset.train))
-    problem = _Classification(module, task, dataset, steps, recipe.mirror and task.flips)
+    problem = _Labelled(module, task, dataset, steps, recipe.mirror and task.flips)
     fitted = run.fit(problem, recipe, options)
     bundle = write_bundle(
         out,
-        deployed=NewModel(export_onnx(module, task.input_shape), network),
+        deployed=NewModel(export_onnx(module, dataset.input_shape), network),
         deployed_training=run.record(fitted, options),
         files={WEIGHTS: save_weights(module)},
     )
     return run.end(bundle, fitted)
 
 
-class _Classification:
-    """Fitting a module to labels by cross-entropy, scored by the task's metric."""
+class _Labelled:
+    """Fitting a module to labels, scored by the task's metric."""
 
     def __init__(
         self, module: nn.Module, task: Task, dataset: Dataset, steps: int, mirrored: bool
@@ -60,14 +71,16 @@ class _Classification:
         self._held_out_labels = dataset.validation.labels
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
-        size = len(self._inputs)
+        size, kind = len(self._inputs), METRICS[self._metric].kind
         order = torch.randperm(size, generator=generator).to(self._device)
         coins = (torch.rand(size, generator=generator) < 0.5).to(self._device)
         for rows in order.tensor_split(self.steps):
-            queries = self._inputs[rows]
+            queries, labels = self._inputs[rows], self._labels[rows]
             if self._mirrored:
                 queries = mirror(queries, coins[rows])
-            yield functional.cross_entropy(self.module(queries), self._labels[rows])
+                if kind == "boxes":
+                    labels = torch.where(coins[rows, None], mirror_boxes(labels), labels)
+            yield LOSSES[kind](run_reduced(self.module, queries), labels)
 
     def score(self) -> float:
         outputs = predict(self.module, self._held_out).cpu().numpy()

@@ -1,7 +1,10 @@
-"""The loss of a network that imitates another (Hinton, Vinyals, Dean, 2015)."""
+"""How a network comes to imitate another (Hinton, Vinyals, Dean, 2015): losses, and a start."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
+
+from parity_models.tasks.metrics import Kind
 
 TEMPERATURE = 2.0
 """Softens the predictions that are distilled."""
@@ -25,3 +28,32 @@ def divergence(outputs: Tensor, targets: Tensor) -> Tensor:
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """The weighted mean squared error between tensors of any one shape."""
     return SQUARED_ERROR * functional.mse_loss(outputs, targets)
+
+
+def difference(kind: Kind, outputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+    """How far predictions of a `kind` are from those of F: what an imitator minimises.
+
+    Classes diverge; of boxes and values it is the squared error, in units of `scale`, the
+    deviations of F's predictions (*output_shape).
+    """
+    if kind == "classes":
+        return divergence(outputs, targets)
+    return functional.mse_loss(outputs / scale, targets / scale)
+
+
+def calibrate(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+    """Have `module` start with outputs of the mean and deviation of its `targets` (n, ...).
+
+    Changes the weights and bias of its last layer, if that is a full one. (For the sum of boxes
+    the bias so starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
+    wanted = targets.flatten(1)
+    if not layers or layers[-1].out_features != wanted.shape[1]:
+        return
+    with torch.no_grad():
+        outputs = module.train()(inputs).flatten(1)
+        ratio = wanted.std(dim=0) / outputs.std(dim=0).clamp_min(1e-6)
+        last = layers[-1]
+        last.weight *= ratio[:, None]
+        last.bias.copy_(wanted.mean(dim=0) + ratio * (last.bias - outputs.mean(dim=0)))

@@ -13,6 +13,12 @@ def mirror(queries: Tensor, which: Tensor) -> Tensor:
     return torch.where(which, queries.flip(-1), queries)
 
 
+def mirror_boxes(boxes: Tensor) -> Tensor:
+    """Where `boxes` (n, 4), left, top, right, bottom, are in the images turned left to right."""
+    left, top, right, bottom = boxes.unbind(-1)
+    return torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
+
+
 @torch.no_grad()
 def predict(module: nn.Module, queries: Tensor, mirrored: bool = False) -> Tensor:
     """Outputs (n, *output_shape) of `module`, in evaluation mode, for `queries` (n, ...)."""

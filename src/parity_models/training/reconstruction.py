@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.codes import Code
-from parity_models.tasks import Split, score
-from parity_models.training.distillation import divergence, squared_error
+from parity_models.tasks import METRICS, Split, score
+from parity_models.training.distillation import calibrate, difference, squared_error
 from parity_models.training.queries import mirror, predict, predict_both_ways
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
+
+CALIBRATION = 256
+"""Groups by which the last layer is calibrated, at most."""
 
 
 class Reconstruction:
@@ -20,7 +23,8 @@ class Reconstruction:
 
     The r models are trained side by side on the same groups, which are drawn anew from `inputs`
     (n, *query_shape) every epoch, `steps` batches of them. With `mirrored`, queries are turned
-    left to right at random, and so are those that F predicts. `validation` gives the score.
+    left to right at random, and so are those that F predicts. `validation` gives the score, and its
+    metric says what predictions are.
     """
 
     def __init__(
@@ -43,6 +47,19 @@ class Reconstruction:
         self._validation = validation
         # F is run once over each way a query can come, not once per epoch.
         self._predictions = predict_both_ways(deployed, inputs, mirrored)
+        self._kind = METRICS[validation.metric].kind
+        self._scale = self._predictions.flatten(0, 1).std(dim=0).clamp_min(1e-6)
+        if self._kind != "classes":
+            self._calibrate()
+
+    def _calibrate(self) -> None:
+        k, generator = self._code.k, torch.Generator().manual_seed(0)
+        order = torch.randperm(len(self._inputs), generator=generator)
+        rows = order[: min(CALIBRATION, self._groups) * k].view(k, -1).to(self._inputs.device)
+        parities = self._code.encode(list(self._inputs[rows]))
+        predictions = list(self._predictions[0, rows])
+        for j, model in enumerate(self.module):
+            calibrate(model, parities[j], self._code.targets(predictions, j))
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         k, device = self._code.k, self._inputs.device
@@ -71,9 +88,11 @@ class Reconstruction:
         ):
             outputs = model(parities)
             targets = self._code.targets(predictions, j)
-            total = total + squared_error(outputs, targets)
+            if self._kind == "classes":
+                total = total + squared_error(outputs, targets)
             for slot, decoded in enumerate(_decode_each(self._code, predictions, outputs, j)):
-                total = total + divergence(decoded, predictions[slot]) / self._code.k
+                apart = difference(self._kind, decoded, predictions[slot], self._scale)
+                total = total + apart / self._code.k
         return total
 
     def score(self) -> float:
@@ -87,7 +106,7 @@ class Validation:
         self, code: Code, deployed: nn.Module, split: Split, metric: str, device: torch.device
     ) -> None:
         self._code = code
-        self._metric = metric
+        self.metric = metric
         inputs = torch.from_numpy(split.inputs).to(device)
         groups = len(inputs) // code.k
         generator = torch.Generator().manual_seed(0)
@@ -110,7 +129,7 @@ class Validation:
             outputs = predict(model, parities)
             each = _decode_each(self._code, self._predictions, outputs, j)
             scores += [
-                score(self._metric, decoded.cpu().numpy(), labels)
+                score(self.metric, decoded.cpu().numpy(), labels)
                 for decoded, labels in zip(each, self._labels, strict=True)
             ]
         return sum(scores) / len(scores)
