@@ -12,7 +12,13 @@ from parity_models.codes.encoders import (
     StackEncoder,
     SumEncoder,
 )
-from parity_models.codes.learned import ConvolutionalEncoder, MLPDecoder, MLPEncoder, Networks
+from parity_models.codes.learned import (
+    NO_NETWORKS,
+    ConvolutionalEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    Networks,
+)
 from parity_models.codes.training_free import (
     BerrutCode,
     LagrangeCode,
@@ -22,6 +28,7 @@ from parity_models.codes.training_free import (
 )
 
 __all__ = [
+    "NO_NETWORKS",
     "BerrutCode",
     "Code",
     "CodeSpec",

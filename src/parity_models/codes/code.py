@@ -12,6 +12,7 @@ from parity_models.codes.encoders import (
     SumEncoder,
 )
 from parity_models.codes.learned import (
+    NO_NETWORKS,
     ConvolutionalEncoder,
     LearnedEncoder,
     MLPDecoder,
@@ -36,9 +37,6 @@ ENCODERS: dict[str, type[Encoder]] = {
 DECODERS: dict[str, type[Decoder]] = {
     decoder.name: decoder for decoder in (SubtractionDecoder, SeparateDecoder, MLPDecoder)
 }
-
-
-NO_NETWORKS = Networks()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ class Networks:
     decoder: Network | None = None
 
 
+NO_NETWORKS = Networks()
+
+
 class LearnedEncoder(Encoder):
     """A network makes the parity queries, which look to parity models like queries.
 

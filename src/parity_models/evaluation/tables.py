@@ -7,8 +7,8 @@ from parity_models.models.bundle import Accuracy, Bundle
 
 def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
     """A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each."""
-    code = bundle.code()
-    of = "no code" if code is None else str(code.spec)
+    code = bundle.manifest.code
+    of = "no code" if code is None else str(code)
     table = Table(title=f"{bundle.path}: {of}", title_justify="left")
     table.add_column(f"{accuracy.metric}, {accuracy.queries:,} queries")
     table.add_column("%", justify="right")

@@ -3,6 +3,7 @@
     manifest.json     what is in the folder, and how to be sure of it
     deployed.onnx     the deployed model
     parity-0.onnx …   one parity model per parity query, if the bundle has a code
+    encoder.onnx      the network of a learned encoder; decoder.onnx likewise
     backup.onnx       a cheaper network for the same queries, if the bundle has one
 
 Opening a bundle checks all that can be checked, so that whoever holds a Bundle need not check
@@ -22,10 +23,12 @@ from pathlib import Path
 
 import msgspec
 
-from parity_models.codes import Code, CodeSpec
+from parity_models.codes import NO_NETWORKS, Code, CodeSpec, Networks
 from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.manifest import (
     Accuracy,
+    Coder,
+    InferenceTimes,
     Manifest,
     ModelFile,
     StoredFile,
@@ -39,6 +42,7 @@ from parity_models.models.tensor import TensorSpec
 __all__ = [
     "Accuracy",
     "Bundle",
+    "InferenceTimes",
     "Manifest",
     "ModelFile",
     "NewModel",
@@ -81,8 +85,14 @@ class Bundle:
         return NewModel(self.path / model.file, model.network)
 
     def code(self) -> Code | None:
-        """The code, or None for a bundle that holds only a deployed model."""
-        return _code(self.manifest)
+        """The code, or None for a bundle that holds only a deployed model.
+
+        Learned encoders and decoders compute in ONNX Runtime, on one thread.
+        """
+        coders = {
+            name: OnnxModel(self.path / model.file) for name, model in self.manifest.coders.items()
+        }
+        return _code(self.manifest, Networks(coders.get("encoder"), coders.get("decoder")))
 
 
 @dataclass(frozen=True)
@@ -104,7 +114,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     manifest = _read_manifest(folder)
     _check_fit(folder / MANIFEST, manifest)
     backups = () if manifest.backup is None else (manifest.backup,)
-    for model in (manifest.deployed, *manifest.parity, *backups):
+    for model in (manifest.deployed, *manifest.parity, *manifest.coders.values(), *backups):
         _check_model(folder / model.file, model)
     for stored in manifest.files:
         _read_stored(folder / stored.file, stored)
@@ -116,6 +126,7 @@ def write_bundle(
     *,
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
+    coders: Mapping[Coder, NewModel] | None = None,
     backup: NewModel | None = None,
     code: CodeSpec | None = None,
     name: str = "model",
@@ -123,6 +134,7 @@ def write_bundle(
     parity_training: Training | None = None,
     backup_training: Training | None = None,
     accuracy: Accuracy | None = None,
+    inference_times: InferenceTimes | None = None,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
@@ -159,12 +171,14 @@ def write_bundle(
         deployed=add_model("deployed.onnx", deployed),
         code=code,
         parity=tuple(add_model(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
+        coders={name: add_model(f"{name}.onnx", model) for name, model in (coders or {}).items()},
         backup=None if backup is None else add_model("backup.onnx", backup),
         files=tuple(add(file, content) for file, content in (files or {}).items()),
         deployed_training=deployed_training,
         parity_training=parity_training,
         backup_training=backup_training,
         accuracy=accuracy,
+        inference_times=inference_times,
         versions=_versions(),
     )
     encoded = encode_manifest(manifest)
@@ -242,19 +256,34 @@ def _check_code(path: Path, manifest: Manifest) -> None:
     deployed = manifest.deployed
     if code.k > MAX_K:
         raise BundleError(f"{path} has k={code.k}; k can be {MAX_K} at most")
-    try:
-        code.encode([deployed.input.zeros(0)] * code.k)  # no rows: only types and shapes count
-    except CodeError as error:
-        raise BundleError(f"{path}: {error}") from error
+    if "encoder" not in code.network_shapes:
+        try:
+            code.encode([deployed.input.zeros(0)] * code.k)  # no rows: only types and shapes count
+        except CodeError as error:
+            raise BundleError(f"{path}: {error}") from error
     if deployed.output.dtype.kind != "f":
         raise BundleError(
             f"{path}: the deployed model's output is {deployed.output.datatype}; decoders "
             "compute with predictions, which needs floating point"
         )
-    for model in manifest.parity:
-        for role, spec, datatype, shape in (
-            ("input", model.input, deployed.input.datatype, code.parity_shape),
-            ("output", model.output, deployed.output.datatype, code.parity_output_shape),
+    if manifest.coders.keys() != code.network_shapes.keys():
+        raise BundleError(
+            f"{path} holds the networks {sorted(manifest.coders)} of coders, where its code "
+            f"({code.spec}) needs {sorted(code.network_shapes)}"
+        )
+    queries, predictions = deployed.input.datatype, deployed.output.datatype
+    fits = [
+        (model, (queries, code.parity_shape), (predictions, code.parity_output_shape))
+        for model in manifest.parity
+    ]
+    for name, model in manifest.coders.items():
+        datatype = queries if name == "encoder" else predictions
+        taken, given = code.network_shapes[name]
+        fits.append((model, (datatype, taken), (datatype, given)))
+    for model, input, output in fits:
+        for role, spec, (datatype, shape) in (
+            ("input", model.input, input),
+            ("output", model.output, output),
         ):
             if (spec.datatype, spec.shape) != (datatype, shape):
                 raise BundleError(
@@ -276,10 +305,11 @@ def _check_backup(path: Path, deployed: ModelFile, backup: ModelFile) -> None:
             )
 
 
-def _code(manifest: Manifest) -> Code | None:
+def _code(manifest: Manifest, networks: Networks = NO_NETWORKS) -> Code | None:
     if manifest.code is None:
         return None
-    return Code(manifest.code, manifest.deployed.input.shape, manifest.deployed.output.shape)
+    deployed = manifest.deployed
+    return Code(manifest.code, deployed.input.shape, deployed.output.shape, networks)
 
 
 def _check_model(path: Path, named: ModelFile) -> None:

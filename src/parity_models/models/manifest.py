@@ -21,7 +21,9 @@ FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,12
 """A file directly in the bundle's folder: no separators, so no way out of it."""
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
+Coder = Literal["encoder", "decoder"]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+Milliseconds = Annotated[float, msgspec.Meta(ge=0.0)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -80,13 +82,24 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipe: dict[str, str | int | float | bool]
 
 
+class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Median milliseconds for a batch of one on one thread, where the bundle was made.
+
+    All parity models have one network, so one time. Ratios mean more than the times.
+    """
+
+    deployed: Milliseconds
+    parity: Milliseconds | None
+    backup: Milliseconds | None
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle holds: the deployed model, its code and one parity model per row of it, and
     perhaps a backup, a cheaper network for the same queries.
 
     `name` is the name under which the model is served. Without a code there are no parity
-    models. `files` are further files kept beside the models. `versions` names the software
-    that made the bundle.
+    models. `coders` are the networks of a learned encoder and decoder. `files` are further files
+    kept beside the models. `versions` names the software that made the bundle.
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
@@ -96,12 +109,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deployed: ModelFile
     code: CodeSpec | None = None
     parity: tuple[ModelFile, ...] = ()
+    coders: dict[Coder, ModelFile] = {}
     backup: ModelFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
     parity_training: Training | None = None
     backup_training: Training | None = None
     accuracy: Accuracy | None = None
+    inference_times: InferenceTimes | None = None
     versions: dict[str, str]
 
 
