@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
 
@@ -36,6 +37,28 @@ def place(network: Network, device: torch.device) -> Network:
     # Up to twice as fast on a CPU, and what tensor cores like.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in stubs
     return network.to(device)
+
+
+def run_reduced(module: nn.Module, inputs: Tensor) -> Tensor:
+    """Outputs of `module` in training, as float32, computed in bfloat16 where that is faster.
+
+    Weights stay float32. In a network of convolutions it halves the time of a step.
+    """
+    device = inputs.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=_computes_bfloat16(device)):
+        outputs: Tensor = module(inputs)
+    return outputs.float()
+
+
+@cache
+def _computes_bfloat16(device: str) -> bool:
+    """Does the hardware compute in it? Where software imitates it, it is slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in the oldest torch
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return False
 
 
 @contextmanager
