@@ -67,6 +67,8 @@ class ServerProcess:
         assert found, f"no URL in {line!r}"
         self.url = found[0]
         self.port = int(self.url.rsplit(":", 1)[1])
+        grpc = re.search(r"grpc://(\S+)", line)
+        self.grpc_address = grpc[1] if grpc else ""
 
     def workers(self) -> list[int]:
         """The process ids of the workers that are up."""

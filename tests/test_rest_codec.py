@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError, RequestError
-from parity_models.serving.rest_codec import InferRequest, decode_request, encode_response
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.rest_codec import decode_request, encode_response
+from parity_models.serving.served_model import InferRequest, ServedModel
 
 SHAPES = npst.array_shapes(min_dims=1, max_dims=4, max_side=4)
 

@@ -63,6 +63,14 @@ def serve(
     port: Annotated[
         int, typer.Option(help="The port to listen on; 0 takes any that is free.")
     ] = ServeOptions.port,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option(
+            help="Speak gRPC too, on this port (Triton's is 8001); 0 takes any that is free. By "
+            "default HTTP only.",
+            show_default=False,
+        ),
+    ] = ServeOptions.grpc_port,
     max_batch: Annotated[
         int, typer.Option(help="Queries that an instance runs at once, as one batch.")
     ] = ServeOptions.max_batch,
@@ -77,7 +85,7 @@ def serve(
         ),
     ] = ServeOptions.deadline,
     max_body: Annotated[
-        float, typer.Option(help="MiB that a request's body may have; more is refused (413).")
+        float, typer.Option(help="MiB that a request's body may have; more is refused.")
     ] = ServeOptions.max_body / 2**20,
     default_prediction: Annotated[
         str | None,
@@ -133,6 +141,7 @@ def serve(
         name=name,
         host=host,
         port=port,
+        grpc_port=grpc_port,
         max_batch=max_batch,
         max_queue=max_queue,
         deadline=deadline,
@@ -170,13 +179,17 @@ async def _serve(server: Server) -> None:
     await starting
     try:
         typer.echo(
-            f"serving {server.model.name} at {server.url} (policy {server.policy}; instances: "
+            f"serving {server.model.name} at {_urls(server)} (policy {server.policy}; instances: "
             f"{_instances(server)})"
         )
         server.begin_faults()
         await stopping
     finally:
         await server.stop()
+
+
+def _urls(server: Server) -> str:
+    return server.url if server.grpc_url is None else f"{server.url} and {server.grpc_url}"
 
 
 def _instances(server: Server) -> str:

@@ -26,7 +26,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "parm_requests",
-            "Infer requests, by HTTP status.",
+            "Infer requests, by HTTP status (over gRPC, by the one it stands for).",
             ["code"],
             registry=self.registry,
         )

@@ -28,7 +28,7 @@ from parity_models.serving.errors import (
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest_codec import HEADER_LENGTH, decode_request, encode_response
-from parity_models.serving.served_model import VERSION, ServedModel
+from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class _Rest:
             {
                 "name": model.name,
                 "versions": [VERSION],
-                "platform": "onnxruntime_onnx",
+                "platform": PLATFORM,
                 "inputs": inputs,
                 "outputs": outputs,
             }

@@ -9,7 +9,6 @@ Triton's docs/protocol/extension_binary_data.md.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from math import prod
 from typing import Annotated, Any
@@ -22,22 +21,10 @@ from numpy.typing import NDArray
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError
-from parity_models.serving.served_model import VERSION, ServedModel
+from parity_models.serving.served_model import VERSION, InferRequest, ServedModel
+from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
 
 HEADER_LENGTH = "inference-header-content-length"
-
-
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """A request that fits the model: `rows` (n, *input shape), read-only, one query each.
-
-    `timeout` in seconds; `binary` says how the output is to be written.
-    """
-
-    id: str | None
-    rows: NDArray[Any]
-    timeout: float | None
-    binary: bool
 
 
 def decode_request(body: bytes, header_length: str | None, model: ServedModel) -> InferRequest:
@@ -53,11 +40,7 @@ def decode_request(body: bytes, header_length: str | None, model: ServedModel) -
     tensor = message.inputs[0]
     rows = model.check_input(tensor.datatype, tensor.shape)
     given = tensor.parameters or _InputParameters()
-    if given.shared_memory_region is not None:
-        raise InvalidRequestError(
-            f"input {tensor.name!r} is in shared memory, which this server does not read; send "
-            "its data"
-        )
+    model.check_storage(shared_memory=given.shared_memory_region is not None)
     if given.binary_data_size is None:
         if end != len(body):
             raise InvalidRequestError(
@@ -110,7 +93,7 @@ def encode_response(
     )
     if not request.binary:
         return header, None
-    return b"".join((header, _little_endian(outputs).data)), len(header)
+    return b"".join((header, little_endian(outputs).data)), len(header)
 
 
 class _InputParameters(Struct):
@@ -197,11 +180,10 @@ def _wants_binary(message: _Request, model: ServedModel) -> bool:
     model.check_outputs([output.name for output in outputs])
     for output in outputs:
         wanted = output.parameters or _OutputParameters()
-        if wanted.shared_memory_region is not None or wanted.classification:
-            raise InvalidRequestError(
-                f"output {output.name!r} is requested in shared memory or as classifications; "
-                "this server returns the tensor itself, as JSON or as binary data"
-            )
+        model.check_storage(
+            shared_memory=wanted.shared_memory_region is not None,
+            classification=bool(wanted.classification),
+        )
         if wanted.binary_data is not None:
             return wanted.binary_data
     return bool(parameters.binary_data_output)
@@ -210,22 +192,18 @@ def _wants_binary(message: _Request, model: ServedModel) -> bool:
 def _from_binary(
     tensor: _Input, size: int, spec: TensorSpec, rows: int, body: bytes, start: int
 ) -> NDArray[Any]:
-    shape = (rows, *spec.shape)
-    dtype = spec.dtype.newbyteorder("<")
-    expected = prod(shape) * dtype.itemsize
+    expected = size_in_bytes(spec, rows)
     if size != expected:
         raise InvalidRequestError(
             f"input {tensor.name!r} has a binary_data_size of {size}; {spec.datatype} of shape "
-            f"{list(shape)} takes {expected} bytes"
+            f"{[rows, *spec.shape]} takes {expected} bytes"
         )
     if len(body) - start != expected:
         raise InvalidRequestError(
             f"{len(body) - start} bytes follow the JSON object; input {tensor.name!r} takes "
             f"{expected}"
         )
-    if spec.datatype == "BOOL" and np.frombuffer(body, np.uint8, offset=start).max() > 1:
-        raise InvalidRequestError(f"input {tensor.name!r} is BOOL and has bytes other than 0, 1")
-    return np.frombuffer(body, dtype, offset=start).reshape(shape)
+    return rows_from_bytes(spec, rows, memoryview(body)[start:])
 
 
 def _from_json(tensor: _Input, spec: TensorSpec, rows: int) -> NDArray[Any]:
@@ -287,7 +265,3 @@ def _to_json(outputs: NDArray[Any], spec: TensorSpec) -> list[Any]:
         )
     values: list[Any] = outputs.ravel().tolist()
     return values
-
-
-def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))

@@ -6,12 +6,33 @@ protobuf message), its name, datatype and shape are checked here.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
 
 VERSION = "1"
 """A bundle holds one version of its model, and every one is called this."""
+
+
+PLATFORM = "onnxruntime_onnx"
+"""What runs the model, in the words of the protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A request that fits the model: `rows` (n, *input shape), read-only, one query each.
+
+    `id` is the client's, if it gave one. `timeout` in seconds; `binary` says how the output is to
+    be written.
+    """
+
+    id: str | None
+    rows: NDArray[Any]
+    timeout: float | None
+    binary: bool
 
 
 @dataclass(frozen=True)
@@ -76,6 +97,19 @@ class ServedModel:
                 "send several requests"
             )
         return rows
+
+    def check_storage(self, *, shared_memory: bool = False, classification: bool = False) -> None:
+        """Raises InvalidRequestError for tensors that are not in the messages themselves."""
+        if shared_memory:
+            raise InvalidRequestError(
+                f"a tensor of model {self.name!r} is in shared memory, which this server neither "
+                "reads nor writes; leave it in the messages"
+            )
+        if classification:
+            raise InvalidRequestError(
+                f"output {self.output.name!r} is requested as classifications; this server "
+                "returns the tensor itself"
+            )
 
     @property
     def _shape(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""A server: a bundle's models on an engine, a frontend over them, and HTTP in front."""
+"""A server: a bundle's models on an engine, a frontend over them, and protocols in front."""
 
 import asyncio
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from parity_models.scheduling import BACKUP, DEPLOYED, SchedulerConfig, parity_w
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Placement
@@ -36,8 +37,9 @@ class ServeOptions:
 
     `policy` None: the bundle's `default_policy`. `parity_instances` are the extra ones that all
     policies but none have; None: `instances` times r/k, rounded up. `name` None: the bundle's.
-    `port` 0: any that is free. `default_prediction` answers queries that would fail at their
-    deadline: a row of output, or one value for all of it. `faults` begin when they are told to.
+    `port` 0: any that is free; `grpc_port` likewise, None: no gRPC. `default_prediction` answers
+    queries that would fail at their deadline: a row of output, or one value for all of it. `faults`
+    begin when they are told to.
     `placements`: where each instance runs, or none for all of them beside the server.
     Raises UserError for values out of range.
     """
@@ -48,6 +50,7 @@ class ServeOptions:
     name: str | None = None
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     max_batch: int = 1
     max_queue: int = 1000
     deadline: float = 10.0
@@ -64,8 +67,9 @@ class ServeOptions:
             raise UserError(f"parity_instances must be 0 or more, got {self.parity_instances}")
         if not 0 < self.deadline < inf:
             raise UserError(f"deadline must be more than 0, got {self.deadline}")
-        if not 0 <= self.port < 2**16:
-            raise UserError(f"port must be from 0 to {2**16 - 1}, got {self.port}")
+        for name in ("port", "grpc_port"):
+            if not 0 <= (getattr(self, name) or 0) < 2**16:
+                raise UserError(f"{name} must be from 0 to {2**16 - 1}, got {getattr(self, name)}")
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not all(map(isfinite, self.default_prediction or ())):
@@ -81,7 +85,7 @@ class Server:
     """Serves a bundle over the Open Inference Protocol with local instances.
 
     async with Server(open_bundle(path), ServeOptions(port=0)) as server:
-        ...  # server.url
+        ...  # server.url; server.grpc_url, if there is one
 
     Raises UserError for options that do not fit the bundle.
     """
@@ -108,7 +112,7 @@ class Server:
             options.max_queue,
         )
         self._options = options
-        metrics = Metrics()
+        self._metrics = metrics = Metrics()
         self._engine = LocalEngine(
             _models(bundle),
             placements=options.placements,
@@ -130,6 +134,8 @@ class Server:
             default=_default(options, manifest.deployed.output),
         )
         self._http = HttpServer(rest_app(self._frontend, self.model, metrics, options.max_body))
+        self._grpc: GrpcServer | None = None
+        self.grpc_url: str | None = None
 
     @property
     def url(self) -> str:
@@ -157,6 +163,11 @@ class Server:
             ) from error
         self._listening = asyncio.create_task(self._http.serve([self._socket]))
         try:
+            if self._options.grpc_port is not None:
+                self._grpc = GrpcServer(
+                    self._frontend, self.model, self._metrics, self._options.max_body
+                )
+                self.grpc_url = await self._grpc.start(host, self._options.grpc_port)
             await self._frontend.start(self.works)
         except BaseException:
             await self._close()
@@ -180,6 +191,8 @@ class Server:
 
     async def _close(self) -> None:
         self._http.should_exit = True
+        if self._grpc is not None:
+            await self._grpc.stop()
         await self._listening
 
     async def __aenter__(self) -> Self:

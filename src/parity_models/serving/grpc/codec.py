@@ -1,0 +1,144 @@
+"""The Open Inference Protocol's gRPC messages: protobuf to tensors and back.
+
+A request's tensors are either all typed (a repeated field of each input's `contents`) or all raw
+(`raw_input_contents`, one for each input). The response has the form of its request, except that
+FP16, for which there is no field, is always raw.
+https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import Source
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.grpc.inference_pb2 import (
+    InferParameter,
+    InferTensorContents,
+    ModelInferRequest,
+    ModelInferResponse,
+)
+from parity_models.serving.served_model import VERSION, InferRequest, ServedModel
+from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
+
+_FIELDS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+}
+"""Which field of InferTensorContents has the values, by datatype."""
+
+_WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
+"""What a field holds, where that is more than some of its datatypes do."""
+
+
+def decode_request(message: ModelInferRequest, model: ServedModel) -> InferRequest:
+    """The request in `message`.
+
+    Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
+    expected.
+    """
+    model.check_inputs([tensor.name for tensor in message.inputs])
+    tensor = message.inputs[0]
+    rows = model.check_input(tensor.datatype, tensor.shape)
+    model.check_storage(shared_memory="shared_memory_region" in tensor.parameters)
+    model.check_outputs([output.name for output in message.outputs])
+    for output in message.outputs:
+        model.check_storage(
+            shared_memory="shared_memory_region" in output.parameters,
+            classification="classification" in output.parameters,
+        )
+    raw = len(message.raw_input_contents) > 0
+    return InferRequest(
+        message.id or None,
+        _from_raw(message, model.input, rows)
+        if raw
+        else _from_contents(tensor.contents, model.input, rows),
+        _timeout(message),
+        raw or model.output.datatype not in _FIELDS,
+    )
+
+
+def encode_response(
+    model: ServedModel, request: InferRequest, outputs: NDArray[Any], sources: Sequence[Source]
+) -> ModelInferResponse:
+    """The answer: `outputs` (n, *output shape), and in `parameters` the source of each row."""
+    spec = model.output
+    response = ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id or "")
+    response.parameters["source"].string_param = ",".join(sources)
+    output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=outputs.shape)
+    if request.binary:
+        response.raw_output_contents.append(little_endian(outputs).tobytes())
+    else:
+        getattr(output.contents, _FIELDS[spec.datatype]).extend(outputs.ravel().tolist())
+    return response
+
+
+def _from_raw(message: ModelInferRequest, spec: TensorSpec, rows: int) -> NDArray[Any]:
+    if len(message.raw_input_contents) != 1 or message.inputs[0].HasField("contents"):
+        raise InvalidRequestError(
+            f"the request has {len(message.raw_input_contents)} raw_input_contents; give one for "
+            f"input {spec.name!r} and no contents, or contents alone"
+        )
+    data = message.raw_input_contents[0]
+    expected = size_in_bytes(spec, rows)
+    if len(data) != expected:
+        raise InvalidRequestError(
+            f"raw_input_contents of input {spec.name!r} has {len(data)} bytes; {spec.datatype} of "
+            f"shape {[rows, *spec.shape]} takes {expected}"
+        )
+    return rows_from_bytes(spec, rows, data)
+
+
+def _from_contents(contents: InferTensorContents, spec: TensorSpec, rows: int) -> NDArray[Any]:
+    field = _FIELDS.get(spec.datatype)
+    if field is None:
+        raise InvalidRequestError(
+            f"input {spec.name!r} is {spec.datatype}, which has no typed contents; send "
+            "raw_input_contents"
+        )
+    for other, values in contents.ListFields():
+        if other.name != field:
+            raise InvalidRequestError(
+                f"input {spec.name!r} has {len(values)} {other.name}; {spec.datatype} goes into "
+                f"{field}"
+            )
+    values = getattr(contents, field)
+    expected = rows * prod(spec.shape)
+    if len(values) != expected:
+        raise InvalidRequestError(
+            f"input {spec.name!r} has {len(values)} {field}; its shape {[rows, *spec.shape]} "
+            f"takes {expected}"
+        )
+    wide = np.fromiter(values, _WIDE.get(field, spec.dtype), expected)
+    array = wide.astype(spec.dtype, copy=False)
+    if field in _WIDE and not np.array_equal(array, wide):
+        raise InvalidRequestError(f"input {spec.name!r} has numbers beyond {spec.datatype}")
+    array.flags.writeable = False
+    return array.reshape(rows, *spec.shape)
+
+
+def _timeout(message: ModelInferRequest) -> float | None:
+    """Seconds, from the parameter in microseconds; 0 is none."""
+    if "timeout" not in message.parameters:
+        return None
+    parameter: InferParameter = message.parameters["timeout"]
+    kind = parameter.WhichOneof("parameter_choice")
+    microseconds = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
+    if microseconds < 0:
+        raise InvalidRequestError(
+            "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
+        )
+    return microseconds / 1e6 if microseconds else None

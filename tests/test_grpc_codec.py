@@ -1,0 +1,238 @@
+"""Tensors survive the Open Inference Protocol's gRPC messages; what does not fit is refused."""
+
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from numpy.typing import NDArray
+
+import parity_models.serving.grpc
+from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.scheduling import Source
+from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
+from parity_models.serving.grpc.codec import decode_request, encode_response
+from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
+from parity_models.serving.served_model import InferRequest, ServedModel
+
+FIELDS = {
+    "b": "bool_contents",
+    "i1": "int_contents",
+    "i2": "int_contents",
+    "i4": "int_contents",
+    "i8": "int64_contents",
+    "u1": "uint_contents",
+    "u2": "uint_contents",
+    "u4": "uint_contents",
+    "u8": "uint64_contents",
+    "f4": "fp32_contents",
+    "f8": "fp64_contents",
+}
+"""By a dtype's kind and size."""
+
+
+def field_of(array: NDArray[Any]) -> str:
+    return FIELDS["b" if array.dtype == bool else array.dtype.str[1:]]
+
+
+def datatype_of(array: NDArray[Any]) -> str:
+    return next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
+
+
+def model_of(array: NDArray[Any]) -> ServedModel:
+    spec = TensorSpec("x", datatype_of(array), array.shape[1:])
+    return ServedModel("model", spec, spec, max_rows=1000)
+
+
+def request(array: NDArray[Any], raw: bool = True) -> ModelInferRequest:
+    message = ModelInferRequest(model_name="model", id="7")
+    tensor = message.inputs.add(name="x", datatype=datatype_of(array), shape=array.shape)
+    if raw:
+        message.raw_input_contents.append(array.tobytes())
+    else:
+        getattr(tensor.contents, field_of(array)).extend(array.ravel().tolist())
+    return message
+
+
+def tensors(*, typed: bool) -> st.SearchStrategy[NDArray[Any]]:
+    names = sorted(DATATYPES.keys() - ({"FP16"} if typed else set()))
+    shapes = npst.array_shapes(min_dims=1, max_dims=4, max_side=4)
+    return st.sampled_from(names).flatmap(lambda name: npst.arrays(DATATYPES[name], shapes))
+
+
+@given(tensors(typed=False))
+def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
+    asked = decode_request(request(array), model_of(array))
+    assert asked.rows.dtype == array.dtype
+    assert asked.rows.tobytes() == array.tobytes()
+    assert asked.rows.shape == array.shape
+    assert not asked.rows.flags.writeable
+    assert (asked.id, asked.timeout, asked.binary) == ("7", None, True)
+
+
+@given(tensors(typed=True))
+def test_typed_inputs_arrive_exactly(array: NDArray[Any]) -> None:
+    asked = decode_request(request(array, raw=False), model_of(array))
+    assert asked.rows.dtype == array.dtype
+    np.testing.assert_array_equal(asked.rows, array)
+    assert not asked.rows.flags.writeable
+    assert not asked.binary
+
+
+@given(tensors(typed=True), st.booleans())
+def test_outputs_come_back_exactly_in_the_request_s_form(array: NDArray[Any], raw: bool) -> None:
+    sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
+    asked = InferRequest("7", array, None, raw)
+    response = encode_response(model_of(array), asked, array, sources[: len(array)])
+    response = ModelInferResponse.FromString(response.SerializeToString())
+    assert (response.model_name, response.model_version, response.id) == ("model", "1", "7")
+    assert response.parameters["source"].string_param.split(",") == sources[: len(array)]
+    (output,) = response.outputs
+    assert (output.name, output.datatype) == ("x", datatype_of(array))
+    assert list(output.shape) == list(array.shape)
+    if raw:
+        assert list(response.raw_output_contents) == [array.tobytes()]
+    else:
+        assert not response.raw_output_contents
+        values = np.array(getattr(output.contents, field_of(array)), array.dtype)
+        np.testing.assert_array_equal(values.reshape(array.shape), array)
+
+
+def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
+    spec = TensorSpec("x", "INT64", (2,))
+    half = np.array([[1, 2]], np.float16)
+    model = ServedModel("model", spec, TensorSpec("y", "FP16", (2,)), max_rows=9)
+    asked = decode_request(request(np.array([[1, 2]]), raw=False), model)
+    response = encode_response(model, asked, half, [Source.MODEL])
+    assert list(response.raw_output_contents) == [half.tobytes()]
+    message = request(half)
+    message.ClearField("raw_input_contents")
+    with pytest.raises(InvalidRequestError, match="FP16, which has no typed contents"):
+        decode_request(message, model_of(half))
+
+
+ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)
+
+
+def changed(raw: bool, **changes: Any) -> ModelInferRequest:
+    message = request(ARRAY, raw)
+    for path, value in changes.items():
+        if path in ("name", "datatype"):
+            setattr(message.inputs[0], path, value)
+        elif path == "shape":
+            message.inputs[0].shape[:] = value
+        else:
+            message.raw_input_contents[:] = value
+    return message
+
+
+def typed(field: str, values: list[Any]) -> ModelInferRequest:
+    message = request(ARRAY, raw=False)
+    getattr(message.inputs[0].contents, field)[:] = values
+    return message
+
+
+def with_parameter(name: str, **value: Any) -> ModelInferRequest:
+    message = request(ARRAY)
+    for key, content in value.items():
+        setattr(message.parameters[name], key, content)
+    return message
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (ModelInferRequest(), "input 'x' is missing"),
+        (changed(True, name="y"), "no input 'y'"),
+        (changed(True, datatype="FP32"), "datatype INT16, got 'FP32'"),
+        (changed(True, shape=[2, 4]), r"got \[2, 4\]"),
+        (changed(True, shape=[-1, 3]), r"got \[-1, 3\]"),
+        (changed(True, shape=[]), "one row or more"),
+        (changed(True, raw_input_contents=[b"abc"]), r"3 bytes; INT16 of shape \[2, 3\] takes 12"),
+        (changed(True, raw_input_contents=[b"", b""]), "has 2 raw_input_contents"),
+        (changed(False, raw_input_contents=[ARRAY.tobytes()]), "or contents alone"),
+        (typed("int_contents", [1]), r"has 1 int_contents; its shape \[2, 3\] takes 6"),
+        (typed("int_contents", [0] * 5 + [2**15]), "numbers beyond INT16"),
+        (typed("int64_contents", [0]), "1 int64_contents; INT16 goes into int_contents"),
+        (with_parameter("timeout", int64_param=-1), "microseconds, 0 or more"),
+        (with_parameter("timeout", string_param="5"), "microseconds, 0 or more"),
+    ],
+)
+def test_requests_that_do_not_fit_are_refused_with_the_reason(
+    message: ModelInferRequest, reason: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=reason):
+        decode_request(message, model_of(ARRAY))
+
+
+def test_what_is_not_in_the_messages_is_refused() -> None:
+    model = model_of(ARRAY)
+    message = request(ARRAY)
+    message.inputs[0].parameters["shared_memory_region"].string_param = "region"
+    with pytest.raises(InvalidRequestError, match="shared memory"):
+        decode_request(message, model)
+    for parameter, reason in [
+        ("shared_memory_region", "shared memory"),
+        ("classification", "classifications"),
+    ]:
+        message = request(ARRAY)
+        message.outputs.add(name="x").parameters[parameter].int64_param = 3
+        with pytest.raises(InvalidRequestError, match=reason):
+            decode_request(message, model)
+
+
+def test_rows_and_bytes_have_bounds() -> None:
+    model = ServedModel("model", model_of(ARRAY).input, model_of(ARRAY).output, max_rows=1)
+    with pytest.raises(TooLargeError, match="2 rows"):
+        decode_request(request(ARRAY), model)
+    truths = np.array([[True, False]])
+    message = request(truths)
+    message.raw_input_contents[0] = b"\x01\x02"
+    with pytest.raises(InvalidRequestError, match="other than 0, 1"):
+        decode_request(message, model_of(truths))
+
+
+def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
+    for kind, value, seconds in [
+        ("int64_param", 1500, 0.0015),
+        ("uint64_param", 1500, 0.0015),
+        ("int64_param", 0, None),
+    ]:
+        asked = decode_request(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
+        assert asked.timeout == seconds
+
+
+@given(st.data())
+def test_no_bytes_are_fatal(data: st.DataObject) -> None:
+    whole = bytearray(request(ARRAY, raw=data.draw(st.booleans())).SerializeToString())
+    for _ in range(data.draw(st.integers(1, 5))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(RequestError, DecodeError):
+        decode_request(ModelInferRequest.FromString(bytes(whole)), model_of(ARRAY))
+
+
+def test_what_comes_from_the_proto_is_up_to_date(tmp_path: Path) -> None:
+    folder = Path(parity_models.serving.grpc.__file__).parent
+    made = tmp_path / "inference.binpb"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={folder}"),
+            *(f"--descriptor_set_out={made}", f"--pyi_out={tmp_path}", "inference.proto"),
+        ],
+        check=True,
+    )
+    new, old = (
+        FileDescriptorSet.FromString(path.read_bytes())
+        for path in (made, folder / "inference.binpb")
+    )
+    assert new == old, "make protos"
+    stub = "inference_pb2.pyi"
+    assert (tmp_path / stub).read_text() == (folder / stub).read_text(), "make protos"
