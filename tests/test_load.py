@@ -205,8 +205,8 @@ async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path)
         for change, reason in [
             ({"model": "other"}, "has no model 'other'"),
             ({"data": wrong_shape}, "the model takes rows of"),
-            ({"data": pickled}, "no .npz file with inputs and labels"),
-            ({"data": str(tmp_path / "missing.npz")}, "no .npz file"),
+            ({"data": pickled}, "neither an .npy file nor an .npz file with inputs"),
+            ({"data": str(tmp_path / "missing.npz")}, "cannot read"),
             ({"url": "http://127.0.0.1:1"}, "no server answers"),
         ]:
             spec = LoadSpec(**{"url": url, "data": data, "rate": 10, "count": 1, **change})

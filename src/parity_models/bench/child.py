@@ -35,9 +35,24 @@ class Child:
         assert self._process.stdin is not None
         self._process.stdin.write(line)
 
+    def end_input(self) -> None:
+        """Let the child's standard input end, which asks it to."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    async def lines(self) -> AsyncIterator[str]:
+        """What the child writes after its message, a line at a time, until it ends."""
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            yield line.decode().strip()
+
+    async def wait(self) -> int:
+        """Wait for its end; its exit code."""
+        return await self._process.wait()
+
     async def failure(self, users: type[ParityModelsError]) -> ParityModelsError:
         """Once its message was no good: the error to raise, `users` for a user's mistake."""
-        kind = users if await self._process.wait() == USERS_MISTAKE else ServingError
+        kind = users if await self.wait() == USERS_MISTAKE else ServingError
         return kind(self.message or "the process ended before it was ready")
 
 

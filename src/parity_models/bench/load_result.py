@@ -1,5 +1,6 @@
 """What became of every query of a load."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -16,10 +17,10 @@ SOURCES = tuple(Source)
 class LoadResult:
     """Arrays (n,) by query in order of arrival; times in seconds.
 
-    `scheduled` counts from the load's start, `send_delay` and `latency` from the scheduled time:
-    to the actual send, and to the answer or the error. `score` is 0..1 by the task's metric, NaN
-    without an answer. `outcome` indexes `outcomes`: the sources of answers, then whatever kinds
-    of error came up.
+    `scheduled` counts from the first query, `send_delay` and `latency` from the scheduled time:
+    to the actual send (NaN if there was none), and to the answer or the error. `score` is 0..1 by
+    the task's metric, NaN without an answer or a label. `outcome` indexes `outcomes`: the sources
+    of answers, then whatever kinds of error came up.
     """
 
     scheduled: NDArray[np.float64]
@@ -28,6 +29,9 @@ class LoadResult:
     score: NDArray[np.float64]
     outcome: NDArray[np.int16]
     outcomes: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.scheduled)
 
     @property
     def answered(self) -> NDArray[np.bool_]:
@@ -44,6 +48,21 @@ class LoadResult:
         """How many queries ended in each kind of error."""
         kinds, counts = np.unique(self.outcome[~self.answered], return_counts=True)
         return {str(self.outcomes[kind]): int(n) for kind, n in zip(kinds, counts, strict=True)}
+
+    @classmethod
+    def merge(cls, results: Sequence["LoadResult"]) -> "LoadResult":
+        """One result of all queries of several that have their start in common."""
+        kinds = [*SOURCES, *sorted({k for r in results for k in r.outcomes[len(SOURCES) :]})]
+        codes = {str(kind): code for code, kind in enumerate(kinds)}
+        outcome = [np.array([codes[k] for k in r.outcomes], np.int16)[r.outcome] for r in results]
+        joined = {
+            name: np.concatenate([getattr(result, name) for result in results])
+            for name in ("scheduled", "send_delay", "latency", "score")
+        }
+        joined["outcome"] = np.concatenate(outcome)
+        order = np.argsort(joined["scheduled"], kind="stable")
+        arrays = {name: array[order] for name, array in joined.items()}
+        return cls(**arrays, outcomes=np.array(kinds))
 
     def save(self, path: Path) -> None:
         """Write the arrays to an .npz file."""

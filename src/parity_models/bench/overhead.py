@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from parity_models.bench.served import served
-from parity_models.bench.wire import HEADER_LENGTH, ModelMetadata, RowWriter, read_answer
+from parity_models.bench.wire import HEADER_LENGTH, ModelMetadata, RequestWriter, read_answers
 from parity_models.errors import LoadError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
@@ -125,14 +125,14 @@ class _Client:
         self._socket = socket.create_connection((host, port), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._model = model
-        self._writer = RowWriter(model)
+        self._writer = RequestWriter(model)
         lines = [f"POST {model.path} HTTP/1.1", f"Host: {host}:{port}"]
         lines += [f"{name}: {value}" for name, value in self._writer.headers.items()]
         self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
 
     def infer(self, row: NDArray[Any]) -> NDArray[Any]:
         """The model's output for one row. Raises LoadError if the server refuses."""
-        body = self._writer.body(row)
+        body = self._writer.body(row[np.newaxis])
         self._socket.sendall(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
         received = b""
         while b"\r\n\r\n" not in received:
@@ -144,7 +144,9 @@ class _Client:
             content = self._receive(content)
         if " 200 " not in status:
             raise LoadError(f"the server answered {status}: {content[:200]!r}")
-        return read_answer(self._model, content, headers[HEADER_LENGTH.lower()]).output
+        answers = read_answers(self._model, 1, content, headers[HEADER_LENGTH.lower()])
+        output: NDArray[Any] = answers.outputs[0]
+        return output
 
     def _receive(self, so_far: bytes) -> bytes:
         received = self._socket.recv(1 << 16)

@@ -1,10 +1,11 @@
-"""The Open Inference Protocol as a lean client speaks it: one row out, one answer back.
+"""The Open Inference Protocol over REST as a lean client speaks it.
 
-Binary tensors over REST (the protocol's binary tensor data extension). Written apart from
-`serving/`, so that what measures a server shares no code, and no mistake, with it.
+Tensors are JSON, or binary data (the protocol's binary tensor data extension). Written apart
+from `serving/`, so that what measures a server shares no code, and no mistake, with it.
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import msgspec
@@ -16,6 +17,10 @@ from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+JSON_VALUE = 32
+"""Bytes that a number may take in JSON, with what stands around it."""
+MAX_HEAD = 2**16
+"""Bytes that an answer may have beside its numbers."""
 
 
 class MalformedAnswerError(ValueError):
@@ -37,41 +42,50 @@ class ModelMetadata:
 
 
 @dataclass(frozen=True, slots=True)
-class RowAnswer:
-    """One answer: `output` (*output shape) and where it came from."""
+class RowAnswers:
+    """The answers to a request: `outputs` (n, *output shape), and where each row came from."""
 
-    output: NDArray[Any]
-    source: Source
+    outputs: NDArray[Any]
+    sources: tuple[Source, ...]
 
 
-class RowWriter:
-    """Writes infer requests that hold one row; all of them share their headers."""
+class RequestWriter:
+    """Writes infer requests of `batch` rows; all of them share their headers."""
 
-    def __init__(self, model: ModelMetadata) -> None:
-        self._row = (model.input.dtype, model.input.shape)
-        size = model.input.zeros(1).nbytes
-        tensor = {
+    def __init__(self, model: ModelMetadata, batch: int = 1, binary: bool = True) -> None:
+        tensor: dict[str, Any] = {
             "name": model.input.name,
             "datatype": model.input.datatype,
-            "shape": [1, *model.input.shape],
-            "parameters": {"binary_data_size": size},
+            "shape": [batch, *model.input.shape],
         }
-        self._head = msgspec.json.encode(
-            {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-        )
-        self.headers = {
-            "Content-Type": "application/octet-stream",
-            HEADER_LENGTH: str(len(self._head)),
-        }
+        self._binary = binary
+        if binary:
+            tensor["parameters"] = {"binary_data_size": model.input.zeros(batch).nbytes}
+            message = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+            self._head = msgspec.json.encode(message)
+            self.headers = {
+                "Content-Type": "application/octet-stream",
+                HEADER_LENGTH: str(len(self._head)),
+            }
+        else:
+            # The data goes between the head and its closing brackets.
+            self._head = msgspec.json.encode({"inputs": [tensor]})[: -len(b"}]}")] + b',"data":'
+            self.headers = {"Content-Type": "application/json"}
 
-    def body(self, row: NDArray[Any]) -> bytes:
-        """The request's body for one row of the model's input shape and dtype."""
-        if (row.dtype, row.shape) != self._row:
-            raise LoadError(
-                f"the model takes rows of {self._row[0]} {self._row[1]}, got {row.dtype} "
-                f"{row.shape}"
-            )
-        return self._head + row.tobytes()
+    def body(self, rows: NDArray[Any]) -> bytes:
+        """The request's body for rows (batch, *input shape) of the model's dtype."""
+        if self._binary:
+            return self._head + rows.tobytes()
+        return self._head + msgspec.json.encode(rows.ravel().tolist()) + b"}]}"
+
+
+def read_index(text: bytes) -> list[str]:
+    """The models that a server lists (the body of POST /v2/repository/index); none if it is
+    something else."""
+    try:
+        return sorted({entry.name for entry in msgspec.json.decode(text, type=list[_Entry])})
+    except msgspec.DecodeError:
+        return []
 
 
 def read_model(name: str, text: bytes) -> ModelMetadata:
@@ -86,25 +100,53 @@ def read_model(name: str, text: bytes) -> ModelMetadata:
         ) from error
 
 
-def read_answer(model: ModelMetadata, body: bytes, header_length: str | None) -> RowAnswer:
-    """The answer to a request of one row, from a response's body and HEADER_LENGTH."""
+def max_answer(model: ModelMetadata, rows: int) -> int:
+    """Bytes that the answer to `rows` rows may have."""
+    return MAX_HEAD + JSON_VALUE * rows * (prod(model.output.shape) + 1)
+
+
+def read_answers(
+    model: ModelMetadata, rows: int, body: bytes, header_length: str | None
+) -> RowAnswers:
+    """The answers to a request of `rows` rows, from a response's body and HEADER_LENGTH.
+
+    Rows of a server that does not say their sources are the model's.
+    """
+    shape = (rows, *model.output.shape)
     try:
-        end = int(header_length or "")
+        end = len(body) if header_length is None else int(header_length)
         head = _RESPONSE.decode(memoryview(body)[:end])
         (tensor,) = head.outputs
-        if tensor.shape != (1, *model.output.shape):
+        if tensor.shape != shape:
             raise MalformedAnswerError(f"the output has shape {list(tensor.shape)}")
         dtype = DATATYPES[tensor.datatype]
-        output = np.frombuffer(body, dtype, offset=end).reshape(model.output.shape)
-    except (msgspec.DecodeError, ValueError, KeyError) as error:
+        if header_length is None:
+            outputs = np.array(tensor.data, dtype).reshape(shape)
+        else:
+            outputs = np.frombuffer(body, dtype, offset=end).reshape(shape)
+        return RowAnswers(outputs, _sources(head.parameters.source, rows))
+    except (msgspec.DecodeError, ValueError, TypeError, KeyError) as error:
         raise MalformedAnswerError(str(error)) from error
-    return RowAnswer(output, head.parameters.source)
+
+
+def _sources(text: str | None, rows: int) -> tuple[Source, ...]:
+    if text is None:
+        return (Source.MODEL,) * rows
+    sources = tuple(map(Source, text.split(",")))
+    if len(sources) != rows:
+        raise MalformedAnswerError(f"{len(sources)} sources for {rows} rows")
+    return sources
+
+
+class _Entry(msgspec.Struct):
+    name: str
 
 
 class _Tensor(msgspec.Struct):
     name: str
     datatype: str
     shape: tuple[int, ...]
+    data: list[Any] | None = None
 
 
 class _Metadata(msgspec.Struct):
@@ -113,7 +155,7 @@ class _Metadata(msgspec.Struct):
 
 
 class _Parameters(msgspec.Struct, frozen=True):
-    source: Source = Source.MODEL
+    source: str | None = None
 
 
 class _Response(msgspec.Struct):
