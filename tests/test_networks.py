@@ -8,7 +8,7 @@ import torch
 
 from parity_models.errors import TrainingError
 from parity_models.models.export import export_onnx
-from parity_models.models.networks import build_network
+from parity_models.models.networks import SCALABLE, build_network
 from parity_models.models.onnx_model import OnnxModel
 
 Shape = tuple[int, ...]
@@ -24,6 +24,9 @@ BUILDS = [
     ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
     ("resnet-small", (3, 33, 20), (4, 10), (2, 2)),
     ("resnet-small", (1, 8, 8), (10,), (1, 1)),
+    ("vgg11@0.03", (3, 32, 24), (3, 10), (1, 3)),
+    ("resnet18@0.03", (1, 28, 28), (2, 10), (1, 2)),
+    ("resnet18@0.03", (3, 70, 64), (4,), (1, 1)),
 ]
 
 
@@ -62,10 +65,14 @@ def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     [
         ("mlp", 784 * 200 + 200 + 200 * 100 + 100 + 100 * 10 + 10),
         ("lenet5", 61_706),
+        # As torchvision's, with a 3x3 stem for one channel and ten classes.
+        ("resnet18", 11_689_512 - 513_000 + 5_130 - 64 * (3 * 49 - 9)),
+        ("resnet152", 60_192_808 - 2_049_000 + 20_490 - 64 * (3 * 49 - 9)),
     ],
 )
 def test_published_networks_have_their_published_size(name: str, parameters: int) -> None:
-    network = build_network(name, (1, 28, 28), (10,))
+    with torch.device("meta"):
+        network = build_network(name, (1, 28, 28), (10,))
     assert sum(math.prod(p.shape) for p in network.parameters()) == parameters
 
 
@@ -78,6 +85,14 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
         ("resnet-small", (784,), (1, 1), "takes images"),
         ("resnet-small", (1, 3, 8), (1, 1), "at least 4x4"),
         ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
+        ("vgg11", (3, 7, 8), (1, 1), "at least 8x8"),
+        ("resnet18", (784,), (1, 1), "takes images"),
+        ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
+        ("resnet18@", (3, 28, 28), (1, 1), "asks for no width"),
+        ("resnet18@nan", (3, 28, 28), (1, 1), "asks for no width"),
+        ("vgg11@-1", (3, 28, 28), (1, 1), "asks for no width"),
+        ("vgg11@1000", (3, 28, 28), (1, 1), "asks for no width"),
+        ("mlp@0.5", (784,), (1, 1), "comes in one width"),
     ],
 )
 def test_networks_that_cannot_take_the_inputs_say_so(
@@ -85,3 +100,15 @@ def test_networks_that_cannot_take_the_inputs_say_so(
 ) -> None:
     with pytest.raises(TrainingError, match=reason):
         build_network(name, inputs, (10,), grid)
+
+
+def test_a_width_scales_every_layer() -> None:
+    for name in SCALABLE:
+        with torch.device("meta"):
+            full, half = (build_network(n, (3, 32, 32), (10,)) for n in (name, f"{name}@0.5"))
+        layers = [
+            [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+            for network in (full, half)
+        ]
+        for wide, narrow in zip(*layers, strict=True):
+            assert narrow.out_channels * 2 == wide.out_channels

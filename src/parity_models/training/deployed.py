@@ -17,7 +17,7 @@ from parity_models.tasks.metrics import Kind
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
 from parity_models.training.queries import mirror, mirror_boxes, predict
-from parity_models.training.recipes import DEPLOYED
+from parity_models.training.recipes import DEPLOYED, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
 
 LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
@@ -40,7 +40,7 @@ def train_deployed(
     """
     run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
     module = run.build(lambda: build_network(network, dataset.input_shape, dataset.output_shape))
-    recipe = DEPLOYED[network]
+    recipe = recipe_for(DEPLOYED, network, dataset.input_shape)
     options: Options = {"network": network, **recipe.options}
     steps = recipe.steps_per_epoch(len(dataset.train))
     problem = _Labelled(module, task, dataset, steps, recipe.mirror and task.flips)

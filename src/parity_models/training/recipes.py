@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import ceil
 
+from parity_models.models.networks import family
 from parity_models.training.checkpoint import Options
 from parity_models.training.schedule import Budget, Schedule
 
@@ -57,6 +58,9 @@ DEPLOYED = {
     "mlp": Recipe(30, 256, 2e-3, 5e-2, mirror=True, threaded=False),
     "lenet5": Recipe(20, 256, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet-small": Recipe(6, 128, 1e-2, 5e-2, mirror=True, threaded=True),
+    "vgg11": Recipe(10, 128, 2e-3, 5e-2, mirror=True, threaded=True),
+    "resnet18": Recipe(10, 128, 4e-3, 5e-2, mirror=True, threaded=True),
+    "resnet152": Recipe(10, 128, 2e-3, 5e-2, mirror=True, threaded=True),
 }
 """Recipes for deployed models, trained on labels, and for backups that imitate them."""
 
@@ -65,5 +69,14 @@ PARITY = {
     "mlp": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
     "lenet5": Recipe(30, 256, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet-small": Recipe(10, 64, 1e-2, 5e-2, mirror=True, threaded=True),
+    "vgg11": Recipe(10, 64, 2e-3, 5e-2, mirror=True, threaded=True),
+    "resnet18": Recipe(10, 64, 4e-3, 5e-2, mirror=True, threaded=True),
+    "resnet152": Recipe(10, 64, 2e-3, 5e-2, mirror=True, threaded=True),
 }
 """Recipes for parity models, trained on the deployed model's predictions."""
+
+
+def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int, ...]) -> Recipe:
+    """That of the network called `network`; of one that is not ours, what suits its inputs."""
+    kind = "resnet-small" if len(input_shape) == 3 else "mlp"
+    return recipes.get(family(network), recipes[kind])

@@ -8,6 +8,7 @@ from parity_models.errors import TrainingError
 from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mlp import MLP
+from parity_models.models.networks.published import VGG11, resnet18, resnet152
 from parity_models.models.networks.resnet import SmallResNet
 
 Grid = tuple[int, int]
@@ -18,7 +19,19 @@ NETWORKS: dict[str, Callable[[Shape, Shape, Grid], nn.Module]] = {
     "mlp": lambda inputs, outputs, grid: MLP(inputs, outputs),
     "lenet5": lambda inputs, outputs, grid: LeNet5(inputs, outputs),
     "resnet-small": SmallResNet,
+    "vgg11": VGG11,
+    "resnet18": resnet18,
+    "resnet152": resnet152,
 }
+
+SCALABLE: dict[str, Callable[[Shape, Shape, Grid, float], nn.Module]] = {
+    "vgg11": VGG11,
+    "resnet18": resnet18,
+    "resnet152": resnet152,
+}
+"""Networks that also come with a multiple of their channels: resnet18@0.25 has a quarter."""
+
+WIDEST = 4.0
 
 
 def build_network(
@@ -31,12 +44,50 @@ def build_network(
     sees which slot a feature comes from. Raises TrainingError for a name that does not exist
     and for a network that cannot take such inputs.
     """
-    try:
-        network = NETWORKS[name]
-    except KeyError:
+    family, at, width = name.partition("@")
+    if family not in NETWORKS:
         known = ", ".join(NETWORKS)
-        raise TrainingError(f"no network is called {name!r}; there are {known}") from None
-    return network(input_shape, output_shape, grid)
+        raise TrainingError(f"no network is called {name!r}; there are {known}")
+    if at:
+        return _scalable(name)(input_shape, output_shape, grid, _width(name, width))
+    return NETWORKS[family](input_shape, output_shape, grid)
 
 
-__all__ = ["MLP", "NETWORKS", "LeNet5", "Linear", "SmallResNet", "build_network"]
+def family(name: str) -> str:
+    """The name of a network without the multiple of its channels: resnet18 of resnet18@0.25."""
+    return name.partition("@")[0]
+
+
+def _scalable(name: str) -> Callable[[Shape, Shape, Grid, float], nn.Module]:
+    try:
+        return SCALABLE[family(name)]
+    except KeyError:
+        raise TrainingError(
+            f"{family(name)} comes in one width; {', '.join(SCALABLE)} take others, as in "
+            "resnet18@0.25"
+        ) from None
+
+
+def _width(name: str, text: str) -> float:
+    try:
+        width = float(text)
+    except ValueError:
+        width = 0.0
+    if not 0 < width <= WIDEST:
+        raise TrainingError(
+            f"{name!r} asks for no width: after the @ stands a multiple of the channels, up to "
+            f"{WIDEST:g}, as in resnet18@0.25"
+        )
+    return width
+
+
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "SCALABLE",
+    "LeNet5",
+    "Linear",
+    "SmallResNet",
+    "build_network",
+    "family",
+]

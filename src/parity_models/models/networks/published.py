@@ -1,0 +1,123 @@
+"""The published networks that come from torchvision, for images of any channels and sizes.
+
+(VGG: Simonyan, Zisserman, ICLR 2015. ResNet: He et al., CVPR 2016.) `width` multiplies the
+channels of all layers: a quarter of them costs about a sixteenth. The last feature map is averaged
+over each cell of `grid` (rows, columns), as resnet-small does.
+"""
+
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet, vgg
+
+from parity_models.errors import TrainingError
+
+Shape = tuple[int, ...]
+Grid = tuple[int, int]
+
+SMALL = 64
+"""Images with a shorter side than this keep their size in the first layers of a ResNet, which
+were made for photographs four times as large."""
+
+
+class VGG11(nn.Module):
+    """VGG-11 with batch normalisation: (n, channels, height, width) to (n, *output_shape).
+
+    Takes images of any size from 8x8: poolings that would leave fewer pixels than `grid` has
+    cells are left out. One full layer stands in place of three, which hold nine tenths of the
+    original's weights.
+    """
+
+    def __init__(
+        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
+    ) -> None:
+        super().__init__()
+        channels, *size = _image(input_shape, grid, "vgg11")
+        layers: list[int | str] = []
+        for layer in vgg.cfgs["A"]:
+            if isinstance(layer, int):
+                layers.append(_scaled(layer, width))
+            elif all(length // 2 >= cells for length, cells in zip(size, grid, strict=True)):
+                layers.append(layer)
+                size = [length // 2 for length in size]
+        self.features = vgg.make_layers(layers, batch_norm=True)
+        self.features[0] = nn.Conv2d(channels, _scaled(64, width), 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        self.head = nn.Linear(_scaled(512, width) * prod(grid), prod(output_shape))
+        self.output_shape = output_shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.head(self.pool(self.features(input)).flatten(1))
+        return output.reshape(-1, *self.output_shape)
+
+
+class DeepResNet(resnet.ResNet):
+    """A residual network of torchvision's: (n, channels, height, width) to (n, *output_shape)."""
+
+    def __init__(
+        self,
+        name: str,
+        block: type[resnet.BasicBlock] | type[resnet.Bottleneck],
+        blocks: list[int],
+        input_shape: Shape,
+        output_shape: Shape,
+        grid: Grid = (1, 1),
+        width: float = 1.0,
+    ) -> None:
+        channels, *size = _image(input_shape, grid, name)
+        self._width = width
+        super().__init__(block, blocks)
+        stem = _scaled(64, width)
+        if min(size) < SMALL:
+            self.conv1 = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(channels, stem, 7, 2, padding=3, bias=False)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.avgpool = nn.AdaptiveAvgPool2d(grid)
+        self.fc = nn.Linear(self.inplanes * prod(grid), prod(output_shape))
+        self.output_shape = output_shape
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        if planes == 64:  # the first stage takes what the scaled stem gives
+            self.inplanes = _scaled(64, self._width)
+        return super()._make_layer(block, _scaled(planes, self._width), *args, **kwargs)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = super().forward(input)
+        return output.reshape(-1, *self.output_shape)
+
+
+def resnet18(
+    input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
+) -> DeepResNet:
+    """ResNet-18: two basic blocks in each of four stages."""
+    blocks = [2, 2, 2, 2]
+    return DeepResNet("resnet18", resnet.BasicBlock, blocks, input_shape, output_shape, grid, width)
+
+
+def resnet152(
+    input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
+) -> DeepResNet:
+    """ResNet-152: 3, 8, 36 and 3 bottleneck blocks."""
+    blocks = [3, 8, 36, 3]
+    return DeepResNet(
+        "resnet152", resnet.Bottleneck, blocks, input_shape, output_shape, grid, width
+    )
+
+
+def _image(shape: Shape, grid: Grid, name: str) -> Shape:
+    least = [8 * cells for cells in grid]
+    if len(shape) != 3 or shape[1] < least[0] or shape[2] < least[1]:
+        raise TrainingError(
+            f"{name} takes images of shape (channels, height, width), at least "
+            f"{least[0]}x{least[1]} here, not inputs of shape {shape}; use mlp or, for small "
+            "images, resnet-small"
+        )
+    return shape
+
+
+def _scaled(channels: int, width: float) -> int:
+    return max(1, round(channels * width))
