@@ -10,11 +10,14 @@ from parity_models.cli.training import (
     DataDir,
     Device,
     Epochs,
+    Flips,
+    Inputs,
+    MetricName,
     Resume,
     Seconds,
     Seed,
+    find_queries,
     tell,
-    trained_task,
 )
 from parity_models.models.bundle import open_bundle, with_accuracy
 from parity_models.models.networks import NETWORKS
@@ -33,6 +36,9 @@ def backup(
     out: Annotated[
         Path, typer.Option(help="The bundle to write; may be the same.", metavar="BUNDLE")
     ],
+    inputs: Inputs = None,
+    metric: MetricName = None,
+    flips: Flips = False,
     epochs: Epochs = None,
     seconds: Seconds = None,
     seed: Seed = 0,
@@ -42,26 +48,26 @@ def backup(
 ) -> None:
     """Train a cheaper network as a backup for a deployed model.
 
-    The backup learns the deployed model's own predictions for the queries of its task. The
-    bundle that is written holds all that the given one does, and the backup, for
-    `parm serve --policy approximate-backup`. Accuracy is measured on the test set, printed, and
-    put into the bundle. Ctrl-C ends training early and writes the best so far; a checkpoint
-    beside the bundle allows to --resume.
+    The backup learns the deployed model's own predictions, for the queries of its task or for
+    --inputs. The bundle that is written holds all that the given one does, and the backup, for
+    `parm serve --policy approximate-backup`. Accuracy is measured on a test set, printed, and
+    put into the bundle; for --inputs it is agreement with the deployed model. Ctrl-C ends
+    training early and writes the best so far; a checkpoint beside the bundle allows to --resume.
     """
     opened = open_bundle(bundle)
-    task = trained_task(opened)
-    dataset = task.load(data_dir)
-    with progress_bar(f"backup ({network})", task.metric) as report:
+    k = 1 if opened.manifest.code is None else opened.manifest.code.k
+    queries = find_queries(opened, inputs, data_dir, metric, flips, k)
+    with progress_bar(f"backup ({network})", queries.metric) as bar:
         outcome = train_backup(
             opened,
             network,
-            dataset.train.inputs,
+            queries.train,
             out,
-            Settings(epochs, seconds, seed, device, resume, report),
-            validation=dataset.validation,
-            metric=task.metric,
-            mirrored=task.flips,
+            Settings(epochs, seconds, seed, device, resume, bar, bar.predicted),
+            validation=queries.validation,
+            metric=queries.metric,
+            mirrored=queries.flips,
         )
-    accuracy = measure_accuracy(outcome.bundle, task, dataset.test)
+    accuracy = measure_accuracy(outcome.bundle, queries.metric, queries.test, queries.test_labels)
     with_accuracy(outcome.bundle, accuracy)
     tell(outcome)

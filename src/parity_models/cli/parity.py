@@ -10,24 +10,48 @@ from parity_models.cli.training import (
     DataDir,
     Device,
     Epochs,
+    Flips,
+    Inputs,
+    MetricName,
     Resume,
     Seconds,
     Seed,
+    find_queries,
     tell,
-    trained_task,
 )
-from parity_models.codes import CodeSpec
+from parity_models.codes import Code, CodeSpec
 from parity_models.codes.code import DECODERS, ENCODERS
-from parity_models.models.bundle import open_bundle, with_accuracy
+from parity_models.errors import UserError
+from parity_models.models.bundle import with_accuracy
 from parity_models.models.networks import NETWORKS
-from parity_models.training import Settings, progress_bar, train_parity
+from parity_models.training import (
+    Settings,
+    default_network,
+    open_deployed,
+    progress_bar,
+    train_parity,
+)
 
 
 def parity(
-    deployed: Annotated[
-        Path, typer.Option("--from", help="The folder that parm train wrote.", metavar="DIR")
-    ],
     out: Annotated[Path, typer.Option(help="The bundle to write.", metavar="BUNDLE")],
+    deployed: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="The deployed model: a folder that parm train wrote, or another bundle.",
+            metavar="DIR",
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="The deployed model, in place of --from: an ONNX file with one float32 input "
+            "and one float32 output. Give --inputs, too.",
+            metavar="FILE",
+        ),
+    ] = None,
+    inputs: Inputs = None,
     k: Annotated[int, typer.Option("--k", help="Queries in a coding group.")] = 2,
     r: Annotated[
         int, typer.Option("--r", help="Parity queries, and parity models, per group.")
@@ -36,8 +60,17 @@ def parity(
     decoder: Annotated[str, typer.Option(help=f"One of {', '.join(DECODERS)}.")] = "separate",
     network: Annotated[
         str | None,
-        typer.Option(help=f"One of {', '.join(NETWORKS)}; by default the deployed model's."),
+        typer.Option(
+            "--parity-network",
+            "--network",
+            help=f"One of {', '.join(NETWORKS)}, or a function of yours, package.module:function. "
+            "By default that of a model that parm train wrote; for others the most capable that "
+            "is not slower than the deployed model.",
+            metavar="NAME",
+        ),
     ] = None,
+    metric: MetricName = None,
+    flips: Flips = False,
     epochs: Epochs = None,
     seconds: Seconds = None,
     seed: Seed = 0,
@@ -47,27 +80,36 @@ def parity(
 ) -> None:
     """Train parity models for a deployed model, and bundle the two.
 
-    Parity models learn from the deployed model's own predictions for the queries of its task.
-    The epoch with the best degraded accuracy (A_d) on a validation set is kept. Then accuracy is
-    measured on the test set, printed, and put into the bundle. Ctrl-C ends training early and
-    writes the best bundle so far; a checkpoint beside BUNDLE allows to --resume.
+    Parity models learn from the deployed model's own predictions, for the queries of its task or
+    for --inputs; labels are not needed. The epoch with the best degraded accuracy (A_d) on a
+    validation set is kept. Then accuracy is measured on a test set, printed, and put into the
+    bundle; for --inputs it is agreement with the deployed model, on a tenth of them. Ctrl-C ends
+    training early and writes the best bundle so far; a checkpoint beside BUNDLE allows to
+    --resume.
     """
-    bundle = open_bundle(deployed)
-    task = trained_task(bundle)
-    dataset = task.load(data_dir)
+    source = deployed or model
+    if source is None or (deployed and model):
+        raise UserError("name the deployed model: either --from DIR or --model FILE")
     spec = CodeSpec(encoder, decoder, k, r)
-    with progress_bar(f"parity model ({spec})", "A_d") as report:
-        outcome = train_parity(
-            bundle,
-            spec,
-            dataset.train.inputs,
-            out,
-            Settings(epochs, seconds, seed, device, resume, report),
-            network=network,
-            validation=dataset.validation,
-            metric=task.metric,
-            mirrored=task.flips,
-        )
-    accuracy = measure_accuracy(outcome.bundle, task, dataset.test)
+    with open_deployed(source, ()) as bundle:
+        shapes = bundle.manifest.deployed
+        code = Code(spec, shapes.input.shape, shapes.output.shape)
+        queries = find_queries(bundle, inputs, data_dir, metric, flips, k)
+        if network is None:
+            network = default_network(bundle, code)
+            typer.echo(f"parity network: {network}")
+        with progress_bar(f"parity model ({spec})", "A_d") as bar:
+            outcome = train_parity(
+                bundle,
+                spec,
+                queries.train,
+                out,
+                Settings(epochs, seconds, seed, device, resume, bar, bar.predicted),
+                network=network,
+                validation=queries.validation,
+                metric=queries.metric,
+                mirrored=queries.flips,
+            )
+    accuracy = measure_accuracy(outcome.bundle, queries.metric, queries.test, queries.test_labels)
     with_accuracy(outcome.bundle, accuracy)
     tell(outcome)

@@ -36,6 +36,8 @@ def train(
     with progress_bar(f"deployed model ({network})", learned.metric) as report:
         settings = Settings(epochs, seconds, seed, device, resume, report)
         outcome = train_deployed(learned, dataset, network, out, settings)
-    accuracy = measure_accuracy(outcome.bundle, learned, dataset.test)
+    accuracy = measure_accuracy(
+        outcome.bundle, learned.metric, dataset.test.inputs, dataset.test.labels
+    )
     with_accuracy(outcome.bundle, accuracy)
     tell(outcome)

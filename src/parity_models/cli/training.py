@@ -1,14 +1,25 @@
-"""What parm train, parity and backup share: options, the task, and what they say in the end."""
+"""What parm train, parity and backup share: options, queries, and what they say in the end."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
+from rich.console import Console
 
-from parity_models.errors import BundleError
+from parity_models.errors import UserError
+from parity_models.evaluation.inference_table import inference_table, slowdown
 from parity_models.models.bundle import Bundle
-from parity_models.tasks import Task, find_task
+from parity_models.tasks import METRICS, Split, find_task
+from parity_models.tasks.task import Labels
+from parity_models.tasks.unlabelled import choose_metric
+from parity_models.tasks.user_data import check_queries, load_inputs
 from parity_models.training import Outcome
+
+HELD_OUT = 10
+"""One of so many of the user's inputs is not trained on, to report accuracy on."""
 
 Epochs = Annotated[
     int | None,
@@ -39,27 +50,98 @@ DataDir = Annotated[
         metavar="DIR",
     ),
 ]
+Inputs = Annotated[
+    Path | None,
+    typer.Option(
+        help="Queries to learn from, without labels, instead of a task's: an .npy or .npz file, "
+        "or a folder of .npy files and images.",
+        metavar="PATH",
+    ),
+]
+MetricName = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help=f"What accuracy is: {', '.join(METRICS)}. By default the task's; without a task "
+        "top-1 for predictions that are a row of numbers, else r2.",
+        metavar="NAME",
+    ),
+]
+Flips = Annotated[
+    bool,
+    typer.Option("--flips", help="A query turned left to right is as good a query: train on both."),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from the checkpoint of a run that was cut off.")
 ]
 
 
-def trained_task(bundle: Bundle) -> Task:
-    """The task that the deployed model of `bundle` was trained on, or BundleError."""
+@dataclass(frozen=True)
+class Queries:
+    """What to train on, validate with, and report on; labels only where there are any."""
+
+    train: NDArray[np.float32]
+    validation: Split | None
+    test: NDArray[np.float32]
+    test_labels: Labels | None
+    metric: str
+    flips: bool
+
+
+def find_queries(
+    bundle: Bundle,
+    inputs: Path | None,
+    data_dir: Path | None,
+    metric: str | None,
+    flips: bool,
+    k: int,
+) -> Queries:
+    """The user's queries at `inputs`, or those of the task that the model was trained on.
+
+    Of the user's, some are held out to report on. Raises UserError if there are neither or they
+    are too few for groups of k.
+    """
+    deployed = bundle.manifest.deployed
+    shape = deployed.output.shape
+    if inputs is not None:
+        found = load_inputs(inputs, deployed.input.shape)
+        check_queries(found, deployed.input.shape, f"inputs in {inputs}", 3 * k)
+        order = np.random.default_rng(1).permutation(len(found))
+        rest, test = np.split(order, [len(found) - max(k, len(found) // HELD_OUT)])
+        chosen = choose_metric(metric, shape)
+        return Queries(found[rest], None, found[test], None, chosen, flips)
     training = bundle.manifest.deployed_training
     if training is None:
-        raise BundleError(
-            f"{bundle.path} does not say what its model was trained on; name a folder that parm "
-            "train wrote"
+        raise UserError(
+            "nothing says what queries the deployed model gets; give some with --inputs, an .npy "
+            "file or a folder, labels are not needed"
         )
-    return find_task(training.task)
+    task = find_task(training.task)
+    data = task.load(data_dir)
+    return Queries(
+        data.train.inputs,
+        data.validation,
+        data.test.inputs,
+        data.test.labels,
+        choose_metric(metric or task.metric, shape),
+        flips or task.flips,
+    )
 
 
 def tell(outcome: Outcome) -> None:
-    """Say what was written, and of which epoch."""
-    fitted = outcome.fitted
+    """Say what was written, of which epoch, and how fast its models are."""
+    fitted, bundle = outcome.fitted, outcome.bundle
+    if bundle.manifest.inference_times is not None:
+        Console().print(inference_table(bundle))
+    slower = slowdown(bundle)
+    if slower is not None:
+        typer.echo(
+            f"warning: a parity model takes {slower:.1f} times as long as the deployed model, so "
+            "its instances keep up with less; choose a faster one with --parity-network",
+            err=True,
+        )
     typer.echo(
-        f"{outcome.bundle.path} holds the best epoch, {fitted.best_epoch} of {fitted.epochs} "
+        f"{bundle.path} holds the best epoch, {fitted.best_epoch} of {fitted.epochs} "
         f"({fitted.seconds:.0f} s)"
     )
     if fitted.interrupted:

@@ -93,6 +93,8 @@ def _why(error: Exception) -> str:
             "keeps its weights in another file; export it with the weights inside "
             "(torch.onnx.export(..., external_data=False))"
         )
+    if "is not a registered function/op" in text or "No Op registered" in text:
+        return f"uses an operator that ONNX Runtime lacks ({text}); export it without that operator"
     return f"cannot be loaded by ONNX Runtime ({text}); is it a complete ONNX file?"
 
 

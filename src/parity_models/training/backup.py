@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.export import export_onnx
+from parity_models.models.inference_time import measure_models
 from parity_models.models.networks import build_network
-from parity_models.models.weights import load_deployed
 from parity_models.tasks import METRICS, Split, score
+from parity_models.tasks.unlabelled import choose_metric
+from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
 from parity_models.training.distillation import (
@@ -27,8 +29,9 @@ from parity_models.training.distillation import (
 )
 from parity_models.training.inputs import check_inputs, hold_out
 from parity_models.training.queries import mirror, predict, predict_both_ways
-from parity_models.training.recipes import DEPLOYED
+from parity_models.training.recipes import DEPLOYED, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
+from parity_models.training.teacher import load_teacher
 
 
 def train_backup(
@@ -39,36 +42,39 @@ def train_backup(
     settings: Settings | None = None,
     *,
     validation: Split | None = None,
-    metric: str = "top-1",
+    metric: str | None = None,
     mirrored: bool = False,
 ) -> Outcome:
     """Train the network called `network` as a backup for the deployed model of `bundle`.
 
-    `inputs` (n, *query_shape) need no labels. The best epoch is chosen by `metric` on
-    `validation`; without it, on inputs held out, where F's own predictions count as right.
-    `mirrored` allows to turn queries left to right. Writes to `out` all that `bundle` holds, and
-    the backup. Raises DataError for inputs that do not fit, TrainingError for settings that
-    cannot work and BundleError if `out` is no place for a bundle or `bundle` lacks the weights
-    of F.
+    `inputs` (n, *query_shape) need no labels. The best epoch is chosen by `metric` (by default
+    what suits the shape of predictions) on `validation`; without it, on inputs held out, where
+    F's own predictions count as right. `mirrored` allows to turn queries left to right. Writes
+    to `out` all that `bundle` holds, and the backup. Raises DataError for inputs that do not fit,
+    TrainingError for settings that cannot work and BundleError if `out` is no place for a bundle.
     """
     manifest = bundle.manifest
     query_shape, output_shape = manifest.deployed.input.shape, manifest.deployed.output.shape
-    check_inputs(inputs, query_shape, "training inputs")
-    task = manifest.deployed_training.task if manifest.deployed_training else "unknown"
-    run = Run(out, settings or Settings(), task, inputs)
-    model = place(load_deployed(bundle), run.device)
+    metric = choose_metric(metric, output_shape)
+    check_inputs(inputs, query_shape, 1 if validation else 2)
+    if validation is not None:
+        check_queries(validation.inputs, query_shape, "validation inputs")
+    task = manifest.deployed_training.task if manifest.deployed_training else "own"
+    settings = settings or Settings()
+    run = Run(out, settings, task, inputs)
+    model = place(load_teacher(bundle, settings.predicted), run.device)
     module = run.build(lambda: build_network(network, query_shape, output_shape))
-    recipe = DEPLOYED[network]
+    recipe = recipe_for(DEPLOYED, network, query_shape)
     options: Options = {
         "deployed": manifest.deployed.sha256,
         "network": network,
+        "metric": metric,
         "temperature": TEMPERATURE,
         "squared_error": SQUARED_ERROR,
         **recipe.options,
     }
     if validation is None:
-        inputs, validation = hold_out(inputs, model, run.device)
-    check_inputs(validation.inputs, query_shape, "validation inputs")
+        inputs, validation = hold_out(inputs, model, run.device, metric, 1)
     problem = _Imitation(
         module,
         model,
@@ -79,16 +85,21 @@ def train_backup(
         metric=metric,
     )
     fitted = run.fit(problem, recipe, options)
+    deployed = bundle.stored(manifest.deployed)
+    parity = [bundle.stored(parity) for parity in manifest.parity]
+    backup = NewModel(export_onnx(module, query_shape), network)
     written = write_bundle(
         out,
-        deployed=bundle.stored(manifest.deployed),
-        parity=[bundle.stored(parity) for parity in manifest.parity],
-        backup=NewModel(export_onnx(module, query_shape), network),
+        deployed=deployed,
+        parity=parity,
+        coders={name: bundle.stored(coder) for name, coder in manifest.coders.items()},
+        backup=backup,
         code=manifest.code,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=manifest.parity_training,
         backup_training=run.record(fitted, options),
+        inference_times=measure_models(deployed, parity, backup),
         files={stored.file: bundle.path / stored.file for stored in manifest.files},
     )
     return run.end(written, fitted)

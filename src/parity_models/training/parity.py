@@ -4,6 +4,7 @@ Targets are F's own predictions, so labels are never needed; those of a validati
 there are any, only say how right reconstructions are.
 """
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,106 +12,162 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from parity_models.codes import Code, CodeSpec
-from parity_models.codes.encoders import GRIDS
+from parity_models.codes import Code, Coder, CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.export import export_onnx
-from parity_models.models.networks import build_network
-from parity_models.models.weights import WEIGHTS, load_deployed
+from parity_models.models.inference_time import measure_models
+from parity_models.models.networks import NETWORKS, family
+from parity_models.models.weights import WEIGHTS
 from parity_models.tasks import Split
+from parity_models.tasks.unlabelled import choose_metric
+from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
 from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
 from parity_models.training.inputs import check_inputs, hold_out
-from parity_models.training.recipes import PARITY
+from parity_models.training.learned import CodedNetworks
+from parity_models.training.parity_network import (
+    Factory,
+    ParityNetwork,
+    choose_network,
+    parity_network,
+)
 from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
+from parity_models.training.source import Deployed, open_deployed
+from parity_models.training.teacher import load_teacher
 
 
 def train_parity(
-    deployed: Bundle,
+    deployed: Deployed,
     spec: CodeSpec,
     inputs: NDArray[np.float32],
     out: Path,
     settings: Settings | None = None,
     *,
-    network: str | None = None,
+    network: str | Factory | None = None,
     validation: Split | None = None,
-    metric: str = "top-1",
+    metric: str | None = None,
     mirrored: bool = False,
 ) -> Outcome:
-    """Train the r parity models of the code `spec` for the deployed model of a bundle.
+    """Train the r parity models of the code `spec` for a deployed model.
 
-    `inputs` (n, *query_shape) need no labels. The best epoch is the one with the best A_d under
-    `metric` on `validation`; without it, on inputs held out, where F's own predictions count as
-    right. `network` is by default the deployed model's. `mirrored` allows to turn queries left
-    to right. Writes a bundle with all models to `out`. Raises CodeError for a code that cannot
-    be, DataError for inputs that do not fit, TrainingError for settings that cannot work and
-    BundleError if `out` is no place for a bundle or `deployed` lacks the weights of F.
+    `deployed` is a bundle, the path of one or of an ONNX file, or a torch module. `inputs`
+    (n, *query_shape) need no labels. The best epoch is the one with the best A_d under `metric`
+    (by default what suits the shape of predictions) on `validation`; without it, on inputs held
+    out, where F's own predictions count as right. `network` is a name, a `package.module:function`
+    or a function that makes one (see `parity_network.Factory`); by default the deployed model's
+    if its weights are in the bundle, else one chosen for its inference time. `mirrored` allows
+    to turn queries left to right. Writes a bundle with all models to `out`.
+
+    Raises CodeError for a code that cannot be, DataError for inputs that do not fit, ModelError
+    for a model that cannot be deployed, TrainingError for settings that cannot work and
+    BundleError if `out` is no place for a bundle.
     """
+    settings = settings or Settings()
+    with open_deployed(deployed, inputs.shape[1:]) as bundle:
+        teacher = (
+            deepcopy(deployed).eval()
+            if isinstance(deployed, nn.Module)
+            else load_teacher(bundle, settings.predicted)
+        )
+        return _train(
+            bundle, teacher, spec, inputs, out, settings, network, validation, metric, mirrored
+        )
+
+
+def _train(
+    deployed: Bundle,
+    teacher: nn.Module,
+    spec: CodeSpec,
+    inputs: NDArray[np.float32],
+    out: Path,
+    settings: Settings,
+    named: str | Factory | None,
+    validation: Split | None,
+    metric: str | None,
+    mirrored: bool,
+) -> Outcome:
     manifest = deployed.manifest
     code = Code(spec, manifest.deployed.input.shape, manifest.deployed.output.shape)
-    check_inputs(inputs, code.query_shape, "training inputs", code.k)
-    network = network or manifest.deployed.network
-    task = manifest.deployed_training.task if manifest.deployed_training else "unknown"
-    run = Run(out, settings or Settings(), task, inputs)
-    model = place(load_deployed(deployed), run.device)
-    module = run.build(lambda: _build(network, code, model, manifest.deployed.network == network))
-    recipe = PARITY[network]
+    metric = choose_metric(metric, code.output_shape)
+    check_inputs(inputs, code.query_shape, code.k if validation else 2 * code.k)
+    if validation is not None:
+        check_queries(validation.inputs, code.query_shape, "validation inputs", code.k)
+    task = manifest.deployed_training.task if manifest.deployed_training else "own"
+    run = Run(out, settings, task, inputs)
+    network = parity_network(named or default_network(deployed, code), code)
+    model = place(teacher, run.device)
+    module = run.build(lambda: CodedNetworks(_build(network, code.r, model), code))
+    code = module.code
+    recipe = network.recipe
     options: Options = {
         "deployed": manifest.deployed.sha256,
         "code": str(spec),
-        "network": network,
+        "network": network.name,
+        "metric": metric,
         "temperature": TEMPERATURE,
         "squared_error": SQUARED_ERROR,
         **recipe.options,
     }
     if validation is None:
-        inputs, validation = hold_out(inputs, model, run.device)
-        check_inputs(inputs, code.query_shape, "training inputs", code.k)
-    check_inputs(validation.inputs, code.query_shape, "validation inputs", code.k)
+        inputs, validation = hold_out(inputs, model, run.device, metric, code.k)
     problem = Reconstruction(
         module,
-        code,
         model,
         torch.from_numpy(inputs).to(run.device),
         steps=recipe.steps_per_epoch(len(inputs) // code.k),
         mirrored=mirrored and recipe.mirror,
-        validation=Validation(code, model, validation, metric, run.device),
+        validation=Validation(code.k, model, validation, metric, run.device),
     )
     fitted = run.fit(problem, recipe, options)
+    stored = deployed.stored(manifest.deployed)
+    parity = [NewModel(export_onnx(one, code.parity_shape), network.name) for one in module]
+    coders: dict[Coder, NewModel] = {
+        name: NewModel(export_onnx(module.coders[name], taken), f"{name} of {spec}")
+        for name, (taken, _) in code.network_shapes.items()
+    }
+    backup = None if manifest.backup is None else deployed.stored(manifest.backup)
+    weights = [file.file for file in manifest.files if file.file == WEIGHTS]
     bundle = write_bundle(
         out,
-        deployed=deployed.stored(manifest.deployed),
-        parity=[NewModel(export_onnx(one, code.parity_shape), network) for one in module],
-        backup=None if manifest.backup is None else deployed.stored(manifest.backup),
+        deployed=stored,
+        parity=parity,
+        coders=coders,
+        backup=backup,
         code=spec,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=run.record(fitted, options),
         backup_training=manifest.backup_training,
-        files={WEIGHTS: deployed.path / WEIGHTS},
+        inference_times=measure_models(stored, parity, backup),
+        files={file: deployed.path / file for file in weights},
     )
     return run.end(bundle, fitted)
 
 
-def _build(network: str, code: Code, deployed: nn.Module, alike: bool) -> nn.ModuleList:
-    """r parity models, which start from the deployed model's weights if they are `alike`."""
-    # Separate outputs of tiled images come each from its own part of the image.
-    tiled = (code.spec.encoder, code.spec.decoder) == ("concatenation", "separate")
-    grid = GRIDS[code.k] if tiled else (1, 1)
-    models = nn.ModuleList(
-        build_network(network, code.parity_shape, code.parity_output_shape, grid)
-        for _ in range(code.r)
+def default_network(deployed: Bundle, code: Code) -> str:
+    """The deployed model's network if the bundle holds its weights, to start from, else a chosen
+    one."""
+    network = deployed.manifest.deployed.network
+    has_weights = WEIGHTS in (stored.file for stored in deployed.manifest.files)
+    return (
+        network if has_weights and family(network) in NETWORKS else choose_network(deployed, code)
     )
-    if alike:
-        theirs = deployed.state_dict()
-        for model in models:
-            own = model.state_dict()
-            model.load_state_dict(
-                {
-                    name: theirs[name] if theirs[name].shape == value.shape else value
-                    for name, value in own.items()
-                }
-            )
+
+
+def _build(network: ParityNetwork, r: int, deployed: nn.Module) -> nn.ModuleList:
+    """r parity models, which start from the deployed model's weights where they are alike."""
+    models = nn.ModuleList(network.build() for _ in range(r))
+    theirs = deployed.state_dict()
+    for model in models:
+        if type(model) is not type(deployed):
+            continue
+        own = model.state_dict()
+        shared = {
+            name: value
+            for name, value in theirs.items()
+            if name in own and own[name].shape == value.shape
+        }
+        model.load_state_dict({**own, **shared})
     return models

@@ -17,6 +17,7 @@ from parity_models.training.device import Network, choose_device, computing, pla
 from parity_models.training.fit import Fitted, Problem, Report, fit
 from parity_models.training.recipes import Recipe
 from parity_models.training.schedule import Budget
+from parity_models.training.teacher import Told
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Settings:
     It ends after `epochs` or `seconds`, what comes first; with neither, after the recipe's
     number of epochs. On one device the same `seed` gives the same weights, unless a time limit
     intervenes. `device` None is the fastest there is. `resume` goes on from the checkpoint of
-    a run that was cut off. `report` is told of progress several times a second.
+    a run that was cut off. `report` is told of progress several times a second, `predicted` how
+    many rows a deployed model in ONNX Runtime has just predicted before training.
     """
 
     epochs: int | None = None
@@ -35,6 +37,7 @@ class Settings:
     device: str | None = None
     resume: bool = False
     report: Report | None = None
+    predicted: Told | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

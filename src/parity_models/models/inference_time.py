@@ -1,0 +1,50 @@
+"""How long models take for one query, measured side by side in ONNX Runtime."""
+
+import time
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+
+from parity_models.models.bundle import InferenceTimes, NewModel
+from parity_models.models.onnx_model import OnnxModel
+
+ROUNDS = (5, 200)
+"""How often every model runs, at least and at most, besides once to warm up."""
+
+SECONDS = 0.5
+"""How long the measurement goes on within these rounds."""
+
+
+def measure_models(
+    deployed: NewModel, parity: Sequence[NewModel], backup: NewModel | None
+) -> InferenceTimes:
+    """The inference times of the models of one bundle; of parity models, that of the first."""
+    others = {"parity": parity[0] if parity else None, "backup": backup}
+    here = {role: model for role, model in others.items() if model is not None}
+    times = inference_times([OnnxModel(model.onnx) for model in (deployed, *here.values())])
+    measured = dict(zip(here, times[1:], strict=True))
+    return InferenceTimes(times[0], measured.get("parity"), measured.get("backup"))
+
+
+def inference_times(models: Sequence[OnnxModel]) -> list[float]:
+    """Median milliseconds that each of `models` takes for a batch of one.
+
+    They take turns, so that whatever else the machine does meets all of them alike: ratios mean
+    more than the absolute times.
+    """
+    rng = np.random.default_rng(0)
+    rows = [rng.random((1, *m.input.shape)).astype(m.input.dtype) for m in models]
+    taken: list[list[float]] = [[] for _ in models]
+    for model, row in zip(models, rows, strict=True):
+        model(row)
+    least, most = ROUNDS
+    end = time.perf_counter() + SECONDS * len(models)
+    for done in range(most):
+        if done >= least and time.perf_counter() > end:
+            break
+        for model, row, times in zip(models, rows, taken, strict=True):
+            begin = time.perf_counter()
+            model(row)
+            times.append(1000 * (time.perf_counter() - begin))
+    return [median(times) for times in taken]

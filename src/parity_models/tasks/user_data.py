@@ -1,0 +1,224 @@
+"""Queries and labels in files of the user's: .npy, .npz, or a folder of .npy files and images.
+
+Floats are taken as they are, as float32. Unsigned bytes, and so the pixels of images, become 0
+to 1: they are divided by 255. Other integers are refused, for there is no telling what a model
+expects in their place. Nothing is unpickled.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import DataError
+from parity_models.tasks.metrics import METRICS
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
+LARGEST = 1 << 34
+"""Bytes of values that are read from all files together: larger data are given in part."""
+
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Pillow's name for pixels of so many channels."""
+
+ROWS = 4096
+"""Rows that are looked at together."""
+
+
+def load_inputs(path: Path, shape: Shape) -> NDArray[np.float32]:
+    """The queries (n, *shape) in `path`, sound in the sense of `check_queries`.
+
+    An .npz file holds one array, or one called "inputs". In a folder every .npy file holds one
+    query or a batch of them and every image is one query; they are taken in the order of their
+    names, those in folders within it as well. Raises DataError for anything else.
+    """
+    if path.is_dir():
+        inputs = _read_folder(path, shape)
+    else:
+        inputs = _as_float32(_read_file(path, "inputs"), path)
+    check_queries(inputs, shape, f"inputs in {path}")
+    return inputs
+
+
+def load_labels(path: Path, metric: str, rows: int, output_shape: Shape) -> Array:
+    """The labels of `rows` queries in an .npy or .npz file (one array, or one called "labels").
+
+    Classes, int64 (n,), where `metric` judges classes, else float32 (n, *output_shape).
+    Raises DataError for labels that are none.
+    """
+    labels = _read_file(path, "labels")
+    if METRICS[metric].kind != "classes":
+        labels = _as_float32(labels, path)
+        check_queries(labels, output_shape, f"labels in {path}")
+    elif labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} holds {labels.dtype} of shape {labels.shape}; the labels for {metric} are "
+            "classes, integers of shape (n,)"
+        )
+    elif labels.size and not 0 <= labels.min() <= labels.max() < output_shape[0]:
+        raise DataError(
+            f"{path} holds classes from {labels.min()} to {labels.max()}; the model tells "
+            f"{output_shape[0]} apart, 0 to {output_shape[0] - 1}"
+        )
+    else:
+        labels = labels.astype(np.int64)
+    if len(labels) != rows:
+        raise DataError(f"{path} holds {len(labels)} labels for {rows} inputs; give one for each")
+    return labels
+
+
+def check_queries(inputs: Array, shape: Shape, what: str, least: int = 1) -> None:
+    """Raise DataError unless `inputs` are finite float32 (n, *shape), `least` rows at least."""
+    if inputs.shape[1:] != shape or inputs.ndim == 0 or inputs.dtype != np.float32:
+        raise DataError(
+            f"the {what} are {inputs.dtype} of shape {inputs.shape}; the model takes float32 of "
+            f"shape ({', '.join(map(str, ('n', *shape)))})"
+        )
+    if len(inputs) < least:
+        raise DataError(f"there are {len(inputs)} {what}, too few: give {least} or more")
+    for start in range(0, len(inputs), ROWS):
+        sound = np.isfinite(inputs[start : start + ROWS]).reshape(-1, prod(shape)).all(axis=1)
+        if not sound.all():
+            raise DataError(
+                f"the {what} hold NaN or infinite values, first in row "
+                f"{start + int(sound.argmin())}; leave such rows out"
+            )
+
+
+def _read_file(path: Path, name: str) -> Array:
+    try:
+        if path.suffix == ".npy":
+            return _read_npy(path)
+        if path.suffix == ".npz":
+            return _read_npz(path, name)
+        if not path.exists():
+            raise DataError(f"there is no {path}; give an .npy file, an .npz file or a folder")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    raise DataError(
+        f"{path} is not an .npy or .npz file; save an array with numpy.save(file, array)"
+    )
+
+
+def _read_npy(path: Path) -> Array:
+    try:
+        with path.open("rb") as file:
+            _check_header(file, path)
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path} is damaged or not an .npy file ({error})") from error
+    return array
+
+
+def _read_npz(path: Path, name: str) -> Array:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = archive.namelist()
+            chosen = held[0] if len(held) == 1 else f"{name}.npy"
+            if chosen not in held:
+                arrays = ", ".join(member.removesuffix(".npy") for member in held) or "nothing"
+                raise DataError(f"{path} holds {arrays}; call the array to be read {name!r}")
+            with archive.open(chosen) as member:
+                _check_header(member, path)
+            with archive.open(chosen) as member:
+                array: Array = np.lib.format.read_array(member, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
+        raise DataError(f"{path} is damaged or not an .npz file ({error})") from error
+    return array
+
+
+def _check_header(file: IO[bytes], path: Path) -> None:
+    """Refuse an array by what its header says, before memory is taken for it."""
+    version = np.lib.format.read_magic(file)
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in read:
+        raise DataError(f"{path} has format version {version}; save it with numpy.save")
+    shape, _, dtype = read[version](file)
+    if dtype.kind not in "fiu":
+        raise DataError(f"{path} holds {dtype}, not numbers; save it as float32")
+    _check_size(prod(shape) * max(dtype.itemsize, 4), path)
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > LARGEST:
+        raise DataError(f"{path} holds {size} bytes of values; {LARGEST} are read at most")
+
+
+def _as_float32(array: Array, path: Path) -> NDArray[np.float32]:
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / np.float32(255)
+    if array.dtype.kind != "f":
+        raise DataError(
+            f"{path} holds {array.dtype}; save floating point as the model expects it, or unsigned "
+            "bytes, which become 0 to 1"
+        )
+    with np.errstate(over="ignore"):  # infinities are refused afterwards
+        return array.astype(np.float32, order="C")
+
+
+def _read_folder(folder: Path, shape: Shape) -> NDArray[np.float32]:
+    parts: list[NDArray[np.float32]] = []
+    size = 0
+    for path in _files(folder):
+        if path.suffix == ".npy":
+            part = _as_float32(_read_file(path, "inputs"), path)
+            part = part[None] if part.shape == shape else part
+            if part.shape[1:] != shape or part.ndim == 0:
+                raise DataError(
+                    f"{path} has shape {part.shape}; the model takes queries of shape {shape}"
+                )
+        else:
+            part = _read_image(path, shape)
+        size += part.nbytes
+        _check_size(size, folder)
+        parts.append(part)
+    if not parts:
+        raise DataError(f"{folder} holds no .npy files and no images ({', '.join(IMAGES)})")
+    return np.concatenate(parts)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in (".npy", *IMAGES) and path.is_file():
+            yield path
+
+
+def _read_image(path: Path, shape: Shape) -> NDArray[np.float32]:
+    """One image as a query (1, *shape), channels first."""
+    from PIL import Image, UnidentifiedImageError  # here: arrays do without it
+
+    if len(shape) != 3 or shape[0] not in MODES:
+        raise DataError(
+            f"{path} is an image, but the model takes queries of shape {shape}, not of "
+            f"{', '.join(map(str, MODES))} channels, height and width; save them as .npy files"
+        )
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                raise DataError(
+                    f"{path} has {image.size[0]}x{image.size[1]} pixels, the model takes "
+                    f"{width}x{height}; resize it, for example with: "
+                    f"mogrify -resize {width}x{height}! FILES"
+                )
+            pixels = np.asarray(image.convert(MODES[channels]), np.uint8)
+    except (
+        UnidentifiedImageError,
+        Image.DecompressionBombError,
+        OSError,
+        ValueError,
+        SyntaxError,
+    ) as error:
+        raise DataError(f"{path} is damaged or not an image ({error})") from error
+    pixels = pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]
+    return pixels.astype(np.float32) / np.float32(255)

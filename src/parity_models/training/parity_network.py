@@ -1,0 +1,148 @@
+"""The network of a parity model: named, built by the user's own function, or chosen.
+
+A parity model that is slower than the deployed model makes its instances a bottleneck, so the
+one chosen is the most capable that is not, by inference times measured here.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from parity_models.codes import Code
+from parity_models.codes.encoders import GRIDS
+from parity_models.errors import TrainingError
+from parity_models.models.bundle import Bundle
+from parity_models.models.export import export_onnx
+from parity_models.models.inference_time import inference_times
+from parity_models.models.networks import build_network
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.own_code import load_own
+from parity_models.training.recipes import PARITY, Recipe, recipe_for
+
+Factory = Callable[..., nn.Module]
+"""Called with a parity query's shape and a parity output's shape, both without the batch axis,
+makes a module that maps (n, *input_shape) to (n, *output_shape), float32. One that has a
+parameter `grid` gets it by name: the rows and columns of images that concatenation tiled."""
+
+IMAGE_NETWORKS = (
+    "linear",
+    "mlp",
+    "lenet5",
+    "resnet-small",
+    "resnet18@0.25",
+    "resnet18@0.5",
+    "resnet18",
+)
+OTHER_NETWORKS = ("linear", "mlp")
+"""What a parity model's network is chosen from: each is slower than those before it, and more
+capable."""
+
+SLACK = 1.1
+"""By how much measurements of equally fast models differ."""
+
+
+@dataclass(frozen=True)
+class ParityNetwork:
+    """A network by name, how one is built for a code, and the recipe it is trained by."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    recipe: Recipe
+
+
+def parity_network(network: str | Factory, code: Code) -> ParityNetwork:
+    """The network that `network` stands for: a name, a `package.module:function`, or a function.
+
+    Raises TrainingError for a name that does not exist, and UserError for a function that does
+    not. What it builds is checked when it is built.
+    """
+    grid = _grid(code)
+    if isinstance(network, str) and ":" not in network:
+        name = network
+        return ParityNetwork(
+            name,
+            lambda: build_network(name, code.parity_shape, code.parity_output_shape, grid),
+            recipe_for(PARITY, name, code.parity_shape),
+        )
+    if isinstance(network, str):
+        name, factory = network, load_own(network)
+    else:
+        factory = network
+        name = f"{getattr(factory, '__module__', '?')}:{getattr(factory, '__qualname__', '?')}"
+    return ParityNetwork(
+        name,
+        lambda: _build_own(name, factory, code, grid),
+        recipe_for(PARITY, name, code.parity_shape),
+    )
+
+
+def choose_network(deployed: Bundle, code: Code) -> str:
+    """The name of the most capable network for the code's parity queries that takes no longer
+    than the deployed model for one query; the fastest if all take longer.
+    """
+    kind = IMAGE_NETWORKS if len(code.query_shape) == 3 else OTHER_NETWORKS
+    names = [name for name in kind if _takes(name, code)]
+    reference = OnnxModel(deployed.deployed_path)
+    fits, above = 0, len(names)
+    while above - fits > 1:
+        middle = (fits + above) // 2
+        with torch.random.fork_rng(devices=[]):
+            network = parity_network(names[middle], code).build()
+        candidate = OnnxModel(export_onnx(network, code.parity_shape))
+        ours, theirs = inference_times([candidate, reference])
+        if ours <= SLACK * theirs:
+            fits = middle
+        else:
+            above = middle
+    return names[fits]
+
+
+def _takes(name: str, code: Code) -> bool:
+    try:
+        with torch.device("meta"):  # without weights
+            parity_network(name, code).build()
+    except TrainingError:
+        return False
+    return True
+
+
+def _grid(code: Code) -> tuple[int, int]:
+    # Separate outputs of tiled images come each from its own part of the image.
+    tiled = (code.spec.encoder, code.spec.decoder) == ("concatenation", "separate")
+    return GRIDS[code.k] if tiled else (1, 1)
+
+
+def _build_own(name: str, factory: Factory, code: Code, grid: tuple[int, int]) -> nn.Module:
+    """What the user's `factory` makes for the code, or TrainingError if it does not fit."""
+    if not callable(factory):
+        raise TrainingError(f"{name} is {factory!r}, not a function that makes a network")
+    takes, gives = code.parity_shape, code.parity_output_shape
+    try:
+        more = {"grid": grid} if "grid" in inspect.signature(factory).parameters else {}
+        network = factory(takes, gives, **more)
+    except Exception as error:  # the user's code may raise anything
+        raise TrainingError(f"{name}({takes}, {gives}) failed: {_say(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise TrainingError(f"{name} made {type(network).__name__}, not a torch.nn.Module")
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(2, *takes))
+    except Exception as error:
+        raise TrainingError(
+            f"the network that {name} made cannot take parity queries of shape {takes}: "
+            f"{_say(error)}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, *gives):
+        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
+        raise TrainingError(
+            f"the network that {name} made gives {found} for 2 parity queries, where the code "
+            f"needs {(2, *gives)}"
+        )
+    return network
+
+
+def _say(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"

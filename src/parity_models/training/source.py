@@ -1,0 +1,60 @@
+"""Whatever a user deploys - a bundle, an ONNX file, a torch module - opened as a bundle."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import nn
+
+from parity_models.errors import BundleError, ModelError
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.export import export_onnx
+from parity_models.models.onnx_file import check_deployable, read_deployed
+from parity_models.models.onnx_model import OnnxModel
+
+Deployed = Bundle | Path | nn.Module
+"""A bundle, the path of one or of an ONNX file, or a module."""
+
+OWN = "own"
+"""What manifests call the network of a model that this package did not build."""
+
+
+@contextmanager
+def open_deployed(deployed: Deployed, query_shape: tuple[int, ...]) -> Iterator[Bundle]:
+    """`deployed` as a bundle that lasts as long as the context.
+
+    A module is exported for queries of `query_shape`; other models say themselves what they
+    take. Raises BundleError or ModelError for what cannot be deployed.
+    """
+    if isinstance(deployed, Bundle):
+        yield deployed
+        return
+    if isinstance(deployed, Path) and deployed.is_dir():
+        yield open_bundle(deployed)
+        return
+    if isinstance(deployed, Path):
+        content = read_deployed(deployed)
+    else:
+        content = _export(deployed, query_shape)
+    with TemporaryDirectory() as folder:
+        try:
+            bundle = write_bundle(Path(folder, "deployed"), deployed=NewModel(content, OWN))
+        except BundleError as error:
+            raise ModelError(f"the deployed model cannot be used: {error}") from error
+        yield bundle
+
+
+def _export(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
+    try:
+        content = export_onnx(module, query_shape)
+    except Exception as error:  # the user's module and the exporter may raise anything
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the module cannot be exported to ONNX for queries of shape {query_shape}: {why}"
+        ) from error
+    try:
+        check_deployable(OnnxModel(content))
+    except ModelError as error:
+        raise ModelError(f"the module cannot be deployed: {error}") from error
+    return content
