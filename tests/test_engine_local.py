@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,83 +19,25 @@ import pytest
 import uvloop
 from numpy.typing import NDArray
 
+from engine_conformance import (
+    BOTH,
+    DEPLOYED,
+    EngineConformance,
+    Events,
+    Finished,
+    Fleet,
+    Joined,
+    row,
+)
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.errors import FaultPlanError, ServingError
 from parity_models.faults import Constant, FaultPlan, Kill
+from parity_models.serving.engine import Engine
 from parity_models.serving.local.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.local.engine import LocalEngine
 
-DEPLOYED = frozenset({"deployed"})
-BOTH = frozenset({"deployed", "parity-0"})
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""
-
-
-@dataclass(frozen=True)
-class Joined:
-    instance: str
-    works: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Left:
-    instance: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    unit: int
-    outputs: NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Failed:
-    unit: int
-    detail: str
-
-
-class Events:
-    """A listener that keeps what it is told until a test asks for it."""
-
-    def __init__(self) -> None:
-        self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
-
-    def instance_joined(self, instance: str, works: frozenset[str]) -> None:
-        self._queue.put_nowait(Joined(instance, works))
-
-    def instance_left(self, instance: str, why: str) -> None:
-        self._queue.put_nowait(Left(instance, why))
-
-    def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
-        self._queue.put_nowait(Finished(unit, outputs))
-
-    def unit_failed(self, unit: int, detail: str) -> None:
-        self._queue.put_nowait(Failed(unit, detail))
-
-    async def next(self) -> Joined | Left | Finished | Failed:
-        return await self._queue.get()
-
-    async def outputs(self, unit: int) -> NDArray[Any]:
-        event = await self.next()
-        assert isinstance(event, Finished), event
-        assert event.unit == unit
-        return event.outputs
-
-    async def failure(self, unit: int) -> str:
-        event = await self.next()
-        assert isinstance(event, Failed), event
-        assert event.unit == unit
-        return event.detail
-
-    async def departure(self, instance: str) -> str:
-        event = await self.next()
-        assert isinstance(event, Left), event
-        assert event.instance == instance
-        return event.why
-
-    def nothing_more(self) -> bool:
-        return self._queue.empty()
 
 
 @pytest.fixture(autouse=True)
@@ -124,8 +65,26 @@ async def running(
         await engine.stop()
 
 
-def row(*values: float) -> NDArray[np.float32]:
-    return np.array(values, np.float32)
+class LocalFleet(Fleet):
+    def __init__(self, model: Path) -> None:
+        self._models = {"deployed": model, "parity-0": model}
+
+    def engine(self) -> LocalEngine:
+        return LocalEngine(self._models)
+
+    def kill(self, engine: Engine, number: int) -> None:
+        assert isinstance(engine, LocalEngine)
+        os.kill(engine.pids()[str(number)], signal.SIGKILL)
+
+    def mend(self) -> None:
+        """The engine starts workers again by itself."""
+
+
+class TestLocalEngine(EngineConformance):
+    @pytest.fixture
+    def fleet(self, tmp_path: Path) -> LocalFleet:
+        moody_model(tmp_path / "m.onnx")
+        return LocalFleet(tmp_path / "m.onnx")
 
 
 async def test_every_row_of_a_batch_gets_its_output(tmp_path: Path) -> None:
@@ -143,24 +102,6 @@ async def test_every_row_of_a_batch_gets_its_output(tmp_path: Path) -> None:
                 np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
-async def test_instances_run_at_the_same_time(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx", [DEPLOYED, DEPLOYED]) as (engine, events):
-        engine.run("0", 1, "deployed", [row(0, FOREVER)])
-        engine.run("1", 2, "deployed", [row(0, 5)])
-        np.testing.assert_array_equal(await events.outputs(2), [[0, 5]])
-        with pytest.raises(ValueError, match="still has unit 1"):
-            engine.run("0", 3, "deployed", [row(0, 5)])
-
-
-async def test_a_row_need_not_lie_in_one_piece(tmp_path: Path) -> None:
-    weights = linear_model(tmp_path / "m.onnx", (4,), (3,))
-    columns = np.arange(8, dtype=np.float32).reshape(4, 2)
-    async with running(tmp_path / "m.onnx") as (engine, events):
-        engine.run("0", 1, "deployed", [columns[:, 0], columns[:, 1]])
-        np.testing.assert_allclose(await events.outputs(1), columns.T @ weights, rtol=1e-5)
-
-
 async def test_large_rows_arrive_whole(tmp_path: Path) -> None:
     size = 1_000_000
     weights = np.zeros((size, 1), np.float32)
@@ -170,15 +111,6 @@ async def test_large_rows_arrive_whole(tmp_path: Path) -> None:
     async with running(tmp_path / "m.onnx") as (engine, events):
         engine.run("0", 1, "deployed", list(rows))
         np.testing.assert_allclose(await events.outputs(1), rows @ weights)
-
-
-async def test_a_unit_that_fails_costs_nobody_else(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
-        engine.run("0", 1, "deployed", [row(0, 0), row(3, 0)])
-        assert "idx=3 must be within" in await events.failure(1)
-        engine.run("0", 2, "deployed", [row(0, 7)])
-        np.testing.assert_array_equal(await events.outputs(2), [[0, 7]])
 
 
 async def test_outputs_that_are_not_what_the_model_promised_fail_the_unit(tmp_path: Path) -> None:
@@ -214,17 +146,6 @@ async def test_a_cancelled_unit_ends_early_and_is_reported(
         await asyncio.sleep(running_for)
         engine.cancel("0", 1)
         assert await events.failure(1) == "cancelled"
-        engine.run("0", 2, "deployed", [row(0, 5)])
-        assert (await events.outputs(2)).shape == (1, 2)
-
-
-async def test_a_cancellation_that_comes_too_late_does_nothing(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
-        engine.run("0", 1, "deployed", [row(0, 5)])
-        await events.outputs(1)
-        engine.cancel("0", 1)
-        engine.cancel("no such instance", 1)
         engine.run("0", 2, "deployed", [row(0, 5)])
         assert (await events.outputs(2)).shape == (1, 2)
 
@@ -405,7 +326,7 @@ async def test_a_start_that_is_given_up_leaves_nothing_behind(
 def test_no_worker_outlives_a_killed_engine(tmp_path: Path, sockets: Path) -> None:
     moody_model(tmp_path / "m.onnx")
     script = """
-import asyncio, json, pathlib, sys, test_local_engine as t
+import asyncio, json, pathlib, sys, test_engine_local as t
 async def main():
     async with t.running(pathlib.Path(sys.argv[1]), [t.DEPLOYED] * 2) as (engine, _):
         engine.run("1", 1, "deployed", [t.row(0, t.FOREVER)])

@@ -1,0 +1,252 @@
+"""What every engine does, whatever its instances are: the tests of EngineConformance.
+
+A test file of an engine has a subclass whose fixture `fleet` says how to make, hurt and mend the
+engine's instances.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from parity_models.serving.engine import Engine
+
+DEPLOYED = frozenset({"deployed"})
+BOTH = frozenset({"deployed", "parity-0"})
+WORKS = [DEPLOYED, BOTH]
+SLOW = 2e6
+"""Steps of the moody model that take a good while, and come to an end."""
+
+
+@dataclass(frozen=True)
+class Joined:
+    instance: str
+    works: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Left:
+    instance: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    unit: int
+    outputs: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    unit: int
+    detail: str
+
+
+class Events:
+    """A listener that keeps what it is told until a test asks for it."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
+
+    def instance_joined(self, instance: str, works: frozenset[str]) -> None:
+        self._queue.put_nowait(Joined(instance, works))
+
+    def instance_left(self, instance: str, why: str) -> None:
+        self._queue.put_nowait(Left(instance, why))
+
+    def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
+        self._queue.put_nowait(Finished(unit, outputs))
+
+    def unit_failed(self, unit: int, detail: str) -> None:
+        self._queue.put_nowait(Failed(unit, detail))
+
+    async def next(self) -> Joined | Left | Finished | Failed:
+        return await self._queue.get()
+
+    async def outputs(self, unit: int) -> NDArray[Any]:
+        event = await self.next()
+        assert isinstance(event, Finished), event
+        assert event.unit == unit
+        return event.outputs
+
+    async def failure(self, unit: int) -> str:
+        event = await self.next()
+        assert isinstance(event, Failed), event
+        assert event.unit == unit
+        return event.detail
+
+    async def arrival(self) -> Joined:
+        event = await self.next()
+        assert isinstance(event, Joined), event
+        return event
+
+    async def departure(self, instance: str) -> str:
+        event = await self.next()
+        assert isinstance(event, Left), event
+        assert event.instance == instance
+        return event.why
+
+    def nothing_more(self) -> bool:
+        return self._queue.empty()
+
+
+class Fleet(ABC):
+    """Engines that run the moody model as deployed and as parity-0, on instances for WORKS."""
+
+    @abstractmethod
+    def engine(self) -> Engine:
+        """A new one, not started."""
+
+    @abstractmethod
+    def kill(self, engine: Engine, number: int) -> None:
+        """Kill what runs the instance for WORKS[number]."""
+
+    @abstractmethod
+    def mend(self) -> None:
+        """Bring back what was killed, if the engine does not do so itself."""
+
+
+def row(*values: float) -> NDArray[np.float32]:
+    return np.array(values, np.float32)
+
+
+@asynccontextmanager
+async def started(fleet: Fleet) -> AsyncIterator[tuple[Engine, Events, str, str]]:
+    """A started engine, its events, and its instances for WORKS."""
+    engine, events = fleet.engine(), Events()
+    await engine.start(WORKS, events)
+    try:
+        joined = [await events.arrival() for _ in WORKS]
+        instance = {each.works: each.instance for each in joined}
+        yield engine, events, instance[DEPLOYED], instance[BOTH]
+    finally:
+        await engine.stop()
+
+
+class EngineConformance:
+    async def test_every_row_of_a_batch_gets_its_output(self, fleet: Fleet) -> None:
+        rows = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
+        rows[:, 0] = 0
+        async with started(fleet) as (engine, events, first, second):
+            unit = 0
+            for instance, work in [(first, "deployed"), (second, "deployed"), (second, "parity-0")]:
+                for size in (1, 3, 8, 2, 1):
+                    unit += 1
+                    engine.run(instance, unit, work, list(rows[:size]))
+                    outputs = await events.outputs(unit)
+                    assert outputs.dtype == np.float32
+                    np.testing.assert_array_equal(outputs, rows[:size])
+            assert events.nothing_more()
+
+    async def test_a_row_need_not_lie_in_one_piece(self, fleet: Fleet) -> None:
+        columns = np.array([[0, 0], [5, 6]], np.float32)
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "deployed", [columns[:, 0], columns[:, 1]])
+            np.testing.assert_array_equal(await events.outputs(1), columns.T)
+
+    async def test_a_slow_unit_holds_up_no_other_instance(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, second):
+            engine.run(first, 1, "deployed", [row(0, SLOW)])
+            for unit in range(2, 5):
+                engine.run(second, unit, "parity-0", [row(0, unit)])
+                np.testing.assert_array_equal(await events.outputs(unit), [[0, unit]])
+            np.testing.assert_array_equal(await events.outputs(1), [[0, SLOW]])
+
+    async def test_an_instance_takes_one_unit_at_a_time(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "deployed", [row(0, SLOW)])
+            with pytest.raises(ValueError, match="still has unit 1"):
+                engine.run(first, 2, "deployed", [row(0, 5)])
+            await events.outputs(1)
+            engine.run(first, 3, "deployed", [row(0, 5)])
+            await events.outputs(3)
+
+    async def test_an_instance_is_free_by_the_time_its_unit_is_reported(self, fleet: Fleet) -> None:
+        class Busy(Events):
+            def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
+                super().unit_finished(unit, outputs)
+                if unit < 5:
+                    engine.run(first, unit + 1, "deployed", [row(0, unit)])
+
+        engine, events = fleet.engine(), Busy()
+        await engine.start(WORKS, events)
+        try:
+            joined = [await events.arrival() for _ in WORKS]
+            (first,) = (each.instance for each in joined if each.works == DEPLOYED)
+            engine.run(first, 1, "deployed", [row(0, 0)])
+            for unit in range(1, 6):
+                await events.outputs(unit)
+        finally:
+            await engine.stop()
+
+    async def test_a_unit_that_fails_costs_nobody_else(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "deployed", [row(0, 0), row(3, 0)])
+            assert "idx=3 must be within" in await events.failure(1)
+            engine.run(first, 2, "deployed", [row(0, 7)])
+            np.testing.assert_array_equal(await events.outputs(2), [[0, 7]])
+
+    async def test_a_work_that_the_instance_has_not_fails_the_unit(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "parity-0", [row(0, 0)])
+            assert f"instance {first} does not run parity-0" in await events.failure(1)
+            engine.run(first, 2, "deployed", [row(0, 7)])
+            await events.outputs(2)
+
+    async def test_a_cancelled_unit_is_reported_all_the_same(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "deployed", [row(0, SLOW)])
+            engine.cancel(first, 1)
+            event = await events.next()
+            assert isinstance(event, Finished | Failed)
+            assert event.unit == 1
+            engine.run(first, 2, "deployed", [row(0, 5)])
+            assert (await events.outputs(2)).shape == (1, 2)
+
+    async def test_a_cancellation_that_comes_too_late_does_nothing(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "deployed", [row(0, 5)])
+            await events.outputs(1)
+            engine.cancel(first, 1)
+            engine.cancel("no such instance", 1)
+            engine.run(first, 2, "deployed", [row(0, 5)])
+            assert (await events.outputs(2)).shape == (1, 2)
+
+    async def test_an_instance_that_is_killed_leaves_with_its_unit_and_comes_back(
+        self, fleet: Fleet
+    ) -> None:
+        async with started(fleet) as (engine, events, first, second):
+            engine.run(second, 1, "deployed", [row(0, SLOW)])
+            fleet.kill(engine, 1)
+            assert await events.departure(second)
+            engine.run(second, 2, "deployed", [row(0, 5)])  # nothing is heard of it
+            engine.run(first, 3, "deployed", [row(0, 5)])
+            await events.outputs(3)
+            fleet.mend()
+            joined = await events.arrival()
+            assert joined.works == BOTH
+            assert joined.instance not in (first, second)
+            engine.run(joined.instance, 4, "parity-0", [row(0, 5)])
+            assert (await events.outputs(4)).shape == (1, 2)
+
+    async def test_stop_ends_units_and_nothing_more_is_heard(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, _):
+            engine.run(first, 1, "deployed", [row(0, SLOW)])
+            await engine.stop()
+            assert events.nothing_more()
+            await asyncio.sleep(0.05)
+            assert events.nothing_more()
+            await engine.stop()
+
+    async def test_a_start_can_be_given_up(self, fleet: Fleet) -> None:
+        start = asyncio.create_task(fleet.engine().start(WORKS, Events()))
+        await asyncio.sleep(0.01)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
