@@ -39,6 +39,7 @@ from parity_models.scheduling import (
     parity_work,
 )
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.serving.comparison import Comparison
 from parity_models.serving.engine import Engine
 from parity_models.serving.errors import (
     DeadlineError,
@@ -90,8 +91,9 @@ class _Request:
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """A coding group's parity queries (r, *parity shape) and what came of them."""
+    """A coding group's queries, parity queries (r, *parity shape) and what came of the latter."""
 
+    members: tuple[int, ...]
     parities: NDArray[Any]
     outputs: list[NDArray[Any] | None]
 
@@ -123,6 +125,7 @@ class Frontend:
         self._output = output
         self._code = code
         self._metrics = metrics
+        self._comparison = None if code is None else Comparison(code, metrics)
         self._requests: dict[int, _Request] = {}
         self._groups: dict[int, _Group] = {}
         self._units: dict[int, Run] = {}
@@ -227,7 +230,8 @@ class Frontend:
         self._carry_out(self._scheduler.instance_joined(now(), instance, works))
 
     def instance_left(self, instance: str, why: str) -> None:
-        self._units = {id: run for id, run in self._units.items() if run.instance != instance}
+        for id in [id for id, run in self._units.items() if run.instance == instance]:
+            self._lose(id)
         self._carry_out(self._scheduler.instance_left(now(), instance))
 
     def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
@@ -242,11 +246,18 @@ class Frontend:
                 group = self._groups.get(subject)
                 if group is not None:
                     group.outputs[j] = output
+        if self._comparison is not None and j is not None:
+            self._comparison.finished(unit, j, dict(zip(run.subjects, outputs, strict=True)))
         self._carry_out(self._scheduler.unit_finished(now(), unit))
 
     def unit_failed(self, unit: int, detail: str) -> None:
-        del self._units[unit]
+        self._lose(unit)
         self._carry_out(self._scheduler.unit_failed(now(), unit, detail))
+
+    def _lose(self, unit: int) -> None:
+        del self._units[unit]
+        if self._comparison is not None:
+            self._comparison.lost(unit)
 
     # The scheduler's actions
 
@@ -269,7 +280,7 @@ class Frontend:
         assert self._code is not None
         started = now()
         parities = self._code.encode([self._row(query) for query in action.members])
-        self._groups[action.group] = _Group(parities, [None] * self._code.r)
+        self._groups[action.group] = _Group(action.members, parities, [None] * self._code.r)
         self._metrics.encode.observe(now() - started)
         self._metrics.group_wait.observe(action.group_wait)
 
@@ -315,14 +326,25 @@ class Frontend:
             request.future.set_exception(error(f"{action.reason}: {action.detail}"))
 
     def _cancel(self, action: Cancel) -> None:
-        self._engine.cancel(action.instance, action.unit)
+        run = self._units[action.unit]
+        if (
+            self._comparison is None
+            or run.work not in self._parity_row
+            or not self._comparison.spares(action.unit, run.subjects)
+        ):
+            self._engine.cancel(action.instance, action.unit)
 
     def _forget_queries(self, action: ForgetQueries) -> None:
         for query in action.queries:
             del self._requests[query]
 
     def _forget_group(self, action: ForgetGroup) -> None:
-        del self._groups[action.group]
+        group = self._groups.pop(action.group)
+        if self._comparison is not None:
+            predictions = [
+                self._requests[query].at_hand.get((query, Source.MODEL)) for query in group.members
+            ]
+            self._comparison.group_over(action.group, predictions, group.outputs)
 
     def _wake_at(self, action: WakeAt) -> None:
         if self._timer is not None:

@@ -16,6 +16,7 @@ from parity_models.scheduling import Reason, Source
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
+_ERRORS = (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
 _TIMINGS = (*(scale * step for scale in (1e-6, 1e-5, 1e-4) for step in (1, 2, 5)), *_LATENCIES)
 
 
@@ -39,6 +40,22 @@ class Metrics:
         self.reconstructions = Counter(
             "parm_reconstructions",
             "Queries answered by a reconstruction.",
+            registry=self.registry,
+        )
+        self.compared = Counter(
+            "parm_reconstructions_compared",
+            "Predictions compared with what would have been reconstructed in their place.",
+            registry=self.registry,
+        )
+        self.disagreements = Counter(
+            "parm_reconstructions_disagreed",
+            "Compared reconstructions of another class: whose largest value is in another place.",
+            registry=self.registry,
+        )
+        self.reconstruction_error = Histogram(
+            "parm_reconstruction_error",
+            "Distance of a compared reconstruction from the prediction, over the latter's length.",
+            buckets=_ERRORS,
             registry=self.registry,
         )
         self.restarts = Counter(
