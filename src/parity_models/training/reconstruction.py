@@ -1,15 +1,18 @@
 """The problem a parity model solves: from parity queries, what reconstructs predictions of F."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
-from parity_models.codes import Code
+from parity_models.codes import Code, MLPDecoder
 from parity_models.tasks import METRICS, Split, score
+from parity_models.training.device import run_reduced
 from parity_models.training.distillation import calibrate, difference, squared_error
-from parity_models.training.queries import mirror, predict, predict_both_ways
+from parity_models.training.learned import CodedNetworks
+from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
@@ -19,9 +22,9 @@ CALIBRATION = 256
 
 
 class Reconstruction:
-    """Training the r parity models in `module` (an nn.ModuleList) towards a deployed model.
+    """Training the networks of a code, in `module`, towards a deployed model.
 
-    The r models are trained side by side on the same groups, which are drawn anew from `inputs`
+    All are trained side by side on the same groups, which are drawn anew from `inputs`
     (n, *query_shape) every epoch, `steps` batches of them. With `mirrored`, queries are turned
     left to right at random, and so are those that F predicts. `validation` gives the score, and its
     metric says what predictions are.
@@ -29,8 +32,7 @@ class Reconstruction:
 
     def __init__(
         self,
-        module: nn.ModuleList,
-        code: Code,
+        module: CodedNetworks,
         deployed: nn.Module,
         inputs: Tensor,
         *,
@@ -40,9 +42,9 @@ class Reconstruction:
     ) -> None:
         self.module = module
         self.steps = steps
-        self._code = code
+        self._code = module.code
         self._inputs = inputs
-        self._groups = len(inputs) // code.k
+        self._groups = len(inputs) // self._code.k
         self._mirrored = mirrored
         self._validation = validation
         # F is run once over each way a query can come, not once per epoch.
@@ -83,17 +85,38 @@ class Reconstruction:
 
     def _loss(self, queries: Sequence[Tensor], predictions: Sequence[Tensor]) -> Tensor:
         total = torch.zeros((), device=predictions[0].device)
-        for j, (model, parities) in enumerate(
-            zip(self.module, self._code.encode(queries), strict=True)
-        ):
-            outputs = model(parities)
+        parity_outputs = [
+            run_reduced(model, parities)
+            for model, parities in zip(self.module, self._code.encode(queries), strict=True)
+        ]
+        for j, outputs in enumerate(parity_outputs):
             targets = self._code.targets(predictions, j)
             if self._kind == "classes":
                 total = total + squared_error(outputs, targets)
             for slot, decoded in enumerate(_decode_each(self._code, predictions, outputs, j)):
                 apart = difference(self._kind, decoded, predictions[slot], self._scale)
                 total = total + apart / self._code.k
+        if isinstance(self._code.decoder, MLPDecoder) and self._code.r > 1:
+            total = total + self._decoded_together(predictions, parity_outputs)
         return total
+
+    def _decoded_together(
+        self, predictions: Sequence[Tensor], parity_outputs: Sequence[Tensor]
+    ) -> Tensor:
+        """What a learned decoder makes of all parity outputs, whatever they can recover."""
+        sets = [
+            lost
+            for size in range(1, self._code.r + 1)
+            for lost in combinations(range(self._code.k), size)
+        ]
+        apart = [
+            difference(self._kind, decoded, predictions[slot], self._scale)
+            for lost in sets
+            for slot, decoded in self._code.decode(
+                [None if i in lost else one for i, one in enumerate(predictions)], parity_outputs
+            ).items()
+        ]
+        return torch.stack(apart).mean()
 
     def score(self) -> float:
         return self._validation.score(self.module)
@@ -103,31 +126,36 @@ class Validation:
     """Groups of queries that are not trained on, with what is right for each of them."""
 
     def __init__(
-        self, code: Code, deployed: nn.Module, split: Split, metric: str, device: torch.device
+        self, k: int, deployed: nn.Module, split: Split, metric: str, device: torch.device
     ) -> None:
-        self._code = code
         self.metric = metric
         inputs = torch.from_numpy(split.inputs).to(device)
-        groups = len(inputs) // code.k
+        groups = len(inputs) // k
         generator = torch.Generator().manual_seed(0)
         members = torch.cat(
             [
-                torch.randperm(len(inputs), generator=generator)[: groups * code.k].view(code.k, -1)
-                for _ in range(ceil(LEAST_VALIDATED / (groups * code.k)))
+                torch.randperm(len(inputs), generator=generator)[: groups * k].view(k, -1)
+                for _ in range(ceil(LEAST_VALIDATED / (groups * k)))
             ],
             dim=1,
         )
         predictions = predict(deployed, inputs)
-        self._parities = code.encode([inputs[rows] for rows in members])
+        self._inputs = inputs
+        self._members = members
         self._predictions = [predictions[rows] for rows in members]
         self._labels = [split.labels[rows] for rows in members.numpy()]
 
-    def score(self, module: nn.ModuleList) -> float:
+    @torch.no_grad()
+    def score(self, module: CodedNetworks) -> float:
         """A_d: the mean score of reconstructions, over slots and over the r parity models."""
         scores = []
-        for j, (model, parities) in enumerate(zip(module, self._parities, strict=True)):
+        encoded = [
+            module.code.encode(list(self._inputs[rows]))
+            for rows in torch.split(self._members, BATCH, dim=1)
+        ]
+        for j, (model, parities) in enumerate(zip(module, torch.cat(encoded, dim=1), strict=True)):
             outputs = predict(model, parities)
-            each = _decode_each(self._code, self._predictions, outputs, j)
+            each = _decode_each(module.code, self._predictions, outputs, j)
             scores += [
                 score(self.metric, decoded.cpu().numpy(), labels)
                 for decoded, labels in zip(each, self._labels, strict=True)
