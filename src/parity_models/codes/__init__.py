@@ -14,6 +14,7 @@ from parity_models.codes.encoders import (
 )
 from parity_models.codes.learned import (
     NO_NETWORKS,
+    Coder,
     ConvolutionalEncoder,
     MLPDecoder,
     MLPEncoder,
@@ -32,6 +33,7 @@ __all__ = [
     "BerrutCode",
     "Code",
     "CodeSpec",
+    "Coder",
     "ConcatenationEncoder",
     "ConvolutionalEncoder",
     "Decoder",

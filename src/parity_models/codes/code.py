@@ -13,6 +13,7 @@ from parity_models.codes.encoders import (
 )
 from parity_models.codes.learned import (
     NO_NETWORKS,
+    Coder,
     ConvolutionalEncoder,
     LearnedEncoder,
     MLPDecoder,
@@ -76,9 +77,9 @@ class Code:
         self.decoder = _build_decoder(spec, tuple(output_shape), networks)
 
     @property
-    def network_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        """What the networks of this code take and give: "encoder", "decoder", both or none."""
-        shapes = {}
+    def network_shapes(self) -> dict[Coder, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """What the networks of learned coders take and give, without the batch axis."""
+        shapes: dict[Coder, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         if isinstance(self.encoder, LearnedEncoder):
             shapes["encoder"] = self.encoder.network_shapes
         if isinstance(self.decoder, MLPDecoder):

@@ -8,7 +8,7 @@ ONNX Runtime when it serves. Without one a code still knows its shapes and what 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from array_api_compat import array_namespace, device
 
@@ -19,6 +19,7 @@ from parity_models.errors import CodeError
 Array = Any
 """A numpy.ndarray or a torch.Tensor."""
 Shape = tuple[int, ...]
+Coder = Literal["encoder", "decoder"]
 Network = Callable[[Array], Array]
 """A batch of rows in, a batch of rows out."""
 

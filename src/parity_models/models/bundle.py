@@ -23,11 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from parity_models.codes import NO_NETWORKS, Code, CodeSpec, Networks
+from parity_models.codes import NO_NETWORKS, Code, Coder, CodeSpec, Networks
 from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.manifest import (
     Accuracy,
-    Coder,
     InferenceTimes,
     Manifest,
     ModelFile,
