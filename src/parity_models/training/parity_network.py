@@ -6,6 +6,7 @@ one chosen is the most capable that is not, by inference times measured here.
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import build_network
+from parity_models.models.networks.published import SMALL
+from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.own_code import load_own
 from parity_models.training.recipes import PARITY, Recipe, recipe_for
@@ -27,18 +30,16 @@ Factory = Callable[..., nn.Module]
 makes a module that maps (n, *input_shape) to (n, *output_shape), float32. One that has a
 parameter `grid` gets it by name: the rows and columns of images that concatenation tiled."""
 
-IMAGE_NETWORKS = (
-    "linear",
-    "mlp",
-    "lenet5",
-    "resnet-small",
-    "resnet18@0.25",
-    "resnet18@0.5",
-    "resnet18",
-)
-OTHER_NETWORKS = ("linear", "mlp")
-"""What a parity model's network is chosen from: each is slower than those before it, and more
-capable."""
+CHOICES = {
+    "images": ("linear", "resnet18@0.25", "resnet18@0.5", "resnet18"),
+    "small images": ("linear", "mlp", "lenet5", "resnet-small"),
+    "others": ("linear", "mlp"),
+}
+"""What a parity model's network is chosen from, by what queries are: each network is slower than
+those before it, and more capable. All learn in minutes from some ten thousand queries."""
+
+FLATTENING = ("linear", "mlp")
+"""Networks that have no use for folded images: they see stacked ones all at once."""
 
 SLACK = 1.1
 """By how much measurements of equally fast models differ."""
@@ -64,7 +65,7 @@ def parity_network(network: str | Factory, code: Code) -> ParityNetwork:
         name = network
         return ParityNetwork(
             name,
-            lambda: build_network(name, code.parity_shape, code.parity_output_shape, grid),
+            lambda: _build_named(name, code, grid),
             recipe_for(PARITY, name, code.parity_shape),
         )
     if isinstance(network, str):
@@ -83,8 +84,7 @@ def choose_network(deployed: Bundle, code: Code) -> str:
     """The name of the most capable network for the code's parity queries that takes no longer
     than the deployed model for one query; the fastest if all take longer.
     """
-    kind = IMAGE_NETWORKS if len(code.query_shape) == 3 else OTHER_NETWORKS
-    names = [name for name in kind if _takes(name, code)]
+    names = [name for name in CHOICES[_kind(code.query_shape)] if _takes(name, code)]
     reference = OnnxModel(deployed.deployed_path)
     fits, above = 0, len(names)
     while above - fits > 1:
@@ -100,6 +100,12 @@ def choose_network(deployed: Bundle, code: Code) -> str:
     return names[fits]
 
 
+def _kind(query_shape: tuple[int, ...]) -> str:
+    if len(query_shape) != 3:
+        return "others"
+    return "small images" if min(query_shape[1:]) < SMALL else "images"
+
+
 def _takes(name: str, code: Code) -> bool:
     try:
         with torch.device("meta"):  # without weights
@@ -107,6 +113,21 @@ def _takes(name: str, code: Code) -> bool:
     except TrainingError:
         return False
     return True
+
+
+def _build_named(name: str, code: Code, grid: tuple[int, int]) -> nn.Module:
+    spec = code.spec
+    stacks_images = (spec.encoder, spec.decoder) == ("stack", "separate") and (
+        code.parity_shape[1:] == code.query_shape[1:] and len(code.query_shape) == 3
+    )
+    if stacks_images and name not in FLATTENING:
+        with suppress(TrainingError):  # folded images may be too small for it
+            return Slotwise(
+                code.k,
+                code.query_shape,
+                lambda shape: build_network(name, shape, code.output_shape),
+            )
+    return build_network(name, code.parity_shape, code.parity_output_shape, grid)
 
 
 def _grid(code: Code) -> tuple[int, int]:
