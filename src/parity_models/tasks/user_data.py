@@ -6,8 +6,8 @@ expects in their place. Nothing is unpickled.
 """
 
 import zipfile
-import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import IO, Any
@@ -108,30 +108,36 @@ def _read_file(path: Path, name: str) -> Array:
 
 
 def _read_npy(path: Path) -> Array:
-    try:
+    with _damage(path, ".npy"):
         with path.open("rb") as file:
             _check_header(file, path)
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path} is damaged or not an .npy file ({error})") from error
     return array
 
 
 def _read_npz(path: Path, name: str) -> Array:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            held = archive.namelist()
-            chosen = held[0] if len(held) == 1 else f"{name}.npy"
-            if chosen not in held:
-                arrays = ", ".join(member.removesuffix(".npy") for member in held) or "nothing"
-                raise DataError(f"{path} holds {arrays}; call the array to be read {name!r}")
-            with archive.open(chosen) as member:
-                _check_header(member, path)
-            with archive.open(chosen) as member:
-                array: Array = np.lib.format.read_array(member, allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        raise DataError(f"{path} is damaged or not an .npz file ({error})") from error
+    with _damage(path, ".npz"), zipfile.ZipFile(path) as archive:
+        held = archive.namelist()
+        chosen = held[0] if len(held) == 1 else f"{name}.npy"
+        if chosen not in held:
+            arrays = ", ".join(member.removesuffix(".npy") for member in held) or "nothing"
+            raise DataError(f"{path} holds {arrays}; call the array to be read {name!r}")
+        with archive.open(chosen) as member:
+            _check_header(member, path)
+        with archive.open(chosen) as member:
+            array: Array = np.lib.format.read_array(member, allow_pickle=False)
     return array
+
+
+@contextmanager
+def _damage(path: Path, kind: str) -> Iterator[None]:
+    """Whatever reading a damaged file raises (NumPy's parser of headers: anything) as DataError."""
+    try:
+        yield
+    except (DataError, FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is damaged or not an {kind} file ({error})") from error
 
 
 def _check_header(file: IO[bytes], path: Path) -> None:
