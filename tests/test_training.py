@@ -23,7 +23,7 @@ from parity_models.models.networks import NETWORKS
 from parity_models.tasks import Dataset, find_task
 from parity_models.training import Outcome, Progress, Settings, train_deployed, train_parity
 from parity_models.training.recipes import DEPLOYED, PARITY
-from parity_models.training.schedule import Budget, Schedule
+from parity_models.training.schedule import Budget, Constant, OneCycle
 
 DIGITS = find_task("digits")
 STACK = CodeSpec("stack", "separate", 2)
@@ -48,7 +48,11 @@ def train(deployed: Outcome, digits: Dataset, tmp_path: Path) -> Train:
     """Trains a parity model on the digits into tmp_path / name."""
 
     def run(
-        spec: CodeSpec = STACK, name: str = "bundle", network: str = "mlp", **settings: Any
+        spec: CodeSpec = STACK,
+        name: str = "bundle",
+        network: str = "mlp",
+        recipe: str = "distilled",
+        **settings: Any,
     ) -> Outcome:
         return train_parity(
             deployed.bundle,
@@ -58,6 +62,7 @@ def train(deployed: Outcome, digits: Dataset, tmp_path: Path) -> Train:
             Settings(**settings),
             network=network,
             validation=digits.validation,
+            recipe=recipe,
         )
 
     return run
@@ -223,12 +228,44 @@ def test_the_tighter_of_two_limits_counts() -> None:
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
-    schedule = Schedule(learning_rate=1.0, weight_decay=0.0)
+    schedule = OneCycle(learning_rate=1.0, weight_decay=0.0)
     rates = [schedule.at(spent) for spent in np.linspace(0, 1, 101)]
     assert max(rates) == rates[20] == 1
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[100] == pytest.approx(0)
+
+
+def test_the_published_learning_rate_stays() -> None:
+    schedule = Constant(learning_rate=1e-3, weight_decay=1e-5)
+    assert {schedule.at(spent) for spent in np.linspace(0, 1, 11)} == {1e-3}
+
+
+def test_the_published_recipe_trains_published_codes(train: Train, digits: Dataset) -> None:
+    outcome = train(CodeSpec("sum", "subtraction", 2), recipe="published", epochs=60)
+    training = outcome.bundle.manifest.parity_training
+    assert training is not None
+    assert training.recipe["style"] == "published"
+    assert training.recipe["batch"] == 64
+    accuracy = evaluate(outcome.bundle, digits.test.inputs, digits.test.labels)
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.degraded_accuracy > 0.6
+
+
+@pytest.mark.parametrize(
+    ("spec", "recipe", "reason"),
+    [
+        (STACK, "published", "for sum and concatenation with subtraction"),
+        (CodeSpec("concatenation", "separate", 2), "published", "leave --recipe out"),
+        (STACK, "secret", "no recipe is called 'secret'; there are distilled, published"),
+    ],
+    ids=str,
+)
+def test_recipes_that_cannot_be_are_refused(
+    train: Train, spec: CodeSpec, recipe: str, reason: str
+) -> None:
+    with pytest.raises(TrainingError, match=reason):
+        train(spec, recipe=recipe, epochs=1)
 
 
 def test_a_checkpoint_is_refused_by_a_run_with_other_options(train: Train) -> None:

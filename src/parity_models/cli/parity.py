@@ -69,6 +69,13 @@ def parity(
             metavar="NAME",
         ),
     ] = None,
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="distilled is the best known here; published trains sum or concatenation with "
+            "subtraction as the paper does, to compare with."
+        ),
+    ] = "distilled",
     metric: MetricName = None,
     flips: Flips = False,
     epochs: Epochs = None,
@@ -109,6 +116,7 @@ def parity(
                 validation=queries.validation,
                 metric=queries.metric,
                 mirrored=queries.flips,
+                recipe=recipe,
             )
     accuracy = measure_accuracy(outcome.bundle, queries.metric, queries.test, queries.test_labels)
     with_accuracy(outcome.bundle, accuracy)

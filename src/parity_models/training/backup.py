@@ -20,7 +20,7 @@ from parity_models.tasks import METRICS, Split, score
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
-from parity_models.training.device import place
+from parity_models.training.device import place, run_reduced
 from parity_models.training.distillation import (
     SQUARED_ERROR,
     TEMPERATURE,
@@ -138,7 +138,7 @@ class _Imitation:
             queries, way = self._inputs[rows], ways[rows]
             if self._mirrored:
                 queries = mirror(queries, way == 1)
-            outputs, targets = self.module(queries), self._predictions[way, rows]
+            outputs, targets = run_reduced(self.module, queries), self._predictions[way, rows]
             loss = difference(self._kind, outputs, targets, self._scale)
             yield loss + squared_error(outputs, targets) if self._kind == "classes" else loss
 

@@ -54,7 +54,7 @@ def run_reduced(module: nn.Module, inputs: Tensor) -> Tensor:
 def _computes_bfloat16(device: str) -> bool:
     """Does the hardware compute in it? Where software imitates it, it is slower than float32."""
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in the oldest torch
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -87,9 +87,7 @@ def fit(
     resumed run does what an uninterrupted one would have done.
     """
     module = problem.module
-    optimizer = torch.optim.AdamW(
-        module.parameters(), weight_decay=schedule.weight_decay, fused=True
-    )
+    optimizer = schedule.optimizer(module.parameters())
     state = Checkpoint()
     if resume:
         state = load_checkpoint(checkpoint, module, optimizer, options)

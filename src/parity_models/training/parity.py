@@ -17,6 +17,7 @@ from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.inference_time import measure_models
 from parity_models.models.networks import NETWORKS, family
+from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.weights import WEIGHTS
 from parity_models.tasks import Split
 from parity_models.tasks.unlabelled import choose_metric
@@ -32,6 +33,7 @@ from parity_models.training.parity_network import (
     choose_network,
     parity_network,
 )
+from parity_models.training.recipes import styled
 from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
 from parity_models.training.source import Deployed, open_deployed
@@ -49,6 +51,7 @@ def train_parity(
     validation: Split | None = None,
     metric: str | None = None,
     mirrored: bool = False,
+    recipe: str = "distilled",
 ) -> Outcome:
     """Train the r parity models of the code `spec` for a deployed model.
 
@@ -58,7 +61,8 @@ def train_parity(
     out, where F's own predictions count as right. `network` is a name, a `package.module:function`
     or a function that makes one (see `parity_network.Factory`); by default the deployed model's
     if its weights are in the bundle, else one chosen for its inference time. `mirrored` allows
-    to turn queries left to right. Writes a bundle with all models to `out`.
+    to turn queries left to right. `recipe` "published" trains as the paper does, to compare with.
+    Writes a bundle with all models to `out`.
 
     Raises CodeError for a code that cannot be, DataError for inputs that do not fit, ModelError
     for a model that cannot be deployed, TrainingError for settings that cannot work and
@@ -72,7 +76,17 @@ def train_parity(
             else load_teacher(bundle, settings.predicted)
         )
         return _train(
-            bundle, teacher, spec, inputs, out, settings, network, validation, metric, mirrored
+            bundle,
+            teacher,
+            spec,
+            inputs,
+            out,
+            settings,
+            network,
+            validation,
+            metric,
+            mirrored,
+            recipe,
         )
 
 
@@ -87,6 +101,7 @@ def _train(
     validation: Split | None,
     metric: str | None,
     mirrored: bool,
+    style: str,
 ) -> Outcome:
     manifest = deployed.manifest
     code = Code(spec, manifest.deployed.input.shape, manifest.deployed.output.shape)
@@ -97,10 +112,11 @@ def _train(
     task = manifest.deployed_training.task if manifest.deployed_training else "own"
     run = Run(out, settings, task, inputs)
     network = parity_network(named or default_network(deployed, code), code)
+    recipe = styled(network.recipe, style, spec)
     model = place(teacher, run.device)
-    module = run.build(lambda: CodedNetworks(_build(network, code.r, model), code))
+    start = model if recipe.style == "distilled" else None
+    module = run.build(lambda: CodedNetworks(_build(network, code.r, start), code))
     code = module.code
-    recipe = network.recipe
     options: Options = {
         "deployed": manifest.deployed.sha256,
         "code": str(spec),
@@ -118,6 +134,7 @@ def _train(
         torch.from_numpy(inputs).to(run.device),
         steps=recipe.steps_per_epoch(len(inputs) // code.k),
         mirrored=mirrored and recipe.mirror,
+        style=recipe.style,
         validation=Validation(code.k, model, validation, metric, run.device),
     )
     fitted = run.fit(problem, recipe, options)
@@ -156,11 +173,16 @@ def default_network(deployed: Bundle, code: Code) -> str:
     )
 
 
-def _build(network: ParityNetwork, r: int, deployed: nn.Module) -> nn.ModuleList:
+def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.ModuleList:
     """r parity models, which start from the deployed model's weights where they are alike."""
     models = nn.ModuleList(network.build() for _ in range(r))
+    if deployed is None:
+        return models
     theirs = deployed.state_dict()
-    for model in models:
+    for j, model in enumerate(models):
+        if isinstance(model, Slotwise) and type(model.network) is type(deployed):
+            # Models that start alike stay alike, and their mean is no better than each.
+            model.start_from(deployed, first_layer=j == 0)
         if type(model) is not type(deployed):
             continue
         own = model.state_dict()

@@ -1,16 +1,22 @@
 """What to train with, by network: the defaults that measured best (docs/training.md)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import Literal, get_args
 
+from parity_models.codes import CodeSpec
+from parity_models.errors import TrainingError
 from parity_models.models.networks import family
 from parity_models.training.checkpoint import Options
-from parity_models.training.schedule import Budget, Schedule
+from parity_models.training.schedule import Budget, Constant, OneCycle, Schedule
 
 LEAST_STEPS = 2000
 """Steps that a run takes by default, if its data is so small that its epochs have few."""
 
 LEAST_STEPS_PER_EPOCH = 16
+
+Style = Literal["distilled", "published"]
+"""How parity models learn: from decoded predictions, or as in the publication."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class Recipe:
     parity model; `mirror` has queries turned left to right at random, where the task allows it.
     `threaded` shares a step between threads: for short steps that gains little, and while other
     programs compute, too, threads that wait for each other cost ten times what they gain.
+    `style` says what the loss compares, and which optimiser goes with it.
     """
 
     epochs: int
@@ -29,10 +36,12 @@ class Recipe:
     weight_decay: float
     mirror: bool
     threaded: bool
+    style: Style = "distilled"
 
     @property
     def schedule(self) -> Schedule:
-        return Schedule(self.learning_rate, self.weight_decay)
+        kind = Constant if self.style == "published" else OneCycle
+        return kind(self.learning_rate, self.weight_decay)
 
     @property
     def options(self) -> Options:
@@ -42,6 +51,7 @@ class Recipe:
             "learning_rate": self.learning_rate,
             "weight_decay": self.weight_decay,
             "mirror": self.mirror,
+            "style": self.style,
         }
 
     def steps_per_epoch(self, items: int) -> int:
@@ -75,8 +85,37 @@ PARITY = {
 }
 """Recipes for parity models, trained on the deployed model's predictions."""
 
+PUBLISHED_ENCODERS = ("sum", "concatenation")
+
 
 def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int, ...]) -> Recipe:
     """That of the network called `network`; of one that is not ours, what suits its inputs."""
     kind = "resnet-small" if len(input_shape) == 3 else "mlp"
     return recipes.get(family(network), recipes[kind])
+
+
+def styled(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
+    """`recipe` as it is, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
+
+    Raises TrainingError for another style, and for codes that were not published.
+    """
+    if style == "distilled":
+        return recipe
+    if style != "published":
+        raise TrainingError(
+            f"no recipe is called {style!r}; there are {', '.join(get_args(Style))}"
+        )
+    if spec.encoder not in PUBLISHED_ENCODERS or spec.decoder != "subtraction":
+        raise TrainingError(
+            f"the published recipe is for {' and '.join(PUBLISHED_ENCODERS)} with subtraction, not "
+            f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
+        )
+    return replace(
+        recipe,
+        epochs=150,
+        batch=64 if spec.k == 2 else 32,
+        learning_rate=1e-3,
+        weight_decay=1e-5,
+        mirror=False,
+        style="published",
+    )

@@ -6,6 +6,7 @@ from math import ceil
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from parity_models.codes import Code, MLPDecoder
 from parity_models.tasks import METRICS, Split, score
@@ -13,6 +14,7 @@ from parity_models.training.device import run_reduced
 from parity_models.training.distillation import calibrate, difference, squared_error
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
+from parity_models.training.recipes import Style
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
@@ -26,8 +28,9 @@ class Reconstruction:
 
     All are trained side by side on the same groups, which are drawn anew from `inputs`
     (n, *query_shape) every epoch, `steps` batches of them. With `mirrored`, queries are turned
-    left to right at random, and so are those that F predicts. `validation` gives the score, and its
-    metric says what predictions are.
+    left to right at random, and so are those that F predicts. The loss compares decoded predictions
+    with F's, or in the published `style` parity outputs with their targets. `validation` gives the
+    score, and its metric says what predictions are.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Reconstruction:
         *,
         steps: int,
         mirrored: bool,
+        style: Style,
         validation: "Validation",
     ) -> None:
         self.module = module
@@ -46,6 +50,7 @@ class Reconstruction:
         self._inputs = inputs
         self._groups = len(inputs) // self._code.k
         self._mirrored = mirrored
+        self._style = style
         self._validation = validation
         # F is run once over each way a query can come, not once per epoch.
         self._predictions = predict_both_ways(deployed, inputs, mirrored)
@@ -91,6 +96,9 @@ class Reconstruction:
         ]
         for j, outputs in enumerate(parity_outputs):
             targets = self._code.targets(predictions, j)
+            if self._style == "published":
+                total = total + functional.mse_loss(outputs, targets)
+                continue
             if self._kind == "classes":
                 total = total + squared_error(outputs, targets)
             for slot, decoded in enumerate(_decode_each(self._code, predictions, outputs, j)):

@@ -1,7 +1,13 @@
 """How long training goes on, and how the learning rate goes over that time."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from parity_models.errors import TrainingError
 
@@ -28,9 +34,18 @@ class Budget:
         return min(1.0, max(by_epochs, by_seconds))
 
 
+class Schedule(Protocol):
+    """An optimiser, and its learning rate by the share of the budget that is spent."""
+
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer: ...
+
+    def at(self, spent: float) -> float:
+        """The learning rate when `spent` (0 to 1) of the budget is used up."""
+
+
 @dataclass(frozen=True)
-class Schedule:
-    """How the optimiser goes over the budget: a warm-up, then down along half a cosine.
+class OneCycle:
+    """AdamW with a warm-up, then down along half a cosine.
 
     Both follow the share of the budget spent, so that a run limited in time anneals completely
     whatever the machine's speed (one-cycle: Smith, Topin, 2018). `warmup` is the share of the
@@ -41,9 +56,25 @@ class Schedule:
     weight_decay: float
     warmup: float = 0.2
 
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
+        return torch.optim.AdamW(weights, weight_decay=self.weight_decay, fused=True)
+
     def at(self, spent: float) -> float:
-        """The learning rate when `spent` (0 to 1) of the budget is used up."""
         if spent < self.warmup:
             return self.learning_rate * (0.04 + 0.96 * spent / self.warmup)
         through = (spent - self.warmup) / (1 - self.warmup)
         return self.learning_rate * 0.5 * (1 + cos(pi * through))
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Adam with one learning rate throughout, weight decay added to the gradient."""
+
+    learning_rate: float
+    weight_decay: float
+
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
+        return torch.optim.Adam(weights, weight_decay=self.weight_decay, fused=True)
+
+    def at(self, spent: float) -> float:
+        return self.learning_rate

@@ -1,0 +1,66 @@
+"""One network that answers k stacked images at about the cost of one."""
+
+from collections.abc import Callable
+from math import ceil, prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Shape = tuple[int, ...]
+
+
+class Slotwise(nn.Module):
+    """Runs the network that `build` makes on each of k images stacked along their channels.
+
+    Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of at least
+    k pixels is folded into the channels of one place (space to depth): no pixel is lost, only the
+    network's first layer grows, and all k images together take about as long as one does
+    unfolded. The slots share the network, so they do not disturb each other, and a group of k
+    trains it k times.
+    """
+
+    def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
+        super().__init__()
+        channels, height, width = query_shape
+        self.k = k
+        self.query_shape = query_shape
+        self.block = rows, columns = _block(k)
+        folded = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
+        self.network = build(folded)
+
+    def forward(self, input: Tensor) -> Tensor:
+        outputs: Tensor = self.network(self._fold(input.reshape(-1, *self.query_shape)))
+        return outputs.reshape(-1, self.k, *outputs.shape[1:])
+
+    def _fold(self, images: Tensor) -> Tensor:
+        (channels, height, width), (rows, columns) = self.query_shape, self.block
+        beyond = (0, -width % columns, 0, -height % rows)
+        if any(beyond):
+            images = functional.pad(images, beyond, mode="replicate")
+        down, across = images.shape[2] // rows, images.shape[3] // columns
+        blocks = images.reshape(-1, channels, down, rows, across, columns)
+        inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
+        return inside_first.reshape(-1, channels * rows * columns, down, across)
+
+    @torch.no_grad()
+    def start_from(self, single: nn.Module, *, first_layer: bool = True) -> None:
+        """Begin with the weights of `single`, the same network built for one image unfolded.
+
+        The first layer, if it is to begin so as well, gives every pixel of a block its share of
+        the weight for their mean: the network begins as `single` on images shrunk by area
+        averaging.
+        """
+        pixels = prod(self.block)
+        own = self.network.state_dict()
+        for name, weights in single.state_dict().items():
+            if first_layer and weights.ndim > 1 and own[name].shape[1] == weights.shape[1] * pixels:
+                weights = weights.repeat_interleave(pixels, 1) / pixels
+            if own[name].shape == weights.shape:
+                own[name].copy_(weights)
+
+
+def _block(k: int) -> tuple[int, int]:
+    """Rows and columns of the smallest nearly square block that holds k pixels."""
+    rows = next(rows for rows in range(1, k + 1) if rows * (rows + 1) >= k)
+    return rows, ceil(k / rows)

@@ -1,0 +1,108 @@
+"""One network answers every stacked image: on its own, from all pixels, at the cost of one."""
+
+from math import prod
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from parity_models.codes import Code, CodeSpec
+from parity_models.models.export import export_onnx
+from parity_models.models.networks import SmallResNet, build_network
+from parity_models.models.networks.slotwise import Shape, Slotwise
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.training.parity_network import parity_network
+
+
+def slotwise(k: int, shape: Shape) -> Slotwise:
+    torch.manual_seed(0)
+    return Slotwise(k, shape, lambda folded: build_network("resnet-small", folded, (10,)))
+
+
+def settled(network: nn.Module, *shape: int) -> nn.Module:
+    """With running statistics that are not the defaults, in evaluation mode."""
+    network(torch.randn(16, *shape))
+    return network.eval()
+
+
+@pytest.mark.parametrize(("k", "shape"), [(2, (1, 28, 28)), (3, (3, 9, 11)), (8, (1, 28, 28))])
+def test_it_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
+    stacked = (k * shape[0], *shape[1:])
+    network = settled(slotwise(k, shape), *stacked)
+    model = OnnxModel(export_onnx(network, stacked))
+    for rows in (1, 2, 7):
+        batch = torch.randn(rows, *stacked)
+        with torch.no_grad():
+            expected = network(batch).numpy()
+        assert expected.shape == (rows, k, 10)
+        np.testing.assert_allclose(model(batch.numpy()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_slot_depends_on_every_pixel_of_its_own_image_alone() -> None:
+    network = settled(slotwise(3, (1, 9, 11)), 3, 9, 11)
+    stacked = torch.randn(1, 3, 9, 11, requires_grad=True)
+    outputs: Tensor = network(stacked)
+    for slot in range(3):
+        (gradient,) = torch.autograd.grad(outputs[0, slot].sum(), stacked, retain_graph=True)
+        for image in range(3):
+            assert bool(gradient[0, image].any()) == (image == slot)
+        assert bool(gradient[0, slot].all())
+
+
+def test_it_can_start_as_a_network_that_sees_every_image_shrunk() -> None:
+    torch.manual_seed(1)
+    single = settled(build_network("resnet-small", (3, 16, 16), (10,)), 3, 16, 16)
+    network = slotwise(2, (3, 16, 16)).eval()
+    network.start_from(single)
+    images = torch.randn(5, 2, 3, 16, 16)
+    shrunk = images.unflatten(-1, (8, 2)).mean(dim=-1)
+    with torch.no_grad():
+        outputs = network(images.flatten(1, 2))
+        expected = torch.stack([single(shrunk[:, slot]) for slot in range(2)], dim=1)
+    torch.testing.assert_close(outputs, expected)
+
+
+def test_a_start_without_the_first_layer_differs_in_it_alone() -> None:
+    torch.manual_seed(1)
+    single = build_network("resnet-small", (1, 16, 16), (10,))
+    network = slotwise(2, (1, 16, 16))
+    own = {name: value.clone() for name, value in network.network.state_dict().items()}
+    network.start_from(single, first_layer=False)
+    for name, value in network.network.state_dict().items():
+        theirs = single.state_dict()[name]
+        expected = own[name] if theirs.shape != value.shape else theirs
+        torch.testing.assert_close(value, expected)
+    assert not torch.equal(own["head.weight"], network.network.state_dict()["head.weight"])
+
+
+@given(st.integers(2, 64))
+def test_k_folded_images_have_about_as_many_places_as_one(k: int) -> None:
+    network = Slotwise(k, (1, 64, 64), lambda folded: nn.Flatten())
+    rows, columns = network.block
+    assert k <= prod(network.block) < 1.5 * k + 1
+    assert rows <= columns <= 2 * rows
+
+
+@pytest.mark.parametrize(
+    ("spec", "network", "expected"),
+    [
+        (CodeSpec("stack", "separate", 2), "resnet-small", Slotwise),
+        (CodeSpec("stack", "subtraction", 2), "resnet-small", SmallResNet),
+        (
+            CodeSpec("stack", "separate", 2, encoder_options={"axis": 1}),
+            "resnet-small",
+            SmallResNet,
+        ),
+        (CodeSpec("concatenation", "separate", 2), "resnet-small", SmallResNet),
+        # Folded eight times, the images are too small for it.
+        (CodeSpec("stack", "separate", 8), "resnet-small", SmallResNet),
+    ],
+    ids=str,
+)
+def test_it_is_the_network_for_stacked_images_with_separate_outputs(
+    spec: CodeSpec, network: str, expected: type[nn.Module]
+) -> None:
+    assert isinstance(parity_network(network, Code(spec, (1, 9, 9), (10,))).build(), expected)
