@@ -43,6 +43,7 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
 )
+from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import World
 
 BOTH = frozenset({DEPLOYED, parity_work(0)})
@@ -64,7 +65,9 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "backup": lambda code, options: ApproximateBackup(
         answer_rule=options["answer_rule"], answer_after=options["answer_after"]
     ),
-    "adaptive parity": lambda code, options: AdaptiveParity(code, hedge_budget=options["budget"]),
+    "adaptive parity": lambda code, options: AdaptiveParity(
+        code, hedge_budget=options["budget"], run_times=RunTimes(window=20, every=2)
+    ),
     "parity": lambda code, options: Parity(
         code, **{name: value for name, value in options.items() if name != "budget"}
     ),
@@ -92,7 +95,7 @@ def setups(draw: st.DrawFn) -> Setup:
     k = draw(st.integers(2, 4))
     decoder = draw(st.sampled_from(["separate", "subtraction"]))
     return Setup(
-        draw(st.sampled_from([*BUILDERS, "parity", "parity", "parity"])),
+        draw(st.sampled_from([*BUILDERS, "parity", "parity", "parity", "adaptive parity"])),
         draw(
             st.sampled_from([SingleQueue, SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices])
         ),

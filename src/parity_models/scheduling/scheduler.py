@@ -124,7 +124,7 @@ class Scheduler:
     def unit_finished(self, now: float, unit: int) -> list[Action]:
         """An instance has run a unit; the driver holds its outputs."""
         self._advance(now)
-        ended = self._end(unit)
+        ended = self._end(unit, finished=True)
         for task in ended.tasks if ended else ():
             if task.work != DEPLOYED:
                 self._policy.redundancy_finished(self, task)
@@ -138,7 +138,7 @@ class Scheduler:
     def unit_failed(self, now: float, unit: int, detail: str) -> list[Action]:
         """A unit failed on an instance that is still up (or was cancelled)."""
         self._advance(now)
-        ended = self._end(unit)
+        ended = self._end(unit, finished=False)
         if ended is not None:
             self._lose(ended, detail)
         return self._done()
@@ -161,6 +161,7 @@ class Scheduler:
         self._dispatch.leave(instance)
         if unit is not None:
             del self._units[unit.id]
+            self._policy.unit_ended(self, unit, finished=False)
             self._lose(unit, f"instance {instance} was lost")
         return self._done()
 
@@ -218,13 +219,12 @@ class Scheduler:
         self._dispatch.reserve = instances
 
     def hurry(self, task: Task) -> None:
-        """A spare task is spare no longer."""
-        if task.spare and task.unit is None and task.wanted:
-            self._dispatch.remove(task)
-            task.spare = False
-            self._dispatch.add(task)
+        """A spare task that is queued is spare no longer, and goes to the head of its queue."""
+        self._dispatch.remove(task)
+        task.spare = False
+        self._dispatch.add(task, first=True)
 
-    def copy(self, query: Query) -> None:
+    def copy(self, query: Query, *, spare: bool = False) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
 
         Copies go to the head of the queue: they are as old as their query.
@@ -232,7 +232,7 @@ class Scheduler:
         original = query.original
         if original.apart is None:
             original.apart = self.new_id()
-        task = Task(DEPLOYED, query.id, query.kind, original.apart)
+        task = Task(DEPLOYED, query.id, query.kind, original.apart, spare)
         query.tasks.append(task)
         self._dispatch.add(task, first=True)
 
@@ -311,7 +311,7 @@ class Scheduler:
             self._wake_at = at
             self.emit(WakeAt(at))
 
-    def _end(self, unit_id: int) -> Unit | None:
+    def _end(self, unit_id: int, *, finished: bool) -> Unit | None:
         """Take a unit off its instance; None if the instance had left before."""
         unit = self._units.pop(unit_id, None)
         if unit is not None:
@@ -319,6 +319,7 @@ class Scheduler:
             self._dispatch.idle(unit.instance, self.now - unit.started)
             for task in unit.tasks:
                 task.unit = None
+            self._policy.unit_ended(self, unit, finished=finished)
         return unit
 
     def _lose(self, unit: Unit, detail: str) -> None:

@@ -1,84 +1,121 @@
 """Adaptive parity: coded resilience that needs no tuning.
 
-Three questions are answered from what the scheduler sees, none from configuration:
+Four questions are answered from what the scheduler sees, none from configuration:
 
-    When is parity work worth sending? At once, as long as that leaves enough instances idle for
-    the queries about to arrive: the square root of the originals under way, the classic safety
-    margin of a many-server queue (Halfin and Whitt, Operations Research 1981). Otherwise only
-    when a member of the group is late, and then with priority.
+    Is redundancy worth anything? Only if some of the recent units ran for longer than a parity
+    query would take. If all took about the same, nothing is sent.
 
-    What is late? A query that has taken longer than the live 95th percentile of latencies.
+    Is there capacity for it? Parity queries are sent when their group is full, and start as long
+    as that leaves instances idle for the queries about to arrive: a quarter of the square root of
+    the queries under way, by which their number fluctuates (Halfin and Whitt, Operations Research
+    1981).
 
-    What if original and parity are both late? A while after (half a median latency), the query
-    itself is sent once more: a hedge of last resort, for the few queries that need it and within
-    a budget (Dean, Barroso, CACM 2013).
+    Which queries are slow? One whose original has run for longer than three quarters of all do is
+    sent once more, on spare capacity alike. One that has run for longer than 95 % do is late: its
+    copy goes before all other work, within a budget (Dean and Barroso, CACM 2013).
 
-Recently slow instances take last (dispatch.LatencyAware). Under overload no instance is idle
-and hardly any parity work starts: originals are not delayed.
+    Is a copy likely to help? It takes a median run time. As long as fewer than one in ten of the
+    recent units took so long still from that age on, it is not sent.
+
+Recently slow instances take last (dispatch.LatencyAware).
 """
 
 from __future__ import annotations
 
 from functools import partial
-from math import ceil, sqrt
+from math import ceil, inf, sqrt
 from typing import TYPE_CHECKING
 
+from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.budget import Budget
-from parity_models.scheduling.policies.parity import Erasures, Parity, Pool
-from parity_models.scheduling.recent import RecentDurations
-from parity_models.scheduling.work import Query
+from parity_models.scheduling.policies.parity import CodingGroup, Erasures, Parity, Pool
+from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import Query, Unit
 
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
 
-LATE = 0.95
-"""The quantile of latencies beyond which a query is late."""
+MARGIN = 0.25
+"""How many instances parity work leaves idle: so many times the root of the queries under way."""
 
-HEDGE_AFTER = 0.5
-"""How long after a query is late it is sent once more, in median latencies."""
+SLOW, LATE = 0.25, 0.05
+"""The shares of originals that run for so long that they are slow, and late."""
 
-GROUP_WAIT = 0.25
-"""How long a query waits for its group to fill, in median latencies."""
+CHANCE = 0.1
+"""With which chance, at least, a copy sent now must be there before the original."""
+
+GROUP_WAIT = 0.15
+"""How long a query waits for its group to fill, in median run times."""
+
+PARITY_TAKES = 1.25
+"""How long after a query its parity query's output is there, in median run times."""
+
+NEEDED = 0.001
+"""The share of units that must take longer than parity for it to be worth sending."""
 
 
 class AdaptiveParity(Parity):
-    """The parity policy in a shared pool that watches load and latencies; see above.
+    """The parity policy in a shared pool that watches load and run times; see above.
 
-    `hedge_budget` is how many copies a query are sent at most, on average.
+    `hedge_budget` is how many copies a query are sent at most, on average, beside those that
+    start on spare capacity. `run_times` is what is known of run times; by default nothing.
     """
 
-    def __init__(self, code: Erasures, *, hedge_budget: float = 0.05) -> None:
+    def __init__(
+        self, code: Erasures, *, hedge_budget: float = 0.05, run_times: RunTimes | None = None
+    ) -> None:
         super().__init__(code, pool=Pool.SHARED, max_group_wait=None)
-        self._latencies = RecentDurations()
         self._budget = Budget(hedge_budget)
+        self._run_times = RunTimes() if run_times is None else run_times
+        self._needed = True
+        self._slow = self._late = inf
+        self._learn()
 
     def dispatch(self) -> Dispatch:
         return LatencyAware()
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         self._budget.earn()
-        scheduler.keep_idle(ceil(sqrt(scheduler.pending)))
+        scheduler.keep_idle(ceil(MARGIN * sqrt(scheduler.pending)))
         super().arrived(scheduler, query)
-        late = self._latencies.quantile(LATE)
-        if late is not None:
-            at = scheduler.now + late
-            query.alarm = scheduler.set_timer(at, partial(self._is_late, scheduler, query))
+        if self._slow < inf:
+            self._look_at(scheduler, query, scheduler.now + self._slow)
 
-    def resolved(self, scheduler: Scheduler, query: Query) -> None:
-        self._latencies.add(scheduler.now - query.arrived)
-        median = self._latencies.quantile(0.5)
-        if median is not None:
-            self._max_group_wait = GROUP_WAIT * median
-        super().resolved(scheduler, query)
+    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
+        took = scheduler.now - unit.started
+        if unit.tasks[0].work == DEPLOYED and self._run_times.add(took, finished=finished):
+            self._learn()
 
-    def _is_late(self, scheduler: Scheduler, query: Query) -> None:
-        for task in self._group_of(query).tasks:
-            scheduler.hurry(task)
-        median = self._latencies.quantile(0.5) or 0.0
-        at = scheduler.now + HEDGE_AFTER * median
-        query.alarm = scheduler.set_timer(at, partial(self._hedge, scheduler, query))
+    def _learn(self) -> None:
+        run_times, median = self._run_times, self._run_times.median
+        slow, late = (run_times.worth_doubling(share, CHANCE) for share in (SLOW, LATE))
+        if median is None or slow is None or late is None:
+            return
+        self._slow, self._late = slow, late
+        self._needed = run_times.share_longer(PARITY_TAKES * median) >= NEEDED
+        self._max_group_wait = GROUP_WAIT * median if self._needed else None
 
-    def _hedge(self, scheduler: Scheduler, query: Query) -> None:
-        if scheduler.is_placed(query.original) and self._budget.spend():
-            scheduler.copy(query)
+    def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
+        if self._needed:
+            super()._send(scheduler, group)
+
+    def _look_at(self, scheduler: Scheduler, query: Query, at: float) -> None:
+        query.alarm = scheduler.set_timer(at, partial(self._look, scheduler, query))
+
+    def _look(self, scheduler: Scheduler, query: Query) -> None:
+        """Copy a query whose original is slow; hurry its copy once it is late."""
+        original = query.original
+        if not scheduler.is_placed(original):  # it waits in the queue, as a copy of it would
+            self._look_at(scheduler, query, scheduler.now + self._slow)
+            return
+        began = query.arrived if original.unit is None else original.unit.started
+        if scheduler.now < began + self._slow:
+            self._look_at(scheduler, query, began + self._slow)
+            return
+        if len(query.tasks) == 1:
+            scheduler.copy(query, spare=True)
+        if scheduler.now < began + self._late:
+            self._look_at(scheduler, query, began + self._late)
+        elif query.tasks[1].unit is None and self._budget.spend():
+            scheduler.hurry(query.tasks[1])

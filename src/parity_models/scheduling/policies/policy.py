@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
-from parity_models.scheduling.work import Query, Task
+from parity_models.scheduling.work import Query, Task, Unit
 
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
@@ -43,6 +43,9 @@ class Policy:
 
     def redundancy_finished(self, scheduler: Scheduler, task: Task) -> None:
         """The output of a task of redundant work is here."""
+
+    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
+        """An instance has run this unit to its end, or, not `finished`, will run it no further."""
 
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""

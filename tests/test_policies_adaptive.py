@@ -1,0 +1,201 @@
+"""Adaptive parity sends what helps, when it helps and where there is capacity for it."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_models.scheduling import (
+    DEPLOYED,
+    Encode,
+    Scheduler,
+    Source,
+    parity_work,
+)
+from parity_models.scheduling.policies import AdaptiveParity
+from parity_models.scheduling.run_times import RunTimes
+from scheduling_world import World, code
+
+BOTH = frozenset({DEPLOYED, parity_work(0)})
+
+
+def run_times(*units: tuple[float, bool]) -> RunTimes:
+    """What is known after these units: how long they ran, whether to their end."""
+    times = RunTimes(every=max(1, len(units)))
+    for seconds, finished in units:
+        times.add(seconds, finished=finished)
+    return times
+
+
+# Run times
+
+
+@given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1), st.floats(0, 10))
+def test_of_units_that_all_finished_the_share_longer_is_counted(
+    times: list[float], seconds: float
+) -> None:
+    known = run_times(*((time, True) for time in times))
+    assert known.share_longer(seconds) == pytest.approx(
+        sum(time > seconds for time in times) / len(times)
+    )
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.booleans()), min_size=1))
+def test_fewer_units_take_longer_than_a_longer_time(units: list[tuple[float, bool]]) -> None:
+    known = run_times(*units)
+    shares = [known.share_longer(seconds) for seconds in (0.0, 1.0, 2.0, 5.0, 9.0, 20.0)]
+    assert shares[0] == 1
+    assert all(0 <= after <= before for before, after in pairwise(shares))
+
+
+def test_units_cut_short_count_until_they_were() -> None:
+    known = run_times((1, True), (2, False), (3, True), (4, False), (5, True))
+    assert known.share_longer(1) == pytest.approx(4 / 5)
+    assert known.share_longer(3) == pytest.approx(4 / 5 * 2 / 3)
+    assert known.median == 5
+
+
+def test_units_cut_short_do_not_hide_that_units_are_slow() -> None:
+    known = run_times(*[(1.0, True)] * 8, (1.2, False), (1.2, False))
+    assert known.share_longer(2.0) == pytest.approx(0.2)
+
+
+def test_where_all_units_take_as_long_one_is_worth_doubling_once_it_is_like_none_of_them() -> None:
+    assert run_times(*[(1.0, True)] * 100).worth_doubling(0.25, 0.1) == 2.0
+
+
+def test_a_unit_is_worth_doubling_once_it_is_likely_to_take_long() -> None:
+    known = run_times(*[(1.0, True)] * 90, *[(9.0, True)] * 10)
+    assert known.worth_doubling(0.25, 0.1) == 1.0
+
+
+def test_a_unit_that_is_nearly_done_whenever_it_is_slow_is_not_worth_doubling() -> None:
+    known = run_times(*[(1.0, True)] * 80, *[(2.5, True)] * 20)
+    assert known.worth_doubling(0.25, 0.1) == 1.0
+    assert known.worth_doubling(0.1, 0.1) == 3.5
+
+
+def test_nothing_is_worth_doubling_while_nothing_is_known() -> None:
+    assert RunTimes().worth_doubling(0.25, 0.1) is None
+    assert RunTimes().share_longer(1.0) == 1.0
+    assert run_times((1.0, False)).median is None
+
+
+# The policy
+
+
+SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
+"""Most units take a second, one in ten nine seconds."""
+
+SOME_LATE = [(1.0, True)] * 90 + [(3.0, True)] * 6 + [(20.0, True)] * 4
+"""Units are slow after a second, and late after three."""
+
+
+def adaptive_world(instances: int, units: list[tuple[float, bool]], budget: float = 1.0) -> World:
+    """Idle instances, and a policy that has seen these units: how long they ran, to their end?"""
+    policy = AdaptiveParity(code(), hedge_budget=budget, run_times=run_times(*units))
+    world = World(Scheduler(policy), code())
+    for instance in range(instances):
+        world.join(f"{instance}", BOTH)
+    return world
+
+
+def runs(world: World) -> list[str]:
+    return [run.work for run in world.running.values()]
+
+
+def test_sends_nothing_where_all_units_take_as_long() -> None:
+    world = adaptive_world(9, [(1.0, True)] * 100)
+    world.arrive(2)
+    world.pass_time(1.9)
+    assert runs(world) == [DEPLOYED] * 2
+    assert not any(isinstance(action, Encode) for action in world.log)
+
+
+def test_sends_parity_at_once_where_some_units_are_slow() -> None:
+    world = adaptive_world(9, SOME_SLOW)
+    world.arrive(2)
+    assert runs(world) == [DEPLOYED, DEPLOYED, parity_work(0)]
+
+
+def test_sends_parity_while_it_knows_nothing() -> None:
+    world = adaptive_world(9, [])
+    world.arrive(2)
+    assert runs(world) == [DEPLOYED, DEPLOYED, parity_work(0)]
+
+
+def test_keeps_instances_idle_for_queries_about_to_arrive() -> None:
+    world = adaptive_world(9, SOME_SLOW)
+    world.arrive(8)
+    assert runs(world) == [DEPLOYED] * 8, "one is kept: a quarter of the root of eight, rounded up"
+    world.join("another", BOTH)
+    assert runs(world) == [DEPLOYED] * 8 + [parity_work(0)]
+
+
+def test_fills_the_group_of_a_lone_query_soon() -> None:
+    world = adaptive_world(9, SOME_SLOW)
+    world.arrive(2)
+    for instance in sorted(world.running):
+        world.finish(instance)
+    world.arrive(1)
+    world.pass_time(0.14)
+    assert runs(world) == [DEPLOYED]
+    world.pass_time(0.02)
+    assert runs(world) == [DEPLOYED, parity_work(0)]
+
+
+def test_copies_a_slow_query_on_spare_capacity_and_cancels_what_is_not_needed() -> None:
+    world = adaptive_world(9, SOME_SLOW)
+    world.arrive(1)
+    world.pass_time(0.9)
+    assert runs(world) == [DEPLOYED]
+    world.pass_time(0.2)
+    assert runs(world) == [DEPLOYED] * 2
+    original, copy = world.running
+    world.finish(copy)
+    assert world.answers == {0: Source.MODEL}
+    assert world.cancelled == {world.running[original].unit}
+
+
+def test_hurries_the_copy_of_a_late_query_past_originals_that_wait() -> None:
+    world = adaptive_world(2, SOME_LATE)
+    world.arrive(3)
+    world.pass_time(1.5)
+    world.finish("0")
+    assert world.running["0"].subjects == (2,), "query 1 is slow; its copy can wait"
+    world.arrive(1)
+    world.pass_time(1.7)
+    world.finish("0")
+    assert world.running["0"].subjects == (1,), "it is late"
+
+
+def test_hurries_no_more_copies_than_the_budget_allows() -> None:
+    world = adaptive_world(40, SOME_LATE, budget=0.01)
+    world.arrive(40)
+    world.pass_time(4.0)
+    for instance in range(12):
+        world.join(f"new {instance}", BOTH)
+    assert len(world.running) == 40 + 10, "two are kept idle"
+
+
+def test_copies_an_original_that_hangs_though_no_unit_was_ever_slow() -> None:
+    world = adaptive_world(9, [(1.0, True)] * 100)
+    world.arrive(1)
+    world.pass_time(1.9)
+    assert runs(world) == [DEPLOYED]
+    world.pass_time(0.2)
+    assert runs(world) == [DEPLOYED] * 2
+
+
+def test_does_not_copy_a_query_that_has_waited_but_hardly_run() -> None:
+    world = adaptive_world(1, SOME_SLOW)
+    world.arrive(2)
+    world.pass_time(0.6)
+    world.finish("0")
+    for instance in range(1, 9):
+        world.join(f"{instance}", BOTH)
+    world.pass_time(0.9)
+    assert runs(world).count(DEPLOYED) == 1
+    world.pass_time(0.2)
+    assert runs(world).count(DEPLOYED) == 2
