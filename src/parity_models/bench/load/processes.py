@@ -5,28 +5,27 @@ clock that a machine's processes share. They end when the caller does.
 """
 
 import asyncio
-import selectors
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
-from functools import partial
+from contextlib import AsyncExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 from tqdm import tqdm
 
-from parity_models.bench.child import USERS_MISTAKE, Child, child
-from parity_models.bench.load.generator import LEAD, Load, prepare_load
+from parity_models.bench.child import Child, child
+from parity_models.bench.load.generator import LEAD
 from parity_models.bench.load.spec import LoadSpec
 from parity_models.bench.load_result import LoadResult
-from parity_models.errors import LoadError, ParityModelsError, UserError
+from parity_models.errors import LoadError
 
 READY = "ready"
 STARTED = "started"
+"""What a generator process tells; besides, how many of its queries were due and have failed."""
 REPORT_EVERY = 0.5
-"""Seconds."""
+"""Seconds from one of these to the next."""
 
 
 async def offer_load_from_own_process(
@@ -49,7 +48,7 @@ async def offer_load_from_own_process(
             children = []
             for turn, result in enumerate(results):
                 command = (
-                    *prefix, sys.executable, "-m", __name__,
+                    *prefix, sys.executable, "-m", __package__,
                     str(spec_path), str(result), str(turn),
                 )  # fmt: skip
                 generator = await stack.enter_async_context(child(command))
@@ -110,72 +109,3 @@ class _Listening:
         if failed:
             self._bar.set_postfix_str(f"{failed:,} errors", refresh=False)
         self._bar.update(due - self._bar.n)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """SPEC.json RESULT.npz TURN: offer those requests of the load whose turn it is.
-
-    Tells READY, or why not; is told the time to start; tells STARTED and how far it is. Stops
-    when its standard input ends.
-    """
-    spec_path, result_path, turn = arguments
-    spec = msgspec.json.decode(Path(spec_path).read_bytes(), type=LoadSpec)
-    try:
-        with asyncio.Runner(loop_factory=_precise_loop) as runner:
-            runner.run(_generate(spec, int(turn), Path(result_path)))
-    except ParityModelsError as error:
-        _tell(str(error))
-        return USERS_MISTAKE if isinstance(error, UserError) else 1
-    return 0
-
-
-async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
-    async with prepare_load(spec, turn, spec.processes) as load:
-        commands = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
-        )
-        _tell(READY)
-        if not (start := await commands.readline()):
-            return
-        load.start(float(start), partial(_tell, STARTED))
-        others = (
-            asyncio.create_task(_report(load)),
-            asyncio.create_task(_stop_at_end(commands, load)),
-        )
-        await load.finish()
-        for task in others:
-            task.cancel()
-        _tell_progress(load)
-    load.result().save(result)
-
-
-async def _stop_at_end(commands: asyncio.StreamReader, load: Load) -> None:
-    await commands.read()
-    load.stop()
-
-
-async def _report(load: Load) -> None:
-    while True:
-        await asyncio.sleep(REPORT_EVERY)
-        _tell_progress(load)
-
-
-def _tell_progress(load: Load) -> None:
-    _tell(f"{load.due_so_far} {load.failed}")
-
-
-def _tell(message: str) -> None:
-    # Without its caller there is nobody to tell.
-    with suppress(BrokenPipeError):
-        sys.stdout.write(f"{message}\n")
-        sys.stdout.flush()
-
-
-def _precise_loop() -> asyncio.AbstractEventLoop:
-    # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
-    return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -7,9 +7,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import LoadError
+from parity_models.errors import DataError, LoadError
 from parity_models.models.tensor import TensorSpec
-from parity_models.tasks import METRICS
+from parity_models.tasks import METRICS, score
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Queries:
             raise LoadError(f"no metric is called {metric!r}; there are {', '.join(METRICS)}")
         try:
             if self.labels is not None:
-                METRICS[metric](output.zeros(1), self.labels[:1])
-        except (ValueError, IndexError, TypeError) as error:
-            raise LoadError(f"the labels do not fit the metric {metric}: {error}") from error
+                score(metric, output.zeros(1), self.labels[:1])
+        except DataError as error:
+            raise LoadError(f"the labels do not fit the model: {error}") from error
 
 
 def read_queries(data: str, labels: str | None = None) -> Queries:

@@ -1,0 +1,237 @@
+"""`parm load` against servers that are processes of their own, as people use it."""
+
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hdrh.histogram import HdrHistogram
+
+from parity_models.cli.main import main
+from served import (
+    INPUTS,
+    ServerProcess,
+    parm,
+    predictions,
+    queries,
+    until,
+    write_linear_bundle,
+)
+
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_linear_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture(scope="module")
+def server(bundle: str) -> Iterator[ServerProcess]:
+    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of inputs and labels, one in four of which is wrong, in files of each kind."""
+    folder = tmp_path_factory.mktemp("data")
+    inputs = queries(ROWS)
+    labels = predictions(inputs).argmax(axis=1)
+    labels[::4] = (labels[::4] + 1) % 10
+    np.save(folder / "inputs.npy", inputs)
+    np.save(folder / "labels.npy", labels)
+    np.savez(folder / "queries.npz", inputs=inputs, labels=labels)
+    np.savez(folder / "narrow.npz", inputs=inputs[:, :7], labels=labels)
+    np.savez(folder / "double.npz", inputs=inputs.astype(np.float64), labels=labels)
+    (folder / "times.txt").write_text("".join(f"{1.7e9 + 0.2 * i}\n" for i in range(30)))
+    (folder / "unsorted.txt").write_text("1\n0\n")
+    (folder / "garbage.txt").write_text("soon\n")
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+def load(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        parm("load", *map(str, arguments)),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["binary", "json"])
+def test_every_answer_is_counted_judged_and_kept(
+    server: ServerProcess, data: Path, tmp_path: Path, form: str
+) -> None:
+    out, latencies = tmp_path / "new" / "out.json", tmp_path / "latencies.parquet"
+    done = load(
+        server.url, "--inputs", data / "queries.npz", "--rate", 200, "--queries", 200,
+        "--warmup", 0.2, "--processes", 2, "--batch", 2, "--seed", 3, "--out", out,
+        "--latencies", latencies, "--histogram", tmp_path / "out.hgrm",
+        *(["--binary"] if form == "binary" else []),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for word in ("p50", "p90", "p99.5", "p99.9", "max", "model", "later than scheduled"):
+        assert word in done.stdout
+    report = json.loads(out.read_text())
+    assert (report["queries"], report["answered"], report["errors"]) == (200, 200, {})
+    assert report["sources"] == {"model": {"count": 200, "accuracy": report["accuracy"]}}
+    assert report["load"]["binary"] == (form == "binary")
+    assert report["load"]["warm_up"] > 0
+    rows = pq.read_table(latencies).to_pylist()
+    assert len(rows) == 200
+    assert {(row["source"], row["error"]) for row in rows} == {("model", None)}
+    drawn = np.random.default_rng((3, 1)).integers(ROWS, size=report["load"]["warm_up"] + 200)
+    right = drawn[report["load"]["warm_up"] :] % 4 != 0
+    assert [row["correct"] for row in rows] == right.tolist()
+    assert report["accuracy"] == pytest.approx(right.mean())
+    assert all(row["scheduled"] <= row["sent"] for row in rows)
+    histogram = HdrHistogram.decode(report["histogram"])
+    assert histogram.get_total_count() == 200
+    assert histogram.get_max_value() / 1e3 == report["latency"]["max_ms"]
+
+
+def test_a_trace_is_replayed_at_another_speed(
+    server: ServerProcess, data: Path, tmp_path: Path
+) -> None:
+    done = load(
+        server.url, "--model", "model", "--inputs", data / "inputs.npy", "--labels",
+        data / "labels.npy", "--trace", data / "times.txt", "--speed", 20,
+        "--latencies", tmp_path / "latencies.parquet",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "latencies.parquet")
+    np.testing.assert_allclose(table["scheduled"].to_numpy(), np.arange(30) / 100, atol=1e-6)
+    assert table["correct"].null_count == 0
+
+
+def test_a_bundle_is_asked_in_process_under_a_policy(
+    bundle: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    done = load(
+        "--bundle", bundle, "--instances", 2, "--policy", "parity", "--max-group-wait", 1,
+        "--inputs", data / "queries.npz", "--rate", 200, "--queries", 100, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert report["answered"] == 100
+    assert set(report["sources"]) <= {"model", "reconstruction"}
+    assert report["load"]["direct"]["options"]["policy"]["name"] == "parity"
+
+
+def running_load(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        parm("load", *map(str, arguments)),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_server_that_is_killed_is_a_matter_of_errors(
+    bundle: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as server:
+        asking = running_load(
+            server.url, "--inputs", data / "queries.npz", "--rate", 100, "--queries", 300,
+            "--out", out,
+        )  # fmt: skip
+        until(lambda: server.metric("parm_requests_total") > 20, "no requests came")
+        server.signal(signal.SIGKILL)
+        server.wait()
+        _, errors = asking.communicate(timeout=60)
+    assert asking.returncode == 0, errors
+    report = json.loads(out.read_text())
+    assert report["answered"] > 0
+    assert report["answered"] + sum(report["errors"].values()) == 300
+    assert report["errors"]
+    assert all(kind.startswith("connection: ") for kind in report["errors"])
+
+
+def test_an_interrupt_ends_the_load_with_what_there_is(
+    bundle: str, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as server:
+        asking = running_load(
+            server.url, "--inputs", data / "queries.npz", "--rate", 100, "--duration", 600,
+            "--processes", 2, "--out", out,
+        )  # fmt: skip
+        until(lambda: server.metric("parm_requests_total") > 20, "no requests came")
+        asking.send_signal(signal.SIGINT)
+        printed, errors = asking.communicate(timeout=60)
+        assert asking.returncode == 130
+        assert "p99.9" in printed
+        assert "Traceback" not in errors
+        report = json.loads(out.read_text())
+        assert 20 <= report["answered"] <= report["queries"] < report["load"]["count"]
+
+
+def test_a_server_where_nothing_works_is_told_by_the_exit_code(
+    data: Path, server: ServerProcess
+) -> None:
+    done = load(
+        server.url, "--inputs", data / "queries.npz", "--rate", 100, "--queries", 5,
+        "--timeout", 0.001,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "timeout" in done.stdout
+
+
+MISTAKES: list[tuple[str, str]] = [
+    ("", "give the URL of a server, or a bundle"),
+    ("URL --bundle BUNDLE", "give the URL of a server, or a bundle"),
+    ("URL --rate 10", "say which queries to send"),
+    ("URL --inputs DATA/queries.npz", "needs a rate or a trace file"),
+    ("URL --inputs DATA/queries.npz --rate 0", "rate must be from"),
+    ("URL --inputs DATA/queries.npz --rate -5", "rate must be from"),
+    ("URL --inputs DATA/queries.npz --rate nan", "rate must be from"),
+    ("URL --inputs DATA/queries.npz --rate 1e9", "rate must be from"),
+    ("URL --inputs DATA/queries.npz --rate 9 --trace DATA/times.txt", "and not both"),
+    ("URL --inputs DATA/queries.npz --rate 9 --queries 9 --duration 9", "not both"),
+    ("URL --inputs DATA/queries.npz --rate 9 --duration 0", "no query is due"),
+    ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "count must be from 1"),
+    ("URL --inputs DATA/queries.npz --rate 9 --timeout nan", "timeout must be from"),
+    ("URL --inputs DATA/queries.npz --rate 9 --processes 0", "processes must be from"),
+    ("URL --inputs DATA/queries.npz --trace DATA/empty.txt", "is empty"),
+    ("URL --inputs DATA/queries.npz --trace DATA/unsorted.txt", "is not in order"),
+    ("URL --inputs DATA/queries.npz --trace DATA/garbage.txt", "must have one number per line"),
+    ("URL --inputs DATA/queries.npz --trace DATA/none.txt", "cannot read the trace"),
+    ("URL --inputs DATA/queries.npz --trace DATA/times.txt --queries 31", "has 30 requests, but"),
+    ("URL --inputs DATA/none.npz --rate 9", "cannot read"),
+    ("URL --inputs DATA/empty.txt --rate 9", "is neither an .npy file nor an .npz file"),
+    ("URL --inputs DATA/narrow.npz --rate 9", f"takes rows of float32 [{INPUTS}]"),
+    ("URL --inputs DATA/double.npz --rate 9", "the queries are of float64"),
+    ("URL --task nonesuch --rate 9", "no task is called 'nonesuch'"),
+    ("URL --task digits --rate 9", f"takes rows of float32 [{INPUTS}]"),
+    ("URL --model nonesuch --inputs DATA/queries.npz --rate 9", "has no model 'nonesuch'"),
+    ("URL --policy parity --inputs DATA/queries.npz --rate 9", "--policy is for --bundle"),
+    ("http://127.0.0.1:1 --inputs DATA/queries.npz --rate 9", "no server answers at"),
+    ("localhost --inputs DATA/queries.npz --rate 9", "is no server's address"),
+    ("--bundle BUNDLE --model m --inputs DATA/queries.npz --rate 9", "--model is for a server"),
+    ("--bundle BUNDLE --copies 3 --inputs DATA/queries.npz --rate 9", "is no option of the"),
+    ("--bundle BUNDLE --processes 2 --inputs DATA/queries.npz --rate 9", "several processes"),
+    ("--bundle DATA --inputs DATA/queries.npz --rate 9", "is not a bundle"),
+    ("URL --inputs DATA/queries.npz --rate 9 --out DATA", "cannot write"),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0])
+def test_mistakes_end_with_one_sentence_and_exit_code_2(
+    bundle: str, data: Path, server: ServerProcess, mistake: tuple[str, str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    arguments, reason = mistake
+    for word, what in {"URL": server.url, "BUNDLE": bundle, "DATA": str(data)}.items():
+        arguments = arguments.replace(word, what)
+    # In this process: starting one for each would take most of the time.
+    monkeypatch.setattr("sys.argv", ["parm", "load", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert reason in last
