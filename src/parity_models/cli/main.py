@@ -23,6 +23,7 @@ COMMANDS = {
     "backup": "Train a cheaper network as a backup for a deployed model.",
     "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
     "serve": "Serve a bundle over the Open Inference Protocol.",
+    "load": "Send queries on a schedule, and measure latency from the schedule.",
     "demo": "Train, serve under injected slowdowns, and compare the tails.",
     "simulate": "Compare policies at any scale, by the scheduler that serves.",
     "reproduce": "Reproduce the paper's figures, and ours beyond them.",
@@ -32,9 +33,11 @@ COMMANDS = {
 
 EXTRAS = {
     "aiohttp": "bench",
+    "hdrh": "bench",
     "matplotlib": "bench",
     "onnx": "train",
     "onnxscript": "train",
+    "pyarrow": "bench",
     "simpy": "bench",
     "safetensors": "train",
     "sklearn": "train",
