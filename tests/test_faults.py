@@ -17,6 +17,7 @@ from parity_models.faults import (
     FaultPlan,
     Kill,
     LogNormal,
+    Neighbours,
     Pauses,
     RandomKills,
     Shuffles,
@@ -268,3 +269,42 @@ def test_a_unit_is_delayed_for_each_transfer_whether_the_course_is_shared_or_not
             delay = alone.release(began, began) - began
             assert delay == together.release(began, began) - began
             assert delay == pytest.approx(0.05 * round(delay / 0.05))
+
+
+def test_works_have_service_times_of_their_own() -> None:
+    plan = FaultPlan(service_time=Constant(0.02), service_times={"backup": Constant(0.01)})
+    worker = WorkerFaults(plan, 0)
+    assert worker.release(1.0, 1.0, "deployed") == pytest.approx(1.02)
+    assert worker.release(2.0, 2.0, "backup") == pytest.approx(2.01)
+
+
+def test_a_unit_computes_for_its_service_time_only_where_the_plan_says_so() -> None:
+    waiting = FaultPlan(service_time=LogNormal(0.02, 0.5))
+    computing = FaultPlan(service_time=LogNormal(0.02, 0.5), computing=True)
+    assert WorkerFaults(waiting, 0).computing_time(1.0, "deployed") == 0
+    worker = WorkerFaults(computing, 0)
+    assert worker.computing_time(-1.0, "deployed") == 0
+    took = worker.computing_time(1.0, "deployed")
+    assert took > 0
+    assert worker.release(1.0, 1.0 + took, "deployed") == pytest.approx(1.0 + took)
+
+
+def test_of_two_units_on_a_shared_accelerator_one_waits() -> None:
+    plan = FaultPlan(
+        service_time=Constant(0.01), neighbours=Neighbours(20.0, Constant(0.02), workers=(1,))
+    )
+    alone, beside = WorkerFaults(plan, 0), WorkerFaults(plan, 1)
+    begun = [i * 0.05 for i in range(2000)]
+    assert all(alone.release(at, at) == pytest.approx(at + 0.01) for at in begun)
+    took = [beside.release(at, at) - at for at in begun]
+    assert min(took) == pytest.approx(0.01)
+    # Busy with 40 % of the time: so many units wait, for half of 0.02 s or more.
+    waiting = [each - 0.01 for each in took if each > 0.0101]
+    assert 0.3 < len(waiting) / len(took) < 0.55
+    assert 0.009 < sum(waiting) / len(waiting) < 0.03
+
+
+def test_a_plan_names_workers_beside_neighbours_that_are_there() -> None:
+    plan = FaultPlan(neighbours=Neighbours(1.0, Constant(0.1), workers=(3,)))
+    with pytest.raises(FaultPlanError, match="names worker 3"):
+        plan.check(3)

@@ -4,11 +4,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 
-from parity_models.bench.experiment import Setting, experiment_names, load_experiment
+from parity_models.bench.experiment import (
+    Setting,
+    experiment_names,
+    figures_of,
+    load_experiment,
+)
+from parity_models.bench.figures import Line
 from parity_models.bench.real_trial import Laboratory
-from parity_models.bench.trial import Mode, Trial, simulate_trial
+from parity_models.bench.reproduce_latency import PRESETS, FigureResult, Plan, expected_seconds
+from parity_models.bench.targets import Target, collapse, targets
+from parity_models.bench.trial import (
+    Mode,
+    Network,
+    Trial,
+    TrialResult,
+    result_of,
+    simulate_trial,
+)
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.errors import UserError
 from parity_models.scheduling.spec import PolicyName, PolicySpec
@@ -48,7 +65,29 @@ def trial(mode: Mode, queries: int) -> Trial:
 def test_every_experiment_of_the_package_compares_with_equal_resources(name: str) -> None:
     experiment = load_experiment(name)
     assert experiment.series[0].policy.name is PolicyName.EQUAL_RESOURCES
-    assert len(experiment.points) >= 3
+    for point in range(len(experiment.points)):
+        for series in experiment.series:
+            setting = experiment.at(point, series)
+            workers = setting.all_instances
+            setting.simulated_faults(0, 10.0).check(workers)
+            contention = setting.contention(0, links=True)
+            if contention is not None and not setting.hogs:
+                contention.check(workers)
+
+
+def test_all_is_every_figure_but_those_that_take_long() -> None:
+    everyone = figures_of(["all", "9a"])
+    assert set(experiment_names()) - set(everyone) == {"hedging", "million"}
+    assert everyone.count("9a") == 1
+
+
+def test_the_quick_preset_takes_less_than_a_quarter_of_an_hour() -> None:
+    plans = [
+        Plan(name, load_experiment(name), PRESETS["quick"], 0, Network.SHAPED)
+        for name in figures_of(["all"])
+    ]
+    trials = [trial for plan in plans for trial in plan.all_trials()]
+    assert expected_seconds(trials) < 15 * 60
 
 
 def test_the_paper_s_settings_are_those_of_the_paper() -> None:
@@ -63,7 +102,8 @@ def test_the_paper_s_settings_are_those_of_the_paper() -> None:
     ("change", "reason"),
     [
         (("axis", "axes"), "missing required field|unknown field"),
-        (('axis = "load"', 'axis = "colour"'), "no setting 'colour'"),
+        (('axis = "load"', 'axis = "colour"'), "does not say what colour is"),
+        (("{ load = 0.6 }", "{ load = 0.6, colour = 1 }"), "unknown field `colour`"),
         (("load = 0.6", "rate = 5"), "does not say what load is"),
         (("instances = 4", "instances = 0"), "Expected `int` >= 1"),
         (("equal-resources", "equal"), "Invalid enum value"),
@@ -77,6 +117,50 @@ def test_a_file_that_is_no_experiment_is_refused(
     file.write_text(SMALL.replace(*change))
     with pytest.raises(UserError, match=reason):
         load_experiment(str(file))
+
+
+def test_points_may_be_named_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    words = SMALL.replace('"load"', '"kind"').replace("{ load", '{ kind = "this", load')
+    file.write_text(words)
+    experiment = load_experiment(str(file))
+    assert experiment.labels == ["this", "this"]
+    assert experiment.xs == [0.0, 1.0]
+    file.write_text(words.replace('kind = "this"', "kind = 3"))
+    with pytest.raises(UserError, match="no setting 'kind'"):
+        load_experiment(str(file))
+
+
+def test_real_and_simulated_runs_meet_the_same_kinds_of_contention() -> None:
+    calm = Setting(shuffles=0)
+    assert calm.contention(0, links=True) is None
+    for changes, outside, drawn in (
+        ({"shuffles": 4}, "network", "shuffles"),
+        ({"tenants": 3}, "tenant", "neighbours"),
+        ({"hogs": 1}, "hogs", "slowdowns"),
+        ({"pause_every": 5.0}, "pauses", "pauses"),
+    ):
+        setting = msgspec.structs.replace(calm, **changes)
+        contention = setting.contention(0, links=True)
+        assert getattr(contention, outside) is not None
+        assert getattr(setting.simulated_faults(0, 60.0), drawn) is not None
+        assert getattr(setting.faults(0, 60.0), drawn) is None
+
+
+def test_another_tenant_is_beside_the_same_workers_in_real_and_simulated_runs() -> None:
+    setting = Setting(shuffles=0, tenants=3)
+    neighbours = setting.simulated_faults(5, 60.0).neighbours
+    contention = setting.contention(5, links=True)
+    assert neighbours is not None
+    assert contention is not None
+    assert list(neighbours.workers) == contention.shared(setting.all_instances)
+
+
+def test_one_instance_is_killed_every_so_many_seconds() -> None:
+    kills = Setting(kill_every=2.0).faults(0, 60.0).kills
+    assert [kill.at for kill in kills] == [2.0 * (i + 1) for i in range(30)]
+    assert len({kill.worker for kill in kills}) > 5
+    assert Setting(kill_every=2.0).faults(0, 60.0).kills == kills
 
 
 def test_an_experiment_that_is_not_there_is_refused_naming_those_that_are() -> None:
@@ -116,10 +200,75 @@ def test_reproduce_writes_a_report_and_pictures_and_reuses_what_was_run(tmp_path
     assert first.returncode == 0, first.stderr
     report = (tmp_path / "latency.md").read_text()
     assert "| 0.6 | adaptive parity |" in report
+    assert "Everything here is simulated." in report
     assert (tmp_path / "latency" / "small.png").read_bytes().startswith(b"\x89PNG")
     again = parm(*arguments, *places)
     assert "simulated:" in first.stderr
     assert "simulated:" not in again.stderr
+
+
+def result(p50: float, p999: float, errors: int = 0) -> TrialResult:
+    """As of a real run, or a simulated one."""
+    latencies = np.full(1000, p50 / 1e3)
+    latencies[-3:] = p999 / 1e3
+    return result_of(latencies, errors, {"model": 1000}, work=1.2, send_delay_p99_ms=0.4)
+
+
+def judged(name: str, **series: dict[int, TrialResult]) -> dict[str, Target]:
+    """The targets of a figure with such results, by point, real and simulated alike."""
+    experiment = load_experiment(name)
+    lines = []
+    for each in experiment.series:
+        at = series.get(each.label.split(",")[0].replace(" ", "_"), {})
+        results = [at.get(point) for point in range(len(experiment.points))]
+        lines.append(Line(each.label, results, results))
+    plan = Plan(name, experiment, PRESETS["quick"], 0, Network.SHAPED)
+    return {target.what: target for target in targets([FigureResult(plan, tuple(lines))])}
+
+
+def test_the_gap_is_judged_at_middling_load_and_the_load_generator_everywhere() -> None:
+    found = judged(
+        "9a",
+        equal_resources={4: result(25, 125), 8: result(25, 500)},
+        adaptive_parity={4: result(26, 66), 8: result(26, 66)},
+    )
+    gap = found["gap of equal resources / adaptive parity, k=2, 270 queries/s (56% load), real"]
+    assert (gap.measured, gap.met) == ("2.50x", False)
+    assert not any("390" in what for what in found)
+    assert found["the load generator's send error at p99, worst of all real runs"].met
+    assert found["figure `kills`"].met is None
+
+
+def test_kills_are_compared_with_the_undisturbed_run() -> None:
+    what = "adaptive parity, kill -9 every 2 s, real"
+    calm = result(25, 30)
+    assert judged("kills", adaptive_parity={0: calm, 2: result(25, 59)})[what].met
+    assert not judged("kills", adaptive_parity={0: calm, 2: result(25, 61)})[what].met
+    assert not judged("kills", adaptive_parity={0: calm, 2: result(25, 30, 1)})[what].met
+
+
+def test_a_policy_collapses_where_its_median_doubles_or_queries_fail() -> None:
+    fine, waiting, failing = result(25, 60), result(51, 90), result(25, 60, errors=1)
+    assert collapse(Line("", [fine, fine, waiting], []), [0.1, 0.2, 0.3]) == 0.3
+    assert collapse(Line("", [fine, failing, fine], []), [0.1, 0.2, 0.3]) == 0.2
+    assert collapse(Line("", [fine, fine, fine], []), [0.1, 0.2, 0.3]) is None
+    what = "collapse of adaptive parity, simulated"
+    assert judged("load", adaptive_parity={0: fine, 10: waiting})[what].met
+    assert not judged("load", adaptive_parity={0: fine, 9: waiting})[what].met
+
+
+def test_validation_compares_every_policy_with_what_answers_take_outside(tmp_path: Path) -> None:
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    done = parm(
+        "reproduce", "validation", "--figure", file, "--point", "0", "--queries", "100",
+        "--out", tmp_path / "validation.md", "--work", tmp_path / "work",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "validation.md").read_text()
+    assert "| equal resources |" in report
+    assert "| adaptive parity |" in report
+    assert "Simulated answers take a time drawn from those longer." in report
 
 
 def test_simulate_prints_a_table_and_writes_json(tmp_path: Path) -> None:

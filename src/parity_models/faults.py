@@ -110,6 +110,18 @@ class Shuffles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     delay: Distribution
 
 
+class Neighbours(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Another tenant's units on the accelerators of `workers`: of two units there, one waits.
+
+    They come to each of these by a Poisson process of `rate` a second, and take a drawn
+    `service_time`.
+    """
+
+    rate: Annotated[float, msgspec.Meta(gt=0, le=10_000)]
+    service_time: Distribution
+    workers: tuple[int, ...]
+
+
 class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """kill -9 of worker number `worker`, `at` seconds after injection began."""
 
@@ -129,21 +141,24 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `service_time`: a unit takes at least this long, as if the worker had an accelerator that is
     busy meanwhile (it waits, and holds no core); `service_times` says otherwise for some works.
+    `computing`: that time is spent computing instead, as a model does that has no accelerator.
     """
 
     seed: int = 0
     service_time: Distribution | None = None
     service_times: dict[str, Distribution] = {}
+    computing: bool = False
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
     shuffles: Shuffles | None = None
+    neighbours: Neighbours | None = None
     kills: tuple[Kill, ...] = ()
     random_kills: RandomKills | None = None
 
     def check(self, workers: int) -> None:
         """Raise FaultPlanError if the plan names a worker that is not one of 0..workers-1."""
         named = {kill.worker for kill in self.kills}
-        for part in (self.slowdowns, self.pauses, self.random_kills):
+        for part in (self.slowdowns, self.pauses, self.neighbours, self.random_kills):
             named.update(part.workers or () if part else ())
         if self.shuffles is not None:
             named.add(self.shuffles.workers - 1)
@@ -211,7 +226,7 @@ class WorkerFaults:
         self._slow: Spells | None = None
         self._delay: Distribution = Constant(0.0)
         self._paused: Spells | None = None
-        self._worker = worker
+        self._neighbour: Neighbour | None = None
         self._shuffles = plan.shuffles
         if plan.shuffles is not None and transfers is None:
             transfers = Transfers(plan.shuffles, plan.seed)
@@ -227,6 +242,14 @@ class WorkerFaults:
         if pauses is not None and _among(worker, pauses.workers):
             between = Exponential(pauses.mean_between)
             self._paused = Spells(plan.rng(worker, "pauses"), between, pauses.length)
+        if plan.neighbours is not None and worker in plan.neighbours.workers:
+            self._neighbour = Neighbour(plan.neighbours, plan.rng(worker, "neighbour"))
+
+    def computing_time(self, began: float, work: str) -> float:
+        """How long a unit of `work` that began at `began` has to compute at least."""
+        if began < 0 or not self._plan.computing:
+            return 0.0
+        return self._service(self._rng(began), work)
 
     def release(self, began: float, done: float, work: str = "") -> float:
         """When a unit of `work` that began at `began` and was done at `done` may be reported.
@@ -235,22 +258,53 @@ class WorkerFaults:
         """
         if began < 0:
             return done
-        rng = self._plan.rng(self._worker, f"unit {began // SLICE:.0f}")
-        busy = done - began
-        if self._plan.service_time is not None:
-            busy = max(busy, self._plan.service_time.draw(rng))
+        rng = self._rng(began)
+        busy = max(done - began, self._service(rng, work))
         if self._slow is not None and self._slow.after(began)[0] <= began:
             busy += self._delay.draw(rng)
         if self._transfers is not None and self._shuffles is not None:
             for _ in range(self._transfers.active(self._worker, began)):
                 busy += self._shuffles.delay.draw(rng)
+        if self._neighbour is not None:
+            began = self._neighbour.wait(began)
         end = began + busy
         if self._paused is not None:
             start, stop = self._paused.after(began)
             while start < end:
                 end += stop - max(start, began)
                 start, stop = self._paused.after(stop)
+        if self._neighbour is not None:
+            self._neighbour.free = end
         return end
+
+    def _rng(self, began: float) -> Random:
+        return self._plan.rng(self._worker, f"unit {began // SLICE:.0f}")
+
+    def _service(self, rng: Random, work: str) -> float:
+        service = self._plan.service_times.get(work, self._plan.service_time)
+        return 0.0 if service is None else service.draw(rng)
+
+
+class Neighbour:
+    """The other tenant's units on one worker's accelerator, first come, first served."""
+
+    def __init__(self, neighbours: Neighbours, rng: Random) -> None:
+        self._neighbours = neighbours
+        self._rng = rng
+        self._next = 0.0
+        self.free = 0.0
+        self._arrive()
+
+    def wait(self, time: float) -> float:
+        """When the accelerator is free for a unit that came at `time`; never decreasing."""
+        while self._next <= time:
+            took = self._neighbours.service_time.draw(self._rng)
+            self.free = max(self.free, self._next) + took
+            self._arrive()
+        return max(time, self.free)
+
+    def _arrive(self) -> None:
+        self._next += self._rng.expovariate(self._neighbours.rate)
 
 
 class Transfers:

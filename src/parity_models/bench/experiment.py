@@ -1,23 +1,32 @@
 """Latency experiments: what one figure compares, read from a file that people can edit."""
 
+import os
+from enum import StrEnum
 from importlib import resources
 from math import ceil
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from parity_models.bench.contention.plan import Contention, Hogs, Network, Tenant
 from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.faults import (
     Constant,
     Distribution,
+    Duration,
     Exponential,
     FaultPlan,
+    Kill,
     LogNormal,
+    Neighbours,
+    Pauses,
     Shuffles,
     Slowdowns,
+    Spell,
     Uniform,
 )
 from parity_models.scheduling import BACKUP
@@ -29,7 +38,6 @@ MAX_BYTES = 1 << 20
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
-Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,10 +47,17 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     policy has: instances * r / k, rounded up. The offered load is `rate` in queries per second,
     or, where that is None, `load` as a share of what `instances` alone can carry. `service` is
     the emulated service time of a batch of up to `max_batch` queries, `backup_service` that of
-    an approximate backup. `shuffles` background transfers run at all times; each lasts for a
-    drawn `transfer` and delays a unit of the two instances it runs between by a drawn `delay`.
-    On a share `tenants` of the instances another tenant's work slows units by `tenant_delay`,
-    in spells of `tenant_spell` on average, `tenant_gap` apart.
+    an approximate backup; it is waited for, or with `computing` computed for.
+
+    Contention, of which there may be several kinds; 0 is none:
+    `shuffles` background transfers run at all times. Where they are drawn, each lasts for a drawn
+    `transfer` and delays a unit of the two instances it runs between by a drawn `delay`.
+    `tenants` instances of another tenant are each beside one of ours; theirs is a load of
+    `tenant_rate` queries a second in all, each of `tenant_service`.
+    `hogs` processes on every core take what they can get of it, in spells of `hog_spell` on
+    average, `hog_gap` apart; instances are pinned to cores.
+    Each instance is stopped for a drawn `pause` every `pause_every` seconds on average.
+    One instance, drawn at random, is killed every `kill_every` seconds.
     """
 
     instances: Count = 12
@@ -54,13 +69,19 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_batch: Annotated[int, Meta(ge=1, le=64)] = 1
     service: Distribution = LogNormal(0.025, 0.05)
     backup_service: Distribution = LogNormal(0.0125, 0.05)
+    computing: bool = False
     shuffles: Annotated[int, Meta(ge=0, le=100_000)] = 4
     transfer: Distribution = Uniform(0.7, 1.4)
     delay: Distribution = Exponential(0.02)
-    tenants: Share = 0.0
-    tenant_delay: Distribution = Uniform(0.005, 0.03)
-    tenant_spell: Annotated[float, Meta(ge=0.01, le=3600)] = 1.0
-    tenant_gap: Annotated[float, Meta(ge=0, le=3600)] = 2.0
+    tenants: Annotated[int, Meta(ge=0, le=1000)] = 0
+    tenant_rate: Annotated[float, Meta(gt=0, le=10_000)] = 60.0
+    tenant_service: Distribution = Constant(0.02)
+    hogs: Annotated[int, Meta(ge=0, le=100)] = 0
+    hog_gap: Duration = 2.0
+    hog_spell: Spell = 1.0
+    pause_every: Duration = 0.0
+    pause: Distribution = Exponential(0.1)
+    kill_every: Duration = 0.0
 
     @property
     def parity_instances(self) -> int:
@@ -81,21 +102,79 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             return self.rate
         return self.load * self.instances * self.max_batch / _typical(self.service)
 
-    def faults(self, seed: int, *, emulate_shuffles: bool) -> FaultPlan:
-        """The emulated service times and disturbances, for workers and simulator alike."""
-        shuffles = tenants = None
-        if emulate_shuffles and self.shuffles:
-            shuffles = Shuffles(self.shuffles, self.all_instances, self.transfer, self.delay)
-        if self.tenants:
-            slowed = tuple(range(round(self.tenants * self.all_instances)))
-            tenants = Slowdowns(self.tenant_gap, self.tenant_spell, self.tenant_delay, slowed)
+    @property
+    def carried(self) -> float:
+        """The offered load as a share of what `instances` alone can carry."""
+        return self.queries_per_second * _typical(self.service) / (self.instances * self.max_batch)
+
+    def faults(self, seed: int, seconds: float) -> FaultPlan:
+        """What real and simulated workers obey alike: service times, and kills for `seconds`."""
+        rng = Random(f"{seed}/kills")
+        kills = ceil(seconds / self.kill_every) if self.kill_every else 0
         return FaultPlan(
             seed=seed,
             service_time=self.service,
             service_times={BACKUP: self.backup_service},
-            shuffles=shuffles,
-            slowdowns=tenants,
+            computing=self.computing,
+            kills=tuple(
+                Kill(rng.randrange(self.all_instances), self.kill_every * (i + 1))
+                for i in range(kills)
+            ),
         )
+
+    def drawn_shuffles(self) -> Shuffles | None:
+        """Background transfers as delays, where there are no links."""
+        if not self.shuffles:
+            return None
+        return Shuffles(self.shuffles, self.all_instances, self.transfer, self.delay)
+
+    def contention(self, seed: int, *, links: bool) -> Contention | None:
+        """The contention that is made outside of real workers; on the network only if `links`."""
+        plan = Contention(
+            seed=seed,
+            network=Network(shuffles=self.shuffles) if links and self.shuffles else None,
+            hogs=self._hogs(tuple(sorted(os.sched_getaffinity(0)))) if self.hogs else None,
+            pauses=Pauses(self.pause_every, self.pause) if self.pause_every else None,
+            tenant=self._tenant if self.tenants else None,
+        )
+        return None if plan == Contention(seed=seed) else plan
+
+    def simulated_faults(self, seed: int, seconds: float) -> FaultPlan:
+        """`faults`, and all contention as the plan of a simulated run.
+
+        A hog leaves a unit its share of the core only, so that one takes as much longer.
+        """
+        slowdowns = neighbours = None
+        if self.hogs:
+            longer = Constant(self.hogs * _typical(self.service))
+            slowdowns = Slowdowns(self.hog_gap, self.hog_spell, longer)
+        if self.tenants:
+            workers = Contention(seed=seed, tenant=self._tenant).shared(self.all_instances)
+            rate = self.tenant_rate / self.tenants
+            neighbours = Neighbours(rate, self.tenant_service, tuple(workers))
+        return msgspec.structs.replace(
+            self.faults(seed, seconds),
+            shuffles=self.drawn_shuffles(),
+            slowdowns=slowdowns,
+            neighbours=neighbours,
+            pauses=Pauses(self.pause_every, self.pause) if self.pause_every else None,
+        )
+
+    @property
+    def _tenant(self) -> Tenant:
+        return Tenant(self.tenants, self.tenant_rate, self.tenant_service)
+
+    def _hogs(self, cores: tuple[int, ...]) -> Hogs:
+        return Hogs(cores, self.hog_gap, self.hog_spell, self.hogs)
+
+
+class Picture(StrEnum):
+    """What an experiment's picture shows."""
+
+    AXIS = "axis"
+    """Median and p99.9 along the axis."""
+    COST = "cost"
+    """p99.9 against the extra work that was executed for it, at one point."""
 
 
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,10 +190,12 @@ class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A figure: the policies of `series` over the `points` of `axis`, a field of Setting.
+    """A figure: the policies of `series` over the `points` of `axis`.
 
-    A point names what it changes in `setting`, the axis at least. `real` are the points that
-    the quick preset runs for real, by position; it simulates all of them.
+    A point names what it changes in `setting`. The axis is a field of Setting; or it is not, and
+    points say in words what they are on it. `real` are the points that the quick preset runs for
+    real, by position; it simulates all of them. `real_queries` and `simulated_queries` say
+    otherwise than the quick preset how long its runs are. `apart`: not among `all` figures.
     """
 
     title: str
@@ -123,16 +204,37 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     series: tuple[Series, ...]
     setting: dict[str, Any] = {}
     real: tuple[int, ...] = (0,)
+    picture: Picture = Picture.AXIS
+    real_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
+    simulated_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
+    apart: bool = False
 
     def at(self, point: int, series: Series) -> Setting:
         """The setting of a series at a point."""
-        return msgspec.convert(self.setting | self.points[point] | series.setting, Setting)
+        changes = self.setting | self.points[point] | series.setting
+        if self.in_words:
+            del changes[self.axis]
+        return msgspec.convert(changes, Setting)
+
+    @property
+    def in_words(self) -> bool:
+        """Are the points names, not numbers?"""
+        return self.axis not in Setting.__struct_fields__
+
+    @property
+    def labels(self) -> list[str]:
+        """What the points are called."""
+        return [_label(point[self.axis]) for point in self.points]
+
+    @property
+    def xs(self) -> list[float]:
+        """Where the points are on the axis."""
+        if self.in_words:
+            return [float(index) for index in range(len(self.points))]
+        return [float(point[self.axis]) for point in self.points]
 
     def check(self) -> None:
         """Raise msgspec.ValidationError or UserError for a setting that cannot be."""
-        if self.axis not in Setting.__struct_fields__:
-            known = ", ".join(Setting.__struct_fields__)
-            raise UserError(f"there is no setting {self.axis!r} to vary; there are {known}")
         if not self.points or not self.series:
             raise UserError("an experiment needs a point and a series at least")
         for index in self.real:
@@ -141,6 +243,12 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for index, point in enumerate(self.points):
             if self.axis not in point:
                 raise UserError(f"point {index} does not say what {self.axis} is there")
+            if self.in_words and not isinstance(point[self.axis], str):
+                known = ", ".join(Setting.__struct_fields__)
+                raise UserError(
+                    f"there is no setting {self.axis!r} to vary (there are {known}), and point "
+                    f"{index} does not say in words what it is"
+                )
             for series in self.series:
                 self.at(index, series)
 
@@ -169,6 +277,17 @@ def load_experiment(name: str) -> Experiment:
     except (ValueError, RecursionError, UserError) as error:
         raise UserError(f"{name} is not an experiment: {error}; see docs/latency.md") from error
     return experiment
+
+
+def figures_of(names: list[str]) -> list[str]:
+    """Those that `names` stand for: `all` is every experiment that is not apart."""
+    everyone = [name for name in experiment_names() if not load_experiment(name).apart]
+    listed = [other for name in names for other in (everyone if name == "all" else [name])]
+    return list(dict.fromkeys(listed))
+
+
+def _label(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def _is_toml(file: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from textwrap import fill
 
@@ -14,7 +15,7 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarF
 from parity_models.bench.plots import COLOURS, FAINT, INK
 from parity_models.bench.trial import SHARES, TrialResult
 
-PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b")
+PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
 
 
 @dataclass(frozen=True)
@@ -31,25 +32,27 @@ def plot_experiment(
     title: str,
     axis: str,
     xs: Sequence[float],
+    labels: Sequence[str],
     lines: Sequence[Line],
     cdf_at: int,
     note: str,
 ) -> None:
     """Write a PNG: p50 (solid) and p99.9 (dashed) over `xs`, and distributions at one of them.
 
+    `labels` are what the `xs` are called.
     Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
     """
     with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
         figure = Figure(figsize=(12, 4.8), dpi=140, layout="constrained")
         along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
-        for line, colour in zip(lines, PALETTE, strict=False):
+        for line, colour in zip(lines, cycle(PALETTE), strict=False):
             _draw_line(along, xs, line, colour)
             _draw_distribution(across, line, cdf_at, colour)
         along.set_yscale("log")
         along.yaxis.set_major_formatter(ScalarFormatter())
         along.yaxis.set_minor_formatter(ScalarFormatter())
         along.tick_params(axis="y", which="both", labelsize=8)
-        along.set_xticks(xs)
+        along.set_xticks(xs, labels)
         along.set_xlabel(axis)
         along.set_ylabel("latency in ms")
         along.set_title(title, loc="left", fontweight="bold")
@@ -60,14 +63,52 @@ def plot_experiment(
         across.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
         across.yaxis.set_minor_locator(NullLocator())
         across.set_xlim(left=0)
-        across.set_xlabel(f"latency in ms, at {axis} = {xs[cdf_at]:g}")
+        across.set_xlabel(f"latency in ms, at {axis} = {labels[cdf_at]}")
         across.set_title("share of queries that took longer", loc="left")
         for axes in (along, across):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
-        figure.supxlabel(fill(note, 170), fontsize=8, color=FAINT, x=0.01, ha="left")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
+        _save(figure, path, note)
+
+
+def plot_cost(
+    path: Path,
+    title: str,
+    axis: str,
+    labels: Sequence[str],
+    lines: Sequence[Line],
+    note: str,
+) -> None:
+    """Write a PNG of p99.9 against extra work, simulated: a panel for each of the axis' points."""
+    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+        figure = Figure(figsize=(12, 5), dpi=140, layout="constrained")
+        panels = figure.subplots(1, len(labels), squeeze=False)[0]
+        for point, (axes, label) in enumerate(zip(panels, labels, strict=True)):
+            for line in lines:
+                result = line.simulated[point]
+                if result is None or result.work is None:
+                    continue
+                at = (100 * (result.work - 1), result.p999_ms)
+                axes.plot(*at, "o", color=COLOURS[0] if "parity" in line.label else COLOURS[1])
+                axes.annotate(line.label, at, xytext=(5, 3), textcoords="offset points", fontsize=7)
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(ScalarFormatter())
+            axes.tick_params(axis="y", which="both", labelsize=8)
+            axes.margins(x=0.2)
+            axes.set_xlabel("extra units executed, in % of the queries")
+            axes.set_ylabel("p99.9 in ms")
+            axes.set_title(f"{axis} = {label}", loc="left")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        _save(figure, path, note)
+
+
+def _save(figure: Figure, path: Path, note: str) -> None:
+    figure.supxlabel(fill(note, 170), fontsize=8, color=FAINT, x=0.01, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str) -> None:

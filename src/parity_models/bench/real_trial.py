@@ -1,6 +1,7 @@
 """Real trials: a server process with worker processes, a client process, real contention."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.bench.contention.apply import contended
-from parity_models.bench.contention.plan import Contention
-from parity_models.bench.contention.plan import Network as Links
 from parity_models.bench.load import LoadSpec, offer_load_from_own_process
 from parity_models.bench.load_result import LoadResult
 from parity_models.bench.served import served
@@ -50,40 +49,47 @@ class Laboratory:
         backup = trial.policy.name is PolicyName.APPROXIMATE_BACKUP
         bundle = self._with_backup if backup else self._bundle(trial.setting.code)
         setting = trial.setting
-        shaped = trial.network is Network.SHAPED
+        links = trial.network is Network.SHAPED
+        faults = setting.faults(trial.seed, trial.seconds)
+        if not links:
+            faults = msgspec.structs.replace(faults, shuffles=setting.drawn_shuffles())
         options = ServeOptions(
             policy=trial.policy,
             instances=setting.instances,
             parity_instances=setting.parity_instances,
             port=0,
             max_batch=setting.max_batch,
-            faults=setting.faults(trial.seed, emulate_shuffles=not shaped),
+            faults=faults,
         )
+        # Contention begins with the warm-up, which policies that learn would else learn from in
+        # vain; so all queries are the load's own, and those of the warm-up are left out later.
         load = LoadSpec(
-            url="",
             model=bundle.manifest.name,
             data=str(self._queries),
             metric=self._task.metric,
             rate=setting.queries_per_second,
-            count=trial.queries,
-            warm_up=trial.warm_up,
+            count=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
-        if not shaped:
-            async with served(bundle.path, options) as server:
-                here = msgspec.structs.replace(load, url=server.url)
-                return _sum_up(await offer_load_from_own_process(here, server.begin_faults))
-        plan = Contention(trial.seed, network=Links(shuffles=setting.shuffles))
-        async with contended(plan, setting.all_instances, bundle.path) as contention:
-            placed = replace(options, placements=contention.placements)
-            async with served(bundle.path, placed, contention.prefix) as server:
+        plan = setting.contention(trial.seed, links=links)
+        async with AsyncExitStack() as stack:
+            contention = None
+            if plan is not None:
+                contention = await stack.enter_async_context(
+                    contended(plan, setting.all_instances, bundle.path)
+                )
+                options = replace(options, placements=contention.placements)
+            prefix = contention.prefix if contention else ()
+            server = await stack.enter_async_context(served(bundle.path, options, prefix))
 
-                def begin() -> None:
-                    server.begin_faults()
+            def begin() -> None:
+                server.begin_faults()
+                if contention is not None:
                     contention.begin(server.pid)
 
-                here = msgspec.structs.replace(load, url=server.url)
-                return _sum_up(await offer_load_from_own_process(here, begin, contention.prefix))
+            here = msgspec.structs.replace(load, url=server.url)
+            result = await offer_load_from_own_process(here, begin, prefix)
+            return _sum_up(result, trial.warm_up)
 
     @cached_property
     def _task(self) -> Task:
@@ -137,12 +143,12 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
     return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
 
 
-def _sum_up(result: LoadResult) -> TrialResult:
-    answered = result.answered
+def _sum_up(result: LoadResult, warm_up: int) -> TrialResult:
+    answered = result.answered[warm_up:]
     return result_of(
-        result.latency[answered],
+        result.latency[warm_up:][answered],
         int((~answered).sum()),
-        {str(source): int(result.came_from(source).sum()) for source in Source},
-        accuracy=float(result.score[answered].mean()),
-        send_delay_p999_ms=float(np.quantile(result.send_delay, 0.999) * 1e3),
+        {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source},
+        accuracy=float(result.score[warm_up:][answered].mean()),
+        send_delay_p99_ms=float(np.nanquantile(result.send_delay[warm_up:], 0.99) * 1e3),
     )

@@ -3,13 +3,18 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from parity_models.bench.figures import Line
-from parity_models.bench.reproduce_latency import FigureResult
-from parity_models.bench.trial import Network, Trial, TrialResult
+from parity_models.bench.reproduce_latency import FigureResult, Plan
+from parity_models.bench.targets import collapses, targets
+from parity_models.bench.trial import SHARES, Mode, Network, Trial, TrialResult
+from parity_models.scheduling import Source
 
 LIBRARIES = ("parity-models", "numpy", "onnxruntime", "pyzmq", "simpy")
 
@@ -20,28 +25,52 @@ def write_report(path: Path, results: Sequence[FigureResult], command: str) -> N
     path.write_text("\n".join(_report(path, results, command)) + "\n")
 
 
+CLOSE = 0.15
+"""How far a simulated percentile may be from the real one."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A policy, run for real and simulated."""
+
+    label: str
+    real: TrialResult
+    simulated: TrialResult
+
+
 def write_validation(
-    path: Path, pairs: Sequence[tuple[str, Trial, TrialResult, TrialResult]], command: str
+    path: Path, trial: Trial, outside: Sequence[float], compared: Sequence[Compared], command: str
 ) -> None:
-    """Write how far the simulator is from real runs: (label, trial, real, simulated) each."""
-    lines = ["# The simulator against real runs\n", *_provenance(command)]
-    setting = pairs[0][1].setting
-    lines += [
+    """Write how far the simulator is from real runs like `trial`.
+
+    `outside` is what an answer takes besides queue and instance, quantiles at SHARES in ms.
+    """
+    setting = trial.setting
+    p50, p99, p999 = np.interp([0.5, 0.99, 0.999], SHARES, outside)
+    lines = [
+        "# The simulator against real runs\n",
+        *_provenance(command),
         f"{setting.instances} + {setting.parity_instances} instances, "
-        f"{setting.queries_per_second:.0f} queries per second, {pairs[0][1].queries:,} queries a "
+        f"{setting.queries_per_second:.0f} queries per second, {trial.queries:,} queries a "
         f"run, {setting.shuffles} emulated shuffles. Both have the same arrivals, and the same "
         "course of disturbances in time; the real runs have processes, sockets, an HTTP server "
         "and a client besides. Latencies in ms.\n",
-        "| policy | p50 real | simulated | off | p99 real | simulated | off "
-        "| p99.9 real | simulated | off |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "What the real system adds to queue and service time was measured beforehand, without "
+        f"redundancy or disturbances: {p50:.1f} at the median, {p99:.1f} at "
+        f"p99, {p999:.1f} at p99.9. Simulated answers take a time drawn from those "
+        "longer.\n",
+        f"| policy | p50 real | simulated | off | p99 real | simulated | off | p99.9 real "
+        f"| simulated | off | all within {CLOSE:.0%} |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for label, _, real, simulated in pairs:
-        cells = [label]
+    for each in compared:
+        cells, close = [each.label], True
         for of in ("p50_ms", "p99_ms", "p999_ms"):
-            r, s = getattr(real, of), getattr(simulated, of)
-            cells += [f"{r:.1f}", f"{s:.1f}", f"{s / r - 1:+.0%}"]
-        lines.append(f"| {' | '.join(cells)} |")
+            real, simulated = getattr(each.real, of), getattr(each.simulated, of)
+            off = simulated / real - 1
+            close &= abs(off) <= CLOSE
+            cells += [f"{real:.1f}", f"{simulated:.1f}", f"{off:+.0%}"]
+        lines.append(f"| {' | '.join(cells)} | {'yes' if close else '**no**'} |")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
 
@@ -52,62 +81,113 @@ def _provenance(command: str) -> Iterator[str]:
     yield f"({platform.machine()}, Python {platform.python_version()}, {versions}).\n"
 
 
-def emulated(network: Network | None) -> str:
-    """What is real in the real trials and what is not, for people."""
-    if network is None:
+def emulated(plan: Plan) -> str:
+    """What is real in a figure's real trials and what is not, for people."""
+    settings = [
+        plan.experiment.at(point, series)
+        for point in range(len(plan.experiment.points))
+        for series in plan.experiment.series
+    ]
+    if plan.network is None or not any(trial.mode is Mode.REAL for trial in plan.all_trials()):
         return "Everything here is simulated."
-    shuffles = {
-        Network.SHAPED: "real transfers between network namespaces, through the shaped links that "
-        "queries take",
-        Network.EMULATED: "drawn delays in the workers",
-    }[network]
-    return (
-        "Real runs have worker processes, ONNX Runtime, a server and an open-loop client; "
-        "emulated is the accelerator (each unit takes a drawn service time, holding no core). "
-        f"Background shuffles are {shuffles}; another tenant's work is drawn delays."
-    )
+    said = [
+        "Real runs have worker processes, ONNX Runtime, a server and an open-loop client; emulated "
+        + (
+            "is the model's computing (each unit computes for a drawn time)."
+            if any(setting.computing for setting in settings)
+            else "is the accelerator (each unit takes a drawn service time, holding no core)."
+        )
+    ]
+    if any(setting.shuffles for setting in settings):
+        said.append(_SHUFFLES[plan.network])
+    said += [
+        words
+        for field, words in _CONTENTION.items()
+        if any(getattr(setting, field) for setting in settings)
+    ]
+    return " ".join(said)
+
+
+_SHUFFLES = {
+    Network.SHAPED: "Background shuffles are real transfers between network namespaces, through "
+    "the shaped links that queries take.",
+    Network.EMULATED: "Background shuffles are drawn delays in the workers.",
+}
+
+_CONTENTION = {
+    "tenants": "The other tenant is a real deployment with its own workers; accelerators it shares "
+    "are locks.",
+    "hogs": "Hogs are real processes on the cores that workers are pinned to.",
+    "pause_every": "Pauses are SIGSTOP and SIGCONT to workers.",
+    "kill_every": "Kills are kill -9 of workers.",
+}
 
 
 def _report(path: Path, results: Sequence[FigureResult], command: str) -> Iterator[str]:
-    plan = results[0].plan
     yield "# Tail latency\n"
     yield from _provenance(command)
-    yield emulated(plan.network) + "\n"
     yield "All policies of a point have the same number of instances, the same arrivals and the"
     yield "same disturbances, from the same seed. Latencies are in ms, from the scheduled send; the"
     yield "*gap* is p99.9 - p50, and *shrinks* is equal resources' gap divided by this one's."
-    yield "*work* is how many units ran for each query, all models together. In the pictures lines"
-    yield "are simulated and marks are real; p50 solid and round, p99.9 dashed and triangular.\n"
+    yield "*work* is how many units ran for each query, all models together; *send* is how late"
+    yield "the load generator sent, at p99. In the pictures lines are simulated and marks are real;"
+    yield "p50 solid and round, p99.9 dashed and triangular.\n"
+    yield "## Targets\n"
+    yield "| what | wanted | measured | met |"
+    yield "|---|---|---|---|"
+    for target in targets(results):
+        met = {True: "yes", False: "**no**", None: ""}[target.met]
+        yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
+    yield ""
     for result in results:
-        experiment = result.plan.experiment
-        yield f"## {experiment.title}\n"
-        picture = f"{path.stem}/{result.plan.name}.png"
-        yield f"![{experiment.title}]({picture})\n"
-        if any(any(line.real) for line in result.lines):
-            yield f"Real, {result.plan.preset.real_queries:,} queries a run:\n"
-            yield from _table(result, [line.real for line in result.lines])
-        yield f"Simulated, {result.plan.preset.simulated_queries:,} queries a run:\n"
-        yield from _table(result, [line.simulated for line in result.lines])
+        yield from _figure(path, result)
 
 
-def _table(result: FigureResult, columns: Sequence[Sequence[TrialResult | None]]) -> Iterator[str]:
+def _figure(path: Path, result: FigureResult) -> Iterator[str]:
+    plan = result.plan
+    experiment = plan.experiment
+    real = [here for line in result.lines for here in line.real if here is not None]
+    simulated = [here for line in result.lines for here in line.simulated if here is not None]
+    yield f"## {experiment.title}\n"
+    yield f"![{experiment.title}]({path.stem}/{plan.name}.png)\n"
+    dates = sorted({here.date for here in (*real, *simulated)})
+    yield f"`{plan.command}`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}. {emulated(plan)}"
+    longest, largest = (
+        max(getattr(here, of) or 0 for here in simulated) for of in ("seconds", "memory_mb")
+    )
+    yield f"The longest simulation took {longest:,.0f} s; a process had {largest:,.0f} MB at most."
+    if experiment.axis == "load" and len(experiment.points) > 2:
+        yield collapses(result)
+    yield ""
+    if real:
+        yield f"Real, {plan.queries(Mode.REAL):,} queries a run:\n"
+        yield from _table(result, [line.real for line in result.lines], "send")
+    yield f"Simulated, {plan.queries(Mode.SIMULATED):,} queries a run:\n"
+    yield from _table(result, [line.simulated for line in result.lines], "work")
+
+
+def _table(
+    result: FigureResult, columns: Sequence[Sequence[TrialResult | None]], last: str
+) -> Iterator[str]:
     axis = result.plan.experiment.axis
-    yield f"| {axis} | policy | p50 | p99 | p99.9 | gap | shrinks | reconstructed | work | errors |"
+    yield (
+        f"| {axis} | policy | p50 | p99 | p99.9 | gap | shrinks | reconstructed | failed | {last} |"
+    )
     yield "|---|---|---|---|---|---|---|---|---|---|"
-    for point, x in enumerate(result.xs):
+    for point, label in enumerate(result.plan.experiment.labels):
         baseline = columns[0][point]
         for line, results in zip(result.lines, columns, strict=True):
             here = results[point]
             if here is not None:
-                yield _row(x, line, here, baseline)
+                yield _row(label, line, here, baseline)
     yield ""
 
 
-def _row(x: float, line: Line, here: TrialResult, baseline: TrialResult | None) -> str:
+def _row(label: str, line: Line, here: TrialResult, baseline: TrialResult | None) -> str:
     shrinks = f"{baseline.gap_ms / here.gap_ms:.2f}x" if baseline else ""
-    reconstructed = here.sources.get("reconstruction", 0) / max(1, here.answered)
-    work = "" if here.work is None else f"{here.work:.2f}"
+    last = here.work or here.send_delay_p99_ms or 0.0
     return (
-        f"| {x:g} | {line.label} | {here.p50_ms:.1f} | {here.p99_ms:.1f} | {here.p999_ms:.1f} "
-        f"| {here.gap_ms:.1f} | {shrinks} | {reconstructed:.1%} | {work} | {here.errors} |"
+        f"| {label} | {line.label} | {here.p50_ms:.1f} | {here.p99_ms:.1f} | {here.p999_ms:.1f} "
+        f"| {here.gap_ms:.1f} | {shrinks} | {here.share(Source.RECONSTRUCTION):.1%} "
+        f"| {here.errors} | {last:.2f} |"
     )

@@ -1,14 +1,19 @@
 """The paper's latency figures, and ours: trials of experiments, pictures and a report."""
 
+import os
+import resource
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
+import msgspec
 from tqdm import tqdm
 
-from parity_models.bench.experiment import Experiment, Series
-from parity_models.bench.figures import Line, plot_experiment
+from parity_models.bench.experiment import Experiment, Picture, Series
+from parity_models.bench.figures import Line, plot_cost, plot_experiment
 from parity_models.bench.trial import Mode, Network, Trial, TrialResult, simulate_trial
 from parity_models.bench.trial_cache import TrialCache
 
@@ -17,30 +22,45 @@ from parity_models.bench.trial_cache import TrialCache
 class Preset:
     """How much is run: counted queries of a real and of a simulated trial, and which are real.
 
-    `all_real` runs every point for real, else only those that the experiment names.
+    A quick preset takes experiments at their word: which points are real, and how many queries.
     """
 
     real_queries: int
     simulated_queries: int
-    all_real: bool
+    quick: bool
     warm_up: int = 500
 
 
 PRESETS = {
-    "quick": Preset(real_queries=3_000, simulated_queries=10_000, all_real=False),
-    "paper": Preset(real_queries=20_000, simulated_queries=100_000, all_real=True),
+    "quick": Preset(real_queries=2_000, simulated_queries=10_000, quick=True),
+    "paper": Preset(real_queries=20_000, simulated_queries=100_000, quick=False),
 }
+
+START = 0.35
+SIMULATED = 8e-5
+"""Seconds that a real trial takes for each instance besides its load's, and a simulated one for
+each query, roughly."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of one experiment under a preset."""
+    """The trials of one experiment under a preset; `figure` is how it was asked for."""
 
-    name: str
+    figure: str
     experiment: Experiment
     preset: Preset
     seed: int
     network: Network | None
+
+    @property
+    def name(self) -> str:
+        return Path(self.figure).stem
+
+    @property
+    def command(self) -> str:
+        """What runs this figure alone."""
+        preset = next(name for name, preset in PRESETS.items() if preset == self.preset)
+        return f"parm reproduce latency --figure {self.figure} --preset {preset}"
 
     def trials(self, series: Series) -> Iterator[tuple[int, Trial]]:
         """(position on the axis, trial) of a series, simulated and real."""
@@ -55,7 +75,19 @@ class Plan:
     def _is_real(self, series: Series, point: int) -> bool:
         if self.network is None:
             return False
-        return self.preset.all_real or (series.real and point in self.experiment.real)
+        if self.preset.quick or self.experiment.apart:
+            return series.real and point in self.experiment.real
+        return True
+
+    def queries(self, mode: Mode) -> int:
+        """How many are counted in each run."""
+        preset, experiment = self.preset, self.experiment
+        usual, special = (
+            (preset.real_queries, experiment.real_queries)
+            if mode is Mode.REAL
+            else (preset.simulated_queries, experiment.simulated_queries)
+        )
+        return usual if special is None else special if preset.quick else max(usual, special)
 
     def _trial(self, mode: Mode, series: Series, point: int) -> Trial:
         real = mode is Mode.REAL
@@ -63,30 +95,59 @@ class Plan:
             mode=mode,
             setting=self.experiment.at(point, series),
             policy=series.policy,
-            queries=self.preset.real_queries if real else self.preset.simulated_queries,
+            queries=self.queries(mode),
             warm_up=self.preset.warm_up,
             seed=self.seed,
             network=self.network if real and self.network else Network.EMULATED,
         )
 
 
+def missing(trials: Sequence[Trial], cache: TrialCache) -> list[Trial]:
+    """Those of the trials, each once, that the cache does not hold."""
+    return list({trial.key: trial for trial in trials if cache.get(trial) is None}.values())
+
+
+def expected_seconds(trials: Sequence[Trial]) -> float:
+    """How long it takes to run the trials, roughly."""
+    real = sum(
+        START * trial.setting.all_instances + trial.seconds
+        for trial in trials
+        if trial.mode is Mode.REAL
+    )
+    simulated = sum(trial.queries for trial in trials if trial.mode is Mode.SIMULATED)
+    return real + SIMULATED * simulated / (os.cpu_count() or 1)
+
+
 def run_trials(
     trials: Sequence[Trial], cache: TrialCache, run_real: Callable[[Trial], TrialResult]
 ) -> None:
     """Run what the cache does not hold: the simulated on all cores, then the real in turn."""
-    missing = list({trial.key: trial for trial in trials if cache.get(trial) is None}.values())
-    simulated = [trial for trial in missing if trial.mode is Mode.SIMULATED]
+    to_run = missing(trials, cache)
+    simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
     with (
         tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
         ProcessPoolExecutor() as pool,
     ):
-        futures = {pool.submit(simulate_trial, trial): trial for trial in simulated}
+        futures = {pool.submit(_simulate, trial): trial for trial in simulated}
         for future in as_completed(futures):
             cache.put(futures[future], future.result())
             bar.update()
-    real = [trial for trial in missing if trial.mode is Mode.REAL]
+    real = [trial for trial in to_run if trial.mode is Mode.REAL]
     for trial in tqdm(real, desc="real", disable=not real):
-        cache.put(trial, run_real(trial))
+        cache.put(trial, _dated(run_real, trial))
+
+
+def _simulate(trial: Trial) -> TrialResult:
+    result = _dated(simulate_trial, trial)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return msgspec.structs.replace(result, memory_mb=peak)
+
+
+def _dated(run: Callable[[Trial], TrialResult], trial: Trial) -> TrialResult:
+    began = time.monotonic()
+    result = run(trial)
+    seconds = time.monotonic() - began
+    return msgspec.structs.replace(result, date=date.today().isoformat(), seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -96,9 +157,9 @@ class FigureResult:
     plan: Plan
     lines: tuple[Line, ...]
 
-    @property
-    def xs(self) -> list[float]:
-        return [float(point[self.plan.experiment.axis]) for point in self.plan.experiment.points]
+    def line(self, label: str) -> Line | None:
+        """The series with this label, if there is one."""
+        return next((line for line in self.lines if line.label == label), None)
 
 
 def collect(plan: Plan, cache: TrialCache) -> FigureResult:
@@ -115,8 +176,11 @@ def collect(plan: Plan, cache: TrialCache) -> FigureResult:
 
 
 def draw(result: FigureResult, path: Path, note: str) -> None:
-    """Draw a figure's picture; its distributions are those of the last point run for real."""
+    """Draw a figure's picture; distributions are those of the last point run for real, if any."""
     experiment = result.plan.experiment
+    if experiment.picture is Picture.COST:
+        plot_cost(path, experiment.title, experiment.axis, experiment.labels, result.lines, note)
+        return
     real = [
         point
         for point in range(len(experiment.points))
@@ -126,7 +190,8 @@ def draw(result: FigureResult, path: Path, note: str) -> None:
         path,
         experiment.title,
         experiment.axis,
-        result.xs,
+        experiment.xs,
+        experiment.labels,
         result.lines,
         real[-1] if real else len(experiment.points) - 1,
         note,

@@ -11,12 +11,12 @@ from parity_models.bench.experiment import Setting
 from parity_models.codes import Code
 from parity_models.faults import Constant
 from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
-from parity_models.scheduling.spec import PolicySpec
+from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.simulator import FAILED, SOURCES
 
-FORMAT = 1
+FORMAT = 2
 """Results of another format are not read from the cache."""
 
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
@@ -24,6 +24,10 @@ SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4,
 
 DISPATCH = 0.0004
 """Seconds that a simulated unit takes besides its service time: the engine's round trip."""
+
+
+CALM_SERVICE = 0.025
+"""Seconds that every unit takes in a calm trial."""
 
 
 class Mode(StrEnum):
@@ -45,7 +49,11 @@ class Network(StrEnum):
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run. `queries` are counted, after `warm_up` that are not."""
+    """What to run. `queries` are counted, after `warm_up` that are not but for all else alike.
+
+    `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
+    SHARES; nothing if there are none.
+    """
 
     mode: Mode
     setting: Setting
@@ -54,12 +62,18 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     warm_up: int
     seed: int
     network: Network = Network.EMULATED
+    outside_ms: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
         """Names the trial by its content."""
         content = msgspec.json.encode((FORMAT, self), order="sorted")
         return sha256(content).hexdigest()[:24]
+
+    @property
+    def seconds(self) -> float:
+        """How long queries arrive."""
+        return (self.warm_up + self.queries) / self.setting.queries_per_second
 
     @property
     def config(self) -> SchedulerConfig:
@@ -70,8 +84,10 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     """Latencies in ms over answered queries. `gap_ms` is p99.9 - p50.
 
     `quantiles_ms` are those of SHARES. `sources` counts answers by source. `work` is how many
-    units ran for each query, all models together; `accuracy` is that of the answers. None where
-    the mode does not know.
+    units ran for each query, all models together; `accuracy` is that of the answers;
+    `send_delay_p99_ms` how late the load generator sent. None where the mode does not know.
+    `date`, `seconds` and `memory_mb` say when it was run, for how long, and what a simulation's
+    process took at most.
     """
 
     p50_ms: float
@@ -86,7 +102,14 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     sources: dict[str, int]
     work: float | None = None
     accuracy: float | None = None
-    send_delay_p999_ms: float | None = None
+    send_delay_p99_ms: float | None = None
+    date: str = ""
+    seconds: float = 0.0
+    memory_mb: float | None = None
+
+    def share(self, source: Source) -> float:
+        """Of the answers, how many came from `source`."""
+        return self.sources.get(source, 0) / self.answered
 
 
 def result_of(
@@ -96,7 +119,7 @@ def result_of(
     *,
     work: float | None = None,
     accuracy: float | None = None,
-    send_delay_p999_ms: float | None = None,
+    send_delay_p99_ms: float | None = None,
 ) -> TrialResult:
     """Sum up the `latencies` (n,) in seconds of answered queries."""
     ms = latencies * 1e3
@@ -114,7 +137,7 @@ def result_of(
         sources=sources,
         work=work,
         accuracy=accuracy,
-        send_delay_p999_ms=send_delay_p999_ms,
+        send_delay_p99_ms=send_delay_p99_ms,
     )
 
 
@@ -127,7 +150,7 @@ def simulate_trial(trial: Trial) -> TrialResult:
         setting.instances,
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
-        faults=setting.faults(trial.seed, emulate_shuffles=True),
+        faults=setting.simulated_faults(trial.seed, trial.seconds),
         overhead=DISPATCH,
         config=trial.config,
         seed=trial.seed,
@@ -140,9 +163,34 @@ def simulate_trial(trial: Trial) -> TrialResult:
         for source in Source
         if np.any(sources == SOURCES.index(source))
     }
+    latencies = result.latencies[trial.warm_up :][answered]
+    if trial.outside_ms:
+        shares = np.random.default_rng((trial.seed, 2)).random(len(latencies))
+        latencies = latencies + np.interp(shares, SHARES, trial.outside_ms) / 1e3
     return result_of(
-        result.latencies[trial.warm_up :][answered],
+        latencies,
         int(np.sum(~answered)),
         counts,
         work=sum(result.units.values()) / total,
     )
+
+
+def calm_trial(trial: Trial) -> Trial:
+    """A trial at the rate of `trial`, without redundancy, disturbances, or chance in service."""
+    calm = Setting(
+        instances=trial.setting.instances,
+        k=trial.setting.k,
+        r=trial.setting.r,
+        rate=trial.setting.queries_per_second,
+        service=Constant(CALM_SERVICE),
+        shuffles=0,
+    )
+    return msgspec.structs.replace(
+        trial, setting=calm, policy=PolicySpec(name=PolicyName.EQUAL_RESOURCES)
+    )
+
+
+def outside_ms(calm: TrialResult) -> tuple[float, ...]:
+    """What answers of a real calm trial took besides queue and instance: quantiles at SHARES."""
+    inside = (CALM_SERVICE + DISPATCH) * 1e3
+    return tuple(max(0.0, ms - inside) for ms in calm.quantiles_ms)

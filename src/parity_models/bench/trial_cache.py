@@ -24,6 +24,13 @@ class TrialCache:
         except (OSError, ValueError):
             return None
 
+    def __getitem__(self, trial: Trial) -> TrialResult:
+        """What has been run; KeyError if it has not."""
+        result = self.get(trial)
+        if result is None:
+            raise KeyError(trial.key)
+        return result
+
     def put(self, trial: Trial, result: TrialResult) -> None:
         file = self._file(trial)
         unfinished = file.with_suffix(".part")

@@ -3,17 +3,28 @@
 import os
 import shlex
 import sys
+from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
-from parity_models.bench.experiment import experiment_names, load_experiment
+from parity_models.bench.experiment import experiment_names, figures_of, load_experiment
 from parity_models.bench.real_trial import Laboratory
-from parity_models.bench.report import emulated, write_report, write_validation
-from parity_models.bench.reproduce_latency import PRESETS, Plan, collect, draw, run_trials
-from parity_models.bench.trial import Mode, Network, Trial
+from parity_models.bench.report import Compared, emulated, write_report, write_validation
+from parity_models.bench.reproduce_latency import (
+    PRESETS,
+    Plan,
+    collect,
+    draw,
+    expected_seconds,
+    missing,
+    run_trials,
+)
+from parity_models.bench.trial import Mode, Network, Trial, calm_trial, outside_ms
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.errors import UserError
 
@@ -30,8 +41,8 @@ def latency(
     figure: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"One of {', '.join(experiment_names())}, an experiment file of yours, or all; "
-            "may be given several times.",
+            help=f"One of {', '.join(experiment_names())}, an experiment file of yours, or all "
+            "(but hedging and million, which take long); may be given several times.",
             metavar="FIGURE",
         ),
     ] = None,
@@ -62,21 +73,16 @@ def latency(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
-    names = list(figure or ["all"])
-    if "all" in names:
-        names = experiment_names()
     shuffles = _network(network)
     plans = [
-        Plan(Path(name).stem, load_experiment(name), PRESETS[preset], seed, shuffles)
-        for name in names
+        Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles)
+        for name in figures_of(list(figure or ["all"]))
     ]
     cache = TrialCache(work / "trials")
-    laboratory = Laboratory(work / "bundles")
-    trials = [trial for plan in plans for trial in plan.all_trials()]
-    run_trials(trials, cache, laboratory.run)
+    _run([trial for plan in plans for trial in plan.all_trials()], cache, work)
     results = [collect(plan, cache) for plan in plans]
     for result in results:
-        draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(shuffles))
+        draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(result.plan))
     write_report(out, results, _command())
     Console().print(f"Wrote {out} and {len(results)} pictures beside it.", highlight=False)
 
@@ -87,7 +93,7 @@ def validation(
         str, typer.Option(help="The experiment whose policies are run.", metavar="FIGURE")
     ] = "9a",
     point: Annotated[int, typer.Option(help="The position on its axis, from 0.", min=0)] = 4,
-    queries: Annotated[int, typer.Option(help="Queries of each run.", min=100)] = 10_000,
+    queries: Annotated[int, typer.Option(help="Queries of each run.", min=100)] = 20_000,
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path(
         "docs/results/validation.md"
     ),
@@ -98,7 +104,8 @@ def validation(
 ) -> None:
     """Run each policy of a figure for real and simulated, and say how far apart they are.
 
-    Shuffles are emulated in both, so that both meet the very same course of disturbances.
+    Shuffles are emulated in both, so that both meet the very same course of disturbances. What
+    the real system adds to queue and service time is measured first.
     """
     experiment = load_experiment(figure)
     if point >= len(experiment.points):
@@ -107,29 +114,43 @@ def validation(
             f"{len(experiment.points) - 1}"
         )
     cache = TrialCache(work / "trials")
-    laboratory = Laboratory(work / "bundles")
-    pairs = []
-    for series in experiment.series:
-        real, simulated = (
-            Trial(
-                mode=mode,
-                setting=experiment.at(point, series),
-                policy=series.policy,
-                queries=queries,
-                warm_up=500,
-                seed=seed,
-            )
-            for mode in (Mode.REAL, Mode.SIMULATED)
+    real = [
+        Trial(
+            mode=Mode.REAL,
+            setting=experiment.at(point, series),
+            policy=series.policy,
+            queries=queries,
+            warm_up=500,
+            seed=seed,
         )
-        pairs.append((series.label, real, simulated))
-    run_trials([t for _, *both in pairs for t in both], cache, laboratory.run)
-    found = [(label, real, cache.get(real), cache.get(sim)) for label, real, sim in pairs]
-    write_validation(
-        out,
-        [(label, trial, r, s) for label, trial, r, s in found if r is not None and s is not None],
-        _command(),
-    )
+        for series in experiment.series
+    ]
+    calm = calm_trial(real[0])
+    _run([calm, *real], cache, work)
+    outside = outside_ms(cache[calm])
+    simulated = [
+        msgspec.structs.replace(trial, mode=Mode.SIMULATED, outside_ms=outside) for trial in real
+    ]
+    _run(simulated, cache, work)
+    compared = [
+        Compared(series.label, cache[trial], cache[imagined])
+        for series, trial, imagined in zip(experiment.series, real, simulated, strict=True)
+    ]
+    write_validation(out, real[0], outside, compared, _command())
     Console().print(f"Wrote {out}.", highlight=False)
+
+
+def _run(trials: Sequence[Trial], cache: TrialCache, work: Path) -> None:
+    """Run what the cache does not hold, once it is said how long that takes."""
+    if to_run := missing(trials, cache):
+        real = sum(trial.mode is Mode.REAL for trial in to_run)
+        minutes = ceil(expected_seconds(to_run) / 60)
+        Console(stderr=True).print(
+            f"{real} real and {len(to_run) - real} simulated runs: about {minutes} min. Interrupt "
+            "it at any time; the same command goes on where it stopped.",
+            highlight=False,
+        )
+        run_trials(to_run, cache, Laboratory(work / "bundles").run)
 
 
 def _command() -> str:

@@ -14,6 +14,7 @@ from parity_models.bench.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models.cli.json_file import write_json
 from parity_models.errors import UserError
 from parity_models.faults import LogNormal
+from parity_models.scheduling import Source
 from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec
 
 DEFAULT = (
@@ -65,8 +66,8 @@ def simulate(
         ),
     ] = None,
     tenants: Annotated[
-        float, typer.Option(help="Share of instances beside another tenant's work.")
-    ] = 0.0,
+        int, typer.Option(help="Instances of another tenant, each beside one of these.")
+    ] = 0,
     seed: Annotated[int, typer.Option(help="Fixes arrivals, service times, disturbances.")] = 0,
     json: Annotated[
         Path | None, typer.Option(help="Write the numbers to this file, too.", metavar="FILE")
@@ -122,7 +123,7 @@ def _table(results: dict[str, TrialResult]) -> Table:
     for heading in ("p50", "p99", "p99.9", "gap", "recon-\nstructed", "work", "errors"):
         table.add_column(heading, justify="right")
     for name, result in results.items():
-        reconstructed = result.sources.get("reconstruction", 0) / max(1, result.answered)
+        reconstructed = result.share(Source.RECONSTRUCTION)
         table.add_row(
             name,
             *(f"{ms:.1f}" for ms in (result.p50_ms, result.p99_ms, result.p999_ms, result.gap_ms)),

@@ -5,6 +5,7 @@ the contention has brought about. Times are in seconds since the contention bega
 """
 
 import os
+from random import Random
 from typing import Annotated
 
 import msgspec
@@ -94,3 +95,9 @@ class Contention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"the pauses name worker {worker}, but there are {workers}: they are "
                     f"numbered from 0 to {workers - 1}"
                 )
+
+    def shared(self, workers: int) -> list[int]:
+        """Beside which of so many workers the other tenant's instances are."""
+        if self.tenant is None:
+            return []
+        return sorted(Random(f"{self.seed}/machines").sample(range(workers), self.tenant.instances))

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import cycle, islice
 from pathlib import Path
-from random import Random
 from threading import Event, Thread
 from types import FrameType
 from typing import NoReturn
@@ -59,7 +58,7 @@ def _run(spec: Spec) -> None:
     with ExitStack() as stack:
         network = stack.enter_context(star(plan.network, workers)) if plan.network else None
         prefix = _inside(network.frontend) if network else ()
-        shared = _shared_machines(plan, workers)
+        shared = plan.shared(workers)
         placements = _placements(plan, workers, network, _devices(shared))
         waiting: list[subprocess.Popen[str]] = []
         if plan.hogs is not None:
@@ -115,13 +114,6 @@ def _placements(
 
 def _inside(namespace: str) -> tuple[str, ...]:
     return ("ip", "netns", "exec", namespace)
-
-
-def _shared_machines(plan: Contention, workers: int) -> list[int]:
-    """Beside which workers the other tenant's are."""
-    if plan.tenant is None:
-        return []
-    return sorted(Random(f"{plan.seed}/machines").sample(range(workers), plan.tenant.instances))
 
 
 def _devices(machines: Iterable[int]) -> dict[int, str]:

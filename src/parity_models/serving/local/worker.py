@@ -131,6 +131,9 @@ class Worker:
         return batch
 
     def _suffer(self, began: float, work: str, start: float, faults: WorkerFaults) -> None:
+        busy_until = time.thread_time() + faults.computing_time(began - start, work)
+        while time.thread_time() < busy_until:
+            pass
         release = start + faults.release(began - start, time.monotonic() - start, work)
         time.sleep(max(0.0, release - time.monotonic()))
 
