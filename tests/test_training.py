@@ -344,11 +344,14 @@ def test_inputs_that_do_not_fit_are_refused(
         train_parity(deployed.bundle, STACK, inputs, tmp_path / "bundle", network="lenet5")
 
 
-def test_a_bundle_without_the_deployed_models_weights_cannot_be_trained_against(
+def test_weights_that_do_not_fit_the_network_they_are_said_to_be_of_are_refused(
     deployed: Outcome, digits: Dataset, tmp_path: Path
 ) -> None:
-    bare: Bundle = write_bundle(
-        tmp_path / "bare", deployed=NewModel(deployed.bundle.deployed_path, "mlp")
-    )
-    with pytest.raises(BundleError, match=r"holds no deployed\.safetensors"):
-        train_parity(bare, STACK, digits.train.inputs, tmp_path / "bundle", Settings(epochs=1))
+    for weights in (b"noise", (deployed.bundle.path / "deployed.safetensors").read_bytes()):
+        wrong: Bundle = write_bundle(
+            tmp_path / "wrong",
+            deployed=NewModel(deployed.bundle.deployed_path, "linear"),
+            files={"deployed.safetensors": weights},
+        )
+        with pytest.raises(BundleError, match="does not fit the network linear"):
+            train_parity(wrong, STACK, digits.train.inputs, tmp_path / "bundle", Settings(epochs=1))

@@ -17,18 +17,18 @@ def save_weights(network: nn.Module) -> bytes:
     return save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
 
 
+def has_weights(bundle: Bundle) -> bool:
+    """Does `bundle` hold the deployed model's weights, as those that parm train writes do?"""
+    return WEIGHTS in (stored.file for stored in bundle.manifest.files)
+
+
 def load_deployed(bundle: Bundle) -> nn.Module:
     """The deployed model of `bundle` as a network, in evaluation mode.
 
-    Raises BundleError if the bundle does not hold its weights or they do not fit its network.
+    Raises BundleError if its weights are not there or do not fit its network.
     """
     deployed = bundle.manifest.deployed
     path = bundle.path / WEIGHTS
-    if WEIGHTS not in (stored.file for stored in bundle.manifest.files):
-        raise BundleError(
-            f"{bundle.path} holds no {WEIGHTS}, which a parity model is trained against; "
-            "name a folder that parm train wrote"
-        )
     with torch.device("meta"):  # without initial weights, which would be thrown away
         network = build_network(deployed.network, deployed.input.shape, deployed.output.shape)
     try:

@@ -18,7 +18,7 @@ from parity_models.models.export import export_onnx
 from parity_models.models.inference_time import measure_models
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.slotwise import Slotwise
-from parity_models.models.weights import WEIGHTS
+from parity_models.models.weights import WEIGHTS, has_weights
 from parity_models.tasks import Split
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.tasks.user_data import check_queries
@@ -145,7 +145,6 @@ def _train(
         for name, (taken, _) in code.network_shapes.items()
     }
     backup = None if manifest.backup is None else deployed.stored(manifest.backup)
-    weights = [file.file for file in manifest.files if file.file == WEIGHTS]
     bundle = write_bundle(
         out,
         deployed=stored,
@@ -158,7 +157,7 @@ def _train(
         parity_training=run.record(fitted, options),
         backup_training=manifest.backup_training,
         inference_times=measure_models(stored, parity, backup),
-        files={file: deployed.path / file for file in weights},
+        files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
     )
     return run.end(bundle, fitted)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from parity_models.errors import DataError, TrainingError
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.weights import WEIGHTS, load_deployed
+from parity_models.models.weights import has_weights, load_deployed
 
 Told = Callable[[int], None]
 """Told how many rows the deployed model has just predicted."""
@@ -22,7 +22,7 @@ def load_teacher(bundle: Bundle, told: Told | None = None) -> nn.Module:
 
     Raises BundleError for weights that do not fit the network they are said to be of.
     """
-    if WEIGHTS in (stored.file for stored in bundle.manifest.files):
+    if has_weights(bundle):
         try:
             return load_deployed(bundle)
         except TrainingError:  # a network that is not one of ours
