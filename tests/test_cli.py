@@ -69,6 +69,9 @@ FLAGS = {
     "serve": "BUNDLE --policy --dispatch --instances --parity-instances --host --port --pool "
     "--max-group-wait --parity-delay --answer --answer-after --copies --hedge-delay "
     "--hedge-quantile --hedge-budget --default-prediction",
+    "load": "URL --bundle --model --binary --task --inputs --labels --batch --rate --trace --speed "
+    "--queries --duration --warmup --processes --connections --timeout --out --latencies "
+    "--histogram --policy",
     "demo": "--out",
     "bench": "overhead encode",
     "bench overhead": "--json",
