@@ -288,8 +288,8 @@ def test_a_network_may_come_from_a_function_in_the_current_folder(
         ("mine:fails", "mine:fails((2, 8, 8), (2, 10)) failed: ZeroDivisionError: no"),
         ("mine:few", "failed: TypeError"),
         ("mine:nothing", "mine:nothing made NoneType, not a torch.nn.Module"),
-        ("mine:wrong", "gives (2, 128) for 2 parity queries, where the code needs (2, 2, 10)"),
-        ("mine:picky", "cannot take parity queries of shape (2, 8, 8): RuntimeError"),
+        ("mine:wrong", "gives (2, 128) for 2 inputs, where (2, 2, 10) is needed"),
+        ("mine:picky", "cannot take inputs of shape (2, 8, 8): RuntimeError"),
         ("nobody", "no network is called 'nobody'; there are"),
     ],
 )

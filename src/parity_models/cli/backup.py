@@ -13,6 +13,7 @@ from parity_models.cli.training import (
     Flips,
     Inputs,
     MetricName,
+    OwnTask,
     Resume,
     Seconds,
     Seed,
@@ -36,6 +37,7 @@ def backup(
     out: Annotated[
         Path, typer.Option(help="The bundle to write; may be the same.", metavar="BUNDLE")
     ],
+    task: OwnTask = None,
     inputs: Inputs = None,
     metric: MetricName = None,
     flips: Flips = False,
@@ -56,7 +58,7 @@ def backup(
     """
     opened = open_bundle(bundle)
     k = 1 if opened.manifest.code is None else opened.manifest.code.k
-    queries = find_queries(opened, inputs, data_dir, metric, flips, k)
+    queries = find_queries(opened, task, inputs, data_dir, metric, flips, k)
     with progress_bar(f"backup ({network})", queries.metric) as bar:
         outcome = train_backup(
             opened,

@@ -14,7 +14,7 @@ from parity_models.cli.json_file import write_json
 from parity_models.errors import BundleError, UserError
 from parity_models.evaluation.inference_table import inference_table
 from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
-from parity_models.tasks import METRICS, TASKS, find_task
+from parity_models.tasks import METRICS, TASKS, choose_task, find_task
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.tasks.user_data import check_queries, load_inputs, load_labels
@@ -28,7 +28,8 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"The task whose test set to use ({', '.join(TASKS)}); "
+            help=f"The task whose test set to use ({', '.join(TASKS)}, "
+            "or package.module:Class); "
             "by default the one that the deployed model was trained on.",
         ),
     ] = None,
@@ -86,7 +87,7 @@ def evaluate(
             "with --inputs"
         )
     else:
-        known = find_task(name)
+        known = find_task(name) if task is None else choose_task(task)
         test = known.load(data_dir).test
         queries, right, judged = test.inputs, test.labels, known.metric
     accuracy = measure_accuracy(opened, judged, queries, right, seed)

@@ -18,11 +18,14 @@ from parity_models import __version__
 from parity_models.errors import ParityModelsError, UserError
 
 COMMANDS = {
+    "data": "The data of tasks: what is here, and what can be made.",
     "train": "Train a deployed model on a task.",
     "parity": "Train a parity model for a deployed model, and bundle the two.",
     "backup": "Train a cheaper network as a backup for a deployed model.",
     "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
+    "approaches": "Compare what could answer unavailable predictions: codes and baselines.",
     "serve": "Serve a bundle over the Open Inference Protocol.",
+    "export": "Write a bundle's models as a repository for Triton or MLServer.",
     "load": "Send queries on a schedule, and measure latency from the schedule.",
     "demo": "Train, serve under injected slowdowns, and compare the tails.",
     "simulate": "Compare policies at any scale, by the scheduler that serves.",
@@ -37,6 +40,7 @@ EXTRAS = {
     "matplotlib": "bench",
     "onnx": "train",
     "onnxscript": "train",
+    "PIL": "train",
     "pyarrow": "bench",
     "simpy": "bench",
     "safetensors": "train",

@@ -13,6 +13,7 @@ from parity_models.cli.training import (
     Flips,
     Inputs,
     MetricName,
+    OwnTask,
     Resume,
     Seconds,
     Seed,
@@ -51,6 +52,7 @@ def parity(
             metavar="FILE",
         ),
     ] = None,
+    task: OwnTask = None,
     inputs: Inputs = None,
     k: Annotated[int, typer.Option("--k", help="Queries in a coding group.")] = 2,
     r: Annotated[
@@ -101,7 +103,7 @@ def parity(
     with open_deployed(source, ()) as bundle:
         shapes = bundle.manifest.deployed
         code = Code(spec, shapes.input.shape, shapes.output.shape)
-        queries = find_queries(bundle, inputs, data_dir, metric, flips, k)
+        queries = find_queries(bundle, task, inputs, data_dir, metric, flips, k)
         if network is None:
             network = default_network(bundle, code)
             typer.echo(f"parity network: {network}")

@@ -9,14 +9,26 @@ from parity_models.cli.accuracy import measure_accuracy
 from parity_models.cli.training import DataDir, Device, Epochs, Resume, Seconds, Seed, tell
 from parity_models.models.bundle import with_accuracy
 from parity_models.models.networks import NETWORKS
-from parity_models.tasks import TASKS, find_task
+from parity_models.tasks import TASKS, choose_task
 from parity_models.training import Settings, progress_bar, train_deployed
 
 
 def train(
-    task: Annotated[str, typer.Option(help=f"What to learn: {', '.join(TASKS)}.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help=f"What to learn: {', '.join(TASKS)}, or package.module:Class for a task of "
+            "your own."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR")],
-    network: Annotated[str, typer.Option(help=f"One of {', '.join(NETWORKS)}.")] = "mlp",
+    network: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(NETWORKS)}, one with a multiple of its channels "
+            "(resnet18@0.25), or package.module:function for one of your own."
+        ),
+    ] = "mlp",
     epochs: Epochs = None,
     seconds: Seconds = None,
     seed: Seed = 0,
@@ -31,7 +43,7 @@ def train(
     set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
     beside DIR allows to --resume.
     """
-    learned = find_task(task)
+    learned = choose_task(task)
     dataset = learned.load(data_dir)
     with progress_bar(f"deployed model ({network})", learned.metric) as report:
         settings = Settings(epochs, seconds, seed, device, resume, report)

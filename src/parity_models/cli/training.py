@@ -12,7 +12,7 @@ from rich.console import Console
 from parity_models.errors import UserError
 from parity_models.evaluation.inference_table import inference_table, slowdown
 from parity_models.models.bundle import Bundle
-from parity_models.tasks import METRICS, Split, find_task
+from parity_models.tasks import METRICS, Split, choose_task, find_task
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.tasks.user_data import check_queries, load_inputs
@@ -48,6 +48,15 @@ DataDir = Annotated[
     typer.Option(
         help="The folder of the task's data; by default $PARM_DATA and the usual places.",
         metavar="DIR",
+    ),
+]
+OwnTask = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        help="The task whose queries to learn from, also package.module:Class for one of your "
+        "own; by default the one that the deployed model was trained on.",
+        metavar="TASK",
     ),
 ]
 Inputs = Annotated[
@@ -90,19 +99,22 @@ class Queries:
 
 def find_queries(
     bundle: Bundle,
+    task: str | None,
     inputs: Path | None,
     data_dir: Path | None,
     metric: str | None,
     flips: bool,
     k: int,
 ) -> Queries:
-    """The user's queries at `inputs`, or those of the task that the model was trained on.
+    """The user's queries at `inputs`, or those of `task`, or of the one the model was trained on.
 
-    Of the user's, some are held out to report on. Raises UserError if there are neither or they
-    are too few for groups of k.
+    Of the user's, some are held out to report on. Raises UserError if there are none, both, or
+    too few for groups of k.
     """
     deployed = bundle.manifest.deployed
     shape = deployed.output.shape
+    if inputs is not None and task is not None:
+        raise UserError("give either --task or --inputs, not both")
     if inputs is not None:
         found = load_inputs(inputs, deployed.input.shape)
         check_queries(found, deployed.input.shape, f"inputs in {inputs}", 3 * k)
@@ -111,20 +123,23 @@ def find_queries(
         chosen = choose_metric(metric, shape)
         return Queries(found[rest], None, found[test], None, chosen, flips)
     training = bundle.manifest.deployed_training
-    if training is None:
+    if task is not None:
+        chosen_task = choose_task(task)
+    elif training is not None:
+        chosen_task = find_task(training.task)
+    else:
         raise UserError(
             "nothing says what queries the deployed model gets; give some with --inputs, an .npy "
             "file or a folder, labels are not needed"
         )
-    task = find_task(training.task)
-    data = task.load(data_dir)
+    data = chosen_task.load(data_dir)
     return Queries(
         data.train.inputs,
         data.validation,
         data.test.inputs,
         data.test.labels,
-        choose_metric(metric or task.metric, shape),
-        flips or task.flips,
+        choose_metric(metric or chosen_task.metric, shape),
+        flips or chosen_task.flips,
     )
 
 

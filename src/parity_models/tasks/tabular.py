@@ -55,8 +55,8 @@ class California(FolderTask):
     def read(self, folder: Path) -> Dataset:
         path = folder / self.file
         try:
-            if path.stat().st_size > self.largest:
-                raise ValueError("it is too large")
+            if not 0 < path.stat().st_size <= self.largest:
+                raise ValueError("it is empty or too large")
             table = np.loadtxt(path, delimiter=",", ndmin=2)
             if table.shape[1] != 9 or len(table) < TEST * VALIDATION:
                 raise ValueError(f"it has {table.shape} rows and columns")

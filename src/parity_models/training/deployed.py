@@ -12,10 +12,12 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, save_weights
+from parity_models.own_code import load_own
 from parity_models.tasks import METRICS, Dataset, Task, score
 from parity_models.tasks.metrics import Kind
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
+from parity_models.training.own_network import build_own
 from parity_models.training.queries import mirror, mirror_boxes, predict
 from parity_models.training.recipes import DEPLOYED, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
@@ -34,12 +36,18 @@ def train_deployed(
 ) -> Outcome:
     """Train the network called `network` for `task` on its `dataset`, as a deployed model.
 
+    `network` may be a `package.module:function` of the user's (see `own_network.Factory`).
     Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
     against. Raises TrainingError for settings that cannot work and BundleError if `out` is no
     place for a bundle.
     """
     run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
-    module = run.build(lambda: build_network(network, dataset.input_shape, dataset.output_shape))
+    shapes = dataset.input_shape, dataset.output_shape
+    if ":" in network:
+        own = load_own(network)
+        module = run.build(lambda: build_own(network, own, *shapes))
+    else:
+        module = run.build(lambda: build_network(network, *shapes))
     recipe = recipe_for(DEPLOYED, network, dataset.input_shape)
     options: Options = {"network": network, **recipe.options}
     steps = recipe.steps_per_epoch(len(dataset.train))

@@ -27,13 +27,13 @@ from parity_models.training.device import place
 from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
 from parity_models.training.inputs import check_inputs, hold_out
 from parity_models.training.learned import CodedNetworks
+from parity_models.training.own_network import Factory
 from parity_models.training.parity_network import (
-    Factory,
     ParityNetwork,
     choose_network,
     parity_network,
 )
-from parity_models.training.recipes import styled
+from parity_models.training.recipes import parity_recipe
 from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
 from parity_models.training.source import Deployed, open_deployed
@@ -59,7 +59,7 @@ def train_parity(
     (n, *query_shape) need no labels. The best epoch is the one with the best A_d under `metric`
     (by default what suits the shape of predictions) on `validation`; without it, on inputs held
     out, where F's own predictions count as right. `network` is a name, a `package.module:function`
-    or a function that makes one (see `parity_network.Factory`); by default the deployed model's
+    or a function that makes one (see `own_network.Factory`); by default the deployed model's
     if its weights are in the bundle, else one chosen for its inference time. `mirrored` allows
     to turn queries left to right. `recipe` "published" trains as the paper does, to compare with.
     Writes a bundle with all models to `out`.
@@ -112,7 +112,7 @@ def _train(
     task = manifest.deployed_training.task if manifest.deployed_training else "own"
     run = Run(out, settings, task, inputs)
     network = parity_network(named or default_network(deployed, code), code)
-    recipe = styled(network.recipe, style, spec)
+    recipe = parity_recipe(network.recipe, style, spec)
     model = place(teacher, run.device)
     start = model if recipe.style == "distilled" else None
     module = run.build(lambda: CodedNetworks(_build(network, code.r, start), code))
@@ -166,10 +166,8 @@ def default_network(deployed: Bundle, code: Code) -> str:
     """The deployed model's network if the bundle holds its weights, to start from, else a chosen
     one."""
     network = deployed.manifest.deployed.network
-    has_weights = WEIGHTS in (stored.file for stored in deployed.manifest.files)
-    return (
-        network if has_weights and family(network) in NETWORKS else choose_network(deployed, code)
-    )
+    ours = has_weights(deployed) and family(network) in NETWORKS
+    return network if ours else choose_network(deployed, code)
 
 
 def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.ModuleList:

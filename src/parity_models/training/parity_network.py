@@ -4,7 +4,6 @@ A parity model that is slower than the deployed model makes its instances a bott
 one chosen is the most capable that is not, by inference times measured here.
 """
 
-import inspect
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,12 +22,8 @@ from parity_models.models.networks.published import SMALL
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.own_code import load_own
+from parity_models.training.own_network import Factory, build_own
 from parity_models.training.recipes import PARITY, Recipe, recipe_for
-
-Factory = Callable[..., nn.Module]
-"""Called with a parity query's shape and a parity output's shape, both without the batch axis,
-makes a module that maps (n, *input_shape) to (n, *output_shape), float32. One that has a
-parameter `grid` gets it by name: the rows and columns of images that concatenation tiled."""
 
 CHOICES = {
     "images": ("linear", "resnet18@0.25", "resnet18@0.5", "resnet18"),
@@ -75,7 +70,7 @@ def parity_network(network: str | Factory, code: Code) -> ParityNetwork:
         name = f"{getattr(factory, '__module__', '?')}:{getattr(factory, '__qualname__', '?')}"
     return ParityNetwork(
         name,
-        lambda: _build_own(name, factory, code, grid),
+        lambda: build_own(name, factory, code.parity_shape, code.parity_output_shape, grid),
         recipe_for(PARITY, name, code.parity_shape),
     )
 
@@ -134,36 +129,3 @@ def _grid(code: Code) -> tuple[int, int]:
     # Separate outputs of tiled images come each from its own part of the image.
     tiled = (code.spec.encoder, code.spec.decoder) == ("concatenation", "separate")
     return GRIDS[code.k] if tiled else (1, 1)
-
-
-def _build_own(name: str, factory: Factory, code: Code, grid: tuple[int, int]) -> nn.Module:
-    """What the user's `factory` makes for the code, or TrainingError if it does not fit."""
-    if not callable(factory):
-        raise TrainingError(f"{name} is {factory!r}, not a function that makes a network")
-    takes, gives = code.parity_shape, code.parity_output_shape
-    try:
-        more = {"grid": grid} if "grid" in inspect.signature(factory).parameters else {}
-        network = factory(takes, gives, **more)
-    except Exception as error:  # the user's code may raise anything
-        raise TrainingError(f"{name}({takes}, {gives}) failed: {_say(error)}") from error
-    if not isinstance(network, nn.Module):
-        raise TrainingError(f"{name} made {type(network).__name__}, not a torch.nn.Module")
-    try:
-        with torch.no_grad():
-            outputs = network.eval()(torch.zeros(2, *takes))
-    except Exception as error:
-        raise TrainingError(
-            f"the network that {name} made cannot take parity queries of shape {takes}: "
-            f"{_say(error)}"
-        ) from error
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, *gives):
-        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
-        raise TrainingError(
-            f"the network that {name} made gives {found} for 2 parity queries, where the code "
-            f"needs {(2, *gives)}"
-        )
-    return network
-
-
-def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"

@@ -52,7 +52,7 @@ class VGG11(nn.Module):
         return output.reshape(-1, *self.output_shape)
 
 
-class DeepResNet(resnet.ResNet):
+class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
     """A residual network of torchvision's: (n, channels, height, width) to (n, *output_shape)."""
 
     def __init__(
@@ -83,7 +83,9 @@ class DeepResNet(resnet.ResNet):
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         if planes == 64:  # the first stage takes what the scaled stem gives
             self.inplanes = _scaled(64, self._width)
-        return super()._make_layer(block, _scaled(planes, self._width), *args, **kwargs)
+        planes = _scaled(planes, self._width)
+        stage: nn.Sequential = super()._make_layer(block, planes, *args, **kwargs)
+        return stage
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = super().forward(input)

@@ -1,0 +1,97 @@
+"""Datasets made here are like those they stand for, and the same whenever they are made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from parity_models.cli.main import command
+from parity_models.errors import DataError
+from parity_models.tasks import TASKS, find_task
+from parity_models.tasks.synthetic import make_boxes, make_speech
+from parity_models.tasks.synthetic.speech import PROGRAM
+from parity_models.tasks.wav import read_second
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(command(), ["data", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_synthetic_speech_is_a_task_with_speakers_apart(tmp_path: Path) -> None:
+    run("synth-speech", "--out", str(tmp_path / "a"), "--speakers", "10", "--takes", "1",
+        "--words", "yes,no")  # fmt: skip
+    data = find_task("speech-commands-small").load(tmp_path / "a")
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [16, 2, 2]
+    assert data.classes == ("no", "yes")
+    loudest = [np.abs(read_second(path)).max() for path in tmp_path.rglob("*.wav")]
+    assert len(loudest) == 20
+    assert min(loudest) > 5000
+    make_speech(tmp_path / "b", speakers=10, takes=1, words=("yes", "no"))
+    make_speech(tmp_path / "c", speakers=10, takes=1, words=("yes", "no"), seed=1)
+    assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
+
+
+def test_synthetic_boxes_hold_the_garment(tmp_path: Path) -> None:
+    run("synth-boxes", "--out", str(tmp_path / "a"), "--images", "40")
+    data = find_task("localization").load(tmp_path / "a")
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [29, 3, 8]
+    left, top, right, bottom = data.train.labels.T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= 1).all()
+    assert (bottom <= 1).all()
+    longer = 64 * np.maximum(right - left, bottom - top)
+    assert ((longer > 19) & (longer < 49)).all()
+    make_boxes(tmp_path / "b", images=40)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert "found in" in run("info", "localization", "--data-dir", str(tmp_path / "b"))
+
+
+def test_speech_without_espeak_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DataError, match=f"apt install {PROGRAM}"):
+        make_speech(tmp_path / "speech")
+
+
+def test_what_is_there_is_not_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(DataError, match="is there already"):
+        make_speech(tmp_path, speakers=3)
+    with pytest.raises(DataError, match="is there already"):
+        make_boxes(tmp_path, images=10)
+
+    def fail(made: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_boxes(tmp_path / "boxes", images=10, progress=fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="3 speakers"):
+        make_speech(tmp_path / "a", speakers=2)
+    with pytest.raises(DataError, match="2 words"):
+        make_speech(tmp_path / "a", words=("yes",))
+    with pytest.raises(DataError, match="too few for a test set"):
+        make_boxes(tmp_path / "a", images=9)
+
+
+def test_the_list_says_which_tasks_are_here(tmp_path: Path) -> None:
+    said = run("list", "--data-dir", str(tmp_path))
+    for name in TASKS:
+        assert name in said
+    assert "not found" in said
