@@ -85,6 +85,9 @@ PARITY = {
 }
 """Recipes for parity models, trained on the deployed model's predictions."""
 
+SUBTRACTION_EPOCHS = 4
+"""How many times longer sums of predictions are learned than each prediction by itself."""
+
 PUBLISHED_ENCODERS = ("sum", "concatenation")
 
 
@@ -94,13 +97,14 @@ def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int,
     return recipes.get(family(network), recipes[kind])
 
 
-def styled(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
-    """`recipe` as it is, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
+def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
+    """`recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
 
     Raises TrainingError for another style, and for codes that were not published.
     """
     if style == "distilled":
-        return recipe
+        longer = SUBTRACTION_EPOCHS if spec.decoder == "subtraction" else 1
+        return replace(recipe, epochs=recipe.epochs * longer)
     if style != "published":
         raise TrainingError(
             f"no recipe is called {style!r}; there are {', '.join(get_args(Style))}"
