@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 from collections import Counter
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -26,13 +27,64 @@ from parity_models.cli.policy import (
 )
 from parity_models.errors import UserError
 from parity_models.faults import load_fault_plan
-from parity_models.models.bundle import open_bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
+from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 from parity_models.serving.server import ServeOptions, Server, default_policy
 
 
+class EngineName(StrEnum):
+    LOCAL = "local"
+    REMOTE = "remote"
+
+
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")],
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(help="The bundle's folder.", metavar="BUNDLE", show_default=False),
+    ] = None,
+    bundle_option: Annotated[
+        Path | None,
+        typer.Option(
+            "--bundle", help="The bundle's folder, as an option.", metavar="BUNDLE", hidden=True
+        ),
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(
+            help="What runs the models: worker processes of this machine (local), or servers "
+            "that run already (remote, the default with --deployed).",
+            show_default=False,
+        ),
+    ] = None,
+    deployed: Annotated[
+        str | None,
+        typer.Option(
+            help="Servers of the Open Inference Protocol that run the deployed model, separated "
+            "by commas: http://HOST:PORT, https, grpc or grpcs, and /MODEL after it where the "
+            "model has another name there than here.",
+            metavar="URLS",
+        ),
+    ] = None,
+    parity: Annotated[
+        str | None,
+        typer.Option(
+            help="Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is "
+            "given.",
+            metavar="URLS",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(help="With --deployed: units at a time on each server.")
+    ] = Fleet.concurrency,
+    ca_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="With https and grpcs: the certificates to trust, a PEM file; by default the "
+            "system's.",
+            metavar="FILE",
+        ),
+    ] = Fleet.ca_file,
     policy: Annotated[
         PolicyName | None,
         typer.Option(
@@ -113,16 +165,18 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve a bundle over the Open Inference Protocol, with worker processes on this machine.
+    """Serve a bundle over the Open Inference Protocol, with worker processes on this machine or
+    in front of servers that run its models already.
 
     Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus are at
     /metrics. SIGTERM or Ctrl-C: requests in flight are answered, then everything stops; a second
     one does not wait for them.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    opened = open_bundle(bundle)
+    opened = open_bundle(_one(bundle, bundle_option))
+    fleet = _fleet(opened, engine, deployed, parity, concurrency, ca_file)
     spec = policy_spec(
-        policy or default_policy(opened),
+        policy or default_policy(opened, fleet),
         dispatch=dispatch,
         pool=pool,
         max_group_wait=seconds(max_group_wait),
@@ -148,6 +202,7 @@ def serve(
         max_body=int(max_body * 2**20),
         default_prediction=_numbers(default_prediction),
         faults=load_fault_plan(faults) if faults is not None else None,
+        fleet=fleet,
     )
     server = Server(opened, options)
     try:
@@ -195,6 +250,43 @@ def _urls(server: Server) -> str:
 def _instances(server: Server) -> str:
     alike = Counter(" + ".join(sorted(works)) for works in server.works)
     return ", ".join(f"{count} of {works}" for works, count in alike.items())
+
+
+def _one(bundle: Path | None, option: Path | None) -> Path:
+    given = [each for each in (bundle, option) if each is not None]
+    if len(given) != 1:
+        raise UserError("give one BUNDLE, the folder that parm parity or parm train wrote")
+    return given[0]
+
+
+def _fleet(
+    bundle: Bundle,
+    engine: EngineName | None,
+    deployed: str | None,
+    parity: str | None,
+    concurrency: int,
+    ca_file: Path | None,
+) -> Fleet | None:
+    remote = engine is EngineName.REMOTE or (engine is None and deployed is not None)
+    if remote == (deployed is None):
+        raise UserError("--engine remote and --deployed URLS belong together; give both")
+    if deployed is None:
+        if parity is not None:
+            raise UserError("--parity takes the servers that go with those of --deployed")
+        return None
+    code = bundle.manifest.code
+    if parity is not None and code is None:
+        raise UserError(
+            f"{bundle.path} has no parity model for the servers of --parity; make one with `parm "
+            f"parity --from {bundle.path} --out BUNDLE`"
+        )
+    upstreams = parse_upstreams(
+        deployed.split(","),
+        parity.split(",") if parity is not None else (),
+        bundle.manifest.name,
+        code.r if code is not None else 0,
+    )
+    return Fleet(upstreams, concurrency, ca_file)
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

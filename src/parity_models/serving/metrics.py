@@ -42,6 +42,12 @@ class Metrics:
             "Queries answered by a reconstruction.",
             registry=self.registry,
         )
+        self.ejections = Counter(
+            "parm_upstream_ejections",
+            "Upstreams that got no units for a while, by what was wrong with them.",
+            ["upstream", "fault"],
+            registry=self.registry,
+        )
         self.compared = Counter(
             "parm_reconstructions_compared",
             "Predictions compared with what would have been reconstructed in their place.",

@@ -15,7 +15,7 @@ from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
 from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import BACKUP, DEPLOYED, SchedulerConfig, parity_work
+from parity_models.scheduling import BACKUP, DEPLOYED, Policy, SchedulerConfig, parity_work
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.frontend import Frontend
@@ -24,6 +24,8 @@ from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.upstream import Fleet
 from parity_models.serving.rest import rest_app
 from parity_models.serving.served_model import ServedModel
 
@@ -40,7 +42,8 @@ class ServeOptions:
     `port` 0: any that is free; `grpc_port` likewise, None: no gRPC. `default_prediction` answers
     queries that would fail at their deadline: a row of output, or one value for all of it. `faults`
     begin when they are told to.
-    `placements`: where each instance runs, or none for all of them beside the server.
+    `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
+    servers that run the models, in place of local instances.
     Raises UserError for values out of range.
     """
 
@@ -58,6 +61,7 @@ class ServeOptions:
     default_prediction: tuple[float, ...] | None = None
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
+    fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch", "max_queue", "max_body"):
@@ -74,15 +78,19 @@ class ServeOptions:
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not all(map(isfinite, self.default_prediction or ())):
             raise UserError("default_prediction must be finite numbers")
+        if self.fleet is not None and (self.faults is not None or self.placements):
+            raise UserError("faults and placements are for local workers, not for upstreams")
 
 
-def default_policy(bundle: Bundle) -> PolicyName:
-    """The policy of a bundle that is served without a word on it: parity if it has a code."""
-    return PolicyName.NONE if bundle.manifest.code is None else PolicyName.PARITY
+def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> PolicyName:
+    """The policy of a bundle that is served without a word on it: parity if its parity models run
+    somewhere."""
+    runs = fleet is None or parity_work(0) in frozenset().union(*fleet.works)
+    return PolicyName.PARITY if bundle.manifest.code is not None and runs else PolicyName.NONE
 
 
 class Server:
-    """Serves a bundle over the Open Inference Protocol with local instances.
+    """Serves a bundle over the Open Inference Protocol with local instances, or over a fleet.
 
     async with Server(open_bundle(path), ServeOptions(port=0)) as server:
         ...  # server.url; server.grpc_url, if there is one
@@ -93,11 +101,15 @@ class Server:
     def __init__(self, bundle: Bundle, options: ServeOptions | None = None) -> None:
         options = options or ServeOptions()
         code = bundle.code()
-        spec = options.policy or PolicySpec(name=default_policy(bundle))
+        spec = options.policy or PolicySpec(name=default_policy(bundle, options.fleet))
         _check_policy(spec, bundle, options)
         self.policy = spec.name
         policy, dispatch = spec.build(code)
-        self.works = policy.works(options.instances, _parity_instances(options, code))
+        if options.fleet is None:
+            self.works = policy.works(options.instances, _parity_instances(options, code))
+        else:
+            self.works = options.fleet.works
+            _check_fleet(spec, policy, options.fleet)
         if options.faults is not None:
             options.faults.check(len(self.works))
         if options.placements and len(options.placements) != len(self.works):
@@ -113,10 +125,12 @@ class Server:
         )
         self._options = options
         self._metrics = metrics = Metrics()
-        self._engine = LocalEngine(
-            _models(bundle),
-            placements=options.placements,
-            unit_timeout=max(UNIT_TIMEOUT, options.deadline),
+        models = _models(bundle)
+        unit_timeout = max(UNIT_TIMEOUT, options.deadline)
+        self._engine: LocalEngine | RemoteEngine = (
+            LocalEngine(models, placements=options.placements, unit_timeout=unit_timeout)
+            if options.fleet is None
+            else RemoteEngine(models, options.fleet, metrics, unit_timeout=unit_timeout)
         )
         self._frontend = Frontend(
             self._engine,
@@ -186,7 +200,7 @@ class Server:
 
     def begin_faults(self) -> None:
         """Let the time of the options' fault plan begin now; without one, nothing happens."""
-        if self._options.faults is not None:
+        if self._options.faults is not None and isinstance(self._engine, LocalEngine):
             self._engine.inject_faults(self._options.faults)
 
     async def _close(self) -> None:
@@ -235,6 +249,17 @@ def _check_policy(spec: PolicySpec, bundle: Bundle, options: ServeOptions) -> No
     if options.parity_instances == 0 and (backup or dedicated):
         what = "a backup" if backup else "a dedicated pool"
         raise UserError(f"{what} needs one parity instance or more, got 0")
+
+
+def _check_fleet(spec: PolicySpec, policy: Policy, fleet: Fleet) -> None:
+    """The fleet runs what the policy sends."""
+    needed = frozenset[str]().union(*policy.works(1, 1))
+    missing = needed - frozenset().union(*fleet.works)
+    if missing:
+        raise UserError(
+            f"the policy {spec.name} needs upstreams that run {', '.join(sorted(missing))}; give "
+            "them with --deployed and --parity, or serve with another policy"
+        )
 
 
 def _default(options: ServeOptions, output: TensorSpec) -> NDArray[Any] | None:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from parity_models.errors import ServingError
 from parity_models.faults import FaultPlan
+from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener
-from parity_models.serving.local.backoff import Backoff
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.local.wire import (

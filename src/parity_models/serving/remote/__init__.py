@@ -1,0 +1,1 @@
+"""The remote engine: models that already run behind Open Inference Protocol servers."""

@@ -1,0 +1,94 @@
+"""A bundle's models as a repository that another server loads as it is.
+
+Model j of the code is called NAME-parity-j, as the remote engine expects it where it is not told
+otherwise.
+"""
+
+import json
+import shutil
+from enum import StrEnum
+from importlib.resources import files
+from pathlib import Path
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle
+from parity_models.models.manifest import ModelFile
+from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import BACKUP, parity_work
+
+MAX_BATCH = 64
+"""Rows that Triton takes at once."""
+
+_MLSERVER_RUNTIME = "parm_onnx_runtime.py"
+
+
+class Format(StrEnum):
+    """The servers that a repository can be for."""
+
+    TRITON = "triton"
+    MLSERVER = "mlserver"
+
+
+def export_repository(bundle: Bundle, format: Format, out: Path, name: str | None = None) -> None:
+    """Write the models of `bundle` into the new folder `out`.
+
+    `name` is the deployed model's, by default the bundle's; the parity models and the backup are
+    called after it. Raises UserError if the folder cannot be written, or the format cannot hold
+    the models.
+    """
+    name = name or bundle.manifest.name
+    models = {name: (bundle.manifest.deployed, bundle.deployed_path)}
+    parity = zip(bundle.manifest.parity, bundle.parity_paths, strict=True)
+    models |= {f"{name}-{parity_work(j)}": each for j, each in enumerate(parity)}
+    if bundle.manifest.backup is not None and bundle.backup_path is not None:
+        models[f"{name}-{BACKUP}"] = (bundle.manifest.backup, bundle.backup_path)
+    write = {Format.TRITON: _write_triton, Format.MLSERVER: _write_mlserver}[format]
+    for model, _ in models.values():
+        if format is Format.TRITON and not (model.input.shape and model.output.shape):
+            raise UserError(
+                "Triton's models have rows of one axis or more; this one has single values"
+            )
+    try:
+        out.mkdir(parents=True)
+        for model_name, (model, path) in models.items():
+            (out / model_name).mkdir()
+            write(out / model_name, model_name, model, path)
+    except FileExistsError as error:
+        raise UserError(f"{out} is there already; choose a new folder") from error
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from error
+
+
+def _write_triton(folder: Path, name: str, model: ModelFile, path: Path) -> None:
+    def tensor(spec: TensorSpec) -> str:
+        kind = "TYPE_" + spec.datatype
+        return f"{{ name: {json.dumps(spec.name)} data_type: {kind} dims: {list(spec.shape)} }}"
+
+    (folder / "1").mkdir()
+    shutil.copyfile(path, folder / "1" / "model.onnx")
+    (folder / "config.pbtxt").write_text(
+        f"name: {json.dumps(name)}\n"
+        'backend: "onnxruntime"\n'
+        f"max_batch_size: {MAX_BATCH}\n"
+        f"input [ {tensor(model.input)} ]\n"
+        f"output [ {tensor(model.output)} ]\n"
+    )
+
+
+def _write_mlserver(folder: Path, name: str, model: ModelFile, path: Path) -> None:
+    def tensor(spec: TensorSpec) -> dict[str, object]:
+        return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
+
+    shutil.copyfile(path, folder / "model.onnx")
+    source = files("parity_models.serving.remote") / _MLSERVER_RUNTIME
+    (folder / _MLSERVER_RUNTIME).write_bytes(source.read_bytes())
+    settings = {
+        "name": name,
+        "implementation": f"{_MLSERVER_RUNTIME.removesuffix('.py')}.OnnxModel",
+        "platform": "onnxruntime_onnx",
+        "versions": ["1"],
+        "inputs": [tensor(model.input)],
+        "outputs": [tensor(model.output)],
+        "parameters": {"uri": "./model.onnx", "version": "1"},
+    }
+    (folder / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")

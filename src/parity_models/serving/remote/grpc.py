@@ -1,0 +1,130 @@
+"""An upstream over gRPC, with raw tensor contents both ways."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc import StatusCode
+from numpy.typing import NDArray
+
+from parity_models.serving.grpc.inference_pb2 import (
+    DESCRIPTOR,
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelMetadataRequest,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+)
+from parity_models.serving.remote.upstream import (
+    Fault,
+    ModelMetadata,
+    TensorMetadata,
+    UnitError,
+    UpstreamError,
+    UpstreamModel,
+    outputs_from,
+    side_by_side,
+)
+
+MAX_ANSWER = 2**30
+"""Bytes that an answer may have."""
+
+_SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_ANSWER),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
+
+
+class GrpcClient:
+    """A connection to the server at `address` (host:port), with TLS if there are credentials.
+
+    Made on the event loop that it is used on.
+    """
+
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+        self._channel = (
+            grpc.aio.insecure_channel(address, _OPTIONS)
+            if credentials is None
+            else grpc.aio.secure_channel(address, credentials, _OPTIONS)
+        )
+        # Bytes both ways: what cannot be read is not gRPC's to log.
+        self._ready = self._method("ModelReady")
+        self._metadata = self._method("ModelMetadata")
+        self._infer = self._method("ModelInfer")
+
+    async def check_ready(self, model: str) -> None:
+        request = ModelReadyRequest(name=model).SerializeToString()
+        if not _read(ModelReadyResponse, await _ask(self._ready, request)).ready:
+            raise UpstreamError(Fault.NOT_READY, f"says that model {model!r} is not ready")
+
+    async def metadata(self, model: str) -> ModelMetadata:
+        request = ModelMetadataRequest(name=model).SerializeToString()
+        about = _read(ModelMetadataResponse, await _ask(self._metadata, request))
+        inputs, outputs = (
+            tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
+            for tensors in (about.inputs, about.outputs)
+        )
+        return ModelMetadata(about.name, inputs, outputs, tuple(about.versions))
+
+    async def infer(self, model: UpstreamModel, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        tensors = side_by_side(rows, model.input)
+        spec = model.input
+        request = ModelInferRequest(model_name=model.name)
+        request.inputs.add(name=spec.name, datatype=spec.datatype, shape=(len(rows), *spec.shape))
+        request.outputs.add(name=model.output.name)
+        request.raw_input_contents.append(b"".join(tensors))
+        try:
+            answer = await self._infer(request.SerializeToString())
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
+                raise _unreachable(error) from error
+            raise UnitError(f"{error.code().name}: {error.details()}") from error
+        response = _read(ModelInferResponse, answer)
+        if [output.name for output in response.outputs] != [model.output.name]:
+            raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
+        if len(response.raw_output_contents) != 1:
+            raise UpstreamError(Fault.GARBAGE, "answered without raw output contents")
+        output = response.outputs[0]
+        return outputs_from(
+            response.raw_output_contents[0],
+            output.datatype,
+            output.shape,
+            model.output,
+            len(rows),
+        )
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def _method(self, name: str) -> Callable[[bytes], Awaitable[bytes]]:
+        channel: Any = self._channel
+        method: Callable[[bytes], Awaitable[bytes]] = channel.unary_unary(f"/{_SERVICE}/{name}")
+        return method
+
+
+async def _ask(method: Callable[[bytes], Awaitable[bytes]], request: bytes) -> bytes:
+    try:
+        answer = await method(request)
+    except grpc.aio.AioRpcError as error:
+        if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
+            raise _unreachable(error) from error
+        text = f"answered {error.code().name}: {error.details()}"
+        raise UpstreamError(Fault.MISMATCH, text) from error
+    return answer
+
+
+def _unreachable(error: grpc.aio.AioRpcError) -> UpstreamError:
+    return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error.details()}")
+
+
+def _read(kind: Any, answer: bytes) -> Any:
+    try:
+        return kind.FromString(answer)
+    except DecodeError as error:
+        raise UpstreamError(Fault.GARBAGE, "answered what cannot be read") from error

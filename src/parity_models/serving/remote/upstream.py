@@ -1,0 +1,221 @@
+"""Upstreams: the servers a remote engine runs units on, and what it takes to talk to one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import ServingError, UserError
+from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import DEPLOYED, parity_work
+
+MAX_CONCURRENCY = 1000
+SCHEMES = ("http", "https", "grpc", "grpcs")
+
+
+class Fault(StrEnum):
+    """Why an upstream gets no units for a while."""
+
+    UNREACHABLE = "unreachable"
+    NOT_READY = "not ready"
+    TIMEOUT = "timeout"
+    GARBAGE = "garbage"
+    ERRORS = "errors"
+    MISMATCH = "mismatch"
+
+
+class UpstreamError(ServingError, UserError):
+    """An upstream that cannot be used, by `fault`."""
+
+    def __init__(self, fault: Fault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
+class UnitError(Exception):
+    """An upstream's answer to a unit is an error; it may be the unit's own."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A server at `url` (scheme://host:port), and the names its models have there, by work."""
+
+    url: str
+    models: Mapping[str, str] = field(hash=False)
+
+    @property
+    def works(self) -> frozenset[str]:
+        return frozenset(self.models)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Upstreams and how to use them: `concurrency` units at a time on each.
+
+    `ca_file` has the certificates that vouch for https and grpcs; None: the system's. Raises
+    UserError for values out of range.
+    """
+
+    upstreams: tuple[Upstream, ...]
+    concurrency: int = 1
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.upstreams:
+            raise UserError("there is no upstream; give one or more with --deployed")
+        if not 1 <= self.concurrency <= MAX_CONCURRENCY:
+            raise UserError(
+                f"concurrency must be from 1 to {MAX_CONCURRENCY}, got {self.concurrency}"
+            )
+
+    @property
+    def works(self) -> list[frozenset[str]]:
+        """What each instance runs: `concurrency` instances an upstream, in order."""
+        return [each.works for each in self.upstreams for _ in range(self.concurrency)]
+
+
+@dataclass(frozen=True)
+class UpstreamModel:
+    """A model as an upstream has to have it."""
+
+    name: str
+    input: TensorSpec
+    output: TensorSpec
+
+
+class TensorMetadata(msgspec.Struct, frozen=True):
+    """As the protocol has it: `shape` with a first axis of -1, for any number of rows."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+class ModelMetadata(msgspec.Struct, frozen=True):
+    """What an upstream says of a model."""
+
+    name: str
+    inputs: tuple[TensorMetadata, ...]
+    outputs: tuple[TensorMetadata, ...]
+    versions: tuple[str, ...] = ()
+
+
+class UpstreamClient(Protocol):
+    """Connections to one upstream. Every method raises UpstreamError where it is at fault."""
+
+    async def check_ready(self, model: str) -> None:
+        """Does the model take units now?"""
+
+    async def metadata(self, model: str) -> ModelMetadata:
+        """What the upstream says of the model."""
+
+    async def infer(self, model: UpstreamModel, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Run the model over rows of its input: (n, *output shape). Raises UnitError too."""
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+
+def parse_upstreams(
+    deployed: Sequence[str], parity: Sequence[str], name: str, r: int
+) -> tuple[Upstream, ...]:
+    """The upstreams of URLs like http://host:8000 or grpc://host:8001/MODEL.
+
+    Where a URL has no path, the deployed model is called `name`, and parity model j
+    `name`-parity-j, as `parm export` calls them. A server in both lists runs both models. Raises
+    UserError for URLs that are none, or given twice.
+    """
+    models: dict[str, dict[str, str]] = {}
+    for url in deployed:
+        base, path = _split(url)
+        _add(models, base, {DEPLOYED: path or name})
+    for url in parity:
+        base, path = _split(url)
+        if path and r != 1:
+            raise UserError(
+                f"the code has {r} parity models, and {url!r} names one; leave out the path, and "
+                f"call them {name}-{parity_work(0)}, ... upstream"
+            )
+        named = {parity_work(j): path or f"{name}-{parity_work(j)}" for j in range(r)}
+        _add(models, base, named)
+    return tuple(Upstream(base, works) for base, works in models.items())
+
+
+def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
+    """Raises UpstreamError, with the difference, unless the model is what it has to be."""
+    for role, specs, wanted in (
+        ("input", about.inputs, model.input),
+        ("output", about.outputs, model.output),
+    ):
+        if len(specs) != 1:
+            raise UpstreamError(
+                Fault.MISMATCH, f"has model {model.name!r} with {len(specs)} {role}s, not one"
+            )
+        given = specs[0]
+        shape = [-1, *wanted.shape]
+        same_shape = len(given.shape) == len(shape) and all(
+            axis in (-1, other) for axis, other in zip(given.shape, shape, strict=True)
+        )
+        if (given.name, given.datatype) != (wanted.name, wanted.datatype) or not same_shape:
+            raise UpstreamError(
+                Fault.MISMATCH,
+                f"has model {model.name!r} with {role} {given.name!r} {given.datatype} "
+                f"{list(given.shape)}, the bundle's has {wanted.name!r} {wanted.datatype} {shape}",
+            )
+
+
+def side_by_side(rows: Sequence[NDArray[Any]], spec: TensorSpec) -> list[memoryview]:
+    """The bytes of the rows, as the protocol's binary data; UnitError if one does not fit."""
+    for each in rows:
+        if each.shape != spec.shape or each.dtype != spec.dtype:
+            raise UnitError(f"input {spec} got {each.dtype} {list(each.shape)}")
+    dtype = spec.dtype.newbyteorder("<")
+    return [np.ascontiguousarray(each, dtype).data for each in rows]
+
+
+def outputs_from(
+    data: bytes | memoryview, datatype: str, shape: Sequence[int], spec: TensorSpec, rows: int
+) -> NDArray[Any]:
+    """The outputs in an answer: a view of `data`. Raises UpstreamError if they cannot be them."""
+    wanted = (rows, *spec.shape)
+    dtype = spec.dtype.newbyteorder("<")
+    size = rows * spec.zeros(1).nbytes
+    if datatype != spec.datatype or tuple(shape) != wanted or len(data) != size:
+        raise UpstreamError(
+            Fault.GARBAGE,
+            f"answered {datatype[:20]} {list(shape)[:40]} in {len(data)} bytes, where "
+            f"{spec.datatype} {list(wanted)} in {size} was due",
+        )
+    return np.frombuffer(data, dtype).reshape(wanted)
+
+
+def _split(url: str) -> tuple[str, str]:
+    """scheme://host:port, and the model named after it, if there is one."""
+    try:
+        parts: SplitResult = urlsplit(url.strip())
+        port = parts.port
+    except ValueError as error:
+        raise UserError(f"{url!r} is no URL: {error}") from error
+    further = parts.query or parts.fragment or parts.username
+    path = unquote(parts.path.strip("/"))
+    if parts.scheme not in SCHEMES or not parts.hostname or further or "/" in path:
+        raise UserError(
+            f"{url!r} is no upstream; it is like http://host:8000, https://host, grpc://host:8001 "
+            "or grpcs://host:8001, and /MODEL after it where the model has another name"
+        )
+    if port is None and parts.scheme.startswith("grpc"):
+        raise UserError(f"{url!r} has no port; gRPC has no usual one")
+    return f"{parts.scheme}://{parts.netloc}", path
+
+
+def _add(models: dict[str, dict[str, str]], base: str, more: Mapping[str, str]) -> None:
+    works = models.setdefault(base, {})
+    if works.keys() & more.keys():
+        raise UserError(f"{base} is given twice; more units at a time are --concurrency")
+    works.update(more)

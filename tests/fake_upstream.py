@@ -1,0 +1,184 @@
+"""A server of the Open Inference Protocol, REST or gRPC, that can be told to misbehave."""
+
+import asyncio
+import json
+import ssl
+from math import prod
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from aiohttp import web
+from numpy.typing import NDArray
+
+from parity_models.serving.grpc.inference_pb2 import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelMetadataResponse,
+    ModelReadyRequest,
+    ModelReadyResponse,
+)
+
+WELL = "well"
+NOISE = "noise"
+SHORT = "short"
+OTHER = "other"
+ERROR = "error"
+HUNG = "hung"
+AWAY = "away"
+HUGE = "huge"
+
+
+class FakeUpstream:
+    """Serves rows @ weights as model "model", from "input" (n, *) to "output" (n, *).
+
+    `mode` says how it answers from now on; health checks are only bad when it is AWAY. With
+    `tls`, https or grpcs: the context, or the key and the certificate.
+    """
+
+    def __init__(
+        self,
+        scheme: str,
+        weights: NDArray[np.float32],
+        *,
+        versions: tuple[str, ...] = ("1",),
+        input_shape: tuple[int, ...] | None = None,
+        tls: Any = None,
+    ) -> None:
+        self.mode = WELL
+        self.asked = 0
+        self._closing = asyncio.Event()
+        self._scheme = scheme
+        self._weights = weights
+        self._versions = versions
+        self._shape = (-1, *(input_shape or weights.shape[:1]))
+        self._tls = tls
+
+    async def __aenter__(self) -> Self:
+        if self._scheme.startswith("http"):
+            app = web.Application()
+            app.add_routes(
+                [
+                    web.get("/v2/models/model", self._metadata),
+                    web.get("/v2/models/model/ready", self._ready),
+                    web.post("/v2/models/model/infer", self._infer),
+                ]
+            )
+            self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await self._runner.setup()
+            site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
+            await site.start()
+            port = self._runner.addresses[0][1]
+        else:
+            self._server = grpc.aio.server()
+            methods = {
+                "ModelReady": self._ready_grpc,
+                "ModelMetadata": self._metadata_grpc,
+                "ModelInfer": self._infer_grpc,
+            }
+            handlers = {
+                name: grpc.unary_unary_rpc_method_handler(method)
+                for name, method in methods.items()
+            }
+            self._server.add_generic_rpc_handlers(
+                [grpc.method_handlers_generic_handler("inference.GRPCInferenceService", handlers)]
+            )
+            if self._tls is None:
+                port = self._server.add_insecure_port("127.0.0.1:0")
+            else:
+                credentials = grpc.ssl_server_credentials([self._tls])
+                port = self._server.add_secure_port("127.0.0.1:0", credentials)
+            await self._server.start()
+        self.url = f"{self._scheme}://127.0.0.1:{port}"
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        if self._scheme.startswith("http"):
+            await self._runner.cleanup()
+        else:
+            await self._server.stop(None)
+
+    def _answer(self, data: bytes) -> NDArray[np.float32]:
+        rows = np.frombuffer(data, np.float32).reshape(-1, prod(self._weights.shape[:1]))
+        factor = 3 if self.mode == OTHER else 1
+        return factor * (rows @ self._weights)
+
+    # REST
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        return web.Response(status=503 if self.mode == AWAY else 200)
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "name": "model",
+                "versions": self._versions,
+                "inputs": [{"name": "input", "datatype": "FP32", "shape": self._shape}],
+                "outputs": [
+                    {"name": "output", "datatype": "FP32", "shape": (-1, *self._weights.shape[1:])}
+                ],
+            }
+        )
+
+    async def _infer(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        if self.mode == HUNG:
+            await self._closing.wait()
+        if self.mode == ERROR:
+            return web.json_response({"error": "not today"}, status=500)
+        if self.mode == NOISE:
+            return web.Response(body=bytes(range(256)) * 20)
+        if self.mode == HUGE:
+            return web.Response(body=bytes(10 * 2**20))
+        length = int(request.headers["Inference-Header-Content-Length"])
+        body = await request.read()
+        outputs = self._answer(body[length:])
+        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
+        header = json.dumps({"outputs": [output]}).encode()
+        data = outputs.tobytes()
+        return web.Response(
+            body=header + (data[:-1] if self.mode == SHORT else data),
+            headers={"Inference-Header-Content-Length": str(len(header))},
+        )
+
+    # gRPC
+
+    async def _ready_grpc(self, request: bytes, context: Any) -> bytes:
+        name = ModelReadyRequest.FromString(request).name
+        if name != "model":
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {name}")
+        return ModelReadyResponse(ready=self.mode != AWAY).SerializeToString()
+
+    async def _metadata_grpc(self, request: bytes, context: Any) -> bytes:
+        about = ModelMetadataResponse(name="model", versions=self._versions)
+        about.inputs.add(name="input", datatype="FP32", shape=self._shape)
+        about.outputs.add(name="output", datatype="FP32", shape=(-1, *self._weights.shape[1:]))
+        return about.SerializeToString()
+
+    async def _infer_grpc(self, request: bytes, context: Any) -> bytes:
+        self.asked += 1
+        if self.mode == HUNG:
+            await self._closing.wait()
+        if self.mode == ERROR:
+            await context.abort(grpc.StatusCode.INTERNAL, "not today")
+        if self.mode == NOISE:
+            return bytes(range(255, 0, -1))
+        outputs = self._answer(ModelInferRequest.FromString(request).raw_input_contents[0])
+        response = ModelInferResponse(model_name="model")
+        response.outputs.add(name="output", datatype="FP32", shape=outputs.shape)
+        data = outputs.tobytes()
+        response.raw_output_contents.append(data[:-1] if self.mode == SHORT else data)
+        return response.SerializeToString()
+
+
+def server_context(certificate: Any) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context

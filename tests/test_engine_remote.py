@@ -1,0 +1,364 @@
+"""The remote engine runs units on servers of the protocol, and outlives them."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trustme
+
+import fake_upstream as fake
+from engine_conformance import DEPLOYED, EngineConformance, Events, Fleet
+from fake_upstream import FakeUpstream, server_context
+from onnx_models import linear_model, moody_model
+from parity_models.errors import ServingError, UserError
+from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.serving.engine import Engine
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.remote import engine as remote
+from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.upstream import Fleet as Upstreams
+from parity_models.serving.remote.upstream import Upstream, UpstreamError, parse_upstreams
+from served import ServerProcess
+
+
+class RemoteFleet(Fleet):
+    """Two servers of the moody model, the second with the name of a parity model too."""
+
+    def __init__(self, folder: Path, scheme: str) -> None:
+        moody_model(folder / "m.onnx")
+        self._model = folder / "m.onnx"
+        self._bundle = write_bundle(
+            folder / "bundle", deployed=NewModel(self._model, "moody"), parity=[], code=None
+        ).path
+        self._scheme = scheme
+        self._servers = [self._serve() for _ in range(2)]
+
+    def engine(self) -> RemoteEngine:
+        urls = [
+            f"grpc://{server.grpc_address}" if self._scheme == "grpc" else server.url
+            for server in self._servers
+        ]
+        upstreams = (
+            Upstream(urls[0], {"deployed": "model"}),
+            Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
+        )
+        models = {"deployed": self._model, "parity-0": self._model}
+        return RemoteEngine(models, Upstreams(upstreams), Metrics())
+
+    def kill(self, engine: Engine, number: int) -> None:
+        server = self._servers[number]
+        server.signal(signal.SIGKILL)
+        server.wait()
+        self._dead = number
+
+    def mend(self) -> None:
+        server = self._servers[self._dead]
+        port = server.grpc_address.rsplit(":", 1)[-1]
+        self._servers[self._dead] = self._serve(server.port, int(port))
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.__exit__(None, None, None)
+
+    def _serve(self, port: int = 0, grpc_port: int = 0) -> ServerProcess:
+        return ServerProcess(
+            *(str(self._bundle), "--instances", "1", "--policy", "none"),
+            *("--port", str(port), "--grpc-port", str(grpc_port)),
+        )
+
+
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def fleet(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RemoteFleet]:
+    fleet = RemoteFleet(tmp_path_factory.mktemp("moody"), request.param)
+    yield fleet
+    fleet.close()
+
+
+class TestRemoteEngine(EngineConformance):
+    pass
+
+
+# Upstreams that misbehave
+
+WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+ROW = np.arange(6, dtype=np.float32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    linear_model(tmp_path / "m.onnx", (6,), (4,), WEIGHTS)
+    return tmp_path / "m.onnx"
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "HEALTH_INTERVAL", 0.05)
+
+
+def engine_for(
+    model: Path, *upstreams: FakeUpstream, metrics: Metrics | None = None, **options: Any
+) -> RemoteEngine:
+    unit_timeout = options.pop("unit_timeout", 10.0)
+    each = tuple(Upstream(upstream.url, {"deployed": "model"}) for upstream in upstreams)
+    return RemoteEngine(
+        {"deployed": model},
+        Upstreams(each, **options),
+        metrics or Metrics(),
+        unit_timeout=unit_timeout,
+    )
+
+
+@asynccontextmanager
+async def using(
+    model: Path, upstream: FakeUpstream, **options: Any
+) -> AsyncIterator[tuple[RemoteEngine, Events, str]]:
+    engine, events = engine_for(model, upstream, **options), Events()
+    await engine.start([DEPLOYED], events)
+    try:
+        yield engine, events, (await events.arrival()).instance
+    finally:
+        await engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "mode", "fault", "reason"),
+    [
+        ("http", fake.NOISE, "garbage", "without binary tensor data"),
+        ("http", fake.SHORT, "garbage", "in 15 bytes, where FP32 [1, 4] in 16 was due"),
+        ("http", fake.HUGE, "garbage", "more than"),
+        ("http", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
+        ("grpc", fake.NOISE, "garbage", "what cannot be read"),
+        ("grpc", fake.SHORT, "garbage", "in 15 bytes, where FP32 [1, 4] in 16 was due"),
+        ("grpc", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
+    ],
+)
+async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
+    model: Path,
+    scheme: str,
+    mode: str,
+    fault: str,
+    reason: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = Metrics()
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream, metrics=metrics, unit_timeout=0.3) as (engine, events, instance),
+    ):
+        upstream.mode = mode
+        engine.run(instance, 1, "deployed", [ROW])
+        assert reason in await events.departure(instance)
+        labels = {"upstream": upstream.url, "fault": fault}
+        assert metrics.registry.get_sample_value("parm_upstream_ejections_total", labels) == 1
+        assert upstream.url in caplog.text
+        assert reason in caplog.text
+        if mode == fake.HUNG:
+            return  # it has PATIENCE to say that it is well
+        asked = upstream.asked
+        while upstream.asked < asked + 2:
+            await asyncio.sleep(0.01)  # it is tried, and stays out
+        assert events.nothing_more()
+        upstream.mode = fake.WELL
+        joined = await events.arrival()
+        assert joined.instance != instance
+        engine.run(joined.instance, 2, "deployed", [ROW])
+        np.testing.assert_allclose(await events.outputs(2), ROW[np.newaxis] @ WEIGHTS, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_errors_fail_units_and_too_many_in_a_row_eject(model: Path, scheme: str) -> None:
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        upstream.mode = fake.ERROR
+        for unit in range(1, remote.MAX_FAILURES):
+            engine.run(instance, unit, "deployed", [ROW])
+            assert "not today" in await events.failure(unit)
+        upstream.mode = fake.WELL
+        engine.run(instance, 10, "deployed", [ROW])
+        await events.outputs(10)
+        upstream.mode = fake.ERROR
+        for unit in range(11, 11 + remote.MAX_FAILURES):
+            engine.run(instance, unit, "deployed", [ROW])
+            await events.failure(unit)
+        assert "units in a row" in await events.departure(instance)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_an_idle_upstream_that_is_not_ready_is_ejected_by_its_health_check(
+    model: Path, scheme: str
+) -> None:
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream) as (_, events, instance),
+    ):
+        upstream.mode = fake.AWAY
+        assert "ready" in await events.departure(instance)
+        upstream.mode = fake.WELL
+        await events.arrival()
+
+
+async def test_other_weights_after_a_restart_are_not_readmitted(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream) as (_, events, instance),
+    ):
+        upstream.mode = fake.AWAY
+        await events.departure(instance)
+        upstream.mode = fake.OTHER
+        while "predicts something else" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert events.nothing_more()
+
+
+async def test_concurrency_is_that_many_instances(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as upstream:
+        engine, events = engine_for(model, upstream, concurrency=3), Events()
+        await engine.start([DEPLOYED] * 3, events)
+        instances = {(await events.arrival()).instance for _ in range(3)}
+        assert len(instances) == 3
+        upstream.mode = fake.HUNG
+        for unit, instance in enumerate(sorted(instances)):
+            engine.run(instance, unit, "deployed", [ROW])
+        while upstream.asked < 1 + 3:  # one to check it
+            await asyncio.sleep(0.01)
+        await engine.stop()
+        assert events.nothing_more()
+
+
+# What is refused at the start
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_upstreams_that_are_not_what_they_must_be_are_refused(
+    model: Path, scheme: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    async def refusal(*upstreams: FakeUpstream | Upstream) -> str:
+        each = tuple(
+            Upstream(one.url, {"deployed": "model"}) if isinstance(one, FakeUpstream) else one
+            for one in upstreams
+        )
+        engine = RemoteEngine({"deployed": model}, Upstreams(each), Metrics())
+        with pytest.raises(UpstreamError) as error:
+            await engine.start([DEPLOYED] * len(each), Events())
+        return str(error.value)
+
+    nobody = Upstream(f"{scheme}://127.0.0.1:{port}", {"deployed": "model"})
+    assert f"127.0.0.1:{port} cannot be reached" in await refusal(nobody)
+    async with FakeUpstream(scheme, WEIGHTS) as good:
+        assert "nobody" in await refusal(Upstream(good.url, {"deployed": "nobody"}))
+        async with FakeUpstream(scheme, WEIGHTS, versions=("2",)) as newer:
+            text = await refusal(good, newer)
+            assert "has versions ['" in text
+            assert good.url in text
+            assert newer.url in text
+        async with FakeUpstream(scheme, WEIGHTS, input_shape=(2, 3)) as other:
+            text = await refusal(good, other)
+            assert "'input' FP32 [-1, 2, 3], the bundle's has 'input' FP32 [-1, 6]" in text
+        async with FakeUpstream(scheme, -WEIGHTS) as other:
+            text = await refusal(other)
+            assert "predicts something else with model 'model'" in text
+        good.mode = fake.ERROR
+        assert "cannot run model 'model'" in await refusal(good)
+        good.mode = fake.AWAY
+        assert "ready" in await refusal(good)
+
+
+async def test_works_must_be_the_fleet_s(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as upstream:
+        with pytest.raises(ServingError, match="not those that the fleet has"):
+            await engine_for(model, upstream).start([DEPLOYED] * 2, Events())
+
+
+# TLS
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+async def test_tls_to_an_upstream_is_trusted_by_its_authority_alone(
+    model: Path, tmp_path: Path, scheme: str
+) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    stranger.cert_pem.write_to_path(tmp_path / "stranger.pem")
+    chain = certificate.cert_chain_pems[0].bytes()
+    tls = (
+        server_context(certificate)
+        if scheme == "https"
+        else (certificate.private_key_pem.bytes(), chain)
+    )
+    async with FakeUpstream(scheme, WEIGHTS, tls=tls) as upstream:
+        async with using(model, upstream, ca_file=tmp_path / "ca.pem") as (engine, events, first):
+            engine.run(first, 1, "deployed", [ROW])
+            await events.outputs(1)
+        for file in (tmp_path / "stranger.pem", None):
+            with pytest.raises(UpstreamError, match="cannot be reached"):
+                await engine_for(model, upstream, ca_file=file).start([DEPLOYED], Events())
+        (tmp_path / "none.pem").write_text("no certificate")
+        engine = engine_for(model, upstream, ca_file=tmp_path / "none.pem")
+        with pytest.raises(UserError, match="give a PEM file"):
+            await engine.start([DEPLOYED], Events())
+
+
+# URLs
+
+
+def test_urls_name_servers_and_models() -> None:
+    both, other, second = parse_upstreams(
+        ["http://a:8000", "grpc://b:8001/resnet"],
+        ["http://a:8000", "https://c/my%20parity"],
+        "m",
+        1,
+    )
+    assert (both.url, both.models) == (
+        "http://a:8000",
+        {"deployed": "m", "parity-0": "m-parity-0"},
+    )
+    assert (other.url, other.models) == ("grpc://b:8001", {"deployed": "resnet"})
+    assert (second.url, second.models) == ("https://c", {"parity-0": "my parity"})
+    (_, two) = parse_upstreams(["http://a"], ["http://b"], "m", 2)
+    assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
+
+
+@pytest.mark.parametrize(
+    ("deployed", "parity", "reason"),
+    [
+        (["a:8000"], [], "is no upstream"),
+        ([""], [], "is no upstream"),
+        (["ftp://a"], [], "is no upstream"),
+        (["http://a/v2/models"], [], "is no upstream"),
+        (["http://a?x=1"], [], "is no upstream"),
+        (["http://user@a"], [], "is no upstream"),
+        (["http://a:port"], [], "is no URL"),
+        (["grpc://a"], [], "has no port"),
+        (["http://a", "http://a"], [], "given twice"),
+        (["http://a"], ["http://b/model"], "has 2 parity models"),
+    ],
+)
+def test_urls_that_are_none_are_refused(
+    deployed: list[str], parity: list[str], reason: str
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        parse_upstreams(deployed, parity, "m", 2)
+
+
+@pytest.mark.parametrize("options", [{"concurrency": 0}, {"concurrency": 10_000}])
+def test_fleets_have_bounds(options: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="concurrency must be from 1"):
+        Upstreams((Upstream("http://a", {"deployed": "m"}),), **options)
+    with pytest.raises(UserError, match="there is no upstream"):
+        Upstreams(())
