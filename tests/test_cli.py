@@ -63,9 +63,11 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 FLAGS = {
     "train": "--task --network --out --epochs --seconds --seed --data-dir --device",
-    "parity": "--from --k --r --encoder --decoder --out --epochs --seconds --seed",
+    "parity": "--from --model --inputs --k --r --encoder --decoder --parity-network --metric "
+    "--flips --out --epochs --seconds --seed",
     "backup": "--from --network --out --epochs --seconds --seed --data-dir --device --resume",
-    "evaluate": "BUNDLE --json --task --data-dir --seed",
+    "approaches": "BUNDLE --k --r --degree --task --data-dir --seed --json",
+    "evaluate": "BUNDLE --json --task --data-dir --inputs --labels --metric --seed",
     "serve": "BUNDLE --policy --dispatch --instances --parity-instances --host --port --pool "
     "--max-group-wait --parity-delay --answer --answer-after --copies --hedge-delay "
     "--hedge-quantile --hedge-budget --default-prediction",
@@ -254,3 +256,16 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
 ) -> None:
     outcome = parm(*arguments.split(), before=NO_TORCH)
     assert_refused(outcome, f"pip install 'parity-models[{extra}]'")
+
+
+def test_approaches_are_compared_and_written_to_a_file(digits_bundle: Path, tmp_path: Path) -> None:
+    report = tmp_path / "approaches.json"
+    outcome = parm("approaches", digits_bundle, "--json", report)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "nercc" in outcome.stdout
+    written = json.loads(report.read_text())
+    assert (written["task"], written["k"], written["r"]) == ("digits", 2, 1)
+    by_name = {one["name"]: one for one in written["approaches"]}
+    assert by_name["linear"]["degraded"] == [by_name["linear"]["available"]]
+    assert_refused(parm("approaches", digits_bundle, "--k", 1), "k of 2 or more")
+    assert_refused(parm("approaches", digits_bundle, "--degree", 0), "degree 1 or more")

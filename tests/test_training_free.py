@@ -1,15 +1,19 @@
 """Codes without parity models: exact where they promise it, refused where nothing is determined."""
 
+from io import StringIO
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from scipy.interpolate import CubicSpline, make_smoothing_spline
 
 from parity_models.codes import (
     BerrutCode,
+    CodeSpec,
     LagrangeCode,
     LinearCode,
     NestedRegressionCode,
@@ -17,8 +21,16 @@ from parity_models.codes import (
 )
 from parity_models.codes.splines import smoothing_spline
 from parity_models.errors import CodeError, DataError, UndecodableError
-from parity_models.evaluation import evaluate_default, evaluate_training_free, plain_approach
-from parity_models.evaluation.approaches import fit_nested_regression
+from parity_models.evaluation import (
+    approaches_table,
+    compare_approaches,
+    evaluate_default,
+    evaluate_training_free,
+    fit_nested_regression,
+    plain_approach,
+)
+from parity_models.tasks import Split
+from test_evaluation import linear_bundle
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -244,3 +256,30 @@ def test_inputs_that_do_not_do_are_refused() -> None:
             evaluate_training_free(
                 lambda x: x @ weights, BerrutCode(2, 1), wrong_inputs, wrong_labels
             )
+
+
+def test_all_approaches_are_compared_on_the_same_queries(tmp_path: Path) -> None:
+    inputs, labels, weights = data(60)
+    bundle = linear_bundle(
+        tmp_path, weights, [weights], CodeSpec("sum", "subtraction", 2), backup=-weights
+    )
+    split = Split(inputs, labels)
+    compared = {one.name: one for one in compare_approaches(bundle, split, split)}
+    assert list(compared) == [
+        "sum + subtraction, k=2, r=1",
+        "approximate backup",
+        "replication",
+        "default prediction",
+        "linear",
+        "lagrange",
+        "berrut",
+        "nercc",
+    ]
+    exact = ("sum + subtraction, k=2, r=1", "replication", "linear", "lagrange", "berrut")
+    assert [compared[name].degraded[0] for name in exact] == [0.75] * 5
+    assert compared["approximate backup"].degraded[0] < 0.5
+    printed = StringIO()
+    Console(file=printed, width=80).print(approaches_table(list(compared.values()), "here"))
+    assert all(name.split()[0] in printed.getvalue() for name in compared)
+    with pytest.raises(CodeError, match="k of 2 or more"):
+        next(compare_approaches(bundle, split, split, k=1))
