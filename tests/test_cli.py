@@ -77,7 +77,7 @@ FLAGS = {
     "demo": "--out",
     "bench": "overhead encode",
     "bench overhead": "--json",
-    "bench encode": "--json",
+    "bench encode": "--json --bundle",
 }
 
 

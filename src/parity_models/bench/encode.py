@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.errors import BundleError
+from parity_models.models.bundle import Bundle
 
 QUERY_SHAPE = (3, 224, 224)
 OUTPUT_SHAPE = (1000,)
@@ -48,7 +50,7 @@ class CodeCost(msgspec.Struct, frozen=True):
 class EncodeCosts(msgspec.Struct, frozen=True):
     """Costs of all codes for queries of `query_shape` and `output_shape`, in microseconds.
 
-    `ratio` is the headline: sum, k = 2, over one copy.
+    `ratio` is the headline, the first code over one copy: sum, k = 2, or a bundle's own code.
     """
 
     query_shape: tuple[int, ...]
@@ -69,18 +71,21 @@ class _Bench:
     decode: list[Call]
 
 
-def measure_encode() -> EncodeCosts:
-    """Measure every pair of encoder and decoder for each k; takes a few seconds."""
+def measure_encode(bundle: Bundle | None = None) -> EncodeCosts:
+    """Measure every pair of encoder and decoder for each k; takes a few seconds.
+
+    Of a `bundle`, its own code for its own queries: so are learned coders measured. Raises
+    BundleError for one without a code.
+    """
+    codes = _codes() if bundle is None else [_code_of(bundle)]
+    shape = codes[0].query_shape
+    most = max(code.k for code in codes)
     rng = np.random.default_rng(0)
-    queries = [[rng.random(QUERY_SHAPE, np.float32) for _ in range(max(KS))] for _ in range(GROUPS)]
+    queries = [[rng.random(shape, np.float32) for _ in range(most)] for _ in range(GROUPS)]
     copies: list[Call] = [
-        partial(np.copyto, np.zeros(QUERY_SHAPE, np.float32), members[0]) for members in queries
+        partial(np.copyto, np.zeros(shape, np.float32), members[0]) for members in queries
     ]
-    benches = [
-        _bench(Code(CodeSpec(encoder, decoder, k), QUERY_SHAPE, OUTPUT_SHAPE), queries)
-        for encoder, decoder in PAIRS
-        for k in KS
-    ]
+    benches = [_bench(code, queries) for code in codes]
     with tqdm(total=3 * ROUNDS, desc="encode", unit="round") as progress:
         fresh = [copies, *(bench.encode for bench in benches)]
         copy, *encode = _medians(fresh, progress)
@@ -99,8 +104,24 @@ def measure_encode() -> EncodeCosts:
         )
         for i, bench in enumerate(benches)
     )
-    headline = next(cost.ratio for cost in costs if (cost.encoder, cost.k) == ("sum", 2))
-    return EncodeCosts(QUERY_SHAPE, OUTPUT_SHAPE, "FP32", copy, cached_copy, headline, costs)
+    return EncodeCosts(
+        shape, codes[0].output_shape, "FP32", copy, cached_copy, costs[0].ratio, costs
+    )
+
+
+def _codes() -> list[Code]:
+    return [
+        Code(CodeSpec(encoder, decoder, k), QUERY_SHAPE, OUTPUT_SHAPE)
+        for encoder, decoder in PAIRS
+        for k in KS
+    ]
+
+
+def _code_of(bundle: Bundle) -> Code:
+    code = bundle.code()
+    if code is None:
+        raise BundleError(f"{bundle.path} has no code whose cost there could be; name another")
+    return code
 
 
 def _bench(code: Code, queries: Sequence[Sequence[NDArray[np.float32]]]) -> _Bench:
@@ -110,7 +131,7 @@ def _bench(code: Code, queries: Sequence[Sequence[NDArray[np.float32]]]) -> _Ben
     prediction = np.ones(code.output_shape, np.float32)
     predictions = [None, *[prediction] * (code.k - 1)]
     parity_output = np.ones(code.parity_output_shape, np.float32)
-    decode = partial(code.decode, predictions, [parity_output])
+    decode = partial(code.decode, predictions, [parity_output] * code.r)
     return _Bench(
         code,
         [partial(code.encode, *pair) for pair in zip(groups, buffers, strict=True)],

@@ -65,14 +65,24 @@ def overhead(
 
 
 @bench.command()
-def encode(json: Json = None) -> None:
-    """Measure encoding and decoding beside copying one query, for queries of 3x224x224 float32.
+def encode(
+    json: Json = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Measure this bundle's code, learned or not, for its queries; by default every "
+            "code that is not learned.",
+            metavar="BUNDLE",
+        ),
+    ] = None,
+) -> None:
+    """Measure encoding and decoding beside copying one query, by default of 3x224x224 float32.
 
     Every call works on another group's memory, more of it than the processor's cache holds, as
     in a server; `cached` has all of it in the cache. Decoding is of one unavailable prediction.
     Medians, in microseconds; ratios are to one copy under the same conditions.
     """
-    costs = measure_encode()
+    costs = measure_encode(None if bundle is None else open_bundle(bundle))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("encoder", "decoder"):
         table.add_column(column, no_wrap=True)
@@ -96,6 +106,10 @@ def encode(json: Json = None) -> None:
         highlight=False,
     )
     console.print(table)
-    console.print(f"Encoding k=2 by sum: {costs.ratio:.2f} times one copy.", highlight=False)
+    first = costs.codes[0]
+    console.print(
+        f"Encoding k={first.k} by {first.encoder}: {costs.ratio:.2f} times one copy.",
+        highlight=False,
+    )
     if json is not None:
         write_json(json, costs)
