@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import r2_score
 from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
 
 from parity_models.errors import DataError, UserError
-from parity_models.tasks import TASKS, find_task, score
+from parity_models.tasks import METRICS, TASKS, agreement, find_task, score
 from parity_models.tasks.idx import TEST, TRAIN, read_idx
 from parity_models.tasks.mnist import FashionMnist
 
@@ -56,7 +57,9 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ]
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        monkeypatch.setattr(TorchvisionFashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+        monkeypatch.setattr(
+            TorchvisionFashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
+        )
         monkeypatch.setattr(TorchvisionFashionMNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -196,6 +199,59 @@ def test_another_dataset_in_the_same_layout_is_refused(tmp_path: Path) -> None:
 def test_top1_is_the_share_of_rows_whose_largest_output_is_at_the_label() -> None:
     outputs = np.array([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     assert score("top-1", outputs, np.array([1, 0, 0, 0])) == 0.75
+
+
+def test_top5_is_the_share_of_rows_with_the_label_among_the_five_largest() -> None:
+    outputs = np.tile(np.arange(8.0), (3, 1))
+    assert score("top-5", outputs, np.array([7, 3, 2])) == pytest.approx(2 / 3)
+
+
+def test_iou_is_the_area_in_common_over_that_of_both() -> None:
+    label = np.array([[0.0, 0.0, 1.0, 0.5]])
+    for box, expected in [
+        ([0.0, 0.0, 1.0, 0.5], 1.0),
+        ([0.0, 0.0, 0.5, 0.5], 0.5),
+        ([0.5, 0.0, 1.5, 0.5], 1 / 3),
+        ([0.0, 0.6, 1.0, 0.9], 0.0),
+        ([1.0, 0.5, 0.0, 0.0], 0.0),
+    ]:
+        assert score("iou", np.array([box]), label) == pytest.approx(expected)
+    assert score("iou", np.zeros((1, 4)), np.zeros((1, 4))) == 0
+
+
+def test_r2_is_scikit_learns_and_may_be_negative() -> None:
+    random = np.random.default_rng(0)
+    labels = random.normal(size=(50, 3)).astype(np.float32)
+    for noise in (0.0, 0.5, 3.0):
+        outputs = (labels + noise * random.normal(size=labels.shape)).astype(np.float32)
+        expected = r2_score(labels, outputs)
+        assert score("r2", outputs, labels) == pytest.approx(expected, abs=1e-5)
+    assert expected < 0
+    assert np.isnan(METRICS["r2"](outputs[:1], labels[:1]))
+    with pytest.raises(DataError, match="has no meaning"):
+        score("r2", outputs[:1], labels[:1])
+
+
+@pytest.mark.parametrize(
+    ("metric", "outputs", "labels"),
+    [
+        ("top-1", (4, 3), np.zeros((4, 1), np.int64)),
+        ("top-1", (4, 3), np.zeros(4, np.float32)),
+        ("iou", (4, 4), np.zeros(4, np.int64)),
+        ("r2", (4, 1), np.zeros(4, np.float32)),
+    ],
+)
+def test_labels_that_do_not_fit_outputs_are_refused(
+    metric: str, outputs: tuple[int, ...], labels: np.ndarray
+) -> None:
+    with pytest.raises(DataError, match="takes labels"):
+        score(metric, np.zeros(outputs, np.float32), labels)
+
+
+def test_agreement_is_with_the_models_classes_or_else_its_predictions() -> None:
+    ours, theirs = np.array([[0.1, 0.9], [0.8, 0.2]]), np.array([[3.0, 9.0], [1.0, 2.0]])
+    assert agreement("top-1", ours, theirs) == agreement("top-5", ours, theirs) == 0.5
+    assert agreement("r2", theirs, theirs) == 1
 
 
 def test_an_unknown_task_is_refused_with_those_there_are() -> None:

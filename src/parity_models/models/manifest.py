@@ -23,7 +23,7 @@ Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Milliseconds = Annotated[float, msgspec.Meta(ge=0.0)]
-Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Score = Annotated[float, msgspec.Meta(le=1.0)]
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,20 +52,20 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `degraded_by_slot` the same for each of the k slots; `overall` is A_o by the fraction of
     predictions that is unavailable, as text ("0.1"); `agreement` the share of reconstructions
     that say the same as the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a
-    group's predictions unavailable at once. All are values of `metric` in 0..1, over `queries`
-    queries. Without a code there are only A_a and the number of queries. `backup_accuracy` is that
-    of the approximate backup alone, where there is one.
+    group's predictions unavailable at once. `backup_accuracy` is that of the approximate backup
+    alone, where there is one. All are values of `metric`, at most 1 (and not below 0 unless it is
+    R²), over `queries` queries. Without a code there are only A_a and the number of queries.
     """
 
     metric: str
-    available_accuracy: Share
-    degraded_accuracy: Share | None
-    degraded_by_slot: tuple[Share, ...]
-    overall: dict[str, Share]
-    agreement: Share | None
+    available_accuracy: Score
+    degraded_accuracy: Score | None
+    degraded_by_slot: tuple[Score, ...]
+    overall: dict[str, Score]
+    agreement: Score | None
     queries: Count
-    degraded_by_unavailable: tuple[Share, ...] = ()
-    backup_accuracy: Share | None = None
+    degraded_by_unavailable: tuple[Score, ...] = ()
+    backup_accuracy: Score | None = None
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

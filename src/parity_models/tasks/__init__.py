@@ -57,14 +57,17 @@ def choose_task(name: str) -> Task:
     """
     if ":" not in name:
         return find_task(name)
-    made = load_own(name)
-    task = made() if isinstance(made, type) and issubclass(made, Task) else made
+    task = load_own(name)
+    if isinstance(task, type) and issubclass(task, Task):
+        try:
+            task = task()
+        except Exception as error:  # the user's class may raise anything
+            raise UserError(f"{name} cannot be made without arguments: {error}") from error
     if not isinstance(task, Task):
-        raise UserError(
-            f"{name} is {type(made).__name__}, not a subclass of parity_models.tasks.Task"
-        )
-    if task.metric not in METRICS:
-        raise UserError(f"{name} has the metric {task.metric!r}; there are {', '.join(METRICS)}")
+        raise UserError(f"{name} is no subclass of parity_models.tasks.Task")
+    metric = getattr(task, "metric", None)
+    if metric not in METRICS:
+        raise UserError(f"{name} has the metric {metric!r}; there are {', '.join(METRICS)}")
     task.name = name
     return task
 

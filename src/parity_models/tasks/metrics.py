@@ -88,7 +88,7 @@ METRICS: dict[str, Metric] = {
 def score(metric: str, outputs: Array, labels: Array) -> float:
     """The score of `outputs` under the metric called `metric`.
 
-    Raises DataError for labels that do not fit the outputs.
+    Raises DataError for labels that do not fit the outputs, or give the metric no meaning.
     """
     chosen = METRICS[metric]
     if chosen.kind == "classes":
@@ -102,7 +102,12 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
             f"labels are {labels.dtype} of shape {labels.shape}; {metric} takes labels {expected} "
             f"for outputs of shape {outputs.shape}"
         )
-    return chosen(outputs, labels)
+    scored = chosen(outputs, labels)
+    if np.isnan(scored) and np.isfinite(outputs).all():
+        raise DataError(
+            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
+        )
+    return scored
 
 
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:

@@ -69,7 +69,7 @@ class Task(ABC):
     """
 
     name: str
-    about: str
+    about: str = ""
     metric: str
     flips: bool = False
 

@@ -53,7 +53,8 @@ def calibrate(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
         return
     with torch.no_grad():
         outputs = module.train()(inputs).flatten(1)
-        ratio = wanted.std(dim=0) / outputs.std(dim=0).clamp_min(1e-6)
+        spread = outputs.std(dim=0, correction=0).clamp_min(1e-6)
+        ratio = wanted.std(dim=0, correction=0) / spread
         last = layers[-1]
         last.weight *= ratio[:, None]
         last.bias.copy_(wanted.mean(dim=0) + ratio * (last.bias - outputs.mean(dim=0)))

@@ -1,0 +1,106 @@
+"""What predictions are decides how they are learned: boxes and values as well as classes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from parity_models.codes import CodeSpec
+from parity_models.evaluation import evaluate
+from parity_models.models.bundle import open_bundle
+from parity_models.tasks import Dataset, Split, Task, find_task
+from parity_models.training import Settings, train_backup, train_deployed, train_parity
+from parity_models.training.distillation import calibrate
+from parity_models.training.queries import mirror, mirror_boxes
+
+
+@pytest.mark.parametrize(
+    "spec", [CodeSpec("stack", "separate", 2), CodeSpec("sum", "subtraction", 2)]
+)
+def test_reconstructions_of_values_explain_nearly_as_much(spec: CodeSpec, tmp_path: Path) -> None:
+    task = find_task("diabetes")
+    data = task.load()
+    deployed = train_deployed(task, data, "mlp", tmp_path / "f", Settings(epochs=20)).bundle
+    bundle = train_parity(
+        deployed, spec, data.train.inputs, tmp_path / "p", Settings(epochs=60),
+        network="mlp", validation=data.validation, metric=task.metric,
+    ).bundle  # fmt: skip
+    accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric=task.metric)
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.agreement is not None
+    assert accuracy.available_accuracy > 0.3
+    assert accuracy.degraded_accuracy > 0.8 * accuracy.available_accuracy
+    assert accuracy.agreement > 0.7
+
+
+def test_a_backup_for_values_imitates_them(tmp_path: Path) -> None:
+    task = find_task("diabetes")
+    data = task.load()
+    deployed = train_deployed(task, data, "mlp", tmp_path / "f", Settings(epochs=20)).bundle
+    bundle = train_backup(
+        deployed, "linear", data.train.inputs, tmp_path / "b", Settings(epochs=60), metric="r2"
+    ).bundle
+    accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric="r2")
+    assert accuracy.backup_accuracy is not None
+    assert accuracy.backup_accuracy > 0.8 * accuracy.available_accuracy
+
+
+class Squares(Task):
+    """Where is the bright square in a picture of 12x12?"""
+
+    name = "squares"
+    metric = "iou"
+    flips = True
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        random = np.random.default_rng(0)
+        left, top = random.integers(0, 7, (2, 900))
+        rows, columns = np.arange(12)[:, None], np.arange(12)
+        inside = [
+            (rows >= y) & (rows < y + 5) & (columns >= x) & (columns < x + 5)
+            for x, y in zip(left, top, strict=True)
+        ]
+        inputs = np.array(inside, np.float32)[:, None] + random.normal(0, 0.1, (900, 1, 12, 12))
+        labels = np.stack([left, top, left + 5, top + 5], axis=1) / 12
+        every = Split(inputs.astype(np.float32), labels.astype(np.float32))
+        train, validation, test = (every.take(r) for r in np.split(np.arange(900), [700, 800]))
+        return Dataset(train, validation, test)
+
+
+def test_boxes_are_found_and_reconstructed(tmp_path: Path) -> None:
+    task = Squares()
+    data = task.load()
+    outcome = train_deployed(task, data, "mlp", tmp_path / "f", Settings(epochs=40))
+    bundle = train_parity(
+        outcome.bundle, CodeSpec("stack", "separate", 2), data.train.inputs, tmp_path / "p",
+        Settings(epochs=40), validation=data.validation, metric="iou", mirrored=True,
+    ).bundle  # fmt: skip
+    accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric="iou")
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.available_accuracy > 0.7
+    assert accuracy.degraded_accuracy > 0.7 * accuracy.available_accuracy
+    assert open_bundle(bundle.path).manifest.deployed.output.shape == (4,)
+
+
+def test_boxes_turn_with_their_pictures() -> None:
+    split = Squares().load().test
+    boxes = torch.from_numpy(split.labels)
+    pictures = torch.from_numpy(split.inputs)
+    turned = mirror(pictures, torch.ones(len(pictures), dtype=torch.bool))
+    for picture, box in zip(turned[:20], mirror_boxes(boxes)[:20], strict=True):
+        left, top, right, bottom = (12 * box).round().int().tolist()
+        assert picture[0, top:bottom, left:right].mean() > 0.8
+        assert picture[0, top:bottom, left:right].sum() > 0.8 * picture[0].abs().sum() - 12
+    torch.testing.assert_close(mirror_boxes(mirror_boxes(boxes)), boxes)
+
+
+def test_outputs_start_with_the_mean_and_deviation_of_their_targets() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 2))
+    inputs, targets = torch.randn(200, 5), torch.randn(200, 2) * torch.tensor([3.0, 700.0]) + 50
+    calibrate(network, inputs, targets)
+    outputs = network(inputs)
+    torch.testing.assert_close(outputs.mean(dim=0), targets.mean(dim=0), rtol=1e-3, atol=1e-2)
+    torch.testing.assert_close(outputs.std(dim=0), targets.std(dim=0), rtol=1e-3, atol=1e-2)
