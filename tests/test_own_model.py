@@ -209,6 +209,7 @@ def test_the_network_chosen_is_the_most_capable_that_is_not_slower(
 
     network = networks.build_network
     monkeypatch.setattr(networks, "build_network", build)
+    monkeypatch.setattr(networks, "export_onnx", lambda *_: (tmp_path / "model.onnx").read_bytes())
     monkeypatch.setattr(
         networks, "inference_times", lambda models: (9.0 if built[-1] in slower else 1.0, 1.0)
     )
@@ -528,7 +529,7 @@ def test_the_example_leads_to_a_served_bundle(
     exec(compile(example.read_text(), example, "exec"), program)
     program["main"](Path("own"))
     assert commands[1].endswith(" --seconds 30")
-    parm(commands[1].removeprefix("parm ").removesuffix("--seconds 30") + "--epochs 2")
+    parm(commands[1].removeprefix("parm ").removesuffix("--seconds 30") + "--epochs 1")
     parm(commands[2].removeprefix("parm "))
     accuracy = open_bundle("own/bundle").manifest.accuracy
     assert accuracy is not None

@@ -249,3 +249,7 @@ def test_a_model_labels_with_its_classes_or_its_predictions() -> None:
     predictions = np.eye(3, dtype=np.float32)[[2, 0, 1]]
     np.testing.assert_array_equal(labels_from(predictions, "top-1"), [2, 0, 1])
     np.testing.assert_array_equal(labels_from(predictions, "r2"), predictions)
+    boxes = np.array([[0.1, 0.2, 0.5, 0.6]], np.float32)
+    np.testing.assert_array_equal(labels_from(boxes, "iou"), boxes)
+    with pytest.raises(DataError, match="are no boxes, which iou judges"):
+        labels_from(boxes[:, ::-1], "iou")

@@ -4,7 +4,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import DataError, UserError
 from parity_models.tasks.metrics import METRICS
 
 
@@ -32,5 +32,16 @@ def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
 
 
 def labels_from(predictions: NDArray[Any], metric: str) -> NDArray[Any]:
-    """What `predictions` (n, *output_shape) make right under `metric`: classes, or themselves."""
-    return predictions.argmax(axis=-1) if METRICS[metric].kind == "classes" else predictions
+    """What `predictions` (n, *output_shape) make right under `metric`: classes, or themselves.
+
+    Raises DataError for boxes most of which are empty.
+    """
+    kind = METRICS[metric].kind
+    if kind == "classes":
+        return predictions.argmax(axis=-1)
+    if kind == "boxes" and (predictions[:, 2:] > predictions[:, :2]).all(axis=1).mean() < 0.5:
+        raise DataError(
+            f"the deployed model's predictions are no boxes, which {metric} judges: left, top, "
+            "right, bottom; use --metric r2"
+        )
+    return predictions
