@@ -36,7 +36,9 @@ def export_repository(bundle: Bundle, format: Format, out: Path, name: str | Non
     called after it. Raises UserError if the folder cannot be written, or the format cannot hold
     the models.
     """
-    name = name or bundle.manifest.name
+    name = bundle.manifest.name if name is None else name
+    if not name or "/" in name or name.startswith("."):
+        raise UserError(f"a model cannot be called {name!r}; leave out slashes and a dot in front")
     models = {name: (bundle.manifest.deployed, bundle.deployed_path)}
     parity = zip(bundle.manifest.parity, bundle.parity_paths, strict=True)
     models |= {f"{name}-{parity_work(j)}": each for j, each in enumerate(parity)}

@@ -31,6 +31,9 @@ from parity_models.serving.remote.upstream import (
 MAX_ANSWER = 2**30
 """Bytes that an answer may have."""
 
+MAX_TEXT = 300
+"""Characters of an error's text that are kept."""
+
 _SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_ANSWER),
@@ -84,7 +87,7 @@ class GrpcClient:
         except grpc.aio.AioRpcError as error:
             if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
                 raise _unreachable(error) from error
-            raise UnitError(f"{error.code().name}: {error.details()}") from error
+            raise UnitError(_text(error)) from error
         response = _read(ModelInferResponse, answer)
         if [output.name for output in response.outputs] != [model.output.name]:
             raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
@@ -114,13 +117,16 @@ async def _ask(method: Callable[[bytes], Awaitable[bytes]], request: bytes) -> b
     except grpc.aio.AioRpcError as error:
         if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
             raise _unreachable(error) from error
-        text = f"answered {error.code().name}: {error.details()}"
-        raise UpstreamError(Fault.MISMATCH, text) from error
+        raise UpstreamError(Fault.MISMATCH, f"answered {_text(error)}") from error
     return answer
 
 
 def _unreachable(error: grpc.aio.AioRpcError) -> UpstreamError:
-    return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error.details()}")
+    return UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {_text(error)}")
+
+
+def _text(error: grpc.aio.AioRpcError) -> str:
+    return " ".join(f"{error.code().name}: {error.details()}".split())[:MAX_TEXT]
 
 
 def _read(kind: Any, answer: bytes) -> Any:

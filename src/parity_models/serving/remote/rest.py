@@ -24,6 +24,9 @@ from parity_models.serving.rest_codec import HEADER_LENGTH
 MAX_HEAD = 64 * 2**10
 """Bytes that an answer may have besides its tensor."""
 
+MAX_TEXT = 300
+"""Bytes of an error's text that are kept."""
+
 KEEP_ALIVE = 10
 """Seconds that an idle connection is kept; servers mostly keep theirs for longer."""
 
@@ -123,7 +126,7 @@ class RestClient:
             content = await _read(response, limit)
             if response.status == 200:
                 return content, response.headers.get(HEADER_LENGTH, "")
-            text = content[:500].decode(errors="replace")
+            text = " ".join(content[:MAX_TEXT].decode(errors="replace").split())
             if response.status in _AWAY:
                 raise UpstreamError(Fault.NOT_READY, f"is not ready ({response.status}): {text}")
             if body is None:
