@@ -26,6 +26,7 @@ from parity_models.bench.reproduce_latency import (
 )
 from parity_models.bench.trial import Mode, Network, Trial, calm_trial, outside_ms
 from parity_models.bench.trial_cache import TrialCache
+from parity_models.cli.reproduce_accuracy import accuracy
 from parity_models.errors import UserError
 
 reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -34,6 +35,9 @@ reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_
 @reproduce.callback()
 def _reproduce() -> None:
     """Reproduce the paper's figures, and ours beyond them."""
+
+
+reproduce.command()(accuracy)
 
 
 @reproduce.command()

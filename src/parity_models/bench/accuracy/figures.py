@@ -1,0 +1,114 @@
+"""Pictures of accuracy: by task and network, against k, unavailability and overhead."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from parity_models.bench.accuracy.results import ModelResults
+from parity_models.bench.figures import PALETTE
+from parity_models.bench.plots import COLOURS, FAINT, INK
+from parity_models.evaluation.approaches import Approach
+
+AVAILABLE, OURS, THEIRS = FAINT, COLOURS[1], COLOURS[0]
+WIDTH = 0.27
+
+
+def plot_by_model(path: Path, results: Sequence[ModelResults]) -> None:
+    """Write a PNG of A_a, our best A_d and the published recipe's, at the smallest k of each."""
+    with _axes(path, (max(6.0, 1.6 * len(results)), 4.2)) as axes:
+        for place, model in enumerate(results):
+            bars = [(AVAILABLE, "A_a", model.deployed.available)]
+            ks = sorted({one.cell.k for one in model.codes})
+            for recipe, colour, label in (
+                ("distilled", OURS, "A_d, best code here"),
+                ("published", THEIRS, "A_d, published recipe"),
+            ):
+                here = [
+                    one.degraded
+                    for one in model.codes
+                    if one.cell.k == ks[0] and one.cell.r == 1 and one.cell.recipe == recipe
+                ]
+                if here:
+                    bars.append((colour, label, max(here)))
+            for i, (colour, label, share) in enumerate(bars):
+                x = place + (i - 1) * WIDTH
+                axes.bar(x, 100 * share, WIDTH * 0.9, color=colour, label=label)
+                axes.annotate(
+                    f"{100 * share:.1f}", (x, 100 * share), ha="center", va="bottom", fontsize=8
+                )
+        axes.set_xticks(
+            range(len(results)),
+            [f"{model.cell.task}\n{model.cell.network}" for model in results],
+            fontsize=8,
+        )
+        axes.set_ylabel("test set, %")
+        _legend_once(axes)
+        axes.set_title("Available and reconstructed", loc="left", fontweight="bold")
+
+
+def plot_against_k(path: Path, results: Sequence[ModelResults]) -> None:
+    """Write a PNG of the best A_d at each k, beside A_a."""
+    with _axes(path, (7.5, 4.2)) as axes:
+        for model, colour in zip(results, cycle(PALETTE[1:]), strict=False):
+            found = {k: model.best(k) for k in sorted({one.cell.k for one in model.codes})}
+            points = {k: 100 * best.degraded for k, best in found.items() if best is not None}
+            axes.plot(
+                list(points), list(points.values()), "o-", color=colour, label=str(model.cell)
+            )
+            axes.axhline(100 * model.deployed.available, color=colour, linestyle=":", linewidth=1)
+        axes.set_xlabel("k, queries in a coding group (dotted: A_a)")
+        axes.set_ylabel("A_d, %")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=8, edgecolor="none")
+        axes.set_title("Reconstructions by group size", loc="left", fontweight="bold")
+
+
+def plot_overall(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:
+    """Write a PNG of A_o against the share of predictions unavailable."""
+    with _axes(path, (8.5, 4.4)) as axes:
+        for one, colour in zip(approaches, cycle(PALETTE), strict=False):
+            shares = {100 * float(f): 100 * accuracy for f, accuracy in one.overall.items()}
+            xs = [0.0, *shares]
+            axes.plot(xs, [100 * one.available, *shares.values()], color=colour, label=one.name)
+        axes.set_xlabel("predictions unavailable, %")
+        axes.set_ylabel("A_o, %")
+        axes.legend(fontsize=7, edgecolor="none", loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set_title(f"{model.cell}: all answers", loc="left", fontweight="bold")
+
+
+def plot_overhead(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:
+    """Write a PNG of A_d against the work that each approach costs."""
+    with _axes(path, (8.5, 4.4)) as axes:
+        axes.axhline(
+            100 * model.deployed.available, color=FAINT, linestyle=":", linewidth=1, label="A_a"
+        )
+        marks = cycle("os^Dv*P")
+        for one, colour, mark in zip(approaches, cycle(PALETTE), marks, strict=False):
+            if one.degraded:
+                axes.plot(one.overhead, 100 * one.degraded[0], mark, color=colour, label=one.name)
+        axes.set_xlabel("work beyond one run of F for each query, in runs of F")
+        axes.set_ylabel("A_d, %")
+        axes.legend(fontsize=7, edgecolor="none", loc="upper left", bbox_to_anchor=(1, 1))
+        axes.set_title(f"{model.cell}: what an answer costs", loc="left", fontweight="bold")
+
+
+@contextmanager
+def _axes(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
+    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+        figure = Figure(figsize=size, dpi=140, layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
+        figure.savefig(path)
+
+
+def _legend_once(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(once.values(), once, fontsize=8, edgecolor="none", loc="lower right", framealpha=1)

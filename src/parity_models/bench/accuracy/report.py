@@ -1,0 +1,182 @@
+"""The report of a matrix: tables for people, with the pictures beside it."""
+
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from itertools import chain
+from os import cpu_count
+from pathlib import Path
+
+from parity_models.bench.accuracy.figures import (
+    plot_against_k,
+    plot_by_model,
+    plot_overall,
+    plot_overhead,
+)
+from parity_models.bench.accuracy.results import CodeResult, ModelResults
+from parity_models.bench.accuracy.targets import targets
+from parity_models.evaluation.approaches import Approach, plain_approach
+
+SOFTWARE = ("torch", "onnxruntime", "numpy")
+
+
+def write_report(path: Path, title: str, results: Sequence[ModelResults], command: str) -> None:
+    """Write a report to `path` and its pictures into a folder of that name beside it."""
+    pictures = path.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    plot_by_model(pictures / "models.png", results)
+    plot_against_k(pictures / "k.png", results)
+    for model in results:
+        plot_overall(pictures / f"{_slug(model)}-overall.png", model, approaches(model))
+        plot_overhead(pictures / f"{_slug(model)}-overhead.png", model, approaches(model))
+    path.write_text("\n".join(_report(path, title, results, command)), encoding="utf-8")
+
+
+def approaches(model: ModelResults) -> list[Approach]:
+    """Everything that could answer an unavailable prediction of this model, dearest last."""
+    available = model.deployed.available
+    codes = [
+        Approach(
+            str(one.cell),
+            one.overhead,
+            available,
+            one.accuracy.degraded_by_unavailable,
+            one.accuracy.overall,
+            one.encode_us,
+            one.decode_us,
+        )
+        for one in model.codes
+    ]
+    replication = plain_approach("replication", 1.0, available, available)
+    return sorted((replication, *codes, *model.approaches), key=lambda one: one.overhead)
+
+
+def behind(model: ModelResults) -> list[str]:
+    """Where a code with parity models does not beat what costs as much or less, in sentences.
+
+    Held against every code are Berrut coding of the same k and r, and the default prediction.
+    """
+    said = []
+    for one in model.codes:
+        rivals = [
+            other
+            for other in model.approaches
+            if other.name == f"berrut, k={one.cell.k}, r={one.cell.r}"
+            or other.name == "default prediction"
+        ]
+        for other in rivals:
+            if other.degraded[0] >= one.degraded:
+                said.append(
+                    f"{one.cell} ({one.degraded:.1%}) does not beat {other.name} "
+                    f"({other.degraded[0]:.1%})."
+                )
+    return said
+
+
+def _report(path: Path, title: str, results: Sequence[ModelResults], command: str) -> Iterator[str]:
+    measured = [model.deployed.date for model in results]
+    measured += [one.date for model in results for one in model.codes]
+    dates = sorted(measured)
+    software = ", ".join(f"{name} {version(name)}" for name in SOFTWARE)
+    yield f"# {title}\n"
+    yield f"`{command}`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on {cpu_count()}"
+    yield f"cores ({platform.machine()}); parity-models {version('parity-models')}, {software}.\n"
+    yield "A_a is the accuracy of the deployed model, A_d that of reconstructions alone, with every"
+    yield "member of every group of the test set unavailable in turn, and A_o that of all answers"
+    yield "with a share of predictions unavailable. *Time* is a parity model's inference time over"
+    yield "the deployed model's; *training* is in seconds.\n"
+    yield "## Targets\n"
+    yield "| what | wanted | measured | met |"
+    yield "|---|---|---|---|"
+    for target in targets(results):
+        met = "yes" if target.met else "**no**"
+        yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
+    yield "\n## By task and network\n"
+    yield f"![A_a and A_d by task and network]({path.stem}/models.png)\n"
+    yield "| task | network | metric | A_a | best code at the smallest k | A_d | lost | agree |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for model in results:
+        best = best_of(model)
+        if best is not None:
+            cell = model.cell
+            yield (
+                f"| {cell.task} | {cell.network} | {model.deployed.metric} "
+                f"| {_share(model.deployed.available)} | {best.cell} | {_share(best.degraded)} "
+                f"| {100 * best.lost:.2f} | {_share(best.accuracy.agreement)} |"
+            )
+    yield "\n## By k\n"
+    yield f"![A_d against k]({path.stem}/k.png)\n"
+    yield "The best code with one parity query at each k.\n"
+    yield "| task, network | k | code | A_d | lost |"
+    yield "|---|---|---|---|---|"
+    for model in results:
+        for k in sorted({one.cell.k for one in model.codes}):
+            if best := model.best(k):
+                yield (
+                    f"| {model.cell} | {k} | {best.cell.pair} | {_share(best.degraded)} "
+                    f"| {100 * best.lost:.2f} |"
+                )
+    yield ""
+    yield from chain.from_iterable(_model(path, model) for model in results)
+
+
+def best_of(model: ModelResults) -> CodeResult | None:
+    """The best code with one parity query at the smallest k there is."""
+    ks = [one.cell.k for one in model.codes if one.cell.recipe == "distilled" and one.cell.r == 1]
+    return model.best(min(ks)) if ks else None
+
+
+def _model(path: Path, model: ModelResults) -> Iterator[str]:
+    deployed = model.deployed
+    yield f"## {model.cell}\n"
+    yield f"A_a {_share(deployed.available)} ({deployed.metric}, {deployed.queries:,} queries;"
+    yield f"trained for {deployed.epochs} epochs in {deployed.seconds:.0f} s).\n"
+    if model.codes:
+        yield "Codes with parity models, costs of coding in µs for a group:\n"
+        yield (
+            "| encoder + decoder | k | r | A_d | 2 unavailable | 3 unavailable | agree "
+            "| time | training | encode | decode |"
+        )
+        yield "|---|---|---|---|---|---|---|---|---|---|---|"
+        for one in model.codes:
+            more = [_share(share) for share in one.accuracy.degraded_by_unavailable[1:]]
+            second, third = (*more, "", "")[:2]
+            yield (
+                f"| {one.cell.pair} | {one.cell.k} | {one.cell.r} | {_share(one.degraded)} "
+                f"| {second} | {third} | {_share(one.accuracy.agreement)} "
+                f"| {one.relative_time:.2f}x | {one.seconds:.0f} | {one.encode_us:.0f} "
+                f"| {one.decode_us:.0f} |"
+            )
+        yield ""
+    yield "Everything that could answer, by the work it costs beyond one run of F for each query:\n"
+    yield (
+        f"![A_d against overhead]({path.stem}/{_slug(model)}-overhead.png)\n"
+        f"![A_o against the share unavailable]({path.stem}/{_slug(model)}-overall.png)\n"
+    )
+    some = approaches(model)
+    fractions = list(some[0].overall)
+    headings = " | ".join(f"A_o at {float(f):.0%}" for f in fractions)
+    yield f"| approach | overhead | all available | A_d | {headings} |"
+    yield "|---|---|---|---|" + "---|" * len(fractions)
+    for other in some:
+        overall = " | ".join(_share(other.overall.get(f)) for f in fractions)
+        degraded = _share(other.degraded[0] if other.degraded else None)
+        yield (
+            f"| {other.name} | {other.overhead:.2f} | {_share(other.available)} | {degraded} "
+            f"| {overall} |"
+        )
+    yield ""
+    lags = behind(model)
+    if model.codes and any(one.name.startswith("berrut") for one in model.approaches):
+        yield " ".join(lags) or (
+            "Every code beats Berrut coding of the same k and r, and the default prediction."
+        )
+        yield ""
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
+
+
+def _slug(model: ModelResults) -> str:
+    return f"{model.cell.task}-{model.cell.network}".replace(":", "-").replace("@", "-")

@@ -1,0 +1,90 @@
+"""What the project aims at in accuracy, held against what a matrix measured."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from parity_models.bench.accuracy.results import ModelResults
+
+RESNET_POINTS = {2: 0.6, 3: 1.5, 4: 2.0, 8: 7.0}
+"""By k, the points of accuracy that reconstructions may lose."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One aim, what was measured, and whether it is met."""
+
+    what: str
+    wanted: str
+    measured: str
+    met: bool
+
+
+def targets(results: Sequence[ModelResults]) -> Iterator[Target]:
+    """The targets that the results say something about."""
+    for model in results:
+        match model.cell.task, model.cell.network:
+            case "fashion-mnist", "resnet-small":
+                yield from _resnet(model)
+            case "fashion-mnist", "mlp":
+                yield from _mlp(model)
+            case "localization", _:
+                yield from _ratio(model, "mean IoU", 0.85)
+            case "diabetes" | "california", _:
+                yield from _ratio(model, "R²", 0.95)
+            case "speech-commands" | "speech-commands-small", _:
+                if best := model.best(2):
+                    yield _points(f"{model.cell}, k=2: A_a - A_d", 3.0, best.lost)
+
+
+def _resnet(model: ModelResults) -> Iterator[Target]:
+    for k, points in RESNET_POINTS.items():
+        if best := model.best(k):
+            yield _points(f"{model.cell}, k={k}: A_a - A_d", points, best.lost)
+    if best := model.best(2):
+        drop = 0.1 * best.lost
+        yield _points(f"{model.cell}, k=2: A_a - A_o with 10 % unavailable", 0.06, drop)
+    if summed := model.code("sum", "subtraction", 2, "distilled"):
+        yield Target(
+            f"{model.cell}, sum + subtraction, k=2: A_d",
+            "at least 88.5 %",
+            f"{summed.degraded:.2%}",
+            summed.degraded >= 0.885,
+        )
+    if best := model.best(4, r=2):
+        one, two = best.accuracy.degraded_by_unavailable
+        yield _points(f"{model.cell}, k=4, r=2: A_d, a second one unavailable", 3.0, one - two)
+
+
+def _mlp(model: ModelResults) -> Iterator[Target]:
+    best = model.best(2)
+    if best is None:
+        return
+    what = f"{model.cell}, k=2"
+    met = best.degraded >= 0.887
+    yield Target(f"{what}: A_d", "at least 88.7 %", f"{best.degraded:.2%}", met)
+    published = [one for one in model.codes if one.cell.recipe == "published" and one.cell.k == 2]
+    if published:
+        theirs = max(published, key=lambda one: one.degraded)
+        ahead = 100 * (best.degraded - theirs.degraded)
+        yield Target(
+            f"{what}: A_d above the published recipe's ({theirs.seconds:.0f} s of training, ours "
+            f"{best.seconds:.0f} s)",
+            "at least 9 points",
+            f"{ahead:.2f} points",
+            ahead >= 9 and best.seconds <= 1.05 * theirs.seconds,
+        )
+
+
+def _ratio(model: ModelResults, what: str, least: float) -> Iterator[Target]:
+    if best := model.best(2):
+        ratio = best.degraded / model.deployed.available
+        yield Target(
+            f"{model.cell}, k=2: {what} of reconstructions over the deployed model's",
+            f"at least {least:.2f}",
+            f"{ratio:.3f}",
+            ratio >= least,
+        )
+
+
+def _points(what: str, most: float, lost: float) -> Target:
+    return Target(what, f"at most {most:g} points", f"{100 * lost:.2f} points", 100 * lost <= most)

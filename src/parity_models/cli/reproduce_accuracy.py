@@ -1,0 +1,48 @@
+"""parm reproduce accuracy: every task, network and code of a matrix, beside the baselines."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from parity_models.bench.accuracy.matrix import PRESETS, load_matrix
+from parity_models.bench.accuracy.report import write_report
+from parity_models.bench.accuracy.run import MatrixRun
+
+
+def accuracy(
+    preset: Annotated[
+        str,
+        typer.Option(
+            help=f"What is run: {', '.join(PRESETS)}, or a matrix file of yours.", metavar="PRESET"
+        ),
+    ] = "quick",
+    out: Annotated[
+        Path, typer.Option(help="The report to write; its pictures go into a folder beside it.")
+    ] = Path("docs/results/accuracy.md"),
+    work: Annotated[
+        Path, typer.Option(help="The folder for results, bundles and data, used again next time.")
+    ] = Path("runs/accuracy"),
+    seed: Annotated[
+        int, typer.Option(help="Fixes weights, the order of data and groups.", min=0)
+    ] = 0,
+) -> None:
+    """Train and measure what a matrix names, and write a report with tables and pictures.
+
+    What was run before is not run again, and a training that was cut off goes on: interrupt it
+    at any time, and give the same command again.
+    """
+    matrix = load_matrix(preset)
+    console = Console(stderr=True, highlight=False)
+    run = MatrixRun(matrix, work, seed, lambda said: console.print(said, markup=False))
+    try:
+        results = list(run.results())
+    except KeyboardInterrupt:
+        console.print("interrupted: the same command goes on from here", markup=False)
+        raise typer.Exit(130) from None
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_report(out, matrix.title, results, shlex.join(["parm", *sys.argv[1:]]))
+    typer.echo(f"Wrote {out} and its pictures.")
