@@ -1,0 +1,236 @@
+"""Learned encoders and decoders: what a network makes of a group, in torch and when served."""
+
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from onnx_models import linear_model
+from parity_models.codes import Code, CodeSpec, Networks
+from parity_models.errors import BundleError, CodeError, TrainingError, UndecodableError
+from parity_models.evaluation import evaluate
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.tasks import Dataset, find_task
+from parity_models.training import Settings, train_backup, train_deployed, train_parity
+from parity_models.training.learned import CodedNetworks
+from served import ServerProcess
+
+DIGITS = find_task("digits")
+
+
+def summing(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    return queries.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_a_network_encodes_batches_of_any_rank(batch: tuple[int, ...]) -> None:
+    code = Code(CodeSpec("mlp", "subtraction", 3), (2, 5), (4,), Networks(encoder=summing))
+    assert code.network_shapes == {"encoder": ((3, 2, 5), (1, 2, 5))}
+    queries = list(np.random.default_rng(0).normal(size=(3, *batch, 2, 5)).astype(np.float32))
+    np.testing.assert_allclose(code.encode(queries)[0], sum(queries), rtol=1e-5, atol=1e-6)
+
+
+@given(st.integers(2, 5), st.integers(1, 3), st.data())
+def test_a_learned_decoder_decodes_what_subtraction_does(
+    k: int, r: int, data: st.DataObject
+) -> None:
+    r = min(k, r)
+    seen = []
+
+    def network(evidence: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(evidence)
+        return np.ones((len(evidence), k, 3), np.float32)
+
+    code = Code(CodeSpec("sum", "mlp", k, r), (2,), (3,), Networks(decoder=network))
+    plain = Code(CodeSpec("sum", "subtraction", k, r), (2,), (3,))
+    assert code.network_shapes == {"decoder": ((k + r, 4), (k, 3))}
+    available = tuple(data.draw(st.lists(st.booleans(), min_size=k, max_size=k)))
+    parities = tuple(data.draw(st.lists(st.booleans(), min_size=r, max_size=r)))
+    values = np.random.default_rng(0).normal(size=(k + r, 7, 3)).astype(np.float32)
+    predictions = [v if here else None for v, here in zip(values, available, strict=False)]
+    outputs = [v if here else None for v, here in zip(values[k:], parities, strict=True)]
+    assert code.decodable(available, parities) == plain.decodable(available, parities)
+    try:
+        expected = plain.decode(predictions, outputs)
+    except UndecodableError:
+        with pytest.raises(UndecodableError, match="mlp decoder"):
+            code.decode(predictions, outputs)
+        return
+    decoded = code.decode(predictions, outputs)
+    assert decoded.keys() == expected.keys()
+    for slot, value in expected.items():
+        np.testing.assert_array_equal(decoded[slot], value + 1)
+        np.testing.assert_array_equal(seen[0][:, slot, :-1], value)
+        assert not seen[0][:, slot, -1].any()
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "reason"),
+    [
+        (CodeSpec("convolution", "separate", 2), (8,), "needs images"),
+        (CodeSpec("mlp", "separate", 2, 1, {"network": 1}), (8,), "does not take the options"),
+    ],
+)
+def test_senseless_codes_are_refused(spec: CodeSpec, shape: tuple[int, ...], reason: str) -> None:
+    with pytest.raises(CodeError, match=reason):
+        Code(spec, shape, (10,))
+
+
+def test_a_code_without_its_network_knows_masks_and_shapes_only() -> None:
+    code = Code(CodeSpec("mlp", "mlp", 2), (8,), (3,))
+    assert code.decodable((True, False), (True,)) == (False, True)
+    with pytest.raises(CodeError, match="mlp encoder is learned"):
+        code.encode([np.zeros(8, np.float32)] * 2)
+    with pytest.raises(CodeError, match="mlp decoder is learned"):
+        code.decode([None, np.zeros(3, np.float32)], [np.zeros(3, np.float32)])
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "convolution"])
+def test_untrained_coders_are_the_sum_and_subtraction(encoder: str) -> None:
+    code = Code(CodeSpec(encoder, "mlp", 3, 2), (1, 6, 6), (4,))
+    learned = CodedNetworks(torch.nn.ModuleList(), code).code
+    plain = Code(CodeSpec("sum", "subtraction", 3, 2), (1, 6, 6), (4,))
+    queries, outputs = torch.randn(3, 5, 1, 6, 6), torch.randn(5, 5, 4)
+    torch.testing.assert_close(learned.encode(list(queries)), plain.encode(list(queries)))
+    for available in ([None, outputs[0], None], [outputs[0], outputs[1], None]):
+        found = learned.decode(available, list(outputs[3:]))
+        torch.testing.assert_close(found, plain.decode(available, list(outputs[3:])))
+
+
+def test_a_perceptron_over_very_large_queries_is_refused() -> None:
+    code = Code(CodeSpec("mlp", "separate", 2), (3, 512, 512), (4,))
+    with pytest.raises(TrainingError, match="use the convolution"):
+        CodedNetworks(torch.nn.ModuleList(), code)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return DIGITS.load(None)
+
+
+@pytest.fixture(scope="module")
+def deployed(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("deployed") / "mlp"
+    return train_deployed(DIGITS, digits, "mlp", out, Settings(epochs=8)).bundle
+
+
+@pytest.fixture(scope="module")
+def trained(deployed: Bundle, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return train_parity(
+        deployed,
+        CodeSpec("mlp", "mlp", 2, 2),
+        digits.train.inputs,
+        tmp_path_factory.mktemp("trained") / "bundle",
+        Settings(epochs=8),
+        network="mlp",
+        validation=digits.validation,
+    ).bundle
+
+
+def test_learned_coders_reconstruct_one_and_two(trained: Bundle, digits: Dataset) -> None:
+    measured = evaluate(open_bundle(trained.path), digits.test.inputs, digits.test.labels)
+    one, two = measured.degraded_by_unavailable
+    assert one > 0.75
+    assert two > 0.5
+
+
+@pytest.mark.parametrize("encoder", ["mlp", "convolution"])
+def test_the_bundle_encodes_as_training_does(
+    encoder: str, deployed: Bundle, digits: Dataset, tmp_path: Path
+) -> None:
+    bundle = train_parity(
+        deployed,
+        CodeSpec(encoder, "separate", 2),
+        digits.train.inputs,
+        tmp_path / "bundle",
+        Settings(epochs=1),
+        network="mlp",
+        validation=digits.validation,
+    ).bundle
+    assert set(bundle.manifest.coders) == {"encoder"}
+    code = bundle.code()
+    assert code is not None
+    first, second = digits.test.inputs[:4], digits.test.inputs[4:8]
+    parities = code.encode([first, second])
+    assert parities.shape == (1, 4, *code.parity_shape)
+    assert not np.allclose(parities[0], first + second)
+    np.testing.assert_allclose(
+        code.encode([first[0], second[0]])[0], parities[0, 0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_backup_keeps_the_coders(trained: Bundle, digits: Dataset, tmp_path: Path) -> None:
+    written = train_backup(
+        trained,
+        "linear",
+        digits.train.inputs,
+        tmp_path / "with-backup",
+        Settings(epochs=1),
+        validation=digits.validation,
+    ).bundle
+    assert written.manifest.coders == trained.manifest.coders
+    assert open_bundle(written.path).code() is not None
+
+
+def test_learned_coders_serve_without_a_failure(trained: Bundle, digits: Dataset) -> None:
+    rows = digits.test.inputs[:6]
+    with ServerProcess(str(trained.path), "--instances", "2", "--max-group-wait", "1") as server:
+        for _ in range(5):
+            answer = httpx.post(
+                f"{server.url}/v2/models/model/infer",
+                json={
+                    "inputs": [
+                        {
+                            "name": "input",
+                            "datatype": "FP32",
+                            "shape": list(rows.shape),
+                            "data": rows.ravel().tolist(),
+                        }
+                    ]
+                },
+            )
+            assert answer.status_code == 200
+        assert server.metric("parm_encode_seconds_count") > 0
+
+
+def linear(folder: Path, taken: tuple[int, ...], given: tuple[int, ...]) -> NewModel:
+    path = folder / f"{taken}{given}.onnx"
+    linear_model(path, taken, given)
+    return NewModel(path, "linear")
+
+
+def test_bundles_whose_coders_do_not_fit_the_code_are_refused(tmp_path: Path) -> None:
+    model = linear(tmp_path, (6,), (3,))
+    encoder = linear(tmp_path, (2, 6), (1, 6))
+    for spec, coders, reason in [
+        (CodeSpec("mlp", "subtraction", 2), {}, r"needs \['encoder'\]"),
+        (CodeSpec("sum", "subtraction", 2), {"encoder": encoder}, r"needs \[\]"),
+        (CodeSpec("mlp", "subtraction", 2), {"encoder": model}, r"encoder.onnx has input"),
+        (CodeSpec("mlp", "mlp", 2), {"encoder": encoder, "decoder": model}, r"decoder.onnx has"),
+    ]:
+        with pytest.raises(BundleError, match=reason):
+            write_bundle(
+                tmp_path / "bundle", deployed=model, parity=[model], coders=coders, code=spec
+            )
+
+
+def test_a_coder_that_was_changed_is_noticed(tmp_path: Path) -> None:
+    model = linear(tmp_path, (6,), (3,))
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        deployed=model,
+        parity=[model],
+        coders={"encoder": linear(tmp_path, (2, 6), (1, 6))},
+        code=CodeSpec("mlp", "subtraction", 2),
+    )
+    path = bundle.path / "encoder.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"encoder.onnx is damaged or was changed"):
+        open_bundle(bundle.path)
