@@ -183,8 +183,14 @@ def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Pat
     assert cache.get(trial(Mode.SIMULATED, 200)) is None
 
 
-def test_a_real_trial_serves_and_asks_for_real(tmp_path: Path) -> None:
-    result = Laboratory(tmp_path).run(trial(Mode.REAL, 100))
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for results and bundles, so that these are trained once."""
+    return tmp_path_factory.mktemp("work")
+
+
+def test_a_real_trial_serves_and_asks_for_real(work: Path) -> None:
+    result = Laboratory(work / "bundles").run(trial(Mode.REAL, 100))
     assert (result.answered, result.errors) == (100, 0)
     assert sum(result.sources.values()) == 100
     assert result.accuracy is not None
@@ -257,12 +263,14 @@ def test_a_policy_collapses_where_its_median_doubles_or_queries_fail() -> None:
     assert not judged("load", adaptive_parity={0: fine, 9: waiting})[what].met
 
 
-def test_validation_compares_every_policy_with_what_answers_take_outside(tmp_path: Path) -> None:
+def test_validation_compares_every_policy_with_what_answers_take_outside(
+    tmp_path: Path, work: Path
+) -> None:
     file = tmp_path / "small.toml"
-    file.write_text(SMALL)
+    file.write_text(SMALL.replace("instances = 4", "instances = 2"))
     done = parm(
         "reproduce", "validation", "--figure", file, "--point", "0", "--queries", "100",
-        "--out", tmp_path / "validation.md", "--work", tmp_path / "work",
+        "--out", tmp_path / "validation.md", "--work", work,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "validation.md").read_text()

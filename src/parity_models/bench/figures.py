@@ -36,17 +36,20 @@ def plot_experiment(
     lines: Sequence[Line],
     cdf_at: int,
     note: str,
+    *,
+    joined: bool,
 ) -> None:
     """Write a PNG: p50 (solid) and p99.9 (dashed) over `xs`, and distributions at one of them.
 
-    `labels` are what the `xs` are called.
+    `labels` are what the `xs` are called; they are `joined` by lines if what is between them has
+    a meaning, else dashes are simulated.
     Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
     """
     with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
         figure = Figure(figsize=(12, 4.8), dpi=140, layout="constrained")
         along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
         for line, colour in zip(lines, cycle(PALETTE), strict=False):
-            _draw_line(along, xs, line, colour)
+            _draw_line(along, xs, line, colour, joined=joined)
             _draw_distribution(across, line, cdf_at, colour)
         along.set_yscale("log")
         along.yaxis.set_major_formatter(ScalarFormatter())
@@ -56,7 +59,7 @@ def plot_experiment(
         along.set_xlabel(axis)
         along.set_ylabel("latency in ms")
         along.set_title(title, loc="left", fontweight="bold")
-        along.legend(loc="upper left", fontsize=8, edgecolor="none", framealpha=0.8)
+        along.legend(loc="best", fontsize=8, edgecolor="none", framealpha=0.8)
         across.set_yscale("log")
         across.set_ylim(2e-4, 1)
         across.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
@@ -84,23 +87,34 @@ def plot_cost(
         figure = Figure(figsize=(12, 5), dpi=140, layout="constrained")
         panels = figure.subplots(1, len(labels), squeeze=False)[0]
         for point, (axes, label) in enumerate(zip(panels, labels, strict=True)):
-            for line in lines:
+            for number, line in enumerate(lines, 1):
                 result = line.simulated[point]
-                if result is None or result.work is None:
-                    continue
-                at = (100 * (result.work - 1), result.p999_ms)
-                axes.plot(*at, "o", color=COLOURS[0] if "parity" in line.label else COLOURS[1])
-                axes.annotate(line.label, at, xytext=(5, 3), textcoords="offset points", fontsize=7)
+                if result is not None and result.work is not None:
+                    # The marker is the number, so that points close together can be told apart.
+                    axes.plot(
+                        100 * (result.work - 1),
+                        result.p999_ms,
+                        marker=f"${number}$",
+                        markersize=5 if number < 10 else 9,
+                        linestyle="none",
+                        color=COLOURS[0] if "parity" in line.label else COLOURS[1],
+                        label=line.label,
+                    )
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.yaxis.set_minor_formatter(ScalarFormatter())
             axes.tick_params(axis="y", which="both", labelsize=8)
-            axes.margins(x=0.2)
             axes.set_xlabel("extra units executed, in % of the queries")
             axes.set_ylabel("p99.9 in ms")
             axes.set_title(f"{axis} = {label}", loc="left")
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            loc="outside right upper",
+            fontsize=8,
+            edgecolor="none",
+        )
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         _save(figure, path, note)
 
@@ -111,15 +125,16 @@ def _save(figure: Figure, path: Path, note: str) -> None:
     figure.savefig(path)
 
 
-def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str) -> None:
+def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str, *, joined: bool) -> None:
     for results, style, of in (
-        (line.simulated, "-", "p50_ms"),
-        (line.simulated, "--", "p999_ms"),
+        (line.simulated, "-" if joined else "_", "p50_ms"),
+        (line.simulated, "--" if joined else "_", "p999_ms"),
         (line.real, "o", "p50_ms"),
         (line.real, "^", "p999_ms"),
     ):
         here = [(x, getattr(y, of)) for x, y in zip(xs, results, strict=True) if y is not None]
-        axes.plot([x for x, _ in here], [y for _, y in here], style, color=colour)
+        size = 16 if style == "_" else None
+        axes.plot([x for x, _ in here], [y for _, y in here], style, color=colour, ms=size, mew=2)
     axes.plot([], [], "-", color=colour, label=line.label)
 
 

@@ -195,4 +195,5 @@ def draw(result: FigureResult, path: Path, note: str) -> None:
         result.lines,
         real[-1] if real else len(experiment.points) - 1,
         note,
+        joined=not experiment.in_words,
     )

@@ -66,18 +66,16 @@ def collapse(line: Line, axis: Sequence[float]) -> float | None:
 
 def collapses(result: FigureResult) -> str:
     """In a sentence: which policy collapses at which load."""
-    at: dict[str, list[str]] = {}
     xs = result.plan.experiment.xs
+    labels: dict[float | None, list[str]] = {}
     for line in result.lines:
-        load = collapse(line, xs)
-        at.setdefault("" if load is None else f"at {load:.0%}", []).append(line.label)
-    never = at.pop("", [])
-    parts = [f"{'; '.join(labels)} {where}" for where, labels in at.items()]
-    if never:
-        parts.append(f"not up to {xs[-1]:.0%}: {'; '.join(never)}")
+        labels.setdefault(collapse(line, xs), []).append(line.label)
+    parts = [f"At {load:.0%}: {'; '.join(labels[load])}." for load in sorted(filter(None, labels))]
+    if None in labels:
+        parts.append(f"Not up to {xs[-1]:.0%}: {'; '.join(labels[None])}.")
     return (
-        f"Collapse, simulated (queries fail, or the median is more than {GROWN:g} times that at "
-        f"{xs[0]:.0%}): {'. '.join(parts)}."
+        f"Where policies collapse, simulated (queries fail, or the median is more than {GROWN:g} "
+        f"times that at {xs[0]:.0%}): {' '.join(parts)}"
     )
 
 
