@@ -10,10 +10,12 @@ from parity_models.scheduling import (
     DEPLOYED,
     Encode,
     Scheduler,
+    SchedulerConfig,
     Source,
     parity_work,
 )
-from parity_models.scheduling.policies import AdaptiveParity
+from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
+from parity_models.scheduling.policies import AdaptiveParity, Parity
 from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import World, code
 
@@ -128,8 +130,10 @@ def test_sends_parity_while_it_knows_nothing() -> None:
 def test_keeps_instances_idle_for_queries_about_to_arrive() -> None:
     world = adaptive_world(9, SOME_SLOW)
     world.arrive(8)
-    assert runs(world) == [DEPLOYED] * 8, "one is kept: a quarter of the root of eight, rounded up"
+    assert runs(world) == [DEPLOYED] * 8, "two are kept: 0.7 times the root of eight, rounded"
     world.join("another", BOTH)
+    assert runs(world) == [DEPLOYED] * 8
+    world.join("a third", BOTH)
     assert runs(world) == [DEPLOYED] * 8 + [parity_work(0)]
 
 
@@ -158,16 +162,43 @@ def test_copies_a_slow_query_on_spare_capacity_and_cancels_what_is_not_needed() 
     assert world.cancelled == {world.running[original].unit}
 
 
-def test_hurries_the_copy_of_a_late_query_past_originals_that_wait() -> None:
+def test_lets_the_copy_of_a_late_query_take_its_turn_among_originals_that_wait() -> None:
     world = adaptive_world(2, SOME_LATE)
     world.arrive(3)
     world.pass_time(1.5)
     world.finish("0")
     assert world.running["0"].subjects == (2,), "query 1 is slow; its copy can wait"
-    world.arrive(1)
     world.pass_time(1.7)
+    world.arrive(1)
     world.finish("0")
-    assert world.running["0"].subjects == (1,), "it is late"
+    assert world.running["0"].subjects == (1,), "it is late, and was before query 3 came"
+
+
+def test_does_not_copy_while_a_parity_query_has_run_for_less() -> None:
+    world = adaptive_world(9, SOME_SLOW)
+    world.arrive(1)
+    world.pass_time(0.9)
+    world.arrive(1)
+    world.pass_time(0.9)
+    assert runs(world) == [DEPLOYED, DEPLOYED, parity_work(0)]
+    world.pass_time(0.2)
+    assert runs(world).count(DEPLOYED) == 4
+
+
+def test_sends_parity_without_a_margin_where_batches_are_not_full() -> None:
+    policy = AdaptiveParity(code(), run_times=run_times(*SOME_SLOW))
+    world = World(Scheduler(policy, SchedulerConfig(max_batch=4)), code(), max_batch=4)
+    world.join("0", BOTH)
+    for _ in range(200):
+        world.arrive(1)
+        world.pass_time(1.0)
+        while world.running:
+            world.finish("0")
+    world.join("1", BOTH)
+    world.join("2", BOTH)
+    world.arrive(1)
+    world.arrive(1)
+    assert parity_work(0) in runs(world)
 
 
 def test_hurries_no_more_copies_than_the_budget_allows() -> None:
@@ -199,3 +230,25 @@ def test_does_not_copy_a_query_that_has_waited_but_hardly_run() -> None:
     assert runs(world).count(DEPLOYED) == 1
     world.pass_time(0.2)
     assert runs(world).count(DEPLOYED) == 2
+
+
+@pytest.mark.parametrize(("dispatch", "parity_runs"), [(SingleQueue, True), (LatencyAware, False)])
+def test_the_instance_kept_for_originals_is_not_a_slow_one(
+    dispatch: type[Dispatch], parity_runs: bool
+) -> None:
+    scheduler = Scheduler(Parity(code(), max_group_wait=None), dispatch=dispatch())
+    scheduler.keep_idle(1)
+    world = World(scheduler, code())
+    instances = "slow", "a", "b", "c"
+    for instance in instances:
+        world.join(instance, BOTH)
+    world.arrive(4)
+    world.pass_time(1.0)
+    for instance in instances[1:]:
+        world.finish(instance)
+    world.pass_time(9.0)
+    world.finish("slow")
+    while world.running:
+        world.finish(min(world.running))
+    world.arrive(2)
+    assert (parity_work(0) in runs(world)) == parity_runs

@@ -195,7 +195,12 @@ class Scheduler:
             + len(self._dispatch)
         )
 
-    # What a policy may do
+    # What a policy may ask and do
+
+    @property
+    def max_batch(self) -> int:
+        """How many tasks a unit may hold."""
+        return self._config.max_batch
 
     def emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -219,10 +224,10 @@ class Scheduler:
         self._dispatch.reserve = instances
 
     def hurry(self, task: Task) -> None:
-        """A spare task that is queued is spare no longer, and goes to the head of its queue."""
+        """A spare task that is queued is spare no longer: it takes its turn among all others."""
         self._dispatch.remove(task)
         task.spare = False
-        self._dispatch.add(task, first=True)
+        self._dispatch.add(task)
 
     def copy(self, query: Query, *, spare: bool = False) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.

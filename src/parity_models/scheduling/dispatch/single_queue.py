@@ -116,6 +116,10 @@ class LatencyAware(SingleQueue):
     WEIGHT = 0.3
     """Of the newest service time in the mean."""
 
+    SCARCE, ALIKE = 3, 1.25
+    """While idle instances are scarce, no more than so many times those to keep, spare work takes
+    the fastest only if those it leaves are slower by no more than this factor."""
+
     def __init__(self) -> None:
         super().__init__()
         self._mean: dict[str, float] = {}
@@ -128,3 +132,12 @@ class LatencyAware(SingleQueue):
         mean = self._mean.get(instance, took)
         self._mean[instance] = mean + self.WEIGHT * (took - mean)
         self._add_idle(instance, self._mean[instance])
+
+    def _needed(self, works: frozenset[str]) -> bool:
+        if DEPLOYED not in works or super()._needed(works):
+            return DEPLOYED in works
+        heaps = [idle for works, idle in self._idle.items() if DEPLOYED in works]
+        if sum(map(len, heaps)) > self.SCARCE * self.reserve:
+            return False
+        ranks = sorted(entry[0] for idle in heaps for entry in idle)
+        return ranks[self.reserve] > self.ALIKE * ranks[0]

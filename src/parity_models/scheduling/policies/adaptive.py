@@ -3,16 +3,16 @@
 Four questions are answered from what the scheduler sees, none from configuration:
 
     Is redundancy worth anything? Only if some of the recent units ran for longer than a parity
-    query would take. If all took about the same, nothing is sent.
+    query would take. If all took about the same, no parity is sent.
 
     Is there capacity for it? Parity queries are sent when their group is full, and start as long
-    as that leaves instances idle for the queries about to arrive: a quarter of the square root of
+    as that leaves instances idle for the queries about to arrive: 0.7 times the square root of
     the queries under way, by which their number fluctuates (Halfin and Whitt, Operations Research
-    1981).
+    1981). Where batches are not full, an arriving query joins one, and fewer are kept.
 
-    Which queries are slow? One whose original has run for longer than three quarters of all do is
-    sent once more, on spare capacity alike. One that has run for longer than 95 % do is late: its
-    copy goes before all other work, within a budget (Dean and Barroso, CACM 2013).
+    Which queries are slow? One whose original, and parity if that runs, have run for longer than
+    three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
+    late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013).
 
     Is a copy likely to help? It takes a median run time. As long as fewer than one in ten of the
     recent units took so long still from that age on, it is not sent.
@@ -23,7 +23,7 @@ Recently slow instances take last (dispatch.LatencyAware).
 from __future__ import annotations
 
 from functools import partial
-from math import ceil, inf, sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED
@@ -36,8 +36,11 @@ from parity_models.scheduling.work import Query, Unit
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
 
-MARGIN = 0.25
+MARGIN = 0.7
 """How many instances parity work leaves idle: so many times the root of the queries under way."""
+
+NEWEST = 0.02
+"""The weight of the newest unit in the share of units that are full."""
 
 SLOW, LATE = 0.25, 0.05
 """The shares of originals that run for so long that they are slow, and late."""
@@ -68,6 +71,7 @@ class AdaptiveParity(Parity):
         super().__init__(code, pool=Pool.SHARED, max_group_wait=None)
         self._budget = Budget(hedge_budget)
         self._run_times = RunTimes() if run_times is None else run_times
+        self._full = 1.0
         self._needed = True
         self._slow = self._late = inf
         self._learn()
@@ -77,14 +81,16 @@ class AdaptiveParity(Parity):
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         self._budget.earn()
-        scheduler.keep_idle(ceil(MARGIN * sqrt(scheduler.pending)))
+        scheduler.keep_idle(round(MARGIN * self._full * sqrt(scheduler.pending)))
         super().arrived(scheduler, query)
         if self._slow < inf:
             self._look_at(scheduler, query, scheduler.now + self._slow)
 
     def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
-        took = scheduler.now - unit.started
-        if unit.tasks[0].work == DEPLOYED and self._run_times.add(took, finished=finished):
+        if unit.tasks[0].work != DEPLOYED:
+            return
+        self._full += NEWEST * ((len(unit.tasks) == scheduler.max_batch) - self._full)
+        if self._run_times.add(scheduler.now - unit.started, finished=finished):
             self._learn()
 
     def _learn(self) -> None:
@@ -105,11 +111,12 @@ class AdaptiveParity(Parity):
 
     def _look(self, scheduler: Scheduler, query: Query) -> None:
         """Copy a query whose original is slow; hurry its copy once it is late."""
-        original = query.original
+        original, parities = query.original, self._group_of(query).tasks
         if not scheduler.is_placed(original):  # it waits in the queue, as a copy of it would
             self._look_at(scheduler, query, scheduler.now + self._slow)
             return
-        began = query.arrived if original.unit is None else original.unit.started
+        units = [task.unit for task in (original, *parities)]
+        began = max((unit.started for unit in units if unit), default=query.arrived)
         if scheduler.now < began + self._slow:
             self._look_at(scheduler, query, began + self._slow)
             return
