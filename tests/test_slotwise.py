@@ -14,6 +14,7 @@ from parity_models.models.export import export_onnx
 from parity_models.models.networks import SmallResNet, build_network
 from parity_models.models.networks.slotwise import Shape, Slotwise
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.training.distillation import calibrate
 from parity_models.training.parity_network import parity_network
 
 
@@ -76,6 +77,15 @@ def test_a_start_without_the_first_layer_differs_in_it_alone() -> None:
         expected = own[name] if theirs.shape != value.shape else theirs
         torch.testing.assert_close(value, expected)
     assert not torch.equal(own["head.weight"], network.network.state_dict()["head.weight"])
+
+
+def test_calibrated_it_gives_every_slot_the_scale_of_the_targets() -> None:
+    network = slotwise(2, (1, 16, 16))
+    inputs, targets = torch.randn(64, 2, 16, 16), 5 + 3 * torch.randn(64, 2, 10)
+    calibrate(network, inputs, targets)
+    outputs = network.train()(inputs)
+    torch.testing.assert_close(outputs.mean((0, 1)), targets.mean((0, 1)))
+    torch.testing.assert_close(outputs.flatten(0, 1).std(0), targets.flatten(0, 1).std(0))
 
 
 @given(st.integers(2, 64))

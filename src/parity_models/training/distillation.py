@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parity_models.models.networks.slotwise import Slotwise
 from parity_models.tasks.metrics import Kind
 
 TEMPERATURE = 2.0
@@ -48,11 +49,13 @@ def calibrate(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     the bias so starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    wanted = targets.flatten(1)
-    if not layers or layers[-1].out_features != wanted.shape[1]:
+    slots = module.k if isinstance(module, Slotwise) else 1
+    if not layers or layers[-1].out_features * slots != targets[0].numel():
         return
+    width = layers[-1].out_features
+    wanted = targets.reshape(-1, width)
     with torch.no_grad():
-        outputs = module.train()(inputs).flatten(1)
+        outputs = module.train()(inputs).reshape(-1, width)
         spread = outputs.std(dim=0, correction=0).clamp_min(1e-6)
         ratio = wanted.std(dim=0, correction=0) / spread
         last = layers[-1]
