@@ -94,4 +94,5 @@ def test_the_list_says_which_tasks_are_here(tmp_path: Path) -> None:
     said = run("list", "--data-dir", str(tmp_path))
     for name in TASKS:
         assert name in said
+    assert said.count("scikit-learn") == 2
     assert "not found" in said

@@ -1,7 +1,7 @@
 """parm data: the data of tasks, what is here of them and what can be made."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +53,7 @@ def info(
     )
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_row("task", f"{chosen.name}: {chosen.about}")
-    table.add_row("found in", chosen.find(data_dir) or "unknown")
+    table.add_row("found in", chosen.find(data_dir) or "code of your own")
     table.add_row("metric", chosen.metric)
     for name, split in splits:
         table.add_row(name, _describe(split))
@@ -111,10 +111,13 @@ def _describe(split: Split) -> str:
 
 @contextmanager
 def _bar(what: str) -> Iterator[Progress]:
-    with tqdm(desc=what, unit="", unit_scale=True) as bar:
+    with ExitStack() as stack:
+        bar: tqdm | None = None
 
         def advance(made: int, total: int) -> None:
-            bar.total = total
+            nonlocal bar
+            if bar is None:  # only now, so that a mistake stands alone
+                bar = stack.enter_context(tqdm(total=total, desc=what, unit="", unit_scale=True))
             bar.update(made - bar.n)
 
         yield advance

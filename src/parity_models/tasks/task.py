@@ -81,8 +81,8 @@ class Task(ABC):
         """
 
     def find(self, folder: Path | None = None) -> str | None:
-        """Where `load` would find the data, in words; None if it would not."""
-        return None if folder else "needs no files"
+        """Where `load` would find the data, in words; None if it would not or cannot tell."""
+        return None
 
 
 class FolderTask(Task):

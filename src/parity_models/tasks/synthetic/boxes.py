@@ -46,11 +46,11 @@ def make_boxes(
 
     if images < 2 * TEST:
         raise DataError(f"{images} images are too few for a test set; make {2 * TEST} or more")
-    garments = FashionMnist().load(data_dir)
-    classes = [name.replace(" ", "_") for name in garments.classes]
-    folders = [f"{number:03}.{name}" for number, name in enumerate(classes, 1)]
 
     with new_folder(out) as folder:
+        garments = FashionMnist().load(data_dir)
+        classes = [name.replace(" ", "_") for name in garments.classes]
+        folders = [f"{number:03}.{name}" for number, name in enumerate(classes, 1)]
         for name in folders:
             (folder / PICTURES / name).mkdir(parents=True)
 
