@@ -58,13 +58,13 @@ def test_one_cancelled_parity_unit_in_many_runs_on_and_one_at_a_time() -> None:
 
     assert spared(1, 2 * ONE_IN) == [ONE_IN]
     comparison.group_over(ONE_IN, [A, B], [None])
-    comparison.finished(7, 0, {7: A})
+    comparison.finished(7, 0, [7], A[None])
     assert counted(metrics)[0] == 0
-    comparison.finished(ONE_IN, 0, {ONE_IN: A + B})
+    comparison.finished(ONE_IN, 0, [ONE_IN], (A + B)[None])
     assert counted(metrics)[0] == 2
     (unit,) = spared(1, ONE_IN)
     comparison.lost(unit)
-    comparison.finished(unit, 0, {unit: A})
+    comparison.finished(unit, 0, [unit], A[None])
     assert counted(metrics)[0] == 2
 
 

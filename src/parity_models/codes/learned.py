@@ -120,11 +120,10 @@ class MLPDecoder(SubtractionDecoder):
         like = next(iter(solved.values()))
         xp = array_namespace(like)
         rows = [solved.get(slot, value) for slot, value in enumerate(predictions)]
-        rows += parity_outputs
+        rows += [xp.zeros_like(like) if output is None else output for output in parity_outputs]
         here = [value is not None for value in (*predictions, *parity_outputs)]
         values = prod(self.output_shape)
-        flat = [xp.zeros_like(like) if row is None else row for row in rows]
-        table = xp.stack([xp.reshape(row, (-1, values)) for row in flat], axis=1)
+        table = xp.stack([xp.reshape(row, (-1, values)) for row in rows], axis=1)
         flags = xp.asarray(here, dtype=like.dtype, device=device(like))
         flags = xp.broadcast_to(flags[None, :, None], (*table.shape[:2], 1))
         corrections = self._network(xp.concat([table, flags], axis=-1))

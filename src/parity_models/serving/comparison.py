@@ -54,15 +54,16 @@ class Comparison:
         elif self._sample is not None and group in self._sample.groups:
             self._sample.over[group] = predictions
 
-    def finished(self, unit: int, row: int, outputs: dict[int, NDArray[Any]]) -> None:
-        """A parity unit of this row of the code has finished; its outputs by group."""
+    def finished(self, unit: int, row: int, groups: Sequence[int], outputs: NDArray[Any]) -> None:
+        """A parity unit of this row of the code has finished: an output for each of `groups`."""
         sample = self._sample
         if sample is None or sample.unit != unit:
             return
         self._sample = None
-        for group, predictions in sample.over.items():
-            here = [outputs[group] if j == row else None for j in range(self._code.r)]
-            self._compare(predictions, here)
+        for group, output in zip(groups, outputs, strict=True):
+            if group in sample.over:
+                here = [output if j == row else None for j in range(self._code.r)]
+                self._compare(sample.over[group], here)
 
     def lost(self, unit: int) -> None:
         """This unit will not finish."""

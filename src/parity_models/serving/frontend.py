@@ -247,7 +247,7 @@ class Frontend:
                 if group is not None:
                     group.outputs[j] = output
         if self._comparison is not None and j is not None:
-            self._comparison.finished(unit, j, dict(zip(run.subjects, outputs, strict=True)))
+            self._comparison.finished(unit, j, run.subjects, outputs)
         self._carry_out(self._scheduler.unit_finished(now(), unit))
 
     def unit_failed(self, unit: int, detail: str) -> None:
