@@ -38,7 +38,8 @@ def labels_from(predictions: NDArray[Any], metric: str) -> NDArray[Any]:
     """
     kind = METRICS[metric].kind
     if kind == "classes":
-        return predictions.argmax(axis=-1)
+        classes: NDArray[Any] = predictions.argmax(axis=-1)
+        return classes
     if kind == "boxes" and (predictions[:, 2:] > predictions[:, :2]).all(axis=1).mean() < 0.5:
         raise DataError(
             f"the deployed model's predictions are no boxes, which {metric} judges: left, top, "
