@@ -32,8 +32,8 @@ from engine_conformance import (
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.errors import FaultPlanError, ServingError
 from parity_models.faults import Constant, FaultPlan, Kill
-from parity_models.serving.engine import Engine
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
+from parity_models.serving.engine import Engine
 from parity_models.serving.local.engine import LocalEngine
 
 FOREVER = 1e15

@@ -96,6 +96,7 @@ def test_presets_can_be_read(preset: str) -> None:
         (TINY.replace('"digits"', '"dgits"'), "dgits"),
         (TINY.replace("epochs = 2", "epoch = 2"), "epoch"),
         (TINY.replace('"berrut"', '"barret"'), "barret"),
+        (TINY.replace('"stack"', '"stuck"'), "stuck"),
         ("title", "not a matrix"),
     ],
 )

@@ -69,7 +69,7 @@ class Code:
         output_shape: tuple[int, ...],
         networks: Networks = NO_NETWORKS,
     ) -> None:
-        _check(spec)
+        check_spec(spec)
         self.spec = spec
         self.k = spec.k
         self.r = spec.r
@@ -131,7 +131,8 @@ class Code:
         return self.decoder.decode(predictions, parity_outputs)
 
 
-def _check(spec: CodeSpec) -> None:
+def check_spec(spec: CodeSpec) -> None:
+    """Raise CodeError for names that do not exist, k and r out of range, and senseless pairs."""
     for kind, name, known in (
         ("encoder", spec.encoder, ENCODERS),
         ("decoder", spec.decoder, DECODERS),

@@ -15,6 +15,7 @@ from parity_models.codes import (
     NestedRegressionCode,
     TrainingFreeCode,
 )
+from parity_models.codes.code import check_spec
 from parity_models.errors import UserError
 from parity_models.tasks import choose_task
 
@@ -126,6 +127,8 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise UserError("a matrix needs a deployed model at least")
         for cell in self.deployed:
             choose_task(cell.task)
+            for code in cell.codes:
+                check_spec(code.spec)
             for free in cell.free:
                 free.build()
 
