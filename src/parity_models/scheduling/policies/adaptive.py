@@ -12,7 +12,8 @@ Four questions are answered from what the scheduler sees, none from configuratio
 
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
-    late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013).
+    late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013)
+    that does not grow while as many originals wait as there would be instances kept idle.
 
     Is a copy likely to help? It takes a median run time. As long as fewer than one in ten of the
     recent units took so long still from that age on, it is not sent.
@@ -80,8 +81,10 @@ class AdaptiveParity(Parity):
         return LatencyAware()
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        self._budget.earn()
-        scheduler.keep_idle(round(MARGIN * self._full * sqrt(scheduler.pending)))
+        kept = round(MARGIN * self._full * sqrt(scheduler.pending))
+        scheduler.keep_idle(kept)
+        if scheduler.queue_depths().get(DEPLOYED, 0) <= kept:
+            self._budget.earn()
         super().arrived(scheduler, query)
         if self._slow < inf:
             self._look_at(scheduler, query, scheduler.now + self._slow)
