@@ -2,27 +2,18 @@
 
 from pathlib import Path
 
-import msgspec
-
+from parity_models.bench.result_cache import ResultCache
 from parity_models.bench.trial import Trial, TrialResult
-from parity_models.errors import UserError
 
 
 class TrialCache:
-    """A folder of results, one small JSON file a trial. A damaged one counts as missing."""
+    """A folder of results, one small JSON file a trial."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+        self._results = ResultCache(folder)
 
     def get(self, trial: Trial) -> TrialResult | None:
-        try:
-            return msgspec.json.decode(self._file(trial).read_bytes(), type=TrialResult)
-        except (OSError, ValueError):
-            return None
+        return self._results.get(trial.key, TrialResult)
 
     def __getitem__(self, trial: Trial) -> TrialResult:
         """What has been run; KeyError if it has not."""
@@ -32,10 +23,4 @@ class TrialCache:
         return result
 
     def put(self, trial: Trial, result: TrialResult) -> None:
-        file = self._file(trial)
-        unfinished = file.with_suffix(".part")
-        unfinished.write_bytes(msgspec.json.encode(result))
-        unfinished.replace(file)
-
-    def _file(self, trial: Trial) -> Path:
-        return self._folder / f"{trial.key}.json"
+        self._results.put(trial.key, result)

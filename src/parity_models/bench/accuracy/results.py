@@ -1,17 +1,12 @@
-"""What a matrix's cells measured, on disk by content: what has been run is not run again."""
+"""What a matrix's cells measured."""
 
 import hashlib
-from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from parity_models.bench.accuracy.matrix import CodeCell, DeployedCell
-from parity_models.errors import UserError
 from parity_models.evaluation.approaches import Approach
 from parity_models.models.bundle import Accuracy
-
-Result = TypeVar("Result")
 
 
 class CodeResult(msgspec.Struct, frozen=True):
@@ -83,32 +78,6 @@ class ModelResults(msgspec.Struct, frozen=True):
             if (cell.encoder, cell.decoder, cell.k, cell.r, cell.recipe) == wanted:
                 return one
         return None
-
-
-class ResultCache:
-    """A folder of results, one JSON file each, named by what determines it.
-
-    A damaged file counts as missing.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-
-    def get(self, key: str, kind: type[Result]) -> Result | None:
-        try:
-            return msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=kind)
-        except (OSError, ValueError):
-            return None
-
-    def put(self, key: str, result: object) -> None:
-        file = self._folder / f"{key}.json"
-        unfinished = file.with_suffix(".part")
-        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1))
-        unfinished.replace(file)
 
 
 def key_of(*what: object) -> str:

@@ -26,9 +26,9 @@ from parity_models.bench.accuracy.results import (
     CodeResult,
     DeployedResult,
     ModelResults,
-    ResultCache,
     key_of,
 )
+from parity_models.bench.result_cache import ResultCache
 from parity_models.errors import TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.approaches import (
