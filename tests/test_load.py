@@ -246,6 +246,17 @@ async def test_garbage_is_a_malformed_answer(data: str, answered: bytes) -> None
     assert kind in ("malformed answer", "connection: ClientPayloadError")
 
 
+async def test_values_are_taken_as_labels_though_one_query_has_no_score(tmp_path: Path) -> None:
+    path = str(tmp_path / "data.npz")
+    rows = np.eye(CLASSES, dtype=np.float32)
+    np.savez(path, inputs=rows, labels=rows)
+    async with serving(say_it_back) as url:
+        spec = LoadSpec(url=url, data=path, metric="r2", rate=200, count=4)
+        result = await offer_load(spec, ignore)
+    assert result.answered.all()
+    assert np.isnan(result.score).all()
+
+
 async def test_several_processes_send_one_schedule(data: str) -> None:
     seen: list[int] = []
 
@@ -322,6 +333,8 @@ async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path)
             ({"data": str(tmp_path / "missing.npz")}, "cannot read"),
             ({"url": "http://127.0.0.1:1"}, "no server answers"),
             ({"url": "127.0.0.1:8000"}, "is no server's address"),
+            ({"url": "http://[::1"}, "is no server's address"),
+            ({"url": "http://localhost:99999"}, "is no server's address"),
             ({"labels": labels}, "4 inputs, but 2 labels"),
             ({"metric": "iou"}, "the labels do not fit the model"),
             ({"metric": "best"}, "no metric is called 'best'"),

@@ -65,8 +65,11 @@ async def child(command: Sequence[str]) -> AsyncIterator[Child]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(START_TIMEOUT):
-            message = (await process.stdout.readline()).decode().strip()
+        try:
+            async with asyncio.timeout(START_TIMEOUT):
+                message = (await process.stdout.readline()).decode().strip()
+        except TimeoutError:
+            raise ServingError(f"a process was not ready within {START_TIMEOUT:g} s") from None
         yield Child(message, process)
     finally:
         process.stdin.close()

@@ -125,7 +125,9 @@ def read_answers(
         else:
             outputs = np.frombuffer(body, dtype, offset=end).reshape(shape)
         return RowAnswers(outputs, _sources(head.parameters.source, rows))
-    except (msgspec.DecodeError, ValueError, TypeError, KeyError) as error:
+    except (
+        msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError
+    ) as error:  # fmt: skip
         raise MalformedAnswerError(str(error)) from error
 
 

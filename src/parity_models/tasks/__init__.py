@@ -9,7 +9,7 @@ from parity_models.tasks.cats_dogs import CatsVsDogs
 from parity_models.tasks.cifar import Cifar10, Cifar100
 from parity_models.tasks.digits import Digits
 from parity_models.tasks.localization import Localization
-from parity_models.tasks.metrics import METRICS, agreement, score
+from parity_models.tasks.metrics import METRICS, agreement, check_labels, score
 from parity_models.tasks.mnist import FashionMnist, Mnist
 from parity_models.tasks.speech import SmallSpeechCommands, SpeechCommands
 from parity_models.tasks.tabular import California, Diabetes
@@ -79,6 +79,7 @@ __all__ = [
     "Split",
     "Task",
     "agreement",
+    "check_labels",
     "choose_task",
     "find_task",
     "score",

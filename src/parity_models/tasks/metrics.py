@@ -90,8 +90,18 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
 
     Raises DataError for labels that do not fit the outputs, or give the metric no meaning.
     """
-    chosen = METRICS[metric]
-    if chosen.kind == "classes":
+    check_labels(metric, outputs, labels)
+    scored = METRICS[metric](outputs, labels)
+    if np.isnan(scored) and np.isfinite(outputs).all():
+        raise DataError(
+            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
+        )
+    return scored
+
+
+def check_labels(metric: str, outputs: Array, labels: Array) -> None:
+    """Raises DataError for labels that do not fit the outputs in shape or type."""
+    if METRICS[metric].kind == "classes":
         fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
         expected = f"integers of shape {outputs.shape[:-1]}"
     else:
@@ -102,12 +112,6 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
             f"labels are {labels.dtype} of shape {labels.shape}; {metric} takes labels {expected} "
             f"for outputs of shape {outputs.shape}"
         )
-    scored = chosen(outputs, labels)
-    if np.isnan(scored) and np.isfinite(outputs).all():
-        raise DataError(
-            f"all {len(labels)} labels are the same, so {metric} has no meaning; give more queries"
-        )
-    return scored
 
 
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:

@@ -148,6 +148,8 @@ class Load:
             self._fail(request, str(error))
         except asyncio.CancelledError:
             self._fail(request, "interrupted")
+        except Exception as error:  # no query that was sent may be missing in the result
+            self._fail(request, f"unexpected: {type(error).__name__}")
         else:
             self._judge(request, answers)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import DataError, LoadError
 from parity_models.models.tensor import TensorSpec
-from parity_models.tasks import METRICS, score
+from parity_models.tasks import METRICS, check_labels
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Queries:
             raise LoadError(f"no metric is called {metric!r}; there are {', '.join(METRICS)}")
         try:
             if self.labels is not None:
-                score(metric, output.zeros(1), self.labels[:1])
+                check_labels(metric, output.zeros(1), self.labels[:1])
         except DataError as error:
             raise LoadError(f"the labels do not fit the model: {error}") from error
 

@@ -103,8 +103,12 @@ def _session() -> aiohttp.ClientSession:
 
 
 def _base(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        usable = False
+    if not usable:
         raise LoadError(f"{url!r} is no server's address; it must be like http://127.0.0.1:8000")
     return url.rstrip("/")
 
