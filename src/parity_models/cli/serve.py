@@ -5,6 +5,7 @@ import logging
 import signal
 from collections import Counter
 from enum import StrEnum
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -174,6 +175,8 @@ def serve(
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     opened = open_bundle(_one(bundle, bundle_option))
+    if not max_body < inf:
+        raise UserError(f"--max-body is a number of MiB, not {max_body}")
     fleet = _fleet(opened, engine, deployed, parity, concurrency, ca_file)
     spec = policy_spec(
         policy or default_policy(opened, fleet),

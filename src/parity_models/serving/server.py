@@ -255,6 +255,11 @@ def _check_fleet(spec: PolicySpec, policy: Policy, fleet: Fleet) -> None:
     """The fleet runs what the policy sends."""
     needed = frozenset[str]().union(*policy.works(1, 1))
     missing = needed - frozenset().union(*fleet.works)
+    if BACKUP in missing:
+        raise UserError(
+            f"the policy {spec.name} needs a backup, which only local workers run; serve with "
+            "another policy, or without --deployed"
+        )
     if missing:
         raise UserError(
             f"the policy {spec.name} needs upstreams that run {', '.join(sorted(missing))}; give "

@@ -59,6 +59,12 @@ _CODES = {
 }
 """What a RequestError is in gRPC, by its HTTP status."""
 
+_CLIENT_CLOSED = 499
+"""The HTTP status that gRPC's CANCELLED stands for."""
+
+_MAX_MESSAGE = 2**31 - 1
+"""Bytes that gRPC can be told a message may have."""
+
 _MAX_DETAILS = 1000
 """Characters of an error that surely go through: they travel in a header, with a client's names
 in them."""
@@ -77,7 +83,7 @@ class GrpcServer:
     ) -> None:
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", max_message),
+                ("grpc.max_receive_message_length", min(max_message, _MAX_MESSAGE)),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
             ]
@@ -161,6 +167,9 @@ class _Service:
             status = 200
         except RequestError as error:
             status = error.status
+            raise
+        except asyncio.CancelledError:
+            status = _CLIENT_CLOSED
             raise
         finally:
             self._metrics.requests.labels(status).inc()

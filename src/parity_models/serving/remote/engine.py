@@ -262,7 +262,8 @@ class RemoteEngine:
                     await link.client.check_ready(model.name)
                     about = await link.client.metadata(model.name)
                     check_metadata(about, model)
-                    self._check_versions(link.upstream.url, model.name, work, about.versions)
+                    versions = tuple(sorted(about.versions or ()))
+                    self._check_versions(link.upstream.url, model.name, work, versions)
                     prediction = await link.client.infer(model, [reference.query])
             except TimeoutError:
                 text = f"did not answer within {PATIENCE:g} s"

@@ -27,8 +27,8 @@ MAX_HEAD = 64 * 2**10
 MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
 
-KEEP_ALIVE = 10
-"""Seconds that an idle connection is kept; servers mostly keep theirs for longer."""
+KEEP_ALIVE = 4
+"""Seconds that an idle connection is kept: less than the five that many servers keep theirs."""
 
 _AWAY = (502, 503, 504)
 """Statuses of a server that is starting, stopping or overrun."""
@@ -77,9 +77,10 @@ class RestClient:
             b"".join((header, *tensors)),
             {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"},
         )
-        if not (length.isascii() and length.isdigit() and int(length) <= len(answer)):
+        # Digits beyond a few thousand are no int to Python.
+        readable = length.isascii() and length.isdigit() and len(length) < 20
+        if not readable or (end := int(length)) > len(answer):
             raise UpstreamError(Fault.GARBAGE, "answered without binary tensor data; try gRPC")
-        end = int(length)
         response = _decode(_RESPONSE, answer[:end])
         if [output.name for output in response.outputs] != [model.output.name]:
             raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
@@ -102,7 +103,7 @@ class RestClient:
         try:
             try:
                 return await self._try(method, path, limit, body, headers)
-            except (aiohttp.ServerDisconnectedError, ConnectionResetError):
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError):
                 # Perhaps the server had just closed a connection that was idle.
                 return await self._try(method, path, limit, body, headers)
         except aiohttp.ClientConnectorError as error:

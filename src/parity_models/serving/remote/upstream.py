@@ -98,12 +98,12 @@ class TensorMetadata(msgspec.Struct, frozen=True):
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """What an upstream says of a model."""
+    """What an upstream says of a model; KServe's own servers name no versions."""
 
     name: str
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
-    versions: tuple[str, ...] = ()
+    versions: tuple[str, ...] | None = None
 
 
 class UpstreamClient(Protocol):
