@@ -43,11 +43,12 @@ Rate = Annotated[float, Meta(gt=0, le=1e6)]
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one run meets, whatever the policy. Times in seconds.
 
-    `instances` run the deployed model; k, r and these give the extra instances that every
-    policy has: instances * r / k, rounded up. The offered load is `rate` in queries per second,
-    or, where that is None, `load` as a share of what `instances` alone can carry. `service` is
-    the emulated service time of a batch of up to `max_batch` queries, `backup_service` that of
-    an approximate backup; it is waited for, or with `computing` computed for.
+    `instances` run the deployed model; k, r and these give the extra instances that all
+    policies but none have: instances * r / k, rounded up. The offered load is `rate` in queries
+    per second, or, where that is None, `load` as a share of what `instances` alone can carry.
+    `service` is the emulated service time of a batch of up to `max_batch` queries,
+    `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
+    for.
 
     Contention, of which there may be several kinds; 0 is none:
     `shuffles` background transfers run at all times. Where they are drawn, each lasts for a drawn
@@ -82,6 +83,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pause_every: Duration = 0.0
     pause: Distribution = Exponential(0.1)
     kill_every: Duration = 0.0
+
+    def __post_init__(self) -> None:
+        if self.k > 0 and self.tenants > max(0, self.all_instances):
+            raise ValueError(
+                f"{self.tenants} instances of another tenant are to be each beside another one, "
+                f"but there are {self.all_instances}"
+            )
 
     @property
     def parity_instances(self) -> int:
@@ -249,6 +257,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                     f"there is no setting {self.axis!r} to vary (there are {known}), and point "
                     f"{index} does not say in words what it is"
                 )
+            if not self.in_words and not isinstance(point[self.axis], int | float):
+                raise UserError(f"{self.axis} cannot be the axis: it is no number at point {index}")
             for series in self.series:
                 self.at(index, series)
 
@@ -266,7 +276,9 @@ def load_experiment(name: str) -> Experiment:
     file = FILES / f"{name}.toml" if name in experiment_names() else Path(name)
     try:
         with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES)
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise UserError(f"it is longer than {MAX_BYTES} bytes")
         experiment = msgspec.toml.decode(content, type=Experiment)
         experiment.check()
     except OSError as error:

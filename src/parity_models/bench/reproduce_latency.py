@@ -60,7 +60,8 @@ class Plan:
     def command(self) -> str:
         """What runs this figure alone."""
         preset = next(name for name, preset in PRESETS.items() if preset == self.preset)
-        return f"parm reproduce latency --figure {self.figure} --preset {preset}"
+        seed = f" --seed {self.seed}" if self.seed else ""
+        return f"parm reproduce latency --figure {self.figure} --preset {preset}{seed}"
 
     def trials(self, series: Series) -> Iterator[tuple[int, Trial]]:
         """(position on the axis, trial) of a series, simulated and real."""
@@ -129,9 +130,13 @@ def run_trials(
         ProcessPoolExecutor() as pool,
     ):
         futures = {pool.submit(_simulate, trial): trial for trial in simulated}
-        for future in as_completed(futures):
-            cache.put(futures[future], future.result())
-            bar.update()
+        try:
+            for future in as_completed(futures):
+                cache.put(futures[future], future.result())
+                bar.update()
+        except BaseException:  # Ctrl-C included: do not wait for those that have not begun
+            pool.shutdown(cancel_futures=True)
+            raise
     real = [trial for trial in to_run if trial.mode is Mode.REAL]
     for trial in tqdm(real, desc="real", disable=not real):
         cache.put(trial, _dated(run_real, trial))

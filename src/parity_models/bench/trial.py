@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from parity_models.bench.experiment import Setting
 from parity_models.codes import Code
+from parity_models.errors import UserError
 from parity_models.faults import Constant
 from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.spec import PolicyName, PolicySpec
@@ -121,7 +122,9 @@ def result_of(
     accuracy: float | None = None,
     send_delay_p99_ms: float | None = None,
 ) -> TrialResult:
-    """Sum up the `latencies` (n,) in seconds of answered queries."""
+    """Sum up the `latencies` (n,) in seconds of answered queries; UserError if there are none."""
+    if not len(latencies):
+        raise UserError("no query was answered, so there are no latencies: offer less load")
     ms = latencies * 1e3
     p50, p99, p995, p999 = np.quantile(ms, [0.5, 0.99, 0.995, 0.999]).tolist()
     return TrialResult(

@@ -1,6 +1,5 @@
 """parm reproduce: the paper's figures, and ours beyond them."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import msgspec
 import typer
 from rich.console import Console
 
+from parity_models.bench.contention.namespaces import check_privileges
 from parity_models.bench.experiment import experiment_names, figures_of, load_experiment
 from parity_models.bench.real_trial import Laboratory
 from parity_models.bench.report import Compared, emulated, write_report, write_validation
@@ -27,7 +27,7 @@ from parity_models.bench.reproduce_latency import (
 from parity_models.bench.trial import Mode, Network, Trial, calm_trial, outside_ms
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.cli.reproduce_accuracy import accuracy
-from parity_models.errors import UserError
+from parity_models.errors import ContentionError, UserError
 
 reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -64,11 +64,13 @@ def latency(
         typer.Option(
             help="Background shuffles in real runs: shaped (network namespaces and real "
             "transfers; needs root and iproute2), emulated (drawn delays), or none (simulate "
-            "only). By default shaped for root, else emulated.",
+            "only). By default shaped where that can be, else emulated.",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes arrivals, service times, contention.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
+    ] = 0,
 ) -> None:
     """Run the latency figures, for real at this machine's scale and simulated at the paper's.
 
@@ -77,6 +79,8 @@ def latency(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
+    if not out.suffix:
+        raise UserError(f"--out is a file such as latency.md, not {out}")
     shuffles = _network(network)
     plans = [
         Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles)
@@ -104,7 +108,9 @@ def validation(
     work: Annotated[
         Path, typer.Option(help="The folder for results and bundles, used again next time.")
     ] = Path("runs/latency"),
-    seed: Annotated[int, typer.Option(help="Fixes arrivals, service times, contention.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
+    ] = 0,
 ) -> None:
     """Run each policy of a figure for real and simulated, and say how far apart they are.
 
@@ -164,7 +170,11 @@ def _command() -> str:
 def _network(name: str | None) -> Network | None:
     known = {"shaped": Network.SHAPED, "emulated": Network.EMULATED, "none": None}
     if name is None:
-        return Network.SHAPED if os.geteuid() == 0 else Network.EMULATED
+        try:
+            check_privileges()
+        except ContentionError:
+            return Network.EMULATED
+        return Network.SHAPED
     if name not in known:
         raise UserError(f"--network is {', '.join(known)}, not {name!r}")
     return known[name]

@@ -36,7 +36,8 @@ def simulate(
     ] = None,
     instances: Annotated[int, typer.Option(help="Instances of the deployed model.")] = 12,
     k: Annotated[
-        int, typer.Option("--k", help="Queries in a coding group; every policy has 1/k more.")
+        int,
+        typer.Option("--k", help="Queries in a coding group; all policies but none have r/k more."),
     ] = 2,
     r: Annotated[int, typer.Option("--r", help="Parity queries for each group.")] = 1,
     decoder: Annotated[str, typer.Option(help="subtraction or separate.")] = "separate",
@@ -49,7 +50,9 @@ def simulate(
         typer.Option(help="Queries per second, in place of --load.", show_default=False),
     ] = None,
     queries: Annotated[int, typer.Option(help="Queries to simulate.", min=100)] = 100_000,
-    warm_up: Annotated[int, typer.Option(help="Further queries, before; not counted.")] = 1000,
+    warm_up: Annotated[
+        int, typer.Option(help="Further queries, before; not counted.", min=0)
+    ] = 1000,
     service_time: Annotated[
         float, typer.Option(help="Median service time of a batch, in milliseconds.")
     ] = 25.0,
@@ -68,7 +71,9 @@ def simulate(
     tenants: Annotated[
         int, typer.Option(help="Instances of another tenant, each beside one of these.")
     ] = 0,
-    seed: Annotated[int, typer.Option(help="Fixes arrivals, service times, disturbances.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Fixes arrivals, service times, disturbances.", min=0)
+    ] = 0,
     json: Annotated[
         Path | None, typer.Option(help="Write the numbers to this file, too.", metavar="FILE")
     ] = None,
@@ -76,7 +81,7 @@ def simulate(
     """Simulate policies under one load and the same disturbances.
 
     Drives the scheduler that serves with imagined instances, so that 10,000 of them and a million
-    queries take a minute or two. All policies have the same number of instances.
+    queries take a minute or two for each policy. All but none have the same number of instances.
     """
     try:
         setting = Setting(
