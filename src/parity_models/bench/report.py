@@ -83,21 +83,19 @@ def _provenance(command: str) -> Iterator[str]:
 
 def emulated(plan: Plan) -> str:
     """What is real in a figure's real trials and what is not, for people."""
-    settings = [
-        plan.experiment.at(point, series)
-        for point in range(len(plan.experiment.points))
-        for series in plan.experiment.series
-    ]
-    if plan.network is None or not any(trial.mode is Mode.REAL for trial in plan.all_trials()):
+    settings = [trial.setting for trial in plan.all_trials() if trial.mode is Mode.REAL]
+    if plan.network is None or not settings:
         return "Everything here is simulated."
-    said = [
-        "Real runs have worker processes, ONNX Runtime, a server and an open-loop client; emulated "
-        + (
-            "is the model's computing (each unit computes for a drawn time)."
-            if any(setting.computing for setting in settings)
-            else "is the accelerator (each unit takes a drawn service time, holding no core)."
+    said = ["Real runs have worker processes, ONNX Runtime, a server and an open-loop client."]
+    if not all(setting.computing for setting in settings):
+        said.append(
+            "Emulated is the accelerator (each unit takes a drawn service time, holding no core)."
         )
-    ]
+    if any(setting.computing for setting in settings):
+        said.append(
+            "Where cores are busy, the model's computing is emulated (each unit computes for a "
+            "drawn time)."
+        )
     if any(setting.shuffles for setting in settings):
         said.append(_SHUFFLES[plan.network])
     said += [
@@ -131,7 +129,9 @@ def _report(path: Path, results: Sequence[FigureResult], command: str) -> Iterat
     yield "*gap* is p99.9 - p50, and *shrinks* is equal resources' gap divided by this one's."
     yield "*work* is how many units ran for each query, all models together; *send* is how late"
     yield "the load generator sent, at p99. In the pictures lines are simulated and marks are real;"
-    yield "p50 solid and round, p99.9 dashed and triangular.\n"
+    yield "p50 solid and round, p99.9 dashed and triangular. In the distributions beside them what"
+    yield "is real is solid, and what is simulated is dashed where there is a real run, else solid."
+    yield "Simulated runs meet drawn equivalents of the contention.\n"
     yield "## Targets\n"
     yield "| what | wanted | measured | met |"
     yield "|---|---|---|---|"
