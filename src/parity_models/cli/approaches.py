@@ -11,7 +11,7 @@ from parity_models.cli.json_file import write_json
 from parity_models.errors import UserError
 from parity_models.evaluation import approaches_table, compare_approaches
 from parity_models.models.bundle import open_bundle
-from parity_models.tasks import TASKS, find_task
+from parity_models.tasks import TASKS, choose_task, find_task
 
 
 def approaches(
@@ -22,7 +22,9 @@ def approaches(
     ] = None,
     r: Annotated[
         int | None,
-        typer.Option("--r", help="How many may be unavailable; by default the bundle's, or 1."),
+        typer.Option(
+            "--r", min=1, help="How many may be unavailable; by default the bundle's, or 1."
+        ),
     ] = None,
     degree: Annotated[
         int, typer.Option(help="The degree of the polynomial that Lagrange coding takes F for.")
@@ -30,8 +32,8 @@ def approaches(
     task: Annotated[
         str | None,
         typer.Option(
-            help=f"The task whose test set to use ({', '.join(TASKS)}); "
-            "by default the one that the deployed model was trained on.",
+            help=f"The task whose test set to use ({', '.join(TASKS)}, or "
+            "package.module:Class); by default the one that the deployed model was trained on.",
         ),
     ] = None,
     data_dir: Annotated[
@@ -51,12 +53,14 @@ def approaches(
     """
     opened = open_bundle(bundle)
     code, training = opened.manifest.code, opened.manifest.deployed_training
-    k = k or (code.k if code else 2)
-    r = r or (code.r if code else 1)
+    if k is None:
+        k = code.k if code else 2
+    if r is None:
+        r = code.r if code else 1
     name = task or (training.task if training else None)
     if name is None:
         raise UserError(f"{bundle} does not say what task it is for; name it with --task")
-    judged = find_task(name)
+    judged = find_task(name) if task is None else choose_task(task)
     dataset = judged.load(data_dir)
     compared = compare_approaches(
         opened,

@@ -8,6 +8,7 @@ encoding and decoding cost in time.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import comb
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -187,11 +188,13 @@ def _run_coded(
 
 def _sets(of: int, number: int, seed: int) -> list[tuple[int, ...]]:
     """All sets of `number` outputs, or, where these are very many, some drawn by `seed`."""
-    sets = list(combinations(range(of), number))
-    if len(sets) <= MOST_SETS:
-        return sets
-    drawn = np.random.default_rng(seed).choice(len(sets), MOST_SETS, replace=False)
-    return [sets[i] for i in drawn]
+    if comb(of, number) <= MOST_SETS:
+        return list(combinations(range(of), number))
+    random = np.random.default_rng(seed)
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < MOST_SETS:
+        drawn.add(tuple(sorted(random.choice(of, number, replace=False).tolist())))
+    return sorted(drawn)
 
 
 def _overall(

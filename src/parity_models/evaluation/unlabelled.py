@@ -25,7 +25,7 @@ def label_by_model(
     model = OnnxModel(bundle.deployed_path, threads=threads)
     parts = []
     for start in range(0, len(inputs), BATCH):
-        parts.append(labels_from(model(inputs[start : start + BATCH]), metric))
+        parts.append(model(inputs[start : start + BATCH]))
         if progress is not None:
             progress(len(parts[-1]), len(inputs))
-    return np.concatenate(parts)
+    return labels_from(np.concatenate(parts), metric)

@@ -84,6 +84,8 @@ def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
         raise DataError(f"{path} is larger than a list of images can be; fetch it again")
     lines = {}
     for line in path.read_text("utf-8", "replace").splitlines():
+        if not line.strip():
+            continue
         number, *rest = line.split(maxsplit=fields)
         if len(rest) != fields:
             raise DataError(f"{path} has a line that is none of its kind: {line[:80]!r}")

@@ -24,6 +24,7 @@ from parity_models.training.device import place, run_reduced
 from parity_models.training.distillation import (
     SQUARED_ERROR,
     TEMPERATURE,
+    deviations,
     difference,
     squared_error,
 )
@@ -128,7 +129,7 @@ class _Imitation:
         self._labels = validation.labels
         self._metric = metric
         self._kind = METRICS[metric].kind
-        self._scale = self._predictions.flatten(0, 1).std(dim=0).clamp_min(1e-6)
+        self._scale = deviations(self._predictions)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         size, device = len(self._inputs), self._inputs.device

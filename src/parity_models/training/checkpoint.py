@@ -5,6 +5,7 @@ header. Nothing is unpickled.
 """
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,12 @@ class Checkpoint:
     best: Weights | None = None
 
     def after_epoch(self, module: nn.Module, score: float, seconds: float) -> "Checkpoint":
-        """The state one epoch later, with the module's weights as the best if they are."""
+        """The state one epoch later, with the module's weights as the best if they are.
+
+        A score that is NaN, of a module that diverged, is better than none alone.
+        """
         epochs = self.epochs + 1
-        if self.best_score is not None and score < self.best_score:
+        if self.best_score is not None and (math.isnan(score) or score < self.best_score):
             return Checkpoint(epochs, seconds, self.best_epoch, self.best_score, self.best)
         best = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         return Checkpoint(epochs, seconds, epochs, score, best)

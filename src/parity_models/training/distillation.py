@@ -31,6 +31,17 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return SQUARED_ERROR * functional.mse_loss(outputs, targets)
 
 
+def deviations(predictions: Tensor) -> Tensor:
+    """The deviation of each value of F's `predictions` (ways, n, *output_shape).
+
+    One that never varies gets the largest deviation of all, or its errors would weigh without
+    bounds.
+    """
+    each = predictions.flatten(0, 1).std(dim=0)
+    largest = each.max().clamp_min(1e-6)
+    return torch.where(each > 1e-6 * largest, each, largest)
+
+
 def difference(kind: Kind, outputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
     """How far predictions of a `kind` are from those of F: what an imitator minimises.
 
@@ -45,19 +56,21 @@ def difference(kind: Kind, outputs: Tensor, targets: Tensor, scale: Tensor) -> T
 def calibrate(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     """Have `module` start with outputs of the mean and deviation of its `targets` (n, ...).
 
-    Changes the weights and bias of its last layer, if that is a full one. (For the sum of boxes
-    the bias so starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
+    Changes the weights and bias of its last layer, if that is a full one with a bias. (For the sum
+    of boxes that starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     slots = module.k if isinstance(module, Slotwise) else 1
     if not layers or layers[-1].out_features * slots != targets[0].numel():
         return
-    width = layers[-1].out_features
+    last = layers[-1]
+    if last.bias is None:
+        return
+    width = last.out_features
     wanted = targets.reshape(-1, width)
     with torch.no_grad():
         outputs = module.train()(inputs).reshape(-1, width)
         spread = outputs.std(dim=0, correction=0).clamp_min(1e-6)
         ratio = wanted.std(dim=0, correction=0) / spread
-        last = layers[-1]
         last.weight *= ratio[:, None]
         last.bias.copy_(wanted.mean(dim=0) + ratio * (last.bias - outputs.mean(dim=0)))

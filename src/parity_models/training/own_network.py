@@ -45,6 +45,8 @@ def build_own(
             f"the network that {name} made gives {found} for 2 inputs, where "
             f"{(2, *gives)} is needed"
         )
+    if next(network.parameters(), None) is None:
+        raise TrainingError(f"the network that {name} made has no weights that could be trained")
     return network
 
 

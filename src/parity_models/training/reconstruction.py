@@ -11,7 +11,7 @@ from torch.nn import functional
 from parity_models.codes import Code, MLPDecoder
 from parity_models.tasks import METRICS, Split, score
 from parity_models.training.device import run_reduced
-from parity_models.training.distillation import calibrate, difference, squared_error
+from parity_models.training.distillation import calibrate, deviations, difference, squared_error
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
 from parity_models.training.recipes import Style
@@ -55,7 +55,7 @@ class Reconstruction:
         # F is run once over each way a query can come, not once per epoch.
         self._predictions = predict_both_ways(deployed, inputs, mirrored)
         self._kind = METRICS[validation.metric].kind
-        self._scale = self._predictions.flatten(0, 1).std(dim=0).clamp_min(1e-6)
+        self._scale = deviations(self._predictions)
         if self._kind != "classes":
             self._calibrate()
 

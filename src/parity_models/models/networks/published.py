@@ -34,14 +34,17 @@ class VGG11(nn.Module):
     ) -> None:
         super().__init__()
         channels, *size = _image(input_shape, grid, "vgg11")
-        layers: list[int | str] = []
-        for layer in vgg.cfgs["A"]:
-            if isinstance(layer, int):
-                layers.append(_scaled(layer, width))
-            elif all(length // 2 >= cells for length, cells in zip(size, grid, strict=True)):
-                layers.append(layer)
-                size = [length // 2 for length in size]
+        layers = [
+            _scaled(layer, width) if isinstance(layer, int) else layer for layer in vgg.cfgs["A"]
+        ]
         self.features = vgg.make_layers(layers, batch_norm=True)
+        for i, layer in enumerate(self.features):
+            if not isinstance(layer, nn.MaxPool2d):
+                continue
+            if all(length // 2 >= cells for length, cells in zip(size, grid, strict=True)):
+                size = [length // 2 for length in size]
+            else:  # in its place, so that weights have the same names for images of any size
+                self.features[i] = nn.Identity()
         self.features[0] = nn.Conv2d(channels, _scaled(64, width), 3, padding=1)
         self.pool = nn.AdaptiveAvgPool2d(grid)
         self.head = nn.Linear(_scaled(512, width) * prod(grid), prod(output_shape))

@@ -54,10 +54,14 @@ class Slotwise(nn.Module):
         pixels = prod(self.block)
         own = self.network.state_dict()
         for name, weights in single.state_dict().items():
-            if first_layer and weights.ndim > 1 and own[name].shape[1] == weights.shape[1] * pixels:
+            mine = own.get(name)
+            if mine is None:  # of the same class, but with fewer layers
+                continue
+            grown = mine.ndim == weights.ndim > 1 and mine.shape[1] == weights.shape[1] * pixels
+            if first_layer and grown:
                 weights = weights.repeat_interleave(pixels, 1) / pixels
-            if own[name].shape == weights.shape:
-                own[name].copy_(weights)
+            if mine.shape == weights.shape:
+                mine.copy_(weights)
 
 
 def _block(k: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise DataError(f"{out} is there already; choose another folder or delete it")
     making = out.with_name(f"{out.name}.making")
+    shutil.rmtree(making, ignore_errors=True)  # of a run that was killed
     try:
         making.mkdir(parents=True)
         try:

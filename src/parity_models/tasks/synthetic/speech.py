@@ -86,6 +86,8 @@ def make_speech(
             f"{speakers} speakers, {takes} takes, {len(words)} words: it takes 3 speakers (one "
             "for each split), 1 take and 2 words"
         )
+    if len(set(words)) < len(words) or not all(map(str.isalnum, words)):
+        raise DataError(f"{', '.join(words)}: words are letters and digits only, each given once")
     cast = _draw_speakers(speakers, seed)
     utterances = [
         (number, word, take)
@@ -126,13 +128,18 @@ def _speak(word: str, speaker: _Speaker, random: np.random.Generator) -> NDArray
     pitch = round(speaker.pitch + random.uniform(-5, 5))
     pace = round(speaker.pace * random.uniform(0.9, 1.1))
     command = [PROGRAM, "-D", "--stdout", "-v", speaker.voice, "-p", str(pitch), "-s", str(pace)]
-    said = subprocess.run([*command, word], capture_output=True, timeout=PATIENCE, check=False)
+    try:
+        said = subprocess.run([*command, word], capture_output=True, timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"{' '.join(command)} {word} took over {PATIENCE:.0f} s") from error
     if said.returncode or len(said.stdout) <= HEADER:
         why = said.stderr.decode(errors="replace").strip() or f"exit code {said.returncode}"
         raise DataError(f"{' '.join(command)} {word} failed: {why}")
     rate = int.from_bytes(said.stdout[24:28], "little")
     samples = np.frombuffer(said.stdout[HEADER:], "<i2").astype(np.float64)
     loud = np.flatnonzero(np.abs(samples) > 0.01 * np.abs(samples).max())
+    if not len(loud):
+        raise DataError(f"{PROGRAM} says nothing for {word!r}; leave that word out")
     return _resample(samples[loud[0] : loud[-1] + 1], rate)
 
 
