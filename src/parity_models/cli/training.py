@@ -12,7 +12,7 @@ from rich.console import Console
 from parity_models.errors import UserError
 from parity_models.evaluation.inference_table import inference_table, slowdown
 from parity_models.models.bundle import Bundle
-from parity_models.tasks import METRICS, Split, choose_task, find_task
+from parity_models.tasks import METRICS, TASKS, Split, choose_task, find_task
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.tasks.user_data import check_queries, load_inputs
@@ -111,7 +111,7 @@ def find_queries(
     Of the user's, some are held out to report on. Raises UserError if there are none, both, or
     too few for groups of k.
     """
-    deployed = bundle.manifest.deployed
+    deployed, training = bundle.manifest.deployed, bundle.manifest.deployed_training
     shape = deployed.output.shape
     if inputs is not None and task is not None:
         raise UserError("give either --task or --inputs, not both")
@@ -120,9 +120,10 @@ def find_queries(
         check_queries(found, deployed.input.shape, f"inputs in {inputs}", 3 * k)
         order = np.random.default_rng(1).permutation(len(found))
         rest, test = np.split(order, [len(found) - max(k, len(found) // HELD_OUT)])
+        if metric is None and training is not None and training.task in TASKS:
+            metric = TASKS[training.task].metric
         chosen = choose_metric(metric, shape)
         return Queries(found[rest], None, found[test], None, chosen, flips)
-    training = bundle.manifest.deployed_training
     if task is not None:
         chosen_task = choose_task(task)
     elif training is not None:

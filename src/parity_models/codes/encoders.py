@@ -145,8 +145,8 @@ class ConcatenationEncoder(Encoder):
     """k images shrunk by area averaging and tiled into one image of the original size.
 
     (Kosaian et al., SOSP 2019, section 3.5: the encoder specialised to image tasks.) The same
-    parity query serves every row when r > 1; the parity models differ in what they are
-    trained towards.
+    parity query serves every row when r > 1; the parity models differ in their initial weights,
+    and with subtraction in what they are trained towards.
     """
 
     name = "concatenation"

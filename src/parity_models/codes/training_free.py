@@ -2,8 +2,8 @@
 
 The baselines of coded computation. All of them are linear in the queries and in the outputs: a
 matrix (n, k) encodes, and for every set of outputs that arrived a matrix (k, arrived) decodes.
-Except where F is linear, no coded query is a query of the group, so every answer is decoded,
-whether or not anything is unavailable.
+Except in the code for a linear F, coded queries are not the queries of the group (but for the odd
+point that falls on one), so answers are decoded whether or not anything is unavailable.
 """
 
 from abc import ABC, abstractmethod

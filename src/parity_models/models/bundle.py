@@ -206,13 +206,22 @@ def check_replaceable(folder: Path) -> None:
 def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     """Put measured accuracies into the bundle's manifest, and return the bundle with them.
 
-    Raises BundleError if the bundle on disk is no longer this one, or cannot be written.
+    Raises BundleError if the bundle on disk is no longer this one, if it cannot be written, and for
+    accuracies that are no numbers.
     """
     if _read_manifest(bundle.path) != bundle.manifest:
         raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
     manifest = msgspec.structs.replace(bundle.manifest, accuracy=accuracy)
+    encoded = encode_manifest(manifest)
     try:
-        _replace_file(bundle.path / MANIFEST, encode_manifest(manifest))
+        decode_manifest(encoded)
+    except BundleError as error:
+        raise BundleError(
+            f"accuracies that are NaN or infinite, of models that predict such values, are not put "
+            f"into {bundle.path}: its {MANIFEST} {error}"
+        ) from error
+    try:
+        _replace_file(bundle.path / MANIFEST, encoded)
     except OSError as error:
         raise BundleError(f"cannot write {bundle.path / MANIFEST}: {error.strerror}") from error
     return Bundle(bundle.path, manifest)

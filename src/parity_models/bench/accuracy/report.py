@@ -54,15 +54,15 @@ def approaches(model: ModelResults) -> list[Approach]:
 def behind(model: ModelResults) -> list[str]:
     """Where a code with parity models does not beat what costs as much or less, in sentences.
 
-    Held against every code are Berrut coding of the same k and r, and the default prediction.
+    Held against every code are Berrut coding of the same k and r, as far as that was measured,
+    and the default prediction.
     """
     said = []
     for one in model.codes:
         rivals = [
             other
             for other in model.approaches
-            if other.name == f"berrut, k={one.cell.k}, r={one.cell.r}"
-            or other.name == "default prediction"
+            if other.name in (_berrut(one), "default prediction")
         ]
         for other in rivals:
             if other.degraded[0] >= one.degraded:
@@ -71,6 +71,11 @@ def behind(model: ModelResults) -> list[str]:
                     f"({other.degraded[0]:.1%})."
                 )
     return said
+
+
+def _berrut(one: CodeResult) -> str:
+    """What Berrut coding of the same k and r is called."""
+    return f"berrut, k={one.cell.k}, r={one.cell.r}"
 
 
 def _report(path: Path, title: str, results: Sequence[ModelResults], command: str) -> Iterator[str]:
@@ -166,11 +171,15 @@ def _model(path: Path, model: ModelResults) -> Iterator[str]:
             f"| {overall} |"
         )
     yield ""
-    lags = behind(model)
-    if model.codes and any(one.name.startswith("berrut") for one in model.approaches):
-        yield " ".join(lags) or (
-            "Every code beats Berrut coding of the same k and r, and the default prediction."
+    if model.codes:
+        names = {one.name for one in model.approaches}
+        alone = [str(one.cell) for one in model.codes if _berrut(one) not in names]
+        yield " ".join(behind(model)) or (
+            "Every code beats the default prediction, and Berrut coding of the same k and r where "
+            "that was measured."
         )
+        if alone:
+            yield f"Berrut coding was not measured for {'; '.join(alone)}."
         yield ""
 
 

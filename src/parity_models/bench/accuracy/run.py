@@ -1,6 +1,6 @@
 """Running a matrix: trainings and measurements in turn, and none that has been run before."""
 
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
@@ -159,9 +159,6 @@ class _Model:
         if self._cell.made is not None:
             folder = self._work / "data" / self._cell.made
             if not folder.exists():
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = folder.with_name(f"{folder.name}.part")
-                shutil.rmtree(unfinished, ignore_errors=True)
                 with tqdm(desc=f"making {self._cell.made}", unit="") as bar:
 
                     def progress(made: int, total: int) -> None:
@@ -169,8 +166,7 @@ class _Model:
                         bar.update(made - bar.n)
 
                     make = make_boxes if self._cell.made == "boxes" else make_speech
-                    make(unfinished, progress=progress)
-                unfinished.rename(folder)
+                    make(folder, progress=progress)
         return self._task.load(folder)
 
     @cached_property
@@ -179,10 +175,7 @@ class _Model:
 
     @cached_property
     def _run(self) -> Callable[[Array], Array]:
-        model = OnnxModel(self._bundle.deployed_path, threads=2)
-        return lambda rows: np.concatenate(
-            [model(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-        )
+        return _batched(self._bundle.deployed_path)
 
     @cached_property
     def _predictions(self) -> Array:
@@ -267,7 +260,7 @@ class _Model:
         )
         path = outcome.bundle.backup_path
         assert path is not None
-        predictions = OnnxModel(path, threads=2)(self._data.test.inputs)
+        predictions = _batched(path)(self._data.test.inputs)
         return plain_approach(
             str(cell),
             _relative_time(outcome.bundle, "backup"),
@@ -342,6 +335,14 @@ class _Model:
             decode.append(perf_counter() - encoded)
             encode.append(encoded - began)
         return 1e6 * median(encode), 1e6 * median(decode)
+
+
+def _batched(path: Path) -> Callable[[Array], Array]:
+    """The model at `path`, run over so many rows at a time as fit into the memory."""
+    model = OnnxModel(path, threads=os.cpu_count() or 1)
+    return lambda rows: np.concatenate(
+        [model(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+    )
 
 
 def _relative_time(bundle: Bundle, role: str) -> float:
