@@ -66,6 +66,7 @@ def train_backup(
     model = place(load_teacher(bundle, settings.predicted), run.device)
     module = run.build(lambda: build_network(network, query_shape, output_shape))
     recipe = recipe_for(DEPLOYED, network, query_shape)
+    mirrored = mirrored and recipe.mirror
     options: Options = {
         "deployed": manifest.deployed.sha256,
         "network": network,
@@ -73,6 +74,7 @@ def train_backup(
         "temperature": TEMPERATURE,
         "squared_error": SQUARED_ERROR,
         **recipe.options,
+        "mirror": mirrored,
     }
     if validation is None:
         inputs, validation = hold_out(inputs, model, run.device, metric, 1)
@@ -81,7 +83,7 @@ def train_backup(
         model,
         torch.from_numpy(inputs).to(run.device),
         steps=recipe.steps_per_epoch(len(inputs)),
-        mirrored=mirrored and recipe.mirror,
+        mirrored=mirrored,
         validation=validation,
         metric=metric,
     )

@@ -49,9 +49,10 @@ def train_deployed(
     else:
         module = run.build(lambda: build_network(network, *shapes))
     recipe = recipe_for(DEPLOYED, network, dataset.input_shape)
-    options: Options = {"network": network, **recipe.options}
+    mirrored = recipe.mirror and task.flips
+    options: Options = {"network": network, **recipe.options, "mirror": mirrored}
     steps = recipe.steps_per_epoch(len(dataset.train))
-    problem = _Labelled(module, task, dataset, steps, recipe.mirror and task.flips)
+    problem = _Labelled(module, task, dataset, steps, mirrored)
     fitted = run.fit(problem, recipe, options)
     bundle = write_bundle(
         out,

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from parity_models.errors import TrainingError
+from parity_models.models.export import export_onnx
 
 Shape = tuple[int, ...]
 
@@ -47,6 +48,12 @@ def build_own(
         )
     if next(network.parameters(), None) is None:
         raise TrainingError(f"the network that {name} made has no weights that could be trained")
+    try:
+        export_onnx(network, takes)  # now, not after hours of training
+    except Exception as error:
+        raise TrainingError(
+            f"the network that {name} made cannot be exported to ONNX: {_say(error)}"
+        ) from error
     return network
 
 

@@ -113,6 +113,7 @@ def _train(
     run = Run(out, settings, task, inputs)
     network = parity_network(named or default_network(deployed, code), code)
     recipe = parity_recipe(network.recipe, style, spec)
+    mirrored = mirrored and recipe.mirror
     model = place(teacher, run.device)
     start = model if recipe.style == "distilled" else None
     module = run.build(lambda: CodedNetworks(_build(network, code.r, start), code))
@@ -125,6 +126,7 @@ def _train(
         "temperature": TEMPERATURE,
         "squared_error": SQUARED_ERROR,
         **recipe.options,
+        "mirror": mirrored,
     }
     if validation is None:
         inputs, validation = hold_out(inputs, model, run.device, metric, code.k)
@@ -133,7 +135,7 @@ def _train(
         model,
         torch.from_numpy(inputs).to(run.device),
         steps=recipe.steps_per_epoch(len(inputs) // code.k),
-        mirrored=mirrored and recipe.mirror,
+        mirrored=mirrored,
         style=recipe.style,
         validation=Validation(code.k, model, validation, metric, run.device),
     )
