@@ -15,8 +15,10 @@ from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.own_code import load_own
 from parity_models.tasks import METRICS, Dataset, Task, score
 from parity_models.tasks.metrics import Kind
+from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
+from parity_models.training.inputs import check_inputs
 from parity_models.training.own_network import build_own
 from parity_models.training.queries import mirror, mirror_boxes, predict
 from parity_models.training.recipes import DEPLOYED, recipe_for
@@ -38,11 +40,13 @@ def train_deployed(
 
     `network` may be a `package.module:function` of the user's (see `own_network.Factory`).
     Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
-    against. Raises TrainingError for settings that cannot work and BundleError if `out` is no
-    place for a bundle.
+    against. Raises DataError for inputs that do not fit, TrainingError for settings that cannot
+    work and BundleError if `out` is no place for a bundle.
     """
-    run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
     shapes = dataset.input_shape, dataset.output_shape
+    check_inputs(dataset.train.inputs, dataset.input_shape, 1)
+    check_queries(dataset.validation.inputs, dataset.input_shape, "validation inputs")
+    run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
     if ":" in network:
         own = load_own(network)
         module = run.build(lambda: build_own(network, own, *shapes))
