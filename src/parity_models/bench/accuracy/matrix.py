@@ -17,7 +17,9 @@ from parity_models.codes import (
 )
 from parity_models.codes.code import check_spec
 from parity_models.errors import UserError
+from parity_models.models.networks import NETWORKS, family
 from parity_models.tasks import choose_task
+from parity_models.training.recipes import PARITY, parity_recipe
 
 FILES = resources.files("parity_models.bench.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -127,8 +129,16 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise UserError("a matrix needs a deployed model at least")
         for cell in self.deployed:
             choose_task(cell.task)
+            networks = [cell.network, *(backup.network for backup in cell.backups)]
             for code in cell.codes:
                 check_spec(code.spec)
+                parity_recipe(PARITY["mlp"], code.recipe, code.spec)  # refuses what it is not for
+                networks += [] if code.network is None else [code.network]
+            for network in networks:
+                if ":" not in network and family(network) not in NETWORKS:
+                    raise UserError(
+                        f"no network is called {network!r}; there are {', '.join(NETWORKS)}"
+                    )
             for free in cell.free:
                 free.build()
 
