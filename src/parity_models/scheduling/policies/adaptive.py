@@ -13,7 +13,7 @@ Four questions are answered from what the scheduler sees, none from configuratio
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
     late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013)
-    that does not grow while as many originals wait as there would be instances kept idle.
+    that does not grow while more originals and copies wait than instances are kept idle.
 
     Is a copy likely to help? It takes a median run time. As long as fewer than one in ten of the
     recent units took so long still from that age on, it is not sent.
