@@ -28,13 +28,16 @@ ERROR = "error"
 HUNG = "hung"
 AWAY = "away"
 HUGE = "huge"
+CUT = "cut"
+PICKY = "picky"
 
 
 class FakeUpstream:
     """Serves rows @ weights as model "model", from "input" (n, *) to "output" (n, *).
 
-    `mode` says how it answers from now on; health checks are only bad when it is AWAY. With
-    `tls`, https or grpcs: the context, or the key and the certificate.
+    `mode` says how it answers from now on; health checks are only bad when it is AWAY. When it is
+    PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
+    With `tls`, https or grpcs: the context, or the key and the certificate.
     """
 
     def __init__(
@@ -110,6 +113,9 @@ class FakeUpstream:
         factor = 3 if self.mode == OTHER else 1
         return factor * (rows @ self._weights)
 
+    def _dislikes(self, data: bytes) -> bool:
+        return self.mode == PICKY and bool((np.frombuffer(data, np.float32) > 1).any())
+
     # REST
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -127,7 +133,7 @@ class FakeUpstream:
             }
         )
 
-    async def _infer(self, request: web.Request) -> web.Response:
+    async def _infer(self, request: web.Request) -> web.StreamResponse:
         self.asked += 1
         if self.mode == HUNG:
             await self._closing.wait()
@@ -137,8 +143,17 @@ class FakeUpstream:
             return web.Response(body=bytes(range(256)) * 20)
         if self.mode == HUGE:
             return web.Response(body=bytes(10 * 2**20))
+        if self.mode == CUT:
+            cut = web.StreamResponse(headers={"Content-Length": "100"})
+            await cut.prepare(request)
+            await cut.write(bytes(10))
+            assert request.transport is not None
+            request.transport.close()
+            return cut
         length = int(request.headers["Inference-Header-Content-Length"])
         body = await request.read()
+        if self._dislikes(body[length:]):
+            return web.json_response({"error": "above 1"}, status=400)
         outputs = self._answer(body[length:])
         output = {"name": "output", "datatype": "FP32", "shape": outputs.shape}
         header = json.dumps({"outputs": [output]}).encode()
@@ -170,7 +185,12 @@ class FakeUpstream:
             await context.abort(grpc.StatusCode.INTERNAL, "not today")
         if self.mode == NOISE:
             return bytes(range(255, 0, -1))
-        outputs = self._answer(ModelInferRequest.FromString(request).raw_input_contents[0])
+        if self.mode == HUGE:
+            return bytes(10 * 2**20)
+        data = ModelInferRequest.FromString(request).raw_input_contents[0]
+        if self._dislikes(data):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "above 1")
+        outputs = self._answer(data)
         response = ModelInferResponse(model_name="model")
         response.outputs.add(name="output", datatype="FP32", shape=outputs.shape)
         data = outputs.tobytes()

@@ -22,6 +22,7 @@ from parity_models.serving.engine import Engine
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import engine as remote
 from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import Fleet as Upstreams
 from parity_models.serving.remote.upstream import Upstream, UpstreamError, parse_upstreams
 from served import ServerProcess
@@ -49,7 +50,7 @@ class RemoteFleet(Fleet):
             Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
         )
         models = {"deployed": self._model, "parity-0": self._model}
-        return RemoteEngine(models, Upstreams(upstreams), Metrics())
+        return RemoteEngine(models, Upstreams(upstreams), Metrics(), max_batch=8)
 
     def kill(self, engine: Engine, number: int) -> None:
         server = self._servers[number]
@@ -112,6 +113,7 @@ def engine_for(
         {"deployed": model},
         Upstreams(each, **options),
         metrics or Metrics(),
+        max_batch=1,
         unit_timeout=unit_timeout,
     )
 
@@ -134,6 +136,7 @@ async def using(
         ("http", fake.NOISE, "garbage", "without binary tensor data"),
         ("http", fake.SHORT, "garbage", "in 15 bytes, where FP32 [1, 4] in 16 was due"),
         ("http", fake.HUGE, "garbage", "more than"),
+        ("http", fake.CUT, "unreachable", "cannot be reached"),
         ("http", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
         ("grpc", fake.NOISE, "garbage", "what cannot be read"),
         ("grpc", fake.SHORT, "garbage", "in 15 bytes, where FP32 [1, 4] in 16 was due"),
@@ -190,7 +193,58 @@ async def test_errors_fail_units_and_too_many_in_a_row_eject(model: Path, scheme
         for unit in range(11, 11 + remote.MAX_FAILURES):
             engine.run(instance, unit, "deployed", [ROW])
             await events.failure(unit)
-        assert "units in a row" in await events.departure(instance)
+        assert "cannot run model 'model'" in await events.departure(instance)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_units_that_are_wrong_themselves_eject_nobody(model: Path, scheme: str) -> None:
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        upstream.mode = fake.PICKY
+        for unit in range(1, 3 * remote.MAX_FAILURES + 1):
+            engine.run(instance, unit, "deployed", [ROW])
+            assert "above 1" in await events.failure(unit)
+        while upstream.asked < 1 + 3 * remote.MAX_FAILURES + 1:
+            await asyncio.sleep(0.01)  # it is checked, and stays in
+        engine.run(instance, 20, "deployed", [ROW / 10])
+        await events.outputs(20)
+
+
+async def test_an_answer_over_grpc_that_is_too_large_is_not_taken(model: Path) -> None:
+    async with (
+        FakeUpstream("grpc", WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        upstream.mode = fake.HUGE
+        engine.run(instance, 1, "deployed", [ROW])
+        assert "larger than max" in await events.failure(1)
+
+
+@pytest.mark.parametrize("method", ["infer", "check_ready"])
+async def test_what_nobody_foresaw_ejects_the_upstream_until_it_is_over(
+    model: Path, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError("nobody foresaw this")
+
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(RestClient, method, fail)
+            if method == "infer":
+                engine.run(instance, 1, "deployed", [ROW])
+            assert "nobody foresaw this" in await events.departure(instance)
+            tries = caplog.text.count("Traceback")
+            while caplog.text.count("Traceback") == tries:
+                await asyncio.sleep(0.01)  # it is tried, and stays out
+            assert events.nothing_more()
+            with pytest.raises(UpstreamError, match="nobody foresaw this"):
+                await engine_for(model, upstream).start([DEPLOYED], Events())
+        await events.arrival()
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
@@ -252,7 +306,7 @@ async def test_upstreams_that_are_not_what_they_must_be_are_refused(
             Upstream(one.url, {"deployed": "model"}) if isinstance(one, FakeUpstream) else one
             for one in upstreams
         )
-        engine = RemoteEngine({"deployed": model}, Upstreams(each), Metrics())
+        engine = RemoteEngine({"deployed": model}, Upstreams(each), Metrics(), max_batch=1)
         with pytest.raises(UpstreamError) as error:
             await engine.start([DEPLOYED] * len(each), Events())
         return str(error.value)

@@ -130,7 +130,13 @@ class Server:
         self._engine: LocalEngine | RemoteEngine = (
             LocalEngine(models, placements=options.placements, unit_timeout=unit_timeout)
             if options.fleet is None
-            else RemoteEngine(models, options.fleet, metrics, unit_timeout=unit_timeout)
+            else RemoteEngine(
+                models,
+                options.fleet,
+                metrics,
+                max_batch=options.max_batch,
+                unit_timeout=unit_timeout,
+            )
         )
         self._frontend = Frontend(
             self._engine,

@@ -2,13 +2,15 @@
 
 An upstream counts as `concurrency` instances. What makes one leave is that a unit finds the
 server gone, hung or answering garbage, or that its health check does. It is asked again, with a
-back-off, and its instances join again when it passes the checks of the start.
+back-off, and its instances join again when it passes the checks of the start. Units answered with
+errors may be the units' own fault, so they only make it pass those checks in between.
 """
 
 import asyncio
 import logging
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -26,6 +28,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.grpc import GrpcClient
 from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import (
+    MAX_HEAD,
     Fault,
     Fleet,
     UnitError,
@@ -43,7 +46,7 @@ PATIENCE = 5.0
 """Seconds an upstream has for a health check, and for each check before it is used."""
 
 MAX_FAILURES = 3
-"""Units in a row that an upstream may answer with errors: they may be the units' own."""
+"""Units in a row that an upstream answers with errors until it is checked as at the start."""
 
 TOLERANCE = 0.05
 """How far an upstream's prediction may be from the bundle's, as a share of the largest value:
@@ -63,7 +66,10 @@ class _Reference:
 
 @dataclass(eq=False)
 class _Link:
-    """An upstream in use or out of it; `running` units by instance, `fault` ends its use."""
+    """An upstream in use or out of it; `running` units by instance, `fault` ends its use.
+
+    `doubted` is set where a check has to tell whose the errors of its units are.
+    """
 
     upstream: Upstream
     client: UpstreamClient
@@ -72,18 +78,20 @@ class _Link:
     fault: asyncio.Future[UpstreamError]
     running: dict[str, tuple[int, asyncio.Task[None]]] = field(default_factory=dict)
     failures: int = 0
+    doubted: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def eject(self, error: UpstreamError) -> None:
+    def eject(self, error: Exception) -> None:
         if not self.fault.done():
-            self.fault.set_result(error)
+            self.fault.set_result(_fault(self.upstream.url, error))
 
 
 class RemoteEngine:
     """An Engine that runs units on a fleet; `models` are the bundle's ONNX files, by work.
 
     Upstreams must have the very models of the bundle, which is checked by what they say of them
-    and by a prediction. An upstream that has a unit for `unit_timeout` seconds is ejected.
-    Instance "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
+    and by a prediction. Units have up to `max_batch` rows. An upstream that has one for
+    `unit_timeout` seconds is ejected. Instance "u.s" is slot s of upstream u, called "u.s.n" when
+    it joins again.
     """
 
     def __init__(
@@ -92,11 +100,13 @@ class RemoteEngine:
         fleet: Fleet,
         metrics: Metrics,
         *,
+        max_batch: int,
         unit_timeout: float = 10.0,
     ) -> None:
         self._models = models
         self._fleet = fleet
         self._metrics = metrics
+        self._max_batch = max_batch
         self._unit_timeout = unit_timeout
         self._links: list[_Link] = []
         self._instances: dict[str, _Link] = {}
@@ -117,7 +127,8 @@ class RemoteEngine:
             for work, name in upstream.models.items():
                 model = self._references[work].model
                 models[work] = UpstreamModel(name, model.input, model.output)
-            client = _client(upstream.url, tls, credentials)
+            row = max(model.output.zeros(1).nbytes for model in models.values())
+            client = _client(upstream.url, tls, credentials, MAX_HEAD + self._max_batch * row)
             admitted = self._loop.create_future()
             self._links.append(
                 _Link(upstream, client, models, admitted, self._loop.create_future())
@@ -178,15 +189,14 @@ class RemoteEngine:
         except UnitError as error:
             link.failures += 1
             if link.failures >= MAX_FAILURES:
-                text = f"answered {link.failures} units in a row with errors: {error}"
-                link.eject(UpstreamError(Fault.ERRORS, text))
+                link.doubted.set()
             del link.running[instance]
             self._listener.unit_failed(unit, str(error))
-        except UpstreamError as error:
-            link.eject(error)
         except TimeoutError:
             text = f"had unit {unit} for more than {self._unit_timeout:g} s"
             link.eject(UpstreamError(Fault.TIMEOUT, text))
+        except Exception as error:
+            link.eject(error)
         else:
             link.failures = 0
             del link.running[instance]
@@ -201,18 +211,20 @@ class RemoteEngine:
         for life in count():
             try:
                 await self._check(link)
-            except UpstreamError as error:
+            except Exception as error:
+                fault = _fault(url, error)
                 if not link.admitted.done():
-                    link.admitted.set_exception(UpstreamError(error.fault, f"{url} {error}"))
+                    link.admitted.set_exception(UpstreamError(fault.fault, f"{url} {fault}"))
                     return
-                if error.fault is not reason:
-                    _log.warning("upstream %s %s", url, error)
-                    reason = error.fault
+                if fault.fault is not reason:
+                    _log.warning("upstream %s %s", url, fault)
+                    reason = fault.fault
                 await asyncio.sleep(backoff.after(0.0))
                 continue
             began = self._loop.time()
             link.fault = self._loop.create_future()
             link.failures = 0
+            link.doubted.clear()
             suffix = f".{life}" if life else ""
             instances = [f"{number}.{slot}{suffix}" for slot in range(self._fleet.concurrency)]
             for instance in instances:
@@ -240,18 +252,25 @@ class RemoteEngine:
             await asyncio.sleep(backoff.after(self._loop.time() - began))
 
     async def _watch(self, link: _Link) -> None:
-        """Eject the upstream when it does not say that it is ready."""
-        while True:
-            await asyncio.sleep(HEALTH_INTERVAL)
-            try:
+        """Eject the upstream when it does not say that it is ready, or is doubted with reason."""
+        try:
+            while True:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(HEALTH_INTERVAL):
+                        await link.doubted.wait()
+                if link.doubted.is_set():
+                    await self._check(link)
+                    link.failures = 0
+                    link.doubted.clear()
+                    continue
                 async with asyncio.timeout(PATIENCE):
                     for name in link.upstream.models.values():
                         await link.client.check_ready(name)
-            except TimeoutError:
-                text = f"did not say within {PATIENCE:g} s whether it is ready"
-                link.eject(UpstreamError(Fault.TIMEOUT, text))
-            except UpstreamError as error:
-                link.eject(error)
+        except TimeoutError:
+            text = f"did not say within {PATIENCE:g} s whether it is ready"
+            link.eject(UpstreamError(Fault.TIMEOUT, text))
+        except Exception as error:
+            link.eject(error)
 
     async def _check(self, link: _Link) -> None:
         """Raises UpstreamError unless the upstream has the bundle's models, and they run."""
@@ -291,6 +310,14 @@ class RemoteEngine:
         return references
 
 
+def _fault(url: str, error: Exception) -> UpstreamError:
+    """What is wrong with an upstream where `error` was raised; an unforeseen one is logged."""
+    if isinstance(error, UpstreamError):
+        return error
+    _log.error("upstream %s made something fail that should not", url, exc_info=error)
+    return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {error!r}")
+
+
 def _trust(ca_file: Path | None) -> tuple[ssl.SSLContext, grpc.ChannelCredentials]:
     """What https and grpcs take to know a server by."""
     try:
@@ -303,11 +330,13 @@ def _trust(ca_file: Path | None) -> tuple[ssl.SSLContext, grpc.ChannelCredential
     return tls, grpc.ssl_channel_credentials(certificates)
 
 
-def _client(url: str, tls: ssl.SSLContext, credentials: grpc.ChannelCredentials) -> UpstreamClient:
+def _client(
+    url: str, tls: ssl.SSLContext, credentials: grpc.ChannelCredentials, max_answer: int
+) -> UpstreamClient:
     scheme, address = url.split("://")
     if scheme in ("http", "https"):
         return RestClient(url, tls)
-    return GrpcClient(address, credentials if scheme == "grpcs" else None)
+    return GrpcClient(address, credentials if scheme == "grpcs" else None, max_answer)
 
 
 def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> None:

@@ -28,15 +28,14 @@ from parity_models.serving.remote.upstream import (
     side_by_side,
 )
 
-MAX_ANSWER = 2**30
-"""Bytes that an answer may have."""
-
 MAX_TEXT = 300
 """Characters of an error's text that are kept."""
 
+_MAX_MESSAGE = 2**31 - 1
+"""Bytes that gRPC can be told a message may have."""
+
 _SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_ANSWER),
     ("grpc.max_send_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -47,14 +46,18 @@ _OPTIONS = [
 class GrpcClient:
     """A connection to the server at `address` (host:port), with TLS if there are credentials.
 
-    Made on the event loop that it is used on.
+    An answer may have `max_answer` bytes. Made on the event loop that it is used on.
     """
 
-    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None) -> None:
+    def __init__(
+        self, address: str, credentials: grpc.ChannelCredentials | None, max_answer: int
+    ) -> None:
+        most = ("grpc.max_receive_message_length", min(max_answer, _MAX_MESSAGE))
+        options = [*_OPTIONS, most]
         self._channel = (
-            grpc.aio.insecure_channel(address, _OPTIONS)
+            grpc.aio.insecure_channel(address, options)
             if credentials is None
-            else grpc.aio.secure_channel(address, credentials, _OPTIONS)
+            else grpc.aio.secure_channel(address, credentials, options)
         )
         # Bytes both ways: what cannot be read is not gRPC's to log.
         self._ready = self._method("ModelReady")

@@ -11,6 +11,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.serving.remote.upstream import (
+    MAX_HEAD,
     Fault,
     ModelMetadata,
     UnitError,
@@ -20,9 +21,6 @@ from parity_models.serving.remote.upstream import (
     side_by_side,
 )
 from parity_models.serving.rest_codec import HEADER_LENGTH
-
-MAX_HEAD = 64 * 2**10
-"""Bytes that an answer may have besides its tensor."""
 
 MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
@@ -108,7 +106,7 @@ class RestClient:
                 return await self._try(method, path, limit, body, headers)
         except aiohttp.ClientConnectorError as error:
             raise UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error}") from error
-        except (aiohttp.ClientResponseError, aiohttp.ClientPayloadError, ValueError) as error:
+        except (aiohttp.ClientResponseError, ValueError) as error:
             raise UpstreamError(Fault.GARBAGE, f"does not speak HTTP: {error}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error}") from error

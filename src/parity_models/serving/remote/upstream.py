@@ -16,6 +16,10 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import DEPLOYED, parity_work
 
 MAX_CONCURRENCY = 1000
+
+MAX_HEAD = 64 * 2**10
+"""Bytes that an answer may have besides its tensor."""
+
 SCHEMES = ("http", "https", "grpc", "grpcs")
 
 
