@@ -7,6 +7,7 @@ Errors have the texts of REST, and the status codes that stand for its statuses.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -89,7 +90,9 @@ class GrpcServer:
             ]
         )
         self._server.add_generic_rpc_handlers((_handler(_Service(frontend, model, metrics)),))
-        health_pb2_grpc.add_HealthServicer_to_server(_Health(frontend), self._server)
+        self._stopping = asyncio.Event()
+        health = _Health(frontend, self._stopping)
+        health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         names = (_SERVICE.full_name, _HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, _reflected_pool())
 
@@ -111,6 +114,7 @@ class GrpcServer:
 
     async def stop(self) -> None:
         """Answer what is under way, for some seconds, and close."""
+        self._stopping.set()
         await self._server.stop(GRACE)
 
 
@@ -186,10 +190,11 @@ class _Service:
 
 
 class _Health(health_pb2_grpc.HealthServicer):
-    """Ready or not, of the server ("") and of its services."""
+    """Ready or not, of the server ("") and of its services, until it is `stopping`."""
 
-    def __init__(self, frontend: Frontend) -> None:
+    def __init__(self, frontend: Frontend, stopping: asyncio.Event) -> None:
         self._frontend = frontend
+        self._stopping = stopping
 
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: _Context
@@ -209,15 +214,20 @@ class _Health(health_pb2_grpc.HealthServicer):
             return
         told = None
         while True:
+            stopping = self._stopping.is_set()
             health = self._health()
             if health != told:
                 yield health
                 told = health
-            await asyncio.sleep(_HEALTH_INTERVAL)
+            if stopping:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEALTH_INTERVAL):
+                    await self._stopping.wait()
 
     def _health(self) -> health_pb2.HealthCheckResponse:
         response = health_pb2.HealthCheckResponse
-        ready = self._frontend.ready
+        ready = self._frontend.ready and not self._stopping.is_set()
         return response(status=response.SERVING if ready else response.NOT_SERVING)
 
 
