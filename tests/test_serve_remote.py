@@ -126,6 +126,16 @@ def test_what_does_not_fit_is_refused_with_the_difference(
             ((str(bundle), "--engine", "remote"), "belong together"),
             ((str(bundle), "--engine", "local", "--deployed", server.url), "belong together"),
             ((str(bundle), "--parity", server.url), "go with those of --deployed"),
+            ((str(bundle), "--concurrency", "2"), "need --deployed"),
+            ((str(bundle), "--ca-file", str(tmp_path / "none")), "need --deployed"),
+            (
+                (str(bundle), "--deployed", server.url, "--instances", "2"),
+                "are of worker processes",
+            ),
+            (
+                (str(bundle), "--deployed", server.url, "--parity-instances", "1"),
+                "are of worker processes",
+            ),
             (("--deployed", server.url), "give one BUNDLE"),
             ((str(bundle), "--bundle", str(bundle)), "give one BUNDLE"),
             ((str(alone), "--deployed", server.url, "--parity", server.url), "no parity model"),

@@ -76,16 +76,22 @@ def serve(
         ),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(help="With --deployed: units at a time on each server.")
-    ] = Fleet.concurrency,
+        int | None,
+        typer.Option(
+            help="With --deployed: units at a time on each server; by default "
+            f"{Fleet.concurrency}.",
+            show_default=False,
+        ),
+    ] = None,
     ca_file: Annotated[
         Path | None,
         typer.Option(
-            help="With https and grpcs: the certificates to trust, a PEM file; by default the "
-            "system's.",
+            help="With --deployed: the certificates to trust over https and grpcs, a PEM file; by "
+            "default the system's.",
             metavar="FILE",
+            show_default=False,
         ),
-    ] = Fleet.ca_file,
+    ] = None,
     policy: Annotated[
         PolicyName | None,
         typer.Option(
@@ -96,8 +102,13 @@ def serve(
     ] = None,
     dispatch: Dispatch = None,
     instances: Annotated[
-        int, typer.Option(help="Worker processes for the deployed model.")
-    ] = ServeOptions.instances,
+        int | None,
+        typer.Option(
+            help="Without --deployed: worker processes for the deployed model; by default "
+            f"{ServeOptions.instances}.",
+            show_default=False,
+        ),
+    ] = None,
     parity_instances: Annotated[
         int | None,
         typer.Option(
@@ -178,6 +189,11 @@ def serve(
     if not max_body < inf:
         raise UserError(f"--max-body is a number of MiB, not {max_body}")
     fleet = _fleet(opened, engine, deployed, parity, concurrency, ca_file)
+    if fleet is not None and (instances is not None or parity_instances is not None):
+        raise UserError(
+            "--instances and --parity-instances are of worker processes; leave them out with "
+            "--deployed, where --concurrency says how many units a server gets at a time"
+        )
     spec = policy_spec(
         policy or default_policy(opened, fleet),
         dispatch=dispatch,
@@ -193,7 +209,7 @@ def serve(
     )
     options = ServeOptions(
         policy=spec,
-        instances=instances,
+        instances=ServeOptions.instances if instances is None else instances,
         parity_instances=parity_instances,
         name=name,
         host=host,
@@ -267,7 +283,7 @@ def _fleet(
     engine: EngineName | None,
     deployed: str | None,
     parity: str | None,
-    concurrency: int,
+    concurrency: int | None,
     ca_file: Path | None,
 ) -> Fleet | None:
     remote = engine is EngineName.REMOTE or (engine is None and deployed is not None)
@@ -276,6 +292,8 @@ def _fleet(
     if deployed is None:
         if parity is not None:
             raise UserError("--parity takes the servers that go with those of --deployed")
+        if concurrency is not None or ca_file is not None:
+            raise UserError("--concurrency and --ca-file need --deployed beside them")
         return None
     code = bundle.manifest.code
     if parity is not None and code is None:
@@ -289,7 +307,7 @@ def _fleet(
         bundle.manifest.name,
         code.r if code is not None else 0,
     )
-    return Fleet(upstreams, concurrency, ca_file)
+    return Fleet(upstreams, Fleet.concurrency if concurrency is None else concurrency, ca_file)
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:
