@@ -60,9 +60,8 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
 def _take_precedence() -> None:
     """Run before whatever else wants a core, where the system allows it, so as to send on time."""
     with suppress(AttributeError, OSError):
-        os.sched_setscheduler(
-            0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR))
-        )
+        lowest = os.sched_param(os.sched_get_priority_min(os.SCHED_RR))
+        os.sched_setscheduler(0, os.SCHED_RR, lowest)
 
 
 async def _stop_at_end(commands: asyncio.StreamReader, load: Load) -> None:
