@@ -302,7 +302,7 @@ def inside(namespace: str, *command: str) -> str:
 
 
 async def test_paused_workers_are_stopped_and_continued(tmp_path: Path) -> None:
-    plan = Contention(pauses=Pauses(0.01, Constant(1.0), workers=(1,)))
+    plan = Contention(pauses=Pauses(0.01, Constant(0.5), workers=(1,)))
     bundle = write_linear_bundle(tmp_path)
     options = ServeOptions(instances=2, parity_instances=0, port=0)
     async with contended(plan, 2, bundle) as contention, served(bundle, options) as server:

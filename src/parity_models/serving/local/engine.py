@@ -172,7 +172,7 @@ class LocalEngine:
         self._faults = (plan, start)
         for worker in self._workers.values():
             if worker.joined:
-                worker.tell(InjectFaults(plan, worker.number, start))
+                worker.inject(InjectFaults(plan, worker.number, start))
         for kill in self._kills:
             kill.cancel()
         self._kills = [
@@ -233,7 +233,7 @@ class LocalEngine:
                 worker.join(report)
                 if self._faults is not None:
                     plan, start = self._faults
-                    worker.tell(InjectFaults(plan, worker.number, start))
+                    worker.inject(InjectFaults(plan, worker.number, start))
                 self._to_join.discard(worker.number)
                 if not self._to_join and not self._started.done():
                     self._started.set_result(None)

@@ -148,7 +148,11 @@ class WorkerProcess:
         self._units.send_multipart(frames, zmq.NOBLOCK, copy=False)
         return None
 
-    def tell(self, message: Cancel | InjectFaults | Exit) -> None:
+    def inject(self, faults: InjectFaults) -> None:
+        """Have all units that it is sent from now on suffer these."""
+        self._units.send(encode(faults), zmq.NOBLOCK)
+
+    def tell(self, message: Cancel | Exit) -> None:
         self._control.send(encode(message), zmq.NOBLOCK)
 
     def kill(self, why: str) -> None:

@@ -5,7 +5,7 @@ a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing
 Sockets lie in a directory that only this user can enter, unless a worker is placed elsewhere:
 
 - reports (the engine pulls): hello, heartbeats and results of all workers
-- units (the worker's computing thread pulls)
+- units (the worker's computing thread pulls), and faults, which hold for all units after them
 - control (the worker's other thread pulls): what must not wait for a unit to end
 """
 
@@ -92,8 +92,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_unit = msgspec.msgpack.Decoder(Unit).decode
-decode_control = msgspec.msgpack.Decoder(Cancel | InjectFaults | Exit).decode
+decode_work = msgspec.msgpack.Decoder(Unit | InjectFaults).decode
+decode_control = msgspec.msgpack.Decoder(Cancel | Exit).decode
 decode_report = msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode
 
 

@@ -40,7 +40,7 @@ from parity_models.serving.local.wire import (
     Unit,
     bind,
     decode_control,
-    decode_unit,
+    decode_work,
     encode,
     rows_of,
 )
@@ -80,9 +80,13 @@ class Worker:
         self._reports.send(encode(self._hello))
         while True:
             header, *rows = self._units.recv_multipart(copy=False)
-            with self._device:
-                report = self._run(decode_unit(header.buffer), rows)
-            self._reports.send_multipart(report, copy=False)
+            match decode_work(header.buffer):
+                case Unit() as unit:
+                    with self._device:
+                        report = self._run(unit, rows)
+                    self._reports.send_multipart(report, copy=False)
+                case InjectFaults(plan, worker, start):
+                    self._faults = (start, WorkerFaults(plan, worker))
 
     # The main thread
 
@@ -161,8 +165,6 @@ class Worker:
                 running = self._running
                 if running is not None and running[0] == unit:
                     running[1].terminate = True
-            case InjectFaults(plan, worker, start):
-                self._faults = (start, WorkerFaults(plan, worker))
             case Exit():
                 os._exit(0)
 

@@ -6,6 +6,7 @@ otherwise.
 
 import json
 import shutil
+import tempfile
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -19,7 +20,8 @@ from parity_models.scheduling import BACKUP, parity_work
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
 
-_MLSERVER_RUNTIME = "parm_onnx_runtime.py"
+_MLSERVER_RUNTIME = files("parity_models.serving.remote") / "mlserver" / "parm_onnx_runtime.py"
+"""Not a module of ours: it imports MLServer, where it is copied to."""
 
 
 class Format(StrEnum):
@@ -33,8 +35,8 @@ def export_repository(bundle: Bundle, format: Format, out: Path, name: str | Non
     """Write the models of `bundle` into the new folder `out`.
 
     `name` is the deployed model's, by default the bundle's; the parity models and the backup are
-    called after it. Raises UserError if the folder cannot be written, or the format cannot hold
-    the models.
+    called after it. Raises UserError, with nothing left behind, if the folder cannot be written, or
+    the format cannot hold the models.
     """
     name = bundle.manifest.name if name is None else name
     if not name or "/" in name or name.startswith("."):
@@ -51,12 +53,17 @@ def export_repository(bundle: Bundle, format: Format, out: Path, name: str | Non
                 "Triton's models have rows of one axis or more; this one has single values"
             )
     try:
-        out.mkdir(parents=True)
-        for model_name, (model, path) in models.items():
-            (out / model_name).mkdir()
-            write(out / model_name, model_name, model, path)
-    except FileExistsError as error:
-        raise UserError(f"{out} is there already; choose a new folder") from error
+        if out.exists():
+            raise UserError(f"{out} is there already; choose a new folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{out.name}-", dir=out.parent, ignore_cleanup_errors=True
+        ) as beside:
+            new = Path(beside, "new")
+            for model_name, (model, path) in models.items():
+                (new / model_name).mkdir(parents=True)
+                write(new / model_name, model_name, model, path)
+            new.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
 
@@ -82,11 +89,10 @@ def _write_mlserver(folder: Path, name: str, model: ModelFile, path: Path) -> No
         return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
 
     shutil.copyfile(path, folder / "model.onnx")
-    source = files("parity_models.serving.remote") / _MLSERVER_RUNTIME
-    (folder / _MLSERVER_RUNTIME).write_bytes(source.read_bytes())
+    (folder / _MLSERVER_RUNTIME.name).write_bytes(_MLSERVER_RUNTIME.read_bytes())
     settings = {
         "name": name,
-        "implementation": f"{_MLSERVER_RUNTIME.removesuffix('.py')}.OnnxModel",
+        "implementation": f"{_MLSERVER_RUNTIME.name.removesuffix('.py')}.OnnxModel",
         "platform": "onnxruntime_onnx",
         "versions": ["1"],
         "inputs": [tensor(model.input)],
