@@ -3,6 +3,7 @@
 import json
 from itertools import islice
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from parity_models.faults import (
     MAX_PLAN_BYTES,
     Constant,
     Distribution,
+    Empirical,
     Exponential,
     FaultPlan,
     Kill,
@@ -56,6 +58,7 @@ def distributions() -> st.SearchStrategy[Distribution]:
         times.map(lambda low: Uniform(low, 2 * low)),
         times.map(Exponential),
         st.builds(LogNormal, times, st.floats(0, 1)),
+        st.lists(times, min_size=1, max_size=5).map(lambda seconds: Empirical(tuple(seconds))),
     )
 
 
@@ -111,6 +114,7 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
         ('{"service_time": {"type": "constant", "seconds": -1}}', ">= 0"),
         ('{"service_time": {"type": "constant", "seconds": NaN}}', "malformed"),
         ('{"service_time": {"type": "uniform", "low": 2, "high": 1}}', "must not be above high"),
+        ('{"service_time": {"type": "empirical", "seconds": []}}', "length >= 1"),
         ('{"kills": [{"worker": -1, "at": 1}]}', ">= 0"),
         ('{"random_kills": {"mean_between": 0}}', ">= 0.001"),
     ],
@@ -251,6 +255,25 @@ def test_as_many_transfers_run_at_all_times_as_the_plan_says() -> None:
     for tenth in range(1, 300):
         active = [transfers.active(worker, tenth / 10) for worker in range(18)]
         assert sum(active) == 2 * SHUFFLES.transfers
+
+
+def test_of_transfers_between_workers_that_are_not_asked_about_nothing_is_remembered() -> None:
+    everyone, alone = Transfers(SHUFFLES, seed=1), Transfers(SHUFFLES, seed=1, only=5)
+    for tenth in range(1000):
+        assert alone.active(5, tenth / 10) == everyone.active(5, tenth / 10)
+    assert set(alone._spells) == {5}
+    assert len(alone._spells[5]) <= SHUFFLES.transfers
+
+
+def test_measured_times_are_drawn_alike() -> None:
+    rng = Random(1)
+    drawn = [Empirical((0.01, 0.02, 0.02, 0.5)).draw(rng) for _ in range(4000)]
+    shares = [drawn.count(seconds) / len(drawn) for seconds in (0.01, 0.02, 0.5)]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.05)
+
+
+def test_shuffles_may_be_between_more_workers_than_there_are() -> None:
+    FaultPlan(shuffles=SHUFFLES).check(12)
 
 
 def test_transfers_move_from_worker_to_worker() -> None:

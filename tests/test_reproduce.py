@@ -1,5 +1,6 @@
 """Latency experiments: files are checked, trials are cached, a report says what was run."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from parity_models.bench.experiment import (
 from parity_models.bench.figures import Line
 from parity_models.bench.real_trial import Laboratory
 from parity_models.bench.reproduce_latency import PRESETS, FigureResult, Plan, expected_seconds
+from parity_models.bench.service_times import read_service_times
 from parity_models.bench.targets import Target, collapse, targets
 from parity_models.bench.trial import (
     Mode,
@@ -28,6 +30,7 @@ from parity_models.bench.trial import (
 )
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.errors import UserError
+from parity_models.faults import Empirical
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 
 SMALL = """
@@ -168,6 +171,12 @@ def test_an_experiment_that_is_not_there_is_refused_naming_those_that_are() -> N
         load_experiment("99z")
 
 
+def test_trials_are_called_what_they_were_always_called() -> None:
+    """Results that were measured with an earlier version are found again."""
+    assert trial(Mode.SIMULATED, 500).key == "d2d9bcd42e25a8bcb34449bb"
+    assert trial(Mode.REAL, 100).key == "b10af9b76587414b9c39e872"
+
+
 def test_a_simulated_trial_is_the_same_every_time() -> None:
     assert simulate_trial(trial(Mode.SIMULATED, 500)) == simulate_trial(trial(Mode.SIMULATED, 500))
 
@@ -187,6 +196,19 @@ def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Pat
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for results and bundles, so that these are trained once."""
     return tmp_path_factory.mktemp("work")
+
+
+def test_a_policy_without_redundancy_has_the_first_instances_of_a_real_trial(work: Path) -> None:
+    """What is planned for the others, a kill and pauses, is left out."""
+    asked = trial(Mode.REAL, 100)
+    setting = msgspec.structs.replace(asked.setting, kill_every=100.0, pause_every=5.0)
+    asked = msgspec.structs.replace(
+        asked, setting=setting, policy=PolicySpec(name=PolicyName.NONE), seed=9
+    )
+    assert (asked.workers, setting.all_instances) == (2, 3)
+    assert [kill.worker for kill in setting.faults(9, asked.seconds).kills] == [2]
+    result = Laboratory(work / "bundles").run(asked)
+    assert (result.answered, result.errors) == (100, 0)
 
 
 def test_a_real_trial_serves_and_asks_for_real(work: Path) -> None:
@@ -220,14 +242,20 @@ def result(p50: float, p999: float, errors: int = 0) -> TrialResult:
     return result_of(latencies, errors, {"model": 1000}, work=1.2, send_delay_p99_ms=0.4)
 
 
-def judged(name: str, **series: dict[int, TrialResult]) -> dict[str, Target]:
-    """The targets of a figure with such results, by point, real and simulated alike."""
+def judged(
+    name: str, modes: tuple[Mode, ...] = tuple(Mode), **series: dict[int, TrialResult]
+) -> dict[str, Target]:
+    """The targets of a figure with such results, by point, in all `modes` alike."""
     experiment = load_experiment(name)
     lines = []
     for each in experiment.series:
         at = series.get(each.label.split(",")[0].replace(" ", "_"), {})
         results = [at.get(point) for point in range(len(experiment.points))]
-        lines.append(Line(each.label, results, results))
+        nothing = [None] * len(results)
+        simulated, real = (
+            results if mode in modes else nothing for mode in (Mode.SIMULATED, Mode.REAL)
+        )
+        lines.append(Line(each.label, simulated, real))
     plan = Plan(name, experiment, PRESETS["quick"], 0, Network.SHAPED)
     return {target.what: target for target in targets([FigureResult(plan, tuple(lines))])}
 
@@ -251,6 +279,39 @@ def test_kills_are_compared_with_the_undisturbed_run() -> None:
     assert judged("kills", adaptive_parity={0: calm, 2: result(25, 59)})[what].met
     assert not judged("kills", adaptive_parity={0: calm, 2: result(25, 61)})[what].met
     assert not judged("kills", adaptive_parity={0: calm, 2: result(25, 30, 1)})[what].met
+
+
+def test_adaptive_parity_is_compared_with_the_best_fixed_policy_at_each_load() -> None:
+    what = "p99.9 of adaptive parity / the best fixed policy, by load, simulated"
+    equal = {0: result(25, 100), 1: result(25, 100), 2: result(25, 50, errors=3)}
+    shared = {0: result(25, 60), 1: result(25, 200), 2: result(25, 200)}
+    adaptive = {0: result(25, 63), 1: result(25, 50), 2: result(25, 100)}
+    found = judged("load", equal_resources=equal, hedging=shared, adaptive_parity=adaptive)
+    assert found[what].measured == "10%: 1.05x, 20%: 0.50x, 30%: 0.50x"
+    assert found[what].met
+    slower = adaptive | {1: result(25, 120)}
+    assert not judged("load", equal_resources=equal, adaptive_parity=slower)[what].met
+
+
+@pytest.mark.parametrize(
+    ("figure", "what"),
+    [
+        ("9a", "gap of equal resources / adaptive parity, k=2, 270 queries/s (56% load), real"),
+        ("10", "gap of equal resources / adaptive parity, k=3, real"),
+        ("hedging", "p99.9 of hedging / adaptive parity, by load, real"),
+        ("hedging", "p99.9 of hedging / adaptive parity at 50 % load, real"),
+        ("load", "p99.9 of equal resources / adaptive parity at 100 % load, real"),
+        ("kills", "adaptive parity, kill -9 every 2 s, real"),
+        ("9a", "median of adaptive parity / equal resources, worst of all figures, real"),
+        ("9a", "the load generator's send error at p99, worst of all real runs"),
+    ],
+)
+def test_what_was_not_run_for_real_says_so(figure: str, what: str) -> None:
+    alike = {point: result(25, 100) for point in range(8)}
+    found = judged(
+        figure, (Mode.SIMULATED,), equal_resources=alike, hedging=alike, adaptive_parity=alike
+    )
+    assert (found[what].measured, found[what].met) == ("not run", None)
 
 
 def test_a_policy_collapses_where_its_median_doubles_or_queries_fail() -> None:
@@ -288,12 +349,68 @@ def test_simulate_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert '"p999_ms"' in (tmp_path / "s.json").read_text()
 
 
+def test_simulate_takes_options_of_policies_traces_measured_times_and_faults(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "trace.txt").write_text("\n".join(str(7 + i / 200) for i in range(2000)))
+    np.save(tmp_path / "times.npy", np.repeat([0.02, 0.03], 500))
+    done = parm(
+        "simulate", "--policy", "replication", "--copies", "3", "--policy", "parity", "--pool",
+        "dedicated", "--instances", "12", "--arrivals", tmp_path / "trace.txt", "--service-times",
+        tmp_path / "times.npy", "--pause-every", "2", "--pause", "300", "--kill-every", "1",
+        "--deadline", "0.1", "--default-prediction", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1,000 queries at 200/s" in done.stdout
+    assert "defaults" in done.stdout
+    report = json.loads((tmp_path / "s.json").read_text())
+    replication, parity = report["options"]
+    assert (replication["copies"], parity["pool"]) == (3, "dedicated")
+    assert report["setting"]["kill_every"] == 1
+    assert report["policies"]["replication"]["sources"]["default"] > 0
+    assert all(each["errors"] == 0 for each in report["policies"].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("times.txt", "0.02\nfast\n", "one number of seconds per line"),
+        ("times.txt", "", "has 0 service times"),
+        ("times.txt", "0.1 0.2\n0.3 0.4\n", "of shape"),
+        ("times.txt", "0.02\n0\n", "that are 0"),
+        ("times.txt", "nan\n", "not finite"),
+        ("times.npy", "0.02\n", "must be an .npy file"),
+        ("", None, "cannot read"),
+    ],
+)
+def test_what_is_no_file_of_service_times_is_refused(
+    name: str, content: str | None, reason: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=reason):
+        read_service_times(tmp_path / name)
+
+
+def test_service_times_are_read_from_arrays_and_lists(tmp_path: Path) -> None:
+    np.save(tmp_path / "times.npy", np.array([0.02, 0.03]))
+    (tmp_path / "times.txt").write_text("# measured\n0.02\n0.03\n")
+    for name in ("times.npy", "times.txt"):
+        assert read_service_times(tmp_path / name) == Empirical((0.02, 0.03))
+    measured = Setting(service=Empirical((0.02, 0.03)), load=0.5)
+    assert measured.queries_per_second == pytest.approx(0.5 * 12 / 0.025)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("simulate", "--k", "1"),
         ("simulate", "--load", "0"),
         ("simulate", "--decoder", "none"),
+        ("simulate", "--policy", "hedging", "--copies", "3"),
+        ("simulate", "--deadline", "0"),
+        ("simulate", "--kill-every", "0.00001"),
+        ("simulate", "--arrivals", "no such file"),
         ("reproduce", "latency", "--preset", "huge"),
         ("reproduce", "latency", "--figure", "99z"),
         ("reproduce", "latency", "--network", "wireless"),

@@ -20,6 +20,9 @@ from parity_models.errors import FaultPlanError
 MAX_PLAN_BYTES = 1 << 20
 """A longer plan is not read."""
 
+MAX_MEASURED = 100_000
+"""Times that an empirical distribution holds at most."""
+
 SLICE = 0.001
 """Units of one worker that begin within the same slice of time get the same drawn times."""
 
@@ -69,7 +72,16 @@ class LogNormal(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="lo
         return rng.lognormvariate(log(self.median), self.sigma)
 
 
-Distribution = Constant | Uniform | Exponential | LogNormal
+class Empirical(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="empirical"):
+    """One of `seconds`, each as likely as the others: times as they were measured."""
+
+    seconds: Annotated[tuple[Duration, ...], msgspec.Meta(min_length=1, max_length=MAX_MEASURED)]
+
+    def draw(self, rng: Random) -> float:
+        return rng.choice(self.seconds)
+
+
+Distribution = Constant | Uniform | Exponential | LogNormal | Empirical
 
 
 class Slowdowns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +113,7 @@ class Shuffles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     A transfer lasts for a drawn `length`. Every unit of a worker takes a drawn `delay` longer
     for each transfer it is an end of (Kosaian et al., SOSP 2019, section 5.1). `workers` is how
-    many there are to draw from: numbers 0 to workers - 1.
+    many there are to draw from: numbers 0 to workers - 1, of which not all need be there.
     """
 
     transfers: Annotated[int, msgspec.Meta(ge=1, le=100_000)]
@@ -160,8 +172,6 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         named = {kill.worker for kill in self.kills}
         for part in (self.slowdowns, self.pauses, self.neighbours, self.random_kills):
             named.update(part.workers or () if part else ())
-        if self.shuffles is not None:
-            named.add(self.shuffles.workers - 1)
         for worker in sorted(named):
             if not 0 <= worker < workers:
                 raise FaultPlanError(
@@ -229,7 +239,7 @@ class WorkerFaults:
         self._neighbour: Neighbour | None = None
         self._shuffles = plan.shuffles
         if plan.shuffles is not None and transfers is None:
-            transfers = Transfers(plan.shuffles, plan.seed)
+            transfers = Transfers(plan.shuffles, plan.seed, worker)
         self._transfers = transfers
         slowdowns, pauses = plan.slowdowns, plan.pauses
         if slowdowns is not None and _among(worker, slowdowns.workers):
@@ -310,11 +320,13 @@ class Neighbour:
 class Transfers:
     """The course of a plan's shuffles: which transfers run when, between whom.
 
-    Drawn as far as asked for; each worker's times must not decrease.
+    Drawn as far as asked for; each worker's times must not decrease. `only`: the one worker that
+    will be asked about, so that nothing is remembered of the others; None: any.
     """
 
-    def __init__(self, shuffles: Shuffles, seed: int) -> None:
+    def __init__(self, shuffles: Shuffles, seed: int, only: int | None = None) -> None:
         self._shuffles = shuffles
+        self._only = only
         self._lanes = [Random(f"{seed}/shuffle {lane}") for lane in range(shuffles.transfers)]
         self._next = [(0.0, lane) for lane in range(shuffles.transfers)]
         self._spells: dict[int, list[tuple[float, float]]] = {}
@@ -335,7 +347,8 @@ class Transfers:
                 length *= rng.random()  # as if it had begun before, so that lanes do not march
             heapq.heapreplace(self._next, (start + max(length, SLICE), lane))
             for worker in rng.sample(range(self._shuffles.workers), 2):
-                self._spells.setdefault(worker, []).append((start, start + length))
+                if self._only in (None, worker):
+                    self._spells.setdefault(worker, []).append((start, start + length))
 
 
 class Spells:

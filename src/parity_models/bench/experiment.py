@@ -6,6 +6,7 @@ from importlib import resources
 from math import ceil
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +19,7 @@ from parity_models.faults import (
     Constant,
     Distribution,
     Duration,
+    Empirical,
     Exponential,
     FaultPlan,
     Kill,
@@ -90,6 +92,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"{self.tenants} instances of another tenant are to be each beside another one, "
                 f"but there are {self.all_instances}"
             )
+        if _typical(self.service) <= 0:
+            raise ValueError("units take no time: give a service time above 0")
+        for name, least in (("pause_every", 0.001), ("kill_every", 0.1)):
+            if 0 < getattr(self, name) < least:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} s; give {least} s or more, or 0 for never"
+                )
 
     @property
     def parity_instances(self) -> int:
@@ -316,3 +325,5 @@ def _typical(distribution: Distribution) -> float:
             return mean
         case LogNormal(median):
             return median
+        case Empirical(seconds):
+            return fmean(seconds)

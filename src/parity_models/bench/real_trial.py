@@ -51,6 +51,9 @@ class Laboratory:
         setting = trial.setting
         links = trial.network is Network.SHAPED
         faults = setting.faults(trial.seed, trial.seconds)
+        # A policy with fewer instances is spared what the others' would have met.
+        there = tuple(kill for kill in faults.kills if kill.worker < trial.workers)
+        faults = msgspec.structs.replace(faults, kills=there)
         if not links:
             faults = msgspec.structs.replace(faults, shuffles=setting.drawn_shuffles())
         options = ServeOptions(
@@ -78,7 +81,7 @@ class Laboratory:
                 contention = await stack.enter_async_context(
                     contended(plan, setting.all_instances, bundle.path)
                 )
-                options = replace(options, placements=contention.placements)
+                options = replace(options, placements=contention.placements[: trial.workers])
             prefix = contention.prefix if contention else ()
             server = await stack.enter_async_context(served(bundle.path, options, prefix))
 

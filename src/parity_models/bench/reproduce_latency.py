@@ -67,15 +67,14 @@ class Plan:
         """(position on the axis, trial) of a series, simulated and real."""
         for point in range(len(self.experiment.points)):
             yield point, self._trial(Mode.SIMULATED, series, point)
-            if self._is_real(series, point):
+            if self.network is not None and self.is_real(series, point):
                 yield point, self._trial(Mode.REAL, series, point)
 
     def all_trials(self) -> list[Trial]:
         return [trial for series in self.experiment.series for _, trial in self.trials(series)]
 
-    def _is_real(self, series: Series, point: int) -> bool:
-        if self.network is None:
-            return False
+    def is_real(self, series: Series, point: int) -> bool:
+        """Is this run for real, unless all is simulated?"""
         if self.preset.quick or self.experiment.apart:
             return series.real and point in self.experiment.real
         return True

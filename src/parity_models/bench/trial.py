@@ -77,6 +77,16 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return (self.warm_up + self.queries) / self.setting.queries_per_second
 
     @property
+    def code(self) -> Code:
+        return Code(self.setting.code, (1,), (1,))
+
+    @property
+    def workers(self) -> int:
+        """How many of the setting's instances the policy has: all of them, but for none."""
+        policy, _ = self.policy.build(self.code)
+        return len(policy.works(self.setting.instances, self.setting.parity_instances))
+
+    @property
     def config(self) -> SchedulerConfig:
         return SchedulerConfig(max_batch=self.setting.max_batch)
 
@@ -144,21 +154,31 @@ def result_of(
     )
 
 
-def simulate_trial(trial: Trial) -> TrialResult:
-    """Run a trial in the simulator."""
+def simulate_trial(
+    trial: Trial,
+    arrivals: NDArray[np.float64] | None = None,
+    config: SchedulerConfig | None = None,
+) -> TrialResult:
+    """Run a trial in the simulator.
+
+    `arrivals` (warm_up + queries,) are the times in seconds at which queries arrive, in order;
+    without them arrivals are Poisson. `config`: the scheduler's, in place of the trial's.
+    """
     setting = trial.setting
     total = trial.warm_up + trial.queries
+    if arrivals is None:
+        arrivals = poisson_arrivals(setting.queries_per_second, total, trial.seed)
     simulation = Simulation(
-        poisson_arrivals(setting.queries_per_second, total, trial.seed),
+        arrivals,
         setting.instances,
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
         faults=setting.simulated_faults(trial.seed, trial.seconds),
         overhead=DISPATCH,
-        config=trial.config,
+        config=config or trial.config,
         seed=trial.seed,
     )
-    result = simulate(simulation, *trial.policy.build(Code(setting.code, (1,), (1,))))
+    result = simulate(simulation, *trial.policy.build(trial.code))
     sources = result.sources[trial.warm_up :]
     answered = sources != FAILED
     counts = {

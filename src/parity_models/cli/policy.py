@@ -3,6 +3,7 @@
 An option that is not given is None, and PolicySpec's own default holds.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -104,6 +105,25 @@ def policy_spec(name: PolicyName, **options: Any) -> PolicySpec:
     if {"hedge_delay", "hedge_quantile"} <= given.keys():
         raise UserError("give --hedge-delay or --hedge-quantile, not both")
     return PolicySpec(name=name, **given)
+
+
+def policy_specs(names: Sequence[PolicyName], **options: Any) -> list[PolicySpec]:
+    """The policies `names`, each with those of the options that it has.
+
+    Raises UserError as policy_spec does, and for an option that none of the policies has.
+    """
+    shared = {option for option in options for name in names if option in OPTIONS[name]}
+    return [
+        policy_spec(
+            name,
+            **{
+                option: value
+                for option, value in options.items()
+                if option in OPTIONS[name] or option not in shared
+            },
+        )
+        for name in names
+    ]
 
 
 def seconds(milliseconds: float | None) -> float | None:

@@ -1,21 +1,40 @@
 """parm simulate: policies compared at any scale, by the scheduler that serves."""
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from parity_models.bench.experiment import Setting
+from parity_models.bench.load.trace import read_trace
+from parity_models.bench.service_times import read_service_times
 from parity_models.bench.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models.cli.json_file import write_json
+from parity_models.cli.policy import (
+    Answer,
+    AnswerAfter,
+    Copies,
+    Dispatch,
+    HedgeBudget,
+    HedgeDelay,
+    HedgeQuantile,
+    MaxGroupWait,
+    ParityDelay,
+    PoolOption,
+    policy_specs,
+    seconds,
+)
 from parity_models.errors import UserError
-from parity_models.faults import LogNormal
-from parity_models.scheduling import Source
-from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec
+from parity_models.faults import Exponential, LogNormal
+from parity_models.scheduling import SchedulerConfig, Source
+from parity_models.scheduling.spec import PolicyName
 
 DEFAULT = (
     PolicyName.EQUAL_RESOURCES,
@@ -23,6 +42,7 @@ DEFAULT = (
     PolicyName.PARITY,
     PolicyName.ADAPTIVE_PARITY,
 )
+QUERIES = 100_000
 
 
 def simulate(
@@ -30,10 +50,16 @@ def simulate(
         list[PolicyName] | None,
         typer.Option(help="A policy to simulate; may be given several times.", show_default=False),
     ] = None,
-    dispatch: Annotated[
-        DispatchName | None,
-        typer.Option(help="The dispatch rule; by default each policy's own.", show_default=False),
-    ] = None,
+    dispatch: Dispatch = None,
+    pool: PoolOption = None,
+    max_group_wait: MaxGroupWait = None,
+    parity_delay: ParityDelay = None,
+    answer: Answer = None,
+    answer_after: AnswerAfter = None,
+    copies: Copies = None,
+    hedge_delay: HedgeDelay = None,
+    hedge_quantile: HedgeQuantile = None,
+    hedge_budget: HedgeBudget = None,
     instances: Annotated[int, typer.Option(help="Instances of the deployed model.")] = 12,
     k: Annotated[
         int,
@@ -49,7 +75,22 @@ def simulate(
         float | None,
         typer.Option(help="Queries per second, in place of --load.", show_default=False),
     ] = None,
-    queries: Annotated[int, typer.Option(help="Queries to simulate.", min=100)] = 100_000,
+    arrivals: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of --load: queries arrive at the times in this file, one number of "
+            "seconds per line, in order; the first at once.",
+            metavar="FILE",
+        ),
+    ] = None,
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            help=f"Queries to simulate; by default {QUERIES:,}, or all of --arrivals.",
+            min=100,
+            show_default=False,
+        ),
+    ] = None,
     warm_up: Annotated[
         int, typer.Option(help="Further queries, before; not counted.", min=0)
     ] = 1000,
@@ -59,6 +100,14 @@ def simulate(
     spread: Annotated[
         float, typer.Option(help="Standard deviation of the service time's logarithm.")
     ] = 0.05,
+    service_times: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of --service-time and --spread: draw from the measured times in this "
+            "file, an .npy array or one number of seconds per line.",
+            metavar="FILE",
+        ),
+    ] = None,
     max_batch: Annotated[int, typer.Option(help="Queries that an instance runs at once.")] = 1,
     shuffles: Annotated[
         int | None,
@@ -71,6 +120,28 @@ def simulate(
     tenants: Annotated[
         int, typer.Option(help="Instances of another tenant, each beside one of these.")
     ] = 0,
+    pause_every: Annotated[
+        float, typer.Option(help="Seconds between pauses of an instance, on average; 0 is never.")
+    ] = 0.0,
+    pause: Annotated[
+        float, typer.Option(help="Milliseconds that a pause lasts, on average (exponential).")
+    ] = 100.0,
+    kill_every: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after which another instance is killed, to be back 1 s later; 0 is never."
+        ),
+    ] = 0.0,
+    deadline: Annotated[
+        float, typer.Option(help="Seconds after which a query fails.")
+    ] = SchedulerConfig.deadline,
+    default_prediction: Annotated[
+        bool,
+        typer.Option(
+            "--default-prediction",
+            help="Answer queries with a default at their --deadline, instead of failing them.",
+        ),
+    ] = False,
     seed: Annotated[
         int, typer.Option(help="Fixes arrivals, service times, disturbances.", min=0)
     ] = 0,
@@ -83,6 +154,30 @@ def simulate(
     Drives the scheduler that serves with imagined instances, so that 10,000 of them and a million
     queries take a minute or two for each policy. All but none have the same number of instances.
     """
+    names = list(dict.fromkeys(policy or DEFAULT))
+    specs = policy_specs(
+        names,
+        dispatch=dispatch,
+        pool=pool,
+        max_group_wait=seconds(max_group_wait),
+        parity_delay=seconds(parity_delay),
+        answer=answer,
+        answer_after=seconds(answer_after),
+        copies=copies,
+        hedge_delay=seconds(hedge_delay),
+        hedge_quantile=hedge_quantile,
+        hedge_budget=hedge_budget,
+    )
+    times = None
+    if arrivals is not None:
+        if rate is not None:
+            raise UserError("give --rate or --arrivals, not both")
+        times = _arrivals(arrivals, queries, warm_up)
+        queries = len(times) - warm_up
+        rate = float(len(times) / times[-1])
+    queries = queries or QUERIES
+    if not 0 < deadline < inf:
+        raise UserError(f"--deadline is a number of seconds above 0, not {deadline}")
     try:
         setting = Setting(
             instances=instances,
@@ -92,24 +187,34 @@ def simulate(
             load=load,
             rate=rate,
             max_batch=max_batch,
-            service=LogNormal(service_time / 1e3, spread),
+            service=(
+                LogNormal(service_time / 1e3, spread)
+                if service_times is None
+                else read_service_times(service_times)
+            ),
             shuffles=round(instances / 3) if shuffles is None else shuffles,
             tenants=tenants,
+            pause_every=pause_every,
+            pause=Exponential(pause / 1e3),
+            kill_every=kill_every,
         )
         setting = msgspec.convert(msgspec.to_builtins(setting), Setting)  # checks the bounds
     except ValueError as error:
         raise UserError(f"this cannot be simulated: {error}") from error
+    config = SchedulerConfig(
+        max_batch=max_batch, deadline=deadline, default_prediction=default_prediction
+    )
     results = {}
-    for name in tqdm(policy or DEFAULT, desc="policies"):
+    for spec in tqdm(specs, desc="policies"):
         trial = Trial(
             mode=Mode.SIMULATED,
             setting=setting,
-            policy=PolicySpec(name=name, dispatch=dispatch),
+            policy=spec,
             queries=queries,
             warm_up=warm_up,
             seed=seed,
         )
-        results[str(name)] = simulate_trial(trial)
+        results[str(spec.name)] = simulate_trial(trial, times, config)
     console = Console()
     console.print(
         f"Simulated: {setting.instances:,} + {setting.parity_instances:,} instances, "
@@ -119,14 +224,34 @@ def simulate(
     )
     console.print(_table(results))
     if json is not None:
-        write_json(json, {"setting": setting, "queries": queries, "policies": results})
+        write_json(
+            json, {"setting": setting, "queries": queries, "options": specs, "policies": results}
+        )
+
+
+def _arrivals(path: Path, queries: int | None, warm_up: int) -> NDArray[np.float64]:
+    """The times (n,) in the file, or those for so many `queries` after `warm_up` others."""
+    times = read_trace(str(path))
+    wanted = warm_up + (queries or 100)
+    if len(times) < wanted:
+        raise UserError(
+            f"{path} has {len(times):,} times, too few for {wanted:,} queries, the {warm_up:,} of "
+            "--warm-up included"
+        )
+    times = times if queries is None else times[:wanted]
+    if not times[-1]:
+        raise UserError(f"all times of {path} are the same, so there is no rate of arrivals")
+    return times
 
 
 def _table(results: dict[str, TrialResult]) -> Table:
     table = Table()
     table.add_column("policy")
+    defaults = any(result.share(Source.DEFAULT) for result in results.values())
     for heading in ("p50", "p99", "p99.9", "gap", "recon-\nstructed", "work", "errors"):
         table.add_column(heading, justify="right")
+    if defaults:
+        table.add_column("defaults", justify="right")
     for name, result in results.items():
         reconstructed = result.share(Source.RECONSTRUCTION)
         table.add_row(
@@ -135,5 +260,6 @@ def _table(results: dict[str, TrialResult]) -> Table:
             f"{reconstructed:.1%}",
             f"{result.work:.2f}",
             f"{result.errors:,}",
+            *((f"{result.share(Source.DEFAULT):.1%}",) if defaults else ()),
         )
     return table

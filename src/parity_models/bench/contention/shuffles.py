@@ -81,13 +81,16 @@ def _run_lane(course: Iterator[Leg], machines: Star, start: float, stop: Event) 
 def _transfer(
     zeros: int, sender: socket.socket, receiver: socket.socket, end: float, stop: Event
 ) -> None:
-    sender.settimeout(None)
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _POLL)
-    sending = Thread(target=_send, args=(zeros, sender, end))
-    sending.start()
-    _receive(receiver, end, stop)
-    sending.join()
-    sender.close()
+    with sender, receiver:
+        sender.settimeout(None)
+        sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _POLL)
+        sending = Thread(target=_send, args=(zeros, sender, end))
+        sending.start()
+        try:
+            _receive(receiver, end, stop)
+        finally:
+            receiver.close()  # which the sender is told
+            sending.join()
 
 
 def _send(zeros: int, sender: socket.socket, end: float) -> None:
@@ -102,12 +105,11 @@ def _send(zeros: int, sender: socket.socket, end: float) -> None:
 
 def _receive(receiver: socket.socket, end: float, stop: Event) -> None:
     buffer = bytearray(_CHUNK)
-    with receiver:
-        receiver.settimeout(None)
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _POLL)
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WAKE)
-        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        while time.monotonic() < end and not stop.is_set():
-            with suppress(BlockingIOError):
-                # MSG_TRUNC: TCP drops the bytes instead of copying them (tcp(7)).
-                receiver.recv_into(buffer, _CHUNK, socket.MSG_TRUNC)
+    receiver.settimeout(None)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _POLL)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, _WAKE)
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    while time.monotonic() < end and not stop.is_set():
+        with suppress(BlockingIOError):
+            # MSG_TRUNC: TCP drops the bytes instead of copying them (tcp(7)).
+            receiver.recv_into(buffer, _CHUNK, socket.MSG_TRUNC)
