@@ -77,7 +77,8 @@ async def test_servers_are_compared_under_the_same_load_and_their_own_faults(
         assert (result.score == 1).all()
         np.testing.assert_array_equal(result.scheduled, results["quick"].scheduled)
     assert np.median(results["quick"].latency) < 0.1
-    assert (results["slow"].latency >= 0.1).all()
+    # Those sent while the server is told of its faults may escape them.
+    assert (results["slow"].latency[10:] >= 0.1).all()
     assert children() == before
 
 
