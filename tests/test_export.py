@@ -77,6 +77,9 @@ def test_what_cannot_be_written_is_refused(bundle: Path, tmp_path: Path, format:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         export_repository(opened, format, tmp_path / "file" / "repository")
+    with pytest.raises(UserError, match="cannot write"):
+        export_repository(opened, format, tmp_path / "new" / "repository", "m" * 250)
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_triton_has_no_rows_of_single_values(tmp_path: Path) -> None:
