@@ -2,8 +2,9 @@
 
 import asyncio
 import re
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from parity_models.bench.load import (
     offer_load,
     offer_load_from_own_process,
 )
+from parity_models.bench.load.rest import rest_target
+from parity_models.bench.load.target import NoAnswerError
 from parity_models.bench.load_report import report_of, write_histogram, write_latencies
 from parity_models.bench.load_result import LoadResult
 from parity_models.errors import LoadError
@@ -144,6 +147,27 @@ async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: 
     )
 
 
+async def test_a_request_is_sent_when_it_is_written_and_not_if_nobody_is_there() -> None:
+    told: list[str] = []
+
+    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
+        told.append("arrived")
+        response = answer(row)
+        response.force_close()
+        return response
+
+    async with AsyncExitStack() as stack:
+        async with serving(handle) as url:
+            target = await stack.enter_async_context(rest_target(url, "model", 1, True))
+            ask = target.prepare(np.zeros((1, CLASSES), np.float32))
+            assert told == []
+            await ask(lambda: told.append("sent"))
+            assert told == ["sent", "arrived"]
+        with pytest.raises(NoAnswerError, match="connection"):
+            await ask(lambda: told.append("sent"))
+    assert told == ["sent", "arrived"]
+
+
 async def test_a_stalled_server_is_charged_for_every_query_due_meanwhile(data: str) -> None:
     """No answer goes out before all queries are in: a client that waits would wait forever."""
     count = 40
@@ -201,7 +225,12 @@ async def test_a_silent_server_times_out_and_the_number_in_flight_is_bounded(dat
 
 
 @pytest.mark.parametrize("binary", [True, False])
-async def test_requests_hold_batches_and_every_row_is_judged(data: str, binary: bool) -> None:
+@pytest.mark.parametrize("kept", [0, 2**28])
+async def test_requests_hold_batches_and_every_row_is_judged(
+    data: str, binary: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether outputs are kept for it until the load is over, or are too large for that."""
+    monkeypatch.setattr("parity_models.bench.load.generator.MAX_KEPT", kept)
     seen: list[np.ndarray[Any, Any]] = []
 
     async def handle(request: web.Request, rows: np.ndarray[Any, Any]) -> web.Response:
@@ -277,6 +306,13 @@ async def test_several_processes_send_one_schedule(data: str) -> None:
     np.testing.assert_allclose(together.scheduled, alone.scheduled)
     np.testing.assert_array_equal(together.outcome, alone.outcome)
     np.testing.assert_array_equal(together.score, alone.score)
+
+
+async def test_what_a_generator_says_before_it_fails_is_told(data: str) -> None:
+    script = "print('ready', flush=True); input(); print('3 1'); print('no space'); exit(1)"
+    spec = LoadSpec(url="http://127.0.0.1:1", data=data, rate=10, count=5, processes=2)
+    with pytest.raises(LoadError, match="no space"):
+        await offer_load_from_own_process(spec, ignore, prefix=(sys.executable, "-c", script))
 
 
 async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:

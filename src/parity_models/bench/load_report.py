@@ -36,7 +36,10 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class SendDelay(msgspec.Struct, frozen=True):
-    """How much later than scheduled the generator sent, in milliseconds: its own error."""
+    """How much later than scheduled requests went out, in milliseconds: the generator's own error.
+
+    A wait for a new connection is in it.
+    """
 
     p50_ms: float
     p99_ms: float

@@ -96,9 +96,13 @@ def load(
         typer.Option(help="What is right for --inputs, an .npy file.", metavar="FILE"),
     ] = None,
     metric: Annotated[
-        str,
-        typer.Option(help=f"How --labels judge answers: {', '.join(METRICS)}.", metavar="NAME"),
-    ] = DEFAULTS.metric,
+        str | None,
+        typer.Option(
+            help=f"How labels of --inputs judge answers: {', '.join(METRICS)}.",
+            metavar="NAME",
+            show_default=DEFAULTS.metric,
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Queries (rows) in a request.")] = DEFAULTS.batch,
     rate: Annotated[
         float | None,
@@ -113,8 +117,12 @@ def load(
         ),
     ] = None,
     speed: Annotated[
-        float, typer.Option(help="How many times faster than recorded the --trace is.")
-    ] = DEFAULTS.speed,
+        float | None,
+        typer.Option(
+            help="How many times faster than recorded the --trace is.",
+            show_default=f"{DEFAULTS.speed:g}",
+        ),
+    ] = None,
     queries: Annotated[
         int | None, typer.Option(help="Queries to send and count.", show_default=False)
     ] = None,
@@ -226,6 +234,12 @@ def load(
         options: dict[str, Any] = {k: v for k, v in serving.items() if v is not None}
         spec = policy_spec(policy or default_policy(opened), **deciding)
         direct = Direct(str(bundle), ServeOptions(policy=spec, port=0, **options))
+    if inputs is None:
+        _refuse("for --inputs; a task has its own", labels=labels, metric=metric)
+    else:
+        _refuse("of no use with --inputs; give one of the two", task=task, data_dir=data_dir)
+    if trace is None:
+        _refuse("for --trace; change the --rate", speed=speed)
     if queries is not None and duration is not None:
         raise UserError("give --queries or --duration, not both")
     if queries is None and duration is None:
@@ -237,11 +251,11 @@ def load(
         binary=binary,
         data=str(inputs or ""),
         labels=None if labels is None else str(labels),
-        metric=metric,
+        metric=DEFAULTS.metric if metric is None else metric,
         batch=batch,
         rate=rate,
         trace=None if trace is None else str(trace),
-        speed=speed,
+        speed=DEFAULTS.speed if speed is None else speed,
         count=1 if queries is None else queries,
         seed=seed,
         timeout=timeout,
@@ -255,15 +269,11 @@ def load(
         asked = structs.replace(asked, model=asyncio.run(find_model(url)))
     with TemporaryDirectory(prefix="parm-load-") as folder:
         if inputs is None:
-            if labels is not None:
-                raise UserError("--labels belong to --inputs; name the inputs, too")
             chosen = _task(task, opened)
             offered = _with_test_set(asked, chosen, data_dir, Path(folder, "queries.npz"))
             asked = structs.replace(
                 asked, data=f"the test set of {chosen.name}", metric=chosen.metric
             )
-        elif task is not None:
-            raise UserError("give --task or --inputs, not both")
         else:
             offered = asked
         result, interrupted = _offer(offered)

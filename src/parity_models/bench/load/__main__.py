@@ -1,6 +1,7 @@
 """A generator process of a load, for `offer_load_from_own_process`."""
 
 import asyncio
+import gc
 import os
 import selectors
 import sys
@@ -21,8 +22,8 @@ from parity_models.errors import ParityModelsError, UserError
 def main(arguments: Sequence[str]) -> int:
     """SPEC.json RESULT.npz TURN: offer those requests of the load whose turn it is.
 
-    Tells READY, or why not; is told the time to start; tells STARTED and how far it is. Stops
-    when its standard input ends.
+    Tells READY, or why not; is told the time to start; tells STARTED and how far it is, or why
+    it goes no further. Stops when its standard input ends.
     """
     spec_path, result_path, turn = arguments
     _take_precedence()
@@ -45,6 +46,8 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
         _tell(READY)
         if not (start := await commands.readline()):
             return
+        # Nothing made so far will be garbage, so do not search it for some during the load.
+        gc.freeze()
         load.start(float(start), partial(_tell, STARTED))
         others = (
             asyncio.create_task(_report(load)),

@@ -1,6 +1,6 @@
 """Queries straight to a frontend in this process: policies and workers, without HTTP."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -25,7 +25,8 @@ class DirectTarget:
     def prepare(self, rows: NDArray[Any]) -> Ask:
         return partial(self._infer, rows)
 
-    async def _infer(self, rows: NDArray[Any]) -> RowAnswers:
+    async def _infer(self, rows: NDArray[Any], going_out: Callable[[], None]) -> RowAnswers:
+        going_out()
         try:
             answers = await self._frontend.infer(rows)
         except RequestError as error:

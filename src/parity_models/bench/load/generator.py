@@ -1,9 +1,10 @@
 """Sends a load's requests when they are due, and keeps what becomes of each."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ LEAD = 0.1
 """Seconds from the last preparation to the load's start."""
 PATIENCE = 1.0
 """Seconds that answers are waited for once the load has been told to stop."""
+MAX_KEPT = 2**28
+"""Bytes of outputs that are kept until the load is over, to be judged then and not meanwhile."""
 NOT_SENT = -1
 
 
@@ -81,13 +84,15 @@ class Load:
         self._score = np.full(self._rows.shape, np.nan)
         self._outcome = np.full(self._rows.shape, NOT_SENT, np.int16)
         self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
+        outputs = (*self._rows.shape, *target.output.shape)
+        self._kept: NDArray[Any] | None = None
+        if queries.labels is not None and prod(outputs) * target.output.dtype.itemsize <= MAX_KEPT:
+            self._kept = np.empty(outputs, target.output.dtype)
         self._under_way: set[asyncio.Task[None]] = set()
         self.due_so_far = self.failed = 0
 
     def start(self, at: float, started: Callable[[], None]) -> None:
         """Begin to send requests at their times after `at`, in the event loop's time."""
-        # Nothing made so far will be garbage, so do not search it for some during the load.
-        gc.freeze()
         self._sending = asyncio.create_task(self._send_all(at, started))
 
     def stop(self) -> None:
@@ -107,6 +112,9 @@ class Load:
         """What became of the queries after the warm-up that were due before the load ended."""
         counted = np.flatnonzero(self._outcome[:, 0] != NOT_SENT)
         counted = counted[counted >= self._warm_up]
+        if self._kept is not None:
+            for request in counted[self._outcome[counted, 0] < len(SOURCES)]:
+                self._judge(request, self._kept[request])
         batch = self._spec.batch
         return LoadResult(
             scheduled=np.repeat(self._due[counted] - self._counted_from, batch),
@@ -135,11 +143,14 @@ class Load:
 
     async def _send(self, request: int, due: float, ask: Ask) -> None:
         loop = asyncio.get_running_loop()
-        self._send_delay[request] = loop.time() - due
+
+        def going_out() -> None:
+            self._send_delay[request] = loop.time() - due
+
         try:
             async with asyncio.timeout_at(due + self._spec.timeout):
                 try:
-                    answers = await ask()
+                    answers = await ask(going_out)
                 finally:
                     self._latency[request] = loop.time() - due
         except TimeoutError:
@@ -151,16 +162,21 @@ class Load:
         except Exception as error:  # no query that was sent may be missing in the result
             self._fail(request, f"unexpected: {type(error).__name__}")
         else:
-            self._judge(request, answers)
+            self._keep(request, answers)
 
-    def _judge(self, request: int, answers: RowAnswers) -> None:
+    def _keep(self, request: int, answers: RowAnswers) -> None:
         self._outcome[request] = [self._outcomes[source] for source in answers.sources]
+        if self._kept is not None:
+            self._kept[request] = answers.outputs
+        else:
+            self._judge(request, answers.outputs)
+
+    def _judge(self, request: int, outputs: NDArray[Any]) -> None:
         labels = self._queries.labels
         if labels is not None:
             metric = METRICS[self._spec.metric]
             for i, row in enumerate(self._rows[request]):
-                score = metric(answers.outputs[i : i + 1], labels[row : row + 1])
-                self._score[request, i] = score
+                self._score[request, i] = metric(outputs[i : i + 1], labels[row : row + 1])
 
     def _fail(self, request: int, kind: str) -> None:
         self._outcome[request] = self._outcomes.setdefault(kind, len(self._outcomes))

@@ -5,6 +5,7 @@ clock that a machine's processes share. They end when the caller does.
 """
 
 import asyncio
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ from parity_models.errors import LoadError
 
 READY = "ready"
 STARTED = "started"
-"""What a generator process tells; besides, how many of its queries were due and have failed."""
+PROGRESS = re.compile(r"(\d+) (\d+)")
+"""What a generator process tells: PROGRESS is how many of its queries were due and have failed.
+Anything else is why it ends."""
 REPORT_EVERY = 0.5
 """Seconds from one of these to the next."""
 
@@ -45,18 +48,27 @@ async def offer_load_from_own_process(
         spec_path.write_bytes(msgspec.json.encode(spec))
         results = [Path(folder, f"{turn}.npz") for turn in range(spec.processes)]
         async with AsyncExitStack() as stack:
-            children = []
-            for turn, result in enumerate(results):
-                command = (
-                    *prefix, sys.executable, "-m", __package__,
-                    str(spec_path), str(result), str(turn),
-                )  # fmt: skip
-                generator = await stack.enter_async_context(child(command))
-                if generator.message != READY:
-                    raise await generator.failure(LoadError)
-                children.append(generator)
+            commands = [
+                (*prefix, sys.executable, "-m", __package__, str(spec_path), str(result), str(turn))
+                for turn, result in enumerate(results)
+            ]
+            children = await _start(commands, stack)
             await _run(children, spec, started, stop or asyncio.Event())
         return LoadResult.merge([LoadResult.load(result) for result in results])
+
+
+async def _start(commands: Sequence[Sequence[str]], stack: AsyncExitStack) -> list[Child]:
+    """Start all generators at once; they are ready, and end with the `stack`."""
+    starting = (stack.enter_async_context(child(command)) for command in commands)
+    # All are waited for, whatever becomes of one, so that none is left behind.
+    children = []
+    for generator in await asyncio.gather(*starting, return_exceptions=True):
+        if isinstance(generator, BaseException):
+            raise generator
+        if generator.message != READY:
+            raise await generator.failure(LoadError)
+        children.append(generator)
+    return children
 
 
 async def _run(
@@ -91,18 +103,20 @@ class _Listening:
         self._told: dict[Child, tuple[int, int]] = {}
 
     async def listen(self, generator: Child) -> None:
+        why = ""
         async for line in generator.lines():
             if line == STARTED:
                 if self._started is not None:
                     self._started()
                     self._started = None
-            else:
-                due, failed = map(int, line.split())
-                self._told[generator] = due, failed
+            elif progress := PROGRESS.fullmatch(line):
+                self._told[generator] = int(progress[1]), int(progress[2])
                 self._show()
+            else:
+                why = line
         code = await generator.wait()
         if code != 0:
-            raise LoadError(f"the load stopped with exit code {code}")
+            raise LoadError(why or f"the load stopped with exit code {code}")
 
     def _show(self) -> None:
         due, failed = map(sum, zip(*self._told.values(), strict=True))

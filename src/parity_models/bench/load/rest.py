@@ -1,9 +1,10 @@
 """Queries over REST to any server of the Open Inference Protocol."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -53,10 +54,10 @@ class RestTarget:
     def prepare(self, rows: NDArray[Any]) -> Ask:
         return partial(self._post, self._writer.body(rows), len(rows))
 
-    async def _post(self, body: bytes, rows: int) -> RowAnswers:
+    async def _post(self, body: bytes, rows: int, going_out: Callable[[], None]) -> RowAnswers:
         try:
             async with self._session.post(
-                self._url, data=body, headers=self._writer.headers
+                self._url, data=body, headers=self._writer.headers, trace_request_ctx=going_out
             ) as response:
                 content = await _read(response, self._max_answer)
         except aiohttp.ClientError as error:
@@ -99,7 +100,20 @@ async def find_model(url: str) -> str:
 def _session() -> aiohttp.ClientSession:
     # The generator has its own limits, of queries in flight and of their time.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION)
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout())
+    writes = aiohttp.TraceConfig()
+    writes.on_request_chunk_sent.append(_before_write)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=aiohttp.ClientTimeout(), trace_configs=[writes]
+    )
+
+
+async def _before_write(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    body: aiohttp.TraceRequestChunkSentParams,
+) -> None:
+    # The signal's name says sent, but it comes before the write: of headers and body at once.
+    context.trace_request_ctx()
 
 
 def _base(url: str) -> str:

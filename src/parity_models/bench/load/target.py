@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from parity_models.bench.wire import RowAnswers
 from parity_models.models.tensor import TensorSpec
 
-Ask = Callable[[], Awaitable[RowAnswers]]
+Ask = Callable[[Callable[[], None]], Awaitable[RowAnswers]]
+"""Sends a request, and calls what it is given right before the request goes out. It raises
+NoAnswerError."""
 
 
 class NoAnswerError(Exception):
@@ -27,6 +29,6 @@ class Target(Protocol):
     def prepare(self, rows: NDArray[Any]) -> Ask:
         """What sends a request of `rows` (n, *input shape) when it is called.
 
-        All that can be done beforehand has been. It raises NoAnswerError.
+        All that can be done beforehand has been.
         """
         ...
