@@ -26,7 +26,10 @@ def counted(metrics: Metrics) -> tuple[float, float, float]:
     return compared, disagreed, of("parm_reconstruction_error_sum") or 0.0
 
 
-def test_what_is_here_is_compared_with_what_would_replace_it() -> None:
+def test_what_is_here_is_compared_with_what_would_replace_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
     metrics = Metrics()
     comparison = Comparison(SEPARATE, metrics)
     parity_output = np.stack([A + np.float32([0, 3, 0]), B])
@@ -39,7 +42,19 @@ def test_what_is_here_is_compared_with_what_would_replace_it() -> None:
     assert counted(metrics)[:2] == (3, 2)
 
 
-def test_subtraction_is_compared_only_where_the_others_are_here() -> None:
+def test_one_group_in_many_that_have_a_parity_output_is_compared() -> None:
+    metrics = Metrics()
+    comparison = Comparison(CODE, metrics)
+    for group in range(3 * ONE_IN):
+        comparison.group_over(2 * group, [A, B], [None])
+        comparison.group_over(2 * group + 1, [A, B], [A + B])
+    assert counted(metrics)[0] == 3 * 2
+
+
+def test_subtraction_is_compared_only_where_the_others_are_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
     metrics = Metrics()
     comparison = Comparison(CODE, metrics)
     comparison.group_over(1, [A, None], [A + B])

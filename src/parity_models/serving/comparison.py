@@ -11,7 +11,8 @@ from parity_models.codes import Code
 from parity_models.serving.metrics import Metrics
 
 ONE_IN = 20
-"""One in so many parity units that nobody waits for any more runs on, to be compared."""
+"""One in so many groups that have a parity output is compared, and one in so many parity units
+that nobody waits for any more runs on, to be."""
 
 Outputs = Sequence[NDArray[Any] | None]
 
@@ -29,14 +30,16 @@ class Comparison:
     """Compares predictions with their reconstructions, where both can be had.
 
     When a group is over, each of its predictions that is here is reconstructed as if it were
-    not, and the two are counted in `metrics`. Most groups are over before their parity output
-    is here, so that now and then a parity unit is spared from being cancelled; one at a time.
+    not, and the two are counted in `metrics`; this takes time that others wait for, so that
+    only some groups are taken. Most are over before their parity output is here: now and then
+    a parity unit is spared from being cancelled; one at a time.
     """
 
     def __init__(self, code: Code, metrics: Metrics) -> None:
         self._code = code
         self._metrics = metrics
         self._cancelled = 0
+        self._with_parity = 0
         self._sample: _Sample | None = None
 
     def spares(self, unit: int, groups: Sequence[int]) -> bool:
@@ -50,7 +53,9 @@ class Comparison:
     def group_over(self, group: int, predictions: Outputs, parity_outputs: Outputs) -> None:
         """No more queries of the group are waiting; None is what is not here."""
         if any(output is not None for output in parity_outputs):
-            self._compare(predictions, parity_outputs)
+            self._with_parity += 1
+            if self._with_parity % ONE_IN == 0:
+                self._compare(predictions, parity_outputs)
         elif self._sample is not None and group in self._sample.groups:
             self._sample.over[group] = predictions
 
