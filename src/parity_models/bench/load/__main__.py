@@ -61,10 +61,13 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
 
 
 def _take_precedence() -> None:
-    """Run before whatever else wants a core, where the system allows it, so as to send on time."""
+    """Run before whatever else wants a core, where the system allows it, so as to send on time.
+
+    Workers that a load in process starts do not inherit it.
+    """
     with suppress(AttributeError, OSError):
-        lowest = os.sched_param(os.sched_get_priority_min(os.SCHED_RR))
-        os.sched_setscheduler(0, os.SCHED_RR, lowest)
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
 
 
 async def _stop_at_end(commands: asyncio.StreamReader, load: Load) -> None:
