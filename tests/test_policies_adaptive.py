@@ -15,7 +15,7 @@ from parity_models.scheduling import (
     parity_work,
 )
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
-from parity_models.scheduling.policies import AdaptiveParity, Parity
+from parity_models.scheduling.policies import AdaptiveParity, Hedging, Parity
 from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import World, code
 
@@ -252,3 +252,18 @@ def test_the_instance_kept_for_originals_is_not_a_slow_one(
         world.finish(min(world.running))
     world.arrive(2)
     assert (parity_work(0) in runs(world)) == parity_runs
+
+
+@pytest.mark.parametrize("name", ["adaptive", "hedging"])
+def test_units_that_took_no_time_do_not_have_queries_looked_at_for_ever(name: str) -> None:
+    """A query that waits in the queue is looked at again, after some time."""
+    policy = (
+        AdaptiveParity(code(), run_times=run_times(*[(0.0, True)] * 100))
+        if name == "adaptive"
+        else Hedging(delay=1e-12)
+    )
+    scheduler = Scheduler(policy, SchedulerConfig())
+    scheduler.instance_joined(1e6, "a", BOTH)
+    scheduler.queries_arrived(1e6, [0, 1], "kind")
+    later = scheduler.queries_arrived(1e6 + 1, [2], "kind")
+    assert later

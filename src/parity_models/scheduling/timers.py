@@ -3,6 +3,11 @@
 import heapq
 from collections.abc import Callable
 
+LEAST_DELAY = 1e-4
+"""Seconds after which something that is not yet to be done is looked at again, at the least: a
+delay learned from units that took no time would have it looked at for ever, at one time.
+"""
+
 
 class Timer:
     """Something to do at a time, until it is done or cancelled."""

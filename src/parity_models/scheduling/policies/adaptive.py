@@ -32,6 +32,7 @@ from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.parity import CodingGroup, Erasures, Parity, Pool
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query, Unit
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class AdaptiveParity(Parity):
             super()._send(scheduler, group)
 
     def _look_at(self, scheduler: Scheduler, query: Query, at: float) -> None:
+        at = max(at, scheduler.now + LEAST_DELAY)
         query.alarm = scheduler.set_timer(at, partial(self._look, scheduler, query))
 
     def _look(self, scheduler: Scheduler, query: Query) -> None:

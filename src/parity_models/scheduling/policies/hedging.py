@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.recent import RecentDurations
+from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class Hedging(Policy):
     def _watch(self, scheduler: Scheduler, query: Query) -> None:
         delay = self._delay or self._latencies.quantile(self._quantile)
         if delay is not None:
-            at = scheduler.now + delay
+            at = scheduler.now + max(delay, LEAST_DELAY)
             query.alarm = scheduler.set_timer(at, partial(self._hedge, scheduler, query))
 
     def _hedge(self, scheduler: Scheduler, query: Query) -> None:
