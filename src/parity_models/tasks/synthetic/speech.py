@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.speech import Part, part_of
+from parity_models.tasks.speech import part_of
 from parity_models.tasks.synthetic.making import Progress, new_folder, run_all
 from parity_models.tasks.wav import RATE, write_wav
 
@@ -112,7 +112,7 @@ def make_speech(
 
 def _draw_speakers(count: int, seed: int) -> list[_Speaker]:
     random = np.random.default_rng((seed, 1))
-    parts: list[Part] = ["test", "validation", *["train"] * 8]  # type: ignore[list-item]
+    parts = ["test", "validation", *["train"] * 8]
     speakers = []
     for number in range(count):
         name = random.bytes(4).hex()
