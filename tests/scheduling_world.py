@@ -22,7 +22,13 @@ from parity_models.scheduling import (
     Scheduler,
     Source,
     WakeAt,
+    parity_work,
 )
+
+ORIGINALS = frozenset({DEPLOYED})
+PARITIES = frozenset({parity_work(0)})
+BOTH = ORIGINALS | PARITIES
+"""What an instance may run."""
 
 
 def code(k: int = 2, r: int = 1, decoder: str = "separate") -> Code:

@@ -1,0 +1,266 @@
+"""What each redundancy policy sends besides the originals, and when it answers from it."""
+
+from typing import Any
+
+import pytest
+
+from parity_models.scheduling import (
+    BACKUP,
+    DEPLOYED,
+    Answer,
+    Cancel,
+    Decode,
+    Encode,
+    EqualResources,
+    NoRedundancy,
+    Parity,
+    Policy,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Source,
+    parity_work,
+)
+from parity_models.scheduling.policies import (
+    AnswerRule,
+    ApproximateBackup,
+    Hedging,
+    Pool,
+    Replication,
+)
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+
+
+def parity_world(
+    instances: dict[str, frozenset[str]], decoder: str = "separate", **options: Any
+) -> World:
+    the_code = code(decoder=decoder)
+    policy = Parity(the_code, **options)
+    world = World(Scheduler(policy), the_code)
+    for instance, works in instances.items():
+        world.join(instance, works)
+    return world
+
+
+DEDICATED = {"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}
+
+
+class Test_parity:
+    def test_reconstructs_a_query_whose_instance_is_slow(self) -> None:
+        world = parity_world(DEDICATED, "subtraction")
+        world.arrive(2)
+        world.finish("p")
+        assert not world.answers
+        world.finish("a")
+        assert world.answers == {0: Source.MODEL, 1: Source.RECONSTRUCTION}
+        assert any(isinstance(action, Cancel) for action in world.log)
+
+    def test_with_separate_outputs_needs_no_other_prediction(self) -> None:
+        world = parity_world(DEDICATED)
+        world.arrive(2)
+        world.finish("p")
+        assert set(world.answers.values()) == {Source.RECONSTRUCTION}
+
+    def test_sends_originals_before_it_encodes(self) -> None:
+        world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH})
+        world.arrive(2)
+        kinds = [type(action) for action in world.log if isinstance(action, Run | Encode)]
+        assert kinds == [Run, Run, Encode, Run]
+
+    def test_in_a_shared_pool_waits_until_no_original_does(self) -> None:
+        world = parity_world({"a": BOTH})
+        world.arrive(3)
+        world.finish("a")
+        world.finish("a")
+        assert world.running["a"].subjects == (2,)
+
+    def test_still_queued_is_dropped_when_its_group_is_complete(self) -> None:
+        world = parity_world({"a": BOTH})
+        world.arrive(2)
+        world.finish("a")
+        world.finish("a")
+        assert not world.running
+        assert not any(isinstance(action, Encode) for action in world.log)
+
+    def test_an_original_still_queued_is_dropped_when_its_answer_has_gone_out(self) -> None:
+        world = parity_world({"a": ORIGINALS, "p": PARITIES})
+        world.arrive(2)
+        world.finish("p")
+        assert world.running["a"].subjects == (0,)
+        assert world.scheduler.queue_depths()[DEPLOYED] == 0
+
+    def test_pads_a_lonely_query_with_one_answered_before(self) -> None:
+        world = parity_world(DEDICATED, "subtraction", max_group_wait=1.0)
+        world.arrive(2)
+        for instance in ("a", "b", "p"):
+            world.finish(instance)
+        world.arrive(1)
+        world.pass_time(0.9)
+        assert "p" not in world.running
+        world.pass_time(0.2)
+        assert world.members[world.running["p"].subjects[0]] == (2, 1)
+        world.finish("p")
+        assert world.answers[2] is Source.RECONSTRUCTION
+
+    def test_closes_an_overdue_group_as_soon_as_there_is_padding(self) -> None:
+        world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}, max_group_wait=1.0)
+        world.arrive(1, "image")
+        world.pass_time(2.0)
+        assert "p" not in world.running, "there is nothing to pad with yet"
+        world.arrive(1, "image")
+        assert "p" in world.running
+
+    def test_of_different_kinds_never_share_a_group(self) -> None:
+        world = parity_world(DEDICATED, max_group_wait=None)
+        world.arrive(1, "image")
+        world.arrive(1, "text")
+        assert "p" not in world.running
+        world.arrive(1, "image")
+        assert world.members[world.running["p"].subjects[0]] == (0, 2)
+
+    def test_delayed_is_sent_only_to_groups_still_incomplete(self) -> None:
+        world = parity_world({**DEDICATED, "c": ORIGINALS, "d": ORIGINALS}, parity_delay=1.0)
+        world.arrive(4)
+        world.finish("a")
+        world.finish("b")
+        world.pass_time(1.5)
+        encodes = [action for action in world.log if isinstance(action, Encode)]
+        assert [encode.members for encode in encodes] == [(2, 3)]
+
+    def test_under_the_deadline_rule_prefers_the_model_until_then(self) -> None:
+        world = parity_world(DEDICATED, answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        world.arrive(2)
+        world.finish("p")
+        world.pass_time(0.5)
+        world.finish("a")
+        assert world.answers == {0: Source.MODEL}
+        world.pass_time(0.6)
+        assert world.answers[1] is Source.RECONSTRUCTION
+
+    def test_under_the_deadline_rule_does_not_wait_for_a_lost_instance(self) -> None:
+        world = parity_world(DEDICATED, answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        world.arrive(2)
+        world.finish("p")
+        world.leave("b")
+        assert world.answers == {1: Source.RECONSTRUCTION}
+
+    def test_encodes_once_even_when_a_parity_unit_is_retried(self) -> None:
+        world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES})
+        world.arrive(2)
+        world.leave("p")
+        world.join("q", PARITIES)
+        assert world.running["q"].work == parity_work(0)
+        assert sum(isinstance(action, Encode) for action in world.log) == 1
+
+    def test_with_two_rows_recovers_two_of_three(self) -> None:
+        the_code = code(3, 2, "subtraction")
+        world = World(Scheduler(Parity(the_code, pool=Pool.DEDICATED)), the_code)
+        both_rows = frozenset({parity_work(0), parity_work(1)})
+        for instance in ("a", "b", "c"):
+            world.join(instance, ORIGINALS)
+        world.join("p", both_rows)
+        world.join("q", both_rows)
+        world.arrive(3)
+        world.finish("b")
+        world.finish("p")
+        assert len(world.answers) == 1
+        world.finish("q")
+        decode = next(action for action in world.log if isinstance(action, Decode))
+        assert decode.slots == (0, 2)
+        assert [type(a) for a in world.log if isinstance(a, Decode | Answer)][-3:] == [
+            Decode,
+            Answer,
+            Answer,
+        ]
+
+
+class Test_other_policies:
+    def test_replication_runs_a_query_twice_and_answers_once(self) -> None:
+        world = World(Scheduler(Replication(2)))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(1)
+        assert world.running["a"].subjects == world.running["b"].subjects == (0,)
+        world.finish("b")
+        assert world.answers == {0: Source.MODEL}
+        assert world.cancelled == {world.running["a"].unit}
+
+    def test_hedging_copies_a_query_that_takes_long(self) -> None:
+        world = World(Scheduler(Hedging(delay=1.0)))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(1)
+        world.pass_time(0.9)
+        assert "b" not in world.running
+        world.pass_time(0.2)
+        assert world.running["b"].subjects == (0,)
+
+    def test_hedging_does_not_copy_what_waits_in_the_common_queue(self) -> None:
+        world = World(Scheduler(Hedging(delay=1.0)))
+        world.arrive(1)
+        world.pass_time(1.5)
+        world.join("a", ORIGINALS)
+        world.join("b", ORIGINALS)
+        assert "b" not in world.running
+        world.pass_time(1.0)
+        assert world.running["b"].subjects == (0,)
+
+    def test_hedging_stays_within_its_budget(self) -> None:
+        world = World(Scheduler(Hedging(delay=1.0, budget=0.1)))
+        for i in range(400):
+            world.join(f"{i}", ORIGINALS)
+        world.arrive(200)
+        world.pass_time(2.0)
+        assert sum(isinstance(action, Run) for action in world.log) == 210
+
+    def test_hedging_learns_its_delay(self) -> None:
+        world = World(Scheduler(Hedging(quantile=0.95)))
+        world.join("a", ORIGINALS)
+        for _ in range(50):
+            world.arrive(1)
+            world.pass_time(0.5)
+            world.finish("a")
+        world.join("b", ORIGINALS)
+        world.arrive(1)
+        world.pass_time(0.4)
+        assert len(world.running) == 1
+        world.pass_time(0.2)
+        assert len(world.running) == 2
+
+    def test_a_backup_answers_when_it_is_first(self) -> None:
+        world = World(Scheduler(ApproximateBackup()))
+        world.join("a", ORIGINALS)
+        world.join("cheap", frozenset({BACKUP}))
+        world.arrive(1)
+        world.finish("cheap")
+        assert world.answers == {0: Source.BACKUP}
+
+    def test_a_backup_waits_for_the_answer_rules_deadline(self) -> None:
+        policy = ApproximateBackup(answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        world = World(Scheduler(policy))
+        world.join("a", ORIGINALS)
+        world.join("cheap", frozenset({BACKUP}))
+        world.arrive(1)
+        world.finish("cheap")
+        assert not world.answers
+        world.pass_time(1.1)
+        assert world.answers == {0: Source.BACKUP}
+
+    def test_a_default_prediction_answers_at_the_deadline(self) -> None:
+        world = World(Scheduler(NoRedundancy(), SchedulerConfig(default_prediction=True)))
+        world.arrive(1, deadline=1.0)
+        world.pass_time(1.0)
+        assert world.answers == {0: Source.DEFAULT}
+
+
+@pytest.mark.parametrize(
+    ("policy", "works"),
+    [
+        (NoRedundancy(), [ORIGINALS] * 2),
+        (EqualResources(), [ORIGINALS] * 3),
+        (Parity(code(), pool=Pool.DEDICATED), [ORIGINALS] * 2 + [PARITIES]),
+        (Parity(code(), pool=Pool.SHARED), [BOTH] * 3),
+    ],
+)
+def test_policies_say_what_each_instance_runs(policy: Policy, works: list[frozenset[str]]) -> None:
+    assert policy.works(2, 1) == works
