@@ -1,39 +1,24 @@
 """The load generator sends what is due when it is due, and tells what became of every query."""
 
 import asyncio
-import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from math import inf
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
-from hdrh.histogram import HdrHistogram
-from hypothesis import given
-from hypothesis import strategies as st
 
 from parity_models.bench.latency import summarise
-from parity_models.bench.load import (
-    Direct,
-    LoadSpec,
-    lasting,
-    offer_load,
-    offer_load_from_own_process,
-)
+from parity_models.bench.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.bench.load.rest import rest_target
 from parity_models.bench.load.target import NoAnswerError
-from parity_models.bench.load_report import report_of, write_histogram, write_latencies
 from parity_models.bench.load_result import LoadResult
 from parity_models.errors import LoadError
 from parity_models.scheduling import Source
-from parity_models.serving.server import ServeOptions
-from parity_models.simulation.arrivals import poisson_arrivals
 
 CLASSES = 4
 Handler = Callable[[web.Request, np.ndarray[Any, Any]], Awaitable[web.Response]]
@@ -108,16 +93,6 @@ def data(tmp_path: Path) -> str:
 
 def ignore() -> None:
     """Nothing waits for the start."""
-
-
-def test_arrivals_are_poisson_and_the_seed_fixes_them() -> None:
-    arrivals = poisson_arrivals(200, 20_000, seed=1)
-    gaps = np.diff(arrivals)
-    assert (gaps > 0).all()
-    assert gaps.mean() == pytest.approx(1 / 200, rel=0.05)
-    assert gaps.std() == pytest.approx(1 / 200, rel=0.05)
-    np.testing.assert_array_equal(arrivals, poisson_arrivals(200, 20_000, seed=1))
-    assert (arrivals != poisson_arrivals(200, 20_000, seed=2)).all()
 
 
 async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: str) -> None:
@@ -384,186 +359,3 @@ async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path)
             )
     with pytest.raises(LoadError, match="not a load's result"):
         LoadResult.load(Path(data))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"rate": 0}, "rate must be from 0.001 to 1e+06, got 0"),
-        ({"rate": float("nan")}, "got nan"),
-        ({"rate": None}, "needs a rate or a trace"),
-        ({"trace": "times.txt"}, "needs a rate or a trace file, and not both"),
-        ({"count": 0}, "count must be"),
-        ({"batch": 0}, "batch must be"),
-        ({"max_in_flight": 1000}, "max in flight must be from 1 to 512"),
-        ({"timeout": -1}, "timeout must be"),
-        ({"direct": Direct("bundle", ServeOptions()), "processes": 2}, "several processes"),
-    ],
-)
-def test_loads_that_make_no_sense_are_refused(change: dict[str, Any], reason: str) -> None:
-    with pytest.raises(LoadError, match=re.escape(reason)):
-        LoadSpec(**{"data": "", "rate": 10, "count": 1, **change})
-
-
-# Schedules
-
-
-@given(
-    st.lists(st.floats(0, 1e5), min_size=1, max_size=50).map(sorted),
-    st.sampled_from([0, 1.7e9]),
-    st.sampled_from([0.5, 1, 20]),
-)
-def test_a_trace_is_sent_as_it_was_recorded(
-    tmp_path_factory: pytest.TempPathFactory, times: list[float], since: float, speed: float
-) -> None:
-    path = tmp_path_factory.mktemp("trace") / "times.txt"
-    path.write_text("# seconds\n" + "".join(f"{since + time!r}\n" for time in times))
-    spec = LoadSpec(data="", trace=str(path), speed=speed, count=len(times))
-    np.testing.assert_allclose(spec.due(), (np.array(times) - times[0]) / speed, atol=1e-5)
-    assert lasting(spec, 0, inf).count == len(times)
-    with pytest.raises(LoadError, match=f"has {len(times)} requests, but"):
-        msgspec.structs.replace(spec, count=len(times) + 1).due()
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("", "is empty"),
-        ("# nothing\n", "is empty"),
-        ("1\n3\n2\n", "is not in order: its time 3 is before the one above"),
-        ("1\ntwo\n", "must have one number per line"),
-        ("1 2\n3 4\n", "must have one number per line, not 2"),
-        ("1\n2 3\n", "must have one number per line"),
-        ("0\nnan\n", "not finite"),
-        ("0\ninf\n", "not finite"),
-        ("\x00\xff\x00", "must have one number per line"),
-        (None, "cannot read the trace"),
-    ],
-)
-def test_a_trace_that_is_none_is_refused(tmp_path: Path, text: str | None, reason: str) -> None:
-    path = tmp_path / "times.txt"
-    if text is not None:
-        path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(LoadError, match=reason):
-        LoadSpec(data="", trace=str(path), count=1).due()
-
-
-@given(
-    rate=st.floats(1, 1000),
-    warm_up=st.floats(0, 2),
-    duration=st.floats(0.1, 2),
-    batch=st.integers(1, 4),
-)
-def test_warm_up_and_duration_are_kept(
-    rate: float, warm_up: float, duration: float, batch: int
-) -> None:
-    spec = LoadSpec(data="", rate=rate, count=1, batch=batch)
-    arrivals = poisson_arrivals(rate / batch, 10_000, seed=0)
-    counted = (arrivals >= warm_up) & (arrivals < warm_up + duration)
-    if not counted.any():
-        with pytest.raises(LoadError, match="no query is due"):
-            lasting(spec, warm_up, duration)
-        return
-    lasted = lasting(spec, warm_up, duration)
-    assert lasted.warm_up == batch * (arrivals < warm_up).sum()
-    assert lasted.count == batch * counted.sum()
-    np.testing.assert_allclose(lasted.due()[lasted.warm_up_requests :], arrivals[counted])
-
-
-@pytest.mark.parametrize("seconds", [-1, float("nan")])
-def test_times_that_make_no_sense_are_refused(seconds: float) -> None:
-    spec = LoadSpec(data="", rate=10, count=1)
-    for warm_up, duration in ((seconds, 1), (0, seconds)):
-        with pytest.raises(LoadError, match="must be 0 seconds or more"):
-            lasting(spec, warm_up, duration)
-    with pytest.raises(LoadError, match="more than 10,000,000 queries"):
-        lasting(spec, 0, 1e9)
-
-
-# Results
-
-
-def some_result(queries: int, seed: int) -> LoadResult:
-    """Made up: of each ten queries two without an answer, one of them not sent."""
-    rng = np.random.default_rng(seed)
-    outcome = np.arange(queries) % 10 % 6
-    latency = rng.lognormal(-5, 1, queries)
-    return LoadResult(
-        scheduled=np.sort(rng.random(queries)),
-        send_delay=np.where(outcome == 5, np.nan, rng.random(queries) * 1e-4),
-        latency=np.where(outcome == 5, np.nan, latency),
-        score=np.where(outcome >= len(Source), np.nan, rng.integers(2, size=queries)),
-        outcome=outcome.astype(np.int16),
-        outcomes=np.array([*Source, f"HTTP 50{seed}", "not sent, 4 in flight"]),
-    )
-
-
-def test_results_of_several_processes_are_put_together_in_order() -> None:
-    parts = [some_result(50, seed) for seed in range(3)]
-    merged = LoadResult.merge(parts)
-    assert (np.diff(merged.scheduled) >= 0).all()
-    assert len(merged) == 150
-    joined: dict[str, int] = {}
-    for part in parts:
-        for kind, count in part.errors().items():
-            joined[kind] = joined.get(kind, 0) + count
-        row = int(np.flatnonzero(merged.scheduled == part.scheduled[7])[0])
-        assert merged.latency[row] == part.latency[7]
-        assert merged.outcomes[merged.outcome[row]] == part.outcomes[part.outcome[7]]
-    assert merged.errors() == joined
-    for source in Source:
-        assert merged.came_from(source).sum() == sum(r.came_from(source).sum() for r in parts)
-
-
-def test_a_report_adds_up_and_its_histogram_reads_back(tmp_path: Path) -> None:
-    result = some_result(20_000, seed=1)
-    report = report_of(LoadSpec(data="", rate=1, count=20_000), result)
-    assert report.answered + sum(report.errors.values()) == report.queries == 20_000
-    assert sum(source.count for source in report.sources.values()) == report.answered
-    assert report.latency is not None
-    answered = np.sort(result.latency[result.answered]) * 1e3
-    for percent, ms in [
-        (50, report.latency.p50_ms),
-        (90, report.latency.p90_ms),
-        (99, report.latency.p99_ms),
-        (99.5, report.latency.p995_ms),
-        (99.9, report.latency.p999_ms),
-        (100, report.latency.max_ms),
-    ]:
-        rank = round(percent / 100 * (report.answered - 1))
-        around = answered[max(0, rank - 1) : rank + 2]
-        assert 0.998 * around[0] <= ms <= 1.002 * around[-1]
-    assert report.histogram is not None
-    histogram = HdrHistogram.decode(report.histogram)
-    assert histogram.get_total_count() == report.answered
-    assert histogram.get_value_at_percentile(99) / 1e3 == report.latency.p99_ms
-    write_histogram(tmp_path / "load.hgrm", result)
-    assert "Percentile" in (tmp_path / "load.hgrm").read_text()
-
-
-def test_a_report_of_nothing_is_one(tmp_path: Path) -> None:
-    nothing = some_result(0, seed=0)
-    report = report_of(LoadSpec(data="", rate=1, count=5), nothing)
-    assert (report.queries, report.answered, report.throughput) == (0, 0, 0.0)
-    assert report.latency is report.histogram is report.send_delay is None
-    write_latencies(tmp_path / "none.parquet", nothing)
-    assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
-
-
-def test_every_query_is_in_the_parquet_file(tmp_path: Path) -> None:
-    result = some_result(60, seed=1)
-    write_latencies(tmp_path / "latencies.parquet", result)
-    rows = pq.read_table(tmp_path / "latencies.parquet").to_pylist()
-    assert len(rows) == 60
-    for query, row in enumerate(rows):
-        kind = str(result.outcomes[result.outcome[query]])
-        answered = kind in tuple(Source)
-        assert row["scheduled"] == result.scheduled[query]
-        assert row["source"] == (kind if answered else None)
-        assert row["error"] == (None if answered else kind)
-        assert row["correct"] == (result.score[query] if answered else None)
-        if kind.startswith("not sent"):
-            assert row["sent"] is row["latency"] is None
-        else:
-            assert row["latency"] == result.latency[query]
-            assert row["sent"] == result.scheduled[query] + result.send_delay[query]

@@ -1,0 +1,98 @@
+"""What is told of a load adds up: results, reports, histograms and files."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from hdrh.histogram import HdrHistogram
+
+from parity_models.bench.load import LoadSpec
+from parity_models.bench.load_report import report_of, write_histogram, write_latencies
+from parity_models.bench.load_result import LoadResult
+from parity_models.scheduling import Source
+
+
+def some_result(queries: int, seed: int) -> LoadResult:
+    """Made up: of each ten queries two without an answer, one of them not sent."""
+    rng = np.random.default_rng(seed)
+    outcome = np.arange(queries) % 10 % 6
+    latency = rng.lognormal(-5, 1, queries)
+    return LoadResult(
+        scheduled=np.sort(rng.random(queries)),
+        send_delay=np.where(outcome == 5, np.nan, rng.random(queries) * 1e-4),
+        latency=np.where(outcome == 5, np.nan, latency),
+        score=np.where(outcome >= len(Source), np.nan, rng.integers(2, size=queries)),
+        outcome=outcome.astype(np.int16),
+        outcomes=np.array([*Source, f"HTTP 50{seed}", "not sent, 4 in flight"]),
+    )
+
+
+def test_results_of_several_processes_are_put_together_in_order() -> None:
+    parts = [some_result(50, seed) for seed in range(3)]
+    merged = LoadResult.merge(parts)
+    assert (np.diff(merged.scheduled) >= 0).all()
+    assert len(merged) == 150
+    joined: dict[str, int] = {}
+    for part in parts:
+        for kind, count in part.errors().items():
+            joined[kind] = joined.get(kind, 0) + count
+        row = int(np.flatnonzero(merged.scheduled == part.scheduled[7])[0])
+        assert merged.latency[row] == part.latency[7]
+        assert merged.outcomes[merged.outcome[row]] == part.outcomes[part.outcome[7]]
+    assert merged.errors() == joined
+    for source in Source:
+        assert merged.came_from(source).sum() == sum(r.came_from(source).sum() for r in parts)
+
+
+def test_a_report_adds_up_and_its_histogram_reads_back(tmp_path: Path) -> None:
+    result = some_result(20_000, seed=1)
+    report = report_of(LoadSpec(data="", rate=1, count=20_000), result)
+    assert report.answered + sum(report.errors.values()) == report.queries == 20_000
+    assert sum(source.count for source in report.sources.values()) == report.answered
+    assert report.latency is not None
+    answered = np.sort(result.latency[result.answered]) * 1e3
+    for percent, ms in [
+        (50, report.latency.p50_ms),
+        (90, report.latency.p90_ms),
+        (99, report.latency.p99_ms),
+        (99.5, report.latency.p995_ms),
+        (99.9, report.latency.p999_ms),
+        (100, report.latency.max_ms),
+    ]:
+        rank = round(percent / 100 * (report.answered - 1))
+        around = answered[max(0, rank - 1) : rank + 2]
+        assert 0.998 * around[0] <= ms <= 1.002 * around[-1]
+    assert report.histogram is not None
+    histogram = HdrHistogram.decode(report.histogram)
+    assert histogram.get_total_count() == report.answered
+    assert histogram.get_value_at_percentile(99) / 1e3 == report.latency.p99_ms
+    write_histogram(tmp_path / "load.hgrm", result)
+    assert "Percentile" in (tmp_path / "load.hgrm").read_text()
+
+
+def test_a_report_of_nothing_is_one(tmp_path: Path) -> None:
+    nothing = some_result(0, seed=0)
+    report = report_of(LoadSpec(data="", rate=1, count=5), nothing)
+    assert (report.queries, report.answered, report.throughput) == (0, 0, 0.0)
+    assert report.latency is report.histogram is report.send_delay is None
+    write_latencies(tmp_path / "none.parquet", nothing)
+    assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
+
+
+def test_every_query_is_in_the_parquet_file(tmp_path: Path) -> None:
+    result = some_result(60, seed=1)
+    write_latencies(tmp_path / "latencies.parquet", result)
+    rows = pq.read_table(tmp_path / "latencies.parquet").to_pylist()
+    assert len(rows) == 60
+    for query, row in enumerate(rows):
+        kind = str(result.outcomes[result.outcome[query]])
+        answered = kind in tuple(Source)
+        assert row["scheduled"] == result.scheduled[query]
+        assert row["source"] == (kind if answered else None)
+        assert row["error"] == (None if answered else kind)
+        assert row["correct"] == (result.score[query] if answered else None)
+        if kind.startswith("not sent"):
+            assert row["sent"] is row["latency"] is None
+        else:
+            assert row["latency"] == result.latency[query]
+            assert row["sent"] == result.scheduled[query] + result.send_delay[query]
