@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,bench,dev]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[train,bench,ray,dev]'
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
