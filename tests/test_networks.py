@@ -24,6 +24,9 @@ BUILDS = [
     ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
     ("resnet-small", (3, 33, 20), (4, 10), (2, 2)),
     ("resnet-small", (1, 8, 8), (10,), (1, 1)),
+    ("resnet-1d", (3, 50), (4,), (1, 1)),
+    ("resnet-1d", (50, 3), (2, 4), (1, 1)),
+    ("resnet-1d", (6, 1, 8), (1,), (1, 1)),
     ("vgg11@0.03", (3, 32, 24), (3, 10), (1, 3)),
     ("resnet18@0.03", (1, 28, 28), (2, 10), (1, 2)),
     ("resnet18@0.03", (3, 70, 64), (4,), (1, 1)),
@@ -85,6 +88,9 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
         ("resnet-small", (784,), (1, 1), "takes images"),
         ("resnet-small", (1, 3, 8), (1, 1), "at least 4x4"),
         ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
+        ("resnet-1d", (784,), (1, 1), "takes sequences"),
+        ("resnet-1d", (3, 4, 20), (1, 1), "takes sequences"),
+        ("resnet-1d", (7, 3), (1, 1), "at least 8 steps"),
         ("vgg11", (3, 7, 8), (1, 1), "at least 8x8"),
         ("resnet18", (784,), (1, 1), "takes images"),
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
@@ -100,6 +106,14 @@ def test_networks_that_cannot_take_the_inputs_say_so(
 ) -> None:
     with pytest.raises(TrainingError, match=reason):
         build_network(name, inputs, (10,), grid)
+
+
+def test_the_longer_axis_of_a_sequence_is_time() -> None:
+    across, down = (build_network("resnet-1d", shape, (4,)).eval() for shape in ((3, 50), (50, 3)))
+    down.load_state_dict(across.state_dict())
+    sequences = torch.randn(5, 3, 50)
+    with torch.no_grad():
+        torch.testing.assert_close(across(sequences), down(sequences.transpose(1, 2)))
 
 
 def test_a_width_scales_every_layer() -> None:

@@ -190,7 +190,9 @@ def test_a_path_in_python_is_an_onnx_file_or_a_bundle(digits: Path, tmp_path: Pa
         ((1, 8, 8), ("resnet-small",), "mlp"),
         ((1, 8, 8), ("resnet-small", "mlp"), "linear"),
         ((6,), (), "mlp"),
-        ((5, 6), ("mlp",), "linear"),
+        ((3, 40), (), "resnet-1d"),
+        ((3, 40), ("resnet-1d",), "mlp"),
+        ((5, 6), (), "mlp"),  # too few steps to convolve over
     ],
 )
 def test_the_network_chosen_is_the_most_capable_that_is_not_slower(

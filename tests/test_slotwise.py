@@ -1,4 +1,5 @@
-"""One network answers every stacked image: on its own, from all pixels, at the cost of one."""
+"""One network answers every stacked image or sequence: on its own, from all of it, at the cost of
+one."""
 
 from math import prod
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.errors import TrainingError
 from parity_models.models.export import export_onnx
-from parity_models.models.networks import SmallResNet, build_network
+from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, build_network
 from parity_models.models.networks.slotwise import Shape, Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.distillation import calibrate
@@ -20,7 +22,8 @@ from parity_models.training.parity_network import parity_network
 
 def slotwise(k: int, shape: Shape) -> Slotwise:
     torch.manual_seed(0)
-    return Slotwise(k, shape, lambda folded: build_network("resnet-small", folded, (10,)))
+    name = "resnet-small" if len(shape) == 3 else "resnet-1d"
+    return Slotwise(k, shape, lambda folded: build_network(name, folded, (10,)))
 
 
 def settled(network: nn.Module, *shape: int) -> nn.Module:
@@ -29,7 +32,10 @@ def settled(network: nn.Module, *shape: int) -> nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize(("k", "shape"), [(2, (1, 28, 28)), (3, (3, 9, 11)), (8, (1, 28, 28))])
+@pytest.mark.parametrize(
+    ("k", "shape"),
+    [(2, (1, 28, 28)), (3, (3, 9, 11)), (8, (1, 28, 28)), (2, (3, 40)), (3, (40, 3))],
+)
 def test_it_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
     stacked = (k * shape[0], *shape[1:])
     network = settled(slotwise(k, shape), *stacked)
@@ -42,15 +48,16 @@ def test_it_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape
         np.testing.assert_allclose(model(batch.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_every_slot_depends_on_every_pixel_of_its_own_image_alone() -> None:
-    network = settled(slotwise(3, (1, 9, 11)), 3, 9, 11)
-    stacked = torch.randn(1, 3, 9, 11, requires_grad=True)
+@pytest.mark.parametrize("shape", [(1, 9, 11), (2, 25), (25, 2)])
+def test_every_slot_depends_on_every_value_of_its_own_query_alone(shape: Shape) -> None:
+    network = settled(slotwise(3, shape), 3 * shape[0], *shape[1:])
+    stacked = torch.randn(1, 3 * shape[0], *shape[1:], requires_grad=True)
     outputs: Tensor = network(stacked)
     for slot in range(3):
         (gradient,) = torch.autograd.grad(outputs[0, slot].sum(), stacked, retain_graph=True)
-        for image in range(3):
-            assert bool(gradient[0, image].any()) == (image == slot)
-        assert bool(gradient[0, slot].all())
+        for query, part in enumerate(gradient[0].split(shape[0])):
+            assert bool(part.any()) == (query == slot)
+            assert bool(part.all()) == (query == slot)
 
 
 def test_it_can_start_as_a_network_that_sees_every_image_shrunk() -> None:
@@ -88,6 +95,19 @@ def test_calibrated_it_gives_every_slot_the_scale_of_the_targets() -> None:
     torch.testing.assert_close(outputs.flatten(0, 1).std(0), targets.flatten(0, 1).std(0))
 
 
+def test_sequences_are_folded_in_time_alone() -> None:
+    single = settled(build_network("resnet-1d", (3, 40), (10,)), 3, 40)
+    network = slotwise(4, (3, 40)).eval()
+    assert network.block == (1, 4)
+    network.start_from(single)
+    sequences = torch.randn(5, 4, 3, 40)
+    shrunk = sequences.unflatten(-1, (10, 4)).mean(dim=-1)
+    with torch.no_grad():
+        outputs = network(sequences.flatten(1, 2))
+        expected = torch.stack([single(shrunk[:, slot]) for slot in range(4)], dim=1)
+    torch.testing.assert_close(outputs, expected)
+
+
 @given(st.integers(2, 64))
 def test_k_folded_images_have_about_as_many_places_as_one(k: int) -> None:
     network = Slotwise(k, (1, 64, 64), lambda folded: nn.Flatten())
@@ -116,3 +136,24 @@ def test_it_is_the_network_for_stacked_images_with_separate_outputs(
     spec: CodeSpec, network: str, expected: type[nn.Module]
 ) -> None:
     assert isinstance(parity_network(network, Code(spec, (1, 9, 9), (10,))).build(), expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "network", "expected"),
+    [
+        (CodeSpec("stack", "separate", 2), "resnet-1d", Slotwise),
+        (CodeSpec("stack", "separate", 2), "mlp", MLP),
+        (CodeSpec("sum", "subtraction", 2), "resnet-1d", SequenceResNet),
+    ],
+    ids=str,
+)
+def test_it_is_the_network_for_stacked_sequences_with_separate_outputs(
+    spec: CodeSpec, network: str, expected: type[nn.Module]
+) -> None:
+    assert isinstance(parity_network(network, Code(spec, (3, 40), (10,))).build(), expected)
+
+
+def test_sequences_too_short_to_be_folded_are_refused() -> None:
+    code = Code(CodeSpec("stack", "separate", 8), (3, 40), (10,))
+    with pytest.raises(TrainingError, match="at least 8 steps here"):
+        parity_network("resnet-1d", code).build()

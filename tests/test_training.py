@@ -174,19 +174,21 @@ def test_an_interrupt_leaves_the_best_so_far_and_can_be_resumed(
     train: Train, digits: Dataset
 ) -> None:
     stopped = train(epochs=100, report=fail_at(20 / 100, KeyboardInterrupt()))
-    assert stopped.fitted.interrupted
+    assert stopped.fitted.resumable
     assert stopped.fitted.epochs == 20
     accuracy = evaluate(open_bundle(stopped.bundle.path), digits.test.inputs, digits.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.7
     resumed = train(epochs=22, resume=True)
     assert not resumed.fitted.interrupted
+    assert not resumed.fitted.resumable
     assert resumed.fitted.epochs == 22
 
 
 def test_an_interrupt_before_the_first_epoch_still_leaves_a_bundle(train: Train) -> None:
     stopped = train(epochs=100, report=fail_at(0, KeyboardInterrupt()))
     assert stopped.fitted.interrupted
+    assert not stopped.fitted.resumable
     assert open_bundle(stopped.bundle.path).code() is not None
 
 
@@ -340,6 +342,8 @@ def test_inputs_that_do_not_fit_are_refused(
             train_parity(deployed.bundle, STACK, wrong, tmp_path / "bundle", Settings(epochs=1))
     with pytest.raises(CodeError, match="tell the slots apart"):
         train_parity(deployed.bundle, CodeSpec("sum", "separate", 2), inputs, tmp_path / "bundle")
+    with pytest.raises(CodeError, match="256 at most"):
+        train_parity(deployed.bundle, CodeSpec("stack", "separate", 257), inputs, tmp_path / "b")
     with pytest.raises(TrainingError, match="at least 12x12"):
         train_parity(deployed.bundle, STACK, inputs, tmp_path / "bundle", network="lenet5")
 

@@ -160,5 +160,7 @@ def tell(outcome: Outcome) -> None:
         f"{bundle.path} holds the best epoch, {fitted.best_epoch} of {fitted.epochs} "
         f"({fitted.seconds:.0f} s)"
     )
-    if fitted.interrupted:
+    if fitted.resumable:
         typer.echo("interrupted: this is the best so far; the same command with --resume goes on")
+    elif fitted.interrupted:
+        typer.echo("interrupted in the first epoch, so there is nothing to --resume")

@@ -39,6 +39,9 @@ DECODERS: dict[str, type[Decoder]] = {
     decoder.name: decoder for decoder in (SubtractionDecoder, SeparateDecoder, MLPDecoder)
 }
 
+MAX_K = 256
+"""Bounds what a bundle can ask of whoever opens it."""
+
 
 @dataclass(frozen=True)
 class CodeSpec:
@@ -141,6 +144,8 @@ def check_spec(spec: CodeSpec) -> None:
             raise CodeError(f"no {kind} is called {name!r}; there are {', '.join(known)}")
     if spec.k < 2:
         raise CodeError(f"k must be 2 or more, got {spec.k}; with one query, replicate it instead")
+    if spec.k > MAX_K:
+        raise CodeError(f"k can be {MAX_K} at most, got {spec.k}; take smaller groups")
     if not 1 <= spec.r <= spec.k:
         raise CodeError(f"r must be from 1 to k={spec.k}, got {spec.r}")
     if spec.encoder == "sum" and spec.decoder == "separate":

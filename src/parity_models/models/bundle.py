@@ -56,7 +56,6 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
-MAX_K = 256
 
 
 @dataclass(frozen=True)
@@ -262,8 +261,6 @@ def _check_code(path: Path, manifest: Manifest) -> None:
     if code is None:
         return
     deployed = manifest.deployed
-    if code.k > MAX_K:
-        raise BundleError(f"{path} has k={code.k}; k can be {MAX_K} at most")
     if "encoder" not in code.network_shapes:
         try:
             code.encode([deployed.input.zeros(0)] * code.k)  # no rows: only types and shapes count

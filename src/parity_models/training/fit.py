@@ -56,7 +56,8 @@ class Problem(Protocol):
 class Fitted:
     """How a training run ended, with the module at its best epoch.
 
-    `epochs` and `seconds` include those of the runs that were resumed.
+    `epochs` and `seconds` include those of the runs that were resumed. One that was `interrupted`
+    is `resumable` if there is a checkpoint to go on from, so after its first epoch.
     """
 
     score: float
@@ -64,6 +65,7 @@ class Fitted:
     epochs: int
     seconds: float
     interrupted: bool
+    resumable: bool
 
 
 def fit(
@@ -93,7 +95,7 @@ def fit(
         state = load_checkpoint(checkpoint, module, optimizer, options)
         began -= state.seconds
     score = state.best_score
-    interrupted = False
+    interrupted = resumable = False
     told = 0.0
 
     def seconds() -> float:
@@ -130,10 +132,13 @@ def fit(
             tell(state.epochs, spent)
     except KeyboardInterrupt:
         interrupted = True
+        resumable = state.best is not None
         if state.best is None:
             state = state.after_epoch(module, problem.score(), seconds())
     assert state.best is not None
     assert state.best_score is not None
     module.load_state_dict(state.best)
     module.eval()
-    return Fitted(state.best_score, state.best_epoch, state.epochs, seconds(), interrupted)
+    return Fitted(
+        state.best_score, state.best_epoch, state.epochs, seconds(), interrupted, resumable
+    )

@@ -5,7 +5,6 @@ one chosen is the most capable that is not, by inference times measured here.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +27,14 @@ from parity_models.training.recipes import PARITY, Recipe, recipe_for
 CHOICES = {
     "images": ("linear", "resnet18@0.25", "resnet18@0.5", "resnet18"),
     "small images": ("linear", "mlp", "lenet5", "resnet-small"),
+    "sequences": ("linear", "mlp", "resnet-1d"),
     "others": ("linear", "mlp"),
 }
 """What a parity model's network is chosen from, by what queries are: each network is slower than
 those before it, and more capable. All learn in minutes from some ten thousand queries."""
 
 FLATTENING = ("linear", "mlp")
-"""Networks that have no use for folded images: they see stacked ones all at once."""
+"""Networks that have no use for folded queries: they see stacked ones all at once."""
 
 SLACK = 1.1
 """By how much measurements of equally fast models differ."""
@@ -96,6 +96,8 @@ def choose_network(deployed: Bundle, code: Code) -> str:
 
 
 def _kind(query_shape: tuple[int, ...]) -> str:
+    if len(query_shape) == 2:
+        return "sequences"
     if len(query_shape) != 3:
         return "others"
     return "small images" if min(query_shape[1:]) < SMALL else "images"
@@ -112,16 +114,20 @@ def _takes(name: str, code: Code) -> bool:
 
 def _build_named(name: str, code: Code, grid: tuple[int, int]) -> nn.Module:
     spec = code.spec
-    stacks_images = (spec.encoder, spec.decoder) == ("stack", "separate") and (
-        code.parity_shape[1:] == code.query_shape[1:] and len(code.query_shape) == 3
+    stacks_slots = (spec.encoder, spec.decoder) == ("stack", "separate") and (
+        code.parity_shape[1:] == code.query_shape[1:] and len(code.query_shape) in (2, 3)
     )
-    if stacks_images and name not in FLATTENING:
-        with suppress(TrainingError):  # folded images may be too small for it
+    if stacks_slots and name not in FLATTENING:
+        try:
             return Slotwise(
                 code.k,
                 code.query_shape,
                 lambda shape: build_network(name, shape, code.output_shape),
             )
+        except TrainingError:  # folded queries are too small for it
+            if len(code.query_shape) == 2:
+                # Joined, sequences would pass for one that is longer, or has another time axis.
+                raise
     return build_network(name, code.parity_shape, code.parity_output_shape, grid)
 
 

@@ -66,8 +66,10 @@ class Recipe:
 DEPLOYED = {
     "linear": Recipe(20, 256, 2e-3, 5e-2, mirror=False, threaded=False),
     "mlp": Recipe(30, 256, 2e-3, 5e-2, mirror=True, threaded=False),
+    "quadratic": Recipe(30, 256, 2e-3, 5e-2, mirror=False, threaded=False),
     "lenet5": Recipe(20, 256, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet-small": Recipe(6, 128, 1e-2, 5e-2, mirror=True, threaded=True),
+    "resnet-1d": Recipe(15, 128, 1e-2, 5e-2, mirror=False, threaded=True),
     "vgg11": Recipe(10, 128, 2e-3, 5e-2, mirror=True, threaded=True),
     "resnet18": Recipe(10, 128, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet152": Recipe(10, 128, 2e-3, 5e-2, mirror=True, threaded=True),
@@ -77,8 +79,10 @@ DEPLOYED = {
 PARITY = {
     "linear": Recipe(30, 256, 4e-3, 5e-2, mirror=False, threaded=False),
     "mlp": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
+    "quadratic": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
     "lenet5": Recipe(30, 256, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet-small": Recipe(10, 64, 1e-2, 5e-2, mirror=True, threaded=True),
+    "resnet-1d": Recipe(20, 64, 1e-2, 5e-2, mirror=False, threaded=True),
     "vgg11": Recipe(10, 64, 2e-3, 5e-2, mirror=True, threaded=True),
     "resnet18": Recipe(10, 64, 4e-3, 5e-2, mirror=True, threaded=True),
     "resnet152": Recipe(10, 64, 2e-3, 5e-2, mirror=True, threaded=True),
@@ -95,6 +99,11 @@ def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int,
     """That of the network called `network`; of one that is not ours, what suits its inputs."""
     kind = "resnet-small" if len(input_shape) == 3 else "mlp"
     return recipes.get(family(network), recipes[kind])
+
+
+def as_published(recipe: Recipe) -> Recipe:
+    """`recipe` with the paper's optimiser (Kosaian et al., SOSP 2019, section 4.1)."""
+    return replace(recipe, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published")
 
 
 def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
@@ -114,12 +123,4 @@ def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
             f"the published recipe is for {' and '.join(PUBLISHED_ENCODERS)} with subtraction, not "
             f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
         )
-    return replace(
-        recipe,
-        epochs=150,
-        batch=64 if spec.k == 2 else 32,
-        learning_rate=1e-3,
-        weight_decay=1e-5,
-        mirror=False,
-        style="published",
-    )
+    return replace(as_published(recipe), epochs=150, batch=64 if spec.k == 2 else 32)

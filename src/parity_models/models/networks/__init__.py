@@ -9,7 +9,9 @@ from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mlp import MLP
 from parity_models.models.networks.published import VGG11, resnet18, resnet152
+from parity_models.models.networks.quadratic import Quadratic
 from parity_models.models.networks.resnet import SmallResNet
+from parity_models.models.networks.sequence import SequenceResNet
 
 Grid = tuple[int, int]
 Shape = tuple[int, ...]
@@ -17,8 +19,10 @@ Shape = tuple[int, ...]
 NETWORKS: dict[str, Callable[[Shape, Shape, Grid], nn.Module]] = {
     "linear": lambda inputs, outputs, grid: Linear(inputs, outputs),
     "mlp": lambda inputs, outputs, grid: MLP(inputs, outputs),
+    "quadratic": lambda inputs, outputs, grid: Quadratic(inputs, outputs),
     "lenet5": lambda inputs, outputs, grid: LeNet5(inputs, outputs),
     "resnet-small": SmallResNet,
+    "resnet-1d": lambda inputs, outputs, grid: SequenceResNet(inputs, outputs),
     "vgg11": VGG11,
     "resnet18": resnet18,
     "resnet152": resnet152,
@@ -87,6 +91,8 @@ __all__ = [
     "SCALABLE",
     "LeNet5",
     "Linear",
+    "Quadratic",
+    "SequenceResNet",
     "SmallResNet",
     "build_network",
     "family",

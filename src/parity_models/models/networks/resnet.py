@@ -1,5 +1,6 @@
 """A small residual network for small images."""
 
+from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from parity_models.errors import TrainingError
 
 STAGES = (16, 32, 64)
 """Channels of each stage; all but the first halve height and width."""
+
+Pair = tuple[int, int]
 
 
 class SmallResNet(nn.Module):
@@ -39,11 +42,8 @@ class SmallResNet(nn.Module):
             )
         self.output_shape = output_shape
         self.grid = grid
-        self.stem = _convolution(input_shape[0], STAGES[0], 3, 1)
-        widths = zip((STAGES[0], *STAGES), STAGES, strict=False)
-        self.stages = nn.Sequential(
-            *(_Block(before, after, 1 if i == 0 else 2) for i, (before, after) in enumerate(widths))
-        )
+        self.stem = convolution(input_shape[0], STAGES[0], (3, 3))
+        self.stages = residual_stages(STAGES, (3, 3), (2, 2))
         self.head = nn.Linear(STAGES[-1] * rows * columns, prod(output_shape))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -53,15 +53,30 @@ class SmallResNet(nn.Module):
         return output.reshape(-1, *self.output_shape)
 
 
+def residual_stages(channels: Sequence[int], size: Pair, stride: Pair) -> nn.Sequential:
+    """One residual block for each number of `channels`, the first for as many as it gives.
+
+    `size` is that of the convolutions, rows and columns; all blocks but the first shrink the map
+    by `stride`.
+    """
+    pairs = zip((channels[0], *channels), channels, strict=False)
+    return nn.Sequential(
+        *(
+            _Block(before, after, size, stride if i else (1, 1))
+            for i, (before, after) in enumerate(pairs)
+        )
+    )
+
+
 class _Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int) -> None:
+    def __init__(self, before: int, after: int, size: Pair, stride: Pair) -> None:
         super().__init__()
-        self.first = _convolution(before, after, 3, stride)
-        self.second = _convolution(after, after, 3, 1)
+        self.first = convolution(before, after, size, stride)
+        self.second = convolution(after, after, size)
         self.shortcut = (
             nn.Identity()
-            if before == after and stride == 1
-            else _convolution(before, after, 1, stride)
+            if before == after and stride == (1, 1)
+            else convolution(before, after, (1, 1), stride)
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -69,8 +84,10 @@ class _Block(nn.Module):
         return functional.relu(inner + self.shortcut(input))
 
 
-def _convolution(before: int, after: int, size: int, stride: int) -> nn.Sequential:
+def convolution(before: int, after: int, size: Pair, stride: Pair = (1, 1)) -> nn.Sequential:
+    """A padded convolution and its normalisation."""
+    rows, columns = size
     return nn.Sequential(
-        nn.Conv2d(before, after, size, stride, padding=size // 2, bias=False),
+        nn.Conv2d(before, after, size, stride, padding=(rows // 2, columns // 2), bias=False),
         nn.BatchNorm2d(after),
     )

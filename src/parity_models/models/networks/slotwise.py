@@ -1,4 +1,4 @@
-"""One network that answers k stacked images at about the cost of one."""
+"""One network that answers k stacked images or sequences at about the cost of one."""
 
 from collections.abc import Callable
 from math import ceil, prod
@@ -6,6 +6,8 @@ from math import ceil, prod
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from parity_models.models.networks.sequence import as_images, image_shape
 
 Shape = tuple[int, ...]
 
@@ -17,24 +19,26 @@ class Slotwise(nn.Module):
     k pixels is folded into the channels of one place (space to depth): no pixel is lost, only the
     network's first layer grows, and all k images together take about as long as one does
     unfolded. The slots share the network, so they do not disturb each other, and a group of k
-    trains it k times.
+    trains it k times. Sequences, stacked along their first axis, become images of one row, which
+    are folded along it: `build` makes a network for (channels, 1, time) then.
     """
 
     def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
         super().__init__()
-        channels, height, width = query_shape
         self.k = k
         self.query_shape = query_shape
-        self.block = rows, columns = _block(k)
+        self.image_shape = channels, height, width = image_shape(query_shape)
+        self.block = rows, columns = _block(k, height)
         folded = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
         self.network = build(folded)
 
     def forward(self, input: Tensor) -> Tensor:
-        outputs: Tensor = self.network(self._fold(input.reshape(-1, *self.query_shape)))
+        images = as_images(input.reshape(-1, *self.query_shape), self.query_shape)
+        outputs: Tensor = self.network(self._fold(images))
         return outputs.reshape(-1, self.k, *outputs.shape[1:])
 
     def _fold(self, images: Tensor) -> Tensor:
-        (channels, height, width), (rows, columns) = self.query_shape, self.block
+        (channels, height, width), (rows, columns) = self.image_shape, self.block
         beyond = (0, -width % columns, 0, -height % rows)
         if any(beyond):
             images = functional.pad(images, beyond, mode="replicate")
@@ -64,7 +68,12 @@ class Slotwise(nn.Module):
                 mine.copy_(weights)
 
 
-def _block(k: int) -> tuple[int, int]:
-    """Rows and columns of the smallest nearly square block that holds k pixels."""
+def _block(k: int, height: int) -> tuple[int, int]:
+    """Rows and columns of the smallest nearly square block that holds k pixels.
+
+    Images of one row are folded along it alone.
+    """
+    if height == 1:
+        return 1, k
     rows = next(rows for rows in range(1, k + 1) if rows * (rows + 1) >= k)
     return rows, ceil(k / rows)

@@ -1,0 +1,68 @@
+"""A small residual network for sequences: sensors, sounds, prices over time."""
+
+from math import prod
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from parity_models.errors import TrainingError
+from parity_models.models.networks.resnet import convolution, residual_stages
+
+Shape = tuple[int, ...]
+
+STAGES = (32, 64, 128)
+"""Channels of each stage; all but the first halve the steps."""
+
+SIZE = 5
+"""Steps that a convolution sees at once."""
+
+LEAST_STEPS = 8
+
+
+class SequenceResNet(nn.Module):
+    """Three stages of one residual block with 32, 64 and 128 channels, convolved over time.
+
+    Takes sequences (n, channels, time) or (n, time, channels), whichever axis is the longer being
+    time, or images of one row, (n, channels, 1, time); gives (n, *output_shape). The last feature
+    map is averaged over time.
+    """
+
+    def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
+        super().__init__()
+        image = image_shape(input_shape)
+        if len(image) != 3 or image[1] != 1 or image[2] < LEAST_STEPS:
+            raise TrainingError(
+                "resnet-1d takes sequences of shape (channels, time) or (time, channels), at "
+                f"least {LEAST_STEPS} steps here, not inputs of shape {input_shape}; use mlp"
+            )
+        self.input_shape = input_shape
+        self.output_shape = output_shape
+        self.stem = convolution(image[0], STAGES[0], (1, SIZE))
+        self.stages = residual_stages(STAGES, (1, SIZE), (1, 2))
+        self.head = nn.Linear(STAGES[-1], prod(output_shape))
+
+    def forward(self, input: Tensor) -> Tensor:
+        images = as_images(input, self.input_shape)
+        features = self.stages(functional.relu(self.stem(images)))
+        output: Tensor = self.head(features.mean((2, 3)))
+        return output.reshape(-1, *self.output_shape)
+
+
+def image_shape(shape: Shape) -> Shape:
+    """The shape (channels, 1, time) of a sequence as an image of one row; other shapes as they are.
+
+    The longer axis of a sequence is time; of equal ones the last.
+    """
+    if len(shape) != 2:
+        return shape
+    channels, time = sorted(shape)
+    return channels, 1, time
+
+
+def as_images(queries: Tensor, shape: Shape) -> Tensor:
+    """`queries` (n, *shape), of sequences or images, as images (n, *image_shape(shape))."""
+    if len(shape) != 2:
+        return queries
+    if shape[0] > shape[1]:
+        queries = queries.transpose(1, 2)
+    return queries.unsqueeze(2)
