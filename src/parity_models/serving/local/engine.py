@@ -1,10 +1,4 @@
-"""The local engine: supervised worker processes on this machine.
-
-The event loop only ever receives from one socket (what workers report) and sends to two of each
-worker (units, control), and waits for none of them. Time-outs are counted in ticks of the loop
-rather than read off a clock: when the engine itself did not get to run (stopped by Ctrl-Z, a
-long computation on the loop), its workers are not to blame for what it has not heard.
-"""
+"""The local engine: supervised worker processes on this machine."""
 
 import asyncio
 import logging
@@ -14,10 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import zmq
-from numpy.typing import NDArray
 
 from parity_models.errors import ServingError
 from parity_models.faults import FaultPlan
@@ -25,19 +17,8 @@ from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
-from parity_models.serving.local.wire import (
-    Cancel,
-    Exit,
-    Failed,
-    Finished,
-    Heartbeat,
-    Hello,
-    InjectFaults,
-    bind,
-    decode_report,
-    reports_endpoint,
-    rows_of,
-)
+from parity_models.serving.local.wire import Exit, Hello, InjectFaults, bind, reports_endpoint
+from parity_models.serving.local.workers import WorkerEngine
 
 START_TIMEOUT = 60.0
 """Seconds a worker may take to load and warm its models."""
@@ -48,12 +29,10 @@ GRACE = 1.0
 MAX_DIRECTORY = 80
 """Characters of a path that leave room for the name of a socket in what a socket's may have."""
 
-_TICK = 0.1
-
 _log = logging.getLogger(__name__)
 
 
-class LocalEngine:
+class LocalEngine(WorkerEngine[WorkerProcess]):
     """An Engine that runs `models`, ONNX files by work, in worker processes.
 
     A worker that was killed is noticed at once; one that was not heard of for
@@ -71,11 +50,13 @@ class LocalEngine:
         heartbeat_timeout: float = 2.0,
         unit_timeout: float = 10.0,
     ) -> None:
+        super().__init__(
+            heartbeat_timeout=heartbeat_timeout,
+            join_timeout=START_TIMEOUT,
+            unit_timeout=unit_timeout,
+        )
         self._models = {work: path.resolve() for work, path in models.items()}
         self._placements = placements
-        self._heartbeat_timeout = heartbeat_timeout
-        self._unit_timeout = unit_timeout
-        self._workers: dict[str, WorkerProcess] = {}
         self._endpoints: dict[str, str] = {}
         self._to_join: set[int] = set()
         self._supervisors: list[asyncio.Task[None]] = []
@@ -94,15 +75,11 @@ class LocalEngine:
         placements = self._placements or (Placement(),) * len(works)
         if len(placements) != len(works):
             raise ServingError(f"{len(placements)} placements for {len(works)} instances")
-        self._listener = listener
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.create_future()
         self._directory = _private_directory()
-        self._context = zmq.Context()
-        self._reports = self._context.socket(zmq.PULL)
+        self._open(listener)
+        self._started = self._loop.create_future()
         reports = [self._reports_endpoint(place.link) for place in placements]
-        self._loop.add_reader(self._reports.fileno(), self._receive)
-        self._tick()
+        self._listen()
         self._to_join.update(range(len(works)))
         self._supervisors = [
             asyncio.create_task(self._supervise(number, *each))
@@ -114,31 +91,16 @@ class LocalEngine:
             await self.stop()
             raise
 
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
-        worker = self._workers.get(instance)
-        if worker is None:
-            return
-        if worker.running is not None:
-            raise ValueError(f"instance {instance} still has unit {worker.running.unit}")
-        wrong = worker.run(unit, work, rows)
-        if wrong is not None:
-            self._loop.call_soon(self._listener.unit_failed, unit, wrong)
-
-    def cancel(self, instance: str, unit: int) -> None:
-        worker = self._workers.get(instance)
-        if worker is not None and worker.running is not None and worker.running.unit == unit:
-            worker.tell(Cancel(unit))
-
     async def stop(self) -> None:
         if self._stopping.is_set() or not self._supervisors:
             return
         self._stopping.set()
-        self._loop.remove_reader(self._reports.fileno())
+        self._deafen()
         for kill in self._kills:
             kill.cancel()
         for worker in self._workers.values():
             if worker.joined:
-                worker.tell(Exit())
+                worker.tell(Exit(worker.instance))
             else:
                 worker.kill("was stopped")
         try:
@@ -148,8 +110,7 @@ class LocalEngine:
                 await asyncio.wait(alive)
         finally:
             self._kill_all()
-            self._timer.cancel()
-            self._context.destroy(linger=0)
+            self._close()
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def pids(self) -> dict[str, int]:
@@ -172,7 +133,7 @@ class LocalEngine:
         self._faults = (plan, start)
         for worker in self._workers.values():
             if worker.joined:
-                worker.inject(InjectFaults(plan, worker.number, start))
+                worker.tell_before_units(InjectFaults(plan, worker.number, start))
         for kill in self._kills:
             kill.cancel()
         self._kills = [
@@ -196,50 +157,20 @@ class LocalEngine:
             try:
                 self._endpoints[at] = bind(self._reports, at)
             except zmq.ZMQError as error:
-                self._context.destroy(linger=0)
+                self._close()
                 shutil.rmtree(self._directory)
                 raise ServingError(f"cannot listen at {at}: {error.strerror}") from error
         return self._endpoints[at]
 
-    def _receive(self) -> None:
-        # The socket's file descriptor tells of news once: all there is must be taken.
-        while not self._stopping.is_set():
-            try:
-                frames = self._reports.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                self._on_report(frames)
-            except BaseException:  # as a listener's mistake may be
-                self._loop.call_soon(self._receive)
-                raise
-
-    def _on_report(self, frames: Sequence[zmq.Frame]) -> None:
-        report = decode_report(frames[0].buffer)
-        worker = self._workers.get(report.instance)
-        if worker is None:
-            return  # it has left; this was still on its way
-        worker.silence = 0
-        running = worker.running
-        match report:
-            case Finished(_, unit) if running is not None:
-                outputs = rows_of(frames[1], running.output)
-                worker.running = None
-                self._listener.unit_finished(unit, outputs)
-            case Failed(_, unit, detail):
-                worker.running = None
-                self._listener.unit_failed(unit, detail)
-            case Hello(instance):
-                worker.join(report)
-                if self._faults is not None:
-                    plan, start = self._faults
-                    worker.inject(InjectFaults(plan, worker.number, start))
-                self._to_join.discard(worker.number)
-                if not self._to_join and not self._started.done():
-                    self._started.set_result(None)
-                self._listener.instance_joined(instance, worker.works)
-            case Heartbeat():
-                pass
+    def _hello(self, worker: WorkerProcess, hello: Hello) -> None:
+        worker.join(hello)
+        if self._faults is not None:
+            plan, start = self._faults
+            worker.tell_before_units(InjectFaults(plan, worker.number, start))
+        self._to_join.discard(worker.number)
+        if not self._to_join and not self._started.done():
+            self._started.set_result(None)
+        self._listener.instance_joined(worker.instance, worker.works)
 
     # Supervision
 
@@ -276,18 +207,8 @@ class LocalEngine:
                 continue
             return
 
-    def _tick(self) -> None:
-        self._timer = self._loop.call_later(_TICK, self._tick)
-        for worker in self._workers.values():
-            limit = self._heartbeat_timeout if worker.joined else START_TIMEOUT
-            if worker.silence * _TICK >= limit:
-                worker.kill(f"was not heard of for {limit:g} s")
-            worker.silence += 1
-            running = worker.running
-            if running is not None:
-                if running.age * _TICK >= self._unit_timeout:
-                    worker.kill(f"had unit {running.unit} for more than {self._unit_timeout:g} s")
-                running.age += 1
+    def _give_up(self, worker: WorkerProcess, why: str) -> None:
+        worker.kill(why)
 
     def _kill_all(self) -> None:
         for worker in self._workers.values():

@@ -1,12 +1,16 @@
-"""What the engine and its workers say to each other over ZeroMQ, and where.
+"""What an engine and its workers say to each other over ZeroMQ, and where.
 
 A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
 a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled.
 Sockets lie in a directory that only this user can enter, unless a worker is placed elsewhere:
 
 - reports (the engine pulls): hello, heartbeats and results of all workers
-- units (the worker's computing thread pulls), and faults, which hold for all units after them
+- units (the worker's computing thread pulls), and leases and faults, which hold for all units
+  after them
 - control (the worker's other thread pulls): what must not wait for a unit to end
+
+A worker works for one engine at a time: the one whose lease it has, as the instance that the
+lease names. What is meant for another instance came too late, and is ignored.
 """
 
 import msgspec
@@ -39,12 +43,21 @@ class Assignment(msgspec.Struct, frozen=True):
     device: str | None
 
 
+class Lease(msgspec.Struct, frozen=True, tag=True):
+    """From now on the worker is this instance, of the engine that pulls `reports`."""
+
+    instance: str
+    reports: str
+
+
 class Unit(msgspec.Struct, frozen=True, tag=True):
+    instance: str
     unit: int
     work: str
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
+    instance: str
     unit: int
 
 
@@ -56,8 +69,14 @@ class InjectFaults(msgspec.Struct, frozen=True, tag=True):
     start: float
 
 
+class Release(msgspec.Struct, frozen=True, tag=True):
+    """The lease is over; another engine may have the worker."""
+
+    instance: str
+
+
 class Exit(msgspec.Struct, frozen=True, tag=True):
-    pass
+    instance: str
 
 
 class ModelTensors(msgspec.Struct, frozen=True):
@@ -77,7 +96,10 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
+    """The worker is alive; `leaving`: it asks to be released once its unit is done."""
+
     instance: str
+    leaving: bool = False
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
@@ -92,8 +114,8 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 
 
 encode = msgspec.msgpack.Encoder().encode
-decode_work = msgspec.msgpack.Decoder(Unit | InjectFaults).decode
-decode_control = msgspec.msgpack.Decoder(Cancel | Exit).decode
+decode_work = msgspec.msgpack.Decoder(Lease | Unit | InjectFaults).decode
+decode_control = msgspec.msgpack.Decoder(Cancel | Release | Exit).decode
 decode_report = msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode
 
 

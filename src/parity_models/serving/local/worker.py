@@ -1,8 +1,9 @@
-"""A worker process: one instance of the local engine.
+"""A worker: it runs the units of whoever has its lease. As a process, an instance of the local
+engine.
 
-Its main thread takes a unit, computes, reports, and nothing else: a query passes from thread to
-thread nowhere. A second thread does what cannot wait for a unit to end: it sends heartbeats,
-cancels, exits when told, and sees to it that no worker outlives its engine.
+One thread takes a unit, computes, reports, and nothing else: a query passes from thread to thread
+nowhere. A second thread does what cannot wait for a unit to end: it sends heartbeats, cancels,
+and exits when told.
 """
 
 import os
@@ -10,10 +11,10 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import NoReturn
 
 import msgspec
@@ -36,7 +37,9 @@ from parity_models.serving.local.wire import (
     Heartbeat,
     Hello,
     InjectFaults,
+    Lease,
     ModelTensors,
+    Release,
     Unit,
     bind,
     decode_control,
@@ -48,65 +51,126 @@ from parity_models.serving.local.wire import (
 MAX_DETAIL = 1000
 """Characters of an error that are reported."""
 
+LINGER = 1000
+"""Milliseconds for which the last report to an engine is sent after its lease has ended."""
+
 _FATAL_ONLY = 4
 
 
+def _nothing() -> None:
+    pass
+
+
 class Worker:
-    """Serves the models of its assignment. Raises ModelError for one that does not run."""
+    """Runs units of `models`, by work, and listens at the endpoints `units` and `control`.
 
-    def __init__(self, assignment: Assignment) -> None:
-        self._assignment = assignment
-        self._models = {work: _warm(path) for work, path in assignment.models.items()}
+    `device` is a file that is locked while a unit runs; `faults` are what units suffer, and since
+    when (time.monotonic()). Frames of more than `max_frame` bytes are refused; -1: none are.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, OnnxModel],
+        units: str,
+        control: str,
+        *,
+        device: str | None = None,
+        faults: tuple[float, WorkerFaults] | None = None,
+        max_frame: int = -1,
+    ) -> None:
+        self._models = models
         self._batches: dict[str, NDArray[np.generic]] = {}
-        self._running: tuple[int, onnxruntime.RunOptions] | None = None
-        self._cancelled: int | None = None
-        self._faults: tuple[float, WorkerFaults] | None = None
-        self._device = Device(assignment.device) if assignment.device else nullcontext()
-        context = zmq.Context()
-        self._units = context.socket(zmq.PULL)
-        units = bind(self._units, assignment.units)
-        self._control = context.socket(zmq.PULL)
-        control = bind(self._control, assignment.control)
-        # A socket belongs to one thread, so each of the two has its own.
-        self._reports, self._heartbeats = context.socket(zmq.PUSH), context.socket(zmq.PUSH)
-        for socket in (self._reports, self._heartbeats):
-            socket.connect(assignment.reports)
-        tensors = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
-        self._hello = Hello(assignment.instance, tensors, units, control)
+        self._lease: Lease | None = None
+        self._leaving = False
+        self._released = Event()
+        self._running: tuple[Unit, onnxruntime.RunOptions] | None = None
+        self._cancelled: Cancel | None = None
+        self._faults = faults
+        self._device = Device(device) if device else nullcontext()
+        self._busy: tuple[float, float | None] = (0.0, None)
+        self._context = zmq.Context()
+        self._units, self._control = (self._context.socket(zmq.PULL) for _ in range(2))
+        for socket in (self._units, self._control):
+            socket.set(zmq.MAXMSGSIZE, max_frame)
+        self.units = bind(self._units, units)
+        self.control = bind(self._control, control)
+        # A socket belongs to one thread: the other one has its own for heartbeats.
+        self._reports = self._context.socket(zmq.PUSH)
 
-    def serve(self) -> NoReturn:
-        """Take part until the process ends."""
-        Thread(target=self._attend, daemon=True).start()
-        self._reports.send(encode(self._hello))
+    def serve(
+        self, lease: Lease | None = None, at_heartbeat: Callable[[], None] = _nothing
+    ) -> NoReturn:
+        """Take part until the process ends, at first with this lease."""
+        if lease is not None:
+            self._take(lease)
+        Thread(target=self._attend, args=(at_heartbeat,), daemon=True).start()
         while True:
             header, *rows = self._units.recv_multipart(copy=False)
-            match decode_work(header.buffer):
+            try:
+                message = decode_work(header.buffer)
+            except msgspec.DecodeError:
+                continue  # it is from no engine
+            match message:
                 case Unit() as unit:
-                    with self._device:
-                        report = self._run(unit, rows)
-                    self._reports.send_multipart(report, copy=False)
+                    if self._lease is not None and unit.instance == self._lease.instance:
+                        self._serve(unit, rows)
+                case Lease() as lease:
+                    self._take(lease)
                 case InjectFaults(plan, worker, start):
                     self._faults = (start, WorkerFaults(plan, worker))
 
+    @property
+    def lease(self) -> Lease | None:
+        """Whose instance it is now."""
+        return self._lease
+
+    @property
+    def busy(self) -> float:
+        """Seconds that it has spent on units so far."""
+        busy, since = self._busy
+        return busy if since is None else busy + time.monotonic() - since
+
+    def leave(self, timeout: float) -> None:
+        """Ask to be released, and wait until it is, or for `timeout` seconds."""
+        self._leaving = True
+        if self._lease is not None:
+            self._released.wait(timeout)
+
     # The main thread
+
+    def _take(self, lease: Lease) -> None:
+        self._released.clear()
+        self._reports.close(linger=LINGER)
+        self._reports = self._context.socket(zmq.PUSH)
+        self._reports.connect(lease.reports)
+        self._lease = lease
+        tensors = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
+        hello = Hello(lease.instance, tensors, self.units, self.control)
+        self._reports.send(encode(hello))
+
+    def _serve(self, unit: Unit, rows: list[zmq.Frame]) -> None:
+        self._busy = (self._busy[0], time.monotonic())
+        with self._device:
+            report = self._run(unit, rows)
+        self._busy = (self.busy, None)
+        self._reports.send_multipart(report, copy=False)
 
     def _run(self, unit: Unit, rows: list[zmq.Frame]) -> Sequence[bytes | memoryview]:
         began = time.monotonic()
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
-        # In this order here, and in the opposite one in _cancel, no cancellation is missed.
-        self._running = (unit.unit, options)
-        if self._cancelled == unit.unit:
+        # In this order here, and in the opposite one in _obey, no cancellation is missed.
+        self._running = (unit, options)
+        if self._cancelled == Cancel(unit.instance, unit.unit):
             options.terminate = True
-        instance = self._assignment.instance
         report: Sequence[bytes | memoryview]
         try:
             outputs = self._compute(unit.work, rows, options)
         except Exception as error:  # whatever it is, it is this unit's; the next may do better
             detail = "cancelled" if options.terminate else str(error)[:MAX_DETAIL]
-            report = (encode(Failed(instance, unit.unit, detail)),)
+            report = (encode(Failed(unit.instance, unit.unit, detail)),)
         else:
-            report = (encode(Finished(instance, unit.unit)), outputs.data)
+            report = (encode(Finished(unit.instance, unit.unit)), outputs.data)
         if self._faults is not None:
             self._suffer(began, unit.work, *self._faults)
         return report
@@ -143,39 +207,57 @@ class Worker:
 
     # The other thread
 
-    def _attend(self) -> NoReturn:
+    def _attend(self, at_heartbeat: Callable[[], None]) -> NoReturn:
         due = time.monotonic()
+        held: Lease | None = None
+        heartbeats = self._context.socket(zmq.PUSH)
         while True:
             wait = round(1000 * (due - time.monotonic()))
             if wait > 0:
                 if self._control.poll(wait):
-                    self._obey(self._control.recv())
+                    with suppress(msgspec.DecodeError):  # what is from no engine
+                        self._obey(decode_control(self._control.recv()))
                 continue
-            if os.getppid() != self._assignment.parent:
-                shutil.rmtree(self._assignment.directory, ignore_errors=True)
-                os._exit(0)
-            with suppress(zmq.Again):  # the engine has yet to take many earlier ones
-                self._heartbeats.send(encode(Heartbeat(self._assignment.instance)), zmq.NOBLOCK)
+            at_heartbeat()
+            lease = self._lease
+            if lease is not held:
+                heartbeats.close(linger=0)
+                heartbeats = self._context.socket(zmq.PUSH)
+                if lease is not None:
+                    heartbeats.connect(lease.reports)
+                held = lease
+            if lease is not None:
+                with suppress(zmq.Again):  # the engine has yet to take many earlier ones
+                    heartbeat = Heartbeat(lease.instance, self._leaving)
+                    heartbeats.send(encode(heartbeat), zmq.NOBLOCK)
             due = time.monotonic() + HEARTBEAT
 
-    def _obey(self, message: bytes) -> None:
-        match decode_control(message):
-            case Cancel(unit):
-                self._cancelled = unit
+    def _obey(self, message: Cancel | Release | Exit) -> None:
+        lease = self._lease
+        if lease is None or message.instance != lease.instance:
+            return
+        match message:
+            case Cancel(_, id):
+                self._cancelled = message
                 running = self._running
-                if running is not None and running[0] == unit:
+                if running is not None and running[0].unit == id:
                     running[1].terminate = True
+            case Release():
+                self._lease = None
+                self._released.set()
             case Exit():
                 os._exit(0)
 
 
-def _warm(path: str) -> OnnxModel:
-    """The model, after its first run, which is slower than the others."""
-    model = OnnxModel(Path(path))
+def warm_model(model: OnnxModel, name: str) -> OnnxModel:
+    """The model, called `name`, after its first run, which is slower than the others.
+
+    Raises ModelError if it does not run.
+    """
     try:
         model(model.input.zeros(1))
     except Exception as error:  # ONNX Runtime's errors share no base class but this
-        raise ModelError(f"{path} does not run on a row of zeros: {error}") from error
+        raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
     return model
 
 
@@ -183,11 +265,21 @@ def main() -> NoReturn:
     # When to end is for the engine to say; a signal to a whole group of processes reaches it too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assigned = msgspec.json.decode(sys.argv[1], type=Assignment)
+
+    def end_with_engine() -> None:
+        if os.getppid() != assigned.parent:
+            shutil.rmtree(assigned.directory, ignore_errors=True)
+            os._exit(0)
+
     try:
-        worker = Worker(msgspec.json.decode(sys.argv[1], type=Assignment))
+        models = {
+            work: warm_model(OnnxModel(Path(path)), path) for work, path in assigned.models.items()
+        }
     except ModelError as error:
         sys.exit(str(error))
-    worker.serve()
+    worker = Worker(models, assigned.units, assigned.control, device=assigned.device)
+    worker.serve(Lease(assigned.instance, assigned.reports), end_with_engine)
 
 
 if __name__ == "__main__":
