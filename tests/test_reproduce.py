@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import exp
 from pathlib import Path
 
 import msgspec
@@ -21,8 +22,8 @@ from parity_models.bench.reproduce_latency import PRESETS, FigureResult, Plan, e
 from parity_models.bench.service_times import read_service_times
 from parity_models.bench.targets import Target, collapse, targets
 from parity_models.bench.trial import (
+    Emulation,
     Mode,
-    Network,
     Trial,
     TrialResult,
     result_of,
@@ -30,7 +31,7 @@ from parity_models.bench.trial import (
 )
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.errors import UserError
-from parity_models.faults import Empirical
+from parity_models.faults import Empirical, LogNormal
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 
 SMALL = """
@@ -86,7 +87,7 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
 
 def test_the_quick_preset_takes_less_than_a_quarter_of_an_hour() -> None:
     plans = [
-        Plan(name, load_experiment(name), PRESETS["quick"], 0, Network.SHAPED)
+        Plan(name, load_experiment(name), PRESETS["quick"], 0, Emulation.NOTHING)
         for name in figures_of(["all"])
     ]
     trials = [trial for plan in plans for trial in plan.all_trials()]
@@ -166,6 +167,20 @@ def test_one_instance_is_killed_every_so_many_seconds() -> None:
     assert Setting(kill_every=2.0).faults(0, 60.0).kills == kills
 
 
+def test_a_file_does_not_pass_for_a_figure_or_for_another_file() -> None:
+    with pytest.raises(UserError, match=r"mine/load\.toml is called like another"):
+        figures_of(["mine/load.toml"])
+    with pytest.raises(UserError, match="is called like another"):
+        figures_of(["a/small.toml", "b/small.toml"])
+    assert figures_of(["small.toml", "small.toml", "load"]) == ["small.toml", "load"]
+
+
+def test_a_load_is_a_share_of_what_instances_carry_on_average() -> None:
+    setting = Setting(load=0.5, service=LogNormal(0.02, 1.0))
+    assert setting.queries_per_second == pytest.approx(0.5 * 12 / (0.02 * exp(0.5)))
+    assert setting.carried == pytest.approx(0.5)
+
+
 def test_an_experiment_that_is_not_there_is_refused_naming_those_that_are() -> None:
     with pytest.raises(UserError, match="9a"):
         load_experiment("99z")
@@ -207,6 +222,20 @@ def test_a_policy_without_redundancy_has_the_first_instances_of_a_real_trial(wor
     )
     assert (asked.workers, setting.all_instances) == (2, 3)
     assert [kill.worker for kill in setting.faults(9, asked.seconds).kills] == [2]
+    result = Laboratory(work / "bundles").run(asked)
+    assert (result.answered, result.errors) == (100, 0)
+
+
+def test_contention_may_be_drawn_in_a_real_trial_and_spares_those_not_there(work: Path) -> None:
+    asked = trial(Mode.REAL, 100)
+    setting = msgspec.structs.replace(asked.setting, tenants=3, hogs=1, pause_every=5.0)
+    asked = msgspec.structs.replace(
+        asked,
+        setting=setting,
+        policy=PolicySpec(name=PolicyName.NONE),
+        network=Emulation.EVERYTHING,
+    )
+    assert asked.workers < setting.all_instances
     result = Laboratory(work / "bundles").run(asked)
     assert (result.answered, result.errors) == (100, 0)
 
@@ -256,7 +285,7 @@ def judged(
             results if mode in modes else nothing for mode in (Mode.SIMULATED, Mode.REAL)
         )
         lines.append(Line(each.label, simulated, real))
-    plan = Plan(name, experiment, PRESETS["quick"], 0, Network.SHAPED)
+    plan = Plan(name, experiment, PRESETS["quick"], 0, Emulation.NOTHING)
     return {target.what: target for target in targets([FigureResult(plan, tuple(lines))])}
 
 

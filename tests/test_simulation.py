@@ -87,6 +87,18 @@ def test_queries_on_a_killed_instance_are_answered_by_others() -> None:
     assert not np.isnan(result.latencies).any()
 
 
+def test_an_instance_that_is_away_is_not_killed() -> None:
+    once, twice = (
+        tuple(Kill(worker=i, at=at) for i in range(12) for at in times)
+        for times in ((0.5,), (0.5, 0.9))
+    )
+    first, second = (
+        simulate(workload(faults=FaultPlan(kills=kills)), EqualResources())
+        for kills in (once, twice)
+    )
+    np.testing.assert_array_equal(first.latencies, second.latencies)
+
+
 def test_queries_that_fail_are_counted_as_failed() -> None:
     result = simulate(
         workload(load=10.0, queries=5000, config=SchedulerConfig(max_queue=10)), EqualResources()

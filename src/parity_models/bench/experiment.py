@@ -1,9 +1,10 @@
 """Latency experiments: what one figure compares, read from a file that people can edit."""
 
 import os
+from collections import Counter
 from enum import StrEnum
 from importlib import resources
-from math import ceil
+from math import ceil, exp
 from pathlib import Path
 from random import Random
 from statistics import fmean
@@ -92,7 +93,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 f"{self.tenants} instances of another tenant are to be each beside another one, "
                 f"but there are {self.all_instances}"
             )
-        if _typical(self.service) <= 0:
+        if _mean(self.service) <= 0:
             raise ValueError("units take no time: give a service time above 0")
         for name, least in (("pause_every", 0.001), ("kill_every", 0.1)):
             if 0 < getattr(self, name) < least:
@@ -117,12 +118,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def queries_per_second(self) -> float:
         if self.rate is not None:
             return self.rate
-        return self.load * self.instances * self.max_batch / _typical(self.service)
+        return self.load * self.instances * self.max_batch / _mean(self.service)
 
     @property
     def carried(self) -> float:
         """The offered load as a share of what `instances` alone can carry."""
-        return self.queries_per_second * _typical(self.service) / (self.instances * self.max_batch)
+        return self.queries_per_second * _mean(self.service) / (self.instances * self.max_batch)
 
     def faults(self, seed: int, seconds: float) -> FaultPlan:
         """What real and simulated workers obey alike: service times, and kills for `seconds`."""
@@ -163,7 +164,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """
         slowdowns = neighbours = None
         if self.hogs:
-            longer = Constant(self.hogs * _typical(self.service))
+            longer = Constant(self.hogs * _mean(self.service))
             slowdowns = Slowdowns(self.hog_gap, self.hog_spell, longer)
         if self.tenants:
             workers = Contention(seed=seed, tenant=self._tenant).shared(self.all_instances)
@@ -301,10 +302,22 @@ def load_experiment(name: str) -> Experiment:
 
 
 def figures_of(names: list[str]) -> list[str]:
-    """Those that `names` stand for: `all` is every experiment that is not apart."""
-    everyone = [name for name in experiment_names() if not load_experiment(name).apart]
+    """Those that `names` stand for: `all` is every experiment that is not apart.
+
+    Raises UserError for a file whose result would be taken for another one's, as it has the name
+    of a figure or of another file.
+    """
+    known = experiment_names()
+    everyone = [name for name in known if not load_experiment(name).apart]
     listed = [other for name in names for other in (everyone if name == "all" else [name])]
-    return list(dict.fromkeys(listed))
+    figures = list(dict.fromkeys(listed))
+    called = Counter(Path(name).stem for name in {*known, *figures})
+    for name in figures:
+        if name not in known and called[Path(name).stem] > 1:
+            raise UserError(
+                f"{name} is called like another figure, whose result it would replace: rename it"
+            )
+    return figures
 
 
 def _label(value: object) -> str:
@@ -315,7 +328,7 @@ def _is_toml(file: Any) -> bool:
     return str(file.name).endswith(".toml")
 
 
-def _typical(distribution: Distribution) -> float:
+def _mean(distribution: Distribution) -> float:
     match distribution:
         case Constant(seconds):
             return seconds
@@ -323,7 +336,7 @@ def _typical(distribution: Distribution) -> float:
             return (low + high) / 2
         case Exponential(mean):
             return mean
-        case LogNormal(median):
-            return median
+        case LogNormal(median, sigma):
+            return median * exp(sigma**2 / 2)
         case Empirical(seconds):
             return fmean(seconds)

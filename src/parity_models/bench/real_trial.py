@@ -15,9 +15,10 @@ from parity_models.bench.contention.apply import contended
 from parity_models.bench.load import LoadSpec, offer_load_from_own_process
 from parity_models.bench.load_result import LoadResult
 from parity_models.bench.served import served
-from parity_models.bench.trial import Network, Trial, TrialResult, result_of
+from parity_models.bench.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
+from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import Source
 from parity_models.scheduling.spec import PolicyName
@@ -49,13 +50,12 @@ class Laboratory:
         backup = trial.policy.name is PolicyName.APPROXIMATE_BACKUP
         bundle = self._with_backup if backup else self._bundle(trial.setting.code)
         setting = trial.setting
-        links = trial.network is Network.SHAPED
-        faults = setting.faults(trial.seed, trial.seconds)
-        # A policy with fewer instances is spared what the others' would have met.
-        there = tuple(kill for kill in faults.kills if kill.worker < trial.workers)
-        faults = msgspec.structs.replace(faults, kills=there)
+        links = trial.network is Emulation.NOTHING
+        drawn = trial.network is Emulation.EVERYTHING
+        faults = (setting.simulated_faults if drawn else setting.faults)(trial.seed, trial.seconds)
         if not links:
             faults = msgspec.structs.replace(faults, shuffles=setting.drawn_shuffles())
+        faults = _spared(faults, trial.workers)
         options = ServeOptions(
             policy=trial.policy,
             instances=setting.instances,
@@ -74,7 +74,7 @@ class Laboratory:
             count=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
-        plan = setting.contention(trial.seed, links=links)
+        plan = None if drawn else setting.contention(trial.seed, links=links)
         async with AsyncExitStack() as stack:
             contention = None
             if plan is not None:
@@ -140,6 +140,16 @@ class Laboratory:
         except BundleError:
             inputs = self._dataset.train.inputs
             return train_backup(self._deployed, NETWORK, inputs, path, Settings()).bundle
+
+
+def _spared(faults: FaultPlan, workers: int) -> FaultPlan:
+    """The plan for a policy with fewer instances: it is spared what the others would have met."""
+    kills = tuple(kill for kill in faults.kills if kill.worker < workers)
+    neighbours = faults.neighbours
+    if neighbours is not None:
+        there = tuple(worker for worker in neighbours.workers if worker < workers)
+        neighbours = msgspec.structs.replace(neighbours, workers=there)
+    return msgspec.structs.replace(faults, kills=kills, neighbours=neighbours)
 
 
 def _enlarge(images: NDArray[Any]) -> NDArray[Any]:

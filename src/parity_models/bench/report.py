@@ -13,7 +13,7 @@ import numpy as np
 from parity_models.bench.figures import Line
 from parity_models.bench.reproduce_latency import FigureResult, Plan
 from parity_models.bench.targets import collapses, targets
-from parity_models.bench.trial import SHARES, Mode, Network, Trial, TrialResult
+from parity_models.bench.trial import SHARES, Emulation, Mode, Trial, TrialResult
 from parity_models.scheduling import Source
 
 LIBRARIES = ("parity-models", "numpy", "onnxruntime", "pyzmq", "simpy")
@@ -24,6 +24,9 @@ def write_report(path: Path, results: Sequence[FigureResult], command: str) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(_report(path, results, command)) + "\n")
 
+
+CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
+"""What a setting says of contention."""
 
 CLOSE = 0.15
 """How far a simulated percentile may be from the real one."""
@@ -47,14 +50,17 @@ def write_validation(
     """
     setting = trial.setting
     p50, p99, p999 = np.interp([0.5, 0.99, 0.999], SHARES, outside)
+    contention = [
+        f"{kind} {getattr(setting, kind):g}" for kind in CONTENTION if getattr(setting, kind)
+    ]
     lines = [
         "# The simulator against real runs\n",
         *_provenance(command),
         f"{setting.instances} + {setting.parity_instances} instances, "
         f"{setting.queries_per_second:.0f} queries per second, {trial.queries:,} queries a "
-        f"run, {setting.shuffles} emulated shuffles. Both have the same arrivals, and the same "
-        "course of disturbances in time; the real runs have processes, sockets, an HTTP server "
-        "and a client besides. Latencies in ms.\n",
+        f"run; {', '.join(contention) or 'no contention'}. Both have the same arrivals, and the "
+        "same course of drawn disturbances in time; the real runs have processes, sockets, an "
+        "HTTP server and a client besides. Latencies in ms.\n",
         "What the real system adds to queue and service time was measured beforehand, without "
         f"redundancy or disturbances: {p50:.1f} at the median, {p99:.1f} at "
         f"p99, {p999:.1f} at p99.9. Simulated answers take a time drawn from those "
@@ -107,9 +113,9 @@ def emulated(plan: Plan) -> str:
 
 
 _SHUFFLES = {
-    Network.SHAPED: "Background shuffles are real transfers between network namespaces, through "
+    Emulation.NOTHING: "Background shuffles are real transfers between network namespaces, through "
     "the shaped links that queries take.",
-    Network.EMULATED: "Background shuffles are drawn delays in the workers.",
+    Emulation.SHUFFLES: "Background shuffles are drawn delays in the workers.",
 }
 
 _CONTENTION = {
@@ -155,7 +161,8 @@ def _figure(path: Path, result: FigureResult) -> Iterator[str]:
     longest, largest = (
         max(getattr(here, of) or 0 for here in simulated) for of in ("seconds", "memory_mb")
     )
-    yield f"The longest simulation took {longest:,.0f} s; a process had {largest:,.0f} MB at most."
+    yield f"The longest simulation took {longest:,.0f} s of a core; a process had {largest:,.0f} MB"
+    yield "at most."
     if experiment.axis == "load" and len(experiment.points) > 2:
         yield collapses(result)
     yield ""

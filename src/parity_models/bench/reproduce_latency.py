@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from parity_models.bench.experiment import Experiment, Picture, Series
 from parity_models.bench.figures import Line, plot_cost, plot_experiment
-from parity_models.bench.trial import Mode, Network, Trial, TrialResult, simulate_trial
+from parity_models.bench.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models.bench.trial_cache import TrialCache
 
 
@@ -50,7 +50,7 @@ class Plan:
     experiment: Experiment
     preset: Preset
     seed: int
-    network: Network | None
+    network: Emulation | None
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class Plan:
             queries=self.queries(mode),
             warm_up=self.preset.warm_up,
             seed=self.seed,
-            network=self.network if real and self.network else Network.EMULATED,
+            network=self.network if real and self.network else Emulation.SHUFFLES,
         )
 
 
@@ -138,19 +138,21 @@ def run_trials(
             raise
     real = [trial for trial in to_run if trial.mode is Mode.REAL]
     for trial in tqdm(real, desc="real", disable=not real):
-        cache.put(trial, _dated(run_real, trial))
+        cache.put(trial, _dated(run_real, trial, time.monotonic))
 
 
 def _simulate(trial: Trial) -> TrialResult:
-    result = _dated(simulate_trial, trial)
+    result = _dated(simulate_trial, trial, time.process_time)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return msgspec.structs.replace(result, memory_mb=peak)
 
 
-def _dated(run: Callable[[Trial], TrialResult], trial: Trial) -> TrialResult:
-    began = time.monotonic()
+def _dated(
+    run: Callable[[Trial], TrialResult], trial: Trial, clock: Callable[[], float]
+) -> TrialResult:
+    began = clock()
     result = run(trial)
-    seconds = time.monotonic() - began
+    seconds = clock() - began
     return msgspec.structs.replace(result, date=date.today().isoformat(), seconds=seconds)
 
 

@@ -40,13 +40,15 @@ class Mode(StrEnum):
     """The scheduler alone, against imagined instances."""
 
 
-class Network(StrEnum):
-    """What background shuffles are in a real trial."""
+class Emulation(StrEnum):
+    """How much of the contention of a real trial is drawn delays in workers, as if simulated."""
 
-    SHAPED = "shaped links"
-    """Transfers between network namespaces, through the links that queries take."""
-    EMULATED = "emulated"
-    """Drawn delays in the workers, as in the simulator."""
+    NOTHING = "shaped links"
+    """Shuffles are transfers between network namespaces, through the links that queries take."""
+    SHUFFLES = "emulated"
+    """Shuffles; hogs, pauses and other tenants are real."""
+    EVERYTHING = "drawn"
+    """All but kills, which are real but at planned times: the course that simulated runs meet."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     queries: int
     warm_up: int
     seed: int
-    network: Network = Network.EMULATED
+    network: Emulation = Emulation.SHUFFLES
     outside_ms: tuple[float, ...] = ()
 
     @property
@@ -97,8 +99,8 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     `quantiles_ms` are those of SHARES. `sources` counts answers by source. `work` is how many
     units ran for each query, all models together; `accuracy` is that of the answers;
     `send_delay_p99_ms` how late the load generator sent. None where the mode does not know.
-    `date`, `seconds` and `memory_mb` say when it was run, for how long, and what a simulation's
-    process took at most.
+    `date` says when it was run, `seconds` for how long (a simulation: how much of a core's time it
+    took), `memory_mb` what a simulation's process took at most.
     """
 
     p50_ms: float

@@ -24,7 +24,7 @@ from parity_models.bench.reproduce_latency import (
     missing,
     run_trials,
 )
-from parity_models.bench.trial import Mode, Network, Trial, calm_trial, outside_ms
+from parity_models.bench.trial import Emulation, Mode, Trial, calm_trial, outside_ms
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.cli.reproduce_accuracy import accuracy
 from parity_models.errors import ContentionError, UserError
@@ -114,8 +114,8 @@ def validation(
 ) -> None:
     """Run each policy of a figure for real and simulated, and say how far apart they are.
 
-    Shuffles are emulated in both, so that both meet the very same course of disturbances. What
-    the real system adds to queue and service time is measured first.
+    Contention is drawn in both, so that both meet the very same course of disturbances. What the
+    real system adds to queue and service time is measured first.
     """
     experiment = load_experiment(figure)
     if point >= len(experiment.points):
@@ -132,6 +132,7 @@ def validation(
             queries=queries,
             warm_up=500,
             seed=seed,
+            network=Emulation.EVERYTHING,
         )
         for series in experiment.series
     ]
@@ -167,14 +168,14 @@ def _command() -> str:
     return shlex.join(["parm", *sys.argv[1:]])
 
 
-def _network(name: str | None) -> Network | None:
-    known = {"shaped": Network.SHAPED, "emulated": Network.EMULATED, "none": None}
+def _network(name: str | None) -> Emulation | None:
+    known = {"shaped": Emulation.NOTHING, "emulated": Emulation.SHUFFLES, "none": None}
     if name is None:
         try:
             check_privileges()
         except ContentionError:
-            return Network.EMULATED
-        return Network.SHAPED
+            return Emulation.SHUFFLES
+        return Emulation.NOTHING
     if name not in known:
         raise UserError(f"--network is {', '.join(known)}, not {name!r}")
     return known[name]

@@ -44,6 +44,7 @@ class Simulation:
     `arrivals` (n,) are the times at which queries arrive, in order. `service` is how long a unit
     takes, by work; a work that is not named takes as long as DEPLOYED. `restart` is how long a
     killed instance is away. `overhead` is added to every dispatch (the engine's round trip).
+    Instance i is on node i modulo `nodes`; None: each has a node to itself.
     """
 
     arrivals: NDArray[np.float64]
@@ -53,6 +54,7 @@ class Simulation:
     faults: FaultPlan = field(default_factory=FaultPlan)
     restart: float = 1.0
     overhead: float = 0.0
+    nodes: int | None = None
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
     seed: int = 0
 
@@ -174,12 +176,18 @@ class _Driver:
 
     def _join(self, instance: _Instance) -> None:
         self._instances[instance.name] = instance
-        joined = self._scheduler.instance_joined(self._env.now, instance.name, instance.works)
+        nodes = self._simulation.nodes
+        node = None if nodes is None else str(instance.slot % nodes)
+        joined = self._scheduler.instance_joined(
+            self._env.now, instance.name, instance.works, node
+        )
         self._carry_out(joined)
 
     def _kill(self, instance: _Instance) -> Generator[simpy.Event, None, None]:
         for time in self._simulation.faults.kill_times(instance.slot):
-            yield self._env.timeout(max(0.0, time - self._env.now))
+            if time < self._env.now:  # it was away, and cannot be killed
+                continue
+            yield self._env.timeout(time - self._env.now)
             del self._instances[instance.name]
             self._carry_out(self._scheduler.instance_left(self._env.now, instance.name))
             yield self._env.timeout(self._simulation.restart)
