@@ -84,6 +84,38 @@ def test_boxes_are_found_and_reconstructed(tmp_path: Path) -> None:
     assert open_bundle(bundle.path).manifest.deployed.output.shape == (4,)
 
 
+class Tones(Task):
+    """Which of three tones is in 48 noisy samples of two channels?"""
+
+    name = "tones"
+    metric = "top-1"
+
+    def load(self, folder: Path | None = None) -> Dataset:
+        random = np.random.default_rng(0)
+        labels = random.integers(0, 3, 900)
+        cycles, phase = 3 + 2 * labels[:, None, None], random.uniform(0, 7, (900, 1, 2))
+        wave = np.sin(2 * np.pi * cycles * np.arange(48)[:, None] / 48 + phase)
+        noisy = (wave + random.normal(0, 0.7, wave.shape)).astype(np.float32)
+        parts = [Split(noisy[rows], labels[rows]) for rows in np.split(np.arange(900), [600, 700])]
+        return Dataset(*parts, classes=("low", "middle", "high"))
+
+
+def test_sequences_are_told_apart_and_reconstructed(tmp_path: Path) -> None:
+    task = Tones()
+    data = task.load()
+    assert data.input_shape == (48, 2)
+    deployed = train_deployed(task, data, "resnet-1d", tmp_path / "f", Settings(epochs=6)).bundle
+    bundle = train_parity(
+        deployed, CodeSpec("stack", "separate", 2), data.train.inputs, tmp_path / "p",
+        Settings(epochs=6), validation=data.validation,
+    ).bundle  # fmt: skip
+    assert bundle.manifest.parity[0].network == "resnet-1d"
+    accuracy = evaluate(bundle, data.test.inputs, data.test.labels)
+    assert accuracy.available_accuracy > 0.9
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.degraded_accuracy > 0.85
+
+
 def test_boxes_turn_with_their_pictures() -> None:
     split = Squares().load().test
     boxes = torch.from_numpy(split.labels)
