@@ -30,6 +30,7 @@ AWAY = "away"
 HUGE = "huge"
 CUT = "cut"
 PICKY = "picky"
+NULL = "null"
 
 
 class FakeUpstream:
@@ -37,7 +38,8 @@ class FakeUpstream:
 
     `mode` says how it answers from now on; health checks are only bad when it is AWAY. When it is
     PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
-    With `tls`, https or grpcs: the context, or the key and the certificate.
+    Over REST it reads and writes JSON data unless it is `binary`; when it is NULL, a number there
+    is none. With `tls`, https or grpcs: the context, or the key and the certificate.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class FakeUpstream:
         *,
         versions: tuple[str, ...] = ("1",),
         input_shape: tuple[int, ...] | None = None,
+        binary: bool = True,
         tls: Any = None,
     ) -> None:
         self.mode = WELL
@@ -56,6 +59,7 @@ class FakeUpstream:
         self._weights = weights
         self._versions = versions
         self._shape = (-1, *(input_shape or weights.shape[:1]))
+        self._binary = binary
         self._tls = tls
 
     async def __aenter__(self) -> Self:
@@ -63,6 +67,7 @@ class FakeUpstream:
             app = web.Application()
             app.add_routes(
                 [
+                    web.get("/v2", self._about),
                     web.get("/v2/models/model", self._metadata),
                     web.get("/v2/models/model/ready", self._ready),
                     web.post("/v2/models/model/infer", self._infer),
@@ -118,6 +123,9 @@ class FakeUpstream:
 
     # REST
 
+    async def _about(self, request: web.Request) -> web.Response:
+        return web.json_response({"extensions": ["binary_tensor_data"] if self._binary else []})
+
     async def _ready(self, request: web.Request) -> web.Response:
         return web.Response(status=503 if self.mode == AWAY else 200)
 
@@ -150,8 +158,10 @@ class FakeUpstream:
             assert request.transport is not None
             request.transport.close()
             return cut
-        length = int(request.headers["Inference-Header-Content-Length"])
         body = await request.read()
+        if not self._binary:
+            return self._infer_json(json.loads(body))
+        length = int(request.headers["Inference-Header-Content-Length"])
         if self._dislikes(body[length:]):
             return web.json_response({"error": "above 1"}, status=400)
         outputs = self._answer(body[length:])
@@ -162,6 +172,17 @@ class FakeUpstream:
             body=header + (data[:-1] if self.mode == SHORT else data),
             headers={"Inference-Header-Content-Length": str(len(header))},
         )
+
+    def _infer_json(self, message: Any) -> web.Response:
+        (tensor,) = message["inputs"]
+        outputs = self._answer(np.array(tensor["data"], np.float32).tobytes())
+        data = outputs.tolist()
+        if self.mode == SHORT:
+            data.pop()
+        if self.mode == NULL:
+            data[0][0] = None
+        output = {"name": "output", "datatype": "FP32", "shape": outputs.shape, "data": data}
+        return web.json_response({"outputs": [output]})
 
     # gRPC
 

@@ -108,7 +108,10 @@ def engine_for(
     model: Path, *upstreams: FakeUpstream, metrics: Metrics | None = None, **options: Any
 ) -> RemoteEngine:
     unit_timeout = options.pop("unit_timeout", 10.0)
-    each = tuple(Upstream(upstream.url, {"deployed": "model"}) for upstream in upstreams)
+    concurrency = options.pop("concurrency", 1)
+    each = tuple(
+        Upstream(upstream.url, {"deployed": "model"}, concurrency) for upstream in upstreams
+    )
     return RemoteEngine(
         {"deployed": model},
         Upstreams(each, **options),
@@ -133,13 +136,13 @@ async def using(
 @pytest.mark.parametrize(
     ("scheme", "mode", "fault", "reason"),
     [
-        ("http", fake.NOISE, "garbage", "without binary tensor data"),
-        ("http", fake.SHORT, "garbage", "in 15 bytes, where FP32 [1, 4] in 16 was due"),
+        ("http", fake.NOISE, "garbage", "what cannot be read"),
+        ("http", fake.SHORT, "garbage", "with 15 bytes of data, where 16 were due"),
         ("http", fake.HUGE, "garbage", "more than"),
         ("http", fake.CUT, "unreachable", "cannot be reached"),
         ("http", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
         ("grpc", fake.NOISE, "garbage", "what cannot be read"),
-        ("grpc", fake.SHORT, "garbage", "in 15 bytes, where FP32 [1, 4] in 16 was due"),
+        ("grpc", fake.SHORT, "garbage", "with 15 bytes of data, where 16 were due"),
         ("grpc", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
     ],
 )
@@ -291,6 +294,49 @@ async def test_concurrency_is_that_many_instances(model: Path) -> None:
         assert events.nothing_more()
 
 
+async def test_a_server_without_the_extension_for_binary_data_is_talked_to_in_json(
+    model: Path,
+) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS, binary=False) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        engine.run(instance, 1, "deployed", [ROW, -ROW / 3])
+        rows = np.array([ROW, -ROW / 3])
+        np.testing.assert_allclose(await events.outputs(1), rows @ WEIGHTS, rtol=1e-6)
+        for unit, mode, reason in [(2, fake.SHORT, "has shape"), (3, fake.NULL, "cannot be read")]:
+            upstream.mode = mode
+            engine.run(instance, unit, "deployed", [ROW, ROW])
+            assert reason in await events.failure(unit)
+        upstream.mode = fake.WELL
+        engine.run(instance, 4, "deployed", [ROW])
+        await events.outputs(4)
+        assert events.nothing_more()
+
+
+async def test_an_upstream_that_is_away_at_the_start_joins_when_it_is_there(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    async with FakeUpstream("http", WEIGHTS) as here, FakeUpstream("grpc", WEIGHTS) as away:
+        away.mode = fake.AWAY
+        engine, events = engine_for(model, here, away, metrics=metrics), Events()
+        await engine.start([DEPLOYED] * 2, events)
+        try:
+            first = await events.arrival()
+            assert f"upstream {away.url} says that model 'model' is not ready" in caplog.text
+            labels = {"upstream": away.url, "fault": "not ready"}
+            assert metrics.registry.get_sample_value("parm_upstream_ejections_total", labels) == 1
+            engine.run(first.instance, 1, "deployed", [ROW])
+            await events.outputs(1)
+            away.mode = fake.WELL
+            second = await events.arrival()
+            engine.run(second.instance, 2, "deployed", [ROW])
+            await events.outputs(2)
+        finally:
+            await engine.stop()
+
+
 # What is refused at the start
 
 
@@ -306,14 +352,19 @@ async def test_upstreams_that_are_not_what_they_must_be_are_refused(
             Upstream(one.url, {"deployed": "model"}) if isinstance(one, FakeUpstream) else one
             for one in upstreams
         )
-        engine = RemoteEngine({"deployed": model}, Upstreams(each), Metrics(), max_batch=1)
+        models = {"deployed": model, "parity-0": model}
+        engine = RemoteEngine(models, Upstreams(each), Metrics(), max_batch=1)
         with pytest.raises(UpstreamError) as error:
-            await engine.start([DEPLOYED] * len(each), Events())
+            await engine.start([one.works for one in each], Events())
         return str(error.value)
 
     nobody = Upstream(f"{scheme}://127.0.0.1:{port}", {"deployed": "model"})
-    assert f"127.0.0.1:{port} cannot be reached" in await refusal(nobody)
+    text = await refusal(nobody)
+    assert "no upstream that runs deployed is there" in text
+    assert f"127.0.0.1:{port} cannot be reached" in text
     async with FakeUpstream(scheme, WEIGHTS) as good:
+        also = Upstream(nobody.url, {"deployed": "model", "parity-0": "model"})
+        assert "no upstream that runs parity-0 is there" in await refusal(good, also)
         assert "nobody" in await refusal(Upstream(good.url, {"deployed": "nobody"}))
         async with FakeUpstream(scheme, WEIGHTS, versions=("2",)) as newer:
             text = await refusal(good, newer)
@@ -372,19 +423,26 @@ async def test_tls_to_an_upstream_is_trusted_by_its_authority_alone(
 
 
 def test_urls_name_servers_and_models() -> None:
-    both, other, second = parse_upstreams(
-        ["http://a:8000", "grpc://b:8001/resnet"],
-        ["http://a:8000", "https://c/my%20parity"],
+    both, other, second, third = parse_upstreams(
         "m",
         1,
+        deployed=["http://a:8000", "grpc://b:8001/resnet?concurrency=4"],
+        parity=["http://a:8000?concurrency=3", "https://c/my%20parity"],
+        backup=["http://a:8000", "http://d"],
+        concurrency=2,
     )
-    assert (both.url, both.models) == (
-        "http://a:8000",
-        {"deployed": "m", "parity-0": "m-parity-0"},
+    assert both == Upstream(
+        "http://a:8000", {"deployed": "m", "parity-0": "m-parity-0", "backup": "m-backup"}, 3
     )
-    assert (other.url, other.models) == ("grpc://b:8001", {"deployed": "resnet"})
-    assert (second.url, second.models) == ("https://c", {"parity-0": "my parity"})
-    (_, two) = parse_upstreams(["http://a"], ["http://b"], "m", 2)
+    assert other == Upstream("grpc://b:8001", {"deployed": "resnet"}, 4)
+    assert second == Upstream("https://c", {"parity-0": "my parity"}, 2)
+    assert third == Upstream("http://d", {"backup": "m-backup"}, 2)
+    assert both.models.keys() == {"deployed", "parity-0", "backup"}
+    assert (
+        Upstreams((other, second)).works
+        == [frozenset({"deployed"})] * 4 + [frozenset({"parity-0"})] * 2
+    )
+    (_, two) = parse_upstreams("m", 2, deployed=["http://a"], parity=["http://b"])
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
 
 
@@ -396,6 +454,9 @@ def test_urls_name_servers_and_models() -> None:
         (["ftp://a"], [], "is no upstream"),
         (["http://a/v2/models"], [], "is no upstream"),
         (["http://a?x=1"], [], "is no upstream"),
+        (["http://a?concurrency=x"], [], "is no upstream"),
+        (["http://a?concurrency=0"], [], "must be from 1"),
+        (["http://a?concurrency=2"], ["http://a?concurrency=3"], "with concurrency 2 and 3"),
         (["http://user@a"], [], "is no upstream"),
         (["http://a:port"], [], "is no URL"),
         (["grpc://a"], [], "has no port"),
@@ -407,12 +468,12 @@ def test_urls_that_are_none_are_refused(
     deployed: list[str], parity: list[str], reason: str
 ) -> None:
     with pytest.raises(UserError, match=reason):
-        parse_upstreams(deployed, parity, "m", 2)
+        parse_upstreams("m", 2, deployed=deployed, parity=parity)
 
 
-@pytest.mark.parametrize("options", [{"concurrency": 0}, {"concurrency": 10_000}])
-def test_fleets_have_bounds(options: dict[str, int]) -> None:
-    with pytest.raises(UserError, match="concurrency must be from 1"):
-        Upstreams((Upstream("http://a", {"deployed": "m"}),), **options)
+def test_fleets_have_bounds() -> None:
+    for concurrency in (0, 10_000):
+        with pytest.raises(UserError, match="concurrency of http://a must be from 1"):
+            Upstream("http://a", {"deployed": "m"}, concurrency)
     with pytest.raises(UserError, match="there is no upstream"):
         Upstreams(())

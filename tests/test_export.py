@@ -40,6 +40,7 @@ def test_triton_s_repository_has_a_config_and_a_version(
         config = text_format.Parse((out / name / "config.pbtxt").read_text(), ModelConfig())
         assert (config.name, config.backend) == (name, "onnxruntime")
         assert config.max_batch_size > 1
+        assert [group.count for group in config.instance_group] == [1]
         for tensors, of, size in [
             (config.input, "input", INPUTS),
             (config.output, "output", OUTPUTS),

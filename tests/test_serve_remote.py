@@ -126,6 +126,8 @@ def test_what_does_not_fit_is_refused_with_the_difference(
             ((str(bundle), "--engine", "remote"), "belong together"),
             ((str(bundle), "--engine", "local", "--deployed", server.url), "belong together"),
             ((str(bundle), "--parity", server.url), "go with those of --deployed"),
+            ((str(bundle), "--backup", server.url), "go with those of --deployed"),
+            ((str(bundle), "--deployed", server.url, "--backup", server.url), "no backup model"),
             ((str(bundle), "--concurrency", "2"), "need --deployed"),
             ((str(bundle), "--ca-file", str(tmp_path / "none")), "need --deployed"),
             (

@@ -30,7 +30,7 @@ from parity_models.errors import UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
-from parity_models.serving.remote.upstream import Fleet, parse_upstreams
+from parity_models.serving.remote.upstream import Fleet, Upstream, parse_upstreams
 from parity_models.serving.server import ServeOptions, Server, default_policy
 
 
@@ -75,11 +75,18 @@ def serve(
             metavar="URLS",
         ),
     ] = None,
+    backup: Annotated[
+        str | None,
+        typer.Option(
+            help="Likewise, of the approximate backup, which is called NAME-backup.",
+            metavar="URLS",
+        ),
+    ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option(
-            help="With --deployed: units at a time on each server; by default "
-            f"{Fleet.concurrency}.",
+            help="With --deployed: units at a time on each server whose URL does not say it, as "
+            f"http://HOST:PORT?concurrency=4 does; by default {Upstream.concurrency}.",
             show_default=False,
         ),
     ] = None,
@@ -188,7 +195,7 @@ def serve(
     opened = open_bundle(_one(bundle, bundle_option))
     if not max_body < inf:
         raise UserError(f"--max-body is a number of MiB, not {max_body}")
-    fleet = _fleet(opened, engine, deployed, parity, concurrency, ca_file)
+    fleet = _fleet(opened, engine, deployed, parity, backup, concurrency, ca_file)
     if fleet is not None and (instances is not None or parity_instances is not None):
         raise UserError(
             "--instances and --parity-instances are of worker processes; leave them out with "
@@ -283,6 +290,7 @@ def _fleet(
     engine: EngineName | None,
     deployed: str | None,
     parity: str | None,
+    backup: str | None,
     concurrency: int | None,
     ca_file: Path | None,
 ) -> Fleet | None:
@@ -290,8 +298,8 @@ def _fleet(
     if remote == (deployed is None):
         raise UserError("--engine remote and --deployed URLS belong together; give both")
     if deployed is None:
-        if parity is not None:
-            raise UserError("--parity takes the servers that go with those of --deployed")
+        if parity is not None or backup is not None:
+            raise UserError("--parity and --backup take servers that go with those of --deployed")
         if concurrency is not None or ca_file is not None:
             raise UserError("--concurrency and --ca-file need --deployed beside them")
         return None
@@ -301,13 +309,20 @@ def _fleet(
             f"{bundle.path} has no parity model for the servers of --parity; make one with `parm "
             f"parity --from {bundle.path} --out BUNDLE`"
         )
+    if backup is not None and bundle.manifest.backup is None:
+        raise UserError(
+            f"{bundle.path} has no backup model for the servers of --backup; make one with `parm "
+            f"backup --from {bundle.path} --network linear --out BUNDLE`"
+        )
     upstreams = parse_upstreams(
-        deployed.split(","),
-        parity.split(",") if parity is not None else (),
         bundle.manifest.name,
         code.r if code is not None else 0,
+        deployed=deployed.split(","),
+        parity=parity.split(",") if parity is not None else (),
+        backup=backup.split(",") if backup is not None else (),
+        concurrency=Upstream.concurrency if concurrency is None else concurrency,
     )
-    return Fleet(upstreams, Fleet.concurrency if concurrency is None else concurrency, ca_file)
+    return Fleet(upstreams, ca_file)
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

@@ -47,7 +47,12 @@ def decode_request(body: bytes, header_length: str | None, model: ServedModel) -
                 f"{len(body) - end} bytes follow the JSON object, but no input has a "
                 "binary_data_size"
             )
-        array = _from_json(tensor, model.input, rows)
+        what = f"the data of input {tensor.name!r}"
+        if not memoryview(tensor.data):
+            raise InvalidRequestError(
+                f"input {tensor.name!r} has neither data nor a binary_data_size; give one of them"
+            )
+        array = tensor_from_json(tensor.data, model.input, rows, what)
     else:
         if memoryview(tensor.data):
             raise InvalidRequestError(
@@ -94,6 +99,33 @@ def encode_response(
     if not request.binary:
         return header, None
     return b"".join((header, little_endian(outputs).data)), len(header)
+
+
+def tensor_from_json(data: Raw, spec: TensorSpec, rows: int, what: str) -> NDArray[Any]:
+    """The tensor (rows, *shape of spec) in JSON `data`, flat or nested, not to be written to.
+
+    Raises InvalidRequestError, which calls it `what`.
+    """
+    shape = (rows, *spec.shape)
+    nested = _NESTED.match(memoryview(data)) is not None
+    decoder = _data_decoder(spec.datatype, len(shape) if nested else 1)
+    values = _decode(decoder, data, what)
+    try:
+        array = np.array(values, spec.dtype)
+    except OverflowError as error:
+        raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}") from error
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"{what} is ragged: the lists of one level must have one length; its shape is "
+            f"{list(shape)}"
+        ) from error
+    if array.shape != (shape if nested else (prod(shape),)):
+        raise InvalidRequestError(
+            f"{what} has shape {list(array.shape)}; it must be flat, with {prod(shape)} "
+            f"elements, or nested as {list(shape)}"
+        )
+    array.flags.writeable = False
+    return array.reshape(shape)
 
 
 class _InputParameters(Struct):
@@ -204,35 +236,6 @@ def _from_binary(
             f"{expected}"
         )
     return rows_from_bytes(spec, rows, memoryview(body)[start:])
-
-
-def _from_json(tensor: _Input, spec: TensorSpec, rows: int) -> NDArray[Any]:
-    what = f"the data of input {tensor.name!r}"
-    shape = (rows, *spec.shape)
-    text = memoryview(tensor.data)
-    if not text:
-        raise InvalidRequestError(
-            f"input {tensor.name!r} has neither data nor a binary_data_size; give one of them"
-        )
-    nested = _NESTED.match(text) is not None
-    decoder = _data_decoder(spec.datatype, len(shape) if nested else 1)
-    values = _decode(decoder, tensor.data, what)
-    try:
-        array = np.array(values, spec.dtype)
-    except OverflowError as error:
-        raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}") from error
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"{what} is ragged: the lists of one level must have one length; its shape is "
-            f"{list(shape)}"
-        ) from error
-    if array.shape != (shape if nested else (prod(shape),)):
-        raise InvalidRequestError(
-            f"{what} has shape {list(array.shape)}; it must be flat, with {prod(shape)} "
-            f"elements, or nested as {list(shape)}"
-        )
-    array.flags.writeable = False
-    return array.reshape(shape)
 
 
 @cache

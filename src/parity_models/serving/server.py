@@ -84,9 +84,11 @@ class ServeOptions:
 
 def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> PolicyName:
     """The policy of a bundle that is served without a word on it: parity if its parity models run
-    somewhere."""
-    runs = fleet is None or parity_work(0) in frozenset().union(*fleet.works)
-    return PolicyName.PARITY if bundle.manifest.code is not None and runs else PolicyName.NONE
+    somewhere, and over a fleet that has a backup instead, approximate backup."""
+    runs = frozenset[str]() if fleet is None else frozenset[str]().union(*fleet.works)
+    if bundle.manifest.code is not None and (fleet is None or parity_work(0) in runs):
+        return PolicyName.PARITY
+    return PolicyName.APPROXIMATE_BACKUP if BACKUP in runs else PolicyName.NONE
 
 
 class Server:
@@ -261,15 +263,10 @@ def _check_fleet(spec: PolicySpec, policy: Policy, fleet: Fleet) -> None:
     """The fleet runs what the policy sends."""
     needed = frozenset[str]().union(*policy.works(1, 1))
     missing = needed - frozenset().union(*fleet.works)
-    if BACKUP in missing:
-        raise UserError(
-            f"the policy {spec.name} needs a backup, which only local workers run; serve with "
-            "another policy, or without --deployed"
-        )
     if missing:
         raise UserError(
             f"the policy {spec.name} needs upstreams that run {', '.join(sorted(missing))}; give "
-            "them with --deployed and --parity, or serve with another policy"
+            "them with --deployed, --parity or --backup, or serve with another policy"
         )
 
 

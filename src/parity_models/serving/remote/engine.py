@@ -2,8 +2,9 @@
 
 An upstream counts as `concurrency` instances. What makes one leave is that a unit finds the
 server gone, hung or answering garbage, or that its health check does. It is asked again, with a
-back-off, and its instances join again when it passes the checks of the start. Units answered with
-errors may be the units' own fault, so they only make it pass those checks in between.
+back-off, and its instances join again when it passes the checks of the start. So do those of one
+that is away at the start. Units answered with errors may be the units' own fault, so they only
+make it pass those checks in between.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -52,6 +54,9 @@ TOLERANCE = 0.05
 """How far an upstream's prediction may be from the bundle's, as a share of the largest value:
 room for other precisions, not for other weights."""
 
+_AWAY = (Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT)
+"""Faults that pass: of a server that is not there yet, not of one that is not what it must be."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -68,13 +73,14 @@ class _Reference:
 class _Link:
     """An upstream in use or out of it; `running` units by instance, `fault` ends its use.
 
-    `doubted` is set where a check has to tell whose the errors of its units are.
+    `verdict` is of its first check: what keeps it from being used for now, or None. `doubted` is
+    set where a check has to tell whose the errors of its units are.
     """
 
     upstream: Upstream
     client: UpstreamClient
     models: Mapping[str, UpstreamModel]
-    admitted: asyncio.Future[None]
+    verdict: asyncio.Future[UpstreamError | None]
     fault: asyncio.Future[UpstreamError]
     running: dict[str, tuple[int, asyncio.Task[None]]] = field(default_factory=dict)
     failures: int = 0
@@ -89,9 +95,10 @@ class RemoteEngine:
     """An Engine that runs units on a fleet; `models` are the bundle's ONNX files, by work.
 
     Upstreams must have the very models of the bundle, which is checked by what they say of them
-    and by a prediction. Units have up to `max_batch` rows. An upstream that has one for
-    `unit_timeout` seconds is ejected. Instance "u.s" is slot s of upstream u, called "u.s.n" when
-    it joins again.
+    and by a prediction. `start` returns when every upstream has been checked, and raises
+    UpstreamError if one is not what it must be or a work has none that is there. Units have up to
+    `max_batch` rows. An upstream that has one for `unit_timeout` seconds is ejected. Instance
+    "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
     """
 
     def __init__(
@@ -129,16 +136,19 @@ class RemoteEngine:
                 models[work] = UpstreamModel(name, model.input, model.output)
             row = max(model.output.zeros(1).nbytes for model in models.values())
             client = _client(upstream.url, tls, credentials, MAX_HEAD + self._max_batch * row)
-            admitted = self._loop.create_future()
             self._links.append(
-                _Link(upstream, client, models, admitted, self._loop.create_future())
+                _Link(
+                    upstream, client, models, self._loop.create_future(), self._loop.create_future()
+                )
             )
         self._supervisors = [
             asyncio.create_task(self._supervise(number, link))
             for number, link in enumerate(self._links)
         ]
         try:
-            await asyncio.gather(*(link.admitted for link in self._links))
+            _check_enough(
+                self._links, await asyncio.gather(*(each.verdict for each in self._links))
+            )
         except BaseException:
             await self.stop()
             raise
@@ -169,7 +179,7 @@ class RemoteEngine:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._instances.clear()
         for link in self._links:
-            link.admitted.cancel()
+            link.verdict.cancel()
             await link.client.close()
         self._links.clear()
 
@@ -206,6 +216,7 @@ class RemoteEngine:
 
     async def _supervise(self, number: int, link: _Link) -> None:
         url = link.upstream.url
+        host = urlsplit(url).hostname
         backoff = Backoff()
         reason = None
         for life in count():
@@ -213,11 +224,14 @@ class RemoteEngine:
                 await self._check(link)
             except Exception as error:
                 fault = _fault(url, error)
-                if not link.admitted.done():
-                    link.admitted.set_exception(UpstreamError(fault.fault, f"{url} {fault}"))
+                if not link.verdict.done() and fault.fault not in _AWAY:
+                    link.verdict.set_exception(UpstreamError(fault.fault, f"{url} {fault}"))
                     return
+                if not link.verdict.done():
+                    link.verdict.set_result(fault)
+                    self._metrics.ejections.labels(url, fault.fault).inc()
                 if fault.fault is not reason:
-                    _log.warning("upstream %s %s", url, fault)
+                    _log.warning("upstream %s %s; it gets no units until it is well", url, fault)
                     reason = fault.fault
                 await asyncio.sleep(backoff.after(0.0))
                 continue
@@ -226,15 +240,16 @@ class RemoteEngine:
             link.failures = 0
             link.doubted.clear()
             suffix = f".{life}" if life else ""
-            instances = [f"{number}.{slot}{suffix}" for slot in range(self._fleet.concurrency)]
+            instances = [f"{number}.{slot}{suffix}" for slot in range(link.upstream.concurrency)]
             for instance in instances:
                 self._instances[instance] = link
                 # Not called from here: a listener's mistake must not end the supervision.
-                self._loop.call_soon(self._listener.instance_joined, instance, link.upstream.works)
-            if link.admitted.done():
-                _log.warning("upstream %s is back", url)
+                works = link.upstream.works
+                self._loop.call_soon(self._listener.instance_joined, instance, works, host)
+            if link.verdict.done():
+                _log.warning("upstream %s is well and gets units", url)
             else:
-                link.admitted.set_result(None)
+                link.verdict.set_result(None)
             health = asyncio.create_task(self._watch(link))
             try:
                 fault = await link.fault
@@ -308,6 +323,21 @@ class RemoteEngine:
             row = query.astype(model.input.dtype)
             references[work] = _Reference(model, row, model(row[np.newaxis])[0])
         return references
+
+
+def _check_enough(links: Sequence[_Link], verdicts: Sequence[UpstreamError | None]) -> None:
+    """Raises UpstreamError if there is a work that no upstream in use runs."""
+    in_use = [link for link, away in zip(links, verdicts, strict=True) if away is None]
+    missing = _works(links) - _works(in_use)
+    for link, away in zip(links, verdicts, strict=True):
+        if away is not None and missing & link.upstream.works:
+            work = min(missing & link.upstream.works)
+            text = f"no upstream that runs {work} is there: {link.upstream.url} {away}"
+            raise UpstreamError(away.fault, text)
+
+
+def _works(links: Sequence[_Link]) -> frozenset[str]:
+    return frozenset[str]().union(*(link.upstream.works for link in links))
 
 
 def _fault(url: str, error: Exception) -> UpstreamError:

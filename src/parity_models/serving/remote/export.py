@@ -81,6 +81,8 @@ def _write_triton(folder: Path, name: str, model: ModelFile, path: Path) -> None
         f"max_batch_size: {MAX_BATCH}\n"
         f"input [ {tensor(model.input)} ]\n"
         f"output [ {tensor(model.output)} ]\n"
+        # As many units at once as the remote engine sends where it is not told otherwise.
+        "instance_group [ { count: 1 } ]\n"
     )
 
 

@@ -1,15 +1,18 @@
-"""An upstream over REST, with binary tensor data both ways."""
+"""An upstream over REST: binary tensor data both ways, or JSON where a server reads no other."""
 
 from collections.abc import Sequence
+from math import prod
 from ssl import SSLContext
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 from numpy.typing import NDArray
 
+from parity_models.models.tensor import TensorSpec
+from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.remote.upstream import (
     MAX_HEAD,
     Fault,
@@ -17,13 +20,21 @@ from parity_models.serving.remote.upstream import (
     UnitError,
     UpstreamError,
     UpstreamModel,
+    check_output,
     outputs_from,
+    rows_like,
     side_by_side,
 )
-from parity_models.serving.rest_codec import HEADER_LENGTH
+from parity_models.serving.rest_codec import HEADER_LENGTH, tensor_from_json
 
 MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
+
+JSON_VALUE = 32
+"""Bytes that a number may take in an answer, with what stands around it."""
+
+BINARY = "binary_tensor_data"
+"""What servers call the extension that tensors are sent by."""
 
 KEEP_ALIVE = 4
 """Seconds that an idle connection is kept: less than the five that many servers keep theirs."""
@@ -37,6 +48,7 @@ class RestClient:
 
     def __init__(self, url: str, tls: SSLContext) -> None:
         self._url = url
+        self._binary = False
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE, ssl=tls),
             timeout=aiohttp.ClientTimeout(total=None),
@@ -49,42 +61,39 @@ class RestClient:
         await self._ask("GET", f"{_path(model)}/ready", MAX_HEAD)
 
     async def metadata(self, model: str) -> ModelMetadata:
+        self._binary = await self._reads_binary()
         text, _ = await self._ask("GET", _path(model), MAX_HEAD)
         return _decode(_METADATA, text)
 
+    async def _reads_binary(self) -> bool:
+        try:
+            text, _ = await self._ask("GET", "/v2", MAX_HEAD)
+        except UpstreamError as error:
+            if error.fault is not Fault.MISMATCH:
+                raise
+            return False  # it does not say what it is; JSON is what every server reads
+        return BINARY in _decode(_SERVER, text).extensions
+
     async def infer(self, model: UpstreamModel, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        tensors = side_by_side(rows, model.input)
-        header = msgspec.json.encode(
-            _Request(
-                [
-                    _Input(
-                        model.input.name,
-                        model.input.datatype,
-                        (len(rows), *model.input.shape),
-                        {"binary_data_size": sum(each.nbytes for each in tensors)},
-                    )
-                ],
-                [_Requested(model.output.name, {"binary_data": True})],
-            )
-        )
-        size = len(rows) * model.output.zeros(1).nbytes
-        answer, length = await self._ask(
-            "POST",
-            f"{_path(model.name)}/infer",
-            size + MAX_HEAD,
-            b"".join((header, *tensors)),
-            {HEADER_LENGTH: str(len(header)), "Content-Type": "application/octet-stream"},
-        )
-        # Digits beyond a few thousand are no int to Python.
-        readable = length.isascii() and length.isdigit() and len(length) < 20
-        if not readable or (end := int(length)) > len(answer):
-            raise UpstreamError(Fault.GARBAGE, "answered without binary tensor data; try gRPC")
+        body, headers = (_binary_request if self._binary else _json_request)(model, rows)
+        limit = MAX_HEAD + JSON_VALUE * len(rows) * prod(model.output.shape)
+        answer, length = await self._ask("POST", f"{_path(model.name)}/infer", limit, body, headers)
+        end = _header_end(length, len(answer))
         response = _decode(_RESPONSE, answer[:end])
         if [output.name for output in response.outputs] != [model.output.name]:
             raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
         (output,) = response.outputs
+        if memoryview(output.data):
+            return self._from_json(output, model.output, len(rows))
         data = memoryview(answer)[end:]
         return outputs_from(data, output.datatype, output.shape, model.output, len(rows))
+
+    def _from_json(self, output: "_Output", spec: TensorSpec, rows: int) -> NDArray[Any]:
+        check_output(output.datatype, output.shape, spec, rows)
+        try:
+            return tensor_from_json(output.data, spec, rows, f"the data of output {spec.name!r}")
+        except InvalidRequestError as error:  # a value that JSON cannot say may be the unit's own
+            raise UnitError(f"{self._url} answered what is no {spec.datatype}: {error}") from error
 
     async def close(self) -> None:
         await self._session.close()
@@ -133,16 +142,17 @@ class RestClient:
             raise UnitError(f"{self._url} answered {response.status}: {text}")
 
 
-class _Input(Struct):
+class _Input(Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    parameters: dict[str, int]
+    parameters: dict[str, int] | None = None
+    data: list[Any] | None = None
 
 
-class _Requested(Struct):
+class _Requested(Struct, omit_defaults=True):
     name: str
-    parameters: dict[str, bool]
+    parameters: dict[str, bool] | None = None
 
 
 class _Request(Struct):
@@ -154,19 +164,65 @@ class _Output(Struct):
     name: str
     datatype: str
     shape: tuple[int, ...]
+    data: Raw = Raw()
 
 
 class _Response(Struct):
     outputs: tuple[_Output, ...]
 
 
+class _ServerMetadata(Struct):
+    extensions: tuple[str, ...] = ()
+
+
 _T = TypeVar("_T")
 _RESPONSE = msgspec.json.Decoder(_Response)
 _METADATA = msgspec.json.Decoder(ModelMetadata)
+_SERVER = msgspec.json.Decoder(_ServerMetadata)
 
 
 def _path(model: str) -> str:
     return f"/v2/models/{quote(model, safe='')}"
+
+
+def _binary_request(
+    model: UpstreamModel, rows: Sequence[NDArray[Any]]
+) -> tuple[bytes, dict[str, str]]:
+    tensors = side_by_side(rows, model.input)
+    size = {"binary_data_size": sum(each.nbytes for each in tensors)}
+    header = _request(
+        _Input(model.input.name, model.input.datatype, (len(rows), *model.input.shape), size),
+        _Requested(model.output.name, {"binary_data": True}),
+    )
+    return b"".join((header, *tensors)), {
+        HEADER_LENGTH: str(len(header)),
+        "Content-Type": "application/octet-stream",
+    }
+
+
+def _json_request(
+    model: UpstreamModel, rows: Sequence[NDArray[Any]]
+) -> tuple[bytes, dict[str, str]]:
+    data = [value for row in rows_like(rows, model.input) for value in row.ravel().tolist()]
+    shape = (len(rows), *model.input.shape)
+    tensor = _Input(model.input.name, model.input.datatype, shape, data=data)
+    return _request(tensor, _Requested(model.output.name)), {"Content-Type": "application/json"}
+
+
+def _request(tensor: _Input, requested: _Requested) -> bytes:
+    return msgspec.json.encode(_Request([tensor], [requested]))
+
+
+def _header_end(length: str, size: int) -> int:
+    """Where an answer's JSON object ends; `length` is what the header says, "" without one."""
+    if not length:
+        return size
+    # Digits beyond a few thousand are no int to Python.
+    if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > size:
+        raise UpstreamError(
+            Fault.GARBAGE, f"answered that {length[:20]!r} of {size} bytes are JSON"
+        )
+    return int(length)
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], text: bytes) -> _T:

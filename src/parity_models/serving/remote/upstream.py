@@ -1,5 +1,6 @@
 """Upstreams: the servers a remote engine runs units on, and what it takes to talk to one."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
 from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import DEPLOYED, parity_work
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_work
 
 MAX_CONCURRENCY = 1000
 
@@ -21,6 +22,8 @@ MAX_HEAD = 64 * 2**10
 """Bytes that an answer may have besides its tensor."""
 
 SCHEMES = ("http", "https", "grpc", "grpcs")
+
+_QUERY = re.compile(r"concurrency=([0-9]{1,9})")
 
 
 class Fault(StrEnum):
@@ -48,10 +51,21 @@ class UnitError(Exception):
 
 @dataclass(frozen=True)
 class Upstream:
-    """A server at `url` (scheme://host:port), and the names its models have there, by work."""
+    """A server at `url` (scheme://host:port), and the names its models have there, by work.
+
+    It gets up to `concurrency` units at a time. Raises UserError if that is out of range.
+    """
 
     url: str
     models: Mapping[str, str] = field(hash=False)
+    concurrency: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.concurrency <= MAX_CONCURRENCY:
+            raise UserError(
+                f"the concurrency of {self.url} must be from 1 to {MAX_CONCURRENCY}, got "
+                f"{self.concurrency}"
+            )
 
     @property
     def works(self) -> frozenset[str]:
@@ -60,28 +74,22 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Fleet:
-    """Upstreams and how to use them: `concurrency` units at a time on each.
+    """Upstreams, and `ca_file`: the certificates that vouch for https and grpcs.
 
-    `ca_file` has the certificates that vouch for https and grpcs; None: the system's. Raises
-    UserError for values out of range.
+    `ca_file` None: the system's. Raises UserError if there are no upstreams.
     """
 
     upstreams: tuple[Upstream, ...]
-    concurrency: int = 1
     ca_file: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.upstreams:
             raise UserError("there is no upstream; give one or more with --deployed")
-        if not 1 <= self.concurrency <= MAX_CONCURRENCY:
-            raise UserError(
-                f"concurrency must be from 1 to {MAX_CONCURRENCY}, got {self.concurrency}"
-            )
 
     @property
     def works(self) -> list[frozenset[str]]:
-        """What each instance runs: `concurrency` instances an upstream, in order."""
-        return [each.works for each in self.upstreams for _ in range(self.concurrency)]
+        """What each instance runs: as many instances an upstream as its concurrency, in order."""
+        return [each.works for each in self.upstreams for _ in range(each.concurrency)]
 
 
 @dataclass(frozen=True)
@@ -127,28 +135,48 @@ class UpstreamClient(Protocol):
 
 
 def parse_upstreams(
-    deployed: Sequence[str], parity: Sequence[str], name: str, r: int
+    name: str,
+    r: int,
+    *,
+    deployed: Sequence[str],
+    parity: Sequence[str] = (),
+    backup: Sequence[str] = (),
+    concurrency: int = 1,
 ) -> tuple[Upstream, ...]:
-    """The upstreams of URLs like http://host:8000 or grpc://host:8001/MODEL.
+    """The upstreams of URLs like http://host:8000 or grpc://host:8001/MODEL?concurrency=4.
 
-    Where a URL has no path, the deployed model is called `name`, and parity model j
-    `name`-parity-j, as `parm export` calls them. A server in both lists runs both models. Raises
-    UserError for URLs that are none, or given twice.
+    Where a URL has no path, the deployed model is called `name`, parity model j `name`-parity-j,
+    and the backup `name`-backup, as `parm export` calls them. A server in several lists runs
+    several models. `concurrency` is of those whose URLs do not say theirs. Raises UserError for
+    URLs that are none, given twice, or contradict each other.
     """
     models: dict[str, dict[str, str]] = {}
-    for url in deployed:
-        base, path = _split(url)
-        _add(models, base, {DEPLOYED: path or name})
-    for url in parity:
-        base, path = _split(url)
-        if path and r != 1:
+    concurrencies: dict[str, int] = {}
+    works = {DEPLOYED: [DEPLOYED], "parity": [parity_work(j) for j in range(r)], BACKUP: [BACKUP]}
+    for url, role in (
+        *((url, DEPLOYED) for url in deployed),
+        *((url, "parity") for url in parity),
+        *((url, BACKUP) for url in backup),
+    ):
+        base, path, own = _split(url)
+        if path and len(works[role]) != 1:
             raise UserError(
                 f"the code has {r} parity models, and {url!r} names one; leave out the path, and "
                 f"call them {name}-{parity_work(0)}, ... upstream"
             )
-        named = {parity_work(j): path or f"{name}-{parity_work(j)}" for j in range(r)}
-        _add(models, base, named)
-    return tuple(Upstream(base, works) for base, works in models.items())
+        there = models.setdefault(base, {})
+        for work in works[role]:
+            if work in there:
+                raise UserError(
+                    f"{base} is given twice; more units at a time are {base}?concurrency=2"
+                )
+            there[work] = path or (name if work == DEPLOYED else f"{name}-{work}")
+        if own is not None and concurrencies.setdefault(base, own) != own:
+            raise UserError(f"{base} is given with concurrency {concurrencies[base]} and {own}")
+    return tuple(
+        Upstream(base, named, concurrencies.get(base, concurrency))
+        for base, named in models.items()
+    )
 
 
 def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
@@ -174,52 +202,60 @@ def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
             )
 
 
-def side_by_side(rows: Sequence[NDArray[Any]], spec: TensorSpec) -> list[memoryview]:
-    """The bytes of the rows, as the protocol's binary data; UnitError if one does not fit."""
+def rows_like(rows: Sequence[NDArray[Any]], spec: TensorSpec) -> Sequence[NDArray[Any]]:
+    """The rows; UnitError if one does not fit."""
     for each in rows:
         if each.shape != spec.shape or each.dtype != spec.dtype:
             raise UnitError(f"input {spec} got {each.dtype} {list(each.shape)}")
+    return rows
+
+
+def side_by_side(rows: Sequence[NDArray[Any]], spec: TensorSpec) -> list[memoryview]:
+    """The bytes of the rows, as the protocol's binary data; UnitError if one does not fit."""
     dtype = spec.dtype.newbyteorder("<")
-    return [np.ascontiguousarray(each, dtype).data for each in rows]
+    return [np.ascontiguousarray(each, dtype).data for each in rows_like(rows, spec)]
 
 
 def outputs_from(
     data: bytes | memoryview, datatype: str, shape: Sequence[int], spec: TensorSpec, rows: int
 ) -> NDArray[Any]:
     """The outputs in an answer: a view of `data`. Raises UpstreamError if they cannot be them."""
-    wanted = (rows, *spec.shape)
-    dtype = spec.dtype.newbyteorder("<")
+    check_output(datatype, shape, spec, rows)
     size = rows * spec.zeros(1).nbytes
-    if datatype != spec.datatype or tuple(shape) != wanted or len(data) != size:
+    if len(data) != size:
+        raise UpstreamError(
+            Fault.GARBAGE, f"answered with {len(data)} bytes of data, where {size} were due"
+        )
+    return np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(rows, *spec.shape)
+
+
+def check_output(datatype: str, shape: Sequence[int], spec: TensorSpec, rows: int) -> None:
+    """Raises UpstreamError unless an answer to `rows` rows is of the output's type and shape."""
+    wanted = (rows, *spec.shape)
+    if datatype != spec.datatype or tuple(shape) != wanted:
         raise UpstreamError(
             Fault.GARBAGE,
-            f"answered {datatype[:20]} {list(shape)[:40]} in {len(data)} bytes, where "
-            f"{spec.datatype} {list(wanted)} in {size} was due",
+            f"answered {datatype[:20]} {list(shape)[:40]}, where {spec.datatype} {list(wanted)} "
+            "was due",
         )
-    return np.frombuffer(data, dtype).reshape(wanted)
 
 
-def _split(url: str) -> tuple[str, str]:
-    """scheme://host:port, and the model named after it, if there is one."""
+def _split(url: str) -> tuple[str, str, int | None]:
+    """scheme://host:port, and the model named after it and the concurrency, if there are any."""
     try:
         parts: SplitResult = urlsplit(url.strip())
         port = parts.port
     except ValueError as error:
         raise UserError(f"{url!r} is no URL: {error}") from error
-    further = parts.query or parts.fragment or parts.username
+    query = _QUERY.fullmatch(parts.query)
+    further = (parts.query and not query) or parts.fragment or parts.username
     path = unquote(parts.path.strip("/"))
     if parts.scheme not in SCHEMES or not parts.hostname or further or "/" in path:
         raise UserError(
             f"{url!r} is no upstream; it is like http://host:8000, https://host, grpc://host:8001 "
-            "or grpcs://host:8001, and /MODEL after it where the model has another name"
+            "or grpcs://host:8001, with /MODEL after it where the model has another name, and "
+            "?concurrency=N for N units at a time"
         )
     if port is None and parts.scheme.startswith("grpc"):
         raise UserError(f"{url!r} has no port; gRPC has no usual one")
-    return f"{parts.scheme}://{parts.netloc}", path
-
-
-def _add(models: dict[str, dict[str, str]], base: str, more: Mapping[str, str]) -> None:
-    works = models.setdefault(base, {})
-    if works.keys() & more.keys():
-        raise UserError(f"{base} is given twice; more units at a time are --concurrency")
-    works.update(more)
+    return f"{parts.scheme}://{parts.netloc}", path, int(query[1]) if query else None
