@@ -3,7 +3,6 @@
 import asyncio
 from dataclasses import dataclass
 from math import ceil, inf, isfinite, prod
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import BACKUP, DEPLOYED, Policy, SchedulerConfig, parity_work
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.http import HttpServer, listen, url_of
@@ -30,7 +30,7 @@ from parity_models.serving.rest import rest_app
 from parity_models.serving.served_model import ServedModel
 
 UNIT_TIMEOUT = 10.0
-"""Seconds after which a unit counts as hung, if the deadline is shorter than that."""
+"""Seconds that a unit may always take, however short the deadline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,11 @@ class ServeOptions:
         if self.fleet is not None and (self.faults is not None or self.placements):
             raise UserError("faults and placements are for local workers, not for upstreams")
 
+    @property
+    def unit_timeout(self) -> float:
+        """Seconds after which a unit counts as hung."""
+        return max(UNIT_TIMEOUT, self.deadline)
+
 
 def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> PolicyName:
     """The policy of a bundle that is served without a word on it: parity if its parity models run
@@ -102,59 +107,30 @@ class Server:
 
     def __init__(self, bundle: Bundle, options: ServeOptions | None = None) -> None:
         options = options or ServeOptions()
-        code = bundle.code()
-        spec = options.policy or PolicySpec(name=default_policy(bundle, options.fleet))
-        _check_policy(spec, bundle, options)
-        self.policy = spec.name
-        policy, dispatch = spec.build(code)
-        if options.fleet is None:
-            self.works = policy.works(options.instances, _parity_instances(options, code))
-        else:
-            self.works = options.fleet.works
-            _check_fleet(spec, policy, options.fleet)
+        self.policy = policy_of(bundle, options).name
+        self.works = works_of(bundle, options)
         if options.faults is not None:
             options.faults.check(len(self.works))
         if options.placements and len(options.placements) != len(self.works):
             raise UserError(
                 f"there are {len(options.placements)} placements for {len(self.works)} instances"
             )
-        manifest = bundle.manifest
-        self.model = ServedModel(
-            options.name or manifest.name,
-            manifest.deployed.input,
-            manifest.deployed.output,
-            options.max_queue,
-        )
+        self.model = served_model(bundle, options)
         self._options = options
         self._metrics = metrics = Metrics()
-        models = _models(bundle)
-        unit_timeout = max(UNIT_TIMEOUT, options.deadline)
+        models = {work: bundle.path / file for work, file in model_files(bundle).items()}
         self._engine: LocalEngine | RemoteEngine = (
-            LocalEngine(models, placements=options.placements, unit_timeout=unit_timeout)
+            LocalEngine(models, placements=options.placements, unit_timeout=options.unit_timeout)
             if options.fleet is None
             else RemoteEngine(
                 models,
                 options.fleet,
                 metrics,
                 max_batch=options.max_batch,
-                unit_timeout=unit_timeout,
+                unit_timeout=options.unit_timeout,
             )
         )
-        self._frontend = Frontend(
-            self._engine,
-            policy,
-            SchedulerConfig(
-                max_batch=options.max_batch,
-                max_queue=options.max_queue,
-                deadline=options.deadline,
-                default_prediction=options.default_prediction is not None,
-            ),
-            manifest.deployed.output,
-            code if spec.name.needs_code else None,
-            metrics,
-            dispatch=dispatch,
-            default=_default(options, manifest.deployed.output),
-        )
+        self._frontend = frontend_of(bundle, options, self._engine, metrics)
         self._http = HttpServer(rest_app(self._frontend, self.model, metrics, options.max_body))
         self._grpc: GrpcServer | None = None
         self.grpc_url: str | None = None
@@ -230,13 +206,67 @@ class Server:
         await self.stop()
 
 
-def _models(bundle: Bundle) -> dict[str, Path]:
+def policy_of(bundle: Bundle, options: ServeOptions) -> PolicySpec:
+    """The policy that the bundle is served with. Raises UserError if it cannot be."""
+    spec = options.policy or PolicySpec(name=default_policy(bundle, options.fleet))
+    _check_policy(spec, bundle, options)
+    return spec
+
+
+def works_of(bundle: Bundle, options: ServeOptions) -> list[frozenset[str]]:
+    """What each instance runs. Raises UserError for options that do not fit the bundle."""
+    spec = policy_of(bundle, options)
+    code = bundle.code()
+    policy, _ = spec.build(code)
+    if options.fleet is None:
+        return policy.works(options.instances, _parity_instances(options, code))
+    _check_fleet(spec, policy, options.fleet)
+    return options.fleet.works
+
+
+def model_files(bundle: Bundle) -> dict[str, str]:
     """The bundle's model files, by the work of running them."""
-    models = {DEPLOYED: bundle.deployed_path}
-    models |= {parity_work(j): path for j, path in enumerate(bundle.parity_paths)}
-    if bundle.backup_path is not None:
-        models[BACKUP] = bundle.backup_path
-    return models
+    manifest = bundle.manifest
+    files = {DEPLOYED: manifest.deployed.file}
+    files |= {parity_work(j): model.file for j, model in enumerate(manifest.parity)}
+    if manifest.backup is not None:
+        files[BACKUP] = manifest.backup.file
+    return files
+
+
+def served_model(bundle: Bundle, options: ServeOptions) -> ServedModel:
+    """The model as clients see it."""
+    deployed = bundle.manifest.deployed
+    name = options.name or bundle.manifest.name
+    return ServedModel(name, deployed.input, deployed.output, options.max_queue)
+
+
+def frontend_of(
+    bundle: Bundle, options: ServeOptions, engine: Engine, metrics: Metrics
+) -> Frontend:
+    """A frontend for the bundle's deployed model, over this engine.
+
+    Raises UserError for options that do not fit the bundle.
+    """
+    spec = policy_of(bundle, options)
+    code = bundle.code()
+    policy, dispatch = spec.build(code)
+    output = bundle.manifest.deployed.output
+    return Frontend(
+        engine,
+        policy,
+        SchedulerConfig(
+            max_batch=options.max_batch,
+            max_queue=options.max_queue,
+            deadline=options.deadline,
+            default_prediction=options.default_prediction is not None,
+        ),
+        output,
+        code if spec.name.needs_code else None,
+        metrics,
+        dispatch=dispatch,
+        default=_default(options, output),
+    )
 
 
 def _check_policy(spec: PolicySpec, bundle: Bundle, options: ServeOptions) -> None:

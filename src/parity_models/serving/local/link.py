@@ -81,6 +81,7 @@ class WorkerLink:
         """Send it what must not wait for its unit to end."""
         self._control.send(encode(message), zmq.NOBLOCK)
 
-    def close(self) -> None:
+    def close(self, linger: int = 0) -> None:
+        """Close the sockets; what it was told goes on its way for up to `linger` ms."""
         self._units.close(linger=0)
-        self._control.close(linger=0)
+        self._control.close(linger=linger)

@@ -108,9 +108,9 @@ class WorkerProcess(WorkerLink):
             with suppress(ProcessLookupError):
                 os.kill(self.pid, SIGKILL)
 
-    def close(self) -> None:
+    def close(self, linger: int = 0) -> None:
         """Close the sockets, and remove the files of those that the worker had."""
-        super().close()
+        super().close(linger)
         for endpoint in (self._assignment.units, self._assignment.control):
             if endpoint.startswith("ipc://"):
                 Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)

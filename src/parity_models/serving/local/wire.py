@@ -113,10 +113,12 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     detail: str
 
 
+Report = Hello | Heartbeat | Finished | Failed
+
 encode = msgspec.msgpack.Encoder().encode
 decode_work = msgspec.msgpack.Decoder(Lease | Unit | InjectFaults).decode
 decode_control = msgspec.msgpack.Decoder(Cancel | Release | Exit).decode
-decode_report = msgspec.msgpack.Decoder(Hello | Heartbeat | Finished | Failed).decode
+decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def rows_of(frame: zmq.Frame, spec: TensorSpec) -> NDArray[np.generic]:

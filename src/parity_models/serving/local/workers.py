@@ -22,6 +22,7 @@ from parity_models.serving.local.wire import (
     Finished,
     Heartbeat,
     Hello,
+    Report,
     decode_report,
     rows_of,
 )
@@ -54,6 +55,9 @@ class WorkerEngine(ABC, Generic[Link]):
     @abstractmethod
     def _give_up(self, worker: Link, why: str) -> None:
         """The worker does not do what it should."""
+
+    def _reported(self, worker: Link, report: Report) -> None:
+        """What the worker reported has been dealt with."""
 
     # Engine
 
@@ -130,6 +134,7 @@ class WorkerEngine(ABC, Generic[Link]):
                 self._hello(worker, report)
             case Heartbeat():
                 pass
+        self._reported(worker, report)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)
