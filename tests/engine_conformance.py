@@ -28,6 +28,7 @@ SLOW = 2e6
 class Joined:
     instance: str
     works: frozenset[str]
+    node: str | None
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ class Events:
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
 
-    def instance_joined(self, instance: str, works: frozenset[str]) -> None:
-        self._queue.put_nowait(Joined(instance, works))
+    def instance_joined(
+        self, instance: str, works: frozenset[str], node: str | None = None
+    ) -> None:
+        self._queue.put_nowait(Joined(instance, works, node))
 
     def instance_left(self, instance: str, why: str) -> None:
         self._queue.put_nowait(Left(instance, why))

@@ -20,7 +20,9 @@ class Finish:
     def __init__(self) -> None:
         self.units: asyncio.Queue[tuple[int, np.ndarray]] = asyncio.Queue()
 
-    def instance_joined(self, instance: str, works: frozenset[str]) -> None: ...
+    def instance_joined(
+        self, instance: str, works: frozenset[str], node: str | None = None
+    ) -> None: ...
     def instance_left(self, instance: str, why: str) -> None: ...
     def unit_finished(self, unit: int, outputs: np.ndarray) -> None:
         self.units.put_nowait((unit, outputs))

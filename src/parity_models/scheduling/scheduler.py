@@ -10,6 +10,8 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   query for a parity model. It is queued, then running as part of a unit, then over.
 - A *unit* is the batch of tasks that one instance runs. An instance runs one unit at a time.
   The tasks of a failed unit, or of an instance that left, go back to the head of the queue.
+- A *node* is what instances fail with: their machine. A query and its copies, and the units of a
+  coding group, run on different nodes, as far as there are instances on enough of them.
 - The *policy* (policies/) decides what is sent besides the originals and when an answer can be
   had otherwise. It acts through the methods in the second half of the class.
 - *Holds* count who may still need a query's tensors: the query itself while unanswered, its
@@ -17,7 +19,7 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   forget them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -43,7 +45,7 @@ from parity_models.scheduling.work import Query, Task, Unit
 class SchedulerConfig:
     """Bounds of the scheduler.
 
-    `max_batch`: rows a unit may hold. `max_queue`: originals that may wait; more are refused.
+    `max_batch`: rows a unit may hold. `max_queue`: queries that may wait; more are refused.
     `deadline`: seconds after which an unanswered query fails, unless it brings its own.
     `max_attempts`: how often a query is tried on instances that fail before it fails too.
     `default_prediction`: answer with a default instead of failing at the deadline (Crankshaw
@@ -80,6 +82,7 @@ class Scheduler:
         self._config = config or SchedulerConfig()
         self._dispatch = policy.dispatch() if dispatch is None else dispatch
         self._queries: dict[int, Query] = {}
+        self._waiting: set[int] = set()
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
         self._holds: dict[int, int] = {}
@@ -103,7 +106,7 @@ class Scheduler:
         `deadline` is the time at which they fail if unanswered.
         """
         self._advance(now)
-        if self._dispatch.depth(DEPLOYED) + len(queries) > self._config.max_queue:
+        if len(self._waiting) + len(queries) > self._config.max_queue:
             detail = f"{self._config.max_queue} queries are waiting already; try again later"
             for query_id in queries:
                 self.emit(Fail(query_id, Reason.OVERLOADED, detail))
@@ -114,8 +117,10 @@ class Scheduler:
             if query_id in self._holds:
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
             query = Query(query_id, kind, now, [Task(DEPLOYED, query_id, kind)])
+            query.original.spread.append(query.tasks)
             query.timer = self._timers.set(due, partial(self._expire, query))
             self._queries[query_id] = query
+            self._waiting.add(query_id)
             self.hold(query_id)
             self._dispatch.add(query.original)
             self._policy.arrived(self, query)
@@ -143,13 +148,15 @@ class Scheduler:
             self._lose(ended, detail)
         return self._done()
 
-    def instance_joined(self, now: float, instance: str, works: frozenset[str]) -> list[Action]:
-        """An instance is up, idle, and can run these works."""
+    def instance_joined(
+        self, now: float, instance: str, works: frozenset[str], node: str | None = None
+    ) -> list[Action]:
+        """An instance is up, idle, and can run these works; None: it has a node to itself."""
         self._advance(now)
         if instance in self._running:
             raise ValueError(f"instance {instance} has joined already")
         self._running[instance] = None
-        self._dispatch.join(instance, works)
+        self._dispatch.join(instance, works, node)
         return self._done()
 
     def instance_left(self, now: float, instance: str) -> list[Action]:
@@ -158,6 +165,8 @@ class Scheduler:
         if instance not in self._running:
             raise ValueError(f"instance {instance} never joined or has left already")
         unit = self._running.pop(instance)
+        for task in unit.tasks if unit else ():
+            task.unit = None
         self._dispatch.leave(instance)
         if unit is not None:
             del self._units[unit.id]
@@ -189,6 +198,7 @@ class Scheduler:
         """How many things are remembered; bounded by the policy's padding when none is pending."""
         return (
             len(self._queries)
+            + len(self._waiting)
             + len(self._units)
             + len(self._holds)
             + len(self._timers)
@@ -201,6 +211,11 @@ class Scheduler:
     def max_batch(self) -> int:
         """How many tasks a unit may hold."""
         return self._config.max_batch
+
+    @property
+    def nodes(self) -> int:
+        """Over how many nodes the deployed model's instances are spread; 0 if none share one."""
+        return self._dispatch.nodes
 
     def emit(self, action: Action) -> None:
         self._actions.append(action)
@@ -237,7 +252,7 @@ class Scheduler:
         original = query.original
         if original.apart is None:
             original.apart = self.new_id()
-        task = Task(DEPLOYED, query.id, query.kind, original.apart, spare)
+        task = Task(DEPLOYED, query.id, query.kind, original.apart, spare, spread=[query.tasks])
         query.tasks.append(task)
         self._dispatch.add(task, first=True)
 
@@ -254,7 +269,11 @@ class Scheduler:
 
     def is_placed(self, task: Task) -> bool:
         """Is the task running, or is it settled on which instance it will?"""
-        return task.unit is not None or self._dispatch.placed(task)
+        return self._dispatch.where(task) is not None
+
+    def beside(self, task: Task, others: Iterable[Task]) -> bool:
+        """Does one of the others run, or is it settled that it will, on this task's node?"""
+        return self._dispatch.beside(task, others)
 
     def pending_query(self, query: int) -> Query | None:
         """The query, if it has been neither answered nor failed."""
@@ -289,22 +308,33 @@ class Scheduler:
         self._timers.fire(self.now)
 
     def _done(self) -> list[Action]:
-        for instance, tasks in self._dispatch.assign(self._config.max_batch):
-            unit = Unit(self.new_id(), instance, tasks, self.now)
-            self._units[unit.id] = unit
-            self._running[instance] = unit
-            for task in tasks:
-                task.unit = unit
-                if task.work != DEPLOYED:
-                    self._policy.redundancy_starts(self, task)
-            subjects = tuple(task.subject for task in tasks)
-            self.emit(Run(instance, unit.id, tasks[0].work, subjects))
+        while self._start_units():  # which may have queued more
+            pass
         if self._forgotten:
             self.emit(ForgetQueries(tuple(self._forgotten)))
             self._forgotten.clear()
         self._ask_for_wake_up()
         actions, self._actions = self._actions, []
         return actions
+
+    def _start_units(self) -> bool:
+        """Give idle instances what they can run; was there anything?"""
+        started = False
+        for instance, tasks in self._dispatch.assign(self._config.max_batch):
+            started = True
+            unit = Unit(self.new_id(), instance, tasks, self.now)
+            self._units[unit.id] = unit
+            self._running[instance] = unit
+            for task in tasks:
+                task.unit = unit
+                if task.work == DEPLOYED:
+                    self._waiting.discard(task.subject)
+                    self._policy.starts(self, task)
+                else:
+                    self._policy.redundancy_starts(self, task)
+            subjects = tuple(task.subject for task in tasks)
+            self.emit(Run(instance, unit.id, tasks[0].work, subjects))
+        return started
 
     def _ask_for_wake_up(self) -> None:
         # A wake-up that comes too early does no harm and asks again, so that most events,
@@ -337,6 +367,8 @@ class Scheduler:
             if len(task.failed_on) < self._config.max_attempts:
                 self._dispatch.add(task, first=True)
                 if query is not None:
+                    if not any(copy.unit for copy in query.tasks):
+                        self._waiting.add(query.id)
                     self._policy.urgent(self, query)
                 continue
             task.wanted = False
@@ -356,6 +388,7 @@ class Scheduler:
 
     def _resolve(self, query: Query) -> None:
         del self._queries[query.id]
+        self._waiting.discard(query.id)
         self._timers.cancel(query.timer)
         self._timers.cancel(query.alarm)
         for task in query.tasks:

@@ -11,8 +11,9 @@ class Task:
     """One row of work for one model.
 
     Tasks with the same `apart` (members of a coding group, copies of a query) never share a
-    batch, else one slow instance would hold up all of them. A `spare` task runs only on
-    capacity that originals do not need. A task is queued, or running as part of a unit, or over.
+    batch, else one slow instance would hold up all of them. `spread` are lists of tasks, this one
+    in each, that are to run on different nodes. A `spare` task runs only on capacity that
+    originals do not need. A task is queued, or running as part of a unit, or over.
     """
 
     work: str
@@ -23,6 +24,7 @@ class Task:
     unit: "Unit | None" = None
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)
+    spread: list[list["Task"]] = field(default_factory=list)
 
 
 @dataclass(slots=True, eq=False)

@@ -18,8 +18,13 @@ from numpy.typing import NDArray
 class EngineListener(Protocol):
     """Is told what happens to instances and units, always on the thread of the event loop."""
 
-    def instance_joined(self, instance: str, works: frozenset[str]) -> None:
-        """The instance is warm and idle, and runs these works (deployed, parity-0, ...)."""
+    def instance_joined(
+        self, instance: str, works: frozenset[str], node: str | None = None
+    ) -> None:
+        """The instance is warm and idle, and runs these works (deployed, parity-0, ...).
+
+        `node` is the same for instances that are slow or gone together, as on one machine.
+        """
 
     def instance_left(self, instance: str, why: str) -> None:
         """The instance is gone, and the unit it had with it; `why` is for people."""

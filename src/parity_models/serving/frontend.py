@@ -224,10 +224,12 @@ class Frontend:
 
     # For the engine: EngineListener
 
-    def instance_joined(self, instance: str, works: frozenset[str]) -> None:
+    def instance_joined(
+        self, instance: str, works: frozenset[str], node: str | None = None
+    ) -> None:
         if self._started:
             self._metrics.restarts.inc()
-        self._carry_out(self._scheduler.instance_joined(now(), instance, works))
+        self._carry_out(self._scheduler.instance_joined(now(), instance, works, node))
 
     def instance_left(self, instance: str, why: str) -> None:
         for id in [id for id, run in self._units.items() if run.instance == instance]:

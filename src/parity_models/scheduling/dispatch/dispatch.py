@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.work import Task
@@ -18,25 +18,46 @@ class Dispatch(ABC):
 
     Work of the deployed model goes before all other work, and spare tasks last: they are taken
     only while more than `reserve` of the instances that run the deployed model are idle, so
-    that queries about to arrive find one. One rule serves one scheduler.
+    that queries about to arrive find one. Tasks that are to be spread over nodes are, as far as
+    there are instances for it. One rule serves one scheduler.
     """
 
     reserve = 0
 
     def __init__(self) -> None:
         self._works: dict[str, frozenset[str]] = {}
+        self._up: dict[str, list[str]] = {}
+        self._node: dict[str, Hashable] = {}
+        self._deployed_on: Counter[Hashable] = Counter()
 
     def instances_up(self) -> dict[str, int]:
         """How many instances are up, by work they can run."""
-        return dict(Counter(work for works in self._works.values() for work in works))
+        return {work: len(instances) for work, instances in self._up.items() if instances}
 
-    def join(self, instance: str, works: frozenset[str]) -> None:
+    @property
+    def nodes(self) -> int:
+        """Over how many nodes the deployed model's instances are spread; 0 if none share one."""
+        nodes = len(self._deployed_on)
+        return nodes if nodes < len(self._up.get(DEPLOYED, ())) else 0
+
+    def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
         """An instance is up, and idle."""
         self._works[instance] = works
+        self._node[instance] = (instance,) if node is None else node
+        for work in works:
+            self._up.setdefault(work, []).append(instance)
+        if DEPLOYED in works:
+            self._deployed_on[self._node[instance]] += 1
 
     def leave(self, instance: str) -> None:
-        """An instance is gone, idle or not."""
-        del self._works[instance]
+        """An instance is gone, idle or not, and whatever it ran."""
+        works, node = self._works.pop(instance), self._node.pop(instance)
+        for work in works:
+            self._up[work].remove(instance)
+        if DEPLOYED in works:
+            self._deployed_on[node] -= 1
+            if not self._deployed_on[node]:
+                del self._deployed_on[node]
 
     @abstractmethod
     def idle(self, instance: str, took: float) -> None:
@@ -50,9 +71,15 @@ class Dispatch(ABC):
     def remove(self, task: Task) -> None:
         """Take a queued task out; one that is not queued is left alone."""
 
-    @abstractmethod
-    def placed(self, task: Task) -> bool:
-        """Is it settled on which instance this queued task will run?"""
+    def where(self, task: Task) -> str | None:
+        """The instance that the task runs on, or on which it is settled that it will."""
+        return task.unit.instance if task.unit else None
+
+    def beside(self, task: Task, others: Iterable[Task]) -> bool:
+        """Is one of the others on this task's node, as far as is settled?"""
+        at = self.where(task)
+        nodes = {self._node[instance] for instance in self._instances_of(others)}
+        return at is not None and self._node[at] in nodes
 
     @abstractmethod
     def depths(self) -> dict[str, int]:
@@ -61,10 +88,6 @@ class Dispatch(ABC):
     @abstractmethod
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
-
-    def depth(self, work: str) -> int:
-        """How many tasks of this work are queued."""
-        return self.depths().get(work, 0)
 
     def __len__(self) -> int:
         """How many tasks are queued."""
@@ -79,7 +102,7 @@ class Dispatch(ABC):
                 break
             if task.apart in apart or (batch and task.kind != batch[0].kind):
                 continue
-            if instance in task.failed_on and self._others_up(task):
+            if not self._may_run(task, instance):
                 continue
             batch.append(task)
             if len(batch) == max_batch:
@@ -90,11 +113,33 @@ class Dispatch(ABC):
             del queue[task]
         return batch
 
-    def _others_up(self, task: Task) -> bool:
-        return any(
-            task.work in works and instance not in task.failed_on
-            for instance, works in self._works.items()
-        )
+    def _may_run(self, task: Task, instance: str) -> bool:
+        """May this idle instance take the task, or is it better left to others?"""
+        return True
+
+    def _suited(self, task: Task) -> Sequence[str]:
+        """The instances that can run the task, without those that others are better suited than.
+
+        First comes that an instance has not failed the task, then that it has nothing that the
+        task is to be spread from, then that its node has not.
+        """
+        suited = self._up.get(task.work, [])
+        taken = self._taken(task)
+        if not taken and not task.failed_on:
+            return suited
+        nodes = {self._node[instance] for instance in taken}
+        beside = [instance for instance in suited if self._node[instance] in nodes]
+        for worse in (task.failed_on, taken, beside):
+            suited = [instance for instance in suited if instance not in worse] or suited
+        return suited
+
+    def _taken(self, task: Task) -> set[str]:
+        """The instances with tasks that this one is to be spread from."""
+        others = (other for tasks in task.spread for other in tasks if other is not task)
+        return self._instances_of(others)
+
+    def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
+        return {instance for task in tasks if (instance := self.where(task)) is not None}
 
 
 def add_to(queue: Queue, task: Task, *, first: bool) -> None:

@@ -2,7 +2,8 @@
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from random import Random
 
 from parity_models.scheduling.actions import DEPLOYED
@@ -26,7 +27,6 @@ class InstanceQueues(Dispatch):
     def __init__(self) -> None:
         super().__init__()
         self._queues: dict[str, dict[QueueKey, Queue]] = {}
-        self._up: dict[str, list[str]] = {}
         self._depths: dict[str, int] = {}
         self._where: dict[Task, str] = {}
         self._idle: dict[str, None] = {}
@@ -34,25 +34,21 @@ class InstanceQueues(Dispatch):
         self._homeless: Queue = OrderedDict()
 
     @abstractmethod
-    def _choose(self, candidates: Sequence[str], key: QueueKey) -> str:
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
         """The instance to place a task at that goes into its queue `key`."""
 
-    def join(self, instance: str, works: frozenset[str]) -> None:
-        super().join(instance, works)
+    def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
+        super().join(instance, works, node)
         self._queues[instance] = {key: OrderedDict() for key in keys_of(works)}
-        for work in works:
-            self._up.setdefault(work, []).append(instance)
         self.idle(instance, 0.0)
-        self._place_again(self._homeless)
+        homeless, self._homeless = self._homeless, OrderedDict()
+        self._place_again(homeless)
 
     def leave(self, instance: str) -> None:
-        for work in self._works[instance]:
-            self._up[work].remove(instance)
         super().leave(instance)
         self._idle.pop(instance, None)
         self._ready.pop(instance, None)
-        for queue in self._queues.pop(instance).values():
-            self._place_again(queue)
+        self._place_again(chain.from_iterable(self._queues.pop(instance).values()))
 
     def idle(self, instance: str, took: float) -> None:
         self._idle[instance] = None
@@ -61,13 +57,11 @@ class InstanceQueues(Dispatch):
 
     def add(self, task: Task, *, first: bool = False) -> None:
         self._depths[task.work] = self._depths.get(task.work, 0) + 1
-        up = self._up.get(task.work, [])
-        if not up:
+        suited = self._suited(task)
+        if not suited:
             add_to(self._homeless, task, first=first)
             return
-        if task.failed_on:
-            up = [instance for instance in up if instance not in task.failed_on] or up
-        instance = self._choose(up, key_of(task))
+        instance = self._choose(suited, key_of(task))
         self._where[task] = instance
         add_to(self._queues[instance][key_of(task)], task, first=first)
         if instance in self._idle:
@@ -80,8 +74,8 @@ class InstanceQueues(Dispatch):
             del queue[task]
             self._depths[task.work] -= 1
 
-    def placed(self, task: Task) -> bool:
-        return task in self._where
+    def where(self, task: Task) -> str | None:
+        return self._where.get(task) or super().where(task)
 
     def depths(self) -> dict[str, int]:
         return dict(self._depths)
@@ -114,12 +108,12 @@ class InstanceQueues(Dispatch):
             len(queue) for other, queue in self._queues[instance].items() if other <= key
         )
 
-    def _place_again(self, queue: Queue) -> None:
-        tasks = list(queue)
-        queue.clear()
+    def _place_again(self, tasks: Iterable[Task]) -> None:
+        tasks = list(tasks)
         for task in tasks:
             self._where.pop(task, None)
             self._depths[task.work] -= 1
+        for task in tasks:
             self.add(task)
 
 
@@ -130,10 +124,13 @@ class RoundRobin(InstanceQueues):
         super().__init__()
         self._turns: dict[QueueKey, int] = {}
 
-    def _choose(self, candidates: Sequence[str], key: QueueKey) -> str:
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        up = self._up[key[2]]
         turn = self._turns.get(key, 0)
+        while up[turn % len(up)] not in suited:
+            turn += 1
         self._turns[key] = turn + 1
-        return candidates[turn % len(candidates)]
+        return up[turn % len(up)]
 
 
 class PowerOfTwoChoices(InstanceQueues):
@@ -146,8 +143,8 @@ class PowerOfTwoChoices(InstanceQueues):
         super().__init__()
         self._random = Random(seed)
 
-    def _choose(self, candidates: Sequence[str], key: QueueKey) -> str:
-        if len(candidates) == 1:
-            return candidates[0]
-        first, second = self._random.sample(candidates, 2)
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        if len(suited) == 1:
+            return suited[0]
+        first, second = self._random.sample(suited, 2)
         return first if self._load(first, key) <= self._load(second, key) else second

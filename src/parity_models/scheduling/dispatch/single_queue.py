@@ -31,8 +31,8 @@ class SingleQueue(Dispatch):
         self._idle: dict[frozenset[str], Idle] = {}
         self._turn = 0
 
-    def join(self, instance: str, works: frozenset[str]) -> None:
-        super().join(instance, works)
+    def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
+        super().join(instance, works, node)
         self._add_idle(instance, 0.0)
 
     def leave(self, instance: str) -> None:
@@ -47,15 +47,12 @@ class SingleQueue(Dispatch):
     def add(self, task: Task, *, first: bool = False) -> None:
         queue = self._queues.get(key_of(task))
         if queue is None:
-            queue = self._queues[key_of(task)] = OrderedDict()
-            self._queues = dict(sorted(self._queues.items()))
+            queue = OrderedDict()
+            self._queues = dict(sorted([*self._queues.items(), (key_of(task), queue)]))
         add_to(queue, task, first=first)
 
     def remove(self, task: Task) -> None:
         self._queues[key_of(task)].pop(task, None)
-
-    def placed(self, task: Task) -> bool:
-        return False
 
     def depths(self) -> dict[str, int]:
         depths: dict[str, int] = {}
@@ -70,6 +67,12 @@ class SingleQueue(Dispatch):
                 if assigned is None:
                     break
                 yield assigned
+
+    def _may_run(self, task: Task, instance: str) -> bool:
+        nodes = {self._node[other] for other in self._taken(task)}
+        if instance in task.failed_on or self._node[instance] in nodes:
+            return instance in self._suited(task)
+        return True
 
     def _add_idle(self, instance: str, rank: float) -> None:
         self._turn += 1

@@ -32,6 +32,9 @@ class ApproximateBackup(Policy):
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         backup = Task(BACKUP, query.id, query.kind)
+        pair = [query.original, backup]
+        for task in pair:
+            task.spread.append(pair)
         self._backups[query.id] = backup
         scheduler.submit(backup)
 

@@ -2,7 +2,9 @@
 
 The life of a coding group (Kosaian et al., SOSP 2019, section 3):
 
-    open     queries join in order of arrival; each is dispatched at once, as if uncoded
+    open     queries join in order of arrival; each is dispatched at once, as if uncoded.
+             Where instances share nodes, they join when they are dispatched, a group that has
+             none on the same node: then no original waits for a certain node
     closed   it has k members: full, or, when one of them has waited `max_group_wait`, filled up
              with recently answered queries, whose predictions are known. Its parity tasks are
              queued (after `parity_delay`, if the group still needs them then).
@@ -68,7 +70,10 @@ class Pool(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class CodingGroup:
-    """k queries encoded together; lists are by slot, `parities` by row."""
+    """k queries encoded together; lists are by slot, `parities` by row.
+
+    `units` are all tasks that run for it: the originals of its members, and its parity `tasks`.
+    """
 
     id: int
     kind: Hashable
@@ -77,6 +82,7 @@ class CodingGroup:
     resolved: list[bool] = field(default_factory=list)
     parities: list[bool] = field(default_factory=list)
     tasks: list[Task] = field(default_factory=list)
+    units: list[Task] = field(default_factory=list)
     timer: Timer | None = None
     waiting_since: float = 0.0
     wait: float = 0.0
@@ -111,7 +117,7 @@ class Parity(Policy):
         self._max_group_wait = max_group_wait
         self._parity_delay = parity_delay
         self._answer_after = answer_after if answer_rule is AnswerRule.DEADLINE else 0.0
-        self._open: dict[Hashable, CodingGroup] = {}
+        self._open: dict[Hashable, list[CodingGroup]] = {}
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Hashable, deque[int]] = OrderedDict()
 
@@ -123,15 +129,23 @@ class Parity(Policy):
         return [deployed] * instances + [parity] * parity_instances
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        group = self._open.get(query.kind)
-        if group is None:
-            group = CodingGroup(scheduler.new_id(), query.kind)
-            self._open[query.kind] = self._groups[group.id] = group
+        if scheduler.nodes < self._code.k or scheduler.is_placed(query.original):
+            self._join(scheduler, query)
+
+    def starts(self, scheduler: Scheduler, task: Task) -> None:
+        query = scheduler.pending_query(task.subject)
+        if query is not None and task is query.original and self._group_of(query) is None:
+            self._join(scheduler, query)
+
+    def _join(self, scheduler: Scheduler, query: Query) -> None:
+        group = self._open_group(scheduler, query)
         if all(group.resolved):
             self._cancel_timer(scheduler, group)
             group.waiting_since = scheduler.now
             group.overdue = False
         group.join(query.id, answered=False)
+        group.units.append(query.original)
+        query.original.spread.append(group.units)
         scheduler.hold(query.id)
         query.original.apart = group.id
         if len(group.members) == self._code.k:
@@ -139,6 +153,17 @@ class Parity(Policy):
         elif group.timer is None and self._max_group_wait is not None:
             at = group.waiting_since + self._max_group_wait
             group.timer = scheduler.set_timer(at, partial(self._pad, scheduler, group))
+
+    def _open_group(self, scheduler: Scheduler, query: Query) -> CodingGroup:
+        """The oldest open group of its kind that the query may join, or a new one."""
+        groups = self._open.setdefault(query.kind, [])
+        for group in groups:
+            if scheduler.nodes < self._code.k or not scheduler.beside(query.original, group.units):
+                return group
+        group = CodingGroup(scheduler.new_id(), query.kind)
+        groups.append(group)
+        self._groups[group.id] = group
+        return group
 
     def predicted(self, scheduler: Scheduler, task: Task) -> None:
         group = None if task.apart is None else self._groups.get(task.apart)
@@ -161,21 +186,35 @@ class Parity(Policy):
             self._decode(scheduler, group)
 
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
-        self._decode(scheduler, self._group_of(query), urgent=query.id)
+        group = self._group_of(query)
+        if group is not None:
+            self._decode(scheduler, group, urgent=query.id)
 
     def resolved(self, scheduler: Scheduler, query: Query) -> None:
         group = self._group_of(query)
+        if group is None:
+            return
         group.resolved[group.members.index(query.id)] = True
-        if len(group.members) == self._code.k and all(group.resolved):
+        if not all(group.resolved):
+            return
+        if len(group.members) == self._code.k:
+            self._end(scheduler, group)
+        elif sum(all(other.resolved) for other in self._open[group.kind]) > 1:
+            self._no_longer_open(group)  # one is enough for the next query to complete
             self._end(scheduler, group)
 
-    def _group_of(self, query: Query) -> CodingGroup:
-        """The group of a query that is pending: it lives until all its members are resolved."""
-        assert query.original.apart is not None
-        return self._groups[query.original.apart]
+    def _group_of(self, query: Query) -> CodingGroup | None:
+        """The group of a query that is pending, if it has joined one."""
+        return None if query.original.apart is None else self._groups.get(query.original.apart)
+
+    def _no_longer_open(self, group: CodingGroup) -> None:
+        groups = self._open[group.kind]
+        groups.remove(group)
+        if not groups:
+            del self._open[group.kind]
 
     def _close(self, scheduler: Scheduler, group: CodingGroup) -> None:
-        del self._open[group.kind]
+        self._no_longer_open(group)
         self._cancel_timer(scheduler, group)
         group.wait = scheduler.now - group.waiting_since
         group.parities = [False] * self._code.r
@@ -187,8 +226,10 @@ class Parity(Policy):
 
     def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
         group.tasks = [
-            Task(parity_work(j), group.id, group.kind, spare=True) for j in range(self._code.r)
+            Task(parity_work(j), group.id, group.kind, spare=True, spread=[group.units])
+            for j in range(self._code.r)
         ]
+        group.units += group.tasks
         for task in group.tasks:
             scheduler.submit(task)
 
@@ -218,9 +259,9 @@ class Parity(Policy):
         if len(self._padding) > KINDS_WITH_PADDING:
             for query in self._padding.popitem(last=False)[1]:
                 scheduler.release(query)
-        group = self._open.get(task.kind)
-        if group is not None and group.overdue:
-            self._pad(scheduler, group)
+        for group in list(self._open.get(task.kind, ())):
+            if group.overdue:
+                self._pad(scheduler, group)
 
     def _decode(self, scheduler: Scheduler, group: CodingGroup, urgent: int | None = None) -> None:
         """Answer the members that can be reconstructed and, by the answer rule, should be now."""

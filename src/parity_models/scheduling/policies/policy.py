@@ -38,6 +38,9 @@ class Policy:
         """The deployed model's prediction for this task is here; its answer, if it still needs
         one, follows."""
 
+    def starts(self, scheduler: Scheduler, task: Task) -> None:
+        """A task of the deployed model is about to run: it is known on which instance."""
+
     def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
         """A task of redundant work is about to run."""
 
