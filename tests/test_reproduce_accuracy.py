@@ -1,20 +1,28 @@
 """parm reproduce accuracy: a matrix is trained once, reported, and refused if it cannot be."""
 
 import json
+import shutil
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from parity_models.bench.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
-from parity_models.bench.accuracy.report import approaches, behind
+from parity_models.bench.accuracy.report import approaches, write_report
 from parity_models.bench.accuracy.results import CodeResult, DeployedResult, ModelResults
+from parity_models.bench.accuracy.rivals import behind, berrut_of
 from parity_models.bench.accuracy.run import MatrixRun
 from parity_models.bench.accuracy.targets import targets
+from parity_models.bench.accuracy.time_left import TimeLeft
 from parity_models.errors import UserError
 from parity_models.evaluation.approaches import plain_approach
 from parity_models.models.bundle import Accuracy
+from parity_models.tasks import Dataset
+from parity_models.tasks.digits import Digits
 from served import parm
 
 TINY = """
@@ -67,18 +75,107 @@ def test_a_matrix_is_reported_and_not_run_twice(tmp_path: Path) -> None:
     assert (tmp_path / "report.md").read_text() == report
 
 
-def test_a_damaged_result_is_run_again(tmp_path: Path) -> None:
-    file = tmp_path / "tiny.toml"
-    file.write_text(TINY.split("codes =")[0])
+def _run(folder: Path, text: str) -> tuple[list[ModelResults], list[str]]:
+    """What a matrix gives, and what of it had to be run."""
+    file = folder / "matrix.toml"
+    file.write_text(text)
     told: list[str] = []
-    [before] = MatrixRun(load_matrix(str(file)), tmp_path / "work", 0, told.append).results()
-    [result] = [
-        one for one in (tmp_path / "work" / "results").iterdir() if "metric" in one.read_text()
-    ]
+    results = list(MatrixRun(load_matrix(str(file)), folder / "work", 0, told.append).results())
+    return results, [line.split("] ")[1] for line in told]
+
+
+def _damage_result(work: Path) -> None:
+    [result] = [one for one in (work / "results").iterdir() if "sha256" in one.read_text()]
     result.write_text("{")
-    [after] = MatrixRun(load_matrix(str(file)), tmp_path / "work", 0, told.append).results()
-    assert len(told) == 2
+
+
+def _damage_manifest(work: Path) -> None:
+    for manifest in (work / "bundles").glob("*/manifest.json"):
+        manifest.write_text("{")
+
+
+def _change_model(work: Path) -> None:
+    for model in (work / "bundles").glob("*/deployed.onnx"):
+        model.write_bytes(b"another")
+
+
+def _remove_bundles(work: Path) -> None:
+    shutil.rmtree(work / "bundles")
+
+
+DEPLOYED = TINY.split("codes =")[0]
+
+
+@pytest.mark.parametrize("harm", [_damage_result, _damage_manifest, _change_model, _remove_bundles])
+def test_what_is_damaged_or_gone_is_run_again(tmp_path: Path, harm: Callable[[Path], None]) -> None:
+    [before], _ = _run(tmp_path, DEPLOYED)
+    harm(tmp_path / "work")
+    [after], told = _run(tmp_path, DEPLOYED)
+    assert told == ["digits, linear"]
     assert after.deployed.available == before.deployed.available
+    assert _run(tmp_path, DEPLOYED)[1] == []
+
+
+def test_results_belong_to_the_deployed_model_that_they_were_measured_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = DEPLOYED + 'free = [{ code = "berrut", k = 2 }]'
+    assert len(_run(tmp_path, text)[1]) == 2
+    _, told = _run(tmp_path, text.replace("epochs = 2", 'epochs = 2\nrecipe = "published"'))
+    assert told == [
+        "digits, linear, trained as published",
+        "digits, linear, trained as published: berrut, k=2, r=1",
+    ]
+
+    def fewer(task: Digits, folder: Path | None = None) -> Dataset:
+        data = load(task, folder)
+        return Dataset(data.train, data.validation, data.test.take(np.arange(50)), data.classes)
+
+    load = Digits.load
+    monkeypatch.setattr(Digits, "load", fewer)
+    results, told = _run(tmp_path, text)
+    assert told == ["digits, linear", "digits, linear: berrut, k=2, r=1"]
+    assert results[-1].deployed.queries == 50
+
+
+def test_the_time_left_is_learnt_from_what_was_run(tmp_path: Path) -> None:
+    cells = (CodeCell(encoder="stack", decoder="separate", seconds=50),) * 3
+    left = TimeLeft([DeployedCell(task="digits", network="mlp", seconds=30, codes=cells)], tmp_path)
+    assert left.place == "1/4"
+    assert left.seconds() == 30 + 3 * 50 + 4 * 10
+    left.done(33)
+    left.done(50 + 5)
+    assert left.seconds() == 2 * (50 + 5)
+    left.done()
+    assert left.place == "4/4"
+    assert left.seconds() == 50 + 5
+
+
+def test_making_data_counts_until_it_is_there(tmp_path: Path) -> None:
+    model = DeployedCell(task="localization", network="mlp", made="boxes", seconds=30)
+    left = TimeLeft([model], tmp_path)
+    before = left.seconds()
+    (tmp_path / "boxes").mkdir()
+    assert left.seconds() < before
+
+
+def test_an_interrupted_matrix_reports_what_is_done(tmp_path: Path) -> None:
+    matrix = tmp_path / "two.toml"
+    second = DEPLOYED.split("[[deployed]]")[1].replace("epochs = 2", "seconds = 600")
+    matrix.write_text(f"{DEPLOYED}[[deployed]]{second}")
+    args = ["reproduce", "accuracy", "--preset", str(matrix)]
+    args += ["--out", str(tmp_path / "report.md"), "--work", str(tmp_path / "work")]
+    with subprocess.Popen(parm(*args), stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("[2/2"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.stderr.read()
+    assert process.returncode == 130
+    report = (tmp_path / "report.md").read_text()
+    assert "**Interrupted**" in report
+    assert report.count("## digits, linear") == 1
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -113,37 +210,59 @@ def test_a_matrix_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 def _model(network: str, degraded: float, seconds: float = 60) -> ModelResults:
-    def code(recipe: str, share: float, decoder: str) -> CodeResult:
+    def code(encoder: str, decoder: str, share: float, recipe: str = "distilled") -> CodeResult:
         accuracy = Accuracy("top-1", 0.9, share, (share, share), {"0.1": 0.8}, share, 100, (share,))
-        cell = CodeCell(encoder="sum", decoder=decoder, recipe=recipe)
+        cell = CodeCell(encoder=encoder, decoder=decoder, recipe=recipe)
         return CodeResult(cell, accuracy, 1.0, 1.0, 1.0, 1, seconds, "2026-01-01")
 
     return ModelResults(
         DeployedCell(task="fashion-mnist", network=network),
-        DeployedResult("top-1", 0.9, 100, 1, 1.0, "2026-01-01"),
-        (code("distilled", degraded, "separate"), code("published", 0.785, "subtraction")),
-        (plain_approach("berrut, k=2, r=1", 0.5, 0.9, 0.6),),
+        DeployedResult("0" * 64, "top-1", 0.9, 100, 1, 1.0, "2026-01-01"),
+        (
+            code("stack", "separate", degraded),
+            code("sum", "subtraction", 0.785, "published"),
+            code("concatenation", "subtraction", 0.805, "published"),
+        ),
+        (
+            plain_approach("default prediction", 0.0, 0.9, 0.1),
+            plain_approach("berrut, k=2, r=1", 0.5, 0.9, 0.6),
+        ),
     )
 
 
 def test_targets_are_judged_by_what_was_measured() -> None:
-    met = {one.what.split(" (")[0]: one.met for one in targets([_model("mlp", 0.8875)])}
-    assert set(met.values()) == {True}
-    assert len(met) == 2
-    missed = list(targets([_model("mlp", 0.8)]))
-    assert [one.met for one in missed] == [False, False]
-    [points, drop] = targets([_model("resnet-small", 0.895)])
+    accuracy, summed, tiled, everywhere = targets([_model("mlp", 0.8875)])
+    assert [one.met for one in (accuracy, summed, tiled, everywhere)] == [True, True, False, True]
+    assert "10.25 points" in summed.measured
+    assert "A_a is 9.50 above" in tiled.measured
+    assert everywhere.measured == "3 of 3"
+    assert [one.met for one in targets([_model("mlp", 0.8)])] == [False, False, False, True]
+    points, drop, _ = targets([_model("resnet-small", 0.895)])
     assert points.met
     assert points.measured == "0.50 points"
     assert drop.met
 
 
 def test_a_code_that_a_baseline_beats_is_named() -> None:
-    assert behind(_model("mlp", 0.8)) == []
-    [said] = behind(_model("mlp", 0.5))
+    model = _model("mlp", 0.8)
+    assert [list(behind(model, code)) for code in model.codes] == [[], [], []]
+    model = _model("mlp", 0.5)
+    [said] = behind(model, model.codes[0])
     assert "does not beat berrut" in said
-    names = [one.name for one in approaches(_model("mlp", 0.5))]
+    assert list(targets([model]))[-1].measured == "2 of 3, see below each table"
+    names = [one.name for one in approaches(model)]
     assert names[-1] == "replication"
+
+
+def test_a_code_is_compared_with_berrut_coding_of_its_own_k_and_r(tmp_path: Path) -> None:
+    model = _model("mlp", 0.8)
+    found = berrut_of(model, model.codes[0])
+    assert found is not None
+    assert found.degraded == (0.6,)
+    alone = msgspec.structs.replace(model, approaches=model.approaches[:1])
+    assert berrut_of(alone, alone.codes[0]) is None
+    write_report(tmp_path / "report.md", "Alone", [alone], "parm", complete=True)
+    assert "Berrut coding was not measured for stack" in (tmp_path / "report.md").read_text()
 
 
 def test_results_are_plain_json(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Measuring a bundle's accuracy for people: a progress bar, then a table."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,9 +32,7 @@ def measure_accuracy(
     if labels is None:
         said = f"{metric} agreement"
         with _bar("predicting") as advance:
-            labels = label_by_model(
-                bundle, inputs, metric, threads=os.cpu_count() or 1, progress=advance
-            )
+            labels = label_by_model(bundle, inputs, metric, progress=advance)
     with _bar("evaluating") as advance:
         accuracy = evaluate(bundle, inputs, labels, metric=metric, seed=seed, progress=advance)
     accuracy = msgspec.structs.replace(accuracy, metric=said)

@@ -6,7 +6,7 @@ what it is trained towards (`targets`), since only together do the two make sens
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -118,7 +118,7 @@ class SubtractionDecoder(Decoder):
         return result
 
 
-@cache
+@lru_cache(4096)
 def _solution(
     k: int, r: int, missing: tuple[int, ...], rows: tuple[int, ...]
 ) -> NDArray[np.float64]:

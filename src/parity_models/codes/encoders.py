@@ -8,7 +8,7 @@ keeps the hot path free of allocations. Images are (channels, height, width).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -231,7 +231,7 @@ def _total(parts: Sequence[Array], xp: Any, out: Array | None = None) -> Array:
     return total
 
 
-@cache
+@lru_cache(256)
 def _area_cells(length: int, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Which of `length` cells make up each of `parts` equal areas: cells and their weights.
 

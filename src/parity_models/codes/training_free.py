@@ -8,7 +8,7 @@ point that falls on one), so answers are decoded whether or not anything is unav
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,9 @@ from parity_models.errors import CodeError, UndecodableError
 Array = Any
 """A numpy.ndarray or a torch.Tensor."""
 Matrix = NDArray[np.float64]
+
+REMEMBERED = 256
+"""Sets of outputs whose decoding matrices a code keeps at hand."""
 
 
 class TrainingFreeCode(ABC):
@@ -40,6 +43,7 @@ class TrainingFreeCode(ABC):
         self.r = r
         self.needed = needed
         self.coded = needed + r
+        self._decoding_of = lru_cache(REMEMBERED)(self._decoding)
 
     @cached_property
     def encoding(self) -> Matrix:
@@ -82,7 +86,7 @@ class TrainingFreeCode(ABC):
                 f"of {self.coded} coded outputs; wait for {self.needed}"
             )
         here = [outputs[i] for i in arrived]
-        return [_combine(weights, here) for weights in self._decoding(arrived)]
+        return [_combine(weights, here) for weights in self._decoding_of(arrived)]
 
     @abstractmethod
     def _encoding(self) -> Matrix: ...

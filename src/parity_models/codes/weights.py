@@ -1,12 +1,12 @@
 """The rows of weights that tell r parities apart."""
 
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@cache
+@lru_cache(256)
 def parity_weights(k: int, r: int) -> NDArray[np.float64]:
     """Weights w of shape (r, k) with P_j = Σ_i w_ji X_i; row 0 is all ones.
 

@@ -3,12 +3,10 @@
 (Kosaian et al., SOSP 2019, section 4, defines the three.)
 """
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil
-from pathlib import Path
+from math import ceil, comb
 from typing import Any
 
 import numpy as np
@@ -16,12 +14,15 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.errors import DataError
+from parity_models.evaluation.predictor import BATCH, load, predictor
 from parity_models.models.bundle import Accuracy, Bundle
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.metrics import agreement, score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
+
+MOST_SETS = 128
+"""Sets of unavailable members that are tried at most, for each number of them."""
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -35,7 +36,7 @@ def evaluate(
     *,
     metric: str = "top-1",
     seed: int = 0,
-    batch: int = 256,
+    batch: int = BATCH,
     progress: Progress | None = None,
 ) -> Accuracy:
     """Measure the accuracies of `bundle` on queries (n, *query shape) and labels (n, ...).
@@ -43,9 +44,9 @@ def evaluate(
     The queries are drawn at random, by `seed`, into groups of k; the last group is filled up
     with queries of the first, which count only there. Every member of every group is taken as
     unavailable in turn, with all its group's other predictions and all r parity outputs there;
-    for r > 1 also every set of 2 to r members. A backup is judged on every query. Models run
-    over `batch` rows at a time, on all cores. Raises DataError for arrays that do not fit the
-    bundle.
+    for r > 1 also every set of 2 to r members or, where these are very many, some drawn by `seed`.
+    A backup is judged on every query. Models run over `batch` rows at a time, on all cores.
+    Raises DataError for arrays that do not fit the bundle.
     """
     code = bundle.code()
     _check(bundle, inputs, labels, least=1 if code is None else code.k)
@@ -59,31 +60,28 @@ def evaluate(
         if progress is not None:
             progress(rows, total)
 
-    predictions = _predict(bundle.deployed_path, inputs, batch, tell)
+    predictions = predictor(bundle.deployed_path, batch=batch, tell=tell)(inputs)
     available = score(metric, predictions, labels)
     backup = None
     if bundle.backup_path is not None:
-        backup = score(metric, _predict(bundle.backup_path, inputs, batch, tell), labels)
+        imitated = predictor(bundle.backup_path, batch=batch, tell=tell)(inputs)
+        backup = score(metric, imitated, labels)
     if code is None:
         return Accuracy(metric, available, None, (), {}, None, len(inputs), backup_accuracy=backup)
 
     groups = draw_groups(len(inputs), code.k, seed)
     parity_outputs = _run_parities(bundle, code, inputs, groups, batch, tell)
     erased = [
-        _reconstruct(code, predictions, parity_outputs, groups, len(inputs), unavailable)
-        for unavailable in range(1, code.r + 1)
+        _reconstruct(code, predictions, parity_outputs, groups, len(inputs), sets)
+        for sets in _sets_lost(code, seed)
     ]
     degraded = [score(metric, one.outputs, labels[one.rows]) for one in erased]
     alone = erased[0]
-    by_slot = [
-        score(metric, alone.outputs[alone.slots == slot], labels[alone.rows[alone.slots == slot]])
-        for slot in range(code.k)
-    ]
     return Accuracy(
         metric=metric,
         available_accuracy=available,
         degraded_accuracy=degraded[0],
-        degraded_by_slot=tuple(by_slot),
+        degraded_by_slot=_by_slot(code.k, alone, labels, metric),
         overall={str(f): (1 - f) * available + f * degraded[0] for f in FRACTIONS},
         agreement=agreement(metric, alone.outputs, predictions[alone.rows]),
         queries=len(inputs),
@@ -99,6 +97,15 @@ class _Reconstructions:
     outputs: Array
     rows: Array
     slots: Array
+
+
+def _by_slot(k: int, alone: _Reconstructions, labels: Array, metric: str) -> tuple[float, ...]:
+    """A_d of each slot; none where one has too few queries for the metric to have a meaning."""
+    here = [alone.slots == slot for slot in range(k)]
+    try:
+        return tuple(score(metric, alone.outputs[one], labels[alone.rows[one]]) for one in here)
+    except DataError:
+        return ()
 
 
 def _check(bundle: Bundle, inputs: Array, labels: Array, least: int) -> None:
@@ -120,17 +127,22 @@ def draw_groups(rows: int, k: int, seed: int) -> Array:
     return np.resize(order, (ceil(rows / k), k))
 
 
-def _load(path: Path) -> OnnxModel:
-    return OnnxModel(path, threads=os.cpu_count() or 1)
+def some_sets(of: int, number: int, seed: int) -> list[tuple[int, ...]]:
+    """All sets of `number` out of `of`, or, where these are very many, some drawn by `seed`."""
+    if comb(of, number) <= MOST_SETS:
+        return list(combinations(range(of), number))
+    random = np.random.default_rng(seed)
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < MOST_SETS:
+        drawn.add(tuple(sorted(random.choice(of, number, replace=False).tolist())))
+    return sorted(drawn)
 
 
-def _predict(path: Path, inputs: Array, batch: int, tell: Callable[[int], None]) -> Array:
-    model = _load(path)
-    parts = []
-    for start in range(0, len(inputs), batch):
-        parts.append(model(inputs[start : start + batch]))
-        tell(len(parts[-1]))
-    return np.concatenate(parts)
+def _sets_lost(code: Code, seed: int) -> Iterator[list[tuple[int, ...]]]:
+    """The sets of 1, 2, .. r members that are unavailable; each member at least once by itself."""
+    yield [(slot,) for slot in range(code.k)]
+    for number in range(2, code.r + 1):
+        yield some_sets(code.k, number, seed)
 
 
 def _run_parities(
@@ -142,7 +154,7 @@ def _run_parities(
     tell: Callable[[int], None],
 ) -> list[Array]:
     """What the r parity models say of every group: (groups, *parity output shape) each."""
-    models = [_load(path) for path in bundle.parity_paths]
+    models = [load(path) for path in bundle.parity_paths]
     parts: list[list[Array]] = [[] for _ in models]
     for start in range(0, len(groups), batch):
         members = groups[start : start + batch]
@@ -159,13 +171,13 @@ def _reconstruct(
     parity_outputs: list[Array],
     groups: Array,
     rows: int,
-    unavailable: int,
+    sets: Iterable[tuple[int, ...]],
 ) -> _Reconstructions:
-    """Take every set of `unavailable` members of every group as unavailable in turn."""
+    """Take each of `sets` of members of every group as unavailable in turn."""
     counted = np.arange(groups.size).reshape(groups.shape) < rows
     members = [predictions[groups[:, slot]] for slot in range(code.k)]
     outputs, origins, slots = [], [], []
-    for lost in combinations(range(code.k), unavailable):
+    for lost in sets:
         here = [None if slot in lost else member for slot, member in enumerate(members)]
         for slot, output in code.decode(here, parity_outputs).items():
             keep = counted[:, slot]

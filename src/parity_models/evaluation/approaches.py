@@ -5,31 +5,24 @@ the answers to queries whose own prediction is unavailable, what it costs in wor
 encoding and decoding cost in time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb
-from statistics import median
-from time import perf_counter
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from parity_models.codes import NestedRegressionCode, TrainingFreeCode
 from parity_models.errors import DataError
-from parity_models.evaluation.accuracy import FRACTIONS, draw_groups
+from parity_models.evaluation.accuracy import FRACTIONS, draw_groups, some_sets
+from parity_models.evaluation.coding_times import free_coding_times
+from parity_models.evaluation.predictor import BATCH, Array, Run
+from parity_models.models.bundle import Accuracy
 from parity_models.tasks.metrics import score
-
-Array = NDArray[Any]
-Run = Callable[[Array], Array]
-"""The deployed model F: (n, *query shape) to (n, *output shape)."""
 
 SMOOTHNESS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 """The smoothing that is tried for splines, in either direction."""
 
-MOST_SETS = 64
-"""Sets of unavailable outputs that are tried at most, for each number of them."""
+FITTED_TO = 1000
+"""Queries that the smoothing is chosen by, at most."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +54,21 @@ def plain_approach(name: str, overhead: float, available: float, degraded: float
     return Approach(name, overhead, available, (degraded,), overall)
 
 
+def parity_approach(
+    name: str, overhead: float, accuracy: Accuracy, encode_us: float, decode_us: float
+) -> Approach:
+    """A code with its parity models, whose measured `accuracy` is not None anywhere."""
+    return Approach(
+        name,
+        overhead,
+        accuracy.available_accuracy,
+        accuracy.degraded_by_unavailable,
+        accuracy.overall,
+        encode_us,
+        decode_us,
+    )
+
+
 def evaluate_default(
     predictions: Array, labels: Array, reference: Array, metric: str = "top-1"
 ) -> Approach:
@@ -86,7 +94,7 @@ def evaluate_training_free(
     *,
     metric: str = "top-1",
     stragglers: int | None = None,
-    batch: int = 256,
+    batch: int = BATCH,
     seed: int = 0,
 ) -> Approach:
     """Measure a code that runs coded queries on F itself: `run`.
@@ -98,22 +106,12 @@ def evaluate_training_free(
     DataError for inputs that are fewer than k, or not as many as labels.
     """
     groups = _groups(code.k, inputs, labels, seed)
-    outputs, encode_us = _run_coded(run, code, inputs, groups, batch)
-    decode_times: list[float] = []
+    outputs = _run_coded(run, code, inputs, groups, batch)
 
-    def accuracy(lost: Sequence[int]) -> list[float]:
-        started = perf_counter()
-        answers = code.decode([None if i in lost else one for i, one in enumerate(outputs)])
-        decode_times.append((perf_counter() - started) / len(groups))
-        return [
-            score(metric, answer, labels[groups[:, slot]])
-            for slot, answer in enumerate(answers)
-            if not lost or not code.systematic or slot in lost
-        ]
-
-    available = float(np.mean(accuracy(())))
+    right = labels[groups]
+    available = _accuracy(code, outputs, right, [()], metric)
     degraded = [
-        float(np.mean([one for lost in _sets(code.coded, number, seed) for one in accuracy(lost)]))
+        _accuracy(code, outputs, right, some_sets(code.coded, number, seed), metric)
         for number in range(1, (code.r if stragglers is None else stragglers) + 1)
     ]
     return Approach(
@@ -122,8 +120,7 @@ def evaluate_training_free(
         available,
         tuple(degraded),
         _overall(code, available, degraded),
-        encode_us,
-        1e6 * median(decode_times),
+        *free_coding_times(code, inputs, outputs),
     )
 
 
@@ -139,24 +136,18 @@ def fit_nested_regression(
 ) -> NestedRegressionCode:
     """The code of nested regression whose smoothing suits F best, by validation data.
 
-    Best is what gives the best answers when any r outputs of a group are unavailable. Raises
-    DataError for inputs that are fewer than k, or not as many as labels.
+    Best is what gives the best answers when any r outputs of a group are unavailable; a thousand
+    queries say which. Raises DataError for inputs that are fewer than k, or not as many as labels.
     """
-    groups = _groups(k, inputs, labels, seed)
+    groups = _groups(k, inputs, labels, seed)[: max(1, FITTED_TO // k)]
     tried: list[tuple[float, NestedRegressionCode]] = []
     for smooth_in in SMOOTHNESS:
         encoder = NestedRegressionCode(k, r, smooth_in)
-        outputs, _ = _run_coded(run, encoder, inputs, groups, batch=256)
+        outputs = _run_coded(run, encoder, inputs, groups, BATCH)
         for smooth_out in SMOOTHNESS:
             code = NestedRegressionCode(k, r, smooth_in, smooth_out)
-            scores = [
-                score(metric, answer, labels[groups[:, slot]])
-                for lost in _sets(code.coded, r, seed)
-                for slot, answer in enumerate(
-                    code.decode([None if i in lost else one for i, one in enumerate(outputs)])
-                )
-            ]
-            tried.append((float(np.mean(scores)), code))
+            sets = some_sets(code.coded, r, seed)
+            tried.append((_accuracy(code, outputs, labels[groups], sets, metric), code))
     return max(tried, key=lambda pair: pair[0])[1]
 
 
@@ -171,30 +162,36 @@ def _groups(k: int, inputs: Array, labels: Array, seed: int) -> Array:
 
 def _run_coded(
     run: Run, code: TrainingFreeCode, inputs: Array, groups: Array, batch: int
-) -> tuple[list[Array], float]:
-    """F's outputs (groups, *output shape) for each coded query; microseconds to encode a group."""
-    times: list[float] = []
+) -> list[Array]:
+    """F's outputs (groups, *output shape) for each coded query."""
     outputs: list[list[Array]] = [[] for _ in range(code.coded)]
     for start in range(0, len(groups), batch):
         members = groups[start : start + batch]
-        queries = [inputs[rows] for rows in members.T]
-        started = perf_counter()
-        coded = code.encode(queries)
-        times.append((perf_counter() - started) / len(members))
+        coded = code.encode([inputs[rows] for rows in members.T])
         for queries, parts in zip(coded, outputs, strict=True):
             parts.append(run(queries))
-    return [np.concatenate(parts) for parts in outputs], 1e6 * median(times)
+    return [np.concatenate(parts) for parts in outputs]
 
 
-def _sets(of: int, number: int, seed: int) -> list[tuple[int, ...]]:
-    """All sets of `number` outputs, or, where these are very many, some drawn by `seed`."""
-    if comb(of, number) <= MOST_SETS:
-        return list(combinations(range(of), number))
-    random = np.random.default_rng(seed)
-    drawn: set[tuple[int, ...]] = set()
-    while len(drawn) < MOST_SETS:
-        drawn.add(tuple(sorted(random.choice(of, number, replace=False).tolist())))
-    return sorted(drawn)
+def _accuracy(
+    code: TrainingFreeCode,
+    outputs: Sequence[Array],
+    labels: Array,
+    sets: Iterable[Sequence[int]],
+    metric: str,
+) -> float:
+    """The score of answers that suffer where each of `sets` of outputs is unavailable in turn.
+
+    Of all answers, for the empty set. `labels` are (groups, k, ...).
+    """
+    answers, right = [], []
+    for lost in sets:
+        here = [None if i in lost else output for i, output in enumerate(outputs)]
+        for slot, answer in enumerate(code.decode(here)):
+            if not lost or not code.systematic or slot in lost:
+                answers.append(answer)
+                right.append(labels[:, slot])
+    return score(metric, np.concatenate(answers), np.concatenate(right))
 
 
 def _overall(

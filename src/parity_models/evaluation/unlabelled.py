@@ -6,11 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.evaluation.accuracy import Progress
+from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.unlabelled import labels_from
-
-BATCH = 256
 
 
 def label_by_model(
@@ -18,14 +16,12 @@ def label_by_model(
     inputs: NDArray[np.float32],
     metric: str,
     *,
-    threads: int = 1,
     progress: Progress | None = None,
 ) -> NDArray[Any]:
     """What the deployed model's predictions for `inputs` (n, *query_shape) make right."""
-    model = OnnxModel(bundle.deployed_path, threads=threads)
-    parts = []
-    for start in range(0, len(inputs), BATCH):
-        parts.append(model(inputs[start : start + BATCH]))
+
+    def tell(rows: int) -> None:
         if progress is not None:
-            progress(len(parts[-1]), len(inputs))
-    return labels_from(np.concatenate(parts), metric)
+            progress(rows, len(inputs))
+
+    return labels_from(predictor(bundle.deployed_path, tell=tell)(inputs), metric)

@@ -66,15 +66,16 @@ def _area(boxes: Array) -> Array:
 def r2(outputs: Array, labels: Array) -> float:
     """The share of the variance of `labels` (n, ...) that `outputs` explain, on average.
 
-    0 is as good as the mean of the labels, and worse is negative. NaN where labels that do not
-    vary, as of a single query, give it no meaning.
+    0 is as good as the mean of the labels, and worse is negative. The average is over the numbers
+    of a label that vary; NaN where none does, as of a single query, which gives it no meaning.
     """
-    labels = labels.astype(np.float64)
-    wrong = np.square(outputs - labels).sum(axis=0)
+    labels = labels.astype(np.float64).reshape(len(labels), -1)
+    wrong = np.square(outputs.reshape(labels.shape) - labels).sum(axis=0)
     varied = np.square(labels - labels.mean(axis=0)).sum(axis=0)
-    if not np.all(varied > 0):
+    telling = np.ptp(labels, axis=0) > 0
+    if not telling.any():
         return float("nan")
-    return float(np.mean(1 - wrong / varied))
+    return float(np.mean(1 - wrong[telling] / varied[telling]))
 
 
 METRICS: dict[str, Metric] = {

@@ -44,7 +44,7 @@ def plot_by_model(path: Path, results: Sequence[ModelResults]) -> None:
                 )
         axes.set_xticks(
             range(len(results)),
-            [f"{model.cell.task}\n{model.cell.network}" for model in results],
+            [str(model.cell).replace(", ", "\n") for model in results],
             fontsize=8,
         )
         axes.set_ylabel("test set, %")

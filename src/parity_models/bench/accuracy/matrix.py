@@ -104,17 +104,20 @@ class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True
     """A task and a network, and all that is compared for them.
 
     `made` names the data to make on this machine first, where the task's own cannot be had.
+    With the `recipe` "published" the deployed model, too, is trained as in the paper.
     """
 
     task: str
     network: str
+    recipe: Literal["usual", "published"] = "usual"
     made: Literal["boxes", "speech"] | None = None
     codes: tuple[CodeCell, ...] = ()
     backups: tuple[BackupCell, ...] = ()
     free: tuple[FreeCell, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.task}, {self.network}"
+        recipe = "" if self.recipe == "usual" else ", trained as published"
+        return f"{self.task}, {self.network}{recipe}"
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,14 +14,20 @@ from parity_models.bench.accuracy.figures import (
     plot_overhead,
 )
 from parity_models.bench.accuracy.results import CodeResult, ModelResults
+from parity_models.bench.accuracy.rivals import behind, berrut_of
 from parity_models.bench.accuracy.targets import targets
-from parity_models.evaluation.approaches import Approach, plain_approach
+from parity_models.evaluation.approaches import Approach, parity_approach, plain_approach
 
 SOFTWARE = ("torch", "onnxruntime", "numpy")
 
 
-def write_report(path: Path, title: str, results: Sequence[ModelResults], command: str) -> None:
-    """Write a report to `path` and its pictures into a folder of that name beside it."""
+def write_report(
+    path: Path, title: str, results: Sequence[ModelResults], command: str, *, complete: bool
+) -> None:
+    """Write a report to `path` and its pictures into a folder of that name beside it.
+
+    One that is not `complete` says so.
+    """
     pictures = path.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     plot_by_model(pictures / "models.png", results)
@@ -29,67 +35,37 @@ def write_report(path: Path, title: str, results: Sequence[ModelResults], comman
     for model in results:
         plot_overall(pictures / f"{_slug(model)}-overall.png", model, approaches(model))
         plot_overhead(pictures / f"{_slug(model)}-overhead.png", model, approaches(model))
-    path.write_text("\n".join(_report(path, title, results, command)), encoding="utf-8")
+    path.write_text("\n".join(_report(path, title, results, command, complete)), encoding="utf-8")
 
 
 def approaches(model: ModelResults) -> list[Approach]:
     """Everything that could answer an unavailable prediction of this model, dearest last."""
     available = model.deployed.available
     codes = [
-        Approach(
-            str(one.cell),
-            one.overhead,
-            available,
-            one.accuracy.degraded_by_unavailable,
-            one.accuracy.overall,
-            one.encode_us,
-            one.decode_us,
-        )
+        parity_approach(str(one.cell), one.overhead, one.accuracy, one.encode_us, one.decode_us)
         for one in model.codes
     ]
     replication = plain_approach("replication", 1.0, available, available)
     return sorted((replication, *codes, *model.approaches), key=lambda one: one.overhead)
 
 
-def behind(model: ModelResults) -> list[str]:
-    """Where a code with parity models does not beat what costs as much or less, in sentences.
-
-    Held against every code are Berrut coding of the same k and r, as far as that was measured,
-    and the default prediction.
-    """
-    said = []
-    for one in model.codes:
-        rivals = [
-            other
-            for other in model.approaches
-            if other.name in (_berrut(one), "default prediction")
-        ]
-        for other in rivals:
-            if other.degraded[0] >= one.degraded:
-                said.append(
-                    f"{one.cell} ({one.degraded:.1%}) does not beat {other.name} "
-                    f"({other.degraded[0]:.1%})."
-                )
-    return said
-
-
-def _berrut(one: CodeResult) -> str:
-    """What Berrut coding of the same k and r is called."""
-    return f"berrut, k={one.cell.k}, r={one.cell.r}"
-
-
-def _report(path: Path, title: str, results: Sequence[ModelResults], command: str) -> Iterator[str]:
+def _report(
+    path: Path, title: str, results: Sequence[ModelResults], command: str, complete: bool
+) -> Iterator[str]:
     measured = [model.deployed.date for model in results]
     measured += [one.date for model in results for one in model.codes]
     dates = sorted(measured)
     software = ", ".join(f"{name} {version(name)}" for name in SOFTWARE)
     yield f"# {title}\n"
+    if not complete:
+        yield "**Interrupted**: this is what was measured until then.\n"
     yield f"`{command}`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on {cpu_count()}"
     yield f"cores ({platform.machine()}); parity-models {version('parity-models')}, {software}.\n"
     yield "A_a is the accuracy of the deployed model, A_d that of reconstructions alone, with every"
     yield "member of every group of the test set unavailable in turn, and A_o that of all answers"
     yield "with a share of predictions unavailable. *Time* is a parity model's inference time over"
-    yield "the deployed model's; *training* is in seconds.\n"
+    yield "the deployed model's, *Berrut* A_d of Berrut coding (ApproxIFER) with the same k and r;"
+    yield "*training* is in seconds.\n"
     yield "## Targets\n"
     yield "| what | wanted | measured | met |"
     yield "|---|---|---|---|"
@@ -98,14 +74,13 @@ def _report(path: Path, title: str, results: Sequence[ModelResults], command: st
         yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
     yield "\n## By task and network\n"
     yield f"![A_a and A_d by task and network]({path.stem}/models.png)\n"
-    yield "| task | network | metric | A_a | best code at the smallest k | A_d | lost | agree |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| task, network | metric | A_a | best code at the smallest k | A_d | lost | agree |"
+    yield "|---|---|---|---|---|---|---|"
     for model in results:
         best = best_of(model)
         if best is not None:
-            cell = model.cell
             yield (
-                f"| {cell.task} | {cell.network} | {model.deployed.metric} "
+                f"| {model.cell} | {model.deployed.metric} "
                 f"| {_share(model.deployed.available)} | {best.cell} | {_share(best.degraded)} "
                 f"| {100 * best.lost:.2f} | {_share(best.accuracy.agreement)} |"
             )
@@ -140,17 +115,19 @@ def _model(path: Path, model: ModelResults) -> Iterator[str]:
         yield "Codes with parity models, costs of coding in µs for a group:\n"
         yield (
             "| encoder + decoder | k | r | A_d | 2 unavailable | 3 unavailable | agree "
-            "| time | training | encode | decode |"
+            "| Berrut | time | training | encode | decode |"
         )
-        yield "|---|---|---|---|---|---|---|---|---|---|---|"
+        yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
         for one in model.codes:
             more = [_share(share) for share in one.accuracy.degraded_by_unavailable[1:]]
             second, third = (*more, "", "")[:2]
+            berrut = berrut_of(model, one)
             yield (
                 f"| {one.cell.pair} | {one.cell.k} | {one.cell.r} | {_share(one.degraded)} "
                 f"| {second} | {third} | {_share(one.accuracy.agreement)} "
-                f"| {one.relative_time:.2f}x | {one.seconds:.0f} | {one.encode_us:.0f} "
-                f"| {one.decode_us:.0f} |"
+                f"| {_share(None if berrut is None else berrut.degraded[0])} "
+                f"| {one.relative_time:.2f}x | {one.seconds:.0f} | {_us(one.encode_us)} "
+                f"| {_us(one.decode_us)} |"
             )
         yield ""
     yield "Everything that could answer, by the work it costs beyond one run of F for each query:\n"
@@ -161,31 +138,41 @@ def _model(path: Path, model: ModelResults) -> Iterator[str]:
     some = approaches(model)
     fractions = list(some[0].overall)
     headings = " | ".join(f"A_o at {float(f):.0%}" for f in fractions)
-    yield f"| approach | overhead | all available | A_d | {headings} |"
-    yield "|---|---|---|---|" + "---|" * len(fractions)
+    yield f"| approach | overhead | all available | A_d | {headings} | encode | decode |"
+    yield "|---|---|---|---|" + "---|" * len(fractions) + "---|---|"
     for other in some:
         overall = " | ".join(_share(other.overall.get(f)) for f in fractions)
         degraded = _share(other.degraded[0] if other.degraded else None)
         yield (
             f"| {other.name} | {other.overhead:.2f} | {_share(other.available)} | {degraded} "
-            f"| {overall} |"
+            f"| {overall} | {_us(other.encode_us)} | {_us(other.decode_us)} |"
         )
     yield ""
     if model.codes:
-        names = {one.name for one in model.approaches}
-        alone = [str(one.cell) for one in model.codes if _berrut(one) not in names]
-        yield " ".join(behind(model)) or (
-            "Every code beats the default prediction, and Berrut coding of the same k and r where "
-            "that was measured."
-        )
-        if alone:
-            yield f"Berrut coding was not measured for {'; '.join(alone)}."
-        yield ""
+        yield from _compared(model)
+
+
+def _compared(model: ModelResults) -> Iterator[str]:
+    said = [sentence for one in model.codes for sentence in behind(model, one)]
+    if said:
+        yield "Where a code is not ahead:\n"
+        yield from (f"- {sentence}" for sentence in said)
+    else:
+        yield "Every code beats the default prediction and Berrut coding of the same k and r."
+    alone = [str(one.cell) for one in model.codes if berrut_of(model, one) is None]
+    if alone:
+        yield f"\nBerrut coding was not measured for {'; '.join(alone)}."
+    yield ""
 
 
 def _share(share: float | None) -> str:
     return "" if share is None else f"{share:.2%}"
 
 
+def _us(microseconds: float | None) -> str:
+    return "" if microseconds is None else f"{microseconds:.0f}"
+
+
 def _slug(model: ModelResults) -> str:
-    return f"{model.cell.task}-{model.cell.network}".replace(":", "-").replace("@", "-")
+    recipe = "" if model.cell.recipe == "usual" else f"-{model.cell.recipe}"
+    return f"{model.cell.task}-{model.cell.network}{recipe}".replace(":", "-").replace("@", "-")

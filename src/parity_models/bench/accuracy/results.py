@@ -1,12 +1,15 @@
 """What a matrix's cells measured."""
 
 import hashlib
+from importlib.metadata import version
 
 import msgspec
+import numpy as np
 
 from parity_models.bench.accuracy.matrix import CodeCell, DeployedCell
 from parity_models.evaluation.approaches import Approach
 from parity_models.models.bundle import Accuracy
+from parity_models.tasks import Dataset
 
 
 class CodeResult(msgspec.Struct, frozen=True):
@@ -43,8 +46,12 @@ class CodeResult(msgspec.Struct, frozen=True):
 
 
 class DeployedResult(msgspec.Struct, frozen=True):
-    """A deployed model, measured on the whole test set of its task."""
+    """A deployed model, measured on the whole test set of its task.
 
+    `sha256` is that of its ONNX file.
+    """
+
+    sha256: str
     metric: str
     available: float
     queries: int
@@ -54,7 +61,7 @@ class DeployedResult(msgspec.Struct, frozen=True):
 
 
 class ModelResults(msgspec.Struct, frozen=True):
-    """All that was measured for one deployed model."""
+    """All that was measured for one deployed model, so far."""
 
     cell: DeployedCell
     deployed: DeployedResult
@@ -80,6 +87,21 @@ class ModelResults(msgspec.Struct, frozen=True):
         return None
 
 
+VERSION = 2
+"""Part of every key: raised when what a cell measures changes."""
+
+
 def key_of(*what: object) -> str:
-    """Names a result by all that determines it."""
-    return hashlib.sha256(msgspec.json.encode(what, order="sorted")).hexdigest()[:24]
+    """Names a result by all that determines it, this package's version among it."""
+    described = msgspec.json.encode((VERSION, version("parity-models"), what), order="sorted")
+    return hashlib.sha256(described).hexdigest()[:24]
+
+
+def digest(data: Dataset) -> str:
+    """Tells datasets with other queries, labels or splits apart."""
+    content = hashlib.sha256(msgspec.json.encode(data.classes))
+    for split in (data.train, data.validation, data.test):
+        for array in (split.inputs, split.labels):
+            content.update(f"{array.dtype} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).data)
+    return content.hexdigest()

@@ -1,15 +1,15 @@
 """Running a matrix: trainings and measurements in turn, and none that has been run before."""
 
-import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
+from time import monotonic
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -26,10 +26,12 @@ from parity_models.bench.accuracy.results import (
     CodeResult,
     DeployedResult,
     ModelResults,
+    digest,
     key_of,
 )
+from parity_models.bench.accuracy.time_left import TimeLeft
 from parity_models.bench.result_cache import ResultCache
-from parity_models.errors import TrainingError
+from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.approaches import (
     Approach,
@@ -38,8 +40,10 @@ from parity_models.evaluation.approaches import (
     fit_nested_regression,
     plain_approach,
 )
+from parity_models.evaluation.coding_times import coding_times
+from parity_models.evaluation.compare import relative_time
+from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
 from parity_models.tasks.synthetic import make_boxes, make_speech
@@ -56,17 +60,6 @@ from parity_models.training import (
 Result = TypeVar("Result")
 Array = NDArray[np.float32]
 
-VERSION = 1
-"""Part of every key: raised when what a cell measures changes."""
-
-USUAL, BESIDES = 90.0, 10.0
-"""Seconds that a training lasts, roughly, if its cell does not say, and that measuring takes."""
-
-TIMED = 200
-"""Groups that are encoded and decoded one by one for the cost of it."""
-
-BATCH = 256
-
 
 class MatrixRun:
     """Runs the cells of a matrix; the folder `work` keeps results, bundles and made data.
@@ -80,62 +73,64 @@ class MatrixRun:
         self._work = work
         self._seed = seed
         self._tell = tell
-        cells: list[Budget | FreeCell] = []
-        for model in matrix.deployed:
-            cells += [model, *model.codes, *model.backups, *model.free]
-        self._left = [_expected(cell) for cell in cells]
-        self._cells = len(self._left)
+        self._left = TimeLeft(matrix.deployed, work / "data")
 
     def results(self) -> Iterator[ModelResults]:
-        """Those of one deployed model after the other.
+        """After every measurement, all that there is of its deployed model: the last one has all.
 
         Raises KeyboardInterrupt when a training is interrupted: what is done stays on disk, and
         the next run goes on from there.
         """
         for cell in self._matrix.deployed:
             model = _Model(cell, self._work, self._seed)
-            deployed = self._measure(DeployedResult, cell, model.key, model.deploy)
-            codes = tuple(
-                self._measure(
-                    CodeResult, code, model.key_of(code), partial(model.code, code), str(cell)
-                )
-                for code in cell.codes
-            )
+            deployed = self._measure(DeployedResult, cell, model.key, model.deploy, model.holds)
+            default = self._cache.get(model.key_of("default"), Approach) or model.default()
+            self._cache.put(model.key_of("default"), default)
+            so_far = ModelResults(cell, deployed, (), (default,))
+            yield so_far
+            for code in cell.codes:
+                result = self._measure_of(model, CodeResult, code, partial(model.code, code))
+                so_far = msgspec.structs.replace(so_far, codes=(*so_far.codes, result))
+                yield so_far
             baselines: list[tuple[BackupCell | FreeCell, Callable[[], Approach]]] = [
                 *((backup, partial(model.backup, backup)) for backup in cell.backups),
                 *((free, partial(model.free, free)) for free in cell.free),
             ]
-            approaches = tuple(
-                self._measure(Approach, baseline, model.key_of(baseline), measure, str(cell))
-                for baseline, measure in baselines
-            )
-            default = self._cache.get(model.key_of("default"), Approach) or model.default()
-            self._cache.put(model.key_of("default"), default)
-            yield ModelResults(cell, deployed, codes, (default, *approaches))
+            for baseline, measure in baselines:
+                approach = self._measure_of(model, Approach, baseline, measure)
+                approaches = (*so_far.approaches, approach)
+                so_far = msgspec.structs.replace(so_far, approaches=approaches)
+                yield so_far
+
+    def _measure_of(
+        self,
+        model: "_Model",
+        kind: type[Result],
+        cell: Budget | FreeCell,
+        measure: Callable[[], Result],
+    ) -> Result:
+        return self._measure(kind, f"{model}: {cell}", model.key_of(cell), measure)
 
     def _measure(
         self,
         kind: type[Result],
-        cell: Budget | FreeCell,
+        what: object,
         key: str,
         measure: Callable[[], Result],
-        of: str = "",
+        holds: Callable[[Result], bool] = lambda _: True,
     ) -> Result:
+        """The result that was kept, if it still `holds`, or else what `measure` gives."""
         result = self._cache.get(key, kind)
-        if result is None:
-            minutes = sum(self._left) / 60
-            place = f"{self._cells - len(self._left) + 1}/{self._cells}"
-            self._tell(f"[{place}, about {minutes:.0f} min left] {of}{': ' if of else ''}{cell}")
-            result = measure()
-            self._cache.put(key, result)
-        self._left.pop(0)
+        if result is not None and holds(result):
+            self._left.done()
+            return result
+        minutes = self._left.seconds() / 60
+        self._tell(f"[{self._left.place}, about {minutes:.0f} min left] {what}")
+        began = monotonic()
+        result = measure()
+        self._cache.put(key, result)
+        self._left.done(monotonic() - began)
         return result
-
-
-def _expected(cell: Budget | FreeCell) -> float:
-    if isinstance(cell, FreeCell):
-        return BESIDES
-    return (cell.seconds or USUAL) + BESIDES
 
 
 class _Model:
@@ -146,12 +141,31 @@ class _Model:
         self._work = work
         self._seed = seed
         self._task = choose_task(cell.task)
-        own = (cell.task, cell.network, cell.made, cell.seconds, cell.epochs)
-        self.key = key_of(VERSION, seed, own)
+
+    def __str__(self) -> str:
+        return str(self._cell)
+
+    @cached_property
+    def key(self) -> str:
+        """Names the deployed model by its data and how it is trained."""
+        cell = self._cell
+        own = (cell.task, cell.network, cell.recipe, cell.seconds, cell.epochs)
+        return key_of(own, self._seed, digest(self._data))
 
     def key_of(self, what: object) -> str:
-        """Names a result for this model, of a cell or by a word."""
-        return key_of(self.key, type(what).__name__, what)
+        """Names a result for this model, as it came out of its training, of a cell or by a word."""
+        return key_of(self.key, self._bundle.manifest.deployed.sha256, type(what).__name__, what)
+
+    def holds(self, deployed: DeployedResult) -> bool:
+        """Is the model that was measured still here?"""
+        try:
+            found = open_bundle(self._folder(self.key))
+        except BundleError:
+            return False
+        return found.manifest.deployed.sha256 == deployed.sha256
+
+    def _folder(self, key: str) -> Path:
+        return self._work / "bundles" / key
 
     @cached_property
     def _data(self) -> Dataset:
@@ -171,11 +185,12 @@ class _Model:
 
     @cached_property
     def _bundle(self) -> Bundle:
-        return open_bundle(self._work / "bundles" / self.key)
+        """That of the deployed model, once it is there."""
+        return open_bundle(self._folder(self.key))
 
     @cached_property
     def _run(self) -> Callable[[Array], Array]:
-        return _batched(self._bundle.deployed_path)
+        return predictor(self._bundle.deployed_path)
 
     @cached_property
     def _predictions(self) -> Array:
@@ -193,10 +208,16 @@ class _Model:
             self._cell,
             "deployed model",
             lambda out, settings: train_deployed(
-                self._task, self._data, self._cell.network, out, settings
+                self._task,
+                self._data,
+                self._cell.network,
+                out,
+                settings,
+                published=self._cell.recipe == "published",
             ),
         )
         return DeployedResult(
+            outcome.bundle.manifest.deployed.sha256,
             self._task.metric,
             self._available,
             len(self._data.test),
@@ -229,13 +250,13 @@ class _Model:
             outcome.bundle, test.inputs, test.labels, metric=self._task.metric, seed=self._seed
         )
         bundle = with_accuracy(outcome.bundle, accuracy)
-        encode_us, decode_us = self._coding_times(bundle)
+        code = bundle.code()
+        assert code is not None
         return CodeResult(
             cell,
             accuracy,
-            _relative_time(bundle, "parity"),
-            encode_us,
-            decode_us,
+            relative_time(bundle, "parity"),
+            *coding_times(code, test.inputs),
             outcome.fitted.epochs,
             outcome.fitted.seconds,
             date.today().isoformat(),
@@ -260,10 +281,10 @@ class _Model:
         )
         path = outcome.bundle.backup_path
         assert path is not None
-        predictions = _batched(path)(self._data.test.inputs)
+        predictions = predictor(path)(self._data.test.inputs)
         return plain_approach(
             str(cell),
-            _relative_time(outcome.bundle, "backup"),
+            relative_time(outcome.bundle, "backup"),
             self._available,
             score(self._task.metric, predictions, self._data.test.labels),
         )
@@ -298,7 +319,8 @@ class _Model:
         train: Callable[[Path, Settings], Outcome],
     ) -> Outcome:
         """Train into the bundle of this key, going on from where a run was cut off."""
-        out = self._work / "bundles" / key
+        out = self._folder(key)
+        shutil.rmtree(out, ignore_errors=True)  # a bundle without its result, perhaps damaged
         out.parent.mkdir(parents=True, exist_ok=True)
 
         def settings(report: Report, *, resume: bool) -> Settings:
@@ -316,37 +338,3 @@ class _Model:
         if outcome.fitted.interrupted:
             raise KeyboardInterrupt
         return outcome
-
-    def _coding_times(self, bundle: Bundle) -> tuple[float, float]:
-        """Median microseconds to encode a group and to decode one unavailable prediction."""
-        code = bundle.code()
-        assert code is not None
-        inputs = self._data.test.inputs
-        rows = np.resize(np.arange(len(inputs)), (TIMED, code.k))
-        output = np.ones(code.parity_output_shape, np.float32)[None]
-        encode, decode = [], []
-        for group in rows:
-            queries = [inputs[row : row + 1] for row in group]
-            here: list[Array | None] = [None, *(self._predictions[r : r + 1] for r in group[1:])]
-            began = perf_counter()
-            code.encode(queries)
-            encoded = perf_counter()
-            code.decode(here, [output] * code.r)
-            decode.append(perf_counter() - encoded)
-            encode.append(encoded - began)
-        return 1e6 * median(encode), 1e6 * median(decode)
-
-
-def _batched(path: Path) -> Callable[[Array], Array]:
-    """The model at `path`, run over so many rows at a time as fit into the memory."""
-    model = OnnxModel(path, threads=os.cpu_count() or 1)
-    return lambda rows: np.concatenate(
-        [model(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
-    )
-
-
-def _relative_time(bundle: Bundle, role: str) -> float:
-    times = bundle.manifest.inference_times
-    assert times is not None
-    mine: float = getattr(times, role)
-    return mine / times.deployed
