@@ -34,12 +34,14 @@ def accuracy(
     """Train and measure what a matrix names, and write a report with tables and pictures.
 
     The quick preset takes about an hour and a quarter on two cores, the paper preset seven to
-    eight hours. What was run before is not run again, and a training that was cut off goes on: interrupt
-    it at any time, which reports what is done, and give the same command again.
+    eight hours. What was run before is not run again, and a training that was cut off goes on:
+    interrupt it at any time, which reports what is done, and give the same command again.
     """
     matrix = load_matrix(preset)
     console = Console(stderr=True, highlight=False)
-    run = MatrixRun(matrix, work, seed, lambda said: console.print(said, markup=False))
+    run = MatrixRun(
+        matrix, work, seed, lambda said: console.print(said, markup=False, soft_wrap=True)
+    )
     results: dict[DeployedCell, ModelResults] = {}
     complete = False
     try:
