@@ -66,9 +66,9 @@ class World:
         self.do(self.scheduler.queries_arrived(self.now, ids, kind, deadline))
         return ids
 
-    def join(self, instance: str, works: frozenset[str]) -> None:
+    def join(self, instance: str, works: frozenset[str], node: str | None = None) -> None:
         self.works[instance] = works
-        self.do(self.scheduler.instance_joined(self.now, instance, works))
+        self.do(self.scheduler.instance_joined(self.now, instance, works, node))
 
     def leave(self, instance: str) -> None:
         del self.works[instance]

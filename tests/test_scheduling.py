@@ -1,7 +1,7 @@
 """The scheduler keeps its promises to every query, whatever happens."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -65,6 +65,7 @@ class Setup:
     code: Code
     options: dict[str, Any]
     config: SchedulerConfig
+    nodes: int | None
 
     def build(self) -> tuple[World, Policy]:
         policy = BUILDERS[self.policy](self.code, self.options)
@@ -97,6 +98,7 @@ def setups(draw: st.DrawFn) -> Setup:
             max_attempts=draw(st.integers(1, 4)),
             default_prediction=draw(st.booleans()),
         ),
+        draw(st.sampled_from([None, 1, 2, 3, 4])),
     )
 
 
@@ -114,8 +116,9 @@ STEPS = st.lists(
 def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
     world, policy = setup.build()
     works = cycle(policy.works(3, 2))
+    nodes = cycle([None] if setup.nodes is None else [str(node) for node in range(setup.nodes)])
     for i in range(5):
-        world.join(f"{i}", next(works))
+        world.join(f"{i}", next(works), next(nodes))
     for number, (step, choice) in enumerate(steps):
         busy = sorted(world.running)
         if step == "arrive":
@@ -128,7 +131,7 @@ def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
         elif step == "leave" and world.works:
             world.leave(sorted(world.works)[choice % len(world.works)])
         elif step == "join":
-            world.join(f"joined-{number}", next(works))
+            world.join(f"joined-{number}", next(works), next(nodes))
         elif step == "time":
             world.pass_time(choice / 500)
     return world
@@ -169,6 +172,15 @@ def test_every_query_is_answered_once_or_failed_once_and_nothing_is_left(
 @given(setups(), STEPS)
 def test_the_same_events_give_the_same_actions(setup: Setup, steps: list[tuple[str, int]]) -> None:
     assert run_history(setup, steps).log == run_history(setup, steps).log
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(setups(), STEPS)
+def test_where_all_instances_share_a_node_all_is_as_where_they_name_none(
+    setup: Setup, steps: list[tuple[str, int]]
+) -> None:
+    on_one, on_none = (replace(setup, nodes=nodes) for nodes in (1, None))
+    assert run_history(on_one, steps).log == run_history(on_none, steps).log
 
 
 @pytest.mark.parametrize("pool", list(Pool))
@@ -215,6 +227,23 @@ class Test_originals:
         world.arrive(1)
         assert [fail.reason for fail in world.failures.values()] == [Reason.OVERLOADED]
         assert world.scheduler.pending == 2
+
+    def test_wait_once_however_many_copies_do(self) -> None:
+        world = World(Scheduler(Replication(3), SchedulerConfig(max_queue=2)))
+        world.arrive(2)
+        assert not world.failures
+        world.arrive(1)
+        assert set(world.failures) == {2}
+
+    def test_of_which_a_copy_runs_do_not_wait(self) -> None:
+        world = World(Scheduler(Replication(2), SchedulerConfig(max_queue=1)))
+        world.join("a", ORIGINALS)
+        world.arrive(1)
+        world.arrive(1)
+        assert not world.failures
+        world.fail("a")
+        world.arrive(1)
+        assert set(world.failures) == {2}
 
     def test_fail_at_their_own_deadline_when_no_instance_comes(self) -> None:
         world = World(Scheduler(NoRedundancy()))

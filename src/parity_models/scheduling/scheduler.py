@@ -214,7 +214,7 @@ class Scheduler:
 
     @property
     def nodes(self) -> int:
-        """Over how many nodes the deployed model's instances are spread; 0 if none share one."""
+        """How many nodes run the deployed model; 0 where every instance has one to itself."""
         return self._dispatch.nodes
 
     def emit(self, action: Action) -> None:

@@ -1,7 +1,7 @@
 """What every dispatch rule has in common: who is up, what is queued, how a batch is filled."""
 
 from abc import ABC, abstractmethod
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 
 from parity_models.scheduling.actions import DEPLOYED
@@ -28,7 +28,7 @@ class Dispatch(ABC):
         self._works: dict[str, frozenset[str]] = {}
         self._up: dict[str, list[str]] = {}
         self._node: dict[str, Hashable] = {}
-        self._deployed_on: Counter[Hashable] = Counter()
+        self._nodes: int | None = None
 
     def instances_up(self) -> dict[str, int]:
         """How many instances are up, by work they can run."""
@@ -36,28 +36,27 @@ class Dispatch(ABC):
 
     @property
     def nodes(self) -> int:
-        """Over how many nodes the deployed model's instances are spread; 0 if none share one."""
-        nodes = len(self._deployed_on)
-        return nodes if nodes < len(self._up.get(DEPLOYED, ())) else 0
+        """How many nodes run the deployed model; 0 where every instance has one to itself."""
+        if self._nodes is None:
+            shared = len(set(self._node.values())) < len(self._node)
+            deployed = {self._node[instance] for instance in self._up.get(DEPLOYED, ())}
+            self._nodes = len(deployed) if shared else 0
+        return self._nodes
 
     def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
         """An instance is up, and idle."""
         self._works[instance] = works
         self._node[instance] = (instance,) if node is None else node
+        self._nodes = None
         for work in works:
             self._up.setdefault(work, []).append(instance)
-        if DEPLOYED in works:
-            self._deployed_on[self._node[instance]] += 1
 
     def leave(self, instance: str) -> None:
         """An instance is gone, idle or not, and whatever it ran."""
-        works, node = self._works.pop(instance), self._node.pop(instance)
-        for work in works:
+        del self._node[instance]
+        self._nodes = None
+        for work in self._works.pop(instance):
             self._up[work].remove(instance)
-        if DEPLOYED in works:
-            self._deployed_on[node] -= 1
-            if not self._deployed_on[node]:
-                del self._deployed_on[node]
 
     @abstractmethod
     def idle(self, instance: str, took: float) -> None:

@@ -1,0 +1,239 @@
+"""Instances that share a node are slow or gone together: what that means for who runs what."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parity_models.codes import Code
+from parity_models.scheduling import (
+    BACKUP,
+    DEPLOYED,
+    Parity,
+    Policy,
+    Scheduler,
+    SchedulerConfig,
+    Source,
+)
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.policies import (
+    AdaptiveParity,
+    ApproximateBackup,
+    Hedging,
+    Pool,
+    Replication,
+)
+from parity_models.scheduling.run_times import RunTimes
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+
+POLICIES: dict[str, Callable[[Code], Policy]] = {
+    "replication": lambda code: Replication(2),
+    "hedging": lambda code: Hedging(delay=0.5, budget=1.0),
+    "backup": lambda code: ApproximateBackup(),
+    "parity": lambda code: Parity(code, max_group_wait=0.5),
+    "parity, dedicated": lambda code: Parity(code, pool=Pool.DEDICATED, max_group_wait=0.5),
+    "parity, delayed": lambda code: Parity(code, max_group_wait=None, parity_delay=0.5),
+    "adaptive parity": lambda code: AdaptiveParity(code, run_times=RunTimes(window=20, every=2)),
+}
+
+
+@dataclass
+class Crowd:
+    """A world with two instances for each set of works on each of the nodes."""
+
+    world: World
+    places: dict[str, tuple[frozenset[str], str]]
+
+    def join(self, instance: str, works: frozenset[str], node: str) -> None:
+        self.places[instance] = (works, node)
+        self.world.join(instance, works, node)
+
+    def replace(self, instance: str, successor: str) -> None:
+        """The instance leaves if there is another like it; its successor joins in its place."""
+        place = self.places.pop(instance)
+        self.world.leave(instance)
+        self.join(successor, *place)
+
+    def spares(self) -> list[str]:
+        """Instances without which their node runs what it did."""
+        places = list(self.places.values())
+        return [instance for instance, place in self.places.items() if places.count(place) > 1]
+
+    def node(self, instance: str) -> str:
+        return self.places[instance][1]
+
+    def check_spread(self, *, groups: bool) -> None:
+        """No two units of one query, or of one coding group, are on one node."""
+        runs = self.world.running.values()
+        queries = [run for run in runs if run.work in (DEPLOYED, BACKUP)]
+        for one, other in combinations(queries, 2):
+            if set(one.subjects) & set(other.subjects):
+                assert self.node(one.instance) != self.node(other.instance)
+        for group, members in self.world.members.items() if groups else ():
+            nodes = [
+                self.node(run.instance)
+                for run in runs
+                if (group in run.subjects if run not in queries else set(members) & {*run.subjects})
+            ]
+            assert len(set(nodes)) == len(nodes)
+
+
+def crowd(
+    policy: Policy, dispatch: Dispatch, the_code: Code, nodes: int, max_batch: int = 1
+) -> Crowd:
+    config = SchedulerConfig(max_batch=max_batch, deadline=20.0)
+    world = World(Scheduler(policy, config, dispatch), the_code, max_batch)
+    crowd = Crowd(world, {})
+    for works in sorted(set(policy.works(1, 1)), key=sorted):
+        for number in range(2 * nodes):
+            crowd.join(f"{'+'.join(sorted(works))} {number}", works, f"node {number % nodes}")
+    return crowd
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["arrive", "arrive", "finish", "finish", "finish", "replace", "time"]),
+        st.integers(0, 1000),
+    ),
+    max_size=80,
+)
+DISPATCH = st.sampled_from([SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.sampled_from(sorted(POLICIES)),
+    DISPATCH,
+    st.integers(2, 3),
+    st.integers(1, 2),
+    st.integers(0, 1),
+    st.integers(1, 3),
+    STEPS,
+)
+def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
+    name: str,
+    dispatch: type[Dispatch],
+    k: int,
+    r: int,
+    more_nodes: int,
+    max_batch: int,
+    steps: list[tuple[str, int]],
+) -> None:
+    the_code = code(k, r)
+    policy = POLICIES[name](the_code)
+    the_crowd = crowd(policy, dispatch(), the_code, k + r + more_nodes, max_batch)
+    world = the_crowd.world
+    for number, (step, choice) in enumerate(steps):
+        busy, spares = sorted(world.running), the_crowd.spares()
+        if step == "arrive":
+            world.arrive(1 + choice % 5, ["image", "text"][choice % 7 == 0])
+        elif step == "finish" and busy:
+            world.finish(busy[choice % len(busy)])
+        elif step == "replace":
+            the_crowd.replace(spares[choice % len(spares)], f"{number}")
+        elif step == "time":
+            world.pass_time(choice / 500)
+        # Adaptive parity's copies are no units of a group.
+        the_crowd.check_spread(groups=name.startswith("parity"))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from([SingleQueue, LatencyAware]),
+    st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 1000)), max_size=60),
+)
+def test_no_query_waits_for_a_node_while_an_instance_is_idle(
+    dispatch: type[Dispatch], nodes: list[int], steps: list[tuple[bool, int]]
+) -> None:
+    world = World(Scheduler(Parity(code(), max_group_wait=None), dispatch=dispatch()), code())
+    for number, node in enumerate(nodes):
+        world.join(f"{number}", BOTH, f"node {node}")
+    for arrive, choice in steps:
+        busy = sorted(world.running)
+        if arrive or not busy:
+            world.arrive(1 + choice % 3)
+        else:
+            world.finish(busy[choice % len(busy)])
+        assert not world.scheduler.queue_depths().get(DEPLOYED) or len(world.running) == len(nodes)
+
+
+def parity_on(nodes: dict[str, str], works: frozenset[str] = BOTH) -> World:
+    world = World(Scheduler(Parity(code(), max_group_wait=None)), code())
+    for instance, node in nodes.items():
+        world.join(instance, works, node)
+    return world
+
+
+def test_a_group_is_of_queries_on_different_nodes() -> None:
+    world = parity_on({"a1": "a", "a2": "a", "b1": "b"}, ORIGINALS)
+    world.arrive(3)
+    world.join("p", PARITIES, "c")
+    world.arrive(1)
+    assert list(world.members.values()) == [(0, 2)]
+
+
+def test_a_parity_query_waits_for_a_node_that_has_none_of_its_group() -> None:
+    world = parity_on({"a1": "a", "a2": "a", "b1": "b", "b2": "b"}, ORIGINALS)
+    world.join("b3", PARITIES, "b")
+    world.join("c1", PARITIES, "c")
+    world.arrive(4)
+    assert "b3" not in world.running
+    first, second = world.members[world.running["c1"].subjects[0]], (1, 3)
+    assert first == (0, 2)
+    world.finish("c1")
+    assert world.members[world.running["c1"].subjects[0]] == second
+
+
+def test_a_parity_query_runs_on_any_node_if_all_have_some_of_its_group() -> None:
+    world = parity_on({"a1": "a", "b1": "b", "b2": "b"}, ORIGINALS)
+    world.join("b3", PARITIES, "b")
+    world.arrive(2)
+    assert "b3" in world.running
+
+
+def test_a_node_that_is_lost_takes_one_unit_of_a_group_and_the_others_answer_for_it() -> None:
+    nodes = {f"{node}{number}": node for number in range(2) for node in "abc"}
+    world = parity_on(nodes)
+    world.arrive(4)
+    for instance in ("a0", "a1"):
+        world.leave(instance)
+    for instance in sorted(world.running):
+        if world.running[instance].work != DEPLOYED:
+            world.finish(instance)
+    assert Source.RECONSTRUCTION in world.answers.values()
+
+
+def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
+    world = parity_on({**{f"a{number}": "a" for number in range(20)}, "b": "b", "c": "c"})
+    world.arrive(22)
+    while world.running:
+        world.finish(min(world.running))
+    assert len(world.answers) == 22
+    assert len(world.inputs) <= 1
+
+
+@pytest.mark.parametrize("rule", [RoundRobin, PowerOfTwoChoices])
+def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original(
+    rule: type[Dispatch],
+) -> None:
+    world = World(Scheduler(Replication(2), dispatch=rule()))
+    for instance in ("a", "b", "c"):
+        world.join(instance, ORIGINALS)
+    world.arrive(30)
+    runs: dict[int, list[str]] = {}
+    while world.running:
+        instance = min(world.running)
+        for query in world.running[instance].subjects:
+            runs.setdefault(query, []).append(instance)
+        world.fail(instance)
+    assert all(len(set(each[:2])) == 2 for each in runs.values())
