@@ -2,9 +2,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+SERVERS := .servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format protos clean
+.PHONY: help setup servers demo test format protos clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,10 +19,24 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 setup: $(INSTALLED) ## Install everything into .venv
 
+# Apart from .venv, as their pins are others. Triton needs nothing of what its wheel asks for.
+$(SERVERS)/.triton: tests/servers/triton.txt $(INSTALLED)
+	rm -rf $(SERVERS)/triton
+	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/triton -r $<
+	touch $@
+
+$(SERVERS)/.mlserver: tests/servers/mlserver.txt $(INSTALLED)
+	rm -rf $(SERVERS)/mlserver
+	$(BIN)/python -m venv --without-pip $(SERVERS)/mlserver
+	$(BIN)/python -m pip --python $(SERVERS)/mlserver/bin/python install --quiet --no-compile -r $<
+	touch $@
+
+servers: $(SERVERS)/.triton $(SERVERS)/.mlserver ## Install the Triton and the MLServer of the tests into .servers
+
 demo: setup ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
 	$(BIN)/parm demo --out demo
 
-test: setup ## Format check, lint, types, import rules, tests
+test: setup servers ## Format check, lint, types, import rules, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -36,5 +51,5 @@ protos: setup ## Make the files that come from inference.proto again
 	cd src/parity_models/serving/grpc && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc --proto_path=. \
 	  --descriptor_set_out=inference.binpb --pyi_out=. inference.proto
 
-clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+clean: ## Remove .venv, .servers and caches
+	rm -rf $(VENV) $(SERVERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,195 @@
+"""Triton and MLServer as processes, and clients that keep a server busy, for tests."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from threading import Event, Lock
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+import tritonclient.grpc
+import tritonclient.http
+
+from served import ServerProcess, predictions, queries, until
+
+TESTS = Path(__file__).parent
+MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
+SHARED_MEMORY = re.compile(rb"triton_onnxruntime_backend_shm_region_[0-9a-f-]+")
+
+
+class FleetServer:
+    """A real server over a model repository, with a port each for REST and gRPC."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self.port, self._grpc_port, self._metrics_port = free_ports(3)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.grpc_url = f"grpc://127.0.0.1:{self._grpc_port}"
+        self._log = repository.with_name(f"{self.port}.log")
+        self.start()
+
+    def command(self) -> tuple[Sequence[str], dict[str, str]]:
+        """What starts it, and what it finds in its environment."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Start it, for the first time or again; `wait_until_ready` waits for that."""
+        command, environment = self.command()
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._repository,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self._process.poll() is None, self._log.read_text()[-4000:]
+            with suppress(httpx.TransportError):
+                return all(
+                    httpx.get(f"{self.url}/v2/models/{model.name}/ready").status_code == 200
+                    for model in self._repository.iterdir()
+                    if model.is_dir()
+                )
+            return False
+
+        until(ready, f"{self._log} does not tell that the server is ready", 60)
+
+    def kill(self) -> None:
+        """As if its machine failed: kill -9 of the server and the processes it has."""
+        regions = _shared_memory(self._process.pid)
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for region in regions:
+            Path("/dev/shm", region).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+
+class Triton(FleetServer):
+    def command(self) -> tuple[Sequence[str], dict[str, str]]:
+        program = [sys.executable, str(TESTS / "servers" / "triton.py"), str(self._repository)]
+        return [*program, str(self.port), str(self._grpc_port)], {}
+
+
+class MLServer(FleetServer):
+    def command(self) -> tuple[Sequence[str], dict[str, str]]:
+        assert MLSERVER.exists(), f"there is no MLServer at {MLSERVER}; make servers installs it"
+        settings = {
+            "HOST": "127.0.0.1",
+            "HTTP_PORT": self.port,
+            "GRPC_PORT": self._grpc_port,
+            "METRICS_PORT": self._metrics_port,
+            "PARALLEL_WORKERS": 0,
+        }
+        environment = {f"MLSERVER_{name}": str(value) for name, value in settings.items()}
+        return [str(MLSERVER), "start", "."], environment
+
+
+class Load:
+    """Clients of `front` that ask one request after another and check every answer."""
+
+    def __init__(self, front: ServerProcess) -> None:
+        self._front = front
+        self._done = Event()
+        self._ids = count()
+        self._counting = Lock()
+        self.answered = 0
+
+    def more(self, answers: int = 20) -> None:
+        """Wait until so many more requests are answered."""
+        enough = self.answered + answers
+        until(lambda: self.answered >= enough, "requests are not answered")
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Two clients over HTTP and two over gRPC; a request that fails is raised at the end."""
+        clients = [(tritonclient.http, f"127.0.0.1:{self._front.port}")] * 2
+        clients += [(tritonclient.grpc, self._front.grpc_address)] * 2
+        with ThreadPoolExecutor(len(clients)) as pool:
+            asking = [pool.submit(self._ask, *client) for client in clients]
+            try:
+                yield self
+            finally:
+                self._done.set()
+        for client in asking:
+            client.result()
+
+    def _ask(self, library: Any, address: str) -> None:
+        with library.InferenceServerClient(address) as client:
+            while not self._done.wait(0.01):  # and leave cores to those who start
+                number = next(self._ids)
+                rows = queries(2, number)
+                tensor = library.InferInput("input", list(rows.shape), "FP32")
+                tensor.set_data_from_numpy(rows)
+                result = client.infer("model", [tensor], request_id=str(number))
+                np.testing.assert_allclose(
+                    result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
+                )
+                with self._counting:
+                    self.answered += 1
+
+
+def kill_and_mend(front: ServerProcess, victims: Sequence[FleetServer], instances: int) -> None:
+    """Kill each of the `victims` under load, and start it again: no request fails, every query is
+    answered once, and `front` is back at full strength."""
+
+    def up() -> float:
+        return front.metric(r'parm_instances_up\{work="deployed"\}')
+
+    assert up() == instances
+    load = Load(front)
+    with load.running():
+        load.more()
+        for victim in victims:
+            victim.kill()
+            until(lambda: up() == instances - 1, "the server is not ejected")
+            load.more()
+            victim.start()
+            until(lambda: up() == instances, "the server is not back", 60)
+            load.more()
+    assert front.metric("parm_query_failures_total") == 0
+    assert front.metric("parm_requests_total") == load.answered
+    assert front.metric("parm_query_latency_seconds_count") == 2 * load.answered
+    assert front.metric("parm_upstream_ejections_total") >= len(victims)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def _shared_memory(pid: int) -> set[str]:
+    """What Triton's processes for its backend in Python share, which one that is killed leaves."""
+    regions = set[str]()
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with suppress(FileNotFoundError):
+            found = SHARED_MEMORY.search(Path(f"/proc/{child}/cmdline").read_bytes())
+            regions |= {found[0].decode()} if found else set()
+    return regions

@@ -1,0 +1,40 @@
+"""A real MLServer behind `parm serve`: what `parm export` writes, loaded as it is; it is killed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fleet_servers import MLServer, kill_and_mend
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.remote.export import Format, export_repository
+from served import ServerProcess, write_linear_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def mlserver(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLServer]:
+    repository = tmp_path_factory.mktemp("mlserver") / "repository"
+    export_repository(open_bundle(bundle), Format.MLSERVER, repository)
+    with MLServer(repository) as server:
+        server.wait_until_ready()
+        yield server
+
+
+def test_an_mlserver_killed_under_load_fails_no_request_and_comes_back(
+    bundle: Path, mlserver: MLServer
+) -> None:
+    """Beside a server of this software. It takes queries as JSON data over REST, and parity
+    queries over gRPC."""
+    with (
+        ServerProcess(str(bundle), "--policy", "none", "--instances", "1") as other,
+        ServerProcess(
+            *("--bundle", str(bundle), "--grpc-port", "0"),
+            *("--deployed", f"{other.url},{mlserver.url}", "--parity", mlserver.grpc_url),
+        ) as front,
+    ):
+        kill_and_mend(front, [mlserver], 2)
