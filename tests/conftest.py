@@ -1,7 +1,30 @@
 """What holds for all tests."""
 
 import signal
+import subprocess
+import sys
+
+import pytest
+
+from commands import Here, Outcome
+from parity_models.cli.main import main
 
 # A shell starts what it runs in the background with interrupts ignored, and processes inherit
 # that; the tests of Ctrl-C are to hold there, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def parm_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs `parm` in this process: starting one, with its imports, takes a second or several."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["parm", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("PARM_DEBUG", "0")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, said.out, said.err)
+
+    return run

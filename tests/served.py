@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
+from commands import parm
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
@@ -48,11 +48,6 @@ def queries(rows: int, seed: int = 0) -> NDArray[np.float32]:
 
 def predictions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows @ WEIGHTS
-
-
-def parm(*arguments: str) -> list[str]:
-    program = "from parity_models.cli.main import main; main()"
-    return [sys.executable, "-c", program, *arguments]
 
 
 class ServerProcess:

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import parm
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import Dataset, find_task
 from parity_models.training import Outcome, Settings, train_backup, train_deployed, train_parity
-from served import parm
 
 DIGITS = find_task("digits")
 STACK = CodeSpec("stack", "separate", 2)

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
 from parity_models import __version__
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
 from parity_models.tasks import find_task
-
-Outcome = subprocess.CompletedProcess[str]
 
 
 def parm(*arguments: object, before: str = "", **environment: str) -> Outcome:
@@ -28,15 +27,6 @@ def parm(*arguments: object, before: str = "", **environment: str) -> Outcome:
         timeout=120,
         env={**os.environ, "COLUMNS": "100", **environment},
     )
-
-
-def assert_refused(outcome: Outcome, reason: str) -> None:
-    """Exit code 2 and one line that gives the reason, without a traceback."""
-    assert outcome.returncode == 2, outcome.stderr
-    last = outcome.stderr.splitlines()[-1]
-    assert last.lower().startswith("error: ")
-    assert reason in last
-    assert "Traceback" not in outcome.stderr
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +72,8 @@ FLAGS = {
 
 
 @pytest.mark.parametrize("command", FLAGS)
-def test_help_of_every_command_names_its_arguments(command: str) -> None:
-    outcome = parm(*command.split(), "--help")
+def test_help_of_every_command_names_its_arguments(parm_here: Here, command: str) -> None:
+    outcome = parm_here(*command.split(), "--help")
     assert outcome.returncode == 0, outcome.stderr
     assert f"parm {command}" in outcome.stdout
     for flag in FLAGS[command].split():
@@ -117,11 +107,10 @@ def test_help_lists_every_command_and_version_tells_it() -> None:
     ],
 )
 def test_the_users_mistakes_exit_with_2_and_one_line(
-    arguments: str, reason: str, tmp_path: Path
+    parm_here: Here, arguments: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_refused(
-        parm(*arguments.split(), before=f"import os; os.chdir({str(tmp_path)!r})"), reason
-    )
+    monkeypatch.chdir(tmp_path)
+    assert_refused(parm_here(*arguments.split()), reason)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,7 +164,9 @@ def test_evaluate_prints_writes_and_keeps_the_numbers(digits_bundle: Path, tmp_p
     assert kept.available_accuracy == accuracy
 
 
-def test_evaluate_refuses_what_it_cannot_judge(digits_bundle: Path, tmp_path: Path) -> None:
+def test_evaluate_refuses_what_it_cannot_judge(
+    parm_here: Here, digits_bundle: Path, tmp_path: Path
+) -> None:
     nameless = write_bundle(
         tmp_path / "nameless", deployed=NewModel(digits_bundle / "deployed.onnx", "linear")
     )
@@ -185,8 +176,8 @@ def test_evaluate_refuses_what_it_cannot_judge(digits_bundle: Path, tmp_path: Pa
         ([digits_bundle / "manifest.json"], "is a file; give the folder"),
         ([digits_bundle, "--json", digits_bundle / "manifest.json" / "x"], "cannot write"),
     ]:
-        assert_refused(parm("evaluate", *arguments), reason)
-    assert parm("evaluate", nameless.path, "--task", "digits").returncode == 0
+        assert_refused(parm_here("evaluate", *arguments), reason)
+    assert parm_here("evaluate", nameless.path, "--task", "digits").returncode == 0
 
 
 def test_from_a_task_to_a_measured_bundle_in_three_commands(tmp_path: Path) -> None:
@@ -258,14 +249,16 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
     assert_refused(outcome, f"pip install 'parity-models[{extra}]'")
 
 
-def test_approaches_are_compared_and_written_to_a_file(digits_bundle: Path, tmp_path: Path) -> None:
+def test_approaches_are_compared_and_written_to_a_file(
+    parm_here: Here, digits_bundle: Path, tmp_path: Path
+) -> None:
     report = tmp_path / "approaches.json"
-    outcome = parm("approaches", digits_bundle, "--json", report)
+    outcome = parm_here("approaches", digits_bundle, "--json", report)
     assert outcome.returncode == 0, outcome.stderr
     assert "nercc" in outcome.stdout
     written = json.loads(report.read_text())
     assert (written["task"], written["k"], written["r"]) == ("digits", 2, 1)
     by_name = {one["name"]: one for one in written["approaches"]}
     assert by_name["linear"]["degraded"] == [by_name["linear"]["available"]]
-    assert_refused(parm("approaches", digits_bundle, "--k", 1), "k of 2 or more")
-    assert_refused(parm("approaches", digits_bundle, "--degree", 0), "degree 1 or more")
+    assert_refused(parm_here("approaches", digits_bundle, "--k", 1), "k of 2 or more")
+    assert_refused(parm_here("approaches", digits_bundle, "--degree", 0), "degree 1 or more")

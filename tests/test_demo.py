@@ -1,17 +1,16 @@
 """`parm demo` goes the whole path on real data and leaves what it says."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from commands import Here, assert_refused
 from parity_models.bench.demo import CODE, Scenario, run_demo
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings
-from served import parm
 
 SHORT = Scenario(instances=2, parity_instances=1, rate=150, queries=300, warm_up=30, slow_every=1)
 
@@ -93,12 +92,6 @@ def test_both_runs_follow_one_plan_that_the_seed_fixes() -> None:
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(
-    arguments: tuple[str, ...], reason: str, tmp_path: Path
+    arguments: tuple[str, ...], reason: str, parm_here: Here, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        parm("demo", "--out", str(tmp_path / "out"), *arguments),
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert reason in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    assert_refused(parm_here("demo", "--out", tmp_path / "out", *arguments), reason)

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from parity_models.cli.main import main
+from commands import Here, assert_refused, parm
 from served import (
     INPUTS,
     ServerProcess,
-    parm,
     predictions,
     queries,
     until,
@@ -226,17 +225,9 @@ MISTAKES: list[tuple[str, str]] = [
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0])
 def test_mistakes_end_with_one_sentence_and_exit_code_2(
-    bundle: str, data: Path, server: ServerProcess, mistake: tuple[str, str],
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    bundle: str, data: Path, server: ServerProcess, parm_here: Here, mistake: tuple[str, str]
+) -> None:
     arguments, reason = mistake
     for word, what in {"URL": server.url, "BUNDLE": bundle, "DATA": str(data)}.items():
         arguments = arguments.replace(word, what)
-    # In this process: starting one for each would take most of the time.
-    monkeypatch.setattr("sys.argv", ["parm", "load", *arguments.split()])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("error: ")
-    assert reason in last
+    assert_refused(parm_here("load", *arguments.split()), reason)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import uvloop
 
+from commands import Here, assert_refused, parm
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.policies import Pool
@@ -25,7 +26,6 @@ from served import (
     ServerProcess,
     is_alive,
     nothing_left_of,
-    parm,
     predictions,
     queries,
     until,
@@ -273,31 +273,27 @@ def test_policies_out_of_range_are_refused(option: str, value: Any, reason: str)
     ],
 )
 def test_options_that_cannot_be_are_explained(
-    bundle: Path, arguments: list[str], reason: str
+    parm_here: Here, bundle: Path, arguments: list[str], reason: str
 ) -> None:
-    assert_refused([str(bundle), *arguments], reason)
+    assert_refused(parm_here("serve", bundle, *arguments), reason)
 
 
-def test_bundles_that_cannot_be_served_are_explained(uncoded: Path, tmp_path: Path) -> None:
-    assert_refused([str(tmp_path / "missing")], "there is no bundle at")
-    assert_refused([str(uncoded), "--policy", "parity"], "has no parity model")
+def test_bundles_that_cannot_be_served_are_explained(
+    parm_here: Here, uncoded: Path, tmp_path: Path
+) -> None:
+    assert_refused(parm_here("serve", tmp_path / "missing"), "there is no bundle at")
+    assert_refused(parm_here("serve", uncoded, "--policy", "parity"), "has no parity model")
     (tmp_path / "manifest.json").write_text("{}")
-    assert_refused([str(tmp_path)], "manifest.json")
+    assert_refused(parm_here("serve", tmp_path), "manifest.json")
 
 
 def test_a_port_in_use_is_explained(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert_refused([str(bundle), "--port", port], f"cannot listen on 127.0.0.1 port {port}")
-
-
-def assert_refused(arguments: list[str], reason: str) -> None:
-    """`parm serve` ends with exit code 2 and says why, without a traceback."""
-    run = subprocess.run(parm("serve", *arguments), capture_output=True, text=True, timeout=60)
-    assert run.returncode == 2
-    assert reason in run.stderr
-    assert "Traceback" not in run.stderr
-    assert not run.stdout
+        command = parm("serve", str(bundle), "--port", port)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert_refused(done, f"cannot listen on 127.0.0.1 port {port}")
+    assert not done.stdout
 
 
 # Embedded

@@ -1,7 +1,6 @@
 """Every policy and dispatch rule of `parm serve` gets its answers from where it should."""
 
 import json
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +13,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from commands import Here, assert_refused
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.spec import OPTIONS, DispatchName, PolicyName, PolicySpec
 from parity_models.serving.server import ServeOptions, Server
-from served import OUTPUTS, ServerProcess, parm, predictions, queries, write_linear_bundle
+from served import OUTPUTS, ServerProcess, predictions, queries, write_linear_bundle
 
 ROWS = 8
 """More than there are instances: each of them runs an original at first."""
@@ -237,24 +237,18 @@ def test_a_default_is_given_only_where_there_is_nothing_better(bundle: Path) -> 
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_options_that_make_no_sense_together_are_explained(
-    bundle: Path, arguments: list[str], reason: str
+    parm_here: Here, bundle: Path, arguments: list[str], reason: str
 ) -> None:
-    assert_refused(bundle, arguments, reason)
+    assert_refused(parm_here("serve", bundle, "--port", 0, "--policy", *arguments), reason)
 
 
-def test_a_policy_whose_models_are_not_there_says_how_to_make_them(tmp_path: Path) -> None:
+def test_a_policy_whose_models_are_not_there_says_how_to_make_them(
+    parm_here: Here, tmp_path: Path
+) -> None:
     bare = write_linear_bundle(tmp_path, coded=False)
     for policy, command in [
         ("parity", f"parm parity --from {bare} --out"),
         ("adaptive-parity", f"parm parity --from {bare} --out"),
         ("approximate-backup", f"parm backup --from {bare} --network linear --out"),
     ]:
-        assert_refused(bare, [policy], command)
-
-
-def assert_refused(bundle: Path, arguments: list[str], reason: str) -> None:
-    command = parm("serve", str(bundle), "--port", "0", "--policy", *arguments)
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 2, run.stderr
-    assert reason in run.stderr
-    assert "Traceback" not in run.stderr
+        assert_refused(parm_here("serve", bare, "--policy", policy), command)

@@ -1,0 +1,23 @@
+"""`parm` for tests: in a process of its own, as users have it, or here (fixture `parm_here`)."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+Outcome = subprocess.CompletedProcess[str]
+Here = Callable[..., Outcome]
+
+
+def parm(*arguments: str) -> list[str]:
+    """The command that runs `parm` with these arguments, wherever it is installed."""
+    program = "from parity_models.cli.main import main; main()"
+    return [sys.executable, "-c", program, *arguments]
+
+
+def assert_refused(outcome: Outcome, reason: str) -> None:
+    """Exit code 2 and one line that gives the reason, without a traceback."""
+    assert outcome.returncode == 2, outcome.stderr
+    last = outcome.stderr.splitlines()[-1]
+    assert last.lower().startswith("error: ")
+    assert reason in last
+    assert "Traceback" not in outcome.stderr
