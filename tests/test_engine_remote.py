@@ -337,6 +337,20 @@ async def test_an_upstream_that_is_away_at_the_start_joins_when_it_is_there(
             await engine.stop()
 
 
+async def test_a_node_is_a_host_or_where_there_is_but_one_an_upstream(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("http", WEIGHTS) as two:
+        for name, nodes in [
+            ("127.0.0.1", {one.url, two.url}),
+            ("localhost", {"127.0.0.1", "localhost"}),
+        ]:
+            two.url = two.url.replace("127.0.0.1", name)
+            engine, events = engine_for(model, one, two, concurrency=2), Events()
+            await engine.start([DEPLOYED] * 4, events)
+            joined = [(await events.arrival()).node for _ in range(4)]
+            await engine.stop()
+            assert set(joined) == nodes
+
+
 # What is refused at the start
 
 

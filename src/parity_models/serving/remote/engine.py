@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import grpc
 import numpy as np
@@ -216,7 +215,6 @@ class RemoteEngine:
 
     async def _supervise(self, number: int, link: _Link) -> None:
         url = link.upstream.url
-        host = urlsplit(url).hostname
         backoff = Backoff()
         reason = None
         for life in count():
@@ -244,8 +242,8 @@ class RemoteEngine:
             for instance in instances:
                 self._instances[instance] = link
                 # Not called from here: a listener's mistake must not end the supervision.
-                works = link.upstream.works
-                self._loop.call_soon(self._listener.instance_joined, instance, works, host)
+                works, node = link.upstream.works, self._fleet.node(link.upstream)
+                self._loop.call_soon(self._listener.instance_joined, instance, works, node)
             if link.verdict.done():
                 _log.warning("upstream %s is well and gets units", url)
             else:

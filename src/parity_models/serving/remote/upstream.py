@@ -71,6 +71,10 @@ class Upstream:
     def works(self) -> frozenset[str]:
         return frozenset(self.models)
 
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
 
 @dataclass(frozen=True)
 class Fleet:
@@ -90,6 +94,12 @@ class Fleet:
     def works(self) -> list[frozenset[str]]:
         """What each instance runs: as many instances an upstream as its concurrency, in order."""
         return [each.works for each in self.upstreams for _ in range(each.concurrency)]
+
+    def node(self, upstream: Upstream) -> str:
+        """What the upstream is slow or gone together with: its host, or itself if all share one."""
+        if len({each.host for each in self.upstreams}) == 1:
+            return upstream.url
+        return upstream.host
 
 
 @dataclass(frozen=True)
