@@ -5,6 +5,7 @@ there are any, only say how right reconstructions are.
 """
 
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ def _train(
         check_queries(validation.inputs, code.query_shape, "validation inputs", code.k)
     task = manifest.deployed_training.task if manifest.deployed_training else "own"
     run = Run(out, settings, task, inputs)
-    network = parity_network(named or default_network(deployed, code), code)
+    named = named or default_network(deployed, code)
+    network = parity_network(named, code, published=style == "published")
     recipe = parity_recipe(network.recipe, style, spec)
     mirrored = mirrored and recipe.mirror
     model = place(teacher, run.device)
@@ -177,6 +179,7 @@ def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.Mod
     models = nn.ModuleList(network.build() for _ in range(r))
     if deployed is None:
         return models
+    places = prod(network.places)
     theirs = deployed.state_dict()
     for j, model in enumerate(models):
         if isinstance(model, Slotwise) and type(model.network) is type(deployed):
@@ -185,10 +188,14 @@ def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.Mod
         if type(model) is not type(deployed):
             continue
         own = model.state_dict()
-        shared = {
-            name: value
-            for name, value in theirs.items()
-            if name in own and own[name].shape == value.shape
-        }
-        model.load_state_dict({**own, **shared})
+        for name, weights in theirs.items():
+            mine = own.get(name)
+            if mine is None:  # of the same class, but with fewer layers
+                continue
+            if mine.ndim == weights.ndim == 2 and mine.shape[1] == places * weights.shape[1]:
+                # The head begins with the weights for the mean of the places.
+                weights = weights.repeat_interleave(places, 1) / places
+            if mine.shape == weights.shape:
+                own[name] = weights
+        model.load_state_dict(own)
     return models

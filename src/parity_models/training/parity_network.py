@@ -6,6 +6,7 @@ one chosen is the most capable that is not, by inference times measured here.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import nn
@@ -36,32 +37,47 @@ those before it, and more capable. All learn in minutes from some ten thousand q
 FLATTENING = ("linear", "mlp")
 """Networks that have no use for folded queries: they see stacked ones all at once."""
 
+PARTING = ("concatenation", "stack")
+"""Encoders that lay no query over another."""
+
+PIXELS, MAX_PLACES = 4, 8
+"""The sides of what one place of resnet-small's last feature map stands for, and the most rows and
+columns of places that its head sees apart."""
+
 SLACK = 1.1
 """By how much measurements of equally fast models differ."""
 
 
 @dataclass(frozen=True)
 class ParityNetwork:
-    """A network by name, how one is built for a code, and the recipe it is trained by."""
+    """A network by name, how one is built for a code, and the recipe it is trained by.
+
+    Networks that average their last feature map do so over each of `places`, rows and columns.
+    """
 
     name: str
     build: Callable[[], nn.Module]
     recipe: Recipe
+    places: tuple[int, int]
 
 
-def parity_network(network: str | Factory, code: Code) -> ParityNetwork:
+def parity_network(network: str | Factory, code: Code, *, published: bool = False) -> ParityNetwork:
     """The network that `network` stands for: a name, a `package.module:function`, or a function.
 
-    Raises TrainingError for a name that does not exist, and UserError for a function that does
-    not. What it builds is checked when it is built.
+    The head of resnet-small sees where things are in images that are laid over one another,
+    unless the network has to be as `published`. Raises TrainingError for a name that does not
+    exist, and UserError for a function that does not. What it builds is checked when it is built.
     """
-    grid = _grid(code)
+    tiles = _tiles(code)
     if isinstance(network, str) and ":" not in network:
-        name = network
+        name, grid = network, tiles
+        if name == "resnet-small" and code.spec.encoder not in PARTING and not published:
+            grid = _places(code.parity_shape)
         return ParityNetwork(
             name,
             lambda: _build_named(name, code, grid),
             recipe_for(PARITY, name, code.parity_shape),
+            grid,
         )
     if isinstance(network, str):
         name, factory = network, load_own(network)
@@ -70,8 +86,9 @@ def parity_network(network: str | Factory, code: Code) -> ParityNetwork:
         name = f"{getattr(factory, '__module__', '?')}:{getattr(factory, '__qualname__', '?')}"
     return ParityNetwork(
         name,
-        lambda: build_own(name, factory, code.parity_shape, code.parity_output_shape, grid),
+        lambda: build_own(name, factory, code.parity_shape, code.parity_output_shape, tiles),
         recipe_for(PARITY, name, code.parity_shape),
+        tiles,
     )
 
 
@@ -131,7 +148,21 @@ def _build_named(name: str, code: Code, grid: tuple[int, int]) -> nn.Module:
     return build_network(name, code.parity_shape, code.parity_output_shape, grid)
 
 
-def _grid(code: Code) -> tuple[int, int]:
+def _tiles(code: Code) -> tuple[int, int]:
     # Separate outputs of tiled images come each from its own part of the image.
     tiled = (code.spec.encoder, code.spec.decoder) == ("concatenation", "separate")
     return GRIDS[code.k] if tiled else (1, 1)
+
+
+def _places(image_shape: tuple[int, ...]) -> tuple[int, int]:
+    # The mean of the whole map would not say where in images that are laid over one another a
+    # feature is, and so not which features belong together.
+    if len(image_shape) != 3:
+        return 1, 1
+    rows, columns = (max(1, side // PIXELS) for side in image_shape[1:])
+    return _few(rows), _few(columns)
+
+
+def _few(places: int) -> int:
+    """At most MAX_PLACES, by joining as many neighbours to one as that takes."""
+    return ceil(places / ceil(places / MAX_PLACES))
