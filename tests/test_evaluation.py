@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from io import StringIO
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError
 from parity_models.evaluation import FRACTIONS, accuracy_table, evaluate
+from parity_models.evaluation.accuracy import MOST_SETS, some_sets
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 
 FEATURES, CLASSES = 6, 4
@@ -150,6 +152,26 @@ def test_a_bundle_without_a_code_has_only_its_available_accuracy(tmp_path: Path)
     assert accuracy.degraded_by_slot == ()
     assert accuracy.overall == {}
     assert accuracy.backup_accuracy is None
+
+
+def test_slots_of_too_few_queries_for_the_metric_are_left_out(tmp_path: Path) -> None:
+    inputs, _, weights = draw_data(3)
+    bundle = linear_bundle(tmp_path, weights, [weights], CodeSpec("sum", "subtraction", 3))
+    accuracy = evaluate(bundle, inputs, inputs @ weights, metric="r2")
+    assert accuracy.degraded_accuracy == pytest.approx(1)
+    assert accuracy.degraded_by_slot == ()
+
+
+def test_where_sets_are_very_many_some_are_tried(tmp_path: Path) -> None:
+    inputs, labels, weights = draw_data(16)
+    code = CodeSpec("stack", "separate", 16, 8)
+    linear = [np.tile(weights, (16, 16))] * 8
+    accuracy = evaluate(linear_bundle(tmp_path, weights, linear, code), inputs, labels)
+    assert len(accuracy.degraded_by_unavailable) == 8
+    assert some_sets(4, 2, seed=0) == list(combinations(range(4), 2))
+    some = some_sets(64, 3, seed=0)
+    assert len(set(some)) == len(some) == MOST_SETS
+    assert some == some_sets(64, 3, seed=0)
 
 
 @pytest.mark.parametrize("coded", [True, False])

@@ -457,7 +457,7 @@ def test_modules_that_cannot_be_deployed_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "arguments", "reason"),
     [
-        (ROWS[:0], "", "there are 0 inputs in rows.npy, too few: give 1 or more"),
+        (ROWS[:0], "", "there are 0 inputs in rows.npy, too few: give 6 or more"),
         (ROWS[:5], "", "there are 5 inputs in rows.npy, too few: give 6 or more"),
         (ROWS, "--k 32", "there are 60 inputs in rows.npy, too few: give 96 or more"),
         (ROWS[:, :5], "", "the model takes float32 of shape (n, 6)"),
@@ -487,6 +487,7 @@ def test_what_cannot_be_learned_from_is_refused(
 
 def test_options_that_do_not_go_together_are_refused(parm: Parm, digits: Path) -> None:
     write_bundle("plain", deployed=NewModel(digits / "model.onnx", "own"))
+    np.save("alike.npy", np.ones((4, *DIGITS.train.inputs.shape[1:]), np.float32))
     for arguments, reason in [
         ("parity --out b", "either --from DIR or --model FILE"),
         ("parity --from plain --model {digits}/model.onnx --out b", "either --from DIR or --model"),
@@ -501,6 +502,7 @@ def test_options_that_do_not_go_together_are_refused(parm: Parm, digits: Path) -
             "holds 400 labels for 1200 inputs",
         ),
         ("evaluate plain --inputs {digits}/labels.npy", "save floating point"),
+        ("evaluate plain --inputs alike.npy", "all inputs in alike.npy are the same"),
     ]:
         assert reason in parm(arguments, code=2)
 

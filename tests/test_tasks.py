@@ -232,6 +232,18 @@ def test_r2_is_scikit_learns_and_may_be_negative() -> None:
         score("r2", outputs[:1], labels[:1])
 
 
+def test_r2_is_of_the_numbers_that_vary() -> None:
+    random = np.random.default_rng(0)
+    varied = random.normal(size=(50, 2)).astype(np.float32)
+    outputs = varied + random.normal(size=varied.shape).astype(np.float32)
+    constant = np.full((50, 1), 0.1, np.float32)
+    labels = np.concatenate([varied, constant], axis=1)
+    guessed = np.concatenate([outputs, constant + 1], axis=1)
+    assert score("r2", guessed, labels) == pytest.approx(score("r2", outputs, varied))
+    with pytest.raises(DataError, match="has no meaning"):
+        score("r2", constant + 1, constant)
+
+
 @pytest.mark.parametrize(
     ("metric", "outputs", "labels"),
     [

@@ -221,13 +221,14 @@ def test_a_damaged_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) 
         (np.arange(7) - 1, "top-5", "classes from -1 to 5"),
         (np.ones((7, 3)), "r2", r"takes float32 of shape \(n, 7\)"),
         (np.full((7, 7), np.nan), "r2", "NaN"),
+        (np.arange(28.0)[::-1].reshape(7, 4), "iou", "are no boxes"),
     ],
 )
 def test_labels_that_cannot_be_are_refused(
     labels: NDArray[Any], metric: str, reason: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=reason):
-        load_labels(saved(tmp_path, labels), metric, 7, (7,))
+        load_labels(saved(tmp_path, labels), metric, 7, (4,) if metric == "iou" else (7,))
 
 
 # Without labels

@@ -17,7 +17,7 @@ from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import METRICS, TASKS, choose_task, find_task
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import check_queries, load_inputs, load_labels
+from parity_models.tasks.user_data import check_varied, load_inputs, load_labels
 
 
 def evaluate(
@@ -122,8 +122,8 @@ def _own(
         trained_for = manifest.parity_training.recipe.get("metric")
         metric = trained_for if isinstance(trained_for, str) else None
     metric = choose_metric(metric, outputs)
-    queries = load_inputs(inputs, shape)
-    check_queries(queries, shape, f"inputs in {inputs}", manifest.code.k if manifest.code else 1)
+    queries = load_inputs(inputs, shape, least=manifest.code.k if manifest.code else 1)
+    check_varied(queries, f"inputs in {inputs}")
     if labels is None:
         return queries, None, metric
     return queries, load_labels(labels, metric, len(queries), outputs), metric

@@ -15,7 +15,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.tasks import METRICS, TASKS, Split, choose_task, find_task
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import check_queries, load_inputs
+from parity_models.tasks.user_data import load_inputs
 from parity_models.training import Outcome
 
 HELD_OUT = 10
@@ -116,8 +116,7 @@ def find_queries(
     if inputs is not None and task is not None:
         raise UserError("give either --task or --inputs, not both")
     if inputs is not None:
-        found = load_inputs(inputs, deployed.input.shape)
-        check_queries(found, deployed.input.shape, f"inputs in {inputs}", 3 * k)
+        found = load_inputs(inputs, deployed.input.shape, least=3 * k)
         order = np.random.default_rng(1).permutation(len(found))
         rest, test = np.split(order, [len(found) - max(k, len(found) // HELD_OUT)])
         if metric is None and training is not None and training.task in TASKS:

@@ -115,6 +115,15 @@ def check_labels(metric: str, outputs: Array, labels: Array) -> None:
         )
 
 
+def check_boxes(metric: str, outputs: Array, what: str) -> None:
+    """Raises DataError for `outputs` most of which are empty, where the metric judges boxes."""
+    if METRICS[metric].kind == "boxes" and (outputs[:, 2:] > outputs[:, :2]).all(1).mean() < 0.5:
+        raise DataError(
+            f"the {what} are no boxes, which {metric} judges: left, top, right, bottom; use "
+            "--metric r2"
+        )
+
+
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:
     """How far `outputs` say the same as a model's `predictions`, both (n, *output_shape).
 

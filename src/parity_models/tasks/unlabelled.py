@@ -4,8 +4,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parity_models.errors import DataError, UserError
-from parity_models.tasks.metrics import METRICS
+from parity_models.errors import UserError
+from parity_models.tasks.metrics import METRICS, check_boxes
 
 
 def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
@@ -36,13 +36,8 @@ def labels_from(predictions: NDArray[Any], metric: str) -> NDArray[Any]:
 
     Raises DataError for boxes most of which are empty.
     """
-    kind = METRICS[metric].kind
-    if kind == "classes":
+    if METRICS[metric].kind == "classes":
         classes: NDArray[Any] = predictions.argmax(axis=-1)
         return classes
-    if kind == "boxes" and (predictions[:, 2:] > predictions[:, :2]).all(axis=1).mean() < 0.5:
-        raise DataError(
-            f"the deployed model's predictions are no boxes, which {metric} judges: left, top, "
-            "right, bottom; use --metric r2"
-        )
+    check_boxes(metric, predictions, "deployed model's predictions")
     return predictions

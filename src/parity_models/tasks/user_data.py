@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.metrics import METRICS
+from parity_models.tasks.metrics import METRICS, check_boxes
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -32,8 +32,8 @@ ROWS = 4096
 """Rows that are looked at together."""
 
 
-def load_inputs(path: Path, shape: Shape) -> NDArray[np.float32]:
-    """The queries (n, *shape) in `path`, sound in the sense of `check_queries`.
+def load_inputs(path: Path, shape: Shape, least: int = 1) -> NDArray[np.float32]:
+    """The queries (n, *shape) in `path`, `least` or more, sound in the sense of `check_queries`.
 
     An .npz file holds one array, or one called "inputs". In a folder every .npy file holds one
     query or a batch of them and every image is one query; they are taken in the order of their
@@ -43,7 +43,7 @@ def load_inputs(path: Path, shape: Shape) -> NDArray[np.float32]:
         inputs = _read_folder(path, shape)
     else:
         inputs = _as_float32(_read_file(path, "inputs"), path)
-    check_queries(inputs, shape, f"inputs in {path}")
+    check_queries(inputs, shape, f"inputs in {path}", least)
     return inputs
 
 
@@ -57,6 +57,7 @@ def load_labels(path: Path, metric: str, rows: int, output_shape: Shape) -> Arra
     if METRICS[metric].kind != "classes":
         labels = _as_float32(labels, path)
         check_queries(labels, output_shape, f"labels in {path}")
+        check_boxes(metric, labels, f"labels in {path}")
     elif labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             f"{path} holds {labels.dtype} of shape {labels.shape}; the labels for {metric} are "
@@ -90,6 +91,15 @@ def check_queries(inputs: Array, shape: Shape, what: str, least: int = 1) -> Non
                 f"the {what} hold NaN or infinite values, first in row "
                 f"{start + int(sound.argmin())}; leave such rows out"
             )
+
+
+def check_varied(inputs: Array, what: str) -> None:
+    """Raise DataError if several `inputs` (n, ...) are all the same."""
+    if len(inputs) > 1 and (inputs == inputs[0]).all():
+        raise DataError(
+            f"all {what} are the same, so they teach and tell nothing; give queries that differ, "
+            "as the deployed model gets them"
+        )
 
 
 def _read_file(path: Path, name: str) -> Array:

@@ -7,10 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from parity_models.errors import DataError
 from parity_models.tasks import Split
 from parity_models.tasks.unlabelled import labels_from
-from parity_models.tasks.user_data import check_queries
+from parity_models.tasks.user_data import check_queries, check_varied
 from parity_models.training.queries import predict
 
 HELD_OUT = 10
@@ -20,11 +19,7 @@ HELD_OUT = 10
 def check_inputs(inputs: NDArray[Any], shape: tuple[int, ...], least: int) -> None:
     """Raise DataError unless `inputs` are finite float32 (n, *shape) that differ, n >= `least`."""
     check_queries(inputs, shape, "training inputs", least)
-    if (inputs == inputs[0]).all():
-        raise DataError(
-            "all training inputs are the same, from which nothing can be learned; give the "
-            "queries that the deployed model is asked"
-        )
+    check_varied(inputs, "training inputs")
 
 
 def hold_out(
