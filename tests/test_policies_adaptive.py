@@ -16,6 +16,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.policies import AdaptiveParity, Hedging, Parity
+from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import World, code
 
@@ -82,6 +83,34 @@ def test_nothing_is_worth_doubling_while_nothing_is_known() -> None:
     assert RunTimes().worth_doubling(0.25, 0.1) is None
     assert RunTimes().share_longer(1.0) == 1.0
     assert run_times((1.0, False)).median is None
+
+
+# The margin
+
+
+@given(st.lists(st.floats(0, 4)), st.floats(0, 2))
+def test_a_margin_keeps_to_its_bounds(latencies: list[float], most: float) -> None:
+    margin = Margin(run_times(*[(1.0, True)] * 10), at_first=0.0, most=most)
+    for latency in latencies:
+        margin.answered(latency)
+        assert 0 <= margin.kept(100) <= margin.most(100) == round(most * 10)
+
+
+def test_a_margin_is_as_wide_as_it_takes_for_the_median_query_not_to_wait() -> None:
+    margin = Margin(run_times(*[(1.0, True)] * 10), at_first=0.5, most=1.0)
+    for latency in [1.0] * 60 + [1.1] * 40:
+        margin.answered(latency)
+    assert margin.kept(100) == 4
+    for latency in [1.0] * 30 + [1.1] * 90:
+        margin.answered(latency)
+    assert margin.kept(100) == 7
+
+
+def test_a_margin_stays_while_no_run_times_are_known() -> None:
+    margin = Margin(RunTimes(), at_first=0.5, most=1.0)
+    for _ in range(100):
+        margin.answered(9.0)
+    assert margin.kept(100) == 5
 
 
 # The policy
@@ -234,10 +263,10 @@ def test_does_not_copy_a_query_that_has_waited_but_hardly_run() -> None:
 
 @pytest.mark.parametrize(("dispatch", "parity_runs"), [(SingleQueue, True), (LatencyAware, False)])
 def test_the_instance_kept_for_originals_is_not_a_slow_one(
-    dispatch: type[Dispatch], parity_runs: bool
+    dispatch: type[Dispatch], parity_runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Margin, "kept", lambda *_: 1)
     scheduler = Scheduler(Parity(code(), max_group_wait=None), dispatch=dispatch())
-    scheduler.keep_idle(1)
     world = World(scheduler, code())
     instances = "slow", "a", "b", "c"
     for instance in instances:

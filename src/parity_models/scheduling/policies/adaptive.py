@@ -6,17 +6,17 @@ Four questions are answered from what the scheduler sees, none from configuratio
     query would take. If all took about the same, no parity is sent.
 
     Is there capacity for it? Parity queries are sent when their group is full, and start as long
-    as that leaves instances idle for the queries about to arrive: 0.7 times the square root of
-    the queries under way, by which their number fluctuates (Halfin and Whitt, Operations Research
-    1981). Where batches are not full, an arriving query joins one, and fewer are kept.
+    as that leaves instances idle for the queries about to arrive: none while the median query is
+    answered as soon as the median unit has run, up to 0.7 times the root of the queries under way
+    when it is not (margin.py).
 
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
     late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013)
-    that does not grow while more originals and copies wait than instances are kept idle.
+    that does not grow while more originals and copies wait than instances are kept idle at most.
 
-    Is a copy likely to help? It takes a median run time. As long as fewer than one in ten of the
-    recent units took so long still from that age on, it is not sent.
+    Is a copy likely to help? It takes a median run time. As long as fewer than three in ten of
+    the recent units took so long still from that age on, it is not sent.
 
 Recently slow instances take last (dispatch.LatencyAware).
 """
@@ -24,30 +24,29 @@ Recently slow instances take last (dispatch.LatencyAware).
 from __future__ import annotations
 
 from functools import partial
-from math import inf, sqrt
+from math import inf
 from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.budget import Budget
+from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.policies.parity import CodingGroup, Erasures, Parity, Pool
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.timers import LEAST_DELAY
-from parity_models.scheduling.work import Query, Unit
+from parity_models.scheduling.work import Query
 
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
 
 MARGIN = 0.7
-"""How many instances parity work leaves idle: so many times the root of the queries under way."""
-
-NEWEST = 0.02
-"""The weight of the newest unit in the share of units that are full."""
+"""How many instances spare work leaves idle at most, and while nothing is known: so many times
+the root of the queries under way."""
 
 SLOW, LATE = 0.25, 0.05
 """The shares of originals that run for so long that they are slow, and late."""
 
-CHANCE = 0.1
+CHANCE = 0.3
 """With which chance, at least, a copy sent now must be there before the original."""
 
 GROUP_WAIT = 0.15
@@ -73,7 +72,7 @@ class AdaptiveParity(Parity):
         super().__init__(code, pool=Pool.SHARED, max_group_wait=None)
         self._budget = Budget(hedge_budget)
         self._run_times = RunTimes() if run_times is None else run_times
-        self._full = 1.0
+        self._margin = Margin(self._run_times, at_first=MARGIN, most=MARGIN)
         self._needed = True
         self._slow = self._late = inf
         self._learn()
@@ -82,19 +81,14 @@ class AdaptiveParity(Parity):
         return LatencyAware()
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        kept = round(MARGIN * self._full * sqrt(scheduler.pending))
-        scheduler.keep_idle(kept)
-        if scheduler.queue_depths().get(DEPLOYED, 0) <= kept:
+        if scheduler.queue_depths().get(DEPLOYED, 0) <= self._margin.most(scheduler.pending):
             self._budget.earn()
         super().arrived(scheduler, query)
         if self._slow < inf:
             self._look_at(scheduler, query, scheduler.now + self._slow)
 
-    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
-        if unit.tasks[0].work != DEPLOYED:
-            return
-        self._full += NEWEST * ((len(unit.tasks) == scheduler.max_batch) - self._full)
-        if self._run_times.add(scheduler.now - unit.started, finished=finished):
+    def _ran(self, seconds: float, *, finished: bool) -> None:
+        if self._run_times.add(seconds, finished=finished):
             self._learn()
 
     def _learn(self) -> None:

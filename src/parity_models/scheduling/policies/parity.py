@@ -34,12 +34,18 @@ from parity_models.scheduling.actions import (
     parity_work,
 )
 from parity_models.scheduling.policies.answer_rule import AnswerRule
+from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.timers import Timer
-from parity_models.scheduling.work import Query, Task
+from parity_models.scheduling.work import Query, Task, Unit
 
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
+
+MARGIN = 1.0
+"""How many instances parity work in a shared pool leaves idle at most: so many times the root of
+the queries under way."""
 
 KINDS_WITH_PADDING = 16
 """For how many kinds of query (the most recently seen) padding is kept."""
@@ -65,7 +71,7 @@ class Pool(StrEnum):
     DEDICATED = "dedicated"
     """On instances of their own, as in the paper."""
     SHARED = "shared"
-    """On every instance, at lower priority than originals: spare capacity only."""
+    """On every instance, at lower priority than originals: spare capacity only (margin.py)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -112,6 +118,8 @@ class Parity(Policy):
         answer_rule: AnswerRule = AnswerRule.FIRST,
         answer_after: float = 0.0,
     ) -> None:
+        self._run_times = RunTimes()
+        self._margin = Margin(self._run_times, at_first=0.0, most=MARGIN)
         self._code = code
         self._pool = pool
         self._max_group_wait = max_group_wait
@@ -129,6 +137,7 @@ class Parity(Policy):
         return [deployed] * instances + [parity] * parity_instances
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
+        scheduler.keep_idle(self._margin.kept(scheduler.pending))
         if scheduler.nodes < self._code.k or scheduler.is_placed(query.original):
             self._join(scheduler, query)
 
@@ -185,12 +194,18 @@ class Parity(Policy):
             group.parities[group.tasks.index(task)] = True
             self._decode(scheduler, group)
 
+    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
+        if unit.tasks[0].work == DEPLOYED:
+            self._margin.ran(unit, scheduler.max_batch)
+            self._ran(scheduler.now - unit.started, finished=finished)
+
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         group = self._group_of(query)
         if group is not None:
             self._decode(scheduler, group, urgent=query.id)
 
     def resolved(self, scheduler: Scheduler, query: Query) -> None:
+        self._margin.answered(scheduler.now - query.arrived)
         group = self._group_of(query)
         if group is None:
             return
@@ -202,6 +217,10 @@ class Parity(Policy):
         elif sum(all(other.resolved) for other in self._open[group.kind]) > 1:
             self._no_longer_open(group)  # one is enough for the next query to complete
             self._end(scheduler, group)
+
+    def _ran(self, seconds: float, *, finished: bool) -> None:
+        """A unit of originals has run for so long, to its end or not."""
+        self._run_times.add(seconds, finished=finished)
 
     def _group_of(self, query: Query) -> CodingGroup | None:
         """The group of a query that is pending, if it has joined one."""
