@@ -112,8 +112,10 @@ def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
     Raises TrainingError for another style, and for codes that were not published.
     """
     if style == "distilled":
-        longer = SUBTRACTION_EPOCHS if spec.decoder == "subtraction" else 1
-        return replace(recipe, epochs=recipe.epochs * longer)
+        if spec.decoder != "subtraction":
+            return recipe
+        # Sums of predictions are never learned to the end; those of mirrored queries are more.
+        return replace(recipe, epochs=SUBTRACTION_EPOCHS * recipe.epochs, mirror=False)
     if style != "published":
         raise TrainingError(
             f"no recipe is called {style!r}; there are {', '.join(get_args(Style))}"
