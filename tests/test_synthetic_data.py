@@ -1,5 +1,6 @@
 """Datasets made here are like those they stand for, and the same whenever they are made."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,14 @@ from parity_models.tasks import TASKS, find_task
 from parity_models.tasks.synthetic import make_boxes, make_speech
 from parity_models.tasks.synthetic.speech import PROGRAM
 from parity_models.tasks.wav import read_second
+
+needs_espeak = pytest.mark.skipif(
+    shutil.which(PROGRAM) is None, reason=f"made speech needs the package {PROGRAM}"
+)
+needs_garments = pytest.mark.skipif(
+    find_task("fashion-mnist").find() is None,
+    reason="made boxes hold Fashion-MNIST's garments: the package dataset-fashion-mnist",
+)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -28,6 +37,7 @@ def run(*arguments: str) -> str:
     return result.output
 
 
+@needs_espeak
 def test_synthetic_speech_is_a_task_with_speakers_apart(tmp_path: Path) -> None:
     run("synth-speech", "--out", str(tmp_path / "a"), "--speakers", "10", "--takes", "1",
         "--words", "yes,no")  # fmt: skip
@@ -42,6 +52,7 @@ def test_synthetic_speech_is_a_task_with_speakers_apart(tmp_path: Path) -> None:
     assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
 
 
+@needs_garments
 def test_synthetic_boxes_hold_the_garment(tmp_path: Path) -> None:
     run("synth-boxes", "--out", str(tmp_path / "a"), "--images", "40")
     data = find_task("localization").load(tmp_path / "a")
@@ -66,6 +77,7 @@ def test_speech_without_espeak_says_how_to_install_it(
         make_speech(tmp_path / "speech")
 
 
+@needs_garments
 def test_what_is_there_is_not_overwritten_and_a_failure_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(DataError, match="is there already"):
