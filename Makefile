@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -c constraints.txt -e '.[train,bench,ray,dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,dev]'
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
@@ -41,7 +41,7 @@ test: setup servers ## Format check, lint, types, import rules, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
