@@ -9,8 +9,12 @@ import pytest
 import tritonclient.http
 
 from fleet_servers import Triton, kill_and_mend
+from parity_models.bench import overhead
+from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.remote.export import Format, export_repository
+from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 from served import ServerProcess, predictions, queries, write_linear_bundle
 
 
@@ -39,6 +43,20 @@ def test_a_triton_loads_what_is_exported(tritons: list[Triton]) -> None:
             np.testing.assert_allclose(
                 result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
             )
+
+
+async def test_overhead_is_measured_beside_requests_straight_to_a_triton(
+    bundle: Path, tritons: list[Triton], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overhead, "ROUNDS", 2)
+    urls = [tritons[0].grpc_url, tritons[1].url]
+    fleet = Fleet(parse_upstreams("model", 1, deployed=urls, parity=urls))
+    report = await overhead.measure_overhead(open_bundle(bundle), fleet, PolicyName.PARITY)
+    assert (report.upstream, report.policy, report.calls) == (tritons[1].url, "parity", 200)
+    assert report.served.p50_ms > report.direct.p50_ms > 0
+    with pytest.raises(UserError, match="has a URL of http"):
+        grpc = Fleet(parse_upstreams("model", 1, deployed=[tritons[0].grpc_url]))
+        await overhead.measure_overhead(open_bundle(bundle), grpc)
 
 
 def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(

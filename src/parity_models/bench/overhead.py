@@ -1,4 +1,5 @@
-"""What the way through a server costs: an infer over HTTP beside the same call in process.
+"""What the way through a server costs: an infer over HTTP beside the same call in process, or,
+in front of a fleet, beside the same request straight to one of its servers.
 
 One client, one row at a time. Rounds of both take turns, so that whatever else the machine does
 hits both alike. The client is a bare socket that is kept open: its own work counts in the
@@ -9,6 +10,9 @@ import gc
 import socket
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -21,10 +25,12 @@ from tqdm import tqdm
 
 from parity_models.bench.served import served
 from parity_models.bench.wire import HEADER_LENGTH, ModelMetadata, RequestWriter, read_answers
-from parity_models.errors import LoadError
+from parity_models.errors import LoadError, UserError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.remote.upstream import Fleet, Upstream
 from parity_models.serving.server import ServeOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
@@ -41,9 +47,14 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class OverheadReport(msgspec.Struct, frozen=True):
-    """Direct and served latency of one row of `tensor_bytes`; difference and ratio at p50."""
+    """Direct and served latency of one row of `tensor_bytes`; difference and ratio at p50.
+
+    `upstream` is where direct requests go; None: to ONNX Runtime, in process.
+    """
 
     model: str
+    policy: str
+    upstream: str | None
     tensor_bytes: int
     calls: int
     client: str
@@ -53,38 +64,58 @@ class OverheadReport(msgspec.Struct, frozen=True):
     ratio_p50: float
 
 
-async def measure_overhead(bundle: Bundle | None = None) -> OverheadReport:
-    """Serve `bundle`, or a generated MLP, with one instance and no redundancy, and measure."""
+async def measure_overhead(
+    bundle: Bundle | None = None,
+    fleet: Fleet | None = None,
+    policy: PolicyName = PolicyName.NONE,
+) -> OverheadReport:
+    """Serve `bundle`, or a generated MLP, with one instance or in front of a `fleet`, and measure.
+
+    Raises UserError if no server of the fleet's deployed model speaks HTTP.
+    """
     if bundle is not None:
-        return await _measure(bundle)
+        return await _measure(bundle, fleet, policy)
     with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
-        return await _measure(_generate(Path(folder)))
+        return await _measure(_generate(Path(folder)), fleet, policy)
 
 
-async def _measure(bundle: Bundle) -> OverheadReport:
+async def _measure(bundle: Bundle, fleet: Fleet | None, policy: PolicyName) -> OverheadReport:
     manifest = bundle.manifest
     model = ModelMetadata(manifest.name, manifest.deployed.input, manifest.deployed.output)
     row = np.random.default_rng(0).random(model.input.shape).astype(model.input.dtype)
-    direct = OnnxModel(bundle.deployed_path)
-    options = ServeOptions(policy=PolicySpec(name=PolicyName.NONE), instances=1, port=0)
+    upstream = None if fleet is None else _asked_directly(fleet)
+    options = ServeOptions(policy=PolicySpec(name=policy), instances=1, port=0, fleet=fleet)
     async with served(bundle.path, options) as server:
-        client = _Client(server.url, model)
-        # Nothing else is due on this event loop, so the measurement may block it.
-        direct_times, served_times = _take_turns(
-            lambda: direct(row[np.newaxis]), lambda: client.infer(row)
-        )
-        client.close()
-    in_process, over_http = _latency(direct_times), _latency(served_times)
+        with ExitStack() as stack:
+            through = stack.enter_context(closing(_Client(server.url, model)))
+            if upstream is None:
+                direct = partial(OnnxModel(bundle.deployed_path), row[np.newaxis])
+            else:
+                there = replace(model, name=upstream.models[DEPLOYED])
+                straight = stack.enter_context(closing(_Client(upstream.url, there)))
+                direct = partial(straight.infer, row)
+            # Nothing else is due on this event loop, so the measurement may block it.
+            times = _take_turns(direct, partial(through.infer, row))
+    direct_latency, served_latency = map(_latency, times)
     return OverheadReport(
         model=manifest.deployed.network,
+        policy=policy,
+        upstream=None if upstream is None else upstream.url,
         tensor_bytes=row.nbytes,
-        calls=len(direct_times),
+        calls=len(times[0]),
         client="bare keep-alive socket",
-        direct=in_process,
-        served=over_http,
-        difference_p50_ms=over_http.p50_ms - in_process.p50_ms,
-        ratio_p50=over_http.p50_ms / in_process.p50_ms,
+        direct=direct_latency,
+        served=served_latency,
+        difference_p50_ms=served_latency.p50_ms - direct_latency.p50_ms,
+        ratio_p50=served_latency.p50_ms / direct_latency.p50_ms,
     )
+
+
+def _asked_directly(fleet: Fleet) -> Upstream:
+    for upstream in fleet.upstreams:
+        if upstream.url.startswith("http:") and DEPLOYED in upstream.models:
+            return upstream
+    raise UserError("no server of the deployed model has a URL of http, over which it is measured")
 
 
 def _generate(folder: Path) -> Bundle:

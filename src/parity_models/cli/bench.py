@@ -12,7 +12,10 @@ from rich.table import Table
 from parity_models.bench.encode import measure_encode
 from parity_models.bench.overhead import measure_overhead
 from parity_models.cli.json_file import write_json
-from parity_models.models.bundle import open_bundle
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.scheduling.spec import PolicyName
+from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 
 bench = typer.Typer(
     add_completion=False,
@@ -37,18 +40,37 @@ def overhead(
             metavar="BUNDLE",
         ),
     ] = None,
+    deployed: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure in front of these servers, which run the models of --bundle (URLS as in "
+            "`parm serve`), beside requests straight to the first of them.",
+            metavar="URLS",
+        ),
+    ] = None,
+    parity: Annotated[
+        str | None,
+        typer.Option(help="Likewise, those that run its parity model.", metavar="URLS"),
+    ] = None,
+    policy: Annotated[
+        PolicyName, typer.Option(help="What the server sends besides the originals.")
+    ] = PolicyName.NONE,
 ) -> None:
     """Measure an infer over HTTP beside the same call to ONNX Runtime in process.
 
     One client sends one row at a time, as a binary tensor, over a bare socket that is kept
-    open; the server has one instance and no redundancy. Rounds of both take turns. Prints p50
-    and p99 of both, and their difference and ratio at p50.
+    open; the server has one instance, or those of --deployed. Rounds of both take turns. Prints
+    p50 and p99 of both, and their difference and ratio at p50.
     """
-    report = asyncio.run(measure_overhead(None if bundle is None else open_bundle(bundle)))
+    opened = None if bundle is None else open_bundle(bundle)
+    report = asyncio.run(measure_overhead(opened, _fleet(opened, deployed, parity), policy))
     table = Table()
     for column in ("", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right" if column else "left")
-    for way, latency in (("in process", report.direct), ("over HTTP", report.served)):
+    ways = ("in process", "over HTTP")
+    if report.upstream is not None:
+        ways = (f"straight to {report.upstream}", "through parm serve")
+    for way, latency in zip(ways, (report.direct, report.served), strict=True):
         table.add_row(way, f"{latency.p50_ms:.3f}", f"{latency.p99_ms:.3f}")
     table.add_section()
     table.add_row("difference at p50", f"{report.difference_p50_ms:.3f}")
@@ -56,12 +78,30 @@ def overhead(
     console = Console()
     console.print(
         f"One row of {report.tensor_bytes:,} bytes through the network {report.model}, "
-        f"{report.calls:,} calls each way; client: {report.client}.",
+        f"{report.calls:,} calls each way; client: {report.client}; policy: {report.policy}.",
         highlight=False,
     )
     console.print(table)
     if json is not None:
         write_json(json, report)
+
+
+def _fleet(bundle: Bundle | None, deployed: str | None, parity: str | None) -> Fleet | None:
+    if deployed is None and parity is None:
+        return None
+    if deployed is None or bundle is None:
+        raise UserError("--deployed takes servers of a --bundle's model, --parity those of its own")
+    code = bundle.manifest.code
+    if parity is not None and code is None:
+        raise UserError(f"{bundle.path} has no parity model for the servers of --parity")
+    return Fleet(
+        parse_upstreams(
+            bundle.manifest.name,
+            code.r if code is not None else 0,
+            deployed=deployed.split(","),
+            parity=parity.split(",") if parity is not None else (),
+        )
+    )
 
 
 @bench.command()
