@@ -261,6 +261,7 @@ class Scheduler:
         if not task.wanted:
             return
         task.wanted = False
+        task.spread.clear()  # breaks a reference cycle, so that memory is freed at once
         unit = task.unit
         if unit is None:
             self._dispatch.remove(task)

@@ -69,8 +69,7 @@ class SingleQueue(Dispatch):
                 yield assigned
 
     def _may_run(self, task: Task, instance: str) -> bool:
-        nodes = {self._node[other] for other in self._taken(task)}
-        if instance in task.failed_on or self._node[instance] in nodes:
+        if task.failed_on or (self.nodes and self._taken(task)):
             return instance in self._suited(task)
         return True
 
