@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from parity_models.bench.accuracy.results import ModelResults
+from parity_models.bench.accuracy.rivals import DEFAULT
 from parity_models.bench.figures import PALETTE
 from parity_models.bench.plots import COLOURS, FAINT, INK
 from parity_models.evaluation.approaches import Approach
@@ -48,13 +49,23 @@ def plot_by_model(path: Path, results: Sequence[ModelResults]) -> None:
             fontsize=8,
         )
         axes.set_ylabel("test set, %")
-        _legend_once(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        once = dict(zip(labels, handles, strict=True))
+        axes.legend(
+            once.values(),
+            once,
+            fontsize=8,
+            edgecolor="none",
+            ncols=len(once),
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+        )
         axes.set_title("Available and reconstructed", loc="left", fontweight="bold")
 
 
 def plot_against_k(path: Path, results: Sequence[ModelResults]) -> None:
     """Write a PNG of the best A_d at each k, beside A_a."""
-    with _axes(path, (7.5, 4.2)) as axes:
+    with _axes(path, (8.5, 4.2)) as axes:
         for model, colour in zip(results, cycle(PALETTE[1:]), strict=False):
             found = {k: model.best(k) for k in sorted({one.cell.k for one in model.codes})}
             points = {k: 100 * best.degraded for k, best in found.items() if best is not None}
@@ -65,37 +76,64 @@ def plot_against_k(path: Path, results: Sequence[ModelResults]) -> None:
         axes.set_xlabel("k, queries in a coding group (dotted: A_a)")
         axes.set_ylabel("A_d, %")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(fontsize=8, edgecolor="none")
+        _legend_beside(axes)
         axes.set_title("Reconstructions by group size", loc="left", fontweight="bold")
 
 
 def plot_overall(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:
-    """Write a PNG of A_o against the share of predictions unavailable."""
+    """Write a PNG of A_o against the share of predictions unavailable, at the smallest k."""
+    ks = [code.k for code in model.cell.codes] + [free.k for free in model.cell.free]
+    smallest = f"k={min(ks, default=2)}"
+    shown = [one for one in approaches if _family_and_group(one)[1] in ("", smallest)]
     with _axes(path, (8.5, 4.4)) as axes:
-        for one, colour in zip(approaches, cycle(PALETTE), strict=False):
+        looks = zip(cycle(PALETTE), cycle(("-", "--")), strict=False)
+        for one, (colour, line) in zip(shown, looks, strict=False):
             shares = {100 * float(f): 100 * accuracy for f, accuracy in one.overall.items()}
-            xs = [0.0, *shares]
-            axes.plot(xs, [100 * one.available, *shares.values()], color=colour, label=one.name)
+            xs, ys = [0.0, *shares], [100 * one.available, *shares.values()]
+            axes.plot(xs, ys, line, color=colour, label=one.name)
         axes.set_xlabel("predictions unavailable, %")
         axes.set_ylabel("A_o, %")
-        axes.legend(fontsize=7, edgecolor="none", loc="upper left", bbox_to_anchor=(1, 1))
+        _legend_beside(axes)
         axes.set_title(f"{model.cell}: all answers", loc="left", fontweight="bold")
 
 
 def plot_overhead(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:
-    """Write a PNG of A_d against the work that each approach costs."""
-    with _axes(path, (8.5, 4.4)) as axes:
+    """Write a PNG of A_d against the work that each approach costs.
+
+    The default prediction, far below all others, is told beside it.
+    """
+    families: dict[str, list[tuple[float, float, str]]] = {}
+    for one in approaches:
+        family, group = _family_and_group(one)
+        families.setdefault(family, []).append((one.overhead, 100 * one.degraded[0], group))
+    with _axes(path, (9.5, 5.2)) as axes:
         axes.axhline(
             100 * model.deployed.available, color=FAINT, linestyle=":", linewidth=1, label="A_a"
         )
-        marks = cycle("os^Dv*P")
-        for one, colour, mark in zip(approaches, cycle(PALETTE), marks, strict=False):
-            if one.degraded:
-                axes.plot(one.overhead, 100 * one.degraded[0], mark, color=colour, label=one.name)
+        looks = zip(cycle(PALETTE), cycle("os^Dv*P"), strict=False)
+        for (family, points), (colour, mark) in zip(families.items(), looks, strict=False):
+            if family == DEFAULT:
+                axes.plot([], [], mark, color=colour, label=f"{family}: {points[0][1]:.1f} %")
+                continue
+            xs, ys, groups = zip(*points, strict=True)
+            axes.plot(xs, ys, mark, color=colour, label=family)
+            if len(points) == 1:
+                continue
+            for x, y, group in zip(xs, ys, groups, strict=True):
+                axes.annotate(
+                    group, (x, y), (4, 3), textcoords="offset points", fontsize=6, color=colour
+                )
+        axes.margins(x=0.1)
         axes.set_xlabel("work beyond one run of F for each query, in runs of F")
         axes.set_ylabel("A_d, %")
-        axes.legend(fontsize=7, edgecolor="none", loc="upper left", bbox_to_anchor=(1, 1))
+        _legend_beside(axes)
         axes.set_title(f"{model.cell}: what an answer costs", loc="left", fontweight="bold")
+
+
+def _family_and_group(one: Approach) -> tuple[str, str]:
+    """The name of an approach without and with its k and r alone: "berrut", "k=2"."""
+    family, coded, numbers = one.name.partition(", k=")
+    return family, f"k={numbers.removesuffix(', r=1')}" if coded else ""
 
 
 @contextmanager
@@ -108,7 +146,5 @@ def _axes(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
         figure.savefig(path)
 
 
-def _legend_once(axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    axes.legend(once.values(), once, fontsize=8, edgecolor="none", loc="lower right", framealpha=1)
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(fontsize=7, edgecolor="none", loc="upper left", bbox_to_anchor=(1, 1))

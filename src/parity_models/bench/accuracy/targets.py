@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import nan
 
 from parity_models.bench.accuracy.results import CodeResult, ModelResults
 from parity_models.bench.accuracy.rivals import behind
@@ -88,7 +89,8 @@ def _second(model: ModelResults) -> Iterator[Target]:
 
 def _ratio(model: ModelResults, what: str, least: float) -> Iterator[Target]:
     if best := model.best(2):
-        ratio = best.degraded / model.deployed.available
+        available = model.deployed.available
+        ratio = best.degraded / available if available > 0 else nan
         yield Target(
             f"{model.cell}, k=2: {what} of reconstructions over the deployed model's",
             f"at least {least:.2f}",
