@@ -42,6 +42,8 @@ EXTRAS = {
     "onnxscript": "train",
     "PIL": "train",
     "pyarrow": "bench",
+    "pydantic": "ray",
+    "ray": "ray",
     "simpy": "bench",
     "safetensors": "train",
     "sklearn": "train",

@@ -7,7 +7,7 @@ from collections import Counter
 from enum import StrEnum
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -37,6 +37,7 @@ from parity_models.serving.server import ServeOptions, Server, default_policy
 class EngineName(StrEnum):
     LOCAL = "local"
     REMOTE = "remote"
+    RAY = "ray"
 
 
 def serve(
@@ -53,8 +54,8 @@ def serve(
     engine: Annotated[
         EngineName | None,
         typer.Option(
-            help="What runs the models: worker processes of this machine (local), or servers "
-            "that run already (remote, the default with --deployed).",
+            help="What runs the models: worker processes of this machine (local), servers that run "
+            "already (remote, the default with --deployed), or a Ray cluster (ray).",
             show_default=False,
         ),
     ] = None,
@@ -98,6 +99,41 @@ def serve(
             metavar="FILE",
             show_default=False,
         ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="With --engine ray: the cluster, as HOST:PORT of its head node, or auto on a node "
+            "of it; by default one is started on this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    frontends: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine ray: frontends, each with coding groups and instances of its own; "
+            "by default 1.",
+            show_default=False,
+        ),
+    ] = None,
+    max_instances: Annotated[
+        int | None,
+        typer.Option(
+            help="With --engine ray: as many as this when instances are busy for more than 70 % of "
+            "the time, and fewer again when not; by default always --instances.",
+            show_default=False,
+        ),
+    ] = None,
+    cpus_per_instance: Annotated[
+        float | None,
+        typer.Option(
+            help="With --engine ray: CPUs that Ray reserves for an instance; by default 1.",
+            show_default=False,
+        ),
+    ] = None,
+    cpus_per_frontend: Annotated[
+        float | None,
+        typer.Option(help="Likewise, for a frontend.", show_default=False),
     ] = None,
     policy: Annotated[
         PolicyName | None,
@@ -184,8 +220,8 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Serve a bundle over the Open Inference Protocol, with worker processes on this machine or
-    in front of servers that run its models already.
+    """Serve a bundle over the Open Inference Protocol, with worker processes on this machine, on
+    a Ray cluster, or in front of servers that run its models already.
 
     Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus are at
     /metrics. SIGTERM or Ctrl-C: requests in flight are answered, then everything stops; a second
@@ -230,11 +266,37 @@ def serve(
         faults=load_fault_plan(faults) if faults is not None else None,
         fleet=fleet,
     )
+    cluster = {
+        "frontends": frontends,
+        "max_instances": max_instances,
+        "cpus_per_instance": cpus_per_instance,
+        "cpus_per_frontend": cpus_per_frontend,
+    }
+    given = {option: value for option, value in cluster.items() if value is not None}
+    if engine is EngineName.RAY:
+        if grpc_port is not None:
+            raise UserError("--grpc-port is not for --engine ray, which speaks HTTP; leave it out")
+        _serve_on_ray(opened, options, given, address)
+        return
+    if given or address is not None:
+        raise UserError(
+            "--address, --frontends, --max-instances and --cpus-per-… are for --engine ray"
+        )
     server = Server(opened, options)
     try:
         uvloop.run(_serve(server))
     except asyncio.CancelledError:
         raise typer.Exit(130) from None
+
+
+def _serve_on_ray(
+    bundle: Bundle, options: ServeOptions, cluster: dict[str, Any], address: str | None
+) -> None:
+    # Only now: whoever does not use Ray need not have it.
+    from parity_models.cli.on_ray import serve_on_ray
+    from parity_models.serving.ray.app import ClusterOptions
+
+    serve_on_ray(bundle, options, ClusterOptions(**cluster), address)
 
 
 async def _serve(server: Server) -> None:

@@ -51,6 +51,9 @@ from parity_models.serving.local.wire import (
 MAX_DETAIL = 1000
 """Characters of an error that are reported."""
 
+RELEASE = 5 * HEARTBEAT
+"""Seconds that an engine has to release a worker that has no unit, and wants to leave."""
+
 LINGER = 1000
 """Milliseconds for which the last report to an engine is sent after its lease has ended."""
 
@@ -131,10 +134,16 @@ class Worker:
         return busy if since is None else busy + time.monotonic() - since
 
     def leave(self, timeout: float) -> None:
-        """Ask to be released, and wait until it is, or for `timeout` seconds."""
+        """Ask to be released, and wait until it is and its unit is done, or for `timeout` seconds.
+
+        Returns sooner if there is no unit, and nobody who could release it answers.
+        """
+        end = time.monotonic() + timeout
         self._leaving = True
         if self._lease is not None:
-            self._released.wait(timeout)
+            self._released.wait(min(RELEASE, timeout))
+        while self._busy[1] is not None and time.monotonic() < end:
+            time.sleep(0.01)
 
     # The main thread
 

@@ -83,6 +83,7 @@ class WorkerEngine(ABC, Generic[Link]):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
+        self._context.setsockopt(zmq.LINGER, 0)
         self._reports = self._context.socket(zmq.PULL)
         self._listening = False
 

@@ -1,0 +1,170 @@
+"""`parm serve --engine ray`: connect to a cluster or start one, deploy, and take it all back."""
+
+import logging
+import os
+import socket
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import ray
+from ray import serve
+from ray.serve.api import RunTarget, run_many
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
+
+from parity_models.errors import ServingError, UserError
+from parity_models.models.bundle import Bundle
+from parity_models.serving.http import listen
+from parity_models.serving.ray.app import ClusterOptions, application, pools_of
+from parity_models.serving.server import ServeOptions
+
+APP = "parity-models"
+"""The application's name on the cluster."""
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds a cluster's address has for a connection."""
+
+START_TIMEOUT = 300.0
+"""Seconds all replicas have to start: images and models may have to reach new nodes."""
+
+
+@contextmanager
+def served_on_ray(
+    bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, address: str | None
+) -> Iterator[str]:
+    """Serve a bundle on the cluster at `address` (as ray.init has it; None: a new one on this
+    machine) for as long as the context lasts; gives the URL.
+
+    Whatever was started is stopped at the end: the application; Serve, unless it ran before; the
+    cluster, if it is a new one. Raises UserError for a cluster that cannot be reached, is too
+    small or serves such an application already, and ServingError if replicas do not start.
+    """
+    cpus = _cpus(bundle, options, cluster)
+    _connect(address, cpus)
+    try:
+        ran_before = _check_room(address, cpus)
+        port = options.port if ran_before else _free_port(options.host, options.port)
+        if not ran_before:
+            where = ProxyLocation.HeadOnly if address is None else ProxyLocation.EveryNode
+            serve.start(where, HTTPOptions(host=options.host, port=port))
+        try:
+            host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
+            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            _deploy(bundle, options, cluster)
+            _check_answers(url)
+            yield url
+        finally:
+            serve.delete(APP)
+            if not ran_before:
+                serve.shutdown()  # type: ignore[no-untyped-call]
+    finally:
+        ray.shutdown()
+
+
+def _cpus(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> float:
+    """What replicas reserve to begin with."""
+    instances = sum(pool.least for pool in pools_of(bundle, options, cluster))
+    return instances * cluster.cpus_per_instance + cluster.frontends * cluster.cpus_per_frontend
+
+
+def _connect(address: str | None, cpus: float) -> None:
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # CPUs are only what Ray counts; as many instances as asked for may run on this machine.
+        ray.init(
+            "local",
+            num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
+        return
+    unreachable = f"no Ray cluster can be reached at {address}"
+    if "://" in address:
+        raise UserError(
+            f"--address {address} is of a remote driver; run this on a node of the cluster with "
+            "--address auto, or deploy a config file with `serve deploy` (docs/ray.md)"
+        )
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise UserError(
+                f"{unreachable} ({error}); give HOST:PORT of its head node, or auto"
+            ) from error
+    try:
+        ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        text = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{unreachable}: {text} Start it with `ray start --head`, or leave --address out"
+        ) from error
+
+
+def _check_room(address: str | None, cpus: float) -> bool:
+    """Is there room for the application? Returns whether Serve runs already."""
+    running = serve.status()
+    if APP in running.applications:
+        raise UserError(
+            f"the cluster serves an application {APP!r} already; stop the `parm serve` that did "
+            f"so, or delete it with serve.delete({APP!r})"
+        )
+    free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    if free < cpus:
+        raise UserError(
+            f"the replicas reserve {cpus:g} CPUs and the cluster at {address} has {free:g} free; "
+            "add nodes, or lower --instances, --frontends or --cpus-per-instance"
+        )
+    return bool(running.proxies)
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port, or one that is free for 0; Ray itself would only log that it cannot have it."""
+    try:
+        with listen(host, port) as reserved:
+            return int(reserved.getsockname()[1])
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port "
+            "(port 0 takes any that is free)"
+        ) from error
+
+
+def _deploy(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> None:
+    """Returns once all replicas run."""
+    app = application(bundle, options, cluster)
+    try:
+        run_many(
+            [RunTarget(target=app, name=APP, route_prefix="/")],
+            wait_for_applications_running=False,
+        )
+    except RayServeException as error:
+        raise UserError(f"the cluster does not take the application: {error}") from error
+    end = time.monotonic() + START_TIMEOUT
+    while True:
+        status = serve.status().applications[APP]
+        if status.status == "RUNNING":
+            return
+        failed = status.status in ("DEPLOY_FAILED", "UNHEALTHY")
+        if failed or time.monotonic() > end:
+            why = [f"{name}: {each.message}" for name, each in status.deployments.items()]
+            problem = "failed" if failed else f"did not start within {START_TIMEOUT:g} s"
+            raise ServingError("\n".join([f"replicas {problem}", status.message, *why]))
+        time.sleep(0.1)
+
+
+def _check_answers(url: str) -> None:
+    """Serve listens where it was told to when it was started, which may be another place."""
+    with suppress(OSError, ValueError):
+        for _ in range(50):
+            with urllib.request.urlopen(f"{url}/v2", timeout=CONNECT_TIMEOUT) as answer:
+                if b"parity-models" in answer.read(1000):
+                    return
+            time.sleep(0.1)
+    raise UserError(
+        f"Serve ran on the cluster before and does not listen at {url}; give the --host and --port "
+        "that it was started with"
+    )

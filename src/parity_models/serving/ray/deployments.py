@@ -1,0 +1,218 @@
+"""The deployments of the application: roster, instances, frontends.
+
+Queries go from a client through Ray's proxy to a replica of Frontends, and from there straight to
+the worker in a replica of Instances. What goes through Ray's handles is only reports to Roster.
+"""
+
+import asyncio
+import logging
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from parity_models.faults import FaultPlan, WorkerFaults
+from parity_models.models.bundle import MANIFEST, Bundle
+from parity_models.models.manifest import decode_manifest
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.local.worker import Worker, warm_model
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
+from parity_models.serving.ray.roster import (
+    INTERVAL,
+    FrontendReport,
+    InstanceReport,
+    Roster,
+    Seat,
+)
+from parity_models.serving.ray.store import BundleFiles
+from parity_models.serving.rest import rest_app
+from parity_models.serving.server import ServeOptions, frontend_of, served_model
+
+MAX_HEADER = 2**16
+"""Bytes that a message to a worker may have, if its tensors are small."""
+
+STOP_PATIENCE = 20.0
+"""Seconds that a replica that is to stop has for its unit."""
+
+_log = logging.getLogger(__name__)
+
+
+class RosterDeployment:
+    """The roster, as one replica that frontends and instances report to."""
+
+    def __init__(self, files: BundleFiles) -> None:
+        self._files = files
+        # Time is counted, not read off the clock: what has kept this replica from running has
+        # kept it from hearing reports, too.
+        self._now = 0.0
+        self._roster = Roster(self._now)
+        self._tasks = [
+            asyncio.create_task(_every(INTERVAL / 2, self._tick)),
+            asyncio.create_task(_every(10.0, files.touch)),
+        ]
+
+    async def instance_seen(self, report: InstanceReport) -> None:
+        self._roster.instance_seen(self._now, report)
+
+    async def frontend_seen(self, report: FrontendReport) -> tuple[Seat, ...]:
+        return self._roster.frontend_seen(self._now, report)
+
+    async def _tick(self) -> None:
+        self._now += INTERVAL / 2
+
+
+class Instances:
+    """One instance a replica: a worker with the models for `works`, files by work.
+
+    As a target of autoscaling it reports its utilisation. `faults` are suffered by the instance
+    whose number in the plan is `first` more than the replica's rank, from its start on.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        roster: DeploymentHandle[Any],
+        files: BundleFiles,
+        models: Mapping[str, str],
+        faults: FaultPlan | None,
+        first: int,
+    ) -> None:
+        loaded = {work: OnnxModel(await files.get(file)) for work, file in models.items()}
+        warm = {work: warm_model(model, models[work]) for work, model in loaded.items()}
+        address = f"tcp://{_address()}:*"
+        context = serve.get_replica_context()
+        self._worker = Worker(
+            warm,
+            address,
+            address,
+            faults=_faults(faults, first + context.rank.rank),
+            max_frame=max(MAX_HEADER, *(model.input.zeros(1).nbytes for model in warm.values())),
+        )
+        self._seat = Seat(
+            key=f"{context.deployment}-{context.replica_id.unique_id}",
+            bundle=files.fingerprint,
+            works=frozenset(models),
+            node=ray.get_runtime_context().get_node_id(),
+            units=self._worker.units,
+            control=self._worker.control,
+        )
+        self._roster = roster
+        self._leaving = False
+        self._looked = (time.monotonic(), 0.0)
+        self._thread = Thread(target=self._worker.serve, daemon=True)
+        self._thread.start()
+        self._reports = asyncio.create_task(_every(INTERVAL, self._report))
+
+    async def check_health(self) -> None:
+        if not self._thread.is_alive():
+            raise RuntimeError("the worker has ended")
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The share of the time since the last call for which the worker has had units."""
+        (then, before), now = self._looked, (time.monotonic(), self._worker.busy)
+        self._looked = now
+        return {"utilisation": (now[1] - before) / max(now[0] - then, 1e-3)}
+
+    async def __del__(self) -> None:
+        """Let the frontend find other work for itself: it releases the worker after its unit."""
+        self._leaving = True
+        with suppress(Exception):  # where the roster has stopped before
+            async with asyncio.timeout(PATIENCE):
+                await self._report()
+        await asyncio.to_thread(self._worker.leave, STOP_PATIENCE)
+        self._reports.cancel()
+
+    async def _report(self) -> None:
+        lease = self._worker.lease
+        holder = None if lease is None else holder_of(lease.instance)
+        await self._roster.instance_seen.remote(InstanceReport(self._seat, holder, self._leaving))
+
+
+class Frontends:
+    """One frontend a replica, which speaks the Open Inference Protocol over HTTP.
+
+    `works` are those of all instances there should be, of which it starts with its share of
+    `frontends`. The deployments of `pools` are those of the instances.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        roster: DeploymentHandle[Any],
+        pools: Sequence[DeploymentHandle[Any]],
+        files: BundleFiles,
+        options: ServeOptions,
+        works: Sequence[frozenset[str]],
+        frontends: int,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="parm-")
+        bundle = await _bundle(files, Path(self._folder.name))
+        self._metrics = Metrics()
+        self._model = served_model(bundle, options)
+        self._max_body = options.max_body
+        engine = RayEngine(
+            roster.frontend_seen.remote,
+            serve.get_replica_context().replica_id.unique_id,
+            files.fingerprint,
+            _address(),
+            unit_timeout=options.unit_timeout,
+        )
+        self._frontend = frontend_of(bundle, options, engine, self._metrics)
+        await self._frontend.start(share(works, frontends))
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        return rest_app(self._frontend, self._model, self._metrics, self._max_body)
+
+    async def __del__(self) -> None:
+        await self._frontend.drain()
+        await self._frontend.stop()
+        self._folder.cleanup()
+
+
+def share(works: Sequence[frozenset[str]], frontends: int) -> list[frozenset[str]]:
+    """What each of some frontends has at least of these instances, once they are all there."""
+    return [
+        each
+        for kind in dict.fromkeys(works)
+        for each in [kind] * max(1, works.count(kind) // frontends)
+    ]
+
+
+async def _every(interval: float, act: Callable[[], Awaitable[None]]) -> None:
+    """Act now and again, whatever comes of it."""
+    failing = False
+    while True:
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await act()
+            failing = False
+        except Exception as error:
+            if not failing:
+                _log.warning("%s failed, and is tried again: %r", act.__qualname__, error)
+            failing = True
+        await asyncio.sleep(interval)
+
+
+async def _bundle(files: BundleFiles, folder: Path) -> Bundle:
+    """What a frontend needs of the bundle, in a folder: it was checked before it was stored."""
+    manifest = await files.get(MANIFEST)
+    decoded = decode_manifest(manifest)
+    for coder in decoded.coders.values():
+        (folder / coder.file).write_bytes(await files.get(coder.file))
+    return Bundle(folder, decoded)
+
+
+def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] | None:
+    return None if plan is None else (time.monotonic(), WorkerFaults(plan, number))
+
+
+def _address() -> str:
+    """This node's IP address, as other nodes reach it."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]

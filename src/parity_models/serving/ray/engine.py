@@ -1,0 +1,249 @@
+"""The engine on Ray: units go to workers in replicas that the roster has leased to this frontend.
+
+Ray starts, places, scales and restarts the replicas; this is only told which of them are its own.
+An instance that it has to let go of leaves once its unit is done. One whose connection breaks, or
+that is not heard of, is gone at once; it may come back as another instance.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+import zmq
+from numpy.typing import NDArray
+from zmq.utils.monitor import recv_monitor_message
+
+from parity_models.errors import ServingError
+from parity_models.serving.engine import EngineListener
+from parity_models.serving.local.link import Context, WorkerLink
+from parity_models.serving.local.wire import (
+    Cancel,
+    Exit,
+    Heartbeat,
+    Hello,
+    Lease,
+    Release,
+    Report,
+    bind,
+)
+from parity_models.serving.local.workers import WorkerEngine
+from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
+
+START_PATIENCE = 10.0
+"""Seconds for which an engine waits for all instances that it is started with."""
+
+HURRY = 0.05
+"""Seconds between two reports while the engine starts."""
+
+PATIENCE = 2.0
+"""Seconds the roster has for an answer."""
+
+LINGER = 200
+"""Milliseconds that a worker's release has to reach it."""
+
+_log = logging.getLogger(__name__)
+
+AskRoster = Callable[[FrontendReport], Awaitable[tuple[Seat, ...]]]
+
+
+class LeasedWorker(WorkerLink):
+    """A worker on a seat of this frontend's; `leaving` once it is to be let go."""
+
+    def __init__(self, instance: str, seat: Seat, context: Context) -> None:
+        super().__init__(instance, seat.works, context)
+        self.seat = seat
+        self.leaving = False
+        self._loop = asyncio.get_running_loop()
+        self._monitor = self._units.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.connect(seat.units, seat.control)
+
+    def when_disconnected(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called when the connection to the worker breaks."""
+
+        def look() -> None:
+            with suppress(zmq.Again):
+                recv_monitor_message(self._monitor, zmq.NOBLOCK)
+                callback()
+
+        self._loop.add_reader(self._monitor.fileno(), look)
+
+    def close(self, linger: int = LINGER) -> None:
+        self._loop.remove_reader(self._monitor.fileno())
+        self._units.disable_monitor()
+        self._monitor.close()
+        super().close(linger)
+
+
+class RayEngine(WorkerEngine[LeasedWorker]):
+    """An Engine whose instances `roster` grants to the frontend called `name`.
+
+    They have the models of the bundle with the fingerprint `bundle`, and report to `address`, an
+    IP address of this machine. One that has a unit for `unit_timeout` seconds is told to end, so
+    that Ray starts another.
+    """
+
+    def __init__(
+        self,
+        roster: AskRoster,
+        name: str,
+        bundle: str,
+        address: str,
+        *,
+        heartbeat_timeout: float = 2.0,
+        unit_timeout: float = 10.0,
+    ) -> None:
+        super().__init__(
+            heartbeat_timeout=heartbeat_timeout,
+            join_timeout=heartbeat_timeout,
+            unit_timeout=unit_timeout,
+        )
+        self._roster = roster
+        self._name = name
+        self._bundle = bundle
+        self._address = address
+        self._lives = count()
+        self._lost: set[str] = set()
+        self._touch: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    # Engine
+
+    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        """Returns when the roster has granted an instance for each of `works`; after START_PATIENCE
+        seconds, one for each that differs from the others will do. More may come later."""
+        if not works:
+            raise ServingError("an engine needs at least one instance")
+        self._open(listener)
+        try:
+            self._endpoint = bind(self._reports, f"tcp://{self._address}:*")
+        except zmq.ZMQError as error:
+            self._close()
+            raise ServingError(f"cannot listen at {self._address}: {error.strerror}") from error
+        self._wanted = Counter(works)
+        self._enough = asyncio.Event()
+        self._listen()
+        self._touch = asyncio.create_task(self._keep_in_touch())
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(START_PATIENCE):
+                    await self._enough.wait()
+            self._wanted = Counter(set(works))
+            self._check_enough()
+            await self._enough.wait()
+        except BaseException:
+            await self.stop()
+            raise
+
+    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
+        worker = self._workers.get(instance)
+        if worker is None or (worker.leaving and worker.running is None):
+            return  # it has left, or does so as soon as this returns
+        super().run(instance, unit, work, rows)
+
+    async def stop(self) -> None:
+        if self._stopped or self._touch is None:
+            return
+        self._stopped = True
+        self._touch.cancel()
+        self._deafen()
+        for worker in self._workers.values():
+            if worker.running is not None:
+                worker.tell(Cancel(worker.instance, worker.running.unit))
+            worker.tell(Release(worker.instance))
+            worker.close()
+        self._workers.clear()
+        try:
+            with suppress(Exception):
+                async with asyncio.timeout(PATIENCE):
+                    report = FrontendReport(self._name, self._bundle, leaving=True)
+                    await self._roster(report)
+        finally:
+            self._close()
+
+    def seats(self) -> dict[str, Seat]:
+        """Where the instances are, by instance."""
+        return {worker.instance: worker.seat for worker in self._workers.values() if worker.joined}
+
+    # The roster
+
+    async def _keep_in_touch(self) -> None:
+        reachable = True
+        while True:
+            lost = tuple(self._lost)
+            held = tuple(worker.seat for worker in self._workers.values())
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    seats = await self._roster(FrontendReport(self._name, self._bundle, held, lost))
+            except Exception as error:
+                if reachable:
+                    _log.warning("no word from the roster: %r; instances stay as they are", error)
+                reachable = False
+            else:
+                reachable = True
+                self._lost.difference_update(lost)
+                # Not called from here: a listener's mistake must not end this.
+                self._loop.call_soon(self._follow, seats)
+            await asyncio.sleep(INTERVAL if self._enough.is_set() else HURRY)
+
+    def _follow(self, seats: Sequence[Seat]) -> None:
+        granted = {seat.key: seat for seat in seats if seat.key not in self._lost}
+        for worker in list(self._workers.values()):
+            if granted.pop(worker.seat.key, None) is None:
+                worker.leaving = True
+                self._part(worker)
+        for seat in granted.values():
+            self._lease(seat)
+
+    def _lease(self, seat: Seat) -> None:
+        instance = f"{seat.key}.{next(self._lives)}@{self._name}"
+        worker = LeasedWorker(instance, seat, self._context)
+        worker.when_disconnected(lambda: self._lose(worker, "has broken its connection"))
+        worker.tell_before_units(Lease(instance, self._endpoint))
+        self._workers[instance] = worker
+
+    # Workers
+
+    def _hello(self, worker: LeasedWorker, hello: Hello) -> None:
+        worker.join(hello)
+        self._check_enough()
+        self._listener.instance_joined(worker.instance, worker.works, worker.seat.node)
+
+    def _check_enough(self) -> None:
+        if Counter(each.works for each in self._workers.values() if each.joined) >= self._wanted:
+            self._enough.set()
+
+    def _reported(self, worker: LeasedWorker, report: Report) -> None:
+        if isinstance(report, Heartbeat) and report.leaving:
+            worker.leaving = True
+        self._part(worker)
+
+    def _part(self, worker: LeasedWorker) -> None:
+        """Let go of it, if it is to leave and has no unit."""
+        if worker.leaving and worker.running is None:
+            worker.tell(Release(worker.instance))
+            self._remove(worker, "was let go")
+
+    def _give_up(self, worker: LeasedWorker, why: str) -> None:
+        worker.tell(Exit(worker.instance))
+        self._lose(worker, why)
+
+    def _lose(self, worker: LeasedWorker, why: str) -> None:
+        if self._workers.get(worker.instance) is worker:
+            _log.warning("instance %s %s", worker.instance, why)
+            self._lost.add(worker.seat.key)
+            self._remove(worker, why)
+
+    def _remove(self, worker: LeasedWorker, why: str) -> None:
+        del self._workers[worker.instance]
+        worker.close()
+        if worker.joined:
+            self._listener.instance_left(worker.instance, why)
+
+
+def holder_of(instance: str) -> str:
+    """The name of the frontend that leased a worker as this instance."""
+    return instance.rpartition("@")[2]

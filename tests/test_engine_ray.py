@@ -1,0 +1,86 @@
+"""The Ray engine runs units on replicas that the roster leases to it."""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from ray import serve
+
+from engine_conformance import (
+    BOTH,
+    DEPLOYED,
+    EngineConformance,
+    Fleet,
+)
+from onnx_models import moody_model
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.serving.engine import Engine
+from parity_models.serving.ray.app import ClusterOptions, InstancePool, instances_app, roster_app
+from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.store import BundleFiles, put_bundle
+from ray_cluster import SMALL, kill_replica, local_ray
+
+FOREVER = 1e15
+"""Steps of the moody model that nobody waits for."""
+
+
+class RayFleet(Fleet):
+    """Instances for WORKS, a deployment each, on a cluster of this machine."""
+
+    _names = count()
+
+    def __init__(self, files: BundleFiles) -> None:
+        self._files = files
+        self._roster = serve.get_deployment_handle("Roster", "test")
+
+    def engine(self, **options: float) -> RayEngine:
+        name = f"frontend-{next(self._names)}"
+        ask = self._roster.frontend_seen.remote
+        return RayEngine(ask, name, self._files.fingerprint, "127.0.0.1", **options)
+
+    def kill(self, engine: Engine, number: int) -> None:
+        assert isinstance(engine, RayEngine)
+        works = [DEPLOYED, BOTH][number]
+        (key,) = (seat.key for seat in engine.seats().values() if seat.works == works)
+        kill_replica(*key.split("-"))
+
+    def mend(self) -> None:
+        """Ray starts replicas again by itself."""
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
+    class Root:  # in here, so that it need not be imported where it runs
+        """What stands for frontends: the tests have their own."""
+
+        def __init__(self, *deployments: Any) -> None:
+            pass
+
+    folder = tmp_path_factory.mktemp("moody")
+    moody_model(folder / "m.onnx")
+    model = NewModel(folder / "m.onnx", "moody")
+    code = CodeSpec("sum", "subtraction", 2)
+    bundle = write_bundle(folder / "bundle", deployed=model, parity=[model], code=code)
+    cluster = ClusterOptions(cpus_per_instance=SMALL)
+    with local_ray():
+        files = put_bundle(bundle)
+        roster = roster_app(files)
+        models = {"deployed": "deployed.onnx", "parity-0": "parity-0.onnx"}
+        pools = [
+            instances_app(
+                roster,
+                files,
+                {work: models[work] for work in works},
+                InstancePool(name, works, 1, 1),
+                cluster,
+            )
+            for name, works in {"deployed": DEPLOYED, "shared": BOTH}.items()
+        ]
+        serve.run(serve.deployment(Root).bind(roster, *pools), name="test", route_prefix=None)
+        yield RayFleet(files)
+
+
+class TestRayEngine(EngineConformance):
+    pass
