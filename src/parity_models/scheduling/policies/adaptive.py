@@ -7,8 +7,8 @@ Four questions are answered from what the scheduler sees, none from configuratio
 
     Is there capacity for it? Parity queries are sent when their group is full, and start as long
     as that leaves instances idle for the queries about to arrive: none while the median query is
-    answered as soon as the median unit has run, up to 0.7 times the root of the queries under way
-    when it is not (margin.py).
+    answered as soon as the median unit has run, up to the root of the queries under way when it
+    is not (margin.py).
 
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
@@ -39,10 +39,6 @@ from parity_models.scheduling.work import Query
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
 
-MARGIN = 0.7
-"""How many instances spare work leaves idle at most, and while nothing is known: so many times
-the root of the queries under way."""
-
 SLOW, LATE = 0.25, 0.05
 """The shares of originals that run for so long that they are slow, and late."""
 
@@ -72,7 +68,7 @@ class AdaptiveParity(Parity):
         super().__init__(code, pool=Pool.SHARED, max_group_wait=None)
         self._budget = Budget(hedge_budget)
         self._run_times = RunTimes() if run_times is None else run_times
-        self._margin = Margin(self._run_times, at_first=MARGIN, most=MARGIN)
+        self._margin = Margin(self._run_times)
         self._needed = True
         self._slow = self._late = inf
         self._learn()

@@ -43,10 +43,6 @@ from parity_models.scheduling.work import Query, Task, Unit
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
 
-MARGIN = 1.0
-"""How many instances parity work in a shared pool leaves idle at most: so many times the root of
-the queries under way."""
-
 KINDS_WITH_PADDING = 16
 """For how many kinds of query (the most recently seen) padding is kept."""
 
@@ -119,7 +115,7 @@ class Parity(Policy):
         answer_after: float = 0.0,
     ) -> None:
         self._run_times = RunTimes()
-        self._margin = Margin(self._run_times, at_first=0.0, most=MARGIN)
+        self._margin = Margin(self._run_times)
         self._code = code
         self._pool = pool
         self._max_group_wait = max_group_wait
