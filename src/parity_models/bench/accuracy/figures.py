@@ -1,14 +1,14 @@
 """Pictures of accuracy: by task and network, against k, unavailability and overhead."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import cycle
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from parity_models.bench.accuracy.results import ModelResults
 from parity_models.bench.accuracy.rivals import DEFAULT
@@ -49,17 +49,7 @@ def plot_by_model(path: Path, results: Sequence[ModelResults]) -> None:
             fontsize=8,
         )
         axes.set_ylabel("test set, %")
-        handles, labels = axes.get_legend_handles_labels()
-        once = dict(zip(labels, handles, strict=True))
-        axes.legend(
-            once.values(),
-            once,
-            fontsize=8,
-            edgecolor="none",
-            ncols=len(once),
-            loc="lower right",
-            bbox_to_anchor=(1, 1),
-        )
+        _legend_above(axes)
         axes.set_title("Available and reconstructed", loc="left", fontweight="bold")
 
 
@@ -78,6 +68,39 @@ def plot_against_k(path: Path, results: Sequence[ModelResults]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _legend_beside(axes)
         axes.set_title("Reconstructions by group size", loc="left", fontweight="bold")
+
+
+def plot_codes(path: Path, model: ModelResults) -> None:
+    """Write a PNG of A_d and of the costs of coding, by encoder and decoder, best code first."""
+    codes = sorted(model.codes, key=lambda one: one.degraded)
+    with _style():
+        figure = Figure(figsize=(9.5, 1.2 + 0.26 * len(codes)), dpi=140, layout="constrained")
+        accuracy, cost = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+        places = range(len(codes))
+        for place, one in zip(places, codes, strict=True):
+            colour = OURS if one.cell.recipe == "distilled" else THEIRS
+            accuracy.plot(100 * one.degraded, place, "o", color=colour)
+            accuracy.annotate(
+                f"   {100 * one.degraded:.1f}", (100 * one.degraded, place), va="center", fontsize=7
+            )
+            for took, mark, label in (
+                (one.encode_us, "o", "encode"),
+                (one.decode_us, "D", "decode"),
+            ):
+                cost.plot(took, place, mark, color=colour, markersize=4, label=label)
+        accuracy.axvline(100 * model.deployed.available, color=FAINT, linestyle=":", linewidth=1)
+        accuracy.margins(x=0.1)
+        accuracy.set_yticks(places, [str(one.cell) for one in codes], fontsize=7)
+        accuracy.set_xlabel("A_d, % (dotted: A_a)")
+        cost.set_xscale("log")
+        cost.xaxis.set_minor_formatter(NullFormatter())
+        cost.set_xlabel("µs a group")
+        _legend_above(cost)
+        for axes in (accuracy, cost):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color=FAINT, linewidth=0.3)
+        accuracy.set_title(f"{model.cell}: codes", loc="left", fontweight="bold")
+        figure.savefig(path)
 
 
 def plot_overall(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:
@@ -136,14 +159,33 @@ def _family_and_group(one: Approach) -> tuple[str, str]:
     return family, f"k={numbers.removesuffix(', r=1')}" if coded else ""
 
 
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK})
+
+
 @contextmanager
 def _axes(path: Path, size: tuple[float, float]) -> Iterator[Axes]:
-    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+    with _style():
         figure = Figure(figsize=size, dpi=140, layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         yield axes
         figure.savefig(path)
+
+
+def _legend_above(axes: Axes) -> None:
+    """A legend of one line, which names each label once."""
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(
+        once.values(),
+        once,
+        fontsize=8,
+        edgecolor="none",
+        ncols=len(once),
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+    )
 
 
 def _legend_beside(axes: Axes) -> None:

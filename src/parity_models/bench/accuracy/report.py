@@ -10,6 +10,7 @@ from pathlib import Path
 from parity_models.bench.accuracy.figures import (
     plot_against_k,
     plot_by_model,
+    plot_codes,
     plot_overall,
     plot_overhead,
 )
@@ -33,6 +34,8 @@ def write_report(
     plot_by_model(pictures / "models.png", results)
     plot_against_k(pictures / "k.png", results)
     for model in results:
+        if len(model.codes) > 1:
+            plot_codes(pictures / f"{_slug(model)}-codes.png", model)
         plot_overall(pictures / f"{_slug(model)}-overall.png", model, approaches(model))
         plot_overhead(pictures / f"{_slug(model)}-overhead.png", model, approaches(model))
     path.write_text("\n".join(_report(path, title, results, command, complete)), encoding="utf-8")
@@ -112,6 +115,8 @@ def _model(path: Path, model: ModelResults) -> Iterator[str]:
     yield f"A_a {_share(deployed.available)} ({deployed.metric}, {deployed.queries:,} queries;"
     yield f"trained for {deployed.epochs} epochs in {deployed.seconds:.0f} s).\n"
     if model.codes:
+        if len(model.codes) > 1:
+            yield f"![A_d and costs by encoder and decoder]({path.stem}/{_slug(model)}-codes.png)\n"
         yield "Codes with parity models, costs of coding in µs for a group:\n"
         yield (
             "| encoder + decoder | k | r | A_d | 2 unavailable | 3 unavailable | agree "
