@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from commands import Here, parm
 from parity_models.bench.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
 from parity_models.bench.accuracy.report import approaches, write_report
 from parity_models.bench.accuracy.results import CodeResult, DeployedResult, ModelResults
@@ -23,7 +24,6 @@ from parity_models.evaluation.approaches import plain_approach
 from parity_models.models.bundle import Accuracy
 from parity_models.tasks import Dataset
 from parity_models.tasks.digits import Digits
-from served import parm
 
 TINY = """
 title = "Tiny"
@@ -46,16 +46,12 @@ free = [
 """
 
 
-def run_parm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(parm(*arguments), capture_output=True, text=True)
-
-
-def test_a_matrix_is_reported_and_not_run_twice(tmp_path: Path) -> None:
+def test_a_matrix_is_reported_and_not_run_twice(parm_here: Here, tmp_path: Path) -> None:
     matrix = tmp_path / "tiny.toml"
     matrix.write_text(TINY)
     args = ["reproduce", "accuracy", "--preset", str(matrix)]
     args += ["--out", str(tmp_path / "report.md"), "--work", str(tmp_path / "work")]
-    first = run_parm(*args)
+    first = parm_here(*args)
     assert first.returncode == 0, first.stderr
     report = (tmp_path / "report.md").read_text()
     for said in ("digits, linear", "stack + separate", "published recipe", "default prediction"):
@@ -63,12 +59,13 @@ def test_a_matrix_is_reported_and_not_run_twice(tmp_path: Path) -> None:
     assert "lagrange of degree 1" in report
     pictures = sorted(file.name for file in (tmp_path / "report").iterdir())
     assert pictures == [
+        "digits-linear-codes.png",
         "digits-linear-overall.png",
         "digits-linear-overhead.png",
         "k.png",
         "models.png",
     ]
-    again = run_parm(*args)
+    again = parm_here(*args)
     assert again.returncode == 0
     assert "min left" in first.stderr
     assert "min left" not in again.stderr
