@@ -93,7 +93,7 @@ def test_a_margin_keeps_to_its_bounds(latencies: list[float]) -> None:
     margin = Margin(run_times(*[(1.0, True)] * 10))
     for latency in latencies:
         margin.answered(latency)
-        assert 0 <= margin.kept(100) <= margin.most(100) == 10
+        assert 0 <= margin.kept(100) <= margin.fluctuation(100) == 10
 
 
 def test_a_margin_is_as_wide_as_it_takes_for_the_median_query_not_to_wait() -> None:

@@ -13,7 +13,7 @@ Four questions are answered from what the scheduler sees, none from configuratio
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
     late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013)
-    that does not grow while more originals and copies wait than instances are kept idle at most.
+    that does not grow while more originals and copies wait than the queries under way fluctuate by.
 
     Is a copy likely to help? It takes a median run time. As long as fewer than three in ten of
     the recent units took so long still from that age on, it is not sent.
@@ -77,7 +77,8 @@ class AdaptiveParity(Parity):
         return LatencyAware()
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        if scheduler.queue_depths().get(DEPLOYED, 0) <= self._margin.most(scheduler.pending):
+        waiting = scheduler.queue_depths().get(DEPLOYED, 0)
+        if waiting <= round(self._margin.fluctuation(scheduler.pending)):
             self._budget.earn()
         super().arrived(scheduler, query)
         if self._slow < inf:

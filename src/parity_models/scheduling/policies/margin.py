@@ -4,8 +4,9 @@ The number of queries under way fluctuates by its root: with as many instances m
 on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for queues with many
 exponential servers, Operations Research 1981). Which share of these it takes is learned: it falls
 while the median query is answered about as soon as the median unit has run, and rises when too
-many queries wait or get slow instances. Where batches are not full, an arriving query joins one,
-and fewer instances are kept.
+many queries wait or get slow instances. Where batches are not full, an arriving query joins one
+rather than needing an instance, and instances are never idle for long, however many there are: the
+margin shrinks with the square of the share of batches that are full.
 """
 
 from math import sqrt
@@ -44,8 +45,8 @@ class Margin:
 
     def kept(self, pending: int) -> int:
         """How many instances are left idle while so many queries are under way."""
-        return round(self._share * self._full * sqrt(pending))
+        return round(self._share * self._full * self.fluctuation(pending))
 
-    def most(self, pending: int) -> int:
-        """How many at most."""
-        return round(self._full * sqrt(pending))
+    def fluctuation(self, pending: int) -> float:
+        """By how many batches, about, the queries under way fluctuate."""
+        return self._full * sqrt(pending)
