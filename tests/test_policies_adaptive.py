@@ -18,6 +18,7 @@ from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueu
 from parity_models.scheduling.policies import AdaptiveParity, Hedging, Parity
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.work import Task, Unit
 from scheduling_world import World, code
 
 BOTH = frozenset({DEPLOYED, parity_work(0)})
@@ -103,6 +104,19 @@ def test_a_margin_is_as_wide_as_it_takes_for_the_median_query_not_to_wait() -> N
     assert margin.kept(100) == 5
     for _ in range(300):
         margin.answered(1.0)
+    assert margin.kept(100) == 0
+
+
+def test_a_margin_is_narrow_where_batches_are_not_full() -> None:
+    margin = Margin(run_times(*[(1.0, True)] * 10))
+    for _ in range(200):
+        margin.answered(1.1)
+    unit = Unit(0, "a", [Task(DEPLOYED, query, "kind") for query in range(2)], 0.0)
+    for _ in range(200):
+        margin.ran(unit, 2)
+    assert margin.kept(100) == 10
+    for _ in range(200):
+        margin.ran(unit, 4)
     assert margin.kept(100) == 0
 
 
