@@ -19,7 +19,7 @@ from parity_models.bench.accuracy.rivals import behind, berrut_of
 from parity_models.bench.accuracy.run import MatrixRun
 from parity_models.bench.accuracy.targets import targets
 from parity_models.bench.accuracy.time_left import TimeLeft
-from parity_models.errors import UserError
+from parity_models.errors import DataError, UserError
 from parity_models.evaluation.approaches import plain_approach
 from parity_models.models.bundle import Accuracy
 from parity_models.tasks import Dataset
@@ -135,9 +135,9 @@ def test_results_belong_to_the_deployed_model_that_they_were_measured_with(
     assert results[-1].deployed.queries == 50
 
 
-def test_the_time_left_is_learnt_from_what_was_run(tmp_path: Path) -> None:
+def test_the_time_left_is_learnt_from_what_was_run() -> None:
     cells = (CodeCell(encoder="stack", decoder="separate", seconds=50),) * 3
-    left = TimeLeft([DeployedCell(task="digits", network="mlp", seconds=30, codes=cells)], tmp_path)
+    left = TimeLeft([DeployedCell(task="digits", network="mlp", seconds=30, codes=cells)])
     assert left.place == "1/4"
     assert left.seconds() == 30 + 3 * 50 + 4 * 10
     left.done(33)
@@ -148,12 +148,14 @@ def test_the_time_left_is_learnt_from_what_was_run(tmp_path: Path) -> None:
     assert left.seconds() == 50 + 5
 
 
-def test_making_data_counts_until_it_is_there(tmp_path: Path) -> None:
-    model = DeployedCell(task="localization", network="mlp", made="boxes", seconds=30)
-    left = TimeLeft([model], tmp_path)
-    before = left.seconds()
-    (tmp_path / "boxes").mkdir()
-    assert left.seconds() < before
+def test_data_that_are_missing_are_told_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARM_DATA", str(tmp_path / "none"))
+    missing = '[[deployed]]\ntask = "cifar-10"\nnetwork = "linear"'
+    with pytest.raises(DataError, match="the data of cifar-10 are not in"):
+        _run(tmp_path, DEPLOYED + missing)
+    assert not (tmp_path / "work" / "bundles").exists()
 
 
 def test_an_interrupted_matrix_reports_what_is_done(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
 from parity_models.tasks.synthetic import make_boxes, make_speech
+from parity_models.tasks.task import FolderTask
 from parity_models.training import (
     Outcome,
     Report,
@@ -59,6 +60,8 @@ from parity_models.training import (
 
 Result = TypeVar("Result")
 Array = NDArray[np.float32]
+
+MAKERS: dict[str, Callable[..., int]] = {"boxes": make_boxes, "speech": make_speech}
 
 
 class MatrixRun:
@@ -73,14 +76,17 @@ class MatrixRun:
         self._work = work
         self._seed = seed
         self._tell = tell
-        self._left = TimeLeft(matrix.deployed, work / "data")
+        self._left = TimeLeft(matrix.deployed)
 
     def results(self) -> Iterator[ModelResults]:
         """After every measurement, all that there is of its deployed model: the last one has all.
 
-        Raises KeyboardInterrupt when a training is interrupted: what is done stays on disk, and
-        the next run goes on from there.
+        Raises DataError before anything is trained if data are missing or cannot be made, and
+        KeyboardInterrupt when a training is interrupted: what is done stays on disk, and the next
+        run goes on from there.
         """
+        for cell in self._matrix.deployed:
+            _Model(cell, self._work, self._seed).prepare()
         for cell in self._matrix.deployed:
             model = _Model(cell, self._work, self._seed)
             deployed = self._measure(DeployedResult, cell, model.key, model.deploy, model.holds)
@@ -167,21 +173,28 @@ class _Model:
     def _folder(self, key: str) -> Path:
         return self._work / "bundles" / key
 
+    def prepare(self) -> None:
+        """See that the data are there, or make them."""
+        folder = self._made
+        if folder is None and isinstance(self._task, FolderTask) and self._task.find() is None:
+            self._task.load()  # says what is missing
+        if folder is not None and not folder.exists():
+            with tqdm(desc=f"making {folder.name}", unit="") as bar:
+
+                def progress(made: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(made - bar.n)
+
+                MAKERS[folder.name](folder, progress=progress)
+
+    @property
+    def _made(self) -> Path | None:
+        """The folder of data that are made on this machine."""
+        return None if self._cell.made is None else self._work / "data" / self._cell.made
+
     @cached_property
     def _data(self) -> Dataset:
-        folder = None
-        if self._cell.made is not None:
-            folder = self._work / "data" / self._cell.made
-            if not folder.exists():
-                with tqdm(desc=f"making {self._cell.made}", unit="") as bar:
-
-                    def progress(made: int, total: int) -> None:
-                        bar.total = total
-                        bar.update(made - bar.n)
-
-                    make = make_boxes if self._cell.made == "boxes" else make_speech
-                    make(folder, progress=progress)
-        return self._task.load(folder)
+        return self._task.load(self._made)
 
     @cached_property
     def _bundle(self) -> Bundle:

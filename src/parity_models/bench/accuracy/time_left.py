@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from parity_models.bench.accuracy.matrix import Budget, DeployedCell, FreeCell
@@ -16,21 +15,17 @@ BESIDES = 10.0
 USUAL = 90.0
 """Seconds more, where a training has no budget in seconds."""
 
-MAKING = {"boxes": 60.0, "speech": 120.0}
-"""Seconds that it takes to make data."""
-
 
 class TimeLeft:
     """The cells of a matrix in the order in which they are run, less those that are done.
 
     What a cell takes beside its training's budget (export, evaluation; all of it where there is
     no budget) is taken to be what those of its kind took, for the same deployed model if there
-    were any. `data` is the folder of data that was made.
+    were any.
     """
 
-    def __init__(self, models: Sequence[DeployedCell], data: Path) -> None:
+    def __init__(self, models: Sequence[DeployedCell]) -> None:
         self._left = [(model, cell) for model in models for cell in _cells(model)]
-        self._data = data
         self._took: dict[object, list[float]] = defaultdict(list)
         self._all = len(self._left)
 
@@ -48,9 +43,7 @@ class TimeLeft:
 
     def seconds(self) -> float:
         """How long all that is left takes."""
-        made = {model.made for model, cell in self._left if model is cell and model.made}
-        making = sum(MAKING[name] for name in made if not (self._data / name).exists())
-        return making + sum(self._expected(model, cell) for model, cell in self._left)
+        return sum(self._expected(model, cell) for model, cell in self._left)
 
     def _expected(self, model: DeployedCell, cell: Cell) -> float:
         budget = _seconds(cell)
