@@ -1,9 +1,13 @@
 """Ray for tests: quiet, offline, gone at the end."""
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from itertools import count
+from threading import Event, Lock
 
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
@@ -11,11 +15,14 @@ os.environ |= {
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 
+import httpx
+import numpy as np
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
 from parity_models.serving.http import listen
+from served import INPUTS, predictions, queries, until
 
 SMALL = 0.01
 """CPUs that replicas reserve in tests: next to none."""
@@ -48,6 +55,55 @@ def kill_replica(deployment: str, unique_id: str) -> None:
     raise AssertionError(f"there is no replica {unique_id} of {deployment}")
 
 
-def replicas(app: str, deployment: str) -> dict[str, Any]:
-    """How many replicas a deployment has, by state."""
-    return dict(serve.status().applications[app].deployments[deployment].replica_states)
+class Client:
+    """Asks a server for predictions of the linear bundle, again and again from several threads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.answered = 0
+        self.sources: Counter[str] = Counter()
+        self._ids = count()
+        self._counting = Lock()
+        self._done = Event()
+
+    def metric(self, name: str) -> float:
+        """The sum over its labels."""
+        text = httpx.get(f"{self.url}/metrics").text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
+
+    def ask(self, http: httpx.Client) -> None:
+        """A query is answered, and the answer is the right one."""
+        rows = queries(1, next(self._ids))
+        tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
+        response = http.post(f"{self.url}/v2/models/model/infer", json={"inputs": [tensor]})
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        data = answer["outputs"][0]["data"]
+        np.testing.assert_allclose(data, predictions(rows)[0], rtol=1e-3, atol=1e-5)
+        with self._counting:
+            self.answered += 1
+            self.sources[answer["parameters"]["source"]] += 1
+
+    @contextmanager
+    def asking(self, clients: int = 4, pause: float = 0.01) -> Iterator[None]:
+        """Meanwhile clients ask; a request that fails is raised at the end."""
+
+        def again_and_again() -> None:
+            with httpx.Client(timeout=30) as http:
+                while not self._done.wait(pause):
+                    self.ask(http)
+
+        with ThreadPoolExecutor(clients) as pool:
+            asking = [pool.submit(again_and_again) for _ in range(clients)]
+            try:
+                yield
+            finally:
+                self._done.set()
+        self._done.clear()
+        for client in asking:
+            client.result()
+
+    def more(self, answers: int = 20) -> None:
+        """Wait until so many more queries are answered."""
+        enough = self.answered + answers
+        until(lambda: self.answered >= enough, "queries are not answered", 60)

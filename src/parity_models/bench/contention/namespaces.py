@@ -100,7 +100,7 @@ def _started(pid: int) -> str | None:
 def remove(names: Sequence[str]) -> None:
     """Remove these namespaces with all interfaces in them, once no process is left in them."""
     end = time.monotonic() + GRACE
-    while processes := _processes_in(names):
+    while processes := processes_in(names):
         if time.monotonic() > end:
             for pid in processes:
                 with suppress(ProcessLookupError):
@@ -115,7 +115,8 @@ def remove(names: Sequence[str]) -> None:
                 raise
 
 
-def _processes_in(names: Sequence[str]) -> list[int]:
+def processes_in(names: Sequence[str]) -> list[int]:
+    """The ids of the processes in these namespaces."""
     inodes = set()
     for name in names:
         with suppress(OSError):

@@ -1,0 +1,54 @@
+"""A Ray cluster of several machines, one of which is lost under load."""
+
+from collections import Counter
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.ray.app import ClusterOptions, application
+from parity_models.serving.server import ServeOptions
+from ray_cluster import Client, start_serve
+from ray_nodes import ray_nodes
+from served import until, write_linear_bundle
+
+
+def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path))
+    # Six instances, two on each node, which has room for no more; the frontend is on the head.
+    options = ServeOptions(instances=4)
+    room = ClusterOptions(cpus_per_instance=0.5, cpus_per_frontend=2)
+    with ray_nodes(head_cpus=2, nodes=3) as cluster:
+        client = Client(start_serve())
+        serve.run(application(bundle, options, room), name="test")
+
+        def up() -> float:
+            return client.metric(r'parm_instances_up\{work="deployed"\}')
+
+        until(lambda: up() == 6, "not all instances are there")
+        with client.asking():
+            client.more()
+            ids = [node.id() for node in cluster.nodes]
+            assert Counter(_nodes()) == dict.fromkeys(ids, 2)
+            cluster.nodes[0].kill()
+            until(lambda: up() == 4, "the lost instances are still counted")
+            client.more()
+            cluster.add(1)
+            until(lambda: up() == 6, "the instances are not replaced", 90)
+            client.more()
+        assert client.metric("parm_query_failures_total") == 0
+        assert client.metric("parm_query_latency_seconds_count") == client.answered
+        serve.delete("test")
+        serve.shutdown()
+
+
+def _nodes() -> list[str]:
+    """The nodes of the instances' replicas."""
+    return [
+        actor["node_id"]
+        for actor in map(vars, ray.util.state.list_actors(filters=[("state", "=", "ALIVE")]))
+        if "ServeReplica:test:shared" in actor["class_name"]
+    ]
