@@ -7,7 +7,6 @@ served latency, and it is as little as a client can do.
 """
 
 import gc
-import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -16,16 +15,15 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from parity_models.bench.bare_client import BareClient
 from parity_models.bench.served import served
-from parity_models.bench.wire import HEADER_LENGTH, ModelMetadata, RequestWriter, read_answers
-from parity_models.errors import LoadError, UserError
+from parity_models.bench.wire import ModelMetadata
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED
@@ -87,12 +85,12 @@ async def _measure(bundle: Bundle, fleet: Fleet | None, policy: PolicyName) -> O
     options = ServeOptions(policy=PolicySpec(name=policy), instances=1, port=0, fleet=fleet)
     async with served(bundle.path, options) as server:
         with ExitStack() as stack:
-            through = stack.enter_context(closing(_Client(server.url, model)))
+            through = stack.enter_context(closing(BareClient(server.url, model)))
             if upstream is None:
                 direct = partial(OnnxModel(bundle.deployed_path), row[np.newaxis])
             else:
                 there = replace(model, name=upstream.models[DEPLOYED])
-                straight = stack.enter_context(closing(_Client(upstream.url, there)))
+                straight = stack.enter_context(closing(BareClient(upstream.url, there)))
                 direct = partial(straight.infer, row)
             # Nothing else is due on this event loop, so the measurement may block it.
             times = _take_turns(direct, partial(through.infer, row))
@@ -146,44 +144,3 @@ def _take_turns(*calls: Callable[[], Any]) -> list[list[float]]:
 def _latency(seconds: list[float]) -> Latency:
     p50, p99 = (np.quantile(seconds, [0.5, 0.99]) * 1e3).tolist()
     return Latency(p50, p99)
-
-
-class _Client:
-    """One connection that infers one row at a time."""
-
-    def __init__(self, url: str, model: ModelMetadata) -> None:
-        host, port = urlsplit(url).hostname, urlsplit(url).port
-        self._socket = socket.create_connection((host, port), timeout=10)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._model = model
-        self._writer = RequestWriter(model)
-        lines = [f"POST {model.path} HTTP/1.1", f"Host: {host}:{port}"]
-        lines += [f"{name}: {value}" for name, value in self._writer.headers.items()]
-        self._head = "\r\n".join([*lines, "Content-Length: "]).encode()
-
-    def infer(self, row: NDArray[Any]) -> NDArray[Any]:
-        """The model's output for one row. Raises LoadError if the server refuses."""
-        body = self._writer.body(row[np.newaxis])
-        self._socket.sendall(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        received = b""
-        while b"\r\n\r\n" not in received:
-            received = self._receive(received)
-        head, _, content = received.partition(b"\r\n\r\n")
-        status, *lines = head.decode("latin-1").split("\r\n")
-        headers = dict(line.lower().split(": ", 1) for line in lines)
-        while len(content) < int(headers["content-length"]):
-            content = self._receive(content)
-        if " 200 " not in status:
-            raise LoadError(f"the server answered {status}: {content[:200]!r}")
-        answers = read_answers(self._model, 1, content, headers[HEADER_LENGTH.lower()])
-        output: NDArray[Any] = answers.outputs[0]
-        return output
-
-    def _receive(self, so_far: bytes) -> bytes:
-        received = self._socket.recv(1 << 16)
-        if not received:
-            raise LoadError("the server closed the connection")
-        return so_far + received
-
-    def close(self) -> None:
-        self._socket.close()
