@@ -153,3 +153,55 @@ def encode(
     )
     if json is not None:
         write_json(json, costs)
+
+
+@bench.command("ray")
+def on_ray(
+    json: Json = None,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            help="Serve this bundle, by its default policy; by default a generated MLP "
+            "(784-200-100-10) and a parity model like it, with random weights.",
+            metavar="BUNDLE",
+        ),
+    ] = None,
+    instances: Annotated[
+        int, typer.Option(help="Instances of the deployed model, for each frontend.", min=1)
+    ] = 2,
+) -> None:
+    """Measure coded serving on Ray beside a plain Ray Serve app, and two frontends beside one.
+
+    Starts a Ray cluster on this machine. The plain app is an ingress and the same model, on as
+    many replicas as there are instances, and speaks bare tensors. For one frontend and two, the
+    instances are emulated accelerators: each takes a drawn time for a unit and holds no core.
+    All that is compared is asked in turns, by closed-loop clients.
+    """
+    from parity_models.bench.ray_serve import CLIENTS, measure_ray  # imports Ray, an extra
+
+    report = measure_ray(None if bundle is None else open_bundle(bundle), instances)
+    console = Console()
+    console.print(
+        f"The network {report.model} on Ray {report.ray}, {report.cores} cores; policy: "
+        f"{report.policy}; {report.instances} instances or replicas.",
+        highlight=False,
+    )
+    table = Table()
+    for column in ("", "p50 ms", "p99 ms", "requests/s"):
+        table.add_column(column, justify="right" if column else "left")
+    for way, carried in (("plain Ray Serve", report.plain), ("parm", report.coded)):
+        latencies = (f"{carried.p50_ms:.2f}", f"{carried.p99_ms:.2f}")
+        table.add_row(way, *latencies, f"{carried.requests_per_second:.0f}")
+    table.add_section()
+    table.add_row("ratio", f"{report.ratio_p50:.2f}x", "", f"{report.ratio_requests:.2f}x")
+    console.print(table)
+    console.print(f"Latencies: of one client; requests/s: of {CLIENTS}.", highlight=False)
+    console.print(
+        f"Emulated accelerators, {report.service_time_ms:.0f} ms a unit, {report.instances} for "
+        f"each frontend: one frontend carries {report.one_frontend_requests_per_second:.0f} "
+        f"requests/s, two carry {report.two_frontends_requests_per_second:.0f} "
+        f"({report.ratio_frontends:.2f}x).",
+        highlight=False,
+    )
+    if json is not None:
+        write_json(json, report)
