@@ -13,9 +13,9 @@ from rich.console import Console
 
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
+from parity_models.codes.sets import MOST_SETS, some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation import FRACTIONS, accuracy_table, evaluate
-from parity_models.evaluation.accuracy import MOST_SETS, some_sets
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 
 FEATURES, CLASSES = 6, 4

@@ -5,14 +5,14 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
-from math import ceil, comb
+from math import ceil
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.codes.sets import some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation.predictor import BATCH, load, predictor
 from parity_models.models.bundle import Accuracy, Bundle
@@ -20,9 +20,6 @@ from parity_models.tasks.metrics import agreement, score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
-
-MOST_SETS = 128
-"""Sets of unavailable members that are tried at most, for each number of them."""
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
@@ -125,17 +122,6 @@ def draw_groups(rows: int, k: int, seed: int) -> Array:
     """Rows of the inputs (groups, k), each at least once, repeated only to fill the last."""
     order = np.random.default_rng(seed).permutation(rows)
     return np.resize(order, (ceil(rows / k), k))
-
-
-def some_sets(of: int, number: int, seed: int) -> list[tuple[int, ...]]:
-    """All sets of `number` out of `of`, or, where these are very many, some drawn by `seed`."""
-    if comb(of, number) <= MOST_SETS:
-        return list(combinations(range(of), number))
-    random = np.random.default_rng(seed)
-    drawn: set[tuple[int, ...]] = set()
-    while len(drawn) < MOST_SETS:
-        drawn.add(tuple(sorted(random.choice(of, number, replace=False).tolist())))
-    return sorted(drawn)
 
 
 def _sets_lost(code: Code, seed: int) -> Iterator[list[tuple[int, ...]]]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from parity_models.codes import NestedRegressionCode, TrainingFreeCode
+from parity_models.codes.sets import some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation.accuracy import FRACTIONS, draw_groups, some_sets
+from parity_models.evaluation.accuracy import FRACTIONS, draw_groups
 from parity_models.evaluation.coding_times import free_coding_times
 from parity_models.evaluation.predictor import BATCH, Array, Run
 from parity_models.models.bundle import Accuracy

@@ -1,7 +1,6 @@
 """The problem a parity model solves: from parity queries, what reconstructs predictions of F."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from math import ceil
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.codes import Code, MLPDecoder
+from parity_models.codes.sets import some_sets
 from parity_models.tasks import METRICS, Split, score
 from parity_models.training.device import run_reduced
 from parity_models.training.distillation import calibrate, deviations, difference, squared_error
@@ -18,6 +18,9 @@ from parity_models.training.recipes import Style
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
+
+MOST_SETS = 16
+"""Sets of unavailable predictions of one size that a step decodes at most."""
 
 CALIBRATION = 256
 """Groups by which the last layer is calibrated, at most."""
@@ -86,9 +89,14 @@ class Reconstruction:
                 queries = [
                     mirror(query, turn == 1) for query, turn in zip(queries, way, strict=True)
                 ]
-            yield self._loss(queries, list(self._predictions[way, rows]))
+            yield self._loss(queries, list(self._predictions[way, rows]), generator)
 
-    def _loss(self, queries: Sequence[Tensor], predictions: Sequence[Tensor]) -> Tensor:
+    def _loss(
+        self,
+        queries: Sequence[Tensor],
+        predictions: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> Tensor:
         total = torch.zeros((), device=predictions[0].device)
         parity_outputs = [
             run_reduced(model, parities)
@@ -105,17 +113,21 @@ class Reconstruction:
                 apart = difference(self._kind, decoded, predictions[slot], self._scale)
                 total = total + apart / self._code.k
         if isinstance(self._code.decoder, MLPDecoder) and self._code.r > 1:
-            total = total + self._decoded_together(predictions, parity_outputs)
+            seed = int(torch.randint(2**31, (), generator=generator))
+            total = total + self._decoded_together(predictions, parity_outputs, seed)
         return total
 
     def _decoded_together(
-        self, predictions: Sequence[Tensor], parity_outputs: Sequence[Tensor]
+        self, predictions: Sequence[Tensor], parity_outputs: Sequence[Tensor], seed: int
     ) -> Tensor:
-        """What a learned decoder makes of all parity outputs, whatever they can recover."""
+        """What a learned decoder makes of all parity outputs, whatever they can recover.
+
+        Where that is very much, some of it is drawn by `seed`.
+        """
         sets = [
             lost
             for size in range(1, self._code.r + 1)
-            for lost in combinations(range(self._code.k), size)
+            for lost in some_sets(self._code.k, size, seed, MOST_SETS)
         ]
         apart = [
             difference(self._kind, decoded, predictions[slot], self._scale)
