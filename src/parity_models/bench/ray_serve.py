@@ -101,54 +101,64 @@ def measure_ray(bundle: Bundle | None = None, instances: int = 2) -> RayReport:
 
 
 def _measure(bundle: Bundle, instances: int) -> RayReport:
-    manifest = bundle.manifest
-    model = ModelMetadata(manifest.name, manifest.deployed.input, manifest.deployed.output)
-    row = np.random.default_rng(0).random(model.input.shape).astype(model.input.dtype)
     options = ServeOptions(instances=instances)
-    replicas = len(works_of(bundle, options))
-    onnx = bundle.deployed_path.read_bytes()
-    slow = Slowdowns(mean_between=0, mean_length=1, delay=LogNormal(SERVICE_TIME, 0.05))
-    emulated = ServeOptions(instances=instances, faults=FaultPlan(slowdowns=slow))
     with _cluster() as url, tqdm(total=3 * ROUNDS, desc="rounds") as progress:
-
-        def coded(route: str) -> Callable[[], BareClient]:
-            return lambda: BareClient(f"{url}/{route}", model)
-
-        with (
-            _deployed("plain", _plain_app(onnx, model.input, replicas)),
-            _deployed("coded", _coded_app(bundle, options, frontends=1)),
-            _Clients(lambda: _PlainClient(f"{url}/plain"), row, CLIENTS) as straight,
-            _Clients(coded("coded"), row, CLIENTS) as through,
-        ):
-            rates = _rates([straight, through], progress)
-            latencies = _latencies([straight, through], progress)
-        twice = replace(emulated, instances=2 * instances)
-        with (
-            _deployed("one", _coded_app(bundle, emulated, frontends=1)),
-            _deployed("two", _coded_app(bundle, twice, frontends=2)),
-            _Clients(coded("one"), row, CLIENTS_EACH * replicas) as for_one,
-            _Clients(coded("two"), row, CLIENTS_EACH * replicas * 2) as for_two,
-        ):
-            one, two = _rates([for_one, for_two], progress)
-    plain, ours = (
-        Carried(p50, p99, rate) for (p50, p99), rate in zip(latencies, rates, strict=True)
-    )
+        plain, coded = beside_plain(url, bundle, options, progress)
+        one, two = one_and_two_frontends(url, bundle, options, progress)
     return RayReport(
-        model=manifest.deployed.network,
+        model=bundle.manifest.deployed.network,
         policy=policy_of(bundle, options).name,
-        instances=replicas,
+        instances=len(works_of(bundle, options)),
         clients=CLIENTS,
         ray=ray.__version__,
         cores=len(os.sched_getaffinity(0)),
         plain=plain,
-        coded=ours,
-        ratio_p50=ours.p50_ms / plain.p50_ms,
-        ratio_requests=ours.requests_per_second / plain.requests_per_second,
+        coded=coded,
+        ratio_p50=coded.p50_ms / plain.p50_ms,
+        ratio_requests=coded.requests_per_second / plain.requests_per_second,
         service_time_ms=SERVICE_TIME * 1e3,
         one_frontend_requests_per_second=one,
         two_frontends_requests_per_second=two,
         ratio_frontends=two / one,
     )
+
+
+def beside_plain(
+    url: str, bundle: Bundle, options: ServeOptions, progress: "tqdm[Any]"
+) -> tuple[Carried, Carried]:
+    """What a plain application and ours carry, on the Serve that listens at `url`."""
+    replicas = len(works_of(bundle, options))
+    onnx = bundle.deployed_path.read_bytes()
+    with (
+        _deployed("plain", _plain_app(onnx, bundle.manifest.deployed.input, replicas)),
+        _deployed("coded", _coded_app(bundle, options, frontends=1)),
+        _Clients(partial(_PlainClient, f"{url}/plain"), _row(bundle), CLIENTS) as straight,
+        _Clients(partial(_coded_client, f"{url}/coded", bundle), _row(bundle), CLIENTS) as through,
+    ):
+        rates = _rates([straight, through], progress)
+        latencies = _latencies([straight, through], progress)
+    plain, coded = (
+        Carried(p50, p99, rate) for (p50, p99), rate in zip(latencies, rates, strict=True)
+    )
+    return plain, coded
+
+
+def one_and_two_frontends(
+    url: str, bundle: Bundle, options: ServeOptions, progress: "tqdm[Any]"
+) -> tuple[float, float]:
+    """Requests a second of one frontend and of two, each with instances as in `options`."""
+    slow = Slowdowns(mean_between=0, mean_length=1, delay=LogNormal(SERVICE_TIME, 0.05))
+    one = replace(options, faults=FaultPlan(slowdowns=slow))
+    two = replace(one, instances=2 * one.instances)
+    clients = CLIENTS_EACH * len(works_of(bundle, one))
+    with (
+        _deployed("one", _coded_app(bundle, one, frontends=1)),
+        _deployed("two", _coded_app(bundle, two, frontends=2)),
+        _Clients(partial(_coded_client, f"{url}/one", bundle), _row(bundle), clients) as few,
+        _Clients(partial(_coded_client, f"{url}/two", bundle), _row(bundle), 2 * clients) as many,
+    ):
+        rate_of_one, rate_of_two = _rates([few, many], progress)
+    return rate_of_one, rate_of_two
 
 
 def _generate(folder: Path) -> Bundle:
@@ -240,6 +250,16 @@ class _Client(Protocol):
     def infer(self, row: NDArray[Any]) -> object: ...
 
     def close(self) -> None: ...
+
+
+def _row(bundle: Bundle) -> NDArray[Any]:
+    takes = bundle.manifest.deployed.input
+    return np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
+
+
+def _coded_client(url: str, bundle: Bundle) -> BareClient:
+    model = bundle.manifest.deployed
+    return BareClient(url, ModelMetadata(bundle.manifest.name, model.input, model.output))
 
 
 class _PlainClient:

@@ -1,0 +1,63 @@
+"""What is measured on Ray: real applications, by clients that count only what was answered."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tqdm import tqdm
+
+from parity_models.bench import ray_serve
+from parity_models.bench.ray_serve import Carried, RayReport, beside_plain
+from parity_models.cli.main import command
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.server import ServeOptions
+from ray_cluster import local_ray
+from served import write_linear_bundle
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with local_ray() as url:
+        yield url
+
+
+def test_a_plain_application_and_ours_are_measured_side_by_side(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"ROUNDS": 1, "CALLS": 3, "SECONDS": 0.3, "CLIENTS": 2}.items():
+        monkeypatch.setattr(ray_serve, name, value)
+    bundle = open_bundle(write_linear_bundle(tmp_path))
+    with tqdm(disable=True) as progress:
+        for carried in beside_plain(url, bundle, ServeOptions(instances=1), progress):
+            assert carried.requests_per_second > 0
+            assert 0 < carried.p50_ms <= carried.p99_ms
+
+
+def test_the_command_shows_ratios_and_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = RayReport(
+        model="mlp",
+        policy="parity",
+        instances=3,
+        clients=16,
+        ray="2",
+        cores=2,
+        plain=Carried(4.0, 9.0, 100.0),
+        coded=Carried(3.0, 8.0, 150.0),
+        ratio_p50=0.75,
+        ratio_requests=1.5,
+        service_time_ms=50.0,
+        one_frontend_requests_per_second=50.0,
+        two_frontends_requests_per_second=95.0,
+        ratio_frontends=1.9,
+    )
+    monkeypatch.setattr(ray_serve, "measure_ray", lambda bundle, instances: report)
+    file = tmp_path / "ray.json"
+    result = CliRunner().invoke(command(), ["bench", "ray", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    for ratio in ("0.75x", "1.50x", "1.90x"):
+        assert ratio in result.output
+    assert json.loads(file.read_text())["ratio_frontends"] == 1.9
