@@ -55,6 +55,13 @@ def kill_replica(deployment: str, unique_id: str) -> None:
     raise AssertionError(f"there is no replica {unique_id} of {deployment}")
 
 
+def replica_ids(app: str, deployment: str) -> list[str]:
+    """The ids of a deployment's replicas, one that has just died included."""
+    prefix = f"SERVE_REPLICA::{app}#{deployment}#"
+    names = (each["name"] for each in ray.util.list_named_actors(all_namespaces=True))
+    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+
+
 class Client:
     """Asks a server for predictions of the linear bundle, again and again from several threads."""
 
@@ -64,7 +71,6 @@ class Client:
         self.sources: Counter[str] = Counter()
         self._ids = count()
         self._counting = Lock()
-        self._done = Event()
 
     def metric(self, name: str) -> float:
         """The sum over its labels."""
@@ -88,9 +94,11 @@ class Client:
     def asking(self, clients: int = 4, pause: float = 0.01) -> Iterator[None]:
         """Meanwhile clients ask; a request that fails is raised at the end."""
 
+        done = Event()
+
         def again_and_again() -> None:
             with httpx.Client(timeout=30) as http:
-                while not self._done.wait(pause):
+                while not done.wait(pause):
                     self.ask(http)
 
         with ThreadPoolExecutor(clients) as pool:
@@ -98,8 +106,7 @@ class Client:
             try:
                 yield
             finally:
-                self._done.set()
-        self._done.clear()
+                done.set()
         for client in asking:
             client.result()
 

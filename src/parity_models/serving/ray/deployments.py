@@ -15,9 +15,14 @@ from threading import Thread
 from typing import Any
 
 import ray
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.bundle import MANIFEST, Bundle
@@ -26,6 +31,7 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
+from parity_models.serving.ray.metrics import Together
 from parity_models.serving.ray.roster import (
     INTERVAL,
     FrontendReport,
@@ -168,7 +174,22 @@ class Frontends:
         await self._frontend.start(share(works, frontends))
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        return rest_app(self._frontend, self._model, self._metrics, self._max_body)
+        app = rest_app(self._frontend, self._model, self._metrics, self._max_body)
+        app.router.routes.insert(0, Route("/metrics", self._all_metrics))
+        return app
+
+    async def metrics(self) -> list[Metric]:
+        """This frontend's own."""
+        return list(self._metrics.registry.collect())
+
+    async def _all_metrics(self, request: Request) -> Response:
+        """Those of all frontends together: which of them is asked is up to Ray's proxy."""
+        context = serve.get_replica_context()
+        frontends = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers = await frontends.broadcast("metrics").results_async(return_exceptions=True)
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        content = encode(Together([answer for answer in answers if isinstance(answer, list)]))
+        return Response(content, headers={"content-type": media_type})
 
     async def __del__(self) -> None:
         await self._frontend.drain()

@@ -1,0 +1,174 @@
+"""The application on Ray Serve: as its example config deploys it, and as `parm serve` does."""
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import yaml
+from ray import serve
+from ray.serve.schema import ServeDeploySchema
+
+from parity_models.serving.ray.app import AppArgs
+from ray_cluster import SMALL, Client, kill_replica, local_ray, replica_ids
+from served import ServerProcess, parm, until, write_linear_bundle
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "ray"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("coded"))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with local_ray() as url:
+        yield url
+
+
+def test_the_manifest_has_a_config_that_serve_takes_and_the_config_arguments_that_we_do() -> None:
+    manifest = yaml.safe_load((EXAMPLES / "rayservice.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayService")
+    assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
+    for config in (manifest["spec"]["serveConfigV2"], (EXAMPLES / "config.yaml").read_text()):
+        (app,) = ServeDeploySchema.model_validate(yaml.safe_load(config)).applications
+        assert app.import_path == "parity_models.serving.ray.app:build"
+        AppArgs.model_validate(app.args)
+
+
+def test_the_example_config_serves_scales_and_survives_what_it_loses(
+    bundle: Path, url: str, tmp_path: Path
+) -> None:
+    config = yaml.safe_load((EXAMPLES / "config.yaml").read_text())
+    (app,) = config["applications"]
+    app["args"] |= {
+        "bundle": str(bundle),
+        "cpus_per_instance": SMALL,
+        "cpus_per_frontend": SMALL,
+        "instances": 2,
+        "max_instances": 4,
+        "upscale_delay": 0.0,
+        "downscale_delay": 0.0,
+        "deadline": 20.0,
+        # For those who have nothing to compute it would take no time.
+        "faults": '{"service_time": {"type": "constant", "seconds": 0.05}}',
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    address = ray.get_runtime_context().gcs_address
+    subprocess.run(
+        [
+            *(Path(sys.executable).with_name("serve"), "run", "--non-blocking"),
+            *("--address", address, tmp_path / "config.yaml"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    name = app["name"]
+    until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 90)
+    client = Client(url)
+
+    def up() -> float:
+        return client.metric(r'parm_instances_up\{work="deployed"\}')
+
+    until(lambda: up() == 3, "not all instances are there")
+    with client.asking(1, pause=0.1):
+        client.more()
+        # Whoever knows who serves whom is gone, and is back.
+        kill_replica("Roster", *replica_ids(name, "Roster"))
+        client.more()
+        # Six clients keep more than three instances busy.
+        with client.asking(6, pause=0):
+            until(lambda: up() > 3, "there are no more instances", 60)
+        until(lambda: up() == 3, "there are not fewer instances again", 60)
+        client.more()
+    assert client.metric("parm_query_failures_total") == 0
+    assert client.metric("parm_query_latency_seconds_count") == client.answered
+    # What a lost frontend had is the other's, until that is back.
+    kill_replica("Frontends", replica_ids(name, "Frontends")[0])
+    until(lambda: _asked(client), "nobody answers", 30)
+    until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 60)
+    until(lambda: up() == 3, "not all instances are there", 30)
+    serve.delete(name)
+
+
+def _asked(client: Client) -> bool:
+    """Is everybody who asks answered?"""
+    try:
+        with client.asking():
+            client.more()
+    except (AssertionError, OSError):
+        return False
+    return True
+
+
+def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(bundle: Path) -> None:
+    arguments = ["--engine", "ray", "--instances", "2", "--frontends", "2"]
+    with ServerProcess(str(bundle), *arguments) as server:
+        client = Client(server.url)
+        with client.asking():
+            client.more(50)
+        assert client.metric("parm_query_latency_seconds_count") == client.answered
+        pids = _descendants(server.process.pid)
+        assert len(pids) > 5
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "processes are left")
+
+
+def _descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [each for child in map(int, children) for each in (child, *_descendants(child))]
+
+
+def refused(bundle: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        parm("serve", str(bundle), *arguments), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    (error,) = re.findall(r"^error: (.*)$", done.stderr, re.M)
+    return str(error)
+
+
+def test_what_cannot_be_served_on_ray_is_refused(bundle: Path, url: str) -> None:
+    ray_engine = ("--engine", "ray")
+    nobody = "127.0.0.1:1"
+    assert f"no Ray cluster can be reached at {nobody}" in refused(
+        bundle, *ray_engine, "--address", nobody
+    )
+    assert "is of a remote driver" in refused(bundle, *ray_engine, "--address", "ray://head:10001")
+    address = ray.get_runtime_context().gcs_address
+    assert "the replicas reserve 31 CPUs and the cluster at" in refused(
+        bundle, *ray_engine, "--address", address, "--instances", "20"
+    )
+    assert "5 frontends need as many instances of the deployed model" in refused(
+        bundle, *ray_engine, "--frontends", "5"
+    )
+    assert "max_instances must be 2 or more" in refused(bundle, *ray_engine, "--max-instances", "1")
+    assert "are for --engine ray" in refused(bundle, "--frontends", "2")
+
+
+def test_without_ray_its_extra_is_named(bundle: Path) -> None:
+    program = """
+import sys
+sys.modules["ray"] = None  # as if it were not installed
+from parity_models.cli.main import main
+main()
+"""
+    command = [sys.executable, "-c", program, "serve", str(bundle)]
+    done = subprocess.run([*command, "--engine", "ray"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'parity-models[ray]'" in done.stderr
+
+
+def test_serving_does_not_import_ray() -> None:
+    program = """
+import sys
+import parity_models.cli.serve, parity_models.serving.server
+sys.exit("ray" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
