@@ -254,6 +254,18 @@ def test_the_published_recipe_trains_published_codes(train: Train, digits: Datas
     assert accuracy.degraded_accuracy > 0.6
 
 
+def test_a_deployed_model_may_be_trained_as_published(digits: Dataset, tmp_path: Path) -> None:
+    outcome = train_deployed(
+        DIGITS, digits, "mlp", tmp_path / "F", Settings(epochs=1), recipe="published"
+    )
+    training = outcome.bundle.manifest.deployed_training
+    assert training is not None
+    assert training.recipe["style"] == "published"
+    assert training.recipe["weight_decay"] == 1e-5
+    with pytest.raises(TrainingError, match="no recipe is called 'secret'; there are usual"):
+        train_deployed(DIGITS, digits, "mlp", tmp_path / "F", recipe="secret")
+
+
 @pytest.mark.parametrize(
     ("spec", "recipe", "reason"),
     [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -29,6 +30,8 @@ from parity_models.evaluation import (
     fit_nested_regression,
     plain_approach,
 )
+from parity_models.evaluation.predictor import Array
+from parity_models.models.networks import build_network
 from parity_models.tasks import Split
 from test_evaluation import linear_bundle
 
@@ -121,6 +124,22 @@ def test_equal_queries_come_back_whatever_the_model(code: TrainingFreeCode, seed
         np.testing.assert_allclose(one, query, rtol=0, atol=1e-9)
     for answer in code.decode(lose(code, [np.tanh(one) for one in coded], rng)):
         np.testing.assert_allclose(answer, np.tanh(query), rtol=0, atol=1e-6)
+
+
+def test_lagrange_coding_is_exact_to_float32_for_the_quadratic_network() -> None:
+    network = build_network("quadratic", (1, 4, 4), (5,))
+    queries = np.random.default_rng(0).normal(size=(4, 7, 1, 4, 4)).astype(np.float32)
+
+    def run(inputs: Array) -> Array:
+        with torch.no_grad():
+            outputs: Array = network(torch.from_numpy(inputs)).numpy()
+        return outputs
+
+    code = LagrangeCode(4, 1, degree=2)
+    outputs = [run(coded) for coded in code.encode(list(queries))]
+    for lost in range(code.coded):
+        decoded = code.decode([None if i == lost else one for i, one in enumerate(outputs)])
+        np.testing.assert_allclose(decoded, [run(query) for query in queries], atol=1e-4)
 
 
 def test_only_linear_coding_sends_the_queries_themselves() -> None:

@@ -29,6 +29,13 @@ def train(
             "(resnet18@0.25), or package.module:function for one of your own."
         ),
     ] = "mlp",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="usual is the best known here; published trains with the paper's optimiser, to "
+            "compare with."
+        ),
+    ] = "usual",
     epochs: Epochs = None,
     seconds: Seconds = None,
     seed: Seed = 0,
@@ -47,7 +54,7 @@ def train(
     dataset = learned.load(data_dir)
     with progress_bar(f"deployed model ({network})", learned.metric) as report:
         settings = Settings(epochs, seconds, seed, device, resume, report)
-        outcome = train_deployed(learned, dataset, network, out, settings)
+        outcome = train_deployed(learned, dataset, network, out, settings, recipe=recipe)
     accuracy = measure_accuracy(
         outcome.bundle, learned.metric, dataset.test.inputs, dataset.test.labels
     )

@@ -21,7 +21,7 @@ from parity_models.training.device import run_reduced
 from parity_models.training.inputs import check_inputs
 from parity_models.training.own_network import build_own
 from parity_models.training.queries import mirror, mirror_boxes, predict
-from parity_models.training.recipes import DEPLOYED, as_published, recipe_for
+from parity_models.training.recipes import DEPLOYED, deployed_recipe, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
 
 LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
@@ -40,12 +40,12 @@ def train_deployed(
     out: Path,
     settings: Settings | None = None,
     *,
-    published: bool = False,
+    recipe: str = "usual",
 ) -> Outcome:
     """Train the network called `network` for `task` on its `dataset`, as a deployed model.
 
     `network` may be a `package.module:function` of the user's (see `own_network.Factory`). With
-    `published` it learns with the paper's optimiser, and sees nothing mirrored, to compare with.
+    the `recipe` "published" it learns with the paper's optimiser and sees nothing mirrored.
     Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
     against. Raises DataError for inputs that do not fit, TrainingError for settings that cannot
     work and BundleError if `out` is no place for a bundle.
@@ -59,14 +59,12 @@ def train_deployed(
         module = run.build(lambda: build_own(network, own, *shapes))
     else:
         module = run.build(lambda: build_network(network, *shapes))
-    recipe = recipe_for(DEPLOYED, network, dataset.input_shape)
-    if published:
-        recipe = as_published(recipe)
-    mirrored = recipe.mirror and task.flips
-    options: Options = {"network": network, **recipe.options, "mirror": mirrored}
-    steps = recipe.steps_per_epoch(len(dataset.train))
+    chosen = deployed_recipe(recipe_for(DEPLOYED, network, dataset.input_shape), recipe)
+    mirrored = chosen.mirror and task.flips
+    options: Options = {"network": network, **chosen.options, "mirror": mirrored}
+    steps = chosen.steps_per_epoch(len(dataset.train))
     problem = _Labelled(module, task, dataset, steps, mirrored)
-    fitted = run.fit(problem, recipe, options)
+    fitted = run.fit(problem, chosen, options)
     bundle = write_bundle(
         out,
         deployed=NewModel(export_onnx(module, dataset.input_shape), network),

@@ -101,9 +101,16 @@ def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int,
     return recipes.get(family(network), recipes[kind])
 
 
-def as_published(recipe: Recipe) -> Recipe:
-    """`recipe` with the paper's optimiser (Kosaian et al., SOSP 2019, section 4.1)."""
-    return replace(recipe, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published")
+def deployed_recipe(recipe: Recipe, name: str) -> Recipe:
+    """`recipe` for a deployed model as is, or with the paper's optimiser, by the name of either.
+
+    Raises TrainingError for another name.
+    """
+    if name == "usual":
+        return recipe
+    if name != "published":
+        raise TrainingError(f"no recipe is called {name!r}; there are usual, published")
+    return _as_published(recipe)
 
 
 def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
@@ -125,4 +132,9 @@ def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
             f"the published recipe is for {' and '.join(PUBLISHED_ENCODERS)} with subtraction, not "
             f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
         )
-    return replace(as_published(recipe), epochs=150, batch=64 if spec.k == 2 else 32)
+    return replace(_as_published(recipe), epochs=150, batch=64 if spec.k == 2 else 32)
+
+
+def _as_published(recipe: Recipe) -> Recipe:
+    """With the paper's optimiser, and nothing mirrored (Kosaian et al., SOSP 2019, section 4.1)."""
+    return replace(recipe, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published")

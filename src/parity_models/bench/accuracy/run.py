@@ -226,7 +226,7 @@ class _Model:
                 self._cell.network,
                 out,
                 settings,
-                published=self._cell.recipe == "published",
+                recipe=self._cell.recipe,
             ),
         )
         return DeployedResult(
