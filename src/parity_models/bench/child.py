@@ -1,9 +1,11 @@
 """A child process that says on its standard output when it is ready, or why it is not.
 
-It ends when its standard input does, so that it cannot outlive whoever started it.
+It ends when its standard input does, so that it cannot outlive whoever started it. `tell` and
+`commands` are for the child's own side.
 """
 
 import asyncio
+import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +15,7 @@ from parity_models.errors import ParityModelsError, ServingError
 
 USERS_MISTAKE = 2
 """The exit code of a child that was asked for what cannot be done."""
-START_TIMEOUT = 60.0
+START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 MAX_MESSAGE = 1 << 20
 """Bytes that the first line of output may have."""
@@ -79,3 +81,18 @@ async def child(command: Sequence[str]) -> AsyncIterator[Child]:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def tell(message: str) -> None:
+    """Write a line to standard output at once."""
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
+
+
+async def commands() -> asyncio.StreamReader:
+    """The lines on standard input, for as long as there are some."""
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+    return lines

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.bench.contention.apply import contended
+from parity_models.bench.engines import EngineName, served_on
 from parity_models.bench.load import LoadSpec, offer_load_from_own_process
 from parity_models.bench.load_result import LoadResult
-from parity_models.bench.served import served
 from parity_models.bench.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
@@ -35,12 +35,13 @@ shaped links what the paper's queries of some 600 kB are to its own, ten times a
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Runs trials for real; keeps the bundles they serve in `folder`.
+    """Runs trials for real, on an engine; keeps the bundles they serve in `folder`.
 
     They are trained on enlarged digits, and linear: what takes time is the emulated accelerator.
     """
 
     folder: Path
+    engine: EngineName = EngineName.LOCAL
 
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial. Raises what starting the contention, the server or the load raises."""
@@ -83,7 +84,9 @@ class Laboratory:
                 )
                 options = replace(options, placements=contention.placements[: trial.workers])
             prefix = contention.prefix if contention else ()
-            server = await stack.enter_async_context(served(bundle.path, options, prefix))
+            server = await stack.enter_async_context(
+                served_on(self.engine, bundle, options, prefix)
+            )
 
             def begin() -> None:
                 server.begin_faults()

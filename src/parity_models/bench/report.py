@@ -55,7 +55,7 @@ def write_validation(
     ]
     lines = [
         "# The simulator against real runs\n",
-        *_provenance(command),
+        *provenance(command),
         f"{setting.instances} + {setting.parity_instances} instances, "
         f"{setting.queries_per_second:.0f} queries per second, {trial.queries:,} queries a "
         f"run; {', '.join(contention) or 'no contention'}. Both have the same arrivals, and the "
@@ -81,7 +81,8 @@ def write_validation(
     path.write_text("\n".join(lines) + "\n")
 
 
-def _provenance(command: str) -> Iterator[str]:
+def provenance(command: str) -> Iterator[str]:
+    """What was run, when, and on what."""
     versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     yield f"`{command}`, {date.today().isoformat()}, on {os.cpu_count()} cores"
     yield f"({platform.machine()}, Python {platform.python_version()}, {versions}).\n"
@@ -129,7 +130,7 @@ _CONTENTION = {
 
 def _report(path: Path, results: Sequence[FigureResult], command: str) -> Iterator[str]:
     yield "# Tail latency\n"
-    yield from _provenance(command)
+    yield from provenance(command)
     yield "All policies of a point have the same number of instances, the same arrivals and the"
     yield "same disturbances, from the same seed. Latencies are in ms, from the scheduled send; the"
     yield "*gap* is p99.9 - p50, and *shrinks* is equal resources' gap divided by this one's."

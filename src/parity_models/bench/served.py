@@ -3,7 +3,6 @@
 The process serves until its standard input ends, so that it cannot outlive whoever started it.
 """
 
-import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from parity_models.bench.child import USERS_MISTAKE, Child, child
+from parity_models.bench.child import USERS_MISTAKE, Child, child, commands, tell
 from parity_models.errors import ParityModelsError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.server import ServeOptions, Server
@@ -21,16 +20,19 @@ from parity_models.serving.server import ServeOptions, Server
 BEGIN_FAULTS = b"begin faults\n"
 
 
-class _Spec(msgspec.Struct):
+class ServeSpec(msgspec.Struct):
+    """What the process is to serve."""
+
     bundle: str
     options: ServeOptions
 
 
 @dataclass(frozen=True)
 class Served:
-    """A server that is up."""
+    """A server that is up; `instances` is the process that their faults are told to."""
 
     _process: Child
+    instances: Child
 
     @property
     def url(self) -> str:
@@ -43,32 +45,29 @@ class Served:
 
     def begin_faults(self) -> None:
         """Start the clock of the server's fault plan."""
-        self._process.tell(BEGIN_FAULTS)
+        self.instances.tell(BEGIN_FAULTS)
 
 
 @asynccontextmanager
 async def served(
-    bundle: Path, options: ServeOptions, prefix: Sequence[str] = ()
+    bundle: Path, options: ServeOptions, prefix: Sequence[str] = (), module: str = __name__
 ) -> AsyncIterator[Served]:
-    """Serve `bundle` while the context lasts, by a command that begins with `prefix`.
+    """Serve `bundle` while the context lasts, by a command that begins with `prefix` and runs the
+    main function of `module`.
 
     Raises UserError for options that do not fit it, ServingError if the server does not start.
     """
-    spec = msgspec.json.encode(_Spec(str(bundle), options)).decode()
-    async with child((*prefix, sys.executable, "-m", __name__, spec)) as server:
+    spec = msgspec.json.encode(ServeSpec(str(bundle), options)).decode()
+    async with child((*prefix, sys.executable, "-m", module, spec)) as server:
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
-        yield Served(server)
+        yield Served(server, server)
 
 
-async def _serve(spec: _Spec) -> None:
+async def _serve(spec: ServeSpec) -> None:
     async with Server(open_bundle(spec.bundle), spec.options) as server:
-        _tell(server.url)
-        commands = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
-        )
-        async for line in commands:
+        tell(server.url)
+        async for line in await commands():
             if line == BEGIN_FAULTS:
                 server.begin_faults()
 
@@ -76,16 +75,11 @@ async def _serve(spec: _Spec) -> None:
 def main(spec: str) -> int:
     """Serve as the JSON `spec` says; tell the URL, or why there is none, on standard output."""
     try:
-        uvloop.run(_serve(msgspec.json.decode(spec, type=_Spec)))
+        uvloop.run(_serve(msgspec.json.decode(spec, type=ServeSpec)))
     except ParityModelsError as error:
-        _tell(str(error))
+        tell(str(error))
         return USERS_MISTAKE if isinstance(error, UserError) else 1
     return 0
-
-
-def _tell(message: str) -> None:
-    sys.stdout.write(f"{message}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from parity_models.bench.reproduce_latency import (
 from parity_models.bench.trial import Emulation, Mode, Trial, calm_trial, outside_ms
 from parity_models.bench.trial_cache import TrialCache
 from parity_models.cli.reproduce_accuracy import accuracy
+from parity_models.cli.reproduce_engines import engines
 from parity_models.errors import ContentionError, UserError
 
 reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -38,6 +39,7 @@ def _reproduce() -> None:
 
 
 reproduce.command()(accuracy)
+reproduce.command()(engines)
 
 
 @reproduce.command()

@@ -1,0 +1,82 @@
+"""parm reproduce engines: one experiment on every engine."""
+
+import shlex
+import sys
+from importlib.util import find_spec
+from math import ceil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from parity_models.bench.engines import EngineName
+from parity_models.bench.engines_report import write_engines
+from parity_models.bench.experiment import load_experiment
+from parity_models.bench.real_trial import Laboratory
+from parity_models.bench.reproduce_latency import (
+    PRESETS,
+    Plan,
+    collect,
+    expected_seconds,
+    missing,
+    run_trials,
+)
+from parity_models.bench.trial import Emulation, Mode
+from parity_models.bench.trial_cache import TrialCache
+from parity_models.errors import UserError
+
+
+def engines(
+    figure: Annotated[
+        str,
+        typer.Option(
+            help="The experiment: one of `parm reproduce latency`, or a file.", metavar="FIGURE"
+        ),
+    ] = "engines",
+    engine: Annotated[
+        list[EngineName] | None,
+        typer.Option(
+            help="An engine to run it on; may be given several times. By default all that are "
+            "installed.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="The report to write; its picture goes into a folder beside it.")
+    ] = Path("docs/results/engines.md"),
+    work: Annotated[
+        Path, typer.Option(help="The folder for results and bundles, used again next time.")
+    ] = Path("runs/engines"),
+    seed: Annotated[
+        int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
+    ] = 0,
+) -> None:
+    """Run an experiment's real runs on every engine, from the same file, and set them side by side.
+
+    Accelerators and contention are emulated in the instances, whatever the engine. What was run
+    before is not run again: an interrupted run goes on.
+    """
+    if not out.suffix:
+        raise UserError(f"--out is a file such as engines.md, not {out}")
+    installed = find_spec("ray") is not None
+    chosen = engine or [each for each in EngineName if each is not EngineName.RAY or installed]
+    if EngineName.RAY in chosen and not installed:
+        raise UserError(
+            "there is no Ray here; install it with `pip install 'parity-models[ray]'`, or choose "
+            "other engines"
+        )
+    plan = Plan(figure, load_experiment(figure), PRESETS["quick"], seed, Emulation.EVERYTHING)
+    trials = [trial for trial in plan.all_trials() if trial.mode is Mode.REAL]
+    results = {}
+    for each in dict.fromkeys(chosen):
+        cache = TrialCache(work / "trials" / each)
+        if to_run := missing(trials, cache):
+            minutes = ceil(expected_seconds(to_run) / 60)
+            Console(stderr=True).print(
+                f"{each}: {len(to_run)} runs, about {minutes} min.", highlight=False
+            )
+            run_trials(to_run, cache, Laboratory(work / "bundles", each).run)
+        results[each] = collect(plan, cache)
+    write_engines(out, results, shlex.join(["parm", *sys.argv[1:]]))
+    Console().print(f"Wrote {out} and its picture.", highlight=False)
