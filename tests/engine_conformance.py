@@ -28,7 +28,7 @@ SLOW = 2e6
 class Joined:
     instance: str
     works: frozenset[str]
-    node: str | None
+    node: str | None = None
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,8 @@ from parity_models.serving.local.engine import LocalEngine
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""
+PATIENT = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
+"""So that a busy machine is not taken for a broken one."""
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +55,7 @@ async def running(
     model: Path, works: list[frozenset[str]] | None = None, **options: float
 ) -> AsyncIterator[tuple[LocalEngine, Events]]:
     """An engine with this model for every work; by default one instance of it."""
-    engine = LocalEngine({"deployed": model, "parity-0": model}, **options)
+    engine = LocalEngine({"deployed": model, "parity-0": model}, **PATIENT | options)
     events = Events()
     works = works or [DEPLOYED]
     await engine.start(works, events)
@@ -70,7 +72,7 @@ class LocalFleet(Fleet):
         self._models = {"deployed": model, "parity-0": model}
 
     def engine(self) -> LocalEngine:
-        return LocalEngine(self._models)
+        return LocalEngine(self._models, **PATIENT)
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, LocalEngine)
