@@ -103,7 +103,7 @@ def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
     train_parity(deployed.bundle, STACK, digits.train.inputs, bundle, Settings(epochs=1))
     arguments = ["--from", str(bundle), "--network", "linear", "--out", str(bundle)]
     done = subprocess.run(
-        parm("backup", *arguments, "--epochs", "20"), capture_output=True, text=True, timeout=60
+        parm("backup", *arguments, "--epochs", "20"), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "the approximate backup" in done.stdout

@@ -24,7 +24,6 @@ def parm(*arguments: object, before: str = "", **environment: str) -> Outcome:
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
         env={**os.environ, "COLUMNS": "100", **environment},
     )
 

@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         parm("load", *map(str, arguments)),
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -141,7 +141,7 @@ def test_a_server_that_is_killed_is_a_matter_of_errors(
         until(lambda: server.metric("parm_requests_total") > 20, "no requests came")
         server.signal(signal.SIGKILL)
         server.wait()
-        _, errors = asking.communicate(timeout=60)
+        _, errors = asking.communicate()
     assert asking.returncode == 0, errors
     report = json.loads(out.read_text())
     assert report["answered"] > 0
@@ -161,7 +161,7 @@ def test_an_interrupt_ends_the_load_with_what_there_is(
         )  # fmt: skip
         until(lambda: server.metric("parm_requests_total") > 20, "no requests came")
         asking.send_signal(signal.SIGINT)
-        printed, errors = asking.communicate(timeout=60)
+        printed, errors = asking.communicate()
         assert asking.returncode == 130
         assert "p99.9" in printed
         assert "Traceback" not in errors
