@@ -178,9 +178,7 @@ class _Driver:
         self._instances[instance.name] = instance
         nodes = self._simulation.nodes
         node = None if nodes is None else str(instance.slot % nodes)
-        joined = self._scheduler.instance_joined(
-            self._env.now, instance.name, instance.works, node
-        )
+        joined = self._scheduler.instance_joined(self._env.now, instance.name, instance.works, node)
         self._carry_out(joined)
 
     def _kill(self, instance: _Instance) -> Generator[simpy.Event, None, None]:
