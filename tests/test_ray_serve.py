@@ -7,15 +7,26 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
+import tritonclient.grpc
 import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
+from tritonclient.utils import InferenceServerException
 
 from parity_models.serving.ray.app import AppArgs
 from ray_cluster import SMALL, Client, kill_replica, local_ray, replica_ids
-from served import ServerProcess, parm, until, write_linear_bundle
+from served import (
+    INPUTS,
+    ServerProcess,
+    parm,
+    predictions,
+    queries,
+    until,
+    write_linear_bundle,
+)
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "ray"
 
@@ -107,17 +118,39 @@ def _asked(client: Client) -> bool:
 
 
 def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(bundle: Path) -> None:
-    arguments = ["--engine", "ray", "--instances", "2", "--frontends", "2"]
+    arguments = ["--engine", "ray", "--instances", "2", "--frontends", "2", "--grpc-port", "0"]
     with ServerProcess(str(bundle), *arguments) as server:
         client = Client(server.url)
         with client.asking():
             client.more(50)
-        assert client.metric("parm_query_latency_seconds_count") == client.answered
+        _speak_grpc(server.grpc_address)
+        assert client.metric("parm_query_latency_seconds_count") == client.answered + 2
         pids = _descendants(server.process.pid)
         assert len(pids) > 5
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "processes are left")
+
+
+def _speak_grpc(address: str) -> None:
+    with tritonclient.grpc.InferenceServerClient(address) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("model")
+        assert client.get_server_metadata().name == "parity-models"
+        (tensor,) = client.get_model_metadata("model").inputs
+        assert (tensor.name, tensor.datatype, tensor.shape) == ("input", "FP32", [-1, INPUTS])
+        rows = queries(2)
+        asked = tritonclient.grpc.InferInput("input", list(rows.shape), "FP32")
+        asked.set_data_from_numpy(rows)
+        answer = client.infer("model", [asked])
+        np.testing.assert_allclose(
+            answer.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
+        )
+        for model, words in {"another": "no model is called 'another'", "model": "missing"}.items():
+            with pytest.raises(InferenceServerException, match=words) as error:
+                client.infer(model, [])
+            assert error.value.status() in ("StatusCode.NOT_FOUND", "StatusCode.INVALID_ARGUMENT")
 
 
 def _descendants(pid: int) -> list[int]:

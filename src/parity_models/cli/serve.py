@@ -274,8 +274,6 @@ def serve(
     }
     given = {option: value for option, value in cluster.items() if value is not None}
     if engine is EngineName.RAY:
-        if grpc_port is not None:
-            raise UserError("--grpc-port is not for --engine ray, which speaks HTTP; leave it out")
         _serve_on_ray(opened, options, given, address)
         return
     if given or address is not None:

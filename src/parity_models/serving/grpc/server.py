@@ -45,12 +45,12 @@ from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
 
 _log = logging.getLogger(__name__)
 
-_SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _HEALTH_INTERVAL = 0.2
 """Seconds between two looks at the readiness that somebody watches."""
 
-_CODES = {
+CODES = {
     400: StatusCode.INVALID_ARGUMENT,
     404: StatusCode.NOT_FOUND,
     413: StatusCode.RESOURCE_EXHAUSTED,
@@ -66,7 +66,7 @@ _CLIENT_CLOSED = 499
 _MAX_MESSAGE = 2**31 - 1
 """Bytes that gRPC can be told a message may have."""
 
-_MAX_DETAILS = 1000
+MAX_DETAILS = 1000
 """Characters of an error that surely go through: they travel in a header, with a client's names
 in them."""
 
@@ -89,11 +89,13 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        self._server.add_generic_rpc_handlers((_handler(_Service(frontend, model, metrics)),))
+        self._server.add_generic_rpc_handlers(
+            (_handler(InferenceService(frontend, model, metrics)),)
+        )
         self._stopping = asyncio.Event()
         health = _Health(frontend, self._stopping)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
-        names = (_SERVICE.full_name, _HEALTH, reflection.SERVICE_NAME)
+        names = (SERVICE.full_name, _HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, _reflected_pool())
 
     async def start(self, host: str, port: int) -> str:
@@ -118,8 +120,11 @@ class GrpcServer:
         await self._server.stop(GRACE)
 
 
-class _Service:
-    """The methods of GRPCInferenceService, by their names there."""
+class InferenceService:
+    """The methods of GRPCInferenceService, by their names there. They raise RequestErrors.
+
+    What they need of a `context` is the client's time limit.
+    """
 
     def __init__(self, frontend: Frontend, model: ServedModel, metrics: Metrics) -> None:
         self._frontend = frontend
@@ -199,7 +204,7 @@ class _Health(health_pb2_grpc.HealthServicer):
     async def Check(
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> health_pb2.HealthCheckResponse:
-        if request.service not in ("", _SERVICE.full_name):
+        if request.service not in ("", SERVICE.full_name):
             await context.abort(
                 StatusCode.NOT_FOUND, f"this server has no service {request.service[:80]!r}"
             )
@@ -208,7 +213,7 @@ class _Health(health_pb2_grpc.HealthServicer):
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> AsyncIterator[health_pb2.HealthCheckResponse]:
-        if request.service not in ("", _SERVICE.full_name):
+        if request.service not in ("", SERVICE.full_name):
             unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
             yield health_pb2.HealthCheckResponse(status=unknown)
             return
@@ -231,15 +236,15 @@ class _Health(health_pb2_grpc.HealthServicer):
         return response(status=response.SERVING if ready else response.NOT_SERVING)
 
 
-def _handler(service: _Service) -> grpc.GenericRpcHandler:
+def _handler(service: InferenceService) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
-        _SERVICE.full_name,
+        SERVICE.full_name,
         {
             method.name: grpc.unary_unary_rpc_method_handler(
                 _guarded(getattr(service, method.name), GetMessageClass(method.input_type)),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
-            for method in _SERVICE.methods
+            for method in SERVICE.methods
         },
     )
 
@@ -252,9 +257,9 @@ def _guarded(
 
     async def answered(data: bytes, context: _Context) -> Message:
         try:
-            return await answer(_read(request, data), context)
+            return await answer(read_message(request, data), context)
         except RequestError as error:
-            await context.abort(_CODES[error.status], str(error)[:_MAX_DETAILS])
+            await context.abort(CODES[error.status], str(error)[:MAX_DETAILS])
         except Exception as error:
             _log.error("a gRPC request failed", exc_info=error)
             await context.abort(
@@ -264,7 +269,8 @@ def _guarded(
     return answered
 
 
-def _read(request: type[Message], data: bytes) -> Message:
+def read_message(request: type[Message], data: bytes) -> Message:
+    """Raises InvalidRequestError for what is no such message."""
     try:
         return request.FromString(data)
     except DecodeError as error:

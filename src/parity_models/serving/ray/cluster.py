@@ -11,13 +11,14 @@ from contextlib import contextmanager, suppress
 import ray
 from ray import serve
 from ray.serve.api import RunTarget, run_many
-from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
 from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.serving.http import listen
 from parity_models.serving.ray.app import ClusterOptions, application, pools_of
+from parity_models.serving.ray.grpc import add_inference
 from parity_models.serving.server import ServeOptions
 
 APP = "parity-models"
@@ -35,7 +36,7 @@ def served_on_ray(
     bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, address: str | None
 ) -> Iterator[str]:
     """Serve a bundle on the cluster at `address` (as ray.init has it; None: a new one on this
-    machine) for as long as the context lasts; gives the URL.
+    machine) for as long as the context lasts; gives the URL, or both if there is gRPC.
 
     Whatever was started is stopped at the end: the application; Serve, unless it ran before; the
     cluster, if it is a new one. Raises UserError for a cluster that cannot be reached, is too
@@ -45,16 +46,24 @@ def served_on_ray(
     _connect(address, cpus)
     try:
         ran_before = _check_room(address, cpus)
+        if ran_before and options.grpc_port is not None:
+            raise UserError(
+                "Serve runs on the cluster already, and takes no port for gRPC any more; leave "
+                "--grpc-port out, or start Serve with parity_models.serving.ray.grpc.add_inference "
+                "among its grpc_servicer_functions"
+            )
         port = options.port if ran_before else _free_port(options.host, options.port)
+        grpc = _grpc_options(options)
         if not ran_before:
             where = ProxyLocation.HeadOnly if address is None else ProxyLocation.EveryNode
-            serve.start(where, HTTPOptions(host=options.host, port=port))
+            serve.start(where, HTTPOptions(host=options.host, port=port), grpc_options=grpc)
         try:
             host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
-            url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            address_of = f"[{host}]" if ":" in host else host
+            url = f"http://{address_of}:{port}"
             _deploy(bundle, options, cluster)
             _check_answers(url)
-            yield url
+            yield url if grpc is None else f"{url} and grpc://{address_of}:{grpc.port}"
         finally:
             serve.delete(APP)
             if not ran_before:
@@ -119,6 +128,16 @@ def _check_room(address: str | None, cpus: float) -> bool:
             "add nodes, or lower --instances, --frontends or --cpus-per-instance"
         )
     return bool(running.proxies)
+
+
+def _grpc_options(options: ServeOptions) -> gRPCOptions | None:
+    if options.grpc_port is None:
+        return None
+    return gRPCOptions(
+        port=_free_port(options.host, options.grpc_port),
+        grpc_servicer_functions=[f"{add_inference.__module__}.{add_inference.__name__}"],
+        enable_reflection=False,
+    )
 
 
 def _free_port(host: str, port: int) -> int:

@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 import ray
+from google.protobuf.message import Message
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from ray import serve
@@ -31,6 +32,7 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
+from parity_models.serving.ray.grpc import RayGrpc
 from parity_models.serving.ray.metrics import Together
 from parity_models.serving.ray.roster import (
     INTERVAL,
@@ -143,7 +145,8 @@ class Instances:
 
 
 class Frontends:
-    """One frontend a replica, which speaks the Open Inference Protocol over HTTP.
+    """One frontend a replica, which speaks the Open Inference Protocol: by ASGI, and in the methods
+    that Serve's gRPC proxy calls.
 
     `works` are those of all instances there should be, of which it starts with its share of
     `frontends`. The deployments of `pools` are those of the instances.
@@ -171,12 +174,31 @@ class Frontends:
             unit_timeout=options.unit_timeout,
         )
         self._frontend = frontend_of(bundle, options, engine, self._metrics)
+        self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._max_body)
         await self._frontend.start(share(works, frontends))
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = rest_app(self._frontend, self._model, self._metrics, self._max_body)
         app.router.routes.insert(0, Route("/metrics", self._all_metrics))
         return app
+
+    async def ServerLive(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("ServerLive", request, grpc_context)
+
+    async def ServerReady(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("ServerReady", request, grpc_context)
+
+    async def ModelReady(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("ModelReady", request, grpc_context)
+
+    async def ServerMetadata(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("ServerMetadata", request, grpc_context)
+
+    async def ModelMetadata(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("ModelMetadata", request, grpc_context)
+
+    async def ModelInfer(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("ModelInfer", request, grpc_context)
 
     async def metrics(self) -> list[Metric]:
         """This frontend's own."""

@@ -1,0 +1,78 @@
+"""The protocol over gRPC, by the gRPC proxy of Ray Serve.
+
+Serve's proxy calls a method of the ingress deployment for a method of a service that it knows.
+Messages pass it as bytes: their classes are in a descriptor pool of their own, where Ray's pickle
+would not find them.
+"""
+
+import logging
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc import StatusCode
+
+from parity_models.serving.errors import RequestError, TooLargeError
+from parity_models.serving.frontend import Frontend
+from parity_models.serving.grpc.server import (
+    CODES,
+    MAX_DETAILS,
+    SERVICE,
+    InferenceService,
+    read_message,
+)
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.served_model import ServedModel
+
+_log = logging.getLogger(__name__)
+
+
+def add_inference(servicer: object, server: Any) -> None:
+    """For `grpc_servicer_functions` of Serve's gRPC options: the methods that there are."""
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        method.name: grpc.unary_unary_rpc_method_handler(getattr(servicer, method.name))
+        for method in SERVICE.methods
+    }
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),)
+    )
+
+
+class RayGrpc:
+    """Answers what Serve's proxy has received; a message holds up to `max_message` bytes."""
+
+    def __init__(
+        self, frontend: Frontend, model: ServedModel, metrics: Metrics, max_message: int
+    ) -> None:
+        self._service = InferenceService(frontend, model, metrics)
+        self._max_message = max_message
+
+    async def answer(self, method: str, request: bytes, context: Any) -> Message:
+        """The response of a method of the service; where it is an error, an empty one, with the
+        status in Serve's `context`."""
+        about = SERVICE.methods_by_name[method]
+        code, details = StatusCode.INTERNAL, "the server failed to handle the request; see its log"
+        try:
+            if len(request) > self._max_message:
+                raise TooLargeError(
+                    f"the message is larger than the {self._max_message} bytes this server takes "
+                    "at once; send fewer rows at once"
+                )
+            message = read_message(GetMessageClass(about.input_type), request)
+            response: Message = await getattr(self._service, method)(message, _NoLimit())
+            return response
+        except RequestError as error:
+            code, details = CODES[error.status], str(error)[:MAX_DETAILS]
+        except Exception as error:
+            _log.error("a gRPC request failed", exc_info=error)
+        context.set_code(code)
+        context.set_details(details)
+        return GetMessageClass(about.output_type)()
+
+
+class _NoLimit:
+    """The client's time limit, which Serve does not pass on."""
+
+    def time_remaining(self) -> None:
+        return None
