@@ -25,7 +25,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.policies import Pool
+from parity_models.scheduling.policies import Pool, Replication
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.errors import (
     DeadlineError,
@@ -270,6 +270,16 @@ async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:
         assert frontend.instances_up() == frontend.queue_depths() == {DEPLOYED: 0}
         engine.listener.instance_joined("0.1", frozenset({DEPLOYED}))
         assert frontend.ready
+
+
+async def test_the_copies_of_a_query_run_on_the_nodes_that_the_engine_names() -> None:
+    async with serving(Replication(2), instances=0, parity_instances=0) as (frontend, engine):
+        for instance in ("a1", "a2", "b1"):
+            engine.listener.instance_joined(instance, frozenset({DEPLOYED}), instance[0])
+        request = await asked(frontend.infer(queries(1)))
+        assert {unit.instance for unit in engine.units} == {"a1", "b1"}
+        engine.finish(engine.units[0])
+        await request
 
 
 async def test_what_would_spoil_other_queries_reconstructions_is_refused() -> None:

@@ -66,7 +66,7 @@ class Metrics:
         )
         self.restarts = Counter(
             "parm_instance_restarts",
-            "Instances that joined after the start, in place of lost ones.",
+            "Instances that joined after the start: lost ones that are back, or further ones.",
             registry=self.registry,
         )
         latency = Histogram(

@@ -39,7 +39,7 @@ class Dispatch(ABC):
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
         if self._nodes is None:
             shared = len(set(self._node.values())) < len(self._node)
-            deployed = {self._node[instance] for instance in self._up.get(DEPLOYED, ())}
+            deployed = self._nodes_of(self._up.get(DEPLOYED, ()))
             self._nodes = len(deployed) if shared else 0
         return self._nodes
 
@@ -77,8 +77,7 @@ class Dispatch(ABC):
     def beside(self, task: Task, others: Iterable[Task]) -> bool:
         """Is one of the others on this task's node, as far as is settled?"""
         at = self.where(task)
-        nodes = {self._node[instance] for instance in self._instances_of(others)}
-        return at is not None and self._node[at] in nodes
+        return at is not None and self._node[at] in self._nodes_of(self._instances_of(others))
 
     @abstractmethod
     def depths(self) -> dict[str, int]:
@@ -126,7 +125,7 @@ class Dispatch(ABC):
         taken = self._taken(task)
         if not taken and not task.failed_on:
             return suited
-        nodes = {self._node[instance] for instance in taken}
+        nodes = self._nodes_of(taken)
         beside = [instance for instance in suited if self._node[instance] in nodes]
         for worse in (task.failed_on, taken, beside):
             suited = [instance for instance in suited if instance not in worse] or suited
@@ -139,6 +138,9 @@ class Dispatch(ABC):
 
     def _instances_of(self, tasks: Iterable[Task]) -> set[str]:
         return {instance for task in tasks if (instance := self.where(task)) is not None}
+
+    def _nodes_of(self, instances: Iterable[str]) -> set[Hashable]:
+        return {self._node[instance] for instance in instances}
 
 
 def add_to(queue: Queue, task: Task, *, first: bool) -> None:

@@ -69,7 +69,8 @@ class SingleQueue(Dispatch):
                 yield assigned
 
     def _may_run(self, task: Task, instance: str) -> bool:
-        if task.failed_on or (self.nodes and self._taken(task)):
+        beside = self.nodes and self._node[instance] in self._nodes_of(self._taken(task))
+        if beside or instance in task.failed_on:
             return instance in self._suited(task)
         return True
 
