@@ -33,7 +33,7 @@ def accuracy(
 ) -> None:
     """Train and measure what a matrix names, and write a report with tables and pictures.
 
-    The quick preset takes about an hour and a quarter on two cores, the paper preset seven to
+    The quick preset takes about fifty minutes on two cores, the paper preset seven to
     eight hours. What was run before is not run again, and a training that was cut off goes on:
     interrupt it at any time, which reports what is done, and give the same command again.
     """
