@@ -54,29 +54,25 @@ def _report(
     yield from (f"- **{engine}**: {WHAT[engine]}" for engine in results)
     yield f"\n![{plan.experiment.title}]({picture.relative_to(path.parent)})\n"
     yield (
-        "| engine | policy | p50 | p99 | p99.9 | gap | shrinks | met | reconstructed | failed "
-        "| accuracy | send |"
+        f"| {plan.experiment.axis} | engine | policy | p50 | p99 | p99.9 | gap | shrinks | met "
+        "| reconstructed | failed | accuracy | send |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for point in plan.experiment.real:
         for engine, result in results.items():
             baseline = result.lines[0].real[point]
             for line in result.lines:
                 here = line.real[point]
                 if here is not None and baseline is not None:
-                    name = (
-                        f"{engine}"
-                        if len(plan.experiment.real) == 1
-                        else (f"{engine}, {plan.experiment.axis} {plan.experiment.labels[point]}")
-                    )
-                    yield _row(name, line.label, here, baseline)
+                    names = (plan.experiment.labels[point], engine, line.label)
+                    yield _row(names, here, baseline)
 
 
-def _row(name: str, policy: str, here: TrialResult, baseline: TrialResult) -> str:
+def _row(names: tuple[str, ...], here: TrialResult, baseline: TrialResult) -> str:
     shrinks = baseline.gap_ms / here.gap_ms
     met = "" if here is baseline else "yes" if shrinks >= WANTED else "**no**"
     return (
-        f"| {name} | {policy} | {here.p50_ms:.1f} | {here.p99_ms:.1f} | {here.p999_ms:.1f} "
+        f"| {' | '.join(names)} | {here.p50_ms:.1f} | {here.p99_ms:.1f} | {here.p999_ms:.1f} "
         f"| {here.gap_ms:.1f} | {shrinks:.2f}x | {met} | {here.share(Source.RECONSTRUCTION):.1%} "
         f"| {here.errors} | {here.accuracy or 0:.2%} | {here.send_delay_p99_ms or 0:.2f} |"
     )

@@ -3,6 +3,7 @@
 Faults begin when an instance starts, so that there is nothing to be told.
 """
 
+import os
 import sys
 
 import msgspec
@@ -21,6 +22,8 @@ CPUS = 0.05
 def main(text: str) -> int:
     """Serve as the JSON text says; tell the URL, or why there is none, on standard output."""
     spec = msgspec.json.decode(text, type=ServeSpec)
+    # Ray lets other processes go first; other engines' instances do not.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     cluster = ClusterOptions(cpus_per_instance=CPUS, cpus_per_frontend=CPUS)
     try:
         with served_on_ray(open_bundle(spec.bundle), spec.options, cluster, None) as url:
