@@ -32,6 +32,11 @@ SOON_DEAD = {
 }
 """A node that nothing is heard of is gone after ten seconds rather than a minute."""
 
+FRONT, ROOM = "front", "room"
+"""Resources: one of the first on the head, two of the second on every other node."""
+
+RAY_FOLDER = "/tmp/ray"
+
 RAY = Path(sys.executable).with_name("ray")
 
 
@@ -57,9 +62,12 @@ class Node:
         )
         self._process = subprocess.Popen(
             [
-                *("ip", "netns", "exec", self.namespace, RAY, "start", "--block"),
+                *("ip", "netns", "exec", self.namespace),
+                # In a folder that is its own, too: nodes of one machine would share it.
+                *("sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', RAY_FOLDER),
+                *(RAY, "start", "--block"),
                 *("--address", gcs, "--node-ip-address", self.address),
-                *("--num-cpus", "1", "--object-store-memory", "80000000"),
+                *("--resources", f'{{"{ROOM}": 2}}', "--object-store-memory", "80000000"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -87,12 +95,12 @@ class Node:
 class Cluster:
     """A head in this namespace, and nodes in others."""
 
-    def __init__(self, bridge: str, head_cpus: int) -> None:
+    def __init__(self, bridge: str) -> None:
         self._bridge = bridge
         self.nodes: list[Node] = []
         context = ray.init(
             "local",
-            num_cpus=head_cpus,
+            resources={FRONT: 1},
             _node_ip_address=f"{SUBNET}.1",
             object_store_memory=80_000_000,
             include_dashboard=False,
@@ -110,8 +118,8 @@ class Cluster:
 
 
 @contextmanager
-def ray_nodes(head_cpus: int, nodes: int) -> Iterator[Cluster]:
-    """A head with so many CPUs, and some nodes with one CPU each.
+def ray_nodes(nodes: int) -> Iterator[Cluster]:
+    """A head and some nodes.
 
     All processes, namespaces and interfaces are gone at the end.
     """
@@ -121,7 +129,7 @@ def ray_nodes(head_cpus: int, nodes: int) -> Iterator[Cluster]:
     configure("ip", [f"addr add {SUBNET}.1/24 dev {bridge}"])
     cluster = None
     try:
-        cluster = Cluster(bridge, head_cpus)
+        cluster = Cluster(bridge)
         cluster.add(nodes)
         yield cluster
     finally:

@@ -38,7 +38,8 @@ class RayFleet(Fleet):
     def engine(self, **options: float) -> RayEngine:
         name = f"frontend-{next(self._names)}"
         ask = self._roster.frontend_seen.remote
-        return RayEngine(ask, name, self._files.fingerprint, "127.0.0.1", **options)
+        bundle = self._files.fingerprint
+        return RayEngine(ask, name, bundle, "127.0.0.1", max_frame=10_000, **options)
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, RayEngine)

@@ -10,7 +10,7 @@ from parity_models.models.bundle import open_bundle
 from parity_models.serving.ray.app import ClusterOptions, application
 from parity_models.serving.server import ServeOptions
 from ray_cluster import Client, start_serve
-from ray_nodes import ray_nodes
+from ray_nodes import FRONT, ROOM, ray_nodes
 from served import until, write_linear_bundle
 
 
@@ -20,8 +20,13 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
     bundle = open_bundle(write_linear_bundle(tmp_path))
     # Six instances, two on each node, which has room for no more; the frontend is on the head.
     options = ServeOptions(instances=4)
-    room = ClusterOptions(cpus_per_instance=0.5, cpus_per_frontend=2)
-    with ray_nodes(head_cpus=2, nodes=3) as cluster:
+    room = ClusterOptions(
+        cpus_per_instance=0,
+        cpus_per_frontend=0,
+        resources_per_instance={ROOM: 1},
+        resources_per_frontend={FRONT: 1},
+    )
+    with ray_nodes(3) as cluster:
         client = Client(start_serve())
         serve.run(application(bundle, options, room), name="test")
 
@@ -48,7 +53,7 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
 def _nodes() -> list[str]:
     """The nodes of the instances' replicas."""
     return [
-        actor["node_id"]
-        for actor in map(vars, ray.util.state.list_actors(filters=[("state", "=", "ALIVE")]))
-        if "ServeReplica:test:shared" in actor["class_name"]
+        actor["Address"]["NodeID"]
+        for actor in ray._private.state.actors().values()
+        if actor["Name"].startswith("SERVE_REPLICA::test#shared#") and actor["State"] == "ALIVE"
     ]

@@ -10,7 +10,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import ray
@@ -56,8 +56,9 @@ class ClusterOptions:
     With `max_instances`, the deployed model's instances are scaled between their number in
     ServeOptions and that, the extra ones between theirs and `max_parity_instances` (None: in the
     same proportion), so that instances are busy for `target_utilisation` of the time; it is looked
-    at for `upscale_delay` or `downscale_delay` seconds. Ray reserves `cpus_per_instance` and
-    `cpus_per_frontend` for each. Raises UserError for values out of range.
+    at for `upscale_delay` or `downscale_delay` seconds. Ray reserves CPUs and resources, which
+    nodes have under names that users choose, for each instance and frontend. Raises UserError for
+    values out of range.
     """
 
     frontends: int = 1
@@ -68,6 +69,8 @@ class ClusterOptions:
     downscale_delay: float = 300.0
     cpus_per_instance: float = 1.0
     cpus_per_frontend: float = 1.0
+    resources_per_instance: Mapping[str, float] = field(default_factory=dict)
+    resources_per_frontend: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.frontends < 1:
@@ -112,6 +115,8 @@ class AppArgs(BaseModel):
     downscale_delay: float = ClusterOptions.downscale_delay
     cpus_per_instance: float = ClusterOptions.cpus_per_instance
     cpus_per_frontend: float = ClusterOptions.cpus_per_frontend
+    resources_per_instance: dict[str, float] = {}
+    resources_per_frontend: dict[str, float] = {}
 
     instances: int = ServeOptions.instances
     parity_instances: int | None = None
@@ -183,7 +188,10 @@ def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) 
         num_replicas=cluster.frontends,
         # A frontend's own queue says when there is too much, with an error that tells clients so.
         max_ongoing_requests=2 * options.max_queue + 100,
-        ray_actor_options={"num_cpus": cluster.cpus_per_frontend},
+        ray_actor_options={
+            "num_cpus": cluster.cpus_per_frontend,
+            "resources": dict(cluster.resources_per_frontend),
+        },
         graceful_shutdown_timeout_s=options.deadline + 5,
         **_DEPLOYMENT,
     )(serve.ingress()(Frontends))
@@ -215,7 +223,10 @@ def instances_app(
     """A pool of instances of `models`, files by work; see Instances for the rest."""
     deployment = serve.deployment(
         name=pool.name,
-        ray_actor_options={"num_cpus": cluster.cpus_per_instance},
+        ray_actor_options={
+            "num_cpus": cluster.cpus_per_instance,
+            "resources": dict(cluster.resources_per_instance),
+        },
         graceful_shutdown_timeout_s=STOP_PATIENCE + 5,
         **_replicas(pool, cluster),
         **_DEPLOYMENT,

@@ -43,6 +43,7 @@ def served_on_ray(
     small or serves such an application already, and ServingError if replicas do not start.
     """
     cpus = _cpus(bundle, options, cluster)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _connect(address, cpus)
     try:
         ran_before = _check_room(address, cpus)
@@ -169,9 +170,14 @@ def _deploy(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> N
             return
         failed = status.status in ("DEPLOY_FAILED", "UNHEALTHY")
         if failed or time.monotonic() > end:
-            why = [f"{name}: {each.message}" for name, each in status.deployments.items()]
-            problem = "failed" if failed else f"did not start within {START_TIMEOUT:g} s"
-            raise ServingError("\n".join([f"replicas {problem}", status.message, *why]))
+            # The last line is the error itself, where there is a traceback.
+            why = [
+                f"{name}: {each.message.strip().splitlines()[-1]}"
+                for name, each in status.deployments.items()
+                if each.message.strip() and each.status != "HEALTHY"
+            ]
+            problem = "cannot start" if failed else f"did not start within {START_TIMEOUT:g} s"
+            raise ServingError(f"replicas {problem}: {'; '.join(why) or status.message}")
         time.sleep(0.1)
 
 

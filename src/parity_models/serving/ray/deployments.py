@@ -8,7 +8,7 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -29,6 +29,7 @@ from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.bundle import MANIFEST, Bundle
 from parity_models.models.manifest import decode_manifest
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.tensor import TensorSpec
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
@@ -46,7 +47,7 @@ from parity_models.serving.rest import rest_app
 from parity_models.serving.server import ServeOptions, frontend_of, served_model
 
 MAX_HEADER = 2**16
-"""Bytes that a message to a worker may have, if its tensors are small."""
+"""Bytes that a frame may have where tensors are small."""
 
 STOP_PATIENCE = 20.0
 """Seconds that a replica that is to stop has for its unit."""
@@ -102,7 +103,7 @@ class Instances:
             address,
             address,
             faults=_faults(faults, first + context.rank.rank),
-            max_frame=max(MAX_HEADER, *(model.input.zeros(1).nbytes for model in warm.values())),
+            max_frame=_max_frame(model.input for model in warm.values()),
         )
         self._seat = Seat(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
@@ -171,6 +172,7 @@ class Frontends:
             serve.get_replica_context().replica_id.unique_id,
             files.fingerprint,
             _address(),
+            max_frame=_max_frame(_outputs(bundle), options.max_batch),
             unit_timeout=options.unit_timeout,
         )
         self._frontend = frontend_of(bundle, options, engine, self._metrics)
@@ -259,3 +261,14 @@ def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] |
 def _address() -> str:
     """This node's IP address, as other nodes reach it."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+
+
+def _outputs(bundle: Bundle) -> list[TensorSpec]:
+    manifest = bundle.manifest
+    backups = () if manifest.backup is None else (manifest.backup,)
+    return [model.output for model in (manifest.deployed, *manifest.parity, *backups)]
+
+
+def _max_frame(specs: Iterable[TensorSpec], rows: int = 1) -> int:
+    """Bytes that a frame has at most that is a header, or so many rows of one of these."""
+    return max(MAX_HEADER, *(spec.zeros(1).nbytes * rows for spec in specs))

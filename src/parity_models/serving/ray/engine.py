@@ -82,8 +82,8 @@ class RayEngine(WorkerEngine[LeasedWorker]):
     """An Engine whose instances `roster` grants to the frontend called `name`.
 
     They have the models of the bundle with the fingerprint `bundle`, and report to `address`, an
-    IP address of this machine. One that has a unit for `unit_timeout` seconds is told to end, so
-    that Ray starts another.
+    IP address of this machine, in frames of up to `max_frame` bytes. One that has a unit for
+    `unit_timeout` seconds is told to end, so that Ray starts another.
     """
 
     def __init__(
@@ -93,6 +93,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         bundle: str,
         address: str,
         *,
+        max_frame: int,
         heartbeat_timeout: float = 2.0,
         unit_timeout: float = 10.0,
     ) -> None:
@@ -105,6 +106,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         self._name = name
         self._bundle = bundle
         self._address = address
+        self._max_frame = max_frame
         self._lives = count()
         self._lost: set[str] = set()
         self._touch: asyncio.Task[None] | None = None
@@ -118,6 +120,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         if not works:
             raise ServingError("an engine needs at least one instance")
         self._open(listener)
+        self._reports.set(zmq.MAXMSGSIZE, self._max_frame)
         try:
             self._endpoint = bind(self._reports, f"tcp://{self._address}:*")
         except zmq.ZMQError as error:
@@ -190,6 +193,8 @@ class RayEngine(WorkerEngine[LeasedWorker]):
             await asyncio.sleep(INTERVAL if self._enough.is_set() else HURRY)
 
     def _follow(self, seats: Sequence[Seat]) -> None:
+        if self._stopped:
+            return
         granted = {seat.key: seat for seat in seats if seat.key not in self._lost}
         for worker in list(self._workers.values()):
             if granted.pop(worker.seat.key, None) is None:
