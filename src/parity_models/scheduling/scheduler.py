@@ -360,7 +360,6 @@ class Scheduler:
 
     def _lose(self, unit: Unit, detail: str) -> None:
         for task in reversed(unit.tasks):
-            task.unit = None
             if not task.wanted:
                 continue
             task.failed_on.append(unit.instance)
