@@ -1,4 +1,5 @@
-"""Triton and MLServer as processes, and clients that keep a server busy, for tests."""
+"""Upstreams as processes (Triton, MLServer, this software), and clients that keep a server busy,
+for tests."""
 
 import os
 import re
@@ -108,6 +109,40 @@ class MLServer(FleetServer):
         return [str(MLSERVER), "start", "."], environment
 
 
+class Parm:
+    """`parm serve` of a bundle's deployed model alone, on ports that it keeps."""
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+        self._ports = ("0", "0")
+        self.start()
+
+    def start(self) -> None:
+        port, grpc_port = self._ports
+        self._server = ServerProcess(
+            *(str(self._bundle), "--policy", "none", "--instances", "1"),
+            *("--port", port, "--grpc-port", grpc_port),
+        )
+        self.url = self._server.url
+        self.grpc_url = f"grpc://{self._server.grpc_address}"
+        self._ports = (str(self._server.port), self.grpc_url.rsplit(":", 1)[1])
+
+    def kill(self) -> None:
+        self._server.signal(signal.SIGKILL)
+        self._server.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.__exit__(kind, error, traceback)
+
+
 class Load:
     """Clients of `front` that ask one request after another and check every answer."""
 
@@ -152,7 +187,9 @@ class Load:
                     self.answered += 1
 
 
-def kill_and_mend(front: ServerProcess, victims: Sequence[FleetServer], instances: int) -> None:
+def kill_and_mend(
+    front: ServerProcess, victims: Sequence[FleetServer | Parm], instances: int
+) -> None:
     """Kill each of the `victims` under load, and start it again: no request fails, every query is
     answered once, and `front` is back at full strength."""
 

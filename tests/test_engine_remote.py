@@ -1,7 +1,6 @@
 """The remote engine runs units on servers of the protocol, and outlives them."""
 
 import asyncio
-import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import trustme
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, EngineConformance, Events, Fleet
 from fake_upstream import FakeUpstream, server_context
+from fleet_servers import Parm
 from onnx_models import linear_model, moody_model
 from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import NewModel, write_bundle
@@ -25,7 +25,6 @@ from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import Fleet as Upstreams
 from parity_models.serving.remote.upstream import Upstream, UpstreamError, parse_upstreams
-from served import ServerProcess
 
 
 class RemoteFleet(Fleet):
@@ -34,16 +33,14 @@ class RemoteFleet(Fleet):
     def __init__(self, folder: Path, scheme: str) -> None:
         moody_model(folder / "m.onnx")
         self._model = folder / "m.onnx"
-        self._bundle = write_bundle(
-            folder / "bundle", deployed=NewModel(self._model, "moody"), parity=[], code=None
-        ).path
+        model = NewModel(self._model, "moody")
+        bundle = write_bundle(folder / "bundle", deployed=model, parity=[], code=None)
         self._scheme = scheme
-        self._servers = [self._serve() for _ in range(2)]
+        self._servers = [Parm(bundle.path) for _ in range(2)]
 
     def engine(self) -> RemoteEngine:
         urls = [
-            f"grpc://{server.grpc_address}" if self._scheme == "grpc" else server.url
-            for server in self._servers
+            server.grpc_url if self._scheme == "grpc" else server.url for server in self._servers
         ]
         upstreams = (
             Upstream(urls[0], {"deployed": "model"}),
@@ -53,25 +50,15 @@ class RemoteFleet(Fleet):
         return RemoteEngine(models, Upstreams(upstreams), Metrics(), max_batch=8)
 
     def kill(self, engine: Engine, number: int) -> None:
-        server = self._servers[number]
-        server.signal(signal.SIGKILL)
-        server.wait()
-        self._dead = number
+        self._dead = self._servers[number]
+        self._dead.kill()
 
     def mend(self) -> None:
-        server = self._servers[self._dead]
-        port = server.grpc_address.rsplit(":", 1)[-1]
-        self._servers[self._dead] = self._serve(server.port, int(port))
+        self._dead.start()
 
     def close(self) -> None:
         for server in self._servers:
             server.__exit__(None, None, None)
-
-    def _serve(self, port: int = 0, grpc_port: int = 0) -> ServerProcess:
-        return ServerProcess(
-            *(str(self._bundle), "--instances", "1", "--policy", "none"),
-            *("--port", str(port), "--grpc-port", str(grpc_port)),
-        )
 
 
 @pytest.fixture(scope="module", params=["http", "grpc"])

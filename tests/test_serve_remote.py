@@ -3,27 +3,28 @@
 import json
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from itertools import count
 from pathlib import Path
-from threading import Event
 
 import httpx
 import numpy as np
 import pytest
-import tritonclient.http as triton
 
+from fake_upstream import HUNG, FakeUpstream
+from fleet_servers import Parm, kill_and_mend
 from onnx_models import linear_model
 from parity_models.cli.main import main
-from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.scheduling import Source
+from parity_models.scheduling.spec import PolicyName
+from parity_models.serving.remote.upstream import Fleet, parse_upstreams
+from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
     OUTPUTS,
+    WEIGHTS,
     ServerProcess,
     predictions,
     queries,
-    until,
     write_linear_bundle,
 )
 
@@ -39,69 +40,37 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear_bundle(tmp_path_factory.mktemp("alone"), coded=False)
 
 
-def upstream(bundle: Path, **ports: int) -> ServerProcess:
-    port, grpc_port = ports.get("port", 0), ports.get("grpc_port", 0)
-    where = ("--port", str(port), "--grpc-port", str(grpc_port))
-    return ServerProcess(str(bundle), "--policy", "none", "--instances", "1", *where)
-
-
 def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
     bundle: Path, alone: Path
 ) -> None:
-    done = Event()
-    answered = count()
-
-    def ask(seed: int) -> None:
-        with triton.InferenceServerClient(f"127.0.0.1:{front.port}") as client:
-            while not done.is_set():
-                rows = queries(2, seed)
-                tensor = triton.InferInput("input", list(rows.shape), "FP32")
-                result = client.infer("model", [tensor.set_data_from_numpy(rows)])
-                np.testing.assert_allclose(
-                    result.as_numpy("output"), predictions(rows), rtol=1e-3, atol=1e-5
-                )
-                assert len(result.get_response()["parameters"]["source"].split(",")) == 2
-                next(answered)
-
-    def instances() -> float:
-        return front.metric("parm_instances_up")
-
-    with ExitStack() as stack:
-        one, two, parity = (stack.enter_context(upstream(alone)) for _ in range(3))
-        deployed = f"{one.url},grpc://{two.grpc_address}"
-        front = stack.enter_context(
-            ServerProcess(
-                *("--bundle", str(bundle), "--deployed", deployed),
-                *("--parity", f"{parity.url}/model", "--grpc-port", "0"),
-            )
-        )
-        assert instances() == 3
-        with ThreadPoolExecutor(4) as pool:
-            requests = [pool.submit(ask, seed) for seed in range(4)]
-            try:
-                for victim in (one, two):
-                    before = next(answered)
-                    until(lambda before=before: next(answered) > before + 20, "no answers")
-                    victim.signal(signal.SIGKILL)
-                    victim.wait()
-                    until(lambda: instances() == 2, "the upstream is not ejected")
-                    before = next(answered)
-                    until(lambda before=before: next(answered) > before + 20, "no answers")
-                    ports = {
-                        "port": victim.port,
-                        "grpc_port": int(victim.grpc_address.rsplit(":", 1)[1]),
-                    }
-                    stack.enter_context(upstream(alone, **ports))
-                    until(lambda: instances() == 3, "the upstream is not back")
-            finally:
-                done.set()
-            for request in requests:
-                request.result()
-        assert front.metric("parm_query_failures_total") == 0
-        assert front.metric("parm_upstream_ejections_total") == 2
+    with (
+        Parm(alone) as one,
+        Parm(alone) as two,
+        Parm(alone) as parity,
+        ServerProcess(
+            *("--bundle", str(bundle), "--deployed", f"{one.url},{two.grpc_url}"),
+            *("--parity", f"{parity.url}/model", "--grpc-port", "0"),
+        ) as front,
+    ):
+        kill_and_mend(front, [one, two], 2)
         assert httpx.get(f"{front.url}/v2/health/ready").status_code == 200
         front.signal(signal.SIGTERM)
         assert front.wait() == 0
+
+
+async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=True))
+    async with FakeUpstream("http", WEIGHTS) as model, FakeUpstream("http", 2 * WEIGHTS) as backup:
+        upstreams = parse_upstreams(
+            "model", 0, deployed=[model.url], backup=[f"{backup.url}/model"]
+        )
+        async with Server(bundle, ServeOptions(port=0, fleet=Fleet(upstreams))) as server:
+            assert server.policy is PolicyName.APPROXIMATE_BACKUP
+            model.mode = HUNG
+            rows = queries(1)
+            answers = await server.frontend.infer(rows)
+            assert answers.sources == [Source.BACKUP]
+            np.testing.assert_allclose(answers.outputs, 2 * predictions(rows), rtol=1e-3)
 
 
 def test_what_does_not_fit_is_refused_with_the_difference(
@@ -121,7 +90,7 @@ def test_what_does_not_fit_is_refused_with_the_difference(
         assert error.count("\n") == 1
         return error
 
-    with upstream(alone) as server:
+    with Parm(alone) as server:
         for arguments, reason in [
             ((str(bundle), "--engine", "remote"), "belong together"),
             ((str(bundle), "--engine", "local", "--deployed", server.url), "belong together"),
