@@ -20,12 +20,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 setup: $(INSTALLED) ## Install everything into .venv
 
 # Apart from .venv, as their pins are others. Triton needs nothing of what its wheel asks for.
-$(SERVERS)/.triton: tests/servers/triton.txt $(INSTALLED)
+$(SERVERS)/.triton: tests/servers/triton.txt | $(INSTALLED)
 	rm -rf $(SERVERS)/triton
 	$(BIN)/python -m pip install --quiet --no-deps --target $(SERVERS)/triton -r $<
 	touch $@
 
-$(SERVERS)/.mlserver: tests/servers/mlserver.txt $(INSTALLED)
+$(SERVERS)/.mlserver: tests/servers/mlserver.txt | $(INSTALLED)
 	rm -rf $(SERVERS)/mlserver
 	$(BIN)/python -m venv --without-pip $(SERVERS)/mlserver
 	$(BIN)/python -m pip --python $(SERVERS)/mlserver/bin/python install --quiet --no-compile -r $<

@@ -25,6 +25,9 @@ from served import ServerProcess, predictions, queries, until
 
 TESTS = Path(__file__).parent
 MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
+PATIENCE = 120.0
+"""Seconds for what takes few where the machine has nothing else to do."""
+
 SHARED_MEMORY = re.compile(rb"triton_onnxruntime_backend_shm_region_[0-9a-f-]+")
 
 
@@ -67,7 +70,7 @@ class FleetServer:
                 )
             return False
 
-        until(ready, f"{self._log} does not tell that the server is ready", 60)
+        until(ready, f"{self._log} does not tell that the server is ready", PATIENCE)
 
     def kill(self) -> None:
         """As if its machine failed: kill -9 of the server and the processes it has."""
@@ -156,7 +159,7 @@ class Load:
     def more(self, answers: int = 20) -> None:
         """Wait until so many more requests are answered."""
         enough = self.answered + answers
-        until(lambda: self.answered >= enough, "requests are not answered")
+        until(lambda: self.answered >= enough, "requests are not answered", PATIENCE)
 
     @contextmanager
     def running(self) -> Iterator[Self]:
@@ -202,10 +205,10 @@ def kill_and_mend(
         load.more()
         for victim in victims:
             victim.kill()
-            until(lambda: up() == instances - 1, "the server is not ejected")
+            until(lambda: up() == instances - 1, "the server is not ejected", PATIENCE)
             load.more()
             victim.start()
-            until(lambda: up() == instances, "the server is not back", 60)
+            until(lambda: up() == instances, "the server is not back", PATIENCE)
             load.more()
     assert front.metric("parm_query_failures_total") == 0
     assert front.metric("parm_requests_total") == load.answered
