@@ -35,11 +35,17 @@ class RayFleet(Fleet):
         self._files = files
         self._roster = serve.get_deployment_handle("Roster", "test")
 
-    def engine(self, **options: float) -> RayEngine:
-        name = f"frontend-{next(self._names)}"
-        ask = self._roster.frontend_seen.remote
-        bundle = self._files.fingerprint
-        return RayEngine(ask, name, bundle, "127.0.0.1", max_frame=10_000, **options)
+    def engine(self) -> RayEngine:
+        return RayEngine(
+            self._roster.frontend_seen.remote,
+            f"frontend-{next(self._names)}",
+            self._files.fingerprint,
+            "127.0.0.1",
+            max_frame=10_000,
+            # The machine may be busy; that an instance is killed is noticed otherwise.
+            heartbeat_timeout=60.0,
+            unit_timeout=200.0,
+        )
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, RayEngine)

@@ -33,16 +33,16 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
         def up() -> float:
             return client.metric(r'parm_instances_up\{work="deployed"\}')
 
-        until(lambda: up() == 6, "not all instances are there")
+        until(lambda: up() == 6, "not all instances are there", 90)
         with client.asking():
             client.more()
             ids = [node.id() for node in cluster.nodes]
             assert Counter(_nodes()) == dict.fromkeys(ids, 2)
             cluster.nodes[0].kill()
-            until(lambda: up() == 4, "the lost instances are still counted")
+            until(lambda: up() == 4, "the lost instances are still counted", 60)
             client.more()
             cluster.add(1)
-            until(lambda: up() == 6, "the instances are not replaced", 90)
+            until(lambda: up() == 6, "the instances are not replaced", 150)
             client.more()
         assert client.metric("parm_query_failures_total") == 0
         assert client.metric("parm_query_latency_seconds_count") == client.answered

@@ -81,13 +81,13 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
         capture_output=True,
     )
     name = app["name"]
-    until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 90)
+    until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 180)
     client = Client(url)
 
     def up() -> float:
         return client.metric(r'parm_instances_up\{work="deployed"\}')
 
-    until(lambda: up() == 3, "not all instances are there")
+    until(lambda: up() == 3, "not all instances are there", 90)
     with client.asking(1, pause=0.1):
         client.more()
         # Whoever knows who serves whom is gone, and is back.
@@ -95,16 +95,16 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
         client.more()
         # Six clients keep more than three instances busy.
         with client.asking(6, pause=0):
-            until(lambda: up() > 3, "there are no more instances", 60)
-        until(lambda: up() == 3, "there are not fewer instances again", 60)
+            until(lambda: up() > 3, "there are no more instances", 120)
+        until(lambda: up() == 3, "there are not fewer instances again", 120)
         client.more()
     assert client.metric("parm_query_failures_total") == 0
     assert client.metric("parm_query_latency_seconds_count") == client.answered
     # What a lost frontend had is the other's, until that is back.
     kill_replica("Frontends", replica_ids(name, "Frontends")[0])
-    until(lambda: _answers(client), "nobody answers", 30)
-    until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 60)
-    until(lambda: up() == 3, "not all instances are there", 30)
+    until(lambda: _answers(client), "nobody answers", 90)
+    until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 120)
+    until(lambda: up() == 3, "not all instances are there", 90)
     serve.delete(name)
 
 
@@ -162,7 +162,7 @@ def _descendants(pid: int) -> list[int]:
 
 def refused(bundle: Path, *arguments: str) -> str:
     done = subprocess.run(
-        parm("serve", str(bundle), *arguments), capture_output=True, text=True, timeout=60
+        parm("serve", str(bundle), *arguments), capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 2, done.stderr
     (error,) = re.findall(r"^error: (.*)$", done.stderr, re.M)
