@@ -75,7 +75,8 @@ class FleetServer:
     def kill(self) -> None:
         """As if its machine failed: kill -9 of the server and the processes it has."""
         regions = _shared_memory(self._process.pid)
-        os.killpg(self._process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # where it has ended by itself
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for region in regions:
             Path("/dev/shm", region).unlink(missing_ok=True)
@@ -228,8 +229,8 @@ def free_ports(number: int) -> list[int]:
 def _shared_memory(pid: int) -> set[str]:
     """What Triton's processes for its backend in Python share, which one that is killed leaves."""
     regions = set[str]()
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
             found = SHARED_MEMORY.search(Path(f"/proc/{child}/cmdline").read_bytes())
             regions |= {found[0].decode()} if found else set()
     return regions
