@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from threading import Event, Lock
+from typing import Any
 
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
@@ -28,10 +29,24 @@ SMALL = 0.01
 """CPUs that replicas reserve in tests: next to none."""
 
 
+def init_ray(**options: Any) -> Any:
+    """Start a cluster's head: ray.init, once more where the machine is too busy to start Ray's
+    processes within the 30 s that Ray gives them."""
+    tries = 3
+    while True:
+        try:
+            return ray.init("local", include_dashboard=False, log_to_driver=False, **options)
+        except Exception as error:
+            ray.shutdown()
+            tries -= 1
+            if not tries or "timed out during startup" not in str(error):
+                raise
+
+
 @contextmanager
 def local_ray() -> Iterator[str]:
     """Serve on a new cluster of this machine; gives the URL where it listens."""
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    init_ray(num_cpus=4)
     try:
         yield start_serve()
     finally:

@@ -20,6 +20,7 @@ from parity_models.bench.contention.namespaces import (
     processes_in,
     remove,
 )
+from ray_cluster import init_ray
 from served import until
 
 SUBNET = "10.217.83"
@@ -98,13 +99,10 @@ class Cluster:
     def __init__(self, bridge: str) -> None:
         self._bridge = bridge
         self.nodes: list[Node] = []
-        context = ray.init(
-            "local",
+        context = init_ray(
             resources={FRONT: 1},
             _node_ip_address=f"{SUBNET}.1",
             object_store_memory=80_000_000,
-            include_dashboard=False,
-            log_to_driver=False,
             _system_config=SOON_DEAD | {"prestart_worker_first_driver": False},
         )
         self._gcs = context.address_info["gcs_address"]
