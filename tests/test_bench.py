@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands import Here
 from parity_models.bench import overhead
 from parity_models.bench.comparison import compare
 from parity_models.bench.load import LoadSpec, offer_load
@@ -20,7 +20,7 @@ from parity_models.faults import Constant, FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.server import ServeOptions
-from served import INPUTS, parm, predictions, queries, write_linear_bundle
+from served import INPUTS, predictions, queries, write_linear_bundle
 
 EQUAL_RESOURCES = PolicySpec(name=PolicyName.EQUAL_RESOURCES)
 
@@ -44,12 +44,10 @@ def children() -> set[str]:
     return {pid for file in files for pid in file.read_text().split()}
 
 
-def bench(name: str, json_file: Path, *arguments: str) -> dict[str, Any]:
+def bench(parm_here: Here, name: str, json_file: Path) -> dict[str, Any]:
     """What `parm bench NAME --json FILE` writes, after it printed a table."""
-    done = subprocess.run(
-        parm("bench", name, "--json", str(json_file), *arguments),
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    done = parm_here("bench", name, "--json", json_file)
+    assert done.returncode == 0, done.stderr
     assert "µs" in done.stdout or "ms" in done.stdout
     numbers: dict[str, Any] = json.loads(json_file.read_text())
     return numbers
@@ -125,15 +123,15 @@ async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(
     assert report.ratio_p50 == report.served.p50_ms / report.direct.p50_ms
 
 
-def test_bench_overhead_generates_a_model_to_measure(tmp_path: Path) -> None:
-    numbers = bench("overhead", tmp_path / "overhead.json")
+def test_bench_overhead_generates_a_model_to_measure(parm_here: Here, tmp_path: Path) -> None:
+    numbers = bench(parm_here, "overhead", tmp_path / "overhead.json")
     assert numbers["model"] == "mlp"
     assert numbers["tensor_bytes"] == 3136
     assert numbers["served"]["p50_ms"] <= numbers["served"]["p99_ms"]
 
 
-def test_bench_encode_sets_every_code_beside_one_copy(tmp_path: Path) -> None:
-    numbers = bench("encode", tmp_path / "new folder" / "encode.json")
+def test_bench_encode_sets_every_code_beside_one_copy(parm_here: Here, tmp_path: Path) -> None:
+    numbers = bench(parm_here, "encode", tmp_path / "new folder" / "encode.json")
     assert numbers["query_shape"] == [3, 224, 224]
     codes = {(code["encoder"], code["k"]): code for code in numbers["codes"]}
     assert set(codes) == {(e, k) for e in ("sum", "concatenation", "stack") for k in (2, 3, 4)}

@@ -66,9 +66,10 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
         "max_instances": 4,
         "upscale_delay": 0.0,
         "downscale_delay": 0.0,
+        "target_utilisation": 0.5,
         "deadline": 20.0,
-        # For those who have nothing to compute it would take no time.
-        "faults": '{"service_time": {"type": "constant", "seconds": 0.05}}',
+        # Long enough that clients on a busy machine keep instances busy.
+        "faults": '{"service_time": {"type": "constant", "seconds": 0.2}}',
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     address = ray.get_runtime_context().gcs_address
@@ -81,6 +82,13 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
         capture_output=True,
     )
     name = app["name"]
+    try:
+        _serves_scales_and_survives(name, url)
+    finally:
+        serve.delete(name)
+
+
+def _serves_scales_and_survives(name: str, url: str) -> None:
     until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 180)
     client = Client(url)
 
@@ -105,7 +113,6 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
     until(lambda: _answers(client), "nobody answers", 90)
     until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 120)
     until(lambda: up() == 3, "not all instances are there", 90)
-    serve.delete(name)
 
 
 def _answers(client: Client) -> bool:
