@@ -70,6 +70,8 @@ class LeasedWorker(WorkerLink):
                 callback()
 
         self._loop.add_reader(self._monitor.fileno(), look)
+        # A ZeroMQ socket's descriptor tells of what comes only once what came has been looked at.
+        self._monitor.get(zmq.EVENTS)
 
     def close(self, linger: int = LINGER) -> None:
         self._loop.remove_reader(self._monitor.fileno())
