@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ PATIENCE = 120.0
 SHARED_MEMORY = re.compile(rb"triton_onnxruntime_backend_shm_region_[0-9a-f-]+")
 
 
-class FleetServer:
+class FleetServer(ABC):
     """A real server over a model repository, with a port each for REST and gRPC."""
 
     def __init__(self, repository: Path) -> None:
@@ -42,9 +43,9 @@ class FleetServer:
         self._log = repository.with_name(f"{self.port}.log")
         self.start()
 
+    @abstractmethod
     def command(self) -> tuple[Sequence[str], dict[str, str]]:
         """What starts it, and what it finds in its environment."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Start it, for the first time or again; `wait_until_ready` waits for that."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import zmq
 
-from engine_conformance import DEPLOYED, SLOW, Events, Failed, Finished, row
+from engine_conformance import DEPLOYED, SLOW, Events, Failed, Finished, Left, row
 from onnx_models import moody_model
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.worker import Worker
@@ -133,7 +133,8 @@ async def test_a_worker_that_wants_to_leave_is_let_go_after_its_unit(cluster: Cl
         seen = await events.next()
         if isinstance(seen, Finished | Failed):
             seen = await events.next()
-        assert seen.instance == going  # type: ignore[union-attr]
+        assert isinstance(seen, Left)
+        assert seen.instance == going
         await left
         assert leaves.lease is None
         await runs(engine, events, staying, 3)

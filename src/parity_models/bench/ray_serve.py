@@ -229,7 +229,7 @@ def _cluster() -> Iterator[str]:
         serve.start(ProxyLocation.HeadOnly, HTTPOptions(host="127.0.0.1", port=port))
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.shutdown()
         ray.shutdown()
 
 

@@ -118,7 +118,7 @@ def fit(
                 for group in optimizer.param_groups:
                     group["lr"] = schedule.at(spent)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                loss.backward()
                 optimizer.step()
                 spent = budget.spent(state.epochs + step / problem.steps, seconds())
                 if spent == 1:

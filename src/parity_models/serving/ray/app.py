@@ -286,7 +286,7 @@ def _replicas(pool: InstancePool, cluster: ClusterOptions) -> dict[str, Any]:
             downscale_delay_s=cluster.downscale_delay,
             look_back_period_s=max(2.0, cluster.upscale_delay),
             metrics_interval_s=1.0,
-            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy=AutoscalingPolicy(
                 policy_function=f"{Utilisation.__module__}:{Utilisation.__name__}",
                 policy_kwargs={"target": cluster.target_utilisation},
             ),

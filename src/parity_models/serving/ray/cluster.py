@@ -68,7 +68,7 @@ def served_on_ray(
         finally:
             serve.delete(APP)
             if not ran_before:
-                serve.shutdown()  # type: ignore[no-untyped-call]
+                serve.shutdown()
     finally:
         ray.shutdown()
 
@@ -122,7 +122,7 @@ def _check_room(address: str | None, cpus: float) -> bool:
             f"the cluster serves an application {APP!r} already; stop the `parm serve` that did "
             f"so, or delete it with serve.delete({APP!r})"
         )
-    free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    free = ray.available_resources().get("CPU", 0.0)
     if free < cpus:
         raise UserError(
             f"the replicas reserve {cpus:g} CPUs and the cluster at {address} has {free:g} free; "

@@ -260,7 +260,7 @@ def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] |
 
 def _address() -> str:
     """This node's IP address, as other nodes reach it."""
-    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    return str(ray.util.get_node_ip_address())
 
 
 def _outputs(bundle: Bundle) -> list[TensorSpec]:
