@@ -5,6 +5,7 @@ It ends when its standard input does, so that it cannot outlive whoever started 
 """
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
@@ -81,6 +82,18 @@ async def child(command: Sequence[str]) -> AsyncIterator[Child]:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def keep_output() -> None:
+    """Keep standard output for what this process tells.
+
+    What libraries write there, and processes that are started from now on, goes to standard error;
+    those that outlive this one do not keep whoever listens waiting.
+    """
+    sys.stdout.flush()
+    kept = os.dup(sys.stdout.fileno())  # which no process that is started inherits
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    sys.stdout = os.fdopen(kept, "w")
 
 
 def tell(message: str) -> None:

@@ -10,7 +10,7 @@ from parity_models.tasks.cifar import Cifar10, Cifar100
 from parity_models.tasks.digits import Digits
 from parity_models.tasks.localization import Localization
 from parity_models.tasks.metrics import METRICS, agreement, check_labels, score
-from parity_models.tasks.mnist import FashionMnist, Mnist
+from parity_models.tasks.mnist import FashionMnist, FashionMnistPixels, Mnist
 from parity_models.tasks.speech import SmallSpeechCommands, SpeechCommands
 from parity_models.tasks.tabular import California, Diabetes
 from parity_models.tasks.task import Dataset, Split, Task
@@ -21,6 +21,7 @@ TASKS: dict[str, Task] = {
         Digits(),
         Mnist(),
         FashionMnist(),
+        FashionMnistPixels(),
         Cifar10(),
         Cifar100(),
         CatsVsDogs(),

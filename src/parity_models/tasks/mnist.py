@@ -99,3 +99,11 @@ class FashionMnist(MnistTask):
         f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder fashion-mnist; they "
         "come from https://github.com/zalandoresearch/fashion-mnist"
     )
+
+
+class FashionMnistPixels(FashionMnist):
+    """As the paper's training code takes them: what it adds up is not normalised."""
+
+    name = "fashion-mnist-pixels"
+    about = "the same, pixels from 0 to 1"
+    mean, deviation = 0.0, 1.0

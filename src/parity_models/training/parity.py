@@ -34,7 +34,7 @@ from parity_models.training.parity_network import (
     choose_network,
     parity_network,
 )
-from parity_models.training.recipes import parity_recipe
+from parity_models.training.recipes import draw_as_published, parity_recipe
 from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
 from parity_models.training.source import Deployed, open_deployed
@@ -175,9 +175,11 @@ def default_network(deployed: Bundle, code: Code) -> str:
 
 
 def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.ModuleList:
-    """r parity models, which start from the deployed model's weights where they are alike."""
+    """r parity models, which start from the deployed model's weights where they are alike, or,
+    without it, from random weights as the published ones do."""
     models = nn.ModuleList(network.build() for _ in range(r))
     if deployed is None:
+        models.apply(draw_as_published)
         return models
     places = prod(network.places)
     theirs = deployed.state_dict()

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal, get_args
 
+from torch import nn
+
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import family
@@ -133,6 +135,18 @@ def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
             f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
         )
     return replace(_as_published(recipe), epochs=150, batch=64 if spec.k == 2 else 32)
+
+
+def draw_as_published(layer: nn.Module) -> None:
+    """Draw a layer's weights as the paper's training code does."""
+    if isinstance(layer, nn.Linear):
+        nn.init.normal_(layer.weight, std=0.01)
+    elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+        nn.init.xavier_uniform_(layer.weight, gain=nn.init.calculate_gain("relu"))
+    else:
+        return
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _as_published(recipe: Recipe) -> Recipe:

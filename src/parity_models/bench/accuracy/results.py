@@ -2,6 +2,7 @@
 
 import hashlib
 from importlib.metadata import version
+from math import inf
 
 import msgspec
 import numpy as np
@@ -68,12 +69,13 @@ class ModelResults(msgspec.Struct, frozen=True):
     codes: tuple[CodeResult, ...]
     approaches: tuple[Approach, ...]
 
-    def best(self, k: int, r: int = 1) -> CodeResult | None:
-        """The code of our recipes with the best A_d at this k and r."""
+    def best(self, k: int, r: int = 1, *, seconds: float = inf) -> CodeResult | None:
+        """The code of our recipes with the best A_d at this k and r, trained for no longer."""
         here = [
             one
             for one in self.codes
             if (one.cell.k, one.cell.r, one.cell.recipe) == (k, r, "distilled")
+            and one.seconds <= seconds
         ]
         return max(here, key=lambda one: one.degraded, default=None)
 

@@ -27,7 +27,7 @@ def targets(results: Sequence[ModelResults]) -> Iterator[Target]:
         match model.cell.task, model.cell.network:
             case "fashion-mnist", "resnet-small":
                 yield from _resnet(model)
-            case "fashion-mnist", "mlp":
+            case "fashion-mnist" | "fashion-mnist-pixels", "mlp":
                 yield from _mlp(model)
             case "localization", _:
                 yield from _ratio(model, "mean IoU", 0.85)
@@ -62,22 +62,22 @@ def _resnet(model: ModelResults) -> Iterator[Target]:
 def _mlp(model: ModelResults) -> Iterator[Target]:
     yield from _second(model)
     best = model.best(2)
-    if best is None:
-        return
-    if model.cell.recipe == "usual":
+    if best is not None and model.cell.recipe == "usual":
         yield _at_least(f"{model.cell}, k=2: A_d", 0.887, best)
-    for encoder in ("sum", "concatenation"):
-        theirs = model.code(encoder, "subtraction", 2, "published")
-        if theirs is None:
+    for theirs in model.codes:
+        if (theirs.cell.k, theirs.cell.recipe) != (2, "published"):
             continue
-        ahead = 100 * (best.degraded - theirs.degraded)
+        ours = model.best(2, seconds=1.05 * theirs.seconds)
+        if ours is None:
+            continue
+        ahead = 100 * (ours.degraded - theirs.degraded)
         most = 100 * (model.deployed.available - theirs.degraded)
         yield Target(
-            f"{model.cell}, k=2: A_d above the published recipe's with {encoder} "
-            f"({theirs.seconds:.0f} s of training, ours {best.seconds:.0f} s)",
+            f"{model.cell}, k=2: A_d above the published recipe's with {theirs.cell.encoder} "
+            f"({theirs.seconds:.0f} s of training, ours {ours.seconds:.0f} s)",
             "at least 9 points",
             f"{ahead:.2f} points (A_a is {most:.2f} above)",
-            ahead >= 9 and best.seconds <= 1.05 * theirs.seconds,
+            ahead >= 9,
         )
 
 

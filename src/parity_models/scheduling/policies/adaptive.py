@@ -8,7 +8,8 @@ Four questions are answered from what the scheduler sees, none from configuratio
     Is there capacity for it? Parity queries are sent when their group is full, and start as long
     as that leaves instances idle for the queries about to arrive: none while the median query is
     answered as soon as the median unit has run, up to the root of the queries under way when it
-    is not (margin.py).
+    is not (margin.py). Where that slows originals down all the same, as instances share cores, less
+    is sent (interference.py).
 
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
@@ -30,11 +31,12 @@ from typing import TYPE_CHECKING
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.budget import Budget
+from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.policies.parity import CodingGroup, Erasures, Parity, Pool
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.timers import LEAST_DELAY
-from parity_models.scheduling.work import Query
+from parity_models.scheduling.work import Query, Task, Unit
 
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
@@ -69,6 +71,7 @@ class AdaptiveParity(Parity):
         self._budget = Budget(hedge_budget)
         self._run_times = RunTimes() if run_times is None else run_times
         self._margin = Margin(self._run_times)
+        self._interference = Interference()
         self._needed = True
         self._slow = self._late = inf
         self._learn()
@@ -84,6 +87,20 @@ class AdaptiveParity(Parity):
         if self._slow < inf:
             self._look_at(scheduler, query, scheduler.now + self._slow)
 
+    def starts(self, scheduler: Scheduler, task: Task) -> None:
+        query = scheduler.pending_query(task.subject)
+        if query is not None and task is not query.original:
+            self._interference.starts(task)
+        super().starts(scheduler, task)
+
+    def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
+        self._interference.starts(task)
+        super().redundancy_starts(scheduler, task)
+
+    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
+        super().unit_ended(scheduler, unit, finished=finished)
+        self._interference.ended(scheduler.now, unit, finished=finished)
+
     def _ran(self, seconds: float, *, finished: bool) -> None:
         if self._run_times.add(seconds, finished=finished):
             self._learn()
@@ -98,7 +115,7 @@ class AdaptiveParity(Parity):
         self._max_group_wait = GROUP_WAIT * median if self._needed else None
 
     def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
-        if self._needed:
+        if self._needed and self._interference.allows():
             super()._send(scheduler, group)
 
     def _look_at(self, scheduler: Scheduler, query: Query, at: float) -> None:
@@ -117,9 +134,12 @@ class AdaptiveParity(Parity):
         if scheduler.now < began + self._slow:
             self._look_at(scheduler, query, began + self._slow)
             return
-        if len(query.tasks) == 1:
+        if len(query.tasks) == 1 and self._interference.allows():
             scheduler.copy(query, spare=True)
         if scheduler.now < began + self._late:
             self._look_at(scheduler, query, began + self._late)
+        elif len(query.tasks) == 1:
+            if self._budget.spend():
+                scheduler.copy(query)
         elif query.tasks[1].unit is None and self._budget.spend():
             scheduler.hurry(query.tasks[1])

@@ -1,0 +1,59 @@
+"""How much of the spare work may run, so that it does not slow originals down.
+
+Instances that share cores, memory or a link are never quite spare: what one runs slows the others
+down (performance interference: Mars et al., Bubble-Up, MICRO 2011; Zhang et al., CPI², EuroSys
+2013). Nothing says so but the run times of originals. The median of those that ran while no
+redundant work did is what originals take undisturbed. As long as half of all originals take hardly
+longer than that, all spare work may run; when more than half do, less of it.
+
+Where everything has become slower for another reason, less spare work runs until originals have run
+alone often enough to tell. Where they never do, as on very many instances, all of it runs.
+"""
+
+from parity_models.scheduling.recent import RecentDurations
+from parity_models.scheduling.work import Task, Unit
+
+LIMIT = 1.05
+"""How long half of all originals may take, in medians of those that run alone."""
+
+STEP = 0.005
+"""By how much one original changes the share of spare work."""
+
+
+class Interference:
+    """The share of spare work that may run, as the run times of originals tell; in seconds."""
+
+    def __init__(self) -> None:
+        self._redundant: set[Task] = set()
+        self._calm_since = 0.0
+        self._alone = RecentDurations(window=200, every=20)
+        self._share = 1.0
+        self._saved = 0.0
+
+    def allows(self) -> bool:
+        """May the next piece of spare work run?"""
+        self._saved += self._share
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+    def starts(self, task: Task) -> None:
+        """A task of redundant work is about to run."""
+        self._redundant.add(task)
+
+    def ended(self, now: float, unit: Unit, *, finished: bool) -> None:
+        """An instance has run this unit, to its end or not."""
+        if not self._redundant.isdisjoint(unit.tasks):
+            self._redundant.difference_update(unit.tasks)
+            if not self._redundant:
+                self._calm_since = now
+            return
+        took = now - unit.started
+        if finished and not self._redundant and self._calm_since <= unit.started:
+            self._alone.add(took)
+        alone = self._alone.quantile(0.5)
+        if alone is None or not (finished or took > LIMIT * alone):
+            return
+        step = -STEP if took > LIMIT * alone else STEP
+        self._share = min(1.0, max(0.0, self._share + step))
