@@ -16,6 +16,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.policies import AdaptiveParity, Hedging, Parity
+from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Task, Unit
@@ -127,6 +128,65 @@ def test_a_margin_stays_while_no_run_times_are_known() -> None:
     assert margin.kept(100) == 0
 
 
+# Interference
+
+
+def ran(interference: Interference, seconds: float, *, beside: bool = False) -> None:
+    """An original has run for so long; a redundant task ran `beside` it for all that time."""
+    redundant = Unit(1, "b", [Task(parity_work(0), 0, "kind")], 0.0)
+    if beside:
+        interference.starts(redundant.tasks[0])
+    original = Unit(0, "a", [Task(DEPLOYED, 0, "kind")], 0.0)
+    interference.ended(seconds, original, finished=True)
+    if beside:
+        interference.ended(0.0, redundant, finished=True)
+
+
+def allowed(interference: Interference) -> int:
+    """Of a hundred pieces of spare work, how many may run."""
+    return sum(interference.allows() for _ in range(100))
+
+
+def test_all_spare_work_may_run_while_originals_take_as_long_beside_it() -> None:
+    interference = Interference()
+    for _ in range(300):
+        ran(interference, 1.0)
+        ran(interference, 1.0, beside=True)
+        ran(interference, 1.04, beside=True)
+    assert allowed(interference) == 100
+
+
+def test_all_spare_work_may_run_while_originals_never_run_alone() -> None:
+    interference = Interference()
+    for seconds in (1.0, 2.0, 4.0):
+        for _ in range(300):
+            ran(interference, seconds, beside=True)
+    assert allowed(interference) == 100
+
+
+def test_spare_work_that_slows_most_originals_down_is_stopped_and_comes_back() -> None:
+    interference = Interference()
+    for _ in range(100):
+        ran(interference, 1.0)
+    for _ in range(100):
+        ran(interference, 2.0, beside=True)
+    assert 49 <= allowed(interference) <= 51
+    for _ in range(200):
+        ran(interference, 2.0, beside=True)
+    assert allowed(interference) == 0
+    for _ in range(300):
+        ran(interference, 1.0)
+    assert allowed(interference) == 100
+
+
+def test_spare_work_is_not_blamed_for_what_slows_originals_that_run_alone() -> None:
+    interference = Interference()
+    for seconds in (1.0, 3.0):
+        for _ in range(400):
+            ran(interference, seconds)
+    assert allowed(interference) == 100
+
+
 # The policy
 
 
@@ -167,6 +227,18 @@ def test_sends_parity_at_once_where_some_units_are_slow() -> None:
     world = adaptive_world(9, SOME_SLOW)
     world.arrive(2)
     assert runs(world) == [DEPLOYED, DEPLOYED, parity_work(0)]
+
+
+def test_sends_late_copies_alone_where_spare_work_slows_originals_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Interference, "allows", lambda _: False)
+    world = adaptive_world(9, SOME_LATE)
+    world.arrive(2)
+    world.pass_time(2.9)
+    assert runs(world) == [DEPLOYED] * 2
+    world.pass_time(0.2)
+    assert runs(world) == [DEPLOYED] * 4
 
 
 def test_sends_parity_while_it_knows_nothing() -> None:

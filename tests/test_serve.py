@@ -109,7 +109,7 @@ def test_a_slow_worker_s_queries_are_reconstructed(bundle: Path) -> None:
             "workers": [0],
         }
     }
-    arguments = ["--instances", "2", "--pool", "dedicated", "--faults", json.dumps(plan)]
+    arguments = ["--policy", "parity", "--pool", "dedicated", "--faults", json.dumps(plan)]
     with (
         ServerProcess(str(bundle), *arguments) as server,
         httpx.Client(base_url=server.url) as client,
@@ -166,7 +166,8 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
     bundle: Path, number: signal.Signals
 ) -> None:
     plan = {"service_time": {"type": "constant", "seconds": 1.0}}
-    arguments = ["--instances", "2", "--max-group-wait", "1000", "--faults", json.dumps(plan)]
+    coded = ["--policy", "parity", "--max-group-wait", "1000"]
+    arguments = [*coded, "--instances", "2", "--faults", json.dumps(plan)]
     with (
         ServerProcess(str(bundle), *arguments) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
@@ -265,7 +266,11 @@ def test_policies_out_of_range_are_refused(option: str, value: Any, reason: str)
     ("arguments", "reason"),
     [
         (["--instances", "0"], "instances must be 1 or more"),
-        (["--pool", "dedicated", "--parity-instances", "0"], "one parity instance or more"),
+        (
+            ["--policy", "parity", "--pool", "dedicated", "--parity-instances", "0"],
+            "one parity instance or more",
+        ),
+        (["--pool", "dedicated"], "no option of the policy adaptive-parity but of parity;"),
         (["--policy", "replicate"], "replicate"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["--faults", "no-such-file.json"], "no-such-file.json"),
@@ -311,7 +316,7 @@ def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
             return server.policy, [", ".join(sorted(works)) for works in server.works]
 
     for folder, options, policy, works in [
-        (bundle, ServeOptions(port=0), "parity", ["deployed, parity-0"] * 3),
+        (bundle, ServeOptions(port=0), "adaptive-parity", ["deployed, parity-0"] * 3),
         (uncoded, ServeOptions(port=0, instances=1), "none", ["deployed"]),
         (
             bundle,

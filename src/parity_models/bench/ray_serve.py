@@ -41,6 +41,7 @@ from parity_models.faults import FaultPlan, LogNormal, Slowdowns
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.http import listen
 from parity_models.serving.ray.app import ClusterOptions, application
 from parity_models.serving.server import ServeOptions, policy_of, works_of
@@ -91,7 +92,7 @@ class RayReport(msgspec.Struct, frozen=True):
 def measure_ray(bundle: Bundle | None = None, instances: int = 2) -> RayReport:
     """Serve `bundle`, or a generated MLP with parity, and measure.
 
-    There are `instances` of the deployed model and what its policy adds, and as many for each of
+    There are `instances` of the deployed model and what parity adds, and as many for each of
     the frontends.
     """
     if bundle is not None:
@@ -101,7 +102,9 @@ def measure_ray(bundle: Bundle | None = None, instances: int = 2) -> RayReport:
 
 
 def _measure(bundle: Bundle, instances: int) -> RayReport:
-    options = ServeOptions(instances=instances)
+    # Parity for every group, whether anything is slow or not: that is what it costs at most.
+    coded = None if bundle.manifest.code is None else PolicySpec(name=PolicyName.PARITY)
+    options = ServeOptions(instances=instances, policy=coded)
     with _cluster() as url, tqdm(total=3 * ROUNDS, desc="rounds") as progress:
         plain, coded = beside_plain(url, bundle, options, progress)
         one, two = one_and_two_frontends(url, bundle, options, progress)

@@ -166,8 +166,8 @@ def load(
     policy: Annotated[
         PolicyName | None,
         typer.Option(
-            help="With --bundle: what is sent besides the originals; by default parity if it has "
-            "parity models, else none.",
+            help="With --bundle: what is sent besides the originals; by default adaptive-parity if "
+            "it has parity models, else none.",
             show_default=False,
         ),
     ] = None,

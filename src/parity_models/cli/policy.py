@@ -10,7 +10,13 @@ import typer
 
 from parity_models.errors import UserError
 from parity_models.scheduling.policies import AnswerRule, Pool
-from parity_models.scheduling.spec import OPTIONS, DispatchName, PolicyName, PolicySpec
+from parity_models.scheduling.spec import (
+    OPTIONS,
+    DispatchName,
+    PolicyName,
+    PolicySpec,
+    check_options,
+)
 
 Dispatch = Annotated[
     DispatchName | None,
@@ -93,13 +99,7 @@ def policy_spec(name: PolicyName, **options: Any) -> PolicySpec:
     another, and for values out of range.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    for option in given:
-        if option not in OPTIONS[name] and option != "dispatch":
-            having = ", ".join(other for other in PolicyName if option in OPTIONS[other])
-            raise UserError(
-                f"{_flag(option)} is no option of the policy {name} but of {having}; leave it out "
-                "or choose another --policy"
-            )
+    check_options(name, given, _flag)
     if "answer_after" in given and given.get("answer") is not AnswerRule.DEADLINE:
         raise UserError("--answer-after needs --answer deadline beside it")
     if {"hedge_delay", "hedge_quantile"} <= given.keys():

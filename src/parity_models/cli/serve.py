@@ -138,8 +138,8 @@ def serve(
     policy: Annotated[
         PolicyName | None,
         typer.Option(
-            help="What is sent besides the originals; by default parity if the bundle has parity "
-            "models, else none.",
+            help="What is sent besides the originals; by default adaptive-parity if the bundle "
+            "has parity models, else none.",
             show_default=False,
         ),
     ] = None,

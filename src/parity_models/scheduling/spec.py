@@ -1,6 +1,6 @@
 """Policies and dispatch rules by name, as commands and experiment files ask for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
@@ -56,6 +56,20 @@ OPTIONS: dict[PolicyName, frozenset[str]] = {
     PolicyName.ADAPTIVE_PARITY: frozenset(),
 }
 """The fields of PolicySpec that a policy reads, besides `dispatch`, which all do."""
+
+
+def check_options(
+    name: PolicyName, options: Iterable[str], spell: Callable[[str], str] = str
+) -> None:
+    """Raise UserError for an option that the policy `name` does not have; `spell` writes its name
+    as the user did."""
+    for option in options:
+        if option not in OPTIONS[name] and option != "dispatch":
+            having = ", ".join(other for other in PolicyName if option in OPTIONS[other])
+            raise UserError(
+                f"{spell(option)} is no option of the policy {name} but of {having}; leave it out "
+                f"or choose another {spell('policy')}"
+            )
 
 
 class DispatchName(StrEnum):

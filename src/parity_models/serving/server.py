@@ -88,11 +88,11 @@ class ServeOptions:
 
 
 def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> PolicyName:
-    """The policy of a bundle that is served without a word on it: parity if its parity models run
-    somewhere, and over a fleet that has a backup instead, approximate backup."""
+    """The policy of a bundle that is served without a word on it: adaptive parity if its parity
+    models run somewhere, and over a fleet that has a backup instead, approximate backup."""
     runs = frozenset[str]() if fleet is None else frozenset[str]().union(*fleet.works)
     if bundle.manifest.code is not None and (fleet is None or parity_work(0) in runs):
-        return PolicyName.PARITY
+        return PolicyName.ADAPTIVE_PARITY
     return PolicyName.APPROXIMATE_BACKUP if BACKUP in runs else PolicyName.NONE
 
 
