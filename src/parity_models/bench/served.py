@@ -15,6 +15,7 @@ import uvloop
 from parity_models.bench.child import USERS_MISTAKE, Child, child, commands, tell
 from parity_models.errors import ParityModelsError, UserError
 from parity_models.models.bundle import open_bundle
+from parity_models.serving.garbage import search_seldom
 from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
@@ -66,6 +67,7 @@ async def served(
 
 async def _serve(spec: ServeSpec) -> None:
     async with Server(open_bundle(spec.bundle), spec.options) as server:
+        search_seldom()
         tell(server.url)
         async for line in await commands():
             if line == BEGIN_FAULTS:

@@ -30,6 +30,7 @@ from parity_models.errors import UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
+from parity_models.serving.garbage import search_seldom
 from parity_models.serving.remote.upstream import Fleet, Upstream, parse_upstreams
 from parity_models.serving.server import ServeOptions, Server, default_policy
 
@@ -318,6 +319,7 @@ async def _serve(server: Server) -> None:
         await asyncio.wait((starting,))
         return
     await starting
+    search_seldom()
     try:
         typer.echo(
             f"serving {server.model.name} at {_urls(server)} (policy {server.policy}; instances: "

@@ -8,8 +8,8 @@ Four questions are answered from what the scheduler sees, none from configuratio
     Is there capacity for it? Parity queries are sent when their group is full, and start as long
     as that leaves instances idle for the queries about to arrive: none while the median query is
     answered as soon as the median unit has run, up to the root of the queries under way when it
-    is not (margin.py). Where that slows originals down all the same, as instances share cores, less
-    is sent (interference.py).
+    is not (margin.py). Where they slow originals down all the same, as instances share cores, fewer
+    are sent (interference.py).
 
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
@@ -61,17 +61,23 @@ class AdaptiveParity(Parity):
     """The parity policy in a shared pool that watches load and run times; see above.
 
     `hedge_budget` is how many copies a query are sent at most, on average, beside those that
-    start on spare capacity. `run_times` is what is known of run times; by default nothing.
+    start on spare capacity. `run_times` and `interference` are what is known to begin with; by
+    default nothing.
     """
 
     def __init__(
-        self, code: Erasures, *, hedge_budget: float = 0.05, run_times: RunTimes | None = None
+        self,
+        code: Erasures,
+        *,
+        hedge_budget: float = 0.05,
+        run_times: RunTimes | None = None,
+        interference: Interference | None = None,
     ) -> None:
         super().__init__(code, pool=Pool.SHARED, max_group_wait=None)
         self._budget = Budget(hedge_budget)
         self._run_times = RunTimes() if run_times is None else run_times
         self._margin = Margin(self._run_times)
-        self._interference = Interference()
+        self._interference = Interference() if interference is None else interference
         self._needed = True
         self._slow = self._late = inf
         self._learn()

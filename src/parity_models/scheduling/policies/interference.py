@@ -3,11 +3,12 @@
 Instances that share cores, memory or a link are never quite spare: what one runs slows the others
 down (performance interference: Mars et al., Bubble-Up, MICRO 2011; Zhang et al., CPI², EuroSys
 2013). Nothing says so but the run times of originals. The median of those that ran while no
-redundant work did is what originals take undisturbed. As long as half of all originals take hardly
-longer than that, all spare work may run; when more than half do, less of it.
+redundant work did is what originals take undisturbed: nothing spare runs until that is known. While
+half of all originals take hardly longer, more and more of the spare work may run, up to all of it;
+while more than half do, less and less.
 
-Where everything has become slower for another reason, less spare work runs until originals have run
-alone often enough to tell. Where they never do, as on very many instances, all of it runs.
+So where everything has become slower for another reason, less spare work runs until originals have
+run alone often enough to tell.
 """
 
 from parity_models.scheduling.recent import RecentDurations
@@ -16,8 +17,12 @@ from parity_models.scheduling.work import Task, Unit
 LIMIT = 1.05
 """How long half of all originals may take, in medians of those that run alone."""
 
-STEP = 0.005
+STEP = 0.02
 """By how much one original changes the share of spare work."""
+
+MOST = 1.3
+"""The most that the share grows to: beyond 1 it makes no difference but that chance, of which
+there is some in every run time, does not lower it below 1."""
 
 
 class Interference:
@@ -26,13 +31,13 @@ class Interference:
     def __init__(self) -> None:
         self._redundant: set[Task] = set()
         self._calm_since = 0.0
-        self._alone = RecentDurations(window=200, every=20)
-        self._share = 1.0
+        self._alone = RecentDurations(window=100, every=20)
+        self._share = 0.0
         self._saved = 0.0
 
     def allows(self) -> bool:
         """May the next piece of spare work run?"""
-        self._saved += self._share
+        self._saved += min(1.0, self._share)
         if self._saved < 1:
             return False
         self._saved -= 1
@@ -56,4 +61,4 @@ class Interference:
         if alone is None or not (finished or took > LIMIT * alone):
             return
         step = -STEP if took > LIMIT * alone else STEP
-        self._share = min(1.0, max(0.0, self._share + step))
+        self._share = min(MOST, max(0.0, self._share + step))

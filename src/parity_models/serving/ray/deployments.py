@@ -30,6 +30,7 @@ from parity_models.models.bundle import MANIFEST, Bundle
 from parity_models.models.manifest import decode_manifest
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
+from parity_models.serving.garbage import search_seldom
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
@@ -178,6 +179,7 @@ class Frontends:
         self._frontend = frontend_of(bundle, options, engine, self._metrics)
         self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._max_body)
         await self._frontend.start(share(works, frontends))
+        search_seldom()
 
     def __serve_build_asgi_app__(self) -> Starlette:
         app = rest_app(self._frontend, self._model, self._metrics, self._max_body)
