@@ -103,8 +103,8 @@ def measure_ray(bundle: Bundle | None = None, instances: int = 2) -> RayReport:
 
 def _measure(bundle: Bundle, instances: int) -> RayReport:
     # Parity for every group, whether anything is slow or not: that is what it costs at most.
-    coded = None if bundle.manifest.code is None else PolicySpec(name=PolicyName.PARITY)
-    options = ServeOptions(instances=instances, policy=coded)
+    parity = None if bundle.manifest.code is None else PolicySpec(name=PolicyName.PARITY)
+    options = ServeOptions(instances=instances, policy=parity)
     with _cluster() as url, tqdm(total=3 * ROUNDS, desc="rounds") as progress:
         plain, coded = beside_plain(url, bundle, options, progress)
         one, two = one_and_two_frontends(url, bundle, options, progress)
