@@ -24,6 +24,8 @@ from parity_models.scheduling import (
     WakeAt,
     parity_work,
 )
+from parity_models.scheduling.policies.interference import Interference
+from parity_models.scheduling.work import Task, Unit
 
 ORIGINALS = frozenset({DEPLOYED})
 PARITIES = frozenset({parity_work(0)})
@@ -178,3 +180,22 @@ class World:
 
     def _wakeat(self, wake: WakeAt) -> None:
         self.wake_at = wake.time
+
+
+def ran(interference: Interference, seconds: float, times: int, *, beside: bool = False) -> None:
+    """So many originals have run for so long; with a redundant task `beside` each, all the time."""
+    redundant = Unit(1, "b", [Task(parity_work(0), 0, "kind")], 0.0)
+    original = Unit(0, "a", [Task(DEPLOYED, 0, "kind")], 0.0)
+    for _ in range(times):
+        if beside:
+            interference.starts(redundant.tasks[0])
+        interference.ended(seconds, original, finished=True)
+        if beside:
+            interference.ended(0.0, redundant, finished=True)
+
+
+def undisturbed() -> Interference:
+    """Originals have run alone, for a second each."""
+    interference = Interference()
+    ran(interference, 1.0, 200)
+    return interference

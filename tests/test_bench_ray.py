@@ -12,6 +12,7 @@ from parity_models.bench import ray_serve
 from parity_models.bench.ray_serve import Carried, RayReport, beside_plain
 from parity_models.cli.main import command
 from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.server import ServeOptions
 from ray_cluster import local_ray
 from served import write_linear_bundle
@@ -29,8 +30,9 @@ def test_a_plain_application_and_ours_are_measured_side_by_side(
     for name, value in {"ROUNDS": 1, "CALLS": 3, "SECONDS": 0.3, "CLIENTS": 2}.items():
         monkeypatch.setattr(ray_serve, name, value)
     bundle = open_bundle(write_linear_bundle(tmp_path))
+    options = ServeOptions(instances=1, policy=PolicySpec(name=PolicyName.PARITY))
     with tqdm(disable=True) as progress:
-        for carried in beside_plain(url, bundle, ServeOptions(instances=1), progress):
+        for carried in beside_plain(url, bundle, options, progress):
             # A busy machine may answer none in so short a time.
             assert carried.requests_per_second >= 0
             assert 0 < carried.p50_ms <= carried.p99_ms

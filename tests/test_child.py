@@ -7,8 +7,9 @@ from parity_models.bench.child import child
 
 NOISY = """
 import subprocess, sys
-from parity_models.bench.child import keep_output, tell
-keep_output()
+from parity_models.bench.child import keep_output
+tell = keep_output()
+print("noise")
 subprocess.run(["echo", "noise"])
 left_behind = subprocess.Popen(["sleep", "20"])
 tell("ready")

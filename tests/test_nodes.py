@@ -33,7 +33,7 @@ from parity_models.scheduling.policies import (
     Replication,
 )
 from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, undisturbed
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {
     "replication": lambda code: Replication(2),
@@ -42,7 +42,9 @@ POLICIES: dict[str, Callable[[Code], Policy]] = {
     "parity": lambda code: Parity(code, max_group_wait=0.5),
     "parity, dedicated": lambda code: Parity(code, pool=Pool.DEDICATED, max_group_wait=0.5),
     "parity, delayed": lambda code: Parity(code, max_group_wait=None, parity_delay=0.5),
-    "adaptive parity": lambda code: AdaptiveParity(code, run_times=RunTimes(window=20, every=2)),
+    "adaptive parity": lambda code: AdaptiveParity(
+        code, run_times=RunTimes(window=20, every=2), interference=undisturbed()
+    ),
 }
 
 

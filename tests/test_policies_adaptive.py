@@ -1,6 +1,7 @@
 """Adaptive parity sends what helps, when it helps and where there is capacity for it."""
 
 from itertools import pairwise
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code
+from scheduling_world import World, code, ran, undisturbed
 
 BOTH = frozenset({DEPLOYED, parity_work(0)})
 
@@ -131,25 +132,6 @@ def test_a_margin_stays_while_no_run_times_are_known() -> None:
 # Interference
 
 
-def ran(interference: Interference, seconds: float, times: int, *, beside: bool = False) -> None:
-    """So many originals have run for so long; with a redundant task `beside` each, all the time."""
-    redundant = Unit(1, "b", [Task(parity_work(0), 0, "kind")], 0.0)
-    original = Unit(0, "a", [Task(DEPLOYED, 0, "kind")], 0.0)
-    for _ in range(times):
-        if beside:
-            interference.starts(redundant.tasks[0])
-        interference.ended(seconds, original, finished=True)
-        if beside:
-            interference.ended(0.0, redundant, finished=True)
-
-
-def undisturbed() -> Interference:
-    """Originals have run alone, for a second each."""
-    interference = Interference()
-    ran(interference, 1.0, 200)
-    return interference
-
-
 def allowed(interference: Interference) -> int:
     """Of a hundred pieces of spare work, how many may run."""
     return sum(interference.allows() for _ in range(100))
@@ -187,6 +169,24 @@ def test_spare_work_is_not_blamed_for_what_slows_originals_that_run_alone() -> N
     assert allowed(interference) == 100
 
 
+def test_run_times_that_vary_much_are_no_reason_to_stop_spare_work() -> None:
+    rng = Random(0)
+    interference = Interference()
+    for beside in (False, True):
+        for _ in range(1000):
+            ran(interference, rng.lognormvariate(0, 0.8), 1, beside=beside)
+        assert allowed(interference) >= 90
+
+
+def test_how_long_originals_run_alone_is_learned_anew_where_they_have_not_for_long() -> None:
+    interference = undisturbed()
+    ran(interference, 1.0, 20_001, beside=True)
+    assert allowed(interference) == 0
+    ran(interference, 0.5, 200)
+    ran(interference, 1.0, 100, beside=True)
+    assert allowed(interference) == 0
+
+
 def test_some_slow_originals_are_no_reason_to_stop_spare_work() -> None:
     interference = undisturbed()
     for _ in range(100):
@@ -210,10 +210,14 @@ def adaptive_world(
     units: list[tuple[float, bool]],
     budget: float = 1.0,
     dispatch: Dispatch | None = None,
+    interference: Interference | None = None,
 ) -> World:
     """Idle instances, and a policy that has seen these units: how long they ran, to their end?"""
     policy = AdaptiveParity(
-        code(), hedge_budget=budget, run_times=run_times(*units), interference=undisturbed()
+        code(),
+        hedge_budget=budget,
+        run_times=run_times(*units),
+        interference=undisturbed() if interference is None else interference,
     )
     world = World(Scheduler(policy, dispatch=dispatch), code())
     for instance in range(instances):
@@ -239,16 +243,38 @@ def test_sends_parity_at_once_where_some_units_are_slow() -> None:
     assert runs(world) == [DEPLOYED, DEPLOYED, parity_work(0)]
 
 
-def test_sends_late_copies_alone_where_spare_work_slows_originals_down(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Interference, "allows", lambda _: False)
-    world = adaptive_world(9, SOME_LATE)
+def test_sends_late_copies_alone_where_spare_work_slows_originals_down() -> None:
+    world = adaptive_world(9, SOME_LATE, interference=Interference())
     world.arrive(2)
     world.pass_time(2.9)
     assert runs(world) == [DEPLOYED] * 2
     world.pass_time(0.2)
     assert runs(world) == [DEPLOYED] * 4
+
+
+def test_the_copy_of_a_late_query_queues_behind_originals_that_wait() -> None:
+    world = adaptive_world(2, SOME_LATE, interference=Interference())
+    world.arrive(4)
+    world.pass_time(3.1)
+    world.finish("0")
+    assert world.running["0"].subjects == (2,)
+    world.pass_time(0.1)
+    world.finish("0")
+    assert world.running["0"].subjects == (3,)
+    world.finish("0")
+    assert world.running["0"].subjects == (1,)
+
+
+def test_a_late_query_for_which_there_is_no_budget_is_looked_at_again() -> None:
+    world = adaptive_world(9, SOME_LATE, budget=1e-9, interference=Interference())
+    world.arrive(12)
+    world.pass_time(3.1)
+    for instance in range(9, 25):
+        world.join(f"{instance}", BOTH)
+    copied = runs(world).count(DEPLOYED) - 12
+    assert copied < 12
+    assert world.wake_at is not None
+    assert world.wake_at <= world.now + 2
 
 
 def test_sends_parity_once_it_knows_how_long_a_few_units_run_alone() -> None:

@@ -62,6 +62,7 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
         "bundle": str(bundle),
         "cpus_per_instance": SMALL,
         "cpus_per_frontend": SMALL,
+        "policy": "parity",  # which sends parity whether anything is slow or not
         "instances": 2,
         "max_instances": 4,
         "upscale_delay": 0.0,
@@ -127,7 +128,8 @@ def _answers(client: Client) -> bool:
 
 
 def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(bundle: Path) -> None:
-    arguments = ["--engine", "ray", "--instances", "2", "--frontends", "2", "--grpc-port", "0"]
+    on_ray = ["--engine", "ray", "--instances", "2", "--frontends", "2", "--grpc-port", "0"]
+    arguments = [*on_ray, "--policy", "parity"]
     with ServerProcess(str(bundle), *arguments) as server:
         client = Client(server.url)
         with client.asking():

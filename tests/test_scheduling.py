@@ -36,7 +36,7 @@ from parity_models.scheduling.policies import (
     Replication,
 )
 from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import ORIGINALS, World, code
+from scheduling_world import ORIGINALS, World, code, undisturbed
 
 BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "none": lambda code, options: NoRedundancy(),
@@ -48,7 +48,10 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         answer_rule=options["answer_rule"], answer_after=options["answer_after"]
     ),
     "adaptive parity": lambda code, options: AdaptiveParity(
-        code, hedge_budget=options["budget"], run_times=RunTimes(window=20, every=2)
+        code,
+        hedge_budget=options["budget"],
+        run_times=RunTimes(window=20, every=2),
+        interference=undisturbed(),
     ),
     "parity": lambda code, options: Parity(
         code, **{name: value for name, value in options.items() if name != "budget"}

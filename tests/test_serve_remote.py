@@ -49,7 +49,7 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
         Parm(alone) as parity,
         ServerProcess(
             *("--bundle", str(bundle), "--deployed", f"{one.url},{two.grpc_url}"),
-            *("--parity", f"{parity.url}/model", "--grpc-port", "0"),
+            *("--parity", f"{parity.url}/model", "--policy", "parity", "--grpc-port", "0"),
         ) as front,
     ):
         kill_and_mend(front, [one, two], 2)

@@ -8,9 +8,11 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import TextIO
 
 from parity_models.errors import ParityModelsError, ServingError
 
@@ -84,22 +86,23 @@ async def child(command: Sequence[str]) -> AsyncIterator[Child]:
             await process.wait()
 
 
-def keep_output() -> None:
-    """Keep standard output for what this process tells.
+def keep_output() -> Callable[[str], None]:
+    """Keep standard output for what this process tells by what this returns, as by `tell`.
 
-    What libraries write there, and processes that are started from now on, goes to standard error;
-    those that outlive this one do not keep whoever listens waiting.
+    What is written there otherwise, by libraries or by processes that are started from now on, goes
+    to standard error; and those that outlive this one do not keep whoever listens waiting.
     """
     sys.stdout.flush()
-    kept = os.dup(sys.stdout.fileno())  # which no process that is started inherits
+    kept = os.fdopen(os.dup(sys.stdout.fileno()), "w")  # which no process that is started inherits
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    sys.stdout = os.fdopen(kept, "w")
+    return partial(tell, to=kept)
 
 
-def tell(message: str) -> None:
+def tell(message: str, to: TextIO | None = None) -> None:
     """Write a line to standard output at once."""
-    sys.stdout.write(f"{message}\n")
-    sys.stdout.flush()
+    to = to or sys.stdout
+    to.write(f"{message}\n")
+    to.flush()
 
 
 async def commands() -> asyncio.StreamReader:

@@ -8,7 +8,7 @@ import sys
 
 import msgspec
 
-from parity_models.bench.child import USERS_MISTAKE, keep_output, tell
+from parity_models.bench.child import USERS_MISTAKE, keep_output
 from parity_models.bench.served import ServeSpec
 from parity_models.errors import ParityModelsError, UserError
 from parity_models.models.bundle import open_bundle
@@ -21,7 +21,7 @@ CPUS = 0.05
 
 def main(text: str) -> int:
     """Serve as the JSON text says; tell the URL, or why there is none, on standard output."""
-    keep_output()  # Ray starts processes, and some of them write
+    tell = keep_output()  # Ray starts processes, and some of them write
     spec = msgspec.json.decode(text, type=ServeSpec)
     # Ray lets other processes go first; other engines' instances do not.
     os.environ.setdefault("RAY_worker_niceness", "0")

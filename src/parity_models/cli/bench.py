@@ -161,7 +161,7 @@ def on_ray(
     bundle: Annotated[
         Path | None,
         typer.Option(
-            help="Serve this bundle, by its default policy; by default a generated MLP "
+            help="Serve this bundle, with parity if it has a code; by default a generated MLP "
             "(784-200-100-10) and a parity model like it, with random weights.",
             metavar="BUNDLE",
         ),

@@ -34,7 +34,7 @@ from parity_models.cli.policy import (
     MaxGroupWait,
     ParityDelay,
     PoolOption,
-    policy_spec,
+    policy_of,
     seconds,
 )
 from parity_models.errors import UserError
@@ -232,7 +232,7 @@ def load(
         _refuse("for a server; --bundle goes without", model=model, binary=binary or None)
         opened = open_bundle(bundle)
         options: dict[str, Any] = {k: v for k, v in serving.items() if v is not None}
-        spec = policy_spec(policy or default_policy(opened), **deciding)
+        spec = policy_of(policy or default_policy(opened), **deciding)
         direct = Direct(str(bundle), ServeOptions(policy=spec, port=0, **options))
     if inputs is None:
         _refuse("for --inputs; a task has its own", labels=labels, metric=metric)

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from parity_models.errors import UserError
 from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.scheduling.spec import (
     OPTIONS,
     DispatchName,
     PolicyName,
     PolicySpec,
-    check_options,
+    policy_spec,
 )
 
 Dispatch = Annotated[
@@ -92,19 +91,13 @@ HedgeBudget = Annotated[
 ]
 
 
-def policy_spec(name: PolicyName, **options: Any) -> PolicySpec:
-    """The policy `name` with those of the options (fields of PolicySpec) that are not None.
+def policy_of(name: PolicyName, **options: Any) -> PolicySpec:
+    """The policy `name` with the options (fields of PolicySpec) that are not None.
 
-    Raises UserError for an option that the policy does not have or that says nothing beside
-    another, and for values out of range.
+    Raises UserError as policy_spec does.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    check_options(name, given, _flag)
-    if "answer_after" in given and given.get("answer") is not AnswerRule.DEADLINE:
-        raise UserError("--answer-after needs --answer deadline beside it")
-    if {"hedge_delay", "hedge_quantile"} <= given.keys():
-        raise UserError("give --hedge-delay or --hedge-quantile, not both")
-    return PolicySpec(name=name, **given)
+    return policy_spec(name, given, _flag)
 
 
 def policy_specs(names: Sequence[PolicyName], **options: Any) -> list[PolicySpec]:
@@ -114,7 +107,7 @@ def policy_specs(names: Sequence[PolicyName], **options: Any) -> list[PolicySpec
     """
     shared = {option for option in options for name in names if option in OPTIONS[name]}
     return [
-        policy_spec(
+        policy_of(
             name,
             **{
                 option: value

@@ -23,7 +23,7 @@ from parity_models.cli.policy import (
     MaxGroupWait,
     ParityDelay,
     PoolOption,
-    policy_spec,
+    policy_of,
     seconds,
 )
 from parity_models.errors import UserError
@@ -238,7 +238,7 @@ def serve(
             "--instances and --parity-instances are of worker processes; leave them out with "
             "--deployed, where --concurrency says how many units a server gets at a time"
         )
-    spec = policy_spec(
+    spec = policy_of(
         policy or default_policy(opened, fleet),
         dispatch=dispatch,
         pool=pool,

@@ -1,9 +1,10 @@
 """Policies and dispatch rules by name, as commands and experiment files ask for them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
+from typing import Any
 
 from parity_models.errors import UserError
 from parity_models.scheduling.dispatch import (
@@ -56,20 +57,6 @@ OPTIONS: dict[PolicyName, frozenset[str]] = {
     PolicyName.ADAPTIVE_PARITY: frozenset(),
 }
 """The fields of PolicySpec that a policy reads, besides `dispatch`, which all do."""
-
-
-def check_options(
-    name: PolicyName, options: Iterable[str], spell: Callable[[str], str] = str
-) -> None:
-    """Raise UserError for an option that the policy `name` does not have; `spell` writes its name
-    as the user did."""
-    for option in options:
-        if option not in OPTIONS[name] and option != "dispatch":
-            having = ", ".join(other for other in PolicyName if option in OPTIONS[other])
-            raise UserError(
-                f"{spell(option)} is no option of the policy {name} but of {having}; leave it out "
-                f"or choose another {spell('policy')}"
-            )
 
 
 class DispatchName(StrEnum):
@@ -147,6 +134,29 @@ class PolicySpec:
             answer_rule=self.answer,
             answer_after=self.answer_after,
         )
+
+
+def policy_spec(
+    name: PolicyName, options: Mapping[str, Any], spell: Callable[[str], str] = str
+) -> PolicySpec:
+    """The policy `name` with these options, fields of PolicySpec; `spell` writes a field's name as
+    the user did.
+
+    Raises UserError for an option that the policy does not have or that says nothing beside
+    another, and for values out of range.
+    """
+    for option in options:
+        if option not in OPTIONS[name] and option != "dispatch":
+            having = ", ".join(other for other in PolicyName if option in OPTIONS[other])
+            raise UserError(
+                f"{spell(option)} is no option of the policy {name} but of {having}; leave it out "
+                f"or choose another {spell('policy')}"
+            )
+    if "answer_after" in options and options.get("answer") is not AnswerRule.DEADLINE:
+        raise UserError(f"{spell('answer_after')} needs {spell('answer')} deadline beside it")
+    if {"hedge_delay", "hedge_quantile"} <= options.keys():
+        raise UserError(f"give {spell('hedge_delay')} or {spell('hedge_quantile')}, not both")
+    return PolicySpec(name=name, **options)
 
 
 _RULES: dict[DispatchName, Callable[[], Dispatch]] = {

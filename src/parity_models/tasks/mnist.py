@@ -105,5 +105,5 @@ class FashionMnistPixels(FashionMnist):
     """As the paper's training code takes them: what it adds up is not normalised."""
 
     name = "fashion-mnist-pixels"
-    about = "the same, pixels from 0 to 1"
+    about = "garments, 28x28, pixels from 0 to 1"
     mean, deviation = 0.0, 1.0

@@ -179,7 +179,8 @@ def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.Mod
     without it, from random weights as the published ones do."""
     models = nn.ModuleList(network.build() for _ in range(r))
     if deployed is None:
-        models.apply(draw_as_published)
+        if family(network.name) in NETWORKS:  # whoever gives one of their own draws it as they like
+            models.apply(draw_as_published)
         return models
     places = prod(network.places)
     theirs = deployed.state_dict()

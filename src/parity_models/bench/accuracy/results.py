@@ -89,7 +89,7 @@ class ModelResults(msgspec.Struct, frozen=True):
         return None
 
 
-VERSION = 2
+VERSION = 3
 """Part of every key: raised when what a cell measures changes."""
 
 

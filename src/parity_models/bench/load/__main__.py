@@ -1,7 +1,6 @@
 """A generator process of a load, for `offer_load_from_own_process`."""
 
 import asyncio
-import gc
 import os
 import selectors
 import sys
@@ -17,6 +16,7 @@ from parity_models.bench.load.generator import Load, prepare_load
 from parity_models.bench.load.processes import READY, REPORT_EVERY, STARTED
 from parity_models.bench.load.spec import LoadSpec
 from parity_models.errors import ParityModelsError, UserError
+from parity_models.serving.garbage import search_seldom
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,8 +46,7 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
         _tell(READY)
         if not (start := await commands.readline()):
             return
-        # Nothing made so far will be garbage, so do not search it for some during the load.
-        gc.freeze()
+        search_seldom()
         load.start(float(start), partial(_tell, STARTED))
         others = (
             asyncio.create_task(_report(load)),

@@ -144,8 +144,14 @@ class AdaptiveParity(Parity):
             scheduler.copy(query, spare=True)
         if scheduler.now < began + self._late:
             self._look_at(scheduler, query, began + self._late)
-        elif len(query.tasks) == 1:
-            if self._budget.spend():
-                scheduler.copy(query)
-        elif query.tasks[1].unit is None and self._budget.spend():
+        elif len(query.tasks) == 1 or query.tasks[1].unit is None:
+            self._hurry(scheduler, query)
+
+    def _hurry(self, scheduler: Scheduler, query: Query) -> None:
+        """Have a copy of a late query take its turn among originals, as far as there is budget."""
+        if self._budget.spend():
+            if len(query.tasks) == 1:
+                scheduler.copy(query, spare=True)
             scheduler.hurry(query.tasks[1])
+        elif len(query.tasks) == 1:
+            self._look_at(scheduler, query, scheduler.now + self._slow)

@@ -8,17 +8,21 @@ half of all originals take hardly longer, more and more of the spare work may ru
 while more than half do, less and less.
 
 So where everything has become slower for another reason, less spare work runs until originals have
-run alone often enough to tell.
+run alone often enough to tell. Where they have not run alone for long, it is learned anew.
 """
 
 from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Task, Unit
 
-LIMIT = 1.05
-"""How long half of all originals may take, in medians of those that run alone."""
+LIMIT, WIDE = 1.05, 0.6
+"""How long half of all originals may take, in medians of those that run alone; where run times vary
+much, as long as this share of those at most take."""
 
 STEP = 0.02
 """By how much one original changes the share of spare work."""
+
+FORGOTTEN = 20_000
+"""After how many originals, of which none ran alone, it is no longer known how long they take."""
 
 MOST = 1.3
 """The most that the share grows to: beyond 1 it makes no difference but that chance, of which
@@ -31,9 +35,10 @@ class Interference:
     def __init__(self) -> None:
         self._redundant: set[Task] = set()
         self._calm_since = 0.0
-        self._alone = RecentDurations(window=100, every=20)
-        self._share = 0.0
         self._saved = 0.0
+        self._alone = _alone()
+        self._since_alone = 0
+        self._share = 0.0
 
     def allows(self) -> bool:
         """May the next piece of spare work run?"""
@@ -55,10 +60,21 @@ class Interference:
                 self._calm_since = now
             return
         took = now - unit.started
+        self._since_alone += 1
         if finished and not self._redundant and self._calm_since <= unit.started:
+            self._since_alone = 0
             self._alone.add(took)
-        alone = self._alone.quantile(0.5)
-        if alone is None or not (finished or took > LIMIT * alone):
+        elif self._since_alone > FORGOTTEN:
+            self._since_alone, self._share = 0, 0.0
+            self._alone = _alone()
+        median, most = self._alone.quantile(0.5), self._alone.quantile(WIDE)
+        if median is None or most is None:
             return
-        step = -STEP if took > LIMIT * alone else STEP
-        self._share = min(MOST, max(0.0, self._share + step))
+        longer = took > max(LIMIT * median, most)
+        if longer or finished:
+            step = -STEP if longer else STEP
+            self._share = min(MOST, max(0.0, self._share + step))
+
+
+def _alone() -> RecentDurations:
+    return RecentDurations(window=100, every=20)

@@ -24,7 +24,7 @@ from parity_models.faults import FaultPlan, load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.policies import AnswerRule, Pool
-from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, check_options
+from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, policy_spec
 from parity_models.serving.ray.deployments import (
     STOP_PATIENCE,
     Frontends,
@@ -141,14 +141,12 @@ class AppArgs(BaseModel):
     hedge_budget: float | None = None
 
     def serve_options(self, bundle: Bundle) -> ServeOptions:
-        policy = self.policy or default_policy(bundle)
         of_policy = self._given(PolicySpec, besides={"name"})
-        check_options(policy, of_policy)
         for name in of_policy.keys() & _MILLISECONDS:
             of_policy[name] *= 1e-3
         return ServeOptions(
             **self._given(ServeOptions, besides={"policy", "max_body", "faults"}),
-            policy=PolicySpec(name=policy, **of_policy),
+            policy=policy_spec(self.policy or default_policy(bundle), of_policy),
             max_body=int(self.max_body * 2**20),
             faults=None if self.faults is None else load_fault_plan(self.faults),
         )
