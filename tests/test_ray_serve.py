@@ -17,6 +17,10 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from tritonclient.utils import InferenceServerException
 
+from parity_models.errors import UserError
+from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.policies import Pool
+from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.ray.app import AppArgs
 from ray_cluster import SMALL, Client, kill_replica, local_ray, replica_ids
 from served import (
@@ -176,6 +180,15 @@ def refused(bundle: Path, *arguments: str) -> str:
     assert done.returncode == 2, done.stderr
     (error,) = re.findall(r"^error: (.*)$", done.stderr, re.M)
     return str(error)
+
+
+def test_options_that_the_policy_does_not_have_are_refused(bundle: Path) -> None:
+    arguments = AppArgs(bundle=str(bundle), pool=Pool.DEDICATED)
+    with pytest.raises(UserError, match="pool is no option of the policy adaptive-parity"):
+        arguments.serve_options(open_bundle(bundle))
+    arguments = AppArgs(bundle=str(bundle), policy=PolicyName.PARITY, answer_after=5.0)
+    with pytest.raises(UserError, match="answer_after needs answer deadline"):
+        arguments.serve_options(open_bundle(bundle))
 
 
 def test_what_cannot_be_served_on_ray_is_refused(bundle: Path, url: str) -> None:

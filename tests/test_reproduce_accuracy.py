@@ -236,6 +236,11 @@ def test_targets_are_judged_by_what_was_measured() -> None:
     assert "A_a is 9.50 above" in tiled.measured
     assert everywhere.measured == "3 of 3"
     assert [one.met for one in targets([_model("mlp", 0.8)])] == [False, False, False, True]
+    model = _model("mlp", 0.8875)
+    ours, *theirs = model.codes
+    longer = msgspec.structs.replace(ours, seconds=80.0)
+    unfair = msgspec.structs.replace(model, codes=(longer, *theirs))
+    assert [one.met for one in targets([unfair])] == [True, False, False, True]
     points, drop, _ = targets([_model("resnet-small", 0.895)])
     assert points.met
     assert points.measured == "0.50 points"

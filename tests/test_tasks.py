@@ -99,6 +99,12 @@ def test_fashion_mnist_is_read_from_the_named_folder_gzipped_or_not(
     np.testing.assert_array_equal(data.test.labels, LABELS)
 
 
+def test_fashion_mnist_s_pixels_come_as_they_are(tmp_path: Path) -> None:
+    write_dataset(tmp_path, zipped=True)
+    pixels = find_task("fashion-mnist-pixels").load(tmp_path).test.inputs
+    np.testing.assert_allclose(pixels[:, 0] * 255, IMAGES, atol=1e-3)
+
+
 def test_fashion_mnist_is_found_in_parm_data_before_the_installed_package(
     elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

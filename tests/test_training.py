@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from torch import nn
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, CodeError, DataError, TrainingError
@@ -22,7 +23,7 @@ from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bun
 from parity_models.models.networks import NETWORKS
 from parity_models.tasks import Dataset, find_task
 from parity_models.training import Outcome, Progress, Settings, train_deployed, train_parity
-from parity_models.training.recipes import DEPLOYED, PARITY
+from parity_models.training.recipes import DEPLOYED, PARITY, draw_as_published
 from parity_models.training.schedule import Budget, Constant, OneCycle
 
 DIGITS = find_task("digits")
@@ -252,6 +253,17 @@ def test_the_published_recipe_trains_published_codes(train: Train, digits: Datas
     accuracy = evaluate(outcome.bundle, digits.test.inputs, digits.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.6
+
+
+def test_published_weights_are_drawn_as_the_paper_s_code_draws_them() -> None:
+    network = nn.Sequential(nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Linear(200, 100))
+    network.apply(draw_as_published)
+    convolution, normalisation, full = network
+    assert float(full.weight.std()) == pytest.approx(0.01, rel=0.1)
+    assert float(convolution.weight.abs().max()) <= 2**0.5 * (6 / (9 * (16 + 32))) ** 0.5
+    assert not full.bias.any()
+    assert not convolution.bias.any()
+    assert bool((normalisation.weight == 1).all())
 
 
 def test_a_deployed_model_may_be_trained_as_published(digits: Dataset, tmp_path: Path) -> None:

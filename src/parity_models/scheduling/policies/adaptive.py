@@ -1,6 +1,6 @@
 """Adaptive parity: coded resilience that needs no tuning.
 
-Four questions are answered from what the scheduler sees, none from configuration:
+Five questions are answered from what the scheduler sees, none from configuration:
 
     Is redundancy worth anything? Only if some of the recent units ran for longer than a parity
     query would take. If all took about the same, no parity is sent.
@@ -8,8 +8,10 @@ Four questions are answered from what the scheduler sees, none from configuratio
     Is there capacity for it? Parity queries are sent when their group is full, and start as long
     as that leaves instances idle for the queries about to arrive: none while the median query is
     answered as soon as the median unit has run, up to the root of the queries under way when it
-    is not (margin.py). Where they slow originals down all the same, as instances share cores, fewer
-    are sent (interference.py).
+    is not (margin.py).
+
+    Is it spare? As long as originals take as long beside redundant work as without any. Where
+    instances share cores they do not, and fewer parity queries are sent (interference.py).
 
     Which queries are slow? One whose original, and parity if that runs, have run for longer than
     three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
