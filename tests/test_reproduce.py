@@ -207,7 +207,7 @@ def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Pat
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for results and bundles, so that these are trained once, and briefly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("parity_models.bench.real_trial.Settings", lambda: Settings(epochs=3))
+        patch.setattr("parity_models.bench.real_trial.TRAINING", Settings(epochs=3))
         yield tmp_path_factory.mktemp("work")
 
 

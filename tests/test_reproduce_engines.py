@@ -86,7 +86,7 @@ async def test_what_emulated_upstreams_cannot_suffer_is_refused(tmp_path: Path) 
 def test_an_experiment_runs_on_several_engines(
     parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parity_models.bench.real_trial.Settings", lambda: Settings(epochs=6))
+    monkeypatch.setattr("parity_models.bench.real_trial.TRAINING", Settings(epochs=6))
     (tmp_path / "small.toml").write_text(SMALL)
     out = tmp_path / "out" / "engines.md"
     done = parm_here(

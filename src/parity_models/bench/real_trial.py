@@ -32,6 +32,9 @@ ENLARGED = 14
 """Pixels of a query for each of a digit's, each way: 8x8 become 112x112, 50 kB. That is to the
 shaped links what the paper's queries of some 600 kB are to its own, ten times as fast."""
 
+TRAINING = Settings(seconds=15)
+"""For each model: enough for a linear one."""
+
 
 @dataclass(frozen=True)
 class Laboratory:
@@ -124,7 +127,7 @@ class Laboratory:
         try:
             return open_bundle(path)
         except BundleError:
-            return train_deployed(self._task, self._dataset, NETWORK, path, Settings()).bundle
+            return train_deployed(self._task, self._dataset, NETWORK, path, TRAINING).bundle
 
     def _bundle(self, code: CodeSpec) -> Bundle:
         """The deployed model with parity models for `code`, trained once."""
@@ -133,7 +136,7 @@ class Laboratory:
             return open_bundle(path)
         except BundleError:
             inputs = self._dataset.train.inputs
-            return train_parity(self._deployed, code, inputs, path, Settings()).bundle
+            return train_parity(self._deployed, code, inputs, path, TRAINING).bundle
 
     @cached_property
     def _with_backup(self) -> Bundle:
@@ -142,7 +145,7 @@ class Laboratory:
             return open_bundle(path)
         except BundleError:
             inputs = self._dataset.train.inputs
-            return train_backup(self._deployed, NETWORK, inputs, path, Settings()).bundle
+            return train_backup(self._deployed, NETWORK, inputs, path, TRAINING).bundle
 
 
 def _spared(faults: FaultPlan, workers: int) -> FaultPlan:
