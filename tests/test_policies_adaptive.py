@@ -1,7 +1,6 @@
 """Adaptive parity sends what helps, when it helps and where there is capacity for it."""
 
 from itertools import pairwise
-from random import Random
 
 import pytest
 from hypothesis import given
@@ -21,7 +20,7 @@ from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code, ran, undisturbed
+from scheduling_world import World, code, undisturbed
 
 BOTH = frozenset({DEPLOYED, parity_work(0)})
 
@@ -127,72 +126,6 @@ def test_a_margin_stays_while_no_run_times_are_known() -> None:
     for _ in range(1000):
         margin.answered(9.0)
     assert margin.kept(100) == 0
-
-
-# Interference
-
-
-def allowed(interference: Interference) -> int:
-    """Of a hundred pieces of spare work, how many may run."""
-    return sum(interference.allows() for _ in range(100))
-
-
-def test_nothing_spare_runs_until_it_is_known_how_long_originals_run_alone() -> None:
-    interference = Interference()
-    ran(interference, 1.0, 10)
-    assert allowed(interference) == 0
-    ran(interference, 1.0, 20)
-    assert 0 < allowed(interference) < 100
-
-
-def test_all_spare_work_may_run_while_originals_take_as_long_beside_it() -> None:
-    interference = undisturbed()
-    for _ in range(300):
-        ran(interference, 1.0, 1, beside=True)
-        ran(interference, 1.04, 1, beside=True)
-    assert allowed(interference) == 100
-
-
-def test_spare_work_that_slows_most_originals_down_is_stopped_and_comes_back() -> None:
-    interference = undisturbed()
-    ran(interference, 2.0, 40, beside=True)
-    assert 49 <= allowed(interference) <= 51
-    ran(interference, 2.0, 40, beside=True)
-    assert allowed(interference) == 0
-    ran(interference, 1.0, 100)
-    assert allowed(interference) == 100
-
-
-def test_spare_work_is_not_blamed_for_what_slows_originals_that_run_alone() -> None:
-    interference = undisturbed()
-    ran(interference, 3.0, 200)
-    assert allowed(interference) == 100
-
-
-def test_run_times_that_vary_much_are_no_reason_to_stop_spare_work() -> None:
-    rng = Random(0)
-    interference = Interference()
-    for beside in (False, True):
-        for _ in range(1000):
-            ran(interference, rng.lognormvariate(0, 0.8), 1, beside=beside)
-        assert allowed(interference) >= 90
-
-
-def test_how_long_originals_run_alone_is_learned_anew_where_they_have_not_for_long() -> None:
-    interference = undisturbed()
-    ran(interference, 1.0, 20_001, beside=True)
-    assert allowed(interference) == 0
-    ran(interference, 0.5, 200)
-    ran(interference, 1.0, 100, beside=True)
-    assert allowed(interference) == 0
-
-
-def test_some_slow_originals_are_no_reason_to_stop_spare_work() -> None:
-    interference = undisturbed()
-    for _ in range(100):
-        ran(interference, 1.0, 6, beside=True)
-        ran(interference, 9.0, 4, beside=True)
-        assert allowed(interference) == 100
 
 
 # The policy
