@@ -274,6 +274,7 @@ def test_a_deployed_model_may_be_trained_as_published(digits: Dataset, tmp_path:
     assert training is not None
     assert training.recipe["style"] == "published"
     assert training.recipe["weight_decay"] == 1e-5
+    assert training.recipe["batch"] == 64
     with pytest.raises(TrainingError, match="no recipe is called 'secret'; there are usual"):
         train_deployed(DIGITS, digits, "mlp", tmp_path / "F", recipe="secret")
 

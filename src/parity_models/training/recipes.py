@@ -104,7 +104,7 @@ def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int,
 
 
 def deployed_recipe(recipe: Recipe, name: str) -> Recipe:
-    """`recipe` for a deployed model as is, or with the paper's optimiser, by the name of either.
+    """`recipe` for a deployed model as is, or as the paper trains, by the name of either.
 
     Raises TrainingError for another name.
     """
@@ -134,7 +134,8 @@ def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
             f"the published recipe is for {' and '.join(PUBLISHED_ENCODERS)} with subtraction, not "
             f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
         )
-    return replace(_as_published(recipe), epochs=150, batch=64 if spec.k == 2 else 32)
+    published = replace(_as_published(recipe), epochs=150)
+    return published if spec.k == 2 else replace(published, batch=32)
 
 
 def draw_as_published(layer: nn.Module) -> None:
@@ -150,5 +151,8 @@ def draw_as_published(layer: nn.Module) -> None:
 
 
 def _as_published(recipe: Recipe) -> Recipe:
-    """With the paper's optimiser, and nothing mirrored (Kosaian et al., SOSP 2019, section 4.1)."""
-    return replace(recipe, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published")
+    """With the paper's optimiser and batches (Kosaian et al., SOSP 2019, section 4.1), and
+    nothing mirrored."""
+    return replace(
+        recipe, batch=64, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published"
+    )
