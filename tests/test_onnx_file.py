@@ -130,6 +130,14 @@ def test_models_that_cannot_be_deployed_are_refused(
             lambda: model(path, [strange], opsets={"nobody.knows": 1}, input=row, output=row),
             "uses an operator that ONNX Runtime lacks",
         ),
+        (
+            lambda: model(path, [strange], input=row, output=row),
+            "uses an operator that ONNX Runtime lacks",
+        ),
+        (
+            lambda: model(path, [IDENTITY], opsets={"": 999}, input=row, output=row),
+            "is of an opset of ai.onnx newer than",
+        ),
     ]
     for make, reason in makers:
         make()

@@ -1,5 +1,6 @@
 """A model in ONNX Runtime: a batch of rows in, a batch of rows out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,24 @@ def read_model(path: Path) -> bytes:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
 
 
+_LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
+
+
 def _why(error: Exception) -> str:
-    text = str(error).removeprefix("[ONNXRuntimeError] : ")
+    text = " ".join(str(error).removeprefix("[ONNXRuntimeError] : ").split())
     if "xternal data" in text:
         return (
             "keeps its weights in another file; export it with the weights inside "
             "(torch.onnx.export(..., external_data=False))"
         )
-    if "is not a registered function/op" in text or "No Op registered" in text:
+    if any(sign in text for sign in _LACKED):
         return f"uses an operator that ONNX Runtime lacks ({text}); export it without that operator"
+    if newest := re.search(r"official support for domain (\S+) is till opset (\d+)", text):
+        domain, opset = newest.groups()
+        return (
+            f"is of an opset of {domain} newer than {opset}, the newest that ONNX Runtime "
+            f"{onnxruntime.__version__} knows; export it for that one or an older"
+        )
     return f"cannot be loaded by ONNX Runtime ({text}); is it a complete ONNX file?"
 
 
