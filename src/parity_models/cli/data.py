@@ -98,7 +98,7 @@ def synth_boxes(
 ) -> None:
     """Place Fashion-MNIST garments on cluttered canvases, in the layout of CUB-200-2011.
 
-    Then: parm train --task localization --network resnet-small --data-dir DIR.
+    Then: parm train --task localization --network resnet18@0.25 --data-dir DIR.
     """
     with _bar("images") as progress:
         made = make_boxes(out, images=images, seed=seed, data_dir=data_dir, progress=progress)

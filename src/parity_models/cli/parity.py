@@ -58,8 +58,20 @@ def parity(
     r: Annotated[
         int, typer.Option("--r", help="Parity queries, and parity models, per group.")
     ] = 1,
-    encoder: Annotated[str, typer.Option(help=f"One of {', '.join(ENCODERS)}.")] = "stack",
-    decoder: Annotated[str, typer.Option(help=f"One of {', '.join(DECODERS)}.")] = "separate",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(ENCODERS)}; by default stack, as published sum.",
+            metavar="NAME",
+        ),
+    ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One of {', '.join(DECODERS)}; by default separate, as published subtraction.",
+            metavar="NAME",
+        ),
+    ] = None,
     network: Annotated[
         str | None,
         typer.Option(
@@ -99,7 +111,8 @@ def parity(
     source = deployed or model
     if source is None or (deployed and model):
         raise UserError("name the deployed model: either --from DIR or --model FILE")
-    spec = CodeSpec(encoder, decoder, k, r)
+    usual = ("sum", "subtraction") if recipe == "published" else ("stack", "separate")
+    spec = CodeSpec(encoder or usual[0], decoder or usual[1], k, r)
     with open_deployed(source, ()) as bundle:
         shapes = bundle.manifest.deployed
         code = Code(spec, shapes.input.shape, shapes.output.shape)

@@ -26,6 +26,7 @@ from parity_models.bench.reproduce_latency import (
 )
 from parity_models.bench.trial import Emulation, Mode, Trial, calm_trial, outside_ms
 from parity_models.bench.trial_cache import TrialCache
+from parity_models.cli.report_file import check_report
 from parity_models.cli.reproduce_accuracy import accuracy
 from parity_models.cli.reproduce_engines import engines
 from parity_models.errors import ContentionError, UserError
@@ -81,8 +82,7 @@ def latency(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
-    if not out.suffix:
-        raise UserError(f"--out is a file such as latency.md, not {out}")
+    check_report(out)
     shuffles = _network(network)
     plans = [
         Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles)
@@ -119,6 +119,7 @@ def validation(
     Contention is drawn in both, so that both meet the very same course of disturbances. What the
     real system adds to queue and service time is measured first.
     """
+    check_report(out)
     experiment = load_experiment(figure)
     if point >= len(experiment.points):
         raise UserError(

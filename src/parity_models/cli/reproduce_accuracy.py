@@ -12,6 +12,7 @@ from parity_models.bench.accuracy.matrix import PRESETS, DeployedCell, load_matr
 from parity_models.bench.accuracy.report import write_report
 from parity_models.bench.accuracy.results import ModelResults
 from parity_models.bench.accuracy.run import MatrixRun
+from parity_models.cli.report_file import check_report
 
 
 def accuracy(
@@ -37,6 +38,7 @@ def accuracy(
     eight hours. What was run before is not run again, and a training that was cut off goes on:
     interrupt it at any time, which reports what is done, and give the same command again.
     """
+    check_report(out)
     matrix = load_matrix(preset)
     console = Console(stderr=True, highlight=False)
     run = MatrixRun(
@@ -52,7 +54,6 @@ def accuracy(
         console.print("interrupted: the same command goes on from here", markup=False)
         if not results:
             raise typer.Exit(130) from None
-    out.parent.mkdir(parents=True, exist_ok=True)
     command = shlex.join(["parm", *sys.argv[1:]])
     write_report(out, matrix.title, list(results.values()), command, complete=complete)
     typer.echo(f"Wrote {out} and its pictures.")

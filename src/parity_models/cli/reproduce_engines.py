@@ -24,6 +24,7 @@ from parity_models.bench.reproduce_latency import (
 )
 from parity_models.bench.trial import Emulation, Mode
 from parity_models.bench.trial_cache import TrialCache
+from parity_models.cli.report_file import check_report
 from parity_models.errors import UserError
 
 
@@ -57,8 +58,7 @@ def engines(
     Accelerators and contention are emulated in the instances, whatever the engine. What was run
     before is not run again: an interrupted run goes on.
     """
-    if not out.suffix:
-        raise UserError(f"--out is a file such as engines.md, not {out}")
+    check_report(out)
     installed = find_spec("ray") is not None
     chosen = engine or [each for each in EngineName if each is not EngineName.RAY or installed]
     if EngineName.RAY in chosen and not installed:

@@ -11,6 +11,7 @@ from parity_models.tasks.digits import Digits
 from parity_models.tasks.localization import Localization
 from parity_models.tasks.metrics import METRICS, agreement, check_labels, score
 from parity_models.tasks.mnist import FashionMnist, FashionMnistPixels, Mnist
+from parity_models.tasks.own_task import OwnTask, check_dataset
 from parity_models.tasks.speech import SmallSpeechCommands, SpeechCommands
 from parity_models.tasks.tabular import California, Diabetes
 from parity_models.tasks.task import Dataset, Split, Task
@@ -69,8 +70,7 @@ def choose_task(name: str) -> Task:
     metric = getattr(task, "metric", None)
     if metric not in METRICS:
         raise UserError(f"{name} has the metric {metric!r}; there are {', '.join(METRICS)}")
-    task.name = name
-    return task
+    return OwnTask(name, task)
 
 
 __all__ = [
@@ -80,6 +80,7 @@ __all__ = [
     "Split",
     "Task",
     "agreement",
+    "check_dataset",
     "check_labels",
     "choose_task",
     "find_task",

@@ -16,6 +16,9 @@ KINDS = ("cat", "dog")
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 """Of the channels of photographs, as is customary since ImageNet."""
 
+BROKEN = ("Cat/666.jpg", "Dog/11702.jpg")
+"""Files of Microsoft's archive that are no images; they are left out."""
+
 TEST, VALIDATION = 5, 10
 """One of so many images is for test, and of the rest one of so many for validation."""
 
@@ -27,7 +30,16 @@ class CatsVsDogs(FolderTask):
     about = "photographs of cats and dogs, 64x64"
     metric = "top-1"
     flips = True
-    places = ("cats-vs-dogs", "dogs-vs-cats/train", "dogs-vs-cats", "PetImages", "train", "")
+    places = (
+        "cats-vs-dogs",
+        "dogs-vs-cats/train",
+        "dogs-vs-cats",
+        "cats-vs-dogs/PetImages",
+        "cats-vs-dogs/train",
+        "PetImages",
+        "train",
+        "",
+    )
     needs = (
         "a folder cats-vs-dogs there with folders cat and dog of images (or PetImages as "
         "Microsoft, or train as Kaggle distributes them)"
@@ -61,7 +73,7 @@ class CatsVsDogs(FolderTask):
 def _images_of(folder: Path, kind: str) -> list[Path]:
     own = _folder_of(folder, kind)
     if own is not None:
-        return image_files(own)
+        return [file for file in image_files(own) if f"{own.name}/{file.name}" not in BROKEN]
     return [file for file in image_files(folder) if file.name.startswith(f"{kind}.")]
 
 

@@ -81,8 +81,9 @@ class Cifar10(Cifar):
     mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     places = ("cifar-10-batches-bin", "cifar-10", "")
     needs = (
-        "the folder cifar-10-batches-bin of the binary version there (data_batch_1.bin and so "
-        "on, from https://www.cs.toronto.edu/~kriz/cifar.html); the python version is not read"
+        "the folder cifar-10-batches-bin of the binary version there (data_batch_1.bin to 5, "
+        "test_batch.bin, batches.meta.txt, from https://www.cs.toronto.edu/~kriz/cifar.html); the "
+        "python version is not read"
     )
 
 

@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from parity_models.errors import DataError
 from parity_models.tasks.images import read_images
@@ -19,6 +20,9 @@ PICTURES = "images"
 MEAN, DEVIATION = 0.45, 0.25
 LARGEST = 64 << 20
 """Bytes of a list."""
+
+OUTSIDE = 0.05
+"""The share of an image by which its box may reach beyond it; then it ends where the image does."""
 
 VALIDATION = 10
 """One of so many training images is held out."""
@@ -70,7 +74,10 @@ class Localization(FolderTask):
             np.float32,
         )
         everything = Split(normalised(pixels, MEAN, DEVIATION), labels)
-        training = np.array([split[number] == ["1"] for number in names])
+        flags = [split[number][0] for number in names]
+        if strange := set(flags) - {"0", "1"}:
+            raise DataError(f"{folder / SPLIT} has {min(strange)!r}, where 1 is train and 0 test")
+        training = np.array(flags) == "1"
         rest, test = (everything.take(np.flatnonzero(which)) for which in (training, ~training))
         if not len(rest) or not len(test):
             raise DataError(f"{folder / SPLIT} has no images for training, or none for test")
@@ -93,12 +100,18 @@ def _read_list(path: Path, fields: int) -> dict[str, list[str]]:
     return lines
 
 
-def _edges(box: list[str], size: tuple[int, int], path: Path) -> tuple[float, ...]:
+def _edges(box: list[str], size: tuple[int, int], path: Path) -> NDArray[np.float64]:
     try:
         left, top, width, height = map(float, box)
     except ValueError:
         left = top = width = height = math.nan
     if not (width > 0 and height > 0 and math.isfinite(left + top + width + height)):
         raise DataError(f"{path} has a box that is none: {' '.join(box)!r}")
-    edges = (left, top, left + width, top + height)
-    return tuple(edge / length for edge, length in zip(edges, size * 2, strict=True))
+    edges = np.array([left, top, left + width, top + height]) / (size * 2)
+    inside = edges.clip(0, 1)
+    if np.abs(edges - inside).max() > OUTSIDE:
+        raise DataError(
+            f"{path} has a box outside its image of {size[0]}x{size[1]}: {' '.join(box)!r}; fetch "
+            "it again"
+        )
+    return inside

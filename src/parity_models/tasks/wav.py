@@ -11,6 +11,9 @@ from parity_models.errors import DataError
 RATE = 16_000
 """Samples in a second."""
 
+BYTES = 2
+"""Of a sample."""
+
 
 def read_second(path: Path) -> NDArray[np.int16]:
     """The first second in `path`, (16000,), padded with silence if it is shorter.
@@ -20,16 +23,20 @@ def read_second(path: Path) -> NDArray[np.int16]:
     try:
         with wave.open(str(path), "rb") as file:
             form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
-            if form != (1, 2, RATE):
+            if form != (1, BYTES, RATE):
                 raise DataError(
                     f"{path} has {form[0]} channels of {8 * form[1]} bits at {form[2]} Hz; make "
                     f"it one of 16 bits at {RATE} Hz (sox IN -c 1 -b 16 -r {RATE} OUT)"
                 )
-            samples = np.frombuffer(file.readframes(RATE), "<i2")
+            promised = min(file.getnframes(), RATE)
+            sound = file.readframes(promised)
+            if not promised or len(sound) < promised * BYTES:
+                raise EOFError
+            samples = np.frombuffer(sound, "<i2")
     except (wave.Error, EOFError, OSError, ValueError) as error:
         raise DataError(
-            f"{path} cannot be read as a WAV file ({error or 'it is cut off'}); fetch it again or "
-            "take it out"
+            f"{path} cannot be read as a WAV file ({str(error) or 'it is cut off'}); fetch it "
+            "again or take it out"
         ) from error
     second = np.zeros(RATE, np.int16)
     second[: len(samples)] = samples
@@ -40,6 +47,6 @@ def write_wav(path: Path, samples: NDArray[np.int16]) -> None:
     """Write `samples` (n,) to `path`."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
-        file.setsampwidth(2)
+        file.setsampwidth(BYTES)
         file.setframerate(RATE)
         file.writeframes(samples.astype("<i2").tobytes())

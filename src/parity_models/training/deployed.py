@@ -13,12 +13,11 @@ from parity_models.models.export import export_onnx
 from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.own_code import load_own
-from parity_models.tasks import METRICS, Dataset, Task, score
+from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
 from parity_models.tasks.metrics import Kind
-from parity_models.tasks.user_data import check_queries
+from parity_models.tasks.user_data import check_varied
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
-from parity_models.training.inputs import check_inputs
 from parity_models.training.own_network import build_own
 from parity_models.training.queries import mirror, mirror_boxes, predict
 from parity_models.training.recipes import DEPLOYED, deployed_recipe, recipe_for
@@ -47,12 +46,12 @@ def train_deployed(
     `network` may be a `package.module:function` of the user's (see `own_network.Factory`). With
     the `recipe` "published" it learns with the paper's optimiser and sees nothing mirrored.
     Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
-    against. Raises DataError for inputs that do not fit, TrainingError for settings that cannot
-    work and BundleError if `out` is no place for a bundle.
+    against. Raises DataError for inputs or labels that do not fit, TrainingError for settings
+    that cannot work and BundleError if `out` is no place for a bundle.
     """
     shapes = dataset.input_shape, dataset.output_shape
-    check_inputs(dataset.train.inputs, dataset.input_shape, 1)
-    check_queries(dataset.validation.inputs, dataset.input_shape, "validation inputs")
+    check_dataset(task.metric, dataset)
+    check_varied(dataset.train.inputs, "training inputs")
     run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
     if ":" in network:
         own = load_own(network)

@@ -31,6 +31,7 @@ from parity_models.bench.accuracy.results import (
 )
 from parity_models.bench.accuracy.time_left import TimeLeft
 from parity_models.bench.result_cache import ResultCache
+from parity_models.codes import Code
 from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.approaches import (
@@ -47,7 +48,6 @@ from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
 from parity_models.tasks.synthetic import make_boxes, make_speech
-from parity_models.tasks.task import FolderTask
 from parity_models.training import (
     Outcome,
     Report,
@@ -89,6 +89,7 @@ class MatrixRun:
             _Model(cell, self._work, self._seed).prepare()
         for cell in self._matrix.deployed:
             model = _Model(cell, self._work, self._seed)
+            model.check()
             deployed = self._measure(DeployedResult, cell, model.key, model.deploy, model.holds)
             default = self._cache.get(model.key_of("default"), Approach) or model.default()
             self._cache.put(model.key_of("default"), default)
@@ -176,7 +177,7 @@ class _Model:
     def prepare(self) -> None:
         """See that the data are there, or make them."""
         folder = self._made
-        if folder is None and isinstance(self._task, FolderTask) and self._task.find() is None:
+        if folder is None and self._task.find() is None:
             self._task.load()  # says what is missing
         if folder is not None and not folder.exists():
             with tqdm(desc=f"making {folder.name}", unit="") as bar:
@@ -186,6 +187,11 @@ class _Model:
                     bar.update(made - bar.n)
 
                 MAKERS[folder.name](folder, progress=progress)
+
+    def check(self) -> None:
+        """Raise CodeError for a code that cannot be for these data, before F is trained."""
+        for cell in self._cell.codes:
+            Code(cell.spec, self._data.input_shape, self._data.output_shape)
 
     @property
     def _made(self) -> Path | None:
