@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.codes.sets import some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation.predictor import BATCH, load, predictor
+from parity_models.evaluation.predictor import BATCH, finite, load, predictor
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.tasks.metrics import agreement, score
 
@@ -43,7 +43,7 @@ def evaluate(
     unavailable in turn, with all its group's other predictions and all r parity outputs there;
     for r > 1 also every set of 2 to r members or, where these are very many, some drawn by `seed`.
     A backup is judged on every query. Models run over `batch` rows at a time, on all cores.
-    Raises DataError for arrays that do not fit the bundle.
+    Raises DataError for arrays that do not fit the bundle, and models whose outputs are not finite.
     """
     code = bundle.code()
     _check(bundle, inputs, labels, least=1 if code is None else code.k)
@@ -145,8 +145,10 @@ def _run_parities(
     for start in range(0, len(groups), batch):
         members = groups[start : start + batch]
         parities = code.encode([inputs[members[:, slot]] for slot in range(code.k)])
-        for model, parity, outputs in zip(models, parities, parts, strict=True):
-            outputs.append(model(parity))
+        for model, path, parity, outputs in zip(
+            models, bundle.parity_paths, parities, parts, strict=True
+        ):
+            outputs.append(finite(model(parity), path))
             tell(len(parity))
     return [np.concatenate(outputs) for outputs in parts]
 

@@ -50,12 +50,16 @@ def load_inputs(path: Path, shape: Shape, least: int = 1) -> NDArray[np.float32]
 def load_labels(path: Path, metric: str, rows: int, output_shape: Shape) -> Array:
     """The labels of `rows` queries in an .npy or .npz file (one array, or one called "labels").
 
-    Classes, int64 (n,), where `metric` judges classes, else float32 (n, *output_shape).
+    Classes, int64 (n,), where `metric` judges classes, else float32 (n, *output_shape), which may
+    be (n,) in the file where predictions are single numbers.
     Raises DataError for labels that are none.
     """
     labels = _read_file(path, "labels")
     if METRICS[metric].kind != "classes":
-        labels = _as_float32(labels, path)
+        with np.errstate(over="ignore"):  # infinities are refused afterwards
+            labels = labels.astype(np.float32)  # whole numbers, too: labels are no pixels
+        if labels.ndim == 1 and prod(output_shape) == 1:
+            labels = labels.reshape(-1, *output_shape)
         check_queries(labels, output_shape, f"labels in {path}")
         check_boxes(metric, labels, f"labels in {path}")
     elif labels.ndim != 1 or labels.dtype.kind not in "iu":

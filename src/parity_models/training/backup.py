@@ -16,6 +16,7 @@ from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.inference_time import measure_models
 from parity_models.models.networks import build_network
+from parity_models.models.weights import has_weights
 from parity_models.tasks import METRICS, Split, score
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.tasks.user_data import check_queries
@@ -32,6 +33,7 @@ from parity_models.training.inputs import check_inputs, hold_out
 from parity_models.training.queries import mirror, predict, predict_both_ways
 from parity_models.training.recipes import DEPLOYED, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
+from parity_models.training.scaling import plain, scaled
 from parity_models.training.teacher import load_teacher
 
 
@@ -86,11 +88,12 @@ def train_backup(
         mirrored=mirrored,
         validation=validation,
         metric=metric,
+        foreign=not has_weights(bundle),
     )
     fitted = run.fit(problem, recipe, options)
     deployed = bundle.stored(manifest.deployed)
     parity = [bundle.stored(parity) for parity in manifest.parity]
-    backup = NewModel(export_onnx(module, query_shape), network)
+    backup = NewModel(export_onnx(plain(problem.module, query_shape), query_shape), network)
     written = write_bundle(
         out,
         deployed=deployed,
@@ -121,8 +124,8 @@ class _Imitation:
         mirrored: bool,
         validation: Split,
         metric: str,
+        foreign: bool,
     ) -> None:
-        self.module = module
         self.steps = steps
         self._inputs = inputs
         self._mirrored = mirrored
@@ -132,6 +135,10 @@ class _Imitation:
         self._metric = metric
         self._kind = METRICS[metric].kind
         self._scale = deviations(self._predictions)
+        self.module = module
+        if foreign:
+            values = self._kind != "classes"
+            self.module = scaled(module, inputs, self._predictions[0] if values else None)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         size, device = len(self._inputs), self._inputs.device

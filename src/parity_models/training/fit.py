@@ -1,5 +1,6 @@
 """The one training loop: minimise a problem's losses within a budget, keep the best epoch."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from parity_models.errors import TrainingError
 from parity_models.training.checkpoint import Checkpoint, Options, load_checkpoint, save_checkpoint
 from parity_models.training.schedule import Budget, Schedule
 
@@ -125,7 +127,7 @@ def fit(
                     break
                 if step < problem.steps and seconds() - told > REPORT_EVERY:
                     tell(state.epochs + 1, spent)
-            score = problem.score()
+            score = _score(problem)
             state = state.after_epoch(module, score, seconds())
             save_checkpoint(checkpoint, state, module, optimizer, options)
             spent = budget.spent(state.epochs, seconds())
@@ -134,11 +136,22 @@ def fit(
         interrupted = True
         resumable = state.best is not None
         if state.best is None:
-            state = state.after_epoch(module, problem.score(), seconds())
+            state = state.after_epoch(module, _score(problem), seconds())
     assert state.best is not None
     assert state.best_score is not None
+    if math.isnan(state.best_score):
+        raise TrainingError(
+            "the training diverged: no epoch ended with finite weights; check that the network starts "
+            "with such, and how the inputs are scaled"
+        )
     module.load_state_dict(state.best)
     module.eval()
     return Fitted(
         state.best_score, state.best_epoch, state.epochs, seconds(), interrupted, resumable
     )
+
+
+def _score(problem: Problem) -> float:
+    """The problem's score; NaN if its module has diverged."""
+    sound = all(bool(weights.isfinite().all()) for weights in problem.module.parameters())
+    return problem.score() if sound else math.nan

@@ -37,6 +37,7 @@ from parity_models.training.parity_network import (
 from parity_models.training.recipes import draw_as_published, parity_recipe
 from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
+from parity_models.training.scaling import plain
 from parity_models.training.source import Deployed, open_deployed
 from parity_models.training.teacher import load_teacher
 
@@ -139,11 +140,15 @@ def _train(
         steps=recipe.steps_per_epoch(len(inputs) // code.k),
         mirrored=mirrored,
         style=recipe.style,
+        foreign=recipe.style == "distilled" and not has_weights(deployed),
         validation=Validation(code.k, model, validation, metric, run.device),
     )
     fitted = run.fit(problem, recipe, options)
     stored = deployed.stored(manifest.deployed)
-    parity = [NewModel(export_onnx(one, code.parity_shape), network.name) for one in module]
+    parity = [
+        NewModel(export_onnx(plain(one, code.parity_shape), code.parity_shape), network.name)
+        for one in module
+    ]
     coders: dict[Coder, NewModel] = {
         name: NewModel(export_onnx(module.coders[name], taken), f"{name} of {spec}")
         for name, (taken, _) in code.network_shapes.items()

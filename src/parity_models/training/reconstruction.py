@@ -15,6 +15,7 @@ from parity_models.training.distillation import calibrate, deviations, differenc
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
 from parity_models.training.recipes import Style
+from parity_models.training.scaling import scaled
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
@@ -22,8 +23,8 @@ LEAST_VALIDATED = 2000
 MOST_SETS = 16
 """Sets of unavailable predictions of one size that a step decodes at most."""
 
-CALIBRATION = 256
-"""Groups by which the last layer is calibrated, at most."""
+CALIBRATION = 1024
+"""Groups by which first and last layers are calibrated, at most."""
 
 
 class Reconstruction:
@@ -33,7 +34,8 @@ class Reconstruction:
     (n, *query_shape) every epoch, `steps` batches of them. With `mirrored`, queries are turned
     left to right at random, and so are those that F predicts. The loss compares decoded predictions
     with F's, or in the published `style` parity outputs with their targets. `validation` gives the
-    score, and its metric says what predictions are.
+    score, and its metric says what predictions are. With `foreign`, F comes from elsewhere: queries
+    and predictions may be of any scale.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Reconstruction:
         steps: int,
         mirrored: bool,
         style: Style,
+        foreign: bool,
         validation: "Validation",
     ) -> None:
         self.module = module
@@ -59,17 +62,22 @@ class Reconstruction:
         self._predictions = predict_both_ways(deployed, inputs, mirrored)
         self._kind = METRICS[validation.metric].kind
         self._scale = deviations(self._predictions)
-        if self._kind != "classes":
-            self._calibrate()
+        self._calibrate(foreign)
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, foreign: bool) -> None:
+        """Have outputs begin at the scale of their targets."""
         k, generator = self._code.k, torch.Generator().manual_seed(0)
         order = torch.randperm(len(self._inputs), generator=generator)
         rows = order[: min(CALIBRATION, self._groups) * k].view(k, -1).to(self._inputs.device)
         parities = self._code.encode(list(self._inputs[rows]))
         predictions = list(self._predictions[0, rows])
         for j, model in enumerate(self.module):
-            calibrate(model, parities[j], self._code.targets(predictions, j))
+            values = self._kind != "classes"
+            targets = self._code.targets(predictions, j) if values else None
+            if foreign:
+                self.module.models[j] = scaled(model, parities[j], targets)
+            elif targets is not None:
+                calibrate(model, parities[j], targets)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         k, device = self._code.k, self._inputs.device
