@@ -22,7 +22,7 @@ def load_own(reference: str) -> Any:
         sys.path.insert(0, here)
     try:
         found = import_module(module)
-    except Exception as error:  # the user's module may raise anything
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ":"):
             raise UserError(
                 f"there is no module {error.name!r} here or installed; {reference!r} is looked "

@@ -1,6 +1,7 @@
 """Where a report is to be written, looked at before hours are spent on what it is to say."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from parity_models.errors import UserError
 
@@ -12,5 +13,10 @@ def check_report(out: Path) -> None:
         raise UserError(f"--out is the report's file, such as report.md, not {out}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out.parent):
+            pass
     except OSError as error:
-        raise UserError(f"--out: cannot make the folder {out.parent}: {error.strerror}") from error
+        raise UserError(
+            f"--out: nothing can be written to {out.parent} ({error.strerror}); choose another "
+            "folder"
+        ) from error

@@ -15,6 +15,9 @@ from parity_models.bench.accuracy.run import MatrixRun
 from parity_models.cli.report_file import check_report
 
 
+REPORT = Path("docs/results/accuracy.md")
+
+
 def accuracy(
     preset: Annotated[
         str,
@@ -23,8 +26,13 @@ def accuracy(
         ),
     ] = "quick",
     out: Annotated[
-        Path, typer.Option(help="The report to write; its pictures go into a folder beside it.")
-    ] = Path("docs/results/accuracy.md"),
+        Path | None,
+        typer.Option(
+            help="The report to write; its pictures go into a folder beside it. By default "
+            f"{REPORT}, or for a matrix of yours MATRIX.md here.",
+            show_default=False,
+        ),
+    ] = None,
     work: Annotated[
         Path, typer.Option(help="The folder for results, bundles and data, used again next time.")
     ] = Path("runs/accuracy"),
@@ -38,6 +46,8 @@ def accuracy(
     eight hours. What was run before is not run again, and a training that was cut off goes on:
     interrupt it at any time, which reports what is done, and give the same command again.
     """
+    if out is None:
+        out = REPORT if preset in PRESETS else Path(f"{Path(preset).stem}.md")
     check_report(out)
     matrix = load_matrix(preset)
     console = Console(stderr=True, highlight=False)

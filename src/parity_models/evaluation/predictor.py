@@ -46,7 +46,7 @@ def finite(outputs: Array, path: Path) -> Array:
     """The outputs of the model at `path`, as they are; DataError if some are NaN or infinite."""
     if not np.isfinite(outputs).all():
         raise DataError(
-            f"{path.name} gives NaN or infinite values for some of the queries; leave those out, or "
-            "check that they are scaled as the model expects them"
+            f"{path.name} gives NaN or infinite values for some of the queries; leave those out, "
+            "or check that they are scaled as the model expects them"
         )
     return outputs

@@ -42,7 +42,7 @@ class OwnTask(Task):
             return method(folder)
         except UserError:
             raise
-        except Exception as error:  # the user's class may raise anything
+        except (Exception, SystemExit) as error:  # the user's class may raise anything
             kind = type(error).__name__
             raise DataError(f"{self.name}.{method.__name__} failed: {kind}: {error}") from error
 

@@ -29,7 +29,7 @@ from parity_models.training.distillation import (
     difference,
     squared_error,
 )
-from parity_models.training.inputs import check_inputs, hold_out
+from parity_models.training.inputs import check_inputs, check_rows_apart, check_telling, hold_out
 from parity_models.training.queries import mirror, predict, predict_both_ways
 from parity_models.training.recipes import DEPLOYED, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
@@ -66,6 +66,7 @@ def train_backup(
     settings = settings or Settings()
     run = Run(out, settings, task, inputs)
     model = place(load_teacher(bundle, settings.predicted), run.device)
+    check_rows_apart(model, inputs, run.device)
     module = run.build(lambda: build_network(network, query_shape, output_shape))
     recipe = recipe_for(DEPLOYED, network, query_shape)
     mirrored = mirrored and recipe.mirror
@@ -130,6 +131,7 @@ class _Imitation:
         self._inputs = inputs
         self._mirrored = mirrored
         self._predictions = predict_both_ways(deployed, inputs, mirrored)
+        check_telling(self._predictions[0])
         self._held_out = torch.from_numpy(validation.inputs).to(inputs.device)
         self._labels = validation.labels
         self._metric = metric

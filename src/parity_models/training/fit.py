@@ -141,8 +141,8 @@ def fit(
     assert state.best_score is not None
     if math.isnan(state.best_score):
         raise TrainingError(
-            "the training diverged: no epoch ended with finite weights; check that the network starts "
-            "with such, and how the inputs are scaled"
+            "the training diverged: no epoch ended with finite weights; check that the network "
+            "starts with such, and how the inputs are scaled"
         )
     module.load_state_dict(state.best)
     module.eval()

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from parity_models.errors import DataError, ModelError
 from parity_models.tasks import Split
 from parity_models.tasks.unlabelled import labels_from
 from parity_models.tasks.user_data import check_queries, check_varied
@@ -15,11 +16,36 @@ from parity_models.training.queries import predict
 HELD_OUT = 10
 """One of so many inputs validates where no validation set is given."""
 
+TRIED = 8
+"""Rows that are predicted together and one by one."""
+
 
 def check_inputs(inputs: NDArray[Any], shape: tuple[int, ...], least: int) -> None:
     """Raise DataError unless `inputs` are finite float32 (n, *shape) that differ, n >= `least`."""
     check_queries(inputs, shape, "training inputs", least)
     check_varied(inputs, "training inputs")
+
+
+def check_telling(predictions: Tensor) -> None:
+    """Raise DataError if F's `predictions` (n, *output_shape) are all the same."""
+    if (predictions == predictions[:1]).all():
+        raise DataError(
+            "the deployed model predicts the same for all inputs, so nothing can be learned from "
+            "it; check that they are scaled as the model expects them"
+        )
+
+
+def check_rows_apart(model: nn.Module, inputs: NDArray[Any], device: torch.device) -> None:
+    """Raise ModelError if what `model` predicts for a row depends on the rest of the batch."""
+    rows = torch.from_numpy(inputs[:TRIED]).to(device)
+    together = predict(model, rows)
+    alone = torch.cat([predict(model, row[None]) for row in rows])
+    allowed = 1e-2 * together.abs().max()
+    if (together - alone).abs().max() > allowed:
+        raise ModelError(
+            "what the deployed model predicts for a query depends on the others in its batch, so "
+            "serving could not batch queries; export it in evaluation mode (module.eval())"
+        )
 
 
 def hold_out(

@@ -29,7 +29,7 @@ def build_own(
     try:
         more = {"grid": grid} if "grid" in inspect.signature(factory).parameters else {}
         network = factory(takes, gives, **more)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise TrainingError(f"{name}({takes}, {gives}) failed: {_say(error)}") from error
     if not isinstance(network, nn.Module):
         raise TrainingError(f"{name} made {type(network).__name__}, not a torch.nn.Module")
@@ -57,5 +57,5 @@ def build_own(
     return network
 
 
-def _say(error: Exception) -> str:
+def _say(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"

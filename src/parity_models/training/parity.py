@@ -26,7 +26,7 @@ from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
 from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
-from parity_models.training.inputs import check_inputs, hold_out
+from parity_models.training.inputs import check_inputs, check_rows_apart, hold_out
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.own_network import Factory
 from parity_models.training.parity_network import (
@@ -70,7 +70,7 @@ def train_parity(
     for a model that cannot be deployed, TrainingError for settings that cannot work and
     BundleError if `out` is no place for a bundle.
     """
-    settings = settings or Settings()
+    settings, inputs = settings or Settings(), np.asarray(inputs)
     with open_deployed(deployed, inputs.shape[1:]) as bundle:
         teacher = (
             deepcopy(deployed).eval()
@@ -118,6 +118,7 @@ def _train(
     recipe = parity_recipe(network.recipe, style, spec)
     mirrored = mirrored and recipe.mirror
     model = place(teacher, run.device)
+    check_rows_apart(model, inputs, run.device)
     start = model if recipe.style == "distilled" else None
     module = run.build(lambda: CodedNetworks(_build(network, code.r, start), code))
     code = module.code

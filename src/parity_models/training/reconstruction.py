@@ -12,6 +12,7 @@ from parity_models.codes.sets import some_sets
 from parity_models.tasks import METRICS, Split, score
 from parity_models.training.device import run_reduced
 from parity_models.training.distillation import calibrate, deviations, difference, squared_error
+from parity_models.training.inputs import check_telling
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
 from parity_models.training.recipes import Style
@@ -60,6 +61,7 @@ class Reconstruction:
         self._validation = validation
         # F is run once over each way a query can come, not once per epoch.
         self._predictions = predict_both_ways(deployed, inputs, mirrored)
+        check_telling(self._predictions[0])
         self._kind = METRICS[validation.metric].kind
         self._scale = deviations(self._predictions)
         self._calibrate(foreign)

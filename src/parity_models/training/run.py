@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parity_models.errors import TrainingError
+from parity_models.errors import BundleError, TrainingError
 from parity_models.models.bundle import Bundle, Training, check_replaceable
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import Network, choose_device, computing, place
@@ -63,8 +64,9 @@ class Run:
         self, out: Path, settings: Settings, task: str, inputs: NDArray[np.float32]
     ) -> None:
         self._began = time.monotonic()
-        out = out.resolve()
+        out = Path(out).resolve()
         check_replaceable(out)
+        _check_writable(out.parent)
         self.device = choose_device(settings.device)
         self._checkpoint = out.with_name(f"{out.name}.checkpoint")
         self._settings = settings
@@ -125,3 +127,14 @@ class Run:
         if not fitted.interrupted:
             self._checkpoint.unlink(missing_ok=True)
         return Outcome(bundle, fitted)
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BundleError(
+            f"nothing can be written to {folder} ({error.strerror}); choose another folder"
+        ) from error
