@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import msgspec
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
@@ -13,6 +14,7 @@ from parity_models.evaluation import accuracy_table, evaluate
 from parity_models.evaluation.accuracy import Progress
 from parity_models.evaluation.unlabelled import label_by_model
 from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.tasks.metrics import constant_score
 from parity_models.tasks.task import Labels
 
 
@@ -37,6 +39,13 @@ def measure_accuracy(
         accuracy = evaluate(bundle, inputs, labels, metric=metric, seed=seed, progress=advance)
     accuracy = msgspec.structs.replace(accuracy, metric=said)
     Console().print(accuracy_table(bundle, accuracy))
+    least = constant_score(metric, labels)
+    if accuracy.degraded_accuracy is not None and accuracy.degraded_accuracy <= least:
+        typer.echo(
+            "warning: reconstructions are no better than one prediction for all queries would be "
+            f"({100 * least:.1f} %): train for longer, or choose another --parity-network",
+            err=True,
+        )
     return accuracy
 
 

@@ -14,7 +14,6 @@ from parity_models.bench.accuracy.results import ModelResults
 from parity_models.bench.accuracy.run import MatrixRun
 from parity_models.cli.report_file import check_report
 
-
 REPORT = Path("docs/results/accuracy.md")
 
 

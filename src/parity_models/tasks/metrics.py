@@ -100,6 +100,16 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
     return scored
 
 
+def constant_score(metric: str, labels: Array) -> float:
+    """About the best score that one prediction for all queries gets: that of the commonest class,
+    or classes, or of the mean label."""
+    if METRICS[metric].kind == "classes":
+        counts = np.sort(np.unique(labels, return_counts=True)[1])
+        return float(counts[-5 if metric == "top-5" else -1 :].sum() / len(labels))
+    mean = labels.mean(axis=0, keepdims=True)
+    return METRICS[metric](np.broadcast_to(mean, labels.shape), labels)
+
+
 def check_labels(metric: str, outputs: Array, labels: Array) -> None:
     """Raises DataError for labels that do not fit the outputs in shape or type."""
     if METRICS[metric].kind == "classes":
