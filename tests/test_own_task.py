@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from parity_models.cli.main import command
-from parity_models.errors import UserError
+from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import choose_task, find_task
 
@@ -51,6 +51,45 @@ def test_a_name_out_of_a_bundle_is_never_imported(here: Path) -> None:
         run("evaluate", "f")
     with pytest.raises(UserError, match="a task of your own; name it with --task"):
         find_task("os:system")
+
+
+OWN = """
+import numpy as np
+from parity_models.tasks import Dataset, Split
+from parity_models.tasks import Task as T
+
+class Task(T):
+    metric = "top-1"
+    def load(self, folder=None):
+        def split(rows, labels=(0, 1), width=3):
+            return Split(np.random.rand(rows, width).astype("f"), np.resize(labels, rows))
+        {body}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise FileNotFoundError('no birds')", "load failed: FileNotFoundError: no birds"),
+        ("raise SystemExit(3)", "load failed: SystemExit: 3"),
+        ("return 3", "it gives int, not a Dataset"),
+        ("return Dataset(split(9), split(5), split(5))", "the Dataset names none"),
+        ("return Dataset(split(9), split(5), split(5, (0, 2)), ('a', 'b'))", "are 0 to 2; there"),
+        ("return Dataset(split(9), split(5), split(5, (0, .5)), ('a', 'b'))", "labels integers"),
+        ("return Dataset(split(9), split(5), split(0), ('a', 'b'))", "0 test inputs, too few"),
+        ("return Dataset(split(9), split(5, width=4), split(5), ('a', 'b'))", "validation inputs"),
+    ],
+)
+def test_what_a_task_loads_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(OWN.format(body=body))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for line in ("train --out f --task", "data info"):
+        with pytest.raises(DataError, match=reason):
+            run(*line.split(), f"{name}:Task")
 
 
 @pytest.mark.parametrize(

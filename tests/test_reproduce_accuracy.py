@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from commands import Here, parm
+from commands import Here, assert_refused, parm
 from parity_models.bench.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
 from parity_models.bench.accuracy.report import approaches, write_report
 from parity_models.bench.accuracy.results import CodeResult, DeployedResult, ModelResults
@@ -155,6 +155,18 @@ def test_data_that_are_missing_are_told_before_anything_is_trained(
     missing = '[[deployed]]\ntask = "cifar-10"\nnetwork = "linear"'
     with pytest.raises(DataError, match="the data of cifar-10 are not in"):
         _run(tmp_path, DEPLOYED + missing)
+    assert not (tmp_path / "work" / "bundles").exists()
+
+
+def test_what_cannot_be_is_told_before_anything_is_trained(parm_here: Here, tmp_path: Path) -> None:
+    matrix = tmp_path / "tiny.toml"
+    matrix.write_text(TINY.replace("k = 2, epochs = 1 }", "k = 5, epochs = 1 }", 1))
+    matrix.write_text(matrix.read_text().replace('"stack"', '"concatenation"'))
+    args = ["reproduce", "accuracy", "--preset", str(matrix), "--work", str(tmp_path / "work")]
+    out = ["--out", str(tmp_path / "report.md")]
+    assert_refused(parm_here(*args, *out), "concatenation tiles k = 2, 3, 4, 6, 8, 9 images")
+    for out in (["--out", str(tmp_path)], ["--out", "report"], ["--out", "/proc/reports/a.md"]):
+        assert_refused(parm_here(*args, *out), "--out")
     assert not (tmp_path / "work" / "bundles").exists()
 
 

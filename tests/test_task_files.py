@@ -100,7 +100,15 @@ def write_picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", ["cats-vs-dogs/{}/{}.png", "PetImages/{}/{}.jpg", "train/{}.{}.jpg", "{}s/{}.png"]
+    "layout",
+    [
+        "cats-vs-dogs/{}/{}.png",
+        "cats-vs-dogs/PetImages/{}/{}.jpg",
+        "dogs-vs-cats/train/{}.{}.jpg",
+        "PetImages/{}/{}.jpg",
+        "train/{}.{}.jpg",
+        "{}s/{}.png",
+    ],
 )
 def test_cats_and_dogs_are_read_from_every_usual_layout(tmp_path: Path, layout: str) -> None:
     for kind in ("cat", "dog"):
@@ -112,6 +120,15 @@ def test_cats_and_dogs_are_read_from_every_usual_layout(tmp_path: Path, layout: 
     assert (data.input_shape, data.classes) == ((3, 16, 16), ("cat", "dog"))
     everything = np.concatenate([data.train.labels, data.validation.labels, data.test.labels])
     assert np.bincount(everything).tolist() == [10, 10]
+
+
+def test_the_broken_pictures_of_the_usual_archive_are_left_out(tmp_path: Path) -> None:
+    for kind, broken in (("Cat", "666.jpg"), ("Dog", "11702.jpg")):
+        for number in range(3):
+            write_picture(tmp_path / "PetImages" / kind / f"{number}.jpg")
+        (tmp_path / "PetImages" / kind / broken).touch()
+    data = CatsVsDogs(side=16).load(tmp_path)
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 6
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
@@ -154,6 +171,8 @@ def test_boxes_are_read_from_the_layout_of_cub_as_shares_of_the_image(tmp_path: 
         ("bounding_boxes.txt", "1 10.0 5.0 nan 10.0", "a box that is none"),
         ("bounding_boxes.txt", "1 a b c d", "a box that is none"),
         ("bounding_boxes.txt", "77 10.0 5.0 20.0 10.0", "do not number the same images"),
+        ("bounding_boxes.txt", "1 10.0 5.0 5000.0 10.0", "a box outside its image of 40x20"),
+        ("train_test_split.txt", "1 5", "has '5', where 1 is train and 0 test"),
         ("images.txt", "1 ../../secret.png", "names a file outside"),
         ("images.txt", "1 001.Bird/missing.png", "cannot be read as an image"),
     ],
@@ -166,6 +185,16 @@ def test_unsound_lists_of_boxes_are_refused(
     (tmp_path / file).write_text("\n".join([line, *rest]))
     with pytest.raises(DataError, match=reason):
         find_task("localization").load(tmp_path)
+
+
+def test_a_box_that_reaches_a_little_beyond_its_image_ends_there(tmp_path: Path) -> None:
+    write_birds(tmp_path)
+    boxes = tmp_path / "bounding_boxes.txt"
+    (tmp_path / "bounding_boxes.txt").write_text(
+        boxes.replace("1 10.0 5.0 20.0", "1 10.0 5.0 31.0")
+    )
+    data = Localization(side=16).load(tmp_path)
+    np.testing.assert_allclose(data.test.labels[0], [0.25, 0.25, 1, 0.75])
 
 
 def test_boxes_that_are_all_for_training_are_refused(tmp_path: Path) -> None:
@@ -252,7 +281,8 @@ def test_short_sounds_are_padded_and_other_files_refused(tmp_path: Path) -> None
         file.writeframes(b"\0" * 400)
     with pytest.raises(DataError, match="2 channels of 16 bits at 44100 Hz"):
         read_second(tmp_path / "stereo.wav")
-    for content in (b"", b"RIFF", b"ID3 and more of it"):
+    whole = (tmp_path / "short.wav").read_bytes()
+    for content in (b"", b"RIFF", b"ID3 and more of it", whole[:-100], whole[:-99], whole[:44]):
         (tmp_path / "damaged.wav").write_bytes(content)
         with pytest.raises(DataError, match=r"damaged\.wav cannot be read as a WAV file"):
             read_second(tmp_path / "damaged.wav")
