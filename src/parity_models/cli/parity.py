@@ -1,5 +1,6 @@
 """parm parity: parity models for a deployed model, bundled with it."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -113,6 +114,7 @@ def parity(
         raise UserError("name the deployed model: either --from DIR or --model FILE")
     usual = ("sum", "subtraction") if recipe == "published" else ("stack", "separate")
     spec = CodeSpec(encoder or usual[0], decoder or usual[1], k, r)
+    settings = Settings(epochs, seconds, seed, device, resume)
     with open_deployed(source, ()) as bundle:
         shapes = bundle.manifest.deployed
         code = Code(spec, shapes.input.shape, shapes.output.shape)
@@ -126,7 +128,7 @@ def parity(
                 spec,
                 queries.train,
                 out,
-                Settings(epochs, seconds, seed, device, resume, bar, bar.predicted),
+                replace(settings, report=bar, predicted=bar.predicted),
                 network=network,
                 validation=queries.validation,
                 metric=queries.metric,

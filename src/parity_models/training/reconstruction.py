@@ -24,7 +24,7 @@ LEAST_VALIDATED = 2000
 MOST_SETS = 16
 """Sets of unavailable predictions of one size that a step decodes at most."""
 
-CALIBRATION = 1024
+CALIBRATION = 256
 """Groups by which first and last layers are calibrated, at most."""
 
 

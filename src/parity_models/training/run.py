@@ -43,6 +43,14 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise TrainingError(f"a seed is from 0 to 2³² - 1, not {self.seed}")
+        _ = self.budget
+
+    @property
+    def budget(self) -> Budget | None:
+        """How long to train, where the caller says so. TrainingError for no time at all."""
+        if self.epochs is None and self.seconds is None:
+            return None
+        return Budget(self.epochs, self.seconds)
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,7 @@ class Run:
         `options` is what besides data and seed determines the result.
         """
         settings = self._settings
-        if settings.epochs is None and settings.seconds is None:
-            budget = recipe.budget(problem.steps)
-        else:
-            budget = Budget(settings.epochs, settings.seconds)
+        budget = settings.budget or recipe.budget(problem.steps)
         with computing(recipe.threaded):
             return fit(
                 problem,
