@@ -422,6 +422,7 @@ def test_reconstructions_worth_nothing_are_warned_about(
         "    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))\n"
     )
     result = CliRunner().invoke(command_line(), command)
+    assert result.exit_code == 0, result.output
     assert "no better than one prediction for all queries" in result.stderr
 
 

@@ -67,6 +67,29 @@ class Task(T):
 """
 
 
+FILES = """
+from parity_models.tasks.task import FolderTask
+
+class Task(FolderTask):
+    metric = "r2"
+    places = ("birds",)
+    needs = "a folder birds there"
+    def holds(self, folder):
+        return folder.is_dir()
+    def read(self, folder): ...
+"""
+
+
+def test_a_task_in_files_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"own_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(FILES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(DataError, match=f"the data of {name}:Task are not in .* a folder birds"):
+        run("data", "info", f"{name}:Task", "--data-dir", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
@@ -76,6 +99,7 @@ class Task(T):
         ("return Dataset(split(9), split(5), split(5))", "the Dataset names none"),
         ("return Dataset(split(9), split(5), split(5, (0, 2)), ('a', 'b'))", "are 0 to 2; there"),
         ("return Dataset(split(9), split(5), split(5, (0, .5)), ('a', 'b'))", "labels integers"),
+        ("return Dataset(split(9), split(5), split(5, 'ab'), ('a', 'b'))", "no array of numbers"),
         ("return Dataset(split(9), split(5), split(0), ('a', 'b'))", "0 test inputs, too few"),
         ("return Dataset(split(9), split(5, width=4), split(5), ('a', 'b'))", "validation inputs"),
     ],

@@ -109,6 +109,8 @@ def test_an_experiment_runs_on_several_engines(
 
 
 def test_what_cannot_be_run_is_refused(parm_here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_refused(parm_here("reproduce", "engines", "--out", "folder"), "--out is a file")
+    assert_refused(
+        parm_here("reproduce", "engines", "--out", "folder"), "--out is the report's file"
+    )
     monkeypatch.setattr(reproduce_engines, "find_spec", lambda name: None)
     assert_refused(parm_here("reproduce", "engines", "--engine", "ray"), "there is no Ray here")

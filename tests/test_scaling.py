@@ -12,7 +12,8 @@ from parity_models.evaluation import evaluate
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.networks import MLP, Linear
 from parity_models.training import Settings, train_backup, train_parity
-from parity_models.training.scaling import Scaled, plain, scaled
+from parity_models.training.own_network import Factory
+from parity_models.training.scaling import Scaled, channel_axis, plain, scaled
 
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])
 OFFSETS = np.array([0, -5, 1e3, 1e4, 7, 0])
@@ -46,40 +47,83 @@ def test_queries_and_predictions_of_any_scale_are_learned(
     assert measured > 0.95
 
 
+def test_a_learned_encoder_trains_beside_scaled_models(tmp_path: Path) -> None:
+    spec, settings = CodeSpec("mlp", "subtraction", 2), Settings(epochs=2)
+    fitted = train_parity(
+        Prices(), spec, RAW, tmp_path, settings, network="mlp", metric="r2"
+    ).fitted
+    assert fitted.epochs == 2
+
+
+def own(kind: type[MLP] | type[Linear]) -> Factory:
+    return lambda takes, gives: kind(takes, gives)
+
+
+def test_what_starts_from_the_deployed_models_weights_is_not_scaled(tmp_path: Path) -> None:
+    deployed = MLP((6,), (1,))
+    for spec, expected in (("sum", False), ("stack", True)):
+        decoder = "subtraction" if spec == "sum" else "separate"
+        code = CodeSpec(spec, decoder, 2)
+        kind = MLP if spec == "sum" else Linear
+        bundle = train_parity(
+            deployed, code, RAW, tmp_path / spec, Settings(epochs=1), network=own(kind)
+        ).bundle
+        training = bundle.manifest.parity_training
+        assert training is not None
+        assert training.recipe["scaled"] is expected
+
+
 @pytest.mark.parametrize("network", [Linear((6,), (2, 3)), MLP((6,), (2, 3))])
 def test_scaling_moves_into_the_first_and_the_last_layer(network: nn.Module) -> None:
     rows = torch.from_numpy(RAW)
     targets = 1e4 * torch.randn(len(rows), 2, 3) + 7e4
-    module = scaled(network, rows, targets)
+    module = scaled(network, rows, targets, None)
     assert isinstance(module, Scaled)
     moved = plain(module, (6,))
     assert type(moved) is type(network)
     torch.testing.assert_close(moved(rows), module(rows), rtol=1e-3, atol=1.0)
+    far = scaled(network, rows + 1e8, targets, None)
+    assert plain(far, (6,)) is far
 
 
 def test_what_is_scaled_already_is_left_alone() -> None:
     network, pictures = nn.Flatten(), torch.rand(50, 3, 8, 8)
-    assert scaled(network, pictures, None) is network
-    module = scaled(network, 255 * pictures, None)
+    assert scaled(network, pictures, None, 0) is network
+    module = scaled(network, 255 * pictures, None, 0)
     assert isinstance(module, Scaled)
     assert module.shift.shape == (3, 1, 1)
     assert plain(module, (3, 8, 8)) is module
-    inside = module.network(module(255 * pictures))
-    assert float(inside.std()) == pytest.approx(1, abs=0.05)
+    assert float(module(255 * pictures).std()) == pytest.approx(1, abs=0.05)
 
 
 def test_a_feature_that_never_varies_is_only_shifted() -> None:
-    rows = torch.cat([torch.randn(90, 1), torch.full((90, 1), 1234.5)], dim=1)
-    module = scaled(nn.Flatten(), rows, None)
+    rows = torch.cat([100 * torch.randn(90, 1), torch.full((90, 1), 1234.5)], dim=1)
+    module = scaled(nn.Flatten(), rows, None, None)
     assert isinstance(module, Scaled)
     assert module(rows)[:, 1].abs().max() < 1e-3
     assert float(module.inverse[1]) == 1
 
 
+def test_what_is_rare_stays_within_bounds() -> None:
+    rows = 100 * torch.randn(5000, 2)
+    rows[1:, 1] = 0
+    module = scaled(nn.Flatten(), rows, None, None)
+    assert module(rows).abs().max() < 10.1
+
+
 @pytest.mark.parametrize(
-    ("shape", "kept"), [((4, 60), (4, 1)), ((60, 4), (1, 4)), ((3, 9, 9), (3, 1, 1)), ((5,), (5,))]
+    ("query", "stacked", "kept"),
+    [
+        ((6, 10), (12, 10), (12, 1)),
+        ((10, 6), (20, 6), (1, 6)),
+        ((8, 8), (16, 8), (16, 1)),
+        ((3, 9, 9), (6, 9, 9), (6, 1, 1)),
+        ((5,), (10,), (10,)),
+    ],
 )
-def test_each_channel_has_a_scale(shape: tuple[int, ...], kept: tuple[int, ...]) -> None:
-    module = scaled(nn.Flatten(), 100 * torch.randn(40, *shape), None)
+def test_each_channel_has_a_scale(
+    query: tuple[int, ...], stacked: tuple[int, ...], kept: tuple[int, ...]
+) -> None:
+    module = scaled(nn.Flatten(), 100 * torch.randn(40, *stacked), None, channel_axis(query))
     assert isinstance(module, Scaled)
     assert module.shift.shape == module.inverse.shape == kept

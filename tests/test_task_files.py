@@ -172,6 +172,7 @@ def test_boxes_are_read_from_the_layout_of_cub_as_shares_of_the_image(tmp_path: 
         ("bounding_boxes.txt", "1 a b c d", "a box that is none"),
         ("bounding_boxes.txt", "77 10.0 5.0 20.0 10.0", "do not number the same images"),
         ("bounding_boxes.txt", "1 10.0 5.0 5000.0 10.0", "a box outside its image of 40x20"),
+        ("bounding_boxes.txt", "1 40.5 5.0 1.0 10.0", "a box outside its image of 40x20"),
         ("train_test_split.txt", "1 5", "has '5', where 1 is train and 0 test"),
         ("images.txt", "1 ../../secret.png", "names a file outside"),
         ("images.txt", "1 001.Bird/missing.png", "cannot be read as an image"),
@@ -190,9 +191,7 @@ def test_unsound_lists_of_boxes_are_refused(
 def test_a_box_that_reaches_a_little_beyond_its_image_ends_there(tmp_path: Path) -> None:
     write_birds(tmp_path)
     boxes = tmp_path / "bounding_boxes.txt"
-    (tmp_path / "bounding_boxes.txt").write_text(
-        boxes.replace("1 10.0 5.0 20.0", "1 10.0 5.0 31.0")
-    )
+    boxes.write_text(boxes.read_text().replace("1 10.0 5.0 20.0", "1 10.0 5.0 31.0", 1))
     data = Localization(side=16).load(tmp_path)
     np.testing.assert_allclose(data.test.labels[0], [0.25, 0.25, 1, 0.75])
 

@@ -28,9 +28,14 @@ def load_own(reference: str) -> Any:
                 f"there is no module {error.name!r} here or installed; {reference!r} is looked "
                 f"for from {here} on"
             ) from error
-        raise UserError(f"importing {module} failed: {type(error).__name__}: {error}") from error
+        raise UserError(f"importing {module} failed: {say(error)}") from error
     try:
         return getattr(found, name)
     except AttributeError:
         where = getattr(found, "__file__", "built in")
         raise UserError(f"module {module} ({where}) has no {name!r}") from None
+
+
+def say(error: BaseException) -> str:
+    """What the user's code raised, in a line."""
+    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"

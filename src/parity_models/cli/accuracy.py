@@ -40,7 +40,7 @@ def measure_accuracy(
     accuracy = msgspec.structs.replace(accuracy, metric=said)
     Console().print(accuracy_table(bundle, accuracy))
     least = constant_score(metric, labels)
-    if accuracy.degraded_accuracy is not None and accuracy.degraded_accuracy <= least:
+    if accuracy.degraded_accuracy is not None and accuracy.degraded_accuracy <= least < 1:
         typer.echo(
             "warning: reconstructions are no better than one prediction for all queries would be "
             f"({100 * least:.1f} %): train for longer, or choose another --parity-network",

@@ -1,22 +1,21 @@
 """Where a report is to be written, looked at before hours are spent on what it is to say."""
 
+import os
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from parity_models.errors import UserError
+from parity_models.writable import why_not_writable
 
 
 def check_report(out: Path) -> None:
     """Raise UserError unless a report can be written to `out`, and pictures into the folder beside
     it that has its name."""
+    pictures = out.with_suffix("")
     if out.is_dir() or not out.suffix:
         raise UserError(f"--out is the report's file, such as report.md, not {out}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
+    if why := why_not_writable(out.parent):
+        raise UserError(f"--out: {why}; choose another folder")
+    if (out.exists() and not os.access(out, os.W_OK)) or pictures.is_file():
         raise UserError(
-            f"--out: nothing can be written to {out.parent} ({error.strerror}); choose another "
-            "folder"
-        ) from error
+            f"--out: {out} or the folder {pictures} cannot be written; choose another name"
+        )

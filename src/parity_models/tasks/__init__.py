@@ -4,7 +4,7 @@ A task is a small class, a subclass of `Task`; ours are listed in `TASKS` here.
 """
 
 from parity_models.errors import UserError
-from parity_models.own_code import load_own
+from parity_models.own_code import load_own, say
 from parity_models.tasks.cats_dogs import CatsVsDogs
 from parity_models.tasks.cifar import Cifar10, Cifar100
 from parity_models.tasks.digits import Digits
@@ -63,8 +63,8 @@ def choose_task(name: str) -> Task:
     if isinstance(task, type) and issubclass(task, Task):
         try:
             task = task()
-        except Exception as error:  # the user's class may raise anything
-            raise UserError(f"{name} cannot be made without arguments: {error}") from error
+        except (Exception, SystemExit) as error:  # the user's class may raise anything
+            raise UserError(f"{name} cannot be made without arguments: {say(error)}") from error
     if not isinstance(task, Task):
         raise UserError(f"{name} is no subclass of parity_models.tasks.Task")
     metric = getattr(task, "metric", None)

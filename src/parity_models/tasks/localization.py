@@ -109,7 +109,7 @@ def _edges(box: list[str], size: tuple[int, int], path: Path) -> NDArray[np.floa
         raise DataError(f"{path} has a box that is none: {' '.join(box)!r}")
     edges = np.array([left, top, left + width, top + height]) / (size * 2)
     inside = edges.clip(0, 1)
-    if np.abs(edges - inside).max() > OUTSIDE:
+    if np.abs(edges - inside).max() > OUTSIDE or not (inside[2:] > inside[:2]).all():
         raise DataError(
             f"{path} has a box outside its image of {size[0]}x{size[1]}: {' '.join(box)!r}; fetch "
             "it again"

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from parity_models.errors import DataError, UserError
+from parity_models.own_code import say
 from parity_models.tasks.metrics import METRICS, check_labels
 from parity_models.tasks.task import Dataset, Task
 from parity_models.tasks.user_data import check_queries
@@ -18,7 +19,7 @@ class OwnTask(Task):
     """`task`, under the `name` that the user typed: package.module:Class."""
 
     def __init__(self, name: str, task: Task) -> None:
-        self.name = name
+        self.name = task.name = name
         self.about = task.about
         self.metric = task.metric
         self.flips = task.flips
@@ -43,8 +44,7 @@ class OwnTask(Task):
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # the user's class may raise anything
-            kind = type(error).__name__
-            raise DataError(f"{self.name}.{method.__name__} failed: {kind}: {error}") from error
+            raise DataError(f"{self.name}.{method.__name__} failed: {say(error)}") from error
 
 
 def check_dataset(metric: str, dataset: Dataset) -> None:
@@ -54,7 +54,10 @@ def check_dataset(metric: str, dataset: Dataset) -> None:
         raise DataError(f"{metric} is of classes, and the Dataset names none (classes=...)")
     for name in ("train", "validation", "test"):
         split = getattr(dataset, name)
-        inputs, labels = np.asarray(split.inputs), np.asarray(split.labels)
+        inputs, labels = split.inputs, split.labels
+        for what, array, kinds in (("inputs", inputs, "f"), ("labels", labels, "iuf")):
+            if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
+                raise DataError(f"{name} {what} are no array of numbers: {array!r:.80}")
         check_queries(inputs, dataset.input_shape, f"{name} inputs")
         outputs = np.broadcast_to(np.float32(0), (len(inputs), *dataset.output_shape))
         check_labels(metric, outputs, labels)

@@ -1,8 +1,8 @@
 """Queries and labels in files of the user's: .npy, .npz, or a folder of .npy files and images.
 
-Floats are taken as they are, as float32. Unsigned bytes, and so the pixels of images, become 0
-to 1: they are divided by 255. Other integers are refused, for there is no telling what a model
-expects in their place. Nothing is unpickled.
+Of queries floats are taken as they are, as float32. Unsigned bytes, and so the pixels of images,
+become 0 to 1: they are divided by 255. Other integers are refused, for there is no telling what a
+model expects in their place. Labels are numbers of any kind. Nothing is unpickled.
 """
 
 import zipfile

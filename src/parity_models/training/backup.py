@@ -33,7 +33,7 @@ from parity_models.training.inputs import check_inputs, check_rows_apart, check_
 from parity_models.training.queries import mirror, predict, predict_both_ways
 from parity_models.training.recipes import DEPLOYED, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
-from parity_models.training.scaling import plain, scaled
+from parity_models.training.scaling import channel_axis, plain, scaled
 from parity_models.training.teacher import load_teacher
 
 
@@ -78,6 +78,7 @@ def train_backup(
         "squared_error": SQUARED_ERROR,
         **recipe.options,
         "mirror": mirrored,
+        "scaled": not has_weights(bundle),
     }
     if validation is None:
         inputs, validation = hold_out(inputs, model, run.device, metric, 1)
@@ -139,8 +140,9 @@ class _Imitation:
         self._scale = deviations(self._predictions)
         self.module = module
         if foreign:
-            values = self._kind != "classes"
-            self.module = scaled(module, inputs, self._predictions[0] if values else None)
+            values, axis = self._kind != "classes", channel_axis(tuple(inputs.shape[1:]))
+            predictions = self._predictions[0]
+            self.module = scaled(module, inputs, predictions if values else None, axis)
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         size, device = len(self._inputs), self._inputs.device

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -85,7 +86,8 @@ class _Labelled:
         self._mirrored = mirrored
         self._device = next(module.parameters()).device
         self._inputs = torch.from_numpy(dataset.train.inputs).to(self._device)
-        self._labels = torch.from_numpy(dataset.train.labels).to(self._device)
+        kind = np.int64 if METRICS[task.metric].kind == "classes" else np.float32
+        self._labels = torch.from_numpy(dataset.train.labels.astype(kind)).to(self._device)
         self._held_out = torch.from_numpy(dataset.validation.inputs).to(self._device)
         self._held_out_labels = dataset.validation.labels
 

@@ -141,8 +141,8 @@ def fit(
     assert state.best_score is not None
     if math.isnan(state.best_score):
         raise TrainingError(
-            "the training diverged: no epoch ended with finite weights; check that the network "
-            "starts with such, and how the inputs are scaled"
+            "the training diverged: no epoch ended with finite weights and predictions; check that "
+            "the network starts with such, and how the inputs are scaled"
         )
     module.load_state_dict(state.best)
     module.eval()
@@ -153,5 +153,5 @@ def fit(
 
 def _score(problem: Problem) -> float:
     """The problem's score; NaN if its module has diverged."""
-    sound = all(bool(weights.isfinite().all()) for weights in problem.module.parameters())
+    sound = all(bool(weights.isfinite().all()) for weights in problem.module.state_dict().values())
     return problem.score() if sound else math.nan

@@ -28,7 +28,7 @@ def check_inputs(inputs: NDArray[Any], shape: tuple[int, ...], least: int) -> No
 
 def check_telling(predictions: Tensor) -> None:
     """Raise DataError if F's `predictions` (n, *output_shape) are all the same."""
-    if (predictions == predictions[:1]).all():
+    if len(predictions) > 1 and (predictions == predictions[:1]).all():
         raise DataError(
             "the deployed model predicts the same for all inputs, so nothing can be learned from "
             "it; check that they are scaled as the model expects them"

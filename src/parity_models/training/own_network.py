@@ -8,6 +8,7 @@ from torch import nn
 
 from parity_models.errors import TrainingError
 from parity_models.models.export import export_onnx
+from parity_models.own_code import say
 
 Shape = tuple[int, ...]
 
@@ -30,7 +31,7 @@ def build_own(
         more = {"grid": grid} if "grid" in inspect.signature(factory).parameters else {}
         network = factory(takes, gives, **more)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise TrainingError(f"{name}({takes}, {gives}) failed: {_say(error)}") from error
+        raise TrainingError(f"{name}({takes}, {gives}) failed: {say(error)}") from error
     if not isinstance(network, nn.Module):
         raise TrainingError(f"{name} made {type(network).__name__}, not a torch.nn.Module")
     try:
@@ -38,7 +39,7 @@ def build_own(
             outputs = network.eval()(torch.zeros(2, *takes))
     except Exception as error:
         raise TrainingError(
-            f"the network that {name} made cannot take inputs of shape {takes}: {_say(error)}"
+            f"the network that {name} made cannot take inputs of shape {takes}: {say(error)}"
         ) from error
     if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, *gives):
         found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
@@ -52,10 +53,6 @@ def build_own(
         export_onnx(network, takes)  # now, not after hours of training
     except Exception as error:
         raise TrainingError(
-            f"the network that {name} made cannot be exported to ONNX: {_say(error)}"
+            f"the network that {name} made cannot be exported to ONNX: {say(error)}"
         ) from error
     return network
-
-
-def _say(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"

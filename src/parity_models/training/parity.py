@@ -120,7 +120,15 @@ def _train(
     model = place(teacher, run.device)
     check_rows_apart(model, inputs, run.device)
     start = model if recipe.style == "distilled" else None
-    module = run.build(lambda: CodedNetworks(_build(network, code.r, start), code))
+    started = False
+
+    def build() -> CodedNetworks:
+        nonlocal started
+        models, started = _build(network, code.r, start)
+        return CodedNetworks(models, code)
+
+    module = run.build(build)
+    foreign = start is not None and not started and not has_weights(deployed)
     code = module.code
     options: Options = {
         "deployed": manifest.deployed.sha256,
@@ -131,6 +139,7 @@ def _train(
         "squared_error": SQUARED_ERROR,
         **recipe.options,
         "mirror": mirrored,
+        "scaled": foreign,
     }
     if validation is None:
         inputs, validation = hold_out(inputs, model, run.device, metric, code.k)
@@ -141,7 +150,7 @@ def _train(
         steps=recipe.steps_per_epoch(len(inputs) // code.k),
         mirrored=mirrored,
         style=recipe.style,
-        foreign=recipe.style == "distilled" and not has_weights(deployed),
+        foreign=foreign,
         validation=Validation(code.k, model, validation, metric, run.device),
     )
     fitted = run.fit(problem, recipe, options)
@@ -180,20 +189,24 @@ def default_network(deployed: Bundle, code: Code) -> str:
     return network if ours else choose_network(deployed, code)
 
 
-def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.ModuleList:
+def _build(
+    network: ParityNetwork, r: int, deployed: nn.Module | None
+) -> tuple[nn.ModuleList, bool]:
     """r parity models, which start from the deployed model's weights where they are alike, or,
-    without it, from random weights as the published ones do."""
+    without it, from random weights as the published ones do; and whether there are such weights."""
     models = nn.ModuleList(network.build() for _ in range(r))
     if deployed is None:
         if family(network.name) in NETWORKS:  # whoever gives one of their own draws it as they like
             models.apply(draw_as_published)
-        return models
+        return models, False
+    started = False
     places = prod(network.places)
     theirs = deployed.state_dict()
     for j, model in enumerate(models):
         if isinstance(model, Slotwise) and type(model.network) is type(deployed):
             # Models that start alike stay alike, and their mean is no better than each.
             model.start_from(deployed, first_layer=j == 0)
+            started = True
         if type(model) is not type(deployed):
             continue
         own = model.state_dict()
@@ -206,5 +219,6 @@ def _build(network: ParityNetwork, r: int, deployed: nn.Module | None) -> nn.Mod
                 weights = weights.repeat_interleave(places, 1) / places
             if mine.shape == weights.shape:
                 own[name] = weights
+                started = True
         model.load_state_dict(own)
-    return models
+    return models, started

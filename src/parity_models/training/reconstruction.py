@@ -16,7 +16,7 @@ from parity_models.training.inputs import check_telling
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
 from parity_models.training.recipes import Style
-from parity_models.training.scaling import scaled
+from parity_models.training.scaling import channel_axis, scaled
 
 LEAST_VALIDATED = 2000
 """Reconstructions by which an epoch is judged at least; few queries are grouped repeatedly."""
@@ -24,8 +24,8 @@ LEAST_VALIDATED = 2000
 MOST_SETS = 16
 """Sets of unavailable predictions of one size that a step decodes at most."""
 
-CALIBRATION = 256
-"""Groups by which first and last layers are calibrated, at most."""
+CALIBRATION, SCALING = 256, 2048
+"""Groups by which a last layer is calibrated, and by which all is scaled, at most."""
 
 
 class Reconstruction:
@@ -35,8 +35,8 @@ class Reconstruction:
     (n, *query_shape) every epoch, `steps` batches of them. With `mirrored`, queries are turned
     left to right at random, and so are those that F predicts. The loss compares decoded predictions
     with F's, or in the published `style` parity outputs with their targets. `validation` gives the
-    score, and its metric says what predictions are. With `foreign`, F comes from elsewhere: queries
-    and predictions may be of any scale.
+    score, and its metric says what predictions are. With `foreign`, F comes from elsewhere
+    and gives no weights to start from: queries and predictions may be of any scale.
     """
 
     def __init__(
@@ -64,20 +64,23 @@ class Reconstruction:
         check_telling(self._predictions[0])
         self._kind = METRICS[validation.metric].kind
         self._scale = deviations(self._predictions)
-        self._calibrate(foreign)
+        if foreign or self._kind != "classes":
+            self._calibrate(foreign)
 
+    @torch.no_grad()
     def _calibrate(self, foreign: bool) -> None:
-        """Have outputs begin at the scale of their targets."""
+        """Have outputs of values begin at the scale of their targets; `foreign` inputs, too."""
         k, generator = self._code.k, torch.Generator().manual_seed(0)
         order = torch.randperm(len(self._inputs), generator=generator)
-        rows = order[: min(CALIBRATION, self._groups) * k].view(k, -1).to(self._inputs.device)
+        groups = SCALING if foreign else CALIBRATION
+        rows = order[: min(groups, self._groups) * k].view(k, -1).to(self._inputs.device)
         parities = self._code.encode(list(self._inputs[rows]))
         predictions = list(self._predictions[0, rows])
         for j, model in enumerate(self.module):
-            values = self._kind != "classes"
-            targets = self._code.targets(predictions, j) if values else None
+            targets = None if self._kind == "classes" else self._code.targets(predictions, j)
             if foreign:
-                self.module.models[j] = scaled(model, parities[j], targets)
+                channels = channel_axis(self._code.query_shape)
+                self.module.models[j] = scaled(model, parities[j], targets, channels)
             elif targets is not None:
                 calibrate(model, parities[j], targets)
 

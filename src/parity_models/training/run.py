@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from parity_models.training.fit import Fitted, Problem, Report, fit
 from parity_models.training.recipes import Recipe
 from parity_models.training.schedule import Budget
 from parity_models.training.teacher import Told
+from parity_models.writable import why_not_writable
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Run:
         self._began = time.monotonic()
         out = Path(out).resolve()
         check_replaceable(out)
-        _check_writable(out.parent)
+        if why := why_not_writable(out.parent):
+            raise BundleError(f"{why}; choose another folder")
         self.device = choose_device(settings.device)
         self._checkpoint = out.with_name(f"{out.name}.checkpoint")
         self._settings = settings
@@ -132,14 +133,3 @@ class Run:
         if not fitted.interrupted:
             self._checkpoint.unlink(missing_ok=True)
         return Outcome(bundle, fitted)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BundleError(
-            f"nothing can be written to {folder} ({error.strerror}); choose another folder"
-        ) from error

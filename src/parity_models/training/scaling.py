@@ -6,7 +6,7 @@ imitates it is scaled by what it is trained on.
 """
 
 from copy import deepcopy
-from math import prod
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -14,26 +14,50 @@ from torch import Tensor, nn
 from parity_models.models.networks import MLP, Linear
 
 NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
-"""Inputs whose means are as near to 0, and whose deviations between these, are left as they are."""
+"""Inputs with means as near to 0, that go as far from them at times and do not vary more, are left
+as they are."""
+
+FARTHEST = 10.0
+"""How many deviations a value is from the mean at most: where it goes farther, as rare features
+do, deviations are taken for larger."""
+
+EXACT = 1e3
+"""Up to how many deviations a mean is from 0 where layers do the scaling: beyond, float32 would
+lose too much in theirs."""
 
 MOST = 2**26
 """Values that a scale is taken from, at most."""
 
 
-def scaled(network: nn.Module, inputs: Tensor, targets: Tensor | None) -> nn.Module:
+def channel_axis(query_shape: tuple[int, ...]) -> int | None:
+    """The axis of a query along which values are of different kinds; None if that is every one.
+
+    That of channels in images, and in sequences the shorter one, of equal ones the first.
+    """
+    if len(query_shape) < 2:
+        return None
+    return int(len(query_shape) == 2 and query_shape[1] < query_shape[0])
+
+
+def scaled(
+    network: nn.Module, inputs: Tensor, targets: Tensor | None, channels: int | None
+) -> nn.Module:
     """`network` with inputs, and outputs if it has `targets`, less their mean and in deviations.
 
-    The means and deviations are those of `inputs` (n, *input_shape), for each feature of vectors
-    and each channel of sequences and images, and of each of the values of `targets`
-    (n, *output_shape).
+    The means and deviations are those of `inputs` (n, *input_shape), for each place along the axis
+    `channels` of an input or, if that is None, for each value; and for each of the values of
+    `targets` (n, *output_shape).
     """
-    shift, deviation = _spread(inputs, _alike(tuple(inputs.shape[1:])))
-    if shift.abs().max() < NEAR and NARROW < deviation.min() <= deviation.max() < WIDE:
+    alike = () if channels is None else _others(channels, inputs.ndim - 1)
+    shift, deviation, reach = _spread(inputs, alike)
+    if shift.abs().max() < NEAR and deviation.max() < WIDE and reach.min() > NARROW:
         if targets is None:
             return network
         shift, deviation = torch.zeros_like(shift), torch.ones_like(deviation)
-    one = torch.ones((), device=inputs.device)
-    offset, scale = (0 * one, one) if targets is None else _spread(targets, ())
+    if targets is None:
+        offset, scale = torch.zeros_like(shift.sum()), torch.ones_like(shift.sum())
+    else:
+        offset, scale, _ = _spread(targets, ())
     return Scaled(network, shift, 1 / deviation, scale, offset)
 
 
@@ -65,6 +89,8 @@ def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     """`module`, without scaling as steps of their own where its first and last layers can do it."""
     if not isinstance(module, Scaled) or not isinstance(module.network, Linear | MLP):
         return module
+    if (module.shift * module.inverse).abs().max() > EXACT:
+        return module
     network = deepcopy(module.network)
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)]
     first, last = layers[0], layers[-1]
@@ -76,22 +102,23 @@ def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     return network
 
 
-def _alike(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The axes of one input along which values are of one kind: all but that of channels."""
-    if len(shape) < 2:
-        return ()
-    channels = shape.index(min(shape)) if len(shape) == 2 else 0
-    return tuple(axis for axis in range(len(shape)) if axis != channels)
+def _others(channels: int, axes: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(axes) if axis != channels)
 
 
-def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of `values` (n, *shape) over n and the axes `alike` of one, which stay.
+def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one.
 
-    The deviation of values that are always the same is 1.
+    The axes stay, with a length of 1. The reach is how far from the mean values go. Of values that
+    are always the same, deviation and reach are 1.
     """
     axes = (0, *(axis + 1 for axis in alike))
-    some = values[: max(2, MOST // prod(values.shape[1:]))].cpu().double()
-    mean = some.mean(dim=axes, keepdim=True)[0]
-    deviation = some.std(dim=axes, correction=0, keepdim=True)[0]
-    deviation = torch.where(deviation > 1e-6 * mean.abs(), deviation, torch.ones_like(deviation))
-    return mean.float().to(values.device), deviation.float().to(values.device)
+    stride = ceil(values.numel() / MOST)
+    some = values.detach()[::stride].cpu().double()
+    mean = some.mean(dim=axes, keepdim=True)
+    reach = (some - mean).abs().amax(dim=axes, keepdim=True)
+    deviation = some.std(dim=axes, correction=0, keepdim=True).maximum(reach / FARTHEST)
+    constant = deviation <= 1e-6 * mean.abs()
+    each = (mean, deviation.masked_fill(constant, 1), reach.masked_fill(constant, 1))
+    mean, deviation, reach = (one[0].float().to(values.device) for one in each)
+    return mean, deviation, reach

@@ -81,15 +81,16 @@ class MatrixRun:
     def results(self) -> Iterator[ModelResults]:
         """After every measurement, all that there is of its deployed model: the last one has all.
 
-        Raises DataError before anything is trained if data are missing or cannot be made, and
-        KeyboardInterrupt when a training is interrupted: what is done stays on disk, and the next
-        run goes on from there.
+        Raises, before anything is trained, DataError if data are missing or cannot be made and
+        CodeError for a code that cannot be for them; and KeyboardInterrupt when a training is
+        interrupted: what is done stays on disk, and the next run goes on from there.
         """
         for cell in self._matrix.deployed:
-            _Model(cell, self._work, self._seed).prepare()
+            model = _Model(cell, self._work, self._seed)
+            model.prepare()
+            model.check()
         for cell in self._matrix.deployed:
             model = _Model(cell, self._work, self._seed)
-            model.check()
             deployed = self._measure(DeployedResult, cell, model.key, model.deploy, model.holds)
             default = self._cache.get(model.key_of("default"), Approach) or model.default()
             self._cache.put(model.key_of("default"), default)
@@ -175,10 +176,8 @@ class _Model:
         return self._work / "bundles" / key
 
     def prepare(self) -> None:
-        """See that the data are there, or make them."""
+        """Make the data, if they are to be made and are not there."""
         folder = self._made
-        if folder is None and self._task.find() is None:
-            self._task.load()  # says what is missing
         if folder is not None and not folder.exists():
             with tqdm(desc=f"making {folder.name}", unit="") as bar:
 
@@ -189,9 +188,10 @@ class _Model:
                 MAKERS[folder.name](folder, progress=progress)
 
     def check(self) -> None:
-        """Raise CodeError for a code that cannot be for these data, before F is trained."""
+        """Raise DataError for data that are not there, CodeError for a code they cannot have."""
+        shapes = self._data.input_shape, self._data.output_shape
         for cell in self._cell.codes:
-            Code(cell.spec, self._data.input_shape, self._data.output_shape)
+            Code(cell.spec, *shapes)
 
     @property
     def _made(self) -> Path | None:
