@@ -48,7 +48,8 @@ def test_a_model_that_sees_places_apart_starts_as_the_deployed_model(shape: Shap
     deployed = build_network("resnet-small", shape, (10,)).eval()
     network = parity_network("resnet-small", Code(SUM, shape, (10,)))
     assert network.places != (1, 1)
-    (parity,) = _build(network, 1, deployed)
+    (parity,), started = _build(network, 1, deployed)
+    assert started
     queries = torch.randn(3, *shape)
     with torch.no_grad():
         torch.testing.assert_close(parity.eval()(queries), deployed(queries))
