@@ -27,6 +27,9 @@ _DATATYPES = {
     "tensor(uint64)": "UINT64",
     "tensor(bool)": "BOOL",
 }
+_LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
+"""What ONNX Runtime says where it lacks an operator."""
+
 _FATAL_ONLY = 4
 _NO_FOLDER = "/dev/null/external-data"
 
@@ -85,9 +88,6 @@ def read_model(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
-
-
-_LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
 
 
 def _why(error: Exception) -> str:

@@ -140,9 +140,8 @@ class _Imitation:
         self._scale = deviations(self._predictions)
         self.module = module
         if foreign:
-            values, axis = self._kind != "classes", channel_axis(tuple(inputs.shape[1:]))
-            predictions = self._predictions[0]
-            self.module = scaled(module, inputs, predictions if values else None, axis)
+            targets = None if self._kind == "classes" else self._predictions[0]
+            self.module = scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
 
     def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
         size, device = len(self._inputs), self._inputs.device

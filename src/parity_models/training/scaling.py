@@ -48,14 +48,15 @@ def scaled(
     `channels` of an input or, if that is None, for each value; and for each of the values of
     `targets` (n, *output_shape).
     """
-    alike = () if channels is None else _others(channels, inputs.ndim - 1)
+    axes = range(inputs.ndim - 1)
+    alike = () if channels is None else tuple(axis for axis in axes if axis != channels)
     shift, deviation, reach = _spread(inputs, alike)
     if shift.abs().max() < NEAR and deviation.max() < WIDE and reach.min() > NARROW:
         if targets is None:
             return network
         shift, deviation = torch.zeros_like(shift), torch.ones_like(deviation)
     if targets is None:
-        offset, scale = torch.zeros_like(shift.sum()), torch.ones_like(shift.sum())
+        offset, scale = shift.new_zeros(()), shift.new_ones(())
     else:
         offset, scale, _ = _spread(targets, ())
     return Scaled(network, shift, 1 / deviation, scale, offset)
@@ -100,10 +101,6 @@ def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     last.weight *= scale[:, None]
     last.bias.copy_(last.bias * scale + module.offset.expand(network.output_shape).reshape(-1))
     return network
-
-
-def _others(channels: int, axes: int) -> tuple[int, ...]:
-    return tuple(axis for axis in range(axes) if axis != channels)
 
 
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
