@@ -57,7 +57,8 @@ def check_dataset(metric: str, dataset: Dataset) -> None:
         inputs, labels = split.inputs, split.labels
         for what, array, kinds in (("inputs", inputs, "f"), ("labels", labels, "iuf")):
             if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
-                raise DataError(f"{name} {what} are no array of numbers: {array!r:.80}")
+                found = getattr(array, "dtype", type(array).__name__)
+                raise DataError(f"{name} {what} are no array of numbers but {found}")
         check_queries(inputs, dataset.input_shape, f"{name} inputs")
         outputs = np.broadcast_to(np.float32(0), (len(inputs), *dataset.output_shape))
         check_labels(metric, outputs, labels)
