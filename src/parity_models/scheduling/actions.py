@@ -32,8 +32,28 @@ class Reason(StrEnum):
     """Why a query failed."""
 
     OVERLOADED = "overloaded"
+    NO_INSTANCES = "no instances"
     DEADLINE_EXCEEDED = "deadline exceeded"
     INSTANCES_FAILED = "instances failed"
+    POISON = "poison"
+    """Its runs end instances."""
+    ABANDONED = "abandoned"
+    """Its client has given up."""
+    INTERNAL = "internal"
+    """The driver failed to carry out an action for it."""
+
+
+class RecycleReason(StrEnum):
+    """Why an instance is to be replaced."""
+
+    FAILING = "failing"
+    """Its units fail again and again."""
+    HUNG = "hung"
+    """It has had a unit for far longer than units take."""
+    QUARANTINED = "quarantined"
+    """It has answered a golden query wrongly."""
+    REPAIRED = "repaired"
+    """What it runs is not what the scheduler believes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +107,15 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """Fail the query: there will be no answer. `detail` is for people."""
+    """Fail the query: there will be no answer. `detail` is for people.
+
+    `retry_after`: seconds after which a query like it can be expected to be admitted, if known.
+    """
 
     query: int
     reason: Reason
     detail: str
+    retry_after: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +128,32 @@ class Cancel:
 
     instance: str
     unit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Run golden query number `probe` of `work` on `instance`, as `unit`, and compare.
+
+    The driver knows some queries whose outputs are known, for each work; they are numbered from 0
+    and taken in turn (`probe` modulo their number). It reports `unit_verified`.
+    """
+
+    instance: str
+    unit: int
+    work: str
+    probe: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recycle:
+    """End this instance and have another in its place, as far as the engine can.
+
+    It is reported as one that left. `reason` is for counters, `why` for people.
+    """
+
+    instance: str
+    reason: RecycleReason
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +177,16 @@ class WakeAt:
     time: float
 
 
-Action = Run | Encode | Decode | Answer | Fail | Cancel | ForgetQueries | ForgetGroup | WakeAt
+Action = (
+    Run
+    | Encode
+    | Decode
+    | Answer
+    | Fail
+    | Cancel
+    | Verify
+    | Recycle
+    | ForgetQueries
+    | ForgetGroup
+    | WakeAt
+)

@@ -19,7 +19,7 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   forget them.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,10 +100,14 @@ class Scheduler:
         queries: Sequence[int],
         kind: Hashable,
         deadline: float | None = None,
+        *,
+        tenant: Hashable = None,
+        exact: Collection[int] = (),
     ) -> list[Action]:
         """Queries of one kind (shape and dtype) arrived together; all or none are admitted.
 
-        `deadline` is the time at which they fail if unanswered.
+        `deadline` is the time at which they fail if unanswered. They share coding groups only with
+        queries of the same `tenant`, and those that are `exact` with none.
         """
         self._advance(now)
         if len(self._waiting) + len(queries) > self._config.max_queue:
@@ -116,7 +120,15 @@ class Scheduler:
         for query_id in queries:
             if query_id in self._holds:
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
-            query = Query(query_id, kind, now, [Task(DEPLOYED, query_id, kind)])
+            query = Query(
+                query_id,
+                kind,
+                now,
+                [Task(DEPLOYED, query_id, kind)],
+                due,
+                tenant,
+                query_id in exact,
+            )
             query.original.spread.append(query.tasks)
             query.timer = self._timers.set(due, partial(self._expire, query))
             self._queries[query_id] = query

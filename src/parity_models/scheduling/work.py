@@ -42,13 +42,18 @@ class Query:
     """A query that has neither been answered nor failed. Times in seconds.
 
     `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
-    deadline, `alarm` a timer of the policy's that ends with the query.
+    deadline, `alarm` a timer of the policy's that ends with the query. Queries of different
+    `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
+    deployed model alone. It fails at `due`.
     """
 
     id: int
     kind: Hashable
     arrived: float
     tasks: list[Task]
+    due: float
+    tenant: Hashable = None
+    exact: bool = False
     timer: Timer | None = None
     alarm: Timer | None = None
 

@@ -9,7 +9,7 @@ business: it does as it is told and reports what happened.
 - Every unit is reported once, unless its instance leaves: then nothing more is heard of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -60,6 +60,20 @@ class Engine(Protocol):
 
         It is reported all the same, as finished or as failed.
         """
+
+    def recycle(self, instance: str, why: str) -> None:
+        """End the instance, and its unit with it, and have another in its place if that can be.
+
+        It leaves, which is reported; nothing is reported of its unit. One that is gone is ignored.
+        """
+
+    def running(self) -> Mapping[str, int | None]:
+        """The unit of each instance that has joined and not left; None: it is idle."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far an output may be from that of the same model in this process, as a share of the
+        largest value: room for other hardware and precisions, not for other weights."""
 
     async def stop(self) -> None:
         """Stop all instances and leave nothing behind; the listener hears nothing more."""

@@ -6,9 +6,16 @@ from parity_models.errors import ParityModelsError, UserError
 
 
 class RequestError(ParityModelsError):
-    """A request that gets no answer."""
+    """A request that gets no answer.
+
+    `retry_after`: seconds after which it can be expected to be served, if it is worth trying again.
+    """
 
     status: ClassVar[int]
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class InvalidRequestError(RequestError, UserError):
@@ -53,8 +60,20 @@ class UnavailableError(RequestError):
     status = 503
 
 
+class PoisonError(RequestError):
+    """A query whose runs end the instances that they are tried on."""
+
+    status = 500
+
+
+class AbandonedError(RequestError):
+    """A query whose client has given up; nobody hears of it."""
+
+    status = 499
+
+
 class OverloadedError(RequestError):
-    """A server with so many queries waiting that it takes no more for now."""
+    """A server that has so much to do or to hold that it takes no more for now."""
 
     status = 503
 

@@ -26,13 +26,15 @@ class InferRequest:
     """A request that fits the model: `rows` (n, *input shape), read-only, one query each.
 
     `id` is the client's, if it gave one. `timeout` in seconds; `binary` says how the output is to
-    be written.
+    be written. `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with.
     """
 
     id: str | None
     rows: NDArray[Any]
     timeout: float | None
     binary: bool
+    exact: bool = False
+    tenant: str | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ long computation on the loop), its workers are not to blame for what it has not 
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import zmq
@@ -75,6 +75,22 @@ class WorkerEngine(ABC, Generic[Link]):
         worker = self._workers.get(instance)
         if worker is not None and worker.running is not None and worker.running.unit == unit:
             worker.tell(Cancel(instance, unit))
+
+    def recycle(self, instance: str, why: str) -> None:
+        worker = self._workers.get(instance)
+        if worker is not None:
+            self._give_up(worker, why)
+
+    def running(self) -> Mapping[str, int | None]:
+        return {
+            worker.instance: None if worker.running is None else worker.running.unit
+            for worker in self._workers.values()
+            if worker.joined
+        }
+
+    @property
+    def tolerance(self) -> float:
+        return 1e-5
 
     # For engines
 

@@ -169,6 +169,21 @@ class RemoteEngine:
     def cancel(self, instance: str, unit: int) -> None:
         """An upstream works on whatever becomes of the connection: it is busy until it answers."""
 
+    def recycle(self, instance: str, why: str) -> None:
+        link = self._instances.get(instance)
+        if link is not None:
+            link.eject(UpstreamError(Fault.ERRORS, why))
+
+    def running(self) -> Mapping[str, int | None]:
+        return {
+            instance: link.running[instance][0] if instance in link.running else None
+            for instance, link in self._instances.items()
+        }
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE
+
     async def stop(self) -> None:
         tasks = [*self._supervisors]
         for link in self._links:
