@@ -47,6 +47,7 @@ class Finished:
 class Failed:
     unit: int
     detail: str
+    busy: float = 0.0
 
 
 class Events:
@@ -66,8 +67,8 @@ class Events:
     def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
         self._queue.put_nowait(Finished(unit, outputs))
 
-    def unit_failed(self, unit: int, detail: str) -> None:
-        self._queue.put_nowait(Failed(unit, detail))
+    def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
+        self._queue.put_nowait(Failed(unit, detail, busy))
 
     async def next(self) -> Joined | Left | Finished | Failed:
         return await self._queue.get()

@@ -91,6 +91,10 @@ class World:
         run = self.running.pop(instance)
         self.do(self.scheduler.unit_failed(self.now, run.unit, "the model raised"))
 
+    def turn_away(self, instance: str, seconds: float) -> None:
+        run = self.running.pop(instance)
+        self.do(self.scheduler.unit_failed(self.now, run.unit, "is busy", busy=seconds))
+
     def pass_time(self, seconds: float) -> None:
         end = self.now + seconds
         while self.wake_at is not None and self.wake_at <= end:

@@ -27,7 +27,7 @@ class Finish:
     def unit_finished(self, unit: int, outputs: np.ndarray) -> None:
         self.units.put_nowait((unit, outputs))
 
-    def unit_failed(self, unit: int, detail: str) -> None: ...
+    def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None: ...
 
 
 async def run_on_both(engine: LocalEngine) -> dict[int, np.ndarray]:

@@ -108,7 +108,18 @@ def setups(draw: st.DrawFn) -> Setup:
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(
-            ["arrive", "arrive", "finish", "finish", "finish", "fail", "leave", "join", "time"]
+            [
+                "arrive",
+                "arrive",
+                "finish",
+                "finish",
+                "finish",
+                "fail",
+                "leave",
+                "join",
+                "time",
+                "busy",
+            ]
         ),
         st.integers(0, 1000),
     ),
@@ -131,6 +142,8 @@ def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
             world.finish(busy[choice % len(busy)])
         elif step == "fail" and busy:
             world.fail(busy[choice % len(busy)])
+        elif step == "busy" and busy:
+            world.turn_away(busy[choice % len(busy)], choice / 500 + 0.01)
         elif step == "leave" and world.works:
             world.leave(sorted(world.works)[choice % len(world.works)])
         elif step == "join":
@@ -275,6 +288,28 @@ class Test_originals:
         assert "bad" not in world.running
         world.finish("good")
         assert world.running["good"].subjects == (0,)
+
+    def test_are_tried_elsewhere_at_once_when_turned_away_by_an_instance_that_then_rests(
+        self,
+    ) -> None:
+        world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_attempts=1)))
+        world.join("busy", ORIGINALS)
+        world.arrive(1)
+        for other in ("b", "c"):
+            world.join(other, ORIGINALS)
+        world.turn_away("busy", 2.0)
+        assert world.running["b"].subjects == (0,)
+        world.arrive(2)
+        assert world.running["c"].subjects == (1,)
+        assert "busy" not in world.running
+        world.pass_time(1.9)
+        assert "busy" not in world.running
+        world.pass_time(0.2)
+        assert world.running["busy"].subjects == (2,)
+        world.turn_away("busy", 2.0)
+        world.leave("busy")  # as what rests may
+        world.pass_time(3.0)
+        assert not world.failures
 
     def test_fail_after_as_many_attempts_as_allowed(self) -> None:
         world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_attempts=2)))

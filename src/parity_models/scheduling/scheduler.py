@@ -152,12 +152,16 @@ class Scheduler:
                 self.answer(query, Source.MODEL)
         return self._done()
 
-    def unit_failed(self, now: float, unit: int, detail: str) -> list[Action]:
-        """A unit failed on an instance that is still up (or was cancelled)."""
+    def unit_failed(self, now: float, unit: int, detail: str, *, busy: float = 0.0) -> list[Action]:
+        """A unit failed on an instance that is still up (or was cancelled).
+
+        `busy`: the instance has turned it away, which is nobody's failure, and gets no unit for so
+        many seconds.
+        """
         self._advance(now)
-        ended = self._end(unit, finished=False)
+        ended = self._end(unit, finished=False, rest=busy)
         if ended is not None:
-            self._lose(ended, detail)
+            self._lose(ended, detail, turned_away=busy > 0)
         return self._done()
 
     def instance_joined(
@@ -359,24 +363,33 @@ class Scheduler:
             self._wake_at = at
             self.emit(WakeAt(at))
 
-    def _end(self, unit_id: int, *, finished: bool) -> Unit | None:
-        """Take a unit off its instance; None if the instance had left before."""
+    def _end(self, unit_id: int, *, finished: bool, rest: float = 0.0) -> Unit | None:
+        """Take a unit off its instance, which then rests; None if it had left before."""
         unit = self._units.pop(unit_id, None)
         if unit is not None:
             self._running[unit.instance] = None
-            self._dispatch.idle(unit.instance, self.now - unit.started)
+            if rest > 0:
+                rested = partial(self._rested, unit.instance, self.now - unit.started)
+                self._timers.set(self.now + rest, rested)
+            else:
+                self._dispatch.idle(unit.instance, self.now - unit.started)
             for task in unit.tasks:
                 task.unit = None
             self._policy.unit_ended(self, unit, finished=finished)
         return unit
 
-    def _lose(self, unit: Unit, detail: str) -> None:
+    def _rested(self, instance: str, took: float) -> None:
+        if instance in self._running:
+            self._dispatch.idle(instance, took)
+
+    def _lose(self, unit: Unit, detail: str, *, turned_away: bool = False) -> None:
         for task in reversed(unit.tasks):
             if not task.wanted:
                 continue
             task.failed_on.append(unit.instance)
+            task.turned_away += turned_away
             query = self._queries[task.subject] if task.work == DEPLOYED else None
-            if len(task.failed_on) < self._config.max_attempts:
+            if len(task.failed_on) - task.turned_away < self._config.max_attempts:
                 self._dispatch.add(task, first=True)
                 if query is not None:
                     if not any(copy.unit for copy in query.tasks):

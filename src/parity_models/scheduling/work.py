@@ -13,7 +13,8 @@ class Task:
     Tasks with the same `apart` (members of a coding group, copies of a query) never share a
     batch, else one slow instance would hold up all of them. `spread` are lists of tasks, this one
     in each, that are to run on different nodes. A `spare` task runs only on capacity that
-    originals do not need. A task is queued, or running as part of a unit, or over.
+    originals do not need. A task is queued, or running as part of a unit, or over. Of the instances
+    that it failed on, as many as `turned_away` were only busy.
     """
 
     work: str
@@ -24,6 +25,7 @@ class Task:
     unit: "Unit | None" = None
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)
+    turned_away: int = 0
     spread: list[list["Task"]] = field(default_factory=list)
 
 

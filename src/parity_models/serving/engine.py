@@ -35,8 +35,12 @@ class EngineListener(Protocol):
         They are not to be written to.
         """
 
-    def unit_failed(self, unit: int, detail: str) -> None:
-        """The unit has no outputs, its instance is fine; `detail` is for people."""
+    def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
+        """The unit has no outputs, its instance is fine; `detail` is for people, clients included.
+
+        `busy`: the instance has turned it away, as it has enough to do, and takes none for so many
+        seconds. That says nothing against either of them.
+        """
 
 
 class Engine(Protocol):

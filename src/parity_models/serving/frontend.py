@@ -252,9 +252,9 @@ class Frontend:
             self._comparison.finished(unit, j, run.subjects, outputs)
         self._carry_out(self._scheduler.unit_finished(now(), unit))
 
-    def unit_failed(self, unit: int, detail: str) -> None:
+    def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         self._lose(unit)
-        self._carry_out(self._scheduler.unit_failed(now(), unit, detail))
+        self._carry_out(self._scheduler.unit_failed(now(), unit, detail, busy=busy))
 
     def _lose(self, unit: int) -> None:
         del self._units[unit]
