@@ -164,6 +164,12 @@ def with_parameter(name: str, **value: Any) -> ModelInferRequest:
         (typed("int64_contents", [0]), "1 int64_contents; INT16 goes into int_contents"),
         (with_parameter("timeout", int64_param=-1), "microseconds, 0 or more"),
         (with_parameter("timeout", string_param="5"), "microseconds, 0 or more"),
+        (with_parameter("redundancy", string_param="no"), "'any' or 'exact', got 'no'"),
+        (with_parameter("redundancy", bool_param=True), "'any' or 'exact', got True"),
+        (with_parameter("redundancy", int64_param=0), "'any' or 'exact', got 0"),
+        (with_parameter("tenant", string_param=""), "1 to 128 characters, got ''"),
+        (with_parameter("tenant", string_param="t" * 129), "1 to 128 characters, got 'ttt"),
+        (with_parameter("tenant", int64_param=7), "1 to 128 characters, got 7"),
     ],
 )
 def test_requests_that_do_not_fit_are_refused_with_the_reason(
@@ -208,6 +214,17 @@ def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
     ]:
         asked = decode_request(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
         assert asked.timeout == seconds
+
+
+def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
+    def asked(name: str, **value: Any) -> tuple[bool, str | None]:
+        read = decode_request(with_parameter(name, **value), model_of(ARRAY))
+        return read.exact, read.tenant
+
+    assert asked("other", int64_param=1) == (False, None)
+    assert asked("redundancy", string_param="any") == (False, None)
+    assert asked("redundancy", string_param="exact") == (True, None)
+    assert asked("tenant", string_param="é" * 128) == (False, "é" * 128)
 
 
 @given(st.data())

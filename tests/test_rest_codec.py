@@ -140,6 +140,20 @@ def test_the_timeout_is_in_microseconds_and_zero_is_none() -> None:
         assert decode_request(*body, model_of(array)).timeout == timeout
 
 
+def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
+    array = np.zeros((1, 2), np.float32)
+    for parameters, exact, tenant in [
+        ({}, False, None),
+        ({"redundancy": None, "tenant": None}, False, None),
+        ({"redundancy": "any"}, False, None),
+        ({"redundancy": "exact"}, True, None),
+        ({"tenant": "a"}, False, "a"),
+        ({"redundancy": "exact", "tenant": "é" * 128}, True, "é" * 128),
+    ]:
+        asked = decode_request(*request(array, parameters=parameters), model_of(array))
+        assert (asked.exact, asked.tenant) == (exact, tenant)
+
+
 X = {"name": "x", "shape": [2, 3], "datatype": "FP32"}
 DATA = [1, 2, 3, 4, 5, 6]
 
@@ -193,6 +207,12 @@ def bad(**changes: object) -> dict[str, object]:
         ({**bad(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classific"),
         ({**bad(), "parameters": {"timeout": -1}}, "Expected `int` >= 0"),
         ({**bad(), "parameters": {"timeout": "1"}}, "Expected `int | null`"),
+        ({**bad(), "parameters": {"redundancy": "none"}}, "'any' or 'exact', got 'none'"),
+        ({**bad(), "parameters": {"redundancy": True}}, "'any' or 'exact', got True"),
+        ({**bad(), "parameters": {"redundancy": ["exact"] * 999}}, "'any' or 'exact', got ["),
+        ({**bad(), "parameters": {"tenant": ""}}, "1 to 128 characters, got ''"),
+        ({**bad(), "parameters": {"tenant": "t" * 129}}, "1 to 128 characters, got 'ttt"),
+        ({**bad(), "parameters": {"tenant": 7}}, "1 to 128 characters, got 7"),
     ],
 )
 def test_a_request_that_does_not_fit_is_refused_with_the_reason(

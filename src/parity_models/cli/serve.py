@@ -203,6 +203,15 @@ def serve(
             metavar="VALUES",
         ),
     ] = None,
+    tenant_header: Annotated[
+        str | None,
+        typer.Option(
+            help="The header, or gRPC metadata key, that says whose a request is: requests of "
+            "different tenants never share a coding group; without it a request is served exact.",
+            metavar="NAME",
+            show_default=False,
+        ),
+    ] = ServeOptions.tenant_header,
     pool: PoolOption = None,
     max_group_wait: MaxGroupWait = None,
     parity_delay: ParityDelay = None,
@@ -264,6 +273,7 @@ def serve(
         deadline=deadline,
         max_body=int(max_body * 2**20),
         default_prediction=_numbers(default_prediction),
+        tenant_header=tenant_header,
         faults=load_fault_plan(faults) if faults is not None else None,
         fleet=fleet,
     )

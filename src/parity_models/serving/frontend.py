@@ -160,11 +160,19 @@ class Frontend:
         await self._engine.start(works, self)
         self._started = True
 
-    async def infer(self, rows: NDArray[Any], timeout: float | None = None) -> Answers:
+    async def infer(
+        self,
+        rows: NDArray[Any],
+        timeout: float | None = None,
+        *,
+        tenant: str | None = None,
+        exact: bool = False,
+    ) -> Answers:
         """Answer a query per row of `rows` (n, *input shape), in the deployed model's dtype.
 
-        `timeout` in seconds shortens the configured deadline. Raises a RequestError as soon as
-        one row is known to get no answer.
+        `timeout` in seconds shortens the configured deadline. The queries share coding groups
+        with those of the same `tenant`, or with none where they are to be `exact`. Raises a
+        RequestError as soon as one row is known to get no answer.
         """
         if self._closing or not self._started:
             state = "stopping" if self._closing else "starting"
@@ -190,7 +198,11 @@ class Frontend:
         self._requests.update(dict.fromkeys(queries, request))
         deadline = None if timeout is None else arrived + min(timeout, self._deadline)
         kind = (rows.shape[1:], rows.dtype)
-        self._carry_out(self._scheduler.queries_arrived(arrived, queries, kind, deadline))
+        self._carry_out(
+            self._scheduler.queries_arrived(
+                arrived, queries, kind, deadline, tenant=tenant, exact=queries if exact else ()
+            )
+        )
         return await request.future
 
     @property

@@ -29,6 +29,7 @@ from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest_codec import HEADER_LENGTH, decode_request, encode_response
 from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
+from parity_models.serving.tenancy import with_tenant
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,10 @@ class _Rest:
         self._check_model(request)
         body = await self._body(request)
         asked = decode_request(body, request.headers.get(HEADER_LENGTH), self._model)
-        answers = await self._frontend.infer(asked.rows, asked.timeout)
+        asked = with_tenant(asked, self._model.tenant_header, request.headers.getlist)
+        answers = await self._frontend.infer(
+            asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
+        )
         content, header_length = encode_response(
             self._model, asked, answers.outputs, answers.sources
         )

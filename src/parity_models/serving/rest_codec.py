@@ -22,6 +22,7 @@ from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError
 from parity_models.serving.served_model import VERSION, InferRequest, ServedModel
+from parity_models.serving.tenancy import exact_from, tenant_from
 from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
 
 HEADER_LENGTH = "inference-header-content-length"
@@ -70,6 +71,8 @@ def decode_request(body: bytes, header_length: str | None, model: ServedModel) -
         array,
         parameters.timeout / 1e6 if parameters.timeout else None,
         _wants_binary(message, model),
+        exact_from(parameters.redundancy),
+        tenant_from(parameters.tenant),
     )
 
 
@@ -155,6 +158,8 @@ class _RequestedOutput(Struct):
 class _RequestParameters(Struct):
     timeout: Annotated[int, Meta(ge=0)] | None = None
     binary_data_output: bool | None = None
+    redundancy: Any = None
+    tenant: Any = None
 
 
 class _Request(Struct):

@@ -39,12 +39,16 @@ class InferRequest:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Name, input and output of the served model; a request holds up to `max_rows` queries."""
+    """Name, input and output of the served model; a request holds up to `max_rows` queries.
+
+    `tenant_header`: the header that names a request's tenant, if the operator named one.
+    """
 
     name: str
     input: TensorSpec
     output: TensorSpec
     max_rows: int
+    tenant_header: str | None = None
 
     def check_model(self, name: str, version: str | None) -> None:
         """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""

@@ -28,6 +28,7 @@ from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.upstream import Fleet
 from parity_models.serving.rest import rest_app
 from parity_models.serving.served_model import ServedModel
+from parity_models.serving.tenancy import tenant_header
 
 UNIT_TIMEOUT = 10.0
 """Seconds that a unit may always take, however short the deadline."""
@@ -40,8 +41,9 @@ class ServeOptions:
     `policy` None: the bundle's `default_policy`. `parity_instances` are the extra ones that all
     policies but none have; None: `instances` times r/k, rounded up. `name` None: the bundle's.
     `port` 0: any that is free; `grpc_port` likewise, None: no gRPC. `default_prediction` answers
-    queries that would fail at their deadline: a row of output, or one value for all of it. `faults`
-    begin when they are told to.
+    queries that would fail at their deadline: a row of output, or one value for all of it.
+    `tenant_header` names the header, or gRPC metadata, that says whose a request is; a request
+    without it is served exact. `faults` begin when they are told to.
     `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
     servers that run the models, in place of local instances.
     Raises UserError for values out of range.
@@ -59,6 +61,7 @@ class ServeOptions:
     deadline: float = 10.0
     max_body: int = 64 * 2**20
     default_prediction: tuple[float, ...] | None = None
+    tenant_header: str | None = None
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
     fleet: Fleet | None = None
@@ -78,6 +81,8 @@ class ServeOptions:
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not all(map(isfinite, self.default_prediction or ())):
             raise UserError("default_prediction must be finite numbers")
+        if self.tenant_header is not None:
+            object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.fleet is not None and (self.faults is not None or self.placements):
             raise UserError("faults and placements are for local workers, not for upstreams")
 
@@ -238,7 +243,9 @@ def served_model(bundle: Bundle, options: ServeOptions) -> ServedModel:
     """The model as clients see it."""
     deployed = bundle.manifest.deployed
     name = options.name or bundle.manifest.name
-    return ServedModel(name, deployed.input, deployed.output, options.max_queue)
+    return ServedModel(
+        name, deployed.input, deployed.output, options.max_queue, options.tenant_header
+    )
 
 
 def frontend_of(

@@ -23,6 +23,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferResponse,
 )
 from parity_models.serving.served_model import VERSION, InferRequest, ServedModel
+from parity_models.serving.tenancy import exact_from, tenant_from
 from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
 
 _FIELDS = {
@@ -68,6 +69,8 @@ def decode_request(message: ModelInferRequest, model: ServedModel) -> InferReque
         else _from_contents(tensor.contents, model.input, rows),
         _timeout(message),
         raw or model.output.datatype not in _FIELDS,
+        exact_from(_parameter(message, "redundancy")),
+        tenant_from(_parameter(message, "tenant")),
     )
 
 
@@ -134,11 +137,18 @@ def _timeout(message: ModelInferRequest) -> float | None:
     """Seconds, from the parameter in microseconds; 0 is none."""
     if "timeout" not in message.parameters:
         return None
-    parameter: InferParameter = message.parameters["timeout"]
-    kind = parameter.WhichOneof("parameter_choice")
-    microseconds = getattr(parameter, kind) if kind in ("int64_param", "uint64_param") else -1
-    if microseconds < 0:
+    microseconds = _parameter(message, "timeout")
+    if type(microseconds) is not int or microseconds < 0:
         raise InvalidRequestError(
             "the parameter timeout is a number of microseconds, 0 or more, as int64_param"
         )
     return microseconds / 1e6 if microseconds else None
+
+
+def _parameter(message: ModelInferRequest, name: str) -> object:
+    """The parameter's value, of whatever type it has; None if it is not there or empty."""
+    if name not in message.parameters:
+        return None
+    parameter: InferParameter = message.parameters[name]
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)

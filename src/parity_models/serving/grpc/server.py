@@ -6,8 +6,9 @@ Errors have the texts of REST, and the status codes that stand for its statuses.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import grpc
@@ -42,6 +43,7 @@ from parity_models.serving.grpc.inference_pb2 import (
 from parity_models.serving.http import GRACE
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
+from parity_models.serving.tenancy import with_tenant
 
 _log = logging.getLogger(__name__)
 
@@ -123,7 +125,7 @@ class GrpcServer:
 class InferenceService:
     """The methods of GRPCInferenceService, by their names there. They raise RequestErrors.
 
-    What they need of a `context` is the client's time limit.
+    What they need of a `context` is the client's time limit and metadata.
     """
 
     def __init__(self, frontend: Frontend, model: ServedModel, metrics: Metrics) -> None:
@@ -190,7 +192,10 @@ class InferenceService:
         asked = decode_request(request, model)
         timeouts = (asked.timeout, context.time_remaining())
         timeout = min((each for each in timeouts if each is not None), default=None)
-        answers = await self._frontend.infer(asked.rows, timeout)
+        asked = with_tenant(asked, model.tenant_header, partial(_metadata, context))
+        answers = await self._frontend.infer(
+            asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
+        )
         return encode_response(model, asked, answers.outputs, answers.sources)
 
 
@@ -234,6 +239,11 @@ class _Health(health_pb2_grpc.HealthServicer):
         response = health_pb2.HealthCheckResponse
         ready = self._frontend.ready and not self._stopping.is_set()
         return response(status=response.SERVING if ready else response.NOT_SERVING)
+
+
+def _metadata(context: _Context, key: str) -> Sequence[str]:
+    """All values of the metadata that the client sent under `key`, which is in lower case."""
+    return [str(value) for each, value in context.invocation_metadata() or () if each == key]
 
 
 def _handler(service: InferenceService) -> grpc.GenericRpcHandler:

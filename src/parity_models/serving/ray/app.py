@@ -126,6 +126,7 @@ class AppArgs(BaseModel):
     deadline: float = ServeOptions.deadline
     max_body: float = ServeOptions.max_body / 2**20
     default_prediction: tuple[float, ...] | None = None
+    tenant_header: str | None = None
     faults: str | None = None
 
     policy: PolicyName | None = None

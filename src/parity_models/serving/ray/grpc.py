@@ -6,6 +6,7 @@ would not find them.
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -60,7 +61,7 @@ class RayGrpc:
                     "at once; send fewer rows at once"
                 )
             message = read_message(GetMessageClass(about.input_type), request)
-            response: Message = await getattr(self._service, method)(message, _NoLimit())
+            response: Message = await getattr(self._service, method)(message, _Call(context))
             return response
         except RequestError as error:
             code, details = CODES[error.status], str(error)[:MAX_DETAILS]
@@ -71,8 +72,15 @@ class RayGrpc:
         return GetMessageClass(about.output_type)()
 
 
-class _NoLimit:
-    """The client's time limit, which Serve does not pass on."""
+class _Call:
+    """What Serve passes on of a call: its metadata, but not the client's time limit."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
 
     def time_remaining(self) -> None:
         return None
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str]]:
+        metadata: Sequence[tuple[str, str]] = self._context.invocation_metadata()
+        return metadata

@@ -1,0 +1,93 @@
+"""Who shares codes with whom is said by the request, or by a header that the operator names."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from parity_models.errors import UserError
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.served_model import InferRequest
+from parity_models.serving.server import ServeOptions
+from parity_models.serving.tenancy import with_tenant
+from served import ServerProcess, queries, write_linear_bundle
+
+ROWS = np.zeros((1, 2), np.float32)
+
+
+def asked(*, exact: bool = False, tenant: str | None = None) -> InferRequest:
+    return InferRequest(None, ROWS, None, False, exact, tenant)
+
+
+def headers(*values: str) -> Callable[[str], Sequence[str]]:
+    return lambda name: values if name == "x-tenant" else ()
+
+
+def sharing(request: InferRequest) -> tuple[bool, str | None]:
+    return request.exact, request.tenant
+
+
+def test_without_a_header_named_at_the_start_the_request_alone_says_it() -> None:
+    request = asked(tenant="a")
+    assert with_tenant(request, None, headers("b")) is request
+
+
+def test_the_header_names_the_tenant() -> None:
+    assert sharing(with_tenant(asked(), "x-tenant", headers("a"))) == (False, "a")
+    assert sharing(with_tenant(asked(exact=True), "x-tenant", headers("a"))) == (True, "a")
+    assert sharing(with_tenant(asked(tenant="a"), "x-tenant", headers("a"))) == (False, "a")
+
+
+def test_without_the_header_a_request_shares_with_nobody_whatever_it_says() -> None:
+    for request in (asked(), asked(tenant="a"), asked(exact=True)):
+        assert sharing(with_tenant(request, "x-tenant", headers())) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (("b",), "parameter tenant is 'a' and the header x-tenant is 'b'"),
+        (("a", "a"), "header x-tenant is given 2 times"),
+        (("",), "header x-tenant is a string of 1 to 128 characters, got ''"),
+        (("a" * 129,), "header x-tenant is a string of 1 to 128 characters, got 'aaa"),
+    ],
+)
+def test_headers_that_do_not_fit_are_refused(values: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(InvalidRequestError) as refusal:
+        with_tenant(asked(tenant="a"), "x-tenant", headers(*values))
+    assert reason in str(refusal.value)
+
+
+def test_the_header_is_one_that_http_and_grpc_can_carry() -> None:
+    assert ServeOptions(tenant_header="X-Tenant").tenant_header == "x-tenant"
+    for name in ("", "x tenant", ":path", "x-tenant-bin", "grpc-tenant", "é", "a" * 129):
+        with pytest.raises(UserError, match="tenant_header"):
+            ServeOptions(tenant_header=name)
+
+
+def test_a_server_reads_the_header_over_rest_and_grpc(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    row = queries(1)
+    tensor = {"name": "input", "shape": row.shape, "datatype": "FP32", "data": row.ravel().tolist()}
+    body = {"inputs": [tensor], "parameters": {"tenant": "a"}}
+    with ServerProcess(str(bundle), "--grpc-port", "0", "--tenant-header", "X-Tenant") as server:
+        url = f"{server.url}/v2/models/model/infer"
+        assert httpx.post(url, json=body).status_code == 200
+        assert httpx.post(url, json=body, headers={"x-tenant": "a"}).status_code == 200
+        refused = httpx.post(url, json=body, headers={"X-Tenant": "b"})
+        assert refused.status_code == 400
+        assert "the header x-tenant is 'b'" in refused.json()["error"]
+        input_ = triton.InferInput("input", list(row.shape), "FP32").set_data_from_numpy(row)
+        with triton.InferenceServerClient(server.grpc_address) as client:
+            for headers in ({}, {"x-tenant": "a"}):
+                client.infer("model", [input_], headers=headers, parameters={"tenant": "a"})
+            with pytest.raises(InferenceServerException, match="the header x-tenant is 'b'"):
+                client.infer(
+                    "model", [input_], headers={"x-tenant": "b"}, parameters={"tenant": "a"}
+                )
+            exact = client.infer("model", [input_], parameters={"redundancy": "exact"})
+            assert exact.get_response().parameters["source"].string_param == "model"
