@@ -60,6 +60,8 @@ class World:
     failures: dict[int, Fail] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
     log: list[Action] = field(default_factory=list)
+    wrong: tuple[int, ...] = ()
+    """The slots whose reconstructions cannot be right."""
 
     def arrive(self, count: int, kind: str = "image", deadline: float | None = None) -> list[int]:
         ids = list(range(self.arrived, self.arrived + count))
@@ -106,6 +108,9 @@ class World:
         for action in actions:
             self.log.append(action)
             getattr(self, f"_{type(action).__name__.lower()}")(action)
+        for action in actions:
+            if isinstance(action, Decode):
+                self.do(self.scheduler.decoded(self.now, action.group, self.wrong))
 
     def _run(self, run: Run) -> None:
         assert run.instance not in self.running, "an instance runs one unit at a time"

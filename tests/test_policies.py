@@ -15,6 +15,7 @@ from parity_models.scheduling import (
     NoRedundancy,
     Parity,
     Policy,
+    Reason,
     Run,
     Scheduler,
     SchedulerConfig,
@@ -264,3 +265,39 @@ class Test_other_policies:
 )
 def test_policies_say_what_each_instance_runs(policy: Policy, works: list[frozenset[str]]) -> None:
     assert policy.works(2, 1) == works
+
+
+def test_a_reconstruction_that_cannot_be_right_answers_nobody() -> None:
+    world = World(Scheduler(Parity(code())), code(), wrong=(0, 1))
+    for instance in "abc":
+        world.join(instance, BOTH)
+    first, second = world.arrive(2)
+    slow, other, parity = world.running
+    world.finish(other)
+    world.finish(parity)
+    assert world.answers == {second: Source.MODEL}
+    world.finish(slow)
+    assert world.answers == {second: Source.MODEL, first: Source.MODEL}
+
+
+def test_a_query_whose_reconstruction_is_wrong_fails_at_its_deadline() -> None:
+    world = World(Scheduler(Parity(code())), code(), wrong=(0, 1))
+    for instance in "abc":
+        world.join(instance, BOTH)
+    (first, _) = world.arrive(2)
+    _, other, parity = world.running
+    world.finish(parity)
+    world.finish(other)
+    world.pass_time(11.0)
+    assert world.failures[first].reason is Reason.DEADLINE_EXCEEDED
+
+
+def test_outputs_that_cannot_be_right_reconstruct_nothing() -> None:
+    world = World(Scheduler(Parity(code())), code())
+    for instance in "abc":
+        world.join(instance, BOTH)
+    world.arrive(2)
+    *_, parity = world.running
+    run = world.running.pop(parity)
+    world.do(world.scheduler.unit_finished(world.now, run.unit, run.subjects))
+    assert not world.answers

@@ -87,7 +87,7 @@ class Decode:
     """Reconstruct `slots` of `group` from what is available.
 
     `available` are the slots whose model prediction is here, `parities` the rows whose parity
-    output is here. An Answer follows for each slot, with source RECONSTRUCTION.
+    output is here. The driver reports `decoded`; only then is anybody answered.
     """
 
     group: int

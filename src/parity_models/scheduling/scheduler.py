@@ -28,6 +28,7 @@ from parity_models.scheduling.actions import (
     Action,
     Answer,
     Cancel,
+    Decode,
     Fail,
     ForgetQueries,
     Reason,
@@ -89,6 +90,8 @@ class Scheduler:
         self._timers = Timers()
         self._wake_at: float | None = None
         self._last_id = 0
+        self._deciding = False
+        self._overdue: list[Query] = []
         self._actions: list[Action] = []
         self._forgotten: list[int] = []
 
@@ -138,15 +141,22 @@ class Scheduler:
             self._policy.arrived(self, query)
         return self._done()
 
-    def unit_finished(self, now: float, unit: int) -> list[Action]:
-        """An instance has run a unit; the driver holds its outputs."""
+    def unit_finished(self, now: float, unit: int, unusable: Collection[int] = ()) -> list[Action]:
+        """An instance has run a unit; the driver holds its outputs.
+
+        The outputs for the subjects `unusable` cannot be right: a stand-in's answers nobody, and a
+        prediction of the deployed model is the answer to its own query only.
+        """
         self._advance(now)
         ended = self._end(unit, finished=True)
         for task in ended.tasks if ended else ():
+            usable = task.subject not in unusable
             if task.work != DEPLOYED:
-                self._policy.redundancy_finished(self, task)
+                if usable:
+                    self._policy.redundancy_finished(self, task)
                 continue
-            self._policy.predicted(self, task)
+            if usable:
+                self._policy.predicted(self, task)
             query = self._queries.get(task.subject)
             if query is not None:
                 self.answer(query, Source.MODEL)
@@ -162,6 +172,19 @@ class Scheduler:
         ended = self._end(unit, finished=False, rest=busy)
         if ended is not None:
             self._lose(ended, detail, turned_away=busy > 0)
+        return self._done()
+
+    def decoded(self, now: float, group: int, wrong: Collection[int] = ()) -> list[Action]:
+        """A Decode has been carried out; the reconstructions of the slots `wrong` cannot be right.
+
+        To be reported for every Decode, as soon as the actions beside it have been carried out.
+        """
+        self._advance(now)
+        self._policy.decoded(self, group, wrong)
+        for query in [query for query in self._overdue if not query.decoding]:
+            self._overdue.remove(query)
+            if query.id in self._queries:
+                self._give_up(query)
         return self._done()
 
     def instance_joined(
@@ -296,6 +319,11 @@ class Scheduler:
         """The query, if it has been neither answered nor failed."""
         return self._queries.get(query)
 
+    def decode(self, decode: Decode) -> None:
+        """Have slots reconstructed; the policy is told when they are."""
+        self._deciding = True
+        self.emit(decode)
+
     def answer(self, query: Query, source: Source) -> None:
         self.emit(Answer(query.id, source))
         self._resolve(query)
@@ -325,7 +353,9 @@ class Scheduler:
         self._timers.fire(self.now)
 
     def _done(self) -> list[Action]:
-        while self._start_units():  # which may have queued more
+        # What is decoded needs no instance, if it can be right: that is reported at once.
+        deciding, self._deciding = self._deciding, False
+        while not deciding and self._start_units():  # which may have queued more
             pass
         if self._forgotten:
             self.emit(ForgetQueries(tuple(self._forgotten)))
@@ -405,6 +435,13 @@ class Scheduler:
         self._policy.urgent(self, query)
         if query.id not in self._queries:
             return
+        if query.decoding:
+            self._overdue.append(query)
+        else:
+            self._give_up(query)
+
+    def _give_up(self, query: Query) -> None:
+        """Its deadline is past, and no reconstruction is there."""
         if self._config.default_prediction:
             self.answer(query, Source.DEFAULT)
         else:

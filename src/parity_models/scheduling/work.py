@@ -46,7 +46,8 @@ class Query:
     `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
     deadline, `alarm` a timer of the policy's that ends with the query. Queries of different
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
-    deployed model alone. It fails at `due`.
+    deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
+    `spoiled`: what was reconstructed cannot be right, and it is not tried again.
     """
 
     id: int
@@ -56,6 +57,8 @@ class Query:
     due: float
     tenant: Hashable = None
     exact: bool = False
+    decoding: bool = False
+    spoiled: bool = False
     timer: Timer | None = None
     alarm: Timer | None = None
 

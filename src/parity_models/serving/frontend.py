@@ -131,6 +131,7 @@ class Frontend:
         self._units: dict[int, Run] = {}
         self._parity_row = {parity_work(j): j for j in range(code.r if code else 0)}
         self._works: Sequence[str] = ()
+        self._decoded: list[int] = []
         self._last_query = 0
         self._timer: asyncio.TimerHandle | None = None
         self._started = False
@@ -278,6 +279,8 @@ class Frontend:
     def _carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
             self._do[type(action)](action)
+        while self._decoded:
+            self._carry_out(self._scheduler.decoded(now(), self._decoded.pop()))
         if self._closing and not self._scheduler.pending:
             self._idle.set()
 
@@ -315,6 +318,7 @@ class Frontend:
         for slot in action.slots:
             query = action.members[slot]
             self._requests[query].at_hand[query, Source.RECONSTRUCTION] = decoded[slot]
+        self._decoded.append(action.group)
         self._metrics.decode.observe(now() - started)
 
     def _answer(self, action: Answer) -> None:

@@ -20,6 +20,7 @@ from parity_models.scheduling import (
     DEPLOYED,
     Action,
     Answer,
+    Decode,
     Fail,
     Policy,
     Run,
@@ -121,9 +122,11 @@ class _Driver:
         self._ended = 0
         self._everything_ended = self._env.event()
         self._wake_time: float | None = None
+        self._decoded: list[int] = []
         self._instances: dict[str, _Instance] = {}
         self._do: dict[type[Action], Callable[[Any], None]] = {
             Run: self._run,
+            Decode: self._decode,
             Answer: self._answer,
             Fail: self._fail,
             WakeAt: self._wake_at,
@@ -154,6 +157,9 @@ class _Driver:
             do = self._do.get(type(action))
             if do is not None:
                 do(action)
+        while self._decoded:
+            group = self._decoded.pop()
+            self._carry_out(self._scheduler.decoded(self._env.now, group))
 
     # Events
 
@@ -205,6 +211,9 @@ class _Driver:
         units[run.work] = units.get(run.work, 0) + 1
         busy[run.work] = busy.get(run.work, 0.0) + end - now
         self._at(end, partial(self._finish, run.unit))
+
+    def _decode(self, decode: Decode) -> None:
+        self._decoded.append(decode.group)
 
     def _answer(self, answer: Answer) -> None:
         arrived = self._simulation.arrivals[answer.query]

@@ -19,7 +19,7 @@ decodable query is answered at once (`first`) or only once it has waited `answer
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -287,7 +287,7 @@ class Parity(Policy):
         ready: dict[int, Query] = {}
         for slot, query_id in enumerate(group.members):
             query = scheduler.pending_query(query_id)
-            if query is None or not decodable[slot]:
+            if query is None or not decodable[slot] or query.decoding or query.spoiled:
                 continue
             due = query.arrived + self._answer_after
             if scheduler.now >= due or query.was_lost or query_id == urgent:
@@ -295,9 +295,21 @@ class Parity(Policy):
             elif query.alarm is None:
                 query.alarm = scheduler.set_timer(due, partial(self._decode, scheduler, group))
         if ready:
-            members = tuple(group.members)
-            scheduler.emit(Decode(group.id, members, available, parities, tuple(ready)))
             for query in ready.values():
+                query.decoding = True
+            members = tuple(group.members)
+            scheduler.decode(Decode(group.id, members, available, parities, tuple(ready)))
+
+    def decoded(self, scheduler: Scheduler, group: int, wrong: Collection[int]) -> None:
+        closed = self._groups.get(group)
+        for slot, query_id in enumerate(closed.members if closed else ()):
+            query = scheduler.pending_query(query_id)
+            if query is None or not query.decoding:
+                continue
+            query.decoding = False
+            if slot in wrong:
+                query.spoiled = True
+            else:
                 scheduler.answer(query, Source.RECONSTRUCTION)
 
     def _end(self, scheduler: Scheduler, group: CodingGroup) -> None:

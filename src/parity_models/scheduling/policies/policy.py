@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED
@@ -49,6 +50,9 @@ class Policy:
 
     def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
         """An instance has run this unit to its end, or, not `finished`, will run it no further."""
+
+    def decoded(self, scheduler: Scheduler, group: int, wrong: Collection[int]) -> None:
+        """A Decode was carried out; what it gave for the slots `wrong` cannot be right."""
 
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""
