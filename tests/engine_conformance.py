@@ -101,7 +101,12 @@ class Events:
 
 
 class Fleet(ABC):
-    """Engines that run the moody model as deployed and as parity-0, on instances for WORKS."""
+    """Engines that run the moody model as deployed and as parity-0, on instances for WORKS.
+
+    `failure` is in what they say of a unit that the model does not run.
+    """
+
+    failure = "idx=3 must be within"
 
     @abstractmethod
     def engine(self) -> Engine:
@@ -192,7 +197,7 @@ class EngineConformance:
     async def test_a_unit_that_fails_costs_nobody_else(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, _):
             engine.run(first, 1, "deployed", [row(0, 0), row(3, 0)])
-            assert "idx=3 must be within" in await events.failure(1)
+            assert fleet.failure in await events.failure(1)
             engine.run(first, 2, "deployed", [row(0, 7)])
             np.testing.assert_array_equal(await events.outputs(2), [[0, 7]])
 

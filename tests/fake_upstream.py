@@ -10,6 +10,8 @@ from typing import Any, Self
 import grpc
 import numpy as np
 from aiohttp import web
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.duration_pb2 import Duration
 from numpy.typing import NDArray
 
 from parity_models.serving.grpc.inference_pb2 import (
@@ -31,6 +33,8 @@ HUGE = "huge"
 CUT = "cut"
 PICKY = "picky"
 NULL = "null"
+BUSY = "busy"
+HELD = "held"
 
 
 class FakeUpstream:
@@ -39,7 +43,9 @@ class FakeUpstream:
     `mode` says how it answers from now on; health checks are only bad when it is AWAY. When it is
     PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
     Over REST it reads and writes JSON data unless it is `binary`; when it is NULL, a number there
-    is none. With `tls`, https or grpcs: the context, or the key and the certificate.
+    is none. When it is HELD, units wait for `release`. When it is BUSY, units are turned away: as
+    `busy` says, with an HTTP status or a gRPC one, to be tried again after `retry_after` if there
+    is one. With `tls`, https or grpcs: the context, or the key and the certificate.
     """
 
     def __init__(
@@ -53,7 +59,10 @@ class FakeUpstream:
         tls: Any = None,
     ) -> None:
         self.mode = WELL
+        self.busy: int | grpc.StatusCode = 503
+        self.retry_after: str | float | None = None
         self.asked = 0
+        self.release = asyncio.Event()
         self._closing = asyncio.Event()
         self._scheme = scheme
         self._weights = weights
@@ -145,8 +154,15 @@ class FakeUpstream:
         self.asked += 1
         if self.mode == HUNG:
             await self._closing.wait()
+        if self.mode == HELD:
+            await self.release.wait()
+            return self._infer_binary(await request.read(), request)
         if self.mode == ERROR:
             return web.json_response({"error": "not today"}, status=500)
+        if self.mode == BUSY:
+            headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+            assert isinstance(self.busy, int)
+            return web.json_response({"error": "too much"}, status=self.busy, headers=headers)
         if self.mode == NOISE:
             return web.Response(body=bytes(range(256)) * 20)
         if self.mode == HUGE:
@@ -161,6 +177,9 @@ class FakeUpstream:
         body = await request.read()
         if not self._binary:
             return self._infer_json(json.loads(body))
+        return self._infer_binary(body, request)
+
+    def _infer_binary(self, body: bytes, request: web.Request) -> web.Response:
         length = int(request.headers["Inference-Header-Content-Length"])
         if self._dislikes(body[length:]):
             return web.json_response({"error": "above 1"}, status=400)
@@ -202,8 +221,14 @@ class FakeUpstream:
         self.asked += 1
         if self.mode == HUNG:
             await self._closing.wait()
+        if self.mode == HELD:
+            await self.release.wait()
+            return self._response(ModelInferRequest.FromString(request).raw_input_contents[0])
         if self.mode == ERROR:
             await context.abort(grpc.StatusCode.INTERNAL, "not today")
+        if self.mode == BUSY:
+            details = _retry_info(self.retry_after)
+            await context.abort(self.busy, "too much", (("grpc-status-details-bin", details),))
         if self.mode == NOISE:
             return bytes(range(255, 0, -1))
         if self.mode == HUGE:
@@ -211,12 +236,26 @@ class FakeUpstream:
         data = ModelInferRequest.FromString(request).raw_input_contents[0]
         if self._dislikes(data):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "above 1")
+        return self._response(data)
+
+    def _response(self, data: bytes) -> bytes:
         outputs = self._answer(data)
         response = ModelInferResponse(model_name="model")
         response.outputs.add(name="output", datatype="FP32", shape=outputs.shape)
         data = outputs.tobytes()
         response.raw_output_contents.append(data[:-1] if self.mode == SHORT else data)
         return response.SerializeToString()
+
+
+def _retry_info(seconds: Any) -> bytes:
+    """A google.rpc.Status with a RetryInfo, or without one for None."""
+    if seconds is None:
+        return b""
+    delay = Duration()
+    delay.FromNanoseconds(round(1e9 * float(seconds)))
+    info = b"\x0a" + bytes([delay.ByteSize()]) + delay.SerializeToString()
+    detail = AnyMessage(type_url="type.googleapis.com/google.rpc.RetryInfo", value=info)
+    return b"\x08\x08\x1a" + bytes([detail.ByteSize()]) + detail.SerializeToString()
 
 
 def server_context(certificate: Any) -> ssl.SSLContext:

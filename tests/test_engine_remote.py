@@ -1,18 +1,21 @@
 """The remote engine runs units on servers of the protocol, and outlives them."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import grpc
 import numpy as np
 import pytest
 import trustme
 
 import fake_upstream as fake
-from engine_conformance import DEPLOYED, EngineConformance, Events, Fleet
+from engine_conformance import DEPLOYED, EngineConformance, Events, Failed, Fleet, Left
 from fake_upstream import FakeUpstream, server_context
 from fleet_servers import Parm
 from onnx_models import linear_model, moody_model
@@ -21,6 +24,7 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.engine import Engine
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import engine as remote
+from parity_models.serving.remote import link
 from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import Fleet as Upstreams
@@ -29,6 +33,8 @@ from parity_models.serving.remote.upstream import Upstream, UpstreamError, parse
 
 class RemoteFleet(Fleet):
     """Two servers of the moody model, the second with the name of a parity model too."""
+
+    failure = "answered with an error"
 
     def __init__(self, folder: Path, scheme: str) -> None:
         moody_model(folder / "m.onnx")
@@ -110,14 +116,24 @@ def engine_for(
 
 @asynccontextmanager
 async def using(
-    model: Path, upstream: FakeUpstream, **options: Any
+    model: Path, *upstreams: FakeUpstream, **options: Any
 ) -> AsyncIterator[tuple[RemoteEngine, Events, str]]:
-    engine, events = engine_for(model, upstream, **options), Events()
-    await engine.start([DEPLOYED], events)
+    """An engine, its events, and the first instance of the first upstream."""
+    count = len(upstreams) * options.get("concurrency", 1)
+    engine, events = engine_for(model, *upstreams, **options), Events()
+    await engine.start([DEPLOYED] * count, events)
     try:
-        yield engine, events, (await events.arrival()).instance
+        assert "0.0" in {(await events.arrival()).instance for _ in range(count)}
+        yield engine, events, "0.0"
     finally:
         await engine.stop()
+
+
+@asynccontextmanager
+async def two(scheme: str) -> AsyncIterator[tuple[FakeUpstream, FakeUpstream]]:
+    """Upstreams of which one may be ejected for a doubt."""
+    async with FakeUpstream(scheme, WEIGHTS) as one, FakeUpstream(scheme, WEIGHTS) as other:
+        yield one, other
 
 
 @pytest.mark.parametrize(
@@ -143,8 +159,12 @@ async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
 ) -> None:
     metrics = Metrics()
     async with (
-        FakeUpstream(scheme, WEIGHTS) as upstream,
-        using(model, upstream, metrics=metrics, unit_timeout=0.3) as (engine, events, instance),
+        two(scheme) as (upstream, other),
+        using(model, upstream, other, metrics=metrics, unit_timeout=0.3) as (
+            engine,
+            events,
+            instance,
+        ),
     ):
         upstream.mode = mode
         engine.run(instance, 1, "deployed", [ROW])
@@ -167,15 +187,23 @@ async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_errors_fail_units_and_too_many_in_a_row_eject(model: Path, scheme: str) -> None:
+async def test_errors_fail_units_and_too_many_in_a_row_eject(
+    model: Path, scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async with (
-        FakeUpstream(scheme, WEIGHTS) as upstream,
-        using(model, upstream) as (engine, events, instance),
+        two(scheme) as (upstream, other),
+        using(model, upstream, other) as (engine, events, instance),
     ):
         upstream.mode = fake.ERROR
         for unit in range(1, remote.MAX_FAILURES):
             engine.run(instance, unit, "deployed", [ROW])
-            assert "not today" in await events.failure(unit)
+            detail = await events.failure(unit)
+            # What it said is for the operator: a client hears it from here.
+            assert (
+                detail == f"instance {instance} answered with an error, which the server's log has"
+            )
+        assert f"{upstream.url}, instance {instance}: answered" in caplog.text
+        assert "not today" in caplog.text
         upstream.mode = fake.WELL
         engine.run(instance, 10, "deployed", [ROW])
         await events.outputs(10)
@@ -195,21 +223,24 @@ async def test_units_that_are_wrong_themselves_eject_nobody(model: Path, scheme:
         upstream.mode = fake.PICKY
         for unit in range(1, 3 * remote.MAX_FAILURES + 1):
             engine.run(instance, unit, "deployed", [ROW])
-            assert "above 1" in await events.failure(unit)
+            assert "answered with an error" in await events.failure(unit)
         while upstream.asked < 1 + 3 * remote.MAX_FAILURES + 1:
             await asyncio.sleep(0.01)  # it is checked, and stays in
         engine.run(instance, 20, "deployed", [ROW / 10])
         await events.outputs(20)
 
 
-async def test_an_answer_over_grpc_that_is_too_large_is_not_taken(model: Path) -> None:
+async def test_an_answer_over_grpc_that_is_too_large_is_not_taken(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with (
         FakeUpstream("grpc", WEIGHTS) as upstream,
         using(model, upstream) as (engine, events, instance),
     ):
         upstream.mode = fake.HUGE
         engine.run(instance, 1, "deployed", [ROW])
-        assert "larger than max" in await events.failure(1)
+        assert "answered with an error" in await events.failure(1)
+        assert "larger than max" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["infer", "check_ready"])
@@ -242,8 +273,8 @@ async def test_an_idle_upstream_that_is_not_ready_is_ejected_by_its_health_check
     model: Path, scheme: str
 ) -> None:
     async with (
-        FakeUpstream(scheme, WEIGHTS) as upstream,
-        using(model, upstream) as (_, events, instance),
+        two(scheme) as (upstream, other),
+        using(model, upstream, other) as (_, events, instance),
     ):
         upstream.mode = fake.AWAY
         assert "ready" in await events.departure(instance)
@@ -255,8 +286,8 @@ async def test_other_weights_after_a_restart_are_not_readmitted(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with (
-        FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream) as (_, events, instance),
+        two("http") as (upstream, other),
+        using(model, upstream, other) as (_, events, instance),
     ):
         upstream.mode = fake.AWAY
         await events.departure(instance)
@@ -282,8 +313,9 @@ async def test_concurrency_is_that_many_instances(model: Path) -> None:
 
 
 async def test_a_server_without_the_extension_for_binary_data_is_talked_to_in_json(
-    model: Path,
+    model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(link, "LOG_INTERVAL", 0.0)
     async with (
         FakeUpstream("http", WEIGHTS, binary=False) as upstream,
         using(model, upstream) as (engine, events, instance),
@@ -294,7 +326,8 @@ async def test_a_server_without_the_extension_for_binary_data_is_talked_to_in_js
         for unit, mode, reason in [(2, fake.SHORT, "has shape"), (3, fake.NULL, "cannot be read")]:
             upstream.mode = mode
             engine.run(instance, unit, "deployed", [ROW, ROW])
-            assert reason in await events.failure(unit)
+            await events.failure(unit)
+            assert reason in caplog.text
         upstream.mode = fake.WELL
         engine.run(instance, 4, "deployed", [ROW])
         await events.outputs(4)
@@ -336,6 +369,178 @@ async def test_a_node_is_a_host_or_where_there_is_but_one_an_upstream(model: Pat
             joined = [(await events.arrival()).node for _ in range(4)]
             await engine.stop()
             assert set(joined) == nodes
+
+
+# Upstreams that are busy, and doubts
+
+
+@pytest.mark.parametrize(
+    ("scheme", "busy", "retry_after", "rest"),
+    [
+        ("http", 503, None, link.MIN_REST),
+        ("http", 503, "1.5", 1.5),
+        ("http", 429, "3600", link.MAX_REST),
+        ("http", 429, "-1", link.MIN_REST),
+        ("http", 503, "Fri, 31 Dec 2999 23:59:59 GMT", link.MAX_REST),
+        ("http", 503, "soon", link.MIN_REST),
+        ("grpc", grpc.StatusCode.RESOURCE_EXHAUSTED, None, link.MIN_REST),
+        ("grpc", grpc.StatusCode.RESOURCE_EXHAUSTED, 1.5, 1.5),
+        ("grpc", grpc.StatusCode.UNAVAILABLE, 1.5, 1.5),
+        ("grpc", grpc.StatusCode.UNAVAILABLE, None, link.MIN_REST),
+    ],
+)
+async def test_a_busy_upstream_is_left_alone_for_a_while_and_keeps_its_units(
+    model: Path, scheme: str, busy: Any, retry_after: Any, rest: float
+) -> None:
+    metrics = Metrics()
+    async with (
+        FakeUpstream(scheme, WEIGHTS) as upstream,
+        using(model, upstream, metrics=metrics, concurrency=3) as (engine, events, _),
+    ):
+        upstream.mode = fake.HELD
+        engine.run("0.0", 1, "deployed", [ROW])
+        while upstream.asked < 2:
+            await asyncio.sleep(0.01)
+        upstream.mode, upstream.busy, upstream.retry_after = fake.BUSY, busy, retry_after
+        engine.run("0.1", 2, "deployed", [ROW])
+        first = await events.next()
+        assert isinstance(first, Failed)
+        assert first.detail == "instance 0.1 is busy"
+        assert first.busy == pytest.approx(rest, rel=0.3)
+        asked = upstream.asked
+        if rest > 1:
+            # Its other slots take nothing meanwhile, either, and it is not even asked.
+            engine.run("0.2", 3, "deployed", [ROW])
+            second = await events.next()
+            assert isinstance(second, Failed)
+            assert 0 < second.busy <= first.busy
+            assert upstream.asked == asked
+        upstream.release.set()
+        await events.outputs(1)
+        assert events.nothing_more()
+        assert engine.running() == {"0.0": None, "0.1": None, "0.2": None}
+        value = metrics.registry.get_sample_value
+        assert (value("parm_upstream_busy_total", {"upstream": upstream.url}) or 0) >= 1
+        assert "parm_upstream_ejections_total" not in {
+            sample.name for family in metrics.registry.collect() for sample in family.samples
+        }
+
+
+async def test_an_upstream_that_stays_busy_is_asked_less_and_less_often(model: Path) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        upstream.mode = fake.BUSY
+        rests = []
+        for unit in range(4):
+            engine.run(instance, unit, "deployed", [ROW])
+            event = await events.next()
+            assert isinstance(event, Failed)
+            rests.append(event.busy)
+            await asyncio.sleep(event.busy)
+        assert rests == pytest.approx([0.05, 0.1, 0.2, 0.4], rel=0.3)
+        upstream.mode = fake.WELL
+        engine.run(instance, 5, "deployed", [ROW])
+        await events.outputs(5)
+
+
+@pytest.mark.parametrize("mode", [fake.AWAY, fake.ERROR, fake.HUNG])
+async def test_no_more_than_half_are_ejected_for_doubts(
+    model: Path, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        FakeUpstream("http", WEIGHTS) as one,
+        FakeUpstream("http", WEIGHTS) as two,
+        FakeUpstream("http", WEIGHTS) as three,
+        using(model, one, two, three, unit_timeout=0.3) as (engine, events, _),
+    ):
+        for each in (one, two, three):
+            each.mode = mode
+        gone: set[str] = set()
+        for unit in range(30):
+            instance = f"{unit % 3}.0"
+            if instance not in gone and mode != fake.AWAY:
+                engine.run(instance, unit, "deployed", [ROW])
+                while isinstance(event := await events.next(), Left):
+                    gone.add(event.instance)
+                    if event.instance == instance:
+                        break
+                else:
+                    assert isinstance(event, Failed)
+        while "stays in use" not in caplog.text:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        while not events.nothing_more():
+            event = await events.next()
+            assert isinstance(event, Left)
+            gone.add(event.instance)
+        assert len(gone) == 1
+        assert engine.running().keys() == {"0.0", "1.0", "2.0"} - gone
+
+
+async def test_one_that_is_unreachable_is_out_however_many_are(model: Path) -> None:
+    async with FakeUpstream("http", WEIGHTS) as one:
+        other = FakeUpstream("http", WEIGHTS)
+        await other.__aenter__()
+        async with using(model, one, other) as (engine, events, _):
+            one.mode = fake.AWAY
+            await events.departure("0.0")
+            await other.__aexit__(None, None, None)
+            await events.departure("1.0")
+            assert engine.running() == {}
+
+
+async def test_what_is_recycled_is_checked_anew(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Metrics()
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream, metrics=metrics) as (engine, events, instance),
+    ):
+        upstream.mode = fake.HUNG
+        engine.run(instance, 1, "deployed", [ROW])
+        assert engine.running() == {instance: 1}
+        upstream.mode = fake.OTHER
+        engine.recycle(instance, "it has answered wrongly")
+        engine.recycle(instance, "it has answered wrongly")
+        assert "it has answered wrongly" in await events.departure(instance)
+        labels = {"upstream": upstream.url, "fault": "recycled"}
+        assert metrics.registry.get_sample_value("parm_upstream_ejections_total", labels) == 1
+        while "predicts something else" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert engine.running() == {}
+        upstream.mode = fake.WELL
+        joined = await events.arrival()
+        assert joined.instance != instance
+        engine.recycle(instance, "it is gone")
+        engine.run(joined.instance, 2, "deployed", [ROW])
+        await events.outputs(2)
+        assert events.nothing_more()
+
+
+async def test_out_of_descriptors_no_upstream_is_at_fault(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        key: Any = None
+        raise aiohttp.ClientConnectorError(key, OSError(errno.EMFILE, "Too many open files"))
+
+    monkeypatch.setattr(aiohttp.ClientConnectorError, "__str__", lambda self: "no descriptors")
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(aiohttp.ClientSession, "request", refuse)
+            engine.run(instance, 1, "deployed", [ROW])
+            event = await events.next()
+            assert isinstance(event, Failed)
+            assert event.busy > 0
+        await asyncio.sleep(event.busy)
+        engine.run(instance, 2, "deployed", [ROW])
+        await events.outputs(2)
 
 
 # What is refused at the start

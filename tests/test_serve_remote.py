@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from fake_upstream import HUNG, FakeUpstream
+from fake_upstream import BUSY, HUNG, WELL, FakeUpstream
 from fleet_servers import Parm, kill_and_mend
 from onnx_models import linear_model
 from parity_models.cli.main import main
@@ -56,6 +56,24 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
         assert httpx.get(f"{front.url}/v2/health/ready").status_code == 200
         front.signal(signal.SIGTERM)
         assert front.wait() == 0
+
+
+async def test_while_an_upstream_is_busy_the_others_answer_and_it_stays(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
+    async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("grpc", WEIGHTS) as two:
+        upstreams = parse_upstreams("model", 0, deployed=[one.url, two.url], concurrency=2)
+        async with Server(bundle, ServeOptions(port=0, fleet=Fleet(upstreams))) as server:
+            one.mode, one.retry_after = BUSY, "0.5"
+            asked = one.asked
+            for number in range(200):
+                rows = queries(1, number)
+                answers = await server.frontend.infer(rows)
+                np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
+            assert asked < one.asked < asked + 50
+            assert server.frontend.instances_up() == {"deployed": 4}
+            one.mode = WELL
+            while one.asked < asked + 60:
+                await server.frontend.infer(queries(1))
 
 
 async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class EngineListener(Protocol):
         """
 
     def instance_left(self, instance: str, why: str) -> None:
-        """The instance is gone, and the unit it had with it; `why` is for people."""
+        """The instance is gone, and the unit it had with it; `why` is for the log alone."""
 
     def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
         """The unit's outputs are here: (rows, *output shape), in the order of its rows.

@@ -48,6 +48,12 @@ class Metrics:
             ["upstream", "fault"],
             registry=self.registry,
         )
+        self.upstream_busy = Counter(
+            "parm_upstream_busy",
+            "Units that upstreams turned away as they had enough to do.",
+            ["upstream"],
+            registry=self.registry,
+        )
         self.compared = Counter(
             "parm_reconstructions_compared",
             "Predictions compared with what would have been reconstructed in their place.",

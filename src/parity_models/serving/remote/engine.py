@@ -4,7 +4,10 @@ An upstream counts as `concurrency` instances. What makes one leave is that a un
 server gone, hung or answering garbage, or that its health check does. It is asked again, with a
 back-off, and its instances join again when it passes the checks of the start. So do those of one
 that is away at the start. Units answered with errors may be the units' own fault, so they only
-make it pass those checks in between.
+make it pass those checks in between. One that is busy stays, and is left alone for a while.
+
+What load may look like (DOUBTS) never ejects more than half of the upstreams with one model. What
+upstreams say stays in the log: clients hear only which instance failed.
 """
 
 import asyncio
@@ -12,82 +15,43 @@ import logging
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import grpc
-import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
-from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
 from parity_models.serving.remote.grpc import GrpcClient
+from parity_models.serving.remote.link import Link
 from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import (
+    DOUBTS,
     MAX_HEAD,
+    BusyError,
     Fault,
     Fleet,
     UnitError,
-    Upstream,
     UpstreamClient,
     UpstreamError,
     UpstreamModel,
-    check_metadata,
 )
 
 HEALTH_INTERVAL = 1.0
 """Seconds between two health checks of an upstream that is in use."""
 
-PATIENCE = 5.0
-"""Seconds an upstream has for a health check, and for each check before it is used."""
-
 MAX_FAILURES = 3
 """Units in a row that an upstream answers with errors until it is checked as at the start."""
-
-TOLERANCE = 0.05
-"""How far an upstream's prediction may be from the bundle's, as a share of the largest value:
-room for other precisions, not for other weights."""
 
 _AWAY = (Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT)
 """Faults that pass: of a server that is not there yet, not of one that is not what it must be."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """A bundle's model: what it looks like, and a query with its prediction, to know it by."""
-
-    model: OnnxModel
-    query: NDArray[Any]
-    prediction: NDArray[Any]
-
-
-@dataclass(eq=False)
-class _Link:
-    """An upstream in use or out of it; `running` units by instance, `fault` ends its use.
-
-    `verdict` is of its first check: what keeps it from being used for now, or None. `doubted` is
-    set where a check has to tell whose the errors of its units are.
-    """
-
-    upstream: Upstream
-    client: UpstreamClient
-    models: Mapping[str, UpstreamModel]
-    verdict: asyncio.Future[UpstreamError | None]
-    fault: asyncio.Future[UpstreamError]
-    running: dict[str, tuple[int, asyncio.Task[None]]] = field(default_factory=dict)
-    failures: int = 0
-    doubted: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def eject(self, error: Exception) -> None:
-        if not self.fault.done():
-            self.fault.set_result(_fault(self.upstream.url, error))
 
 
 class RemoteEngine:
@@ -114,10 +78,9 @@ class RemoteEngine:
         self._metrics = metrics
         self._max_batch = max_batch
         self._unit_timeout = unit_timeout
-        self._links: list[_Link] = []
-        self._instances: dict[str, _Link] = {}
+        self._links: list[Link] = []
+        self._instances: dict[str, Link] = {}
         self._supervisors: list[asyncio.Task[None]] = []
-        self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     # Engine
 
@@ -126,17 +89,18 @@ class RemoteEngine:
             raise ServingError("the instances to start are not those that the fleet has")
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._references = await asyncio.to_thread(self._load)
+        works_there = frozenset[str]().union(*works)
+        self._checks = await asyncio.to_thread(Checks, self._models, works_there)
         tls, credentials = _trust(self._fleet.ca_file)
         for upstream in self._fleet.upstreams:
             models = {}
             for work, name in upstream.models.items():
-                model = self._references[work].model
+                model = self._checks.references[work].model
                 models[work] = UpstreamModel(name, model.input, model.output)
             row = max(model.output.zeros(1).nbytes for model in models.values())
             client = _client(upstream.url, tls, credentials, MAX_HEAD + self._max_batch * row)
             self._links.append(
-                _Link(
+                Link(
                     upstream, client, models, self._loop.create_future(), self._loop.create_future()
                 )
             )
@@ -172,7 +136,7 @@ class RemoteEngine:
     def recycle(self, instance: str, why: str) -> None:
         link = self._instances.get(instance)
         if link is not None:
-            link.eject(UpstreamError(Fault.ERRORS, why))
+            link.eject(UpstreamError(Fault.RECYCLED, f"is to be checked anew: {why}"))
 
     def running(self) -> Mapping[str, int | None]:
         return {
@@ -201,40 +165,64 @@ class RemoteEngine:
 
     async def _run(
         self,
-        link: _Link,
+        link: Link,
         instance: str,
         unit: int,
         model: UpstreamModel,
         rows: Sequence[NDArray[Any]],
     ) -> None:
         try:
+            if link.rest():
+                raise BusyError("is busy still")
             async with asyncio.timeout(self._unit_timeout):
                 outputs = await link.client.infer(model, rows)
+        except BusyError as error:
+            rest = link.turned_away(error)
+            self._metrics.upstream_busy.labels(link.upstream.url).inc()
+            del link.running[instance]
+            self._listener.unit_failed(unit, f"instance {instance} is busy", busy=rest)
         except UnitError as error:
             link.failures += 1
             if link.failures >= MAX_FAILURES:
                 link.doubted.set()
             del link.running[instance]
-            self._listener.unit_failed(unit, str(error))
-        except TimeoutError:
-            text = f"had unit {unit} for more than {self._unit_timeout:g} s"
-            link.eject(UpstreamError(Fault.TIMEOUT, text))
+            self._listener.unit_failed(unit, link.failed(instance, error))
         except Exception as error:
-            link.eject(error)
+            if isinstance(error, TimeoutError):
+                text = f"had unit {unit} for more than {self._unit_timeout:g} s"
+                error = UpstreamError(Fault.TIMEOUT, text)
+            if not self._eject(link, error):
+                del link.running[instance]
+                self._listener.unit_failed(unit, link.failed(instance, error))
         else:
-            link.failures = 0
+            link.well()
             del link.running[instance]
             self._listener.unit_finished(unit, outputs)
 
+    def _eject(self, link: Link, error: Exception) -> bool:
+        """Eject the upstream for what it has done, unless that is a doubt and half of those with
+        its models are out; has it been?"""
+        fault = _fault(link.upstream.url, error)
+        if fault.fault in DOUBTS and not all(map(self._spares, link.upstream.works)):
+            link.keep(fault)
+            return False
+        link.eject(fault)
+        return True
+
+    def _spares(self, work: str) -> bool:
+        """Can another upstream that runs the work be ejected for a doubt?"""
+        among = [link for link in self._links if work in link.upstream.works]
+        return 2 * (1 + sum(not link.in_use for link in among)) <= len(among)
+
     # Upstreams
 
-    async def _supervise(self, number: int, link: _Link) -> None:
+    async def _supervise(self, number: int, link: Link) -> None:
         url = link.upstream.url
         backoff = Backoff()
         reason = None
         for life in count():
             try:
-                await self._check(link)
+                await self._checks.check(url, link.client, link.models)
             except Exception as error:
                 fault = _fault(url, error)
                 if not link.verdict.done() and fault.fault not in _AWAY:
@@ -249,9 +237,7 @@ class RemoteEngine:
                 await asyncio.sleep(backoff.after(0.0))
                 continue
             began = self._loop.time()
-            link.fault = self._loop.create_future()
-            link.failures = 0
-            link.doubted.clear()
+            link.admit()
             suffix = f".{life}" if life else ""
             instances = [f"{number}.{slot}{suffix}" for slot in range(link.upstream.concurrency)]
             for instance in instances:
@@ -277,68 +263,37 @@ class RemoteEngine:
             link.running.clear()
             self._metrics.ejections.labels(url, reason).inc()
             _log.warning("upstream %s %s; it gets no units until it is well", url, fault)
-            await asyncio.sleep(backoff.after(self._loop.time() - began))
+            # One that is recycled again and again is asked less and less often.
+            good = 0.0 if reason is Fault.RECYCLED else self._loop.time() - began
+            await asyncio.sleep(backoff.after(good))
 
-    async def _watch(self, link: _Link) -> None:
+    async def _watch(self, link: Link) -> None:
         """Eject the upstream when it does not say that it is ready, or is doubted with reason."""
-        try:
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(HEALTH_INTERVAL):
-                        await link.doubted.wait()
+        while link.in_use:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEALTH_INTERVAL):
+                    await link.doubted.wait()
+            if link.rest():
+                await asyncio.sleep(link.rest())
+            try:
                 if link.doubted.is_set():
-                    await self._check(link)
                     link.failures = 0
                     link.doubted.clear()
+                    await self._checks.check(link.upstream.url, link.client, link.models)
                     continue
                 async with asyncio.timeout(PATIENCE):
                     for name in link.upstream.models.values():
                         await link.client.check_ready(name)
-        except TimeoutError:
-            text = f"did not say within {PATIENCE:g} s whether it is ready"
-            link.eject(UpstreamError(Fault.TIMEOUT, text))
-        except Exception as error:
-            link.eject(error)
-
-    async def _check(self, link: _Link) -> None:
-        """Raises UpstreamError unless the upstream has the bundle's models, and they run."""
-        for work, model in link.models.items():
-            reference = self._references[work]
-            try:
-                async with asyncio.timeout(PATIENCE):
-                    await link.client.check_ready(model.name)
-                    about = await link.client.metadata(model.name)
-                    check_metadata(about, model)
-                    versions = tuple(sorted(about.versions or ()))
-                    self._check_versions(link.upstream.url, model.name, work, versions)
-                    prediction = await link.client.infer(model, [reference.query])
+            except BusyError as error:
+                link.turned_away(error)
             except TimeoutError:
-                text = f"did not answer within {PATIENCE:g} s"
-                raise UpstreamError(Fault.TIMEOUT, text) from None
-            except UnitError as error:
-                text = f"cannot run model {model.name!r}: {error}"
-                raise UpstreamError(Fault.ERRORS, text) from error
-            _compare(prediction[0], reference.prediction, model.name)
-
-    def _check_versions(self, url: str, model: str, work: str, versions: tuple[str, ...]) -> None:
-        other, others = self._versions.setdefault(work, (url, versions))
-        if versions != others:
-            raise UpstreamError(
-                Fault.MISMATCH,
-                f"has versions {list(versions)} of model {model!r}, {other} has {list(others)}",
-            )
-
-    def _load(self) -> dict[str, _Reference]:
-        references = {}
-        for work in sorted(frozenset[str]().union(*self._fleet.works)):
-            model = OnnxModel(self._models[work])
-            query = np.random.default_rng(0).uniform(size=model.input.shape)
-            row = query.astype(model.input.dtype)
-            references[work] = _Reference(model, row, model(row[np.newaxis])[0])
-        return references
+                text = f"did not say within {PATIENCE:g} s whether it is ready"
+                self._eject(link, UpstreamError(Fault.TIMEOUT, text))
+            except Exception as error:
+                self._eject(link, error)
 
 
-def _check_enough(links: Sequence[_Link], verdicts: Sequence[UpstreamError | None]) -> None:
+def _check_enough(links: Sequence[Link], verdicts: Sequence[UpstreamError | None]) -> None:
     """Raises UpstreamError if there is a work that no upstream in use runs."""
     in_use = [link for link, away in zip(links, verdicts, strict=True) if away is None]
     missing = _works(links) - _works(in_use)
@@ -349,7 +304,7 @@ def _check_enough(links: Sequence[_Link], verdicts: Sequence[UpstreamError | Non
             raise UpstreamError(away.fault, text)
 
 
-def _works(links: Sequence[_Link]) -> frozenset[str]:
+def _works(links: Sequence[Link]) -> frozenset[str]:
     return frozenset[str]().union(*(link.upstream.works for link in links))
 
 
@@ -357,6 +312,8 @@ def _fault(url: str, error: Exception) -> UpstreamError:
     """What is wrong with an upstream where `error` was raised; an unforeseen one is logged."""
     if isinstance(error, UpstreamError):
         return error
+    if isinstance(error, BusyError):
+        return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
     _log.error("upstream %s made something fail that should not", url, exc_info=error)
     return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {error!r}")
 
@@ -380,15 +337,3 @@ def _client(
     if scheme in ("http", "https"):
         return RestClient(url, tls)
     return GrpcClient(address, credentials if scheme == "grpcs" else None, max_answer)
-
-
-def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> None:
-    """Raises UpstreamError unless the prediction is the bundle's, within TOLERANCE."""
-    scale = float(np.abs(expected.astype(np.float64)).max())
-    off = float(np.abs(prediction.astype(np.float64) - expected).max())
-    if not off <= TOLERANCE * scale:
-        raise UpstreamError(
-            Fault.MISMATCH,
-            f"predicts something else with model {model!r} than the bundle's model does: {off:.3g} "
-            f"off, where the largest value is {scale:.3g}; make the bundle from what runs there",
-        )

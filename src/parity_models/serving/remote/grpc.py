@@ -17,7 +17,9 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
 )
+from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
 from parity_models.serving.remote.upstream import (
+    BusyError,
     Fault,
     ModelMetadata,
     TensorMetadata,
@@ -33,6 +35,9 @@ MAX_TEXT = 300
 
 _MAX_MESSAGE = 2**31 - 1
 """Bytes that gRPC can be told a message may have."""
+
+_TOO_LARGE = "larger than max"
+"""What gRPC itself says, with the code that means too much work elsewhere, of a large message."""
 
 _SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [
@@ -88,9 +93,14 @@ class GrpcClient:
         try:
             answer = await self._infer(request.SerializeToString())
         except grpc.aio.AioRpcError as error:
-            if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
+            _check_busy(error)
+            if error.code() is StatusCode.UNAVAILABLE:
+                # Said by a server with too much to do, or here, of a connection that is gone.
+                await self.check_ready(model.name)
+                raise BusyError(f"is busy: {_text(error)}", certain=False) from error
+            if error.code() is StatusCode.CANCELLED:
                 raise _unreachable(error) from error
-            raise UnitError(_text(error)) from error
+            raise UnitError(f"answered {_text(error)}") from error
         response = _read(ModelInferResponse, answer)
         if [output.name for output in response.outputs] != [model.output.name]:
             raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
@@ -118,10 +128,19 @@ async def _ask(method: Callable[[bytes], Awaitable[bytes]], request: bytes) -> b
     try:
         answer = await method(request)
     except grpc.aio.AioRpcError as error:
+        _check_busy(error)
         if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):
             raise _unreachable(error) from error
         raise UpstreamError(Fault.MISMATCH, f"answered {_text(error)}") from error
     return answer
+
+
+def _check_busy(error: grpc.aio.AioRpcError) -> None:
+    """Raises BusyError for what says that the server has too much to do."""
+    after = retry_info(dict(error.trailing_metadata() or ()).get(STATUS_DETAILS, b""))
+    exhausted = error.code() is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in _text(error)
+    if exhausted or (error.code() is StatusCode.UNAVAILABLE and after is not None):
+        raise BusyError(f"is busy: {_text(error)}", after) from error
 
 
 def _unreachable(error: grpc.aio.AioRpcError) -> UpstreamError:

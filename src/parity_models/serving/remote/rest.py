@@ -1,7 +1,10 @@
 """An upstream over REST: binary tensor data both ways, or JSON where a server reads no other."""
 
+import time
 from collections.abc import Sequence
-from math import prod
+from email.utils import parsedate_to_datetime
+from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from math import isfinite, prod
 from ssl import SSLContext
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -15,6 +18,7 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.remote.upstream import (
     MAX_HEAD,
+    BusyError,
     Fault,
     ModelMetadata,
     UnitError,
@@ -40,7 +44,10 @@ KEEP_ALIVE = 4
 """Seconds that an idle connection is kept: less than the five that many servers keep theirs."""
 
 _AWAY = (502, 503, 504)
-"""Statuses of a server that is starting, stopping or overrun."""
+"""Statuses of a server that is starting or stopping, or of a gateway that has none behind it."""
+
+_OWN_WANTS = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
+"""What keeps this machine from making a connection, and is no fault of the other one's."""
 
 
 class RestClient:
@@ -93,7 +100,7 @@ class RestClient:
         try:
             return tensor_from_json(output.data, spec, rows, f"the data of output {spec.name!r}")
         except InvalidRequestError as error:  # a value that JSON cannot say may be the unit's own
-            raise UnitError(f"{self._url} answered what is no {spec.datatype}: {error}") from error
+            raise UnitError(f"answered what is no {spec.datatype}: {error}") from error
 
     async def close(self) -> None:
         await self._session.close()
@@ -114,6 +121,8 @@ class RestClient:
                 # Perhaps the server had just closed a connection that was idle.
                 return await self._try(method, path, limit, body, headers)
         except aiohttp.ClientConnectorError as error:
+            if error.os_error.errno in _OWN_WANTS:
+                raise BusyError(f"cannot be connected to for now: {error}") from error
             raise UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error}") from error
         except (aiohttp.ClientResponseError, ValueError) as error:
             raise UpstreamError(Fault.GARBAGE, f"does not speak HTTP: {error}") from error
@@ -135,11 +144,14 @@ class RestClient:
             if response.status == 200:
                 return content, response.headers.get(HEADER_LENGTH, "")
             text = " ".join(content[:MAX_TEXT].decode(errors="replace").split())
+            if response.status == 429 or (response.status == 503 and body is not None):
+                after = retry_after(response.headers.get("Retry-After", ""))
+                raise BusyError(f"is busy ({response.status}): {text}", after)
             if response.status in _AWAY:
                 raise UpstreamError(Fault.NOT_READY, f"is not ready ({response.status}): {text}")
             if body is None:
                 raise UpstreamError(Fault.MISMATCH, f"answered {response.status} to {path}: {text}")
-            raise UnitError(f"{self._url} answered {response.status}: {text}")
+            raise UnitError(f"answered {response.status}: {text}")
 
 
 class _Input(Struct, omit_defaults=True):
@@ -179,6 +191,21 @@ _T = TypeVar("_T")
 _RESPONSE = msgspec.json.Decoder(_Response)
 _METADATA = msgspec.json.Decoder(ModelMetadata)
 _SERVER = msgspec.json.Decoder(_ServerMetadata)
+
+
+def retry_after(value: str) -> float | None:
+    """The seconds that a Retry-After says, as a number or a date; None where it says neither.
+
+    (RFC 9110, section 10.2.3; the number may have decimals.)
+    """
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if isfinite(seconds) else None
 
 
 def _path(model: str) -> str:

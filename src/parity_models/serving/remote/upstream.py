@@ -35,6 +35,12 @@ class Fault(StrEnum):
     GARBAGE = "garbage"
     ERRORS = "errors"
     MISMATCH = "mismatch"
+    RECYCLED = "recycled"
+    """The scheduler has asked for it."""
+
+
+DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
+"""Faults that load may look like, or many upstreams have at once for a reason that they share."""
 
 
 class UpstreamError(ServingError, UserError):
@@ -47,6 +53,18 @@ class UpstreamError(ServingError, UserError):
 
 class UnitError(Exception):
     """An upstream's answer to a unit is an error; it may be the unit's own."""
+
+
+class BusyError(Exception):
+    """An upstream that has enough to do; it asks to be left alone for `after` seconds.
+
+    None: for some time. `certain` is whether it says so, rather than that it is unavailable.
+    """
+
+    def __init__(self, text: str, after: float | None = None, *, certain: bool = True) -> None:
+        super().__init__(text)
+        self.after = after
+        self.certain = certain
 
 
 @dataclass(frozen=True)
@@ -129,7 +147,10 @@ class ModelMetadata(msgspec.Struct, frozen=True):
 
 
 class UpstreamClient(Protocol):
-    """Connections to one upstream. Every method raises UpstreamError where it is at fault."""
+    """Connections to one upstream.
+
+    Every method raises UpstreamError where it is at fault, and BusyError where it is busy.
+    """
 
     async def check_ready(self, model: str) -> None:
         """Does the model take units now?"""

@@ -1,0 +1,92 @@
+"""What an upstream has to pass before it is used, and again when it is doubted."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.remote.upstream import (
+    Fault,
+    UnitError,
+    UpstreamClient,
+    UpstreamError,
+    UpstreamModel,
+    check_metadata,
+)
+
+PATIENCE = 5.0
+"""Seconds an upstream has for a health check, and for each check before it is used."""
+
+TOLERANCE = 0.05
+"""How far an upstream's prediction may be from the bundle's, as a share of the largest value:
+room for other precisions, not for other weights."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A bundle's model: what it looks like, and a query with its prediction, to know it by."""
+
+    model: OnnxModel
+    query: NDArray[Any]
+    prediction: NDArray[Any]
+
+
+class Checks:
+    """Compares upstreams with the bundle's models, ONNX files by work, and with each other."""
+
+    def __init__(self, models: Mapping[str, Path], works: Iterable[str]) -> None:
+        self.references: dict[str, Reference] = {}
+        self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
+        for work in sorted(works):
+            model = OnnxModel(models[work])
+            query = np.random.default_rng(0).uniform(size=model.input.shape)
+            row = query.astype(model.input.dtype)
+            self.references[work] = Reference(model, row, model(row[np.newaxis])[0])
+
+    async def check(
+        self, url: str, client: UpstreamClient, models: Mapping[str, UpstreamModel]
+    ) -> None:
+        """Raises UpstreamError unless the upstream has these models, by work, as the bundle has
+        them, and they run; BusyError if it cannot be told for now."""
+        for work, model in models.items():
+            reference = self.references[work]
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await client.check_ready(model.name)
+                    about = await client.metadata(model.name)
+                    check_metadata(about, model)
+                    versions = tuple(sorted(about.versions or ()))
+                    self._check_versions(url, model.name, work, versions)
+                    prediction = await client.infer(model, [reference.query])
+            except TimeoutError:
+                text = f"did not answer within {PATIENCE:g} s"
+                raise UpstreamError(Fault.TIMEOUT, text) from None
+            except UnitError as error:
+                text = f"cannot run model {model.name!r}: it {error}"
+                raise UpstreamError(Fault.ERRORS, text) from error
+            _compare(prediction[0], reference.prediction, model.name)
+
+    def _check_versions(self, url: str, model: str, work: str, versions: tuple[str, ...]) -> None:
+        other, others = self._versions.setdefault(work, (url, versions))
+        if versions != others:
+            raise UpstreamError(
+                Fault.MISMATCH,
+                f"has versions {list(versions)} of model {model!r}, {other} has {list(others)}",
+            )
+
+
+def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> None:
+    """Raises UpstreamError unless the prediction is the bundle's, within TOLERANCE."""
+    scale = float(np.abs(expected.astype(np.float64)).max())
+    off = float(np.abs(prediction.astype(np.float64) - expected).max())
+    if not off <= TOLERANCE * scale:
+        raise UpstreamError(
+            Fault.MISMATCH,
+            f"predicts something else with model {model!r} than the bundle's model does: {off:.3g} "
+            f"off, where the largest value is {scale:.3g}; make the bundle from what runs there",
+        )

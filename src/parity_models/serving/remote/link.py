@@ -1,0 +1,99 @@
+"""An upstream as the remote engine has it: in use or out of it, busy or not, and its units."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from parity_models.serving.remote.upstream import (
+    BusyError,
+    Fault,
+    Upstream,
+    UpstreamClient,
+    UpstreamError,
+    UpstreamModel,
+)
+
+MIN_REST, MAX_REST = 0.05, 5.0
+"""Seconds for which a busy upstream is left alone: at least, and at most."""
+
+LOG_INTERVAL = 1.0
+"""Seconds between two errors of units of one upstream that are logged."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Link:
+    """An upstream; `running` units by instance. `in_use`: it is not ejected.
+
+    `verdict` is of its first check: what keeps it from being used for now, or None. `fault` ends
+    its use. `doubted` is set where a check has to tell whose the errors of its units are.
+    """
+
+    upstream: Upstream
+    client: UpstreamClient
+    models: Mapping[str, UpstreamModel]
+    verdict: asyncio.Future[UpstreamError | None]
+    fault: asyncio.Future[UpstreamError]
+    running: dict[str, tuple[int, asyncio.Task[None]]] = field(default_factory=dict)
+    in_use: bool = False
+    failures: int = 0
+    doubted: asyncio.Event = field(default_factory=asyncio.Event)
+    _busy_until: float = 0.0
+    _next_rest: float = MIN_REST
+    _log_from: float = 0.0
+    _kept_for: Fault | None = None
+
+    def admit(self) -> None:
+        """It has passed its checks."""
+        self.fault = asyncio.get_running_loop().create_future()
+        self.in_use = True
+        self.well()
+        self.doubted.clear()
+
+    def eject(self, error: UpstreamError) -> None:
+        self.in_use = False
+        if not self.fault.done():
+            self.fault.set_result(error)
+
+    def keep(self, error: UpstreamError) -> None:
+        """It stays in use in spite of a doubt."""
+        if self._kept_for is not error.fault:
+            self._kept_for = error.fault
+            _log.warning(
+                "upstream %s %s; it stays in use, as no more than half of the upstreams with its "
+                "models are ejected for that",
+                self.upstream.url,
+                error,
+            )
+
+    def well(self) -> None:
+        """It has run a unit, or passed its checks."""
+        self.failures = 0
+        self._next_rest = MIN_REST
+        self._kept_for = None
+
+    def failed(self, instance: str, error: Exception) -> str:
+        """Log what a unit came to; returns what clients may know of it."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._log_from:
+            self._log_from = now + LOG_INTERVAL
+            _log.warning("upstream %s, instance %s: %s", self.upstream.url, instance, error)
+        return f"instance {instance} answered with an error, which the server's log has"
+
+    def rest(self) -> float:
+        """For how many seconds from now the upstream is to be left alone; 0 if it is not."""
+        return max(0.0, self._busy_until - asyncio.get_running_loop().time())
+
+    def turned_away(self, error: BusyError) -> float:
+        """Leave the upstream alone as long as it asks for, within MIN_REST and MAX_REST; where it
+        does not say, for twice as long as the last time. Returns the seconds from now."""
+        if not self.rest():
+            self._next_rest, rest = min(2 * self._next_rest, MAX_REST), self._next_rest
+            if error.after is not None:
+                rest = min(max(error.after, MIN_REST), MAX_REST)
+            self._busy_until = asyncio.get_running_loop().time() + rest
+        if not error.certain:
+            self.doubted.set()
+        return max(self.rest(), 1e-3)
