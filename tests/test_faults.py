@@ -18,6 +18,7 @@ from parity_models.faults import (
     Exponential,
     FaultPlan,
     Kill,
+    Lie,
     LogNormal,
     Neighbours,
     Pauses,
@@ -143,6 +144,7 @@ def test_files_that_are_no_plans_are_refused_by_name(tmp_path: Path) -> None:
     [
         FaultPlan(kills=(Kill(3, 1.0),)),
         FaultPlan(random_kills=RandomKills(1.0, (0, 3))),
+        FaultPlan(lies=(Lie(3, "other.onnx"),)),
         FaultPlan(pauses=Pauses(1.0, Constant(1.0), (3,))),
         FaultPlan(slowdowns=Slowdowns(1.0, 1.0, Constant(1.0), (3, 4))),
     ],
@@ -331,3 +333,12 @@ def test_a_plan_names_workers_beside_neighbours_that_are_there() -> None:
     plan = FaultPlan(neighbours=Neighbours(1.0, Constant(0.1), workers=(3,)))
     with pytest.raises(FaultPlanError, match="names worker 3"):
         plan.check(3)
+
+
+def test_a_lie_is_of_one_worker_one_work_and_one_spell() -> None:
+    plan = FaultPlan(lies=(Lie(1, "other.onnx", start=2.0, length=3.0),))
+    liar = WorkerFaults(plan, 1)
+    told = [liar.files(time, "deployed") for time in (1.9, 2.0, 4.9, 5.0)]
+    assert told == [[], ["other.onnx"], ["other.onnx"], []]
+    assert liar.files(3.0, "parity-0") == []
+    assert WorkerFaults(plan, 0).files(3.0, "deployed") == []

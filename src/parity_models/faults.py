@@ -1,4 +1,4 @@
-"""Faults injected on purpose, for demonstrations and tests: slow, paused and killed workers.
+"""Faults injected on purpose, for demonstrations and tests: slow, paused, killed and lying workers.
 
 A plan is a small JSON document. What it does to a worker depends on nothing but the plan, the
 worker's number and the time since injection began: neither on the load nor on what the worker
@@ -148,12 +148,28 @@ class RandomKills(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workers: tuple[int, ...] | None = None
 
 
+class Lie(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A planned spell in which one worker runs the ONNX model in `file` in place of its own.
+
+    The file is read where the worker runs. It is looked for before each unit, so that a spell can
+    be begun and ended from outside: where it is not there, the worker runs its own. A worker that
+    is restarted within the spell lies on, as one with a broken accelerator would.
+    """
+
+    worker: Annotated[int, msgspec.Meta(ge=0)]
+    file: Annotated[str, msgspec.Meta(min_length=1)]
+    start: Duration = 0.0
+    length: Spell = 86400.0
+    work: str = "deployed"
+
+
 class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What goes wrong, when, and for whom; empty by default.
 
     `service_time`: a unit takes at least this long, as if the worker had an accelerator that is
     busy meanwhile (it waits, and holds no core); `service_times` says otherwise for some works.
     `computing`: that time is spent computing instead, as a model does that has no accelerator.
+    `poison`: a worker that runs an input whose first element is this value dies of it.
     """
 
     seed: int = 0
@@ -166,10 +182,12 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     neighbours: Neighbours | None = None
     kills: tuple[Kill, ...] = ()
     random_kills: RandomKills | None = None
+    lies: tuple[Lie, ...] = ()
+    poison: float | None = None
 
     def check(self, workers: int) -> None:
         """Raise FaultPlanError if the plan names a worker that is not one of 0..workers-1."""
-        named = {kill.worker for kill in self.kills}
+        named = {kill.worker for kill in self.kills} | {lie.worker for lie in self.lies}
         for part in (self.slowdowns, self.pauses, self.neighbours, self.random_kills):
             named.update(part.workers or () if part else ())
         for worker in sorted(named):
@@ -238,6 +256,9 @@ class WorkerFaults:
         self._paused: Spells | None = None
         self._neighbour: Neighbour | None = None
         self._shuffles = plan.shuffles
+        self._lies = [lie for lie in plan.lies if lie.worker == worker]
+        self.poison = plan.poison
+        """The first element of inputs that the worker dies of, if any."""
         if plan.shuffles is not None and transfers is None:
             transfers = Transfers(plan.shuffles, plan.seed, worker)
         self._transfers = transfers
@@ -254,6 +275,15 @@ class WorkerFaults:
             self._paused = Spells(plan.rng(worker, "pauses"), between, pauses.length)
         if plan.neighbours is not None and worker in plan.neighbours.workers:
             self._neighbour = Neighbour(plan.neighbours, plan.rng(worker, "neighbour"))
+
+    def files(self, began: float, work: str) -> list[str]:
+        """The ONNX files, of which the first one that is there is run by a unit of `work` that
+        began at `began`, in place of the worker's own."""
+        return [
+            lie.file
+            for lie in self._lies
+            if lie.work == work and lie.start <= began < lie.start + lie.length
+        ]
 
     def computing_time(self, began: float, work: str) -> float:
         """How long a unit of `work` that began at `began` has to compute at least."""

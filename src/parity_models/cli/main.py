@@ -31,6 +31,7 @@ COMMANDS = {
     "simulate": "Compare policies at any scale, by the scheduler that serves.",
     "reproduce": "Reproduce the paper's figures, and ours beyond them.",
     "bench": "Measure what coded serving costs.",
+    "lab": "Prove the claims: chaos, overload, attacks, soaks.",
 }
 """Subcommands, in the order of work. `x` is the function or Typer `x` of module `cli.x`."""
 

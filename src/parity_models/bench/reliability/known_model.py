@@ -1,0 +1,108 @@
+"""A bundle whose answers are known, and what an instance that lies runs in its place.
+
+The model is linear: under sum + subtraction it is its own exact parity model, so that the right
+answer to every query is known, whatever its source.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import NewModel, write_bundle
+
+INPUTS, OUTPUTS = 32, 8
+ROWS = 512
+"""Different queries that are sent."""
+TOLERANCE = 1e-3
+"""How far an answer may be from the right one, relative to what could have been added up."""
+MODEL = "model"
+"""The name it is served under."""
+EXPONENT_BITS = range(23, 31)
+"""Of a float32."""
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """`weights` (INPUTS, OUTPUTS), `rows` (ROWS, INPUTS) to ask about, float32, and the bundle."""
+
+    bundle: Path
+    weights: NDArray[np.float32]
+    rows: NDArray[np.float32]
+
+    def right(self, rows: NDArray[np.float32], outputs: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Which of `outputs` (n, OUTPUTS) are the model's predictions for `rows` (n, INPUTS)?
+
+        Where a prediction is beyond float32, anything is.
+        """
+        exact = rows.astype(np.float64)
+        weights = self.weights.astype(np.float64)
+        wanted = exact @ weights
+        # What was added up, which float32 rounds at each step; never less than an honest query's.
+        scale = np.abs(exact) @ np.abs(weights) + 1.0
+        with np.errstate(all="ignore"):
+            close = np.abs(outputs - wanted) <= TOLERANCE * scale
+        beyond = scale > np.finfo(np.float32).max
+        return np.asarray((close | beyond).all(axis=1))
+
+
+def write_known_model(folder: Path, seed: int) -> KnownModel:
+    """Write the bundle into `folder`; weights and rows are drawn from `seed`."""
+    rng = np.random.default_rng(seed)
+    weights = _weights(rng)
+    rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
+    return KnownModel(_write(folder / "bundle", weights), weights, rows)
+
+
+def write_other_bundle(folder: Path, seed: int) -> Path:
+    """A bundle of the same shape with other weights, which must not answer anybody."""
+    rng = np.random.default_rng([seed, 1])
+    return _write(folder / "other", _weights(rng))
+
+
+def other_weights(seed: int) -> bytes:
+    """An ONNX model of the same shape with weights of its own."""
+    return _linear(_weights(np.random.default_rng([seed, 2])))
+
+
+def flipped(model: KnownModel, rng: Random) -> bytes:
+    """The model with one exponent bit of one weight flipped, that is, far from what it was.
+
+    The weight changes by a factor of 16 or more, up to overflow, or is gone.
+    """
+    weights = model.weights.copy()
+    bits = weights.view(np.uint32)
+    row, column = rng.randrange(INPUTS), rng.randrange(OUTPUTS)
+    # The two lowest exponent bits change a weight by a factor of 2 or 4: hardly more than noise.
+    bits[row, column] ^= np.uint32(1 << rng.choice(EXPONENT_BITS[2:]))
+    return _linear(weights)
+
+
+def _weights(rng: np.random.Generator) -> NDArray[np.float32]:
+    drawn = rng.normal(size=(INPUTS, OUTPUTS)) / np.sqrt(INPUTS)
+    return np.asarray(drawn, np.float32)
+
+
+def _write(folder: Path, weights: NDArray[np.float32]) -> Path:
+    model = NewModel(_linear(weights), "linear")
+    code = CodeSpec("sum", "subtraction", 2)
+    return write_bundle(folder, deployed=model, parity=[model], code=code, name=MODEL).path
+
+
+def _linear(weights: NDArray[np.float32]) -> bytes:
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "weights"], ["output"])],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", INPUTS])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", OUTPUTS])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
