@@ -261,7 +261,7 @@ def test_overload_and_deadlines_have_their_codes(bundle: Path) -> None:
         until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
         with pytest.raises(InferenceServerException, match="queries are waiting") as error:
             infer(server.grpc_address, 1, rows=8)
-        assert code_of(error) == "UNAVAILABLE"
+        assert code_of(error) == "RESOURCE_EXHAUSTED"
         eight.result()
         with pytest.raises(InferenceServerException, match=r"no answer within 0\.00") as error:
             infer(server.grpc_address, 3, timeout=1000)

@@ -195,6 +195,9 @@ def serve(
     max_body: Annotated[
         float, typer.Option(help="MiB that a request's body may have; more is refused.")
     ] = ServeOptions.max_body / 2**20,
+    max_rpcs: Annotated[
+        int, typer.Option(help="gRPC calls for predictions at a time; more are refused.")
+    ] = ServeOptions.max_rpcs,
     default_prediction: Annotated[
         str | None,
         typer.Option(
@@ -272,6 +275,7 @@ def serve(
         max_queue=max_queue,
         deadline=deadline,
         max_body=int(max_body * 2**20),
+        max_rpcs=max_rpcs,
         default_prediction=_numbers(default_prediction),
         tenant_header=tenant_header,
         faults=load_fault_plan(faults) if faults is not None else None,

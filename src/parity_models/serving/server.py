@@ -21,6 +21,7 @@ from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.http import HttpServer, listen, url_of
+from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
@@ -59,7 +60,8 @@ class ServeOptions:
     max_batch: int = 1
     max_queue: int = 1000
     deadline: float = 10.0
-    max_body: int = 64 * 2**20
+    max_body: int = Limits.max_body
+    max_rpcs: int = Limits.max_rpcs
     default_prediction: tuple[float, ...] | None = None
     tenant_header: str | None = None
     faults: FaultPlan | None = None
@@ -67,7 +69,7 @@ class ServeOptions:
     fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
-        for name in ("instances", "max_batch", "max_queue", "max_body"):
+        for name in ("instances", "max_batch", "max_queue", "max_body", "max_rpcs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.parity_instances is not None and self.parity_instances < 0:
@@ -137,6 +139,8 @@ class Server:
         )
         self._frontend = frontend_of(bundle, options, self._engine, metrics)
         self._http = HttpServer(rest_app(self._frontend, self.model, metrics, options.max_body))
+        self._limits = limits_of(options)
+        self._budget = ByteBudget(self._limits.max_in_flight)
         self._grpc: GrpcServer | None = None
         self.grpc_url: str | None = None
 
@@ -168,7 +172,7 @@ class Server:
         try:
             if self._options.grpc_port is not None:
                 self._grpc = GrpcServer(
-                    self._frontend, self.model, self._metrics, self._options.max_body
+                    self._frontend, self.model, self._metrics, self._limits, self._budget
                 )
                 self.grpc_url = await self._grpc.start(host, self._options.grpc_port)
             await self._frontend.start(self.works)
@@ -273,6 +277,15 @@ def frontend_of(
         metrics,
         dispatch=dispatch,
         default=_default(options, output),
+    )
+
+
+def limits_of(options: ServeOptions) -> Limits:
+    """What clients can make the server hold. Raises UserError for options out of range."""
+    return Limits(
+        max_rpcs=options.max_rpcs,
+        max_body=options.max_body,
+        max_in_flight=max(Limits.max_in_flight, options.max_body),
     )
 
 

@@ -6,10 +6,11 @@ Errors have the texts of REST, and the status codes that stand for its statuses.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from math import ceil
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -24,6 +25,7 @@ from parity_models import __version__
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError, RequestError
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.grpc.calls import RESERVE, Calls
 from parity_models.serving.grpc.codec import decode_request, encode_response
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
@@ -40,9 +42,11 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
+from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.http import GRACE
+from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
+from parity_models.serving.served_model import PLATFORM, VERSION, InferRequest, ServedModel
 from parity_models.serving.tenancy import with_tenant
 
 _log = logging.getLogger(__name__)
@@ -52,48 +56,39 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _HEALTH_INTERVAL = 0.2
 """Seconds between two looks at the readiness that somebody watches."""
 
-CODES = {
-    400: StatusCode.INVALID_ARGUMENT,
-    404: StatusCode.NOT_FOUND,
-    413: StatusCode.RESOURCE_EXHAUSTED,
-    500: StatusCode.INTERNAL,
-    503: StatusCode.UNAVAILABLE,
-    504: StatusCode.DEADLINE_EXCEEDED,
-}
-"""What a RequestError is in gRPC, by its HTTP status."""
-
 _CLIENT_CLOSED = 499
 """The HTTP status that gRPC's CANCELLED stands for."""
 
 _MAX_MESSAGE = 2**31 - 1
 """Bytes that gRPC can be told a message may have."""
 
-MAX_DETAILS = 1000
-"""Characters of an error that surely go through: they travel in a header, with a client's names
-in them."""
+_MAX_MILLISECONDS = 2**31 - 1
+"""The longest time that gRPC can be told."""
 
 _Context = ServicerContext[Any, Any]
+_Request = TypeVar("_Request", bound=Message)
+_Method = Callable[[AsyncIterator[bytes], _Context], Awaitable[Message]]
 
 
 class GrpcServer:
-    """Serves a frontend's model; a message holds up to `max_message` bytes.
+    """Serves a frontend's model, within `limits`; `budget` counts the bytes of all requests.
 
     Made on the event loop that it is to run on, and started and stopped once.
     """
 
     def __init__(
-        self, frontend: Frontend, model: ServedModel, metrics: Metrics, max_message: int
+        self,
+        frontend: Frontend,
+        model: ServedModel,
+        metrics: Metrics,
+        limits: Limits,
+        budget: ByteBudget,
     ) -> None:
         self._server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", min(max_message, _MAX_MESSAGE)),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.so_reuseport", 0),
-            ]
+            options=_options(limits), maximum_concurrent_rpcs=limits.max_rpcs + RESERVE
         )
-        self._server.add_generic_rpc_handlers(
-            (_handler(InferenceService(frontend, model, metrics)),)
-        )
+        service = InferenceService(frontend, model, metrics)
+        self._server.add_generic_rpc_handlers((_handler(service, Calls(limits, budget)),))
         self._stopping = asyncio.Event()
         health = _Health(frontend, self._stopping)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
@@ -172,9 +167,32 @@ class InferenceService:
         )
 
     async def ModelInfer(self, request: ModelInferRequest, context: _Context) -> ModelInferResponse:
+        with self.counting():
+            return await self.answer(self.asked(request, context), context)
+
+    # ModelInfer in its parts, for who bounds what it holds between them
+
+    def asked(self, request: ModelInferRequest, context: _Context) -> InferRequest:
+        """What the message asks. It keeps no more of the message than the rows."""
+        model = self._model
+        model.check_model(request.model_name, request.model_version)
+        asked = decode_request(request, model)
+        return with_tenant(asked, model.tenant_header, partial(_metadata, context))
+
+    async def answer(self, asked: InferRequest, context: _Context) -> ModelInferResponse:
+        timeouts = (asked.timeout, context.time_remaining())
+        timeout = min((each for each in timeouts if each is not None), default=None)
+        answers = await self._frontend.infer(
+            asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
+        )
+        return encode_response(self._model, asked, answers.outputs, answers.sources)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count a request, by how it ends inside."""
         status = 500
         try:
-            response = await self._infer(request, context)
+            yield
             status = 200
         except RequestError as error:
             status = error.status
@@ -184,19 +202,6 @@ class InferenceService:
             raise
         finally:
             self._metrics.requests.labels(status).inc()
-        return response
-
-    async def _infer(self, request: ModelInferRequest, context: _Context) -> ModelInferResponse:
-        model = self._model
-        model.check_model(request.model_name, request.model_version)
-        asked = decode_request(request, model)
-        timeouts = (asked.timeout, context.time_remaining())
-        timeout = min((each for each in timeouts if each is not None), default=None)
-        asked = with_tenant(asked, model.tenant_header, partial(_metadata, context))
-        answers = await self._frontend.infer(
-            asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
-        )
-        return encode_response(model, asked, answers.outputs, answers.sources)
 
 
 class _Health(health_pb2_grpc.HealthServicer):
@@ -246,12 +251,55 @@ def _metadata(context: _Context, key: str) -> Sequence[str]:
     return [str(value) for each, value in context.invocation_metadata() or () if each == key]
 
 
-def _handler(service: InferenceService) -> grpc.GenericRpcHandler:
+def _options(limits: Limits) -> list[tuple[str, int]]:
+    """What gRPC itself bounds. Its own bounds of headers and of pings stay as they are."""
+    calls = limits.max_rpcs + RESERVE
+    return [
+        ("grpc.max_receive_message_length", min(limits.max_body, _MAX_MESSAGE)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_concurrent_streams", calls),
+        ("grpc.server_handshake_timeout_ms", _milliseconds(limits.head_timeout)),
+        ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_timeout)),
+        # A client that is gone or has stopped is found, whatever call or answer it left.
+        ("grpc.keepalive_time_ms", _milliseconds(limits.idle_timeout)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(limits.head_timeout)),
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(ceil(seconds * 1e3), _MAX_MILLISECONDS)
+
+
+def _handler(service: InferenceService, calls: Calls) -> grpc.GenericRpcHandler:
+    """All methods take a stream of one message, so that they can refuse it unread. On the wire
+    that is no different."""
+
+    async def infer(messages: AsyncIterator[bytes], context: _Context) -> Message:
+        with service.counting(), calls.one():
+            data = await calls.read(messages)
+            with calls.holding(len(data)) as held:
+                asked = service.asked(read_message(ModelInferRequest, data), context)
+                del data
+                held.shrink_to(asked.rows.nbytes)
+                return await service.answer(asked, context)
+
+    methods: dict[str, _Method] = {
+        method.name: partial(
+            _read_and_answered,
+            calls,
+            GetMessageClass(method.input_type),
+            getattr(service, method.name),
+        )
+        for method in SERVICE.methods
+    }
+    methods["ModelInfer"] = infer
     return grpc.method_handlers_generic_handler(
         SERVICE.full_name,
         {
-            method.name: grpc.unary_unary_rpc_method_handler(
-                _guarded(getattr(service, method.name), GetMessageClass(method.input_type)),
+            method.name: grpc.stream_unary_rpc_method_handler(
+                _guarded(methods[method.name]),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
             for method in SERVICE.methods
@@ -259,17 +307,27 @@ def _handler(service: InferenceService) -> grpc.GenericRpcHandler:
     )
 
 
-def _guarded(
-    answer: Callable[[Any, _Context], Awaitable[Message]], request: type[Message]
-) -> Callable[[bytes, _Context], Awaitable[Message]]:
-    """The method, for bytes, with its errors as gRPC's. (gRPC itself would log every request
-    that cannot be read, and send the text of any exception to the client.)"""
+async def _read_and_answered(
+    calls: Calls,
+    kind: type[Message],
+    answer: Callable[[Any, _Context], Awaitable[Message]],
+    messages: AsyncIterator[bytes],
+    context: _Context,
+) -> Message:
+    data = await calls.read(messages)
+    with calls.holding(len(data)):
+        return await answer(read_message(kind, data), context)
 
-    async def answered(data: bytes, context: _Context) -> Message:
+
+def _guarded(answer: _Method) -> _Method:
+    """The method, with its errors as gRPC's. (gRPC itself would log every request that cannot be
+    read, and send the text of any exception to the client.)"""
+
+    async def answered(messages: AsyncIterator[bytes], context: _Context) -> Message:
         try:
-            return await answer(read_message(request, data), context)
+            return await answer(messages, context)
         except RequestError as error:
-            await context.abort(CODES[error.status], str(error)[:MAX_DETAILS])
+            await context.abort(code_of(error), text_of(error), metadata_of(error))
         except Exception as error:
             _log.error("a gRPC request failed", exc_info=error)
             await context.abort(
@@ -279,7 +337,7 @@ def _guarded(
     return answered
 
 
-def read_message(request: type[Message], data: bytes) -> Message:
+def read_message(request: type[_Request], data: bytes) -> _Request:
     """Raises InvalidRequestError for what is no such message."""
     try:
         return request.FromString(data)

@@ -16,9 +16,8 @@ from grpc import StatusCode
 
 from parity_models.serving.errors import RequestError, TooLargeError
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.grpc.server import (
-    CODES,
-    MAX_DETAILS,
     SERVICE,
     InferenceService,
     read_message,
@@ -64,7 +63,10 @@ class RayGrpc:
             response: Message = await getattr(self._service, method)(message, _Call(context))
             return response
         except RequestError as error:
-            code, details = CODES[error.status], str(error)[:MAX_DETAILS]
+            code, details = code_of(error), text_of(error)
+            trailing = metadata_of(error)
+            if trailing:
+                context.set_trailing_metadata(list(trailing))
         except Exception as error:
             _log.error("a gRPC request failed", exc_info=error)
         context.set_code(code)

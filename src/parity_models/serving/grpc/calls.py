@@ -1,0 +1,137 @@
+"""What calls may make the server hold: how many at a time, and the bytes of their messages.
+
+gRPC bounds a message's size, but not what many of them hold together, and not how long a client
+takes to send one. So a call is taken before its message is read (as gRPC
+allows where the message comes as a stream of one), and its message's bytes are taken from the
+budget of all requests.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+
+from parity_models.serving.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestError,
+)
+from parity_models.serving.limits import ByteBudget, Limits
+
+RESERVE = 100
+"""Calls beyond the limit that are let in far enough to be told of it, and those that ask for the
+server's health, which a busy server answers too."""
+
+_PROMPT = 0.2
+"""Seconds within which a message mostly arrives whole. gRPC does not say how long it will be: one
+that takes longer is counted as if it were the longest."""
+
+_RETRY_AFTER = 1.0
+
+
+class Calls:
+    """Bounds the calls of one server, by its `limits`; `budget` is shared with other protocols."""
+
+    def __init__(self, limits: Limits, budget: ByteBudget) -> None:
+        self._limits = limits
+        self._budget = budget
+        self._running = 0
+        self._slow = 0
+        # Clients that send slowly leave half of the budget to the others.
+        self._most_slow = max(1, budget.most // limits.max_body // 2)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count a call while it is under way. Raises OverloadedError for one too many."""
+        if self._running >= self._limits.max_rpcs:
+            raise OverloadedError(
+                f"the server takes at most {self._limits.max_rpcs} gRPC calls at a time; try again "
+                "later",
+                retry_after=_RETRY_AFTER,
+            )
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    async def read(self, messages: AsyncIterator[bytes]) -> bytes:
+        """The call's message. Raises DeadlineError if it does not arrive in time, OverloadedError
+        if too many arrive slowly, InvalidRequestError if there is none."""
+        loop = asyncio.get_running_loop()
+        slow = _Slow(self)
+        try:
+            async with asyncio.timeout(self._limits.body_timeout) as timeout:
+                prompt = loop.call_later(_PROMPT, slow.begin, timeout)
+                try:
+                    return await anext(messages)
+                finally:
+                    prompt.cancel()
+        except TimeoutError:
+            raise slow.refusal or DeadlineError(
+                f"the message was not whole within {self._limits.body_timeout:g} s; send it faster "
+                "or send fewer rows at once"
+            ) from None
+        except StopAsyncIteration:
+            raise InvalidRequestError("the call has no message") from None
+        finally:
+            slow.end()
+
+    def begin_slow(self) -> None:
+        """Count a message that arrives slowly. Raises OverloadedError for one too many."""
+        if self._slow >= self._most_slow:
+            raise OverloadedError(
+                f"the server takes at most {self._most_slow} gRPC messages that arrive slowly at a "
+                "time; try again later",
+                retry_after=_RETRY_AFTER,
+            )
+        self._budget.take(self._limits.max_body)
+        self._slow += 1
+
+    def end_slow(self) -> None:
+        self._budget.give_back(self._limits.max_body)
+        self._slow -= 1
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator["Held"]:
+        """Take so many bytes from the budget. Raises OverloadedError if there are too few."""
+        held = Held(self._budget, size)
+        try:
+            yield held
+        finally:
+            held.shrink_to(0)
+
+
+class Held:
+    """Bytes of a budget that a request holds: those of its message, later those of its rows."""
+
+    def __init__(self, budget: ByteBudget, size: int) -> None:
+        budget.take(size)
+        self._budget = budget
+        self._size = size
+
+    def shrink_to(self, size: int) -> None:
+        if size < self._size:
+            self._budget.give_back(self._size - size)
+            self._size = size
+
+
+class _Slow:
+    """A message that may turn out to arrive slowly."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._begun = False
+        self.refusal: RequestError | None = None
+
+    def begin(self, timeout: asyncio.Timeout) -> None:
+        try:
+            self._calls.begin_slow()
+            self._begun = True
+        except OverloadedError as error:
+            self.refusal = error
+            timeout.reschedule(asyncio.get_running_loop().time())
+
+    def end(self) -> None:
+        if self._begun:
+            self._calls.end_slow()

@@ -1,0 +1,265 @@
+"""What gRPC clients can make the server hold has bounds, and what they give up is let go."""
+
+import asyncio
+import signal
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc.error_details_pb2 import RetryInfo
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+from numpy.typing import NDArray
+
+from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import Source
+from parity_models.serving.errors import AbandonedError, OverloadedError, RequestError
+from parity_models.serving.frontend import Answers
+from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ServerReadyRequest
+from parity_models.serving.grpc.server import GrpcServer
+from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.served_model import ServedModel
+
+SPEC = TensorSpec("x", "FP32", (4,))
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+READY = "/inference.GRPCInferenceService/ServerReady"
+
+
+class Waiting:
+    """A frontend that answers when it is told to, with the rows themselves."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.asked = 0
+        self.abandoned = 0
+        self.error: RequestError | None = None
+        self.widen = 1
+
+    async def infer(
+        self, rows: NDArray[Any], timeout: float | None = None, **sharing: object
+    ) -> Answers:
+        self.asked += 1
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return Answers(np.tile(rows, (1, self.widen)), [Source.MODEL] * len(rows))
+
+
+class Served:
+    def __init__(self, frontend: Waiting, budget: ByteBudget, metrics: Metrics, address: str):
+        self.frontend, self.budget, self.metrics = frontend, budget, metrics
+        self.address = address
+
+    def channel(self, **options: int) -> grpc.aio.Channel:
+        apart = {"grpc.use_local_subchannel_pool": 1, "grpc.max_receive_message_length": -1}
+        return grpc.aio.insecure_channel(self.address, [*(apart | options).items()])
+
+    def requests(self, status: int) -> float:
+        labels = {"code": str(status)}
+        return self.metrics.registry.get_sample_value("parm_requests_total", labels) or 0
+
+
+@asynccontextmanager
+async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
+    """A server with these limits, and the method ModelInfer, on bytes, of a channel to it."""
+    frontend, metrics = Waiting(), Metrics()
+    bounds = Limits(**limits)
+    budget = ByteBudget(bounds.max_in_flight)
+    model = ServedModel("model", SPEC, SPEC, max_rows=10**6)
+    server = GrpcServer(frontend, model, metrics, bounds, budget)
+    url = await server.start("127.0.0.1", 0)
+    served = Served(frontend, budget, metrics, url.removeprefix("grpc://"))
+    channel = served.channel()
+    try:
+        yield served, channel.unary_unary(INFER)
+    finally:
+        frontend.go.set()
+        await channel.close()
+        await server.stop()
+        assert budget.held == 0
+
+
+def request(rows: int = 1) -> bytes:
+    message = ModelInferRequest(model_name="model")
+    message.inputs.add(name="x", datatype="FP32", shape=(rows, 4))
+    message.raw_input_contents.append(bytes(16 * rows))
+    return message.SerializeToString()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def delay(error: grpc.aio.AioRpcError) -> float:
+    """What google.rpc.RetryInfo says, in seconds, as clients read it."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    assert (status.code, status.message) == (error.code().value[0], error.details())
+    (detail,) = status.details
+    info = RetryInfo()
+    assert detail.Unpack(info)
+    return info.retry_delay.ToTimedelta().total_seconds()
+
+
+async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> None:
+    async with serving() as (served, infer):
+        served.frontend.error = OverloadedError("too much", retry_after=0.25)
+        served.frontend.go.set()
+        with pytest.raises(grpc.aio.AioRpcError, match="too much") as error:
+            await infer(request())
+        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert delay(error.value) == 0.25
+        assert served.requests(503) == 1
+        served.frontend.error = AbandonedError("gone")
+        with pytest.raises(grpc.aio.AioRpcError, match="gone") as error:
+            await infer(request())
+        assert error.value.code() is StatusCode.CANCELLED
+        assert rpc_status.from_call(error.value) is None
+
+
+async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
+    async with serving(max_rpcs=2) as (served, infer):
+        two = [asyncio.ensure_future(infer(request())) for _ in range(2)]
+        await until(lambda: served.frontend.asked == 2)
+        with pytest.raises(grpc.aio.AioRpcError, match="at most 2 gRPC calls at a time") as error:
+            await infer(request())
+        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert delay(error.value) > 0
+        assert served.requests(503) == 1
+        async with served.channel() as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            assert (await stub.Check(health_pb2.HealthCheckRequest())).status
+            assert await channel.unary_unary(READY)(ServerReadyRequest().SerializeToString())
+        served.frontend.go.set()
+        await asyncio.gather(*two)
+        await infer(request())
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "connection"])
+async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
+    async with serving() as (served, _), served.channel() as channel:
+        call = channel.unary_unary(INFER)(request(), timeout=0.5 if how == "deadline" else None)
+        waited = asyncio.ensure_future(call.code())
+        await until(lambda: served.frontend.asked == 1)
+        assert served.frontend.abandoned == 0
+        if how == "cancel":
+            call.cancel()
+        elif how == "connection":
+            await channel.close()
+        await until(lambda: served.frontend.abandoned == 1)
+        await until(lambda: served.requests(499) == 1)
+        await waited
+
+
+async def test_the_bytes_of_all_messages_have_a_budget() -> None:
+    most = 3000
+    async with serving(max_body=2000, max_in_flight=most) as (served, infer):
+        first = asyncio.ensure_future(infer(request(100)))
+        await until(lambda: served.frontend.asked == 1)
+        assert served.budget.held == 1600  # what is left of the message: its rows
+        with pytest.raises(grpc.aio.AioRpcError, match=f"exceed the {most}") as error:
+            await infer(request(100))
+        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert delay(error.value) > 0
+        served.frontend.go.set()
+        await first
+        assert served.budget.held == 0
+        await infer(request(100))
+
+
+async def test_a_message_beyond_the_limit_is_refused() -> None:
+    async with serving(max_body=2000) as (served, infer):
+        with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as error:
+            await infer(request(1000))
+        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        assert served.frontend.asked == 0
+
+
+async def test_a_message_that_does_not_come_ends_its_call() -> None:
+    async with serving(body_timeout=0.4) as (served, _), served.channel() as channel:
+        silent = channel.stream_unary(INFER)()
+        assert await silent.code() is StatusCode.DEADLINE_EXCEEDED
+        assert "not whole within 0.4 s" in await silent.details()
+        empty = channel.stream_unary(INFER)()
+        await empty.done_writing()
+        assert await empty.code() is StatusCode.INVALID_ARGUMENT
+        assert "no message" in await empty.details()
+
+
+async def test_messages_that_come_slowly_leave_budget_to_others() -> None:
+    limits = {"max_body": 1000, "max_in_flight": 4000}
+    async with serving(**limits) as (served, infer), served.channel() as channel:
+        slow = [channel.stream_unary(INFER)() for _ in range(5)]
+        states = [asyncio.ensure_future(each.code()) for each in slow]
+        await until(lambda: sum(state.done() for state in states) == 3)
+        assert served.budget.held == 2000
+        refused = [each for each, state in zip(slow, states, strict=True) if state.done()]
+        for each in refused:
+            assert await each.code() is StatusCode.RESOURCE_EXHAUSTED
+            assert "at most 2 gRPC messages that arrive slowly" in await each.details()
+        served.frontend.go.set()
+        await infer(request(50))
+        for each in slow:
+            each.cancel()
+        await until(lambda: served.budget.held == 0)
+
+
+async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
+    """The client is a process that stops once it has asked, and its answer is large."""
+    async with serving(idle_timeout=1, head_timeout=1) as (served, _):
+        served.frontend.widen = 2_000_000
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", ASK, served.address, stdin=PIPE, stdout=PIPE
+        )
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(request())
+        client.stdin.close()
+        await until(lambda: served.frontend.asked == 1)
+        client.send_signal(signal.SIGSTOP)
+        served.frontend.go.set()
+        await until(lambda: served.requests(200) == 1)
+        await asyncio.sleep(3)
+        client.send_signal(signal.SIGCONT)
+        assert await client.stdout.read() == b"UNAVAILABLE"
+        await client.wait()
+
+
+ASK = f"""
+import grpc, sys
+channel = grpc.insecure_channel(sys.argv[1], [("grpc.max_receive_message_length", -1)])
+try:
+    channel.unary_unary({INFER!r})(sys.stdin.buffer.read())
+    print("OK", end="")
+except grpc.RpcError as error:
+    print(error.code().name, end="")
+"""
+"""Asks the server at its argument what it reads, and says how that ends."""
+
+
+async def test_the_connection_too_many_is_closed() -> None:
+    async with serving(max_connections=2) as (served, infer):
+        served.frontend.go.set()
+        await infer(request())
+        async with served.channel() as second:
+            await second.unary_unary(INFER)(request())
+            async with served.channel() as third:
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await third.unary_unary(INFER)(request(), timeout=10)
+                assert error.value.code() is StatusCode.UNAVAILABLE
+            await infer(request())
