@@ -4,6 +4,7 @@ It knows what a real driver would know (tensors at hand, instances up, the clock
 every action against it, so that any history run through it is a test of the invariants.
 """
 
+import logging
 from dataclasses import dataclass, field
 
 from parity_models.codes import Code, CodeSpec
@@ -33,6 +34,19 @@ BOTH = ORIGINALS | PARITIES
 """What an instance may run."""
 
 
+class _Raise(logging.Handler):
+    """Lets a test fail for what the scheduler would only log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.exc_info[1]:
+            raise record.exc_info[1]
+
+
+STRICT = _Raise()
+LOG = logging.getLogger("parity_models.scheduling.scheduler")
+LOG.addHandler(STRICT)
+
+
 def code(k: int = 2, r: int = 1, decoder: str = "separate") -> Code:
     encoder = "stack" if decoder == "separate" else "sum"
     return Code(CodeSpec(encoder, decoder, k, r), (1,), (1,))
@@ -58,17 +72,37 @@ class World:
     running: dict[str, Run] = field(default_factory=dict)
     answers: dict[int, Source] = field(default_factory=dict)
     failures: dict[int, Fail] = field(default_factory=dict)
+    exact: set[int] = field(default_factory=set)
+    tenants: dict[int, str | None] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
     log: list[Action] = field(default_factory=list)
+    unreported: dict[str, Run] = field(default_factory=dict)
+    """Units that have ended, which the scheduler does not know yet, by instance."""
     wrong: tuple[int, ...] = ()
     """The slots whose reconstructions cannot be right."""
 
-    def arrive(self, count: int, kind: str = "image", deadline: float | None = None) -> list[int]:
+    def arrive(
+        self,
+        count: int,
+        kind: str = "image",
+        deadline: float | None = None,
+        tenant: str | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[int]:
         ids = list(range(self.arrived, self.arrived + count))
         self.arrived += count
         self.inputs.update(ids)
-        self.do(self.scheduler.queries_arrived(self.now, ids, kind, deadline))
+        if exact:
+            self.exact.update(ids)
+        self.tenants.update(dict.fromkeys(ids, tenant))
+        event = self.scheduler.queries_arrived
+        only = ids if exact else ()
+        self.do(event(self.now, ids, kind, deadline, tenant=tenant, exact=only))
         return ids
+
+    def abandon(self, *queries: int) -> None:
+        self.do(self.scheduler.queries_abandoned(self.now, queries))
 
     def join(self, instance: str, works: frozenset[str], node: str | None = None) -> None:
         self.works[instance] = works
@@ -77,10 +111,20 @@ class World:
     def leave(self, instance: str) -> None:
         del self.works[instance]
         self.running.pop(instance, None)
+        self.unreported.pop(instance, None)
         self.do(self.scheduler.instance_left(self.now, instance))
 
     def finish(self, instance: str) -> None:
-        run = self.running.pop(instance)
+        self.end(instance)
+        self.report(instance)
+
+    def end(self, instance: str) -> None:
+        """The instance has run its unit; the scheduler is not told yet."""
+        self.unreported[instance] = self.running.pop(instance)
+
+    def report(self, instance: str) -> None:
+        """Report the unit that the instance has run."""
+        run = self.unreported.pop(instance)
         for subject in run.subjects:
             if run.work in (DEPLOYED, BACKUP):
                 at_hand = self.predictions if run.work == DEPLOYED else self.backups
@@ -104,6 +148,10 @@ class World:
             self.do(self.scheduler.time_passed(self.now))
         self.now = end
 
+    def stall(self, seconds: float) -> None:
+        """Time passes, and the driver is too busy to notice: timers that become due are late."""
+        self.now += seconds
+
     def do(self, actions: list[Action]) -> None:
         for action in actions:
             self.log.append(action)
@@ -113,7 +161,8 @@ class World:
                 self.do(self.scheduler.decoded(self.now, action.group, self.wrong))
 
     def _run(self, run: Run) -> None:
-        assert run.instance not in self.running, "an instance runs one unit at a time"
+        busy = self.running.keys() | self.unreported.keys()
+        assert run.instance not in busy, "an instance runs one unit at a time"
         assert run.work in self.works[run.instance]
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
@@ -136,6 +185,8 @@ class World:
         assert self.inputs.issuperset(encode.members)
         assert encode.group not in self.members, "a group is encoded once"
         assert encode.group_wait >= 0
+        assert not self.exact & set(encode.members), "exact queries are not encoded"
+        assert len({self.tenants[query] for query in encode.members}) == 1, "tenants share no code"
         for run in self.running.values():
             if run.work == DEPLOYED:
                 self._check_apart(run, encode.members)
@@ -172,7 +223,8 @@ class World:
         self.failures[fail.query] = fail
 
     def _cancel(self, cancel: Cancel) -> None:
-        assert self.running[cancel.instance].unit == cancel.unit
+        run = self.running.get(cancel.instance) or self.unreported[cancel.instance]
+        assert run.unit == cancel.unit, "no unit is cancelled whose end is being reported"
         assert cancel.unit not in self.cancelled
         self.cancelled.add(cancel.unit)
 

@@ -327,10 +327,5 @@ def test_a_driver_that_breaks_the_contract_is_told() -> None:
     scheduler.queries_arrived(0.0, [1], "image")
     with pytest.raises(ValueError, match="query 1 is here already"):
         scheduler.queries_arrived(0.0, [1], "image")
-    scheduler.instance_joined(0.0, "a", ORIGINALS)
-    with pytest.raises(ValueError, match="joined already"):
-        scheduler.instance_joined(0.0, "a", ORIGINALS)
-    with pytest.raises(ValueError, match="never joined"):
-        scheduler.instance_left(0.0, "b")
     with pytest.raises(ValueError, match="max_batch must be greater than 0"):
         SchedulerConfig(max_batch=0)

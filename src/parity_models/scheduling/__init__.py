@@ -24,8 +24,9 @@ from parity_models.scheduling.actions import (
     WakeAt,
     parity_work,
 )
+from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
-from parity_models.scheduling.scheduler import Scheduler, SchedulerConfig
+from parity_models.scheduling.scheduler import Scheduler
 
 __all__ = [
     "BACKUP",

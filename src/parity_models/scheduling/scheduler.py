@@ -19,9 +19,10 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   forget them.
 """
 
+import logging
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from parity_models.scheduling.actions import (
     DEPLOYED,
@@ -36,40 +37,27 @@ from parity_models.scheduling.actions import (
     Source,
     WakeAt,
 )
+from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.timers import Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
 
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """Bounds of the scheduler.
-
-    `max_batch`: rows a unit may hold. `max_queue`: queries that may wait; more are refused.
-    `deadline`: seconds after which an unanswered query fails, unless it brings its own.
-    `max_attempts`: how often a query is tried on instances that fail before it fails too.
-    `default_prediction`: answer with a default instead of failing at the deadline (Crankshaw
-    et al., Clipper, NSDI 2017, section 5.2.1).
-    """
-
-    max_batch: int = 1
-    max_queue: int = 1000
-    deadline: float = 10.0
-    max_attempts: int = 5
-    default_prediction: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "max_queue", "deadline", "max_attempts"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be greater than 0, got {getattr(self, name)}")
+_log = logging.getLogger(__name__)
 
 
 class Scheduler:
     """Events in, actions out; see the theory of operation above. Times in seconds.
 
-    Raises ValueError where the driver breaks the contract: a query id that is in use, an
-    instance that joins twice or leaves without having joined.
+    The contract with the driver: it reports what happened to one instance in order, but an event
+    may be reported late, after timers that were due before it, or twice, or for a unit or an
+    instance that is gone. What an event says counts before timers that have become due in the
+    meantime: an output that is here answers its query, however late it is. An event that says
+    nothing new is ignored. A `Cancel` may come for a unit that has ended but is not reported yet;
+    the driver ignores it. If a hook of the policy raises, the queries that it was about fail as
+    INTERNAL, and all else goes on.
+
+    Raises ValueError for a query id that is in use: the only thing that no lateness explains.
     """
 
     def __init__(
@@ -86,12 +74,14 @@ class Scheduler:
         self._waiting: set[int] = set()
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
+        self._resting: dict[str, Timer] = {}
         self._holds: dict[int, int] = {}
         self._timers = Timers()
         self._wake_at: float | None = None
         self._last_id = 0
         self._deciding = False
         self._overdue: list[Query] = []
+        self._broken: list[tuple[int, str]] = []
         self._actions: list[Action] = []
         self._forgotten: list[int] = []
 
@@ -112,7 +102,11 @@ class Scheduler:
         `deadline` is the time at which they fail if unanswered. They share coding groups only with
         queries of the same `tenant`, and those that are `exact` with none.
         """
+        for query_id in queries:
+            if query_id in self._holds:
+                raise ValueError(f"query {query_id} is here already; ids must be unique")
         self._advance(now)
+        self._timers.fire(self.now)  # what has expired does not wait
         if len(self._waiting) + len(queries) > self._config.max_queue:
             detail = f"{self._config.max_queue} queries are waiting already; try again later"
             for query_id in queries:
@@ -121,8 +115,6 @@ class Scheduler:
             return self._done()
         due = now + self._config.deadline if deadline is None else deadline
         for query_id in queries:
-            if query_id in self._holds:
-                raise ValueError(f"query {query_id} is here already; ids must be unique")
             query = Query(
                 query_id,
                 kind,
@@ -138,8 +130,16 @@ class Scheduler:
             self._waiting.add(query_id)
             self.hold(query_id)
             self._dispatch.add(query.original)
-            self._policy.arrived(self, query)
+            self._tell((query_id,), self._policy.arrived, self, query)
         return self._done()
+
+    def queries_abandoned(self, now: float, queries: Iterable[int]) -> list[Action]:
+        """Nobody waits for these queries any more; those that are pending end."""
+        return self._fail_all(now, queries, Reason.ABANDONED, "its client has given up")
+
+    def queries_failed(self, now: float, queries: Iterable[int], detail: str) -> list[Action]:
+        """The driver could not carry out an action for these queries; those pending fail."""
+        return self._fail_all(now, queries, Reason.INTERNAL, detail)
 
     def unit_finished(self, now: float, unit: int, unusable: Collection[int] = ()) -> list[Action]:
         """An instance has run a unit; the driver holds its outputs.
@@ -153,10 +153,10 @@ class Scheduler:
             usable = task.subject not in unusable
             if task.work != DEPLOYED:
                 if usable:
-                    self._policy.redundancy_finished(self, task)
+                    self._tell((), self._policy.redundancy_finished, self, task)
                 continue
             if usable:
-                self._policy.predicted(self, task)
+                self._tell((task.subject,), self._policy.predicted, self, task)
             query = self._queries.get(task.subject)
             if query is not None:
                 self.answer(query, Source.MODEL)
@@ -180,11 +180,9 @@ class Scheduler:
         To be reported for every Decode, as soon as the actions beside it have been carried out.
         """
         self._advance(now)
-        self._policy.decoded(self, group, wrong)
+        self._tell((), self._policy.decoded, self, group, wrong)
         for query in [query for query in self._overdue if not query.decoding]:
-            self._overdue.remove(query)
-            if query.id in self._queries:
-                self._give_up(query)
+            self._give_up(query)
         return self._done()
 
     def instance_joined(
@@ -192,24 +190,24 @@ class Scheduler:
     ) -> list[Action]:
         """An instance is up, idle, and can run these works; None: it has a node to itself."""
         self._advance(now)
-        if instance in self._running:
-            raise ValueError(f"instance {instance} has joined already")
-        self._running[instance] = None
-        self._dispatch.join(instance, works, node)
+        if instance not in self._running:
+            self._running[instance] = None
+            self._dispatch.join(instance, works, node)
         return self._done()
 
     def instance_left(self, now: float, instance: str) -> list[Action]:
         """An instance is gone, and what it was running with it."""
         self._advance(now)
         if instance not in self._running:
-            raise ValueError(f"instance {instance} never joined or has left already")
+            return self._done()
         unit = self._running.pop(instance)
         for task in unit.tasks if unit else ():
             task.unit = None
+        self._timers.cancel(self._resting.pop(instance, None))
         self._dispatch.leave(instance)
         if unit is not None:
             del self._units[unit.id]
-            self._policy.unit_ended(self, unit, finished=False)
+            self._tell((), self._policy.unit_ended, self, unit, finished=False)
             self._lose(unit, f"instance {instance} was lost")
         return self._done()
 
@@ -233,12 +231,18 @@ class Scheduler:
         """How many instances are up, by work they can run."""
         return self._dispatch.instances_up()
 
+    def running(self) -> dict[str, int | None]:
+        """The instances that are up, as far as reported, and the unit that each one runs."""
+        return {name: unit.id if unit else None for name, unit in self._running.items()}
+
     def size(self) -> int:
         """How many things are remembered; bounded by the policy's padding when none is pending."""
         return (
             len(self._queries)
             + len(self._waiting)
             + len(self._units)
+            + len(self._resting)
+            + len(self._overdue)
             + len(self._holds)
             + len(self._timers)
             + len(self._dispatch)
@@ -263,15 +267,18 @@ class Scheduler:
         self._last_id += 1
         return self._last_id
 
-    def set_timer(self, at: float, callback: Callable[[], None]) -> Timer:
-        return self._timers.set(at, callback)
+    def set_timer(
+        self, at: float, callback: Callable[[], None], about: Collection[int] = ()
+    ) -> Timer:
+        """Call back at a time; `about` are the queries that fail if that raises."""
+        return self._timers.set(at, partial(self._tell, about, callback))
 
     def cancel_timer(self, timer: Timer | None) -> None:
         self._timers.cancel(timer)
 
     def submit(self, task: Task) -> None:
         """Queue a task of redundant work."""
-        self._dispatch.add(task)
+        self._queue(task)
 
     def keep_idle(self, instances: int) -> None:
         """Start spare tasks only while more instances than these are idle."""
@@ -279,9 +286,10 @@ class Scheduler:
 
     def hurry(self, task: Task) -> None:
         """A spare task that is queued is spare no longer: it takes its turn among all others."""
-        self._dispatch.remove(task)
-        task.spare = False
-        self._dispatch.add(task)
+        if task.wanted and task.unit is None:
+            self._dispatch.remove(task)
+            task.spare = False
+            self._queue(task)
 
     def copy(self, query: Query, *, spare: bool = False) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
@@ -293,7 +301,7 @@ class Scheduler:
             original.apart = self.new_id()
         task = Task(DEPLOYED, query.id, query.kind, original.apart, spare, spread=[query.tasks])
         query.tasks.append(task)
-        self._dispatch.add(task, first=True)
+        self._queue(task, first=True)
 
     def drop(self, task: Task) -> None:
         """Nobody needs this task: take it from the queue, or cancel its unit if it was the last."""
@@ -350,19 +358,54 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         self.now = max(self.now, now)
-        self._timers.fire(self.now)
 
     def _done(self) -> list[Action]:
+        """Timers that are due come after what the event said, and before anything is started."""
+        self._settle()
         # What is decoded needs no instance, if it can be right: that is reported at once.
-        deciding, self._deciding = self._deciding, False
-        while not deciding and self._start_units():  # which may have queued more
-            pass
+        while not self._deciding and self._start_units():
+            self._settle()
+        self._deciding = False
         if self._forgotten:
             self.emit(ForgetQueries(tuple(self._forgotten)))
             self._forgotten.clear()
         self._ask_for_wake_up()
         actions, self._actions = self._actions, []
         return actions
+
+    def _settle(self) -> None:
+        """Let timers fire that are due, and fail what the policy failed."""
+        self._timers.fire(self.now)
+        while self._broken:
+            query_id, detail = self._broken.pop()
+            query = self._queries.get(query_id)
+            if query is not None:
+                self.fail(query, Reason.INTERNAL, detail)
+
+    def _fail_all(
+        self, now: float, queries: Iterable[int], reason: Reason, detail: str
+    ) -> list[Action]:
+        self._advance(now)
+        for query_id in queries:
+            query = self._queries.get(query_id)
+            if query is not None:
+                self.fail(query, reason, detail)
+        return self._done()
+
+    def _tell(
+        self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
+    ) -> None:
+        """Call a hook of the policy's; if it raises, the queries `about` which it was fail soon."""
+        try:
+            hook(*args, **options)
+        except Exception as error:
+            _log.exception("the policy failed")
+            self._broken += [(query, f"the policy failed: {error!r}") for query in about]
+
+    def _queue(self, task: Task, *, first: bool = False) -> None:
+        """Queue a task that is still wanted and not running: no other is ever queued."""
+        if task.wanted and task.unit is None:
+            self._dispatch.add(task, first=first)
 
     def _start_units(self) -> bool:
         """Give idle instances what they can run; was there anything?"""
@@ -376,9 +419,9 @@ class Scheduler:
                 task.unit = unit
                 if task.work == DEPLOYED:
                     self._waiting.discard(task.subject)
-                    self._policy.starts(self, task)
+                    self._tell((task.subject,), self._policy.starts, self, task)
                 else:
-                    self._policy.redundancy_starts(self, task)
+                    self._tell((), self._policy.redundancy_starts, self, task)
             subjects = tuple(task.subject for task in tasks)
             self.emit(Run(instance, unit.id, tasks[0].work, subjects))
         return started
@@ -400,17 +443,17 @@ class Scheduler:
             self._running[unit.instance] = None
             if rest > 0:
                 rested = partial(self._rested, unit.instance, self.now - unit.started)
-                self._timers.set(self.now + rest, rested)
+                self._resting[unit.instance] = self._timers.set(self.now + rest, rested)
             else:
                 self._dispatch.idle(unit.instance, self.now - unit.started)
             for task in unit.tasks:
                 task.unit = None
-            self._policy.unit_ended(self, unit, finished=finished)
+            self._tell((), self._policy.unit_ended, self, unit, finished=finished)
         return unit
 
     def _rested(self, instance: str, took: float) -> None:
-        if instance in self._running:
-            self._dispatch.idle(instance, took)
+        del self._resting[instance]
+        self._dispatch.idle(instance, took)
 
     def _lose(self, unit: Unit, detail: str, *, turned_away: bool = False) -> None:
         for task in reversed(unit.tasks):
@@ -418,13 +461,13 @@ class Scheduler:
                 continue
             task.failed_on.append(unit.instance)
             task.turned_away += turned_away
-            query = self._queries[task.subject] if task.work == DEPLOYED else None
+            query = self._queries.get(task.subject) if task.work == DEPLOYED else None
             if len(task.failed_on) - task.turned_away < self._config.max_attempts:
-                self._dispatch.add(task, first=True)
+                self._queue(task, first=True)
                 if query is not None:
                     if not any(copy.unit for copy in query.tasks):
                         self._waiting.add(query.id)
-                    self._policy.urgent(self, query)
+                    self._tell((query.id,), self._policy.urgent, self, query)
                 continue
             task.wanted = False
             if query is not None and not any(copy.wanted for copy in query.tasks):
@@ -432,7 +475,7 @@ class Scheduler:
                 self.fail(query, Reason.INSTANCES_FAILED, tries)
 
     def _expire(self, query: Query) -> None:
-        self._policy.urgent(self, query)
+        self._tell((query.id,), self._policy.urgent, self, query)
         if query.id not in self._queries:
             return
         if query.decoding:
@@ -450,10 +493,12 @@ class Scheduler:
 
     def _resolve(self, query: Query) -> None:
         del self._queries[query.id]
+        if query in self._overdue:
+            self._overdue.remove(query)
         self._waiting.discard(query.id)
         self._timers.cancel(query.timer)
         self._timers.cancel(query.alarm)
         for task in query.tasks:
             self.drop(task)
-        self._policy.resolved(self, query)
+        self._tell((), self._policy.resolved, self, query)
         self.release(query.id)

@@ -128,7 +128,7 @@ class AdaptiveParity(Parity):
 
     def _look_at(self, scheduler: Scheduler, query: Query, at: float) -> None:
         at = max(at, scheduler.now + LEAST_DELAY)
-        query.alarm = scheduler.set_timer(at, partial(self._look, scheduler, query))
+        query.alarm = scheduler.set_timer(at, partial(self._look, scheduler, query), (query.id,))
 
     def _look(self, scheduler: Scheduler, query: Query) -> None:
         """Copy a query whose original is slow; hurry its copy once it is late."""
@@ -146,7 +146,7 @@ class AdaptiveParity(Parity):
             scheduler.copy(query, spare=True)
         if scheduler.now < began + self._late:
             self._look_at(scheduler, query, began + self._late)
-        elif len(query.tasks) == 1 or query.tasks[1].unit is None:
+        elif len(query.tasks) == 1 or (query.tasks[1].wanted and query.tasks[1].unit is None):
             self._hurry(scheduler, query)
 
     def _hurry(self, scheduler: Scheduler, query: Query) -> None:

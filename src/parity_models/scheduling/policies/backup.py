@@ -47,7 +47,7 @@ class ApproximateBackup(Policy):
         if scheduler.now >= due or query.was_lost:
             answer()
         else:
-            query.alarm = scheduler.set_timer(due, answer)
+            query.alarm = scheduler.set_timer(due, answer, (query.id,))
 
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         if query.alarm is not None:

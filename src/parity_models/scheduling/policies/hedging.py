@@ -53,7 +53,9 @@ class Hedging(Policy):
         delay = self._delay or self._latencies.quantile(self._quantile)
         if delay is not None:
             at = scheduler.now + max(delay, LEAST_DELAY)
-            query.alarm = scheduler.set_timer(at, partial(self._hedge, scheduler, query))
+            query.alarm = scheduler.set_timer(
+                at, partial(self._hedge, scheduler, query), (query.id,)
+            )
 
     def _hedge(self, scheduler: Scheduler, query: Query) -> None:
         if not scheduler.is_placed(query.original):

@@ -157,7 +157,9 @@ class Parity(Policy):
             self._close(scheduler, group)
         elif group.timer is None and self._max_group_wait is not None:
             at = group.waiting_since + self._max_group_wait
-            group.timer = scheduler.set_timer(at, partial(self._pad, scheduler, group))
+            group.timer = scheduler.set_timer(
+                at, partial(self._pad, scheduler, group), group.members
+            )
 
     def _open_group(self, scheduler: Scheduler, query: Query) -> CodingGroup:
         """The oldest open group of its kind that the query may join, or a new one."""
@@ -235,7 +237,9 @@ class Parity(Policy):
         group.parities = [False] * self._code.r
         if self._parity_delay > 0:
             at = scheduler.now + self._parity_delay
-            group.timer = scheduler.set_timer(at, partial(self._send, scheduler, group))
+            group.timer = scheduler.set_timer(
+                at, partial(self._send, scheduler, group), group.members
+            )
         else:
             self._send(scheduler, group)
 
@@ -293,7 +297,9 @@ class Parity(Policy):
             if scheduler.now >= due or query.was_lost or query_id == urgent:
                 ready[slot] = query
             elif query.alarm is None:
-                query.alarm = scheduler.set_timer(due, partial(self._decode, scheduler, group))
+                query.alarm = scheduler.set_timer(
+                    due, partial(self._decode, scheduler, group), (query_id,)
+                )
         if ready:
             for query in ready.values():
                 query.decoding = True

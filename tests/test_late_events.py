@@ -1,0 +1,196 @@
+"""Events that are reported late, twice, or for what is gone lose nothing."""
+
+import pytest
+
+from parity_models.scheduling import (
+    NoRedundancy,
+    Policy,
+    Reason,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Source,
+)
+from parity_models.scheduling.work import Query, Task
+from scheduling_world import LOG, ORIGINALS, World
+
+
+def world_of(instances: str = "a", policy: Policy | None = None, **config: float) -> World:
+    world = World(Scheduler(policy or NoRedundancy(), SchedulerConfig(deadline=3.0, **config)))
+    for instance in instances:
+        world.join(instance, ORIGINALS)
+    return world
+
+
+class Test_an_output_that_is_reported_after_the_deadline:
+    def test_answers_its_query_and_the_instance_goes_on(self) -> None:
+        world = world_of()
+        world.arrive(1, deadline=0.05)
+        world.arrive(1)
+        world.stall(0.06)
+        world.finish("a")
+        assert world.answers == {0: Source.MODEL}
+        assert world.running["a"].subjects == (1,)
+
+    def test_comes_too_late_if_its_timer_was_reported(self) -> None:
+        world = world_of()
+        world.arrive(1, deadline=0.05)
+        world.end("a")
+        world.pass_time(0.06)
+        assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
+        world.report("a")
+        assert not world.answers
+        assert world.scheduler.size() == 0
+
+
+def test_a_failure_that_is_reported_after_the_deadline_fails_the_query_once() -> None:
+    world = world_of()
+    world.arrive(1, deadline=0.05)
+    world.stall(0.06)
+    world.fail("a")
+    assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
+    assert not world.running
+
+
+def test_an_instance_whose_loss_is_reported_after_the_deadline_fails_the_query_once() -> None:
+    world = world_of("ab")
+    world.arrive(1, deadline=0.05)
+    world.stall(0.06)
+    world.leave("a")
+    assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
+    assert not world.running
+
+
+def test_a_query_that_arrives_after_its_deadline_is_never_run() -> None:
+    world = world_of()
+    world.stall(1.0)
+    world.arrive(1, deadline=0.5)
+    assert world.failures[0].reason is Reason.DEADLINE_EXCEEDED
+    assert not any(isinstance(action, Run) for action in world.log)
+    assert world.scheduler.size() == 0
+
+
+def test_what_has_expired_takes_no_place_from_those_who_arrive() -> None:
+    world = world_of(max_queue=1)
+    world.arrive(1)
+    world.arrive(1, deadline=0.5)
+    world.stall(1.0)
+    (late,) = world.arrive(1)
+    assert late not in world.failures
+
+
+def test_events_that_say_nothing_new_are_ignored() -> None:
+    world = world_of()
+    scheduler = world.scheduler
+    world.arrive(1)
+    unit = world.running["a"].unit
+    assert not scheduler.instance_joined(0.0, "a", ORIGINALS)
+    world.finish("a")
+    for event in (
+        scheduler.unit_finished(0.0, unit),
+        scheduler.unit_failed(0.0, unit, "the model raised"),
+        scheduler.queries_abandoned(0.0, [0, 7]),
+        scheduler.queries_failed(0.0, [0, 7], "no memory"),
+        scheduler.instance_left(0.0, "never joined"),
+    ):
+        assert not event
+    world.leave("a")
+    assert not scheduler.instance_left(0.0, "a")
+    assert scheduler.running() == {}
+
+
+def test_a_clock_that_goes_back_is_taken_to_stand_still() -> None:
+    world = world_of()
+    world.pass_time(5.0)
+    world.arrive(1)
+    world.now = 0.0
+    world.finish("a")
+    assert world.scheduler.now == 5.0
+
+
+def test_an_instance_that_left_while_it_rested_and_is_back_runs_one_unit_at_a_time() -> None:
+    world = world_of()
+    world.arrive(1)
+    world.turn_away("a", 1.0)
+    world.leave("a")
+    world.join("a", ORIGINALS)
+    world.arrive(3)
+    world.pass_time(2.0)
+    assert world.running["a"].subjects == (0,)
+
+
+class Test_a_query_that_its_client_abandons:
+    def test_leaves_the_queue(self) -> None:
+        world = world_of()
+        world.arrive(2)
+        world.abandon(1)
+        assert world.failures[1].reason is Reason.ABANDONED
+        world.finish("a")
+        assert not world.running
+        assert world.scheduler.size() == 0
+
+    def test_has_its_unit_cancelled_if_nobody_else_needs_it(self) -> None:
+        world = world_of(max_batch=2)
+        world.max_batch = 2
+        world.arrive(2)
+        assert world.running["a"].subjects == (0, 1)
+        world.abandon(0)
+        assert not world.cancelled, "query 1 still needs it"
+        world.abandon(1)
+        assert world.cancelled == {world.running["a"].unit}
+
+
+def test_a_query_whose_action_the_driver_could_not_carry_out_fails_and_the_rest_goes_on() -> None:
+    world = world_of()
+    world.arrive(2)
+    world.do(world.scheduler.queries_failed(world.now, [0], "no memory"))
+    assert world.failures[0].reason is Reason.INTERNAL
+    assert world.failures[0].detail == "no memory"
+    world.fail("a")
+    assert world.running["a"].subjects == (1,)
+
+
+def test_the_scheduler_says_what_it_believes_to_be_running() -> None:
+    world = world_of("ab")
+    world.arrive(1)
+    assert world.scheduler.running() == {"a": world.running["a"].unit, "b": None}
+
+
+HOOKS = ("arrived", "starts", "predicted", "unit_ended", "urgent", "resolved", "alarm")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_policy_that_raises_loses_no_instance_and_no_query(
+    hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOG, "handlers", [])
+
+    class Faulty(Policy):
+        def arrived(self, scheduler: Scheduler, query: Query) -> None:
+            if query.id == 1:
+                scheduler.set_timer(query.arrived + 0.1, self._raise, (query.id,))
+                if hook == "arrived":
+                    self._raise()
+
+        def starts(self, scheduler: Scheduler, task: Task) -> None:
+            if hook == "starts" and task.subject == 1:
+                self._raise()
+
+        def _raise(self, *_: object, **__: object) -> None:
+            raise RuntimeError("a bug")
+
+    policy = Faulty()
+    if hook in ("predicted", "unit_ended", "urgent", "resolved"):
+        setattr(policy, hook, policy._raise)
+    world = world_of("ab", policy)
+    world.arrive(3)
+    world.pass_time(0.2)
+    for _ in range(5):
+        for instance in sorted(world.running):
+            world.finish(instance)
+    world.pass_time(5.0)
+    assert world.answers.keys() | world.failures.keys() == {0, 1, 2}
+    if hook in ("arrived", "starts", "alarm"):
+        assert "a bug" in world.failures[1].detail
+    assert world.scheduler.running() == {"a": None, "b": None}
+    assert world.scheduler.size() == 0
