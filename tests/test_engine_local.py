@@ -1,6 +1,7 @@
 """The local engine runs units on worker processes, and outlives them."""
 
 import asyncio
+import errno
 import json
 import os
 import select
@@ -14,9 +15,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
+import zmq
 from numpy.typing import NDArray
 
 from engine_conformance import (
@@ -30,16 +33,25 @@ from engine_conformance import (
     row,
 )
 from onnx_models import linear_model, moody_model, shrinking_model
-from parity_models.errors import FaultPlanError, ServingError
+from parity_models.errors import FaultPlanError, ModelError, ServingError
 from parity_models.faults import Constant, FaultPlan, Kill
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.process import WorkerProcess
+from parity_models.serving.local.wire import AssignedModel, Heartbeat, encode
+from parity_models.serving.local.wire import Failed as WorkerFailed
+from parity_models.serving.local.wire import Finished as WorkerFinished
+from parity_models.serving.local.worker import load
+from parity_models.serving.metrics import Metrics
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""
 PATIENT = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
 """So that a busy machine is not taken for a broken one."""
+_PATH = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+"""Where a script finds this file and what it imports."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +67,9 @@ async def running(
     model: Path, works: list[frozenset[str]] | None = None, **options: float
 ) -> AsyncIterator[tuple[LocalEngine, Events]]:
     """An engine with this model for every work; by default one instance of it."""
-    engine = LocalEngine({"deployed": model, "parity-0": model}, **PATIENT | options)
+    engine = LocalEngine(
+        dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model)), **PATIENT | options
+    )
     events = Events()
     works = works or [DEPLOYED]
     await engine.start(works, events)
@@ -69,7 +83,7 @@ async def running(
 
 class LocalFleet(Fleet):
     def __init__(self, model: Path) -> None:
-        self._models = {"deployed": model, "parity-0": model}
+        self._models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
 
     def engine(self) -> LocalEngine:
         return LocalEngine(self._models, **PATIENT)
@@ -202,19 +216,184 @@ async def test_a_worker_with_a_hung_unit_is_replaced(tmp_path: Path) -> None:
         assert await events.next() == Joined("0.1", DEPLOYED)
 
 
-async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is lacking: sockets, a process, memory while it runs, or a connection to it."""
+    live, connect, make = WorkerProcess.live, WorkerProcess.connect, WorkerProcess.__init__
+    lacking: list[Exception] = []
+
+    def fail(*_: Any) -> None:
+        if lacking:
+            raise lacking.pop(0)
+
+    def no_sockets(self: WorkerProcess, *arguments: Any) -> None:
+        fail()
+        make(self, *arguments)
+
+    async def no_process(self: WorkerProcess) -> str:
+        fail()
+        return await live(self)
+
+    async def no_memory(self: WorkerProcess) -> str:
+        living = asyncio.create_task(live(self))
+        while not self.joined:
+            await asyncio.sleep(0.01)
+        if not lacking:
+            return await living
+        living.cancel()
+        raise lacking.pop(0)
+
+    def no_connection(self: WorkerProcess, units: str, control: str) -> None:
+        fail()
+        connect(self, units, control)
+
+    monkeypatch.setattr("parity_models.serving.backoff.LONGEST", 0.2)
     moody_model(tmp_path / "m.onnx")
+    too_many = zmq.ZMQError(errno.EMFILE)
+    instance = "0"
     async with running(tmp_path / "m.onnx") as (engine, events):
-        (tmp_path / "m.onnx").rename(tmp_path / "elsewhere.onnx")
+        for name, broken, errors in [
+            ("__init__", no_sockets, [too_many, MemoryError()]),
+            ("live", no_process, [OSError(errno.EMFILE, "Too many"), BlockingIOError()]),
+            ("live", no_memory, [MemoryError()]),
+            ("connect", no_connection, [too_many, too_many]),
+        ]:
+            with monkeypatch.context() as patch:
+                lacking.extend(errors)
+                patch.setattr(WorkerProcess, name, broken)
+                os.kill(engine.pids()[instance], signal.SIGKILL)
+                await events.departure(instance)
+                joined = await events.next()
+                if broken is no_memory:  # this one had joined when it failed
+                    assert isinstance(joined, Joined)
+                    assert "could not be run" in await events.departure(joined.instance)
+                    joined = await events.next()
+                assert isinstance(joined, Joined)
+                assert not lacking
+                instance = joined.instance
+                engine.run(instance, 1, "deployed", [row(0, 5)])
+                await events.outputs(1)
+                assert list(engine.pids()) == [instance]
+
+
+def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
+    tmp_path: Path, sockets: Path
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    script = """
+import asyncio, os, pathlib, resource, signal, sys, time, uvloop, test_engine_local as t
+
+def take(hogs):
+    try:
+        while True:
+            hogs.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        return hogs
+
+async def main():
+    async with t.running(pathlib.Path(sys.argv[1]), [t.DEPLOYED] * 2) as (engine, events):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+        hogs = take([])
         os.kill(engine.pids()["0"], signal.SIGKILL)
         await events.departure("0")
-        while "0.2" not in engine.pids():
-            await asyncio.sleep(0.01)
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            take(hogs)
+            await asyncio.sleep(0.003)
+        engine.run("1", 1, "deployed", [t.row(0, 5)])
+        await events.outputs(1)
         assert events.nothing_more()
-        (tmp_path / "elsewhere.onnx").rename(tmp_path / "m.onnx")
-        joined = await events.next()
-        assert isinstance(joined, Joined)
-        assert joined.instance.startswith("0.")
+        for hog in hogs:
+            os.close(hog)
+        joined = await events.arrival()
+        engine.run(joined.instance, 2, "deployed", [t.row(0, 5)])
+        await events.outputs(2)
+        assert sorted(engine.pids()) == sorted(["1", joined.instance])
+        children = pathlib.Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+        assert len(children.read_text().split()) == 2
+{asyncio.__name__}.run(main())
+"""
+    for loop in ("asyncio", "uvloop"):
+        subprocess.run(
+            [sys.executable, "-c", script.replace("{asyncio.__name__}", loop), tmp_path / "m.onnx"],
+            env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(sockets)},
+            check=True,
+            timeout=120,
+        )
+
+
+# What runs is what was checked
+
+
+async def test_workers_run_what_was_pinned_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+    def replace(path: Path) -> None:
+        linear_model(tmp_path / "other.onnx", (2,), (2,), np.full((2, 2), 7, np.float32))
+        (tmp_path / "other.onnx").replace(path)
+
+    def overwrite(path: Path) -> None:
+        linear_model(path, (2,), (2,), np.full((2, 2), 7, np.float32))
+
+    for number, change in enumerate([replace, overwrite, Path.unlink]):
+        model = tmp_path / f"{number}.onnx"
+        linear_model(model, (2,), (2,), np.eye(2, dtype=np.float32))
+        async with running(model) as (engine, events):
+            change(model)
+            os.kill(engine.pids()["0"], signal.SIGKILL)
+            await events.departure("0")
+            joined = await events.arrival()
+            engine.run(joined.instance, 1, "deployed", [row(3, 5)])
+            np.testing.assert_array_equal(await events.outputs(1), [[3, 5]])
+
+
+async def test_a_model_that_was_changed_since_it_was_checked_is_not_started(
+    tmp_path: Path, sockets: Path
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")})
+    linear_model(tmp_path / "m.onnx", (2,), (2,))
+    with pytest.raises(ModelError, match=r"m.onnx was changed since it was checked: its sha256"):
+        await engine.start([DEPLOYED], Events())
+    assert not list(sockets.iterdir())
+
+
+def test_a_worker_loads_nothing_but_what_it_was_assigned(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    with (tmp_path / "m.onnx").open("rb") as file:
+        good = AssignedModel(
+            file.fileno(), PinnedModel.of(tmp_path / "m.onnx").sha256, "deployed (m.onnx)"
+        )
+        for _ in range(2):
+            assert load(good).input.shape == (2,)
+        with pytest.raises(ModelError, match=r"deployed \(m.onnx\) was changed since"):
+            load(msgspec.structs.replace(good, sha256="0" * 64))
+
+
+async def test_a_full_disk_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    moody_model(tmp_path / "m.onnx")
+    monkeypatch.setattr(PinnedModel, "copy_to", full)
+    with pytest.raises(ServingError, match="No space left on device; set TMPDIR"):
+        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start(
+            [DEPLOYED], Events()
+        )
+
+
+async def test_an_instance_that_is_recycled_again_and_again_is_kept_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        instance = "0"
+        for _ in range(3):
+            await asyncio.sleep(LONG_RUN / 2)
+            engine.recycle(instance, "answered wrongly")
+            assert await events.departure(instance) == "answered wrongly"
+            instance = (await events.arrival()).instance
+    pauses = [record.args[-1] for record in caplog.records if "is restarted in" in record.msg]
+    assert pauses == [FIRST, 2 * FIRST, 4 * FIRST]
 
 
 def test_the_pause_before_a_restart_grows_until_a_run_was_long() -> None:
@@ -243,16 +422,43 @@ async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_pa
             raise RuntimeError("not today")
 
     moody_model(tmp_path / "m.onnx")
-    complaints: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
-    engine, events = LocalEngine({"deployed": tmp_path / "m.onnx"}), Touchy()
+    metrics = Metrics()
+    engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}, metrics=metrics)
+    events = Touchy()
     await engine.start([DEPLOYED, DEPLOYED], events)
     assert {type(await events.next()), type(await events.next())} == {Joined}
     for instance in ("0", "1"):
         engine.run(instance, int(instance), "deployed", [row(0, 5)])
     assert {type(await events.next()), type(await events.next())} == {Finished}
+    assert engine.running() == {"0": None, "1": None}
     await engine.stop()
-    assert len(complaints) == 2
+    assert metrics.registry.get_sample_value("parm_engine_errors_total", {"doing": "report"}) == 2
+
+
+async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        (endpoint,) = engine._endpoints.values()
+        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
+            socket.connect(endpoint)
+            engine.run("0", 1, "deployed", [row(0, FOREVER)])
+            for frames in [
+                [b"nonsense"],
+                [b""],
+                [encode(Heartbeat("nobody"))],
+                [encode(WorkerFinished("0", 99)), b"12345678"],
+                [encode(WorkerFailed("0", 99, "no"))],
+                [encode(WorkerFinished("0", 1)), b"123"],  # no two floats
+            ]:
+                socket.send_multipart(frames)
+            assert "its outputs cannot be read" in await events.failure(1)
+        assert events.nothing_more()
+        assert (
+            engine._metrics.registry.get_sample_value(
+                "parm_engine_errors_total", {"doing": "decode"}
+            )
+            == 2
+        )
 
 
 async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
@@ -260,16 +466,21 @@ async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
 ) -> None:
     moody_model(tmp_path / "good.onnx")
     (tmp_path / "bad.onnx").write_bytes((tmp_path / "good.onnx").read_bytes()[:-30])
-    linear_model(tmp_path / "three.onnx", (3,), (1,))
-    for file, reason in [("bad.onnx", "is it a complete ONNX file"), ("none.onnx", "cannot read")]:
-        models = {"deployed": tmp_path / "good.onnx", "parity-0": tmp_path / file}
-        engine = LocalEngine(models)
-        with pytest.raises(ServingError, match=reason) as error:
-            await engine.start([DEPLOYED, BOTH, DEPLOYED], Events())
-        assert "worker 1" in str(error.value)
-        assert file in str(error.value)
-        assert not engine.pids()
-        assert not list(sockets.iterdir())
+    models = {
+        "deployed": PinnedModel.of(tmp_path / "good.onnx"),
+        "parity-0": PinnedModel.of(tmp_path / "bad.onnx"),
+    }
+    engine = LocalEngine(models)
+    with pytest.raises(ServingError, match="is it a complete ONNX file") as error:
+        await engine.start([DEPLOYED, BOTH, DEPLOYED], Events())
+    assert "worker 1" in str(error.value)
+    assert "bad.onnx" in str(error.value)
+    assert not engine.pids()
+    assert not list(sockets.iterdir())
+    (tmp_path / "bad.onnx").unlink()
+    with pytest.raises(ModelError, match=r"cannot read .*bad.onnx"):
+        await LocalEngine(models).start([DEPLOYED, BOTH, DEPLOYED], Events())
+    assert not list(sockets.iterdir())
 
 
 async def test_what_cannot_be_started_is_refused(
@@ -277,17 +488,21 @@ async def test_what_cannot_be_started_is_refused(
 ) -> None:
     moody_model(tmp_path / "m.onnx")
     with pytest.raises(ServingError, match="at least one instance"):
-        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([], Events())
+        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start([], Events())
     with pytest.raises(ServingError, match="no model was given to run as parity-0"):
-        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([BOTH], Events())
+        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start([BOTH], Events())
     (tmp_path / ("long" * 30)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
     with pytest.raises(ServingError, match="set TMPDIR"):
-        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([DEPLOYED], Events())
+        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start(
+            [DEPLOYED], Events()
+        )
     assert not list((tmp_path / ("long" * 30)).iterdir())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(ServingError, match="cannot make a directory"):
-        await LocalEngine({"deployed": tmp_path / "m.onnx"}).start([DEPLOYED], Events())
+        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start(
+            [DEPLOYED], Events()
+        )
 
 
 async def test_stop_leaves_nothing_behind(tmp_path: Path, sockets: Path) -> None:
@@ -314,7 +529,7 @@ async def test_a_start_that_is_given_up_leaves_nothing_behind(
     tmp_path: Path, sockets: Path
 ) -> None:
     moody_model(tmp_path / "m.onnx")
-    engine = LocalEngine({"deployed": tmp_path / "m.onnx"})
+    engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")})
     start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
     while not list(sockets.iterdir()):
         await asyncio.sleep(0)
@@ -339,7 +554,7 @@ asyncio.run(main())
     engine = subprocess.Popen(
         [sys.executable, "-c", script, tmp_path / "m.onnx"],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent), "TMPDIR": str(sockets)},
+        env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(sockets)},
     )
     try:
         assert engine.stdout is not None

@@ -21,6 +21,7 @@ from fleet_servers import Parm
 from onnx_models import linear_model, moody_model
 from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import engine as remote
@@ -52,7 +53,7 @@ class RemoteFleet(Fleet):
             Upstream(urls[0], {"deployed": "model"}),
             Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
         )
-        models = {"deployed": self._model, "parity-0": self._model}
+        models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
         return RemoteEngine(models, Upstreams(upstreams), Metrics(), max_batch=8)
 
     def kill(self, engine: Engine, number: int) -> None:
@@ -106,7 +107,7 @@ def engine_for(
         Upstream(upstream.url, {"deployed": "model"}, concurrency) for upstream in upstreams
     )
     return RemoteEngine(
-        {"deployed": model},
+        {"deployed": PinnedModel.of(model)},
         Upstreams(each, **options),
         metrics or Metrics(),
         max_batch=1,
@@ -558,7 +559,7 @@ async def test_upstreams_that_are_not_what_they_must_be_are_refused(
             Upstream(one.url, {"deployed": "model"}) if isinstance(one, FakeUpstream) else one
             for one in upstreams
         )
-        models = {"deployed": model, "parity-0": model}
+        models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model))
         engine = RemoteEngine(models, Upstreams(each), Metrics(), max_batch=1)
         with pytest.raises(UpstreamError) as error:
             await engine.start([one.works for one in each], Events())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from parity_models.errors import ServingError
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.local.device import Device
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Link, Placement
@@ -46,7 +47,9 @@ async def run_on_both(engine: LocalEngine) -> dict[int, np.ndarray]:
 async def test_an_engine_talks_tcp_to_workers_with_a_link(tmp_path: Path) -> None:
     bundle = write_linear_bundle(tmp_path)
     placements = [Placement(link=Link("127.0.0.1", f"127.0.0.{i}")) for i in (2, 3)]
-    engine = LocalEngine({"deployed": bundle / "deployed.onnx"}, placements=placements)
+    engine = LocalEngine(
+        {"deployed": PinnedModel.of(bundle / "deployed.onnx")}, placements=placements
+    )
     for outputs in (await run_on_both(engine)).values():
         np.testing.assert_allclose(outputs, predictions(queries(1)), rtol=1e-4, atol=1e-6)
 
@@ -54,7 +57,7 @@ async def test_an_engine_talks_tcp_to_workers_with_a_link(tmp_path: Path) -> Non
 async def test_an_engine_that_cannot_listen_says_so(tmp_path: Path) -> None:
     bundle = write_linear_bundle(tmp_path)
     nowhere = [Placement(link=Link("198.18.0.1", "127.0.0.2"))] * 2
-    engine = LocalEngine({"deployed": bundle / "deployed.onnx"}, placements=nowhere)
+    engine = LocalEngine({"deployed": PinnedModel.of(bundle / "deployed.onnx")}, placements=nowhere)
     with pytest.raises(ServingError, match=r"cannot listen at tcp://198\.18\.0\.1"):
         await engine.start([frozenset({"deployed"})] * 2, Finish())
 
@@ -63,7 +66,7 @@ async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path) -> No
     bundle = write_linear_bundle(tmp_path)
     path = tmp_path / "device"
     shared = [Placement(device=str(path))] * 2
-    engine = LocalEngine({"deployed": bundle / "deployed.onnx"}, placements=shared)
+    engine = LocalEngine({"deployed": PinnedModel.of(bundle / "deployed.onnx")}, placements=shared)
     with Device(str(path)):
         units = asyncio.create_task(run_on_both(engine))
         await asyncio.to_thread(
@@ -83,7 +86,7 @@ async def test_workers_run_by_the_command_they_are_given(tmp_path: Path) -> None
     bundle = write_linear_bundle(tmp_path)
     core = min(os.sched_getaffinity(0))
     engine = LocalEngine(
-        {"deployed": bundle / "deployed.onnx"},
+        {"deployed": PinnedModel.of(bundle / "deployed.onnx")},
         placements=[Placement(("taskset", "--cpu-list", str(core)))],
     )
     await engine.start([frozenset({"deployed"})], Finish())

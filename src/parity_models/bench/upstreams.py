@@ -135,7 +135,7 @@ class _Server:
 async def _serve(spec: _Spec) -> None:
     bundle = open_bundle(Path(spec.bundle))
     name = bundle.manifest.name
-    models = {work: OnnxModel(bundle.path / file) for work, file in model_files(bundle).items()}
+    models = {work: OnnxModel(bundle.content(model)) for work, model in model_files(bundle).items()}
     served = {
         work: ServedModel(
             name if work == DEPLOYED else f"{name}-{work}", model.input, model.output, MAX_ROWS

@@ -33,9 +33,11 @@ from parity_models.models.manifest import (
     StoredFile,
     Training,
     decode_manifest,
+    digest_of,
     encode_manifest,
 )
 from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import TensorSpec
 
 __all__ = [
@@ -60,10 +62,15 @@ MAX_MANIFEST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and checked bundle: its folder and its manifest."""
+    """An opened and checked bundle: its folder, its manifest and the manifest's digest.
+
+    The folder may be replaced or changed later. What is read with `content`, `pinned` and `code`
+    is what was checked, or an error.
+    """
 
     path: Path
     manifest: Manifest
+    digest: str
 
     @property
     def deployed_path(self) -> Path:
@@ -82,13 +89,22 @@ class Bundle:
         """A model of this bundle, to be put into another."""
         return NewModel(self.path / model.file, model.network)
 
+    def content(self, stored: StoredFile) -> bytes:
+        """The content of a file of this bundle. Raises BundleError if it is another by now."""
+        return _read_stored(self.path / stored.file, stored)
+
+    def pinned(self, model: ModelFile) -> PinnedModel:
+        """A model of this bundle, for whoever is to load it later."""
+        return PinnedModel(self.path / model.file, model.sha256)
+
     def code(self) -> Code | None:
         """The code, or None for a bundle that holds only a deployed model.
 
-        Learned encoders and decoders compute in ONNX Runtime, on one thread.
+        Learned encoders and decoders compute in ONNX Runtime, on one thread. Raises BundleError if
+        their files were changed since the bundle was opened.
         """
         coders = {
-            name: OnnxModel(self.path / model.file) for name, model in self.manifest.coders.items()
+            name: OnnxModel(self.content(model)) for name, model in self.manifest.coders.items()
         }
         return _code(self.manifest, Networks(coders.get("encoder"), coders.get("decoder")))
 
@@ -109,14 +125,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     fit the code. Raises BundleError that says which file is wrong, and how.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest, digest = _read_manifest(folder)
     _check_fit(folder / MANIFEST, manifest)
     backups = () if manifest.backup is None else (manifest.backup,)
     for model in (manifest.deployed, *manifest.parity, *manifest.coders.values(), *backups):
         _check_model(folder / model.file, model)
     for stored in manifest.files:
         _read_stored(folder / stored.file, stored)
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, digest)
 
 
 def write_bundle(
@@ -186,7 +202,7 @@ def write_bundle(
         raise BundleError(f"the bundle's {MANIFEST} {error}") from error
     _check_fit(folder / MANIFEST, manifest)
     _replace_folder(folder, {**contents, MANIFEST: encoded})
-    return Bundle(folder, manifest)
+    return Bundle(folder, manifest, digest_of(encoded))
 
 
 def check_replaceable(folder: Path) -> None:
@@ -208,7 +224,7 @@ def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     Raises BundleError if the bundle on disk is no longer this one, if it cannot be written, and for
     accuracies that are no numbers.
     """
-    if _read_manifest(bundle.path) != bundle.manifest:
+    if _read_manifest(bundle.path)[1] != bundle.digest:
         raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
     manifest = msgspec.structs.replace(bundle.manifest, accuracy=accuracy)
     encoded = encode_manifest(manifest)
@@ -223,10 +239,11 @@ def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
         _replace_file(bundle.path / MANIFEST, encoded)
     except OSError as error:
         raise BundleError(f"cannot write {bundle.path / MANIFEST}: {error.strerror}") from error
-    return Bundle(bundle.path, manifest)
+    return Bundle(bundle.path, manifest, digest_of(encoded))
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def _read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """The manifest and its digest."""
     if not folder.exists():
         raise BundleError(f"there is no bundle at {folder}; make one with: parm parity")
     if not folder.is_dir():
@@ -236,7 +253,7 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} is not a bundle: it holds no {MANIFEST}")
     content = _read(path, MAX_MANIFEST_BYTES)
     try:
-        return decode_manifest(content)
+        return decode_manifest(content), digest_of(content)
     except BundleError as error:
         raise BundleError(f"{path} {error}") from error
 

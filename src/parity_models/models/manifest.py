@@ -158,6 +158,15 @@ def decode_manifest(text: bytes) -> Manifest:
     return manifest
 
 
+def digest_of(text: bytes) -> str:
+    """The digest of a manifest that was encoded, or could be decoded: 64 hexadecimal digits."""
+    return msgspec.json.decode(text, type=_Digest).digest
+
+
+class _Digest(msgspec.Struct):
+    digest: str
+
+
 class _Header(msgspec.Struct):
     format: str
     format_version: int

@@ -6,14 +6,15 @@ LONG_RUN = 1.0
 
 
 class Backoff:
-    """Doubles from FIRST to LONGEST seconds; begins anew after a run of LONG_RUN or more."""
+    """Doubles from FIRST to LONGEST seconds; begins anew after a run of `long_run` or more."""
 
-    def __init__(self) -> None:
+    def __init__(self, long_run: float = LONG_RUN) -> None:
+        self._long_run = long_run
         self._next = FIRST
 
     def after(self, run: float) -> float:
         """Seconds to wait after a run that was good for so many seconds."""
-        if run >= LONG_RUN:
+        if run >= self._long_run:
             self._next = FIRST
         delay, self._next = self._next, min(2 * self._next, LONGEST)
         return delay

@@ -88,6 +88,12 @@ class Metrics:
         )
         self.encode = self._timing("parm_encode_seconds", "Encoding one coding group.")
         self.decode = self._timing("parm_decode_seconds", "Decoding one coding group.")
+        self.engine_errors = Counter(
+            "parm_engine_errors",
+            "Errors within the engine that it got over, by what it was doing.",
+            ["doing"],
+            registry=self.registry,
+        )
         for reason in Reason:
             self.failures.labels(reason)
         self.registry.register(

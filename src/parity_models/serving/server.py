@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
-from parity_models.models.bundle import Bundle
+from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import BACKUP, DEPLOYED, Policy, SchedulerConfig, parity_work
 from parity_models.scheduling.policies import Pool
@@ -125,9 +125,14 @@ class Server:
         self.model = served_model(bundle, options)
         self._options = options
         self._metrics = metrics = Metrics()
-        models = {work: bundle.path / file for work, file in model_files(bundle).items()}
+        models = {work: bundle.pinned(model) for work, model in model_files(bundle).items()}
         self._engine: LocalEngine | RemoteEngine = (
-            LocalEngine(models, placements=options.placements, unit_timeout=options.unit_timeout)
+            LocalEngine(
+                models,
+                placements=options.placements,
+                unit_timeout=options.unit_timeout,
+                metrics=metrics,
+            )
             if options.fleet is None
             else RemoteEngine(
                 models,
@@ -233,13 +238,13 @@ def works_of(bundle: Bundle, options: ServeOptions) -> list[frozenset[str]]:
     return options.fleet.works
 
 
-def model_files(bundle: Bundle) -> dict[str, str]:
+def model_files(bundle: Bundle) -> dict[str, ModelFile]:
     """The bundle's model files, by the work of running them."""
     manifest = bundle.manifest
-    files = {DEPLOYED: manifest.deployed.file}
-    files |= {parity_work(j): model.file for j, model in enumerate(manifest.parity)}
+    files = {DEPLOYED: manifest.deployed}
+    files |= {parity_work(j): model for j, model in enumerate(manifest.parity)}
     if manifest.backup is not None:
-        files[BACKUP] = manifest.backup.file
+        files[BACKUP] = manifest.backup
     return files
 
 

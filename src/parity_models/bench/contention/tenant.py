@@ -80,8 +80,9 @@ def tenant(
 
 async def _serve(spec: _Spec) -> None:
     bundle = open_bundle(spec.bundle)
-    engine = LocalEngine({DEPLOYED: bundle.deployed_path}, placements=spec.placements)
     manifest = bundle.manifest
+    models = {DEPLOYED: bundle.pinned(manifest.deployed)}
+    engine = LocalEngine(models, placements=spec.placements)
     frontend = Frontend(
         engine, NoRedundancy(), SchedulerConfig(), manifest.deployed.output, None, Metrics()
     )

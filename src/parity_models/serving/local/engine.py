@@ -6,22 +6,28 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import count
-from pathlib import Path
 
 import zmq
 
-from parity_models.errors import ServingError
+from parity_models.errors import ParityModelsError, ServingError
 from parity_models.faults import FaultPlan
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener
+from parity_models.serving.local.copies import ModelCopies
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.local.wire import Exit, Hello, InjectFaults, bind, reports_endpoint
 from parity_models.serving.local.workers import WorkerEngine
+from parity_models.serving.metrics import Metrics
 
 START_TIMEOUT = 60.0
 """Seconds a worker may take to load and warm its models."""
+
+LONG_SERVICE = 60.0
+"""Seconds after which an instance that is recycled counts as one that served well."""
 
 GRACE = 1.0
 """Seconds workers are given to exit by themselves."""
@@ -33,29 +39,33 @@ _log = logging.getLogger(__name__)
 
 
 class LocalEngine(WorkerEngine[WorkerProcess]):
-    """An Engine that runs `models`, ONNX files by work, in worker processes.
+    """An Engine that runs `models`, by work, in worker processes.
 
-    A worker that was killed is noticed at once; one that was not heard of for
+    It copies them when it starts: whatever becomes of the files, workers run what they held when
+    they were pinned. A worker that was killed is noticed at once; one that was not heard of for
     `heartbeat_timeout` seconds, or has had a unit for `unit_timeout` seconds, is killed. Either
-    is started again, with a back-off. Worker i serves the i-th of the works the engine is
-    started with; as an instance it is called "i", and "i.n" after n restarts. It runs at the
-    i-th of `placements`, or at Placement() if there are none.
+    is started again, with a back-off, until it works. Worker i serves the i-th of the works the
+    engine is started with; as an instance it is called "i", and "i.n" after n restarts. It runs
+    at the i-th of `placements`, or at Placement() if there are none.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Path],
+        models: Mapping[str, PinnedModel],
         *,
         placements: Sequence[Placement] = (),
         heartbeat_timeout: float = 2.0,
         unit_timeout: float = 10.0,
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(
             heartbeat_timeout=heartbeat_timeout,
             join_timeout=START_TIMEOUT,
             unit_timeout=unit_timeout,
+            metrics=metrics,
         )
-        self._models = {work: path.resolve() for work, path in models.items()}
+        self._models = models
+        self._copies: ModelCopies | None = None
         self._placements = placements
         self._endpoints: dict[str, str] = {}
         self._to_join: set[int] = set()
@@ -75,20 +85,25 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         placements = self._placements or (Placement(),) * len(works)
         if len(placements) != len(works):
             raise ServingError(f"{len(placements)} placements for {len(works)} instances")
+        used = {work: self._models[work] for work in sorted(frozenset[str]().union(*works))}
         self._directory = _private_directory()
-        self._open(listener)
-        self._started = self._loop.create_future()
-        reports = [self._reports_endpoint(place.link) for place in placements]
-        self._listen()
-        self._to_join.update(range(len(works)))
-        self._supervisors = [
-            asyncio.create_task(self._supervise(number, *each))
-            for number, each in enumerate(zip(works, placements, reports, strict=True))
-        ]
         try:
+            self._open(listener)
+            self._copies = await _copied(used, self._directory)
+            self._started = self._loop.create_future()
+            reports = [self._reports_endpoint(place.link) for place in placements]
+            self._listen()
+            self._to_join.update(range(len(works)))
+            self._supervisors = [
+                asyncio.create_task(self._supervise(number, *each))
+                for number, each in enumerate(zip(works, placements, reports, strict=True))
+            ]
             await self._started
         except BaseException:
-            await self.stop()
+            if self._supervisors:
+                await self.stop()
+            else:
+                self._leave_nothing()
             raise
 
     async def stop(self) -> None:
@@ -110,8 +125,13 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                 await asyncio.wait(alive)
         finally:
             self._kill_all()
-            self._close()
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._leave_nothing()
+
+    def recycle(self, instance: str, why: str) -> None:
+        worker = self._workers.get(instance)
+        if worker is not None and worker.joined:
+            worker.recycled = True
+            worker.kill(why)
 
     def pids(self) -> dict[str, int]:
         """The process ids of the workers that are up, by instance."""
@@ -157,8 +177,6 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             try:
                 self._endpoints[at] = bind(self._reports, at)
             except zmq.ZMQError as error:
-                self._close()
-                shutil.rmtree(self._directory)
                 raise ServingError(f"cannot listen at {at}: {error.strerror}") from error
         return self._endpoints[at]
 
@@ -177,29 +195,36 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     async def _supervise(
         self, number: int, works: frozenset[str], placement: Placement, reports: str
     ) -> None:
-        models = {work: self._models[work] for work in sorted(works)}
-        backoff = Backoff()
+        assert self._copies is not None
+        models = {work: self._copies.assigned[work] for work in sorted(works)}
+        broken, recycled = Backoff(), Backoff(LONG_SERVICE)
         for life in count():
             instance = f"{number}.{life}" if life else f"{number}"
-            worker = WorkerProcess(
-                number, instance, models, placement, self._directory, reports, self._context
-            )
             began = self._loop.time()
-            self._workers[instance] = worker
-            why = await worker.live()
-            worker.close()
-            del self._workers[instance]
+            worker: WorkerProcess | None = None
+            try:
+                worker = WorkerProcess(
+                    number, instance, models, placement, self._directory, reports, self._context
+                )
+                self._workers[instance] = worker
+                why = await worker.live()
+            except Exception as error:  # whatever is lacking now may be there later
+                why = f"could not be run: {error!r}"
+                self._metrics.engine_errors.labels("start").inc()
+            await self._bury(worker)
             if self._stopping.is_set():
                 return
             if number in self._to_join:
                 if not self._started.done():
-                    error = ServingError(f"worker {number} could not start: it {why}")
-                    self._started.set_exception(error)
+                    failure = ServingError(f"worker {number} could not start: it {why}")
+                    self._started.set_exception(failure)
                 return
-            if worker.joined:
+            served = worker is not None and worker.joined
+            if served:
                 # Not called from here: a listener's mistake must not end the supervision.
                 self._loop.call_soon(self._listener.instance_left, instance, why)
-            pause = backoff.after(self._loop.time() - began if worker.joined else 0.0)
+            backoff = recycled if worker is not None and worker.recycled else broken
+            pause = backoff.after(self._loop.time() - began if served else 0.0)
             _log.warning("worker %s %s; it is restarted in %.1f s", instance, why, pause)
             try:
                 await asyncio.wait_for(self._stopping.wait(), pause)
@@ -207,12 +232,39 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                 continue
             return
 
+    async def _bury(self, worker: WorkerProcess | None) -> None:
+        """Leave no process, socket or file of a worker behind."""
+        if worker is not None:
+            del self._workers[worker.instance]
+            try:
+                await worker.end()
+                worker.close()
+            except Exception as error:
+                self._got_over("clean up", error)
+
+    def _leave_nothing(self) -> None:
+        self._close()
+        if self._copies is not None:
+            self._copies.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
     def _give_up(self, worker: WorkerProcess, why: str) -> None:
         worker.kill(why)
 
     def _kill_all(self) -> None:
         for worker in self._workers.values():
             worker.kill("was stopped")
+
+
+async def _copied(models: Mapping[str, PinnedModel], folder: str) -> ModelCopies:
+    """The models' copies, made aside of the event loop."""
+    copying = asyncio.ensure_future(asyncio.to_thread(ModelCopies, models, folder))
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        with suppress(ParityModelsError):
+            (await copying).close()
+        raise
 
 
 def _private_directory() -> str:

@@ -36,14 +36,15 @@ class RunningUnit:
 class WorkerLink:
     """What an engine has of a worker that serves it as `instance` and runs `works`.
 
-    `joined` once it has said hello. `silence` is how many of the engine's ticks ago it was heard
-    of.
+    `joined` once it has said hello. `ended` once what it says no longer counts. `silence` is how
+    many of the engine's ticks ago it was heard of.
     """
 
     def __init__(self, instance: str, works: frozenset[str], context: Context) -> None:
         self.instance = instance
         self.works = works
         self.joined = False
+        self.ended = False
         self.silence = 0
         self.running: RunningUnit | None = None
         self._models: dict[str, ModelTensors] = {}

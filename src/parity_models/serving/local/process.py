@@ -13,7 +13,13 @@ import msgspec
 
 from parity_models.serving.local.link import Context, WorkerLink
 from parity_models.serving.local.placement import Placement
-from parity_models.serving.local.wire import Assignment, Hello, control_endpoint, units_endpoint
+from parity_models.serving.local.wire import (
+    AssignedModel,
+    Assignment,
+    Hello,
+    control_endpoint,
+    units_endpoint,
+)
 
 MAX_LAST_WORDS = 2000
 """Bytes of what a worker wrote to stderr that are kept."""
@@ -25,13 +31,14 @@ class WorkerProcess(WorkerLink):
     """One life of a worker, with its process.
 
     `number` counts the engine's workers from 0 and is the same in every life, `instance` is not.
+    `recycled` if it is to end although its process is in order.
     """
 
     def __init__(
         self,
         number: int,
         instance: str,
-        models: Mapping[str, Path],
+        models: Mapping[str, AssignedModel],
         placement: Placement,
         directory: str,
         reports: str,
@@ -39,11 +46,12 @@ class WorkerProcess(WorkerLink):
     ) -> None:
         super().__init__(instance, frozenset(models), context)
         self.number = number
+        self.recycled = False
         self._prefix = placement.prefix
         self._assignment = Assignment(
             instance,
             os.getpid(),
-            {work: str(path) for work, path in models.items()},
+            dict(models),
             directory,
             reports,
             units_endpoint(directory, instance, placement.link),
@@ -54,23 +62,24 @@ class WorkerProcess(WorkerLink):
         self._why_killed: str | None = None
 
     async def live(self) -> str:
-        """Start the process and wait for its end; returns why it ended, for people."""
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._prefix,
-                sys.executable,
-                "-P",
-                "-m",
-                "parity_models.serving.local.worker",
-                msgspec.json.encode(self._assignment).decode(),
-                stdin=DEVNULL,
-                stdout=DEVNULL,
-                stderr=PIPE,
-                env=os.environ | _ONE_THREAD,
-                start_new_session=True,  # out of reach of the terminal's Ctrl-C
-            )
-        except OSError as error:
-            return f"had no process: {error}"
+        """Start the process and wait for its end; returns why it ended, for people.
+
+        Raises what the system raises where it has no process, descriptors or memory to give.
+        """
+        self._process = await asyncio.create_subprocess_exec(
+            *self._prefix,
+            sys.executable,
+            "-P",
+            "-m",
+            "parity_models.serving.local.worker",
+            msgspec.json.encode(self._assignment).decode(),
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=PIPE,
+            env=os.environ | _ONE_THREAD,
+            pass_fds=sorted({model.descriptor for model in self._assignment.models.values()}),
+            start_new_session=True,  # out of reach of the terminal's Ctrl-C
+        )
         if self._why_killed is not None:
             self.kill(self._why_killed)
         last_words = await self._last_words(self._process)
@@ -100,9 +109,17 @@ class WorkerProcess(WorkerLink):
             return None
         return self._process.pid
 
+    async def end(self) -> None:
+        """Leave no process behind, whatever `live` came to."""
+        if self.pid is not None:
+            assert self._process is not None
+            self.kill("was stopped")
+            await self._process.wait()
+
     def kill(self, why: str) -> None:
         """kill -9 it, or do so once it has started; the first `why` is why it ended."""
         self._why_killed = self._why_killed or why
+        self.ended = True
         if self.pid is not None:
             # Process.kill would also ask for the exit status, and take it from who waits for it.
             with suppress(ProcessLookupError):

@@ -26,8 +26,19 @@ HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
 
 
+class AssignedModel(msgspec.Struct, frozen=True):
+    """A model for a worker: a file descriptor that it inherits, and the hash of the content.
+
+    `name` is for people.
+    """
+
+    descriptor: int
+    sha256: str
+    name: str
+
+
 class Assignment(msgspec.Struct, frozen=True):
-    """The worker's command line, as JSON: who it is and what it serves.
+    """The worker's command line, as JSON: who it is and what it serves, by work.
 
     `parent` is the engine's process: when that is gone, so is the worker. `units` and `control`
     are where to listen; a TCP port may be left open, as *. `device`: see Placement.
@@ -35,7 +46,7 @@ class Assignment(msgspec.Struct, frozen=True):
 
     instance: str
     parent: int
-    models: dict[str, str]
+    models: dict[str, AssignedModel]
     directory: str
     reports: str
     units: str

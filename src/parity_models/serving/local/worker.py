@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 from parity_models.errors import ModelError
 from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.local.copies import read_copy
 from parity_models.serving.local.device import Device
 from parity_models.serving.local.wire import (
     HEARTBEAT,
+    AssignedModel,
     Assignment,
     Cancel,
     Exit,
@@ -288,6 +290,16 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
     return model
 
 
+def load(assigned: AssignedModel) -> OnnxModel:
+    """The model, warm. Raises ModelError if its content is not the one that was assigned, or cannot
+    be run, and OSError if it cannot be read."""
+    try:
+        model = OnnxModel(read_copy(assigned))
+    except ModelError as error:
+        raise ModelError(f"{assigned.name}: {error}") from error
+    return warm_model(model, assigned.name)
+
+
 def main() -> NoReturn:
     # When to end is for the engine to say; a signal to a whole group of processes reaches it too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -300,10 +312,8 @@ def main() -> NoReturn:
             os._exit(0)
 
     try:
-        models = {
-            work: warm_model(OnnxModel(Path(path)), path) for work, path in assigned.models.items()
-        }
-    except ModelError as error:
+        models = {work: load(model) for work, model in assigned.models.items()}
+    except (ModelError, OSError) as error:
         sys.exit(str(error))
     worker = Worker(models, assigned.units, assigned.control, device=assigned.device)
     worker.serve(Lease(assigned.instance, assigned.reports), end_with_engine)

@@ -7,10 +7,12 @@ long computation on the loop), its workers are not to blame for what it has not 
 """
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import msgspec
 import zmq
 from numpy.typing import NDArray
 
@@ -20,17 +22,19 @@ from parity_models.serving.local.wire import (
     Cancel,
     Failed,
     Finished,
-    Heartbeat,
     Hello,
     Report,
     decode_report,
     rows_of,
 )
+from parity_models.serving.metrics import Metrics
 
 TICK = 0.1
 """Seconds between two looks at who was silent for how long."""
 
 Link = TypeVar("Link", bound=WorkerLink)
+
+_log = logging.getLogger(__name__)
 
 
 class WorkerEngine(ABC, Generic[Link]):
@@ -41,11 +45,17 @@ class WorkerEngine(ABC, Generic[Link]):
     """
 
     def __init__(
-        self, *, heartbeat_timeout: float, join_timeout: float, unit_timeout: float
+        self,
+        *,
+        heartbeat_timeout: float,
+        join_timeout: float,
+        unit_timeout: float,
+        metrics: Metrics | None = None,
     ) -> None:
         self._heartbeat_timeout = heartbeat_timeout
         self._join_timeout = join_timeout
         self._unit_timeout = unit_timeout
+        self._metrics = metrics or Metrics()
         self._workers: dict[str, Link] = {}
 
     @abstractmethod
@@ -78,7 +88,7 @@ class WorkerEngine(ABC, Generic[Link]):
 
     def recycle(self, instance: str, why: str) -> None:
         worker = self._workers.get(instance)
-        if worker is not None:
+        if worker is not None and worker.joined:
             self._give_up(worker, why)
 
     def running(self) -> Mapping[str, int | None]:
@@ -126,43 +136,71 @@ class WorkerEngine(ABC, Generic[Link]):
                 frames = self._reports.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            except (zmq.ZMQError, MemoryError) as error:
+                self._got_over("receive", error)
+                return  # the next tick looks again
             try:
-                self._on_report(frames)
-            except BaseException:  # as a listener's mistake may be
-                self._loop.call_soon(self._receive)
-                raise
+                report = decode_report(frames[0].buffer)
+            except msgspec.MsgspecError as error:
+                self._got_over("decode", error)
+                continue
+            worker = self._workers.get(report.instance)
+            if worker is None or worker.ended:
+                continue  # this was still on its way
+            worker.silence = 0
+            try:
+                self._on_report(worker, report, frames)
+                self._reported(worker, report)
+            except Exception as error:  # as a listener's mistake may be
+                self._got_over("report", error)
+                if not worker.joined:
+                    self._give_up(worker, f"could not join: {error}")
 
-    def _on_report(self, frames: Sequence[zmq.Frame]) -> None:
-        report = decode_report(frames[0].buffer)
-        worker = self._workers.get(report.instance)
-        if worker is None:
-            return  # it has left; this was still on its way
-        worker.silence = 0
+    def _on_report(self, worker: Link, report: Report, frames: Sequence[zmq.Frame]) -> None:
         running = worker.running
         match report:
-            case Finished(_, unit) if running is not None:
-                outputs = rows_of(frames[1], running.output)
+            case Finished(_, unit) if running is not None and running.unit == unit:
                 worker.running = None
-                self._listener.unit_finished(unit, outputs)
-            case Failed(_, unit, detail):
+                try:
+                    outputs = rows_of(frames[1], running.output)
+                except (IndexError, ValueError) as error:
+                    self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
+                else:
+                    self._listener.unit_finished(unit, outputs)
+            case Failed(_, unit, detail) if running is not None and running.unit == unit:
                 worker.running = None
                 self._listener.unit_failed(unit, detail)
-            case Hello():
+            case Hello() if not worker.joined:
                 self._hello(worker, report)
-            case Heartbeat():
-                pass
-        self._reported(worker, report)
+            case _:
+                pass  # a heartbeat, or what says nothing new
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)
+        self._receive()
         for worker in list(self._workers.values()):
-            limit = self._heartbeat_timeout if worker.joined else self._join_timeout
-            if worker.silence * TICK >= limit:
-                self._give_up(worker, f"was not heard of for {limit:g} s")
-            worker.silence += 1
-            running = worker.running
-            if running is not None:
-                if running.age * TICK >= self._unit_timeout:
-                    why = f"had unit {running.unit} for more than {self._unit_timeout:g} s"
-                    self._give_up(worker, why)
-                running.age += 1
+            try:
+                self._watch(worker)
+            except Exception as error:
+                self._got_over("watch", error)
+
+    def _watch(self, worker: Link) -> None:
+        """Give the worker up if it was silent, or has had its unit, for too long."""
+        limit = self._heartbeat_timeout if worker.joined else self._join_timeout
+        silence = worker.silence * TICK
+        worker.silence += 1
+        if silence >= limit:
+            self._give_up(worker, f"was not heard of for {limit:g} s")
+            return
+        running = worker.running
+        if running is not None:
+            age = running.age * TICK
+            running.age += 1
+            if age >= self._unit_timeout:
+                why = f"had unit {running.unit} for more than {self._unit_timeout:g} s"
+                self._give_up(worker, why)
+
+    def _got_over(self, doing: str, error: Exception) -> None:
+        """Something failed that must not stop the engine: it is logged and counted."""
+        _log.error("the engine goes on after an error (%s): %s", doing, error, exc_info=error)
+        self._metrics.engine_errors.labels(doing).inc()

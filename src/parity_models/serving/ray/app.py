@@ -177,7 +177,7 @@ def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) 
     pools = pools_of(bundle, options, cluster)
     files = put_bundle(bundle) if ray.is_initialized() else BundleFiles("")
     roster = roster_app(files)
-    names = model_files(bundle)
+    names = {work: model.file for work, model in model_files(bundle).items()}
     instances = []
     first = 0
     for pool in pools:

@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.bundle import MANIFEST, Bundle
-from parity_models.models.manifest import decode_manifest
+from parity_models.models.manifest import decode_manifest, digest_of
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.garbage import search_seldom
@@ -253,7 +253,7 @@ async def _bundle(files: BundleFiles, folder: Path) -> Bundle:
     decoded = decode_manifest(manifest)
     for coder in decoded.coders.values():
         (folder / coder.file).write_bytes(await files.get(coder.file))
-    return Bundle(folder, decoded)
+    return Bundle(folder, decoded, digest_of(manifest))
 
 
 def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] | None:

@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.remote.upstream import (
     Fault,
     UnitError,
@@ -39,11 +39,11 @@ class Reference:
 class Checks:
     """Compares upstreams with the bundle's models, ONNX files by work, and with each other."""
 
-    def __init__(self, models: Mapping[str, Path], works: Iterable[str]) -> None:
+    def __init__(self, models: Mapping[str, PinnedModel], works: Iterable[str]) -> None:
         self.references: dict[str, Reference] = {}
         self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
         for work in sorted(works):
-            model = OnnxModel(models[work])
+            model = OnnxModel(models[work].read())
             query = np.random.default_rng(0).uniform(size=model.input.shape)
             row = query.astype(model.input.dtype)
             self.references[work] = Reference(model, row, model(row[np.newaxis])[0])

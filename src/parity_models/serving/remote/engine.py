@@ -23,6 +23,7 @@ import grpc
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.metrics import Metrics
@@ -66,7 +67,7 @@ class RemoteEngine:
 
     def __init__(
         self,
-        models: Mapping[str, Path],
+        models: Mapping[str, PinnedModel],
         fleet: Fleet,
         metrics: Metrics,
         *,
