@@ -7,7 +7,7 @@ own, so that several live in one process.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -21,9 +21,12 @@ _TIMINGS = (*(scale * step for scale in (1e-6, 1e-5, 1e-4) for step in (1, 2, 5)
 
 
 class Metrics:
-    """The counters and histograms of one server. Times are in seconds."""
+    """The counters and histograms of one server. Times are in seconds.
 
-    def __init__(self) -> None:
+    `bundle_digest` is that of the served bundle's manifest.
+    """
+
+    def __init__(self, bundle_digest: str = "") -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
             "parm_requests",
@@ -96,11 +99,12 @@ class Metrics:
         )
         for reason in Reason:
             self.failures.labels(reason)
-        self.registry.register(
-            _Gauges(
-                "parm_build_info", "The software's version.", "version", lambda: {__version__: 1}
-            )
-        )
+        Gauge(
+            "parm_build_info",
+            "The software's version, and the digest of the bundle that it serves.",
+            ["version", "bundle_digest"],
+            registry=self.registry,
+        ).labels(__version__, bundle_digest).set(1)
 
     def read(
         self, name: str, help_text: str, label: str, values: Callable[[], Mapping[str, int]]

@@ -113,7 +113,14 @@ class _Rest:
 
     async def server_metadata(self, request: Request) -> Response:
         extensions = ["binary_tensor_data"]
-        return _json({"name": "parity-models", "version": __version__, "extensions": extensions})
+        return _json(
+            {
+                "name": "parity-models",
+                "version": __version__,
+                "extensions": extensions,
+                **self._model.identity,
+            }
+        )
 
     async def repository_index(self, request: Request) -> Response:
         state = "READY" if self._frontend.ready else "UNAVAILABLE"
@@ -133,6 +140,7 @@ class _Rest:
                 "platform": PLATFORM,
                 "inputs": inputs,
                 "outputs": outputs,
+                **model.identity,
             }
         )
 

@@ -41,7 +41,8 @@ class InferRequest:
 class ServedModel:
     """Name, input and output of the served model; a request holds up to `max_rows` queries.
 
-    `tenant_header`: the header that names a request's tenant, if the operator named one.
+    `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
+    the digest of the bundle's manifest, where the model is of a bundle.
     """
 
     name: str
@@ -49,6 +50,12 @@ class ServedModel:
     output: TensorSpec
     max_rows: int
     tenant_header: str | None = None
+    digest: str | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What metadata says of what exactly is served."""
+        return {} if self.digest is None else {"bundle_digest": self.digest}
 
     def check_model(self, name: str, version: str | None) -> None:
         """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""

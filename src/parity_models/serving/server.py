@@ -124,7 +124,7 @@ class Server:
             )
         self.model = served_model(bundle, options)
         self._options = options
-        self._metrics = metrics = Metrics()
+        self._metrics = metrics = Metrics(bundle.digest)
         models = {work: bundle.pinned(model) for work, model in model_files(bundle).items()}
         self._engine: LocalEngine | RemoteEngine = (
             LocalEngine(
@@ -253,7 +253,12 @@ def served_model(bundle: Bundle, options: ServeOptions) -> ServedModel:
     deployed = bundle.manifest.deployed
     name = options.name or bundle.manifest.name
     return ServedModel(
-        name, deployed.input, deployed.output, options.max_queue, options.tenant_header
+        name,
+        deployed.input,
+        deployed.output,
+        options.max_queue,
+        options.tenant_header,
+        bundle.digest,
     )
 
 

@@ -165,7 +165,7 @@ class Frontends:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="parm-")
         bundle = await _bundle(files, Path(self._folder.name))
-        self._metrics = Metrics()
+        self._metrics = Metrics(bundle.digest)
         self._model = served_model(bundle, options)
         self._max_body = options.max_body
         engine = RayEngine(

@@ -1,0 +1,111 @@
+"""What runs is what was checked: a server runs the bundle it opened, whatever becomes of that."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from onnx_models import linear_model
+from parity_models import __version__
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import BundleError, ModelError
+from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
+from parity_models.scheduling import Source
+from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.server import ServeOptions, Server
+
+PARITY = ServeOptions(policy=PolicySpec(name=PolicyName.PARITY), port=0, parity_instances=0)
+
+
+def write(folder: Path, weight: float) -> Bundle:
+    """A bundle of a model whose outputs are the sum of its inputs, times `weight`."""
+    onnx = folder / "model.onnx"
+    linear_model(onnx, (4,), (2,), np.full((4, 2), weight, np.float32))
+    model = NewModel(onnx, "linear")
+    code = CodeSpec("sum", "subtraction", 2)
+    return write_bundle(folder / "bundle", deployed=model, parity=[model], code=code)
+
+
+def replace(folder: Path) -> None:
+    write(folder, -7)
+
+
+def overwrite(folder: Path) -> None:
+    linear_model(folder / "other.onnx", (4,), (2,), np.full((4, 2), -7, np.float32))
+    for file in (folder / "bundle").glob("*.onnx"):
+        file.write_bytes((folder / "other.onnx").read_bytes())
+
+
+def delete(folder: Path) -> None:
+    for file in (folder / "bundle").iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize("change", [replace, overwrite, delete])
+async def test_a_restarted_worker_runs_what_the_others_run(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    write(tmp_path, 1)
+    async with Server(open_bundle(tmp_path / "bundle"), PARITY) as server:
+        engine = server._engine
+        assert isinstance(engine, LocalEngine)
+        change(tmp_path)
+        os.kill(engine.pids()["0"], signal.SIGKILL)
+        async with asyncio.timeout(60):
+            while not {"1", "0.1"} <= engine.running().keys():
+                await asyncio.sleep(0.01)
+        rows = np.ones((20, 4), np.float32)
+        for _ in range(5):
+            answers = await server.frontend.infer(rows)
+            assert set(answers.sources) <= {Source.MODEL, Source.RECONSTRUCTION}
+            np.testing.assert_allclose(answers.outputs, 4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [replace, overwrite, delete])
+async def test_a_bundle_that_changes_before_the_start_is_not_served(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    write(tmp_path, 1)
+    server = Server(open_bundle(tmp_path / "bundle"), PARITY)
+    change(tmp_path)
+    with pytest.raises(ModelError, match=r"deployed.onnx was changed|cannot read .*deployed.onnx"):
+        await server.start()
+
+
+def test_coders_are_what_was_checked_or_an_error(tmp_path: Path) -> None:
+    code = Code(CodeSpec("mlp", "separate", 2), (4,), (2,))
+    shapes = code.network_shapes["encoder"]
+    linear_model(tmp_path / "encoder.onnx", *shapes)
+    linear_model(tmp_path / "model.onnx", (4,), (2,))
+    linear_model(tmp_path / "parity.onnx", code.parity_shape, code.parity_output_shape)
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        deployed=NewModel(tmp_path / "model.onnx", "linear"),
+        parity=[NewModel(tmp_path / "parity.onnx", "linear")],
+        coders={"encoder": NewModel(tmp_path / "encoder.onnx", "mlp")},
+        code=code.spec,
+    )
+    assert bundle.code() is not None
+    weights = linear_model(bundle.path / "encoder.onnx", *shapes)
+    linear_model(bundle.path / "encoder.onnx", *shapes, -weights)
+    with pytest.raises(BundleError, match=r"encoder.onnx is damaged or was changed"):
+        bundle.code()
+
+
+async def test_the_digest_of_the_bundle_is_told(tmp_path: Path) -> None:
+    bundle = write(tmp_path, 1)
+    digest = json.loads((bundle.path / MANIFEST).read_text())["digest"]
+    assert open_bundle(bundle.path).digest == bundle.digest == digest
+    async with Server(bundle, PARITY) as server, httpx.AsyncClient(base_url=server.url) as client:
+        for path in ("/v2", "/v2/models/model"):
+            assert (await client.get(path)).json()["bundle_digest"] == digest
+        (line,) = re.findall("parm_build_info.+", (await client.get("/metrics")).text)[2:]
+        assert line == f'parm_build_info{{bundle_digest="{digest}",version="{__version__}"}} 1.0'
