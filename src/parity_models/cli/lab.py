@@ -3,10 +3,13 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from parity_models.bench.reliability.servers import Engine
 
 lab = typer.Typer(
     add_completion=False,
@@ -38,6 +41,16 @@ def conclude(met: bool) -> None:
         raise typer.Exit(1)
 
 
+def engine_of(name: str) -> "Engine":
+    """The engine of that name. Raises UserError if there is none."""
+    from parity_models.bench.reliability.servers import Engine
+    from parity_models.errors import UserError
+
+    if name not in list(Engine):
+        raise UserError(f"--engine is {', '.join(Engine)}, not {name!r}")
+    return Engine(name)
+
+
 @lab.command()
 def chaos(
     engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
@@ -62,17 +75,14 @@ def chaos(
     import msgspec
 
     from parity_models.bench.reliability.chaos import run_chaos
-    from parity_models.bench.reliability.servers import Engine
     from parity_models.cli.json_file import write_json
-    from parity_models.errors import UserError
 
-    if engine not in list(Engine):
-        raise UserError(f"--engine is {', '.join(Engine)}, not {engine!r}")
+    tested = engine_of(engine)
     console = Console(stderr=True, highlight=False)
     folder = out / f"chaos-{engine}"
     result = asyncio.run(
         run_chaos(
-            Engine(engine),
+            tested,
             minutes=minutes,
             seed=seed,
             rate=rate,
@@ -88,4 +98,128 @@ def chaos(
         console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
     if not result.met:
         console.print(f"seed {seed}; first failure: {next(iter(result.failures), 'none noted')}")
+    conclude(result.met)
+
+
+@lab.command()
+def overload(
+    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    seconds: Annotated[float, typer.Option(help="Of each load, at least.", min=1)] = 10.0,
+    seed: Seed = 0,
+    out: Out = Path("runs/reliability"),
+    quick: Quick = False,
+) -> None:
+    """Ask for 1.2 to 5 times what a server can do, with deadlines from 0.1 to 10 s.
+
+    With and without clients that give up. Exits with 1 if a target is missed.
+    """
+    import asyncio
+
+    import msgspec
+
+    from parity_models.bench.reliability.overload import DEADLINES, FACTORS, Overload, run_overload
+    from parity_models.cli.json_file import write_json
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(load: Overload) -> None:
+        who = "wait" if load.gives_up is None else f"give up after {load.gives_up:.2g} s"
+        found = "; ".join(
+            f"{claim.found}{'' if claim.met else ' (NOT MET)'}" for claim in load.claims
+        )
+        console.print(f"{load.factor:g}x, deadline {load.deadline:g} s, clients {who}: {found}")
+
+    result = asyncio.run(
+        run_overload(
+            engine_of(engine),
+            folder=out / f"overload-{engine}",
+            seed=seed,
+            seconds=3.0 if quick else seconds,
+            factors=(3.0,) if quick else FACTORS,
+            deadlines=(1.0,) if quick else DEADLINES,
+            say=say,
+        )
+    )
+    write_json(out / f"overload-{engine}.json", msgspec.structs.replace(result, command=command()))
+    conclude(result.met)
+
+
+@lab.command()
+def timeouts(
+    seconds: Annotated[float, typer.Option(help="For each policy.", min=1)] = 60.0,
+    seed: Seed = 0,
+    out: Out = Path("runs/reliability"),
+    quick: Quick = False,
+) -> None:
+    """Ask with timeouts near the service time, under each policy; then ask the idle server.
+
+    Exits with 1 if it does not answer at once, or if there was a 500.
+    """
+    import asyncio
+
+    import msgspec
+
+    from parity_models.bench.reliability.timeouts import PolicyTimeouts, run_timeouts
+    from parity_models.cli.json_file import write_json
+
+    console = Console(stderr=True, highlight=False)
+
+    def say(found: PolicyTimeouts) -> None:
+        claims = "; ".join(
+            f"{claim.claim}: {claim.found}{'' if claim.met else ' (NOT MET)'}"
+            for claim in found.claims
+        )
+        console.print(f"{found.policy}, {found.requests:,} requests: {claims}")
+
+    result = asyncio.run(
+        run_timeouts(folder=out / "timeouts", seed=seed, seconds=5.0 if quick else seconds, say=say)
+    )
+    write_json(out / "timeouts.json", msgspec.structs.replace(result, command=command()))
+    conclude(result.met)
+
+
+@lab.command()
+def soak(
+    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    minutes: Annotated[float, typer.Option(help="How long.", min=0.1)] = 60.0,
+    load: Annotated[float, typer.Option(help="Of what the instances can do.", min=0.01)] = 0.7,
+    seed: Seed = 0,
+    out: Out = Path("runs/reliability"),
+) -> None:
+    """Record memory and descriptors under steady load; every query is accounted for, too.
+
+    Exits with 1 if memory grows by 1 % or more after the first ten minutes, or descriptors do.
+    """
+    import asyncio
+
+    import msgspec
+
+    from parity_models.bench.reliability.soak import Sample, run_soak
+    from parity_models.cli.json_file import write_json
+
+    console = Console(stderr=True, highlight=False)
+    said = -60.0
+
+    def say(sample: Sample) -> None:
+        nonlocal said
+        if sample.at >= said + 60:
+            said = sample.at
+            console.print(
+                f"{sample.at / 60:.0f} min: {sample.resident / 2**20:.1f} MiB, "
+                f"{sample.descriptors} descriptors, {sample.processes} processes"
+            )
+
+    result = asyncio.run(
+        run_soak(
+            engine_of(engine),
+            folder=out / f"soak-{engine}",
+            seed=seed,
+            minutes=minutes,
+            load=load,
+            say=say,
+        )
+    )
+    write_json(out / f"soak-{engine}.json", msgspec.structs.replace(result, command=command()))
+    for claim in result.claims:
+        console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
     conclude(result.met)

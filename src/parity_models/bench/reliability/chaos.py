@@ -37,7 +37,7 @@ DEADLINE = 2.0
 SERVICE = 0.01
 """Median seconds that an instance takes for a unit."""
 MAX_BATCH = 2
-RECOVERY = {Engine.LOCAL: 30.0, Engine.REMOTE: 30.0, Engine.RAY: 60.0}
+_RECOVERY = {Engine.LOCAL: 30.0, Engine.REMOTE: 30.0, Engine.RAY: 60.0}
 """Seconds within which all instances must be up again after an event."""
 AT_ONCE = 1.0
 """Seconds within which an idle server must answer, on a machine that is busy."""
@@ -141,6 +141,9 @@ class _Chaos:
         for number, phase in enumerate(course, 1):
             failed = self.ledger.failed
             await self._live_through(phase)
+            if not self._server.front.running:
+                self.ledger.fail(_now(), phase.name, "the server's process has ended")
+                break
             bad = self.ledger.failed - failed
             page = self.ledger.page(phase.name)
             self._say(
@@ -175,11 +178,11 @@ class _Chaos:
         """Wait until all instances are up and three queries in turn are answered."""
         began = _now()
         good = 0
-        while good < 3:
+        while good < 3 and self._server.front.running:
             up = instances_up(await metrics(self.http))
             answered = up >= self._all and await self._try()
             good = good + 1 if answered else 0
-            if _now() - began > RECOVERY[self._engine]:
+            if _now() - began > _RECOVERY[self._engine]:
                 what = f"{up} of {self._all} instances are up"
                 self.ledger.fail(_now(), phase.name, f"not at full strength again: {what}")
                 break

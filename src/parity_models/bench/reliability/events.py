@@ -4,24 +4,18 @@ import asyncio
 import shutil
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from parity_models.bench.reliability.processes import (
-    descriptors,
-    limit_descriptors,
-    send,
-)
+from parity_models.bench.reliability.processes import send
 from parity_models.bench.reliability.rude import RudeClients
-from parity_models.bench.reliability.servers import INSTANCES, TestedServer
+from parity_models.bench.reliability.servers import DESCRIPTORS, INSTANCES, TestedServer
 from parity_models.bench.reliability.traffic import Traffic
 
-SPARE_DESCRIPTORS = 12
-"""Descriptors that idle connections find free."""
-IDLE_CONNECTIONS = 64
+IDLE_CONNECTIONS = 2 * DESCRIPTORS
 RUDE_CLIENTS = 20
 OVERLOAD = 3.0
 """Times the queries that the instances can answer."""
@@ -86,28 +80,35 @@ class Events:
 
     @asynccontextmanager
     async def _stop(self, seconds: float) -> AsyncIterator[None]:
-        stopped = self._rng.choice(self._server.instances())
-        send(stopped, signal.SIGSTOP)
+        stopped = self._one_instance()
+        for pid in stopped:
+            send(pid, signal.SIGSTOP)
         try:
             yield
         finally:
-            send(stopped, signal.SIGCONT)
+            for pid in stopped:
+                send(pid, signal.SIGCONT)
 
     @asynccontextmanager
     async def _slow(self, seconds: float) -> AsyncIterator[None]:
-        slow = self._rng.choice(self._server.instances())
-
-        async def hold_up() -> None:
+        async def hold_up(pid: int) -> None:
             try:
-                while send(slow, signal.SIGSTOP):
+                while send(pid, signal.SIGSTOP):
                     await asyncio.sleep(0.08)
-                    send(slow, signal.SIGCONT)
+                    send(pid, signal.SIGCONT)
                     await asyncio.sleep(0.02)
             finally:
-                send(slow, signal.SIGCONT)
+                send(pid, signal.SIGCONT)
 
-        async with _beside(hold_up()):
+        async with AsyncExitStack() as slow:
+            for pid in self._one_instance():
+                await slow.enter_async_context(_beside(hold_up(pid)))
             yield
+
+    def _one_instance(self) -> list[int]:
+        """One of the instances that are up, if there is one."""
+        there = self._server.instances()
+        return [there[self._rng.randrange(INSTANCES) % len(there)]] if there else []
 
     @asynccontextmanager
     async def _lie(self, name: str) -> AsyncIterator[None]:
@@ -137,10 +138,6 @@ class Events:
 
     @asynccontextmanager
     async def _no_descriptors(self, seconds: float) -> AsyncIterator[None]:
-        limits = {
-            door: limit_descriptors(door, descriptors(door) + SPARE_DESCRIPTORS)
-            for door in self._server.doors()
-        }
         self._traffic.breaks = True  # for those who need a new connection
         idle = self._rude.idle(IDLE_CONNECTIONS)
         try:
@@ -150,8 +147,6 @@ class Events:
         finally:
             for client in idle:
                 client.close()
-            for door, limit in limits.items():
-                limit_descriptors(door, limit)
             self._traffic.breaks = False
 
     @asynccontextmanager

@@ -19,12 +19,18 @@ _PROGRAM = "from parity_models.cli.main import main; main()"
 
 
 class ServeProcess:
-    """`parm serve` with `arguments`; its log goes to `log`."""
+    """`parm serve` with `arguments`; its log goes to `log`. It and its children may have so many
+    `descriptors` each; None: as many as this process."""
 
     def __init__(
-        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        descriptors: int | None = None,
     ) -> None:
         self._arguments = arguments
+        self._descriptors = descriptors
         self._log = log
         self._environment = environment or {}
         self._process: Process | None = None
@@ -50,6 +56,8 @@ class ServeProcess:
                 env=os.environ | self._environment,
                 start_new_session=True,
             )
+        if self._descriptors is not None:
+            limit_descriptors(self._process.pid, self._descriptors)
         assert self._process.stdout is not None
         try:
             async with asyncio.timeout(START_TIMEOUT):
@@ -139,11 +147,10 @@ def descriptors(pid: int) -> int:
         return 0
 
 
-def limit_descriptors(pid: int, most: int) -> int:
-    """Let it have so many descriptors at most; returns how many it could have before."""
-    before, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, hard))
-    return before
+def limit_descriptors(pid: int, most: int) -> None:
+    """Let it have so many descriptors at most; children that it starts likewise."""
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
 
 
 def _tasks(pid: int) -> list[Path]:

@@ -16,12 +16,15 @@ from parity_models.bench.reliability.processes import (
     ServeProcess,
     command_line,
     descendants,
+    limit_descriptors,
     send,
 )
 from parity_models.bench.reliability.requests import POISON
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
+DESCRIPTORS = 256
+"""That the process has to which clients connect: enough for all but for more connections."""
 RESTART = 1.0
 """Seconds after which what runs upstreams starts one again."""
 WORKER = "parity_models.serving.local.worker"
@@ -82,14 +85,6 @@ class TestedServer(ABC):
     def instances(self) -> list[int]:
         """The processes of its instances that are there now."""
 
-    def doors(self) -> list[int]:
-        """The processes that accept clients' connections."""
-        return [self.front.pid]
-
-    def bundles(self) -> list[Path]:
-        """The folders that hold the bundle it was started with."""
-        return [self.model.bundle]
-
     async def kill(self, which: int) -> None:
         """kill -9 of an instance."""
         there = self.instances()
@@ -131,7 +126,8 @@ class LocalServer(TestedServer):
         count = ("--instances", str(INSTANCES - 1), "--parity-instances", "1")
         arguments = self._serve(self._faults(INSTANCES - 1), str(self.model.bundle), *count)
         ports = ("--port", "0", "--grpc-port", "0")
-        self._front = ServeProcess([*arguments, *ports], self.folder / "server.log")
+        log = self.folder / "server.log"
+        self._front = ServeProcess([*arguments, *ports], log, descriptors=DESCRIPTORS)
         await self._front.start()
 
     @property
@@ -163,7 +159,8 @@ class RemoteServer(TestedServer):
         deployed, parity = ",".join(urls), ",".join(f"{url}/{MODEL}" for url in urls)
         arguments = self._serve(None, str(self.model.bundle), "--deployed", deployed)
         ports = ("--parity", parity, "--port", "0", "--grpc-port", "0")
-        self._front = ServeProcess([*arguments, *ports], self.folder / "server.log")
+        log = self.folder / "server.log"
+        self._front = ServeProcess([*arguments, *ports], log, descriptors=DESCRIPTORS)
         await self._front.start()
 
     async def stop(self) -> None:
@@ -215,6 +212,9 @@ class RayServer(TestedServer):
         environment = {"RAY_worker_niceness": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
         self._front = ServeProcess(arguments, self.folder / "server.log", environment)
         await self._front.start()
+        for pid in descendants(self._front.pid):
+            if "ProxyActor" in command_line(pid):
+                limit_descriptors(pid, DESCRIPTORS)
 
     @property
     def front(self) -> ServeProcess:
@@ -222,9 +222,6 @@ class RayServer(TestedServer):
 
     def instances(self) -> list[int]:
         return [pid for pid in self._replicas() if re.search(r"shared|deployed", command_line(pid))]
-
-    def doors(self) -> list[int]:
-        return [pid for pid in descendants(self.front.pid) if "ProxyActor" in command_line(pid)]
 
     def _replicas(self) -> list[int]:
         found = descendants(self.front.pid)

@@ -126,7 +126,7 @@ class Traffic:
             if answer.status == 200:
                 self._ledger.answered(number, _now(), [False], [Source.MODEL], lied_to=False)
             else:
-                self._ledger.refused(number, _now(), answer.status, _error_text(answer))
+                self._ledger.refused(number, _now(), answer.status, error_text(answer))
             return
         rows = len(drawn.rows)
         given = read_answers(
@@ -167,7 +167,8 @@ def probe(model: KnownModel) -> Drawn:
     return Drawn(Kind.HONEST, model.rows[:1])
 
 
-def _error_text(answer: HttpAnswer) -> str:
+def error_text(answer: HttpAnswer) -> str:
+    """What the server says is wrong."""
     text = answer.body[:300].decode(errors="replace")
     return text.removeprefix('{"error":"').removesuffix('"}')
 
