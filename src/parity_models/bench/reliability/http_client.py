@@ -30,7 +30,8 @@ class SurplusError(BrokenError):
 class Connection(asyncio.Protocol):
     """One connection that is kept open; one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, clients: "HttpClients") -> None:
+        self._clients = clients
         self._received = bytearray()
         self._answer: asyncio.Future[HttpAnswer] | None = None
         self._transport: asyncio.Transport | None = None
@@ -59,6 +60,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
+        self._clients.open += 1
 
     def data_received(self, data: bytes) -> None:
         if self._answer is None or self._answer.done():
@@ -81,6 +83,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._clients.open -= 1
         if self._answer is not None and not self._answer.done():
             what = "reset" if isinstance(exc, ConnectionResetError) else "closed"
             self._answer.set_exception(BrokenError(what))
@@ -96,6 +99,8 @@ class HttpClients:
         self._host, self._port = at.hostname, at.port
         self.authority = at.netloc
         self._idle: list[Connection] = []
+        self.open = 0
+        """Connections that there are."""
         self.surplus = 0
         """Answers that nobody asked for: some query ended twice."""
 
@@ -110,7 +115,7 @@ class HttpClients:
             connection.abort()
         try:
             _, protocol = await asyncio.get_running_loop().create_connection(
-                Connection, self._host, self._port
+                lambda: Connection(self), self._host, self._port
             )
         except OSError as error:
             raise BrokenError(f"not connected: {error.strerror}") from error

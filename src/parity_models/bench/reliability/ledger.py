@@ -15,6 +15,8 @@ from parity_models.scheduling import Source
 
 MAX_FAILURES = 50
 """Failures that are kept word for word; all are counted."""
+MAX_ALIKE = 3
+"""Of these, with the same words during the same kind of event."""
 
 
 class Kind(StrEnum):
@@ -116,6 +118,7 @@ class Ledger:
         self.ended_twice = 0
         self.sent_queries = 0
         self._open: dict[int, Sent] = {}
+        self._alike: Counter[tuple[str, str]] = Counter()
         self._last_right: float | None = None
         self._last_number = -1
 
@@ -207,7 +210,8 @@ class Ledger:
     def fail(self, at: float, event: str, what: str) -> None:
         """Something else happened that must not happen."""
         self.failed += 1
-        if len(self.failures) < MAX_FAILURES:
+        self._alike[event, what] += 1
+        if len(self.failures) < MAX_FAILURES and self._alike[event, what] <= MAX_ALIKE:
             self.failures.append(Failure(at, event, what))
 
     def overdue(self, now: float) -> list[int]:

@@ -33,7 +33,7 @@ GROWTH = 0.01
 
 class Sample(msgspec.Struct, frozen=True):
     """One look: seconds since the load began, bytes in use by all processes together, and by the
-    one that clients talk to; open descriptors of all processes."""
+    one that clients talk to; open descriptors of all processes, without clients' connections."""
 
     at: float
     resident: int
@@ -97,7 +97,7 @@ async def run_soak(
                     at,
                     sum(map(resident, pids)),
                     resident(server.front.pid),
-                    sum(map(descriptors, pids)),
+                    sum(map(descriptors, pids)) - http.open,
                     len(pids),
                 )
                 samples.append(sample)
