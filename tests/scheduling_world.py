@@ -26,6 +26,7 @@ from parity_models.scheduling import (
     parity_work,
 )
 from parity_models.scheduling.policies.interference import Interference
+from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Task, Unit
 
 ORIGINALS = frozenset({DEPLOYED})
@@ -253,6 +254,14 @@ def ran(interference: Interference, seconds: float, times: int, *, beside: bool 
         interference.ended(seconds, original, finished=True)
         if beside:
             interference.ended(0.0, redundant, finished=True)
+
+
+def run_times(*units: tuple[float, bool]) -> RunTimes:
+    """What is known after these units: how long they ran, whether to their end."""
+    times = RunTimes(every=max(1, len(units)))
+    for seconds, finished in units:
+        times.add(seconds, finished=finished)
+    return times
 
 
 def undisturbed() -> Interference:

@@ -23,13 +23,15 @@ from parity_models.scheduling import (
     parity_work,
 )
 from parity_models.scheduling.policies import (
+    AdaptiveParity,
     AnswerRule,
     ApproximateBackup,
     Hedging,
     Pool,
     Replication,
 )
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+from parity_models.scheduling.policies.parity import SHARERS_KEPT
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, run_times, undisturbed
 
 
 def parity_world(
@@ -118,6 +120,82 @@ class Test_parity:
         assert "p" not in world.running
         world.arrive(1, "image")
         assert world.members[world.running["p"].subjects[0]] == (0, 2)
+
+    def test_of_different_tenants_never_share_a_group_nor_padding(self) -> None:
+        world = parity_world(DEDICATED, max_group_wait=1.0)
+        world.arrive(1, tenant="one")
+        world.arrive(1, tenant="other")
+        world.finish("a")
+        world.finish("b")
+        world.arrive(1, tenant="third")
+        world.pass_time(2.0)
+        assert "p" not in world.running
+        world.arrive(1, tenant="one")
+        assert world.members[world.running["p"].subjects[0]] == (0, 3)
+
+    def test_batches_are_shared_by_tenants(self) -> None:
+        scheduler = Scheduler(Parity(code()), SchedulerConfig(max_batch=2))
+        world = World(scheduler, code(), max_batch=2)
+        world.arrive(1, tenant="one")
+        world.arrive(1, tenant="other")
+        world.join("a", BOTH)
+        assert world.running["a"].subjects == (0, 1)
+
+    def test_of_many_tenants_little_is_kept(self) -> None:
+        world = parity_world(DEDICATED)
+        for tenant in range(100):
+            world.arrive(1, tenant=f"{tenant}")
+            world.finish(min(world.running))
+        assert len(world.inputs) <= 2 * SHARERS_KEPT
+
+    def test_exact_queries_join_no_group_and_are_no_padding(self) -> None:
+        world = parity_world(DEDICATED, max_group_wait=1.0)
+        world.arrive(1, exact=True)
+        world.arrive(1)
+        world.finish("a")
+        world.pass_time(2.0)
+        assert "p" not in world.running
+        world.finish("b")
+        assert len(world.inputs) == 1
+        world.arrive(1)
+        assert world.members[world.running["p"].subjects[0]] == (1, 2)
+
+    def test_padding_holds_no_query_twice(self) -> None:
+        the_code = code(3)
+        policy = AdaptiveParity(
+            the_code,
+            run_times=run_times(*[(1.0, True)] * 90, *[(9.0, True)] * 10),
+            interference=undisturbed(),
+        )
+        world = World(Scheduler(policy), the_code)
+        for instance in "abcdef":
+            world.join(instance, BOTH)
+        world.arrive(3)
+        world.finish("b")
+        world.pass_time(1.5)
+        copies = [name for name, run in world.running.items() if run.subjects == (0,)]
+        assert len(copies) == 2
+        for instance in copies:
+            world.finish(instance)
+        world.arrive(1)
+        world.pass_time(1.0)
+        assert 3 in [query for members in world.members.values() for query in members]
+
+    def test_batch_mates_never_join_one_group(self) -> None:
+        """Nodes are lost between their arrival and their start."""
+        config = SchedulerConfig(max_batch=2)
+        world = World(Scheduler(Parity(code(), max_group_wait=None), config), code(), max_batch=2)
+        world.join("a", ORIGINALS, "x")
+        world.join("b", ORIGINALS, "y")
+        world.join("p", PARITIES, "x")
+        for _ in "ab":
+            world.arrive(1, exact=True)
+        world.abandon(1)  # it runs on
+        world.arrive(2)
+        world.leave("b")
+        while world.running:
+            world.finish(min(world.running))
+        assert len(world.answers) == 3
 
     def test_delayed_is_sent_only_to_groups_still_incomplete(self) -> None:
         world = parity_world({**DEDICATED, "c": ORIGINALS, "d": ORIGINALS}, parity_delay=1.0)
@@ -235,6 +313,22 @@ class Test_other_policies:
         world.arrive(1)
         world.finish("cheap")
         assert world.answers == {0: Source.BACKUP}
+
+    def test_an_exact_query_has_no_backup(self) -> None:
+        world = World(Scheduler(ApproximateBackup()))
+        world.join("a", ORIGINALS)
+        world.join("cheap", frozenset({BACKUP}))
+        world.arrive(1, exact=True)
+        assert list(world.running) == ["a"]
+        world.finish("a")
+        assert world.answers == {0: Source.MODEL}
+
+    def test_an_exact_query_is_copied_all_the_same(self) -> None:
+        world = World(Scheduler(Replication(2)))
+        for instance in ("a", "b"):
+            world.join(instance, ORIGINALS)
+        world.arrive(1, exact=True)
+        assert len(world.running) == 2
 
     def test_a_backup_waits_for_the_answer_rules_deadline(self) -> None:
         policy = ApproximateBackup(answer_rule=AnswerRule.DEADLINE, answer_after=1.0)

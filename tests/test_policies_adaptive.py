@@ -20,17 +20,9 @@ from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code, undisturbed
+from scheduling_world import World, code, run_times, undisturbed
 
 BOTH = frozenset({DEPLOYED, parity_work(0)})
-
-
-def run_times(*units: tuple[float, bool]) -> RunTimes:
-    """What is known after these units: how long they ran, whether to their end."""
-    times = RunTimes(every=max(1, len(units)))
-    for seconds, finished in units:
-        times.add(seconds, finished=finished)
-    return times
 
 
 # Run times
@@ -382,3 +374,29 @@ def test_units_that_took_no_time_do_not_have_queries_looked_at_for_ever(name: st
     scheduler.queries_arrived(1e6, [0, 1], "kind")
     later = scheduler.queries_arrived(1e6 + 1, [2], "kind")
     assert later
+
+
+def test_an_exact_query_that_is_slow_is_copied() -> None:
+    world = adaptive_world(9, SOME_SLOW)
+    world.arrive(2, exact=True)
+    assert runs(world) == [DEPLOYED] * 2
+    world.pass_time(1.1)
+    assert runs(world) == [DEPLOYED] * 4
+
+
+def test_a_copy_that_has_used_up_its_attempts_is_not_sent_again() -> None:
+    world = adaptive_world(9, SOME_LATE)
+    (query,) = world.arrive(1)
+    (original,) = world.running
+    world.pass_time(1.5)
+    failed = 0
+    for _ in range(40):
+        for instance in sorted(world.running.keys() - {original}):
+            world.fail(instance)
+            failed += 1
+        world.pass_time(0.1)
+    assert failed == 5, "as often as a task is tried"
+    assert world.running.keys() == {original}
+    world.finish(original)
+    assert world.answers == {query: Source.MODEL}
+    assert not any(world.scheduler.queue_depths().values())

@@ -296,6 +296,8 @@ class Scheduler:
 
         Copies go to the head of the queue: they are as old as their query.
         """
+        if query.id not in self._queries:
+            return
         original = query.original
         if original.apart is None:
             original.apart = self.new_id()

@@ -133,11 +133,11 @@ class AdaptiveParity(Parity):
     def _look(self, scheduler: Scheduler, query: Query) -> None:
         """Copy a query whose original is slow; hurry its copy once it is late."""
         group = self._group_of(query)
-        if group is None or not scheduler.is_placed(query.original):
+        if not scheduler.is_placed(query.original):
             # It waits in the queue, as a copy of it would.
             self._look_at(scheduler, query, scheduler.now + self._slow)
             return
-        units = [task.unit for task in (query.original, *group.tasks)]
+        units = [task.unit for task in (query.original, *(group.tasks if group else ()))]
         began = max((unit.started for unit in units if unit), default=query.arrived)
         if scheduler.now < began + self._slow:
             self._look_at(scheduler, query, began + self._slow)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ApproximateBackup(Policy):
-    """Every query goes to the deployed model and to the backup; times in seconds."""
+    """Every query that is not exact goes to the backup as well; times in seconds."""
 
     def __init__(
         self, *, answer_rule: AnswerRule = AnswerRule.FIRST, answer_after: float = 0.0
@@ -31,6 +31,8 @@ class ApproximateBackup(Policy):
         return [frozenset({DEPLOYED})] * instances + [frozenset({BACKUP})] * parity_instances
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
+        if query.exact:
+            return
         backup = Task(BACKUP, query.id, query.kind)
         pair = [query.original, backup]
         for task in pair:
@@ -54,4 +56,6 @@ class ApproximateBackup(Policy):
             scheduler.answer(query, Source.BACKUP)
 
     def resolved(self, scheduler: Scheduler, query: Query) -> None:
-        scheduler.drop(self._backups.pop(query.id))
+        backup = self._backups.pop(query.id, None)
+        if backup is not None:
+            scheduler.drop(backup)

@@ -4,7 +4,8 @@ The life of a coding group (Kosaian et al., SOSP 2019, section 3):
 
     open     queries join in order of arrival; each is dispatched at once, as if uncoded.
              Where instances share nodes, they join when they are dispatched, a group that has
-             none on the same node: then no original waits for a certain node
+             none on the same node: then no original waits for a certain node. Queries of
+             different kinds or tenants never share a group; exact queries join none
     closed   it has k members: full, or, when one of them has waited `max_group_wait`, filled up
              with recently answered queries, whose predictions are known. Its parity tasks are
              queued (after `parity_delay`, if the group still needs them then).
@@ -43,8 +44,13 @@ from parity_models.scheduling.work import Query, Task, Unit
 if TYPE_CHECKING:
     from parity_models.scheduling.scheduler import Scheduler
 
-KINDS_WITH_PADDING = 16
-"""For how many kinds of query (the most recently seen) padding is kept."""
+SHARERS_KEPT = 16
+"""For how many kinds and tenants (the most recently seen) padding, and a group that is open
+though all its members are answered, are kept."""
+
+
+Sharers = tuple[Hashable, Hashable]
+"""The queries that may share a group: of this kind, and of this tenant."""
 
 
 class Erasures(Protocol):
@@ -75,10 +81,12 @@ class CodingGroup:
     """k queries encoded together; lists are by slot, `parities` by row.
 
     `units` are all tasks that run for it: the originals of its members, and its parity `tasks`.
+    Its members, padding included, are of one `kind` and of one `tenant`.
     """
 
     id: int
     kind: Hashable
+    tenant: Hashable
     members: list[int] = field(default_factory=list)
     available: list[bool] = field(default_factory=list)
     resolved: list[bool] = field(default_factory=list)
@@ -90,6 +98,10 @@ class CodingGroup:
     wait: float = 0.0
     overdue: bool = False
     encoded: bool = False
+
+    @property
+    def sharers(self) -> Sharers:
+        return self.kind, self.tenant
 
     def join(self, query: int, *, answered: bool) -> None:
         self.members.append(query)
@@ -121,9 +133,9 @@ class Parity(Policy):
         self._max_group_wait = max_group_wait
         self._parity_delay = parity_delay
         self._answer_after = answer_after if answer_rule is AnswerRule.DEADLINE else 0.0
-        self._open: dict[Hashable, list[CodingGroup]] = {}
+        self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
-        self._padding: OrderedDict[Hashable, deque[int]] = OrderedDict()
+        self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
 
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         parity = frozenset(parity_work(j) for j in range(self._code.r))
@@ -134,12 +146,16 @@ class Parity(Policy):
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
         scheduler.keep_idle(self._margin.kept(scheduler.pending))
+        if query.exact:
+            return
         if scheduler.nodes < self._code.k or scheduler.is_placed(query.original):
             self._join(scheduler, query)
 
     def starts(self, scheduler: Scheduler, task: Task) -> None:
         query = scheduler.pending_query(task.subject)
-        if query is not None and task is query.original and self._group_of(query) is None:
+        if query is None or query.exact or task is not query.original:
+            return
+        if self._group_of(query) is None:
             self._join(scheduler, query)
 
     def _join(self, scheduler: Scheduler, query: Query) -> None:
@@ -163,22 +179,27 @@ class Parity(Policy):
 
     def _open_group(self, scheduler: Scheduler, query: Query) -> CodingGroup:
         """The oldest open group of its kind that the query may join, or a new one."""
-        groups = self._open.setdefault(query.kind, [])
+        groups = self._open.setdefault((query.kind, query.tenant), [])
+        self._open.move_to_end((query.kind, query.tenant))
+        original = query.original
         for group in groups:
-            if scheduler.nodes < self._code.k or not scheduler.beside(query.original, group.units):
+            if original.unit and any(task.unit is original.unit for task in group.units):
+                continue  # a batch with two members would hold up both
+            if scheduler.nodes < self._code.k or not scheduler.beside(original, group.units):
                 return group
-        group = CodingGroup(scheduler.new_id(), query.kind)
+        group = CodingGroup(scheduler.new_id(), query.kind, query.tenant)
         groups.append(group)
         self._groups[group.id] = group
         return group
 
     def predicted(self, scheduler: Scheduler, task: Task) -> None:
         group = None if task.apart is None else self._groups.get(task.apart)
-        if group is not None:
-            group.available[group.members.index(task.subject)] = True
-            self._decode(scheduler, group)
+        if group is None:
+            return
+        group.available[group.members.index(task.subject)] = True
+        self._decode(scheduler, group)
         if self._max_group_wait is not None and scheduler.held(task.subject):
-            self._keep_as_padding(scheduler, task)
+            self._keep_as_padding(scheduler, group.sharers, task.subject)
 
     def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
         group = self._groups[task.subject]
@@ -212,9 +233,16 @@ class Parity(Policy):
             return
         if len(group.members) == self._code.k:
             self._end(scheduler, group)
-        elif sum(all(other.resolved) for other in self._open[group.kind]) > 1:
+        elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
             self._no_longer_open(group)  # one is enough for the next query to complete
             self._end(scheduler, group)
+        while len(self._open) > SHARERS_KEPT:
+            oldest = next(iter(self._open.values()))
+            if not all(all(other.resolved) for other in oldest):
+                break
+            for other in tuple(oldest):
+                self._no_longer_open(other)
+                self._end(scheduler, other)
 
     def _ran(self, seconds: float, *, finished: bool) -> None:
         """A unit of originals has run for so long, to its end or not."""
@@ -225,10 +253,10 @@ class Parity(Policy):
         return None if query.original.apart is None else self._groups.get(query.original.apart)
 
     def _no_longer_open(self, group: CodingGroup) -> None:
-        groups = self._open[group.kind]
+        groups = self._open[group.sharers]
         groups.remove(group)
         if not groups:
-            del self._open[group.kind]
+            del self._open[group.sharers]
 
     def _close(self, scheduler: Scheduler, group: CodingGroup) -> None:
         self._no_longer_open(group)
@@ -259,7 +287,7 @@ class Parity(Policy):
             return
         group.overdue = True
         missing = self._code.k - len(group.members)
-        padding = [q for q in self._padding.get(group.kind, ()) if q not in group.members]
+        padding = [q for q in self._padding.get(group.sharers, ()) if q not in group.members]
         if len(padding) < missing:
             return
         for query in padding[-missing:]:
@@ -267,18 +295,20 @@ class Parity(Policy):
             group.join(query, answered=True)
         self._close(scheduler, group)
 
-    def _keep_as_padding(self, scheduler: Scheduler, task: Task) -> None:
-        kept = self._padding.setdefault(task.kind, deque())
-        self._padding.move_to_end(task.kind)
-        scheduler.hold(task.subject)
-        kept.append(task.subject)
+    def _keep_as_padding(self, scheduler: Scheduler, sharers: Sharers, query: int) -> None:
+        kept = self._padding.setdefault(sharers, deque())
+        self._padding.move_to_end(sharers)
+        if query in kept:  # a copy of it has run as well
+            return
+        scheduler.hold(query)
+        kept.append(query)
         # A group's own members are no padding for it, so k - 1 others need 2k - 2 places.
         if len(kept) > 2 * self._code.k - 2:
             scheduler.release(kept.popleft())
-        if len(self._padding) > KINDS_WITH_PADDING:
-            for query in self._padding.popitem(last=False)[1]:
-                scheduler.release(query)
-        for group in list(self._open.get(task.kind, ())):
+        if len(self._padding) > SHARERS_KEPT:
+            for other in self._padding.popitem(last=False)[1]:
+                scheduler.release(other)
+        for group in list(self._open.get(sharers, ())):
             if group.overdue:
                 self._pad(scheduler, group)
 
