@@ -229,7 +229,6 @@ def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
         ("parity_instances", -1, "parity_instances must be 0 or more"),
         ("max_batch", 0, "max_batch must be 1 or more"),
         ("max_queue", 0, "max_queue must be 1 or more"),
-        ("max_body", 0, "max_body must be 1 or more"),
         ("deadline", 0, "deadline must be more than 0"),
         ("deadline", float("nan"), "deadline must be more than 0"),
         ("deadline", float("inf"), "deadline must be more than 0"),

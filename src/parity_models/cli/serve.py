@@ -31,6 +31,7 @@ from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.garbage import search_seldom
+from parity_models.serving.limits import Limits
 from parity_models.serving.remote.upstream import Fleet, Upstream, parse_upstreams
 from parity_models.serving.server import ServeOptions, Server, default_policy
 
@@ -194,10 +195,32 @@ def serve(
     ] = ServeOptions.deadline,
     max_body: Annotated[
         float, typer.Option(help="MiB that a request's body may have; more is refused.")
-    ] = ServeOptions.max_body / 2**20,
+    ] = Limits.max_body / 2**20,
+    max_in_flight: Annotated[
+        float,
+        typer.Option(
+            help="MiB that the bodies of all requests under way may have together; more are "
+            "refused (503)."
+        ),
+    ] = Limits.max_in_flight / 2**20,
+    max_connections: Annotated[
+        int, typer.Option(help="HTTP connections at a time; further ones are refused (503).")
+    ] = Limits.max_connections,
     max_rpcs: Annotated[
         int, typer.Option(help="gRPC calls for predictions at a time; more are refused.")
-    ] = ServeOptions.max_rpcs,
+    ] = Limits.max_rpcs,
+    head_timeout: Annotated[
+        float, typer.Option(help="Seconds in which a request's headers have to come.")
+    ] = Limits.head_timeout,
+    body_timeout: Annotated[
+        float, typer.Option(help="Seconds in which the body has to come after them.")
+    ] = Limits.body_timeout,
+    write_timeout: Annotated[
+        float, typer.Option(help="Seconds for which a client may leave an answer unread.")
+    ] = Limits.write_timeout,
+    idle_timeout: Annotated[
+        float, typer.Option(help="Seconds that an idle connection is kept for another request.")
+    ] = Limits.idle_timeout,
     default_prediction: Annotated[
         str | None,
         typer.Option(
@@ -242,8 +265,16 @@ def serve(
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     opened = open_bundle(_one(bundle, bundle_option))
-    if not max_body < inf:
-        raise UserError(f"--max-body is a number of MiB, not {max_body}")
+    limits = Limits(
+        max_connections=max_connections,
+        max_rpcs=max_rpcs,
+        max_body=_bytes("--max-body", max_body),
+        max_in_flight=_bytes("--max-in-flight", max_in_flight),
+        head_timeout=head_timeout,
+        body_timeout=body_timeout,
+        write_timeout=write_timeout,
+        idle_timeout=idle_timeout,
+    )
     fleet = _fleet(opened, engine, deployed, parity, backup, concurrency, ca_file)
     if fleet is not None and (instances is not None or parity_instances is not None):
         raise UserError(
@@ -274,8 +305,7 @@ def serve(
         max_batch=max_batch,
         max_queue=max_queue,
         deadline=deadline,
-        max_body=int(max_body * 2**20),
-        max_rpcs=max_rpcs,
+        limits=limits,
         default_prediction=_numbers(default_prediction),
         tenant_header=tenant_header,
         faults=load_fault_plan(faults) if faults is not None else None,
@@ -399,6 +429,12 @@ def _fleet(
         concurrency=Upstream.concurrency if concurrency is None else concurrency,
     )
     return Fleet(upstreams, ca_file)
+
+
+def _bytes(option: str, mebibytes: float) -> int:
+    if not mebibytes < inf:
+        raise UserError(f"{option} is a number of MiB, not {mebibytes}")
+    return int(mebibytes * 2**20)
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

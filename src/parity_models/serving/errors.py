@@ -36,6 +36,12 @@ class NotAcceptableError(RequestError, UserError):
     status = 406
 
 
+class LateRequestError(RequestError, UserError):
+    """A request that did not come whole in time."""
+
+    status = 408
+
+
 class TooLargeError(RequestError, UserError):
     """A request with more bytes or rows than the server takes at once."""
 

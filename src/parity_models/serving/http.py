@@ -1,66 +1,198 @@
-"""The HTTP server: uvicorn, for one application on one socket."""
+"""The HTTP server: accepts connections, as many as the limits allow, and ends those that are late.
 
+Out of connections or of file descriptors, a new client is refused with the reason, or waits to be
+accepted; the clients that are there go on, and all is as before once some have left.
+"""
+
+import asyncio
+import logging
+import resource
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from email.utils import formatdate
 
-import uvicorn
-from starlette.applications import Starlette
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from parity_models.serving.errors import OverloadedError
+from parity_models.serving.http_connection import HttpConnection
+from parity_models.serving.messages import Response, refusal
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.rest import Rest
 
-KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept for the client's next request."""
+_log = logging.getLogger(__name__)
 
 GRACE = 5
 """Seconds that a stopping server gives clients to send or fetch the rest of a message."""
 
-MAX_HEAD = 64 * 2**10
-"""Bytes that a request's line and headers may have, about."""
+_ACCEPTS = 64
+"""Connections accepted in a row, before those that are there have their turn."""
+
+_REFUSED = 16
+"""Connections beyond the limit that are told so at a time; further ones wait to be accepted."""
+
+_RESERVE = 32
+"""File descriptors that connections leave to the rest of the server: its workers, above all."""
+
+_RETRY = 0.2
+"""Seconds after which a server without file descriptors looks for connections again."""
+
+_TICK = 0.25
+"""Seconds between two looks at what is late, at the most."""
 
 
-class HttpServer(uvicorn.Server):
-    """Serves `app` until `should_exit` is set; then responses that are under way are finished."""
+class HttpServer:
+    """Serves `rest` on one listening socket, within its limits; started and stopped once."""
 
-    def __init__(self, app: Starlette) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=_Protocol,
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",  # the application logs its failures, the rest is clients'
-                access_log=False,
-                proxy_headers=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE,
-                timeout_graceful_shutdown=GRACE,
-            )
+    def __init__(self, rest: Rest, metrics: Metrics) -> None:
+        self.rest = rest
+        self.limits = rest.limits
+        self.closing = False
+        self._metrics = metrics
+        self._connections: set[HttpConnection] = set()
+        self._refusing: set[HttpConnection] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._accepting = False
+        self._starved = False
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._date = (0, b"")
+        limits = self.limits
+        shortest = min(
+            limits.head_timeout, limits.body_timeout, limits.write_timeout, limits.idle_timeout
         )
+        self._tick = min(_TICK, shortest / 4)
+        metrics.connections.set_function(lambda: len(self._connections))
+        metrics.bytes_in_flight.set_function(lambda: rest.budget.held)
 
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # signals are the business of who runs the process
+    def start(self, listening: socket.socket) -> None:
+        """Serve the connections of this socket, from now on, on the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._socket = listening
+        listening.setblocking(False)
+        self._accept_again()
+        self._looking = self._loop.create_task(self._look())
 
+    def drain(self) -> None:
+        """From now on, every answer is the last of its connection."""
+        self.closing = True
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's, with a bound on what it keeps of a request before the application sees it."""
+    async def stop(self) -> None:
+        """Accept no more, and end all connections: idle ones now, the others after the answers
+        that are under way, or some seconds."""
+        self.closing = True
+        self._pause()
+        self._socket.close()
+        for connection in list(self._connections):
+            if connection.idle:
+                connection.close()
+        try:
+            async with asyncio.timeout(GRACE):
+                await self._empty.wait()
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
+            await self._empty.wait()
+        finally:
+            self._looking.cancel()
 
-    _head = 0
+    # For connections
 
-    def data_received(self, data: bytes) -> None:
-        self._head += len(data)
-        super().data_received(data)
-        if self._head > MAX_HEAD and not self.transport.is_closing():
-            self.send_400_response(f"The request's headers are longer than {MAX_HEAD} bytes.")
+    @property
+    def date(self) -> bytes:
+        """The header with the current date."""
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, f"date: {formatdate(now, usegmt=True)}\r\n".encode())
+        return self._date[1]
 
-    def on_headers_complete(self) -> None:
-        self._head = 0
-        super().on_headers_complete()
+    def lost(self, connection: HttpConnection) -> None:
+        """The connection is over."""
+        self._connections.discard(connection)
+        self._refusing.discard(connection)
+        if not self._connections:
+            self._empty.set()
+        if not self._accepting and not self._starved:
+            self._accept_again()
 
-    def on_body(self, body: bytes) -> None:
-        self._head = 0
-        super().on_body(body)
+    def ended(self, reason: str) -> None:
+        """A limit has ended a connection."""
+        self._metrics.connections_ended.labels(reason).inc()
+
+    # Accepting
+
+    def _accept_again(self) -> None:
+        self._starved = False
+        if not self.closing and not self._accepting:
+            self._accepting = True
+            self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    def _pause(self) -> None:
+        if self._accepting:
+            self._accepting = False
+            self._loop.remove_reader(self._socket.fileno())
+
+    def _accept(self) -> None:
+        for _ in range(_ACCEPTS):
+            if len(self._refusing) >= _REFUSED:
+                self._pause()  # until one of them has left
+                return
+            try:
+                accepted, _ = self._socket.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # out of descriptors or of memory for sockets
+                _log.warning("no connection can be accepted for now: %s", error.strerror)
+                self.ended("descriptors")
+                self._pause()
+                self._starved = True
+                self._loop.call_later(_RETRY, self._accept_again)
+                return
+            self._welcome(accepted)
+
+    def _welcome(self, accepted: socket.socket) -> None:
+        accepted.setblocking(False)
+        refused = self._refusal(accepted.fileno())
+        connection = HttpConnection(self, refused)
+        self._connections.add(connection)
+        self._empty.clear()
+        if refused is not None:
+            self._refusing.add(connection)
+        task = self._loop.create_task(self._open(accepted, connection))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: connection, accepted)
+        except OSError as error:
+            _log.warning("a connection broke as it was accepted: %s", error)
+            accepted.close()
+            self.lost(connection)
+
+    def _refusal(self, descriptor: int) -> Response | None:
+        """What a new connection with this file descriptor is told, if it is one too many."""
+        most = self.limits.max_connections
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if len(self._connections) - len(self._refusing) >= most:
+            self.ended("max_connections")
+            text = f"the server takes at most {most:,} connections (max_connections)"
+        elif files != resource.RLIM_INFINITY and descriptor >= files - _RESERVE:
+            # Descriptors are numbered from below, so this one tells how many are in use.
+            self.ended("descriptors")
+            text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
+        else:
+            return None
+        return refusal(OverloadedError(f"{text}; try again later", retry_after=1.0))
+
+    async def _look(self) -> None:
+        """End what is late, now and again."""
+        while True:
+            await asyncio.sleep(self._tick)
+            now = time.monotonic()
+            for connection in list(self._connections):
+                try:
+                    connection.check(now)
+                except Exception:
+                    _log.exception("a connection could not be ended in time")
+                    connection.abort()
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -97,6 +97,20 @@ class Metrics:
             ["doing"],
             registry=self.registry,
         )
+        self.connections = Gauge(
+            "parm_connections", "HTTP connections that are open.", registry=self.registry
+        )
+        self.connections_ended = Counter(
+            "parm_connections_ended",
+            "HTTP connections refused, or ended, by the limit that they met.",
+            ["limit"],
+            registry=self.registry,
+        )
+        self.bytes_in_flight = Gauge(
+            "parm_bytes_in_flight",
+            "Bytes of requests under way and of answers that their clients have not read.",
+            registry=self.registry,
+        )
         for reason in Reason:
             self.failures.labels(reason)
         Gauge(

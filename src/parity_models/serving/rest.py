@@ -1,6 +1,7 @@
-"""The Open Inference Protocol over HTTP: an ASGI application over a frontend.
+"""The Open Inference Protocol over HTTP, over a frontend: requests in, responses out.
 
-Every error is a JSON object with an `error`, and the status of its class in errors.py.
+What carries them is elsewhere: http.py over sockets of its own, asgi.py in another server. Every
+error is a JSON object with an `error`, and the status of its class in errors.py.
 """
 
 import asyncio
@@ -8,24 +9,29 @@ import logging
 import zlib
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import msgspec
+from prometheus_client import Counter
 from prometheus_client.exposition import choose_encoder
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from parity_models import __version__
 from parity_models.serving.errors import (
+    AbandonedError,
     EncodingError,
     InvalidRequestError,
-    OverloadedError,
     RequestError,
-    TooLargeError,
 )
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.messages import (
+    Body,
+    Handler,
+    Request,
+    Response,
+    error_response,
+    json_response,
+    refusal,
+)
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest_codec import HEADER_LENGTH, decode_request, encode_response
 from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
@@ -36,84 +42,166 @@ _log = logging.getLogger(__name__)
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """How zlib is told which of HTTP's content encodings it reads."""
 
+_DECOMPRESS_STEP = 2**20
+"""Bytes that are decompressed before the limits are asked for more."""
 
-def rest_app(frontend: Frontend, model: ServedModel, metrics: Metrics, max_body: int) -> Starlette:
-    """The ASGI application; request bodies hold up to `max_body` bytes."""
-    rest = _Rest(frontend, model, metrics, max_body)
-    path, version = "/v2/models/{name}", "/versions/{version}"
-    app = Starlette(
-        routes=[
-            Route(f"{path}/infer", rest.infer, methods=["POST"]),
-            Route(f"{path}{version}/infer", rest.infer, methods=["POST"]),
-            Route("/v2/health/live", rest.live),
-            Route("/v2/health/ready", rest.ready),
-            Route("/v2", rest.server_metadata),
-            Route("/v2/repository/index", rest.repository_index, methods=["POST"]),
-            Route(path, rest.model_metadata),
-            Route(f"{path}{version}", rest.model_metadata),
-            Route(f"{path}/ready", rest.model_ready),
-            Route(f"{path}{version}/ready", rest.model_ready),
-            Route("/metrics", rest.metrics),
-        ],
-        exception_handlers={
-            RequestError: _refused,
-            HTTPException: _http_error,
-            Exception: _failed,
-        },
-    )
-    app.router.redirect_slashes = False
-    return app
+_PATH = 200
+"""Characters of a path that an error repeats."""
+
+_BINARY = (b"content-type", b"application/octet-stream")
+_HEADER_LENGTH = HEADER_LENGTH.encode()
 
 
-class _Rest:
+class Rest:
+    """The service: it refuses a request by its head, or answers it when its body is there.
+
+    `limits` and `budget` bound what bodies hold. `read_metrics` is what /metrics answers in place
+    of the server's own `metrics`.
+    """
+
     def __init__(
-        self, frontend: Frontend, model: ServedModel, metrics: Metrics, max_body: int
+        self,
+        frontend: Frontend,
+        model: ServedModel,
+        metrics: Metrics,
+        limits: Limits,
+        budget: ByteBudget,
+        read_metrics: Handler | None = None,
     ) -> None:
+        self.limits = limits
+        self.budget = budget
         self._frontend = frontend
         self._model = model
         self._metrics = metrics
-        self._max_body = max_body
+        self._counted: dict[int, Counter] = {}
+        self._fixed: dict[str, tuple[str, Handler]] = {
+            "/v2": ("GET", self._server_metadata),
+            "/v2/health/live": ("GET", self._live),
+            "/v2/health/ready": ("GET", self._ready),
+            "/v2/repository/index": ("POST", self._repository_index),
+            "/metrics": ("GET", read_metrics or self._own_metrics),
+        }
+        self._of_model: dict[str, tuple[str, Handler]] = {
+            "": ("GET", self._model_metadata),
+            "ready": ("GET", self._model_ready),
+            "infer": ("POST", self._infer),
+        }
+        self._infer_target = f"/v2/models/{model.name}/infer"
 
-    async def infer(self, request: Request) -> Response:
-        status = 500
+    def begin(self, request: Request) -> Response | None:
+        """The answer to a request that its head suffices to refuse, else None."""
         try:
-            response = await self._infer(request)
-            status = response.status_code
+            refused = self._route(request)
+            if refused is None and request.counts:
+                self._encoding(request)
+            return refused
         except RequestError as error:
-            status = error.status
+            return self.refused(request, error)
+
+    def refused(self, request: Request, error: RequestError) -> Response:
+        """The answer to a request that ends with this error before it is answered."""
+        self._count(request, error.status)
+        return refusal(error)
+
+    def abandoned(self, request: Request) -> None:
+        """The client of a request that began went away before its body was whole."""
+        self._count(request, AbandonedError.status)
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request that began and was not refused. Cancelling it abandons its queries."""
+        assert request.handler is not None
+        try:
+            response = await request.handler(request)
+        except asyncio.CancelledError:
+            self.abandoned(request)
             raise
-        finally:
-            self._metrics.requests.labels(status).inc()
+        except RequestError as error:
+            return self.refused(request, error)
+        except Exception as error:
+            _log.error("%s %s failed", request.method, request.target, exc_info=error)
+            response = error_response(
+                "the server failed to handle the request; its log says why", 500
+            )
+        self._count(request, response.status)
         return response
 
+    # Where requests go
+
+    def _route(self, request: Request) -> Response | None:
+        if request.method == "POST" and request.target == self._infer_target:
+            request.handler, request.counts = self._infer, True
+            return None
+        path = _path(request.target)
+        method, handler = self._fixed.get(path) or self._route_of_model(request, path)
+        if handler is None:
+            text = (
+                f"nothing is at {path[:_PATH]}; the Open Inference Protocol's paths begin with /v2"
+            )
+            return error_response(text, 404)
+        methods = ("GET", "HEAD") if method == "GET" else (method,)
+        if request.method not in methods:
+            text = f"{path[:_PATH]} does not take the method {request.method}"
+            return error_response(text, 405, ((b"allow", ", ".join(methods).encode()),))
+        request.handler = handler
+        return None
+
+    def _route_of_model(self, request: Request, path: str) -> tuple[str, Handler | None]:
+        """The method and the handler; no handler if nothing is there. Raises NotFoundError for
+        another model or version, whatever the method."""
+        root, _, rest = path.partition("/v2/models/")
+        name, *parts = rest.split("/")
+        version = None
+        if parts[:1] == ["versions"] and len(parts) > 1:
+            version, parts = parts[1], parts[2:]
+            if not version:
+                return "", None
+        found = self._of_model.get("/".join(parts))
+        if root or not name or found is None:
+            return "", None
+        method, handler = found
+        if request.method == method or (request.method, method) == ("HEAD", "GET"):
+            request.counts = handler == self._infer
+            self._model.check_model(name, version)
+        return found
+
+    def _count(self, request: Request, status: int) -> None:
+        if request.counts:
+            counter = self._counted.get(status)
+            if counter is None:
+                counter = self._counted[status] = self._metrics.requests.labels(status)
+            counter.inc()
+
+    # Handlers
+
     async def _infer(self, request: Request) -> Response:
-        self._check_model(request)
-        body = await self._body(request)
-        asked = decode_request(body, request.headers.get(HEADER_LENGTH), self._model)
-        asked = with_tenant(asked, self._model.tenant_header, request.headers.getlist)
+        if "content-encoding" in request.headers:
+            encoding = self._encoding(request)
+            if encoding != "identity":
+                return await self._infer_compressed(request, encoding)
+        return await self._infer_body(request, request.body)
+
+    async def _infer_body(self, request: Request, body: bytes | bytearray) -> Response:
+        model = self._model
+        asked = decode_request(body, request.headers.get(HEADER_LENGTH), model)
+        if model.tenant_header is not None:
+            asked = with_tenant(asked, model.tenant_header, request.values)
         answers = await self._frontend.infer(
             asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
-        content, header_length = encode_response(
-            self._model, asked, answers.outputs, answers.sources
-        )
+        content, header_length = encode_response(model, asked, answers.outputs, answers.sources)
         if header_length is None:
-            return Response(content, media_type="application/json")
-        return Response(
-            content,
-            headers={HEADER_LENGTH: str(header_length)},
-            media_type="application/octet-stream",
-        )
+            return Response(200, content)
+        return Response(200, content, (_BINARY, (_HEADER_LENGTH, b"%d" % header_length)))
 
-    async def live(self, request: Request) -> Response:
-        return _json({"live": True})
+    async def _live(self, request: Request) -> Response:
+        return json_response({"live": True})
 
-    async def ready(self, request: Request) -> Response:
+    async def _ready(self, request: Request) -> Response:
         return self._readiness({})
 
-    async def server_metadata(self, request: Request) -> Response:
+    async def _server_metadata(self, request: Request) -> Response:
         extensions = ["binary_tensor_data"]
-        return _json(
+        return json_response(
             {
                 "name": "parity-models",
                 "version": __version__,
@@ -122,18 +210,17 @@ class _Rest:
             }
         )
 
-    async def repository_index(self, request: Request) -> Response:
+    async def _repository_index(self, request: Request) -> Response:
         state = "READY" if self._frontend.ready else "UNAVAILABLE"
-        return _json([{"name": self._model.name, "version": VERSION, "state": state}])
+        return json_response([{"name": self._model.name, "version": VERSION, "state": state}])
 
-    async def model_metadata(self, request: Request) -> Response:
-        self._check_model(request)
+    async def _model_metadata(self, request: Request) -> Response:
         model = self._model
         inputs, outputs = (
             [{"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}]
             for spec in (model.input, model.output)
         )
-        return _json(
+        return json_response(
             {
                 "name": model.name,
                 "versions": [VERSION],
@@ -144,89 +231,61 @@ class _Rest:
             }
         )
 
-    async def model_ready(self, request: Request) -> Response:
-        self._check_model(request)
+    async def _model_ready(self, request: Request) -> Response:
         return self._readiness({"name": self._model.name})
 
-    async def metrics(self, request: Request) -> Response:
+    async def _own_metrics(self, request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._metrics.registry), headers={"content-type": media_type})
-
-    def _check_model(self, request: Request) -> None:
-        path = request.path_params
-        self._model.check_model(path["name"], path.get("version"))
+        content = encode(self._metrics.registry)
+        return Response(200, content, ((b"content-type", media_type.encode()),))
 
     def _readiness(self, about: Mapping[str, Any]) -> Response:
         if self._frontend.ready:
-            return _json({**about, "ready": True})
+            return json_response({**about, "ready": True})
         error = "no instance of the deployed model takes queries now"
-        return _json({**about, "ready": False, "error": error}, 503)
+        return json_response({**about, "ready": False, "error": error}, 503)
 
-    async def _body(self, request: Request) -> bytes:
+    # Compressed bodies
+
+    def _encoding(self, request: Request) -> str:
         encoding = request.headers.get("content-encoding", "identity").lower()
         if encoding != "identity" and encoding not in _WINDOW_BITS:
             raise EncodingError(
                 f"content encoding {encoding[:40]!r} is not read here; send gzip, deflate or none"
             )
-        length = request.headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._max_body:
-            raise self._too_large()
-        chunks = []
-        size = 0
+        return encoding
+
+    async def _infer_compressed(self, request: Request, encoding: str) -> Response:
+        plain = Body(self.limits.max_body, self.budget, None)
         try:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > self._max_body:
-                    raise self._too_large()
-                chunks.append(chunk)
-        except ClientDisconnect as error:
-            raise InvalidRequestError("the client went away before the body was whole") from error
-        body = b"".join(chunks)
-        if encoding == "identity":
-            return body
-        return await asyncio.to_thread(self._decompress, body, encoding)
-
-    def _decompress(self, body: bytes, encoding: str) -> bytes:
-        decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
-        try:
-            plain = decompressor.decompress(body, self._max_body)
-        except zlib.error as error:
-            raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
-        if decompressor.unconsumed_tail:
-            raise self._too_large()
-        if not decompressor.eof or decompressor.unused_data:
-            raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")
-        return plain
-
-    def _too_large(self) -> TooLargeError:
-        return TooLargeError(
-            f"the body is larger than the {self._max_body} bytes this server takes at once; send "
-            "fewer rows at once"
-        )
+            await _decompress(request.body, encoding, plain)
+            return await self._infer_body(request, plain.whole())
+        finally:
+            plain.release()
 
 
-def _json(content: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, "application/json")
+def _path(target: str) -> str:
+    """The path of a request's target, which is a path (with a query) or a whole URL."""
+    if target.startswith("/"):
+        return unquote(target.partition("?")[0])
+    try:
+        return unquote(urlsplit(target).path)
+    except ValueError as error:
+        raise InvalidRequestError(f"the request's target is not a URL: {error}") from error
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    later = {"retry-after": "1"} if isinstance(error, OverloadedError) else None
-    return _json({"error": str(error)}, error.status, later)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = request.url.path
-    if error.status_code == 404:
-        text = f"nothing is at {path}; the Open Inference Protocol's paths begin with /v2"
-    elif error.status_code == 405:
-        text = f"{path} does not take the method {request.method}"
-    else:
-        text = error.detail
-    return _json({"error": text}, error.status_code, error.headers)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _json({"error": "the server failed to handle the request; its log says why"}, 500)
+async def _decompress(body: bytes | bytearray, encoding: str, plain: Body) -> None:
+    """Add to `plain` what the compressed `body` holds. Raises a RequestError."""
+    decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
+    rest: bytes | bytearray = body
+    try:
+        while not decompressor.eof:
+            piece = await asyncio.to_thread(decompressor.decompress, rest, _DECOMPRESS_STEP)
+            rest = decompressor.unconsumed_tail
+            plain.add(piece)
+            if not piece and not rest:
+                break
+    except zlib.error as error:
+        raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
+    if not decompressor.eof or decompressor.unused_data:
+        raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")

@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.errors import InvalidRequestError, NotAcceptableError
+from parity_models.serving.errors import (
+    InvalidRequestError,
+    NotAcceptableError,
+    TooLargeError,
+)
 from parity_models.serving.served_model import VERSION, InferRequest, ServedModel
 from parity_models.serving.tenancy import exact_from, tenant_from
 from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
@@ -28,13 +32,25 @@ from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, s
 HEADER_LENGTH = "inference-header-content-length"
 
 
-def decode_request(body: bytes, header_length: str | None, model: ServedModel) -> InferRequest:
+JSON_OBJECT = 64 * 2**10
+"""Bytes that a request's JSON object may have besides the values of a tensor."""
+
+JSON_VALUE = 64
+"""Bytes that a value may take in JSON, with the commas, brackets and indentation around it."""
+
+
+def decode_request(
+    body: bytes | bytearray, header_length: str | None, model: ServedModel
+) -> InferRequest:
     """Read a request's body; `header_length` is its Inference-Header-Content-Length, if any.
 
-    Binary data is not copied: `rows` is a view of `body`. Raises a RequestError (mostly
-    InvalidRequestError) that says what is wrong and what is expected.
+    Binary data is not copied, `rows` is a view of `body`, unless that would keep a body alive that
+    is much larger than its tensor. Raises a RequestError (mostly InvalidRequestError) that says
+    what is wrong and what is expected.
     """
     end = len(body) if header_length is None else _header_end(header_length, len(body))
+    if end > JSON_OBJECT:
+        _check_size(body, end, model)
     # A view, since slicing bytes would copy what may be a body of JSON data.
     message = _decode(_REQUEST, memoryview(body)[:end], "the request")
     model.check_inputs([tensor.name for tensor in message.inputs])
@@ -53,6 +69,7 @@ def decode_request(body: bytes, header_length: str | None, model: ServedModel) -
             raise InvalidRequestError(
                 f"input {tensor.name!r} has neither data nor a binary_data_size; give one of them"
             )
+        _check_data_size(len(memoryview(tensor.data)), model.input, rows, what)
         array = tensor_from_json(tensor.data, model.input, rows, what)
     else:
         if memoryview(tensor.data):
@@ -186,6 +203,13 @@ class _Response(Struct, omit_defaults=True):
 
 
 _REQUEST = msgspec.json.Decoder(_Request)
+_SMALL = 4096
+"""Bytes of JSON beside a tensor that may well be kept alive with it."""
+
+_SHAPE = re.compile(rb'"shape"\s*:\s*\[\s*(\d{1,18})\s*[,\]]')
+_SHAPE_WITHIN = 4096
+"""Bytes at a message's beginning and end that are searched for the shape, before or after the
+data."""
 _NESTED = re.compile(rb"\[\s*\[")
 
 
@@ -211,6 +235,32 @@ def _header_end(header_length: str, size: int) -> int:
     return int(header_length)
 
 
+def _check_size(body: bytes | bytearray, end: int, model: ServedModel) -> None:
+    """Raises TooLargeError for a JSON object that is larger than its tensor can be, as far as that
+    can be told without reading it: reading takes a time in which nobody is served."""
+    if end < len(body):
+        if end > JSON_OBJECT:
+            raise TooLargeError(
+                f"the JSON object before the binary data has {end} bytes; it may have {JSON_OBJECT}"
+            )
+        return
+    within = body[:_SHAPE_WITHIN] + body[-_SHAPE_WITHIN:]
+    # In JSON a quote inside a string is escaped, so this is a key. If there are several, any of
+    # them may be the input's.
+    shapes = [int(match[1]) for match in _SHAPE.finditer(within)]
+    rows = min(max(shapes, default=model.max_rows), model.max_rows)
+    _check_data_size(end - JSON_OBJECT, model.input, rows, "the request")
+
+
+def _check_data_size(size: int, spec: TensorSpec, rows: int, what: str) -> None:
+    most = JSON_VALUE * rows * prod(spec.shape) + JSON_OBJECT
+    if size > most:
+        raise TooLargeError(
+            f"{what} has {size} bytes of JSON; {rows} rows of shape {list(spec.shape)} take up to "
+            f"{most}"
+        )
+
+
 def _wants_binary(message: _Request, model: ServedModel) -> bool:
     parameters = message.parameters or _RequestParameters()
     outputs = message.outputs or ()
@@ -227,7 +277,12 @@ def _wants_binary(message: _Request, model: ServedModel) -> bool:
 
 
 def _from_binary(
-    tensor: _Input, size: int, spec: TensorSpec, rows: int, body: bytes, start: int
+    tensor: _Input,
+    size: int,
+    spec: TensorSpec,
+    rows: int,
+    body: bytes | bytearray,
+    start: int,
 ) -> NDArray[Any]:
     expected = size_in_bytes(spec, rows)
     if size != expected:
@@ -240,7 +295,10 @@ def _from_binary(
             f"{len(body) - start} bytes follow the JSON object; input {tensor.name!r} takes "
             f"{expected}"
         )
-    return rows_from_bytes(spec, rows, memoryview(body)[start:])
+    data: bytes | memoryview = memoryview(body).toreadonly()[start:]
+    if start > max(expected, _SMALL):
+        data = bytes(data)  # a view would keep all of the body alive for these few bytes
+    return rows_from_bytes(spec, rows, data)
 
 
 @cache

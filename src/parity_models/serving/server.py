@@ -1,7 +1,6 @@
 """A server: a bundle's models on an engine, a frontend over them, and protocols in front."""
 
-import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, inf, isfinite, prod
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +26,7 @@ from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.upstream import Fleet
-from parity_models.serving.rest import rest_app
+from parity_models.serving.rest import Rest
 from parity_models.serving.served_model import ServedModel
 from parity_models.serving.tenancy import tenant_header
 
@@ -44,7 +43,8 @@ class ServeOptions:
     `port` 0: any that is free; `grpc_port` likewise, None: no gRPC. `default_prediction` answers
     queries that would fail at their deadline: a row of output, or one value for all of it.
     `tenant_header` names the header, or gRPC metadata, that says whose a request is; a request
-    without it is served exact. `faults` begin when they are told to.
+    without it is served exact. `limits` bound what clients can make the server hold. `faults`
+    begin when they are told to.
     `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
     servers that run the models, in place of local instances.
     Raises UserError for values out of range.
@@ -60,8 +60,7 @@ class ServeOptions:
     max_batch: int = 1
     max_queue: int = 1000
     deadline: float = 10.0
-    max_body: int = Limits.max_body
-    max_rpcs: int = Limits.max_rpcs
+    limits: Limits = field(default_factory=Limits)
     default_prediction: tuple[float, ...] | None = None
     tenant_header: str | None = None
     faults: FaultPlan | None = None
@@ -69,7 +68,7 @@ class ServeOptions:
     fleet: Fleet | None = None
 
     def __post_init__(self) -> None:
-        for name in ("instances", "max_batch", "max_queue", "max_body", "max_rpcs"):
+        for name in ("instances", "max_batch", "max_queue"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.parity_instances is not None and self.parity_instances < 0:
@@ -143,9 +142,9 @@ class Server:
             )
         )
         self._frontend = frontend_of(bundle, options, self._engine, metrics)
-        self._http = HttpServer(rest_app(self._frontend, self.model, metrics, options.max_body))
-        self._limits = limits_of(options)
-        self._budget = ByteBudget(self._limits.max_in_flight)
+        self._budget = ByteBudget(options.limits.max_in_flight)
+        rest = Rest(self._frontend, self.model, metrics, options.limits, self._budget)
+        self._http = HttpServer(rest, metrics)
         self._grpc: GrpcServer | None = None
         self.grpc_url: str | None = None
 
@@ -173,11 +172,15 @@ class Server:
                 f"cannot listen on {host} port {port}: {error.strerror}; choose another host or "
                 "port (port 0 takes any that is free)"
             ) from error
-        self._listening = asyncio.create_task(self._http.serve([self._socket]))
+        self._http.start(self._socket)
         try:
             if self._options.grpc_port is not None:
                 self._grpc = GrpcServer(
-                    self._frontend, self.model, self._metrics, self._limits, self._budget
+                    self._frontend,
+                    self.model,
+                    self._metrics,
+                    self._options.limits,
+                    self._budget,
                 )
                 self.grpc_url = await self._grpc.start(host, self._options.grpc_port)
             await self._frontend.start(self.works)
@@ -190,6 +193,7 @@ class Server:
 
         Where it is cancelled, it stops without waiting for answers.
         """
+        self._http.drain()
         try:
             await self._frontend.drain()
         finally:
@@ -202,10 +206,9 @@ class Server:
             self._engine.inject_faults(self._options.faults)
 
     async def _close(self) -> None:
-        self._http.should_exit = True
         if self._grpc is not None:
             await self._grpc.stop()
-        await self._listening
+        await self._http.stop()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -287,15 +290,6 @@ def frontend_of(
         metrics,
         dispatch=dispatch,
         default=_default(options, output),
-    )
-
-
-def limits_of(options: ServeOptions) -> Limits:
-    """What clients can make the server hold. Raises UserError for options out of range."""
-    return Limits(
-        max_rpcs=options.max_rpcs,
-        max_body=options.max_body,
-        max_in_flight=max(Limits.max_in_flight, options.max_body),
     )
 
 

@@ -25,6 +25,7 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, policy_spec
+from parity_models.serving.limits import Limits
 from parity_models.serving.ray.deployments import (
     STOP_PATIENCE,
     Frontends,
@@ -124,7 +125,7 @@ class AppArgs(BaseModel):
     max_batch: int = ServeOptions.max_batch
     max_queue: int = ServeOptions.max_queue
     deadline: float = ServeOptions.deadline
-    max_body: float = ServeOptions.max_body / 2**20
+    max_body: float = Limits.max_body / 2**20
     default_prediction: tuple[float, ...] | None = None
     tenant_header: str | None = None
     faults: str | None = None
@@ -146,9 +147,9 @@ class AppArgs(BaseModel):
         for name in of_policy.keys() & _MILLISECONDS:
             of_policy[name] *= 1e-3
         return ServeOptions(
-            **self._given(ServeOptions, besides={"policy", "max_body", "faults"}),
+            **self._given(ServeOptions, besides={"policy", "limits", "faults"}),
             policy=policy_spec(self.policy or default_policy(bundle), of_policy),
-            max_body=int(self.max_body * 2**20),
+            limits=Limits(max_body=int(self.max_body * 2**20)),
             faults=None if self.faults is None else load_fault_plan(self.faults),
         )
 

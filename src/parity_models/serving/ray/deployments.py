@@ -20,18 +20,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.bundle import MANIFEST, Bundle
 from parity_models.models.manifest import decode_manifest, digest_of
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
+from parity_models.serving.asgi import AsgiApp, rest_app
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.local.worker import Worker, warm_model
+from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
 from parity_models.serving.ray.grpc import RayGrpc
@@ -44,7 +42,6 @@ from parity_models.serving.ray.roster import (
     Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
-from parity_models.serving.rest import rest_app
 from parity_models.serving.server import ServeOptions, frontend_of, served_model
 
 MAX_HEADER = 2**16
@@ -167,7 +164,7 @@ class Frontends:
         bundle = await _bundle(files, Path(self._folder.name))
         self._metrics = Metrics(bundle.digest)
         self._model = served_model(bundle, options)
-        self._max_body = options.max_body
+        self._limits = options.limits
         engine = RayEngine(
             roster.frontend_seen.remote,
             serve.get_replica_context().replica_id.unique_id,
@@ -177,14 +174,12 @@ class Frontends:
             unit_timeout=options.unit_timeout,
         )
         self._frontend = frontend_of(bundle, options, engine, self._metrics)
-        self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._max_body)
+        self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._limits.max_body)
         await self._frontend.start(share(works, frontends))
         search_seldom()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        app = rest_app(self._frontend, self._model, self._metrics, self._max_body)
-        app.router.routes.insert(0, Route("/metrics", self._all_metrics))
-        return app
+    def __serve_build_asgi_app__(self) -> AsgiApp:
+        return rest_app(self._frontend, self._model, self._metrics, self._limits, self._all_metrics)
 
     async def ServerLive(self, request: bytes, grpc_context: Any) -> Message:
         return await self._grpc.answer("ServerLive", request, grpc_context)
@@ -215,7 +210,7 @@ class Frontends:
         answers = await frontends.broadcast("metrics").results_async(return_exceptions=True)
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         content = encode(Together([answer for answer in answers if isinstance(answer, list)]))
-        return Response(content, headers={"content-type": media_type})
+        return Response(200, content, ((b"content-type", media_type.encode()),))
 
     async def __del__(self) -> None:
         await self._frontend.drain()
