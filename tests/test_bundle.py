@@ -118,6 +118,18 @@ def test_a_manifest_from_before_there_were_backups_opens(bundle: Path) -> None:
     assert manifest.accuracy == ACCURACY
 
 
+def test_a_manifest_from_before_there_were_envelopes_opens_and_is_not_isolated(
+    bundle: Path,
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        del content["envelope"], content["parity"][0]["slotwise"]
+
+    tamper(bundle, change)
+    opened = open_bundle(bundle)
+    assert not opened.isolated
+    assert opened.envelope() is None
+
+
 # Damage
 
 

@@ -90,6 +90,15 @@ class Code:
         return shapes
 
     @property
+    def isolated(self) -> bool:
+        """Do encoder and decoder keep the slots apart?
+
+        If the parity models do so as well, what is in one slot cannot change another's
+        reconstruction.
+        """
+        return self.encoder.apart and self.decoder.apart
+
+    @property
     def query_shape(self) -> tuple[int, ...]:
         return self.encoder.query_shape
 

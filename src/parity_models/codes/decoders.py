@@ -21,9 +21,13 @@ Array = Any
 
 
 class Decoder(ABC):
-    """Fills in unavailable predictions of a group of k from what is available."""
+    """Fills in unavailable predictions of a group of k from what is available.
+
+    `apart` says whether a reconstruction depends on its own slot of parity outputs alone.
+    """
 
     name: ClassVar[str]
+    apart: ClassVar[bool] = False
 
     def __init__(self, k: int, r: int, output_shape: tuple[int, ...]) -> None:
         self.k = k
@@ -134,6 +138,7 @@ class SeparateDecoder(Decoder):
     """
 
     name = "separate"
+    apart = True
 
     def _parity_output_shape(self) -> tuple[int, ...]:
         return (self.k, *self.output_shape)

@@ -30,10 +30,12 @@ class Encoder(ABC):
     """Turns k queries into r parity queries.
 
     `parity_shape` is the shape of one parity query, without batch axes. Raises CodeError when
-    queries of `query_shape` cannot be encoded this way.
+    queries of `query_shape` cannot be encoded this way. `apart` says whether every value of a
+    parity query comes from one query alone.
     """
 
     name: ClassVar[str]
+    apart: ClassVar[bool] = False
 
     def __init__(self, k: int, r: int, query_shape: tuple[int, ...]) -> None:
         self.k = k
@@ -150,6 +152,7 @@ class ConcatenationEncoder(Encoder):
     """
 
     name = "concatenation"
+    apart = True
 
     def _parity_shape(self) -> tuple[int, ...]:
         if self.k not in GRIDS:
@@ -253,6 +256,7 @@ class StackEncoder(Encoder):
     """
 
     name = "stack"
+    apart = True
 
     def __init__(self, k: int, r: int, query_shape: tuple[int, ...], axis: int = 0) -> None:
         self.axis = axis

@@ -5,6 +5,7 @@
     parity-0.onnx …   one parity model per parity query, if the bundle has a code
     encoder.onnx      the network of a learned encoder; decoder.onnx likewise
     backup.onnx       a cheaper network for the same queries, if the bundle has one
+    envelope.msgpack  which inputs are like those that parity model and backup learned from
 
 Opening a bundle checks all that can be checked, so that whoever holds a Bundle need not check
 again. Nothing in a bundle is unpickled or evaluated; models are read by ONNX Runtime alone.
@@ -25,11 +26,20 @@ import msgspec
 
 from parity_models.codes import NO_NETWORKS, Code, Coder, CodeSpec, Networks
 from parity_models.errors import BundleError, CodeError, ModelError
+from parity_models.models.envelope import (
+    ENVELOPE,
+    Envelope,
+    decode_envelope,
+    encode_envelope,
+)
+from parity_models.models.isolation import find_leak
 from parity_models.models.manifest import (
     Accuracy,
+    EnvelopeFile,
     InferenceTimes,
     Manifest,
     ModelFile,
+    ParityFile,
     StoredFile,
     Training,
     decode_manifest,
@@ -55,6 +65,8 @@ __all__ = [
     "with_accuracy",
     "write_bundle",
 ]
+
+Shape = tuple[int, ...]
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
@@ -87,7 +99,24 @@ class Bundle:
 
     def stored(self, model: ModelFile) -> "NewModel":
         """A model of this bundle, to be put into another."""
-        return NewModel(self.path / model.file, model.network)
+        slotwise = isinstance(model, ParityFile) and model.slotwise
+        return NewModel(self.path / model.file, model.network, slotwise)
+
+    @property
+    def isolated(self) -> bool:
+        """Is it sure that what is in one query cannot change another's reconstruction?"""
+        code = _code(self.manifest)
+        return code is None or (
+            code.isolated and all(parity.slotwise for parity in self.manifest.parity)
+        )
+
+    def envelope(self) -> Envelope | None:
+        """The envelope of the inputs that stand-ins learned from.
+
+        None for a bundle without stand-ins and for one of before there were envelopes. Raises
+        BundleError if the file was changed since the bundle was opened.
+        """
+        return _read_envelope(self.path, self.manifest)
 
     def content(self, stored: StoredFile) -> bytes:
         """The content of a file of this bundle. Raises BundleError if it is another by now."""
@@ -111,10 +140,14 @@ class Bundle:
 
 @dataclass(frozen=True)
 class NewModel:
-    """A model to be put into a bundle: its ONNX file or the file's content, and its network."""
+    """A model to be put into a bundle: its ONNX file or the file's content, and its network.
+
+    `slotwise` is said of parity models that run on each slot by itself.
+    """
 
     onnx: Path | bytes
     network: str
+    slotwise: bool = False
 
 
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
@@ -132,6 +165,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         _check_model(folder / model.file, model)
     for stored in manifest.files:
         _read_stored(folder / stored.file, stored)
+    _read_envelope(folder, manifest)
     return Bundle(folder, manifest, digest)
 
 
@@ -149,13 +183,15 @@ def write_bundle(
     backup_training: Training | None = None,
     accuracy: Accuracy | None = None,
     inference_times: InferenceTimes | None = None,
+    envelope: Envelope | None = None,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
 
     `files` are further files to keep beside the models, by name. A bundle that is there already
     is replaced; any other folder that is not empty is refused. Raises BundleError for that, for
-    models that do not fit each other or the code, and when the disk refuses.
+    models that do not fit each other or the code, for parity models that are said to be slotwise
+    and are not, and when the disk refuses.
     """
     folder = Path(path).resolve()
     check_replaceable(folder)
@@ -179,14 +215,24 @@ def write_bundle(
             stored.file, stored.sha256, stored.size, runnable.input, runnable.output, model.network
         )
 
+    def add_parity(file: str, model: NewModel) -> ParityFile:
+        return ParityFile(**msgspec.structs.asdict(add_model(file, model)), slotwise=model.slotwise)
+
+    def add_envelope(envelope: Envelope) -> EnvelopeFile:
+        stored = add(ENVELOPE, encode_envelope(envelope))
+        return EnvelopeFile(
+            stored.file, stored.sha256, stored.size, envelope.false_alarms, envelope.held_out
+        )
+
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         deployed=add_model("deployed.onnx", deployed),
         code=code,
-        parity=tuple(add_model(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
+        parity=tuple(add_parity(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
         coders={name: add_model(f"{name}.onnx", model) for name, model in (coders or {}).items()},
         backup=None if backup is None else add_model("backup.onnx", backup),
+        envelope=None if envelope is None else add_envelope(envelope),
         files=tuple(add(file, content) for file, content in (files or {}).items()),
         deployed_training=deployed_training,
         parity_training=parity_training,
@@ -201,6 +247,9 @@ def write_bundle(
     except BundleError as error:
         raise BundleError(f"the bundle's {MANIFEST} {error}") from error
     _check_fit(folder / MANIFEST, manifest)
+    _check_slotwise(manifest, contents)
+    if envelope is not None:
+        _check_envelope(folder / ENVELOPE, manifest, envelope)
     _replace_folder(folder, {**contents, MANIFEST: encoded})
     return Bundle(folder, manifest, digest_of(encoded))
 
@@ -294,7 +343,7 @@ def _check_code(path: Path, manifest: Manifest) -> None:
             f"({code.spec}) needs {sorted(code.network_shapes)}"
         )
     queries, predictions = deployed.input.datatype, deployed.output.datatype
-    fits = [
+    fits: list[tuple[ModelFile, tuple[str, Shape], tuple[str, Shape]]] = [
         (model, (queries, code.parity_shape), (predictions, code.parity_output_shape))
         for model in manifest.parity
     ]
@@ -324,6 +373,47 @@ def _check_backup(path: Path, deployed: ModelFile, backup: ModelFile) -> None:
             raise BundleError(
                 f"{path}: {backup.file} has {role} {spec}, where a backup for the deployed model "
                 f"needs {needed.datatype} {list(needed.shape)}"
+            )
+
+
+def _check_slotwise(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
+    """Parity models that are said to run on each slot by itself do so."""
+    code = _code(manifest)
+    if code is None or not code.isolated:
+        return
+    for parity in manifest.parity:
+        leak = find_leak(code, OnnxModel(contents[parity.file])) if parity.slotwise else None
+        if leak is not None:
+            changed, other = leak
+            raise BundleError(
+                f"{parity.file} is said to run on each slot by itself, but what is in slot "
+                f"{changed} changes the prediction for slot {other}; leave slotwise out"
+            )
+
+
+def _read_envelope(folder: Path, manifest: Manifest) -> Envelope | None:
+    if manifest.envelope is None:
+        return None
+    path = folder / manifest.envelope.file
+    content = _read_stored(path, manifest.envelope)
+    try:
+        envelope = decode_envelope(content)
+    except BundleError as error:
+        raise BundleError(f"{path} {error}") from error
+    _check_envelope(path, manifest, envelope)
+    return envelope
+
+
+def _check_envelope(path: Path, manifest: Manifest, envelope: Envelope) -> None:
+    deployed = manifest.deployed
+    for role, found, needed in (
+        ("inputs", envelope.shape, deployed.input.shape),
+        ("outputs", envelope.output_shape, deployed.output.shape),
+    ):
+        if found != needed:
+            raise BundleError(
+                f"{path} is of {role} of shape {list(found)}, the deployed model's have "
+                f"{list(needed)}"
             )
 
 

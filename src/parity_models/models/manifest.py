@@ -45,6 +45,22 @@ class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
     network: str
 
 
+class ParityFile(ModelFile, frozen=True, forbid_unknown_fields=True):
+    """The ONNX file of a parity model; `slotwise`: it runs on each slot of its input by itself."""
+
+    slotwise: bool = False
+
+
+class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
+    """The file of the envelope of inputs that stand-ins learned from.
+
+    `false_alarms` is the share of `held_out` honest inputs that it calls unlike those.
+    """
+
+    false_alarms: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+    held_out: Count
+
+
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How right answers are, on the whole test set of the bundle's task.
 
@@ -97,8 +113,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     perhaps a backup, a cheaper network for the same queries.
 
     `name` is the name under which the model is served. Without a code there are no parity
-    models. `coders` are the networks of a learned encoder and decoder. `files` are further files
-    kept beside the models. `versions` names the software that made the bundle.
+    models. `coders` are the networks of a learned encoder and decoder. `envelope` is there if a
+    stand-in was trained here. `files` are further files kept beside the models. `versions` names
+    the software that made the bundle.
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
@@ -107,9 +124,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     created: str
     deployed: ModelFile
     code: CodeSpec | None = None
-    parity: tuple[ModelFile, ...] = ()
+    parity: tuple[ParityFile, ...] = ()
     coders: dict[Coder, ModelFile] = {}
     backup: ModelFile | None = None
+    envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
     parity_training: Training | None = None

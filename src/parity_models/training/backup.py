@@ -29,6 +29,7 @@ from parity_models.training.distillation import (
     difference,
     squared_error,
 )
+from parity_models.training.envelope import fit_envelope
 from parity_models.training.inputs import check_inputs, check_rows_apart, check_telling, hold_out
 from parity_models.training.queries import mirror, predict, predict_both_ways
 from parity_models.training.recipes import DEPLOYED, recipe_for
@@ -108,6 +109,11 @@ def train_backup(
         parity_training=manifest.parity_training,
         backup_training=run.record(fitted, options),
         inference_times=measure_models(deployed, parity, backup),
+        # That of a parity model, to which more depends on it, stays.
+        envelope=bundle.envelope()
+        or fit_envelope(
+            inputs, validation.inputs, problem.predictions.cpu().numpy(), mirrored=mirrored
+        ),
         files={stored.file: bundle.path / stored.file for stored in manifest.files},
     )
     return run.end(written, fitted)
@@ -154,6 +160,11 @@ class _Imitation:
             outputs, targets = run_reduced(self.module, queries), self._predictions[way, rows]
             loss = difference(self._kind, outputs, targets, self._scale)
             yield loss + squared_error(outputs, targets) if self._kind == "classes" else loss
+
+    @property
+    def predictions(self) -> Tensor:
+        """F's predictions (n, *output_shape) for the inputs, as they are."""
+        return self._predictions[0]
 
     def score(self) -> float:
         outputs = predict(self.module, self._held_out).cpu().numpy()

@@ -26,6 +26,7 @@ from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import place
 from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
+from parity_models.training.envelope import fit_envelope
 from parity_models.training.inputs import check_inputs, check_rows_apart, hold_out
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.own_network import Factory
@@ -37,7 +38,7 @@ from parity_models.training.parity_network import (
 from parity_models.training.recipes import draw_as_published, parity_recipe
 from parity_models.training.reconstruction import Reconstruction, Validation
 from parity_models.training.run import Outcome, Run, Settings
-from parity_models.training.scaling import plain
+from parity_models.training.scaling import plain, unscaled
 from parity_models.training.source import Deployed, open_deployed
 from parity_models.training.teacher import load_teacher
 
@@ -156,7 +157,11 @@ def _train(
     fitted = run.fit(problem, recipe, options)
     stored = deployed.stored(manifest.deployed)
     parity = [
-        NewModel(export_onnx(plain(one, code.parity_shape), code.parity_shape), network.name)
+        NewModel(
+            export_onnx(plain(one, code.parity_shape), code.parity_shape),
+            network.name,
+            slotwise=isinstance(unscaled(one), Slotwise),
+        )
         for one in module
     ]
     coders: dict[Coder, NewModel] = {
@@ -176,6 +181,9 @@ def _train(
         parity_training=run.record(fitted, options),
         backup_training=manifest.backup_training,
         inference_times=measure_models(stored, parity, backup),
+        envelope=fit_envelope(
+            inputs, validation.inputs, problem.predictions.cpu().numpy(), mirrored=mirrored
+        ),
         files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
     )
     return run.end(bundle, fitted)

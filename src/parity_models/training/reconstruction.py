@@ -151,6 +151,11 @@ class Reconstruction:
         ]
         return torch.stack(apart).mean()
 
+    @property
+    def predictions(self) -> Tensor:
+        """F's predictions (n, *output_shape) for the inputs, as they are."""
+        return self._predictions[0]
+
     def score(self) -> float:
         return self._validation.score(self.module)
 

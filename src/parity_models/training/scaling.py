@@ -85,6 +85,11 @@ class Scaled(nn.Module):
         return outputs * self.scale + self.offset
 
 
+def unscaled(module: nn.Module) -> nn.Module:
+    """The network that `scaled` made `module` of, or `module`."""
+    return module.network if isinstance(module, Scaled) else module
+
+
 @torch.no_grad()
 def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     """`module`, without scaling as steps of their own where its first and last layers can do it."""

@@ -45,7 +45,8 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
     manifest = bundle.path / MANIFEST
     models = (bundle.manifest.deployed, *bundle.manifest.parity, *bundle.manifest.coders.values())
     backups = () if bundle.manifest.backup is None else (bundle.manifest.backup,)
-    names = [MANIFEST, *(model.file for model in (*models, *backups))]
+    envelopes = () if bundle.manifest.envelope is None else (bundle.manifest.envelope,)
+    names = [MANIFEST, *(stored.file for stored in (*models, *backups, *envelopes))]
     fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     store: Any = (
         ray.remote(_Store)

@@ -1,0 +1,170 @@
+"""Fitting the envelope of a stand-in to the inputs it is trained on, see `models.envelope`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.models.envelope import MAX_PROJECTION, Envelope, Limits
+from parity_models.training.scaling import channel_axis
+
+Array = NDArray[Any]
+
+FALSE_ALARMS = 0.005
+"""The share of honest inputs that are to be called unlike, at most."""
+
+MARGIN = 1.1
+"""Limits are so many times farther from the median than what honest inputs reach."""
+
+FITTED = 2**23
+"""Values that means, deviations and components are taken from, at most."""
+
+MEASURED = 20_000
+"""Inputs that limits are taken from, and by which false alarms are counted, at most."""
+
+EACH = 4096
+"""Inputs of more values are described by channel where they have channels."""
+
+FEWEST_COMPONENTS, MOST_COMPONENTS = 4, 32
+FOLDS = 4
+"""Components are fitted to the others, where those of one fold are measured."""
+
+OUTLYING = 0.005
+"""The share of values, at either end, that may be outliers."""
+
+COMMON, STRAY = 0.975, 10.0
+"""Inputs so many times farther from the median than most are left out where limits are set."""
+
+FLOOR = 0.1
+"""Of the typical deviation; values that vary less, as in the corners of images, count as if they
+varied so much."""
+
+NEGLIGIBLE = 1e-6
+
+
+def fit_envelope(
+    inputs: Array, held_out: Array, outputs: Array, *, mirrored: bool = False
+) -> Envelope:
+    """The envelope of float32 `inputs` (n, *shape) and of F's `outputs` (m, *output_shape).
+
+    With `mirrored`, inputs turned left to right count as well. False alarms are counted among
+    `held_out` (h, *shape).
+    """
+    shape, values = inputs.shape[1:], prod(inputs.shape[1:])
+    some = np.random.default_rng(0).permutation(_spaced(inputs, FITTED // values))
+    if mirrored:
+        some = np.stack([some, some[..., ::-1]], axis=1).reshape(-1, *shape)
+    channels = channel_axis(shape)
+    alike = () if channels is None else tuple(set(range(1, some.ndim)) - {1 + channels})
+    center, spread = _spread(some, alike, by_channel=channels is not None and values > EACH)
+    low, high = _reach(outputs)
+    envelope = Envelope(
+        shape,
+        outputs.shape[1:],
+        center,
+        spread,
+        np.empty((0, values), np.float32),
+        Limits(0, 0, 0, 0),
+        low,
+        high,
+        0.0,
+        min(len(held_out), MEASURED),
+    )
+    components = _components(envelope, some)
+    if len(components):
+        measured = _measure_apart(envelope, some)
+    else:
+        measured = _measure(envelope, _spaced(inputs, MEASURED))
+    envelope = replace(envelope, components=components, limits=_limits(measured))
+    alarms = envelope.unlike(_spaced(held_out, MEASURED))
+    return replace(envelope, false_alarms=float(alarms.mean()))
+
+
+def _spaced(rows: Array, most: int) -> Array:
+    """At most `most` rows of all, but not fewer than 2 (if there are), evenly spaced."""
+    return rows[:: ceil(len(rows) / max(most, 2))]
+
+
+def _spread(rows: Array, alike: tuple[int, ...], *, by_channel: bool) -> tuple[Array, Array]:
+    """Mean and deviation of each value of `rows` (n, ...), or of channels, without outliers.
+
+    The axes `alike` hold values of one kind.
+    """
+    axes = (0, *alike) if by_channel else (0,)
+    low, high = np.quantile(rows, (OUTLYING, 1 - OUTLYING), axis=axes, keepdims=True)
+    # Of values that are nearly always the same, as flags are, the rare ones are no outliers.
+    reach = np.where(high > low, high - low, np.inf)
+    kept = np.clip(rows, low - reach, high + reach)
+    center = kept.mean(axis=axes, keepdims=True, dtype=np.float64)
+    spread = kept.std(axis=axes, keepdims=True, dtype=np.float64)
+    if alike:
+        typical = np.sqrt(np.square(spread).mean(axis=alike, keepdims=True))
+        spread = np.maximum(spread, FLOOR * typical)
+    constant = spread <= NEGLIGIBLE * np.abs(center)
+    telling = spread[~constant]
+    floor = FLOOR * np.median(telling) if telling.size else FLOOR
+    spread = np.where(constant, np.maximum(floor, FLOOR * np.abs(center)), spread)
+    return center[0].astype(np.float32), spread[0].astype(np.float32)
+
+
+def _measure_apart(envelope: Envelope, rows: Array) -> Array:
+    """The four numbers (n, 4) of each of `rows`, by components fitted to rows of other folds."""
+    folds = np.array_split(rows, FOLDS)
+    return np.concatenate(
+        [
+            _measure(replace(envelope, components=_components(envelope, others)), fold)
+            for i, fold in enumerate(folds)
+            if len(others := np.concatenate(folds[:i] + folds[i + 1 :]))
+        ]
+    )
+
+
+def _measure(envelope: Envelope, rows: Array) -> Array:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array([envelope.measure(row) for row in rows])
+
+
+def _limits(measured: Array) -> Limits:
+    # Inputs that lie far beyond all others are not what a stand-in should be asked about.
+    farness = np.sqrt(np.sqrt(measured[:, 1]))
+    usual, far = np.quantile(farness, (0.5, COMMON))
+    measured = measured[farness <= usual + STRAY * (far - usual) + NEGLIGIBLE]
+    share = FALSE_ALARMS / measured.shape[1]
+    reached = np.quantile(measured, 1 - share, axis=0, method="higher")
+    middle = np.median(measured, axis=0)
+    limits: Sequence[float] = (middle + MARGIN * (reached - middle) + NEGLIGIBLE).tolist()
+    return Limits(*limits)
+
+
+def _components(envelope: Envelope, rows: Array) -> Array:
+    """Principal components (m, values) of deviations, weighted so that what their squares leave of
+    the energy is what is unlike `rows` (n, *shape)."""
+    values = prod(envelope.shape)
+    number = min(MAX_PROJECTION // values, values // 2, len(rows) // 4, MOST_COMPONENTS)
+    if number < FEWEST_COMPONENTS:
+        return np.empty((0, values), np.float32)
+    z = ((rows - envelope.center) / envelope.spread).reshape(len(rows), values)
+    z = np.clip(z, -10, 10)
+    variances, directions = np.linalg.eigh(z.T.astype(np.float64) @ z / len(z))
+    rest = max(variances[:-number].mean(), NEGLIGIBLE * variances.mean())
+    along = np.maximum(variances[-number:], rest)
+    weighted = directions[:, -number:] * np.sqrt(1 - rest / along) if rest > 0 else directions
+    return np.ascontiguousarray(weighted.T, np.float32)
+
+
+def _reach(outputs: Array) -> tuple[Array, Array]:
+    """Bounds of what outputs can be: as far again beyond F's as those are from one another."""
+    one = prod(outputs.shape[1:]) > EACH
+    outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]
+    low = outputs.min(axis=None if one else 0)
+    high = outputs.max(axis=None if one else 0)
+    span = (high - low).astype(np.float64)
+    span = np.maximum(span, 1e-3 * np.abs(outputs).max() + NEGLIGIBLE)
+    most = np.finfo(np.float32).max
+    return (
+        np.clip(low - span, -most, most).astype(np.float32),
+        np.clip(high + span, -most, most).astype(np.float32),
+    )
