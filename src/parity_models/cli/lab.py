@@ -223,3 +223,18 @@ def soak(
     for claim in result.claims:
         console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
     conclude(result.met)
+
+
+@lab.command()
+def fuzz(
+    minutes: Annotated[float, typer.Option(help="About how long.", min=0.1)] = 30.0,
+    seed: Seed = 0,
+) -> None:
+    """Run the fuzzers of the tests for long: REST, gRPC, ZeroMQ frames, manifests and bundles.
+
+    To be called in a checkout of the repository. Each round tries a hundred times what the test run
+    does, by another seed. Exits with 1 at the first failure, which Hypothesis makes small.
+    """
+    from parity_models.bench.reliability.fuzz import run_fuzzers
+
+    conclude(run_fuzzers(minutes * 60, seed))

@@ -1,0 +1,179 @@
+"""Whatever bytes come to the HTTP port, the server answers with a clear error or hangs up, and
+goes on: real sockets, a real process."""
+
+import json
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fuzzing import fuzz, mutated
+from served import INPUTS, ServerProcess, predictions, queries, write_linear_bundle
+
+INFER = "/v2/models/model/infer"
+PATIENCE = 0.05
+"""Seconds for an answer, where the request may have no end."""
+ALLOWED = {200, 400, 404, 405, 406, 408, 411, 413, 414, 415, 417, 426, 431, 501, 503, 504, 505}
+"""505: of HTTP versions, and 426 of upgrades; never 500."""
+ROW = queries(1)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+    with ServerProcess(str(bundle), "--max-body", "1", "--deadline", "5") as process:
+        yield process
+        assert process.process.poll() is None
+        assert process.metric("parm_instance_restarts_total") == 0
+
+
+@pytest.fixture(scope="module")
+def http(server: ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url) as client:
+        yield client
+
+
+def request(body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {INFER} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def infer(**changes: Any) -> dict[str, Any]:
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, INPUTS]}
+    return {"id": "7", "inputs": [{**tensor, "data": [0.5] * INPUTS, **changes}]}
+
+
+def binary_infer() -> bytes:
+    parameters = {"binary_data_size": ROW.nbytes}
+    tensor = {"name": "input", "datatype": "FP32", "shape": [1, INPUTS], "parameters": parameters}
+    head = json.dumps({"inputs": [tensor], "parameters": {"timeout": 1000000}}).encode()
+    length = f"Inference-Header-Content-Length: {len(head)}"
+    return request(head + ROW.tobytes(), length, "Content-Type: application/octet-stream")
+
+
+def chunked_infer() -> bytes:
+    body = json.dumps(infer()).encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = [body[:100], body[100:]]
+    return head.encode() + b"".join(b"%x\r\n%b\r\n" % (len(c), c) for c in chunks) + b"0\r\n\r\n"
+
+
+REQUESTS = st.sampled_from(
+    [
+        request(json.dumps(infer()).encode(), "Content-Type: application/json"),
+        request(json.dumps(infer(shape=[2, INPUTS], data=[[0.5] * INPUTS] * 2)).encode()),
+        binary_infer(),
+        chunked_infer(),
+        request(b"\x1f\x8b\x08" + bytes(20), "Content-Encoding: gzip"),
+        b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept: text/plain\r\n\r\n",
+        b"POST /v2/repository/index HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{}",
+        b"GET /v2/models/model/versions/1/ready HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    ]
+)
+
+
+def answers(server: ServerProcess, *parts: bytes) -> list[int]:
+    """The statuses of all that comes back on one connection."""
+    received = b""
+    connection = socket.create_connection(("127.0.0.1", server.port), timeout=5)
+    with connection as client, suppress(ConnectionError, TimeoutError):
+        for part in parts:
+            client.sendall(part)
+        client.settimeout(PATIENCE)
+        while more := client.recv(1 << 16):
+            received += more
+    assert not received or received.startswith(b"HTTP/1."), received[:200]
+    return [int(status) for status in re.findall(rb"^HTTP/1\.[01] (\d{3}) ", received, re.M)]
+
+
+def assert_serves(http: httpx.Client) -> None:
+    answer = http.post(INFER, json=infer(data=ROW.ravel().tolist())).raise_for_status()
+    output = answer.json()["outputs"][0]["data"]
+    np.testing.assert_allclose(output, predictions(ROW)[0], rtol=1e-3, atol=1e-5)
+
+
+@fuzz(150)
+@given(mutated(REQUESTS), st.integers(0, 2000))
+def test_mutated_requests_get_a_clear_error_or_none(
+    server: ServerProcess, http: httpx.Client, content: bytes, cut: int
+) -> None:
+    statuses = answers(server, content[:cut], content[cut:])
+    assert set(statuses) <= ALLOWED, content
+    assert_serves(http)
+
+
+@fuzz(60)
+@given(st.lists(mutated(REQUESTS) | REQUESTS, min_size=2, max_size=5))
+def test_pipelines_of_good_and_mutated_requests_do_not_confuse_the_server(
+    server: ServerProcess, http: httpx.Client, requests: list[bytes]
+) -> None:
+    statuses = answers(server, b"".join(requests))
+    assert set(statuses) <= ALLOWED, requests
+    assert_serves(http)
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner)
+)
+SHAPES = st.lists(st.integers(-2, 3) | st.sampled_from([INPUTS, 2**31, 2**63, 10**30]), max_size=4)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(
+        ["timeout", "redundancy", "tenant", "binary_data_size", "binary_data_output", "x"]
+    ),
+    JSON | st.sampled_from(["exact", 1, 10**6, True]),
+)
+TENSORS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["input", "", "other"]) | JSON,
+        "datatype": st.sampled_from(["FP32", "FP64", "BYTES", ""]) | JSON,
+        "shape": st.just([1, INPUTS]) | SHAPES | JSON,
+        "data": st.just([0.5] * INPUTS) | st.lists(SCALARS, max_size=5) | JSON,
+        "parameters": PARAMETERS | JSON,
+    },
+)
+MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.text(max_size=5) | JSON,
+        "inputs": st.lists(TENSORS, max_size=3) | JSON,
+        "outputs": st.lists(TENSORS, max_size=2) | JSON,
+        "parameters": PARAMETERS | JSON,
+    },
+)
+
+
+@fuzz(150)
+@given(MESSAGES)
+def test_messages_that_are_json_but_wrong_say_what_is_wrong(
+    http: httpx.Client, message: dict[str, Any]
+) -> None:
+    body = json.dumps(message).encode(errors="surrogatepass")
+    answer = http.post(INFER, content=body)
+    if answer.status_code != 200:
+        assert answer.status_code in ALLOWED, body
+        assert answer.json()["error"], body
+
+
+@fuzz(60)
+@given(st.binary(max_size=200), st.integers(-5, 5), st.integers(-5, 5))
+def test_binary_data_that_does_not_fit_is_refused(
+    http: httpx.Client, junk: bytes, longer: int, claimed: int
+) -> None:
+    size = max(0, ROW.nbytes + longer)
+    parameters = {"binary_data_size": ROW.nbytes + claimed}
+    head = json.dumps(infer(parameters=parameters) | {}).encode()
+    body = head + (junk * ROW.nbytes + bytes(size))[:size]
+    headers = {"Inference-Header-Content-Length": str(len(head))}
+    answer = http.post(INFER, content=body, headers=headers)
+    assert answer.status_code == 400, body
+    assert answer.json()["error"]
