@@ -7,15 +7,23 @@ import pytest
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.scheduling import Parity
+from parity_models.scheduling import Parity, Run
 from parity_models.scheduling.policies import Pool
-from parity_models.serving.comparison import ONE_IN, Comparison
+from parity_models.serving.comparison import ONE_IN, Comparison, Made
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from test_frontend import CODE, asked, queries, serving
 
 SEPARATE = Code(CodeSpec("stack", "separate", 2), (6,), (3,))
 A, B = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]], np.float32)
+
+
+def made(*outputs: NDArray[Any] | None) -> list[Made | None]:
+    return [None if output is None else Made(output, "a") for output in outputs]
+
+
+def to_nobody(instance: str, agreed: bool) -> None:
+    pass
 
 
 def counted(metrics: Metrics) -> tuple[float, float, float]:
@@ -31,23 +39,23 @@ def test_what_is_here_is_compared_with_what_would_replace_it(
 ) -> None:
     monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
     metrics = Metrics()
-    comparison = Comparison(SEPARATE, metrics)
+    comparison = Comparison(SEPARATE, metrics, to_nobody)
     parity_output = np.stack([A + np.float32([0, 3, 0]), B])
-    comparison.group_over(1, [A, None], [parity_output])
+    comparison.group_over(1, made(A, None), made(parity_output))
     assert counted(metrics) == (1, 1, pytest.approx(3 / np.linalg.norm(A)))
-    comparison.group_over(2, [A, B], [parity_output])
+    comparison.group_over(2, made(A, B), made(parity_output))
     assert counted(metrics)[:2] == (3, 2)
-    comparison.group_over(3, [A, B], [None])
-    comparison.group_over(4, [None, None], [parity_output])
+    comparison.group_over(3, made(A, B), made(None))
+    comparison.group_over(4, made(None, None), made(parity_output))
     assert counted(metrics)[:2] == (3, 2)
 
 
 def test_one_group_in_many_that_have_a_parity_output_is_compared() -> None:
     metrics = Metrics()
-    comparison = Comparison(CODE, metrics)
+    comparison = Comparison(CODE, metrics, to_nobody)
     for group in range(3 * ONE_IN):
-        comparison.group_over(2 * group, [A, B], [None])
-        comparison.group_over(2 * group + 1, [A, B], [A + B])
+        comparison.group_over(2 * group, made(A, B), made(None))
+        comparison.group_over(2 * group + 1, made(A, B), made(A + B))
     assert counted(metrics)[0] == 3 * 2
 
 
@@ -56,30 +64,30 @@ def test_subtraction_is_compared_only_where_the_others_are_here(
 ) -> None:
     monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
     metrics = Metrics()
-    comparison = Comparison(CODE, metrics)
-    comparison.group_over(1, [A, None], [A + B])
+    comparison = Comparison(CODE, metrics, to_nobody)
+    comparison.group_over(1, made(A, None), made(A + B))
     assert counted(metrics)[0] == 0
-    comparison.group_over(2, [A, B], [A + B])
+    comparison.group_over(2, made(A, B), made(A + B))
     assert counted(metrics) == (2, 0, pytest.approx(0, abs=1e-6))
 
 
 def test_one_cancelled_parity_unit_in_many_runs_on_and_one_at_a_time() -> None:
     metrics = Metrics()
-    comparison = Comparison(CODE, metrics)
+    comparison = Comparison(CODE, metrics, to_nobody)
 
     def spared(first: int, count: int) -> list[int]:
         units = range(first, first + count)
         return [unit for unit in units if comparison.spares(unit, [unit])]
 
     assert spared(1, 2 * ONE_IN) == [ONE_IN]
-    comparison.group_over(ONE_IN, [A, B], [None])
-    comparison.finished(7, 0, [7], A[None])
+    comparison.group_over(ONE_IN, made(A, B), made(None))
+    comparison.finished(0, Run("b", 7, "parity-0", (7,)), A[None])
     assert counted(metrics)[0] == 0
-    comparison.finished(ONE_IN, 0, [ONE_IN], (A + B)[None])
+    comparison.finished(0, Run("b", ONE_IN, "parity-0", (ONE_IN,)), (A + B)[None])
     assert counted(metrics)[0] == 2
     (unit,) = spared(1, ONE_IN)
     comparison.lost(unit)
-    comparison.finished(unit, 0, [unit], A[None])
+    comparison.finished(0, Run("b", unit, "parity-0", (unit,)), A[None])
     assert counted(metrics)[0] == 2
 
 
@@ -115,3 +123,24 @@ async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:
             else:
                 engine.finish(parity)
         assert counted(frontend._metrics)[0] == 2
+
+
+def test_who_made_what_is_compared_is_told_whether_it_agreed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
+    told: list[tuple[str, bool]] = []
+    comparison = Comparison(SEPARATE, Metrics(), lambda *about: told.append(about))
+    comparison.group_over(1, [Made(A, "0"), Made(B, "1")], [Made(np.stack([A, A]), "2")])
+    assert told == [("0", True), ("2", True), ("1", False), ("2", False)]
+
+
+def test_one_comparison_without_a_number_does_not_spoil_the_sum_of_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
+    metrics = Metrics()
+    comparison = Comparison(CODE, metrics, to_nobody)
+    comparison.group_over(1, made(A, np.full(3, 3e38, np.float32)), made(np.full(3, np.inf)))
+    comparison.group_over(2, made(A, B), made(A + B))
+    assert counted(metrics)[2] == pytest.approx(0, abs=1e-6)

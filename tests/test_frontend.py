@@ -2,8 +2,9 @@
 
 import asyncio
 import gc
+import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -30,12 +31,16 @@ from parity_models.serving.engine import EngineListener
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
-    InvalidRequestError,
+    InternalError,
     OverloadedError,
+    PoisonError,
     UnavailableError,
 )
 from parity_models.serving.frontend import Answers, Frontend
+from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.poison import Poison
+from parity_models.serving.screen import Screen
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 OUTPUT = TensorSpec("output", "FP32", (3,))
@@ -53,10 +58,13 @@ class Unit:
 class Puppet:
     """An engine whose instances do nothing until the test says so. Every model is linear."""
 
+    tolerance = 1e-5
+
     def __init__(self) -> None:
         self.units: list[Unit] = []
         self.log: list[tuple[str, str]] = []
         self.stopped = False
+        self.broken = False
 
     async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
         self.listener = listener
@@ -65,11 +73,20 @@ class Puppet:
             listener.instance_joined(instance, each)
 
     def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
+        if self.broken:
+            raise RuntimeError("the engine is broken")
         self.units.append(Unit(unit, instance, work, rows))
         self.log.append((instance, work))
 
     def cancel(self, instance: str, unit: int) -> None:
         self.log.append((instance, "cancel"))
+
+    def recycle(self, instance: str, why: str) -> None:
+        self.log.append((instance, "recycle"))
+        self.lose(instance, f"{instance}'")
+
+    def running(self) -> dict[str, int | None]:
+        return dict.fromkeys(self.works) | {unit.instance: unit.id for unit in self.units}
 
     async def stop(self) -> None:
         self.stopped = True
@@ -91,11 +108,26 @@ class Puppet:
 
 @asynccontextmanager
 async def serving(
-    policy: Policy, instances: int = 2, parity_instances: int = 1, **config: Any
+    policy: Policy,
+    instances: int = 2,
+    parity_instances: int = 1,
+    *,
+    screen: Screen | None = None,
+    golden: Mapping[str, Golden] | None = None,
+    **config: Any,
 ) -> AsyncIterator[tuple[Frontend, Puppet]]:
     engine = Puppet()
     code = CODE if isinstance(policy, Parity) else None
-    frontend = Frontend(engine, policy, SchedulerConfig(**config), OUTPUT, code, Metrics())
+    frontend = Frontend(
+        engine,
+        policy,
+        SchedulerConfig(**config),
+        OUTPUT,
+        code,
+        Metrics(),
+        screen=screen,
+        golden=golden,
+    )
     await frontend.start(policy.works(instances, parity_instances))
     yield frontend, engine
     async with asyncio.timeout(10):
@@ -282,17 +314,215 @@ async def test_the_copies_of_a_query_run_on_the_nodes_that_the_engine_names() ->
         await request
 
 
-async def test_what_would_spoil_other_queries_reconstructions_is_refused() -> None:
-    poison = queries(2)
-    poison[1, 3] = np.nan
-    async with serving(Parity(CODE)) as (frontend, _):
-        with pytest.raises(InvalidRequestError, match="not finite"):
-            await frontend.infer(poison)
-    async with serving(NoRedundancy()) as (frontend, engine):
-        request = await asked(frontend.infer(poison))
+def metric(frontend: Frontend, name: str, **labels: str) -> float:
+    return frontend._metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_what_would_spoil_other_queries_reconstructions_is_served_exact(
+    value: float,
+) -> None:
+    spoilt = queries(2)
+    spoilt[1, 3] = value
+    async with serving(Parity(CODE), instances=3) as (frontend, engine):
+        request = await asked(frontend.infer(spoilt))
+        assert [work for _, work in engine.log] == [DEPLOYED, DEPLOYED]  # no group, no parity
         for unit in list(engine.units):
             engine.finish(unit)
-        assert np.isnan((await request).outputs[1]).all()
+        answers = await request
+        assert answers.sources == [Source.MODEL] * 2
+        assert not np.isfinite(answers.outputs[1]).all()
+        assert metric(frontend, "parm_queries_unlike_total") == 1
+
+
+class Positive:
+    """An envelope of inputs above 0, and outputs below 100."""
+
+    def unlike(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        return ~(rows > 0).all(axis=1)
+
+    def impossible(self, outputs: NDArray[Any]) -> NDArray[np.bool_]:
+        return ~(outputs < 100).all(axis=1)
+
+
+async def test_queries_unlike_those_that_stand_ins_learned_from_join_no_group() -> None:
+    rows = np.abs(queries(3)) + 0.1
+    rows[1, 0] = -1e30
+    async with serving(Parity(CODE), 4, screen=Screen(Positive())) as (frontend, engine):
+        request = await asked(frontend.infer(rows))
+        first, unlike, other, parity = engine.units
+        np.testing.assert_allclose(parity.rows[0], rows[0] + rows[2])
+        for unit in (unlike, other, parity):
+            engine.finish(unit)
+        assert (await request).sources == [Source.RECONSTRUCTION, Source.MODEL, Source.MODEL]
+        engine.finish(first)
+
+
+async def test_a_reconstruction_beyond_the_model_s_outputs_answers_nobody() -> None:
+    rows = np.abs(queries(2)) + 0.1
+    async with serving(Parity(CODE), screen=Screen(Positive())) as (frontend, engine):
+        request = await asked(frontend.infer(rows))
+        late, other, parity = engine.units
+        engine.finish(other)
+        engine.units.remove(parity)
+        engine.listener.unit_finished(parity.id, np.full((1, 3), 1e6, np.float32))
+        await settle()
+        assert not request.done()
+        engine.finish(late)
+        assert (await request).sources == [Source.MODEL] * 2
+        assert metric(frontend, "parm_stand_in_outputs_impossible_total") == 1
+
+
+async def test_exact_queries_and_those_of_other_tenants_share_no_group() -> None:
+    async with serving(Parity(CODE), 6) as (frontend, engine):
+        requests = [
+            await asked(frontend.infer(queries(1), exact=True)),
+            await asked(frontend.infer(queries(1), tenant="a")),
+            await asked(frontend.infer(queries(1), tenant="b")),
+            await asked(frontend.infer(queries(1))),
+        ]
+        assert [work for _, work in engine.log] == [DEPLOYED] * 4
+        requests.append(await asked(frontend.infer(queries(1), tenant="a")))
+        assert engine.log[-1][1] == "parity-0"
+        for unit in list(engine.units):
+            engine.finish(unit)
+        await asyncio.gather(*requests)
+
+
+async def test_a_deadline_that_passes_while_a_unit_s_end_is_reported_loses_nothing() -> None:
+    async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
+        hurried = await asked(frontend.infer(queries(1), timeout=0.02))
+        waiting = await asked(frontend.infer(queries(1)))
+        time.sleep(0.03)  # the event loop is busy beyond the deadline
+        engine.finish(engine.units[0])
+        assert engine.units, "the next query has been given to the instance"
+        engine.finish(engine.units[0])
+        assert (await waiting).sources == [Source.MODEL]
+        await asyncio.gather(hurried, return_exceptions=True)
+        assert metric(frontend, "parm_actions_failed_total") == 0
+
+
+async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> None:
+    async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
+        request = await asked(frontend.infer(queries(1)))
+        unit = engine.units[0]
+        engine.finish(unit)
+        engine.listener.unit_finished(unit.id, np.zeros((1, 3), np.float32))
+        engine.listener.unit_failed(unit.id, "after all")
+        engine.lose("0", "0.1")
+        engine.listener.unit_finished(unit.id, np.zeros((1, 3), np.float32))
+        engine.listener.instance_left("0", "again")
+        assert (await request).sources == [Source.MODEL]
+
+
+async def test_queries_that_are_given_up_leave_the_queue_and_their_units_are_cancelled() -> None:
+    async with serving(NoRedundancy(), instances=1, parity_instances=0) as (frontend, engine):
+        running = await asked(frontend.infer(queries(1)))
+        queued = await asked(frontend.infer(queries(2)))
+        for request in (queued, running):
+            request.cancel()
+        await settle()
+        assert frontend.queue_depths() == {DEPLOYED: 0}
+        assert engine.log == [("0", DEPLOYED), ("0", "cancel")]
+        assert metric(frontend, "parm_query_failures_total", reason="abandoned") == 3
+
+
+async def test_a_request_one_row_of_which_fails_is_given_up_whole() -> None:
+    async with serving(NoRedundancy(), 1, 0, max_attempts=1) as (frontend, engine):
+        request = await asked(frontend.infer(queries(5)))
+        engine.fail(engine.units[0], "bad luck")
+        with pytest.raises(InferenceError):
+            await request
+        assert frontend.queue_depths() == {DEPLOYED: 0}
+
+
+async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_on() -> None:
+    async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
+        engine.broken = True
+        with pytest.raises(InternalError, match="its log says why"):
+            await frontend.infer(queries(1))
+        engine.broken = False
+        assert engine.log == [("0", "recycle")]
+        assert metric(frontend, "parm_actions_failed_total") == 1
+        request = await asked(frontend.infer(queries(3)))
+        while engine.units:
+            engine.finish(engine.units[0])
+        assert (await request).sources == [Source.MODEL] * 3
+
+
+async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
+    async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
+        request = await asked(frontend.infer(queries(2)))
+        engine.units.pop(0)  # and nobody is told
+        for _ in range(2):
+            frontend._check()
+        assert metric(frontend, "parm_repairs_total") == 1
+        while engine.units:
+            engine.finish(engine.units[0])
+        assert (await request).sources == [Source.MODEL] * 2
+        del engine.works["1"]
+        for _ in range(2):
+            frontend._check()
+        assert frontend.instances_up() == {DEPLOYED: 1}
+        engine.works["2"] = frozenset({DEPLOYED})
+        for _ in range(2):
+            frontend._check()
+        assert engine.log[-1] == ("2", "recycle")
+        assert metric(frontend, "parm_repairs_total") == 3
+        for _ in range(3):
+            frontend._check()
+        assert metric(frontend, "parm_repairs_total") == 3
+
+
+async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> None:
+    rows = queries(4)
+    golden = {DEPLOYED: (rows, rows @ WEIGHTS)}
+    async with serving(NoRedundancy(), 2, 0, golden=golden, verify_every=3) as (frontend, engine):
+        assert not frontend.ready, "instances are verified before they get queries"
+        honest, liar = engine.units
+        engine.finish(honest)
+        engine.units.remove(liar)
+        engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
+        assert ("1", "recycle") in engine.log
+        assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 1
+        assert frontend.ready
+        for unit in list(engine.units):
+            engine.finish(unit)
+        assert metric(frontend, "parm_repairs_total") == 0
+
+
+async def test_a_query_that_ends_instances_is_refused_from_then_on() -> None:
+    async with serving(NoRedundancy(), 3, 0, max_attempts=100) as (frontend, engine):
+        poisonous = queries(1)
+        request = await asked(frontend.infer(poisonous))
+        kills = 0
+        while not request.done():
+            kills += 1
+            engine.lose(engine.units[0].instance, f"again-{kills}")
+            await settle()
+        assert kills <= 3
+        for attempt in (request, frontend.infer(poisonous.copy())):
+            with pytest.raises(PoisonError):
+                await attempt
+        innocent = await asked(frontend.infer(poisonous + 1))
+        engine.finish(engine.units[0])
+        assert (await innocent).sources == [Source.MODEL]
+
+
+def test_poison_is_forgotten_after_a_while_and_only_so_much_is_remembered() -> None:
+    poison = Poison()
+    rows = queries(3)
+    poison.remember(rows[1], 0.0)
+    with pytest.raises(PoisonError, match="row 1"):
+        poison.check(rows, 1.0)
+    poison.check(rows[[0, 2]], 1.0)
+    poison.check(rows, 601.0)
+    assert not poison
+    for number in range(1500):
+        poison.remember(np.float32([number]), 0.0)
+    poison.check(np.float32([[0], [400]]), 1.0)
+    with pytest.raises(PoisonError):
+        poison.check(np.float32([[1499]]), 1.0)
 
 
 async def test_a_request_that_nobody_waits_for_disturbs_no_other() -> None:

@@ -1,20 +1,35 @@
-"""How right reconstructions are, live: predictions compared with what would have replaced them."""
+"""How right reconstructions are, live: predictions compared with what would have replaced them.
 
-from collections.abc import Sequence
+What disagrees may be the stand-in's error, or that of an instance which answers wrongly: so that
+the latter is found, the instances that made the two are told with every comparison.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import isfinite
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.scheduling import Run
 from parity_models.serving.metrics import Metrics
 
 ONE_IN = 20
 """One in so many groups that have a parity output is compared, and one in so many parity units
 that nobody waits for any more runs on, to be."""
 
-Outputs = Sequence[NDArray[Any] | None]
+
+class Made(NamedTuple):
+    """An output (*shape), and the instance that made it."""
+
+    output: NDArray[Any]
+    instance: str
+
+
+Outputs = Sequence[Made | None]
+"""None is what is not here."""
 
 
 @dataclass(slots=True)
@@ -32,12 +47,14 @@ class Comparison:
     When a group is over, each of its predictions that is here is reconstructed as if it were
     not, and the two are counted in `metrics`; this takes time that others wait for, so that
     only some groups are taken. Most are over before their parity output is here: now and then
-    a parity unit is spared from being cancelled; one at a time.
+    a parity unit is spared from being cancelled; one at a time. `compared` is called with every
+    instance that made one of the two, and whether they agreed.
     """
 
-    def __init__(self, code: Code, metrics: Metrics) -> None:
+    def __init__(self, code: Code, metrics: Metrics, compared: Callable[[str, bool], None]) -> None:
         self._code = code
         self._metrics = metrics
+        self._tell = compared
         self._cancelled = 0
         self._with_parity = 0
         self._sample: _Sample | None = None
@@ -50,24 +67,25 @@ class Comparison:
         self._sample = _Sample(unit, frozenset(groups))
         return True
 
-    def group_over(self, group: int, predictions: Outputs, parity_outputs: Outputs) -> None:
-        """No more queries of the group are waiting; None is what is not here."""
-        if any(output is not None for output in parity_outputs):
+    def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
+        """No more queries of the group are waiting."""
+        if any(parities):
             self._with_parity += 1
             if self._with_parity % ONE_IN == 0:
-                self._compare(predictions, parity_outputs)
+                self._compare(predictions, parities)
         elif self._sample is not None and group in self._sample.groups:
             self._sample.over[group] = predictions
 
-    def finished(self, unit: int, row: int, groups: Sequence[int], outputs: NDArray[Any]) -> None:
-        """A parity unit of this row of the code has finished: an output for each of `groups`."""
+    def finished(self, row: int, run: Run, outputs: NDArray[Any]) -> None:
+        """A parity unit of this row of the code has finished: an output for each of its groups."""
         sample = self._sample
-        if sample is None or sample.unit != unit:
+        if sample is None or sample.unit != run.unit:
             return
         self._sample = None
-        for group, output in zip(groups, outputs, strict=True):
+        for group, output in zip(run.subjects, outputs, strict=True):
             if group in sample.over:
-                here = [output if j == row else None for j in range(self._code.r)]
+                made = Made(output, run.instance)
+                here = [made if j == row else None for j in range(self._code.r)]
                 self._compare(sample.over[group], here)
 
     def lost(self, unit: int) -> None:
@@ -75,21 +93,31 @@ class Comparison:
         if self._sample is not None and self._sample.unit == unit:
             self._sample = None
 
-    def _compare(self, predictions: Outputs, parity_outputs: Outputs) -> None:
-        parities = tuple(output is not None for output in parity_outputs)
+    def _compare(self, predictions: Outputs, parities: Outputs) -> None:
+        parity_outputs = [made.output if made else None for made in parities]
+        here = tuple(made is not None for made in parities)
         for slot, prediction in enumerate(predictions):
             if prediction is None:
                 continue
-            others = [None if i == slot else other for i, other in enumerate(predictions)]
+            others = [made.output if made else None for made in predictions]
+            others[slot] = None
             available = tuple(other is not None for other in others)
-            if self._code.decodable(available, parities)[slot]:
-                self._count(self._code.decode(others, parity_outputs)[slot], prediction)
+            if not self._code.decodable(available, here)[slot]:
+                continue
+            with np.errstate(all="ignore"):
+                reconstruction = self._code.decode(others, parity_outputs)[slot]
+                agreed = self._count(reconstruction, prediction.output)
+            for made in (prediction, *parities):
+                if made is not None:
+                    self._tell(made.instance, agreed)
 
-    def _count(self, reconstruction: NDArray[Any], prediction: NDArray[Any]) -> None:
+    def _count(self, reconstruction: NDArray[Any], prediction: NDArray[Any]) -> bool:
         size = float(np.linalg.norm(prediction))
-        if size > 0:
-            error = float(np.linalg.norm(reconstruction - prediction)) / size
+        error = float(np.linalg.norm(reconstruction - prediction)) / size if size > 0 else 0.0
+        if isfinite(error):  # else the sum of errors would be lost for ever
             self._metrics.reconstruction_error.observe(error)
         self._metrics.compared.inc()
-        if reconstruction.argmax() != prediction.argmax():
+        agreed = bool(reconstruction.argmax() == prediction.argmax())
+        if not agreed:
             self._metrics.disagreements.inc()
+        return agreed

@@ -66,6 +66,12 @@ class UnavailableError(RequestError):
     status = 503
 
 
+class InternalError(RequestError):
+    """A query that the server itself failed to handle."""
+
+    status = 500
+
+
 class PoisonError(RequestError):
     """A query whose runs end the instances that they are tried on."""
 

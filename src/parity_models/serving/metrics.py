@@ -12,7 +12,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.scheduling import Reason, Source
+from parity_models.scheduling import Reason, RecycleReason, Source
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
@@ -119,6 +119,39 @@ class Metrics:
             ["version", "bundle_digest"],
             registry=self.registry,
         ).labels(__version__, bundle_digest).set(1)
+        self.recycled = Counter(
+            "parm_instances_recycled",
+            "Instances that were replaced, by what was wrong with them.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for why in RecycleReason:
+            self.recycled.labels(why)
+        self.verifications = Counter(
+            "parm_verifications",
+            "Golden queries run on instances to see whether they answer rightly.",
+            registry=self.registry,
+        )
+        self.unlike = Counter(
+            "parm_queries_unlike",
+            "Queries unlike those that stand-ins learned from, which are answered exactly.",
+            registry=self.registry,
+        )
+        self.impossible = Counter(
+            "parm_stand_in_outputs_impossible",
+            "Outputs of stand-ins that cannot be right, and answered nobody.",
+            registry=self.registry,
+        )
+        self.undone = Counter(
+            "parm_actions_failed",
+            "Actions of the scheduler that could not be carried out.",
+            registry=self.registry,
+        )
+        self.repairs = Counter(
+            "parm_repairs",
+            "Differences between what the scheduler believed and what the engine had.",
+            registry=self.registry,
+        )
 
     def read(
         self, name: str, help_text: str, label: str, values: Callable[[], Mapping[str, int]]

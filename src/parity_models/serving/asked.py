@@ -1,0 +1,41 @@
+"""A request under way in the frontend, and its answers."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from parity_models.scheduling import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """The answers to a request: `outputs` (n, *output shape), and the source of each row."""
+
+    outputs: NDArray[Any]
+    sources: Sequence[Source]
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """A request under way; its `future` is of Answers, or of a RequestError.
+
+    Query `first + i` is its row i. What a query can be answered with, or decoded from, is
+    `at_hand` by its id and the source; `ran_on` is the instance that made its prediction.
+    """
+
+    first: int
+    arrived: float
+    rows: NDArray[Any]
+    outputs: NDArray[Any]
+    future: asyncio.Future[Answers]
+    unanswered: int
+    sources: list[Source]
+    at_hand: dict[tuple[int, Source], NDArray[Any]] = field(default_factory=dict)
+    ran_on: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def queries(self) -> range:
+        return range(self.first, self.first + len(self.rows))
