@@ -485,6 +485,7 @@ async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> 
         engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
         assert ("1", "recycle") in engine.log
         assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 1
+        assert list(frontend.quarantined) == ["1"]
         assert frontend.ready
         for unit in list(engine.units):
             engine.finish(unit)

@@ -37,6 +37,7 @@ from parity_models.scheduling import (
     Policy,
     Reason,
     Recycle,
+    RecycleReason,
     Run,
     Scheduler,
     SchedulerConfig,
@@ -70,6 +71,9 @@ now = time.monotonic
 
 CHECK_INTERVAL = 1.0
 """Seconds between two self-checks."""
+
+MAX_QUARANTINED = 100
+"""How many instances that answered wrongly are remembered by name."""
 
 _SOURCES = {DEPLOYED: Source.MODEL, BACKUP: Source.BACKUP}
 """What an output answers as, by the work it came from."""
@@ -138,6 +142,8 @@ class Frontend:
         self._requests: dict[int, Asked] = {}
         self._groups: dict[int, _Group] = {}
         self._units: dict[int, Run | Verify] = {}
+        self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
+        """The instances that answered a golden query wrongly, the latest last."""
         self._parity_row = {parity_work(j): j for j in range(code.r if code else 0)}
         self._works: Sequence[str] = ()
         self._stand_ins = False
@@ -483,6 +489,8 @@ class Frontend:
     def _recycle(self, action: Recycle) -> None:
         _log.warning("instance %s is replaced: it %s", action.instance, action.why)
         self._metrics.recycled.labels(action.reason).inc()
+        if action.reason is RecycleReason.QUARANTINED:
+            self.quarantined.append(action.instance)
         self._engine.recycle(action.instance, action.why)
 
     def _forget_queries(self, action: ForgetQueries) -> None:
