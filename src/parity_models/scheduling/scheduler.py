@@ -211,6 +211,16 @@ class Scheduler:
             self._lose(unit, f"instance {instance} was lost")
         return self._done()
 
+    def unit_verified(self, now: float, unit: int, right: bool) -> list[Action]:
+        """An instance has answered the golden query of a Verify, and the answer is right or not."""
+        self._advance(now)
+        return self._done()
+
+    def compared(self, now: float, instance: str, agreed: bool) -> list[Action]:
+        """A prediction of this instance agrees with what would have replaced it, or does not."""
+        self._advance(now)
+        return self._done()
+
     def time_passed(self, now: float) -> list[Action]:
         """It is `now`; the driver calls this at the time of the last WakeAt."""
         self._advance(now)

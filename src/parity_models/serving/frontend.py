@@ -16,6 +16,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -373,12 +374,12 @@ class Frontend:
         why = "the server failed to handle the query; its log says why"
         match action:
             case Run() | Verify():
-                if action.unit in self._units:  # the engine may have it
-                    self._engine.recycle(action.instance, "was sent a unit in vain")
-                else:
-                    self._report(self._scheduler.unit_failed, action.unit, why)
                 if isinstance(action, Run) and action.work in _SOURCES:
                     self._report(self._scheduler.queries_failed, action.subjects, why)
+                if action.unit in self._units:  # the engine may have it
+                    self._reports.append(partial(self._recycle_in_vain, action.instance))
+                else:
+                    self._report(self._scheduler.unit_failed, action.unit, why)
             case Decode(group, slots=slots):
                 self._report(self._scheduler.decoded, group, slots)
             case Answer(query):
@@ -387,6 +388,10 @@ class Frontend:
                 if not asked.future.done():
                     asked.future.set_exception(InternalError(f"{Reason.INTERNAL}: {why}"))
                 self._report(self._scheduler.queries_abandoned, asked.queries)
+
+    def _recycle_in_vain(self, instance: str) -> list[Action]:
+        self._engine.recycle(instance, "may have got a unit, or not")
+        return []
 
     def _report(self, event: Callable[..., list[Action]], *about: Any) -> None:
         """Tell the scheduler once the present actions have been carried out."""
