@@ -51,11 +51,17 @@ def predictions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class ServerProcess:
-    """`parm serve` with these arguments, on a free port; killed at the end if still there."""
+    """`parm serve` with these arguments, on a free port; killed at the end if still there.
 
-    def __init__(self, *arguments: str) -> None:
+    `before` is called in its process, first of all.
+    """
+
+    def __init__(self, *arguments: str, before: Callable[[], None] | None = None) -> None:
         self.process = subprocess.Popen(
-            parm("serve", "--port", "0", *arguments), stdout=subprocess.PIPE, text=True
+            parm("serve", "--port", "0", *arguments),
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=before,
         )
         line = _text(self.process.stdout).readline()
         found = re.search(r"http://\S+", line)

@@ -1,5 +1,7 @@
 """Tensors survive the Open Inference Protocol's REST bodies; what does not fit is refused."""
 
+import json
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.errors import NotAcceptableError, RequestError
+from parity_models.serving.errors import NotAcceptableError, RequestError, TooLargeError
 from parity_models.serving.rest_codec import decode_request, encode_response
 from parity_models.serving.served_model import InferRequest, ServedModel
 
@@ -94,6 +96,48 @@ def test_binary_inputs_are_views_of_the_body() -> None:
     body, length = request(array)
     rows = decode_request(body, length, model_of(array)).rows
     assert np.shares_memory(rows, np.frombuffer(body, np.uint8))
+
+
+def test_a_small_row_does_not_keep_a_large_body_alive() -> None:
+    array = np.arange(4, dtype=np.float32).reshape(1, 4)
+    header = request(array)[0][: -array.nbytes] + b" " * 60_000
+    for body in (header + array.tobytes(), bytearray(header + array.tobytes())):
+        rows = decode_request(body, str(len(header)), model_of(array)).rows
+        np.testing.assert_array_equal(rows, array)
+        assert not rows.flags.writeable
+        assert not np.shares_memory(rows, np.frombuffer(body, np.uint8))
+
+
+@pytest.mark.parametrize("order", ["shape first", "data first", "no shape"])
+def test_json_far_larger_than_its_tensor_is_refused_unread(order: str) -> None:
+    array = np.zeros((1, 64), np.float32)
+    data, shape = b'"data":[' + b"0.5," * 2**21 + b"0]", b'"shape":[1,64]'
+    if order == "no shape":
+        shape = b'"name":"x"' + b" " * 5000 + b',"shape":[1,64],"more":"' + b"x" * 5000 + b'"'
+    pair = (shape, data) if order == "shape first" else (data, shape)
+    body = b'{"inputs":[{"name":"x","datatype":"FP32",' + b",".join(pair) + b"}]}"
+    started = time.process_time()
+    with pytest.raises(TooLargeError, match=r"of JSON; .* rows of shape .* take up to"):
+        decode_request(body, None, model_of(array))
+    assert time.process_time() - started < 0.02  # reading it takes more than 0.1 s
+
+
+def test_json_with_room_to_spare_is_read() -> None:
+    array = np.arange(20_000, dtype=np.float64).reshape(2, 10_000) / 7
+    tensor = {"name": "x", "shape": array.shape, "datatype": "FP64", "data": array.tolist()}
+    for indent in (None, 8):
+        for message in (tensor, dict(sorted(tensor.items()))):
+            body = json.dumps({"inputs": [message]}, indent=indent).encode()
+            rows = decode_request(body, None, model_of(array)).rows
+            np.testing.assert_array_equal(rows, array)
+
+
+def test_a_json_object_before_binary_data_has_a_limit() -> None:
+    array = np.zeros((1, 4), np.float32)
+    body, _ = request(array)
+    header = body[: -array.nbytes] + b" " * 2**16
+    with pytest.raises(TooLargeError, match="it may have 65536"):
+        decode_request(header + array.tobytes(), str(len(header)), model_of(array))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -2,11 +2,13 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,37 @@ def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> No
         assert "deadline exceeded: no answer within 0.00" in late.json()["error"]
         assert server.metric("parm_query_failures_total") == 2
         assert infer(client, 5).status_code == 200
+
+
+def test_out_of_descriptors_new_clients_wait_or_are_told_and_all_recovers(bundle: Path) -> None:
+    def few() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (150, 150))
+
+    with (
+        ServerProcess(str(bundle), "--policy", "none", "--instances", "1", before=few) as server,
+        ExitStack() as stack,
+    ):
+        there = stack.enter_context(httpx.Client(base_url=server.url))
+        assert infer(there, 0).status_code == 200
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            for _ in range(300)
+        ]
+        crowd[-1].settimeout(0.5)
+        crowd[-1].sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        with pytest.raises(TimeoutError):
+            crowd[-1].recv(1000)
+        assert infer(there, 1).status_code == 200
+        # The server has kept what it needs to replace a worker.
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: infer(there, 2).status_code == 200, "no worker comes back")
+        text = there.get("/metrics").text
+        assert 'parm_connections_ended_total{limit="descriptors"}' in text
+        for each in crowd:
+            each.close()
+        until(lambda: server.metric("parm_connections") < 10, "connections are left")
+        assert infer(there, 3).status_code == 200
 
 
 # The end

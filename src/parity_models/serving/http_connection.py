@@ -87,7 +87,7 @@ class _Waits(Enum):
 class _Incoming:
     """A request that arrives, waits for its turn, or is being answered."""
 
-    __slots__ = ("answer", "body", "expects", "keeps", "request")
+    __slots__ = ("answer", "body", "expects", "keeps", "request", "upgrades")
 
     def __init__(self, request: Request, keeps: bool) -> None:
         self.request = request
@@ -95,6 +95,7 @@ class _Incoming:
         self.body: Body | None = None
         self.answer: Response | None = None
         self.expects = False
+        self.upgrades = False
 
 
 class _Enough(Exception):
@@ -167,8 +168,9 @@ class HttpConnection(asyncio.Protocol):
                 self._parser.feed_data(data)
                 data = b""
             except httptools.HttpParserUpgrade as upgrade:
-                # Another protocol was offered; HTTP/1.1 goes on, as it may.
-                data = data[upgrade.args[0] :]
+                # Another protocol was offered; HTTP/1.1 goes on, as it may. The parser has given
+                # up after the head: a new one is told what is to come.
+                data = self._framing() + data[upgrade.args[0] :]
                 self._parser = httptools.HttpRequestParser(self)
             except httptools.HttpParserError as error:
                 self._malformed(error)
@@ -252,6 +254,8 @@ class HttpConnection(asyncio.Protocol):
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._incoming is not None:  # it is told again what it knows
+            return
         parser = self._parser
         if self._head > MAX_HEAD and self._head_size() > MAX_HEAD:
             self._refuse(_head_too_long())
@@ -262,6 +266,7 @@ class HttpConnection(asyncio.Protocol):
         self._incoming = incoming
         self._head = 0
         headers = request.headers
+        incoming.upgrades = "upgrade" in headers and parser.should_upgrade()
         size = headers.get("content-length")
         declared = None if size is None else int(size)
         incoming.answer = self._refusal(incoming, declared)
@@ -287,12 +292,29 @@ class HttpConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         incoming = self._incoming
         assert incoming is not None
+        if incoming.upgrades:  # its body is still to come
+            incoming.upgrades = False
+            return
+        if len(self._waiting) >= MAX_PIPELINED:
+            text = f"a connection takes at most {MAX_PIPELINED} requests ahead of their answers"
+            self._refuse(error_response(text, 400))
+            raise _Enough
         if incoming.body is not None:
             incoming.request.body = incoming.body.whole()
         self._incoming = None
         self._begun = False
         self._waits = _Waits.ANSWER  # so that the next request's time is counted from its start
         self._take(incoming)
+
+    def _framing(self) -> bytes:
+        """A head with what the request that arrives says of the body after it."""
+        assert self._incoming is not None
+        headers = self._incoming.request.headers
+        lines = ["POST / HTTP/1.1"]
+        for name in ("content-length", "transfer-encoding"):
+            if name in headers:
+                lines.append(f"{name}: {headers[name]}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     # Requests
 
@@ -303,6 +325,10 @@ class HttpConnection(asyncio.Protocol):
             incoming.keeps = False
             if request.target != "/v2/health/live":
                 return self._refused
+        if request.method == "CONNECT":
+            incoming.keeps = False
+            self._refuse(error_response("this is no proxy", HTTPStatus.METHOD_NOT_ALLOWED))
+            raise _Enough
         if not request.target.isascii():
             incoming.keeps = False
             return error_response("the request's target is not ASCII; percent-encode it", 400)
@@ -352,10 +378,6 @@ class HttpConnection(asyncio.Protocol):
             self._lingers = not whole
         self._waiting.append(incoming)
         self._answer_next()
-        if len(self._waiting) > MAX_PIPELINED and not self._ended:
-            text = f"a connection takes at most {MAX_PIPELINED} requests ahead of their answers"
-            self._refuse(error_response(text, 400))
-            raise _Enough
 
     def _answer_next(self) -> None:
         """Let what waits be answered, as far as the client reads."""
@@ -466,7 +488,9 @@ class HttpConnection(asyncio.Protocol):
         self._due = inf if seconds == inf else time.monotonic() + seconds
 
     def _head_size(self) -> int:
-        return len(self._target) + sum(len(name) + len(value) for name, value in self._fields)
+        return len(self._target) + sum(
+            len(name) + len(value) + len(b": \r\n") for name, value in self._fields
+        )
 
 
 def _head_too_long() -> Response:
