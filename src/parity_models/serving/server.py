@@ -27,6 +27,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.upstream import Fleet
 from parity_models.serving.rest import Rest
+from parity_models.serving.screen import Screen
 from parity_models.serving.served_model import ServedModel
 from parity_models.serving.tenancy import tenant_header
 
@@ -290,6 +291,7 @@ def frontend_of(
         metrics,
         dispatch=dispatch,
         default=_default(options, output),
+        screen=Screen(bundle.envelope()),
     )
 
 

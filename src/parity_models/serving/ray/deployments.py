@@ -246,8 +246,9 @@ async def _bundle(files: BundleFiles, folder: Path) -> Bundle:
     """What a frontend needs of the bundle, in a folder: it was checked before it was stored."""
     manifest = await files.get(MANIFEST)
     decoded = decode_manifest(manifest)
-    for coder in decoded.coders.values():
-        (folder / coder.file).write_bytes(await files.get(coder.file))
+    envelopes = () if decoded.envelope is None else (decoded.envelope,)
+    for stored in (*decoded.coders.values(), *envelopes):
+        (folder / stored.file).write_bytes(await files.get(stored.file))
     return Bundle(folder, decoded, digest_of(manifest))
 
 
