@@ -305,6 +305,17 @@ def test_a_signal_lets_requests_end_and_refuses_new_ones(bundle: Path) -> None:
             assert server.wait() == 0
 
 
+def test_nothing_is_said_where_a_worker_starts_beside_open_connections(
+    bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("--grpc-port", "0", "--instances", "1", "--policy", "none")
+    with ServerProcess(str(bundle), *arguments) as server:
+        infer(server.grpc_address, 0)
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda: server.metric("parm_instance_restarts_total") == 1, "nothing came back")
+    assert "fork" not in capfd.readouterr().err
+
+
 async def test_a_port_that_is_taken_is_refused(bundle: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

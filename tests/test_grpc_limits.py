@@ -190,6 +190,16 @@ async def test_a_message_beyond_the_limit_is_refused() -> None:
         assert served.frontend.asked == 0
 
 
+async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -> None:
+    async with serving() as (served, infer), served.channel() as channel:
+        with pytest.raises(grpc.aio.AioRpcError, match="more than 1000 fields") as error:
+            await infer(b"\x2a\x00" * 2**20)
+        assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.aio.AioRpcError, match="at most 65536"):
+            await channel.unary_unary(READY)(b"\xf8\x07\x00" * 2**20)
+        assert served.requests(413) == 1
+
+
 async def test_a_message_that_does_not_come_ends_its_call() -> None:
     async with serving(body_timeout=0.4) as (served, _), served.channel() as channel:
         silent = channel.stream_unary(INFER)()

@@ -23,10 +23,11 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models import __version__
 from parity_models.errors import UserError
-from parity_models.serving.errors import InvalidRequestError, RequestError
+from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.calls import RESERVE, Calls
 from parity_models.serving.grpc.codec import decode_request, encode_response
+from parity_models.serving.grpc.expected_size import MAX_BESIDE, check_size
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
     ModelInferRequest,
@@ -172,6 +173,11 @@ class InferenceService:
 
     # ModelInfer in its parts, for who bounds what it holds between them
 
+    def read(self, data: bytes) -> ModelInferRequest:
+        """The message. Raises a RequestError for what is none, or would be far too large."""
+        check_size(data, self._model)
+        return read_message(ModelInferRequest, data)
+
     def asked(self, request: ModelInferRequest, context: _Context) -> InferRequest:
         """What the message asks. It keeps no more of the message than the rows."""
         model = self._model
@@ -280,7 +286,7 @@ def _handler(service: InferenceService, calls: Calls) -> grpc.GenericRpcHandler:
         with service.counting(), calls.one():
             data = await calls.read(messages)
             with calls.holding(len(data)) as held:
-                asked = service.asked(read_message(ModelInferRequest, data), context)
+                asked = service.asked(service.read(data), context)
                 del data
                 held.shrink_to(asked.rows.nbytes)
                 return await service.answer(asked, context)
@@ -315,8 +321,11 @@ async def _read_and_answered(
     context: _Context,
 ) -> Message:
     data = await calls.read(messages)
-    with calls.holding(len(data)):
-        return await answer(read_message(kind, data), context)
+    if len(data) > MAX_BESIDE:
+        raise TooLargeError(
+            f"the message has {len(data)} bytes; without a tensor it has at most {MAX_BESIDE}"
+        )
+    return await answer(read_message(kind, data), context)
 
 
 def _guarded(answer: _Method) -> _Method:

@@ -59,7 +59,11 @@ class RayGrpc:
                     f"the message is larger than the {self._max_message} bytes this server takes "
                     "at once; send fewer rows at once"
                 )
-            message = read_message(GetMessageClass(about.input_type), request)
+            message = (
+                self._service.read(request)
+                if method == "ModelInfer"
+                else read_message(GetMessageClass(about.input_type), request)
+            )
             response: Message = await getattr(self._service, method)(message, _Call(context))
             return response
         except RequestError as error:
