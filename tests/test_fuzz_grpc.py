@@ -1,10 +1,6 @@
-"""Whatever bytes come over gRPC, a call ends, and never with a failure of the server's.
-
-The environment's PARM_FUZZ chooses how long this takes: `short` (the default), or `long`.
-"""
+"""Whatever bytes come over gRPC, a call ends, and never with a failure of the server's."""
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,10 +11,11 @@ import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 from grpc import StatusCode
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fuzzing import fuzz
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import (
@@ -34,9 +31,6 @@ from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.served_model import ServedModel
 from parity_models.serving.tenancy import MAX_TENANT
-
-EXAMPLES = {"short": 100, "long": 20_000}[os.environ.get("PARM_FUZZ", "short")]
-fuzzed = settings(max_examples=EXAMPLES, deadline=None)
 
 WIDTH = 3
 SPEC = TensorSpec("x", "FP32", (WIDTH,))
@@ -144,7 +138,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 BYTES = mutated() | st.binary(max_size=200)
 
 
-@fuzzed
+@fuzz(100)
 @given(BYTES)
 def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
     service = InferenceService(Echo(), MODEL, Metrics())
@@ -161,7 +155,7 @@ def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
     assert list(response.outputs[0].shape) == list(asked.inputs[0].shape)
 
 
-@fuzzed
+@fuzz(100)
 @given(BYTES)
 def test_what_protobuf_reads_of_a_small_message_is_not_refused_unread(data: bytes) -> None:
     service = InferenceService(Echo(), MODEL, Metrics())
@@ -209,7 +203,7 @@ def test_every_call_ends_with_a_status_that_is_not_the_server_s_failure() -> Non
 
     with served() as (runner, channel):
 
-        @fuzzed
+        @fuzz(100)
         @given(methods, BYTES)
         def every_call_ends(method: str, message: bytes) -> None:
             code = runner.run(status(channel, method, message))
