@@ -244,6 +244,46 @@ class EngineConformance:
             engine.run(joined.instance, 4, "parity-0", [row(0, 5)])
             assert (await events.outputs(4)).shape == (1, 2)
 
+    async def test_an_instance_that_is_recycled_leaves_with_its_unit_and_another_comes(
+        self, fleet: Fleet
+    ) -> None:
+        async with started(fleet) as (engine, events, first, second):
+            engine.run(second, 1, "deployed", [row(0, SLOW)])
+            engine.recycle("no such instance", "it is not there")
+            engine.recycle(second, "answered wrongly")
+            assert "answered wrongly" in await events.departure(second)
+            assert second not in engine.running()
+            engine.recycle(second, "answered wrongly")
+            engine.run(second, 2, "deployed", [row(0, 5)])  # nothing is heard of it
+            engine.run(first, 3, "deployed", [row(0, 5)])
+            await events.outputs(3)
+            joined = await events.arrival()
+            assert joined.works == BOTH
+            assert joined.instance not in (first, second)
+            engine.run(joined.instance, 4, "parity-0", [row(0, 5)])
+            assert (await events.outputs(4)).shape == (1, 2)
+            assert events.nothing_more()
+
+    async def test_an_engine_says_which_units_its_instances_have(self, fleet: Fleet) -> None:
+        async with started(fleet) as (engine, events, first, second):
+            assert engine.running() == {first: None, second: None}
+            engine.run(first, 1, "deployed", [row(0, SLOW)])
+            assert engine.running() == {first: 1, second: None}
+            await events.outputs(1)
+            assert engine.running() == {first: None, second: None}
+            engine.run(first, 2, "deployed", [row(3, 0)])
+            await events.failure(2)
+            assert engine.running() == {first: None, second: None}
+
+    async def test_outputs_are_within_the_tolerance(self, fleet: Fleet) -> None:
+        rows = np.random.default_rng(2).normal(size=(8, 2)).astype(np.float32)
+        rows[:, 0] = 0
+        async with started(fleet) as (engine, events, first, _):
+            assert 0 < engine.tolerance < 0.2
+            engine.run(first, 1, "deployed", list(rows))
+            off = np.abs(await events.outputs(1) - rows).max()
+            assert off <= engine.tolerance * np.abs(rows).max()
+
     async def test_stop_ends_units_and_nothing_more_is_heard(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, _):
             engine.run(first, 1, "deployed", [row(0, SLOW)])

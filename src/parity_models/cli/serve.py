@@ -238,6 +238,19 @@ def serve(
             show_default=False,
         ),
     ] = ServeOptions.tenant_header,
+    min_ready: Annotated[
+        int,
+        typer.Option(
+            help="Instances of the deployed model without which GET /v2/health/ready says no."
+        ),
+    ] = ServeOptions.min_ready,
+    shutdown_delay: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after SIGTERM for which requests are still taken, though ready says no: "
+            "as long as load balancers need to notice."
+        ),
+    ] = ServeOptions.shutdown_delay,
     pool: PoolOption = None,
     max_group_wait: MaxGroupWait = None,
     parity_delay: ParityDelay = None,
@@ -260,8 +273,8 @@ def serve(
     a Ray cluster, or in front of servers that run its models already.
 
     Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus are at
-    /metrics. SIGTERM or Ctrl-C: requests in flight are answered, then everything stops; a second
-    one does not wait for them.
+    /metrics. SIGTERM or Ctrl-C: ready says no, after --shutdown-delay no more requests are taken,
+    those in flight are answered, and everything stops; a second one does not wait for that.
     """
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     opened = open_bundle(_one(bundle, bundle_option))
@@ -310,6 +323,8 @@ def serve(
         tenant_header=tenant_header,
         faults=load_fault_plan(faults) if faults is not None else None,
         fleet=fleet,
+        min_ready=min_ready,
+        shutdown_delay=shutdown_delay,
     )
     cluster = {
         "frontends": frontends,
@@ -319,6 +334,11 @@ def serve(
     }
     given = {option: value for option, value in cluster.items() if value is not None}
     if engine is EngineName.RAY:
+        if min_ready != ServeOptions.min_ready or shutdown_delay != ServeOptions.shutdown_delay:
+            raise UserError(
+                "--min-ready and --shutdown-delay are not for --engine ray: Ray Serve checks "
+                "replicas and drains them itself"
+            )
         _serve_on_ray(opened, options, given, address)
         return
     if given or address is not None:

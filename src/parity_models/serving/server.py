@@ -1,5 +1,6 @@
 """A server: a bundle's models on an engine, a frontend over them, and protocols in front."""
 
+import asyncio
 from dataclasses import dataclass, field
 from math import ceil, inf, isfinite, prod
 from types import TracebackType
@@ -16,6 +17,7 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import BACKUP, DEPLOYED, Policy, SchedulerConfig, parity_work
 from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.descriptors import allow_descriptors
 from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.server import GrpcServer
@@ -45,7 +47,9 @@ class ServeOptions:
     queries that would fail at their deadline: a row of output, or one value for all of it.
     `tenant_header` names the header, or gRPC metadata, that says whose a request is; a request
     without it is served exact. `limits` bound what clients can make the server hold. `faults`
-    begin when they are told to.
+    begin when they are told to. The server is ready while `min_ready` instances run the deployed
+    model; told to stop, it is not ready but goes on for `shutdown_delay`, until load balancers have
+    noticed.
     `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
     servers that run the models, in place of local instances.
     Raises UserError for values out of range.
@@ -67,13 +71,17 @@ class ServeOptions:
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
     fleet: Fleet | None = None
+    min_ready: int = 1
+    shutdown_delay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("instances", "max_batch", "max_queue"):
+        for name in ("instances", "max_batch", "max_queue", "min_ready"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.parity_instances is not None and self.parity_instances < 0:
             raise UserError(f"parity_instances must be 0 or more, got {self.parity_instances}")
+        if not 0 <= self.shutdown_delay < inf:
+            raise UserError(f"shutdown_delay must be 0 or more, got {self.shutdown_delay}")
         if not 0 < self.deadline < inf:
             raise UserError(f"deadline must be more than 0, got {self.deadline}")
         for name in ("port", "grpc_port"):
@@ -122,6 +130,12 @@ class Server:
             raise UserError(
                 f"there are {len(options.placements)} placements for {len(self.works)} instances"
             )
+        deployed = sum(DEPLOYED in each for each in self.works)
+        if options.min_ready > deployed:
+            raise UserError(
+                f"min_ready is {options.min_ready}, but there are {deployed} instances of the "
+                "deployed model: the server would never be ready"
+            )
         self.model = served_model(bundle, options)
         self._options = options
         self._metrics = metrics = Metrics(bundle.digest)
@@ -166,6 +180,9 @@ class Server:
         and ServingError, with nothing left running, if an instance does not start.
         """
         host, port = self._options.host, self._options.port
+        limits = self._options.limits
+        calls = 0 if self._options.grpc_port is None else limits.max_rpcs
+        allow_descriptors(limits.max_connections + calls, len(self.works))
         try:
             self._socket = listen(host, port)
         except OSError as error:
@@ -180,7 +197,7 @@ class Server:
                     self._frontend,
                     self.model,
                     self._metrics,
-                    self._options.limits,
+                    limits,
                     self._budget,
                 )
                 self.grpc_url = await self._grpc.start(host, self._options.grpc_port)
@@ -190,12 +207,15 @@ class Server:
             raise
 
     async def stop(self) -> None:
-        """Refuse new requests, answer those in flight, and stop all instances.
+        """Be ready no more; after the options' `shutdown_delay`, refuse new requests, answer those
+        in flight, and stop all instances.
 
         Where it is cancelled, it stops without waiting for answers.
         """
-        self._http.drain()
+        self._frontend.retire()
         try:
+            await asyncio.sleep(self._options.shutdown_delay)
+            self._http.drain()
             await self._frontend.drain()
         finally:
             await self._frontend.stop()
@@ -292,6 +312,7 @@ def frontend_of(
         dispatch=dispatch,
         default=_default(options, output),
         screen=Screen(bundle.envelope()),
+        min_ready=options.min_ready,
     )
 
 

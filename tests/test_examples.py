@@ -1,0 +1,51 @@
+"""The manifests for Kubernetes are what Kubernetes takes, and ask for what the server does."""
+
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from commands import Here, assert_refused
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+OWN_KINDS = {"RayService"}
+"""Kinds that Kubernetes does not have by itself."""
+
+
+def documents() -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (f"{path.relative_to(EXAMPLES)}: {document['kind']}", document)
+        for path in sorted(EXAMPLES.rglob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+        if "apiVersion" in document and document["kind"] not in OWN_KINDS
+    ]
+
+
+@pytest.mark.parametrize(("name", "document"), documents())
+def test_kubernetes_takes_the_manifests(name: str, document: dict[str, Any]) -> None:
+    kubernetes_validate.validate(document, "1.30", strict=True)
+
+
+def test_the_server_of_the_deployment_can_be_had(parm_here: Here, tmp_path: Path) -> None:
+    """Its options are read before its bundle, which is not here."""
+    (deployment,) = (each for name, each in documents() if name.endswith("Deployment"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    program, command, _ = container["command"]
+    assert program == "parm"
+    assert_refused(
+        parm_here(command, tmp_path / "none", *container["args"]), "there is no bundle at"
+    )
+
+
+def test_a_pod_has_the_time_that_its_end_takes() -> None:
+    (deployment,) = (each for name, each in documents() if name.endswith("Deployment"))
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    takes = float(options["shutdown-delay"]) + float(options["deadline"])
+    assert pod["terminationGracePeriodSeconds"] >= takes + 5
+    probe = container["readinessProbe"]
+    noticed = probe["periodSeconds"] * (probe["failureThreshold"] + 1)
+    assert float(options["shutdown-delay"]) > noticed

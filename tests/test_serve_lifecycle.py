@@ -1,0 +1,153 @@
+"""A server as Kubernetes has it: probed, told to end, and asked while it ends."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from served import (
+    INPUTS,
+    ServerProcess,
+    is_alive,
+    nothing_left_of,
+    predictions,
+    queries,
+    until,
+    write_linear_bundle,
+)
+
+ROWS = queries(1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def infer(client: httpx.Client) -> httpx.Response:
+    tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": ROWS.tolist()}
+    response = client.post("/v2/models/model/infer", json={"inputs": [tensor]})
+    if response.is_success:
+        answer = response.json()["outputs"][0]["data"]
+        np.testing.assert_allclose(answer, predictions(ROWS)[0], rtol=1e-4, atol=1e-5)
+    return response
+
+
+def is_ready(client: httpx.Client) -> bool:
+    return client.get("/v2/health/ready").status_code == 200
+
+
+class Balancer:
+    """Probes a server, and sends requests for as long as the last probe said that it is ready."""
+
+    def __init__(self, url: str) -> None:
+        self.answers = 0
+        self.failures: list[str] = []
+        self.over = threading.Event()
+        self._url = url
+        self._ready = True
+        self._threads = [threading.Thread(target=each) for each in (self._probe, self._send)]
+
+    def _probe(self) -> None:
+        while self._ready:
+            with httpx.Client(base_url=self._url) as client:
+                self._ready = is_ready(client)
+            time.sleep(0.2)
+
+    def _send(self) -> None:
+        while self._ready:
+            with httpx.Client(base_url=self._url) as client:  # a connection of its own each time
+                try:
+                    response = infer(client)
+                except httpx.TransportError as error:
+                    self.failures.append(repr(error))
+                else:
+                    if response.is_success:
+                        self.answers += 1
+                    else:
+                        self.failures.append(response.text)
+        self.over.set()
+
+    def __enter__(self) -> "Balancer":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ready = False
+        for thread in self._threads:
+            thread.join()
+
+
+def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) -> None:
+    with (
+        ServerProcess(str(bundle), "--shutdown-delay", "3", "--grpc-port", "0") as server,
+        httpx.Client(base_url=server.url) as client,
+        grpc.insecure_channel(server.grpc_address) as channel,
+        Balancer(server.url) as balancer,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        until(lambda: balancer.answers > 5, "no answers")
+        with nothing_left_of(server):
+            server.signal(signal.SIGTERM)
+            until(lambda: not is_ready(client), "still ready")
+            status = health.Check(health_pb2.HealthCheckRequest()).status
+            assert status == health_pb2.HealthCheckResponse.NOT_SERVING
+            assert client.get("/v2/health/live").status_code == 200
+            # Neither those who know better, nor those who do not yet, are turned away.
+            assert infer(client).status_code == 200
+            with httpx.Client(base_url=server.url) as another:
+                assert infer(another).status_code == 200
+            assert balancer.over.wait(20)
+            assert server.process.poll() is None
+            assert server.wait() == 0
+    assert not balancer.failures
+
+
+def test_a_second_signal_does_not_wait_for_balancers(bundle: Path) -> None:
+    with (
+        ServerProcess(str(bundle), "--shutdown-delay", "600") as server,
+        httpx.Client(base_url=server.url) as client,
+        nothing_left_of(server),
+    ):
+        server.signal(signal.SIGTERM)
+        until(lambda: not is_ready(client), "still ready")
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 130
+
+
+def test_a_server_with_too_few_instances_is_live_and_not_ready(bundle: Path) -> None:
+    plan = json.dumps({"kills": [{"worker": 0, "at": 0.5}]})
+    arguments = ["--policy", "none", "--instances", "2", "--min-ready", "2", "--faults", plan]
+    with (
+        ServerProcess(str(bundle), *arguments) as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        assert is_ready(client)
+        until(lambda: not is_ready(client), "ready with one instance of two")
+        assert client.get("/v2/health/live").status_code == 200
+        assert client.get("/v2/models/model/ready").status_code == 503
+        assert infer(client).status_code == 200
+        until(lambda: is_ready(client), "not ready again")
+
+
+def test_a_server_without_instances_is_not_ready_until_one_is_back(bundle: Path) -> None:
+    with (
+        ServerProcess(str(bundle), "--policy", "none", "--instances", "1") as server,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: not is_ready(client), "ready without an instance")
+        assert client.get("/v2/health/live").status_code == 200
+        assert not is_alive(worker)
+        until(lambda: is_ready(client), "not ready again")
+        assert infer(client).status_code == 200
