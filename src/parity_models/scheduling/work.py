@@ -13,8 +13,9 @@ class Task:
     Tasks with the same `apart` (members of a coding group, copies of a query) never share a
     batch, else one slow instance would hold up all of them. `spread` are lists of tasks, this one
     in each, that are to run on different nodes. A `spare` task runs only on capacity that
-    originals do not need. A task is queued, or running as part of a unit, or over. Of the instances
-    that it failed on, as many as `turned_away` were only busy.
+    originals do not need; one that is `alone` shares its batch with no other. A task is queued, or
+    running as part of a unit, or over. Of the instances that it failed on, as many as `turned_away`
+    were only busy.
     """
 
     work: str
@@ -22,6 +23,7 @@ class Task:
     kind: Hashable
     apart: int | None = None
     spare: bool = False
+    alone: bool = False
     unit: "Unit | None" = None
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)
@@ -31,12 +33,20 @@ class Task:
 
 @dataclass(slots=True, eq=False)
 class Unit:
-    """A batch of tasks that runs on one instance since `started`."""
+    """A batch of tasks that runs on one instance since `started`.
+
+    Where it has no tasks, it is a golden query of the work `golden` instead.
+    """
 
     id: int
     instance: str
     tasks: list[Task]
     started: float
+    golden: str | None = None
+
+    @property
+    def work(self) -> str:
+        return self.golden or self.tasks[0].work
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +57,8 @@ class Query:
     deadline, `alarm` a timer of the policy's that ends with the query. Queries of different
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
     deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
-    `spoiled`: what was reconstructed cannot be right, and it is not tried again.
+    `spoiled`: what was reconstructed cannot be right, and it is not tried again. `kills` counts
+    the units with its input that were running when their instance left.
     """
 
     id: int
@@ -59,6 +70,7 @@ class Query:
     exact: bool = False
     decoding: bool = False
     spoiled: bool = False
+    kills: int = 0
     timer: Timer | None = None
     alarm: Timer | None = None
 

@@ -29,6 +29,7 @@ class Dispatch(ABC):
         self._up: dict[str, list[str]] = {}
         self._node: dict[str, Hashable] = {}
         self._nodes: int | None = None
+        self._doubted: set[str] = set()
 
     def instances_up(self) -> dict[str, int]:
         """How many instances are up, by work they can run."""
@@ -44,7 +45,7 @@ class Dispatch(ABC):
         return self._nodes
 
     def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
-        """An instance is up, and idle."""
+        """An instance may be given work from now on, and is idle."""
         self._works[instance] = works
         self._node[instance] = (instance,) if node is None else node
         self._nodes = None
@@ -52,15 +53,31 @@ class Dispatch(ABC):
             self._up.setdefault(work, []).append(instance)
 
     def leave(self, instance: str) -> None:
-        """An instance is gone, idle or not, and whatever it ran."""
+        """An instance is to be given no more work, idle or not; it may still run a unit."""
         del self._node[instance]
+        self._doubted.discard(instance)
         self._nodes = None
         for work in self._works.pop(instance):
             self._up[work].remove(instance)
 
     @abstractmethod
-    def idle(self, instance: str, took: float) -> None:
-        """The instance has nothing to do; its last unit took this many seconds."""
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        """The instance has nothing to do; its last unit took this many seconds.
+
+        Where it is not `finished` (it failed, or was cancelled), it would have taken longer.
+        """
+
+    @abstractmethod
+    def occupy(self, instance: str) -> bool:
+        """If the instance is idle, it no longer is, as it has something else to do; was it?"""
+
+    def doubt(self, instance: str) -> None:
+        """This instance, which is not idle, takes last: while no other is idle that could."""
+        self._doubted.add(instance)
+
+    def trust(self, instance: str) -> None:
+        """This instance takes its turn again."""
+        self._doubted.discard(instance)
 
     @abstractmethod
     def add(self, task: Task, *, first: bool = False) -> None:
@@ -77,7 +94,7 @@ class Dispatch(ABC):
     def beside(self, task: Task, others: Iterable[Task]) -> bool:
         """Is one of the others on this task's node, as far as is settled?"""
         at = self.where(task)
-        return at is not None and self._node[at] in self._nodes_of(self._instances_of(others))
+        return at in self._node and self._node[at] in self._nodes_of(self._instances_of(others))
 
     @abstractmethod
     def depths(self) -> dict[str, int]:
@@ -98,12 +115,12 @@ class Dispatch(ABC):
         for looked_at, task in enumerate(queue):
             if looked_at >= SCAN * (max_batch + 1) and batch:
                 break
-            if task.apart in apart or (batch and task.kind != batch[0].kind):
+            if task.apart in apart or (batch and (task.alone or task.kind != batch[0].kind)):
                 continue
             if not self._may_run(task, instance):
                 continue
             batch.append(task)
-            if len(batch) == max_batch:
+            if task.alone or len(batch) == max_batch:
                 break
             if task.apart is not None:
                 apart.add(task.apart)
@@ -140,7 +157,7 @@ class Dispatch(ABC):
         return {instance for task in tasks if (instance := self.where(task)) is not None}
 
     def _nodes_of(self, instances: Iterable[str]) -> set[Hashable]:
-        return {self._node[instance] for instance in instances}
+        return {self._node[instance] for instance in instances if instance in self._node}
 
 
 def add_to(queue: Queue, task: Task, *, first: bool) -> None:

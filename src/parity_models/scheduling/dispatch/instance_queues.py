@@ -50,10 +50,17 @@ class InstanceQueues(Dispatch):
         self._ready.pop(instance, None)
         self._place_again(chain.from_iterable(self._queues.pop(instance).values()))
 
-    def idle(self, instance: str, took: float) -> None:
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
         self._idle[instance] = None
         if any(self._queues[instance].values()):
             self._ready[instance] = None
+
+    def occupy(self, instance: str) -> bool:
+        if instance not in self._idle:
+            return False
+        del self._idle[instance]
+        self._ready.pop(instance, None)
+        return True
 
     def add(self, task: Task, *, first: bool = False) -> None:
         self._depths[task.work] = self._depths.get(task.work, 0) + 1
@@ -61,6 +68,8 @@ class InstanceQueues(Dispatch):
         if not suited:
             add_to(self._homeless, task, first=first)
             return
+        if self._doubted:
+            suited = self._without_doubted(suited)
         instance = self._choose(suited, key_of(task))
         self._where[task] = instance
         add_to(self._queues[instance][key_of(task)], task, first=first)
@@ -100,6 +109,12 @@ class InstanceQueues(Dispatch):
                 self._depths[work] -= len(batch)
                 return batch
         return []
+
+    def _without_doubted(self, suited: Sequence[str]) -> Sequence[str]:
+        """Those of the instances that are not doubted, if one of them has nothing to do."""
+        trusted = [instance for instance in suited if instance not in self._doubted]
+        free = any(i in self._idle and i not in self._ready for i in trusted)
+        return trusted if free else suited
 
     def _load(self, instance: str, key: QueueKey) -> int:
         """How many tasks are ahead of a new one in this queue, the running unit included."""

@@ -3,6 +3,7 @@
 import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
+from math import inf
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch.dispatch import (
@@ -36,13 +37,25 @@ class SingleQueue(Dispatch):
         self._add_idle(instance, 0.0)
 
     def leave(self, instance: str) -> None:
-        works = self._works[instance]
-        self._idle[works] = [entry for entry in self._idle[works] if entry[2] != instance]
-        heapq.heapify(self._idle[works])
+        self.occupy(instance)
         super().leave(instance)
 
-    def idle(self, instance: str, took: float) -> None:
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
         self._add_idle(instance, 0.0)
+
+    def occupy(self, instance: str) -> bool:
+        idle = self._idle[self._works[instance]]
+        others = [entry for entry in idle if entry[2] != instance]
+        if len(others) == len(idle):
+            return False
+        heapq.heapify(others)
+        self._idle[self._works[instance]] = others
+        return True
+
+    def trust(self, instance: str) -> None:
+        super().trust(instance)
+        if instance in self._works and self.occupy(instance):
+            self.idle(instance, 0.0, finished=False)
 
     def add(self, task: Task, *, first: bool = False) -> None:
         queue = self._queues.get(key_of(task))
@@ -76,6 +89,7 @@ class SingleQueue(Dispatch):
 
     def _add_idle(self, instance: str, rank: float) -> None:
         self._turn += 1
+        rank = inf if instance in self._doubted else rank
         idle = self._idle.setdefault(self._works[instance], [])
         heapq.heappush(idle, (rank, self._turn, instance))
 
@@ -111,7 +125,8 @@ class LatencyAware(SingleQueue):
     """A single queue from which recently slow instances take last.
 
     Each instance's recent service time is an exponentially weighted mean; of the idle
-    instances the fastest takes next, so slow ones are used only when nothing else is free.
+    instances the fastest takes next, so slow ones are used only when nothing else is free. A unit
+    that failed or was cancelled has only taken so long at least: it can make an instance slower.
     After outlier ejection in load balancers and the latency signal of Prequal (Wydrowski et
     al., Load is not what you should balance, NSDI 2024).
     """
@@ -131,10 +146,13 @@ class LatencyAware(SingleQueue):
         super().leave(instance)
         self._mean.pop(instance, None)
 
-    def idle(self, instance: str, took: float) -> None:
-        mean = self._mean.get(instance, took)
-        self._mean[instance] = mean + self.WEIGHT * (took - mean)
-        self._add_idle(instance, self._mean[instance])
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        mean = self._mean.get(instance)
+        if finished and mean is None:
+            self._mean[instance] = took
+        elif mean is not None and (finished or took > mean):
+            self._mean[instance] = mean + self.WEIGHT * (took - mean)
+        self._add_idle(instance, self._mean.get(instance, 0.0))
 
     def _needed(self, works: frozenset[str]) -> bool:
         if DEPLOYED not in works or super()._needed(works):
