@@ -19,9 +19,11 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     ForgetQueries,
+    Recycle,
     Run,
     Scheduler,
     Source,
+    Verify,
     WakeAt,
     parity_work,
 )
@@ -71,6 +73,8 @@ class World:
     parity_outputs: dict[int, set[int]] = field(default_factory=dict)
     works: dict[str, frozenset[str]] = field(default_factory=dict)
     running: dict[str, Run] = field(default_factory=dict)
+    verifying: dict[str, Verify] = field(default_factory=dict)
+    recycled: dict[str, Recycle] = field(default_factory=dict)
     answers: dict[int, Source] = field(default_factory=dict)
     failures: dict[int, Fail] = field(default_factory=dict)
     exact: set[int] = field(default_factory=set)
@@ -113,6 +117,8 @@ class World:
         del self.works[instance]
         self.running.pop(instance, None)
         self.unreported.pop(instance, None)
+        self.verifying.pop(instance, None)
+        self.recycled.pop(instance, None)
         self.do(self.scheduler.instance_left(self.now, instance))
 
     def finish(self, instance: str) -> None:
@@ -137,6 +143,14 @@ class World:
     def fail(self, instance: str) -> None:
         run = self.running.pop(instance)
         self.do(self.scheduler.unit_failed(self.now, run.unit, "the model raised"))
+
+    def verify(self, instance: str, *, right: bool = True) -> None:
+        unit = self.verifying.pop(instance).unit
+        self.do(self.scheduler.unit_verified(self.now, unit, right))
+
+    def fail_to_verify(self, instance: str) -> None:
+        unit = self.verifying.pop(instance).unit
+        self.do(self.scheduler.unit_failed(self.now, unit, "the model raised"))
 
     def turn_away(self, instance: str, seconds: float) -> None:
         run = self.running.pop(instance)
@@ -164,6 +178,7 @@ class World:
     def _run(self, run: Run) -> None:
         busy = self.running.keys() | self.unreported.keys()
         assert run.instance not in busy, "an instance runs one unit at a time"
+        assert run.instance not in self.verifying, "an instance that is verified runs nothing else"
         assert run.work in self.works[run.instance]
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
@@ -228,6 +243,15 @@ class World:
         assert run.unit == cancel.unit, "no unit is cancelled whose end is being reported"
         assert cancel.unit not in self.cancelled
         self.cancelled.add(cancel.unit)
+
+    def _verify(self, verify: Verify) -> None:
+        assert verify.instance not in self.running | self.verifying
+        assert verify.work in self.works[verify.instance]
+        self.verifying[verify.instance] = verify
+
+    def _recycle(self, recycle: Recycle) -> None:
+        assert recycle.instance in self.works
+        self.recycled[recycle.instance] = recycle
 
     def _forgetqueries(self, forget: ForgetQueries) -> None:
         for query in forget.queries:

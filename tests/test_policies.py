@@ -226,9 +226,8 @@ class Test_parity:
     def test_encodes_once_even_when_a_parity_unit_is_retried(self) -> None:
         world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES})
         world.arrive(2)
-        world.leave("p")
-        world.join("q", PARITIES)
-        assert world.running["q"].work == parity_work(0)
+        world.fail("p")
+        assert world.running["p"].work == parity_work(0)
         assert sum(isinstance(action, Encode) for action in world.log) == 1
 
     def test_with_two_rows_recovers_two_of_three(self) -> None:

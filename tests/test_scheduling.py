@@ -319,6 +319,7 @@ class Test_originals:
         world.fail("a")
         assert world.failures[0].reason is Reason.INSTANCES_FAILED
         assert "the model raised" in world.failures[0].detail
+        world.pass_time(5.0)  # by then nothing is held against the instance
         assert world.scheduler.size() == 0
 
 

@@ -148,7 +148,8 @@ class Verify:
 class Recycle:
     """End this instance and have another in its place, as far as the engine can.
 
-    It is reported as one that left. `reason` is for counters, `why` for people.
+    It is reported as one that left. `reason` is for counters, `why` for people: what the
+    instance did ("fails ...").
     """
 
     instance: str

@@ -35,10 +35,12 @@ from parity_models.scheduling.actions import (
     Reason,
     Run,
     Source,
+    Verify,
     WakeAt,
 )
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.health import Health, Poison, State
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.timers import Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
@@ -74,11 +76,17 @@ class Scheduler:
         self._waiting: set[int] = set()
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
-        self._resting: dict[str, Timer] = {}
         self._holds: dict[int, int] = {}
         self._timers = Timers()
         self._wake_at: float | None = None
         self._last_id = 0
+        self._health = Health(
+            self,
+            self._dispatch,
+            verify_every=self._config.verify_every,
+            deadline=self._config.deadline,
+        )
+        self._poison = Poison(self, policy, self._dispatch, self._config.max_attempts)
         self._deciding = False
         self._overdue: list[Query] = []
         self._broken: list[tuple[int, str]] = []
@@ -192,7 +200,7 @@ class Scheduler:
         self._advance(now)
         if instance not in self._running:
             self._running[instance] = None
-            self._dispatch.join(instance, works, node)
+            self._health.joined(instance, works, node)
         return self._done()
 
     def instance_left(self, now: float, instance: str) -> list[Action]:
@@ -203,22 +211,28 @@ class Scheduler:
         unit = self._running.pop(instance)
         for task in unit.tasks if unit else ():
             task.unit = None
-        self._timers.cancel(self._resting.pop(instance, None))
-        self._dispatch.leave(instance)
+        self._health.left(instance)
         if unit is not None:
             del self._units[unit.id]
-            self._tell((), self._policy.unit_ended, self, unit, finished=False)
-            self._lose(unit, f"instance {instance} was lost")
+            if unit.tasks:
+                self._tell((), self._policy.unit_ended, self, unit, finished=False)
+                self._poison.lost(unit)
         return self._done()
 
     def unit_verified(self, now: float, unit: int, right: bool) -> list[Action]:
         """An instance has answered the golden query of a Verify, and the answer is right or not."""
         self._advance(now)
+        golden = self._units.get(unit)
+        if golden is not None and golden.golden is not None:
+            del self._units[unit]
+            self._running[golden.instance] = None
+            self._health.verified(golden, right=right)
         return self._done()
 
     def compared(self, now: float, instance: str, agreed: bool) -> list[Action]:
         """A prediction of this instance agrees with what would have replaced it, or does not."""
         self._advance(now)
+        self._health.compared(instance, agreed=agreed)
         return self._done()
 
     def time_passed(self, now: float) -> list[Action]:
@@ -245,17 +259,21 @@ class Scheduler:
         """The instances that are up, as far as reported, and the unit that each one runs."""
         return {name: unit.id if unit else None for name, unit in self._running.items()}
 
+    def instances(self) -> list[tuple[str, State]]:
+        """Every instance that has joined and not left, and how it is."""
+        return self._health.states()
+
     def size(self) -> int:
         """How many things are remembered; bounded by the policy's padding when none is pending."""
         return (
             len(self._queries)
             + len(self._waiting)
             + len(self._units)
-            + len(self._resting)
             + len(self._overdue)
             + len(self._holds)
             + len(self._timers)
             + len(self._dispatch)
+            + len(self._poison)
         )
 
     # What a policy may ask and do
@@ -366,6 +384,26 @@ class Scheduler:
             del self._holds[query]
             self._forgotten.append(query)
 
+    # What health may do
+
+    def units(self) -> list[Unit]:
+        """The units that run, oldest first."""
+        return list(self._units.values())
+
+    def verify(self, instance: str, work: str, probe: int) -> None:
+        """Have an instance that is given nothing else answer a golden query of a work."""
+        unit = Unit(self.new_id(), instance, [], self.now, golden=work)
+        self._units[unit.id] = unit
+        self._running[instance] = unit
+        self._health.started(unit)
+        self.emit(Verify(instance, unit.id, work, probe))
+
+    def queue_again(self, query: Query, task: Task) -> None:
+        """Queue a task of the query again, at the head, after it was lost."""
+        self._queue(task, first=True)
+        if not any(copy.unit for copy in query.tasks):
+            self._waiting.add(query.id)
+
     # Inside
 
     def _advance(self, now: float) -> None:
@@ -393,6 +431,7 @@ class Scheduler:
             query = self._queries.get(query_id)
             if query is not None:
                 self.fail(query, Reason.INTERNAL, detail)
+        self._poison.retry()
 
     def _fail_all(
         self, now: float, queries: Iterable[int], reason: Reason, detail: str
@@ -434,6 +473,7 @@ class Scheduler:
                     self._tell((task.subject,), self._policy.starts, self, task)
                 else:
                     self._tell((), self._policy.redundancy_starts, self, task)
+            self._health.started(unit)
             subjects = tuple(task.subject for task in tasks)
             self.emit(Run(instance, unit.id, tasks[0].work, subjects))
         return started
@@ -449,23 +489,20 @@ class Scheduler:
             self.emit(WakeAt(at))
 
     def _end(self, unit_id: int, *, finished: bool, rest: float = 0.0) -> Unit | None:
-        """Take a unit off its instance, which then rests; None if it had left before."""
+        """Take a unit off its instance, which then rests; None if there is nothing to be had of it:
+        its instance had left before, or it was a golden query."""
         unit = self._units.pop(unit_id, None)
-        if unit is not None:
-            self._running[unit.instance] = None
-            if rest > 0:
-                rested = partial(self._rested, unit.instance, self.now - unit.started)
-                self._resting[unit.instance] = self._timers.set(self.now + rest, rested)
-            else:
-                self._dispatch.idle(unit.instance, self.now - unit.started)
-            for task in unit.tasks:
-                task.unit = None
-            self._tell((), self._policy.unit_ended, self, unit, finished=finished)
+        if unit is None:
+            return None
+        self._running[unit.instance] = None
+        if unit.golden is not None:
+            self._health.not_verified(unit, rest=rest)
+            return None
+        self._health.ended(unit, finished=finished, rest=rest)
+        for task in unit.tasks:
+            task.unit = None
+        self._tell((), self._policy.unit_ended, self, unit, finished=finished)
         return unit
-
-    def _rested(self, instance: str, took: float) -> None:
-        del self._resting[instance]
-        self._dispatch.idle(instance, took)
 
     def _lose(self, unit: Unit, detail: str, *, turned_away: bool = False) -> None:
         for task in reversed(unit.tasks):
@@ -475,10 +512,12 @@ class Scheduler:
             task.turned_away += turned_away
             query = self._queries.get(task.subject) if task.work == DEPLOYED else None
             if len(task.failed_on) - task.turned_away < self._config.max_attempts:
-                self._queue(task, first=True)
-                if query is not None:
-                    if not any(copy.unit for copy in query.tasks):
-                        self._waiting.add(query.id)
+                # One that failed with different instances may fail whatever shares its batch.
+                task.alone = task.alone or len(task.failed_on) - task.turned_away > 1
+                if query is None:
+                    self._queue(task, first=True)
+                else:
+                    self.queue_again(query, task)
                     self._tell((query.id,), self._policy.urgent, self, query)
                 continue
             task.wanted = False

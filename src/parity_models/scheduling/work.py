@@ -15,7 +15,7 @@ class Task:
     in each, that are to run on different nodes. A `spare` task runs only on capacity that
     originals do not need; one that is `alone` shares its batch with no other. A task is queued, or
     running as part of a unit, or over. Of the instances that it failed on, as many as `turned_away`
-    were only busy.
+    were only busy. `charge`: which instance was charged with its failure, and with how much.
     """
 
     work: str
@@ -28,6 +28,7 @@ class Task:
     wanted: bool = True
     failed_on: list[str] = field(default_factory=list)
     turned_away: int = 0
+    charge: tuple[str, float] | None = None
     spread: list[list["Task"]] = field(default_factory=list)
 
 
@@ -58,7 +59,8 @@ class Query:
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
     deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
     `spoiled`: what was reconstructed cannot be right, and it is not tried again. `kills` counts
-    the units with its input that were running when their instance left.
+    the units with its input that were running when their instance left; `lost_alone`: one of them
+    had no other pending query's input.
     """
 
     id: int
@@ -71,6 +73,7 @@ class Query:
     decoding: bool = False
     spoiled: bool = False
     kills: int = 0
+    lost_alone: bool = False
     timer: Timer | None = None
     alarm: Timer | None = None
 

@@ -23,10 +23,13 @@ from parity_models.scheduling import (
     Decode,
     Fail,
     Policy,
+    Recycle,
+    RecycleReason,
     Run,
     Scheduler,
     SchedulerConfig,
     Source,
+    Verify,
     WakeAt,
 )
 from parity_models.scheduling.dispatch import Dispatch
@@ -43,9 +46,9 @@ class Simulation:
     """What is simulated. Times in seconds.
 
     `arrivals` (n,) are the times at which queries arrive, in order. `service` is how long a unit
-    takes, by work; a work that is not named takes as long as DEPLOYED. `restart` is how long a
-    killed instance is away. `overhead` is added to every dispatch (the engine's round trip).
-    Instance i is on node i modulo `nodes`; None: each has a node to itself.
+    takes, by work; a work that is not named takes as long as DEPLOYED. `restart` is how long an
+    instance that was killed or recycled is away. `overhead` is added to every dispatch (the
+    engine's round trip). Instance i is on node i modulo `nodes`; None: each has a node to itself.
     """
 
     arrivals: NDArray[np.float64]
@@ -65,13 +68,15 @@ class SimulationResult:
     """What became of the queries, in order of arrival.
 
     `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units` and `busy`
-    are how many units ran and how many instance-seconds they took, by work.
+    are how many units ran and how many instance-seconds they took, by work. `recycled` are how many
+    instances were recycled, by reason.
     """
 
     latencies: NDArray[np.float64]
     sources: NDArray[np.int8]
     units: dict[str, int]
     busy: dict[str, float]
+    recycled: dict[RecycleReason, int]
 
 
 def simulate(
@@ -116,7 +121,7 @@ class _Driver:
         self._progress = progress
         count = len(simulation.arrivals)
         self._result = SimulationResult(
-            np.full(count, np.nan), np.full(count, FAILED, np.int8), {}, {}
+            np.full(count, np.nan), np.full(count, FAILED, np.int8), {}, {}, {}
         )
         self._arrived = 0
         self._ended = 0
@@ -126,6 +131,8 @@ class _Driver:
         self._instances: dict[str, _Instance] = {}
         self._do: dict[type[Action], Callable[[Any], None]] = {
             Run: self._run,
+            Verify: self._verify,
+            Recycle: self._recycle,
             Decode: self._decode,
             Answer: self._answer,
             Fail: self._fail,
@@ -175,6 +182,9 @@ class _Driver:
     def _finish(self, unit: int) -> None:
         self._carry_out(self._scheduler.unit_finished(self._env.now, unit))
 
+    def _verified(self, unit: int) -> None:
+        self._carry_out(self._scheduler.unit_verified(self._env.now, unit, True))
+
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
             self._wake_time = None
@@ -192,25 +202,42 @@ class _Driver:
             if time < self._env.now:  # it was away, and cannot be killed
                 continue
             yield self._env.timeout(time - self._env.now)
-            del self._instances[instance.name]
-            self._carry_out(self._scheduler.instance_left(self._env.now, instance.name))
-            yield self._env.timeout(self._simulation.restart)
-            instance.life += 1
-            self._join(instance)
+            yield self._env.process(self._replace(instance))
+
+    def _replace(self, instance: _Instance) -> Generator[simpy.Event, None, None]:
+        """The instance leaves, and joins again under another name."""
+        if self._instances.pop(instance.name, None) is None:  # it has left already
+            return
+        self._carry_out(self._scheduler.instance_left(self._env.now, instance.name))
+        yield self._env.timeout(self._simulation.restart)
+        instance.life += 1
+        self._join(instance)
 
     # Actions
 
     def _run(self, run: Run) -> None:
-        now = self._env.now
-        service = self._simulation.service
-        took = service.get(run.work, service[DEPLOYED]).draw(self._random)
-        took += self._simulation.overhead
-        faults = self._instances[run.instance].faults
-        end = now + took if faults is None else faults.release(now, now + took, run.work)
+        took = self._run_time(run.instance, run.work)
         units, busy = self._result.units, self._result.busy
         units[run.work] = units.get(run.work, 0) + 1
-        busy[run.work] = busy.get(run.work, 0.0) + end - now
-        self._at(end, partial(self._finish, run.unit))
+        busy[run.work] = busy.get(run.work, 0.0) + took
+        self._at(self._env.now + took, partial(self._finish, run.unit))
+
+    def _verify(self, verify: Verify) -> None:
+        took = self._run_time(verify.instance, verify.work)
+        self._at(self._env.now + took, partial(self._verified, verify.unit))
+
+    def _run_time(self, instance: str, work: str) -> float:
+        """How long a unit of this work that begins now takes there."""
+        now = self._env.now
+        service = self._simulation.service
+        took = service.get(work, service[DEPLOYED]).draw(self._random) + self._simulation.overhead
+        faults = self._instances[instance].faults
+        return took if faults is None else faults.release(now, now + took, work) - now
+
+    def _recycle(self, recycle: Recycle) -> None:
+        recycled = self._result.recycled
+        recycled[recycle.reason] = recycled.get(recycle.reason, 0) + 1
+        self._env.process(self._replace(self._instances[recycle.instance]))
 
     def _decode(self, decode: Decode) -> None:
         self._decoded.append(decode.group)

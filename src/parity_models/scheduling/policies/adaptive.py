@@ -132,6 +132,8 @@ class AdaptiveParity(Parity):
 
     def _look(self, scheduler: Scheduler, query: Query) -> None:
         """Copy a query whose original is slow; hurry its copy once it is late."""
+        if query.kills:
+            return  # it is tried alone
         group = self._group_of(query)
         if not scheduler.is_placed(query.original):
             # It waits in the queue, as a copy of it would.

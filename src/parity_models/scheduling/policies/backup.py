@@ -51,6 +51,13 @@ class ApproximateBackup(Policy):
         else:
             query.alarm = scheduler.set_timer(due, answer, (query.id,))
 
+    def exposes(self, scheduler: Scheduler, query: Query) -> int:
+        return self._backups[query.id].unit is not None
+
+    def suspected(self, scheduler: Scheduler, query: Query) -> None:
+        if self._backups[query.id].unit is None:
+            scheduler.drop(self._backups[query.id])
+
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         if query.alarm is not None:
             scheduler.answer(query, Source.BACKUP)

@@ -58,6 +58,8 @@ class Hedging(Policy):
             )
 
     def _hedge(self, scheduler: Scheduler, query: Query) -> None:
+        if query.kills:
+            return  # it is tried alone
         if not scheduler.is_placed(query.original):
             self._watch(scheduler, query)
         elif self._budget.spend():

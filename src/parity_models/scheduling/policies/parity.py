@@ -82,6 +82,7 @@ class CodingGroup:
 
     `units` are all tasks that run for it: the originals of its members, and its parity `tasks`.
     Its members, padding included, are of one `kind` and of one `tenant`.
+    `suspected`: a member may end the instance that runs it, so that it is not to be encoded.
     """
 
     id: int
@@ -98,6 +99,7 @@ class CodingGroup:
     wait: float = 0.0
     overdue: bool = False
     encoded: bool = False
+    suspected: bool = False
 
     @property
     def sharers(self) -> Sharers:
@@ -153,7 +155,7 @@ class Parity(Policy):
 
     def starts(self, scheduler: Scheduler, task: Task) -> None:
         query = scheduler.pending_query(task.subject)
-        if query is None or query.exact or task is not query.original:
+        if query is None or query.exact or query.kills or task is not query.original:
             return
         if self._group_of(query) is None:
             self._join(scheduler, query)
@@ -231,7 +233,7 @@ class Parity(Policy):
         group.resolved[group.members.index(query.id)] = True
         if not all(group.resolved):
             return
-        if len(group.members) == self._code.k:
+        if group.suspected or len(group.members) == self._code.k:
             self._end(scheduler, group)
         elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
             self._no_longer_open(group)  # one is enough for the next query to complete
@@ -243,6 +245,28 @@ class Parity(Policy):
             for other in tuple(oldest):
                 self._no_longer_open(other)
                 self._end(scheduler, other)
+
+    def carries(self, task: Task) -> Collection[int]:
+        if task.work == DEPLOYED:
+            return (task.subject,)
+        group = self._groups.get(task.subject)
+        return group.members if group else ()
+
+    def exposes(self, scheduler: Scheduler, query: Query) -> int:
+        group = self._group_of(query)
+        return sum(task.unit is not None for task in group.tasks) if group else 0
+
+    def suspected(self, scheduler: Scheduler, query: Query) -> None:
+        group = self._group_of(query)
+        if group is None or group.suspected:
+            return
+        group.suspected = True
+        if len(group.members) < self._code.k:
+            self._no_longer_open(group)
+        self._cancel_timer(scheduler, group)
+        for task in group.tasks:
+            if task.unit is None:
+                scheduler.drop(task)
 
     def _ran(self, seconds: float, *, finished: bool) -> None:
         """A unit of originals has run for so long, to its end or not."""

@@ -54,6 +54,17 @@ class Policy:
     def decoded(self, scheduler: Scheduler, group: int, wrong: Collection[int]) -> None:
         """A Decode was carried out; what it gave for the slots `wrong` cannot be right."""
 
+    def carries(self, task: Task) -> Collection[int]:
+        """The queries whose input the task carries."""
+        return (task.subject,)
+
+    def exposes(self, scheduler: Scheduler, query: Query) -> int:
+        """How many redundant tasks run that carry the query's input."""
+        return 0
+
+    def suspected(self, scheduler: Scheduler, query: Query) -> None:
+        """The query may end instances: start no redundant work with its input any more."""
+
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""
 

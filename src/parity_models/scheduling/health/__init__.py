@@ -1,0 +1,6 @@
+"""Instances that fail, hang or lie, and queries that end them: see docs/health.md."""
+
+from parity_models.scheduling.health.health import Health, State
+from parity_models.scheduling.health.poison import Poison
+
+__all__ = ["Health", "Poison", "State"]

@@ -1,0 +1,112 @@
+"""Queries of death: inputs that end the instance that runs them.
+
+A query that was running when its instance left may be the reason. It is a suspect, and so are those
+that shared its batch, or were encoded into the parity query that ran: the innocent ones are told
+apart by running each alone. A suspect is tried in a batch of its own, with no copy beside it, and
+is encoded no more. Three instances lost with it are enough: then it fails, as poison.
+
+A query that runs on several instances at once (copies, parity queries of it) may end all of these.
+It is then tried alone less often, such that three instances are lost all the same. More are lost
+only where more than three ran it at once; or where three did, each beside other queries that may as
+well be the reason: then it is tried alone once, for their sake.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from parity_models.scheduling.actions import DEPLOYED, Reason
+from parity_models.scheduling.work import Query, Task, Unit
+
+if TYPE_CHECKING:
+    from parity_models.scheduling.dispatch import Dispatch
+    from parity_models.scheduling.policies import Policy
+    from parity_models.scheduling.scheduler import Scheduler
+
+ENOUGH = 3
+"""A query is poison once so many instances were lost while they ran it."""
+
+
+class Poison:
+    """Retries what instances ran when they left; acts through the scheduler.
+
+    `max_attempts`: how often a task is tried.
+    """
+
+    def __init__(
+        self, scheduler: Scheduler, policy: Policy, dispatch: Dispatch, max_attempts: int
+    ) -> None:
+        self._scheduler = scheduler
+        self._policy = policy
+        self._dispatch = dispatch
+        self._max_attempts = max_attempts
+        self._set_aside: dict[Query, Task | None] = {}
+
+    def lost(self, unit: Unit) -> None:
+        """An instance has left, and this unit with it."""
+        suspects: dict[Query, None] = {}
+        for task in unit.tasks:
+            if task.wanted:
+                task.failed_on.append(unit.instance)
+            for query_id in self._policy.carries(task):
+                query = self._scheduler.pending_query(query_id)
+                if query is not None and query not in suspects:
+                    query.kills += 1
+                    suspects[query] = None
+            if task.work != DEPLOYED:
+                self._scheduler.drop(task)
+        for query in suspects:
+            query.lost_alone |= len(suspects) == 1
+            self._policy.suspected(self._scheduler, query)
+            kept = self._keep_one(query)
+            if kept is not None or _is_poison(query):
+                self._set_aside[query] = kept
+            self._policy.urgent(self._scheduler, query)
+
+    def retry(self) -> None:
+        """Queue or fail those that were set aside, as far as it is known which is to be done."""
+        for query, task in reversed(list(self._set_aside.items())):
+            if self._scheduler.pending_query(query.id) is None:
+                del self._set_aside[query]
+            elif query.decoding:
+                continue
+            elif task is None or _is_poison(query):
+                del self._set_aside[query]
+                lost = f"{query.kills} instances were lost while they ran it"
+                self._scheduler.fail(query, Reason.POISON, lost)
+            elif len(task.failed_on) - task.turned_away >= self._max_attempts:
+                del self._set_aside[query]
+                tries = f"tried {len(task.failed_on)} times; the last time, its instance was lost"
+                self._scheduler.fail(query, Reason.INSTANCES_FAILED, tries)
+            elif not self._runs(query):
+                del self._set_aside[query]
+                self._scheduler.queue_again(query, task)
+
+    def __len__(self) -> int:
+        """How many queries are set aside."""
+        return len(self._set_aside)
+
+    def _keep_one(self, query: Query) -> Task | None:
+        """Take the query's tasks from the queues; one is kept to be tried alone."""
+        kept = None
+        for task in query.tasks:
+            if not task.wanted or task.unit is not None:
+                continue
+            if kept is None:
+                kept = task
+                task.alone = True
+                self._dispatch.remove(task)
+            else:
+                self._scheduler.drop(task)
+        return kept
+
+    def _runs(self, query: Query) -> bool:
+        """Do copies of it run, or may what else runs with it cost too many instances already?"""
+        if any(task.unit for task in query.tasks):
+            return True
+        exposed = self._policy.exposes(self._scheduler, query)
+        return exposed > 0 and query.kills + exposed >= ENOUGH
+
+
+def _is_poison(query: Query) -> bool:
+    return query.kills >= ENOUGH and query.lost_alone

@@ -1,0 +1,69 @@
+"""How long a unit may take before it counts as hung, learned from the units that finished."""
+
+FACTOR = 20
+"""A unit hangs once it has taken so many times as long as the longest recent one of its work."""
+
+AT_LEAST = 1.0
+"""Seconds that a unit is given whatever the others take."""
+
+BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
+"""It is told before queries expire, at this share of the server's deadline, where that is so many
+times as long as the longest recent unit."""
+
+KNOWN = 20
+"""So many units of a work must have finished before any counts as hung."""
+
+WINDOW = 500
+"""The longest of this many recent units is known, and of up to twice as many."""
+
+
+class RunLimits:
+    """The limits of units by work, under a `deadline` for queries. Times in seconds.
+
+    In simulations of the fault plans in docs/results (shuffles, pauses of up to a second, spells in
+    which units take 10 times as long) no unit that would finish reaches its limit: the longest of
+    500 units is a slow one itself, of a kind with those to come. 10 times as long from one moment
+    on, on all instances, stays below it too, and raises it.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._works: dict[str, _Longest] = {}
+
+    def finished(self, work: str, seconds: float) -> None:
+        longest = self._works.get(work)
+        if longest is None:
+            longest = self._works[work] = _Longest()
+        longest.add(seconds)
+
+    def limit(self, work: str) -> float | None:
+        """How long a unit of this work may take; None while that is unknown."""
+        known = self._works.get(work)
+        if known is None or known.count < KNOWN:
+            return None
+        longest = known.longest
+        in_time = max(BEFORE_DEADLINE * self._deadline, LEAST_FACTOR * longest)
+        return max(AT_LEAST, min(FACTOR * longest, in_time))
+
+
+class _Longest:
+    """The longest of the units in this window and in the one before."""
+
+    __slots__ = ("_before", "_in_window", "_now", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._in_window = 0
+        self._before = self._now = 0.0
+
+    @property
+    def longest(self) -> float:
+        return max(self._before, self._now)
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self._in_window += 1
+        if self._in_window > WINDOW:
+            self._before, self._now, self._in_window = self._now, 0.0, 1
+        if seconds > self._now:
+            self._now = seconds

@@ -1,0 +1,209 @@
+"""Instances that fail: they get less work, then none, and never half of the pool is out."""
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from parity_models.scheduling import (
+    NoRedundancy,
+    Reason,
+    RecycleReason,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+)
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.health import State
+from scheduling_world import ORIGINALS, World
+
+RULES = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+INSTANCES = 6
+SERVICE, FAILING_FAST = 0.01, 0.0005
+
+
+def serve(
+    world: World,
+    queries: int,
+    load: float,
+    *,
+    bad_query: Callable[[int], bool] = lambda query: False,
+    replaced: bool = False,
+) -> list[Run]:
+    """Serve so many queries at this share of the load that all instances could carry.
+
+    Units fail on instances whose name begins with "bad", and where a query is bad. Recycled
+    instances leave at once if they are `replaced`, and are back as good ones 0.5 s later. Returns
+    the runs in the order they began.
+    """
+    random, ends, runs, started = Random(1), [], [], set()
+    back: list[tuple[float, str]] = []
+    arrival = world.now
+    last = world.arrived + queries
+    while world.arrived < last or world.running:
+        for run in world.running.values():
+            if run.unit not in started:
+                started.add(run.unit)
+                runs.append(run)
+                failing = run.instance.startswith("bad")
+                took = FAILING_FAST if failing else SERVICE
+                failing |= any(bad_query(query) for query in run.subjects)
+                heapq.heappush(ends, (world.now + took, run.unit, run.instance, failing))
+        for instance in list(world.recycled) if replaced else ():
+            world.leave(instance)
+            back.append((world.now + 0.5, f"again-{instance}"))
+        next_arrival = arrival if world.arrived < last else float("inf")
+        if back and back[0][0] <= min(next_arrival, ends[0][0] if ends else float("inf")):
+            at, instance = back.pop(0)
+            world.pass_time(max(0.0, at - world.now))
+            world.join(instance, ORIGINALS)
+        elif ends and ends[0][0] <= next_arrival:
+            at, unit, instance, failing = heapq.heappop(ends)
+            world.pass_time(max(0.0, at - world.now))
+            if instance in world.running and world.running[instance].unit == unit:
+                (world.fail if failing else world.finish)(instance)
+        else:
+            world.pass_time(max(0.0, arrival - world.now))
+            world.arrive(1)
+            arrival += random.expovariate(load * INSTANCES / SERVICE)
+    return runs
+
+
+def pool(rule: type[Dispatch], bad: int = 1, **config: int) -> World:
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config), rule()))
+    for i in range(INSTANCES):
+        world.join(f"bad{i}" if i < bad else f"{i}", ORIGINALS)
+    return world
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("load", [0.05, 0.7])
+class Test_an_instance_that_fails_fast:
+    def test_gets_no_more_than_its_fair_share_and_then_none(
+        self, rule: type[Dispatch], load: float
+    ) -> None:
+        world = pool(rule)
+        runs = serve(world, 1000, load)
+        tries = Counter(run.instance for run in runs)
+        assert tries["bad0"] / len(runs) < 0.02
+        assert not world.failures
+        assert world.recycled["bad0"].reason is RecycleReason.FAILING
+        assert dict(world.scheduler.instances())["bad0"] is State.EJECTED
+
+    def test_is_readmitted_after_twice_as_long_each_time(
+        self, rule: type[Dispatch], load: float
+    ) -> None:
+        world = pool(rule)
+        serve(world, 100, load)
+        world.pass_time(1.0)
+        before = len(serve(world, 1000, load))
+        runs = serve(world, 5000, load)
+        tries = Counter(run.instance for run in runs)
+        assert before >= 1000
+        assert 1 <= tries["bad0"] <= 6
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_at_most_half_of_the_instances_are_out_for_failing(rule: type[Dispatch]) -> None:
+    world = pool(rule, bad=4)
+    serve(world, 1500, 0.2)
+    out = [state for _, state in world.scheduler.instances() if state is State.EJECTED]
+    assert len(out) <= INSTANCES // 2
+
+
+def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
+    world = pool(SingleQueue, bad=4)
+    for _ in range(100):
+        world.arrive(6)
+        for instance in list(world.running):
+            (world.fail if instance.startswith("bad") else world.finish)(instance)
+        for instance in list(world.recycled):
+            world.leave(instance)
+        world.pass_time(0.01)
+    assert len(world.works) == INSTANCES // 2
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
+    world = World(Scheduler(NoRedundancy(), dispatch=rule()))
+    world.join("bad", ORIGINALS)
+    serve(world, 100, 0.01)
+    assert not world.recycled
+    assert world.scheduler.instances() == [("bad", State.SUSPECTED)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("one_in", [2, 10])
+@pytest.mark.parametrize("load", [0.05, 0.5])
+def test_a_clients_failing_inputs_eject_nobody(
+    rule: type[Dispatch], one_in: int, load: float
+) -> None:
+    world = pool(rule, bad=0)
+    serve(world, 1500, load / (1 + 4 / one_in), bad_query=lambda query: query % one_in == 0)
+    assert not world.recycled
+    assert {fail.reason for fail in world.failures.values()} == {Reason.INSTANCES_FAILED}
+    assert len(world.failures) == 1500 // one_in
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_instances_are_found_failing_beside_failing_inputs(rule: type[Dispatch]) -> None:
+    world = pool(rule)
+    serve(world, 1000, 0.3, bad_query=lambda query: query % 10 == 0)
+    assert set(world.recycled) == {"bad0"}
+
+
+def test_a_replacement_begins_anew() -> None:
+    world = pool(SingleQueue)
+    runs = serve(world, 2000, 0.5, replaced=True)
+    tries = Counter(run.instance for run in runs)
+    assert "bad0" not in world.works
+    assert tries["again-bad0"] > 5 * SERVICE
+
+
+def test_batch_mates_of_an_input_that_fails_are_answered() -> None:
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=4)), max_batch=4)
+    for i in range(4):
+        world.join(f"{i}", ORIGINALS)
+    world.arrive(4)  # one batch each
+    world.arrive(4)
+    for _ in range(100):
+        for instance, run in list(world.running.items()):
+            (world.fail if 5 in run.subjects else world.finish)(instance)
+    assert set(world.failures) == {5}
+
+
+def test_cancelled_units_are_held_against_nobody() -> None:
+    world = pool(SingleQueue, bad=0)
+    for _ in range(50):
+        world.arrive(6, deadline=world.now + 0.1)
+        world.pass_time(0.2)
+        for instance in list(world.running):
+            world.fail(instance)
+    assert not world.recycled
+    assert {state for _, state in world.scheduler.instances()} == {State.UP}
+
+
+def test_failing_fast_does_not_make_an_instance_look_fast() -> None:
+    world = World(Scheduler(NoRedundancy(), dispatch=LatencyAware()))
+    for instance in ("fails", "works"):
+        world.join(instance, ORIGINALS)
+    world.arrive(2)
+    world.pass_time(0.02)
+    world.finish("works")
+    world.pass_time(0.01)
+    world.finish("fails")
+    world.arrive(1, deadline=world.now + 0.001)
+    world.arrive(1, deadline=world.now + 0.001)
+    world.pass_time(0.002)
+    world.fail("fails")  # cancelled
+    world.finish("works")
+    world.arrive(1)
+    assert "works" in world.running

@@ -1,0 +1,175 @@
+"""Queries of death end three instances at most, and nobody fails with them."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from parity_models.codes import Code
+from parity_models.scheduling import (
+    BACKUP,
+    DEPLOYED,
+    NoRedundancy,
+    Parity,
+    Policy,
+    Reason,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+)
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.policies import (
+    AdaptiveParity,
+    ApproximateBackup,
+    Hedging,
+    Pool,
+    Replication,
+)
+from parity_models.scheduling.run_times import RunTimes
+from scheduling_world import ORIGINALS, World, code, undisturbed
+
+RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+
+
+def adaptive(code: Code) -> Policy:
+    random, run_times = Random(1), RunTimes()
+    for _ in range(1000):
+        run_times.add(0.001 + 0.002 * random.expovariate(1), finished=True)
+    return AdaptiveParity(code, run_times=run_times, interference=undisturbed())
+
+
+POLICIES: dict[str, Callable[[Code], Policy]] = {
+    "none": lambda code: NoRedundancy(),
+    "replication": lambda code: Replication(2),
+    "three copies": lambda code: Replication(3),
+    "hedging": lambda code: Hedging(delay=0.001, budget=1.0),
+    "backup": lambda code: ApproximateBackup(),
+    "parity": lambda code: Parity(code, max_group_wait=0.001),
+    "dedicated parity": lambda code: Parity(code, pool=Pool.DEDICATED, max_group_wait=0.001),
+    "adaptive": adaptive,
+}
+
+
+def poisoned(world: World, run: Run, poison: set[int]) -> bool:
+    if run.work in (DEPLOYED, BACKUP):
+        return not poison.isdisjoint(run.subjects)
+    return any(not poison.isdisjoint(world.members.get(group, ())) for group in run.subjects)
+
+
+def serve(world: World, random: Random, poison: set[int]) -> int:
+    """Let instances finish, in any order, until all is over; how many did the poison end?"""
+    lost = 0
+    for _ in range(20_000):
+        if not world.running:
+            break
+        instance = random.choice(sorted(world.running))
+        world.pass_time(0.0005)
+        if instance not in world.running:
+            continue
+        if poisoned(world, world.running[instance], poison):
+            lost += 1
+            works = world.works[instance]
+            world.leave(instance)
+            world.join(f"{instance.split('.')[0]}.{lost}", works)
+        else:
+            world.finish(instance)
+    return lost
+
+
+@pytest.mark.parametrize(
+    ("policy", "k", "r"),
+    [(policy, 2, 1) for policy in POLICIES]
+    + [(policy, k, r) for policy in ("parity", "adaptive") for k, r in ((2, 2), (3, 1))],
+)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("max_batch", [1, 4])
+def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
+    policy: str, k: int, r: int, rule: type[Dispatch], max_batch: int
+) -> None:
+    for seed in range(10):
+        random = Random(seed)
+        built = POLICIES[policy](code(k, r))
+        config = SchedulerConfig(max_batch=max_batch, deadline=100.0)
+        world = World(Scheduler(built, config, rule()), code(k, r), max_batch)
+        for i, works in enumerate(built.works(6, 2)):
+            world.join(f"{i}", works)
+        innocent = set(world.arrive(random.randrange(8)))
+        (poison,) = world.arrive(1)
+        innocent |= set(world.arrive(random.randrange(1, 20)))
+        lost = serve(world, random, {poison})
+        world.pass_time(1.0)
+        # Where three shared batches can run it at once, it is tried alone for its mates' sake.
+        assert lost <= 3 + (max_batch > 1 and (r > 1 or policy == "three copies"))
+        assert not innocent & world.failures.keys()
+        assert innocent <= world.answers.keys()
+        if poison in world.failures:
+            assert world.failures[poison].reason is Reason.POISON
+        assert world.scheduler.pending == 0
+
+
+def test_what_was_lost_together_is_tried_alone() -> None:
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=4)), max_batch=4)
+    world.arrive(4)
+    world.join("a", ORIGINALS)
+    world.leave("a")
+    for i in range(2):
+        world.join(f"b{i}", ORIGINALS)
+    assert [run.subjects for run in world.running.values()] == [(0,), (1,)]
+    world.finish("b0")
+    assert world.running["b0"].subjects == (2,)
+
+
+def test_no_copy_runs_beside_a_suspect() -> None:
+    world = World(Scheduler(Hedging(delay=0.1, budget=1.0)))
+    for i in range(4):
+        world.join(f"{i}", ORIGINALS)
+    world.arrive(1)
+    world.pass_time(0.15)
+    first, second = world.running
+    world.leave(first)
+    assert set(world.running) == {second}, "it is not tried again beside its copy"
+    world.leave(second)
+    assert len(world.running) == 1
+    world.pass_time(1.0)
+    assert len(world.running) == 1
+
+
+def test_a_suspect_is_answered_as_ever_if_its_instance_was_lost_by_chance() -> None:
+    world = World(Scheduler(Parity(code(), max_group_wait=0.0)), code())
+    for i in range(3):
+        world.join(f"{i}", ORIGINALS)
+    world.arrive(2)
+    world.leave("0")
+    for instance in list(world.running):
+        world.finish(instance)
+    assert len(world.answers) == 2
+    assert world.scheduler.size() == 0 or not world.members
+
+
+def test_random_kills_fail_nobody() -> None:
+    random = Random(4)
+    for policy in POLICIES:
+        built = POLICIES[policy](code())
+        world = World(Scheduler(built, SchedulerConfig(max_batch=2)), code(), 2)
+        for i, works in enumerate(built.works(10, 4)):
+            world.join(f"{i}", works)
+        for step in range(3000):
+            world.arrive(1)
+            world.pass_time(0.001)
+            for instance in list(world.running):
+                if instance in world.running and random.random() < 0.7:
+                    if random.random() < 0.01:
+                        works = world.works[instance]
+                        world.leave(instance)
+                        world.join(f"{instance.split('.')[0]}.{step}", works)
+                    else:
+                        world.finish(instance)
+            world.log.clear()
+        serve(world, random, set())
+        assert not world.failures
