@@ -10,7 +10,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from commands import Here, assert_refused
-from parity_models.bench.reliability.chaos_result import ChaosResult
+from parity_models.bench.reliability.chaos_result import ChaosResult, Claim
 from parity_models.bench.reliability.course import EVENTS, draw_course
 from parity_models.bench.reliability.known_model import (
     KnownModel,
@@ -19,7 +19,11 @@ from parity_models.bench.reliability.known_model import (
     write_known_model,
 )
 from parity_models.bench.reliability.ledger import Kind
+from parity_models.bench.reliability.overload import OverloadResult
+from parity_models.bench.reliability.report import write_report
 from parity_models.bench.reliability.requests import Mix, draw, http_request
+from parity_models.bench.reliability.soak import Sample, growth_claims
+from parity_models.bench.reliability.table_result import TableResult
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 
@@ -105,3 +109,58 @@ def test_chaos_for_seconds_loses_no_query(engine: str, parm_here: Here, tmp_path
     assert met["no query is without an end"], result.failures
     assert met["no query ends twice"], result.failures
     assert met["no wrong answer by the model while no instance lies"], result.failures
+
+
+def test_overload_of_seconds_is_measured_and_reported(parm_here: Here, tmp_path: Path) -> None:
+    parm_here("lab", "overload", "--quick", "--out", tmp_path)
+    content = (tmp_path / "overload-local.json").read_bytes()
+    result = msgspec.json.decode(content, type=OverloadResult)
+    assert result.capacity > 20
+    waiting, giving_up = result.loads
+    for load in (waiting, giving_up):
+        answered_or_not = sum(load.refusals.values()) + load.cut + load.broken
+        assert answered_or_not <= load.offered
+    report = tmp_path / "page.md"
+    parm_here("lab", "report", "--results", tmp_path, "--out", report)
+    page = report.read_text()
+    assert "## Overload on the engine local" in page
+    assert ("not met" in page) == (not result.met)
+
+
+def test_a_report_of_nothing_is_refused(parm_here: Here, tmp_path: Path) -> None:
+    outcome = parm_here("lab", "report", "--results", tmp_path, "--out", tmp_path / "page.md")
+    assert_refused(outcome, "run the other commands of parm lab")
+    (tmp_path / "timeouts.json").write_text("{}")
+    outcome = parm_here("lab", "report", "--results", tmp_path, "--out", tmp_path / "page.md")
+    assert_refused(outcome, "is no result of this parm lab")
+
+
+def test_growth_is_judged_after_the_warm_up() -> None:
+    def samples(growth: float) -> list[Sample]:
+        """Memory doubles in the first ten minutes, and grows by this share afterwards."""
+
+        def grown(at: float) -> float:
+            return 1 + min(at, 600) / 600 + 2 * growth * max(0, at - 600) / 3000
+
+        return [
+            Sample(
+                at, int(1e8 * (1 + min(at, 600) / 600 + 2 * growth * (at - 600) / 3000)), 0, 50, 5
+            )
+            for at in np.arange(0.0, 3600.0, 5.0)
+        ]
+
+    memory, files = growth_claims(samples(0.0))
+    assert memory.met
+    assert files.met
+    memory, _ = growth_claims(samples(0.05))
+    assert not memory.met
+
+
+def test_a_page_says_met_only_of_what_is(tmp_path: Path) -> None:
+    claims = (Claim("it holds", "1", True), Claim("it does not", "2", False))
+    table = TableResult("Attack", "A note", ("a", "b"), (("1", "2"),), claims, "today", "parm x")
+    (tmp_path / "attack.json").write_bytes(msgspec.json.encode(table))
+    assert not write_report(tmp_path, tmp_path / "page.md", "parm lab report")
+    page = (tmp_path / "page.md").read_text()
+    assert "| it holds | 1 | met |" in page
+    assert "| it does not | 2 | **not met** |" in page

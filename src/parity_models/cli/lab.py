@@ -238,3 +238,25 @@ def fuzz(
     from parity_models.bench.reliability.fuzz import run_fuzzers
 
     conclude(run_fuzzers(minutes * 60, seed))
+
+
+@lab.command()
+def report(
+    results: Annotated[
+        Path, typer.Option(help="The folder that the other commands wrote to.")
+    ] = Path("runs/reliability"),
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path(
+        "docs/results/reliability.md"
+    ),
+) -> None:
+    """Write one page of all results, with tables and pictures.
+
+    Exits with 1 if a target is missed.
+    """
+    from parity_models.bench.reliability.report import write_report
+    from parity_models.cli.report_file import check_report
+
+    check_report(out)
+    met = write_report(results, out, command())
+    Console(stderr=True, highlight=False).print(f"Wrote {out}.")
+    conclude(met)

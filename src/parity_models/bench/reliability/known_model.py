@@ -15,10 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.training.envelope import fit_envelope
 
 INPUTS, OUTPUTS = 32, 8
 ROWS = 512
 """Different queries that are sent."""
+LEARNED = 2000
+"""Inputs that the stand-in's envelope is learned from."""
 TOLERANCE = 1e-3
 """How far an answer may be from the right one, relative to what could have been added up."""
 MODEL = "model"
@@ -56,13 +59,13 @@ def write_known_model(folder: Path, seed: int) -> KnownModel:
     rng = np.random.default_rng(seed)
     weights = _weights(rng)
     rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
-    return KnownModel(_write(folder / "bundle", weights), weights, rows)
+    return KnownModel(_write(folder / "bundle", weights, rng), weights, rows)
 
 
 def write_other_bundle(folder: Path, seed: int) -> Path:
     """A bundle of the same shape with other weights, which must not answer anybody."""
     rng = np.random.default_rng([seed, 1])
-    return _write(folder / "other", _weights(rng))
+    return _write(folder / "other", _weights(rng), rng)
 
 
 def other_weights(seed: int) -> bytes:
@@ -88,10 +91,18 @@ def _weights(rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(drawn, np.float32)
 
 
-def _write(folder: Path, weights: NDArray[np.float32]) -> Path:
+def _write(folder: Path, weights: NDArray[np.float32], rng: np.random.Generator) -> Path:
     model = NewModel(_linear(weights), "linear")
-    code = CodeSpec("sum", "subtraction", 2)
-    return write_bundle(folder, deployed=model, parity=[model], code=code, name=MODEL).path
+    # As if they had been trained: a code whose slots are not isolated needs to know its inputs.
+    inputs, held_out = rng.normal(size=(2, LEARNED, INPUTS)).astype(np.float32)
+    return write_bundle(
+        folder,
+        deployed=model,
+        parity=[model],
+        code=CodeSpec("sum", "subtraction", 2),
+        name=MODEL,
+        envelope=fit_envelope(inputs, held_out, inputs @ weights),
+    ).path
 
 
 def _linear(weights: NDArray[np.float32]) -> bytes:
