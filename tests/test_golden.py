@@ -1,4 +1,4 @@
-"""Golden queries are rows that a model answers always alike."""
+"""Golden queries are made from a bundle alone, and answered always alike by a right instance."""
 
 from pathlib import Path
 
@@ -6,8 +6,106 @@ import numpy as np
 import pytest
 
 from onnx_models import linear_model, moody_model
-from parity_models.models.golden import GOLDEN, golden_queries
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.golden import GOLDEN, golden, golden_queries, golden_rows
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.tensor import TensorSpec
+from parity_models.training.envelope import fit_envelope
+
+RNG = np.random.default_rng(0)
+INPUTS = (RNG.normal(size=(500, 4)) * [1, 10, 100, 0] + [0, 0, 500, 7]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("golden")
+    linear_model(folder / "deployed.onnx", (4,), (3,))
+    linear_model(folder / "parity.onnx", (4,), (3,), RNG.normal(size=(4, 3)).astype(np.float32))
+    parity = NewModel(folder / "parity.onnx", "linear")
+    return write_bundle(
+        folder / "bundle",
+        deployed=NewModel(folder / "deployed.onnx", "linear"),
+        parity=[parity, parity],
+        backup=NewModel(folder / "deployed.onnx", "linear"),
+        code=CodeSpec("sum", "subtraction", 3, 2),
+        envelope=fit_envelope(INPUTS, INPUTS, INPUTS[:, :3]),
+    )
+
+
+def models(bundle: Bundle) -> dict[str, OnnxModel]:
+    assert bundle.backup_path is not None
+    paths = [bundle.deployed_path, *bundle.parity_paths, bundle.backup_path]
+    names = ["deployed", "parity-0", "parity-1", "backup"]
+    return {name: OnnxModel(path) for name, path in zip(names, paths, strict=True)}
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_each_work_has_queries_and_what_its_model_says_of_them(bundle: Bundle, count: int) -> None:
+    running = models(bundle)
+    found = golden(bundle, running, count)
+    assert found.keys() == running.keys()
+    for work, (rows, outputs) in found.items():
+        assert rows.shape == (count, 4)
+        for row, output in zip(rows, outputs, strict=True):
+            np.testing.assert_array_equal(running[work](row[None])[0], output)
+    code = bundle.code()
+    assert code is not None
+    weights = np.array([[1, 1, 1], [0.5, 1, 1.5]])
+    rows = golden_rows(bundle.manifest.deployed.input, bundle.envelope(), max(count, 3))
+    for j in range(2):
+        first = (weights[j][:, None] * rows[:3]).sum(axis=0)
+        np.testing.assert_allclose(found[f"parity-{j}"][0][0], first, rtol=1e-5)
+
+
+def test_only_works_whose_models_are_given_are_answered(bundle: Bundle) -> None:
+    assert golden(bundle, {"deployed": OnnxModel(bundle.deployed_path)}).keys() == {"deployed"}
+
+
+def test_golden_queries_are_the_same_each_time_and_differ_among_themselves(bundle: Bundle) -> None:
+    one, other = (golden(open_bundle(bundle.path), models(bundle)) for _ in range(2))
+    for work, (rows, _) in one.items():
+        np.testing.assert_array_equal(rows, other[work][0])
+        assert len(np.unique(rows, axis=0)) == len(rows)
+
+
+def test_queries_to_which_a_model_gives_no_numbers_are_left_out(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    linear_model(tmp_path / "model.onnx", (4,), (3,), np.full((4, 3), np.inf, np.float32))
+    assert golden(bundle, {"deployed": OnnxModel(tmp_path / "model.onnx")}) == {}
+
+
+def test_a_flipped_exponent_bit_is_seen(bundle: Bundle) -> None:
+    weights = RNG.normal(size=(4, 3)).astype(np.float32)
+    rows = golden_rows(bundle.manifest.deployed.input, bundle.envelope(), 8)
+    right = rows @ weights
+    for bit in range(23, 30):
+        wrong = weights.copy()
+        wrong[2:3, 1].view(np.uint32)[...] ^= np.uint32(1 << bit)
+        off = np.abs(rows @ wrong - right).max(axis=1) / np.abs(right).max(axis=1)
+        assert (off > 1e-5).any()
+
+
+def test_golden_queries_are_of_the_units_of_the_inputs(bundle: Bundle) -> None:
+    rows = golden_rows(bundle.manifest.deployed.input, bundle.envelope(), 100)
+    np.testing.assert_allclose(rows.mean(axis=0), [0, 0, 500, 7], atol=100)
+    assert (rows.std(axis=0)[:3] > [1, 10, 100]).all()
+    assert (rows.std(axis=0)[:3] < [4, 40, 400]).all()
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "INT8", "UINT8", "INT64", "BOOL"])
+def test_without_an_envelope_golden_queries_are_small_numbers(
+    datatype: str, tmp_path: Path
+) -> None:
+    spec = TensorSpec("input", datatype, (5, 6))
+    rows = golden_rows(spec, None, 8)
+    assert (rows.shape, rows.dtype) == ((8, 5, 6), spec.dtype)
+    assert np.abs(rows.astype(np.float64)).max() < 200
+    assert len(np.unique(rows, axis=0)) > 4
+
+
+# Of a model alone
 
 
 def test_the_outputs_are_the_model_s(tmp_path: Path) -> None:
