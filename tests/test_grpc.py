@@ -108,6 +108,15 @@ def test_tritonclient_reads_the_metadata(client: triton.InferenceServerClient) -
         }
 
 
+def test_metadata_names_the_bundle(channel: grpc.Channel, bundle: Path) -> None:
+    digest = open_bundle(bundle).digest
+    for method in ("ServerMetadata", "ModelMetadata"):
+        ask = channel.unary_unary(f"/{SERVICE}/{method}")
+        request = service_pb2.ModelMetadataRequest(name="model").SerializeToString()
+        _, call = ask.with_call(request if method == "ModelMetadata" else b"")
+        assert dict(call.trailing_metadata())["bundle-digest"] == digest
+
+
 @pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize("outputs", [None, [triton.InferRequestedOutput("output")]])
 @pytest.mark.parametrize("compression", [None, "gzip", "deflate"])

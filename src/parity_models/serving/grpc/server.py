@@ -53,6 +53,9 @@ from parity_models.serving.tenancy import with_tenant
 _log = logging.getLogger(__name__)
 
 SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
+BUNDLE_DIGEST = "bundle-digest"
+"""The trailing metadata of ServerMetadata and ModelMetadata that names the bundle."""
+
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _HEALTH_INTERVAL = 0.2
 """Seconds between two looks at the readiness that somebody watches."""
@@ -121,7 +124,7 @@ class GrpcServer:
 class InferenceService:
     """The methods of GRPCInferenceService, by their names there. They raise RequestErrors.
 
-    What they need of a `context` is the client's time limit and metadata.
+    What they need of a `context` is the client's time limit and metadata both ways.
     """
 
     def __init__(self, frontend: Frontend, model: ServedModel, metrics: Metrics) -> None:
@@ -140,6 +143,7 @@ class InferenceService:
     async def ServerMetadata(
         self, request: ServerMetadataRequest, context: _Context
     ) -> ServerMetadataResponse:
+        self._name_bundle(context)
         return ServerMetadataResponse(name="parity-models", version=__version__)
 
     async def ModelReady(self, request: ModelReadyRequest, context: _Context) -> ModelReadyResponse:
@@ -151,6 +155,7 @@ class InferenceService:
     ) -> ModelMetadataResponse:
         model = self._model
         model.check_model(request.name, request.version)
+        self._name_bundle(context)
         inputs, outputs = (
             [
                 ModelMetadataResponse.TensorMetadata(
@@ -192,6 +197,11 @@ class InferenceService:
             asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
         )
         return encode_response(self._model, asked, answers.outputs, answers.sources)
+
+    def _name_bundle(self, context: _Context) -> None:
+        """Say which bundle is served. The protocol's messages have no room for that."""
+        if self._model.digest is not None:
+            context.set_trailing_metadata(((BUNDLE_DIGEST, self._model.digest),))
 
     @contextmanager
     def counting(self) -> Iterator[None]:

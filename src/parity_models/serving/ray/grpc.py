@@ -79,7 +79,7 @@ class RayGrpc:
 
 
 class _Call:
-    """What Serve passes on of a call: its metadata, but not the client's time limit."""
+    """What Serve passes on of a call: metadata both ways, but not the client's time limit."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -90,3 +90,6 @@ class _Call:
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
         metadata: Sequence[tuple[str, str]] = self._context.invocation_metadata()
         return metadata
+
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        self._context.set_trailing_metadata(list(metadata))
