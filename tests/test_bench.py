@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from parity_models.bench.comparison import compare
 from parity_models.bench.load import LoadSpec, offer_load
 from parity_models.bench.plots import plot_latency
 from parity_models.bench.served import served
-from parity_models.errors import UserError
+from parity_models.errors import LoadError, UserError
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.spec import PolicyName, PolicySpec
@@ -116,11 +117,28 @@ async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overhead, "ROUNDS", 3)
-    report = await overhead.measure_overhead(open_bundle(bundle))
+    policy = PolicySpec(name=PolicyName.NONE)
+    async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
+        report = await overhead.measure_overhead(open_bundle(bundle), against=(other.url,))
     assert (report.model, report.tensor_bytes, report.calls) == ("linear", 4 * INPUTS, 300)
     assert report.served.p50_ms > report.direct.p50_ms > 0
     assert report.difference_p50_ms == report.served.p50_ms - report.direct.p50_ms
     assert report.ratio_p50 == report.served.p50_ms / report.direct.p50_ms
+    assert [each.clients for each in report.throughput] == [1, 1, 16, 16]
+    assert report.throughput[1].url == report.throughput[3].url == other.url
+    for each in report.throughput:
+        assert each.requests_per_second > 0
+        assert each.p50_ms > 0
+        assert each.cpu_us is not None
+        # A core has a million µs a second, and a process that does something takes some of them.
+        assert 10 < each.cpu_us < 2e6 * (os.cpu_count() or 1) / each.requests_per_second
+
+
+async def test_throughput_is_of_servers_that_answer(bundle: Path) -> None:
+    with pytest.raises(UserError, match="no URL of http"):
+        await overhead.measure_overhead(open_bundle(bundle), against=("grpc://localhost:1",))
+    with pytest.raises(LoadError, match="connection to http://localhost:1 broke"):
+        await overhead.measure_overhead(open_bundle(bundle), against=("http://localhost:1",))
 
 
 def test_bench_overhead_generates_a_model_to_measure(parm_here: Here, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.bench.encode import measure_encode
-from parity_models.bench.overhead import measure_overhead
+from parity_models.bench.overhead import OverheadReport, measure_overhead
 from parity_models.cli.json_file import write_json
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
@@ -55,15 +55,35 @@ def overhead(
     policy: Annotated[
         PolicyName, typer.Option(help="What the server sends besides the originals.")
     ] = PolicyName.NONE,
+    instances: Annotated[
+        int, typer.Option(help="Without --deployed: instances of the deployed model.", min=1)
+    ] = 1,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare throughput and processor time with these servers, which run the same "
+            "model already: http://HOST:PORT or http://HOST:PORT/MODEL, separated by commas.",
+            metavar="URLS",
+        ),
+    ] = None,
 ) -> None:
     """Measure an infer over HTTP beside the same call to ONNX Runtime in process.
 
     One client sends one row at a time, as a binary tensor, over a bare socket that is kept
-    open; the server has one instance, or those of --deployed. Rounds of both take turns. Prints
-    p50 and p99 of both, and their difference and ratio at p50.
+    open; the server has --instances, or those of --deployed. Rounds of both take turns. Prints
+    p50 and p99 of both, and their difference and ratio at p50; then requests/s and processor
+    time per request (all the server's processes) of one client and of 16, beside other servers.
     """
     opened = None if bundle is None else open_bundle(bundle)
-    report = asyncio.run(measure_overhead(opened, _fleet(opened, deployed, parity), policy))
+    report = asyncio.run(
+        measure_overhead(
+            opened,
+            _fleet(opened, deployed, parity),
+            policy,
+            instances=instances,
+            against=() if against is None else against.split(","),
+        )
+    )
     table = Table()
     for column in ("", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right" if column else "left")
@@ -82,8 +102,25 @@ def overhead(
         highlight=False,
     )
     console.print(table)
+    console.print(_throughput(report))
     if json is not None:
         write_json(json, report)
+
+
+def _throughput(report: OverheadReport) -> Table:
+    table = Table()
+    for column in ("server", "clients", "requests/s", "p50 ms", "CPU µs/request"):
+        table.add_column(column, justify="left" if column == "server" else "right")
+    this = report.throughput[0].url
+    for each in report.throughput:
+        table.add_row(
+            "parm serve" if each.url == this else each.url,
+            str(each.clients),
+            f"{each.requests_per_second:,.0f}",
+            f"{each.p50_ms:.3f}",
+            "not to be seen" if each.cpu_us is None else f"{each.cpu_us:.0f}",
+        )
+    return table
 
 
 def _fleet(bundle: Bundle | None, deployed: str | None, parity: str | None) -> Fleet | None:
