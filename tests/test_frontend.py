@@ -474,6 +474,42 @@ async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
         assert metric(frontend, "parm_repairs_total") == 3
 
 
+async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> None:
+    rows = queries(4)
+    golden = {DEPLOYED: (rows, rows @ WEIGHTS)}
+    async with serving(NoRedundancy(), 2, 0, golden=golden, verify_every=3) as (frontend, engine):
+        assert not frontend.ready, "instances are verified before they get queries"
+        honest, liar = engine.units
+        engine.finish(honest)
+        engine.units.remove(liar)
+        engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
+        assert ("1", "recycle") in engine.log
+        assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 1
+        assert list(frontend.quarantined) == ["1"]
+        assert frontend.ready
+        for unit in list(engine.units):
+            engine.finish(unit)
+        assert metric(frontend, "parm_repairs_total") == 0
+
+
+async def test_a_query_that_ends_instances_is_refused_from_then_on() -> None:
+    async with serving(NoRedundancy(), 3, 0, max_attempts=100) as (frontend, engine):
+        poisonous = queries(1)
+        request = await asked(frontend.infer(poisonous))
+        kills = 0
+        while not request.done():
+            kills += 1
+            engine.lose(engine.units[0].instance, f"again-{kills}")
+            await settle()
+        assert kills <= 3
+        for attempt in (request, frontend.infer(poisonous.copy())):
+            with pytest.raises(PoisonError):
+                await attempt
+        innocent = await asked(frontend.infer(poisonous + 1))
+        engine.finish(engine.units[0])
+        assert (await innocent).sources == [Source.MODEL]
+
+
 def test_poison_is_forgotten_after_a_while_and_only_so_much_is_remembered() -> None:
     poison = Poison()
     rows = queries(3)
