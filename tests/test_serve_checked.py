@@ -19,7 +19,9 @@ from parity_models.errors import BundleError, ModelError
 from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
 from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.serving.golden import golden_of
 from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.plan import model_files
 from parity_models.serving.server import ServeOptions, Server
 
 PARITY = ServeOptions(policy=PolicySpec(name=PolicyName.PARITY), port=0, parity_instances=0)
@@ -109,3 +111,25 @@ async def test_the_digest_of_the_bundle_is_told(tmp_path: Path) -> None:
             assert (await client.get(path)).json()["bundle_digest"] == digest
         (line,) = re.findall("parm_build_info.+", (await client.get("/metrics")).text)[2:]
         assert line == f'parm_build_info{{bundle_digest="{digest}",version="{__version__}"}} 1.0'
+
+
+async def test_a_server_has_golden_queries_of_what_its_instances_run(tmp_path: Path) -> None:
+    bundle = write(tmp_path, 1)
+    models = {work: bundle.pinned(model) for work, model in model_files(bundle).items()}
+    golden = golden_of(bundle, models, [frozenset({"deployed"}), frozenset({"parity-0"})])
+    assert golden.keys() == {"deployed", "parity-0"}
+    rows, outputs = golden["deployed"]
+    np.testing.assert_allclose(outputs, rows.sum(axis=1, keepdims=True).repeat(2, 1), rtol=1e-5)
+    assert golden_of(bundle, models, [frozenset({"deployed"})]).keys() == {"deployed"}
+    overwrite(tmp_path)
+    with pytest.raises(ModelError, match="was changed since it was checked"):
+        golden_of(bundle, models, [frozenset({"deployed"})])
+
+
+def test_a_model_that_cannot_be_known_by_its_outputs_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = write(tmp_path, np.inf)
+    models = {"deployed": bundle.pinned(bundle.manifest.deployed)}
+    assert not golden_of(bundle, models, [frozenset({"deployed"})])
+    assert "deployed has no output to know it by" in caplog.text

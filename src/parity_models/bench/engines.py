@@ -8,7 +8,8 @@ from enum import StrEnum
 from parity_models.bench.served import Served, served
 from parity_models.bench.upstreams import emulated_fleet
 from parity_models.models.bundle import Bundle
-from parity_models.serving.server import ServeOptions, works_of
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan
 
 
 class EngineName(StrEnum):
@@ -32,7 +33,7 @@ async def served_on(
         async with served(bundle.path, options, prefix) as server:
             yield server
     elif engine is EngineName.REMOTE:
-        works = works_of(bundle, options)
+        works = Plan(bundle, options).works
         async with emulated_fleet(bundle.path, works, options.faults) as (fleet, instances):
             front = replace(options, faults=None, fleet=fleet)
             async with served(bundle.path, front, prefix) as server:

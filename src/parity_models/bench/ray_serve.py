@@ -43,8 +43,9 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.http import listen
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan
 from parity_models.serving.ray.app import ClusterOptions, application
-from parity_models.serving.server import ServeOptions, policy_of, works_of
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
 """Of the generated model: a 3 kB query of float32, as the published MLP takes."""
@@ -110,8 +111,8 @@ def _measure(bundle: Bundle, instances: int) -> RayReport:
         one, two = one_and_two_frontends(url, bundle, options, progress)
     return RayReport(
         model=bundle.manifest.deployed.network,
-        policy=policy_of(bundle, options).name,
-        instances=len(works_of(bundle, options)),
+        policy=Plan(bundle, options).spec.name,
+        instances=len(Plan(bundle, options).works),
         clients=CLIENTS,
         ray=ray.__version__,
         cores=len(os.sched_getaffinity(0)),
@@ -130,7 +131,7 @@ def beside_plain(
     url: str, bundle: Bundle, options: ServeOptions, progress: "tqdm[Any]"
 ) -> tuple[Carried, Carried]:
     """What a plain application and ours carry, on the Serve that listens at `url`."""
-    replicas = len(works_of(bundle, options))
+    replicas = len(Plan(bundle, options).works)
     onnx = bundle.deployed_path.read_bytes()
     with (
         _deployed("plain", _plain_app(onnx, bundle.manifest.deployed.input, replicas)),
@@ -153,7 +154,7 @@ def one_and_two_frontends(
     slow = Slowdowns(mean_between=0, mean_length=1, delay=LogNormal(SERVICE_TIME, 0.05))
     one = replace(options, faults=FaultPlan(slowdowns=slow))
     two = replace(one, instances=2 * one.instances)
-    clients = CLIENTS_EACH * len(works_of(bundle, one))
+    clients = CLIENTS_EACH * len(Plan(bundle, one).works)
     with (
         _deployed("one", _coded_app(bundle, one, frontends=1)),
         _deployed("two", _coded_app(bundle, two, frontends=2)),

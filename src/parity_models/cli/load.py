@@ -40,7 +40,8 @@ from parity_models.cli.policy import (
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
-from parity_models.serving.server import ServeOptions, default_policy
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import default_policy
 from parity_models.tasks import METRICS, TASKS, Task, choose_task, find_task
 
 INTERRUPTED = 130

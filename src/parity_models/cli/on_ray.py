@@ -8,16 +8,18 @@ from typing import NoReturn
 import typer
 
 from parity_models.models.bundle import Bundle
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan
 from parity_models.serving.ray.app import ClusterOptions
 from parity_models.serving.ray.cluster import served_on_ray
-from parity_models.serving.server import ServeOptions, policy_of, served_model, works_of
 
 
 def serve_on_ray(
     bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, address: str | None
 ) -> None:
     """Serve until Ctrl-C or SIGTERM; a second one does not wait for what is under way."""
-    alike = Counter(" + ".join(sorted(works)) for works in works_of(bundle, options))
+    plan = Plan(bundle, options)
+    alike = Counter(" + ".join(sorted(works)) for works in plan.works)
     instances = ", ".join(f"{count} of {works}" for works, count in alike.items())
     ready = False
     try:
@@ -25,8 +27,8 @@ def serve_on_ray(
             signal.signal(signal.SIGTERM, _interrupt)  # Ray's own would end with another status
             ready = True
             typer.echo(
-                f"serving {served_model(bundle, options).name} at {url} (policy "
-                f"{policy_of(bundle, options).name}; instances: {instances}; frontends: "
+                f"serving {plan.model.name} at {url} (policy "
+                f"{plan.spec.name}; instances: {instances}; frontends: "
                 f"{cluster.frontends})"
             )
             Event().wait()

@@ -32,8 +32,9 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.limits import Limits
+from parity_models.serving.plan import default_policy
 from parity_models.serving.remote.upstream import Fleet, Upstream, parse_upstreams
-from parity_models.serving.server import ServeOptions, Server, default_policy
+from parity_models.serving.server import ServeOptions, Server
 
 
 class EngineName(StrEnum):

@@ -135,7 +135,7 @@ class Frontend:
         self._code = code
         self._metrics = metrics
         self._screen = Screen() if screen is None else screen
-        self._golden = golden or {}
+        self._golden = {} if golden is None else golden
         self._min_ready = min_ready
         self._comparison = None if code is None else Comparison(code, metrics, self._compared)
         self._poison = Poison()

@@ -1,9 +1,18 @@
 """Whether an instance answers a golden query, whose output is known, as it should."""
 
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from parity_models.models.bundle import Bundle
+from parity_models.models.golden import golden
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.pinned_model import PinnedModel
+
+_log = logging.getLogger(__name__)
 
 Golden = tuple[NDArray[Any], NDArray[Any]]
 """Golden queries (n, *input shape) of a model, and its outputs for them (n, *output shape)."""
@@ -19,3 +28,38 @@ def is_right(golden: Golden, probe: int, output: NDArray[Any], tolerance: float)
         return False
     off = np.abs(output.astype(np.float64) - expected).max(initial=0.0)
     return bool(off <= tolerance * np.abs(expected).max(initial=0.0))
+
+
+def golden_of(
+    bundle: Bundle, models: Mapping[str, PinnedModel], works: Sequence[frozenset[str]]
+) -> dict[str, Golden]:
+    """Golden queries of the bundle's models that instances run, by work, where a model has some.
+
+    Models are loaded one after the other, and let go. Raises ModelError or BundleError for what
+    was changed since it was checked.
+    """
+    used = sorted(frozenset[str]().union(*works))
+    found = golden(bundle, _Loaded({work: models[work] for work in used}))
+    for work in used:
+        if work not in found:
+            _log.warning("%s has no output to know it by: its instances are not verified", work)
+    return found
+
+
+class _Loaded(Mapping[str, OnnxModel]):
+    """Models that are loaded when they are asked for."""
+
+    def __init__(self, models: Mapping[str, PinnedModel]) -> None:
+        self._models = models
+
+    def __getitem__(self, work: str) -> OnnxModel:
+        return OnnxModel(self._models[work].read())
+
+    def __contains__(self, work: object) -> bool:
+        return work in self._models
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)

@@ -26,6 +26,8 @@ from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, policy_spec
 from parity_models.serving.limits import Limits
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan, default_policy, model_files
 from parity_models.serving.ray.deployments import (
     STOP_PATIENCE,
     Frontends,
@@ -34,7 +36,6 @@ from parity_models.serving.ray.deployments import (
 )
 from parity_models.serving.ray.scaling import Utilisation
 from parity_models.serving.ray.store import BundleFiles, put_bundle
-from parity_models.serving.server import ServeOptions, default_policy, model_files, works_of
 
 _MILLISECONDS = frozenset({"max_group_wait", "parity_delay", "answer_after", "hedge_delay"})
 """Arguments that are in milliseconds, and in seconds elsewhere."""
@@ -238,7 +239,7 @@ def instances_app(
 
 def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> list[InstancePool]:
     """The instances that serve a bundle. Raises UserError for options that do not fit it."""
-    least = Counter(works_of(bundle, options))
+    least = Counter(Plan(bundle, options).works)
     most = least
     if cluster.max_instances is not None:
         if cluster.max_instances < options.instances:
@@ -251,7 +252,7 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
             growth = cluster.max_instances / options.instances
             extra = math.ceil(options.parity_instances * growth)
         grown = replace(options, instances=cluster.max_instances, parity_instances=extra)
-        most = Counter(works_of(bundle, grown))
+        most = Counter(Plan(bundle, grown).works)
     pools = [InstancePool(_name(works), works, least[works], most[works]) for works in least]
     for pool in pools:
         if pool.most < pool.least:

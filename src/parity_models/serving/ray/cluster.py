@@ -17,9 +17,9 @@ from ray.serve.exceptions import RayServeException
 from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.serving.http import listen
+from parity_models.serving.options import ServeOptions
 from parity_models.serving.ray.app import ClusterOptions, application, pools_of
 from parity_models.serving.ray.grpc import add_inference
-from parity_models.serving.server import ServeOptions
 
 APP = "parity-models"
 """The application's name on the cluster."""

@@ -31,6 +31,8 @@ from parity_models.serving.garbage import search_seldom
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
 from parity_models.serving.ray.grpc import RayGrpc
 from parity_models.serving.ray.metrics import Together
@@ -42,7 +44,6 @@ from parity_models.serving.ray.roster import (
     Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
-from parity_models.serving.server import ServeOptions, frontend_of, served_model
 
 MAX_HEADER = 2**16
 """Bytes that a frame may have where tensors are small."""
@@ -163,7 +164,8 @@ class Frontends:
         self._folder = tempfile.TemporaryDirectory(prefix="parm-")
         bundle = await _bundle(files, Path(self._folder.name))
         self._metrics = Metrics(bundle.digest)
-        self._model = served_model(bundle, options)
+        plan = Plan(bundle, options)
+        self._model = plan.model
         self._limits = options.limits
         engine = RayEngine(
             roster.frontend_seen.remote,
@@ -173,7 +175,7 @@ class Frontends:
             max_frame=_max_frame(_outputs(bundle), options.max_batch),
             unit_timeout=options.unit_timeout,
         )
-        self._frontend = frontend_of(bundle, options, engine, self._metrics)
+        self._frontend = plan.frontend(engine, self._metrics)
         self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._limits.max_body)
         await self._frontend.start(share(works, frontends))
         search_seldom()
