@@ -496,6 +496,7 @@ class Frontend:
         self._metrics.recycled.labels(action.reason).inc()
         if action.reason is RecycleReason.QUARANTINED:
             self.quarantined.append(action.instance)
+            self._metrics.quarantined.labels(action.instance).inc()
         self._engine.recycle(action.instance, action.why)
 
     def _forget_queries(self, action: ForgetQueries) -> None:

@@ -127,6 +127,12 @@ class Metrics:
         )
         for why in RecycleReason:
             self.recycled.labels(why)
+        self.quarantined = Counter(
+            "parm_instance_quarantines",
+            "Instances that answered a golden query wrongly, by name: there are few.",
+            ["instance"],
+            registry=self.registry,
+        )
         self.verifications = Counter(
             "parm_verifications",
             "Golden queries run on instances to see whether they answer rightly.",

@@ -200,15 +200,15 @@ class Rest:
         return self._readiness({})
 
     async def _server_metadata(self, request: Request) -> Response:
-        extensions = ["binary_tensor_data"]
-        return json_response(
-            {
-                "name": "parity-models",
-                "version": __version__,
-                "extensions": extensions,
-                **self._model.identity,
-            }
-        )
+        about: dict[str, Any] = {
+            "name": "parity-models",
+            "version": __version__,
+            "extensions": ["binary_tensor_data"],
+            **self._model.identity,
+        }
+        if self._frontend.quarantined:
+            about["quarantined_instances"] = list(self._frontend.quarantined)
+        return json_response(about)
 
     async def _repository_index(self, request: Request) -> Response:
         state = "READY" if self._frontend.ready else "UNAVAILABLE"

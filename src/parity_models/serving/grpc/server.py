@@ -56,6 +56,9 @@ SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
 BUNDLE_DIGEST = "bundle-digest"
 """The trailing metadata of ServerMetadata and ModelMetadata that names the bundle."""
 
+QUARANTINED = "quarantined-instances"
+"""Likewise, that names the instances that were found to answer wrongly, the latest last."""
+
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _HEALTH_INTERVAL = 0.2
 """Seconds between two looks at the readiness that somebody watches."""
@@ -199,9 +202,14 @@ class InferenceService:
         return encode_response(self._model, asked, answers.outputs, answers.sources)
 
     def _name_bundle(self, context: _Context) -> None:
-        """Say which bundle is served. The protocol's messages have no room for that."""
+        """Say which bundle is served, and who served it wrongly. The protocol's messages have no
+        room for that."""
+        about = []
         if self._model.digest is not None:
-            context.set_trailing_metadata(((BUNDLE_DIGEST, self._model.digest),))
+            about.append((BUNDLE_DIGEST, self._model.digest))
+        if self._frontend.quarantined:
+            about.append((QUARANTINED, ",".join(self._frontend.quarantined)))
+        context.set_trailing_metadata(tuple(about))
 
     @contextmanager
     def counting(self) -> Iterator[None]:
