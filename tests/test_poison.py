@@ -115,8 +115,8 @@ def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
 
 def test_what_was_lost_together_is_tried_alone() -> None:
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=4)), max_batch=4)
-    world.arrive(4)
     world.join("a", ORIGINALS)
+    world.arrive(4)
     world.leave("a")
     for i in range(2):
         world.join(f"b{i}", ORIGINALS)

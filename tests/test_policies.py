@@ -136,10 +136,12 @@ class Test_parity:
     def test_batches_are_shared_by_tenants(self) -> None:
         scheduler = Scheduler(Parity(code()), SchedulerConfig(max_batch=2))
         world = World(scheduler, code(), max_batch=2)
+        world.join("a", BOTH)
+        world.arrive(1)
         world.arrive(1, tenant="one")
         world.arrive(1, tenant="other")
-        world.join("a", BOTH)
-        assert world.running["a"].subjects == (0, 1)
+        world.finish("a")
+        assert world.running["a"].subjects == (1, 2)
 
     def test_of_many_tenants_little_is_kept(self) -> None:
         world = parity_world(DEDICATED)
@@ -275,13 +277,15 @@ class Test_other_policies:
 
     def test_hedging_does_not_copy_what_waits_in_the_common_queue(self) -> None:
         world = World(Scheduler(Hedging(delay=1.0)))
-        world.arrive(1)
+        world.join("busy", ORIGINALS)
+        world.arrive(2)
+        world.abandon(0)
         world.pass_time(1.5)
         world.join("a", ORIGINALS)
         world.join("b", ORIGINALS)
         assert "b" not in world.running
         world.pass_time(1.0)
-        assert world.running["b"].subjects == (0,)
+        assert world.running["b"].subjects == (1,)
 
     def test_hedging_stays_within_its_budget(self) -> None:
         world = World(Scheduler(Hedging(delay=1.0, budget=0.1)))
@@ -342,6 +346,7 @@ class Test_other_policies:
 
     def test_a_default_prediction_answers_at_the_deadline(self) -> None:
         world = World(Scheduler(NoRedundancy(), SchedulerConfig(default_prediction=True)))
+        world.join("a", ORIGINALS)
         world.arrive(1, deadline=1.0)
         world.pass_time(1.0)
         assert world.answers == {0: Source.DEFAULT}

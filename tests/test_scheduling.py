@@ -231,25 +231,32 @@ class Test_originals:
 
     def test_share_a_batch_only_with_their_own_kind(self) -> None:
         world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_batch=3)), max_batch=3)
+        world.join("a", ORIGINALS)
+        world.arrive(1, "audio")
         world.arrive(1, "image")
         world.arrive(1, "text")
         world.arrive(2, "image")
-        world.join("a", ORIGINALS)
-        assert world.running["a"].subjects == (0, 2, 3)
+        world.finish("a")
+        assert world.running["a"].subjects == (1, 3, 4)
 
     def test_are_refused_when_the_queue_is_full_all_or_none(self) -> None:
         world = World(Scheduler(NoRedundancy(), SchedulerConfig(max_queue=2)))
-        world.arrive(2)
+        world.join("a", ORIGINALS)
         world.arrive(1)
-        assert [fail.reason for fail in world.failures.values()] == [Reason.OVERLOADED]
+        world.arrive(1)
+        world.arrive(2)
+        assert [fail.reason for fail in world.failures.values()] == [Reason.OVERLOADED] * 2
+        assert "at most 2 may" in world.failures[2].detail
         assert world.scheduler.pending == 2
 
     def test_wait_once_however_many_copies_do(self) -> None:
         world = World(Scheduler(Replication(3), SchedulerConfig(max_queue=2)))
+        world.join("a", ORIGINALS)
+        world.arrive(1)
         world.arrive(2)
         assert not world.failures
         world.arrive(1)
-        assert set(world.failures) == {2}
+        assert set(world.failures) == {3}
 
     def test_of_which_a_copy_runs_do_not_wait(self) -> None:
         world = World(Scheduler(Replication(2), SchedulerConfig(max_queue=1)))
@@ -263,7 +270,9 @@ class Test_originals:
 
     def test_fail_at_their_own_deadline_when_no_instance_comes(self) -> None:
         world = World(Scheduler(NoRedundancy()))
+        world.join("a", ORIGINALS)
         world.arrive(1, deadline=3.0)
+        world.leave("a")
         world.pass_time(2.9)
         assert not world.failures
         world.pass_time(0.2)
@@ -325,6 +334,7 @@ class Test_originals:
 
 def test_a_driver_that_breaks_the_contract_is_told() -> None:
     scheduler = Scheduler(NoRedundancy())
+    scheduler.instance_joined(0.0, "a", ORIGINALS)
     scheduler.queries_arrived(0.0, [1], "image")
     with pytest.raises(ValueError, match="query 1 is here already"):
         scheduler.queries_arrived(0.0, [1], "image")

@@ -38,6 +38,7 @@ from parity_models.scheduling.actions import (
     Verify,
     WakeAt,
 )
+from parity_models.scheduling.admission import Admission
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import Health, Poison, State
@@ -77,6 +78,7 @@ class Scheduler:
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
         self._holds: dict[int, int] = {}
+        self._admission = Admission(self._config.max_queue)
         self._timers = Timers()
         self._wake_at: float | None = None
         self._last_id = 0
@@ -115,13 +117,23 @@ class Scheduler:
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
         self._advance(now)
         self._timers.fire(self.now)  # what has expired does not wait
-        if len(self._waiting) + len(queries) > self._config.max_queue:
-            detail = f"{self._config.max_queue} queries are waiting already; try again later"
+        due = now + self._config.deadline if deadline is None else deadline
+        refusal = self._admission.refusal(
+            self.now,
+            due,
+            len(queries),
+            waiting=len(self._waiting),
+            instances=self._dispatch.up(DEPLOYED),
+            idle=partial(self._dispatch.idle_for, DEPLOYED),
+        )
+        if refusal is not None:
             for query_id in queries:
-                self.emit(Fail(query_id, Reason.OVERLOADED, detail))
+                fail = Fail(query_id, refusal.reason, refusal.detail, refusal.retry_after)
+                self.emit(fail)
                 self._forgotten.append(query_id)
             return self._done()
-        due = now + self._config.deadline if deadline is None else deadline
+        # Once it is too late to start it, it is looked at whether it still waits.
+        too_late = due - self._admission.typical_run
         for query_id in queries:
             query = Query(
                 query_id,
@@ -133,7 +145,7 @@ class Scheduler:
                 query_id in exact,
             )
             query.original.spread.append(query.tasks)
-            query.timer = self._timers.set(due, partial(self._expire, query))
+            query.timer = self._timers.set(too_late, partial(self._too_late, query))
             self._queries[query_id] = query
             self._waiting.add(query_id)
             self.hold(query_id)
@@ -215,7 +227,7 @@ class Scheduler:
         if unit is not None:
             del self._units[unit.id]
             if unit.tasks:
-                self._tell((), self._policy.unit_ended, self, unit, finished=False)
+                self._ended(unit, finished=False)
                 self._poison.lost(unit)
         return self._done()
 
@@ -466,6 +478,8 @@ class Scheduler:
             unit = Unit(self.new_id(), instance, tasks, self.now)
             self._units[unit.id] = unit
             self._running[instance] = unit
+            if unit.is_original:
+                self._admission.started(self.now)
             for task in tasks:
                 task.unit = unit
                 if task.work == DEPLOYED:
@@ -501,8 +515,14 @@ class Scheduler:
         self._health.ended(unit, finished=finished, rest=rest)
         for task in unit.tasks:
             task.unit = None
-        self._tell((), self._policy.unit_ended, self, unit, finished=finished)
+        self._ended(unit, finished=finished)
         return unit
+
+    def _ended(self, unit: Unit, *, finished: bool) -> None:
+        if unit.is_original:
+            up = self._dispatch.up(DEPLOYED)
+            self._admission.ended(self.now, unit, finished=finished, instances=up)
+        self._tell((), self._policy.unit_ended, self, unit, finished=finished)
 
     def _lose(self, unit: Unit, detail: str, *, turned_away: bool = False) -> None:
         for task in reversed(unit.tasks):
@@ -525,6 +545,15 @@ class Scheduler:
                 tries = f"tried {len(task.failed_on)} times; the last time: {detail}"
                 self.fail(query, Reason.INSTANCES_FAILED, tries)
 
+    def _too_late(self, query: Query) -> None:
+        """A query that still waits will not be in time: it makes room, if others wait as well."""
+        room = self._config.max_batch * self._dispatch.idle_for(DEPLOYED)
+        hopeless = query.id in self._waiting and len(self._waiting) > room
+        if query.due > self.now and not (hopeless and not self._policy.may_answer(self, query)):
+            query.timer = self._timers.set(query.due, partial(self._expire, query))
+        else:
+            self._expire(query)
+
     def _expire(self, query: Query) -> None:
         self._tell((query.id,), self._policy.urgent, self, query)
         if query.id not in self._queries:
@@ -546,7 +575,10 @@ class Scheduler:
         del self._queries[query.id]
         if query in self._overdue:
             self._overdue.remove(query)
-        self._waiting.discard(query.id)
+        if query.id in self._waiting:
+            self._waiting.remove(query.id)
+        else:
+            self._admission.query_ended()
         self._timers.cancel(query.timer)
         self._timers.cancel(query.alarm)
         for task in query.tasks:

@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.timers import Timer
 
 
@@ -48,6 +49,11 @@ class Unit:
     @property
     def work(self) -> str:
         return self.golden or self.tasks[0].work
+
+    @property
+    def is_original(self) -> bool:
+        """Does it run the deployed model, other than as spare work?"""
+        return bool(self.tasks) and self.tasks[0].work == DEPLOYED and not self.tasks[0].spare
 
 
 @dataclass(slots=True, eq=False)

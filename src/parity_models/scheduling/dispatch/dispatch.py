@@ -35,6 +35,14 @@ class Dispatch(ABC):
         """How many instances are up, by work they can run."""
         return {work: len(instances) for work, instances in self._up.items() if instances}
 
+    def up(self, work: str) -> int:
+        """How many instances are up that can run this work."""
+        return len(self._up.get(work, ()))
+
+    @abstractmethod
+    def idle_for(self, work: str) -> int:
+        """How many instances that can run this work are idle."""
+
     @property
     def nodes(self) -> int:
         """How many nodes run the deployed model; 0 where every instance has one to itself."""

@@ -62,6 +62,9 @@ class InstanceQueues(Dispatch):
         self._ready.pop(instance, None)
         return True
 
+    def idle_for(self, work: str) -> int:
+        return sum(work in self._works[instance] for instance in self._idle)
+
     def add(self, task: Task, *, first: bool = False) -> None:
         self._depths[task.work] = self._depths.get(task.work, 0) + 1
         suited = self._suited(task)

@@ -57,6 +57,9 @@ class SingleQueue(Dispatch):
         if instance in self._works and self.occupy(instance):
             self.idle(instance, 0.0, finished=False)
 
+    def idle_for(self, work: str) -> int:
+        return sum(len(idle) for works, idle in self._idle.items() if work in works)
+
     def add(self, task: Task, *, first: bool = False) -> None:
         queue = self._queues.get(key_of(task))
         if queue is None:
@@ -117,8 +120,7 @@ class SingleQueue(Dispatch):
         """Are all idle instances with these works kept for originals?"""
         if DEPLOYED not in works:
             return False
-        idle = sum(len(idle) for works, idle in self._idle.items() if DEPLOYED in works)
-        return idle <= self.reserve
+        return self.idle_for(DEPLOYED) <= self.reserve
 
 
 class LatencyAware(SingleQueue):

@@ -58,6 +58,9 @@ class ApproximateBackup(Policy):
         if self._backups[query.id].unit is None:
             scheduler.drop(self._backups[query.id])
 
+    def may_answer(self, scheduler: Scheduler, query: Query) -> bool:
+        return query.id in self._backups
+
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         if query.alarm is not None:
             scheduler.answer(query, Source.BACKUP)

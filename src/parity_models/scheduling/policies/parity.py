@@ -220,6 +220,10 @@ class Parity(Policy):
             self._margin.ran(unit, scheduler.max_batch)
             self._ran(scheduler.now - unit.started, finished=finished)
 
+    def may_answer(self, scheduler: Scheduler, query: Query) -> bool:
+        group = self._group_of(query)
+        return group is not None and any(task.unit for task in group.tasks)
+
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         group = self._group_of(query)
         if group is not None:

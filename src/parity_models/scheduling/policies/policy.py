@@ -65,6 +65,10 @@ class Policy:
     def suspected(self, scheduler: Scheduler, query: Query) -> None:
         """The query may end instances: start no redundant work with its input any more."""
 
+    def may_answer(self, scheduler: Scheduler, query: Query) -> bool:
+        """May redundant work under way still answer this query, which waits for an instance?"""
+        return False
+
     def urgent(self, scheduler: Scheduler, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""
 

@@ -1,0 +1,166 @@
+"""Admission: a query is taken only if it can be expected to be answered in time.
+
+A server that takes more than it can answer answers nothing in time: everything waits until it is
+late, and is run all the same. So a query is refused, at once, if the queries that wait before it
+leave it no time to run. How long they take is told by the rate at which instances really finish
+queries: those that have ended for each second that an instance spent on the deployed model, with
+copies, failed and cancelled units, and units that still run all counted.
+
+A queue may absorb a burst; one that never empties only makes everybody late. While the queue has
+not been empty for a second, a query is taken only if its wait is short: the controlled delay of
+Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling Queue Delay,
+ACM Queue 10(5), 2012).
+
+If nothing waits and an instance is idle, a query is always taken. So no estimate, however wrong,
+locks the server up: what runs corrects it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from parity_models.scheduling.actions import Reason
+from parity_models.scheduling.recent import RecentDurations
+from parity_models.scheduling.work import Unit
+
+STANDING, STANDING_RUNS = 1.0, 20
+"""After how many seconds, and median run times, a queue that has not been empty is standing."""
+
+SHORT, SHORT_RUNS, LEAST_RUNS = 0.5, 20, 3
+"""How long a wait in a standing queue may be: so many median run times, if that is no more than so
+many seconds, but some run times in any case, ..."""
+
+SHORT_SHARE = 0.05
+"""... and this share of the time that is left."""
+
+SLACK = 1.1
+"""By how much waits are overestimated, as they vary."""
+
+LONG_RUN = 0.9
+"""A query is expected to run no longer than this share of units do."""
+
+KNOWN = 5
+"""How many units have ended before anything is estimated from them."""
+
+NO_INSTANCES_RETRY = 1.0
+"""Seconds after which an instance may be up again, where none is."""
+
+LEAST_RETRY = 0.1
+"""Seconds that a refused query stays away at the least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a query is not taken; `retry_after` in seconds, jittered so that not all come at once."""
+
+    reason: Reason
+    detail: str
+    retry_after: float
+
+
+class Admission:
+    """Estimates how long queries wait and run. Times in seconds; `max_queue` may wait at most.
+
+    It counts units of the deployed model that were not spare work.
+    """
+
+    def __init__(self, max_queue: int, seed: int = 0) -> None:
+        self._max_queue = max_queue
+        self._random = Random(seed)
+        self._runs = RecentDurations(window=100, every=KNOWN)
+        self._units = 0
+        self._running = 0
+        self._spent = 0.0
+        self._spent_until = 0.0
+        self._ended = 0.0
+        self._empty_at = 0.0
+
+    def started(self, now: float) -> None:
+        """A unit starts."""
+        self._spend(now)
+        self._running += 1
+
+    def ended(self, now: float, unit: Unit, *, finished: bool, instances: int) -> None:
+        """A unit has ended; so many instances run the deployed model."""
+        self._spend(now)
+        self._running -= 1
+        self._units += 1
+        # The last units of each instance count: those of 100 at least.
+        newest = 1 / max(100, 4 * instances)
+        self._spent -= newest * self._spent
+        self._ended -= newest * self._ended
+        if finished:
+            self._runs.add(now - unit.started)
+
+    def query_ended(self) -> None:
+        """A query that did not wait was answered, or failed."""
+        self._ended += 1
+
+    @property
+    def typical_run(self) -> float:
+        """The median run time; 0 while it is unknown."""
+        return self._runs.quantile(0.5) or 0.0
+
+    def refusal(
+        self,
+        now: float,
+        due: float,
+        queries: int,
+        *,
+        waiting: int,
+        instances: int,
+        idle: Callable[[], int],
+    ) -> Refusal | None:
+        """Why these queries, which are due at one time, are not taken; None: they are.
+
+        `waiting` queries wait for `instances`, of which so many are `idle`.
+        """
+        if not waiting:
+            self._empty_at = now
+        if not instances:
+            detail = "no instance of the model is up; try again later"
+            return Refusal(Reason.NO_INSTANCES, detail, self._jittered(NO_INSTANCES_RETRY))
+        rate = self._rate(now, instances)
+        if waiting + queries > self._max_queue:
+            wait = 0.0 if rate is None else waiting / rate
+            detail = f"{waiting} queries wait, and at most {self._max_queue} may"
+            return self._overloaded(detail, wait)
+        if rate is None:
+            return None
+        left = due - now
+        run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
+        wait = waiting / rate
+        # The last of them starts after those before it, once a unit that runs has ended.
+        takes = SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
+        short = max(min(SHORT, SHORT_RUNS * run), LEAST_RUNS * run, SHORT_SHARE * left)
+        standing = now - self._empty_at
+        if takes > left:
+            beyond = takes - left
+            until = f"an answer takes {takes:.3f} s, and is due in {left:.3f} s"
+        elif standing > max(STANDING, STANDING_RUNS * run) and wait > short:
+            beyond = wait - short
+            until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
+        else:
+            return None
+        if not waiting and idle():
+            return None
+        there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
+        return self._overloaded(f"{until}: {there}", beyond)
+
+    def _overloaded(self, detail: str, seconds: float) -> Refusal:
+        detail = f"{detail}; try again later"
+        return Refusal(Reason.OVERLOADED, detail, self._jittered(max(LEAST_RETRY, seconds)))
+
+    def _jittered(self, seconds: float) -> float:
+        return seconds * self._random.uniform(1, 2)
+
+    def _rate(self, now: float, instances: int) -> float | None:
+        """How many queries a second these instances answer while all are busy, if known."""
+        self._spend(now)
+        if self._units < KNOWN or not self._spent or not self._ended:
+            return None
+        return instances * self._ended / self._spent
+
+    def _spend(self, now: float) -> None:
+        self._spent += self._running * (now - self._spent_until)
+        self._spent_until = now

@@ -1,0 +1,189 @@
+"""Under overload as much is answered in time as there is capacity for, and the rest is refused."""
+
+from collections.abc import Callable
+
+import pytest
+
+from overload import Overload
+from parity_models.scheduling import (
+    BACKUP,
+    Fail,
+    NoRedundancy,
+    Policy,
+    Reason,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Source,
+)
+from parity_models.scheduling.policies import (
+    AdaptiveParity,
+    ApproximateBackup,
+    Hedging,
+    Replication,
+)
+from scheduling_world import ORIGINALS, World, code
+
+
+def check(overload: Overload, share: float) -> None:
+    overload.run()
+    assert overload.goodput >= share
+    assert not overload.arrived, "every query ended"
+    assert overload.p99() <= overload.deadline
+    assert overload.largest < 6000, "no more than max_queue queries wait"
+    assert overload.p99(since=overload.seconds + 1) < 0.05
+    assert overload.calm_failures == 0
+    assert all(retry > 0 for retry in overload.retries)
+
+
+@pytest.mark.parametrize("deadline", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("times", [1.2, 2.0, 3.0, 5.0])
+def test_overload_leaves_nearly_all_of_capacity_useful(times: float, deadline: float) -> None:
+    check(Overload(NoRedundancy(), times, deadline, seconds=5), 0.85 if times == 1.2 else 0.9)
+
+
+@pytest.mark.parametrize("times", [1.2, 5.0])
+def test_so_it_does_where_clients_give_up_early(times: float) -> None:
+    check(Overload(NoRedundancy(), times, 10.0, patience=1.0), 0.85 if times == 1.2 else 0.9)
+
+
+@pytest.mark.parametrize("deadline", [0.1, 10.0])
+@pytest.mark.parametrize("times", [1.2, 3.0])
+def test_redundancy_takes_no_capacity_from_originals(times: float, deadline: float) -> None:
+    overload = Overload(AdaptiveParity(code()), times, deadline, seconds=5).run()
+    assert overload.goodput >= (0.85 if times == 1.2 else 0.9)
+    assert overload.p99() <= deadline
+
+
+@pytest.mark.parametrize(
+    ("policy", "share"), [(lambda: Replication(2), 0.45), (lambda: Hedging(), 0.8)]
+)
+def test_copies_are_counted(policy: Callable[[], Policy], share: float) -> None:
+    overload = Overload(policy(), 3.0, 1.0, seconds=5).run()
+    assert overload.goodput >= share
+    assert overload.p99() <= 1.0
+
+
+def test_batches_are_counted() -> None:
+    overload = Overload(NoRedundancy(), 3.0, 1.0, seconds=5, max_batch=8).run()
+    assert overload.goodput >= 0.9
+    assert overload.p99() <= 1.0
+
+
+def test_slow_models_are_not_refused_for_a_queue_that_is_short_for_them() -> None:
+    overload = Overload(NoRedundancy(), 0.8, 60.0, seconds=200, service=1.0, calm=0).run()
+    assert not overload.failures
+
+
+def learned(run: float = 1.0, instances: str = "a", **config: float) -> World:
+    """A world whose instances have run some queries, for so many seconds each."""
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config)))
+    for instance in instances:
+        world.join(instance, ORIGINALS)
+    for _ in range(10):
+        world.arrive(1)
+        world.pass_time(run)
+        world.finish(min(world.running))
+    world.log.clear()
+    return world
+
+
+def refusals(world: World) -> list[Fail]:
+    return [action for action in world.log if isinstance(action, Fail)]
+
+
+def test_without_an_instance_queries_fail_at_once() -> None:
+    world = World(Scheduler(NoRedundancy()))
+    world.join("cheap", frozenset({BACKUP}))
+    world.arrive(1)
+    (fail,) = refusals(world)
+    assert fail.reason is Reason.NO_INSTANCES
+    assert fail.retry_after is not None
+    assert 1.0 <= fail.retry_after <= 2.0
+    assert world.scheduler.size() == 0
+
+
+def test_a_query_that_cannot_be_answered_in_time_is_refused_with_the_numbers() -> None:
+    world = learned()
+    world.arrive(5)
+    world.arrive(1, deadline=world.now + 4.0)
+    (fail,) = refusals(world)
+    assert fail.reason is Reason.OVERLOADED
+    assert "due in 4.000 s" in fail.detail
+    assert "4 wait for 1 instances, which answer 1.0 a second" in fail.detail
+    assert fail.retry_after is not None
+    assert fail.retry_after > 2.0
+    (later,) = world.arrive(1, deadline=world.now + 9.0)
+    assert later not in world.failures
+
+
+def test_retries_are_spread() -> None:
+    world = learned()
+    world.arrive(5)
+    for _ in range(9):
+        world.arrive(1, deadline=world.now + 4.0)
+    assert len({fail.retry_after for fail in refusals(world)}) == 9
+
+
+def test_an_idle_instance_takes_a_query_whatever_is_expected() -> None:
+    world = learned()
+    (query,) = world.arrive(1, deadline=world.now + 0.5)
+    world.pass_time(0.4)
+    world.finish("a")
+    assert world.answers[query] is Source.MODEL
+
+
+def test_what_can_no_longer_be_in_time_makes_room_for_others() -> None:
+    world = learned()
+    world.arrive(1)
+    (soon,) = world.arrive(1, deadline=world.now + 3.9)
+    (later,) = world.arrive(1)
+    world.pass_time(3.0)
+    assert world.failures[soon].reason is Reason.DEADLINE_EXCEEDED
+    world.finish("a")
+    assert world.running["a"].subjects == (later,)
+
+
+def test_what_may_still_be_answered_otherwise_is_kept() -> None:
+    world = World(Scheduler(ApproximateBackup()))
+    world.join("a", ORIGINALS)
+    world.join("cheap", frozenset({BACKUP}))
+    for _ in range(10):
+        world.arrive(1)
+        world.pass_time(1.0)
+        world.finish("a")
+        world.finish("cheap")
+    world.arrive(1)
+    world.finish("cheap")
+    (soon,) = world.arrive(1, deadline=world.now + 3.9)
+    world.arrive(1)
+    world.pass_time(3.0)
+    assert not world.failures
+    world.finish("cheap")
+    assert world.answers[soon] is Source.BACKUP
+
+
+def test_the_only_query_is_run_as_long_as_it_is_not_due() -> None:
+    """A late clock: its last chance has passed while its instance was busy."""
+    world = learned()
+    world.arrive(1)
+    (last,) = world.arrive(1, deadline=world.now + 3.5)
+    world.stall(3.0)
+    world.finish("a")
+    assert world.running["a"].subjects == (last,)
+    world.stall(0.1)
+    world.finish("a")
+    assert world.answers[last] is Source.MODEL
+
+
+def test_instances_that_hang_are_counted_as_slow() -> None:
+    world = learned(instances="ab")
+    world.arrive(2)
+    world.arrive(3)
+    for _ in range(60):  # a goes on, b hangs
+        world.pass_time(1.0)
+        world.finish("a")
+        world.arrive(1, deadline=world.now + 30.0)
+    world.arrive(1, deadline=world.now + 3.0)
+    assert refusals(world)[-1].reason is Reason.OVERLOADED
+    assert any(isinstance(action, Run) for action in world.log)
