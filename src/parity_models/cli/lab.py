@@ -226,6 +226,40 @@ def soak(
 
 
 @lab.command()
+def liars(
+    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    honest: Annotated[
+        int, typer.Option(help="Queries of the honest load, which is simulated.", min=1)
+    ] = 1_000_000,
+    seed: Seed = 0,
+    out: Out = Path("runs/reliability"),
+) -> None:
+    """Let an instance answer wrongly, by other weights or a flipped bit, until it is quarantined.
+
+    Exits with 1 if that takes more than 500 of its queries, or if an honest one is quarantined.
+    """
+    import asyncio
+
+    import msgspec
+
+    from parity_models.bench.reliability.liars import run_liars
+    from parity_models.cli.json_file import write_json
+
+    console = Console(stderr=True, highlight=False)
+    result = asyncio.run(
+        run_liars(
+            engine_of(engine),
+            folder=out / f"liars-{engine}",
+            seed=seed,
+            honest_queries=honest,
+            say=console.print,
+        )
+    )
+    write_json(out / f"liars-{engine}.json", msgspec.structs.replace(result, command=command()))
+    conclude(result.met)
+
+
+@lab.command()
 def fuzz(
     minutes: Annotated[float, typer.Option(help="About how long.", min=0.1)] = 30.0,
     seed: Seed = 0,

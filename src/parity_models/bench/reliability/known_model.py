@@ -41,16 +41,17 @@ class KnownModel:
     def right(self, rows: NDArray[np.float32], outputs: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Which of `outputs` (n, OUTPUTS) are the model's predictions for `rows` (n, INPUTS)?
 
-        Where a prediction is beyond float32, anything is.
+        Where a prediction is not finite, or beyond float32, anything is.
         """
         exact = rows.astype(np.float64)
         weights = self.weights.astype(np.float64)
-        wanted = exact @ weights
-        # What was added up, which float32 rounds at each step; never less than an honest query's.
-        scale = np.abs(exact) @ np.abs(weights) + 1.0
         with np.errstate(all="ignore"):
+            wanted = exact @ weights
+            # What was added up, which float32 rounds at each step, and no less than for an honest
+            # query.
+            scale = np.abs(exact) @ np.abs(weights) + 1.0
             close = np.abs(outputs - wanted) <= TOLERANCE * scale
-        beyond = scale > np.finfo(np.float32).max
+            beyond = ~(scale <= np.finfo(np.float32).max)
         return np.asarray((close | beyond).all(axis=1))
 
 

@@ -24,9 +24,9 @@ class Kind(StrEnum):
 
     HONEST = "honest"
     ABSURD = "absurd"
-    """Finite, but unlike any honest query."""
+    """Numbers of the right shape, but unlike any honest query; perhaps not finite."""
     NONSENSE = "nonsense"
-    """No request that could be answered: not finite, of a wrong shape, no JSON, no HTTP."""
+    """No request that could be answered: of a wrong shape, no JSON, no HTTP."""
     POISON = "poison"
     """It kills whoever runs it."""
     IMPATIENT = "impatient"
@@ -70,6 +70,7 @@ class Sent:
     queries: int
     at: float
     limit: float
+    by: str = "HTTP"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,8 @@ class Ledger:
         if sent is not None:
             self.page(sent.phase).endings[sent.kind, Ending.NOTHING, ""] += sent.queries
             late = at - sent.at
-            self.fail(at, sent.phase, f"a query that is {sent.kind}: no end within {late:.1f} s")
+            what = f"a query that is {sent.kind}, over {sent.by}: no end within {late:.1f} s"
+            self.fail(at, sent.phase, what)
 
     def begin_quiet(self) -> None:
         """No honest queries are due from now on, until one is answered again."""

@@ -8,6 +8,7 @@ import msgspec
 
 from parity_models.bench.reliability.chaos_result import ChaosResult, Claim, Row
 from parity_models.bench.reliability.course import EVENTS
+from parity_models.bench.reliability.liars import LiarsResult
 from parity_models.bench.reliability.overload import OverloadResult
 from parity_models.bench.reliability.plots import plot_soak
 from parity_models.bench.reliability.soak import SoakResult
@@ -127,6 +128,24 @@ def timeouts_section(result: TimeoutsResult, out: Path) -> Iterator[str]:
     yield from _table(columns, rows)
 
 
+def liars_section(result: LiarsResult, out: Path) -> Iterator[str]:
+    """Lies by how soon they were found out, and the honest load."""
+    yield f"## Liars on the engine {result.engine}\n"
+    yield (
+        "Answers that clients got until the liar was quarantined; its own queries are about its "
+        f"share of these (`{result.command}`, {result.date}).\n"
+    )
+    rows = []
+    for lie in result.lies:
+        (found,) = lie.claims
+        answers = "-" if lie.answers is None else f"{lie.answers:,}"
+        rows.append((lie.lie, answers, f"{lie.wrong:,}", _judged(found)))
+    columns = ("lie", "answers of all instances", "wrong answers", "queries of the liar's")
+    yield from _table(columns, rows)
+    yield f"Honest instances that were recycled, by reason: {_counts(result.honest.recycled)}.\n"
+    yield from _claims(result.honest.claims)
+
+
 def soak_section(result: SoakResult, out: Path) -> Iterator[str]:
     """Memory and descriptors over time."""
     picture = out.with_suffix("") / f"soak-{result.engine}.png"
@@ -154,6 +173,7 @@ SECTIONS: tuple[tuple[str, type[Any], Callable[[Any, Path], Iterator[str]]], ...
     ("overload-*.json", OverloadResult, overload_section),
     ("timeouts.json", TimeoutsResult, timeouts_section),
     ("attack*.json", TableResult, table_section),
+    ("liars-*.json", LiarsResult, liars_section),
     ("soak-*.json", SoakResult, soak_section),
 )
 """Which files hold which results, and what is said of them."""

@@ -99,7 +99,7 @@ class RudeClients:
             while True:
                 request = f"GET /metrics HTTP/1.1\r\nHost: {self._address[0]}\r\n\r\n"
                 await loop.sock_sendall(client, request.encode())
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncio.StreamWriter]:

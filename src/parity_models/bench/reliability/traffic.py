@@ -91,7 +91,8 @@ class Traffic:
         if drawn is None:
             drawn = draw(number, self._seed, self.mix, self._model, self._deadline)
         limit = min(self._deadline, drawn.timeout or self._deadline) + SLACK
-        self._ledger.sent(number, Sent(drawn.kind, self.phase, drawn.queries, due, due + limit))
+        by = "gRPC" if drawn.grpc and self._grpc is not None else "HTTP"
+        self._ledger.sent(number, Sent(drawn.kind, self.phase, drawn.queries, due, due + limit, by))
         task = asyncio.create_task(self._ask(number, drawn, limit))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
