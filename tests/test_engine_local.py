@@ -40,7 +40,13 @@ from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.process import WorkerProcess
-from parity_models.serving.local.wire import AssignedModel, Heartbeat, encode
+from parity_models.serving.local.wire import (
+    AssignedModel,
+    Heartbeat,
+    InjectFaults,
+    Lease,
+    encode,
+)
 from parity_models.serving.local.wire import Failed as WorkerFailed
 from parity_models.serving.local.wire import Finished as WorkerFinished
 from parity_models.serving.local.worker import load
@@ -64,7 +70,7 @@ def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @asynccontextmanager
 async def running(
-    model: Path, works: list[frozenset[str]] | None = None, **options: float
+    model: Path, works: list[frozenset[str]] | None = None, **options: Any
 ) -> AsyncIterator[tuple[LocalEngine, Events]]:
     """An engine with this model for every work; by default one instance of it."""
     engine = LocalEngine(
@@ -227,9 +233,9 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
         if lacking:
             raise lacking.pop(0)
 
-    def no_sockets(self: WorkerProcess, *arguments: Any) -> None:
+    def no_sockets(self: WorkerProcess, *arguments: Any, **options: Any) -> None:
         fail()
-        make(self, *arguments)
+        make(self, *arguments, **options)
 
     async def no_process(self: WorkerProcess) -> str:
         fail()
@@ -572,7 +578,7 @@ asyncio.run(main())
 async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")
     loop = asyncio.get_running_loop()
-    async with running(tmp_path / "m.onnx") as (engine, events):
+    async with running(tmp_path / "m.onnx", allows_faults=True) as (engine, events):
         engine.inject_faults(FaultPlan(service_time=Constant(0.05), kills=(Kill(0, 0.0),)))
         assert await events.departure("0") == "was killed by the fault plan"
         assert await events.next() == Joined("0.1", DEPLOYED)
@@ -585,3 +591,22 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_p
                 break
         with pytest.raises(FaultPlanError, match="names worker 1, but there are 1"):
             engine.inject_faults(FaultPlan(kills=(Kill(1, 0.0),)))
+
+
+async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        with pytest.raises(FaultPlanError, match="was not started for faults"):
+            engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
+        # Nor does its worker, whoever has got into the folder of its sockets.
+        with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
+            (units,) = Path(engine._directory).glob("*.units")
+            stranger.connect(f"ipc://{units}")
+            plan = FaultPlan(service_time=Constant(3600.0))
+            stranger.send(encode(InjectFaults(plan, 0, 0.0)))
+            stranger.send(encode(Lease("thief", "tcp://127.0.0.1:1")))
+            refused = engine._metrics.registry.get_sample_value
+            while refused("parm_messages_refused_total", {"why": "malformed"}) != 2:
+                await asyncio.sleep(0.05)
+        engine.run("0", 1, "deployed", [row(0, 5)])
+        await events.outputs(1)

@@ -17,7 +17,10 @@ from onnx_models import moody_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.engine import Engine
+from parity_models.serving.local.socket_key import SocketKey
+from parity_models.serving.plan import model_files
 from parity_models.serving.ray.app import ClusterOptions, InstancePool, instances_app, roster_app
+from parity_models.serving.ray.deployments import deployment_name
 from parity_models.serving.ray.engine import RayEngine
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from ray_cluster import SMALL, kill_replica, local_ray
@@ -31,16 +34,18 @@ class RayFleet(Fleet):
 
     _names = count()
 
-    def __init__(self, files: BundleFiles) -> None:
+    def __init__(self, files: BundleFiles, key: SocketKey) -> None:
         self._files = files
+        self._key = key
         self._roster = serve.get_deployment_handle("Roster", "test")
 
     def engine(self) -> RayEngine:
         return RayEngine(
             self._roster.frontend_seen.remote,
             f"frontend-{next(self._names)}",
-            self._files.fingerprint,
+            deployment_name(self._files, self._key),
             "127.0.0.1",
+            self._key,
             max_frame=10_000,
             # The machine may be busy; that an instance is killed is noticed otherwise.
             heartbeat_timeout=60.0,
@@ -74,7 +79,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
     with local_ray():
         files = put_bundle(bundle)
         roster = roster_app(files)
-        models = {"deployed": "deployed.onnx", "parity-0": "parity-0.onnx"}
+        key = SocketKey.new()
+        models = model_files(bundle)
         pools = [
             instances_app(
                 roster,
@@ -82,11 +88,12 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
                 {work: models[work] for work in works},
                 InstancePool(name, works, 1, 1),
                 cluster,
+                key,
             )
             for name, works in {"deployed": DEPLOYED, "shared": BOTH}.items()
         ]
         serve.run(serve.deployment(Root).bind(roster, *pools), name="test", route_prefix=None)
-        yield RayFleet(files)
+        yield RayFleet(files, key)
 
 
 class TestRayEngine(EngineConformance):

@@ -15,6 +15,7 @@ import zmq
 from engine_conformance import DEPLOYED, SLOW, Events, Failed, Finished, Left, row
 from onnx_models import moody_model
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.local.worker import Worker
 from parity_models.serving.ray.engine import RayEngine
 from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Roster, Seat
@@ -28,11 +29,12 @@ class Cluster:
     def __init__(self, model: Path) -> None:
         self._model = model
         self.roster = Roster(-1000.0)
+        self.key = SocketKey.new()
         self.workers: list[Worker] = []
         self.cut_off: set[str] = set()
 
     def add(self) -> Worker:
-        worker = Worker({"deployed": OnnxModel(self._model)}, ANY_PORT, ANY_PORT)
+        worker = Worker({"deployed": OnnxModel(self._model)}, ANY_PORT, ANY_PORT, key=self.key)
         Thread(target=worker.serve, daemon=True).start()
         self.workers.append(worker)
         self.seen(worker)
@@ -55,6 +57,7 @@ class Cluster:
             name,
             "b",
             "127.0.0.1",
+            self.key,
             max_frame=1000,
             heartbeat_timeout=300.0,
             unit_timeout=300.0,

@@ -1,6 +1,7 @@
 """The application on Ray Serve: as its example config deploys it, and as `parm serve` does."""
 
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def test_the_manifest_has_a_config_that_serve_takes_and_the_config_arguments_tha
         (app,) = ServeDeploySchema.model_validate(yaml.safe_load(config)).applications
         assert app.import_path == "parity_models.serving.ray.app:build"
         AppArgs.model_validate(app.args)
+
+
+def test_the_manifests_keep_strangers_out() -> None:
+    cluster = yaml.safe_load((EXAMPLES / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    policy = yaml.safe_load((EXAMPLES / "networkpolicy.yaml").read_text())
+    selected = policy["spec"]["podSelector"]["matchLabels"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == selected
+    # All ports are for the cluster's own pods; others have the named ones.
+    for rule in policy["spec"]["ingress"]:
+        (whose,) = rule["from"]
+        if whose["podSelector"].get("matchLabels") != selected:
+            assert {port["port"] for port in rule["ports"]} <= {8000, 8265}
 
 
 def test_the_example_config_serves_scales_and_survives_what_it_loses(
@@ -131,7 +146,12 @@ def _answers(client: Client) -> bool:
     return True
 
 
-def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(bundle: Path) -> None:
+def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a cluster that asks for a token.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     on_ray = ["--engine", "ray", "--instances", "2", "--frontends", "2", "--grpc-port", "0"]
     arguments = [*on_ray, "--policy", "parity"]
     with ServerProcess(str(bundle), *arguments) as server:

@@ -111,6 +111,14 @@ class Metrics:
             "Bytes of requests under way and of answers that their clients have not read.",
             registry=self.registry,
         )
+        self._refused = Counter(
+            "parm_messages_refused",
+            "Messages between engine and workers that were refused: malformed, or a stranger's.",
+            ["why"],
+            registry=self.registry,
+        )
+        for why in ("malformed", "stranger"):
+            self._refused.labels(why)
         for reason in Reason:
             self.failures.labels(reason)
         Gauge(
@@ -158,6 +166,11 @@ class Metrics:
             "Differences between what the scheduler believed and what the engine had.",
             registry=self.registry,
         )
+
+    def refused(self, why: str, messages: int = 1) -> None:
+        """So many messages were refused, as `why` says: malformed, or stranger."""
+        if messages > 0:
+            self._refused.labels(why).inc(messages)
 
     def read(
         self, name: str, help_text: str, label: str, values: Callable[[], Mapping[str, int]]

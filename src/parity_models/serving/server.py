@@ -59,6 +59,7 @@ class Server:
                 placements=options.placements,
                 unit_timeout=options.unit_timeout,
                 metrics=metrics,
+                allows_faults=options.faults is not None,
             )
             if options.fleet is None
             else RemoteEngine(

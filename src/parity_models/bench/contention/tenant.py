@@ -82,7 +82,7 @@ async def _serve(spec: _Spec) -> None:
     bundle = open_bundle(spec.bundle)
     manifest = bundle.manifest
     models = {DEPLOYED: bundle.pinned(manifest.deployed)}
-    engine = LocalEngine(models, placements=spec.placements)
+    engine = LocalEngine(models, placements=spec.placements, allows_faults=True)
     frontend = Frontend(
         engine, NoRedundancy(), SchedulerConfig(), manifest.deployed.output, None, Metrics()
     )

@@ -11,7 +11,7 @@ from itertools import count
 
 import zmq
 
-from parity_models.errors import ParityModelsError, ServingError
+from parity_models.errors import FaultPlanError, ParityModelsError, ServingError
 from parity_models.faults import FaultPlan
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
@@ -46,7 +46,8 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     `heartbeat_timeout` seconds, or has had a unit for `unit_timeout` seconds, is killed. Either
     is started again, with a back-off, until it works. Worker i serves the i-th of the works the
     engine is started with; as an instance it is called "i", and "i.n" after n restarts. It runs
-    at the i-th of `placements`, or at Placement() if there are none.
+    at the i-th of `placements`, or at Placement() if there are none. Faults can be injected only if
+    it `allows_faults`.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         heartbeat_timeout: float = 2.0,
         unit_timeout: float = 10.0,
         metrics: Metrics | None = None,
+        allows_faults: bool = False,
     ) -> None:
         super().__init__(
             heartbeat_timeout=heartbeat_timeout,
@@ -67,6 +69,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         self._models = models
         self._copies: ModelCopies | None = None
         self._placements = placements
+        self._allows_faults = allows_faults
         self._endpoints: dict[str, str] = {}
         self._to_join: set[int] = set()
         self._supervisors: list[asyncio.Task[None]] = []
@@ -146,8 +149,11 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     def inject_faults(self, plan: FaultPlan, start: float | None = None) -> None:
         """Let the plan's time begin at `start` of time.monotonic(), or now; replaces any other.
 
-        Raises FaultPlanError if the plan names a worker that the engine does not have.
+        Raises FaultPlanError if the plan names a worker that the engine does not have, or it allows
+        no faults.
         """
+        if not self._allows_faults:
+            raise FaultPlanError("the engine was not started for faults; give it allows_faults")
         plan.check(len(self._supervisors))
         start = time.monotonic() if start is None else start
         self._faults = (plan, start)
@@ -204,7 +210,14 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             worker: WorkerProcess | None = None
             try:
                 worker = WorkerProcess(
-                    number, instance, models, placement, self._directory, reports, self._context
+                    number,
+                    instance,
+                    models,
+                    placement,
+                    self._directory,
+                    reports,
+                    self._context,
+                    allows_faults=self._allows_faults,
                 )
                 self._workers[instance] = worker
                 why = await worker.live()

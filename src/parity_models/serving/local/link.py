@@ -26,10 +26,11 @@ Context = zmq.Context[zmq.Socket[bytes]]
 
 @dataclass(slots=True)
 class RunningUnit:
-    """A unit that a worker has had for `age` of the engine's ticks."""
+    """A unit of so many rows that a worker has had for `age` of the engine's ticks."""
 
     unit: int
     output: TensorSpec
+    rows: int
     age: int = 0
 
 
@@ -68,7 +69,7 @@ class WorkerLink:
         for row in rows:
             if row.shape != model.input.shape or row.dtype != model.input.dtype:
                 return f"{work} takes {model.input}, got {row.dtype} {list(row.shape)}"
-        self.running = RunningUnit(unit, model.output)
+        self.running = RunningUnit(unit, model.output, len(rows))
         frames: list[bytes | memoryview] = [encode(Unit(self.instance, unit, work))]
         frames += [np.ascontiguousarray(row).data for row in rows]
         self._units.send_multipart(frames, zmq.NOBLOCK, copy=False)

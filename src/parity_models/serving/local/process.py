@@ -43,6 +43,8 @@ class WorkerProcess(WorkerLink):
         directory: str,
         reports: str,
         context: Context,
+        *,
+        allows_faults: bool = False,
     ) -> None:
         super().__init__(instance, frozenset(models), context)
         self.number = number
@@ -57,6 +59,7 @@ class WorkerProcess(WorkerLink):
             units_endpoint(directory, instance, placement.link),
             control_endpoint(directory, instance, placement.link),
             placement.device,
+            allows_faults,
         )
         self._process: Process | None = None
         self._why_killed: str | None = None

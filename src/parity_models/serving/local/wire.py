@@ -10,8 +10,13 @@ Sockets lie in a directory that only this user can enter, unless a worker is pla
 - control (the worker's other thread pulls): what must not wait for a unit to end
 
 A worker works for one engine at a time: the one whose lease it has, as the instance that the
-lease names. What is meant for another instance came too late, and is ignored.
+lease names. What is meant for another instance came too late, and is ignored. A message that is not
+as it should be is refused: it is counted, and changes nothing.
 """
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -41,7 +46,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """The worker's command line, as JSON: who it is and what it serves, by work.
 
     `parent` is the engine's process: when that is gone, so is the worker. `units` and `control`
-    are where to listen; a TCP port may be left open, as *. `device`: see Placement.
+    are where to listen; a TCP port may be left open, as *. `device`: see Placement. It obeys
+    InjectFaults only if it `allows_faults`.
     """
 
     instance: str
@@ -52,13 +58,22 @@ class Assignment(msgspec.Struct, frozen=True):
     units: str
     control: str
     device: str | None
+    allows_faults: bool = False
+
+
+_ADDRESS = r"([0-9.]+|\[[0-9a-fA-F:.]+(%[0-9A-Za-z]+)?\])"
+
+Endpoint = Annotated[
+    str, msgspec.Meta(pattern=rf"\A(ipc://[^\x00]+|tcp://{_ADDRESS}:[0-9]{{1,5}})\Z")
+]
+"""Where a socket is bound: a file, or an IP address and a port."""
 
 
 class Lease(msgspec.Struct, frozen=True, tag=True):
     """From now on the worker is this instance, of the engine that pulls `reports`."""
 
     instance: str
-    reports: str
+    reports: Endpoint
 
 
 class Unit(msgspec.Struct, frozen=True, tag=True):
@@ -102,15 +117,20 @@ class Hello(msgspec.Struct, frozen=True, tag=True):
 
     instance: str
     models: dict[str, ModelTensors]
-    units: str
-    control: str
+    units: Endpoint
+    control: Endpoint
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
-    """The worker is alive; `leaving`: it asks to be released once its unit is done."""
+    """The worker is alive; `leaving`: it asks to be released once its unit is done.
+
+    Since the last one it has refused so many messages, and kept out so many `strangers`.
+    """
 
     instance: str
     leaving: bool = False
+    refused: int = 0
+    strangers: int = 0
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
@@ -124,19 +144,69 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     detail: str
 
 
+Control = Cancel | Release | Exit
+
 Report = Hello | Heartbeat | Finished | Failed
 
+
+class MessageError(ValueError):
+    """A message that is not as it should be; its text is for the log."""
+
+
 encode = msgspec.msgpack.Encoder().encode
-decode_work = msgspec.msgpack.Decoder(Lease | Unit | InjectFaults).decode
-decode_control = msgspec.msgpack.Decoder(Cancel | Release | Exit).decode
-decode_report = msgspec.msgpack.Decoder(Report).decode
+
+_Message = TypeVar("_Message")
+_decode_work = msgspec.msgpack.Decoder(Lease | Unit | InjectFaults).decode
+_decode_control: Callable[[Any], Cancel | Release | Exit] = msgspec.msgpack.Decoder(
+    Cancel | Release | Exit
+).decode
+_decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
-def rows_of(frame: zmq.Frame, spec: TensorSpec) -> NDArray[np.generic]:
-    """The rows (n, *shape) in a frame, not copied if need not be. ValueError if they do not fit."""
-    rows = np.frombuffer(frame.buffer, spec.dtype).reshape(-1, *spec.shape)
+def work_of(
+    frames: Sequence[zmq.Frame],
+) -> tuple[Lease | Unit | InjectFaults, Sequence[zmq.Frame]]:
+    """What a worker is told beside units, or a unit and the frames of its rows. Raises
+    MessageError."""
+    return _message(frames, _decode_work, Unit)
+
+
+def control_of(frames: Sequence[zmq.Frame]) -> Control:
+    """What must not wait for a unit to end. Raises MessageError."""
+    message, _ = _message(frames, _decode_control, None)
+    return message
+
+
+def report_of(frames: Sequence[zmq.Frame]) -> tuple[Report, Sequence[zmq.Frame]]:
+    """A report, and the frame of the outputs of one that is Finished. Raises MessageError."""
+    report, tensors = _message(frames, _decode_report, Finished)
+    if len(tensors) > 1:
+        raise MessageError(f"outputs come in one frame, not in {len(tensors)}")
+    return report, tensors
+
+
+def _message(
+    frames: Sequence[zmq.Frame], decode: Callable[[Any], _Message], with_tensors: type | None
+) -> tuple[_Message, Sequence[zmq.Frame]]:
+    header, *tensors = frames
+    try:
+        message = decode(header.buffer)
+    except (ValueError, RecursionError) as error:  # msgspec's errors, and UnicodeDecodeError
+        raise MessageError(f"a message that cannot be read: {error}") from error
+    if bool(tensors) != isinstance(message, with_tensors or ()):
+        raise MessageError(f"{type(message).__name__} with {len(tensors)} frames of tensors")
+    return message, tensors
+
+
+def rows_of(frame: zmq.Frame, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+    """The rows (rows, *shape) in a frame, not copied if need not be. Raises MessageError if it has
+    another size."""
+    size = rows * spec.dtype.itemsize * prod(spec.shape)
+    if frame.buffer.nbytes != size:
+        raise MessageError(f"{frame.buffer.nbytes} bytes, where {rows} rows of {spec} have {size}")
+    values = np.frombuffer(frame.buffer, spec.dtype).reshape(rows, *spec.shape)
     # ZeroMQ hands out small messages where they lie in its receive buffer, at any address.
-    return rows if rows.flags.aligned else rows.copy()
+    return values if values.flags.aligned else values.copy()
 
 
 def reports_endpoint(directory: str, link: Link | None) -> str:

@@ -6,6 +6,7 @@ nowhere. A second thread does what cannot wait for a unit to end: it sends heart
 and exits when told.
 """
 
+import logging
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.copies import read_copy
 from parity_models.serving.local.device import Device
+from parity_models.serving.local.socket_key import SocketKey, Strangers
 from parity_models.serving.local.wire import (
     HEARTBEAT,
     AssignedModel,
@@ -40,14 +42,15 @@ from parity_models.serving.local.wire import (
     Hello,
     InjectFaults,
     Lease,
+    MessageError,
     ModelTensors,
     Release,
     Unit,
     bind,
-    decode_control,
-    decode_work,
+    control_of,
     encode,
     rows_of,
+    work_of,
 )
 
 MAX_DETAIL = 1000
@@ -61,6 +64,8 @@ LINGER = 1000
 
 _FATAL_ONLY = 4
 
+_log = logging.getLogger(__name__)
+
 
 def _nothing() -> None:
     pass
@@ -70,7 +75,8 @@ class Worker:
     """Runs units of `models`, by work, and listens at the endpoints `units` and `control`.
 
     `device` is a file that is locked while a unit runs; `faults` are what units suffer, and since
-    when (time.monotonic()). Frames of more than `max_frame` bytes are refused; -1: none are.
+    when (time.monotonic()); others are obeyed only if it `allows_faults`. With a `key`, only who
+    has it can talk to the worker. Frames of more than `max_frame` bytes are refused; -1: none are.
     """
 
     def __init__(
@@ -81,6 +87,8 @@ class Worker:
         *,
         device: str | None = None,
         faults: tuple[float, WorkerFaults] | None = None,
+        allows_faults: bool = False,
+        key: SocketKey | None = None,
         max_frame: int = -1,
     ) -> None:
         self._models = models
@@ -91,6 +99,11 @@ class Worker:
         self._running: tuple[Unit, onnxruntime.RunOptions] | None = None
         self._cancelled: Cancel | None = None
         self._faults = faults
+        self._allows_faults = allows_faults
+        self._key = key
+        self._leasable = True
+        self._attending: Thread | None = None
+        self._refused = 0
         self._lies: dict[str, OnnxModel] = {}
         self._device = Device(device) if device else nullcontext()
         self._busy: tuple[float, float | None] = (0.0, None)
@@ -98,32 +111,34 @@ class Worker:
         self._units, self._control = (self._context.socket(zmq.PULL) for _ in range(2))
         for socket in (self._units, self._control):
             socket.set(zmq.MAXMSGSIZE, max_frame)
+            if key is not None:
+                key.listen(socket)
+        self._strangers = [Strangers(socket) for socket in (self._units, self._control) if key]
         self.units = bind(self._units, units)
         self.control = bind(self._control, control)
         # A socket belongs to one thread: the other one has its own for heartbeats.
-        self._reports = self._context.socket(zmq.PUSH)
+        self._reports = self._report_socket()
 
     def serve(
         self, lease: Lease | None = None, at_heartbeat: Callable[[], None] = _nothing
     ) -> NoReturn:
-        """Take part until the process ends, at first with this lease."""
+        """Take part until the process ends; with a lease, for that one engine."""
         if lease is not None:
             self._take(lease)
-        Thread(target=self._attend, args=(at_heartbeat,), daemon=True).start()
+            self._leasable = False
+        self._attending = Thread(target=self._attend, args=(at_heartbeat,), daemon=True)
+        self._attending.start()
         while True:
-            header, *rows = self._units.recv_multipart(copy=False)
+            frames = self._units.recv_multipart(copy=False)
             try:
-                message = decode_work(header.buffer)
-            except msgspec.DecodeError:
-                continue  # it is from no engine
-            match message:
-                case Unit() as unit:
-                    if self._lease is not None and unit.instance == self._lease.instance:
-                        self._serve(unit, rows)
-                case Lease() as lease:
-                    self._take(lease)
-                case InjectFaults(plan, worker, start):
-                    self._faults = (start, WorkerFaults(plan, worker))
+                self._do(*work_of(frames))
+            except MessageError as error:
+                self._refuse(error)
+
+    @property
+    def attends(self) -> bool:
+        """Does the thread for what cannot wait run, or is it still to be started?"""
+        return self._attending is None or self._attending.is_alive()
 
     @property
     def lease(self) -> Lease | None:
@@ -150,24 +165,53 @@ class Worker:
 
     # The main thread
 
+    def _do(self, message: Lease | Unit | InjectFaults, rows: Sequence[zmq.Frame]) -> None:
+        match message:
+            case Unit() as unit:
+                if self._lease is not None and unit.instance == self._lease.instance:
+                    self._serve(unit, rows)
+            case Lease() as lease:
+                if not self._leasable:
+                    raise MessageError("a lease, where the worker is another engine's for good")
+                self._take(lease)
+            case InjectFaults(plan, worker, start):
+                if not self._allows_faults:
+                    raise MessageError("faults, where the server was not started for any")
+                self._faults = (start, WorkerFaults(plan, worker))
+
     def _take(self, lease: Lease) -> None:
+        reports = self._report_socket()
+        try:
+            reports.connect(lease.reports)
+        except zmq.ZMQError as error:
+            reports.close(linger=0)
+            raise MessageError(f"a lease of nobody at {lease.reports}: {error}") from error
         self._released.clear()
         self._reports.close(linger=LINGER)
-        self._reports = self._context.socket(zmq.PUSH)
-        self._reports.connect(lease.reports)
+        self._reports = reports
         self._lease = lease
         tensors = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
         hello = Hello(lease.instance, tensors, self.units, self.control)
         self._reports.send(encode(hello))
 
-    def _serve(self, unit: Unit, rows: list[zmq.Frame]) -> None:
+    def _report_socket(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.PUSH)
+        if self._key is not None:
+            self._key.reach(socket)
+        return socket
+
+    def _refuse(self, error: MessageError) -> None:
+        self._refused += 1
+        _log.debug("refused %s", error)
+
+    def _serve(self, unit: Unit, rows: Sequence[zmq.Frame]) -> None:
         self._busy = (self._busy[0], time.monotonic())
         with self._device:
             report = self._run(unit, rows)
         self._busy = (self.busy, None)
         self._reports.send_multipart(report, copy=False)
 
-    def _run(self, unit: Unit, rows: list[zmq.Frame]) -> Sequence[bytes | memoryview]:
+    def _run(self, unit: Unit, rows: Sequence[zmq.Frame]) -> Sequence[bytes | memoryview]:
         began = time.monotonic()
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
@@ -188,8 +232,10 @@ class Worker:
         return report
 
     def _compute(
-        self, work: str, rows: list[zmq.Frame], options: onnxruntime.RunOptions
+        self, work: str, rows: Sequence[zmq.Frame], options: onnxruntime.RunOptions
     ) -> NDArray[np.generic]:
+        if work not in self._models:
+            raise ValueError(f"{work!r} is no work of this worker's")
         model = self._models[work]
         batch = self._batch(work, rows)
         if self._faults is None:
@@ -203,15 +249,15 @@ class Worker:
             )
         return outputs
 
-    def _batch(self, work: str, rows: list[zmq.Frame]) -> NDArray[np.generic]:
+    def _batch(self, work: str, rows: Sequence[zmq.Frame]) -> NDArray[np.generic]:
         spec = self._models[work].input
         if len(rows) == 1:
-            return rows_of(rows[0], spec)
+            return rows_of(rows[0], spec, 1)
         if work not in self._batches or len(self._batches[work]) < len(rows):
             self._batches[work] = spec.zeros(len(rows))
         batch = self._batches[work][: len(rows)]
         for place, row in zip(batch, rows, strict=True):
-            place[...] = rows_of(row, spec)[0]
+            place[...] = rows_of(row, spec, 1)[0]
         return batch
 
     def _lied(
@@ -239,26 +285,33 @@ class Worker:
     def _attend(self, at_heartbeat: Callable[[], None]) -> NoReturn:
         due = time.monotonic()
         held: Lease | None = None
-        heartbeats = self._context.socket(zmq.PUSH)
+        heartbeats = self._report_socket()
+        refused = strangers = told = 0
         while True:
             wait = round(1000 * (due - time.monotonic()))
             if wait > 0:
                 if self._control.poll(wait):
-                    with suppress(msgspec.DecodeError):  # what is from no engine
-                        self._obey(decode_control(self._control.recv()))
+                    try:
+                        self._obey(control_of(self._control.recv_multipart(copy=False)))
+                    except MessageError as error:
+                        refused += 1
+                        _log.debug("refused %s", error)
                 continue
             at_heartbeat()
+            strangers += sum(each.count() for each in self._strangers)
             lease = self._lease
             if lease is not held:
                 heartbeats.close(linger=0)
-                heartbeats = self._context.socket(zmq.PUSH)
+                heartbeats = self._report_socket()
                 if lease is not None:
                     heartbeats.connect(lease.reports)
                 held = lease
             if lease is not None:
+                news = refused + self._refused - told
                 with suppress(zmq.Again):  # the engine has yet to take many earlier ones
-                    heartbeat = Heartbeat(lease.instance, self._leaving)
+                    heartbeat = Heartbeat(lease.instance, self._leaving, news, strangers)
                     heartbeats.send(encode(heartbeat), zmq.NOBLOCK)
+                    told, strangers = told + news, 0
             due = time.monotonic() + HEARTBEAT
 
     def _obey(self, message: Cancel | Release | Exit) -> None:
@@ -315,7 +368,13 @@ def main() -> NoReturn:
         models = {work: load(model) for work, model in assigned.models.items()}
     except (ModelError, OSError) as error:
         sys.exit(str(error))
-    worker = Worker(models, assigned.units, assigned.control, device=assigned.device)
+    worker = Worker(
+        models,
+        assigned.units,
+        assigned.control,
+        device=assigned.device,
+        allows_faults=assigned.allows_faults,
+    )
     worker.serve(Lease(assigned.instance, assigned.reports), end_with_engine)
 
 

@@ -12,19 +12,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-import msgspec
 import zmq
 from numpy.typing import NDArray
 
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.local.link import WorkerLink
+from parity_models.serving.local.socket_key import SocketKey, Strangers
 from parity_models.serving.local.wire import (
     Cancel,
     Failed,
     Finished,
+    Heartbeat,
     Hello,
+    MessageError,
     Report,
-    decode_report,
+    report_of,
     rows_of,
 )
 from parity_models.serving.metrics import Metrics
@@ -104,13 +106,20 @@ class WorkerEngine(ABC, Generic[Link]):
 
     # For engines
 
-    def _open(self, listener: EngineListener) -> None:
-        """Make the socket of reports. It is listened to from `_listen` on, until `_close`."""
+    def _open(self, listener: EngineListener, key: SocketKey | None = None) -> None:
+        """Make the socket of reports. It is listened to from `_listen` on, until `_close`.
+
+        With a `key`, only who has it can report.
+        """
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._context.setsockopt(zmq.LINGER, 0)
         self._reports = self._context.socket(zmq.PULL)
+        self._strangers: Strangers | None = None
+        if key is not None:
+            key.listen(self._reports)
+            self._strangers = Strangers(self._reports)
         self._listening = False
 
     def _listen(self) -> None:
@@ -127,6 +136,8 @@ class WorkerEngine(ABC, Generic[Link]):
 
     def _close(self) -> None:
         self._deafen()
+        if self._strangers is not None:
+            self._strangers.close()
         self._context.destroy(linger=0)
 
     def _receive(self) -> None:
@@ -140,30 +151,31 @@ class WorkerEngine(ABC, Generic[Link]):
                 self._got_over("receive", error)
                 return  # the next tick looks again
             try:
-                report = decode_report(frames[0].buffer)
-            except msgspec.MsgspecError as error:
-                self._got_over("decode", error)
+                report, tensors = report_of(frames)
+            except MessageError as error:
+                self._refuse(error)
                 continue
             worker = self._workers.get(report.instance)
             if worker is None or worker.ended:
                 continue  # this was still on its way
             worker.silence = 0
             try:
-                self._on_report(worker, report, frames)
+                self._on_report(worker, report, tensors)
                 self._reported(worker, report)
             except Exception as error:  # as a listener's mistake may be
                 self._got_over("report", error)
                 if not worker.joined:
                     self._give_up(worker, f"could not join: {error}")
 
-    def _on_report(self, worker: Link, report: Report, frames: Sequence[zmq.Frame]) -> None:
+    def _on_report(self, worker: Link, report: Report, tensors: Sequence[zmq.Frame]) -> None:
         running = worker.running
         match report:
             case Finished(_, unit) if running is not None and running.unit == unit:
                 worker.running = None
                 try:
-                    outputs = rows_of(frames[1], running.output)
-                except (IndexError, ValueError) as error:
+                    outputs = rows_of(tensors[0], running.output, running.rows)
+                except MessageError as error:
+                    self._refuse(error)
                     self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                 else:
                     self._listener.unit_finished(unit, outputs)
@@ -172,12 +184,17 @@ class WorkerEngine(ABC, Generic[Link]):
                 self._listener.unit_failed(unit, detail)
             case Hello() if not worker.joined:
                 self._hello(worker, report)
+            case Heartbeat():
+                self._metrics.refused("malformed", report.refused)
+                self._metrics.refused("stranger", report.strangers)
             case _:
-                pass  # a heartbeat, or what says nothing new
+                pass  # what says nothing new
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK, self._tick)
         self._receive()
+        if self._strangers is not None:
+            self._metrics.refused("stranger", self._strangers.count())
         for worker in list(self._workers.values()):
             try:
                 self._watch(worker)
@@ -199,6 +216,10 @@ class WorkerEngine(ABC, Generic[Link]):
             if age >= self._unit_timeout:
                 why = f"had unit {running.unit} for more than {self._unit_timeout:g} s"
                 self._give_up(worker, why)
+
+    def _refuse(self, error: MessageError) -> None:
+        _log.debug("refused %s", error)
+        self._metrics.refused("malformed")
 
     def _got_over(self, doing: str, error: Exception) -> None:
         """Something failed that must not stop the engine: it is logged and counted."""

@@ -21,11 +21,12 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan, load_fault_plan
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.bundle import Bundle, ModelFile, open_bundle
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, policy_spec
 from parity_models.serving.limits import Limits
+from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, default_policy, model_files
 from parity_models.serving.ray.deployments import (
@@ -178,13 +179,17 @@ def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) 
     """
     pools = pools_of(bundle, options, cluster)
     files = put_bundle(bundle) if ray.is_initialized() else BundleFiles("")
+    # New with every deployment: it travels in the arguments of replicas, and nowhere else.
+    key = SocketKey.new()
     roster = roster_app(files)
-    names = {work: model.file for work, model in model_files(bundle).items()}
+    stored = model_files(bundle)
     instances = []
     first = 0
     for pool in pools:
-        models = {work: names[work] for work in sorted(pool.works)}
-        instances.append(instances_app(roster, files, models, pool, cluster, options.faults, first))
+        models = {work: stored[work] for work in sorted(pool.works)}
+        instances.append(
+            instances_app(roster, files, models, pool, cluster, key, options.faults, first)
+        )
         first += pool.least
     frontends = serve.deployment(
         name="Frontends",
@@ -199,7 +204,7 @@ def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) 
         **_DEPLOYMENT,
     )(serve.ingress()(Frontends))
     works = [pool.works for pool in pools for _ in range(pool.least)]
-    return frontends.bind(roster, instances, files, options, works, cluster.frontends)
+    return frontends.bind(roster, instances, files, key, options, works, cluster.frontends)
 
 
 def roster_app(files: BundleFiles) -> Application:
@@ -217,13 +222,14 @@ def roster_app(files: BundleFiles) -> Application:
 def instances_app(
     roster: Application,
     files: BundleFiles,
-    models: Mapping[str, str],
+    models: Mapping[str, ModelFile],
     pool: InstancePool,
     cluster: ClusterOptions,
+    key: SocketKey,
     faults: FaultPlan | None = None,
     first: int = 0,
 ) -> Application:
-    """A pool of instances of `models`, files by work; see Instances for the rest."""
+    """A pool of instances of `models`, by work; see Instances for the rest."""
     deployment = serve.deployment(
         name=pool.name,
         ray_actor_options={
@@ -234,7 +240,7 @@ def instances_app(
         **_replicas(pool, cluster),
         **_DEPLOYMENT,
     )
-    return deployment(Instances).bind(roster, files, models, faults, first)
+    return deployment(Instances).bind(roster, files, models, key, faults, first)
 
 
 def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> list[InstancePool]:

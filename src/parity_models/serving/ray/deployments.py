@@ -22,12 +22,12 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from parity_models.faults import FaultPlan, WorkerFaults
-from parity_models.models.bundle import MANIFEST, Bundle
-from parity_models.models.manifest import decode_manifest, digest_of
+from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.asgi import AsgiApp, rest_app
 from parity_models.serving.garbage import search_seldom
+from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
@@ -79,7 +79,7 @@ class RosterDeployment:
 
 
 class Instances:
-    """One instance a replica: a worker with the models for `works`, files by work.
+    """One instance a replica: a worker with `models`, by work, and the deployment's `key`.
 
     As a target of autoscaling it reports its utilisation. `faults` are suffered by the instance
     whose number in the plan is `first` more than the replica's rank, from its start on.
@@ -89,12 +89,15 @@ class Instances:
         self,
         roster: DeploymentHandle[Any],
         files: BundleFiles,
-        models: Mapping[str, str],
+        models: Mapping[str, ModelFile],
+        key: SocketKey,
         faults: FaultPlan | None,
         first: int,
     ) -> None:
-        loaded = {work: OnnxModel(await files.get(file)) for work, file in models.items()}
-        warm = {work: warm_model(model, models[work]) for work, model in loaded.items()}
+        warm = {
+            work: warm_model(OnnxModel(await files.content(model)), model.file)
+            for work, model in models.items()
+        }
         address = f"tcp://{_address()}:*"
         context = serve.get_replica_context()
         self._worker = Worker(
@@ -102,11 +105,12 @@ class Instances:
             address,
             address,
             faults=_faults(faults, first + context.rank.rank),
+            key=key,
             max_frame=_max_frame(model.input for model in warm.values()),
         )
         self._seat = Seat(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
-            bundle=files.fingerprint,
+            bundle=deployment_name(files, key),
             works=frozenset(models),
             node=ray.get_runtime_context().get_node_id(),
             units=self._worker.units,
@@ -120,7 +124,7 @@ class Instances:
         self._reports = asyncio.create_task(_every(INTERVAL, self._report))
 
     async def check_health(self) -> None:
-        if not self._thread.is_alive():
+        if not (self._thread.is_alive() and self._worker.attends):
             raise RuntimeError("the worker has ended")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
@@ -157,6 +161,7 @@ class Frontends:
         roster: DeploymentHandle[Any],
         pools: Sequence[DeploymentHandle[Any]],
         files: BundleFiles,
+        key: SocketKey,
         options: ServeOptions,
         works: Sequence[frozenset[str]],
         frontends: int,
@@ -170,10 +175,12 @@ class Frontends:
         engine = RayEngine(
             roster.frontend_seen.remote,
             serve.get_replica_context().replica_id.unique_id,
-            files.fingerprint,
+            deployment_name(files, key),
             _address(),
+            key,
             max_frame=_max_frame(_outputs(bundle), options.max_batch),
             unit_timeout=options.unit_timeout,
+            metrics=self._metrics,
         )
         self._frontend = plan.frontend(engine, self._metrics)
         self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._limits.max_body)
@@ -220,6 +227,11 @@ class Frontends:
         self._folder.cleanup()
 
 
+def deployment_name(files: BundleFiles, key: SocketKey) -> str:
+    """What frontends and instances have in common that can work together: a bundle and a key."""
+    return f"{files.digest}-{key.name}"
+
+
 def share(works: Sequence[frozenset[str]], frontends: int) -> list[frozenset[str]]:
     """What each of some frontends has at least of these instances, once they are all there."""
     return [
@@ -245,13 +257,12 @@ async def _every(interval: float, act: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _bundle(files: BundleFiles, folder: Path) -> Bundle:
-    """What a frontend needs of the bundle, in a folder: it was checked before it was stored."""
-    manifest = await files.get(MANIFEST)
-    decoded = decode_manifest(manifest)
-    envelopes = () if decoded.envelope is None else (decoded.envelope,)
-    for stored in (*decoded.coders.values(), *envelopes):
-        (folder / stored.file).write_bytes(await files.get(stored.file))
-    return Bundle(folder, decoded, digest_of(manifest))
+    """What a frontend needs of the bundle, in a folder."""
+    manifest = await files.manifest()
+    envelopes = () if manifest.envelope is None else (manifest.envelope,)
+    for stored in (*manifest.coders.values(), *envelopes):
+        (folder / stored.file).write_bytes(await files.content(stored))
+    return Bundle(folder, manifest, files.digest)
 
 
 def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] | None:

@@ -20,6 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 from parity_models.errors import ServingError
 from parity_models.serving.engine import EngineListener
 from parity_models.serving.local.link import Context, WorkerLink
+from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.local.wire import (
     Cancel,
     Exit,
@@ -31,6 +32,7 @@ from parity_models.serving.local.wire import (
     bind,
 )
 from parity_models.serving.local.workers import WorkerEngine
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
 
 START_PATIENCE = 10.0
@@ -41,6 +43,9 @@ HURRY = 0.05
 
 PATIENCE = 2.0
 """Seconds the roster has for an answer."""
+
+TOLERANCE = 1e-4
+"""Of predictions; nodes may have processors of different kinds."""
 
 LINGER = 200
 """Milliseconds that a worker's release has to reach it."""
@@ -53,8 +58,10 @@ AskRoster = Callable[[FrontendReport], Awaitable[tuple[Seat, ...]]]
 class LeasedWorker(WorkerLink):
     """A worker on a seat of this frontend's; `leaving` once it is to be let go."""
 
-    def __init__(self, instance: str, seat: Seat, context: Context) -> None:
+    def __init__(self, instance: str, seat: Seat, context: Context, key: SocketKey) -> None:
         super().__init__(instance, seat.works, context)
+        for socket in (self._units, self._control):
+            key.reach(socket)
         self.seat = seat
         self.leaving = False
         self._loop = asyncio.get_running_loop()
@@ -83,9 +90,9 @@ class LeasedWorker(WorkerLink):
 class RayEngine(WorkerEngine[LeasedWorker]):
     """An Engine whose instances `roster` grants to the frontend called `name`.
 
-    They have the models of the bundle with the fingerprint `bundle`, and report to `address`, an
-    IP address of this machine, in frames of up to `max_frame` bytes. One that has a unit for
-    `unit_timeout` seconds is told to end, so that Ray starts another.
+    They have the models and the key of the deployment `bundle`, and report to `address`, an IP
+    address of this machine, in frames of up to `max_frame` bytes. One that has a unit for
+    `unit_timeout` seconds, or is recycled, is told to end, so that Ray starts another.
     """
 
     def __init__(
@@ -94,20 +101,24 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         name: str,
         bundle: str,
         address: str,
+        key: SocketKey,
         *,
         max_frame: int,
         heartbeat_timeout: float = 2.0,
         unit_timeout: float = 10.0,
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(
             heartbeat_timeout=heartbeat_timeout,
             join_timeout=heartbeat_timeout,
             unit_timeout=unit_timeout,
+            metrics=metrics,
         )
         self._roster = roster
         self._name = name
         self._bundle = bundle
         self._address = address
+        self._key = key
         self._max_frame = max_frame
         self._lives = count()
         self._lost: set[str] = set()
@@ -121,7 +132,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         seconds, one for each that differs from the others will do. More may come later."""
         if not works:
             raise ServingError("an engine needs at least one instance")
-        self._open(listener)
+        self._open(listener, self._key)
         self._reports.set(zmq.MAXMSGSIZE, self._max_frame)
         try:
             self._endpoint = bind(self._reports, f"tcp://{self._address}:*")
@@ -148,6 +159,10 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         if worker is None or (worker.leaving and worker.running is None):
             return  # it has left, or does so as soon as this returns
         super().run(instance, unit, work, rows)
+
+    @property
+    def tolerance(self) -> float:
+        return TOLERANCE
 
     async def stop(self) -> None:
         if self._stopped or self._touch is None:
@@ -207,7 +222,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
 
     def _lease(self, seat: Seat) -> None:
         instance = f"{seat.key}.{next(self._lives)}@{self._name}"
-        worker = LeasedWorker(instance, seat, self._context)
+        worker = LeasedWorker(instance, seat, self._context, self._key)
         worker.when_disconnected(lambda: self._lose(worker, "has broken its connection"))
         worker.tell_before_units(Lease(instance, self._endpoint))
         self._workers[instance] = worker

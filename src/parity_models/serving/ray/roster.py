@@ -20,7 +20,7 @@ TTL = 3.0
 class Seat:
     """An instance as it can be leased: where its worker listens, what it runs and where.
 
-    `bundle` is the fingerprint of the bundle whose models it has.
+    `bundle` names the bundle whose models it has, and the key.
     """
 
     key: str

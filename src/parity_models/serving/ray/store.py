@@ -14,6 +14,14 @@ from typing import Any
 import ray
 
 from parity_models.models.bundle import MANIFEST, Bundle
+from parity_models.models.manifest import (
+    Manifest,
+    StoredFile,
+    decode_manifest,
+    digest_of,
+    encode_manifest,
+)
+from parity_models.models.pinned_model import check_sha256
 
 NAMESPACE = "parity-models"
 
@@ -25,33 +33,46 @@ _HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """A bundle that is in a store: its fingerprint, which is the store's name."""
+    """A bundle that is in a store, by its digest."""
 
-    fingerprint: str
+    digest: str
 
-    async def get(self, name: str) -> bytes:
-        """A file's content. Raises ValueError if the store is gone."""
-        (reference,) = await _store(self.fingerprint).get.remote(name)
-        content: bytes = await reference
+    async def manifest(self) -> Manifest:
+        """The manifest. Raises ModelError if it is another bundle's, ValueError if the store is
+        gone."""
+        content = await self._get(MANIFEST)
+        check_sha256(MANIFEST, self.digest, digest_of(content))
+        return decode_manifest(content)
+
+    async def content(self, stored: StoredFile) -> bytes:
+        """A file's content. Raises ModelError if it is not what the manifest says, ValueError if
+        the store is gone."""
+        content = await self._get(stored.file)
+        check_sha256(stored.file, stored.sha256, hashlib.sha256(content).hexdigest())
         return content
 
     async def touch(self) -> None:
         """Keep the store for a while longer."""
-        await _store(self.fingerprint).touch.remote()
+        await _store(self.digest).touch.remote()
+
+    async def _get(self, name: str) -> bytes:
+        (reference,) = await _store(self.digest).get.remote(name)
+        content: bytes = await reference
+        return content
 
 
 def put_bundle(bundle: Bundle) -> BundleFiles:
-    """Put the files of a bundle that replicas need where they can get them."""
-    manifest = bundle.path / MANIFEST
+    """Put the files of a bundle that replicas need where they can get them.
+
+    Raises BundleError if one is not what was checked when the bundle was opened.
+    """
     models = (bundle.manifest.deployed, *bundle.manifest.parity, *bundle.manifest.coders.values())
     backups = () if bundle.manifest.backup is None else (bundle.manifest.backup,)
     envelopes = () if bundle.manifest.envelope is None else (bundle.manifest.envelope,)
-    names = [MANIFEST, *(stored.file for stored in (*models, *backups, *envelopes))]
-    fingerprint = hashlib.sha256(manifest.read_bytes()).hexdigest()[:16]
     store: Any = (
         ray.remote(_Store)
         .options(
-            name=fingerprint,
+            name=bundle.digest,
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -60,13 +81,14 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
         )
         .remote()
     )
-    for name in names:
-        ray.get(store.put.remote(name, (bundle.path / name).read_bytes()))
-    return BundleFiles(fingerprint)
+    ray.get(store.put.remote(MANIFEST, encode_manifest(bundle.manifest)))
+    for stored in (*models, *backups, *envelopes):
+        ray.get(store.put.remote(stored.file, bundle.content(stored)))
+    return BundleFiles(bundle.digest)
 
 
-def _store(fingerprint: str) -> Any:
-    return ray.get_actor(fingerprint, NAMESPACE)
+def _store(digest: str) -> Any:
+    return ray.get_actor(digest, NAMESPACE)
 
 
 class _Store:

@@ -1,0 +1,297 @@
+"""Who has no key, or does not speak as engines do, is refused by workers, and changes nothing."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import zmq
+
+from onnx_models import linear_model
+from parity_models.faults import Constant, FaultPlan
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.local.socket_key import SocketKey
+from parity_models.serving.local.wire import (
+    Cancel,
+    Exit,
+    Failed,
+    Finished,
+    Heartbeat,
+    Hello,
+    InjectFaults,
+    Lease,
+    Release,
+    Report,
+    Unit,
+    encode,
+    report_of,
+)
+from parity_models.serving.local.worker import Worker
+
+ANY_PORT = "tcp://127.0.0.1:*"
+PATIENCE = 30_000
+"""Milliseconds that a report may take on a busy machine."""
+
+PLAN = InjectFaults(FaultPlan(service_time=Constant(3600.0)), 0, 0.0)
+
+
+class Bench:
+    """A worker that is a thread, and its owner, who has its lease as instance "mine"."""
+
+    def __init__(self, model: Path, *, key: SocketKey | None, **options: Any) -> None:
+        self.key = key
+        self.context = zmq.Context()
+        self.worker = Worker(
+            {"deployed": OnnxModel(model)}, ANY_PORT, ANY_PORT, key=key, max_frame=2**16, **options
+        )
+        self.reports = self.context.socket(zmq.PULL)
+        if key is not None:
+            key.listen(self.reports)
+        self.endpoint = f"tcp://127.0.0.1:{self.reports.bind_to_random_port('tcp://127.0.0.1')}"
+        self.threads: list[Thread] = []
+        self.heard: list[Report] = []
+        self._last = 10_000
+
+    def serve(self, lease: Lease | None = None) -> None:
+        thread = Thread(target=self.worker.serve, args=(lease,), daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def push(self, endpoint: str, key: SocketKey | None) -> "zmq.Socket[bytes]":
+        """A connection of somebody who has this key."""
+        socket = self.context.socket(zmq.PUSH)
+        socket.linger = 0
+        if key is not None:
+            key.reach(socket)
+        socket.connect(endpoint)
+        return socket
+
+    def own(self) -> None:
+        """Have the lease."""
+        self.units = self.push(self.worker.units, self.key)
+        self.control = self.push(self.worker.control, self.key)
+        self.units.send(encode(Lease("mine", self.endpoint)))
+        assert isinstance(self.until(lambda report: isinstance(report, Hello)), Hello)
+
+    def until(self, wanted: Callable[[Report], bool]) -> Report:
+        """The next report of the kind; what else comes is kept in `heard`."""
+        while True:
+            assert self.reports.poll(PATIENCE), "nothing is heard of the worker"
+            report, _ = report_of(self.reports.recv_multipart(copy=False))
+            self.heard.append(report)
+            if wanted(report):
+                return report
+
+    def runs(self, instance: str = "mine") -> None:
+        """The worker runs its owner's units."""
+        self._last += 1
+        self.units.send_multipart([encode(Unit(instance, self._last, "deployed")), ROW])
+        ended = (Finished, Failed)
+        report = self.until(lambda it: isinstance(it, ended) and it.unit == self._last)
+        assert report == Finished(instance, self._last)
+        assert all(thread.is_alive() for thread in self.threads)
+        assert self.worker.attends
+
+    def counted(self, what: str, least: int) -> int:
+        """How many of a kind the worker says that it refused, once it is as many as `least`."""
+
+        def count() -> int:
+            beats = [report for report in self.heard if isinstance(report, Heartbeat)]
+            return sum(getattr(beat, what) for beat in beats)
+
+        while count() < least:
+            self.until(lambda report: isinstance(report, Heartbeat))
+        return count()
+
+
+ROW = np.ones(4, np.float32).tobytes()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+    linear_model(tmp_path / "m.onnx", (4,), (2,))
+
+    def make(**options: Any) -> Bench:
+        made.append(Bench(tmp_path / "m.onnx", **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.context.destroy(0)
+
+
+@pytest.mark.parametrize("theirs", [None, "another"])
+def test_who_has_not_the_key_steals_nothing_and_injects_nothing(
+    bench: Callable[..., Bench], theirs: str | None
+) -> None:
+    here = bench(key=SocketKey.new(), allows_faults=True)
+    here.serve()
+    here.own()
+    key = None if theirs is None else SocketKey.new()
+    units, control = (here.push(at, key) for at in (here.worker.units, here.worker.control))
+    units.send(encode(Lease("thief", here.endpoint)))
+    units.send(encode(PLAN))
+    units.send_multipart([encode(Unit("mine", 99, "deployed")), ROW])
+    for message in (Cancel("mine", 1), Release("mine"), Exit("mine")):
+        control.send(encode(message))
+    assert here.counted("strangers", 2) >= 2
+    here.runs()
+    assert here.worker.lease == Lease("mine", here.endpoint)
+    assert Finished("mine", 99) not in here.heard
+
+
+def test_what_was_recorded_is_of_no_use_later(bench: Callable[..., Bench]) -> None:
+    """A connection that runs a unit goes by someone who keeps its bytes, and sends them again."""
+    here = bench(key=SocketKey.new())
+    here.serve()
+    here.own()
+    port = int(here.worker.units.rpartition(":")[2])
+    recorded = bytearray()
+    door = socket.create_server(("127.0.0.1", 0))
+
+    def relay(source: socket.socket, target: socket.socket, record: bool) -> None:
+        while data := source.recv(2**16):
+            if record:
+                recorded.extend(data)
+            target.sendall(data)
+
+    def listen() -> None:
+        client, _ = door.accept()
+        server = socket.create_connection(("127.0.0.1", port))
+        Thread(target=relay, args=(server, client, False), daemon=True).start()
+        relay(client, server, True)
+
+    Thread(target=listen, daemon=True).start()
+    by_way = here.push(f"tcp://127.0.0.1:{door.getsockname()[1]}", here.key)
+    by_way.send_multipart([encode(Unit("mine", 77, "deployed")), ROW])
+    here.until(lambda report: report == Finished("mine", 77))
+    assert len(recorded) > len(ROW)
+    assert ROW not in recorded
+    with socket.create_connection(("127.0.0.1", port)) as again:
+        again.sendall(recorded)
+        here.counted("strangers", 1)
+    here.runs()
+    assert here.heard.count(Finished("mine", 77)) == 1
+
+
+MALFORMED = [
+    [b""],
+    [b"\xc1"],
+    [b"\xa5abc"],
+    [b"\xff" * 100],
+    [b"\x91" * 50_000],
+    [b"\x83\xa4type\xa5Lease\xa8instance\xa1\xff\xa7reports\xa1\xff"],
+    [b'{"unit": 1}'],
+    [encode(Heartbeat("mine"))],
+    [encode({"type": "Unit", "instance": "mine", "unit": 2**70 % 2**63, "work": None})],
+]
+
+UNITS = [
+    [encode(Lease("thief", endpoint))]
+    for endpoint in ("not an endpoint", "", "inproc://here", "tcp://a b:1", "udp://127.0.0.1:1")
+] + [
+    [encode(Lease("thief", "tcp://127.0.0.1:1")), b"with a tensor"],
+    [encode(Lease("thief", "tcp://[::1:1"))],
+    [encode(Unit("mine", 99, "deployed"))],
+    [encode(Cancel("mine", 99))],
+    [encode(PLAN)],
+    [encode(PLAN), b""],
+]
+
+CONTROL = [
+    [encode(Release("mine")), b""],
+    [b"", encode(Exit("mine"))],
+    [encode(Unit("mine", 99, "deployed")), ROW],
+]
+
+
+def test_malformed_messages_are_counted_and_nothing_more(bench: Callable[..., Bench]) -> None:
+    here = bench(key=None)
+    here.serve()
+    here.own()
+    for socket_, frames in [
+        *((here.units, each) for each in MALFORMED + UNITS),
+        *((here.control, each) for each in MALFORMED + CONTROL),
+    ]:
+        socket_.send_multipart(frames)
+    here.runs()
+    sent = 2 * len(MALFORMED) + len(UNITS) + len(CONTROL)
+    assert here.counted("refused", sent) == sent
+    here.runs()
+    assert here.worker.lease == Lease("mine", here.endpoint)
+    assert len(here.heard) - sum(isinstance(each, Heartbeat) for each in here.heard) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "work", "reason"),
+    [
+        ([b""], "deployed", "0 bytes, where 1 rows"),
+        ([ROW[:-1]], "deployed", "15 bytes"),
+        ([2 * ROW], "deployed", "32 bytes"),
+        ([ROW, 2 * ROW], "deployed", "32 bytes"),
+        ([ROW, b""], "deployed", "0 bytes"),
+        ([ROW], "parity-0", "is no work of this worker's"),
+        ([ROW], "", "is no work of this worker's"),
+    ],
+)
+def test_a_unit_that_does_not_fit_fails_and_no_other_one(
+    bench: Callable[..., Bench], rows: list[bytes], work: str, reason: str
+) -> None:
+    here = bench(key=None)
+    here.serve()
+    here.own()
+    here.units.send_multipart([encode(Unit("mine", 60, work)), *rows])
+    report = here.until(lambda report: isinstance(report, Failed | Finished))
+    assert isinstance(report, Failed)
+    assert reason in report.detail
+    here.runs()
+
+
+def test_a_frame_that_is_too_large_is_not_taken(bench: Callable[..., Bench]) -> None:
+    here = bench(key=None)
+    here.serve()
+    here.own()
+    flood = here.push(here.worker.units, None)
+    flood.send_multipart([encode(Unit("mine", 60, "deployed")), bytes(2**17)])
+    time.sleep(0.2)
+    here.runs()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_faults_are_obeyed_only_where_the_server_was_started_for_them(
+    bench: Callable[..., Bench], allowed: bool
+) -> None:
+    here = bench(key=SocketKey.new(), allows_faults=allowed)
+    here.serve()
+    here.own()
+    plan = FaultPlan(service_time=Constant(0.3))
+    here.units.send(encode(InjectFaults(plan, 0, time.monotonic() - 1)))
+    began = time.monotonic()
+    here.runs()
+    if allowed:
+        assert time.monotonic() - began >= 0.3
+    else:
+        assert here.counted("refused", 1) == 1
+
+
+def test_a_worker_of_one_engine_for_good_has_no_other(bench: Callable[..., Bench]) -> None:
+    here = bench(key=None)
+    here.serve(Lease("mine", here.endpoint))
+    here.until(lambda report: isinstance(report, Hello))
+    here.units = here.push(here.worker.units, None)
+    here.units.send(encode(Lease("thief", here.endpoint)))
+    here.runs()
+    assert here.counted("refused", 1) == 1
+
+
+def test_a_key_is_not_shown() -> None:
+    key = SocketKey.new()
+    for text in (repr(key), str(key), f"{[key]}"):
+        assert key.public.decode() not in text
+        assert key.secret.decode() not in text
+    assert key.name == SocketKey(key.public, key.secret).name != SocketKey.new().name
