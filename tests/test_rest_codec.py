@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError, RequestError, TooLargeError
-from parity_models.serving.rest_codec import decode_request, encode_response
+from parity_models.serving.rest_codec import RequestReader, decode_request, encode_response
 from parity_models.serving.served_model import InferRequest, ServedModel
 
 SHAPES = npst.array_shapes(min_dims=1, max_dims=4, max_side=4)
@@ -96,6 +96,31 @@ def test_binary_inputs_are_views_of_the_body() -> None:
     body, length = request(array)
     rows = decode_request(body, length, model_of(array)).rows
     assert np.shares_memory(rows, np.frombuffer(body, np.uint8))
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([None, "a", "b"])), max_size=9))
+def test_a_reader_that_remembers_objects_reads_what_is_there(asked: list[tuple[int, Any]]) -> None:
+    model = model_of(np.zeros((1, 4), np.float32))
+    reader = RequestReader(model)
+    for number, (rows, id) in enumerate(asked):
+        array = np.full((rows, 4), number, np.float32)
+        body, length = request(array, id=id, parameters={"timeout": rows})
+        for _ in range(2):
+            read, expected = reader.read(body, length), decode_request(body, length, model)
+            np.testing.assert_array_equal(read.rows, array)
+            assert not read.rows.flags.writeable
+            assert (read.id, read.timeout, read.binary) == (id, rows / 1e6, expected.binary)
+        for wrong in (body[:-4], body + bytes(4)):
+            with pytest.raises(RequestError, match="bytes follow the JSON object"):
+                reader.read(wrong, length)
+
+
+def test_a_reader_does_not_remember_more_and_more() -> None:
+    array = np.zeros((1, 4), np.float32)
+    reader = RequestReader(model_of(array))
+    for number in range(1000):
+        reader.read(*request(array, id=str(number)))
+    assert len(reader._known) <= 64
 
 
 def test_a_small_row_does_not_keep_a_large_body_alive() -> None:

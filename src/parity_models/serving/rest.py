@@ -33,7 +33,7 @@ from parity_models.serving.messages import (
     refusal,
 )
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.rest_codec import HEADER_LENGTH, decode_request, encode_response
+from parity_models.serving.rest_codec import HEADER_LENGTH, RequestReader, encode_response
 from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
 from parity_models.serving.tenancy import with_tenant
 
@@ -72,6 +72,7 @@ class Rest:
         self.budget = budget
         self._frontend = frontend
         self._model = model
+        self._reader = RequestReader(model)
         self._metrics = metrics
         self._counted: dict[int, Counter] = {}
         self._fixed: dict[str, tuple[str, Handler]] = {
@@ -182,7 +183,7 @@ class Rest:
 
     async def _infer_body(self, request: Request, body: bytes | bytearray) -> Response:
         model = self._model
-        asked = decode_request(body, request.headers.get(HEADER_LENGTH), model)
+        asked = self._reader.read(body, request.headers.get(HEADER_LENGTH))
         if model.tenant_header is not None:
             asked = with_tenant(asked, model.tenant_header, request.values)
         answers = await self._frontend.infer(

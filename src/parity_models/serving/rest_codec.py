@@ -9,6 +9,7 @@ Triton's docs/protocol/extension_binary_data.md.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from math import prod
 from typing import Annotated, Any
@@ -91,6 +92,39 @@ def decode_request(
         exact_from(parameters.redundancy),
         tenant_from(parameters.tenant),
     )
+
+
+class RequestReader:
+    """Reads requests for `model`, as `decode_request` does.
+
+    Clients repeat the JSON object before their binary data, byte by byte; what it asks for depends
+    on nothing else, so objects that were read are remembered: the last few, if they are short.
+    """
+
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
+        self._known: dict[bytes, tuple[InferRequest, int]] = {}
+
+    def read(self, body: bytes | bytearray, header_length: str | None) -> InferRequest:
+        """Raises a RequestError that says what is wrong and what is expected."""
+        if header_length is None:
+            return decode_request(body, None, self._model)
+        end = _header_end(header_length, len(body))
+        if end > _REMEMBERED_SIZE or end == len(body):
+            return decode_request(body, header_length, self._model)
+        head = bytes(body[:end])
+        asked, size = self._known.get(head, (None, 0))
+        if asked is not None and len(body) - end == size:
+            rows = _rows_after(self._model.input, len(asked.rows), body, end)
+            return InferRequest(
+                asked.id, rows, asked.timeout, asked.binary, asked.exact, asked.tenant
+            )
+        asked = decode_request(body, header_length, self._model)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        nothing = np.broadcast_to(np.zeros((), asked.rows.dtype), asked.rows.shape)
+        self._known[head] = (replace(asked, rows=nothing), asked.rows.nbytes)
+        return asked
 
 
 def encode_response(
@@ -203,6 +237,9 @@ class _Response(Struct, omit_defaults=True):
 
 
 _REQUEST = msgspec.json.Decoder(_Request)
+_REMEMBERED, _REMEMBERED_SIZE = 64, 1024
+"""JSON objects before binary data that are remembered, and bytes that each may have."""
+
 _SMALL = 4096
 """Bytes of JSON beside a tensor that may well be kept alive with it."""
 
@@ -295,8 +332,13 @@ def _from_binary(
             f"{len(body) - start} bytes follow the JSON object; input {tensor.name!r} takes "
             f"{expected}"
         )
+    return _rows_after(spec, rows, body, start)
+
+
+def _rows_after(spec: TensorSpec, rows: int, body: bytes | bytearray, start: int) -> NDArray[Any]:
+    """The tensor that is the rest of `body`, read-only."""
     data: bytes | memoryview = memoryview(body).toreadonly()[start:]
-    if start > max(expected, _SMALL):
+    if start > max(len(data), _SMALL):
         data = bytes(data)  # a view would keep all of the body alive for these few bytes
     return rows_from_bytes(spec, rows, data)
 
