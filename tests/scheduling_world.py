@@ -152,6 +152,9 @@ class World:
         unit = self.verifying.pop(instance).unit
         self.do(self.scheduler.unit_failed(self.now, unit, "the model raised"))
 
+    def compare(self, instance: str, *, agreed: bool) -> None:
+        self.do(self.scheduler.compared(self.now, instance, agreed))
+
     def turn_away(self, instance: str, seconds: float) -> None:
         run = self.running.pop(instance)
         self.do(self.scheduler.unit_failed(self.now, run.unit, "is busy", busy=seconds))

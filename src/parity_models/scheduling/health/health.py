@@ -292,8 +292,7 @@ class Health:
             return growth
         failing = member.on_probation or self._failures.stands_out(member.name)
         if failing and self._may_lose(member):
-            self._dispatch.leave(member.name)
-            member.is_in = False
+            self._put_out(member)
             self._recycle(member, RecycleReason.FAILING, "fails units more often than others do")
             self._back_off(member)
         else:
@@ -379,10 +378,13 @@ class Health:
     def _end(self, member: _Member, reason: RecycleReason, why: str) -> None:
         """Nothing more is given to this instance, which is to be replaced."""
         if member.is_in:
-            self._dispatch.leave(member.name)
-            member.is_in = False
+            self._put_out(member)
         member.over = True
         self._recycle(member, reason, why)
+
+    def _put_out(self, member: _Member) -> None:
+        self._dispatch.leave(member.name)
+        member.is_in = member.doubted = False
 
     def _recycle(self, member: _Member, reason: RecycleReason, why: str) -> None:
         member.recycled = True

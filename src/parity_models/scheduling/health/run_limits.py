@@ -10,7 +10,7 @@ BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
 """It is told before queries expire, at this share of the server's deadline, where that is so many
 times as long as the longest recent unit."""
 
-KNOWN = 20
+KNOWN = 100
 """So many units of a work must have finished before any counts as hung."""
 
 WINDOW = 500

@@ -1,0 +1,185 @@
+"""Units that hang are told from units that are slow, before their queries expire."""
+
+from typing import Any
+
+import pytest
+
+from parity_models.faults import (
+    Constant,
+    Exponential,
+    FaultPlan,
+    LogNormal,
+    Pauses,
+    Shuffles,
+    Slowdowns,
+    Uniform,
+)
+from parity_models.scheduling import (
+    DEPLOYED,
+    EqualResources,
+    NoRedundancy,
+    Reason,
+    RecycleReason,
+    Scheduler,
+    SchedulerConfig,
+)
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.policies import AdaptiveParity
+from parity_models.simulation import Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from scheduling_world import ORIGINALS, World, code
+
+RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+
+
+def experienced(
+    instances: int, seconds: float = 0.01, rule: type[Dispatch] = SingleQueue, **config: Any
+) -> World:
+    """Instances that have run units that took so long."""
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config), rule()))
+    for i in range(instances):
+        world.join(f"{i}", ORIGINALS)
+    for _ in range(120):
+        world.arrive(instances)
+        while world.running:
+            world.pass_time(seconds)
+            for instance in list(world.running):
+                world.finish(instance)
+    return world
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_unit_that_takes_far_longer_than_units_do_has_its_instance_replaced(
+    rule: type[Dispatch],
+) -> None:
+    world = experienced(4, rule=rule)
+    (query,) = world.arrive(1)
+    (hung,) = world.running
+    world.pass_time(0.9)
+    assert not world.recycled
+    world.pass_time(0.6)
+    assert world.recycled[hung].reason is RecycleReason.HUNG
+    world.leave(hung)
+    (other,) = world.running
+    world.finish(other)
+    assert query in world.answers
+
+
+def test_it_is_told_before_its_query_expires() -> None:
+    world = experienced(4, seconds=1.0, deadline=10.0)
+    world.arrive(1)
+    world.pass_time(9.0)
+    assert {action.reason for action in world.recycled.values()} == {RecycleReason.HUNG}
+
+
+def test_nothing_is_told_before_it_is_known_how_long_units_take() -> None:
+    world = World(Scheduler(NoRedundancy()))
+    world.join("a", ORIGINALS)
+    world.join("b", ORIGINALS)
+    world.arrive(2)
+    world.pass_time(30.0)
+    assert not world.recycled
+
+
+@pytest.mark.parametrize("instances", [1, 2, 3, 8])
+def test_at_most_half_of_the_instances_are_replaced_however_many_hang(instances: int) -> None:
+    world = experienced(instances, deadline=1000.0)
+    world.arrive(instances)
+    world.pass_time(100.0)
+    assert len(world.recycled) == instances // 2
+    for instance in list(world.recycled):
+        world.leave(instance)
+    world.pass_time(10.0)
+    assert not world.recycled, "those that left are not back yet"
+
+
+def test_what_finished_while_the_server_was_held_up_has_not_hung() -> None:
+    world = experienced(4)
+    world.arrive(4)
+    world.now += 5.0  # nothing was reported meanwhile, timers included
+    world.wake_at = None
+    world.do(world.scheduler.time_passed(world.now))
+    for instance in list(world.running):
+        world.finish(instance)
+    world.pass_time(5.0)
+    assert not world.recycled
+    assert not world.failures
+
+
+def test_a_unit_that_finishes_before_its_instance_left_answers_its_query() -> None:
+    world = experienced(4)
+    (query,) = world.arrive(1)
+    (hung,) = world.running
+    world.pass_time(2.0)
+    assert hung in world.recycled
+    world.finish(hung)
+    assert query in world.answers
+    world.arrive(8)
+    assert hung not in world.running
+
+
+def test_a_query_that_hangs_instances_is_poison() -> None:
+    world = experienced(8)
+    (query,) = world.arrive(1)
+    for life in range(10):
+        for instance in list(world.recycled):
+            world.leave(instance)
+            world.join(f"again-{life}", ORIGINALS)
+        world.pass_time(1.5)
+    assert world.failures[query].reason is Reason.POISON
+    assert len(world.works) == 8
+
+
+MILDER = {
+    "shuffles": FaultPlan(
+        seed=1,
+        shuffles=Shuffles(4, 12, Exponential(1.0), Uniform(0.02, 0.06)),
+        service_time=LogNormal(0.02, 0.1),
+    ),
+    "slowdowns": FaultPlan(
+        seed=1,
+        slowdowns=Slowdowns(4.0, 1.0, Uniform(0.02, 0.06)),
+        service_time=LogNormal(0.02, 0.1),
+    ),
+    "10 times as slow for long": FaultPlan(seed=1, slowdowns=Slowdowns(20.0, 20.0, Constant(0.2))),
+    "10 times as slow always": FaultPlan(seed=1, slowdowns=Slowdowns(0.0, 1.0, Constant(0.2))),
+    "pauses": FaultPlan(seed=1, pauses=Pauses(10.0, Exponential(0.1))),
+    "wild run times": FaultPlan(seed=1, service_time=LogNormal(0.02, 1.0)),
+}
+
+
+@pytest.mark.parametrize("plan", MILDER)
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_slow_instances_are_not_replaced(plan: str, adaptive: bool) -> None:
+    simulation = Simulation(
+        arrivals=poisson_arrivals(60.0, 5000 if adaptive else 20_000, seed=2),
+        instances=12,
+        parity_instances=0,
+        service={DEPLOYED: Constant(0.02)},
+        faults=MILDER[plan],
+        config=SchedulerConfig(deadline=10.0),
+    )
+    result = simulate(simulation, AdaptiveParity(code()) if adaptive else EqualResources())
+    assert not result.recycled
+
+
+@pytest.mark.parametrize("factor", [10, 40])
+def test_a_slowness_that_begins_suddenly_replaces_few(factor: int) -> None:
+    world = experienced(12, seconds=0.02, deadline=100.0)
+    replaced = 0
+    for _ in range(100):
+        world.arrive(12 - len(world.running))
+        world.pass_time(0.02 * factor)
+        for instance in list(world.running):
+            world.finish(instance)
+        for instance in list(world.recycled):
+            replaced += 1
+            world.leave(instance)
+            world.join(f"again-{replaced}", ORIGINALS)
+    assert replaced == 0

@@ -1,0 +1,347 @@
+"""Instances that answer wrongly are found by golden queries, at once where they are suspected."""
+
+from itertools import cycle
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from parity_models.scheduling import (
+    DEPLOYED,
+    NoRedundancy,
+    Parity,
+    RecycleReason,
+    Scheduler,
+    SchedulerConfig,
+    parity_work,
+)
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.health import State
+from scheduling_world import BOTH, ORIGINALS, World, code
+
+RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+
+
+def pool(
+    instances: int = 2, verify_every: int = 3, rule: type[Dispatch] = SingleQueue, batch: int = 1
+) -> World:
+    config = SchedulerConfig(max_batch=batch, verify_every=verify_every)
+    world = World(Scheduler(NoRedundancy(), config, rule()), max_batch=batch)
+    for i in range(instances):
+        world.join(f"{i}", ORIGINALS)
+    return world
+
+
+def verify_all(world: World) -> None:
+    while world.verifying:
+        world.verify(next(iter(world.verifying)))
+
+
+def states(world: World) -> dict[str, State]:
+    return dict(world.scheduler.instances())
+
+
+class Test_an_instance_that_joins:
+    def test_answers_a_golden_query_of_each_work_before_it_gets_any(self) -> None:
+        config = SchedulerConfig(verify_every=100)
+        world = World(Scheduler(Parity(code()), config), code())
+        world.join("a", BOTH)
+        world.arrive(1)
+        assert states(world) == {"a": State.VERIFYING}
+        assert world.scheduler.instances_up() == {}
+        assert world.verifying["a"].work == DEPLOYED
+        world.verify("a")
+        assert world.verifying["a"].work == parity_work(0)
+        assert not world.running
+        world.verify("a")
+        assert world.running["a"].subjects == (0,)
+        assert states(world) == {"a": State.UP}
+
+    def test_gets_none_if_it_answers_wrongly(self) -> None:
+        world = pool(1)
+        world.arrive(1)
+        world.verify("0", right=False)
+        assert world.recycled["0"].reason is RecycleReason.QUARANTINED
+        assert not world.running
+        world.pass_time(5.0)
+        assert not world.running | world.verifying
+        world.leave("0")
+        world.join("1", ORIGINALS)
+        world.verify("1")
+        assert "1" in world.running
+
+    def test_is_tried_again_after_a_while_if_it_does_not_answer(self) -> None:
+        world = pool(1)
+        for _ in range(3):
+            world.fail_to_verify("0")
+            assert "0" not in world.verifying
+            world.pass_time(5.0)
+        assert world.recycled["0"].reason is RecycleReason.FAILING
+        world.verify("0")
+        world.arrive(1)
+        assert "0" in world.running
+
+    def test_is_replaced_if_its_golden_query_is_lost(self) -> None:
+        world = pool(1)
+        world.pass_time(15.0)
+        assert world.recycled["0"].reason is RecycleReason.HUNG
+
+
+@pytest.mark.parametrize("rule", RULES)
+class Test_an_instance_at_work:
+    def test_is_verified_after_so_many_units_and_gets_no_unit_meanwhile(
+        self, rule: type[Dispatch]
+    ) -> None:
+        world = pool(1, verify_every=3, rule=rule)
+        verify_all(world)
+        world.arrive(10)
+        for _ in range(3):
+            world.finish("0")
+        assert "0" in world.verifying
+        assert "0" not in world.running
+        world.verify("0")
+        assert world.running["0"].subjects == (3,)
+
+    def test_gets_no_more_units_once_it_has_lied(self, rule: type[Dispatch]) -> None:
+        world = pool(2, verify_every=3, rule=rule)
+        verify_all(world)
+        world.arrive(20)
+        while "0" not in world.verifying:
+            world.finish("0")
+        world.verify("0", right=False)
+        while "1" in world.running or "1" in world.verifying:
+            assert not {"0"} & world.running.keys()
+            world.finish("1") if "1" in world.running else world.verify("1")
+        assert len(world.answers) == 20
+
+    def test_is_back_if_its_golden_query_fails(self, rule: type[Dispatch]) -> None:
+        world = pool(1, verify_every=1, rule=rule)
+        verify_all(world)
+        world.arrive(2)
+        world.finish("0")
+        world.fail_to_verify("0")
+        assert "0" in world.running
+        world.finish("0")
+        assert "0" in world.verifying
+
+    def test_is_verified_at_once_when_it_disagrees_more_than_others(
+        self, rule: type[Dispatch]
+    ) -> None:
+        world = pool(3, verify_every=1000, rule=rule)
+        verify_all(world)
+        for _ in range(100):
+            for instance in ("0", "1"):
+                world.compare(instance, agreed=True)
+            world.compare("2", agreed=False)
+            if "2" in world.verifying:
+                break
+        assert set(world.verifying) == {"2"}
+        world.verify("2")
+        assert states(world)["2"] is State.UP
+        world.arrive(3)
+        assert len(world.running) == 3
+
+    def test_is_verified_after_its_present_unit_if_it_has_one(self, rule: type[Dispatch]) -> None:
+        world = pool(2, verify_every=1000, rule=rule)
+        verify_all(world)
+        world.arrive(2)
+        for _ in range(50):
+            world.compare("0", agreed=True)
+        for _ in range(10):
+            world.compare("1", agreed=False)
+        assert "1" in world.running
+        assert states(world)["1"] is State.SUSPECTED
+        world.arrive(1)
+        world.finish("1")
+        assert "1" in world.verifying
+
+
+def test_works_and_golden_queries_take_turns() -> None:
+    config = SchedulerConfig(verify_every=1)
+    world = World(Scheduler(Parity(code()), config), code())
+    world.join("a", BOTH)
+    verify_all(world)
+    seen = []
+    for _ in range(4):
+        world.arrive(1)
+        world.finish("a")
+        if "a" in world.running:
+            world.finish("a")
+        seen.append((world.verifying["a"].work, world.verifying["a"].probe))
+        verify_all(world)
+    assert [probe for work, probe in seen if work == DEPLOYED] == [1, 2]
+    assert [probe for work, probe in seen if work == parity_work(0)] == [1, 2]
+
+
+def test_a_golden_query_that_hits_a_busy_instance_is_asked_later() -> None:
+    world = pool(1, verify_every=1)
+    unit = world.verifying.pop("0").unit
+    world.do(world.scheduler.unit_failed(world.now, unit, "is busy", busy=2.0))
+    assert not world.verifying
+    world.pass_time(2.1)
+    assert "0" in world.verifying
+    assert not world.recycled
+
+
+OFTEN = ["finish", "right"]
+SELDOM = ["arrive", "arrive", "fail", "leave", "join", "time", "wrong", "stuck", "again", "compare"]
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(OFTEN * 3 + SELDOM),
+        st.integers(0, 1000),
+    ),
+    max_size=100,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    rule=st.sampled_from(RULES),
+    coded=st.booleans(),
+    verify_every=st.integers(1, 4),
+    max_batch=st.integers(1, 3),
+    steps=STEPS,
+)
+def test_whatever_happens_no_instance_is_lost_and_no_query_has_no_end(
+    rule: type[Dispatch],
+    coded: bool,
+    verify_every: int,
+    max_batch: int,
+    steps: list[tuple[str, int]],
+) -> None:
+    policy = Parity(code(), max_group_wait=0.5) if coded else NoRedundancy()
+    config = SchedulerConfig(max_batch=max_batch, verify_every=verify_every)
+    world = World(Scheduler(policy, config, rule()), code(), max_batch)
+    works = cycle(policy.works(3, 1))
+    for i in range(4):
+        world.join(f"{i}", next(works))
+    verified: list[int] = []
+    for number, (step, choice) in enumerate(steps):
+        busy, verifying = sorted(world.running), sorted(world.verifying)
+        if step == "arrive":
+            world.arrive(1 + choice % 5)
+        elif step == "finish" and busy:
+            world.finish(busy[choice % len(busy)])
+        elif step == "fail" and busy:
+            world.fail(busy[choice % len(busy)])
+        elif step == "leave" and world.works:
+            world.leave(sorted(world.works)[choice % len(world.works)])
+        elif step == "join":
+            world.join(f"joined-{number}", next(works))
+        elif step == "time":
+            world.pass_time(choice / 200)
+        elif step in ("right", "wrong", "stuck") and verifying:
+            instance = verifying[choice % len(verifying)]
+            verified.append(world.verifying[instance].unit)
+            if step == "stuck":
+                world.fail_to_verify(instance)
+            else:
+                world.verify(instance, right=step == "right")
+        elif step == "again" and verified:
+            unit = verified[choice % len(verified)]
+            world.do(world.scheduler.unit_verified(world.now, unit, choice % 2 == 0))
+            world.do(world.scheduler.unit_finished(world.now, unit))
+        elif step == "compare" and world.works:
+            instance = sorted(world.works)[choice % len(world.works)]
+            for _ in range(choice % 7):
+                world.compare(instance, agreed=choice % 3 == 0)
+    for _ in range(1000):
+        liars = [name for name, action in world.recycled.items() if action.reason in OVER]
+        for name in liars:
+            world.leave(name)
+        if world.verifying:
+            world.verify(min(world.verifying))
+        elif world.running:
+            world.finish(min(world.running))
+        else:
+            world.pass_time(1.0)
+        if world.now > 200 and not world.running and not world.verifying:
+            break
+    assert world.answers.keys() | world.failures.keys() == set(range(world.arrived))
+    assert set(states(world).values()) <= {State.UP}
+    before = len(world.answers)
+    world.arrive(1)
+    if any(DEPLOYED in works for works in world.works.values()):
+        world.finish(min(world.running))
+        assert len(world.answers) == before + 1
+
+
+OVER = (RecycleReason.QUARANTINED, RecycleReason.HUNG)
+
+
+def comparisons(
+    world: World, random: Random, rates: dict[str, float], count: int
+) -> dict[str, list[int]]:
+    """Compare instances drawn at random, that disagree at these rates; when was each verified?"""
+    verified: dict[str, list[int]] = {name: [] for name in rates}
+    names = list(rates)
+    for number in range(count):
+        name = names[int(random.random() * len(names))]
+        world.compare(name, agreed=random.random() >= rates[name])
+        if name in world.verifying:
+            verified[name].append(number)
+            verify_all(world)
+            world.log.clear()
+    return verified
+
+
+@pytest.mark.parametrize("instances", [2, 6, 50])
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
+def test_honest_instances_are_hardly_ever_suspected(instances: int, rate: float) -> None:
+    world = pool(instances, verify_every=10**9)
+    verify_all(world)
+    rates = {f"{i}": rate for i in range(instances)}
+    verified = comparisons(world, Random(1), rates, 100_000)
+    assert sum(map(len, verified.values())) <= 1
+
+
+@pytest.mark.parametrize("instances", [3, 6, 50])
+def test_inputs_that_drift_make_nobody_suspected(instances: int) -> None:
+    world = pool(instances, verify_every=10**9)
+    verify_all(world)
+    random, suspected = Random(2), 0
+    for rate in [0.05, 0.6] * 50:
+        rates = {f"{i}": rate for i in range(instances)}
+        verified = comparisons(world, random, rates, 1000)
+        suspected += sum(map(len, verified.values()))
+    assert suspected <= 50, "once for each time that all of them got worse"
+
+
+@pytest.mark.parametrize("instances", [2, 6, 50])
+@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
+def test_another_models_weights_are_suspected_within_30_comparisons(
+    instances: int, rate: float
+) -> None:
+    found = []
+    for seed in range(20):
+        world = pool(instances, verify_every=10**9)
+        verify_all(world)
+        random = Random(seed)
+        rates = {f"{i}": rate for i in range(instances)}
+        comparisons(world, random, rates, 1000)
+        rates["0"] = 0.9
+        verified = comparisons(world, random, rates, 60 * instances)
+        assert verified["0"]
+        found.append(verified["0"][0] / instances)
+    assert sorted(found)[len(found) // 2] < 30
+
+
+def test_verify_every_bounds_how_many_units_a_liar_finishes() -> None:
+    world = pool(6, verify_every=100)
+    verify_all(world)
+    lies = 0
+    while "0" not in world.recycled:
+        world.arrive(6)
+        for instance in list(world.running):
+            world.finish(instance)
+            lies += instance == "0"
+        for instance in list(world.verifying):
+            world.verify(instance, right=instance != "0")
+        assert lies <= 100
