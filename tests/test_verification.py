@@ -298,7 +298,7 @@ def test_honest_instances_are_hardly_ever_suspected(instances: int, rate: float)
     world = pool(instances, verify_every=10**9)
     verify_all(world)
     rates = {f"{i}": rate for i in range(instances)}
-    verified = comparisons(world, Random(1), rates, 100_000)
+    verified = comparisons(world, Random(1), rates, 30_000)
     assert sum(map(len, verified.values())) <= 1
 
 
@@ -307,11 +307,11 @@ def test_inputs_that_drift_make_nobody_suspected(instances: int) -> None:
     world = pool(instances, verify_every=10**9)
     verify_all(world)
     random, suspected = Random(2), 0
-    for rate in [0.05, 0.6] * 50:
+    for rate in [0.05, 0.6] * 20:
         rates = {f"{i}": rate for i in range(instances)}
         verified = comparisons(world, random, rates, 1000)
         suspected += sum(map(len, verified.values()))
-    assert suspected <= 50, "once for each time that all of them got worse"
+    assert suspected <= 20, "once for each time that all of them got worse"
 
 
 @pytest.mark.parametrize("instances", [2, 6, 50])
@@ -320,7 +320,7 @@ def test_another_models_weights_are_suspected_within_30_comparisons(
     instances: int, rate: float
 ) -> None:
     found = []
-    for seed in range(20):
+    for seed in range(9):
         world = pool(instances, verify_every=10**9)
         verify_all(world)
         random = Random(seed)
