@@ -245,6 +245,13 @@ def serve(
             help="Instances of the deployed model without which GET /v2/health/ready says no."
         ),
     ] = ServeOptions.min_ready,
+    verify_every: Annotated[
+        int,
+        typer.Option(
+            help="Units after which an instance answers a query whose answer is known, as it does "
+            "when it joins; one that answers wrongly is replaced. 0: never."
+        ),
+    ] = ServeOptions.verify_every,
     shutdown_delay: Annotated[
         float,
         typer.Option(
@@ -325,6 +332,7 @@ def serve(
         faults=load_fault_plan(faults) if faults is not None else None,
         fleet=fleet,
         min_ready=min_ready,
+        verify_every=verify_every,
         shutdown_delay=shutdown_delay,
     )
     cluster = {

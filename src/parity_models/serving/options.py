@@ -27,7 +27,8 @@ class ServeOptions:
     without it is served exact. `limits` bound what clients can make the server hold. `faults`
     begin when they are told to. The server is ready while `min_ready` instances run the deployed
     model; told to stop, it is not ready but goes on for `shutdown_delay`, until load balancers have
-    noticed.
+    noticed. An instance answers a golden query when it joins, and after every `verify_every` units;
+    0: never.
     `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
     servers that run the models, in place of local instances.
     Raises UserError for values out of range.
@@ -51,6 +52,7 @@ class ServeOptions:
     fleet: Fleet | None = None
     min_ready: int = 1
     shutdown_delay: float = 0.0
+    verify_every: int = 100
 
     def __post_init__(self) -> None:
         for name in ("instances", "max_batch", "max_queue", "min_ready"):
@@ -58,6 +60,8 @@ class ServeOptions:
                 raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.parity_instances is not None and self.parity_instances < 0:
             raise UserError(f"parity_instances must be 0 or more, got {self.parity_instances}")
+        if self.verify_every < 0:
+            raise UserError(f"verify_every must be 0 or more, got {self.verify_every}")
         if not 0 <= self.shutdown_delay < inf:
             raise UserError(f"shutdown_delay must be 0 or more, got {self.shutdown_delay}")
         if not 0 < self.deadline < inf:

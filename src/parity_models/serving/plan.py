@@ -70,6 +70,7 @@ class Plan:
                 max_queue=options.max_queue,
                 deadline=options.deadline,
                 default_prediction=options.default_prediction is not None,
+                verify_every=options.verify_every,
             ),
             self.model.output,
             self._code,
