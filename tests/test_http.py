@@ -34,6 +34,7 @@ class Echo:
     """A frontend whose answers are its inputs, `times` over, once it may answer."""
 
     ready = True
+    quarantined = ()
 
     def __init__(self, times: int = 1) -> None:
         self.may = asyncio.Event()
@@ -338,6 +339,19 @@ def test_all_requests_in_flight_share_a_budget_of_bytes(run: Loop) -> None:
             await eventually(lambda: served.budget.held == 0, "nothing is given back")
 
     run(test())
+
+
+async def test_trailers_beyond_the_limit_are_refused() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        client.send(f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        client.send(b"2\r\n{}\r\n0\r\nTrailer: ")
+        for _ in range(100):
+            client.send(b"x" * 10_000)
+            await asyncio.sleep(0)
+        status, _, content = await client.answer()
+        assert (status, b"longer than 65536 bytes" in content) == (431, True)
+        client.close()
 
 
 async def test_headers_beyond_the_limit_are_refused() -> None:

@@ -80,6 +80,7 @@ class HttpServer:
         self.closing = True
         self._pause()
         self._socket.close()
+        await asyncio.gather(*self._opening)
         for connection in list(self._connections):
             if connection.idle:
                 connection.close()
@@ -162,8 +163,8 @@ class HttpServer:
     async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
         try:
             await self._loop.connect_accepted_socket(lambda: connection, accepted)
-        except OSError as error:
-            _log.warning("a connection broke as it was accepted: %s", error)
+        except Exception as error:
+            _log.warning("a connection broke as it was accepted: %r", error)
             accepted.close()
             self.lost(connection)
 

@@ -17,7 +17,12 @@ from typing import Protocol, cast
 
 import httptools
 
-from parity_models.serving.errors import InvalidRequestError, LateRequestError, RequestError
+from parity_models.serving.errors import (
+    AbandonedError,
+    InvalidRequestError,
+    LateRequestError,
+    RequestError,
+)
 from parity_models.serving.limits import Limits
 from parity_models.serving.messages import Body, Request, Response, error_response, request_of
 from parity_models.serving.rest import Rest
@@ -49,6 +54,7 @@ _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
 }
+_STATUS_LINES[AbandonedError.status] = b"HTTP/1.1 499 Client Closed Request\r\n"
 
 
 _NONE = Request("", "", {})
@@ -116,6 +122,7 @@ class HttpConnection(asyncio.Protocol):
         self._target = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._head = 0
+        """Bytes that came since there was a piece of a body: of a head, or of trailers."""
         self._begun = False
         self._incoming: _Incoming | None = None
         self._waiting: deque[_Incoming] = deque()
@@ -162,8 +169,7 @@ class HttpConnection(asyncio.Protocol):
             self._drop(len(data))
             return
         while data and not self._ended:
-            if self._incoming is None:
-                self._head += len(data)
+            self._head += len(data)
             try:
                 self._parser.feed_data(data)
                 data = b""
@@ -175,7 +181,7 @@ class HttpConnection(asyncio.Protocol):
             except httptools.HttpParserError as error:
                 self._malformed(error)
                 data = b""
-        if self._begun and self._incoming is None and self._head > MAX_HEAD and not self._ended:
+        if self._begun and self._head > MAX_HEAD and not self._ended:
             self._refuse(_head_too_long())
         self._wait()
 
@@ -282,6 +288,7 @@ class HttpConnection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         incoming = self._incoming
+        self._head = 0
         if incoming is not None and incoming.body is not None:
             try:
                 incoming.body.add(piece)
@@ -303,6 +310,7 @@ class HttpConnection(asyncio.Protocol):
             incoming.request.body = incoming.body.whole()
         self._incoming = None
         self._begun = False
+        self._head = 0
         self._waits = _Waits.ANSWER  # so that the next request's time is counted from its start
         self._take(incoming)
 
@@ -399,9 +407,13 @@ class HttpConnection(asyncio.Protocol):
     async def _answer(self, incoming: _Incoming) -> None:
         response = await self._rest.answer(incoming.request)
         self._task = None
-        self._write(incoming, response)
-        self._answer_next()
-        self._wait()
+        try:
+            self._write(incoming, response)
+            self._answer_next()
+            self._wait()
+        except Exception:
+            _log.exception("an answer could not be written")
+            self.abort()
 
     def _continue(self) -> None:
         """Tell a client that waits for it to send its body, when those before it are answered."""

@@ -57,8 +57,10 @@ def request_of(method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) 
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         if key in headers:
             repeated.setdefault(key, [headers[key]]).append(text)
-            text = f"{headers[key]}, {text}"
-        headers[key] = text
+        else:
+            headers[key] = text
+    for key, texts in repeated.items():
+        headers[key] = ", ".join(texts)
     return Request(method, target, headers, repeated)
 
 
