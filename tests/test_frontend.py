@@ -128,8 +128,11 @@ async def serving(
         screen=screen,
         golden=golden,
     )
-    await frontend.start(policy.works(instances, parity_instances))
+    starting = asyncio.create_task(frontend.start(policy.works(instances, parity_instances)))
+    while not (starting.done() or engine.units):
+        await asyncio.sleep(0)
     yield frontend, engine
+    await starting
     async with asyncio.timeout(10):
         drained = asyncio.create_task(frontend.drain())
         while not drained.done():

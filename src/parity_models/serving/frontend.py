@@ -15,6 +15,7 @@ import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -48,6 +49,7 @@ from parity_models.scheduling import (
     parity_work,
 )
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.health import State
 from parity_models.serving.asked import Answers, Asked
 from parity_models.serving.comparison import Comparison, Made
 from parity_models.serving.engine import Engine
@@ -72,6 +74,9 @@ now = time.monotonic
 
 CHECK_INTERVAL = 1.0
 """Seconds between two self-checks."""
+
+VERIFIED_WITHIN = 10.0
+"""Seconds for which a frontend that starts waits for golden queries, at the most."""
 
 MAX_QUARANTINED = 100
 """How many instances that answered wrongly are remembered by name."""
@@ -177,13 +182,17 @@ class Frontend:
     # For those who ask
 
     async def start(self, works: Sequence[frozenset[str]]) -> None:
-        """Start an instance for each of `works`; returns when all are up, or raises what the
-        engine raises."""
+        """Start an instance for each of `works`; returns when all are up and have answered their
+        golden queries, or raises what the engine raises."""
         self._works = sorted(frozenset().union(*works))
         self._stand_ins = self._works != [DEPLOYED]
         await self._engine.start(works, self)
         self._started = True
         self._check()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(VERIFIED_WITHIN):
+                while any(state is State.VERIFYING for _, state in self._scheduler.instances()):
+                    await asyncio.sleep(0.002)
 
     async def infer(
         self,
