@@ -81,8 +81,8 @@ async def run_chaos(
         lies=lies | {"liar": other_weights(seed)},
     )
     began, cpu = time.monotonic(), time.process_time()
+    await server.start()
     try:
-        await server.start()
         other = write_other_bundle(folder, seed)
         chaos = _Chaos(engine, server, model, other, seed, rate, rng, say)
         repairs = await chaos.run(course)

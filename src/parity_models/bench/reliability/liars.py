@@ -130,8 +130,8 @@ async def run_liars(
     lies |= {f"flipped exponent bit {each}": flipped(model, rng) for each in range(1, FLIPS + 1)}
     server = server_on(engine, model, folder, deadline=10.0, service=SERVICE, lies=lies)
     told = []
+    await server.start()
     try:
-        await server.start()
         http = HttpClients(server.url)
         everyone = instances_up(await metrics(http))
         for name in lies:

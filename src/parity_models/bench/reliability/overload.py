@@ -127,8 +127,8 @@ async def run_overload(
     capacities = []
     for deadline in deadlines:
         server = server_on(engine, model, folder, deadline=deadline, service=SERVICE)
+        await server.start()
         try:
-            await server.start()
             bench = _Bench(server, seed)
             # Long deadlines take longer to fill the queue with what can be in time.
             lasting = max(seconds, 1.5 * deadline)

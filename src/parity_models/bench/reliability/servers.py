@@ -20,6 +20,7 @@ from parity_models.bench.reliability.processes import (
     send,
 )
 from parity_models.bench.reliability.requests import POISON
+from parity_models.errors import ServingError
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
@@ -27,6 +28,9 @@ DESCRIPTORS = 256
 """That the process has to which clients connect: enough for all but for more connections."""
 RESTART = 1.0
 """Seconds after which what runs upstreams starts one again."""
+STARTS = 3
+"""Times that a cluster is tried to be started: Ray gives its processes 30 s, on a machine that is
+busy, too."""
 WORKER = "parity_models.serving.local.worker"
 
 
@@ -68,7 +72,8 @@ class TestedServer(ABC):
 
     @abstractmethod
     async def start(self) -> None:
-        """Returns when it is ready."""
+        """Returns when it is ready. Raises ServingError, with nothing left running, if it does not
+        get so far."""
 
     async def stop(self) -> None:
         await self.front.stop()
@@ -151,7 +156,11 @@ class RemoteServer(TestedServer):
             one = (str(self.model.bundle), "--policy", "none", "--instances", "1")
             upstream = ServeProcess([*one, "--port", "0", "--faults", faults], log)
             self._upstreams.append(upstream)
-        await asyncio.gather(*(upstream.start() for upstream in self._upstreams))
+        try:
+            await asyncio.gather(*(upstream.start() for upstream in self._upstreams))
+        except BaseException:
+            await asyncio.gather(*(upstream.stop() for upstream in self._upstreams))
+            raise
         # From now on each keeps its port: it is started again there.
         for upstream in self._upstreams:
             upstream.keep_port()
@@ -211,7 +220,13 @@ class RayServer(TestedServer):
         # Ray lets other processes go first; other engines' instances do not.
         environment = {"RAY_worker_niceness": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
         self._front = ServeProcess(arguments, self.folder / "server.log", environment)
-        await self._front.start()
+        for left in reversed(range(STARTS)):
+            try:
+                await self._front.start()
+                break
+            except ServingError:
+                if not left:
+                    raise
         for pid in descendants(self._front.pid):
             if "ProxyActor" in command_line(pid):
                 limit_descriptors(pid, DESCRIPTORS)

@@ -77,8 +77,8 @@ async def run_soak(
     server = server_on(engine, model, folder, deadline=DEADLINE, service=SERVICE)
     ledger = Ledger()
     samples = []
+    await server.start()
     try:
-        await server.start()
         http = HttpClients(server.url)
         grpc = GrpcClients(server.front.grpc_address) if server.front.grpc_address else None
         # One row a request: an instance runs one at a time.

@@ -91,8 +91,8 @@ async def run_timeouts(
         server = server_on(
             Engine.LOCAL, model, folder, deadline=10.0, service=SERVICE, options=options
         )
+        await server.start()
         try:
-            await server.start()
             http = HttpClients(server.url)
             endings = await _press(http, model.rows, seed, seconds)
             idle = await _slowest_of_idle(http, model.rows)
