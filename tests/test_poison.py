@@ -9,6 +9,7 @@ from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
+    Fail,
     NoRedundancy,
     Parity,
     Policy,
@@ -32,7 +33,8 @@ from parity_models.scheduling.policies import (
     Replication,
 )
 from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import ORIGINALS, World, code, undisturbed
+from parity_models.scheduling.work import Query
+from scheduling_world import LOG, ORIGINALS, STRICT, World, code, undisturbed
 
 RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
 
@@ -173,3 +175,22 @@ def test_random_kills_fail_nobody() -> None:
             world.log.clear()
         serve(world, random, set())
         assert not world.failures
+
+
+def test_a_policy_that_raises_when_an_instance_is_lost_fails_its_query_alone() -> None:
+    class Broken(NoRedundancy):
+        def suspected(self, scheduler: Scheduler, query: Query) -> None:
+            raise RuntimeError("a bug")
+
+    scheduler = Scheduler(Broken())
+    scheduler.instance_joined(0.0, "a", ORIGINALS)
+    scheduler.queries_arrived(0.0, [0, 1], "image")
+    LOG.removeHandler(STRICT)
+    try:
+        actions = scheduler.instance_left(0.1, "a")
+    finally:
+        LOG.addHandler(STRICT)
+    actions += scheduler.instance_joined(0.2, "b", ORIGINALS)
+    failed = [action for action in actions if isinstance(action, Fail)]
+    assert [(fail.query, fail.reason) for fail in failed] == [(0, Reason.INTERNAL)]
+    assert [action.subjects for action in actions if isinstance(action, Run)] == [(1,)]

@@ -88,7 +88,7 @@ class Scheduler:
             verify_every=self._config.verify_every,
             deadline=self._config.deadline,
         )
-        self._poison = Poison(self, policy, self._dispatch, self._config.max_attempts)
+        self._poison = Poison(self, policy, self._dispatch, self._config.max_attempts, self._tell)
         self._deciding = False
         self._overdue: list[Query] = []
         self._broken: list[tuple[int, str]] = []

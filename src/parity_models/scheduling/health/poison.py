@@ -13,6 +13,7 @@ well be the reason: then it is tried alone once, for their sake.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED, Reason
@@ -30,16 +31,23 @@ ENOUGH = 3
 class Poison:
     """Retries what instances ran when they left; acts through the scheduler.
 
-    `max_attempts`: how often a task is tried.
+    `max_attempts`: how often a task is tried. `tell` calls a hook of the policy that may raise:
+    (queries that it is about, hook, arguments).
     """
 
     def __init__(
-        self, scheduler: Scheduler, policy: Policy, dispatch: Dispatch, max_attempts: int
+        self,
+        scheduler: Scheduler,
+        policy: Policy,
+        dispatch: Dispatch,
+        max_attempts: int,
+        tell: Callable[..., None],
     ) -> None:
         self._scheduler = scheduler
         self._policy = policy
         self._dispatch = dispatch
         self._max_attempts = max_attempts
+        self._tell = tell
         self._set_aside: dict[Query, Task | None] = {}
 
     def lost(self, unit: Unit) -> None:
@@ -57,14 +65,16 @@ class Poison:
                 self._scheduler.drop(task)
         for query in suspects:
             query.lost_alone |= len(suspects) == 1
-            self._policy.suspected(self._scheduler, query)
+            self._tell((query.id,), self._policy.suspected, self._scheduler, query)
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
                 self._set_aside[query] = kept
-            self._policy.urgent(self._scheduler, query)
+            self._tell((query.id,), self._policy.urgent, self._scheduler, query)
 
     def retry(self) -> None:
         """Queue or fail those that were set aside, as far as it is known which is to be done."""
+        if not self._set_aside:
+            return
         for query, task in reversed(list(self._set_aside.items())):
             if self._scheduler.pending_query(query.id) is None:
                 del self._set_aside[query]
