@@ -283,6 +283,30 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
                 assert list(engine.pids()) == [instance]
 
 
+async def test_a_process_that_nobody_took_notice_of_exits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = asyncio.create_subprocess_exec
+    strays: list[asyncio.subprocess.Process] = []
+
+    async def unwatched(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await make(*arguments, **options)
+        if not strays:
+            strays.append(process)
+            raise OSError(errno.EMFILE, "no descriptor to watch the process by")
+        return process
+
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        monkeypatch.setattr(asyncio, "create_subprocess_exec", unwatched)
+        os.kill(engine.pids()["0"], signal.SIGKILL)
+        await events.departure("0")
+        assert (await events.arrival()).instance == "0.2"
+        async with asyncio.timeout(60):
+            assert await strays[0].wait() == 0
+        assert events.nothing_more()
+
+
 def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
     tmp_path: Path, sockets: Path
 ) -> None:

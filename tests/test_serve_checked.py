@@ -16,6 +16,7 @@ from onnx_models import linear_model
 from parity_models import __version__
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, ModelError
+from parity_models.faults import FaultPlan, Lie
 from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
 from parity_models.scheduling.spec import PolicyName, PolicySpec
@@ -133,3 +134,34 @@ def test_a_model_that_cannot_be_known_by_its_outputs_is_told(
     models = {"deployed": bundle.pinned(bundle.manifest.deployed)}
     assert not golden_of(bundle, models, [frozenset({"deployed"})])
     assert "deployed has no output to know it by" in caplog.text
+
+
+@pytest.mark.parametrize("policy", [PolicyName.NONE, PolicyName.ADAPTIVE_PARITY])
+async def test_a_worker_that_runs_another_model_is_replaced_and_named(
+    tmp_path: Path, policy: PolicyName
+) -> None:
+    bundle = write(tmp_path, 1)
+    lie = tmp_path / "lie.onnx"
+    options = ServeOptions(
+        policy=PolicySpec(name=policy),
+        instances=2,
+        port=0,
+        faults=FaultPlan(lies=(Lie(0, str(lie)),)),
+    )
+    async with Server(bundle, options) as server:
+        server.begin_faults()
+        linear_model(lie, (4,), (2,), np.full((4, 2), -7, np.float32))
+        rows = np.ones((1, 4), np.float32)
+        async with asyncio.timeout(120):
+            for _ in range(3000):
+                await server.frontend.infer(rows)
+                if server.frontend.quarantined:
+                    break
+            lie.unlink()
+            assert list(server.frontend.quarantined) == ["0"]
+            while not any(each.startswith("0.") for each in server._engine.running()):
+                await asyncio.sleep(0.01)
+            for _ in range(300):
+                answers = await server.frontend.infer(rows)
+                np.testing.assert_allclose(answers.outputs, 4, rtol=1e-5)
+        assert list(server.frontend.quarantined) == ["0"]

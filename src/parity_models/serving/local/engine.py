@@ -19,7 +19,14 @@ from parity_models.serving.engine import EngineListener
 from parity_models.serving.local.copies import ModelCopies
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
-from parity_models.serving.local.wire import Exit, Hello, InjectFaults, bind, reports_endpoint
+from parity_models.serving.local.wire import (
+    Exit,
+    Hello,
+    InjectFaults,
+    bind,
+    encode,
+    reports_endpoint,
+)
 from parity_models.serving.local.workers import WorkerEngine
 from parity_models.serving.metrics import Metrics
 
@@ -195,6 +202,19 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         if not self._to_join and not self._started.done():
             self._started.set_result(None)
         self._listener.instance_joined(worker.instance, worker.works)
+
+    def _stray(self, hello: Hello) -> None:
+        # Its process was made, and then something was lacking to take notice of it.
+        _log.warning(
+            "worker %s is up although its start failed; it is told to exit", hello.instance
+        )
+        try:
+            with self._context.socket(zmq.PUSH) as socket:
+                socket.connect(hello.control)
+                socket.send(encode(Exit(hello.instance)), zmq.NOBLOCK)
+                socket.close(linger=round(1000 * GRACE))
+        except zmq.ZMQError as error:
+            self._got_over("clean up", error)
 
     # Supervision
 

@@ -68,6 +68,9 @@ class WorkerEngine(ABC, Generic[Link]):
     def _give_up(self, worker: Link, why: str) -> None:
         """The worker does not do what it should."""
 
+    def _stray(self, hello: Hello) -> None:
+        """A worker that the engine does not know, or no longer, says hello."""
+
     def _reported(self, worker: Link, report: Report) -> None:
         """What the worker reported has been dealt with."""
 
@@ -156,6 +159,8 @@ class WorkerEngine(ABC, Generic[Link]):
                 self._refuse(error)
                 continue
             worker = self._workers.get(report.instance)
+            if worker is None and isinstance(report, Hello):
+                self._stray(report)
             if worker is None or worker.ended:
                 continue  # this was still on its way
             worker.silence = 0
