@@ -260,6 +260,42 @@ def liars(
 
 
 @lab.command()
+def attack(
+    victims: Annotated[
+        int, typer.Option(help="Queries of victims beside each attacker.", min=10)
+    ] = 800,
+    seed: Seed = 0,
+    out: Out = Path("runs/reliability"),
+    quick: Quick = False,
+) -> None:
+    """Ask beside a client of absurd inputs, on a bundle whose slots are not isolated.
+
+    Victims' reconstructions are compared with what the model says, beside honest partners and
+    beside attackers, with the bundle's envelope and without. Exits with 1 if an attacker changes
+    victims' answers, or a request is refused.
+    """
+    import msgspec
+
+    from parity_models.bench.reliability.attack import run_attack
+    from parity_models.cli.json_file import write_json
+    from parity_models.tasks import find_task
+
+    console = Console(stderr=True, highlight=False)
+    result = run_attack(
+        find_task("digits"),
+        out / "attack",
+        victims=100 if quick else victims,
+        seed=seed,
+        seconds=5.0 if quick else None,
+        say=console.print,
+    )
+    write_json(out / "attack.json", msgspec.structs.replace(result, command=command()))
+    for claim in result.claims:
+        console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
+    conclude(result.met)
+
+
+@lab.command()
 def fuzz(
     minutes: Annotated[float, typer.Option(help="About how long.", min=0.1)] = 30.0,
     seed: Seed = 0,

@@ -1,0 +1,69 @@
+"""A client's absurd inputs do not decide others' answers, computed as parm lab attack does."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_models.bench.reliability.attack import (
+    CODE,
+    HONEST,
+    Beside,
+    compute,
+    partners,
+    table,
+    without_envelope,
+)
+from parity_models.models.bundle import Bundle
+from parity_models.tasks import find_task
+from parity_models.training import Settings, train_deployed, train_parity
+
+TASK = find_task("digits")
+DIGITS = TASK.load()
+ROWS = DIGITS.test.inputs
+PARTNERS = partners(ROWS, len(ROWS), np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose slots are not isolated, trained for a short time."""
+    folder, settings = tmp_path_factory.mktemp("attack"), Settings(epochs=20)
+    deployed = train_deployed(TASK, DIGITS, "mlp", folder / "f", settings).bundle
+    return train_parity(
+        deployed, CODE, DIGITS.train.inputs, folder / "b", settings, validation=DIGITS.validation
+    ).bundle
+
+
+def test_beside_an_attacker_victims_fare_as_beside_honest_partners(bundle: Bundle) -> None:
+    found = {name: compute(bundle, ROWS, rows) for name, rows in PARTNERS.items()}
+    honest, _ = found.pop(HONEST)
+    for name, (agreement, held) in found.items():
+        assert held > 0.99, name
+        assert agreement >= honest - 0.01, name
+
+
+def test_without_an_envelope_attackers_decide_victims_answers(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    bare = without_envelope(bundle, tmp_path / "bare")
+    honest, _ = compute(bare, ROWS, PARTNERS[HONEST])
+    for name, rows in PARTNERS.items():
+        if name.startswith("all"):
+            assert compute(bare, ROWS, rows)[0] < honest / 2, name
+
+
+@pytest.mark.parametrize(
+    ("agreed", "computed", "unanswered", "met"),
+    [
+        (960, 0.955, 0, [True, True, True]),
+        (900, 0.955, 0, [True, False, True]),
+        (960, 0.90, 0, [False, True, True]),
+        (960, 0.955, 1, [True, True, False]),
+    ],
+)
+def test_what_is_met_is_computed(
+    agreed: int, computed: float, unanswered: int, met: list[bool]
+) -> None:
+    honest = Beside(HONEST, 0.96, 0.0, 960, 1000, 0)
+    after = {HONEST: honest, "all 5": Beside("all 5", computed, 1.0, agreed, 1000, unanswered)}
+    assert [claim.met for claim in table(after, after).claims] == met
