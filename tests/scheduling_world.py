@@ -83,6 +83,8 @@ class World:
     log: list[Action] = field(default_factory=list)
     unreported: dict[str, Run] = field(default_factory=dict)
     """Units that have ended, which the scheduler does not know yet, by instance."""
+    over: set[int] = field(default_factory=set)
+    """Units of which the end was reported."""
     wrong: tuple[int, ...] = ()
     """The slots whose reconstructions cannot be right."""
 
@@ -138,10 +140,12 @@ class World:
                 at_hand.update({subject} & self.inputs)
             elif subject in self.members:
                 self.parity_outputs[subject].add(int(run.work.removeprefix("parity-")))
+        self.over.add(run.unit)
         self.do(self.scheduler.unit_finished(self.now, run.unit))
 
     def fail(self, instance: str) -> None:
         run = self.running.pop(instance)
+        self.over.add(run.unit)
         self.do(self.scheduler.unit_failed(self.now, run.unit, "the model raised"))
 
     def verify(self, instance: str, *, right: bool = True) -> None:
@@ -208,7 +212,8 @@ class World:
         assert len({self.tenants[query] for query in encode.members}) == 1, "tenants share no code"
         for run in self.running.values():
             if run.work == DEPLOYED:
-                self._check_apart(run, encode.members)
+                unknown = set(encode.members) - self.predictions
+                self._check_apart(run, tuple(unknown))
         self.members[encode.group] = encode.members
         self.parity_outputs[encode.group] = set()
 

@@ -1,167 +1,30 @@
 """The scheduler keeps its promises to every query, whatever happens."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import cycle
-from typing import Any
+from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parity_models.codes import Code
+from histories import STEP_NAMES, Setup, check_nothing_is_left, draw_setup, history, run_history
 from parity_models.scheduling import (
-    EqualResources,
     NoRedundancy,
     Parity,
-    Policy,
     Reason,
     Scheduler,
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.dispatch import (
-    Dispatch,
-    LatencyAware,
-    PowerOfTwoChoices,
-    RoundRobin,
-    SingleQueue,
-)
-from parity_models.scheduling.policies import (
-    AdaptiveParity,
-    AnswerRule,
-    ApproximateBackup,
-    Hedging,
-    Pool,
-    Replication,
-)
-from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import ORIGINALS, World, code, undisturbed
+from parity_models.scheduling.policies import Pool, Replication
+from scheduling_world import ORIGINALS, World, code
 
-BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
-    "none": lambda code, options: NoRedundancy(),
-    "equal resources": lambda code, options: EqualResources(),
-    "replication": lambda code, options: Replication(2),
-    "hedging": lambda code, options: Hedging(delay=0.5, budget=options["budget"]),
-    "live hedging": lambda code, options: Hedging(quantile=0.5),
-    "backup": lambda code, options: ApproximateBackup(
-        answer_rule=options["answer_rule"], answer_after=options["answer_after"]
-    ),
-    "adaptive parity": lambda code, options: AdaptiveParity(
-        code,
-        hedge_budget=options["budget"],
-        run_times=RunTimes(window=20, every=2),
-        interference=undisturbed(),
-    ),
-    "parity": lambda code, options: Parity(
-        code, **{name: value for name, value in options.items() if name != "budget"}
-    ),
-}
-
-
-@dataclass
-class Setup:
-    """One configuration of scheduler and policy, built anew as often as needed."""
-
-    policy: str
-    dispatch: type[Dispatch]
-    code: Code
-    options: dict[str, Any]
-    config: SchedulerConfig
-    nodes: int | None
-
-    def build(self) -> tuple[World, Policy]:
-        policy = BUILDERS[self.policy](self.code, self.options)
-        scheduler = Scheduler(policy, self.config, self.dispatch())
-        return World(scheduler, self.code, self.config.max_batch), policy
+STEPS = st.lists(st.tuples(st.sampled_from(STEP_NAMES), st.integers(0, 1000)), max_size=80)
 
 
 @st.composite
 def setups(draw: st.DrawFn) -> Setup:
-    k = draw(st.integers(2, 4))
-    decoder = draw(st.sampled_from(["separate", "subtraction"]))
-    return Setup(
-        draw(st.sampled_from([*BUILDERS, "parity", "parity", "parity", "adaptive parity"])),
-        draw(
-            st.sampled_from([SingleQueue, SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices])
-        ),
-        code(k, draw(st.integers(1, 2)), decoder),
-        {
-            "pool": draw(st.sampled_from(list(Pool))),
-            "max_group_wait": draw(st.sampled_from([None, 0.0, 0.5, 3.0])),
-            "parity_delay": draw(st.sampled_from([0.0, 1.0])),
-            "answer_rule": draw(st.sampled_from(list(AnswerRule))),
-            "answer_after": 2.0,
-            "budget": draw(st.sampled_from([0.05, 1.0])),
-        },
-        SchedulerConfig(
-            max_batch=draw(st.integers(1, 3)),
-            max_queue=draw(st.sampled_from([4, 1000])),
-            deadline=draw(st.sampled_from([5.0, 50.0])),
-            max_attempts=draw(st.integers(1, 4)),
-            default_prediction=draw(st.booleans()),
-        ),
-        draw(st.sampled_from([None, 1, 2, 3, 4])),
-    )
-
-
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            [
-                "arrive",
-                "arrive",
-                "finish",
-                "finish",
-                "finish",
-                "fail",
-                "leave",
-                "join",
-                "time",
-                "busy",
-            ]
-        ),
-        st.integers(0, 1000),
-    ),
-    max_size=80,
-)
-
-
-def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
-    world, policy = setup.build()
-    works = cycle(policy.works(3, 2))
-    nodes = cycle([None] if setup.nodes is None else [str(node) for node in range(setup.nodes)])
-    for i in range(5):
-        world.join(f"{i}", next(works), next(nodes))
-    for number, (step, choice) in enumerate(steps):
-        busy = sorted(world.running)
-        if step == "arrive":
-            deadline = world.now + 1.0 if choice % 7 == 0 else None
-            world.arrive(1 + choice % 5, ["image", "text"][choice % 2], deadline)
-        elif step == "finish" and busy:
-            world.finish(busy[choice % len(busy)])
-        elif step == "fail" and busy:
-            world.fail(busy[choice % len(busy)])
-        elif step == "busy" and busy:
-            world.turn_away(busy[choice % len(busy)], choice / 500 + 0.01)
-        elif step == "leave" and world.works:
-            world.leave(sorted(world.works)[choice % len(world.works)])
-        elif step == "join":
-            world.join(f"joined-{number}", next(works), next(nodes))
-        elif step == "time":
-            world.pass_time(choice / 500)
-    return world
-
-
-def run_out(world: World) -> None:
-    """Let every instance finish and every deadline pass."""
-    for _ in range(1000):
-        if not world.running:
-            break
-        world.finish(min(world.running))
-    world.pass_time(100.0)
-    for instance in sorted(world.running):
-        world.finish(instance)
+    return draw_setup(lambda options: draw(st.sampled_from(options)))
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -169,19 +32,14 @@ def run_out(world: World) -> None:
 def test_every_query_is_answered_once_or_failed_once_and_nothing_is_left(
     setup: Setup, steps: list[tuple[str, int]]
 ) -> None:
-    world = run_history(setup, steps)
-    run_out(world)
-    assert world.answers.keys() | world.failures.keys() == set(range(world.arrived))
-    assert world.scheduler.pending == 0
-    assert sum(world.scheduler.queue_depths().values()) == 0
-    assert not world.running
-    # What stays is padding: at most 2k - 2 answered queries and an open group, for each kind.
-    kept = 2 * (3 * setup.code.k - 3)
-    assert world.scheduler.size() <= kept
-    assert len(world.inputs) <= kept
-    assert world.predictions <= world.inputs
-    assert not world.members
-    assert not world.parity_outputs
+    check_nothing_is_left(run_history(setup, steps), setup.code.k)
+
+
+@pytest.mark.parametrize("seeds", [range(start, start + 100) for start in range(0, 300, 100)])
+def test_so_it_is_in_long_histories_of_all_kinds(seeds: range) -> None:
+    for seed in seeds:
+        setup, steps = history(Random(seed))
+        check_nothing_is_left(run_history(setup, steps), setup.code.k)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -52,11 +52,13 @@ class ApproximateBackup(Policy):
             query.alarm = scheduler.set_timer(due, answer, (query.id,))
 
     def exposes(self, scheduler: Scheduler, query: Query) -> int:
-        return self._backups[query.id].unit is not None
+        backup = self._backups.get(query.id)
+        return backup is not None and backup.unit is not None
 
     def suspected(self, scheduler: Scheduler, query: Query) -> None:
-        if self._backups[query.id].unit is None:
-            scheduler.drop(self._backups[query.id])
+        backup = self._backups.get(query.id)
+        if backup is not None and backup.unit is None:
+            scheduler.drop(backup)
 
     def may_answer(self, scheduler: Scheduler, query: Query) -> bool:
         return query.id in self._backups

@@ -1,0 +1,264 @@
+"""Random histories of a scheduler, its clients and its instances.
+
+Clocks lag, events are late, doubled or about what is gone, clients give up, one query is failed
+again and again. `run_history` drives a World (which checks every action) through one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from random import Random
+from typing import Any
+
+from parity_models.codes import Code
+from parity_models.scheduling import (
+    DEPLOYED,
+    EqualResources,
+    NoRedundancy,
+    Parity,
+    Policy,
+    Reason,
+    Scheduler,
+    SchedulerConfig,
+)
+from parity_models.scheduling.dispatch import (
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    RoundRobin,
+    SingleQueue,
+)
+from parity_models.scheduling.policies import (
+    AdaptiveParity,
+    AnswerRule,
+    ApproximateBackup,
+    Hedging,
+    Pool,
+    Replication,
+)
+from parity_models.scheduling.run_times import RunTimes
+from scheduling_world import World, code, undisturbed
+
+TENANTS = (None, None, "one", "other")
+KINDS = ("image", "image", "text")
+INSTANCES = 8
+"""As many are up at most."""
+
+
+def _learned() -> RunTimes:
+    random = Random(1)
+    times = RunTimes(window=200, every=50)
+    for _ in range(200):
+        times.add(random.expovariate(1.0) + 0.01, finished=random.random() < 0.9)
+    return times
+
+
+def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Policy:
+    return AdaptiveParity(
+        code,
+        hedge_budget=options["budget"],
+        run_times=run_times,
+        interference=undisturbed(),
+    )
+
+
+BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
+    "none": lambda code, options: NoRedundancy(),
+    "equal resources": lambda code, options: EqualResources(),
+    "replication": lambda code, options: Replication(options["copies"]),
+    "hedging": lambda code, options: Hedging(delay=0.5, budget=options["budget"]),
+    "live hedging": lambda code, options: Hedging(quantile=0.5),
+    "backup": lambda code, options: ApproximateBackup(
+        answer_rule=options["answer_rule"], answer_after=options["answer_after"]
+    ),
+    "adaptive parity": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
+    "learned adaptive parity": lambda code, options: _adaptive(code, options, _learned()),
+    "parity": lambda code, options: Parity(
+        code,
+        **{name: value for name, value in options.items() if name not in ("budget", "copies")},
+    ),
+}
+
+
+@dataclass
+class Setup:
+    """One configuration of scheduler and policy, built anew as often as needed."""
+
+    policy: str
+    dispatch: type[Dispatch]
+    code: Code
+    options: dict[str, Any]
+    config: SchedulerConfig
+    nodes: int | None
+
+    def build(self) -> tuple[World, Policy]:
+        policy = BUILDERS[self.policy](self.code, self.options)
+        scheduler = Scheduler(policy, self.config, self.dispatch())
+        return World(scheduler, self.code, self.config.max_batch), policy
+
+
+def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
+    """A configuration; `choose` picks one of some options."""
+    parities = ["parity", "parity", "parity"]
+    adaptive = ["learned adaptive parity", "learned adaptive parity"]
+    return Setup(
+        choose([*BUILDERS, *parities, *adaptive]),
+        choose([SingleQueue, SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]),
+        code(choose([2, 3, 4]), choose([1, 2]), choose(["separate", "subtraction"])),
+        {
+            "pool": choose(list(Pool)),
+            "max_group_wait": choose([None, 0.0, 0.5, 3.0]),
+            "parity_delay": choose([0.0, 1.0]),
+            "answer_rule": choose(list(AnswerRule)),
+            "answer_after": 2.0,
+            "budget": choose([0.05, 1.0]),
+            "copies": choose([2, 3]),
+        },
+        SchedulerConfig(
+            max_batch=choose([1, 2, 3]),
+            max_queue=choose([4, 1000]),
+            deadline=choose([5.0, 50.0]),
+            max_attempts=choose([1, 2, 3, 4]),
+            default_prediction=choose([False, False, True]),
+        ),
+        choose([None, 1, 2, 3, 4]),
+    )
+
+
+def _one_of(names: Sequence[str], choice: int) -> str:
+    return names[choice % len(names)]
+
+
+def _arrive(world: World, choice: int) -> None:
+    due = {0: world.now + 1.0, 1: world.now - 1.0, 2: world.now}.get(choice % 11)
+    world.arrive(
+        1 + choice % 5,
+        KINDS[choice % 3],
+        due,
+        TENANTS[choice % 4],
+        exact=choice % 6 == 0,
+    )
+
+
+def _haunt(world: World, choice: int) -> None:
+    """One query is failed wherever it runs."""
+    pending = [query for query in range(world.arrived) if world.scheduler.pending_query(query)]
+    query = pending[choice % len(pending)] if pending else None
+    for instance, run in list(world.running.items()):
+        if run.work == DEPLOYED and query in run.subjects and instance in world.running:
+            world.fail(instance)
+
+
+def _report_again(world: World, choice: int) -> None:
+    """An event that was reported already, or is about what is gone, is reported once more."""
+    scheduler, now = world.scheduler, world.now
+    again: list[Callable[[], Any]] = [
+        partial(scheduler.instance_left, now, "never joined"),
+        partial(scheduler.queries_abandoned, now, list(world.answers)[-3:]),
+        partial(scheduler.queries_failed, now, list(world.failures)[-3:], "no memory"),
+        partial(scheduler.time_passed, now - 1.0),
+    ]
+    again += [
+        partial(scheduler.instance_joined, now, name, world.works[name]) for name in world.works
+    ]
+    for unit in sorted(world.over)[-3:]:
+        again.append(partial(scheduler.unit_finished, now, unit))
+        again.append(partial(scheduler.unit_failed, now, unit, "the model raised"))
+    world.do(again[choice % len(again)]())
+
+
+STEPS: dict[str, Callable[[World, int], None]] = {
+    "arrive": _arrive,
+    "time": lambda world, choice: world.pass_time(choice / 500),
+    "stall": lambda world, choice: world.stall(choice / 500),
+    "haunt": _haunt,
+    "again": _report_again,
+    "abandon": lambda world, choice: world.abandon(*range(world.arrived)[-(choice % 9) :]),
+    "driver fails": lambda world, choice: world.do(
+        world.scheduler.queries_failed(world.now, [choice % (world.arrived + 1)], "no memory")
+    ),
+}
+"""What may happen at any time."""
+
+BUSY_STEPS: dict[str, Callable[[World, str, int], None]] = {
+    "finish": lambda world, instance, choice: world.finish(instance),
+    "end": lambda world, instance, choice: world.end(instance),
+    "fail": lambda world, instance, choice: world.fail(instance),
+    "busy": lambda world, instance, choice: world.turn_away(instance, choice / 500 + 0.01),
+}
+"""What may happen to an instance that runs a unit."""
+
+STEP_NAMES = [
+    *["arrive"] * 3,
+    *["finish"] * 4,
+    *["fail", "leave", "join", "time", "busy", "stall", "end", "report", "haunt", "again"],
+    *["abandon", "driver fails"],
+]
+
+
+def history(random: Random) -> tuple[Setup, list[tuple[str, int]]]:
+    """A long history in which some steps are frequent and others do not occur.
+
+    (Groce et al., Swarm testing, ISSTA 2012.)
+    """
+    often = {name: random.choice([0, 0, 1, 3]) for name in STEP_NAMES}
+    often |= {"arrive": random.choice([2, 4]), "finish": random.choice([1, 4, 6])}
+    often["time"] = random.choice([1, 3])
+    names = random.choices(list(often), list(often.values()), k=random.randint(20, 250))
+    return draw_setup(random.choice), [(name, random.randint(0, 1000)) for name in names]
+
+
+def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
+    world, policy = setup.build()
+    works = cycle(policy.works(3, 2))
+    nodes = cycle([None] if setup.nodes is None else [str(node) for node in range(setup.nodes)])
+    for i in range(5):
+        world.join(f"{i}", next(works), next(nodes))
+    for number, (step, choice) in enumerate(steps):
+        if step in STEPS:
+            STEPS[step](world, choice)
+        elif step == "join":
+            if len(world.works) < INSTANCES:
+                world.join(f"joined-{number}", next(works), next(nodes))
+        elif step == "leave":
+            if world.works:
+                world.leave(_one_of(sorted(world.works), choice))
+        elif step == "report":
+            if world.unreported:
+                world.report(_one_of(sorted(world.unreported), choice))
+        elif world.running:
+            BUSY_STEPS[step](world, _one_of(sorted(world.running), choice), choice)
+    return world
+
+
+def check_nothing_is_left(world: World, k: int) -> None:
+    """Every query ends once, and little is remembered, when instances finish and time passes."""
+    for instance in sorted(world.unreported):
+        world.report(instance)
+    for _ in range(2):
+        for _ in range(3000):
+            if not world.running:
+                break
+            world.finish(min(world.running))
+        for instance in sorted(world.recycled):
+            world.leave(instance)
+        world.pass_time(100.0)
+    assert world.answers.keys() | world.failures.keys() == set(range(world.arrived))
+    assert all(
+        fail.reason is not Reason.INTERNAL or fail.detail == "no memory"
+        for fail in world.failures.values()
+    )
+    scheduler = world.scheduler
+    assert scheduler.pending == 0
+    assert not any(scheduler.queue_depths().values())
+    assert not world.running
+    assert scheduler.running() == dict.fromkeys(world.works)
+    # What stays is padding: at most 2k - 2 answered queries and an open group, for those who may
+    # share one.
+    kept = len(set(KINDS)) * len(set(TENANTS)) * (3 * k - 3)
+    assert scheduler.size() <= kept
+    assert len(world.inputs) <= kept
+    assert world.predictions <= world.inputs
+    assert not world.members
+    assert not world.parity_outputs
