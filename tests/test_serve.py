@@ -140,8 +140,8 @@ def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> No
         until(lambda: server.metric("parm_queue_depth") == 2, "nothing waits")
         refused = infer(client, 3)
         assert refused.status_code == 503
-        assert "overloaded: 2 queries are waiting" in refused.json()["error"]
-        assert refused.headers["retry-after"] == "1"
+        assert "overloaded: 2 queries wait, and at most 2 may" in refused.json()["error"]
+        assert int(refused.headers["retry-after"]) >= 1
         for future in (running, *waiting):
             assert future.result().status_code == 200
         late = infer(client, 4, timeout=1000)
