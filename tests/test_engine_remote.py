@@ -54,7 +54,10 @@ class RemoteFleet(Fleet):
             Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
-        return RemoteEngine(models, Upstreams(upstreams), Metrics(), max_batch=8)
+        # The machine may be busy.
+        return RemoteEngine(
+            models, Upstreams(upstreams), Metrics(), max_batch=8, unit_timeout=200.0
+        )
 
     def kill(self, engine: Engine, number: int) -> None:
         self._dead = self._servers[number]

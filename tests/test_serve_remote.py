@@ -146,4 +146,7 @@ def test_what_does_not_fit_is_refused_with_the_difference(
         linear_model(tmp_path / "other.onnx", (INPUTS,), (OUTPUTS,))
         model = NewModel(tmp_path / "other.onnx", "other")
         other = write_bundle(tmp_path / "other", deployed=model, parity=[], code=None).path
-        assert "predicts something else" in refusal(str(other), "--deployed", server.url)
+        for url in (server.url, server.grpc_url):
+            assert "has another model 'model': the sha256 of its file" in refusal(
+                str(other), "--deployed", url
+            )

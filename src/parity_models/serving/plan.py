@@ -114,6 +114,7 @@ def _served_model(bundle: Bundle, options: ServeOptions) -> ServedModel:
         options.max_queue,
         options.tenant_header,
         bundle.digest,
+        deployed.sha256,
     )
 
 

@@ -42,7 +42,8 @@ class ServedModel:
     """Name, input and output of the served model; a request holds up to `max_rows` queries.
 
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
-    the digest of the bundle's manifest, where the model is of a bundle.
+    the digest of the bundle's manifest, where the model is of a bundle; `sha256`: the hash of the
+    model's file.
     """
 
     name: str
@@ -51,11 +52,13 @@ class ServedModel:
     max_rows: int
     tenant_header: str | None = None
     digest: str | None = None
+    sha256: str | None = None
 
     @property
     def identity(self) -> dict[str, str]:
         """What metadata says of what exactly is served."""
-        return {} if self.digest is None else {"bundle_digest": self.digest}
+        named = {"bundle_digest": self.digest, "model_sha256": self.sha256}
+        return {name: value for name, value in named.items() if value is not None}
 
     def check_model(self, name: str, version: str | None) -> None:
         """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""

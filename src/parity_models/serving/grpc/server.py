@@ -56,6 +56,9 @@ SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
 BUNDLE_DIGEST = "bundle-digest"
 """The trailing metadata of ServerMetadata and ModelMetadata that names the bundle."""
 
+MODEL_SHA256 = "model-sha256"
+"""Likewise, that is the hash of the deployed model's file."""
+
 QUARANTINED = "quarantined-instances"
 """Likewise, that names the instances that were found to answer wrongly, the latest last."""
 
@@ -207,6 +210,8 @@ class InferenceService:
         about = []
         if self._model.digest is not None:
             about.append((BUNDLE_DIGEST, self._model.digest))
+        if self._model.sha256 is not None:
+            about.append((MODEL_SHA256, self._model.sha256))
         if self._frontend.quarantined:
             about.append((QUARANTINED, ",".join(self._frontend.quarantined)))
         context.set_trailing_metadata(tuple(about))

@@ -12,6 +12,7 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.remote.upstream import (
     Fault,
+    ModelMetadata,
     UnitError,
     UpstreamClient,
     UpstreamError,
@@ -34,6 +35,7 @@ class Reference:
     model: OnnxModel
     query: NDArray[Any]
     prediction: NDArray[Any]
+    sha256: str
 
 
 class Checks:
@@ -46,7 +48,9 @@ class Checks:
             model = OnnxModel(models[work].read())
             query = np.random.default_rng(0).uniform(size=model.input.shape)
             row = query.astype(model.input.dtype)
-            self.references[work] = Reference(model, row, model(row[np.newaxis])[0])
+            self.references[work] = Reference(
+                model, row, model(row[np.newaxis])[0], models[work].sha256
+            )
 
     async def check(
         self, url: str, client: UpstreamClient, models: Mapping[str, UpstreamModel]
@@ -60,6 +64,7 @@ class Checks:
                     await client.check_ready(model.name)
                     about = await client.metadata(model.name)
                     check_metadata(about, model)
+                    _check_sha256(about, reference.sha256)
                     versions = tuple(sorted(about.versions or ()))
                     self._check_versions(url, model.name, work, versions)
                     prediction = await client.infer(model, [reference.query])
@@ -78,6 +83,17 @@ class Checks:
                 Fault.MISMATCH,
                 f"has versions {list(versions)} of model {model!r}, {other} has {list(others)}",
             )
+
+
+def _check_sha256(about: ModelMetadata, expected: str) -> None:
+    """Raises UpstreamError if the upstream says that its model's file is another."""
+    if about.model_sha256 not in (None, expected):
+        raise UpstreamError(
+            Fault.MISMATCH,
+            f"has another model {about.name!r}: the sha256 of its file is "
+            f"{about.model_sha256[:64]}, the bundle's is {expected}; make the bundle from what "
+            "runs there",
+        )
 
 
 def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> None:

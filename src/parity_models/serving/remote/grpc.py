@@ -17,6 +17,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
 )
+from parity_models.serving.grpc.server import MODEL_SHA256
 from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
 from parity_models.serving.remote.upstream import (
     BusyError,
@@ -71,17 +72,20 @@ class GrpcClient:
 
     async def check_ready(self, model: str) -> None:
         request = ModelReadyRequest(name=model).SerializeToString()
-        if not _read(ModelReadyResponse, await _ask(self._ready, request)).ready:
+        if not _read(ModelReadyResponse, await _answer(self._ready(request))).ready:
             raise UpstreamError(Fault.NOT_READY, f"says that model {model!r} is not ready")
 
     async def metadata(self, model: str) -> ModelMetadata:
         request = ModelMetadataRequest(name=model).SerializeToString()
-        about = _read(ModelMetadataResponse, await _ask(self._metadata, request))
+        call = self._metadata(request)
+        about = _read(ModelMetadataResponse, await _answer(call))
+        sha256 = dict(await call.trailing_metadata() or ()).get(MODEL_SHA256)
         inputs, outputs = (
             tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
             for tensors in (about.inputs, about.outputs)
         )
-        return ModelMetadata(about.name, inputs, outputs, tuple(about.versions))
+        hashed = sha256 if isinstance(sha256, str) else None
+        return ModelMetadata(about.name, inputs, outputs, tuple(about.versions), hashed)
 
     async def infer(self, model: UpstreamModel, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
         tensors = side_by_side(rows, model.input)
@@ -118,15 +122,16 @@ class GrpcClient:
     async def close(self) -> None:
         await self._channel.close()
 
-    def _method(self, name: str) -> Callable[[bytes], Awaitable[bytes]]:
+    def _method(self, name: str) -> Callable[[bytes], grpc.aio.UnaryUnaryCall[bytes, bytes]]:
         channel: Any = self._channel
-        method: Callable[[bytes], Awaitable[bytes]] = channel.unary_unary(f"/{_SERVICE}/{name}")
+        method: Callable[[bytes], grpc.aio.UnaryUnaryCall[bytes, bytes]]
+        method = channel.unary_unary(f"/{_SERVICE}/{name}")
         return method
 
 
-async def _ask(method: Callable[[bytes], Awaitable[bytes]], request: bytes) -> bytes:
+async def _answer(call: Awaitable[bytes]) -> bytes:
     try:
-        answer = await method(request)
+        answer = await call
     except grpc.aio.AioRpcError as error:
         _check_busy(error)
         if error.code() in (StatusCode.UNAVAILABLE, StatusCode.CANCELLED):

@@ -138,12 +138,16 @@ class TensorMetadata(msgspec.Struct, frozen=True):
 
 
 class ModelMetadata(msgspec.Struct, frozen=True):
-    """What an upstream says of a model; KServe's own servers name no versions."""
+    """What an upstream says of a model; KServe's own servers name no versions.
+
+    `model_sha256` is the hash of the model's file, which this software's servers tell.
+    """
 
     name: str
     inputs: tuple[TensorMetadata, ...]
     outputs: tuple[TensorMetadata, ...]
     versions: tuple[str, ...] | None = None
+    model_sha256: str | None = None
 
 
 class UpstreamClient(Protocol):
