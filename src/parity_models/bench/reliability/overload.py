@@ -37,6 +37,8 @@ BACK = 1.0
 """Seconds after which a server must be back to normal."""
 PATIENCE = 15.0
 """Seconds for which a server is looked at after a load."""
+MAX_SEND_DELAY = 0.05
+"""Seconds that clients may be late in sending, or a tenth of the deadline if that is sooner."""
 MEMORY = 200 * 2**20
 """Bytes by which all processes may grow during one load."""
 
@@ -47,7 +49,8 @@ class Overload(msgspec.Struct, frozen=True):
     `gives_up`: after so many seconds clients hang up; answers that come later are of no use to
     them. `p99`: of the queries that were answered. `back`: from the load's end until a query is
     sent that is answered within the deadline; `fast`: within ten service times, which takes as long
-    as the queue does to empty.
+    as the queue does to empty. `send_delay_p99`: how much later than due queries were sent: where
+    the machine is too busy for the clients, nothing is learned about the server.
     """
 
     factor: float
@@ -63,6 +66,7 @@ class Overload(msgspec.Struct, frozen=True):
     memory_growth: int
     back: float | None
     fast: float | None
+    send_delay_p99: float
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -75,6 +79,8 @@ class Overload(msgspec.Struct, frozen=True):
                   self.goodput >= least),
             Claim("p99 of answers within the deadline",
                   "no answers" if self.p99 is None else f"{self.p99:.3f} s", not late),
+            Claim("queries were sent on time", f"p99 {self.send_delay_p99 * 1e3:.0f} ms late",
+                  self.send_delay_p99 <= min(MAX_SEND_DELAY, self.deadline / 10)),
             Claim("memory bounded", f"{self.memory_growth / 2**20:+.0f} MiB",
                   self.memory_growth <= MEMORY),
             Claim(f"back to normal within {BACK:g} s", back,
@@ -181,6 +187,7 @@ class _Bench:
         tasks: set[asyncio.Task[None]] = set()
         before = most = self._memory()
         offered = 0
+        delays = []
         begin = due = _now()
         while due < begin + WARM_UP + seconds:
             due += self._random.expovariate(factor * capacity)
@@ -188,6 +195,7 @@ class _Bench:
                 await asyncio.sleep(wait)
             counted = due >= begin + WARM_UP
             offered += counted
+            delays.append(_now() - due)
             where = counts if counted else _Counts()
             task = asyncio.create_task(self._ask(due, gives_up, useful, where))
             tasks.add(task)
@@ -213,6 +221,7 @@ class _Bench:
             most - before,
             None if back is None else back - over,
             None if fast is None else fast - over,
+            float(np.quantile(delays, 0.99)),
         )
 
     async def _ask(

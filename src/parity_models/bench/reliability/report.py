@@ -84,7 +84,7 @@ def overload_section(result: OverloadResult, out: Path) -> Iterator[str]:
     )
     rows = []
     for load in result.loads:
-        goodput, p99, memory, back = load.claims
+        goodput, p99, on_time, memory, back = load.claims
         rows.append(
             (
                 f"{load.factor:g}x",
@@ -93,6 +93,7 @@ def overload_section(result: OverloadResult, out: Path) -> Iterator[str]:
                 f"{load.offered:,}",
                 _judged(goodput),
                 _judged(p99),
+                _judged(on_time),
                 _counts(load.refusals),
                 f"{load.cut:,}",
                 _judged(memory),
@@ -102,7 +103,7 @@ def overload_section(result: OverloadResult, out: Path) -> Iterator[str]:
         )
     yield from _table(
         ("load", "deadline s", "clients give up", "queries", "in time, of capacity", "p99",
-         "refused", "hung up", "memory", "back to normal", "queue empty after s"),
+         "sent", "refused", "hung up", "memory", "back to normal", "queue empty after s"),
         rows,
     )  # fmt: skip
 
