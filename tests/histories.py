@@ -118,7 +118,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
         SchedulerConfig(
             max_batch=choose([1, 2, 3]),
             max_queue=choose([4, 1000]),
-            deadline=choose([5.0, 50.0]),
+            deadline=choose([5.0, 20.0]),
             max_attempts=choose([1, 2, 3, 4]),
             default_prediction=choose([False, False, True]),
         ),
@@ -216,6 +216,7 @@ def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
     for i in range(5):
         world.join(f"{i}", next(works), next(nodes))
     for number, (step, choice) in enumerate(steps):
+        world.pass_time(0.03)  # units take some time
         if step in STEPS:
             STEPS[step](world, choice)
         elif step == "join":

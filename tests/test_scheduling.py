@@ -35,7 +35,7 @@ def test_every_query_is_answered_once_or_failed_once_and_nothing_is_left(
     check_nothing_is_left(run_history(setup, steps), setup.code.k)
 
 
-@pytest.mark.parametrize("seeds", [range(start, start + 100) for start in range(0, 200, 100)])
+@pytest.mark.parametrize("seeds", [range(start, start + 250) for start in range(0, 1000, 250)])
 def test_so_it_is_in_long_histories_of_all_kinds(seeds: range) -> None:
     for seed in seeds:
         setup, steps = history(Random(seed))
