@@ -27,12 +27,13 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.asgi import AsgiApp, rest_app
 from parity_models.serving.garbage import search_seldom
+from parity_models.serving.golden import golden_of
 from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.plan import Plan
+from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
 from parity_models.serving.ray.grpc import RayGrpc
 from parity_models.serving.ray.metrics import Together
@@ -182,7 +183,9 @@ class Frontends:
             unit_timeout=options.unit_timeout,
             metrics=self._metrics,
         )
-        self._frontend = plan.frontend(engine, self._metrics)
+        models = {work: bundle.pinned(file) for work, file in model_files(bundle).items()}
+        golden = await asyncio.to_thread(golden_of, bundle, models, works)
+        self._frontend = plan.frontend(engine, self._metrics, golden)
         self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._limits.max_body)
         await self._frontend.start(share(works, frontends))
         search_seldom()
@@ -258,11 +261,13 @@ async def _every(interval: float, act: Callable[[], Awaitable[None]]) -> None:
 
 async def _bundle(files: BundleFiles, folder: Path) -> Bundle:
     """What a frontend needs of the bundle, in a folder."""
-    manifest = await files.manifest()
+    bundle = Bundle(folder, await files.manifest(), files.digest)
+    manifest = bundle.manifest
     envelopes = () if manifest.envelope is None else (manifest.envelope,)
-    for stored in (*manifest.coders.values(), *envelopes):
+    models = model_files(bundle).values()
+    for stored in (*models, *manifest.coders.values(), *envelopes):
         (folder / stored.file).write_bytes(await files.content(stored))
-    return Bundle(folder, manifest, files.digest)
+    return bundle
 
 
 def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] | None:
