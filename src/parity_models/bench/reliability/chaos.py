@@ -23,6 +23,7 @@ from parity_models.bench.reliability.known_model import (
 from parity_models.bench.reliability.ledger import Failure, Ledger
 from parity_models.bench.reliability.rude import RudeClients
 from parity_models.bench.reliability.servers import (
+    DESCRIPTORS,
     Engine,
     TestedServer,
     instances_up,
@@ -79,6 +80,7 @@ async def run_chaos(
         service=SERVICE,
         options=options,
         lies=lies | {"liar": other_weights(seed)},
+        descriptors=DESCRIPTORS,
     )
     began, cpu = time.monotonic(), time.process_time()
     await server.start()

@@ -44,7 +44,8 @@ class Engine(StrEnum):
 class TestedServer(ABC):
     """A server of the known model. `deadline` and `service` (of a unit) in seconds; `options` are
     further ones of parm serve; files go to `folder`. `lies`: ONNX models by name, which the last
-    instance can be made to run in place of its own.
+    instance can be made to run in place of its own. `descriptors`: as many as the process has that
+    clients connect to, which on Ray is not ours; None: as many as this process.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TestedServer(ABC):
         service: float,
         options: Sequence[str] = (),
         lies: Mapping[str, bytes] | None = None,
+        descriptors: int | None = None,
     ) -> None:
         self.model = model
         self.folder = folder
@@ -63,6 +65,7 @@ class TestedServer(ABC):
         self.service = service
         self.options = options
         self._lies = lies or {}
+        self._descriptors = descriptors
 
     @property
     @abstractmethod
@@ -131,7 +134,7 @@ class LocalServer(TestedServer):
         arguments = self._serve(self._faults(INSTANCES - 1), str(self.model.bundle), *count)
         ports = ("--port", "0", "--grpc-port", "0")
         log = self.folder / "server.log"
-        self._front = ServeProcess([*arguments, *ports], log, descriptors=DESCRIPTORS)
+        self._front = ServeProcess([*arguments, *ports], log, descriptors=self._descriptors)
         await self._front.start()
 
     @property
@@ -168,7 +171,7 @@ class RemoteServer(TestedServer):
         arguments = self._serve(None, str(self.model.bundle), "--deployed", deployed)
         ports = ("--parity", parity, "--port", "0", "--grpc-port", "0")
         log = self.folder / "server.log"
-        self._front = ServeProcess([*arguments, *ports], log, descriptors=DESCRIPTORS)
+        self._front = ServeProcess([*arguments, *ports], log, descriptors=self._descriptors)
         await self._front.start()
 
     async def stop(self) -> None:
@@ -249,12 +252,19 @@ def server_on(
     service: float,
     options: Sequence[str] = (),
     lies: Mapping[str, bytes] | None = None,
+    descriptors: int | None = None,
 ) -> TestedServer:
     """The server under test, which is not started yet; see TestedServer."""
     kinds: dict[Engine, Callable[..., TestedServer]]
     kinds = {Engine.LOCAL: LocalServer, Engine.REMOTE: RemoteServer, Engine.RAY: RayServer}
     return kinds[engine](
-        model, folder, deadline=deadline, service=service, options=options, lies=lies
+        model,
+        folder,
+        deadline=deadline,
+        service=service,
+        options=options,
+        lies=lies,
+        descriptors=descriptors,
     )
 
 
