@@ -41,6 +41,9 @@ _PAUSE = 4
 _SMALL = 64 * 2**10
 """Bytes of the body of a refused request that are read and dropped to keep its connection."""
 
+_REFUSED_TIMEOUT = 0.5
+"""Seconds for which a connection that is one too many is waited for to ask, before it is told."""
+
 _LINGER = 5.0
 """Seconds for which what a refused client still sends is dropped, so that it reads the answer."""
 
@@ -143,7 +146,7 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
-        self._due = time.monotonic() + self._server.limits.head_timeout
+        self._set_wait(_Waits.HEAD, self._head_timeout)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
@@ -233,7 +236,9 @@ class HttpConnection(asyncio.Protocol):
 
     def _late(self) -> None:
         limits = self._server.limits
-        if self._waits is _Waits.HEAD and self._begun:
+        if self._refused is not None and self._waits is _Waits.HEAD:
+            self._refuse(self._refused, whole=not self._begun)
+        elif self._waits is _Waits.HEAD and self._begun:
             self._server.ended("head timeout")
             self._fail(_late("headers", "head_timeout", limits.head_timeout))
         elif self._waits is _Waits.BODY:
@@ -353,8 +358,9 @@ class HttpConnection(asyncio.Protocol):
                 refused = self._rest.refused(request, error)
         return refused
 
-    def _refuse(self, answer: Response) -> None:
-        """Let this answer be the connection's last, whatever else the client sends."""
+    def _refuse(self, answer: Response, *, whole: bool = False) -> None:
+        """Let this answer be the connection's last, whatever else the client sends; `whole`: it has
+        begun nothing that it did not end."""
         incoming = self._incoming or _Incoming(_NONE, keeps=False)
         self._incoming = None
         self._begun = False
@@ -362,7 +368,7 @@ class HttpConnection(asyncio.Protocol):
             incoming.body.release()
         incoming.answer = answer
         incoming.keeps = False
-        self._take(incoming, whole=False)
+        self._take(incoming, whole=whole)
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
         if self._ended:  # what is wrong comes after the last request that is read
@@ -489,11 +495,17 @@ class HttpConnection(asyncio.Protocol):
                 self._set_wait(_Waits.BODY, limits.body_timeout)
         elif self._begun:
             if self._waits is not _Waits.HEAD:
-                self._set_wait(_Waits.HEAD, limits.head_timeout)
+                self._set_wait(_Waits.HEAD, self._head_timeout)
         elif self._busy is not None:
             self._set_wait(_Waits.ANSWER, inf)
         elif self._waits is not _Waits.REQUEST:
             self._set_wait(_Waits.REQUEST, limits.idle_timeout)
+
+    @property
+    def _head_timeout(self) -> float:
+        """Seconds for the headers. Refused connections get few: there is room for few of them."""
+        timeout = self._server.limits.head_timeout
+        return timeout if self._refused is None else min(timeout, _REFUSED_TIMEOUT)
 
     def _set_wait(self, waits: _Waits, seconds: float) -> None:
         self._waits = waits
