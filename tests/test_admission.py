@@ -1,6 +1,7 @@
 """Under overload as much is answered in time as there is capacity for, and the rest is refused."""
 
 from collections.abc import Callable
+from math import inf
 
 import pytest
 
@@ -16,6 +17,7 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
+from parity_models.scheduling.patience import Patience
 from parity_models.scheduling.policies import (
     AdaptiveParity,
     ApproximateBackup,
@@ -45,6 +47,28 @@ def test_overload_leaves_nearly_all_of_capacity_useful(times: float, deadline: f
 @pytest.mark.parametrize("times", [1.2, 5.0])
 def test_so_it_does_where_clients_give_up_early(times: float) -> None:
     check(Overload(NoRedundancy(), times, 10.0, patience=1.0), 0.85 if times == 1.2 else 0.9)
+
+
+@pytest.mark.parametrize("times", [1.2, 3.0])
+def test_clients_that_give_up_long_before_their_deadlines_are_learned_from(times: float) -> None:
+    overload = Overload(NoRedundancy(), times, 1.0, patience=0.33, service=0.025).run()
+    assert overload.goodput >= 0.85
+    assert overload.calm_failures == 0
+
+
+def test_a_few_impatient_clients_are_not_taken_for_all() -> None:
+    patience = Patience()
+    for number in range(1000):
+        if number % 50 == 0:
+            patience.given_up(0.0, 0.01)
+        else:
+            patience.ended()
+    assert patience.limit(0.0) == inf
+    for _ in range(200):
+        patience.given_up(1.0, 0.5)
+        patience.ended()
+    assert patience.limit(30.0) == 0.5
+    assert patience.limit(32.0) == inf
 
 
 @pytest.mark.parametrize("deadline", [0.1, 10.0])

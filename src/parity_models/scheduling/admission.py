@@ -11,6 +11,8 @@ not been empty for a second, a query is taken only if its wait is short: the con
 Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling Queue Delay,
 ACM Queue 10(5), 2012).
 
+Clients may give up sooner than their deadlines say: see patience.py.
+
 If nothing waits and an instance is idle, a query is always taken. So no estimate, however wrong,
 locks the server up: what runs corrects it.
 """
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from random import Random
 
 from parity_models.scheduling.actions import Reason
+from parity_models.scheduling.patience import Patience
 from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Unit
 
@@ -67,6 +70,7 @@ class Admission:
     def __init__(self, max_queue: int, seed: int = 0) -> None:
         self._max_queue = max_queue
         self._random = Random(seed)
+        self._patience = Patience()
         self._runs = RecentDurations(window=100, every=KNOWN)
         self._units = 0
         self._running = 0
@@ -95,6 +99,11 @@ class Admission:
     def query_ended(self) -> None:
         """A query that did not wait was answered, or failed."""
         self._ended += 1
+        self._patience.ended()
+
+    def given_up(self, now: float, waited: float) -> None:
+        """A client has given a query up, for which it had waited so long."""
+        self._patience.given_up(now, waited)
 
     @property
     def typical_run(self) -> float:
@@ -127,7 +136,7 @@ class Admission:
             return self._overloaded(detail, wait)
         if rate is None:
             return None
-        left = due - now
+        left = min(due - now, self._patience.limit(now))
         run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
         wait = waiting / rate
         # The last of them starts after those before it, once a unit that runs has ended.
@@ -136,7 +145,7 @@ class Admission:
         standing = now - self._empty_at
         if takes > left:
             beyond = takes - left
-            until = f"an answer takes {takes:.3f} s, and is due in {left:.3f} s"
+            until = f"an answer takes {takes:.3f} s, and is of use for {left:.3f} s"
         elif standing > max(STANDING, STANDING_RUNS * run) and wait > short:
             beyond = wait - short
             until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"

@@ -451,8 +451,11 @@ class Scheduler:
         self._advance(now)
         for query_id in queries:
             query = self._queries.get(query_id)
-            if query is not None:
-                self.fail(query, reason, detail)
+            if query is None:
+                continue
+            if reason is Reason.ABANDONED:
+                self._admission.given_up(self.now, self.now - query.arrived)
+            self.fail(query, reason, detail)
         return self._done()
 
     def _tell(

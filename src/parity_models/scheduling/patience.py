@@ -1,0 +1,49 @@
+"""How long clients wait before they give up, as those that do tell.
+
+A deadline says how long a client may wait, not that it will. Where many give up sooner, a queue as
+long as the deadline allows is full of queries that are abandoned just as they run, so that next to
+nothing is of use to anybody. A few that give up are not taken for all.
+"""
+
+from math import inf
+
+from parity_models.scheduling.recent import RecentDurations
+
+SHARE = 0.05
+"""Of the queries that were taken: if more are given up, the others are expected to be, too."""
+
+NEWEST = 0.02
+"""The weight of the newest query in that share."""
+
+EARLY = 0.1
+"""This share of those that are given up are given up sooner than is expected of all."""
+
+REMEMBERED = 30.0
+"""Seconds for which it is expected, after more than SHARE were last given up."""
+
+
+class Patience:
+    """Learns from the queries that end. Times in seconds."""
+
+    def __init__(self) -> None:
+        self._given_up = RecentDurations(window=100, every=5)
+        self._share = 0.0
+        self._until = -inf
+
+    def given_up(self, now: float, waited: float) -> None:
+        """A client has given a query up, for which it had waited so long."""
+        self._given_up.add(waited)
+        self._share += NEWEST * (1 - self._share)
+        if self._share > SHARE:
+            self._until = now + REMEMBERED
+
+    def ended(self) -> None:
+        """A query has ended otherwise."""
+        self._share -= NEWEST * self._share
+
+    def limit(self, now: float) -> float:
+        """How long a query may take, for its client to be there still."""
+        if now > self._until:
+            return inf
+        early = self._given_up.quantile(EARLY)
+        return inf if early is None else early
