@@ -136,7 +136,8 @@ class Admission:
             return self._overloaded(detail, wait)
         if rate is None:
             return None
-        left = min(due - now, self._patience.limit(now))
+        patience = self._patience.limit(now)
+        left = min(due - now, patience)
         run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
         wait = waiting / rate
         # The last of them starts after those before it, once a unit that runs has ended.
@@ -145,7 +146,8 @@ class Admission:
         standing = now - self._empty_at
         if takes > left:
             beyond = takes - left
-            until = f"an answer takes {takes:.3f} s, and is of use for {left:.3f} s"
+            late = "clients give up after" if left == patience else "is due in"
+            until = f"an answer takes {takes:.3f} s, and {late} {left:.3f} s"
         elif standing > max(STANDING, STANDING_RUNS * run) and wait > short:
             beyond = wait - short
             until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
