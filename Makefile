@@ -5,7 +5,12 @@ INSTALLED := $(VENV)/.installed
 SERVERS := .servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo test format protos clean
+.PHONY: help setup servers demo check test format protos clean
+
+# Tests of what computes and decides, without processes, servers or training.
+QUICK := codes learned comparison frontend late_events poison verification hung health policies \
+  policies_adaptive dispatch nodes placement interference ledger rest_codec grpc_codec bundle \
+  load_schedule load_report contention_plan faults cli
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +40,13 @@ servers: $(SERVERS)/.triton $(SERVERS)/.mlserver ## Install the Triton and the M
 
 demo: setup ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
 	$(BIN)/parm demo --out demo
+
+check: setup ## Lint, types, import rules and the quick tests, in under three minutes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q $(QUICK:%=tests/test_%.py)
 
 # Clusters of Ray one after the other, as each wants both cores.
 test: setup servers ## Format check, lint, types, import rules, tests
