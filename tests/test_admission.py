@@ -71,6 +71,13 @@ def test_a_few_impatient_clients_are_not_taken_for_all() -> None:
     assert patience.limit(32.0) == inf
 
 
+def test_clients_that_end_amid_quick_answers_have_not_lost_patience() -> None:
+    patience = Patience()
+    for _ in range(16):  # a benchmark's, all at once
+        patience.given_up(0.0, 0.003)
+    assert patience.limit(0.0) == inf
+
+
 @pytest.mark.parametrize("deadline", [0.1, 10.0])
 @pytest.mark.parametrize("times", [1.2, 3.0])
 def test_redundancy_takes_no_capacity_from_originals(times: float, deadline: float) -> None:

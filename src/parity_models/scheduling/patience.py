@@ -18,6 +18,11 @@ NEWEST = 0.02
 EARLY = 0.1
 """This share of those that are given up are given up sooner than is expected of all."""
 
+LEAST = 0.1
+"""Seconds before which nobody gives up for waiting too long: clients that end sooner, as those of a
+benchmark do, many at once, have another reason.
+"""
+
 REMEMBERED = 30.0
 """Seconds for which it is expected, after more than SHARE were last given up."""
 
@@ -32,6 +37,8 @@ class Patience:
 
     def given_up(self, now: float, waited: float) -> None:
         """A client has given a query up, for which it had waited so long."""
+        if waited < LEAST:
+            return
         self._given_up.add(waited)
         self._share += NEWEST * (1 - self._share)
         if self._share > SHARE:
