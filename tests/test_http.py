@@ -473,6 +473,29 @@ def test_slow_headers_and_slow_bodies_end_with_408(run: Loop) -> None:
     run(test())
 
 
+@pytest.mark.parametrize("late", ["headers", "body"])
+def test_a_late_request_is_refused_after_the_answers_to_those_before_it(
+    run: Loop, late: str
+) -> None:
+    async def test() -> None:
+        async with serving(head_timeout=0.2, body_timeout=0.2) as served:
+            served.echo.may.clear()
+            client = await served.connect()
+            whole = post(body())
+            client.send(whole, whole[:30] if late == "headers" else whole[:-10])
+            await asyncio.sleep(1)  # several looks at what is late
+            served.echo.may.set()
+            assert (await client.answer())[0] == 200
+            status, error = await client.error()
+            assert status == 408
+            assert f"the request's {late} did not come whole" in error
+            limit = "head timeout" if late == "headers" else "body timeout"
+            assert served.counted("parm_connections_ended_total", limit=limit) == 1
+            assert served.counted("parm_connections_ended_total", limit="idle timeout") == 0
+
+    run(test())
+
+
 def test_idle_connections_are_closed_and_busy_ones_are_not(run: Loop) -> None:
     async def test() -> None:
         async with serving(idle_timeout=0.3, head_timeout=0.3) as served:

@@ -233,6 +233,7 @@ class HttpConnection(asyncio.Protocol):
                 self._write_due = now + self._server.limits.write_timeout
         if now >= self._due:
             self._late()
+            self._wait()
 
     def _late(self) -> None:
         limits = self._server.limits
