@@ -22,7 +22,7 @@ from parity_models.scheduling import Source
 from parity_models.serving.errors import AbandonedError, OverloadedError, RequestError
 from parity_models.serving.frontend import Answers
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ServerReadyRequest
-from parity_models.serving.grpc.server import GrpcServer
+from parity_models.serving.grpc.server import GrpcServer, guarded
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.served_model import ServedModel
@@ -164,6 +164,18 @@ async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
         await until(lambda: served.frontend.abandoned == 1)
         await until(lambda: served.requests(499) == 1)
         await waited
+
+
+async def test_a_refusal_whose_client_has_just_gone_is_not_logged_as_an_error() -> None:
+    class Gone:
+        async def abort(self, *_: object) -> None:
+            raise grpc.aio.InternalError("execute_batch failed")  # as gRPC does then
+
+    async def refuse(*_: object) -> Any:
+        raise OverloadedError("too much", retry_after=0.25)
+
+    with pytest.raises(asyncio.CancelledError):  # which gRPC takes for the client's leave
+        await guarded(refuse)(None, Gone())  # type: ignore[arg-type]
 
 
 async def test_the_bytes_of_all_messages_have_a_budget() -> None:

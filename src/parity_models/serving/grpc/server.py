@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import ceil
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -328,7 +328,7 @@ def _handler(service: InferenceService, calls: Calls) -> grpc.GenericRpcHandler:
         SERVICE.full_name,
         {
             method.name: grpc.stream_unary_rpc_method_handler(
-                _guarded(methods[method.name]),
+                guarded(methods[method.name]),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
             for method in SERVICE.methods
@@ -351,7 +351,7 @@ async def _read_and_answered(
     return await answer(read_message(kind, data), context)
 
 
-def _guarded(answer: _Method) -> _Method:
+def guarded(answer: _Method) -> _Method:
     """The method, with its errors as gRPC's. (gRPC itself would log every request that cannot be
     read, and send the text of any exception to the client.)"""
 
@@ -359,14 +359,25 @@ def _guarded(answer: _Method) -> _Method:
         try:
             return await answer(messages, context)
         except RequestError as error:
-            await context.abort(code_of(error), text_of(error), metadata_of(error))
+            await _abort(context, code_of(error), text_of(error), metadata_of(error))
         except Exception as error:
             _log.error("a gRPC request failed", exc_info=error)
-            await context.abort(
-                StatusCode.INTERNAL, "the server failed to handle the request; its log says why"
-            )
+            text = "the server failed to handle the request; its log says why"
+            await _abort(context, StatusCode.INTERNAL, text)
 
     return answered
+
+
+async def _abort(
+    context: _Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
+) -> NoReturn:
+    """End a call with this status; it is no error if its client has just gone."""
+    try:
+        await context.abort(code, text, metadata)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # gRPC would log it
+        raise asyncio.CancelledError from error
 
 
 def read_message(request: type[_Request], data: bytes) -> _Request:
