@@ -485,9 +485,9 @@ async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
         assert events.nothing_more()
         assert (
             engine._metrics.registry.get_sample_value(
-                "parm_engine_errors_total", {"doing": "decode"}
+                "parm_messages_refused_total", {"why": "malformed"}
             )
-            == 2
+            == 3
         )
 
 
@@ -624,13 +624,17 @@ async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Pa
             engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
         # Nor does its worker, whoever has got into the folder of its sockets.
         with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
-            (units,) = Path(engine._directory).glob("*.units")
-            stranger.connect(f"ipc://{units}")
+            (control,) = Path(engine._directory).glob("*.control")
+            stranger.connect(f"ipc://{control}")
             plan = FaultPlan(service_time=Constant(3600.0))
             stranger.send(encode(InjectFaults(plan, 0, 0.0)))
             stranger.send(encode(Lease("thief", "tcp://127.0.0.1:1")))
+            # Nor where they would be obeyed: on the pipe, which only the engine has.
+            assert not list(Path(engine._directory).glob("*.units"))
+            for message in (InjectFaults(plan, 0, 0.0), Lease("thief", "tcp://127.0.0.1:1")):
+                engine._workers["0"].tell_before_units(message)
             refused = engine._metrics.registry.get_sample_value
-            while refused("parm_messages_refused_total", {"why": "malformed"}) != 2:
+            while refused("parm_messages_refused_total", {"why": "malformed"}) != 4:
                 await asyncio.sleep(0.05)
         engine.run("0", 1, "deployed", [row(0, 5)])
         await events.outputs(1)

@@ -81,7 +81,7 @@ class Bench:
         """The next report of the kind; what else comes is kept in `heard`."""
         while True:
             assert self.reports.poll(PATIENCE), "nothing is heard of the worker"
-            report, _ = report_of(self.reports.recv_multipart(copy=False))
+            report, _ = report_of(self.reports.recv_multipart())
             self.heard.append(report)
             if wanted(report):
                 return report

@@ -237,6 +237,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                     self._directory,
                     reports,
                     self._context,
+                    self._take,
                     allows_faults=self._allows_faults,
                 )
                 self._workers[instance] = worker

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import zmq
@@ -12,6 +12,7 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.serving.local.wire import (
     Cancel,
     Exit,
+    Frame,
     Hello,
     InjectFaults,
     Lease,
@@ -34,6 +35,36 @@ class RunningUnit:
     age: int = 0
 
 
+class Channel(Protocol):
+    """How units, and what holds for all units after it, get to a worker."""
+
+    def connect(self, units: str | None) -> None:
+        """The worker is ready, and listens there, where it does so at an endpoint."""
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send a message, without waiting."""
+
+    def close(self) -> None:
+        """Send nothing more."""
+
+
+class SocketChannel:
+    """A ZeroMQ socket as a channel."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+
+    def connect(self, units: str | None) -> None:
+        if units is not None:
+            self._socket.connect(units)
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+
+    def close(self) -> None:
+        self._socket.close(linger=0)
+
+
 class WorkerLink:
     """What an engine has of a worker that serves it as `instance` and runs `works`.
 
@@ -41,7 +72,9 @@ class WorkerLink:
     many of the engine's ticks ago it was heard of.
     """
 
-    def __init__(self, instance: str, works: frozenset[str], context: Context) -> None:
+    def __init__(
+        self, instance: str, works: frozenset[str], context: Context, channel: Channel
+    ) -> None:
         self.instance = instance
         self.works = works
         self.joined = False
@@ -49,11 +82,12 @@ class WorkerLink:
         self.silence = 0
         self.running: RunningUnit | None = None
         self._models: dict[str, ModelTensors] = {}
-        self._units, self._control = context.socket(zmq.PUSH), context.socket(zmq.PUSH)
+        self._channel = channel
+        self._control = context.socket(zmq.PUSH)
 
-    def connect(self, units: str, control: str) -> None:
+    def connect(self, units: str | None, control: str) -> None:
         """The worker listens there."""
-        self._units.connect(units)
+        self._channel.connect(units)
         self._control.connect(control)
 
     def join(self, hello: Hello) -> None:
@@ -70,14 +104,14 @@ class WorkerLink:
             if row.shape != model.input.shape or row.dtype != model.input.dtype:
                 return f"{work} takes {model.input}, got {row.dtype} {list(row.shape)}"
         self.running = RunningUnit(unit, model.output, len(rows))
-        frames: list[bytes | memoryview] = [encode(Unit(self.instance, unit, work))]
+        frames: list[Frame] = [encode(Unit(self.instance, unit, work))]
         frames += [np.ascontiguousarray(row).data for row in rows]
-        self._units.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        self._channel.send(frames)
         return None
 
     def tell_before_units(self, message: Lease | InjectFaults) -> None:
         """Send it what holds for all units that it is sent from now on."""
-        self._units.send(encode(message), zmq.NOBLOCK)
+        self._channel.send([encode(message)])
 
     def tell(self, message: Cancel | Release | Exit) -> None:
         """Send it what must not wait for its unit to end."""
@@ -85,5 +119,5 @@ class WorkerLink:
 
     def close(self, linger: int = 0) -> None:
         """Close the sockets; what it was told goes on its way for up to `linger` ms."""
-        self._units.close(linger=0)
+        self._channel.close()
         self._control.close(linger=linger)

@@ -4,19 +4,23 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL, strsignal
 
 import msgspec
+import zmq
 
-from parity_models.serving.local.link import Context, WorkerLink
+from parity_models.serving.local.link import Channel, Context, SocketChannel, WorkerLink
+from parity_models.serving.local.pipe import EngineEnd
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.local.wire import (
     AssignedModel,
     Assignment,
+    Frame,
     Hello,
+    MessageError,
     control_endpoint,
     units_endpoint,
 )
@@ -31,7 +35,8 @@ class WorkerProcess(WorkerLink):
     """One life of a worker, with its process.
 
     `number` counts the engine's workers from 0 and is the same in every life, `instance` is not.
-    `recycled` if it is to end although its process is in order.
+    `recycled` if it is to end although its process is in order. `heard` is called with what it
+    sends on its pipe.
     """
 
     def __init__(
@@ -43,10 +48,18 @@ class WorkerProcess(WorkerLink):
         directory: str,
         reports: str,
         context: Context,
+        heard: Callable[[Sequence[Frame]], None],
         *,
         allows_faults: bool = False,
     ) -> None:
-        super().__init__(instance, frozenset(models), context)
+        self._pipe = None if placement.link else EngineEnd(heard, self._broken)
+        try:
+            channel: Channel = self._pipe or SocketChannel(context.socket(zmq.PUSH))
+            super().__init__(instance, frozenset(models), context, channel)
+        except BaseException:
+            if self._pipe is not None:
+                self._pipe.close()
+            raise
         self.number = number
         self.recycled = False
         self._prefix = placement.prefix
@@ -56,7 +69,9 @@ class WorkerProcess(WorkerLink):
             dict(models),
             directory,
             reports,
-            units_endpoint(directory, instance, placement.link),
+            self._pipe.inherited
+            if self._pipe
+            else units_endpoint(directory, instance, placement.link),
             control_endpoint(directory, instance, placement.link),
             placement.device,
             allows_faults,
@@ -69,6 +84,8 @@ class WorkerProcess(WorkerLink):
 
         Raises what the system raises where it has no process, descriptors or memory to give.
         """
+        descriptors = [model.descriptor for model in self._assignment.models.values()]
+        pipe = [self._pipe.inherited] if self._pipe is not None else []
         self._process = await asyncio.create_subprocess_exec(
             *self._prefix,
             sys.executable,
@@ -80,9 +97,11 @@ class WorkerProcess(WorkerLink):
             stdout=DEVNULL,
             stderr=PIPE,
             env=os.environ | _ONE_THREAD,
-            pass_fds=sorted({model.descriptor for model in self._assignment.models.values()}),
+            pass_fds=sorted({*descriptors, *pipe}),
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )
+        if self._pipe is not None:
+            self._pipe.handed_over()
         if self._why_killed is not None:
             self.kill(self._why_killed)
         last_words = await self._last_words(self._process)
@@ -128,9 +147,12 @@ class WorkerProcess(WorkerLink):
             with suppress(ProcessLookupError):
                 os.kill(self.pid, SIGKILL)
 
+    def _broken(self, error: MessageError) -> None:
+        self.kill(f"sent {error}")
+
     def close(self, linger: int = 0) -> None:
         """Close the sockets, and remove the files of those that the worker had."""
         super().close(linger)
         for endpoint in (self._assignment.units, self._assignment.control):
-            if endpoint.startswith("ipc://"):
+            if isinstance(endpoint, str) and endpoint.startswith("ipc://"):
                 Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)

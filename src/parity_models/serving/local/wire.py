@@ -1,13 +1,17 @@
-"""What an engine and its workers say to each other over ZeroMQ, and where.
+"""What an engine and its workers say to each other, and where.
 
 A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
 a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled.
-Sockets lie in a directory that only this user can enter, unless a worker is placed elsewhere:
+ZeroMQ's sockets lie in a directory that only this user can enter, unless a worker is placed
+elsewhere:
 
 - reports (the engine pulls): hello, heartbeats and results of all workers
 - units (the worker's computing thread pulls), and leases and faults, which hold for all units
   after them
 - control (the worker's other thread pulls): what must not wait for a unit to end
+
+A worker beside its engine has a pipe (pipe.py) in place of `units`, on which it also reports what
+its units came to.
 
 A worker works for one engine at a time: the one whose lease it has, as the instance that the
 lease names. What is meant for another instance came too late, and is ignored. A message that is not
@@ -30,6 +34,9 @@ from parity_models.serving.local.placement import Link
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
 
+Frame = bytes | memoryview
+"""A part of a message."""
+
 
 class AssignedModel(msgspec.Struct, frozen=True):
     """A model for a worker: a file descriptor that it inherits, and the hash of the content.
@@ -46,7 +53,8 @@ class Assignment(msgspec.Struct, frozen=True):
     """The worker's command line, as JSON: who it is and what it serves, by work.
 
     `parent` is the engine's process: when that is gone, so is the worker. `units` and `control`
-    are where to listen; a TCP port may be left open, as *. `device`: see Placement. It obeys
+    are where to listen; a TCP port may be left open, as *. Where `units` is a number, it is the
+    descriptor of a pipe instead. `device`: see Placement. It obeys
     InjectFaults only if it `allows_faults`.
     """
 
@@ -55,7 +63,7 @@ class Assignment(msgspec.Struct, frozen=True):
     models: dict[str, AssignedModel]
     directory: str
     reports: str
-    units: str
+    units: str | int
     control: str
     device: str | None
     allows_faults: bool = False
@@ -113,11 +121,12 @@ class ModelTensors(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The worker is warm, and listens at `units` and `control`; `models` are by work."""
+    """The worker is warm, and listens at `control`, and at `units` unless it has a pipe; `models`
+    are by work."""
 
     instance: str
     models: dict[str, ModelTensors]
-    units: Endpoint
+    units: Endpoint | None
     control: Endpoint
 
 
@@ -164,20 +173,20 @@ _decode_report = msgspec.msgpack.Decoder(Report).decode
 
 
 def work_of(
-    frames: Sequence[zmq.Frame],
-) -> tuple[Lease | Unit | InjectFaults, Sequence[zmq.Frame]]:
+    frames: Sequence[Frame],
+) -> tuple[Lease | Unit | InjectFaults, Sequence[Frame]]:
     """What a worker is told beside units, or a unit and the frames of its rows. Raises
     MessageError."""
     return _message(frames, _decode_work, Unit)
 
 
-def control_of(frames: Sequence[zmq.Frame]) -> Control:
+def control_of(frames: Sequence[Frame]) -> Control:
     """What must not wait for a unit to end. Raises MessageError."""
     message, _ = _message(frames, _decode_control, None)
     return message
 
 
-def report_of(frames: Sequence[zmq.Frame]) -> tuple[Report, Sequence[zmq.Frame]]:
+def report_of(frames: Sequence[Frame]) -> tuple[Report, Sequence[Frame]]:
     """A report, and the frame of the outputs of one that is Finished. Raises MessageError."""
     report, tensors = _message(frames, _decode_report, Finished)
     if len(tensors) > 1:
@@ -186,11 +195,11 @@ def report_of(frames: Sequence[zmq.Frame]) -> tuple[Report, Sequence[zmq.Frame]]
 
 
 def _message(
-    frames: Sequence[zmq.Frame], decode: Callable[[Any], _Message], with_tensors: type | None
-) -> tuple[_Message, Sequence[zmq.Frame]]:
+    frames: Sequence[Frame], decode: Callable[[Any], _Message], with_tensors: type | None
+) -> tuple[_Message, Sequence[Frame]]:
     header, *tensors = frames
     try:
-        message = decode(header.buffer)
+        message = decode(header)
     except (ValueError, RecursionError) as error:  # msgspec's errors, and UnicodeDecodeError
         raise MessageError(f"a message that cannot be read: {error}") from error
     if bool(tensors) != isinstance(message, with_tensors or ()):
@@ -198,13 +207,15 @@ def _message(
     return message, tensors
 
 
-def rows_of(frame: zmq.Frame, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+def rows_of(frame: Frame, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
     """The rows (rows, *shape) in a frame, not copied if need not be. Raises MessageError if it has
     another size."""
     size = rows * spec.dtype.itemsize * prod(spec.shape)
-    if frame.buffer.nbytes != size:
-        raise MessageError(f"{frame.buffer.nbytes} bytes, where {rows} rows of {spec} have {size}")
-    values = np.frombuffer(frame.buffer, spec.dtype).reshape(rows, *spec.shape)
+    if memoryview(frame).nbytes != size:
+        raise MessageError(
+            f"{memoryview(frame).nbytes} bytes, where {rows} rows of {spec} have {size}"
+        )
+    values = np.frombuffer(frame, spec.dtype).reshape(rows, *spec.shape)
     # ZeroMQ hands out small messages where they lie in its receive buffer, at any address.
     return values if values.flags.aligned else values.copy()
 

@@ -29,6 +29,7 @@ from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.copies import read_copy
 from parity_models.serving.local.device import Device
+from parity_models.serving.local.pipe import WorkerEnd
 from parity_models.serving.local.socket_key import SocketKey, Strangers
 from parity_models.serving.local.wire import (
     HEARTBEAT,
@@ -38,6 +39,7 @@ from parity_models.serving.local.wire import (
     Exit,
     Failed,
     Finished,
+    Frame,
     Heartbeat,
     Hello,
     InjectFaults,
@@ -72,7 +74,8 @@ def _nothing() -> None:
 
 
 class Worker:
-    """Runs units of `models`, by work, and listens at the endpoints `units` and `control`.
+    """Runs units of `models`, by work, and listens at the endpoints `units` and `control`; or to
+    a pipe of the one engine that it is leased to, for units.
 
     `device` is a file that is locked while a unit runs; `faults` are what units suffer, and since
     when (time.monotonic()); others are obeyed only if it `allows_faults`. With a `key`, only who
@@ -82,7 +85,7 @@ class Worker:
     def __init__(
         self,
         models: Mapping[str, OnnxModel],
-        units: str,
+        units: str | WorkerEnd,
         control: str,
         *,
         device: str | None = None,
@@ -108,14 +111,15 @@ class Worker:
         self._device = Device(device) if device else nullcontext()
         self._busy: tuple[float, float | None] = (0.0, None)
         self._context = zmq.Context()
-        self._units, self._control = (self._context.socket(zmq.PULL) for _ in range(2))
-        for socket in (self._units, self._control):
-            socket.set(zmq.MAXMSGSIZE, max_frame)
-            if key is not None:
-                key.listen(socket)
-        self._strangers = [Strangers(socket) for socket in (self._units, self._control) if key]
-        self.units = bind(self._units, units)
-        self.control = bind(self._control, control)
+        self._max_frame = max_frame
+        self._strangers: list[Strangers] = []
+        self._control, self.control = self._listen(control)
+        self._units: zmq.Socket[bytes] | WorkerEnd
+        self.units: str | None = None
+        if isinstance(units, str):
+            self._units, self.units = self._listen(units)
+        else:
+            self._units = units
         # A socket belongs to one thread: the other one has its own for heartbeats.
         self._reports = self._report_socket()
 
@@ -128,12 +132,13 @@ class Worker:
             self._leasable = False
         self._attending = Thread(target=self._attend, args=(at_heartbeat,), daemon=True)
         self._attending.start()
-        while True:
-            frames = self._units.recv_multipart(copy=False)
+        while (frames := self._next()) is not None:
             try:
                 self._do(*work_of(frames))
             except MessageError as error:
                 self._refuse(error)
+        self._attending.join()  # the engine has gone, as it will notice
+        raise AssertionError("unreachable")
 
     @property
     def attends(self) -> bool:
@@ -165,7 +170,7 @@ class Worker:
 
     # The main thread
 
-    def _do(self, message: Lease | Unit | InjectFaults, rows: Sequence[zmq.Frame]) -> None:
+    def _do(self, message: Lease | Unit | InjectFaults, rows: Sequence[Frame]) -> None:
         match message:
             case Unit() as unit:
                 if self._lease is not None and unit.instance == self._lease.instance:
@@ -194,6 +199,21 @@ class Worker:
         hello = Hello(lease.instance, tensors, self.units, self.control)
         self._reports.send(encode(hello))
 
+    def _next(self) -> Sequence[Frame] | None:
+        """The next message about units; None if there will be none."""
+        if isinstance(self._units, WorkerEnd):
+            return self._units.receive()
+        return [frame.buffer for frame in self._units.recv_multipart(copy=False)]
+
+    def _listen(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
+        """A socket that is bound, and where."""
+        socket = self._context.socket(zmq.PULL)
+        socket.set(zmq.MAXMSGSIZE, self._max_frame)
+        if self._key is not None:
+            self._key.listen(socket)
+            self._strangers.append(Strangers(socket))
+        return socket, bind(socket, endpoint)
+
     def _report_socket(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.PUSH)
         if self._key is not None:
@@ -204,14 +224,17 @@ class Worker:
         self._refused += 1
         _log.debug("refused %s", error)
 
-    def _serve(self, unit: Unit, rows: Sequence[zmq.Frame]) -> None:
+    def _serve(self, unit: Unit, rows: Sequence[Frame]) -> None:
         self._busy = (self._busy[0], time.monotonic())
         with self._device:
             report = self._run(unit, rows)
         self._busy = (self.busy, None)
-        self._reports.send_multipart(report, copy=False)
+        if isinstance(self._units, WorkerEnd):
+            self._units.send(report)
+        else:
+            self._reports.send_multipart(report, copy=False)
 
-    def _run(self, unit: Unit, rows: Sequence[zmq.Frame]) -> Sequence[bytes | memoryview]:
+    def _run(self, unit: Unit, rows: Sequence[Frame]) -> Sequence[Frame]:
         began = time.monotonic()
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
@@ -219,7 +242,7 @@ class Worker:
         self._running = (unit, options)
         if self._cancelled == Cancel(unit.instance, unit.unit):
             options.terminate = True
-        report: Sequence[bytes | memoryview]
+        report: Sequence[Frame]
         try:
             outputs = self._compute(unit.work, rows, options)
         except Exception as error:  # whatever it is, it is this unit's; the next may do better
@@ -232,7 +255,7 @@ class Worker:
         return report
 
     def _compute(
-        self, work: str, rows: Sequence[zmq.Frame], options: onnxruntime.RunOptions
+        self, work: str, rows: Sequence[Frame], options: onnxruntime.RunOptions
     ) -> NDArray[np.generic]:
         if work not in self._models:
             raise ValueError(f"{work!r} is no work of this worker's")
@@ -249,7 +272,7 @@ class Worker:
             )
         return outputs
 
-    def _batch(self, work: str, rows: Sequence[zmq.Frame]) -> NDArray[np.generic]:
+    def _batch(self, work: str, rows: Sequence[Frame]) -> NDArray[np.generic]:
         spec = self._models[work].input
         if len(rows) == 1:
             return rows_of(rows[0], spec, 1)
@@ -291,8 +314,9 @@ class Worker:
             wait = round(1000 * (due - time.monotonic()))
             if wait > 0:
                 if self._control.poll(wait):
+                    frames = self._control.recv_multipart(copy=False)
                     try:
-                        self._obey(control_of(self._control.recv_multipart(copy=False)))
+                        self._obey(control_of([each.buffer for each in frames]))
                     except MessageError as error:
                         refused += 1
                         _log.debug("refused %s", error)
@@ -370,7 +394,7 @@ def main() -> NoReturn:
         sys.exit(str(error))
     worker = Worker(
         models,
-        assigned.units,
+        assigned.units if isinstance(assigned.units, str) else WorkerEnd(assigned.units),
         assigned.control,
         device=assigned.device,
         allows_faults=assigned.allows_faults,

@@ -1,9 +1,10 @@
 """What engines whose instances are workers have in common: units out, reports in, silence noticed.
 
-The event loop only ever receives from one socket (what workers report) and sends to two of each
-worker (units, control), and waits for none of them. Time-outs are counted in ticks of the loop
-rather than read off a clock: when the engine itself did not get to run (stopped by Ctrl-Z, a
-long computation on the loop), its workers are not to blame for what it has not heard.
+The event loop receives from one socket (what workers report) and from the pipes of workers that
+have one, sends to two of each worker (units, control), and waits for none of them. Time-outs are
+counted in ticks of the loop rather than read off a clock: when the engine itself did not get to run
+(stopped by Ctrl-Z, a long computation on the loop), its workers are not to blame for what it has
+not heard.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ from parity_models.serving.local.wire import (
     Cancel,
     Failed,
     Finished,
+    Frame,
     Heartbeat,
     Hello,
     MessageError,
@@ -153,26 +155,32 @@ class WorkerEngine(ABC, Generic[Link]):
             except (zmq.ZMQError, MemoryError) as error:
                 self._got_over("receive", error)
                 return  # the next tick looks again
-            try:
-                report, tensors = report_of(frames)
-            except MessageError as error:
-                self._refuse(error)
-                continue
-            worker = self._workers.get(report.instance)
-            if worker is None and isinstance(report, Hello):
-                self._stray(report)
-            if worker is None or worker.ended:
-                continue  # this was still on its way
-            worker.silence = 0
-            try:
-                self._on_report(worker, report, tensors)
-                self._reported(worker, report)
-            except Exception as error:  # as a listener's mistake may be
-                self._got_over("report", error)
-                if not worker.joined:
-                    self._give_up(worker, f"could not join: {error}")
+            self._take([frame.buffer for frame in frames])
 
-    def _on_report(self, worker: Link, report: Report, tensors: Sequence[zmq.Frame]) -> None:
+    def _take(self, frames: Sequence[Frame]) -> None:
+        """A worker has reported something."""
+        if not self._listening:
+            return
+        try:
+            report, tensors = report_of(frames)
+        except MessageError as error:
+            self._refuse(error)
+            return
+        worker = self._workers.get(report.instance)
+        if worker is None and isinstance(report, Hello):
+            self._stray(report)
+        if worker is None or worker.ended:
+            return  # this was still on its way
+        worker.silence = 0
+        try:
+            self._on_report(worker, report, tensors)
+            self._reported(worker, report)
+        except Exception as error:  # as a listener's mistake may be
+            self._got_over("report", error)
+            if not worker.joined:
+                self._give_up(worker, f"could not join: {error}")
+
+    def _on_report(self, worker: Link, report: Report, tensors: Sequence[Frame]) -> None:
         running = worker.running
         match report:
             case Finished(_, unit) if running is not None and running.unit == unit:

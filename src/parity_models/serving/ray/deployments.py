@@ -109,6 +109,7 @@ class Instances:
             key=key,
             max_frame=_max_frame(model.input for model in warm.values()),
         )
+        assert self._worker.units is not None
         self._seat = Seat(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
             bundle=deployment_name(files, key),

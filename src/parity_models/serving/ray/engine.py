@@ -19,7 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from parity_models.errors import ServingError
 from parity_models.serving.engine import EngineListener
-from parity_models.serving.local.link import Context, WorkerLink
+from parity_models.serving.local.link import Context, SocketChannel, WorkerLink
 from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.local.wire import (
     Cancel,
@@ -59,13 +59,15 @@ class LeasedWorker(WorkerLink):
     """A worker on a seat of this frontend's; `leaving` once it is to be let go."""
 
     def __init__(self, instance: str, seat: Seat, context: Context, key: SocketKey) -> None:
-        super().__init__(instance, seat.works, context)
-        for socket in (self._units, self._control):
+        units = context.socket(zmq.PUSH)
+        super().__init__(instance, seat.works, context, SocketChannel(units))
+        for socket in (units, self._control):
             key.reach(socket)
         self.seat = seat
         self.leaving = False
         self._loop = asyncio.get_running_loop()
-        self._monitor = self._units.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._monitored = units
+        self._monitor = units.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.connect(seat.units, seat.control)
 
     def when_disconnected(self, callback: Callable[[], None]) -> None:
@@ -82,7 +84,7 @@ class LeasedWorker(WorkerLink):
 
     def close(self, linger: int = LINGER) -> None:
         self._loop.remove_reader(self._monitor.fileno())
-        self._units.disable_monitor()
+        self._monitored.disable_monitor()
         self._monitor.close()
         super().close(linger)
 

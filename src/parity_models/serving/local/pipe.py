@@ -1,0 +1,193 @@
+"""How units get to a worker beside its engine, and reports of them back: a pair of sockets.
+
+The worker inherits its end. Nobody else can write to it, and a message passes from process to
+process at once: through ZeroMQ, a thread of each would hand it on, which takes several times as
+much processor time as a small unit's message is worth.
+
+A message is the sizes of its frames, preceded by their number (little-endian, 8 bytes each), the
+tensors, and the header, which comes last so that tensors lie at addresses that suit them.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from struct import Struct, pack, unpack_from
+
+from parity_models.serving.local.wire import Frame, MessageError
+
+_NUMBER = Struct("<Q")
+_AT_ONCE = 2**16
+"""Bytes that are received at once."""
+_PARTS = 512
+"""Frames that are sent without being joined; the system takes 1,024."""
+
+
+class EngineEnd:
+    """The end of an engine, on whose event loop it lives: a Channel.
+
+    It calls `heard` with each message, or `broken` once, after which nothing more is read. Raises
+    OSError where the system has no sockets left.
+    """
+
+    def __init__(
+        self, heard: Callable[[Sequence[Frame]], None], broken: Callable[[MessageError], None]
+    ) -> None:
+        self._heard = heard
+        self._broken = broken
+        self._loop = asyncio.get_running_loop()
+        self._socket, self._other = socket.socketpair()
+        self._socket.setblocking(False)
+        self._messages = _Messages()
+        self._unsent = b""
+
+    @property
+    def inherited(self) -> int:
+        """The descriptor of the worker's end."""
+        return self._other.fileno()
+
+    def handed_over(self) -> None:
+        """The worker has its end."""
+        self._other.close()
+
+    def connect(self, units: str | None) -> None:
+        self._loop.add_reader(self._socket.fileno(), self._receive)
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send a message; what the system does not take at once is sent when it does."""
+        parts = _parts(frames)
+        size = sum(map(len, parts))
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._socket.sendmsg(parts)
+            except BlockingIOError:
+                pass
+            except OSError:  # the worker is gone, as will be noticed
+                return
+        if sent < size:
+            if not self._unsent:
+                self._loop.add_writer(self._socket.fileno(), self._send_rest)
+            self._unsent += b"".join(parts)[sent:]
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.remove_reader(self._socket.fileno())
+            self._loop.remove_writer(self._socket.fileno())
+        self._socket.close()
+        self._other.close()
+
+    def _send_rest(self) -> None:
+        try:
+            self._unsent = self._unsent[self._socket.send(self._unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent = b""
+        if not self._unsent:
+            self._loop.remove_writer(self._socket.fileno())
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:  # the worker is gone, as will be noticed
+            self._loop.remove_reader(self._socket.fileno())
+            return
+        try:
+            for frames in self._messages.of(data):
+                self._heard(frames)
+        except MessageError as error:
+            self._loop.remove_reader(self._socket.fileno())
+            self._broken(error)
+
+
+class WorkerEnd:
+    """The end that a worker inherited as `descriptor`; its calls wait."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        os.set_inheritable(descriptor, False)
+        self._messages = _Messages()
+        self._received: Iterator[Sequence[Frame]] = iter(())
+
+    def receive(self) -> Sequence[Frame] | None:
+        """The next message; None if the engine has gone."""
+        while True:
+            frames = next(self._received, None)
+            if frames is not None:
+                return frames
+            try:
+                data = self._socket.recv(_AT_ONCE)
+            except OSError:
+                return None
+            if not data:
+                return None
+            self._received = self._messages.of(data)
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send a message, if the engine is still there."""
+        parts = _parts(frames)
+        with suppress(OSError):
+            sent = self._socket.sendmsg(parts)
+            if sent < sum(map(len, parts)):
+                self._socket.sendall(b"".join(parts)[sent:])
+
+
+def _parts(frames: Sequence[Frame]) -> list[Frame]:
+    """What is sent for a message, in bytes."""
+    header, *tensors = (memoryview(frame).cast("B") for frame in frames)
+    frames = (*tensors, header)
+    sizes = pack(f"<{len(frames) + 1}Q", len(frames), *map(len, frames))
+    return [sizes, *frames] if len(frames) <= _PARTS else [sizes, b"".join(frames)]
+
+
+class _Messages:
+    """Cuts messages out of what comes in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._rest = bytearray()
+        self._needed = 0
+
+    def of(self, data: bytes) -> Iterator[Sequence[Frame]]:
+        """The messages that are whole with this piece. Raises MessageError."""
+        stream: bytes | bytearray = data
+        if self._rest:
+            self._rest += data
+            stream = self._rest
+        if len(stream) < self._needed:
+            return
+        view = memoryview(stream)
+        self._rest, self._needed = bytearray(), 0
+        while len(view) >= _NUMBER.size:
+            frames, size = _cut(view)
+            if size > len(view):
+                self._needed = size
+                break
+            view = view[size:]
+            yield frames
+        self._rest += view
+
+
+def _cut(view: memoryview) -> tuple[Sequence[Frame], int]:
+    """The frames of the message that begins here, and its size, as far as it is known; no frames
+    if it is not whole."""
+    (count,) = _NUMBER.unpack_from(view)
+    start = _NUMBER.size * (count + 1)
+    if not count:
+        raise MessageError("a message without a header")
+    if len(view) < start:
+        return (), start
+    sizes = unpack_from(f"<{count}Q", view, _NUMBER.size)
+    size = start + sum(sizes)
+    if len(view) < size:
+        return (), size
+    frames = []
+    for each in sizes:
+        frames.append(view[start : start + each])
+        start += each
+    return (frames[-1], *frames[:-1]), size

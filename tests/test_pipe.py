@@ -1,0 +1,105 @@
+"""Messages through a pipe arrive whole, whatever pieces they come in, and neither end blocks."""
+
+import asyncio
+import os
+from collections.abc import Sequence
+from threading import Thread
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_models.serving.local.pipe import EngineEnd, WorkerEnd, _Messages, _parts
+from parity_models.serving.local.wire import Frame, MessageError
+
+MESSAGES = st.lists(
+    st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=5), min_size=1, max_size=5
+)
+
+
+def plain(frames: Sequence[Frame]) -> list[bytes]:
+    return [bytes(frame) for frame in frames]
+
+
+@given(MESSAGES, st.lists(st.integers(1, 60)))
+def test_messages_are_cut_from_pieces_of_any_size(
+    messages: list[list[bytes]], pieces: list[int]
+) -> None:
+    stream = b"".join(b"".join(_parts(message)) for message in messages)
+    cutter = _Messages()
+    got: list[list[bytes]] = []
+    for piece in [*pieces, len(stream)]:
+        data, stream = stream[:piece], stream[piece:]
+        got += map(plain, cutter.of(data))
+    assert got == messages
+
+
+@given(st.binary(max_size=100))
+def test_noise_is_no_message_or_is_refused(noise: bytes) -> None:
+    try:
+        for frames in _Messages().of(noise):
+            assert frames
+    except MessageError:
+        pass
+
+
+class Ends:
+    """Both ends; the worker's echoes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[list[bytes]] = asyncio.Queue()
+        self.broken: asyncio.Queue[MessageError] = asyncio.Queue()
+        self.engine = EngineEnd(
+            lambda frames: self.heard.put_nowait(plain(frames)), self.broken.put_nowait
+        )
+        self.descriptor = os.dup(self.engine.inherited)
+        self.engine.handed_over()
+        self.engine.connect(None)
+
+    def echo(self) -> Thread:
+        worker = WorkerEnd(self.descriptor)
+
+        def work() -> None:
+            while (frames := worker.receive()) is not None:
+                worker.send(plain(frames))
+
+        thread = Thread(target=work)
+        thread.start()
+        return thread
+
+
+async def test_large_messages_and_many_frames_go_through_in_order() -> None:
+    ends = Ends()
+    messages = [
+        [b"header", bytes(5_000_000)],
+        [b"small"],
+        [b"many", *[b"row"] * 3000],
+        [b"large", b"x" * 3_000_000, b"y"],
+    ]
+    for message in messages:  # more than the system takes, before anybody reads
+        ends.engine.send(message)
+    thread = ends.echo()
+    async with asyncio.timeout(30):
+        assert [await ends.heard.get() for _ in messages] == messages
+    ends.engine.close()
+    await asyncio.to_thread(thread.join, 30)
+    assert not thread.is_alive(), "a worker hears that its engine has gone"
+
+
+async def test_a_worker_that_is_gone_or_talks_nonsense_is_no_error() -> None:
+    ends = Ends()
+    os.write(ends.descriptor, bytes(8))
+    async with asyncio.timeout(30):
+        assert "without a header" in str(await ends.broken.get())
+    os.close(ends.descriptor)
+    ends.engine.send([b"header"])
+    ends.engine.close()
+
+    ends = Ends()
+    ends.engine.send([b"header", bytes(5_000_000)])
+    os.close(ends.descriptor)
+    for _ in range(10):
+        await asyncio.sleep(0.01)
+    ends.engine.send([b"header"])
+    ends.engine.close()
+    assert ends.heard.empty()
+    assert ends.broken.empty()
