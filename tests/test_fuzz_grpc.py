@@ -42,6 +42,7 @@ class Echo:
     """A frontend that checks what reaches it, and answers with it."""
 
     ready = True
+    quarantined = ("0.1",)
 
     async def infer(
         self,

@@ -268,19 +268,23 @@ def test_overload_and_deadlines_have_their_codes(bundle: Path) -> None:
     ):
         eight = pool.submit(infer, server.grpc_address, 0, rows=8)
         until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
-        with pytest.raises(InferenceServerException, match="queries are waiting") as error:
+        with pytest.raises(
+            InferenceServerException, match="queries wait, and at most 8 may"
+        ) as error:
             infer(server.grpc_address, 1, rows=8)
         assert code_of(error) == "RESOURCE_EXHAUSTED"
         eight.result()
         with pytest.raises(InferenceServerException, match=r"no answer within 0\.00") as error:
             infer(server.grpc_address, 3, timeout=1000)
         assert code_of(error) == "DEADLINE_EXCEEDED"
+        until(lambda: server.metric("parm_units_in_flight") == 0, "the instance is busy still")
         # The client's own deadline is the query's too.
         with pytest.raises(InferenceServerException) as error:
             infer(server.grpc_address, 4, client_timeout=0.1)
         assert code_of(error) == "DEADLINE_EXCEEDED"
         gone = r'parm_query_failures_total\{reason="deadline exceeded"\}'
         until(lambda: server.metric(gone) == 2, "the query waits on")
+        until(lambda: server.metric("parm_units_in_flight") == 0, "the instance is busy still")
         infer(server.grpc_address, 5)
 
 

@@ -11,6 +11,7 @@ from parity_models.scheduling import (
     DEPLOYED,
     NoRedundancy,
     Parity,
+    Reason,
     RecycleReason,
     Scheduler,
     SchedulerConfig,
@@ -53,7 +54,8 @@ class Test_an_instance_that_joins:
         config = SchedulerConfig(verify_every=100)
         world = World(Scheduler(Parity(code()), config), code())
         world.join("a", BOTH)
-        world.arrive(1)
+        (too_soon,) = world.arrive(1)
+        assert world.failures[too_soon].reason is Reason.NO_INSTANCES
         assert states(world) == {"a": State.VERIFYING}
         assert world.scheduler.instances_up() == {}
         assert world.verifying["a"].work == DEPLOYED
@@ -61,20 +63,22 @@ class Test_an_instance_that_joins:
         assert world.verifying["a"].work == parity_work(0)
         assert not world.running
         world.verify("a")
-        assert world.running["a"].subjects == (0,)
+        (query,) = world.arrive(1)
+        assert world.running["a"].subjects == (query,)
         assert states(world) == {"a": State.UP}
 
     def test_gets_none_if_it_answers_wrongly(self) -> None:
         world = pool(1)
-        world.arrive(1)
         world.verify("0", right=False)
         assert world.recycled["0"].reason is RecycleReason.QUARANTINED
-        assert not world.running
+        (query,) = world.arrive(1)
+        assert world.failures[query].reason is Reason.NO_INSTANCES
         world.pass_time(5.0)
         assert not world.running | world.verifying
         world.leave("0")
         world.join("1", ORIGINALS)
         world.verify("1")
+        world.arrive(1)
         assert "1" in world.running
 
     def test_is_tried_again_after_a_while_if_it_does_not_answer(self) -> None:

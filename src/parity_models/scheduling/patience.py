@@ -12,7 +12,7 @@ from parity_models.scheduling.recent import RecentDurations
 SHARE = 0.05
 """Of the queries that were taken: if more are given up, the others are expected to be, too."""
 
-NEWEST = 0.02
+NEWEST = 0.005
 """The weight of the newest query in that share."""
 
 EARLY = 0.1
