@@ -439,6 +439,22 @@ async def test_a_request_one_row_of_which_fails_is_given_up_whole() -> None:
         assert frontend.queue_depths() == {DEPLOYED: 0}
 
 
+async def test_a_thousand_requests_can_fail_at_the_same_moment() -> None:
+    async with serving(NoRedundancy(), max_queue=10_000, deadline=0.5) as (frontend, engine):
+        requests = [frontend.ask(queries(2)).future for _ in range(2000)]
+        time.sleep(0.6)  # the loop is held up until all are late
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        assert {type(result) for result in results} <= {DeadlineError}
+        assert metric(frontend, "parm_actions_failed_total") == 0
+        for unit in list(engine.units):
+            engine.finish(unit)
+        answer = asyncio.ensure_future(frontend.infer(queries(1)))
+        await settle()
+        for unit in list(engine.units):
+            engine.finish(unit)
+        assert len((await answer).sources) == 1
+
+
 async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_on() -> None:
     async with serving(NoRedundancy(), 2, 0) as (frontend, engine):
         engine.broken = True

@@ -366,15 +366,18 @@ class Frontend:
     def _carry_out(self, actions: Sequence[Action]) -> None:
         if self._stopped:
             return
+        self._do_all(actions)
+        while self._reports:
+            self._do_all(self._reports.popleft()())
+        if self._closing and not self._scheduler.pending:
+            self._idle.set()
+
+    def _do_all(self, actions: Sequence[Action]) -> None:
         for action in actions:
             try:
                 self._do[type(action)](action)
             except Exception as error:
                 self._undone(action, error)
-        while self._reports:
-            self._carry_out(self._reports.popleft()())
-        if self._closing and not self._scheduler.pending:
-            self._idle.set()
 
     def _undone(self, action: Action, error: Exception) -> None:
         """An action could not be carried out: nobody is to wait for what does not come."""
