@@ -100,13 +100,14 @@ class Envelope:
         z -= self._shift
         values = len(z)
         square = z * z
-        energy = _dot(z, z)
-        tails = _dot(square, square)
-        roughness = energy - _dot(z[1:], z[:-1])
+        dot = np.ndarray.dot if values <= DOT else _long_dot
+        energy = float(dot(z, z))
+        tails = float(dot(square, square))
+        roughness = energy - float(dot(z[1:], z[:-1]))
         distance = energy
         if len(self.components):
             along = self.components.dot(z)
-            distance -= _dot(along, along)
+            distance -= float(along.dot(along))
         return energy / values, tails / values, roughness / values, distance / values
 
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:
@@ -130,8 +131,8 @@ def _flat(values: Array, shape: tuple[int, ...]) -> Floats:
     return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32).reshape(-1)
 
 
-def _dot(a: Floats, b: Floats) -> float:
-    return float(a.dot(b) if len(a) <= DOT else np.einsum("i,i->", a, b))
+def _long_dot(a: Floats, b: Floats) -> Any:
+    return np.einsum("i,i->", a, b)
 
 
 # In a bundle

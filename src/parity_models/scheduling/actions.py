@@ -4,8 +4,9 @@ Every event method of the Scheduler returns a list of these, to be carried out i
 queries are the driver's; ids of units and groups are the scheduler's. Times are in seconds.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 DEPLOYED = "deployed"
 """The work of running the deployed model."""
@@ -56,8 +57,7 @@ class RecycleReason(StrEnum):
     """What it runs is not what the scheduler believes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(Struct, frozen=True):
     """Run `work` on `instance` over `subjects`, as one batch.
 
     Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work (whose parity
@@ -70,8 +70,7 @@ class Run:
     subjects: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Encode:
+class Encode(Struct, frozen=True):
     """Encode the queries `members` (slot order) into the parity queries of `group`.
 
     `group_wait` is how long the group's first member waited for the group to close.
@@ -82,8 +81,7 @@ class Encode:
     group_wait: float
 
 
-@dataclass(frozen=True, slots=True)
-class Decode:
+class Decode(Struct, frozen=True):
     """Reconstruct `slots` of `group` from what is available.
 
     `available` are the slots whose model prediction is here, `parities` the rows whose parity
@@ -97,16 +95,14 @@ class Decode:
     slots: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Struct, frozen=True):
     """Answer the query from this source: what it needs is at hand."""
 
     query: int
     source: Source
 
 
-@dataclass(frozen=True, slots=True)
-class Fail:
+class Fail(Struct, frozen=True):
     """Fail the query: there will be no answer. `detail` is for people.
 
     `retry_after`: seconds after which a query like it can be expected to be admitted, if known.
@@ -118,8 +114,7 @@ class Fail:
     retry_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """Nobody needs the outcome of `unit` any more.
 
     The engine may stop it. Its instance counts as busy until the unit is reported finished
@@ -130,8 +125,7 @@ class Cancel:
     unit: int
 
 
-@dataclass(frozen=True, slots=True)
-class Verify:
+class Verify(Struct, frozen=True):
     """Run golden query number `probe` of `work` on `instance`, as `unit`, and compare.
 
     The driver knows some queries whose outputs are known, for each work; they are numbered from 0
@@ -144,8 +138,7 @@ class Verify:
     probe: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recycle:
+class Recycle(Struct, frozen=True):
     """End this instance and have another in its place, as far as the engine can.
 
     It is reported as one that left. `reason` is for counters, `why` for people: what the
@@ -157,22 +150,19 @@ class Recycle:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetQueries:
+class ForgetQueries(Struct, frozen=True):
     """The input and the outputs of these queries will not be needed again."""
 
     queries: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ForgetGroup:
+class ForgetGroup(Struct, frozen=True):
     """The parity queries and parity outputs of this group will not be needed again."""
 
     group: int
 
 
-@dataclass(frozen=True, slots=True)
-class WakeAt:
+class WakeAt(Struct, frozen=True):
     """Report time_passed at `time`; replaces the wake-up asked for before."""
 
     time: float

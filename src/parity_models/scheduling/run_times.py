@@ -69,12 +69,13 @@ class RunTimes:
         return self._ranked[-1][0] + median
 
     def _estimate(self) -> None:
-        self._times, self._shares = [], []
+        times, shares = [], []
         share = -1.0
         at_risk = len(self._ranked)
         for seconds, cut_short in self._ranked:
             if not cut_short:
-                share *= 1 - 1 / at_risk
-                self._times.append(seconds)
-                self._shares.append(share)
+                share -= share / at_risk
+                times.append(seconds)
+                shares.append(share)
             at_risk -= 1
+        self._times, self._shares = times, shares

@@ -1,14 +1,14 @@
 """What is queued and run: tasks, units, and the queries they are for."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.timers import Timer
 
 
-@dataclass(slots=True, eq=False)
-class Task:
+class Task(Struct, eq=False):
     """One row of work for one model.
 
     Tasks with the same `apart` (members of a coding group, copies of a query) never share a
@@ -27,14 +27,13 @@ class Task:
     alone: bool = False
     unit: "Unit | None" = None
     wanted: bool = True
-    failed_on: list[str] = field(default_factory=list)
+    failed_on: list[str] = []
     turned_away: int = 0
     charge: tuple[str, float] | None = None
-    spread: list[list["Task"]] = field(default_factory=list)
+    spread: list[list["Task"]] = []
 
 
-@dataclass(slots=True, eq=False)
-class Unit:
+class Unit(Struct, eq=False):
     """A batch of tasks that runs on one instance since `started`.
 
     Where it has no tasks, it is a golden query of the work `golden` instead.
@@ -56,8 +55,7 @@ class Unit:
         return bool(self.tasks) and self.tasks[0].work == DEPLOYED and not self.tasks[0].spare
 
 
-@dataclass(slots=True, eq=False)
-class Query:
+class Query(Struct, eq=False):
     """A query that has neither been answered nor failed. Times in seconds.
 
     `tasks` are the original and its copies; all of them run the deployed model. `timer` is its

@@ -2,24 +2,22 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.scheduling import Source
 
 
-@dataclass(frozen=True, slots=True)
-class Answers:
+class Answers(Struct, frozen=True, eq=False):
     """The answers to a request: `outputs` (n, *output shape), and the source of each row."""
 
     outputs: NDArray[Any]
     sources: Sequence[Source]
 
 
-@dataclass(slots=True, eq=False)
-class Asked:
+class Asked(Struct, eq=False):
     """A request under way; its `future` is of Answers, or of a RequestError.
 
     Query `first + i` is its row i. What a query can be answered with, or decoded from, is
@@ -33,8 +31,8 @@ class Asked:
     future: asyncio.Future[Answers]
     unanswered: int
     sources: list[Source]
-    at_hand: dict[tuple[int, Source], NDArray[Any]] = field(default_factory=dict)
-    ran_on: dict[int, str] = field(default_factory=dict)
+    at_hand: dict[tuple[int, Source], NDArray[Any]] = {}
+    ran_on: dict[int, str] = {}
 
     @property
     def queries(self) -> range:

@@ -251,8 +251,9 @@ class Frontend:
         apart: Collection[int] = queries if exact else ()
         if self._stand_ins and not exact:
             unlike = self._screen.unlike(rows)
-            apart = [asked.first + row for row in unlike]
-            self._metrics.unlike.inc(len(unlike))
+            if unlike:
+                apart = [asked.first + row for row in unlike]
+                self._metrics.unlike.inc(len(unlike))
         self._requests.update(dict.fromkeys(queries, asked))
         deadline = None if timeout is None else arrived + min(timeout, self._deadline)
         kind = (rows.shape[1:], rows.dtype)
@@ -448,7 +449,8 @@ class Frontend:
             if self._screen.impossible(decoded[slot][np.newaxis]):
                 wrong.append(slot)
             self._requests[query].at_hand[query, Source.RECONSTRUCTION] = decoded[slot]
-        self._metrics.impossible.inc(len(wrong))
+        if wrong:
+            self._metrics.impossible.inc(len(wrong))
         self._metrics.decode.observe(now() - started)
         self._report(self._scheduler.decoded, action.group, wrong)
 

@@ -43,4 +43,4 @@ def _not_finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _rows(chosen: NDArray[np.bool_]) -> Sequence[int]:
-    return np.flatnonzero(chosen).tolist() if chosen.any() else ()
+    return [row for row, is_chosen in enumerate(chosen.tolist()) if is_chosen]

@@ -58,7 +58,11 @@ class SingleQueue(Dispatch):
             self.idle(instance, 0.0, finished=False)
 
     def idle_for(self, work: str) -> int:
-        return sum(len(idle) for works, idle in self._idle.items() if work in works)
+        count = 0
+        for works, idle in self._idle.items():
+            if work in works:
+                count += len(idle)
+        return count
 
     def add(self, task: Task, *, first: bool = False) -> None:
         queue = self._queues.get(key_of(task))
@@ -101,7 +105,7 @@ class SingleQueue(Dispatch):
     ) -> tuple[str, list[Task]] | None:
         spare, _, work = key
         for works, idle in self._idle.items():
-            if work not in works or (spare and self._needed(works)):
+            if not idle or work not in works or (spare and self._needed(works)):
                 continue
             passed = []
             batch: list[Task] = []

@@ -92,13 +92,15 @@ class AdaptiveParity(Parity):
         if waiting <= round(self._margin.fluctuation(scheduler.pending)):
             self._budget.earn()
         super().arrived(scheduler, query)
-        if self._slow < inf:
+        if self._slow < inf and scheduler.is_placed(query.original):
             self._look_at(scheduler, query, scheduler.now + self._slow)
 
     def starts(self, scheduler: Scheduler, task: Task) -> None:
         query = scheduler.pending_query(task.subject)
         if query is not None and task is not query.original:
             self._interference.starts(task)
+        elif query is not None and self._slow < inf:
+            self._look_at(scheduler, query, scheduler.now + self._slow)
         super().starts(scheduler, task)
 
     def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
@@ -128,6 +130,7 @@ class AdaptiveParity(Parity):
 
     def _look_at(self, scheduler: Scheduler, query: Query, at: float) -> None:
         at = max(at, scheduler.now + LEAST_DELAY)
+        scheduler.cancel_timer(query.alarm)
         query.alarm = scheduler.set_timer(at, partial(self._look, scheduler, query), (query.id,))
 
     def _look(self, scheduler: Scheduler, query: Query) -> None:
@@ -136,9 +139,7 @@ class AdaptiveParity(Parity):
             return  # it is tried alone
         group = self._group_of(query)
         if not scheduler.is_placed(query.original):
-            # It waits in the queue, as a copy of it would.
-            self._look_at(scheduler, query, scheduler.now + self._slow)
-            return
+            return  # it waits in the queue, as a copy of it would, and is looked at once it runs
         units = [task.unit for task in (query.original, *(group.tasks if group else ()))]
         began = max((unit.started for unit in units if unit), default=query.arrived)
         if scheduler.now < began + self._slow:
