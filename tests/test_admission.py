@@ -56,26 +56,43 @@ def test_clients_that_give_up_long_before_their_deadlines_are_learned_from(times
     assert overload.calm_failures == 0
 
 
-def test_a_few_impatient_clients_are_not_taken_for_all() -> None:
+def test_impatient_clients_are_taken_for_all_only_where_most_are() -> None:
     patience = Patience()
-    for number in range(1000):
-        if number % 50 == 0:
-            patience.given_up(0.0, 0.01)
-        else:
-            patience.ended()
+    for _ in range(1000):
+        patience.given_up(0.0, 0.5, takes=0.1)
+        patience.answered()
+        patience.answered()
     assert patience.limit(0.0) == inf
     for _ in range(200):
-        patience.given_up(1.0, 0.5)
-        patience.ended()
+        patience.given_up(1.0, 0.5, takes=0.1)
+        patience.given_up(1.0, 0.5, takes=0.1)
+        patience.answered()
     assert patience.limit(30.0) == 0.5
     assert patience.limit(32.0) == inf
 
 
-def test_clients_that_end_amid_quick_answers_have_not_lost_patience() -> None:
+@pytest.mark.parametrize(("waited", "takes"), [(0.003, 0.0), (0.15, 0.2)])
+def test_clients_that_end_before_they_could_be_answered_have_not_lost_patience(
+    waited: float, takes: float
+) -> None:
     patience = Patience()
-    for _ in range(16):  # a benchmark's, all at once
-        patience.given_up(0.0, 0.003)
+    for _ in range(1000):  # as a benchmark's, all at once
+        patience.given_up(0.0, waited, takes)
     assert patience.limit(0.0) == inf
+
+
+def test_one_impatient_client_does_not_have_others_refused() -> None:
+    world = learned(run=0.2, instances="abc", deadline=10.0)
+    for _ in range(300):
+        impatient, *_ = world.arrive(3)
+        world.pass_time(0.05)
+        world.arrive(2)
+        world.pass_time(0.1)
+        world.abandon(impatient)
+        world.pass_time(0.05)
+        while world.running:
+            world.finish(min(world.running))
+    assert not [fail for fail in refusals(world) if fail.reason is Reason.OVERLOADED]
 
 
 @pytest.mark.parametrize("deadline", [0.1, 10.0])

@@ -99,11 +99,14 @@ class Admission:
     def query_ended(self) -> None:
         """A query that did not wait was answered, or failed."""
         self._ended += 1
-        self._patience.ended()
+
+    def answered(self) -> None:
+        """A query was answered."""
+        self._patience.answered()
 
     def given_up(self, now: float, waited: float) -> None:
         """A client has given a query up, for which it had waited so long."""
-        self._patience.given_up(now, waited)
+        self._patience.given_up(now, waited, takes=self._runs.quantile(LONG_RUN) or 0.0)
 
     @property
     def typical_run(self) -> float:

@@ -2,15 +2,16 @@
 
 A deadline says how long a client may wait, not that it will. Where many give up sooner, a queue as
 long as the deadline allows is full of queries that are abandoned just as they run, so that next to
-nothing is of use to anybody. A few that give up are not taken for all.
+nothing is of use to anybody. Then most of the queries that end are given up. While most are not,
+those who give up are not taken for all: a few would decide how long all others may wait.
 """
 
 from math import inf
 
 from parity_models.scheduling.recent import RecentDurations
 
-SHARE = 0.05
-"""Of the queries that were taken: if more are given up, the others are expected to be, too."""
+SHARE = 0.5
+"""Of the queries that are answered or given up: if more are given up, all are expected to be."""
 
 NEWEST = 0.005
 """The weight of the newest query in that share."""
@@ -28,24 +29,25 @@ REMEMBERED = 30.0
 
 
 class Patience:
-    """Learns from the queries that end. Times in seconds."""
+    """Learns from the queries that are answered or given up. Times in seconds."""
 
     def __init__(self) -> None:
         self._given_up = RecentDurations(window=100, every=5)
         self._share = 0.0
         self._until = -inf
 
-    def given_up(self, now: float, waited: float) -> None:
-        """A client has given a query up, for which it had waited so long."""
-        if waited < LEAST:
+    def given_up(self, now: float, waited: float, takes: float) -> None:
+        """A client has given a query up, for which it had waited so long; it `takes` so long to
+        answer one where none waits, for which nobody can be too impatient."""
+        if waited < max(LEAST, takes):
             return
         self._given_up.add(waited)
         self._share += NEWEST * (1 - self._share)
         if self._share > SHARE:
             self._until = now + REMEMBERED
 
-    def ended(self) -> None:
-        """A query has ended otherwise."""
+    def answered(self) -> None:
+        """A query has been answered."""
         self._share -= NEWEST * self._share
 
     def limit(self, now: float) -> float:

@@ -376,6 +376,7 @@ class Scheduler:
 
     def answer(self, query: Query, source: Source) -> None:
         self.emit(Answer(query.id, source))
+        self._admission.answered()
         self._resolve(query)
 
     def fail(self, query: Query, reason: Reason, detail: str) -> None:
