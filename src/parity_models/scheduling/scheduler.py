@@ -263,6 +263,10 @@ class Scheduler:
         """How many tasks are queued, by work."""
         return self._dispatch.depths()
 
+    def queued(self, work: str) -> int:
+        """How many tasks of this work are queued."""
+        return self._dispatch.depth(work)
+
     def instances_up(self) -> dict[str, int]:
         """How many instances are up, by work they can run."""
         return self._dispatch.instances_up()

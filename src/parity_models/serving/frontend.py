@@ -156,6 +156,7 @@ class Frontend:
         self._last_query = 0
         self._reports: deque[Callable[[], list[Action]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = self._wake_time = 0.0
         self._check_timer: asyncio.TimerHandle | None = None
         self._started = False
         self._retired = False
@@ -254,7 +255,8 @@ class Frontend:
             if unlike:
                 apart = [asked.first + row for row in unlike]
                 self._metrics.unlike.inc(len(unlike))
-        self._requests.update(dict.fromkeys(queries, asked))
+        for query in queries:
+            self._requests[query] = asked
         deadline = None if timeout is None else arrived + min(timeout, self._deadline)
         kind = (rows.shape[1:], rows.dtype)
         self._carry_out(
@@ -527,16 +529,24 @@ class Frontend:
         self._report(self._scheduler.compared, instance, agreed)
 
     def _wake_at(self, action: WakeAt) -> None:
+        self._wake_time = action.time
+        # A timer that is too early is set anew when it fires: most are never waited for so long.
+        if self._timer is None or action.time < self._timer_at:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._timer_at = self._wake_time
         # uvloop rounds to whole milliseconds: rounding up keeps the wake-up from coming early,
         # over and over.
-        delay = max(0, math.ceil((action.time - now()) * 1e3)) / 1e3
-        self._timer = asyncio.get_running_loop().call_later(delay, self._wake, action)
+        delay = max(0, math.ceil((self._timer_at - now()) * 1e3)) / 1e3
+        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
 
-    def _wake(self, action: WakeAt) -> None:
-        if now() < action.time:
-            self._wake_at(action)
+    def _wake(self) -> None:
+        self._timer = None
+        if now() < self._wake_time:
+            self._set_timer()
         else:
             self._carry_out(self._scheduler.time_passed(now()))
 

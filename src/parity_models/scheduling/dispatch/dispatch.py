@@ -109,6 +109,10 @@ class Dispatch(ABC):
         """How many tasks are queued, by work; works without any may be left out."""
 
     @abstractmethod
+    def depth(self, work: str) -> int:
+        """How many tasks of this work are queued."""
+
+    @abstractmethod
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         """Take tasks for idle instances, as long as there are both: (instance, batch) pairs."""
 

@@ -92,6 +92,9 @@ class InstanceQueues(Dispatch):
     def depths(self) -> dict[str, int]:
         return dict(self._depths)
 
+    def depth(self, work: str) -> int:
+        return self._depths.get(work, 0)
+
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         ready, self._ready = self._ready, {}
         for instance in ready:

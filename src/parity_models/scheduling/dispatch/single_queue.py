@@ -80,6 +80,13 @@ class SingleQueue(Dispatch):
             depths[work] = depths.get(work, 0) + len(queue)
         return depths
 
+    def depth(self, work: str) -> int:
+        count = 0
+        for key, queue in self._queues.items():
+            if key[2] == work:
+                count += len(queue)
+        return count
+
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         for key, queue in self._queues.items():
             while queue:

@@ -88,7 +88,7 @@ class AdaptiveParity(Parity):
         return LatencyAware()
 
     def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        waiting = scheduler.queue_depths().get(DEPLOYED, 0)
+        waiting = scheduler.queued(DEPLOYED)
         if waiting <= round(self._margin.fluctuation(scheduler.pending)):
             self._budget.earn()
         super().arrived(scheduler, query)

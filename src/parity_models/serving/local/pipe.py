@@ -11,7 +11,8 @@ tensors, and the header, which comes last so that tensors lie at addresses that 
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from struct import Struct, pack, unpack_from
 
@@ -113,21 +114,19 @@ class WorkerEnd:
         self._socket = socket.socket(fileno=descriptor)
         os.set_inheritable(descriptor, False)
         self._messages = _Messages()
-        self._received: Iterator[Sequence[Frame]] = iter(())
+        self._received: deque[Sequence[Frame]] = deque()
 
     def receive(self) -> Sequence[Frame] | None:
         """The next message; None if the engine has gone."""
-        while True:
-            frames = next(self._received, None)
-            if frames is not None:
-                return frames
+        while not self._received:
             try:
                 data = self._socket.recv(_AT_ONCE)
             except OSError:
                 return None
             if not data:
                 return None
-            self._received = self._messages.of(data)
+            self._received += self._messages.of(data)
+        return self._received.popleft()
 
     def send(self, frames: Sequence[Frame]) -> None:
         """Send a message, if the engine is still there."""
@@ -140,10 +139,10 @@ class WorkerEnd:
 
 def _parts(frames: Sequence[Frame]) -> list[Frame]:
     """What is sent for a message, in bytes."""
-    header, *tensors = (memoryview(frame).cast("B") for frame in frames)
-    frames = (*tensors, header)
-    sizes = pack(f"<{len(frames) + 1}Q", len(frames), *map(len, frames))
-    return [sizes, *frames] if len(frames) <= _PARTS else [sizes, b"".join(frames)]
+    parts: list[Frame] = [memoryview(frame).cast("B") for frame in frames[1:]]
+    parts.append(frames[0])
+    sizes = pack(f"<{len(parts) + 1}Q", len(parts), *map(len, parts))
+    return [sizes, *parts] if len(parts) <= _PARTS else [sizes, b"".join(parts)]
 
 
 class _Messages:
@@ -153,14 +152,15 @@ class _Messages:
         self._rest = bytearray()
         self._needed = 0
 
-    def of(self, data: bytes) -> Iterator[Sequence[Frame]]:
+    def of(self, data: bytes) -> list[Sequence[Frame]]:
         """The messages that are whole with this piece. Raises MessageError."""
+        messages: list[Sequence[Frame]] = []
         stream: bytes | bytearray = data
         if self._rest:
             self._rest += data
             stream = self._rest
         if len(stream) < self._needed:
-            return
+            return messages
         view = memoryview(stream)
         self._rest, self._needed = bytearray(), 0
         while len(view) >= _NUMBER.size:
@@ -168,9 +168,10 @@ class _Messages:
             if size > len(view):
                 self._needed = size
                 break
+            messages.append(frames)
             view = view[size:]
-            yield frames
         self._rest += view
+        return messages
 
 
 def _cut(view: memoryview) -> tuple[Sequence[Frame], int]:
