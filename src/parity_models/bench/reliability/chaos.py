@@ -10,7 +10,7 @@ from random import Random
 
 from parity_models.bench.reliability.chaos_result import ChaosResult, claims_of, rows_of
 from parity_models.bench.reliability.course import PHASE, Phase, draw_course
-from parity_models.bench.reliability.events import FLIPS, Events
+from parity_models.bench.reliability.events import FLIPS, LIES, Events
 from parity_models.bench.reliability.grpc_client import GrpcClients
 from parity_models.bench.reliability.http_client import HttpClients
 from parity_models.bench.reliability.known_model import (
@@ -162,6 +162,7 @@ class _Chaos:
     async def _live_through(self, phase: Phase) -> None:
         self._traffic.phase = phase.name
         over = asyncio.Event()
+        quarantined = await self._quarantined()
         self.ledger.begin_quiet()
         load = asyncio.create_task(self._traffic.run(over))
         try:
@@ -175,6 +176,12 @@ class _Chaos:
             await load
         await self._traffic.settle()
         await self._ask_idle_server(phase)
+        if LIES.isdisjoint(phase.events) and await self._quarantined() > quarantined:
+            self.ledger.fail(_now(), phase.name, "an honest instance was quarantined")
+
+    async def _quarantined(self) -> float:
+        found = await metrics(self.http)
+        return found.get('parm_instances_recycled_total{reason="quarantined"}', 0.0)
 
     async def _recover(self, phase: Phase) -> None:
         """Wait until all instances are up and three queries in turn are answered."""

@@ -24,6 +24,9 @@ BURST_ROWS = 16
 FLIPS = 4
 """Different flipped bits that can be told as lies."""
 
+LIES = frozenset({"liar", "flip"})
+"""The events in which an instance answers wrongly."""
+
 
 class Events:
     """Brings about events at `server`, with its `traffic`; what is drawn is drawn from `rng`.
