@@ -41,8 +41,11 @@ _PAUSE = 4
 _SMALL = 64 * 2**10
 """Bytes of the body of a refused request that are read and dropped to keep its connection."""
 
+_SILENCE = 0.1
+"""Seconds after which a connection that is one too many is told so, if it has asked nothing."""
+
 _REFUSED_TIMEOUT = 0.5
-"""Seconds for which a connection that is one too many is waited for to ask, before it is told."""
+"""Seconds that such a connection has for its headers."""
 
 _LINGER = 5.0
 """Seconds for which what a refused client still sends is dropped, so that it reads the answer."""
@@ -147,6 +150,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
         self._set_wait(_Waits.HEAD, self._head_timeout)
+        if self._refused is not None:
+            self._loop.call_later(_SILENCE, self._refuse_silent, self._refused)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ended = True
@@ -238,7 +243,7 @@ class HttpConnection(asyncio.Protocol):
     def _late(self) -> None:
         limits = self._server.limits
         if self._refused is not None and self._waits is _Waits.HEAD:
-            self._refuse(self._refused, whole=not self._begun)
+            self._refuse(self._refused)
         elif self._waits is _Waits.HEAD and self._begun:
             self._server.ended("head timeout")
             self._fail(_late("headers", "head_timeout", limits.head_timeout))
@@ -250,6 +255,11 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._server.ended("idle timeout")
             self.close()
+
+    def _refuse_silent(self, refused: Response) -> None:
+        """It has asked nothing yet; there is room for few that are refused, and others wait."""
+        if self.idle and not self._ended:
+            self._refuse(refused, whole=True)
 
     # From the parser
 
