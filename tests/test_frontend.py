@@ -511,6 +511,26 @@ async def test_an_instance_that_answers_a_golden_query_wrongly_is_replaced() -> 
         assert metric(frontend, "parm_repairs_total") == 0
 
 
+async def test_only_so_many_liars_are_remembered_by_name() -> None:
+    rows = queries(4)
+    golden = {DEPLOYED: (rows, rows @ WEIGHTS)}
+    async with serving(NoRedundancy(), 1, 0, golden=golden, verify_every=3) as (frontend, engine):
+        for _ in range(150):  # a machine whose accelerator is broken for good
+            (liar,) = engine.units
+            engine.units.remove(liar)
+            engine.listener.unit_finished(liar.id, 1.01 * np.stack(liar.rows) @ WEIGHTS)
+        assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 150
+        named = [
+            sample.labels["instance"]
+            for family in frontend._metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == "parm_instance_quarantines_total"
+        ]
+        assert len(named) == 100
+        assert set(named) == set(frontend.quarantined)
+        engine.finish(engine.units[0])
+
+
 async def test_a_query_that_ends_instances_is_refused_from_then_on() -> None:
     async with serving(NoRedundancy(), 3, 0, max_attempts=100) as (frontend, engine):
         poisonous = queries(1)

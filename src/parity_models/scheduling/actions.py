@@ -53,8 +53,6 @@ class RecycleReason(StrEnum):
     """It has had a unit for far longer than units take."""
     QUARANTINED = "quarantined"
     """It has answered a golden query wrongly."""
-    REPAIRED = "repaired"
-    """What it runs is not what the scheduler believes."""
 
 
 class Run(Struct, frozen=True):

@@ -511,6 +511,8 @@ class Frontend:
         _log.warning("instance %s is replaced: it %s", action.instance, action.why)
         self._metrics.recycled.labels(action.reason).inc()
         if action.reason is RecycleReason.QUARANTINED:
+            if len(self.quarantined) == MAX_QUARANTINED:
+                self._metrics.quarantined.remove(self.quarantined[0])
             self.quarantined.append(action.instance)
             self._metrics.quarantined.labels(action.instance).inc()
         self._engine.recycle(action.instance, action.why)

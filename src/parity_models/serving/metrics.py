@@ -137,7 +137,7 @@ class Metrics:
             self.recycled.labels(why)
         self.quarantined = Counter(
             "parm_instance_quarantines",
-            "Instances that answered a golden query wrongly, by name: there are few.",
+            "Instances that answered a golden query wrongly, the latest of them by name.",
             ["instance"],
             registry=self.registry,
         )
