@@ -544,6 +544,7 @@ async def test_a_query_that_ends_instances_is_refused_from_then_on() -> None:
         for attempt in (request, frontend.infer(poisonous.copy())):
             with pytest.raises(PoisonError):
                 await attempt
+        assert metric(frontend, "parm_query_failures_total", reason="poison") == 2
         innocent = await asked(frontend.infer(poisonous + 1))
         engine.finish(engine.units[0])
         assert (await innocent).sources == [Source.MODEL]

@@ -236,7 +236,11 @@ class Frontend:
             )
         arrived = now()
         if self._poison:
-            self._poison.check(rows, arrived)
+            try:
+                self._poison.check(rows, arrived)
+            except PoisonError:
+                self._metrics.failures.labels(Reason.POISON).inc(len(rows))
+                raise
         count = len(rows)
         asked = Asked(
             first=self._last_query + 1,
