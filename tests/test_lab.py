@@ -40,7 +40,7 @@ def test_a_course_has_every_event_before_one_comes_again_and_follows_from_its_se
     for begin in range(0, len(drawn) - len(EVENTS), len(EVENTS)):
         assert set(drawn[begin : begin + len(EVENTS)]) == EVENTS.keys()
     assert any(len(phase.events) == 2 for phase in course)
-    assert 1500 < sum(phase.seconds + 6 for phase in course) < 1900
+    assert 1800 <= sum(phase.seconds + 1 for phase in course) < 1810
 
 
 def test_requests_follow_from_seed_and_number_alone(model: KnownModel) -> None:

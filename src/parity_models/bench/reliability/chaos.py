@@ -87,7 +87,7 @@ async def run_chaos(
     try:
         other = write_other_bundle(folder, seed)
         chaos = _Chaos(engine, server, model, other, seed, rate, rng, say)
-        repairs = await chaos.run(course)
+        repairs = await chaos.run(course, minutes * 60)
     finally:
         server.end_lies()
         await server.stop()
@@ -136,11 +136,15 @@ class _Chaos:
         rude = RudeClients(server.url, model)
         self._events = Events(server, self._traffic, rude, other, rng)
 
-    async def run(self, course: Sequence[Phase]) -> float | None:
-        """Returns the server's count of repairs, if it has one."""
+    async def run(self, course: Sequence[Phase], seconds: float) -> float | None:
+        """Live through the course, for about so long; returns the server's count of repairs, if it
+        has one."""
+        end = _now() + seconds
         self._traffic.phase = "calm"
         self._all = instances_up(await metrics(self.http))
         for number, phase in enumerate(course, 1):
+            if _now() > end:
+                break
             failed = self.ledger.failed
             await self._live_through(phase)
             if not self._server.front.running:
@@ -149,7 +153,7 @@ class _Chaos:
             bad = self.ledger.failed - failed
             page = self.ledger.page(phase.name)
             self._say(
-                f"{number}/{len(course)} {' + '.join(phase.events)}: full strength after "
+                f"{number}, {' + '.join(phase.events)}: full strength after "
                 f"{page.full_strength[-1]:.1f} s" + (f"; {bad} FAILURES" if bad else "")
             )
         found = await metrics(self.http)

@@ -32,8 +32,8 @@ TOGETHER = 0.25
 """Share of phases that have two events at once."""
 PHASE = (4.0, 8.0)
 """Seconds that events last."""
-REST = 6.0
-"""Seconds from an event's end to the next one, about: recovery, and an idle spell."""
+REST = 1.0
+"""Seconds from an event's end to the next one, at the least: recovery, and an idle spell."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Phase:
 def draw_course(
     seed: int, seconds: float, events: Sequence[str] = (), length: tuple[float, float] = PHASE
 ) -> list[Phase]:
-    """Phases for about so many seconds, every event before one comes again, pairs besides.
+    """Phases for so many seconds at least, every event before one comes again, pairs besides.
 
     Raises UserError for events that there are not.
     """
