@@ -181,6 +181,21 @@ def test_an_idle_instance_takes_a_query_whatever_is_expected() -> None:
     assert world.answers[query] is Source.MODEL
 
 
+def test_a_request_of_too_many_queries_is_refused_by_an_idle_server_too() -> None:
+    world = learned(instances="ab")
+    world.arrive(2, deadline=world.now + 0.5)
+    assert not refusals(world), "there is an idle instance for each"
+    for instance in "ab":
+        world.finish(instance)
+    world.arrive(10, deadline=world.now + 3.0)
+    assert len(refusals(world)) == 10
+    assert "10 queries at once are many: an answer takes" in refusals(world)[0].detail
+    world.log.clear()
+    world.pass_time(11.0)
+    world.arrive(10, deadline=world.now + 3.0)
+    assert not refusals(world), "estimates are not believed for ever"
+
+
 def test_what_can_no_longer_be_in_time_makes_room_for_others() -> None:
     world = learned()
     world.arrive(1)

@@ -13,8 +13,9 @@ ACM Queue 10(5), 2012).
 
 Clients may give up sooner than their deadlines say: see patience.py.
 
-If nothing waits and an instance is idle, a query is always taken. So no estimate, however wrong,
-locks the server up: what runs corrects it.
+If nothing waits and there are idle instances for all queries of a request, they are always taken,
+and where nothing has run for a while, nothing is expected. So no estimate, however wrong, locks the
+server up: what runs corrects it.
 """
 
 from collections.abc import Callable
@@ -45,6 +46,9 @@ LONG_RUN = 0.9
 KNOWN = 5
 """How many units have ended before anything is estimated from them."""
 
+FORGOTTEN = 10.0
+"""Seconds after which an idle server no longer knows how long queries take."""
+
 NO_INSTANCES_RETRY = 1.0
 """Seconds after which an instance may be up again, where none is."""
 
@@ -62,13 +66,15 @@ class Refusal:
 
 
 class Admission:
-    """Estimates how long queries wait and run. Times in seconds; `max_queue` may wait at most.
+    """Estimates how long queries wait and run. Times in seconds; `max_queue` may wait at most, and
+    an instance runs up to `max_batch` at once.
 
     It counts units of the deployed model that were not spare work.
     """
 
-    def __init__(self, max_queue: int, seed: int = 0) -> None:
+    def __init__(self, max_queue: int, max_batch: int = 1, seed: int = 0) -> None:
         self._max_queue = max_queue
+        self._max_batch = max_batch
         self._random = Random(seed)
         self._patience = Patience()
         self._runs = RecentDurations(window=100, every=KNOWN)
@@ -78,6 +84,7 @@ class Admission:
         self._spent_until = 0.0
         self._ended = 0.0
         self._empty_at = 0.0
+        self._last_end = 0.0
 
     def started(self, now: float) -> None:
         """A unit starts."""
@@ -87,6 +94,7 @@ class Admission:
     def ended(self, now: float, unit: Unit, *, finished: bool, instances: int) -> None:
         """A unit has ended; so many instances run the deployed model."""
         self._spend(now)
+        self._last_end = now
         self._running -= 1
         self._units += 1
         # The last units of each instance count: those of 100 at least.
@@ -156,8 +164,10 @@ class Admission:
             until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
         else:
             return None
-        if not waiting and idle():
+        if not waiting and queries <= idle() * self._max_batch:
             return None
+        if queries > 1:
+            until = f"{queries} queries at once are many: {until}"
         there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
         return self._overloaded(f"{until}: {there}", beyond)
 
@@ -172,6 +182,8 @@ class Admission:
         """How many queries a second these instances answer while all are busy, if known."""
         self._spend(now)
         if self._units < KNOWN or not self._spent or not self._ended:
+            return None
+        if not self._running and now - self._last_end > FORGOTTEN:
             return None
         return instances * self._ended / self._spent
 

@@ -78,7 +78,7 @@ class Scheduler:
         self._units: dict[int, Unit] = {}
         self._running: dict[str, Unit | None] = {}
         self._holds: dict[int, int] = {}
-        self._admission = Admission(self._config.max_queue)
+        self._admission = Admission(self._config.max_queue, self._config.max_batch)
         self._timers = Timers()
         self._wake_at: float | None = None
         self._last_id = 0
