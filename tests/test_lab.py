@@ -34,13 +34,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> KnownModel:
 
 
 def test_a_course_has_every_event_before_one_comes_again_and_follows_from_its_seed() -> None:
-    course = draw_course(5, 1800.0)
-    assert course == draw_course(5, 1800.0) != draw_course(6, 1800.0)
+    course = draw_course(5, 9000.0)
+    assert course == draw_course(5, 9000.0) != draw_course(6, 9000.0)
     drawn = [phase.events[-1] for phase in course]
     for begin in range(0, len(drawn) - len(EVENTS), len(EVENTS)):
         assert set(drawn[begin : begin + len(EVENTS)]) == EVENTS.keys()
     assert any(len(phase.events) == 2 for phase in course)
-    assert 1800 <= sum(phase.seconds + 1 for phase in course) < 1810
+    assert not any({"replace", "delete"} <= set(phase.events) for phase in course)
+    assert 9000 <= sum(phase.seconds + 1 for phase in course) < 9010
 
 
 def test_requests_follow_from_seed_and_number_alone(model: KnownModel) -> None:

@@ -28,6 +28,9 @@ EVENTS = {
 }
 """Events, and what they are."""
 
+ALIKE = frozenset({"replace", "delete"})
+"""Events that are not brought about at once: both take the bundle's folder."""
+
 TOGETHER = 0.25
 """Share of phases that have two events at once."""
 PHASE = (4.0, 8.0)
@@ -67,7 +70,8 @@ def draw_course(
         if not left:
             left = rng.sample(known, len(known))
         together = [left.pop()]
-        others = [event for event in known if event not in (*together, "calm")]
+        ruled_out = {"calm", *together, *(ALIKE if together[0] in ALIKE else ())}
+        others = [event for event in known if event not in ruled_out]
         if others and together != ["calm"] and rng.random() < TOGETHER:
             together = [rng.choice(others), *together]
         phases.append(Phase(tuple(together), rng.uniform(*length)))
