@@ -17,7 +17,7 @@ from parity_models.bench.load import LoadSpec, offer_load_from_own_process
 from parity_models.bench.load_result import LoadResult
 from parity_models.bench.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.codes import CodeSpec
-from parity_models.errors import BundleError
+from parity_models.errors import BundleError, LoadError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import Source
@@ -164,6 +164,8 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
 
 def _sum_up(result: LoadResult, warm_up: int) -> TrialResult:
     answered = result.answered[warm_up:]
+    if not answered.any():
+        raise LoadError(f"no query was answered: {result.errors()}; offer less load")
     return result_of(
         result.latency[warm_up:][answered],
         int((~answered).sum()),
