@@ -87,7 +87,7 @@ def test_an_experiment_runs_on_several_engines(
     parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("parity_models.bench.real_trial.TRAINING", Settings(epochs=6))
-    (tmp_path / "small.toml").write_text(SMALL)
+    (tmp_path / "small.toml").write_text(SMALL.replace("rate = 300", "rate = 100"))
     out = tmp_path / "out" / "engines.md"
     done = parm_here(
         *("reproduce", "engines", "--figure", str(tmp_path / "small.toml"), "--out", str(out)),

@@ -359,7 +359,10 @@ class Frontend:
         self._carry_out(self._scheduler.unit_finished(now(), unit, unusable))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
-        if unit in self._units:
+        run = self._units.get(unit)
+        if run is not None:
+            if isinstance(run, Verify):
+                _log.warning("instance %s ran no golden query: %s", run.instance, detail)
             self._lose(unit)
             self._carry_out(self._scheduler.unit_failed(now(), unit, detail, busy=busy))
 

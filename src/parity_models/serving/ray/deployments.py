@@ -49,6 +49,9 @@ from parity_models.serving.ray.store import BundleFiles
 MAX_HEADER = 2**16
 """Bytes that a frame may have where tensors are small."""
 
+CURVE_OVERHEAD = 64
+"""Bytes that CurveZMQ adds to a frame, about (ZeroMQ RFC 26: 33 in the MESSAGE command)."""
+
 STOP_PATIENCE = 20.0
 """Seconds that a replica that is to stop has for its unit."""
 
@@ -288,4 +291,4 @@ def _outputs(bundle: Bundle) -> list[TensorSpec]:
 
 def _max_frame(specs: Iterable[TensorSpec], rows: int = 1) -> int:
     """Bytes that a frame has at most that is a header, or so many rows of one of these."""
-    return max(MAX_HEADER, *(spec.zeros(1).nbytes * rows for spec in specs))
+    return CURVE_OVERHEAD + max(MAX_HEADER, *(spec.zeros(1).nbytes * rows for spec in specs))
