@@ -51,6 +51,7 @@ class AsgiApp:
 
     async def _carry(self, scope: Message, receive: Receive, send: Send) -> None:
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        raw = raw.removeprefix(scope.get("root_path", "").encode())  # where it is mounted
         request = request_of(scope["method"], raw.decode("latin-1"), scope["headers"])
         response = self._rest.begin(request)
         body = None
