@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -39,6 +39,7 @@ from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.local.wire import (
     AssignedModel,
@@ -61,11 +62,12 @@ _PATH = os.pathsep.join([str(Path(__file__).parent), *sys.path])
 
 
 @pytest.fixture(autouse=True)
-def sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where engines put their sockets: a place of this test's, with a path short enough."""
-    with tempfile.TemporaryDirectory(prefix="parm-test-") as directory:
-        monkeypatch.setattr(tempfile, "tempdir", directory)
-        yield Path(directory)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's engines would put temporary files."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
 
 
 @asynccontextmanager
@@ -225,8 +227,8 @@ async def test_a_worker_with_a_hung_unit_is_replaced(tmp_path: Path) -> None:
 async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is lacking: sockets, a process, memory while it runs, or a connection to it."""
-    live, connect, make = WorkerProcess.live, WorkerProcess.connect, WorkerProcess.__init__
+    """Whatever is lacking: sockets, a process, or memory while it runs."""
+    live, make = WorkerProcess.live, WorkerProcess.__init__
     lacking: list[Exception] = []
 
     def fail(*_: Any) -> None:
@@ -250,20 +252,15 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
         living.cancel()
         raise lacking.pop(0)
 
-    def no_connection(self: WorkerProcess, units: str, control: str) -> None:
-        fail()
-        connect(self, units, control)
-
     monkeypatch.setattr("parity_models.serving.backoff.LONGEST", 0.2)
     moody_model(tmp_path / "m.onnx")
-    too_many = zmq.ZMQError(errno.EMFILE)
+    too_many = OSError(errno.EMFILE, "Too many open files")
     instance = "0"
     async with running(tmp_path / "m.onnx") as (engine, events):
         for name, broken, errors in [
             ("__init__", no_sockets, [too_many, MemoryError()]),
             ("live", no_process, [OSError(errno.EMFILE, "Too many"), BlockingIOError()]),
             ("live", no_memory, [MemoryError()]),
-            ("connect", no_connection, [too_many, too_many]),
         ]:
             with monkeypatch.context() as patch:
                 lacking.extend(errors)
@@ -308,7 +305,7 @@ async def test_a_process_that_nobody_took_notice_of_exits(
 
 
 def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
-    tmp_path: Path, sockets: Path
+    tmp_path: Path, temporary: Path
 ) -> None:
     moody_model(tmp_path / "m.onnx")
     script = """
@@ -347,7 +344,7 @@ async def main():
     for loop in ("asyncio", "uvloop"):
         subprocess.run(
             [sys.executable, "-c", script.replace("{asyncio.__name__}", loop), tmp_path / "m.onnx"],
-            env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(sockets)},
+            env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(temporary)},
             check=True,
             timeout=120,
         )
@@ -377,14 +374,14 @@ async def test_workers_run_what_was_pinned_whatever_becomes_of_the_file(tmp_path
 
 
 async def test_a_model_that_was_changed_since_it_was_checked_is_not_started(
-    tmp_path: Path, sockets: Path
+    tmp_path: Path, temporary: Path
 ) -> None:
     moody_model(tmp_path / "m.onnx")
     engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")})
     linear_model(tmp_path / "m.onnx", (2,), (2,))
     with pytest.raises(ModelError, match=r"m.onnx was changed since it was checked: its sha256"):
         await engine.start([DEPLOYED], Events())
-    assert not list(sockets.iterdir())
+    assert not list(temporary.iterdir())
 
 
 def test_a_worker_loads_nothing_but_what_it_was_assigned(tmp_path: Path) -> None:
@@ -467,7 +464,8 @@ async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_pa
 
 async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+    here = [Placement(link=Link("127.0.0.1", "127.0.0.1"))]
+    async with running(tmp_path / "m.onnx", placements=here) as (engine, events):
         (endpoint,) = engine._endpoints.values()
         with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
             socket.connect(endpoint)
@@ -492,7 +490,7 @@ async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
-    tmp_path: Path, sockets: Path
+    tmp_path: Path, temporary: Path
 ) -> None:
     moody_model(tmp_path / "good.onnx")
     (tmp_path / "bad.onnx").write_bytes((tmp_path / "good.onnx").read_bytes()[:-30])
@@ -506,11 +504,11 @@ async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
     assert "worker 1" in str(error.value)
     assert "bad.onnx" in str(error.value)
     assert not engine.pids()
-    assert not list(sockets.iterdir())
+    assert not list(temporary.iterdir())
     (tmp_path / "bad.onnx").unlink()
     with pytest.raises(ModelError, match=r"cannot read .*bad.onnx"):
         await LocalEngine(models).start([DEPLOYED, BOTH, DEPLOYED], Events())
-    assert not list(sockets.iterdir())
+    assert not list(temporary.iterdir())
 
 
 async def test_what_cannot_be_started_is_refused(
@@ -521,25 +519,16 @@ async def test_what_cannot_be_started_is_refused(
         await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start([], Events())
     with pytest.raises(ServingError, match="no model was given to run as parity-0"):
         await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start([BOTH], Events())
-    (tmp_path / ("long" * 30)).mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("long" * 30)))
-    with pytest.raises(ServingError, match="set TMPDIR"):
-        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start(
-            [DEPLOYED], Events()
-        )
-    assert not list((tmp_path / ("long" * 30)).iterdir())
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
-    with pytest.raises(ServingError, match="cannot make a directory"):
+    with pytest.raises(ServingError, match="No such file or directory; set TMPDIR"):
         await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start(
             [DEPLOYED], Events()
         )
 
 
-async def test_stop_leaves_nothing_behind(tmp_path: Path, sockets: Path) -> None:
+async def test_stop_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> None:
     moody_model(tmp_path / "m.onnx")
     async with running(tmp_path / "m.onnx", [DEPLOYED] * 3) as (engine, events):
-        (directory,) = sockets.iterdir()
-        assert directory.stat().st_mode & 0o777 == 0o700
         engine.run("0", 1, "deployed", [row(0, FOREVER)])
         os.kill(engine.pids()["1"], signal.SIGSTOP)
         os.kill(engine.pids()["2"], signal.SIGKILL)
@@ -548,7 +537,7 @@ async def test_stop_leaves_nothing_behind(tmp_path: Path, sockets: Path) -> None
         await engine.stop()
         assert events.nothing_more()
         assert not engine.pids()
-        assert not list(sockets.iterdir())
+        assert not list(temporary.iterdir())
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
@@ -556,21 +545,21 @@ async def test_stop_leaves_nothing_behind(tmp_path: Path, sockets: Path) -> None
 
 
 async def test_a_start_that_is_given_up_leaves_nothing_behind(
-    tmp_path: Path, sockets: Path
+    tmp_path: Path, temporary: Path
 ) -> None:
     moody_model(tmp_path / "m.onnx")
     engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")})
     start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
-    while not list(sockets.iterdir()):
+    while not engine.pids():
         await asyncio.sleep(0)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
     assert not engine.pids()
-    assert not list(sockets.iterdir())
+    assert not list(temporary.iterdir())
 
 
-def test_no_worker_outlives_a_killed_engine(tmp_path: Path, sockets: Path) -> None:
+def test_no_worker_outlives_a_killed_engine(tmp_path: Path, temporary: Path) -> None:
     moody_model(tmp_path / "m.onnx")
     script = """
 import asyncio, json, pathlib, sys, test_engine_local as t
@@ -584,19 +573,18 @@ asyncio.run(main())
     engine = subprocess.Popen(
         [sys.executable, "-c", script, tmp_path / "m.onnx"],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(sockets)},
+        env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(temporary)},
     )
     try:
         assert engine.stdout is not None
         workers = [os.pidfd_open(pid) for pid in json.loads(engine.stdout.readline()).values()]
-        assert len(list(sockets.iterdir())) == 1
     finally:
         engine.kill()
         engine.communicate()
     for worker in workers:
         select.select([worker], [], [])  # readable once the process has ended
         os.close(worker)
-    assert not list(sockets.iterdir())
+    assert not list(temporary.iterdir())
 
 
 async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_path: Path) -> None:
@@ -622,19 +610,16 @@ async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Pa
     async with running(tmp_path / "m.onnx") as (engine, events):
         with pytest.raises(FaultPlanError, match="was not started for faults"):
             engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
-        # Nor does its worker, whoever has got into the folder of its sockets.
-        with zmq.Context() as context, context.socket(zmq.PUSH) as stranger:
-            (control,) = Path(engine._directory).glob("*.control")
-            stranger.connect(f"ipc://{control}")
-            plan = FaultPlan(service_time=Constant(3600.0))
-            stranger.send(encode(InjectFaults(plan, 0, 0.0)))
-            stranger.send(encode(Lease("thief", "tcp://127.0.0.1:1")))
-            # Nor where they would be obeyed: on the pipe, which only the engine has.
-            assert not list(Path(engine._directory).glob("*.units"))
-            for message in (InjectFaults(plan, 0, 0.0), Lease("thief", "tcp://127.0.0.1:1")):
-                engine._workers["0"].tell_before_units(message)
-            refused = engine._metrics.registry.get_sample_value
-            while refused("parm_messages_refused_total", {"why": "malformed"}) != 4:
-                await asyncio.sleep(0.05)
+        # Nor does its worker, even by the pipes that only the engine has.
+        worker = engine._workers["0"]
+        for message in (
+            InjectFaults(FaultPlan(service_time=Constant(3600.0)), 0, 0.0),
+            Lease("thief", "tcp://127.0.0.1:1"),
+        ):
+            worker.tell_before_units(message)
+            worker.tell(message)
+        refused = engine._metrics.registry.get_sample_value
+        while refused("parm_messages_refused_total", {"why": "malformed"}) != 4:
+            await asyncio.sleep(0.05)
         engine.run("0", 1, "deployed", [row(0, 5)])
         await events.outputs(1)

@@ -140,8 +140,8 @@ def bench(
     else:
         bench.serve(Lease("mine", bench.endpoint))
         bench.until(lambda report: isinstance(report, Hello))
-        bench.units = bench.push(bench.worker.units, None)
-        bench.control = bench.push(bench.worker.control, None)
+        bench.units = bench.push(bench.worker.connection.units, None)
+        bench.control = bench.push(bench.worker.connection.control, None)
     yield bench
     bench.context.destroy(0)
 
@@ -172,7 +172,9 @@ class Hearer:
         self.bench = Bench(folder / "m.onnx", key=self.key)
         self.bench.serve()
         worker = self.bench.worker
-        self.seat = Seat("i0", "b", DEPLOYED, "n", worker.units, worker.control)
+        self.seat = Seat(
+            "i0", "b", DEPLOYED, "n", worker.connection.units, worker.connection.control
+        )
         self.loop = asyncio.new_event_loop()
         Thread(target=self.loop.run_forever, daemon=True).start()
         self.unit = 10_000

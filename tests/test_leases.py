@@ -16,6 +16,7 @@ from engine_conformance import DEPLOYED, SLOW, Events, Failed, Finished, Left, r
 from onnx_models import moody_model
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.socket_key import SocketKey
+from parity_models.serving.local.sockets import WorkerSockets
 from parity_models.serving.local.worker import Worker
 from parity_models.serving.ray.engine import RayEngine
 from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Roster, Seat
@@ -34,7 +35,8 @@ class Cluster:
         self.cut_off: set[str] = set()
 
     def add(self) -> Worker:
-        worker = Worker({"deployed": OnnxModel(self._model)}, ANY_PORT, ANY_PORT, key=self.key)
+        sockets = WorkerSockets(ANY_PORT, ANY_PORT, key=self.key)
+        worker = Worker({"deployed": OnnxModel(self._model)}, sockets)
         Thread(target=worker.serve, daemon=True).start()
         self.workers.append(worker)
         self.seen(worker)
@@ -42,7 +44,7 @@ class Cluster:
 
     def seen(self, worker: Worker, *, leaving: bool = False) -> None:
         key = f"i{self.workers.index(worker)}"
-        seat = Seat(key, "b", DEPLOYED, "n", worker.units, worker.control)
+        seat = Seat(key, "b", DEPLOYED, "n", worker.connection.units, worker.connection.control)
         self.roster.instance_seen(0.0, InstanceReport(seat, leaving=leaving))
 
     async def ask(self, report: FrontendReport) -> tuple[Seat, ...]:
@@ -172,7 +174,7 @@ async def test_garbage_for_a_worker_is_ignored(cluster: Cluster) -> None:
     worker = cluster.add()
     async with cluster.frontend("f") as (engine, events, instance):
         with zmq.Context() as context:
-            for endpoint in (worker.units, worker.control):
+            for endpoint in (worker.connection.units, worker.connection.control):
                 with context.socket(zmq.PUSH) as stranger:
                     stranger.linger = 1000
                     stranger.connect(endpoint)

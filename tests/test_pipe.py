@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from threading import Thread
 
 from hypothesis import given
@@ -53,14 +54,14 @@ class Ends:
         )
         self.descriptor = os.dup(self.engine.inherited)
         self.engine.handed_over()
-        self.engine.connect(None)
 
     def echo(self) -> Thread:
         worker = WorkerEnd(self.descriptor)
 
         def work() -> None:
-            while (frames := worker.receive()) is not None:
-                worker.send(plain(frames))
+            with suppress(EOFError):
+                while True:
+                    worker.send(plain(worker.receive()))
 
         thread = Thread(target=work)
         thread.start()

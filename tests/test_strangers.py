@@ -15,6 +15,7 @@ from onnx_models import linear_model
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.socket_key import SocketKey
+from parity_models.serving.local.sockets import WorkerSockets
 from parity_models.serving.local.wire import (
     Cancel,
     Exit,
@@ -45,9 +46,8 @@ class Bench:
     def __init__(self, model: Path, *, key: SocketKey | None, **options: Any) -> None:
         self.key = key
         self.context = zmq.Context()
-        self.worker = Worker(
-            {"deployed": OnnxModel(model)}, ANY_PORT, ANY_PORT, key=key, max_frame=2**16, **options
-        )
+        sockets = WorkerSockets(ANY_PORT, ANY_PORT, key=key, max_frame=2**16)
+        self.worker = Worker({"deployed": OnnxModel(model)}, sockets, **options)
         self.reports = self.context.socket(zmq.PULL)
         if key is not None:
             key.listen(self.reports)
@@ -72,8 +72,8 @@ class Bench:
 
     def own(self) -> None:
         """Have the lease."""
-        self.units = self.push(self.worker.units, self.key)
-        self.control = self.push(self.worker.control, self.key)
+        self.units = self.push(self.worker.connection.units, self.key)
+        self.control = self.push(self.worker.connection.control, self.key)
         self.units.send(encode(Lease("mine", self.endpoint)))
         assert isinstance(self.until(lambda report: isinstance(report, Hello)), Hello)
 
@@ -133,7 +133,9 @@ def test_who_has_not_the_key_steals_nothing_and_injects_nothing(
     here.serve()
     here.own()
     key = None if theirs is None else SocketKey.new()
-    units, control = (here.push(at, key) for at in (here.worker.units, here.worker.control))
+    units, control = (
+        here.push(at, key) for at in (here.worker.connection.units, here.worker.connection.control)
+    )
     units.send(encode(Lease("thief", here.endpoint)))
     units.send(encode(PLAN))
     units.send_multipart([encode(Unit("mine", 99, "deployed")), ROW])
@@ -150,7 +152,7 @@ def test_what_was_recorded_is_of_no_use_later(bench: Callable[..., Bench]) -> No
     here = bench(key=SocketKey.new())
     here.serve()
     here.own()
-    port = int(here.worker.units.rpartition(":")[2])
+    port = int(here.worker.connection.units.rpartition(":")[2])
     recorded = bytearray()
     door = socket.create_server(("127.0.0.1", 0))
 
@@ -256,7 +258,7 @@ def test_a_frame_that_is_too_large_is_not_taken(bench: Callable[..., Bench]) -> 
     here = bench(key=None)
     here.serve()
     here.own()
-    flood = here.push(here.worker.units, None)
+    flood = here.push(here.worker.connection.units, None)
     flood.send_multipart([encode(Unit("mine", 60, "deployed")), bytes(2**17)])
     time.sleep(0.2)
     here.runs()
@@ -283,7 +285,7 @@ def test_a_worker_of_one_engine_for_good_has_no_other(bench: Callable[..., Bench
     here = bench(key=None)
     here.serve(Lease("mine", here.endpoint))
     here.until(lambda report: isinstance(report, Hello))
-    here.units = here.push(here.worker.units, None)
+    here.units = here.push(here.worker.connection.units, None)
     here.units.send(encode(Lease("thief", here.endpoint)))
     here.runs()
     assert here.counted("refused", 1) == 1

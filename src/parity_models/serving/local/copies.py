@@ -19,14 +19,13 @@ MAX_READ = 2**30
 
 
 class ModelCopies:
-    """Copies of `models`, by work, on the disk that `folder` is on, until `close`.
+    """Copies of `models`, by work, among the temporary files, until `close`.
 
     Raises ModelError for a model that is not what it was when it was checked, and ServingError if
     it cannot be copied.
     """
 
-    def __init__(self, models: Mapping[str, PinnedModel], folder: str) -> None:
-        self._folder = folder
+    def __init__(self, models: Mapping[str, PinnedModel]) -> None:
         self._files: list[IO[bytes]] = []
         self.assigned: dict[str, AssignedModel] = {}
         """What a worker needs to load each of them, by work."""
@@ -47,12 +46,12 @@ class ModelCopies:
 
     def _copy(self, model: PinnedModel) -> int:
         try:
-            file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close()
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
             self._files.append(file)
             model.copy_to(file)
         except OSError as error:
             raise ServingError(
-                f"cannot keep a copy of {model.path} in {self._folder}: "
+                f"cannot keep a copy of {model.path} among temporary files: "
                 f"{error.strerror}; set TMPDIR to a folder with room for it"
             ) from error
         return file.fileno()

@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,8 +22,6 @@ from parity_models.serving.local.wire import (
     Hello,
     InjectFaults,
     bind,
-    encode,
-    reports_endpoint,
 )
 from parity_models.serving.local.workers import WorkerEngine
 from parity_models.serving.metrics import Metrics
@@ -38,9 +34,6 @@ LONG_SERVICE = 60.0
 
 GRACE = 1.0
 """Seconds workers are given to exit by themselves."""
-
-MAX_DIRECTORY = 80
-"""Characters of a path that leave room for the name of a socket in what a socket's may have."""
 
 _log = logging.getLogger(__name__)
 
@@ -96,10 +89,9 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         if len(placements) != len(works):
             raise ServingError(f"{len(placements)} placements for {len(works)} instances")
         used = {work: self._models[work] for work in sorted(frozenset[str]().union(*works))}
-        self._directory = _private_directory()
+        self._open(listener)
         try:
-            self._open(listener)
-            self._copies = await _copied(used, self._directory)
+            self._copies = await _copied(used)
             self._started = self._loop.create_future()
             reports = [self._reports_endpoint(place.link) for place in placements]
             self._listen()
@@ -183,12 +175,14 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
 
     # What workers report
 
-    def _reports_endpoint(self, link: Link | None) -> str:
-        """Where the engine listens to a worker with this link."""
-        at = reports_endpoint(self._directory, link)
+    def _reports_endpoint(self, link: Link | None) -> str | None:
+        """Where the engine listens to a worker with this link; None if it has a pipe instead."""
+        if link is None:
+            return None
+        at = f"tcp://{link.engine}:*"
         if at not in self._endpoints:
             try:
-                self._endpoints[at] = bind(self._reports, at)
+                self._endpoints[at] = bind(self._reports or self._open_reports(), at)
             except zmq.ZMQError as error:
                 raise ServingError(f"cannot listen at {at}: {error.strerror}") from error
         return self._endpoints[at]
@@ -203,23 +197,10 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             self._started.set_result(None)
         self._listener.instance_joined(worker.instance, worker.works)
 
-    def _stray(self, hello: Hello) -> None:
-        # Its process was made, and then something was lacking to take notice of it.
-        _log.warning(
-            "worker %s is up although its start failed; it is told to exit", hello.instance
-        )
-        try:
-            with self._context.socket(zmq.PUSH) as socket:
-                socket.connect(hello.control)
-                socket.send(encode(Exit(hello.instance)), zmq.NOBLOCK)
-                socket.close(linger=round(1000 * GRACE))
-        except zmq.ZMQError as error:
-            self._got_over("clean up", error)
-
     # Supervision
 
     async def _supervise(
-        self, number: int, works: frozenset[str], placement: Placement, reports: str
+        self, number: int, works: frozenset[str], placement: Placement, reports: str | None
     ) -> None:
         assert self._copies is not None
         models = {work: self._copies.assigned[work] for work in sorted(works)}
@@ -234,10 +215,9 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                     instance,
                     models,
                     placement,
-                    self._directory,
-                    reports,
-                    self._context,
                     self._take,
+                    context=self._context,
+                    reports=reports,
                     allows_faults=self._allows_faults,
                 )
                 self._workers[instance] = worker
@@ -280,7 +260,6 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         self._close()
         if self._copies is not None:
             self._copies.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
 
     def _give_up(self, worker: WorkerProcess, why: str) -> None:
         worker.kill(why)
@@ -290,27 +269,12 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             worker.kill("was stopped")
 
 
-async def _copied(models: Mapping[str, PinnedModel], folder: str) -> ModelCopies:
+async def _copied(models: Mapping[str, PinnedModel]) -> ModelCopies:
     """The models' copies, made aside of the event loop."""
-    copying = asyncio.ensure_future(asyncio.to_thread(ModelCopies, models, folder))
+    copying = asyncio.ensure_future(asyncio.to_thread(ModelCopies, models))
     try:
         return await asyncio.shield(copying)
     except asyncio.CancelledError:
         with suppress(ParityModelsError):
             (await copying).close()
         raise
-
-
-def _private_directory() -> str:
-    """A new directory for sockets that only this user can enter (mkdtemp: mode 0700)."""
-    try:
-        directory = tempfile.mkdtemp(prefix="parm-")
-    except OSError as error:
-        raise ServingError(f"cannot make a directory for sockets: {error}") from error
-    if len(directory) > MAX_DIRECTORY:
-        shutil.rmtree(directory)
-        raise ServingError(
-            f"{directory} is too long a path for sockets; set TMPDIR to one of at most "
-            f"{MAX_DIRECTORY - 14} characters"
-        )
-    return directory

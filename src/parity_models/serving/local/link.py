@@ -1,4 +1,4 @@
-"""A worker as its engine reaches it: the sockets to it, its models, and the unit it has."""
+"""A worker as its engine reaches it: the channels to it, its models, and the unit it has."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,44 +36,38 @@ class RunningUnit:
 
 
 class Channel(Protocol):
-    """How units, and what holds for all units after it, get to a worker."""
-
-    def connect(self, units: str | None) -> None:
-        """The worker is ready, and listens there, where it does so at an endpoint."""
+    """How messages get to a worker."""
 
     def send(self, frames: Sequence[Frame]) -> None:
         """Send a message, without waiting."""
 
-    def close(self) -> None:
-        """Send nothing more."""
+    def close(self, linger: int = 0) -> None:
+        """Send nothing more; what was sent goes on its way for up to `linger` ms."""
 
 
 class SocketChannel:
     """A ZeroMQ socket as a channel."""
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
-
-    def connect(self, units: str | None) -> None:
-        if units is not None:
-            self._socket.connect(units)
+    def __init__(self, context: Context) -> None:
+        self.socket = context.socket(zmq.PUSH)
 
     def send(self, frames: Sequence[Frame]) -> None:
-        self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
-    def close(self) -> None:
-        self._socket.close(linger=0)
+    def close(self, linger: int = 0) -> None:
+        self.socket.close(linger=linger)
 
 
 class WorkerLink:
     """What an engine has of a worker that serves it as `instance` and runs `works`.
 
-    `joined` once it has said hello. `ended` once what it says no longer counts. `silence` is how
-    many of the engine's ticks ago it was heard of.
+    `units` is the channel for units, and for what holds for all units after it; `control` the one
+    for what must not wait for a unit to end. `joined` once it has said hello. `ended` once what it
+    says no longer counts. `silence` is how many of the engine's ticks ago it was heard of.
     """
 
     def __init__(
-        self, instance: str, works: frozenset[str], context: Context, channel: Channel
+        self, instance: str, works: frozenset[str], units: Channel, control: Channel
     ) -> None:
         self.instance = instance
         self.works = works
@@ -82,13 +76,8 @@ class WorkerLink:
         self.silence = 0
         self.running: RunningUnit | None = None
         self._models: dict[str, ModelTensors] = {}
-        self._channel = channel
-        self._control = context.socket(zmq.PUSH)
-
-    def connect(self, units: str | None, control: str) -> None:
-        """The worker listens there."""
-        self._channel.connect(units)
-        self._control.connect(control)
+        self._units = units
+        self._control = control
 
     def join(self, hello: Hello) -> None:
         """The worker has its models ready."""
@@ -106,18 +95,18 @@ class WorkerLink:
         self.running = RunningUnit(unit, model.output, len(rows))
         frames: list[Frame] = [encode(Unit(self.instance, unit, work))]
         frames += [np.ascontiguousarray(row).data for row in rows]
-        self._channel.send(frames)
+        self._units.send(frames)
         return None
 
     def tell_before_units(self, message: Lease | InjectFaults) -> None:
         """Send it what holds for all units that it is sent from now on."""
-        self._channel.send([encode(message)])
+        self._units.send([encode(message)])
 
     def tell(self, message: Cancel | Release | Exit) -> None:
         """Send it what must not wait for its unit to end."""
-        self._control.send(encode(message), zmq.NOBLOCK)
+        self._control.send([encode(message)])
 
     def close(self, linger: int = 0) -> None:
-        """Close the sockets; what it was told goes on its way for up to `linger` ms."""
-        self._channel.close()
-        self._control.close(linger=linger)
+        """Close the channels; what it was told goes on its way for up to `linger` ms."""
+        self._units.close()
+        self._control.close(linger)

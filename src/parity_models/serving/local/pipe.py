@@ -1,8 +1,8 @@
-"""How units get to a worker beside its engine, and reports of them back: a pair of sockets.
+"""How an engine and a worker beside it talk: pairs of sockets, of which the worker inherits ends.
 
-The worker inherits its end. Nobody else can write to it, and a message passes from process to
-process at once: through ZeroMQ, a thread of each would hand it on, which takes several times as
-much processor time as a small unit's message is worth.
+Nobody else can write to them, and a message passes from process to process at once: through
+ZeroMQ, a thread of each would hand it on, which takes several times as much processor time as a
+small unit's message is worth. Whoever of the two is left alone hears of it.
 
 A message is the sizes of its frames, preceded by their number (little-endian, 8 bytes each), the
 tensors, and the header, which comes last so that tensors lie at addresses that suit them.
@@ -10,13 +10,14 @@ tensors, and the header, which comes last so that tensors lie at addresses that 
 
 import asyncio
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from struct import Struct, pack, unpack_from
 
-from parity_models.serving.local.wire import Frame, MessageError
+from parity_models.serving.local.wire import Frame, Lease, MessageError, PipeEnds
 
 _NUMBER = Struct("<Q")
 _AT_ONCE = 2**16
@@ -28,8 +29,8 @@ _PARTS = 512
 class EngineEnd:
     """The end of an engine, on whose event loop it lives: a Channel.
 
-    It calls `heard` with each message, or `broken` once, after which nothing more is read. Raises
-    OSError where the system has no sockets left.
+    Once the worker has its end, `heard` is called with each message, or `broken` once, after which
+    nothing more is read. Raises OSError where the system has no sockets left.
     """
 
     def __init__(
@@ -51,8 +52,6 @@ class EngineEnd:
     def handed_over(self) -> None:
         """The worker has its end."""
         self._other.close()
-
-    def connect(self, units: str | None) -> None:
         self._loop.add_reader(self._socket.fileno(), self._receive)
 
     def send(self, frames: Sequence[Frame]) -> None:
@@ -72,7 +71,7 @@ class EngineEnd:
                 self._loop.add_writer(self._socket.fileno(), self._send_rest)
             self._unsent += b"".join(parts)[sent:]
 
-    def close(self) -> None:
+    def close(self, linger: int = 0) -> None:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
@@ -107,6 +106,34 @@ class EngineEnd:
             self._broken(error)
 
 
+class WorkerPipes:
+    """A worker's ends of its pipes: a Connection with the one engine that it is leased to."""
+
+    units = control = None
+    strangers = 0
+
+    def __init__(self, ends: PipeEnds) -> None:
+        self._of_units = WorkerEnd(ends.units)
+        self._of_control = WorkerEnd(ends.control)
+
+    def take(self, lease: Lease) -> None:
+        pass
+
+    def receive(self) -> Sequence[Frame]:
+        return self._of_units.receive()
+
+    def report(self, frames: Sequence[Frame]) -> None:
+        self._of_units.send(frames)
+
+    def receive_control(self, timeout: float) -> Sequence[Frame] | None:
+        return self._of_control.receive() if self._of_control.wait(timeout) else None
+
+    def beat(self, lease: Lease | None, heartbeat: bytes) -> bool:
+        if lease is not None:
+            self._of_control.send([heartbeat])
+        return lease is not None
+
+
 class WorkerEnd:
     """The end that a worker inherited as `descriptor`; its calls wait."""
 
@@ -115,16 +142,22 @@ class WorkerEnd:
         os.set_inheritable(descriptor, False)
         self._messages = _Messages()
         self._received: deque[Sequence[Frame]] = deque()
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
 
-    def receive(self) -> Sequence[Frame] | None:
-        """The next message; None if the engine has gone."""
+    def wait(self, timeout: float) -> bool:
+        """Is there something to receive, after `timeout` seconds at most?"""
+        return bool(self._received or self._poll.poll(1000 * timeout))
+
+    def receive(self) -> Sequence[Frame]:
+        """The next message. Raises EOFError if the engine has gone."""
         while not self._received:
             try:
                 data = self._socket.recv(_AT_ONCE)
             except OSError:
-                return None
+                data = b""
             if not data:
-                return None
+                raise EOFError("the engine has gone")
             self._received += self._messages.of(data)
         return self._received.popleft()
 

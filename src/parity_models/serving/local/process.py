@@ -5,24 +5,22 @@ import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from contextlib import ExitStack, suppress
 from signal import SIGKILL, strsignal
 
 import msgspec
-import zmq
 
-from parity_models.serving.local.link import Channel, Context, SocketChannel, WorkerLink
+from parity_models.serving.local.link import Context, SocketChannel, WorkerLink
 from parity_models.serving.local.pipe import EngineEnd
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.local.wire import (
     AssignedModel,
     Assignment,
+    Endpoints,
     Frame,
     Hello,
     MessageError,
-    control_endpoint,
-    units_endpoint,
+    PipeEnds,
 )
 
 MAX_LAST_WORDS = 2000
@@ -36,7 +34,8 @@ class WorkerProcess(WorkerLink):
 
     `number` counts the engine's workers from 0 and is the same in every life, `instance` is not.
     `recycled` if it is to end although its process is in order. `heard` is called with what it
-    sends on its pipe.
+    sends through its pipes; if its place has a link, it has ZeroMQ sockets instead, and sends to
+    the endpoint `reports`. Raises OSError where the system has no sockets left.
     """
 
     def __init__(
@@ -45,21 +44,30 @@ class WorkerProcess(WorkerLink):
         instance: str,
         models: Mapping[str, AssignedModel],
         placement: Placement,
-        directory: str,
-        reports: str,
-        context: Context,
         heard: Callable[[Sequence[Frame]], None],
         *,
+        context: Context,
+        reports: str | None = None,
         allows_faults: bool = False,
     ) -> None:
-        self._pipe = None if placement.link else EngineEnd(heard, self._broken)
-        try:
-            channel: Channel = self._pipe or SocketChannel(context.socket(zmq.PUSH))
-            super().__init__(instance, frozenset(models), context, channel)
-        except BaseException:
-            if self._pipe is not None:
-                self._pipe.close()
-            raise
+        self._pipes: tuple[EngineEnd, ...] = ()
+        self._sockets: tuple[SocketChannel, ...] = ()
+        reached: PipeEnds | Endpoints
+        with ExitStack() as undo:
+            if placement.link is None:
+                units = EngineEnd(heard, self._broken)
+                undo.callback(units.close)
+                control = EngineEnd(heard, self._broken)
+                self._pipes = (units, control)
+                reached = PipeEnds(units.inherited, control.inherited)
+                super().__init__(instance, frozenset(models), *self._pipes)
+            else:
+                assert reports is not None
+                self._sockets = (SocketChannel(context), SocketChannel(context))
+                anywhere = f"tcp://{placement.link.worker}:*"
+                reached = Endpoints(anywhere, anywhere, reports)
+                super().__init__(instance, frozenset(models), *self._sockets)
+            undo.pop_all()
         self.number = number
         self.recycled = False
         self._prefix = placement.prefix
@@ -67,12 +75,7 @@ class WorkerProcess(WorkerLink):
             instance,
             os.getpid(),
             dict(models),
-            directory,
-            reports,
-            self._pipe.inherited
-            if self._pipe
-            else units_endpoint(directory, instance, placement.link),
-            control_endpoint(directory, instance, placement.link),
+            reached,
             placement.device,
             allows_faults,
         )
@@ -85,7 +88,7 @@ class WorkerProcess(WorkerLink):
         Raises what the system raises where it has no process, descriptors or memory to give.
         """
         descriptors = [model.descriptor for model in self._assignment.models.values()]
-        pipe = [self._pipe.inherited] if self._pipe is not None else []
+        descriptors += [pipe.inherited for pipe in self._pipes]
         self._process = await asyncio.create_subprocess_exec(
             *self._prefix,
             sys.executable,
@@ -97,11 +100,11 @@ class WorkerProcess(WorkerLink):
             stdout=DEVNULL,
             stderr=PIPE,
             env=os.environ | _ONE_THREAD,
-            pass_fds=sorted({*descriptors, *pipe}),
+            pass_fds=sorted(set(descriptors)),
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )
-        if self._pipe is not None:
-            self._pipe.handed_over()
+        for pipe in self._pipes:
+            pipe.handed_over()
         if self._why_killed is not None:
             self.kill(self._why_killed)
         last_words = await self._last_words(self._process)
@@ -121,7 +124,9 @@ class WorkerProcess(WorkerLink):
 
     def join(self, hello: Hello) -> None:
         """It listens where it says, and has its models ready."""
-        self.connect(hello.units, hello.control)
+        for channel, endpoint in zip(self._sockets, (hello.units, hello.control), strict=False):
+            if endpoint is not None:
+                channel.socket.connect(endpoint)
         super().join(hello)
 
     @property
@@ -149,10 +154,3 @@ class WorkerProcess(WorkerLink):
 
     def _broken(self, error: MessageError) -> None:
         self.kill(f"sent {error}")
-
-    def close(self, linger: int = 0) -> None:
-        """Close the sockets, and remove the files of those that the worker had."""
-        super().close(linger)
-        for endpoint in (self._assignment.units, self._assignment.control):
-            if isinstance(endpoint, str) and endpoint.startswith("ipc://"):
-                Path(endpoint.removeprefix("ipc://")).unlink(missing_ok=True)

@@ -2,16 +2,15 @@
 
 A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
 a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled.
-ZeroMQ's sockets lie in a directory that only this user can enter, unless a worker is placed
-elsewhere:
+There are two ways to a worker, and what it reports comes back by them (its hello and results by
+the first, heartbeats by the second) or, from a worker with sockets, by a third, which all share:
 
-- reports (the engine pulls): hello, heartbeats and results of all workers
-- units (the worker's computing thread pulls), and leases and faults, which hold for all units
-  after them
-- control (the worker's other thread pulls): what must not wait for a unit to end
+- units (for the worker's computing thread), and leases and faults, which hold for all units after
+  them
+- control (for the worker's other thread): what must not wait for a unit to end
+- reports (for the engine)
 
-A worker beside its engine has a pipe (pipe.py) in place of `units`, on which it also reports what
-its units came to.
+They are pipes of a worker beside its engine (pipe.py), and ZeroMQ's sockets elsewhere (sockets.py).
 
 A worker works for one engine at a time: the one whose lease it has, as the instance that the
 lease names. What is meant for another instance came too late, and is ignored. A message that is not
@@ -29,7 +28,6 @@ from numpy.typing import NDArray
 
 from parity_models.faults import FaultPlan
 from parity_models.models.tensor import TensorSpec
-from parity_models.serving.local.placement import Link
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
@@ -49,39 +47,48 @@ class AssignedModel(msgspec.Struct, frozen=True):
     name: str
 
 
+class PipeEnds(msgspec.Struct, frozen=True, tag=True):
+    """A worker's ends of its pipes: file descriptors that it inherits."""
+
+    units: int
+    control: int
+
+
+class Endpoints(msgspec.Struct, frozen=True, tag=True):
+    """Where a worker listens, at ports that may be left open, as *; and where its engine does."""
+
+    units: str
+    control: str
+    reports: str
+
+
 class Assignment(msgspec.Struct, frozen=True):
     """The worker's command line, as JSON: who it is and what it serves, by work.
 
-    `parent` is the engine's process: when that is gone, so is the worker. `units` and `control`
-    are where to listen; a TCP port may be left open, as *. Where `units` is a number, it is the
-    descriptor of a pipe instead. `device`: see Placement. It obeys
-    InjectFaults only if it `allows_faults`.
+    `parent` is the engine's process: when that is gone, so is the worker. `device`: see Placement.
+    It obeys InjectFaults only if it `allows_faults`.
     """
 
     instance: str
     parent: int
     models: dict[str, AssignedModel]
-    directory: str
-    reports: str
-    units: str | int
-    control: str
+    reached: PipeEnds | Endpoints
     device: str | None
     allows_faults: bool = False
 
 
 _ADDRESS = r"([0-9.]+|\[[0-9a-fA-F:.]+(%[0-9A-Za-z]+)?\])"
 
-Endpoint = Annotated[
-    str, msgspec.Meta(pattern=rf"\A(ipc://[^\x00]+|tcp://{_ADDRESS}:[0-9]{{1,5}})\Z")
-]
-"""Where a socket is bound: a file, or an IP address and a port."""
+Endpoint = Annotated[str, msgspec.Meta(pattern=rf"\Atcp://{_ADDRESS}:[0-9]{{1,5}}\Z")]
+"""Where a socket is bound: an IP address and a port."""
 
 
 class Lease(msgspec.Struct, frozen=True, tag=True):
-    """From now on the worker is this instance, of the engine that pulls `reports`."""
+    """From now on the worker is this instance, of the engine that pulls `reports`, where it has no
+    pipe."""
 
     instance: str
-    reports: Endpoint
+    reports: Endpoint | None = None
 
 
 class Unit(msgspec.Struct, frozen=True, tag=True):
@@ -121,13 +128,13 @@ class ModelTensors(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The worker is warm, and listens at `control`, and at `units` unless it has a pipe; `models`
-    are by work."""
+    """The worker is warm, and listens at `units` and `control` unless it has pipes; `models` are by
+    work."""
 
     instance: str
     models: dict[str, ModelTensors]
     units: Endpoint | None
-    control: Endpoint
+    control: Endpoint | None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag=True):
@@ -218,22 +225,6 @@ def rows_of(frame: Frame, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
     values = np.frombuffer(frame, spec.dtype).reshape(rows, *spec.shape)
     # ZeroMQ hands out small messages where they lie in its receive buffer, at any address.
     return values if values.flags.aligned else values.copy()
-
-
-def reports_endpoint(directory: str, link: Link | None) -> str:
-    return f"ipc://{directory}/reports" if link is None else f"tcp://{link.engine}:*"
-
-
-def units_endpoint(directory: str, instance: str, link: Link | None) -> str:
-    return _worker_endpoint(f"{directory}/{instance}.units", link)
-
-
-def control_endpoint(directory: str, instance: str, link: Link | None) -> str:
-    return _worker_endpoint(f"{directory}/{instance}.control", link)
-
-
-def _worker_endpoint(path: str, link: Link | None) -> str:
-    return f"ipc://{path}" if link is None else f"tcp://{link.worker}:*"
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:

@@ -8,20 +8,18 @@ and exits when told.
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event, Thread
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 import msgspec
 import numpy as np
 import onnxruntime
-import zmq
 from numpy.typing import NDArray
 
 from parity_models.errors import ModelError
@@ -29,8 +27,8 @@ from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.local.copies import read_copy
 from parity_models.serving.local.device import Device
-from parity_models.serving.local.pipe import WorkerEnd
-from parity_models.serving.local.socket_key import SocketKey, Strangers
+from parity_models.serving.local.pipe import WorkerPipes
+from parity_models.serving.local.sockets import WorkerSockets
 from parity_models.serving.local.wire import (
     HEARTBEAT,
     AssignedModel,
@@ -46,9 +44,9 @@ from parity_models.serving.local.wire import (
     Lease,
     MessageError,
     ModelTensors,
+    PipeEnds,
     Release,
     Unit,
-    bind,
     control_of,
     encode,
     rows_of,
@@ -61,9 +59,6 @@ MAX_DETAIL = 1000
 RELEASE = 5 * HEARTBEAT
 """Seconds that an engine has to release a worker that has no unit, and wants to leave."""
 
-LINGER = 1000
-"""Milliseconds for which the last report to an engine is sent after its lease has ended."""
-
 _FATAL_ONLY = 4
 
 _log = logging.getLogger(__name__)
@@ -73,28 +68,61 @@ def _nothing() -> None:
     pass
 
 
+class Connection(Protocol):
+    """A worker's end of what its engine's messages come through, and its own to the engine.
+
+    `units` and `control` are the endpoints at which it listens; None without any. What stops the
+    process raises EOFError.
+    """
+
+    @property
+    def units(self) -> str | None: ...
+
+    @property
+    def control(self) -> str | None: ...
+
+    @property
+    def strangers(self) -> int:
+        """How many without the key have been kept out since this was last asked."""
+
+    # For the computing thread
+
+    def take(self, lease: Lease) -> None:
+        """Reports go to this engine from now on. Raises MessageError if there can be none."""
+
+    def receive(self) -> Sequence[Frame]:
+        """Wait for a message about units."""
+
+    def report(self, frames: Sequence[Frame]) -> None:
+        """Send the engine a message."""
+
+    # For the other one
+
+    def receive_control(self, timeout: float) -> Sequence[Frame] | None:
+        """Wait for a message that cannot wait, for up to so many seconds."""
+
+    def beat(self, lease: Lease | None, heartbeat: bytes) -> bool:
+        """Send the heartbeat to who has the lease; was it sent?"""
+
+
 class Worker:
-    """Runs units of `models`, by work, and listens at the endpoints `units` and `control`; or to
-    a pipe of the one engine that it is leased to, for units.
+    """Runs units of `models`, by work, for the engines at the other end of its `connection`.
 
     `device` is a file that is locked while a unit runs; `faults` are what units suffer, and since
-    when (time.monotonic()); others are obeyed only if it `allows_faults`. With a `key`, only who
-    has it can talk to the worker. Frames of more than `max_frame` bytes are refused; -1: none are.
+    when (time.monotonic()); others are obeyed only if it `allows_faults`.
     """
 
     def __init__(
         self,
         models: Mapping[str, OnnxModel],
-        units: str | WorkerEnd,
-        control: str,
+        connection: Connection,
         *,
         device: str | None = None,
         faults: tuple[float, WorkerFaults] | None = None,
         allows_faults: bool = False,
-        key: SocketKey | None = None,
-        max_frame: int = -1,
     ) -> None:
         self._models = models
+        self.connection = connection
         self._batches: dict[str, NDArray[np.generic]] = {}
         self._lease: Lease | None = None
         self._leaving = False
@@ -103,25 +131,12 @@ class Worker:
         self._cancelled: Cancel | None = None
         self._faults = faults
         self._allows_faults = allows_faults
-        self._key = key
         self._leasable = True
         self._attending: Thread | None = None
         self._refused = 0
         self._lies: dict[str, OnnxModel] = {}
         self._device = Device(device) if device else nullcontext()
         self._busy: tuple[float, float | None] = (0.0, None)
-        self._context = zmq.Context()
-        self._max_frame = max_frame
-        self._strangers: list[Strangers] = []
-        self._control, self.control = self._listen(control)
-        self._units: zmq.Socket[bytes] | WorkerEnd
-        self.units: str | None = None
-        if isinstance(units, str):
-            self._units, self.units = self._listen(units)
-        else:
-            self._units = units
-        # A socket belongs to one thread: the other one has its own for heartbeats.
-        self._reports = self._report_socket()
 
     def serve(
         self, lease: Lease | None = None, at_heartbeat: Callable[[], None] = _nothing
@@ -132,13 +147,15 @@ class Worker:
             self._leasable = False
         self._attending = Thread(target=self._attend, args=(at_heartbeat,), daemon=True)
         self._attending.start()
-        while (frames := self._next()) is not None:
+        while True:
+            try:
+                frames = self.connection.receive()
+            except EOFError:
+                os._exit(0)
             try:
                 self._do(*work_of(frames))
             except MessageError as error:
                 self._refuse(error)
-        self._attending.join()  # the engine has gone, as it will notice
-        raise AssertionError("unreachable")
 
     @property
     def attends(self) -> bool:
@@ -185,40 +202,12 @@ class Worker:
                 self._faults = (start, WorkerFaults(plan, worker))
 
     def _take(self, lease: Lease) -> None:
-        reports = self._report_socket()
-        try:
-            reports.connect(lease.reports)
-        except zmq.ZMQError as error:
-            reports.close(linger=0)
-            raise MessageError(f"a lease of nobody at {lease.reports}: {error}") from error
+        self.connection.take(lease)
         self._released.clear()
-        self._reports.close(linger=LINGER)
-        self._reports = reports
         self._lease = lease
         tensors = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
-        hello = Hello(lease.instance, tensors, self.units, self.control)
-        self._reports.send(encode(hello))
-
-    def _next(self) -> Sequence[Frame] | None:
-        """The next message about units; None if there will be none."""
-        if isinstance(self._units, WorkerEnd):
-            return self._units.receive()
-        return [frame.buffer for frame in self._units.recv_multipart(copy=False)]
-
-    def _listen(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
-        """A socket that is bound, and where."""
-        socket = self._context.socket(zmq.PULL)
-        socket.set(zmq.MAXMSGSIZE, self._max_frame)
-        if self._key is not None:
-            self._key.listen(socket)
-            self._strangers.append(Strangers(socket))
-        return socket, bind(socket, endpoint)
-
-    def _report_socket(self) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.PUSH)
-        if self._key is not None:
-            self._key.reach(socket)
-        return socket
+        hello = Hello(lease.instance, tensors, self.connection.units, self.connection.control)
+        self.connection.report([encode(hello)])
 
     def _refuse(self, error: MessageError) -> None:
         self._refused += 1
@@ -229,10 +218,7 @@ class Worker:
         with self._device:
             report = self._run(unit, rows)
         self._busy = (self.busy, None)
-        if isinstance(self._units, WorkerEnd):
-            self._units.send(report)
-        else:
-            self._reports.send_multipart(report, copy=False)
+        self.connection.report(report)
 
     def _run(self, unit: Unit, rows: Sequence[Frame]) -> Sequence[Frame]:
         began = time.monotonic()
@@ -307,35 +293,29 @@ class Worker:
 
     def _attend(self, at_heartbeat: Callable[[], None]) -> NoReturn:
         due = time.monotonic()
-        held: Lease | None = None
-        heartbeats = self._report_socket()
         refused = strangers = told = 0
         while True:
-            wait = round(1000 * (due - time.monotonic()))
+            wait = due - time.monotonic()
             if wait > 0:
-                if self._control.poll(wait):
-                    frames = self._control.recv_multipart(copy=False)
-                    try:
-                        self._obey(control_of([each.buffer for each in frames]))
-                    except MessageError as error:
-                        refused += 1
-                        _log.debug("refused %s", error)
+                try:
+                    frames = self.connection.receive_control(wait)
+                except EOFError:
+                    os._exit(0)
+                try:
+                    if frames is not None:
+                        self._obey(control_of(frames))
+                except MessageError as error:
+                    refused += 1
+                    _log.debug("refused %s", error)
                 continue
             at_heartbeat()
-            strangers += sum(each.count() for each in self._strangers)
+            strangers += self.connection.strangers
             lease = self._lease
-            if lease is not held:
-                heartbeats.close(linger=0)
-                heartbeats = self._report_socket()
-                if lease is not None:
-                    heartbeats.connect(lease.reports)
-                held = lease
-            if lease is not None:
-                news = refused + self._refused - told
-                with suppress(zmq.Again):  # the engine has yet to take many earlier ones
-                    heartbeat = Heartbeat(lease.instance, self._leaving, news, strangers)
-                    heartbeats.send(encode(heartbeat), zmq.NOBLOCK)
-                    told, strangers = told + news, 0
+            news = refused + self._refused - told
+            instance = "" if lease is None else lease.instance
+            heartbeat = Heartbeat(instance, self._leaving, news, strangers)
+            if self.connection.beat(lease, encode(heartbeat)):
+                told, strangers = told + news, 0
             due = time.monotonic() + HEARTBEAT
 
     def _obey(self, message: Cancel | Release | Exit) -> None:
@@ -385,21 +365,23 @@ def main() -> NoReturn:
 
     def end_with_engine() -> None:
         if os.getppid() != assigned.parent:
-            shutil.rmtree(assigned.directory, ignore_errors=True)
             os._exit(0)
 
     try:
         models = {work: load(model) for work, model in assigned.models.items()}
     except (ModelError, OSError) as error:
         sys.exit(str(error))
+    reached = assigned.reached
+    if isinstance(reached, PipeEnds):
+        connection: Connection = WorkerPipes(reached)
+        lease = Lease(assigned.instance)
+    else:
+        connection = WorkerSockets(reached.units, reached.control)
+        lease = Lease(assigned.instance, reached.reports)
     worker = Worker(
-        models,
-        assigned.units if isinstance(assigned.units, str) else WorkerEnd(assigned.units),
-        assigned.control,
-        device=assigned.device,
-        allows_faults=assigned.allows_faults,
+        models, connection, device=assigned.device, allows_faults=assigned.allows_faults
     )
-    worker.serve(Lease(assigned.instance, assigned.reports), end_with_engine)
+    worker.serve(lease, end_with_engine)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What engines whose instances are workers have in common: units out, reports in, silence noticed.
 
-The event loop receives from one socket (what workers report) and from the pipes of workers that
-have one, sends to two of each worker (units, control), and waits for none of them. Time-outs are
-counted in ticks of the loop rather than read off a clock: when the engine itself did not get to run
-(stopped by Ctrl-Z, a long computation on the loop), its workers are not to blame for what it has
-not heard.
+The event loop receives from the pipes of workers that have some and from one socket (what all
+others report), sends to two of each worker (units, control), and waits for none of them. Time-outs
+are counted in ticks of the loop rather than read off a clock: when the engine itself did not get to
+run (stopped by Ctrl-Z, a long computation on the loop), its workers are not to blame for what it
+has not heard.
 """
 
 import asyncio
@@ -70,9 +70,6 @@ class WorkerEngine(ABC, Generic[Link]):
     def _give_up(self, worker: Link, why: str) -> None:
         """The worker does not do what it should."""
 
-    def _stray(self, hello: Hello) -> None:
-        """A worker that the engine does not know, or no longer, says hello."""
-
     def _reported(self, worker: Link, report: Report) -> None:
         """What the worker reported has been dealt with."""
 
@@ -111,32 +108,39 @@ class WorkerEngine(ABC, Generic[Link]):
 
     # For engines
 
-    def _open(self, listener: EngineListener, key: SocketKey | None = None) -> None:
-        """Make the socket of reports. It is listened to from `_listen` on, until `_close`.
-
-        With a `key`, only who has it can report.
-        """
+    def _open(self, listener: EngineListener) -> None:
+        """What workers report is listened to from `_listen` on, until `_close`."""
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._context = zmq.Context()
         self._context.setsockopt(zmq.LINGER, 0)
-        self._reports = self._context.socket(zmq.PULL)
+        self._reports: zmq.Socket[bytes] | None = None
         self._strangers: Strangers | None = None
+        self._listening = False
+
+    def _open_reports(self, key: SocketKey | None = None) -> zmq.Socket[bytes]:
+        """The socket for reports of workers that have no pipes, to be bound.
+
+        With a `key`, only who has it can report.
+        """
+        self._reports = self._context.socket(zmq.PULL)
         if key is not None:
             key.listen(self._reports)
             self._strangers = Strangers(self._reports)
-        self._listening = False
+        return self._reports
 
     def _listen(self) -> None:
         self._listening = True
-        self._loop.add_reader(self._reports.fileno(), self._receive)
+        if self._reports is not None:
+            self._loop.add_reader(self._reports.fileno(), self._receive)
         self._tick()
 
     def _deafen(self) -> None:
         """Hear nothing more of workers."""
         if self._listening:
             self._listening = False
-            self._loop.remove_reader(self._reports.fileno())
+            if self._reports is not None:
+                self._loop.remove_reader(self._reports.fileno())
             self._timer.cancel()
 
     def _close(self) -> None:
@@ -147,7 +151,7 @@ class WorkerEngine(ABC, Generic[Link]):
 
     def _receive(self) -> None:
         # The socket's file descriptor tells of news once: all there is must be taken.
-        while self._listening:
+        while self._listening and self._reports is not None:
             try:
                 frames = self._reports.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -167,8 +171,6 @@ class WorkerEngine(ABC, Generic[Link]):
             self._refuse(error)
             return
         worker = self._workers.get(report.instance)
-        if worker is None and isinstance(report, Hello):
-            self._stray(report)
         if worker is None or worker.ended:
             return  # this was still on its way
         worker.silence = 0

@@ -29,6 +29,7 @@ from parity_models.serving.asgi import AsgiApp, rest_app
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.golden import golden_of
 from parity_models.serving.local.socket_key import SocketKey
+from parity_models.serving.local.sockets import WorkerSockets
 from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
@@ -104,22 +105,16 @@ class Instances:
         }
         address = f"tcp://{_address()}:*"
         context = serve.get_replica_context()
-        self._worker = Worker(
-            warm,
-            address,
-            address,
-            faults=_faults(faults, first + context.rank.rank),
-            key=key,
-            max_frame=_max_frame(model.input for model in warm.values()),
-        )
-        assert self._worker.units is not None
+        max_frame = _max_frame(model.input for model in warm.values())
+        sockets = WorkerSockets(address, address, key=key, max_frame=max_frame)
+        self._worker = Worker(warm, sockets, faults=_faults(faults, first + context.rank.rank))
         self._seat = Seat(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
             bundle=deployment_name(files, key),
             works=frozenset(models),
             node=ray.get_runtime_context().get_node_id(),
-            units=self._worker.units,
-            control=self._worker.control,
+            units=sockets.units,
+            control=sockets.control,
         )
         self._roster = roster
         self._leaving = False

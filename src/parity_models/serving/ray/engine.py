@@ -59,16 +59,16 @@ class LeasedWorker(WorkerLink):
     """A worker on a seat of this frontend's; `leaving` once it is to be let go."""
 
     def __init__(self, instance: str, seat: Seat, context: Context, key: SocketKey) -> None:
-        units = context.socket(zmq.PUSH)
-        super().__init__(instance, seat.works, context, SocketChannel(units))
-        for socket in (units, self._control):
-            key.reach(socket)
+        units, control = SocketChannel(context), SocketChannel(context)
+        super().__init__(instance, seat.works, units, control)
+        for channel, endpoint in ((units, seat.units), (control, seat.control)):
+            key.reach(channel.socket)
+            channel.socket.connect(endpoint)
         self.seat = seat
         self.leaving = False
         self._loop = asyncio.get_running_loop()
-        self._monitored = units
-        self._monitor = units.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self.connect(seat.units, seat.control)
+        self._monitored = units.socket
+        self._monitor = units.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
 
     def when_disconnected(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the connection to the worker breaks."""
@@ -134,10 +134,11 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         seconds, one for each that differs from the others will do. More may come later."""
         if not works:
             raise ServingError("an engine needs at least one instance")
-        self._open(listener, self._key)
-        self._reports.set(zmq.MAXMSGSIZE, self._max_frame)
+        self._open(listener)
+        reports = self._open_reports(self._key)
+        reports.set(zmq.MAXMSGSIZE, self._max_frame)
         try:
-            self._endpoint = bind(self._reports, f"tcp://{self._address}:*")
+            self._endpoint = bind(reports, f"tcp://{self._address}:*")
         except zmq.ZMQError as error:
             self._close()
             raise ServingError(f"cannot listen at {self._address}: {error.strerror}") from error
