@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from parity_models.bench.contention.namespaces import (
+from parity_models.lab.contention.namespaces import (
     check_privileges,
     configure,
     own_prefix,

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_models.bench.reliability.attack import (
+from parity_models.lab.reliability.attack import (
     CODE,
     HONEST,
     Beside,

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from commands import Here
-from parity_models.bench import overhead
-from parity_models.bench.comparison import compare
-from parity_models.bench.load import LoadSpec, offer_load
-from parity_models.bench.plots import plot_latency
-from parity_models.bench.served import served
 from parity_models.errors import LoadError, UserError
 from parity_models.faults import Constant, FaultPlan
+from parity_models.lab.comparison import compare
+from parity_models.lab.costs import overhead
+from parity_models.lab.latency.served import served
+from parity_models.lab.plots import plot_latency
+from parity_models.load import LoadSpec, offer_load
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.server import ServeOptions

@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 from tqdm import tqdm
 
-from parity_models.bench import ray_serve
-from parity_models.bench.ray_serve import Carried, RayReport, beside_plain
 from parity_models.cli.main import command
+from parity_models.lab.costs import ray_serve
+from parity_models.lab.costs.ray_serve import Carried, RayReport, beside_plain
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.server import ServeOptions

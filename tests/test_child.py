@@ -3,11 +3,11 @@
 import asyncio
 import sys
 
-from parity_models.bench.child import child
+from parity_models.load.child import child
 
 NOISY = """
 import subprocess, sys
-from parity_models.bench.child import keep_output
+from parity_models.load.child import keep_output
 tell = keep_output()
 print("noise")
 subprocess.run(["echo", "noise"])

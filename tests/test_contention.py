@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_models.bench.contention.apply import Contended, contended
-from parity_models.bench.contention.namespaces import NAMES, PREFIX, configure
-from parity_models.bench.contention.network import star
-from parity_models.bench.contention.plan import Contention, Hogs, Network, Tenant
-from parity_models.bench.load import LoadSpec, offer_load_from_own_process
-from parity_models.bench.load_result import LoadResult
-from parity_models.bench.served import Served, served
 from parity_models.errors import ContentionError, ServingError
 from parity_models.faults import Constant, Pauses
+from parity_models.lab.contention.apply import Contended, contended
+from parity_models.lab.contention.namespaces import NAMES, PREFIX, configure
+from parity_models.lab.contention.network import star
+from parity_models.lab.contention.plan import Contention, Hogs, Network, Tenant
+from parity_models.lab.latency.served import Served, served
+from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load.result import LoadResult
 from parity_models.serving.server import ServeOptions
 from served import predictions, queries, until, write_linear_bundle
 
@@ -214,8 +214,8 @@ async def test_another_tenant_that_does_not_start_is_told_of(tmp_path: Path) -> 
 ABORTED = """
 import asyncio, sys
 from pathlib import Path
-from parity_models.bench.contention.apply import contended
-from parity_models.bench.contention.plan import Contention, Network
+from parity_models.lab.contention.apply import contended
+from parity_models.lab.contention.plan import Contention, Network
 
 async def main():
     plan = Contention(network=Network(shuffles=2))

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from parity_models.bench.contention.apply import contended
-from parity_models.bench.contention.namespaces import check_privileges
-from parity_models.bench.contention.pauses import LONGEST, Step, steps
-from parity_models.bench.contention.plan import Contention, Hogs, Network, Tenant
-from parity_models.bench.contention.shuffles import Leg, legs
-from parity_models.bench.contention.tenant import arrivals
 from parity_models.errors import ContentionError
 from parity_models.faults import Constant, Pauses, Uniform
+from parity_models.lab.contention.apply import contended
+from parity_models.lab.contention.namespaces import check_privileges
+from parity_models.lab.contention.pauses import LONGEST, Step, steps
+from parity_models.lab.contention.plan import Contention, Hogs, Network, Tenant
+from parity_models.lab.contention.shuffles import Leg, legs
+from parity_models.lab.contention.tenant import arrivals
 
 WORKERS = 3
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from commands import Here, assert_refused
-from parity_models.bench.demo import CODE, Scenario, run_demo
+from parity_models.lab.demo import CODE, Scenario, run_demo
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings

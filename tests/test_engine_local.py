@@ -41,17 +41,17 @@ from parity_models.serving.engine import Engine
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
-from parity_models.serving.local.wire import (
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.wire import (
     AssignedModel,
     Heartbeat,
     InjectFaults,
     Lease,
     encode,
 )
-from parity_models.serving.local.wire import Failed as WorkerFailed
-from parity_models.serving.local.wire import Finished as WorkerFinished
-from parity_models.serving.local.worker import load
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.wire import Failed as WorkerFailed
+from parity_models.serving.worker.wire import Finished as WorkerFinished
+from parity_models.serving.worker.worker import load
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""

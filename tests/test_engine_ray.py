@@ -17,12 +17,12 @@ from onnx_models import moody_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.engine import Engine
-from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.plan import model_files
 from parity_models.serving.ray.app import ClusterOptions, InstancePool, instances_app, roster_app
 from parity_models.serving.ray.deployments import deployment_name
 from parity_models.serving.ray.engine import RayEngine
 from parity_models.serving.ray.store import BundleFiles, put_bundle
+from parity_models.serving.worker.socket_key import SocketKey
 from ray_cluster import SMALL, kill_replica, local_ray
 
 FOREVER = 1e15

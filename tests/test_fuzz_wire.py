@@ -21,8 +21,11 @@ from engine_conformance import DEPLOYED, Events
 from onnx_models import linear_model
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.tensor import TensorSpec
-from parity_models.serving.local.socket_key import SocketKey
-from parity_models.serving.local.wire import (
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.roster import FrontendReport, Seat
+from parity_models.serving.worker.socket_key import SocketKey
+from parity_models.serving.worker.wire import (
     Cancel,
     Exit,
     Failed,
@@ -40,9 +43,6 @@ from parity_models.serving.local.wire import (
     report_of,
     work_of,
 )
-from parity_models.serving.metrics import Metrics
-from parity_models.serving.ray.engine import RayEngine
-from parity_models.serving.ray.roster import FrontendReport, Seat
 from test_strangers import ROW, Bench
 
 EXAMPLES = 20_000 if os.environ.get("PARM_FUZZ") == "long" else 200

@@ -10,20 +10,20 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from commands import Here, assert_refused
-from parity_models.bench.reliability.chaos_result import ChaosResult, Claim
-from parity_models.bench.reliability.course import EVENTS, draw_course
-from parity_models.bench.reliability.known_model import (
+from parity_models.lab.reliability.chaos_result import ChaosResult, Claim
+from parity_models.lab.reliability.course import EVENTS, draw_course
+from parity_models.lab.reliability.known_model import (
     KnownModel,
     flipped,
     other_weights,
     write_known_model,
 )
-from parity_models.bench.reliability.ledger import Kind
-from parity_models.bench.reliability.overload import OverloadResult
-from parity_models.bench.reliability.report import write_report
-from parity_models.bench.reliability.requests import Mix, draw, http_request
-from parity_models.bench.reliability.soak import Sample, growth_claims
-from parity_models.bench.reliability.table_result import TableResult
+from parity_models.lab.reliability.ledger import Kind
+from parity_models.lab.reliability.overload import OverloadResult
+from parity_models.lab.reliability.report import write_report
+from parity_models.lab.reliability.requests import Mix, draw, http_request
+from parity_models.lab.reliability.soak import Sample, growth_claims
+from parity_models.lab.reliability.table_result import TableResult
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 

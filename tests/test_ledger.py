@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.bench.reliability.chaos_result import claims_of, rows_of
-from parity_models.bench.reliability.ledger import Ending, Kind, Ledger, Sent
+from parity_models.lab.reliability.chaos_result import claims_of, rows_of
+from parity_models.lab.reliability.ledger import Ending, Kind, Ledger, Sent
 from parity_models.scheduling import Source
 
 MODEL, RECONSTRUCTION = Source.MODEL, Source.RECONSTRUCTION

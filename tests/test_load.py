@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from parity_models.bench.latency import summarise
-from parity_models.bench.load import LoadSpec, offer_load, offer_load_from_own_process
-from parity_models.bench.load.rest import rest_target
-from parity_models.bench.load.target import NoAnswerError
-from parity_models.bench.load_result import LoadResult
 from parity_models.errors import LoadError
+from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
+from parity_models.load.latency import summarise
+from parity_models.load.rest import rest_target
+from parity_models.load.result import LoadResult
+from parity_models.load.target import NoAnswerError
 from parity_models.scheduling import Source
 
 CLASSES = 4
@@ -205,7 +205,7 @@ async def test_requests_hold_batches_and_every_row_is_judged(
     data: str, binary: bool, kept: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether outputs are kept for it until the load is over, or are too large for that."""
-    monkeypatch.setattr("parity_models.bench.load.generator.MAX_KEPT", kept)
+    monkeypatch.setattr("parity_models.load.generator.MAX_KEPT", kept)
     seen: list[np.ndarray[Any, Any]] = []
 
     async def handle(request: web.Request, rows: np.ndarray[Any, Any]) -> web.Response:

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from hdrh.histogram import HdrHistogram
 
-from parity_models.bench.load import LoadSpec
-from parity_models.bench.load_report import report_of, write_histogram, write_latencies
-from parity_models.bench.load_result import LoadResult
+from parity_models.load import LoadSpec
+from parity_models.load.report import report_of, write_histogram, write_latencies
+from parity_models.load.result import LoadResult
 from parity_models.scheduling import Source
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.bench.load import Direct, LoadSpec, lasting
 from parity_models.errors import LoadError
+from parity_models.load import Direct, LoadSpec, lasting
 from parity_models.serving.server import ServeOptions
 from parity_models.simulation.arrivals import poisson_arrivals
 

@@ -9,8 +9,8 @@ from threading import Thread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.serving.local.pipe import EngineEnd, WorkerEnd, _Messages, _parts
-from parity_models.serving.local.wire import Frame, MessageError
+from parity_models.serving.worker.pipe import EngineEnd, WorkerEnd, _Messages, _parts
+from parity_models.serving.worker.wire import Frame, MessageError
 
 MESSAGES = st.lists(
     st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=5), min_size=1, max_size=5

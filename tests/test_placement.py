@@ -9,9 +9,9 @@ import pytest
 
 from parity_models.errors import ServingError
 from parity_models.models.pinned_model import PinnedModel
-from parity_models.serving.local.device import Device
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Link, Placement
+from parity_models.serving.worker.device import Device
 from served import predictions, queries, until, write_linear_bundle
 
 

@@ -12,7 +12,7 @@ from test_reproduce_engines import SMALL
 def test_an_experiment_runs_on_ray(
     parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parity_models.bench.real_trial.TRAINING", Settings(epochs=6))
+    monkeypatch.setattr("parity_models.lab.latency.real_trial.TRAINING", Settings(epochs=6))
     # Fewer queries a second: on Ray each takes more of the cores.
     setting, _, parity = SMALL.replace("rate = 300", "rate = 40").split("[[series]]")
     (tmp_path / "small.toml").write_text(f"{setting}[[series]]{parity}")

@@ -10,18 +10,24 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from parity_models.bench.experiment import (
+from parity_models.errors import UserError
+from parity_models.faults import Empirical, LogNormal
+from parity_models.lab.latency.experiment import (
     Setting,
     experiment_names,
     figures_of,
     load_experiment,
 )
-from parity_models.bench.figures import Line
-from parity_models.bench.real_trial import Laboratory
-from parity_models.bench.reproduce_latency import PRESETS, FigureResult, Plan, expected_seconds
-from parity_models.bench.service_times import read_service_times
-from parity_models.bench.targets import Target, collapse, targets
-from parity_models.bench.trial import (
+from parity_models.lab.latency.figures import Line
+from parity_models.lab.latency.real_trial import Laboratory
+from parity_models.lab.latency.reproduce_latency import (
+    PRESETS,
+    FigureResult,
+    Plan,
+    expected_seconds,
+)
+from parity_models.lab.latency.targets import Target, collapse, targets
+from parity_models.lab.latency.trial import (
     Emulation,
     Mode,
     Trial,
@@ -29,10 +35,9 @@ from parity_models.bench.trial import (
     result_of,
     simulate_trial,
 )
-from parity_models.bench.trial_cache import TrialCache
-from parity_models.errors import UserError
-from parity_models.faults import Empirical, LogNormal
+from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.simulation.service_times import read_service_times
 from parity_models.training import Settings
 
 SMALL = """
@@ -207,7 +212,7 @@ def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Pat
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for results and bundles, so that these are trained once, and briefly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("parity_models.bench.real_trial.TRAINING", Settings(epochs=3))
+        patch.setattr("parity_models.lab.latency.real_trial.TRAINING", Settings(epochs=3))
         yield tmp_path_factory.mktemp("work")
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused, parm
-from parity_models.bench.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
-from parity_models.bench.accuracy.report import approaches, write_report
-from parity_models.bench.accuracy.results import CodeResult, DeployedResult, ModelResults
-from parity_models.bench.accuracy.rivals import behind, berrut_of
-from parity_models.bench.accuracy.run import MatrixRun
-from parity_models.bench.accuracy.targets import targets
-from parity_models.bench.accuracy.time_left import TimeLeft
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation.approaches import plain_approach
+from parity_models.lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
+from parity_models.lab.accuracy.report import approaches, write_report
+from parity_models.lab.accuracy.results import CodeResult, DeployedResult, ModelResults
+from parity_models.lab.accuracy.rivals import behind, berrut_of
+from parity_models.lab.accuracy.run import MatrixRun
+from parity_models.lab.accuracy.targets import targets
+from parity_models.lab.accuracy.time_left import TimeLeft
 from parity_models.models.bundle import Accuracy
 from parity_models.tasks import Dataset
 from parity_models.tasks.digits import Digits

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from commands import Here, assert_refused
-from parity_models.bench.served import BEGIN_FAULTS
-from parity_models.bench.upstreams import emulated_fleet
-from parity_models.bench.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.cli import reproduce_engines
 from parity_models.errors import UserError
 from parity_models.faults import Constant, FaultPlan, Kill
+from parity_models.lab.latency.served import BEGIN_FAULTS
+from parity_models.lab.latency.upstreams import emulated_fleet
+from parity_models.load.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.models.bundle import open_bundle
 from parity_models.training import Settings
 from served import predictions, queries, write_linear_bundle
@@ -86,7 +86,7 @@ async def test_what_emulated_upstreams_cannot_suffer_is_refused(tmp_path: Path) 
 def test_an_experiment_runs_on_several_engines(
     parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("parity_models.bench.real_trial.TRAINING", Settings(epochs=6))
+    monkeypatch.setattr("parity_models.lab.latency.real_trial.TRAINING", Settings(epochs=6))
     (tmp_path / "small.toml").write_text(SMALL.replace("rate = 300", "rate = 100"))
     out = tmp_path / "out" / "engines.md"
     done = parm_here(

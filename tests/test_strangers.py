@@ -14,9 +14,9 @@ import zmq
 from onnx_models import linear_model
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.local.socket_key import SocketKey
-from parity_models.serving.local.sockets import WorkerSockets
-from parity_models.serving.local.wire import (
+from parity_models.serving.worker.socket_key import SocketKey
+from parity_models.serving.worker.sockets import WorkerSockets
+from parity_models.serving.worker.wire import (
     Cancel,
     Exit,
     Failed,
@@ -31,7 +31,7 @@ from parity_models.serving.local.wire import (
     encode,
     report_of,
 )
-from parity_models.serving.local.worker import Worker
+from parity_models.serving.worker.worker import Worker
 
 ANY_PORT = "tcp://127.0.0.1:*"
 PATIENCE = 30_000

@@ -9,8 +9,8 @@ import pytest
 import tritonclient.http
 
 from fleet_servers import Triton, kill_and_mend
-from parity_models.bench import overhead
 from parity_models.errors import UserError
+from parity_models.lab.costs import overhead
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.remote.export import Format, export_repository

@@ -9,10 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.bench.encode import measure_encode
-from parity_models.bench.overhead import OverheadReport, measure_overhead
 from parity_models.cli.json_file import write_json
 from parity_models.errors import UserError
+from parity_models.lab.costs.encode import measure_encode
+from parity_models.lab.costs.overhead import OverheadReport, measure_overhead
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.remote.upstream import Fleet, parse_upstreams
@@ -214,7 +214,7 @@ def on_ray(
     instances are emulated accelerators: each takes a drawn time for a unit and holds no core.
     All that is compared is asked in turns, by closed-loop clients.
     """
-    from parity_models.bench.ray_serve import CLIENTS, measure_ray  # imports Ray, an extra
+    from parity_models.lab.costs.ray_serve import CLIENTS, measure_ray  # imports Ray, an extra
 
     report = measure_ray(None if bundle is None else open_bundle(bundle), instances)
     console = Console()

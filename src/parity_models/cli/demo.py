@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.bench.demo import DemoSummary, run_demo
+from parity_models.lab.demo import DemoSummary, run_demo
 from parity_models.tasks import TASKS, find_task
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from parity_models.bench.reliability.servers import Engine
+    from parity_models.lab.reliability.servers import Engine
 
 lab = typer.Typer(
     add_completion=False,
@@ -43,8 +43,8 @@ def conclude(met: bool) -> None:
 
 def engine_of(name: str) -> "Engine":
     """The engine of that name. Raises UserError if there is none."""
-    from parity_models.bench.reliability.servers import Engine
     from parity_models.errors import UserError
+    from parity_models.lab.reliability.servers import Engine
 
     if name not in list(Engine):
         raise UserError(f"--engine is {', '.join(Engine)}, not {name!r}")
@@ -74,8 +74,8 @@ def chaos(
 
     import msgspec
 
-    from parity_models.bench.reliability.chaos import run_chaos
     from parity_models.cli.json_file import write_json
+    from parity_models.lab.reliability.chaos import run_chaos
 
     tested = engine_of(engine)
     console = Console(stderr=True, highlight=False)
@@ -117,8 +117,8 @@ def overload(
 
     import msgspec
 
-    from parity_models.bench.reliability.overload import DEADLINES, FACTORS, Overload, run_overload
     from parity_models.cli.json_file import write_json
+    from parity_models.lab.reliability.overload import DEADLINES, FACTORS, Overload, run_overload
 
     console = Console(stderr=True, highlight=False)
 
@@ -159,8 +159,8 @@ def timeouts(
 
     import msgspec
 
-    from parity_models.bench.reliability.timeouts import PolicyTimeouts, run_timeouts
     from parity_models.cli.json_file import write_json
+    from parity_models.lab.reliability.timeouts import PolicyTimeouts, run_timeouts
 
     console = Console(stderr=True, highlight=False)
 
@@ -194,8 +194,8 @@ def soak(
 
     import msgspec
 
-    from parity_models.bench.reliability.soak import Sample, run_soak
     from parity_models.cli.json_file import write_json
+    from parity_models.lab.reliability.soak import Sample, run_soak
 
     console = Console(stderr=True, highlight=False)
     said = -60.0
@@ -242,8 +242,8 @@ def liars(
 
     import msgspec
 
-    from parity_models.bench.reliability.liars import run_liars
     from parity_models.cli.json_file import write_json
+    from parity_models.lab.reliability.liars import run_liars
 
     console = Console(stderr=True, highlight=False)
     result = asyncio.run(
@@ -276,8 +276,8 @@ def attack(
     """
     import msgspec
 
-    from parity_models.bench.reliability.attack import run_attack
     from parity_models.cli.json_file import write_json
+    from parity_models.lab.reliability.attack import run_attack
     from parity_models.tasks import find_task
 
     console = Console(stderr=True, highlight=False)
@@ -305,7 +305,7 @@ def fuzz(
     To be called in a checkout of the repository. Each round tries a hundred times what the test run
     does, by another seed. Exits with 1 at the first failure, which Hypothesis makes small.
     """
-    from parity_models.bench.reliability.fuzz import run_fuzzers
+    from parity_models.lab.reliability.fuzz import run_fuzzers
 
     conclude(run_fuzzers(minutes * 60, seed))
 
@@ -323,8 +323,8 @@ def report(
 
     Exits with 1 if a target is missed.
     """
-    from parity_models.bench.reliability.report import write_report
     from parity_models.cli.report_file import check_report
+    from parity_models.lab.reliability.report import write_report
 
     check_report(out)
     met = write_report(results, out, command())

@@ -13,15 +13,6 @@ from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.bench.load import Direct, LoadSpec, lasting, offer_load_from_own_process
-from parity_models.bench.load.rest import find_model
-from parity_models.bench.load_report import (
-    LoadReport,
-    report_of,
-    write_histogram,
-    write_latencies,
-)
-from parity_models.bench.load_result import LoadResult
 from parity_models.cli.json_file import write_json
 from parity_models.cli.policy import (
     Answer,
@@ -38,6 +29,15 @@ from parity_models.cli.policy import (
     seconds,
 )
 from parity_models.errors import UserError
+from parity_models.load import Direct, LoadSpec, lasting, offer_load_from_own_process
+from parity_models.load.report import (
+    LoadReport,
+    report_of,
+    write_histogram,
+    write_latencies,
+)
+from parity_models.load.rest import find_model
+from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.options import ServeOptions

@@ -11,11 +11,15 @@ import msgspec
 import typer
 from rich.console import Console
 
-from parity_models.bench.contention.namespaces import check_privileges
-from parity_models.bench.experiment import experiment_names, figures_of, load_experiment
-from parity_models.bench.real_trial import Laboratory
-from parity_models.bench.report import Compared, emulated, write_report, write_validation
-from parity_models.bench.reproduce_latency import (
+from parity_models.cli.report_file import check_report
+from parity_models.cli.reproduce_accuracy import accuracy
+from parity_models.cli.reproduce_engines import engines
+from parity_models.errors import ContentionError, UserError
+from parity_models.lab.contention.namespaces import check_privileges
+from parity_models.lab.latency.experiment import experiment_names, figures_of, load_experiment
+from parity_models.lab.latency.real_trial import Laboratory
+from parity_models.lab.latency.report import Compared, emulated, write_report, write_validation
+from parity_models.lab.latency.reproduce_latency import (
     PRESETS,
     Plan,
     collect,
@@ -24,12 +28,8 @@ from parity_models.bench.reproduce_latency import (
     missing,
     run_trials,
 )
-from parity_models.bench.trial import Emulation, Mode, Trial, calm_trial, outside_ms
-from parity_models.bench.trial_cache import TrialCache
-from parity_models.cli.report_file import check_report
-from parity_models.cli.reproduce_accuracy import accuracy
-from parity_models.cli.reproduce_engines import engines
-from parity_models.errors import ContentionError, UserError
+from parity_models.lab.latency.trial import Emulation, Mode, Trial, calm_trial, outside_ms
+from parity_models.lab.latency.trial_cache import TrialCache
 
 reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from parity_models.bench.accuracy.matrix import PRESETS, DeployedCell, load_matrix
-from parity_models.bench.accuracy.report import write_report
-from parity_models.bench.accuracy.results import ModelResults
-from parity_models.bench.accuracy.run import MatrixRun
 from parity_models.cli.report_file import check_report
+from parity_models.lab.accuracy.matrix import PRESETS, DeployedCell, load_matrix
+from parity_models.lab.accuracy.report import write_report
+from parity_models.lab.accuracy.results import ModelResults
+from parity_models.lab.accuracy.run import MatrixRun
 
 REPORT = Path("docs/results/accuracy.md")
 

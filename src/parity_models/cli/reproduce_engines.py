@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from parity_models.bench.engines import EngineName
-from parity_models.bench.engines_report import write_engines
-from parity_models.bench.experiment import load_experiment
-from parity_models.bench.real_trial import Laboratory
-from parity_models.bench.reproduce_latency import (
+from parity_models.cli.report_file import check_report
+from parity_models.errors import UserError
+from parity_models.lab.latency.engines import EngineName
+from parity_models.lab.latency.engines_report import write_engines
+from parity_models.lab.latency.experiment import load_experiment
+from parity_models.lab.latency.real_trial import Laboratory
+from parity_models.lab.latency.reproduce_latency import (
     PRESETS,
     Plan,
     collect,
@@ -22,10 +24,8 @@ from parity_models.bench.reproduce_latency import (
     missing,
     run_trials,
 )
-from parity_models.bench.trial import Emulation, Mode
-from parity_models.bench.trial_cache import TrialCache
-from parity_models.cli.report_file import check_report
-from parity_models.errors import UserError
+from parity_models.lab.latency.trial import Emulation, Mode
+from parity_models.lab.latency.trial_cache import TrialCache
 
 
 def engines(

@@ -12,10 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from parity_models.bench.experiment import Setting
-from parity_models.bench.load.trace import read_trace
-from parity_models.bench.service_times import read_service_times
-from parity_models.bench.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models.cli.json_file import write_json
 from parity_models.cli.policy import (
     Answer,
@@ -33,8 +29,12 @@ from parity_models.cli.policy import (
 )
 from parity_models.errors import UserError
 from parity_models.faults import Exponential, LogNormal
+from parity_models.lab.latency.experiment import Setting
+from parity_models.lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
+from parity_models.load.trace import read_trace
 from parity_models.scheduling import SchedulerConfig, Source
 from parity_models.scheduling.spec import PolicyName
+from parity_models.simulation.service_times import read_service_times
 
 DEFAULT = (
     PolicyName.EQUAL_RESOURCES,

@@ -14,17 +14,17 @@ from parity_models.faults import FaultPlan
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener
-from parity_models.serving.local.copies import ModelCopies
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
-from parity_models.serving.local.wire import (
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.copies import ModelCopies
+from parity_models.serving.worker.wire import (
     Exit,
     Hello,
     InjectFaults,
     bind,
 )
-from parity_models.serving.local.workers import WorkerEngine
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.workers import WorkerEngine
 
 START_TIMEOUT = 60.0
 """Seconds a worker may take to load and warm its models."""

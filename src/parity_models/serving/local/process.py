@@ -10,10 +10,10 @@ from signal import SIGKILL, strsignal
 
 import msgspec
 
-from parity_models.serving.local.link import Context, SocketChannel, WorkerLink
-from parity_models.serving.local.pipe import EngineEnd
 from parity_models.serving.local.placement import Placement
-from parity_models.serving.local.wire import (
+from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
+from parity_models.serving.worker.pipe import EngineEnd
+from parity_models.serving.worker.wire import (
     AssignedModel,
     Assignment,
     Endpoints,
@@ -94,7 +94,7 @@ class WorkerProcess(WorkerLink):
             sys.executable,
             "-P",
             "-m",
-            "parity_models.serving.local.worker",
+            "parity_models.serving.worker.worker",
             msgspec.json.encode(self._assignment).decode(),
             stdin=DEVNULL,
             stdout=DEVNULL,

@@ -26,7 +26,6 @@ from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.policies import AnswerRule, Pool
 from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, policy_spec
 from parity_models.serving.limits import Limits
-from parity_models.serving.local.socket_key import SocketKey
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, default_policy, model_files
 from parity_models.serving.ray.deployments import (
@@ -37,6 +36,7 @@ from parity_models.serving.ray.deployments import (
 )
 from parity_models.serving.ray.scaling import Utilisation
 from parity_models.serving.ray.store import BundleFiles, put_bundle
+from parity_models.serving.worker.socket_key import SocketKey
 
 _MILLISECONDS = frozenset({"max_group_wait", "parity_delay", "answer_after", "hedge_delay"})
 """Arguments that are in milliseconds, and in seconds elsewhere."""

@@ -28,9 +28,6 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.serving.asgi import AsgiApp, rest_app
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.golden import golden_of
-from parity_models.serving.local.socket_key import SocketKey
-from parity_models.serving.local.sockets import WorkerSockets
-from parity_models.serving.local.worker import Worker, warm_model
 from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
@@ -46,6 +43,9 @@ from parity_models.serving.ray.roster import (
     Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
+from parity_models.serving.worker.socket_key import SocketKey
+from parity_models.serving.worker.sockets import WorkerSockets
+from parity_models.serving.worker.worker import Worker, warm_model
 
 MAX_HEADER = 2**16
 """Bytes that a frame may have where tensors are small."""

@@ -19,9 +19,11 @@ from zmq.utils.monitor import recv_monitor_message
 
 from parity_models.errors import ServingError
 from parity_models.serving.engine import EngineListener
-from parity_models.serving.local.link import Context, SocketChannel, WorkerLink
-from parity_models.serving.local.socket_key import SocketKey
-from parity_models.serving.local.wire import (
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
+from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
+from parity_models.serving.worker.socket_key import SocketKey
+from parity_models.serving.worker.wire import (
     Cancel,
     Exit,
     Heartbeat,
@@ -31,9 +33,7 @@ from parity_models.serving.local.wire import (
     Report,
     bind,
 )
-from parity_models.serving.local.workers import WorkerEngine
-from parity_models.serving.metrics import Metrics
-from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
+from parity_models.serving.worker.workers import WorkerEngine
 
 START_PATIENCE = 10.0
 """Seconds for which an engine waits for all instances that it is started with."""

@@ -1,0 +1,1 @@
+"""The laboratory: what proves the claims, and nobody needs to serve or to train."""

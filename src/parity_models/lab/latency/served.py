@@ -1,0 +1,88 @@
+"""A bundle served from a process of its own, as by `parm serve`, with its faults on command.
+
+The process serves until its standard input ends, so that it cannot outlive whoever started it.
+"""
+
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from parity_models.errors import ParityModelsError, UserError
+from parity_models.load.child import USERS_MISTAKE, Child, child, commands, tell
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.garbage import search_seldom
+from parity_models.serving.server import ServeOptions, Server
+
+BEGIN_FAULTS = b"begin faults\n"
+
+
+class ServeSpec(msgspec.Struct):
+    """What the process is to serve."""
+
+    bundle: str
+    options: ServeOptions
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that is up; `instances` is the process that their faults are told to."""
+
+    _process: Child
+    instances: Child
+
+    @property
+    def url(self) -> str:
+        return self._process.message
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    def begin_faults(self) -> None:
+        """Start the clock of the server's fault plan."""
+        self.instances.tell(BEGIN_FAULTS)
+
+
+@asynccontextmanager
+async def served(
+    bundle: Path, options: ServeOptions, prefix: Sequence[str] = (), module: str = __name__
+) -> AsyncIterator[Served]:
+    """Serve `bundle` while the context lasts, by a command that begins with `prefix` and runs the
+    main function of `module`.
+
+    Raises UserError for options that do not fit it, ServingError if the server does not start.
+    """
+    spec = msgspec.json.encode(ServeSpec(str(bundle), options)).decode()
+    async with child((*prefix, sys.executable, "-m", module, spec)) as server:
+        if not server.message.startswith("http"):
+            raise await server.failure(UserError)
+        yield Served(server, server)
+
+
+async def _serve(spec: ServeSpec) -> None:
+    async with Server(open_bundle(spec.bundle), spec.options) as server:
+        search_seldom()
+        tell(server.url)
+        async for line in await commands():
+            if line == BEGIN_FAULTS:
+                server.begin_faults()
+
+
+def main(spec: str) -> int:
+    """Serve as the JSON `spec` says; tell the URL, or why there is none, on standard output."""
+    try:
+        uvloop.run(_serve(msgspec.json.decode(spec, type=ServeSpec)))
+    except ParityModelsError as error:
+        tell(str(error))
+        return USERS_MISTAKE if isinstance(error, UserError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,13 @@
+"""An open-loop load generator: queries go out on a fixed schedule, whatever comes back.
+
+Arrivals are drawn beforehand from a seed, or read from a file, and latency counts from the
+*scheduled* send time. So a server that stalls is charged for every query that should have been
+sent meanwhile (no coordinated omission), and two servers under the same schedule get the same
+queries at the same times.
+"""
+
+from parity_models.load.generator import offer_load
+from parity_models.load.processes import offer_load_from_own_process
+from parity_models.load.spec import Direct, LoadSpec, lasting
+
+__all__ = ["Direct", "LoadSpec", "lasting", "offer_load", "offer_load_from_own_process"]

@@ -1,0 +1,100 @@
+"""A generator process of a load, for `offer_load_from_own_process`."""
+
+import asyncio
+import os
+import selectors
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import msgspec
+
+from parity_models.errors import ParityModelsError, UserError
+from parity_models.load.child import USERS_MISTAKE
+from parity_models.load.generator import Load, prepare_load
+from parity_models.load.processes import READY, REPORT_EVERY, STARTED
+from parity_models.load.spec import LoadSpec
+from parity_models.serving.garbage import search_seldom
+
+
+def main(arguments: Sequence[str]) -> int:
+    """SPEC.json RESULT.npz TURN: offer those requests of the load whose turn it is.
+
+    Tells READY, or why not; is told the time to start; tells STARTED and how far it is, or why
+    it goes no further. Stops when its standard input ends.
+    """
+    spec_path, result_path, turn = arguments
+    _take_precedence()
+    spec = msgspec.json.decode(Path(spec_path).read_bytes(), type=LoadSpec)
+    try:
+        with asyncio.Runner(loop_factory=_precise_loop) as runner:
+            runner.run(_generate(spec, int(turn), Path(result_path)))
+    except ParityModelsError as error:
+        _tell(str(error))
+        return USERS_MISTAKE if isinstance(error, UserError) else 1
+    return 0
+
+
+async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
+    async with prepare_load(spec, turn, spec.processes) as load:
+        commands = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
+        )
+        _tell(READY)
+        if not (start := await commands.readline()):
+            return
+        search_seldom()
+        load.start(float(start), partial(_tell, STARTED))
+        others = (
+            asyncio.create_task(_report(load)),
+            asyncio.create_task(_stop_at_end(commands, load)),
+        )
+        await load.finish()
+        for task in others:
+            task.cancel()
+        _tell_progress(load)
+    load.result().save(result)
+
+
+def _take_precedence() -> None:
+    """Run before whatever else wants a core, where the system allows it, so as to send on time.
+
+    Workers that a load in process starts do not inherit it.
+    """
+    with suppress(AttributeError, OSError):
+        policy = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
+
+
+async def _stop_at_end(commands: asyncio.StreamReader, load: Load) -> None:
+    await commands.read()
+    load.stop()
+
+
+async def _report(load: Load) -> None:
+    while True:
+        await asyncio.sleep(REPORT_EVERY)
+        _tell_progress(load)
+
+
+def _tell_progress(load: Load) -> None:
+    _tell(f"{load.due_so_far} {load.failed}")
+
+
+def _tell(message: str) -> None:
+    # Without its caller there is nobody to tell.
+    with suppress(BrokenPipeError):
+        sys.stdout.write(f"{message}\n")
+        sys.stdout.flush()
+
+
+def _precise_loop() -> asyncio.AbstractEventLoop:
+    # epoll rounds waits up to whole milliseconds; select keeps their microseconds.
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,187 @@
+"""Sends a load's requests when they are due, and keeps what becomes of each."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.load.direct import direct_target
+from parity_models.load.queries import Queries, read_queries
+from parity_models.load.rest import rest_target
+from parity_models.load.result import SOURCES, LoadResult
+from parity_models.load.spec import LoadSpec
+from parity_models.load.target import Ask, NoAnswerError, Target
+from parity_models.load.wire import RowAnswers
+from parity_models.tasks import METRICS
+
+LEAD = 0.1
+"""Seconds from the last preparation to the load's start."""
+PATIENCE = 1.0
+"""Seconds that answers are waited for once the load has been told to stop."""
+MAX_KEPT = 2**28
+"""Bytes of outputs that are kept until the load is over, to be judged then and not meanwhile."""
+NOT_SENT = -1
+
+
+async def offer_load(spec: LoadSpec, started: Callable[[], None]) -> LoadResult:
+    """Offer the whole load from this process; return what became of every counted query.
+
+    `started` is called when the first counted query is due. Raises LoadError if the server or
+    its model cannot be found or the data do not fit.
+    """
+    async with prepare_load(spec, 0, 1) as load:
+        load.start(asyncio.get_running_loop().time() + LEAD, started)
+        await load.finish()
+    return load.result()
+
+
+@asynccontextmanager
+async def prepare_load(spec: LoadSpec, turn: int, turns: int) -> AsyncIterator["Load"]:
+    """Those requests of the load that are number `turn` of each `turns`, ready to be sent."""
+    queries = read_queries(spec.data, spec.labels)
+    due = spec.due()
+    async with _target(spec) as target:
+        queries.check(target.input, target.output, spec.metric)
+        yield Load(spec, queries, due, slice(turn, None, turns), target)
+
+
+def _target(spec: LoadSpec) -> AbstractAsyncContextManager[Target]:
+    if spec.direct is not None:
+        return direct_target(spec.direct)
+    return rest_target(spec.url, spec.model, spec.batch, spec.binary)
+
+
+class Load:
+    """The requests `mine` of a load, and what is known of each, in order of arrival.
+
+    Arrays are (m,) by request, and (m, batch) by query. `due_so_far` and `failed` count queries,
+    those of the warm-up among them.
+    """
+
+    def __init__(
+        self,
+        spec: LoadSpec,
+        queries: Queries,
+        due: NDArray[np.float64],
+        mine: slice,
+        target: Target,
+    ) -> None:
+        self._spec = spec
+        self._queries = queries
+        self._target = target
+        self._counted_from = due[spec.warm_up_requests]
+        self._due = due[mine]
+        self._warm_up = len(range(spec.warm_up_requests)[mine])
+        drawn = np.random.default_rng((spec.seed, 1)).integers(
+            len(queries.inputs), size=(len(due), spec.batch)
+        )
+        self._rows = drawn[mine]
+        self._send_delay, self._latency = np.full((2, len(self._due)), np.nan)
+        self._score = np.full(self._rows.shape, np.nan)
+        self._outcome = np.full(self._rows.shape, NOT_SENT, np.int16)
+        self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
+        outputs = (*self._rows.shape, *target.output.shape)
+        self._kept: NDArray[Any] | None = None
+        if queries.labels is not None and prod(outputs) * target.output.dtype.itemsize <= MAX_KEPT:
+            self._kept = np.empty(outputs, target.output.dtype)
+        self._under_way: set[asyncio.Task[None]] = set()
+        self.due_so_far = self.failed = 0
+
+    def start(self, at: float, started: Callable[[], None]) -> None:
+        """Begin to send requests at their times after `at`, in the event loop's time."""
+        self._sending = asyncio.create_task(self._send_all(at, started))
+
+    def stop(self) -> None:
+        """Send no more, and do not wait long for answers."""
+        self._sending.cancel()
+        asyncio.get_running_loop().call_later(PATIENCE, self._give_up)
+
+    async def finish(self) -> None:
+        """Wait until every request has been sent and has ended, or the load was stopped."""
+        await asyncio.wait((self._sending,))
+        if not self._sending.cancelled():
+            self._sending.result()
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+
+    def result(self) -> LoadResult:
+        """What became of the queries after the warm-up that were due before the load ended."""
+        counted = np.flatnonzero(self._outcome[:, 0] != NOT_SENT)
+        counted = counted[counted >= self._warm_up]
+        if self._kept is not None:
+            for request in counted[self._outcome[counted, 0] < len(SOURCES)]:
+                self._judge(request, self._kept[request])
+        batch = self._spec.batch
+        return LoadResult(
+            scheduled=np.repeat(self._due[counted] - self._counted_from, batch),
+            send_delay=np.repeat(self._send_delay[counted], batch),
+            latency=np.repeat(self._latency[counted], batch),
+            score=self._score[counted].ravel(),
+            outcome=self._outcome[counted].ravel(),
+            outcomes=np.array(list(self._outcomes)),
+        )
+
+    async def _send_all(self, at: float, started: Callable[[], None]) -> None:
+        loop = asyncio.get_running_loop()
+        limit = self._spec.max_in_flight
+        for request, due in enumerate((at + self._due).tolist()):
+            ask = self._target.prepare(self._queries.inputs[self._rows[request]])
+            await asyncio.sleep(due - loop.time())
+            if request == self._warm_up:
+                started()
+            self.due_so_far += self._spec.batch
+            if len(self._under_way) >= limit:
+                self._fail(request, f"not sent, {limit} in flight")
+                continue
+            task = asyncio.create_task(self._send(request, due, ask))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _send(self, request: int, due: float, ask: Ask) -> None:
+        loop = asyncio.get_running_loop()
+
+        def going_out() -> None:
+            self._send_delay[request] = loop.time() - due
+
+        try:
+            async with asyncio.timeout_at(due + self._spec.timeout):
+                try:
+                    answers = await ask(going_out)
+                finally:
+                    self._latency[request] = loop.time() - due
+        except TimeoutError:
+            self._fail(request, "timeout")
+        except NoAnswerError as error:
+            self._fail(request, str(error))
+        except asyncio.CancelledError:
+            self._fail(request, "interrupted")
+        except Exception as error:  # no query that was sent may be missing in the result
+            self._fail(request, f"unexpected: {type(error).__name__}")
+        else:
+            self._keep(request, answers)
+
+    def _keep(self, request: int, answers: RowAnswers) -> None:
+        self._outcome[request] = [self._outcomes[source] for source in answers.sources]
+        if self._kept is not None:
+            self._kept[request] = answers.outputs
+        else:
+            self._judge(request, answers.outputs)
+
+    def _judge(self, request: int, outputs: NDArray[Any]) -> None:
+        labels = self._queries.labels
+        if labels is not None:
+            metric = METRICS[self._spec.metric]
+            for i, row in enumerate(self._rows[request]):
+                self._score[request, i] = metric(outputs[i : i + 1], labels[row : row + 1])
+
+    def _fail(self, request: int, kind: str) -> None:
+        self._outcome[request] = self._outcomes.setdefault(kind, len(self._outcomes))
+        self.failed += self._spec.batch
+
+    def _give_up(self) -> None:
+        for task in self._under_way:
+            task.cancel()

@@ -1,0 +1,70 @@
+"""Private copies of models, which workers inherit.
+
+A copy is a file without a name: whatever becomes of the bundle's folder, or of the folder of
+temporary files, workers that are started later load what was checked at the start.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import IO
+
+from parity_models.errors import ServingError
+from parity_models.models.pinned_model import PinnedModel, check_sha256
+from parity_models.serving.worker.wire import AssignedModel
+
+MAX_READ = 2**30
+"""Bytes that are read at once; the system's own limit is below the size of the largest model."""
+
+
+class ModelCopies:
+    """Copies of `models`, by work, among the temporary files, until `close`.
+
+    Raises ModelError for a model that is not what it was when it was checked, and ServingError if
+    it cannot be copied.
+    """
+
+    def __init__(self, models: Mapping[str, PinnedModel]) -> None:
+        self._files: list[IO[bytes]] = []
+        self.assigned: dict[str, AssignedModel] = {}
+        """What a worker needs to load each of them, by work."""
+        copied: dict[str, int] = {}
+        try:
+            for work, model in models.items():
+                if model.sha256 not in copied:
+                    copied[model.sha256] = self._copy(model)
+                name = f"{work} ({model.path})"
+                self.assigned[work] = AssignedModel(copied[model.sha256], model.sha256, name)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+    def _copy(self, model: PinnedModel) -> int:
+        try:
+            file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+            self._files.append(file)
+            model.copy_to(file)
+        except OSError as error:
+            raise ServingError(
+                f"cannot keep a copy of {model.path} among temporary files: "
+                f"{error.strerror}; set TMPDIR to a folder with room for it"
+            ) from error
+        return file.fileno()
+
+
+def read_copy(assigned: AssignedModel) -> bytes:
+    """The content of a copy. Raises ModelError if it is not what the server checked."""
+    pieces = []
+    at, size = 0, os.fstat(assigned.descriptor).st_size
+    # All who have inherited a descriptor share its position: each reads at places of its own.
+    while piece := os.pread(assigned.descriptor, min(size - at, MAX_READ), at):
+        pieces.append(piece)
+        at += len(piece)
+    content = b"".join(pieces)
+    check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
+    return content
