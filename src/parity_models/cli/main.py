@@ -18,22 +18,31 @@ from parity_models import __version__
 from parity_models.errors import ParityModelsError, UserError
 
 COMMANDS = {
-    "data": "The data of tasks: what is here, and what can be made.",
-    "train": "Train a deployed model on a task.",
-    "parity": "Train a parity model for a deployed model, and bundle the two.",
-    "backup": "Train a cheaper network as a backup for a deployed model.",
-    "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
-    "approaches": "Compare what could answer unavailable predictions: codes and baselines.",
-    "serve": "Serve a bundle over the Open Inference Protocol.",
-    "export": "Write a bundle's models as a repository for Triton or MLServer.",
-    "load": "Send queries on a schedule, and measure latency from the schedule.",
-    "demo": "Train, serve under injected slowdowns, and compare the tails.",
-    "simulate": "Compare policies at any scale, by the scheduler that serves.",
-    "reproduce": "Reproduce the paper's figures, and ours beyond them.",
-    "bench": "Measure what coded serving costs.",
-    "lab": "Prove the claims: chaos, overload, attacks, soaks.",
+    "Protect a model": {
+        "parity": "Train a parity model for a deployed model, and bundle the two.",
+        "backup": "Train a cheaper network as a backup for a deployed model.",
+        "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
+        "train": "Train a deployed model on a task, for want of one.",
+        "data": "The data of tasks: what is here, and what can be made.",
+    },
+    "Serve it": {
+        "serve": "Serve a bundle over the Open Inference Protocol.",
+        "export": "Write a bundle's models as a repository for Triton or MLServer.",
+    },
+    "Measure it": {
+        "demo": "Train, serve under injected slowdowns, and compare the tails.",
+        "load": "Send queries on a schedule, and measure latency from the schedule.",
+        "simulate": "Compare policies at any scale, by the scheduler that serves.",
+        "bench": "Measure what coded serving costs.",
+    },
+    "Research": {
+        "approaches": "Compare what could answer in the model's place.",
+        "reproduce": "Reproduce the paper's figures, and ours beyond them.",
+        "lab": "Prove the claims: chaos, overload, attacks, soaks.",
+    },
 }
-"""Subcommands, in the order of work. `x` is the function or Typer `x` of module `cli.x`."""
+"""Subcommands by who wants them, in the order of work. `x` is the function or Typer `x` of module
+`cli.x`."""
 
 EXTRAS = {
     "aiohttp": "bench",
@@ -76,12 +85,17 @@ def main() -> None:
 def command() -> TyperGroup:
     """The command line as an object."""
     app = typer.Typer(
-        name="parm", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+        name="parm",
+        cls=_Grouped,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
     app.callback()(_parm)
     group = typer.main.get_group(app)
-    for name, help in COMMANDS.items():
-        group.add_command(_Subcommand(name, help=help, rich_markup_mode=None))
+    for commands in COMMANDS.values():
+        for name, help in commands.items():
+            group.add_command(_Subcommand(name, help=help, rich_markup_mode=None))
     return group
 
 
@@ -104,6 +118,16 @@ def _parm(
 ) -> None:
     """Erasure-coded resilience for prediction serving."""
     os.environ["PARM_DEBUG"] = "1" if debug else "0"
+
+
+class _Grouped(TyperGroup):
+    """Lists the subcommands by who wants them."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        widest = max(len(name) for commands in COMMANDS.values() for name in commands)
+        for title, commands in COMMANDS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), help) for name, help in commands.items()])
 
 
 class _Subcommand(TyperCommand):
