@@ -187,6 +187,8 @@ class Frontend:
         golden queries, or raises what the engine raises."""
         self._works = sorted(frozenset().union(*works))
         self._stand_ins = self._works != [DEPLOYED]
+        # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
+        self._loop = asyncio.get_running_loop()
         await self._engine.start(works, self)
         self._started = True
         self._check()
@@ -247,7 +249,7 @@ class Frontend:
             arrived=arrived,
             rows=rows,
             outputs=np.empty((count, *self._output.shape), self._output.dtype),
-            future=asyncio.get_running_loop().create_future(),
+            future=self._loop.create_future(),
             unanswered=count,
             sources=[Source.MODEL] * count,
         )
@@ -550,7 +552,7 @@ class Frontend:
         # uvloop rounds to whole milliseconds: rounding up keeps the wake-up from coming early,
         # over and over.
         delay = max(0, math.ceil((self._timer_at - now()) * 1e3)) / 1e3
-        self._timer = asyncio.get_running_loop().call_later(delay, self._wake)
+        self._timer = self._loop.call_later(delay, self._wake)
 
     def _wake(self) -> None:
         self._timer = None
@@ -562,7 +564,7 @@ class Frontend:
     # Does the engine have what the scheduler believes?
 
     def _check(self) -> None:
-        self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
+        self._check_timer = self._loop.call_later(CHECK_INTERVAL, self._check)
         for difference in self._self_check.look(self._scheduler.running(), self._engine.running()):
             _log.error("repairing: %s", difference)
             self._metrics.repairs.inc()
