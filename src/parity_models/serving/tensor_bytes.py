@@ -6,8 +6,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.serving.errors import InvalidRequestError
+
+_LITTLE_ENDIAN: dict[np.dtype[Any], np.dtype[Any]] = {
+    dtype: dtype if dtype == (little := dtype.newbyteorder("<")) else little
+    for dtype in DATATYPES.values()
+}
+"""How values of a type are written. One object for each: NumPy compares and hashes a new one anew.
+"""
 
 
 def size_in_bytes(spec: TensorSpec, rows: int) -> int:
@@ -22,9 +29,9 @@ def rows_from_bytes(spec: TensorSpec, rows: int, data: bytes | memoryview) -> ND
     """
     if spec.datatype == "BOOL" and np.frombuffer(data, np.uint8).max() > 1:
         raise InvalidRequestError(f"input {spec.name!r} is BOOL and has bytes other than 0, 1")
-    return np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(rows, *spec.shape)
+    return np.frombuffer(data, _LITTLE_ENDIAN[spec.dtype]).reshape(rows, *spec.shape)
 
 
 def little_endian(array: NDArray[Any]) -> NDArray[Any]:
     """The array as it is written: itself, where that is how it lies in memory."""
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    return np.ascontiguousarray(array, _LITTLE_ENDIAN[array.dtype])
