@@ -3,19 +3,18 @@
 import heapq
 from collections.abc import Callable
 
+from msgspec import Struct
+
 LEAST_DELAY = 1e-4
 """Seconds after which something that is not yet to be done is looked at again, at the least: a
 delay learned from units that took no time would have it looked at for ever, at one time.
 """
 
 
-class Timer:
+class Timer(Struct, eq=False):
     """Something to do at a time, until it is done or cancelled."""
 
-    __slots__ = ("callback",)
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self.callback: Callable[[], None] | None = callback
+    callback: Callable[[], None] | None
 
 
 class Timers:

@@ -88,6 +88,8 @@ class SingleQueue(Dispatch):
         return count
 
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
+        if not any(self._idle.values()):
+            return
         for key, queue in self._queues.items():
             while queue:
                 assigned = self._assign_one(key, queue, max_batch)
