@@ -72,6 +72,7 @@ class Envelope:
     false_alarms: float
     held_out: int
 
+    @np.errstate(over="ignore", invalid="ignore")
     def unlike(self, rows: Array) -> NDArray[np.bool_]:
         """For each of `rows` (n, *shape), of any number type: is it unlike the training inputs?
 
@@ -79,16 +80,15 @@ class Envelope:
         """
         limits = self.limits
         unlike = np.empty(len(rows), np.bool_)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for i, row in enumerate(rows):
-                energy, tails, roughness, distance = self.measure(row)
-                # So that NaN is unlike.
-                unlike[i] = not (
-                    energy <= limits.energy
-                    and tails <= limits.tails
-                    and roughness <= limits.roughness
-                    and distance <= limits.distance
-                )
+        for i, row in enumerate(rows):
+            energy, tails, roughness, distance = self.measure(row)
+            # So that NaN is unlike.
+            unlike[i] = not (
+                energy <= limits.energy
+                and tails <= limits.tails
+                and roughness <= limits.roughness
+                and distance <= limits.distance
+            )
         return unlike
 
     def measure(self, row: Array) -> tuple[float, float, float, float]:
