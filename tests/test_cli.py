@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
 from parity_models import __version__
+from parity_models.cli.duration import Duration
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
 from parity_models.tasks import find_task
@@ -86,6 +88,29 @@ def test_help_lists_every_command_and_version_tells_it() -> None:
     assert parm("--version").stdout == f"parm {__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("written", "unit", "meant"),
+    [
+        ("2", "s", 2.0),
+        ("2", "ms", 2.0),
+        ("50ms", "s", 0.05),
+        ("0.5 S", "ms", 500.0),
+        ("250us", "ms", 0.25),
+        ("1m", "s", 60.0),
+        ("1h", "min", 60.0),
+        ("1e-3", "s", 0.001),
+    ],
+)
+def test_a_time_may_have_a_unit(written: str, unit: str, meant: float) -> None:
+    assert Duration(unit)(written) == pytest.approx(meant)
+
+
+@pytest.mark.parametrize("written", ["", "s", "1 day", "--", ".", "1.2.3", "nan", "inf", "1e999"])
+def test_what_is_no_time_is_refused(written: str) -> None:
+    with pytest.raises(typer.BadParameter, match="is no time"):
+        Duration("s")(written)
+
+
 # What it exits with
 
 
@@ -99,6 +124,8 @@ def test_help_lists_every_command_and_version_tells_it() -> None:
         ("evaluate nowhere --colour red", "No such option"),
         ("serve nowhere", "there is no bundle at nowhere"),
         ("serve nowhere --policy magic", "--policy"),
+        ("serve nowhere --deadline soon", "or one with a unit, as 50ms"),
+        ("serve nowhere --deadline -1", "is no time"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),
         ("backup --from nowhere --network linear --out x", "nowhere"),

@@ -193,7 +193,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/queries.npz --rate 9 --queries 9 --duration 9", "not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --duration 0", "no query is due"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "count must be from 1"),
-    ("URL --inputs DATA/queries.npz --rate 9 --timeout nan", "timeout must be from"),
+    ("URL --inputs DATA/queries.npz --rate 9 --timeout nan", "is no time"),
     ("URL --inputs DATA/queries.npz --rate 9 --processes 0", "processes must be from"),
     ("URL --inputs DATA/queries.npz --trace DATA/empty.txt", "is empty"),
     ("URL --inputs DATA/queries.npz --trace DATA/unsorted.txt", "is not in order"),

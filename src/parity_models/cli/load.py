@@ -13,6 +13,7 @@ from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 
+from parity_models.cli.duration import Duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.policy import (
     Answer,
@@ -130,13 +131,20 @@ def load(
     duration: Annotated[
         float | None,
         typer.Option(
-            help="Seconds to send for, in place of --queries. Without either: "
+            help="How long to send, in place of --queries. Without either: "
             f"{DURATION:g} s, or the whole trace.",
             show_default=False,
+            parser=Duration("s"),
+            metavar="SECONDS",
         ),
     ] = None,
     warmup: Annotated[
-        float, typer.Option(help="Seconds before that, whose queries are not counted.")
+        float,
+        typer.Option(
+            help="Time before that, whose queries are not counted.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = 0.0,
     processes: Annotated[
         int, typer.Option(help="Generator processes, which take turns in sending.")
@@ -149,7 +157,12 @@ def load(
         ),
     ] = DEFAULTS.max_in_flight,
     timeout: Annotated[
-        float, typer.Option(help="Seconds after which a request fails, from when it was due.")
+        float,
+        typer.Option(
+            help="How long until a request fails, from when it was due.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = DEFAULTS.timeout,
     seed: Annotated[int, typer.Option(help="Fixes arrivals and queries.")] = DEFAULTS.seed,
     out: Annotated[

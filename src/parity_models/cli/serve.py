@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
+from parity_models.cli.duration import Duration
 from parity_models.cli.policy import (
     Answer,
     AnswerAfter,
@@ -191,7 +192,9 @@ def serve(
     deadline: Annotated[
         float,
         typer.Option(
-            help="Seconds after which a query fails (504); a request's timeout can shorten it."
+            help="How long until a query fails (504); a request's timeout can shorten it.",
+            parser=Duration("s"),
+            metavar="SECONDS",
         ),
     ] = ServeOptions.deadline,
     max_body: Annotated[
@@ -211,16 +214,36 @@ def serve(
         int, typer.Option(help="gRPC calls for predictions at a time; more are refused.")
     ] = Limits.max_rpcs,
     head_timeout: Annotated[
-        float, typer.Option(help="Seconds in which a request's headers have to come.")
+        float,
+        typer.Option(
+            help="In what time a request's headers have to come.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = Limits.head_timeout,
     body_timeout: Annotated[
-        float, typer.Option(help="Seconds in which the body has to come after them.")
+        float,
+        typer.Option(
+            help="In what time the body has to come after them.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = Limits.body_timeout,
     write_timeout: Annotated[
-        float, typer.Option(help="Seconds for which a client may leave an answer unread.")
+        float,
+        typer.Option(
+            help="How long a client may leave an answer unread.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = Limits.write_timeout,
     idle_timeout: Annotated[
-        float, typer.Option(help="Seconds that an idle connection is kept for another request.")
+        float,
+        typer.Option(
+            help="How long an idle connection is kept for another request.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = Limits.idle_timeout,
     default_prediction: Annotated[
         str | None,
@@ -255,8 +278,10 @@ def serve(
     shutdown_delay: Annotated[
         float,
         typer.Option(
-            help="Seconds after SIGTERM for which requests are still taken, though ready says no: "
-            "as long as load balancers need to notice."
+            help="For how long after SIGTERM requests are still taken, though ready says no: as "
+            "long as load balancers need to notice.",
+            parser=Duration("s"),
+            metavar="SECONDS",
         ),
     ] = ServeOptions.shutdown_delay,
     pool: PoolOption = None,

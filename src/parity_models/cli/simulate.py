@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from parity_models.cli.duration import Duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.policy import (
     Answer,
@@ -95,7 +96,10 @@ def simulate(
         int, typer.Option(help="Further queries, before; not counted.", min=0)
     ] = 1000,
     service_time: Annotated[
-        float, typer.Option(help="Median service time of a batch, in milliseconds.")
+        float,
+        typer.Option(
+            help="Median service time of a batch.", parser=Duration("ms"), metavar="MILLISECONDS"
+        ),
     ] = 25.0,
     spread: Annotated[
         float, typer.Option(help="Standard deviation of the service time's logarithm.")
@@ -121,19 +125,32 @@ def simulate(
         int, typer.Option(help="Instances of another tenant, each beside one of these.")
     ] = 0,
     pause_every: Annotated[
-        float, typer.Option(help="Seconds between pauses of an instance, on average; 0 is never.")
+        float,
+        typer.Option(
+            help="Time between pauses of an instance, on average; 0 is never.",
+            parser=Duration("s"),
+            metavar="SECONDS",
+        ),
     ] = 0.0,
     pause: Annotated[
-        float, typer.Option(help="Milliseconds that a pause lasts, on average (exponential).")
+        float,
+        typer.Option(
+            help="How long a pause lasts, on average (exponential).",
+            parser=Duration("ms"),
+            metavar="MILLISECONDS",
+        ),
     ] = 100.0,
     kill_every: Annotated[
         float,
         typer.Option(
-            help="Seconds after which another instance is killed, to be back 1 s later; 0 is never."
+            help="How often another instance is killed, to be back 1 s later; 0 is never.",
+            parser=Duration("s"),
+            metavar="SECONDS",
         ),
     ] = 0.0,
     deadline: Annotated[
-        float, typer.Option(help="Seconds after which a query fails.")
+        float,
+        typer.Option(help="How long until a query fails.", parser=Duration("s"), metavar="SECONDS"),
     ] = SchedulerConfig.deadline,
     default_prediction: Annotated[
         bool,
