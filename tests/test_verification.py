@@ -100,7 +100,7 @@ class Test_an_instance_that_joins:
 
 @pytest.mark.parametrize("rule", RULES)
 class Test_an_instance_at_work:
-    def test_is_verified_after_so_many_units_and_gets_no_unit_meanwhile(
+    def test_is_verified_after_so_many_queries_and_gets_no_unit_meanwhile(
         self, rule: type[Dispatch]
     ) -> None:
         world = pool(1, verify_every=3, rule=rule)
@@ -167,21 +167,16 @@ class Test_an_instance_at_work:
         assert "1" in world.verifying
 
 
-def test_works_and_golden_queries_take_turns() -> None:
-    config = SchedulerConfig(verify_every=1)
-    world = World(Scheduler(Parity(code()), config), code())
-    world.join("a", BOTH)
+def test_golden_queries_take_turns() -> None:
+    world = pool(1, verify_every=1)
+    seen = [world.verifying["0"].probe]
     verify_all(world)
-    seen = []
-    for _ in range(4):
+    for _ in range(3):
         world.arrive(1)
-        world.finish("a")
-        if "a" in world.running:
-            world.finish("a")
-        seen.append((world.verifying["a"].work, world.verifying["a"].probe))
+        world.finish("0")
+        seen.append(world.verifying["0"].probe)
         verify_all(world)
-    assert [probe for work, probe in seen if work == DEPLOYED] == [1, 2]
-    assert [probe for work, probe in seen if work == parity_work(0)] == [1, 2]
+    assert seen == [0, 1, 2, 3]
 
 
 def test_a_golden_query_that_hits_a_busy_instance_is_asked_later() -> None:
@@ -337,15 +332,35 @@ def test_another_models_weights_are_suspected_within_30_comparisons(
     assert sorted(found)[len(found) // 2] < 30
 
 
-def test_verify_every_bounds_how_many_units_a_liar_finishes() -> None:
-    world = pool(6, verify_every=100)
+@pytest.mark.parametrize("batch", [1, 6, 64])
+def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None:
+    world = pool(6, verify_every=100, batch=batch)
     verify_all(world)
     lies = 0
     while "0" not in world.recycled:
-        world.arrive(6)
+        world.arrive(6 * batch)
         for instance in list(world.running):
+            lies += len(world.running[instance].subjects) if instance == "0" else 0
             world.finish(instance)
-            lies += instance == "0"
         for instance in list(world.verifying):
             world.verify(instance, right=instance != "0")
-        assert lies <= 100
+        assert lies < 100 + batch
+
+
+def test_a_work_is_verified_after_so_many_queries_of_its_own() -> None:
+    config = SchedulerConfig(verify_every=4)
+    world = World(Scheduler(Parity(code()), config), code())
+    world.join("a", ORIGINALS)
+    world.join("b", BOTH)
+    verify_all(world)
+    seen = []
+    for number in range(1, 9):
+        world.arrive(2)
+        while world.running or world.verifying:
+            if "b" in world.verifying:
+                seen.append((number, world.verifying["b"].work))
+            if world.verifying:
+                world.verify(max(world.verifying))
+            else:
+                world.finish(max(world.running))
+    assert seen == [(number, work) for number in (4, 8) for work in (DEPLOYED, parity_work(0))]

@@ -271,7 +271,7 @@ def serve(
     verify_every: Annotated[
         int,
         typer.Option(
-            help="Units after which an instance answers a query whose answer is known, as it does "
+            help="Queries after which an instance answers one whose answer is known, as it does "
             "when it joins; one that answers wrongly is replaced. 0: never."
         ),
     ] = ServeOptions.verify_every,

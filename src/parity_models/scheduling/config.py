@@ -12,7 +12,8 @@ class SchedulerConfig:
     `max_attempts`: how often a query is tried on instances that fail before it fails too.
     `default_prediction`: answer with a default instead of failing at the deadline (Crankshaw
     et al., Clipper, NSDI 2017, section 5.2.1). `verify_every`: an instance answers a golden query
-    when it joins, after so many units, and when its answers are suspected; 0: never.
+    of each work when it joins, after so many queries of that work, and when its answers are
+    suspected; 0: never.
     """
 
     max_batch: int = 1

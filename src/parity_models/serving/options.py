@@ -27,8 +27,8 @@ class ServeOptions:
     without it is served exact. `limits` bound what clients can make the server hold. `faults`
     begin when they are told to. The server is ready while `min_ready` instances run the deployed
     model; told to stop, it is not ready but goes on for `shutdown_delay`, until load balancers have
-    noticed. An instance answers a golden query when it joins, and after every `verify_every` units;
-    0: never.
+    noticed. An instance answers a golden query of each work when it joins, and after every
+    `verify_every` queries of that work; 0: never.
     `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
     servers that run the models, in place of local instances.
     Raises UserError for values out of range.

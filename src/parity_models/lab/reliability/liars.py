@@ -48,7 +48,7 @@ PATIENCE = 3 * WITHIN * INSTANCES
 FLIPS = 5
 QUARANTINED = 'parm_instances_recycled_total{reason="quarantined"}'
 VERIFY_EVERY = 100
-"""Units after which an instance of a server answers a golden query."""
+"""Queries after which an instance of a server answers a golden query."""
 
 
 class Lie(msgspec.Struct, frozen=True):

@@ -77,8 +77,8 @@ class _Member:
     suspected: bool = False
     verifying: bool = False
     to_verify: list[str] = field(default_factory=list)
-    units: int = 0
-    turn: int = 0
+    served: Counter[str] = field(default_factory=Counter)
+    """Queries of each work that it ran since it was last verified."""
     on_probation: bool = False
     back_off: float = BACK_OFF
     proven: int = 0
@@ -88,7 +88,8 @@ class _Member:
 class Health:
     """Decides which instances a dispatch rule has; acts through the scheduler.
 
-    `verify_every`: an instance answers a golden query after so many units; 0: never.
+    `verify_every`: an instance answers a golden query of a work after so many queries of that
+    work; 0: never.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class Health:
             self._did_badly(member, unit)
         if not member.is_in:
             return
-        member.units += 1
+        member.served[unit.work] += len(unit.tasks)
         if rest > 0:
             self._rest(member, rest)
         elif self._is_due(member):
@@ -216,26 +217,26 @@ class Health:
         self._dispatch.join(member.name, member.works, member.node)
 
     def _is_due(self, member: _Member) -> bool:
-        return self._verify_every > 0 and (member.suspected or member.units >= self._verify_every)
+        return self._verify_every > 0 and (member.suspected or bool(self._due(member)))
+
+    def _due(self, member: _Member) -> list[str]:
+        """The works that are to be verified again."""
+        every = self._verify_every
+        return [work for work in _in_order(member.works) if member.served[work] >= every]
 
     def _verify_again(self, member: _Member) -> None:
-        works = _in_order(member.works)
-        if member.suspected:
-            member.to_verify = works
-        else:
-            member.to_verify = [works[member.turn % len(works)]]
-            member.turn += 1
+        member.to_verify = _in_order(member.works) if member.suspected else self._due(member)
         self._verify_next(member)
 
     def _verify_next(self, member: _Member) -> None:
         """Verify the next of the works that are left to verify; then the instance is idle."""
         if member.to_verify:
             work = member.to_verify.pop(0)
+            member.served[work] = 0
             member.verifying = True
             self._scheduler.verify(member.name, work, self._probes[work])
             self._probes[work] += 1
             return
-        member.units = 0
         if member.suspected:
             member.suspected = False
             self._disagreements.clear(member.name)
