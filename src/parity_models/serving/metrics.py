@@ -102,7 +102,7 @@ class Metrics:
         )
         self.connections_ended = Counter(
             "parm_connections_ended",
-            "HTTP connections refused, or ended, by the limit that they met.",
+            "Connections refused, or ended, by the limit that they met.",
             ["limit"],
             registry=self.registry,
         )

@@ -44,6 +44,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerReadyResponse,
 )
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
+from parity_models.serving.grpc.unread import UnreadAnswers
 from parity_models.serving.http import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
@@ -98,7 +99,10 @@ class GrpcServer:
             options=_options(limits), maximum_concurrent_rpcs=limits.max_rpcs + RESERVE
         )
         service = InferenceService(frontend, model, metrics)
-        self._server.add_generic_rpc_handlers((_handler(service, Calls(limits, budget)),))
+        ended = metrics.connections_ended.labels("write timeout").inc
+        self._unread = UnreadAnswers(budget, limits.write_timeout, ended)
+        handler = _handler(service, Calls(limits, budget), self._unread)
+        self._server.add_generic_rpc_handlers((handler,))
         self._stopping = asyncio.Event()
         health = _Health(frontend, self._stopping)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
@@ -118,6 +122,7 @@ class GrpcServer:
                 f"cannot listen on {host} port {port} for gRPC; choose another host or port (port "
                 "0 takes any that is free)"
             ) from error
+        self._unread.port = port
         await self._server.start()
         return f"grpc://{host}:{port}"
 
@@ -301,9 +306,19 @@ def _milliseconds(seconds: float) -> int:
     return min(ceil(seconds * 1e3), _MAX_MILLISECONDS)
 
 
-def _handler(service: InferenceService, calls: Calls) -> grpc.GenericRpcHandler:
+def _handler(
+    service: InferenceService, calls: Calls, unread: UnreadAnswers
+) -> grpc.GenericRpcHandler:
     """All methods take a stream of one message, so that they can refuse it unread. On the wire
     that is no different."""
+
+    def sent(answer: _Method) -> _Method:
+        async def answered(messages: AsyncIterator[bytes], context: _Context) -> Message:
+            message = await answer(messages, context)
+            unread.sent(context, message.ByteSize())
+            return message
+
+        return answered
 
     async def infer(messages: AsyncIterator[bytes], context: _Context) -> Message:
         with service.counting(), calls.one():
@@ -328,7 +343,7 @@ def _handler(service: InferenceService, calls: Calls) -> grpc.GenericRpcHandler:
         SERVICE.full_name,
         {
             method.name: grpc.stream_unary_rpc_method_handler(
-                guarded(methods[method.name]),
+                guarded(sent(methods[method.name])),
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
             for method in SERVICE.methods
