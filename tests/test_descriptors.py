@@ -2,10 +2,15 @@
 
 import logging
 import resource
+import subprocess
+from pathlib import Path
 
 import pytest
 
-from parity_models.serving.descriptors import OF_A_WORKER, SPARE, allow_descriptors
+from commands import parm
+from parity_models.errors import UserError
+from parity_models.serving.descriptors import LEAST, OF_A_WORKER, SPARE, allow_descriptors
+from served import ServerProcess, write_linear_bundle
 
 NEEDED = 1000 + 2 * OF_A_WORKER + SPARE
 
@@ -58,3 +63,46 @@ def test_a_limit_that_is_too_low_is_told(
         f"may open 512 files, and 1000 connections and 2 workers may need {NEEDED}" in caplog.text
     )
     assert "--max-connections" in caplog.text
+
+
+def test_a_limit_that_leaves_no_room_for_clients_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    least = LEAST + 2 * OF_A_WORKER + SPARE
+    for hard, refused in ((least - 1, True), (least, False)):
+        limit = Limit(80, hard)
+        monkeypatch.setattr(resource, "getrlimit", limit.get)
+        monkeypatch.setattr(resource, "setrlimit", limit.set)
+        if refused:
+            with pytest.raises(UserError, match=f"at most {hard} files .* need {least} "):
+                allow_descriptors(connections=1000, workers=2)
+        else:
+            assert not allow_descriptors(connections=1000, workers=2)
+
+
+def test_a_server_that_may_open_too_few_files_does_not_start(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    done = subprocess.run(
+        parm("serve", "--port", "0", str(bundle)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80)),
+        check=False,
+    )
+    assert done.returncode == 2
+    assert not done.stdout
+    assert "may open at most 80 files (RLIMIT_NOFILE)" in done.stderr
+    assert "ulimit -Hn" in done.stderr
+
+
+def test_a_server_raises_its_own_soft_limit(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+
+    def low() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (80, 4096))
+
+    with ServerProcess(str(bundle), before=low) as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text()
+        soft = next(line for line in limits.splitlines() if line.startswith("Max open files"))
+        assert int(soft.split()[3]) > 1024

@@ -59,7 +59,7 @@ class UnreadAnswers:
             self._budget.give_back(size)
 
         timer = loop.call_later(seconds, late)
-        context.add_done_callback(over)
+        context.add_done_callback(over)  # type: ignore[arg-type]  # a class, in its stub
 
 
 def close_connection(peer: str, port: int) -> bool:
