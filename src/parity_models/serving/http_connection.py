@@ -8,6 +8,7 @@ those that are late.
 
 import asyncio
 import logging
+import socket
 import time
 from collections import deque
 from enum import Enum, auto
@@ -55,6 +56,11 @@ _PROGRESS = 16 * 2**10
 
 _JOIN = 64 * 2**10
 """Bytes of content that are copied to be sent in one piece with their head."""
+
+_ROUND_TRIP = 0.02
+"""Seconds after which most clients' systems have answered what was sent."""
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 _STATUS_LINES = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
@@ -136,6 +142,8 @@ class HttpConnection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._ended = False
         """Is what comes from the client no longer looked at?"""
+        self._half_closed = False
+        """Does the client send no more, and get answers yet?"""
         self._lingers = False
         self._dropped = 0
         self._reading = True
@@ -193,8 +201,27 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(_head_too_long())
         self._wait()
 
-    def eof_received(self) -> None:
-        """A client that sends no more has gone: the transport closes, and `connection_lost`."""
+    def eof_received(self) -> bool:
+        """The client sends no more. Does it get answers yet, or is the transport to close?"""
+        last = self._waiting[-1] if self._waiting else self._busy
+        if last is None or self._half_closed:
+            return last is not None
+        self._half_closed = self._ended = True
+        last.keeps = False
+        if self._incoming is not None:  # it will never be whole
+            self._rest.abandoned(self._incoming.request)
+            if self._incoming.body is not None:
+                self._incoming.body.release()
+            self._incoming = None
+        self._begun = False
+        # It may have closed the connection just as well. Then its system resets it as soon as
+        # something comes, such as this, which clients drop that did not ask for it (RFC 9110,
+        # section 15.2.1), and HTTP/1.0 does not know.
+        if self._parser.get_http_version() != "1.0":
+            self._transport.write(_CONTINUE)
+        self._loop.call_later(_ROUND_TRIP, self._look_for_reset)
+        self._wait()
+        return True
 
     def pause_writing(self) -> None:
         self._writable = False
@@ -228,6 +255,8 @@ class HttpConnection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """End the connection if what it waits for is late, at the time `now` (monotonic)."""
+        if self._half_closed:
+            self._look_for_reset()
         if now >= self._write_due:
             unread = self._transport.get_write_buffer_size()
             if unread > self._unread - _PROGRESS:
@@ -239,6 +268,14 @@ class HttpConnection(asyncio.Protocol):
         if now >= self._due:
             self._late()
             self._wait()
+
+    def _look_for_reset(self) -> None:
+        """Has a client that sends no more gone altogether? The loop, which has nothing to read
+        there, would only notice when it writes."""
+        if not self._transport.is_closing():
+            here: socket.socket = self._transport.get_extra_info("socket")
+            if here.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self.abort()
 
     def _late(self) -> None:
         limits = self._server.limits
@@ -437,7 +474,7 @@ class HttpConnection(asyncio.Protocol):
         incoming = self._incoming
         if incoming is not None and incoming.expects and self._busy is None:
             incoming.expects = False
-            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._transport.write(_CONTINUE)
 
     # Answers
 
