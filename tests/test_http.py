@@ -638,6 +638,47 @@ def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:
     run(test())
 
 
+def test_a_server_that_stops_answers_those_that_wait_to_be_accepted(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            waiting = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(100)]
+            for each in waiting[:-1]:
+                each.sendall(get())
+            await served.server.stop()  # which begins before the loop sees any of them
+            for each in waiting[:-1]:
+                answer = each.recv(1000)
+                assert answer.startswith(b"HTTP/1.1 200 OK")
+                assert b"connection: close" in answer
+            assert waiting[-1].recv(1000) == b""
+            for each in waiting:
+                each.close()
+
+    run(test())
+
+
+def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            prompt, late = await served.connect(), await served.connect()
+            for client in (prompt, late):
+                client.send(get())
+                assert (await client.answer())[0] == 200
+            stopping = asyncio.create_task(served.server.stop())
+            await asyncio.sleep(0)
+            prompt.send(get())
+            status, headers, _ = await prompt.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            while not late.reader.at_eof():
+                await asyncio.sleep(0.001)
+            late.send(get())
+            await asyncio.sleep(0.05)
+            assert await late.reader.read() == b""  # and no ConnectionResetError
+            late.close()
+            await asyncio.wait_for(stopping, 3)
+
+    run(test())
+
+
 # Whatever comes
 
 PIECES = st.lists(

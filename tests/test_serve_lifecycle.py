@@ -112,6 +112,42 @@ def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) ->
     assert not balancer.failures
 
 
+def test_connections_are_not_reset_while_the_server_ends(bundle: Path) -> None:
+    """Clients that open a connection for each request, or keep one, and know no readiness."""
+    tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": ROWS.tolist()}
+    ended: list[tuple[float, str]] = []
+
+    def ask(url: str, keeps: bool) -> None:
+        outcome, client = "200", httpx.Client(base_url=url)
+        while outcome in ("200", "503"):
+            try:
+                response = client.post("/v2/models/model/infer", json={"inputs": [tensor]})
+                outcome = str(response.status_code)
+            except httpx.TransportError as error:
+                outcome = "refused" if "refused" in str(error) else repr(error)
+            ended.append((time.monotonic(), outcome))
+            if not keeps:
+                client.close()
+                client = httpx.Client(base_url=url)
+        client.close()
+
+    with ServerProcess(str(bundle), "--shutdown-delay", "2") as server:
+        clients = [
+            threading.Thread(target=ask, args=(server.url, number % 2 == 0)) for number in range(6)
+        ]
+        for client in clients:
+            client.start()
+        until(lambda: len(ended) > 50, "no answers")
+        server.signal(signal.SIGTERM)
+        told = time.monotonic()
+        assert server.wait() == 0
+        for client in clients:
+            client.join()
+    during = [outcome for when, outcome in ended if when < told + 1.9]
+    assert set(during) == {"200"}
+    assert not [outcome for _, outcome in ended if "reset" in outcome]
+
+
 def test_a_second_signal_does_not_wait_for_balancers(bundle: Path) -> None:
     with (
         ServerProcess(str(bundle), "--shutdown-delay", "600") as server,

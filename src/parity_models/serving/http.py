@@ -9,6 +9,7 @@ import logging
 import resource
 import socket
 import time
+from contextlib import suppress
 from email.utils import formatdate
 
 from parity_models.serving.errors import OverloadedError
@@ -21,6 +22,12 @@ _log = logging.getLogger(__name__)
 
 GRACE = 5
 """Seconds that a stopping server gives clients to send or fetch the rest of a message."""
+
+LAST_MOMENT = 0.2
+"""Seconds for which a stopping server waits for requests that are on their way already."""
+
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
 _ACCEPTS = 64
 """Connections accepted in a row, before those that are there have their turn."""
@@ -51,6 +58,7 @@ class HttpServer:
         self._opening: set[asyncio.Task[None]] = set()
         self._accepting = False
         self._starved = False
+        self._stopping = False
         self._empty = asyncio.Event()
         self._empty.set()
         self._date = (0, b"")
@@ -75,24 +83,31 @@ class HttpServer:
         self.closing = True
 
     async def stop(self) -> None:
-        """Accept no more, and end all connections: idle ones now, the others after the answers
-        that are under way, or some seconds."""
-        self.closing = True
+        """Accept no more than those that wait for it, and end all connections: idle ones after a
+        moment, the others after the answers that are under way, or some seconds."""
+        self.closing = self._stopping = True
         self._pause()
+        self._accept_backlog()
         self._socket.close()
-        await asyncio.gather(*self._opening)
-        for connection in list(self._connections):
-            if connection.idle:
-                connection.close()
         try:
-            async with asyncio.timeout(GRACE):
+            await asyncio.gather(*self._opening)
+            if not await self._emptied(LAST_MOMENT):
+                for connection in list(self._connections):
+                    if connection.idle:
+                        connection.half_close()
+            if not await self._emptied(GRACE):
+                for connection in list(self._connections):
+                    connection.abort()
                 await self._empty.wait()
-        except TimeoutError:
-            for connection in list(self._connections):
-                connection.abort()
-            await self._empty.wait()
         finally:
             self._looking.cancel()
+
+    async def _emptied(self, seconds: float) -> bool:
+        """Wait for so long until there are no connections; are there none?"""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        return self._empty.is_set()
 
     # For connections
 
@@ -121,7 +136,7 @@ class HttpServer:
 
     def _accept_again(self) -> None:
         self._starved = False
-        if not self.closing and not self._accepting:
+        if not self._stopping and not self._accepting:
             self._accepting = True
             self._loop.add_reader(self._socket.fileno(), self._accept)
 
@@ -147,6 +162,13 @@ class HttpServer:
                 self._loop.call_later(_RETRY, self._accept_again)
                 return
             self._welcome(accepted)
+
+    def _accept_backlog(self) -> None:
+        """Accept all that wait, as closing the socket would reset their connections."""
+        with suppress(OSError):  # none is left, or no descriptor for one
+            for _ in range(_BACKLOG):
+                accepted, _ = self._socket.accept()
+                self._welcome(accepted)
 
     def _welcome(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
@@ -199,7 +221,7 @@ class HttpServer:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens there; port 0 is any that is free. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=2048)
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
 def url_of(listening: socket.socket) -> str:

@@ -51,6 +51,9 @@ _REFUSED_TIMEOUT = 0.5
 _LINGER = 5.0
 """Seconds for which what a refused client still sends is dropped, so that it reads the answer."""
 
+_PARTING = 0.5
+"""Seconds that an idle client has to close its side of a connection that ends."""
+
 _PROGRESS = 16 * 2**10
 """Bytes of unread answers that a client has to take in each write timeout."""
 
@@ -248,6 +251,14 @@ class HttpConnection(asyncio.Protocol):
         self._set_wait(_Waits.CLOSE, self._server.limits.write_timeout)
         self._transport.close()
 
+    def half_close(self) -> None:
+        """End it, and take what its client is just sending, which would else be answered with a
+        reset."""
+        self._ended = True
+        self._set_wait(_Waits.CLOSE, _PARTING)
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+
     def abort(self) -> None:
         """End it at once."""
         self._ended = True
@@ -291,7 +302,7 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
         else:
             self._server.ended("idle timeout")
-            self.close()
+            self.half_close()
 
     def _refuse_silent(self, refused: Response) -> None:
         """It has asked nothing yet; there is room for few that are refused, and others wait."""
