@@ -14,6 +14,8 @@ import zmq
 from onnx_models import linear_model
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.tensor import TensorSpec
+from parity_models.serving.ray.frames import MAX_HEADER, largest_frame
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.wire import (
@@ -43,10 +45,12 @@ PLAN = InjectFaults(FaultPlan(service_time=Constant(3600.0)), 0, 0.0)
 class Bench:
     """A worker that is a thread, and its owner, who has its lease as instance "mine"."""
 
-    def __init__(self, model: Path, *, key: SocketKey | None, **options: Any) -> None:
+    def __init__(
+        self, model: Path, *, key: SocketKey | None, max_frame: int = 2**16, **options: Any
+    ) -> None:
         self.key = key
         self.context = zmq.Context()
-        sockets = WorkerSockets(ANY_PORT, ANY_PORT, key=key, max_frame=2**16)
+        sockets = WorkerSockets(ANY_PORT, ANY_PORT, key=key, max_frame=max_frame)
         self.worker = Worker({"deployed": OnnxModel(model)}, sockets, **options)
         self.reports = self.context.socket(zmq.PULL)
         if key is not None:
@@ -297,3 +301,20 @@ def test_a_key_is_not_shown() -> None:
         assert key.public.decode() not in text
         assert key.secret.decode() not in text
     assert key.name == SocketKey(key.public, key.secret).name != SocketKey.new().name
+
+
+@pytest.mark.parametrize("shapes", [((20_000,), (2,)), ((2,), (20_000,))])
+def test_rows_and_outputs_that_fill_the_largest_frame_come_through_encrypted(
+    tmp_path: Path, bench: Callable[..., Bench], shapes: tuple[tuple[int], tuple[int]]
+) -> None:
+    linear_model(tmp_path / "m.onnx", *shapes)
+    input, output = (TensorSpec("", "FP32", shape) for shape in shapes)
+    assert max(input.zeros(1).nbytes, output.zeros(1).nbytes) > MAX_HEADER
+    here = bench(key=SocketKey.new(), max_frame=largest_frame([input]))
+    here.reports.set(zmq.MAXMSGSIZE, largest_frame([output], rows=3))
+    here.serve()
+    here.own()
+    rows = [np.ones(input.shape, np.float32).tobytes()] * 3
+    here.units.send_multipart([encode(Unit("mine", 1, "deployed")), *rows])
+    ended = (Finished, Failed)
+    assert here.until(lambda it: isinstance(it, ended)) == Finished("mine", 1)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -33,6 +33,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
+from parity_models.serving.ray.frames import largest_frame
 from parity_models.serving.ray.grpc import RayGrpc
 from parity_models.serving.ray.metrics import Together
 from parity_models.serving.ray.roster import (
@@ -46,12 +47,6 @@ from parity_models.serving.ray.store import BundleFiles
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.worker import Worker, warm_model
-
-MAX_HEADER = 2**16
-"""Bytes that a frame may have where tensors are small."""
-
-CURVE_OVERHEAD = 64
-"""Bytes that CurveZMQ adds to a frame, about (ZeroMQ RFC 26: 33 in the MESSAGE command)."""
 
 STOP_PATIENCE = 20.0
 """Seconds that a replica that is to stop has for its unit."""
@@ -105,7 +100,7 @@ class Instances:
         }
         address = f"tcp://{_address()}:*"
         context = serve.get_replica_context()
-        max_frame = _max_frame(model.input for model in warm.values())
+        max_frame = largest_frame(model.input for model in warm.values())
         sockets = WorkerSockets(address, address, key=key, max_frame=max_frame)
         self._worker = Worker(warm, sockets, faults=_faults(faults, first + context.rank.rank))
         self._seat = Seat(
@@ -178,7 +173,7 @@ class Frontends:
             deployment_name(files, key),
             _address(),
             key,
-            max_frame=_max_frame(_outputs(bundle), options.max_batch),
+            max_frame=largest_frame(_outputs(bundle), options.max_batch),
             unit_timeout=options.unit_timeout,
             metrics=self._metrics,
         )
@@ -282,8 +277,3 @@ def _outputs(bundle: Bundle) -> list[TensorSpec]:
     manifest = bundle.manifest
     backups = () if manifest.backup is None else (manifest.backup,)
     return [model.output for model in (manifest.deployed, *manifest.parity, *backups)]
-
-
-def _max_frame(specs: Iterable[TensorSpec], rows: int = 1) -> int:
-    """Bytes that a frame has at most that is a header, or so many rows of one of these."""
-    return CURVE_OVERHEAD + max(MAX_HEADER, *(spec.zeros(1).nbytes * rows for spec in specs))
