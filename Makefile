@@ -8,9 +8,11 @@ SERVERS := .servers
 .PHONY: help setup servers demo check test format protos clean
 
 # Tests of what computes and decides, without processes, servers or training.
-QUICK := codes learned comparison frontend late_events poison verification hung health policies \
-  policies_adaptive dispatch nodes placement interference ledger rest_codec grpc_codec bundle \
-  load_schedule load_report contention_plan faults cli
+QUICK := $(wildcard tests/cli/test_cli.py tests/codes/test_*.py tests/scheduling/test_*.py \
+  tests/models/test_bundle.py tests/serving/test_comparison.py tests/serving/test_frontend.py \
+  tests/serving/*/test_*_codec.py tests/serving/local/test_placement.py tests/test_faults.py \
+  tests/load/test_load_*.py tests/lab/test_ledger.py tests/lab/test_contention_plan.py)
+RAY := tests/serving/ray tests/lab/test_bench_ray.py tests/lab/test_ray_engines.py
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,7 +48,7 @@ check: setup ## Lint, types, import rules and the quick tests, in under three mi
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q $(QUICK:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q $(QUICK)
 
 # Clusters of Ray one after the other, as each wants both cores.
 test: setup servers ## Format check, lint, types, import rules, tests
@@ -54,8 +56,8 @@ test: setup servers ## Format check, lint, types, import rules, tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --ignore-glob='*ray*'
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/test_*ray*.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(RAY:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(RAY)
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from parity_models.errors import UserError
 
-FUZZERS = "tests/test_fuzz_*.py"
+FUZZERS = "tests/**/test_fuzz_*.py"
 
 
 def run_fuzzers(seconds: float, seed: int) -> bool:

@@ -1,25 +1,18 @@
 """Accuracy under unavailability is what its definition says, query by query."""
 
-from collections.abc import Sequence
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from rich.console import Console
 
-from onnx_models import linear_model
+from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.codes.sets import MOST_SETS, some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation import FRACTIONS, accuracy_table, evaluate
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
-
-FEATURES, CLASSES = 6, 4
-Array = NDArray[Any]
 
 
 def draw_data(rows: int) -> tuple[Array, Array, Array]:
@@ -31,30 +24,6 @@ def draw_data(rows: int) -> tuple[Array, Array, Array]:
     wrong = np.arange(rows) % 4 == 0
     labels[wrong] = (labels[wrong] + 1) % CLASSES
     return inputs, labels, weights
-
-
-def linear_bundle(
-    folder: Path,
-    deployed: Array,
-    parity: Sequence[Array] = (),
-    code: CodeSpec | None = None,
-    backup: Array | None = None,
-) -> Bundle:
-    """A bundle of linear models with these weights (inputs, outputs)."""
-
-    def model(name: str, weights: Array, out_shape: tuple[int, ...]) -> NewModel:
-        linear_model(folder / name, (len(weights),), out_shape, weights)
-        return NewModel(folder / name, "linear")
-
-    separate = code is not None and code.decoder == "separate"
-    out_shape = (code.k, CLASSES) if separate and code is not None else (CLASSES,)
-    return write_bundle(
-        folder / "bundle",
-        deployed=model("deployed.onnx", deployed, (CLASSES,)),
-        parity=[model(f"{j}.onnx", weights, out_shape) for j, weights in enumerate(parity)],
-        backup=None if backup is None else model("backup.onnx", backup, (CLASSES,)),
-        code=code,
-    )
 
 
 @pytest.mark.parametrize(("k", "r"), [(2, 1), (3, 1), (4, 2), (5, 3)])

@@ -9,7 +9,7 @@ import yaml
 
 from commands import Here, assert_refused
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN_KINDS = {"RayService"}
 """Kinds that Kubernetes does not have by itself."""
 

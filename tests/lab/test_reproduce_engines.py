@@ -19,24 +19,7 @@ from parity_models.load.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.models.bundle import open_bundle
 from parity_models.training import Settings
 from served import predictions, queries, write_linear_bundle
-
-SMALL = """
-title = "Small"
-axis = "rate"
-points = [{ rate = 300 }]
-real_queries = 100
-[setting]
-instances = 2
-shuffles = 1
-service = { type = "constant", seconds = 0.002 }
-delay = { type = "constant", seconds = 0.01 }
-[[series]]
-label = "equal resources"
-policy = { name = "equal-resources" }
-[[series]]
-label = "parity, shared pool"
-policy = { name = "parity", max_group_wait = 0.005 }
-"""
+from small_experiment import SMALL
 
 
 async def test_an_emulated_fleet_predicts_and_takes_its_time(tmp_path: Path) -> None:

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from engine_conformance import (
     Joined,
     row,
 )
+from local_engines import FOREVER, PATIENT, running
 from onnx_models import linear_model, moody_model, shrinking_model
 from parity_models.errors import FaultPlanError, ModelError, ServingError
 from parity_models.faults import Constant, FaultPlan, Kill
@@ -53,13 +53,6 @@ from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
 from parity_models.serving.worker.worker import load
 
-FOREVER = 1e15
-"""Steps of the moody model that nobody waits for."""
-PATIENT = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
-"""So that a busy machine is not taken for a broken one."""
-_PATH = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-"""Where a script finds this file and what it imports."""
-
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -68,25 +61,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
-
-
-@asynccontextmanager
-async def running(
-    model: Path, works: list[frozenset[str]] | None = None, **options: Any
-) -> AsyncIterator[tuple[LocalEngine, Events]]:
-    """An engine with this model for every work; by default one instance of it."""
-    engine = LocalEngine(
-        dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model)), **PATIENT | options
-    )
-    events = Events()
-    works = works or [DEPLOYED]
-    await engine.start(works, events)
-    try:
-        joined = [await events.next() for _ in works]
-        assert sorted(joined, key=repr) == [Joined(str(i), each) for i, each in enumerate(works)]
-        yield engine, events
-    finally:
-        await engine.stop()
 
 
 class LocalFleet(Fleet):
@@ -309,7 +283,7 @@ def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
 ) -> None:
     moody_model(tmp_path / "m.onnx")
     script = """
-import asyncio, os, pathlib, resource, signal, sys, time, uvloop, test_engine_local as t
+import asyncio, os, pathlib, resource, signal, sys, time, uvloop, local_engines as t, engine_conformance as e
 
 def take(hogs):
     try:
@@ -319,7 +293,7 @@ def take(hogs):
         return hogs
 
 async def main():
-    async with t.running(pathlib.Path(sys.argv[1]), [t.DEPLOYED] * 2) as (engine, events):
+    async with t.running(pathlib.Path(sys.argv[1]), [e.DEPLOYED] * 2) as (engine, events):
         resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
         hogs = take([])
         os.kill(engine.pids()["0"], signal.SIGKILL)
@@ -328,13 +302,13 @@ async def main():
         while time.monotonic() < end:
             take(hogs)
             await asyncio.sleep(0.003)
-        engine.run("1", 1, "deployed", [t.row(0, 5)])
+        engine.run("1", 1, "deployed", [e.row(0, 5)])
         await events.outputs(1)
         assert events.nothing_more()
         for hog in hogs:
             os.close(hog)
         joined = await events.arrival()
-        engine.run(joined.instance, 2, "deployed", [t.row(0, 5)])
+        engine.run(joined.instance, 2, "deployed", [e.row(0, 5)])
         await events.outputs(2)
         assert sorted(engine.pids()) == sorted(["1", joined.instance])
         children = pathlib.Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
@@ -344,7 +318,7 @@ async def main():
     for loop in ("asyncio", "uvloop"):
         subprocess.run(
             [sys.executable, "-c", script.replace("{asyncio.__name__}", loop), tmp_path / "m.onnx"],
-            env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(temporary)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
             check=True,
             timeout=120,
         )
@@ -562,10 +536,10 @@ async def test_a_start_that_is_given_up_leaves_nothing_behind(
 def test_no_worker_outlives_a_killed_engine(tmp_path: Path, temporary: Path) -> None:
     moody_model(tmp_path / "m.onnx")
     script = """
-import asyncio, json, pathlib, sys, test_engine_local as t
+import asyncio, json, pathlib, sys, local_engines as t, engine_conformance as e
 async def main():
-    async with t.running(pathlib.Path(sys.argv[1]), [t.DEPLOYED] * 2) as (engine, _):
-        engine.run("1", 1, "deployed", [t.row(0, t.FOREVER)])
+    async with t.running(pathlib.Path(sys.argv[1]), [e.DEPLOYED] * 2) as (engine, _):
+        engine.run("1", 1, "deployed", [e.row(0, t.FOREVER)])
         print(json.dumps(engine.pids()), flush=True)
         await asyncio.Event().wait()
 asyncio.run(main())
@@ -573,7 +547,7 @@ asyncio.run(main())
     engine = subprocess.Popen(
         [sys.executable, "-c", script, tmp_path / "m.onnx"],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": _PATH, "TMPDIR": str(temporary)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
     )
     try:
         assert engine.stdout is not None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy.interpolate import CubicSpline, make_smoothing_spline
 
+from linear_bundles import linear_bundle
 from parity_models.codes import (
     BerrutCode,
     CodeSpec,
@@ -33,7 +34,6 @@ from parity_models.evaluation import (
 from parity_models.evaluation.predictor import Array
 from parity_models.models.networks import build_network
 from parity_models.tasks import Split
-from test_evaluation import linear_bundle
 
 seeds = st.integers(0, 2**32 - 1)
 

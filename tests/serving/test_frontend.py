@@ -4,9 +4,8 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -16,8 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.codes import Code, CodeSpec
-from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import (
     DEPLOYED,
     NoRedundancy,
@@ -27,7 +24,6 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import Pool, Replication
-from parity_models.serving.engine import EngineListener
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -37,127 +33,10 @@ from parity_models.serving.errors import (
     UnavailableError,
 )
 from parity_models.serving.frontend import Answers, Frontend
-from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.poison import Poison
 from parity_models.serving.screen import Screen
-
-WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
-OUTPUT = TensorSpec("output", "FP32", (3,))
-CODE = Code(CodeSpec("sum", "subtraction", 2), (6,), (3,))
-
-
-@dataclass
-class Unit:
-    id: int
-    instance: str
-    work: str
-    rows: Sequence[NDArray[Any]]
-
-
-class Puppet:
-    """An engine whose instances do nothing until the test says so. Every model is linear."""
-
-    tolerance = 1e-5
-
-    def __init__(self) -> None:
-        self.units: list[Unit] = []
-        self.log: list[tuple[str, str]] = []
-        self.stopped = False
-        self.broken = False
-
-    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        self.listener = listener
-        self.works = {str(number): each for number, each in enumerate(works)}
-        for instance, each in self.works.items():
-            listener.instance_joined(instance, each)
-
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
-        if self.broken:
-            raise RuntimeError("the engine is broken")
-        self.units.append(Unit(unit, instance, work, rows))
-        self.log.append((instance, work))
-
-    def cancel(self, instance: str, unit: int) -> None:
-        self.log.append((instance, "cancel"))
-
-    def recycle(self, instance: str, why: str) -> None:
-        self.log.append((instance, "recycle"))
-        self.lose(instance, f"{instance}'")
-
-    def running(self) -> dict[str, int | None]:
-        return dict.fromkeys(self.works) | {unit.instance: unit.id for unit in self.units}
-
-    async def stop(self) -> None:
-        self.stopped = True
-
-    def finish(self, unit: Unit) -> None:
-        self.units.remove(unit)
-        self.listener.unit_finished(unit.id, np.stack(unit.rows) @ WEIGHTS)
-
-    def fail(self, unit: Unit, detail: str) -> None:
-        self.units.remove(unit)
-        self.listener.unit_failed(unit.id, detail)
-
-    def lose(self, instance: str, replacement: str) -> None:
-        self.units = [unit for unit in self.units if unit.instance != instance]
-        works = self.works[replacement] = self.works.pop(instance)
-        self.listener.instance_left(instance, "killed")
-        self.listener.instance_joined(replacement, works)
-
-
-@asynccontextmanager
-async def serving(
-    policy: Policy,
-    instances: int = 2,
-    parity_instances: int = 1,
-    *,
-    screen: Screen | None = None,
-    golden: Mapping[str, Golden] | None = None,
-    **config: Any,
-) -> AsyncIterator[tuple[Frontend, Puppet]]:
-    engine = Puppet()
-    code = CODE if isinstance(policy, Parity) else None
-    frontend = Frontend(
-        engine,
-        policy,
-        SchedulerConfig(**config),
-        OUTPUT,
-        code,
-        Metrics(),
-        screen=screen,
-        golden=golden,
-    )
-    starting = asyncio.create_task(frontend.start(policy.works(instances, parity_instances)))
-    while not (starting.done() or engine.units):
-        await asyncio.sleep(0)
-    yield frontend, engine
-    await starting
-    async with asyncio.timeout(10):
-        drained = asyncio.create_task(frontend.drain())
-        while not drained.done():
-            await asyncio.sleep(0)
-            for unit in list(engine.units):
-                engine.finish(unit)
-        await frontend.stop()
-    assert engine.stopped
-
-
-def queries(count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(count).normal(size=(count, 6)).astype(np.float32)
-
-
-async def asked(infer: Awaitable[Answers]) -> asyncio.Task[Answers]:
-    """The request as a task, after it has reached the scheduler."""
-    task = asyncio.ensure_future(infer)
-    await asyncio.sleep(0)
-    assert isinstance(task, asyncio.Task)
-    return task
-
-
-async def settle(turns: int = 3) -> None:
-    for _ in range(turns):
-        await asyncio.sleep(0)
+from puppet_engine import CODE, OUTPUT, WEIGHTS, Puppet, asked, queries, serving, settle
 
 
 async def test_every_row_is_answered_by_the_model_in_its_place() -> None:

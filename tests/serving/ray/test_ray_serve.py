@@ -34,7 +34,7 @@ from served import (
     write_linear_bundle,
 )
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "ray"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 
 
 @pytest.fixture(scope="module")

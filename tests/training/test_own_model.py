@@ -467,7 +467,7 @@ def test_inputs_in_python_are_checked_as_well(digits: Path, tmp_path: Path) -> N
 def test_the_example_leads_to_a_served_bundle(
     parm: Parm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    example = Path(__file__).parent.parent / "examples" / "own_model.py"
+    example = Path(__file__).parents[2] / "examples" / "own_model.py"
     commands = [line.strip() for line in example.read_text().splitlines()[2:6]]
     assert commands[0] == "python examples/own_model.py own"
     program: dict[str, Any] = {"__name__": "example"}

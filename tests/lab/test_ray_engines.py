@@ -6,7 +6,7 @@ import pytest
 
 from commands import Here
 from parity_models.training import Settings
-from test_reproduce_engines import SMALL
+from small_experiment import SMALL
 
 
 def test_an_experiment_runs_on_ray(

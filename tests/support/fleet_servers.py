@@ -24,7 +24,7 @@ import tritonclient.http
 
 from served import ServerProcess, predictions, queries, until
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
 PATIENCE = 120.0
 """Seconds for what takes few where the machine has nothing else to do."""

@@ -43,7 +43,7 @@ from parity_models.serving.worker.wire import (
     report_of,
     work_of,
 )
-from test_strangers import ROW, Bench
+from worker_bench import ROW, Bench
 
 EXAMPLES = 20_000 if os.environ.get("PARM_FUZZ") == "long" else 200
 

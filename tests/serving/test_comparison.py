@@ -12,7 +12,7 @@ from parity_models.scheduling.policies import Pool
 from parity_models.serving.comparison import ONE_IN, Comparison, Made
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
-from test_frontend import CODE, asked, queries, serving
+from puppet_engine import CODE, asked, queries, serving
 
 SEPARATE = Code(CodeSpec("stack", "separate", 2), (6,), (3,))
 A, B = np.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0]], np.float32)

@@ -1,0 +1,38 @@
+"""Bundles of linear models."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from onnx_models import linear_model
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import Bundle, NewModel, write_bundle
+
+FEATURES, CLASSES = 6, 4
+Array = NDArray[Any]
+
+
+def linear_bundle(
+    folder: Path,
+    deployed: Array,
+    parity: Sequence[Array] = (),
+    code: CodeSpec | None = None,
+    backup: Array | None = None,
+) -> Bundle:
+    """A bundle of linear models with these weights (inputs, outputs)."""
+
+    def model(name: str, weights: Array, out_shape: tuple[int, ...]) -> NewModel:
+        linear_model(folder / name, (len(weights),), out_shape, weights)
+        return NewModel(folder / name, "linear")
+
+    separate = code is not None and code.decoder == "separate"
+    out_shape = (code.k, CLASSES) if separate and code is not None else (CLASSES,)
+    return write_bundle(
+        folder / "bundle",
+        deployed=model("deployed.onnx", deployed, (CLASSES,)),
+        parity=[model(f"{j}.onnx", weights, out_shape) for j, weights in enumerate(parity)],
+        backup=None if backup is None else model("backup.onnx", backup, (CLASSES,)),
+        code=code,
+    )

@@ -1,0 +1,38 @@
+"""Local engines over models that take as long as a test wants."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from engine_conformance import (
+    DEPLOYED,
+    Events,
+    Joined,
+)
+from parity_models.models.pinned_model import PinnedModel
+from parity_models.serving.local.engine import LocalEngine
+
+FOREVER = 1e15
+"""Steps of the moody model that nobody waits for."""
+PATIENT = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
+"""So that a busy machine is not taken for a broken one."""
+
+
+@asynccontextmanager
+async def running(
+    model: Path, works: list[frozenset[str]] | None = None, **options: Any
+) -> AsyncIterator[tuple[LocalEngine, Events]]:
+    """An engine with this model for every work; by default one instance of it."""
+    engine = LocalEngine(
+        dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model)), **PATIENT | options
+    )
+    events = Events()
+    works = works or [DEPLOYED]
+    await engine.start(works, events)
+    try:
+        joined = [await events.next() for _ in works]
+        assert sorted(joined, key=repr) == [Joined(str(i), each) for i, each in enumerate(works)]
+        yield engine, events
+    finally:
+        await engine.stop()
