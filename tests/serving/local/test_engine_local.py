@@ -283,7 +283,8 @@ def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
 ) -> None:
     moody_model(tmp_path / "m.onnx")
     script = """
-import asyncio, os, pathlib, resource, signal, sys, time, uvloop, local_engines as t, engine_conformance as e
+import asyncio, os, pathlib, resource, signal, sys, time, uvloop
+import engine_conformance as e, local_engines as t
 
 def take(hogs):
     try:
