@@ -24,6 +24,7 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.scheduling.policies import Pool, Replication
+from parity_models.serving.asked import Answers
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -32,7 +33,7 @@ from parity_models.serving.errors import (
     PoisonError,
     UnavailableError,
 )
-from parity_models.serving.frontend import Answers, Frontend
+from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.poison import Poison
 from parity_models.serving.screen import Screen
@@ -353,22 +354,22 @@ async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
         request = await asked(frontend.infer(queries(2)))
         engine.units.pop(0)  # and nobody is told
         for _ in range(2):
-            frontend._check()
+            frontend._driver._check()
         assert metric(frontend, "parm_repairs_total") == 1
         while engine.units:
             engine.finish(engine.units[0])
         assert (await request).sources == [Source.MODEL] * 2
         del engine.works["1"]
         for _ in range(2):
-            frontend._check()
+            frontend._driver._check()
         assert frontend.instances_up() == {DEPLOYED: 1}
         engine.works["2"] = frozenset({DEPLOYED})
         for _ in range(2):
-            frontend._check()
+            frontend._driver._check()
         assert engine.log[-1] == ("2", "recycle")
         assert metric(frontend, "parm_repairs_total") == 3
         for _ in range(3):
-            frontend._check()
+            frontend._driver._check()
         assert metric(frontend, "parm_repairs_total") == 3
 
 

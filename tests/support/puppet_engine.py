@@ -16,8 +16,9 @@ from parity_models.scheduling import (
     Policy,
     SchedulerConfig,
 )
+from parity_models.serving.asked import Answers
 from parity_models.serving.engine import EngineListener
-from parity_models.serving.frontend import Answers, Frontend
+from parity_models.serving.frontend import Frontend
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.screen import Screen

@@ -8,6 +8,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from parity_models.scheduling import Source
+from parity_models.serving.errors import RequestError
 
 
 class Answers(Struct, frozen=True, eq=False):
@@ -37,3 +38,8 @@ class Asked(Struct, eq=False):
     @property
     def queries(self) -> range:
         return range(self.first, self.first + len(self.rows))
+
+    def fail(self, error: RequestError) -> None:
+        """End it with this error, unless it has ended."""
+        if not self.future.done():
+            self.future.set_exception(error)

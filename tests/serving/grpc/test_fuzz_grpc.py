@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from fuzzing import fuzz
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
+from parity_models.serving.asked import Answers
 from parity_models.serving.errors import (
     InvalidRequestError,
     NotFoundError,
     RequestError,
     TooLargeError,
 )
-from parity_models.serving.frontend import Answers
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.grpc.server import SERVICE, GrpcServer, InferenceService
 from parity_models.serving.limits import ByteBudget, Limits

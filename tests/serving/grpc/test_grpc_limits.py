@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
+from parity_models.serving.asked import Answers
 from parity_models.serving.errors import AbandonedError, OverloadedError, RequestError
-from parity_models.serving.frontend import Answers
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ServerReadyRequest
 from parity_models.serving.grpc.server import GrpcServer, guarded
 from parity_models.serving.grpc.unread import close_connection

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.asgi import rest_app
+from parity_models.serving.asked import Answers
 from parity_models.serving.errors import OverloadedError
-from parity_models.serving.frontend import Answers
 from parity_models.serving.http import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
