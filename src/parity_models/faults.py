@@ -228,7 +228,9 @@ def load_fault_plan(source: str | Path) -> FaultPlan:
     try:
         return msgspec.json.decode(content, type=FaultPlan)
     except (ValueError, RecursionError) as error:  # UTF-8 and nesting included
-        raise FaultPlanError(f"{name} is not a fault plan: {error}; see docs/faults.md") from error
+        raise FaultPlanError(
+            f"{name} is not a fault plan: {error}; see docs/reference/faults.md"
+        ) from error
 
 
 def _read(path: Path) -> bytes:

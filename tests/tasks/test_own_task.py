@@ -10,7 +10,7 @@ from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import choose_task, find_task
 
-DOCS = Path(__file__).parents[2] / "docs" / "tasks.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "own-task.md"
 
 
 @pytest.fixture

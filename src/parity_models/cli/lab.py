@@ -60,7 +60,9 @@ def chaos(
     out: Out = Path("runs/reliability"),
     events: Annotated[
         str | None,
-        typer.Option(help="Only these, separated by commas; docs/reliability.md lists them."),
+        typer.Option(
+            help="Only these, separated by commas; docs/research/reliability.md lists them."
+        ),
     ] = None,
     quick: Quick = False,
 ) -> None:

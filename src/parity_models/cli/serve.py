@@ -296,8 +296,8 @@ def serve(
     faults: Annotated[
         str | None,
         typer.Option(
-            help="Slow, pause and kill workers on purpose, by this plan (docs/faults.md), from "
-            "when the server is ready.",
+            help="Slow, pause and kill workers on purpose, by this plan, from when "
+            "the server is ready (docs/reference/faults.md).",
             metavar="FILE",
         ),
     ] = None,

@@ -1,8 +1,9 @@
 """With whom a request shares codes: what its parameters, or a header, say of that.
 
-Queries that are encoded together can influence, and learn about, each other (docs/isolation.md).
-A request can ask for exact answers, which shares with nobody, or name the tenant that it shares
-with. Where the operator names a header, that header alone decides who the tenant is.
+Queries that are encoded together can influence, and learn about, each other:
+docs/explanation/isolation.md. A request can ask for exact answers, which shares with nobody, or
+name the tenant that it shares with. Where the operator names a header, that header alone decides
+who the tenant is.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What to train with, by network: the defaults that measured best (docs/training.md)."""
+"""What to train with, by network: the defaults that measured best (docs/research/training.md)."""
 
 from dataclasses import dataclass, replace
 from math import ceil

@@ -164,5 +164,7 @@ def load_matrix(name: str) -> Matrix:
         matrix = msgspec.toml.decode(content, type=Matrix)
         matrix.check()
     except (ValueError, RecursionError, UserError) as error:
-        raise UserError(f"{name} is not a matrix: {error}; see docs/accuracy.md") from error
+        raise UserError(
+            f"{name} is not a matrix: {error}; see docs/research/accuracy.md"
+        ) from error
     return matrix

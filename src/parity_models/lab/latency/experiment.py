@@ -297,7 +297,9 @@ def load_experiment(name: str) -> Experiment:
             f"cannot read the experiment {name}: {error.strerror}; give a file, or one of {known}"
         ) from error
     except (ValueError, RecursionError, UserError) as error:
-        raise UserError(f"{name} is not an experiment: {error}; see docs/latency.md") from error
+        raise UserError(
+            f"{name} is not an experiment: {error}; see docs/research/latency.md"
+        ) from error
     return experiment
 
 

@@ -38,8 +38,8 @@ def write_report(results: Path, out: Path, command: str) -> bool:
     lines = [
         "# Reliability: what the lab found\n",
         *provenance(command),
-        "What is run and how to read it: [reliability](../reliability.md). Every *met* is computed",
-        "from the numbers beside it.\n",
+        "What is run and how to read it: [reliability](../research/reliability.md).",
+        "Every *met* is computed from the numbers beside it.\n",
     ]
     for section, result in found:
         lines += section(result, out)

@@ -1,4 +1,4 @@
-"""Instances that fail, hang or lie, and queries that end them: see docs/health.md."""
+"""Instances that fail, hang or lie, and queries that end them: see docs/explanation/health.md."""
 
 from parity_models.scheduling.health.health import Health, State
 from parity_models.scheduling.health.poison import Poison

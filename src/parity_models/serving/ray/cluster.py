@@ -95,7 +95,7 @@ def _connect(address: str | None, cpus: float) -> None:
     if "://" in address:
         raise UserError(
             f"--address {address} is of a remote driver; run this on a node of the cluster with "
-            "--address auto, or deploy a config file with `serve deploy` (docs/ray.md)"
+            "--address auto, or deploy a config file with `serve deploy` (docs/how-to/on-ray.md)"
         )
     if address != "auto":
         host, _, port = address.rpartition(":")

@@ -1,0 +1,181 @@
+"""Pages made when the site is built: the command line from `parm`, the API from docstrings.
+
+A MkDocs hook. Nothing is written into docs/: the pages exist in the built site alone.
+"""
+
+import ast
+import html
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+from parity_models.cli.main import command
+
+SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
+
+API = {
+    "": [],
+    "codes": [],
+    "scheduling": [],
+    "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope"],
+    "tasks": ["task"],
+    "training": [],
+    "evaluation": [],
+    "serving": ["server", "frontend", "engine", "asgi"],
+    "simulation": [],
+    "load": ["result"],
+    "errors": [],
+}
+"""The public packages. Of each: what it exports, and all that is public in these modules."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Enter the pages into the navigation."""
+    commands = [{f"parm {name}": f"reference/command-line/{name}.md"} for name, _ in _commands()]
+    packages = [{_full(name): f"reference/api/{_full(name)}.md"} for name in API]
+    assert config.nav is not None
+    _section(config.nav, "Command line").extend(commands)
+    _section(config.nav, "Python API").extend(packages)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Make the pages."""
+    pages = {"reference/command-line/index.md": _command_index()}
+    for name, entry in _commands():
+        pages[f"reference/command-line/{name}.md"] = "\n".join(_command_page(entry, f"parm {name}"))
+    pages["reference/api/index.md"] = _api_index()
+    for name in API:
+        pages[f"reference/api/{_full(name)}.md"] = "\n".join(_api_page(name))
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def _section(nav: list[Any], title: str) -> list[Any]:
+    """The list of pages under this title, wherever it is in the navigation."""
+    for entry in nav:
+        if isinstance(entry, dict):
+            for name, below in entry.items():
+                if name == title:
+                    return below  # type: ignore[no-any-return]
+                if isinstance(below, list) and (found := _section(below, title)) is not None:
+                    return found
+    return None  # type: ignore[return-value]
+
+
+# The command line
+
+
+def _commands() -> Iterator[tuple[str, click.Command]]:
+    group = command()
+    for name, entry in group.commands.items():
+        yield name, entry
+
+
+def _command_index() -> str:
+    lines = ["# Command line", "", inspect.cleandoc(command().help or ""), ""]
+    lines += ["| command | what it does |", "|---|---|"]
+    lines += [f"| [`parm {name}`]({name}.md) | {_text(entry.help)} |" for name, entry in _commands()]
+    lines += ["", "Before any command:", ""]
+    with click.Context(command(), info_name="parm") as context:
+        lines += _parameters(context)
+    lines += [
+        "",
+        "Exit codes: 0 done; 1 something failed that is not the command's wording, or something "
+        "that must hold does not; 2 a mistake in the command, told in one line; 130 interrupted.",
+    ]
+    return "\n".join(lines)
+
+
+def _command_page(entry: click.Command, path: str, level: int = 1) -> Iterator[str]:
+    # A subcommand is loaded when it is used: its context has the real command.
+    context = entry.make_context(path, [], resilient_parsing=True)
+    real = context.command
+    yield f"{'#' * level} {path}"
+    yield ""
+    yield _text(real.help or entry.help)
+    yield ""
+    usage = " ".join(real.collect_usage_pieces(context))
+    yield f"```text\n{path} {usage}\n```"
+    yield ""
+    yield from _parameters(context)
+    if isinstance(real, click.Group) or hasattr(real, "commands"):
+        for name, below in real.commands.items():
+            yield ""
+            yield from _command_page(below, f"{path} {name}", level + 1)
+
+
+def _parameters(context: click.Context) -> Iterator[str]:
+    for parameter in context.command.get_params(context):
+        record = parameter.get_help_record(context)
+        if record is not None and "--help" not in parameter.opts:
+            yield f"`{record[0].strip()}`"
+            yield f":   {_text(record[1]) or ' '}"
+            yield ""
+
+
+def _text(help: str | None) -> str:
+    """Help as Markdown: nothing in it is markup."""
+    text = html.escape(inspect.cleandoc(help or "").replace("\b\n", ""), quote=False)
+    for mark in "*_`[]|":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+# The API
+
+
+def _full(package: str) -> str:
+    return f"parity_models.{package}".rstrip(".")
+
+
+def _source(package: str) -> ast.Module:
+    path = SOURCE / package
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(path.read_text())
+
+
+def _api_index() -> str:
+    lines = [
+        "# Python API",
+        "",
+        "Made from the docstrings. What is not on these pages may change without notice.",
+        "",
+        "| package | what is in it |",
+        "|---|---|",
+    ]
+    for package in API:
+        first = (ast.get_docstring(_source(package)) or "").split("\n\n")[0].replace("\n", " ")
+        lines.append(f"| [`{_full(package)}`]({_full(package)}.md) | {first} |")
+    return "\n".join(lines)
+
+
+def _api_page(package: str) -> Iterator[str]:
+    source = _source(package)
+    yield f"# `{_full(package)}`"
+    yield ""
+    yield ast.get_docstring(source) or ""
+    yield ""
+    names = [name for name in _exports(source) if name != "__version__"]
+    for name in names:
+        yield f"::: {_full(package)}.{name}"
+        yield ""
+    if not names and not API[package] and not (SOURCE / package).is_dir():
+        yield f"::: {_full(package)}\n    options:\n      show_root_heading: false"
+    for module in API[package]:
+        yield f"::: {_full(package)}.{module}"
+        yield ""
+
+
+def _exports(source: ast.Module) -> list[str]:
+    for statement in source.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            if statement.targets[0].id == "__all__":
+                return list(ast.literal_eval(statement.value))
+    return []
