@@ -5,23 +5,23 @@ INSTALLED := $(VENV)/.installed
 SERVERS := .servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo check test format protos clean
+.PHONY: help setup servers demo lint docs docs-serve check test format dist protos clean
 
 # Tests of what computes and decides, without processes, servers or training.
 QUICK := $(wildcard tests/cli/test_cli.py tests/codes/test_*.py tests/scheduling/test_*.py \
   tests/models/test_bundle.py tests/serving/test_comparison.py tests/serving/test_frontend.py \
-  tests/serving/*/test_*_codec.py tests/serving/local/test_placement.py tests/test_faults.py \
+  tests/serving/*/test_*_codec.py tests/serving/local/test_placement.py tests/test_*.py \
   tests/load/test_load_*.py tests/lab/test_ledger.py tests/lab/test_contention_plan.py)
 RAY := tests/serving/ray tests/lab/test_bench_ray.py tests/lab/test_ray_engines.py
 
 help: ## Show what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,docs,dev]'
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
@@ -43,19 +43,24 @@ servers: $(SERVERS)/.triton $(SERVERS)/.mlserver ## Install the Triton and the M
 demo: setup ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
 	$(BIN)/parm demo --out demo
 
-check: setup ## Lint, types, import rules and the quick tests, in under three minutes
+lint: setup ## Format check, lint, types, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Material announces a successor; the pages are built by what is pinned.
+docs: setup ## Build the documentation into build/site, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: setup ## Show the documentation at http://127.0.0.1:8080 while it is written
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8080
+
+check: lint docs ## Lint, documentation and the quick tests, in under three minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q $(QUICK)
 
 # Clusters of Ray one after the other, as each wants both cores.
-test: setup servers ## Format check, lint, types, import rules, tests
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+test: lint docs servers ## Lint, documentation, all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(RAY:%=--ignore=%)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(RAY)
 
@@ -63,9 +68,12 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+dist: setup ## Build the wheel and the sdist, and try both in clean environments
+	.ci/dist
+
 protos: setup ## Make the files that come from inference.proto again
 	cd src/parity_models/serving/grpc && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc --proto_path=. \
 	  --descriptor_set_out=inference.binpb --pyi_out=. inference.proto
 
 clean: ## Remove .venv, .servers and caches
-	rm -rf $(VENV) $(SERVERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(SERVERS) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

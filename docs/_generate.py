@@ -6,11 +6,10 @@ A MkDocs hook. Nothing is written into docs/: the pages exist in the built site 
 import ast
 import html
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -59,32 +58,32 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _section(nav: list[Any], title: str) -> list[Any]:
     """The list of pages under this title, wherever it is in the navigation."""
+    return next(pages for name, pages in _sections(nav) if name == title)
+
+
+def _sections(nav: list[Any]) -> Iterator[tuple[str, list[Any]]]:
     for entry in nav:
-        if isinstance(entry, dict):
-            for name, below in entry.items():
-                if name == title:
-                    return below  # type: ignore[no-any-return]
-                if isinstance(below, list) and (found := _section(below, title)) is not None:
-                    return found
-    return None  # type: ignore[return-value]
+        for name, below in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(below, list):
+                yield name, below
+                yield from _sections(below)
 
 
 # The command line
 
 
-def _commands() -> Iterator[tuple[str, click.Command]]:
-    group = command()
-    for name, entry in group.commands.items():
-        yield name, entry
+def _commands() -> Iterable[tuple[str, Any]]:
+    return command().commands.items()
 
 
 def _command_index() -> str:
     lines = ["# Command line", "", inspect.cleandoc(command().help or ""), ""]
     lines += ["| command | what it does |", "|---|---|"]
-    lines += [f"| [`parm {name}`]({name}.md) | {_text(entry.help)} |" for name, entry in _commands()]
+    lines += [
+        f"| [`parm {name}`]({name}.md) | {_text(entry.help)} |" for name, entry in _commands()
+    ]
     lines += ["", "Before any command:", ""]
-    with click.Context(command(), info_name="parm") as context:
-        lines += _parameters(context)
+    lines += _parameters(command().make_context("parm", [], resilient_parsing=True))
     lines += [
         "",
         "Exit codes: 0 done; 1 something failed that is not the command's wording, or something "
@@ -93,7 +92,7 @@ def _command_index() -> str:
     return "\n".join(lines)
 
 
-def _command_page(entry: click.Command, path: str, level: int = 1) -> Iterator[str]:
+def _command_page(entry: Any, path: str, level: int = 1) -> Iterator[str]:
     # A subcommand is loaded when it is used: its context has the real command.
     context = entry.make_context(path, [], resilient_parsing=True)
     real = context.command
@@ -105,13 +104,12 @@ def _command_page(entry: click.Command, path: str, level: int = 1) -> Iterator[s
     yield f"```text\n{path} {usage}\n```"
     yield ""
     yield from _parameters(context)
-    if isinstance(real, click.Group) or hasattr(real, "commands"):
-        for name, below in real.commands.items():
-            yield ""
-            yield from _command_page(below, f"{path} {name}", level + 1)
+    for name, below in getattr(real, "commands", {}).items():
+        yield ""
+        yield from _command_page(below, f"{path} {name}", level + 1)
 
 
-def _parameters(context: click.Context) -> Iterator[str]:
+def _parameters(context: Any) -> Iterator[str]:
     for parameter in context.command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None and "--help" not in parameter.opts:
@@ -175,7 +173,7 @@ def _api_page(package: str) -> Iterator[str]:
 
 def _exports(source: ast.Module) -> list[str]:
     for statement in source.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            if statement.targets[0].id == "__all__":
-                return list(ast.literal_eval(statement.value))
+        match statement:
+            case ast.Assign(targets=[ast.Name(id="__all__")], value=names):
+                return list(ast.literal_eval(names))
     return []

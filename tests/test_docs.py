@@ -1,0 +1,92 @@
+"""What pages, messages and comments point to is there; commands in pages have their options."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from parity_models.cli.main import command
+
+ROOT = Path(__file__).parent.parent
+OUTSIDE = sorted(ROOT.glob("*.md"))
+PAGES = [*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = [
+    path
+    for place in ("src", "examples", ".github")
+    for path in sorted((ROOT / place).rglob("*"))
+    if path.suffix in (".py", ".yaml", ".yml", ".toml", ".md")
+]
+TRITONS = "docs/protocol/extension_binary_data.md"
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", OUTSIDE, ids=name)
+def test_links_of_pages_outside_the_site_lead_to_files(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not re.match("[a-z]+:", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_pages_that_code_and_examples_name_are_there() -> None:
+    for path in TEXTS:
+        for page in re.findall(r"\bdocs/[\w/.-]+?\.md\b", path.read_text()):
+            assert (ROOT / page).exists() or page == TRITONS, f"{name(path)}: {page}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_that_pages_name_are_there(page: Path) -> None:
+    places = [ROOT, ROOT / "src" / "parity_models"]
+    for path in re.findall(r"`([\w-]+/[\w/.*-]+\.(?:py|yaml|toml))`", page.read_text()):
+        assert any(any(place.glob(path)) for place in places), path
+
+
+def test_the_readme_is_read_in_a_minute() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_in_pages_have_the_options_that_they_are_given(page: Path) -> None:
+    for line, words in commands_in(page.read_text()):
+        known = options(*subcommand(words))
+        for word in words:
+            if word.startswith("--"):
+                assert word.split("=")[0] in known, line
+
+
+def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
+    """Each line of a block of shell commands that runs parm, with its words after that."""
+    for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            if (line := line.removeprefix("$ ")).startswith("parm "):
+                yield line, shlex.split(line, comments=True)[1:]
+
+
+def subcommand(words: list[str]) -> tuple[str, ...]:
+    """The subcommand, and the one below it where there is one."""
+    if len(words) > 1 and options(words[0], words[1]):
+        return words[0], words[1]
+    return (words[0],)
+
+
+@cache
+def options(first: str, *rest: str) -> frozenset[str]:
+    """The options of a subcommand; none where there is no such subcommand."""
+    context = command().commands[first].make_context(first, [], resilient_parsing=True)
+    for below in rest:
+        commands = getattr(context.command, "commands", {})
+        if below not in commands:
+            return frozenset()
+        context = commands[below].make_context(below, [], resilient_parsing=True)
+    parameters = context.command.get_params(context)
+    return frozenset(
+        name
+        for parameter in parameters
+        if parameter.param_type_name == "option"
+        for name in [*parameter.opts, *parameter.secondary_opts]
+    )
