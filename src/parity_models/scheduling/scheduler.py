@@ -13,7 +13,7 @@ here waits, sleeps or reads a clock: the same events give the same actions.
 - A *node* is what instances fail with: their machine. A query and its copies, and the units of a
   coding group, run on different nodes, as far as there are instances on enough of them.
 - The *policy* (policies/) decides what is sent besides the originals and when an answer can be
-  had otherwise. It acts through the methods in the second half of the class.
+  had otherwise. It acts through the port (port.py), which is the second half of the class.
 - *Holds* count who may still need a query's tensors: the query itself while unanswered, its
   coding group, the padding kept for lonely queries. The last one to let go makes the driver
   forget them.
@@ -30,9 +30,13 @@ from parity_models.scheduling.actions import (
     Answer,
     Cancel,
     Decode,
+    Encode,
     Fail,
+    ForgetGroup,
     ForgetQueries,
     Reason,
+    Recycle,
+    RecycleReason,
     Run,
     Source,
     Verify,
@@ -89,6 +93,7 @@ class Scheduler:
             deadline=self._config.deadline,
         )
         self._poison = Poison(self, policy, self._dispatch, self._config.max_attempts, self._tell)
+        self._decodes: dict[int, list[Decode]] = {}
         self._deciding = False
         self._overdue: list[Query] = []
         self._broken: list[tuple[int, str]] = []
@@ -129,7 +134,7 @@ class Scheduler:
         if refusal is not None:
             for query_id in queries:
                 fail = Fail(query_id, refusal.reason, refusal.detail, refusal.retry_after)
-                self.emit(fail)
+                self._emit(fail)
                 self._forgotten.append(query_id)
             return self._done()
         # Once it is too late to start it, it is looked at whether it still waits.
@@ -144,11 +149,11 @@ class Scheduler:
                 tenant,
                 query_id in exact,
             )
-            query.original.spread.append(query.tasks)
+            query.original.apart.append(query.tasks)
             query.timer = self._timers.set(too_late, partial(self._too_late, query))
             self._queries[query_id] = query
             self._waiting.add(query_id)
-            self.hold(query_id)
+            self._holds[query_id] = 1
             self._dispatch.add(query.original)
             self._tell((query_id,), self._policy.arrived, self, query)
         return self._done()
@@ -200,7 +205,7 @@ class Scheduler:
         To be reported for every Decode, as soon as the actions beside it have been carried out.
         """
         self._advance(now)
-        self._tell((), self._policy.decoded, self, group, wrong)
+        self._settle_decode(group, wrong)
         for query in [query for query in self._overdue if not query.decoding]:
             self._give_up(query)
         return self._done()
@@ -285,6 +290,7 @@ class Scheduler:
             len(self._queries)
             + len(self._waiting)
             + len(self._units)
+            + len(self._decodes)
             + len(self._overdue)
             + len(self._holds)
             + len(self._timers)
@@ -292,108 +298,109 @@ class Scheduler:
             + len(self._poison)
         )
 
-    # What a policy may ask and do
+    # The port: port.py says what these do
 
     @property
     def max_batch(self) -> int:
-        """How many tasks a unit may hold."""
         return self._config.max_batch
 
     @property
     def nodes(self) -> int:
-        """How many nodes run the deployed model; 0 where every instance has one to itself."""
         return self._dispatch.nodes
 
-    def emit(self, action: Action) -> None:
-        self._actions.append(action)
+    def pending_query(self, query: int) -> Query | None:
+        return self._queries.get(query)
 
-    def new_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
+    def is_placed(self, task: Task) -> bool:
+        return self._dispatch.where(task) is not None
 
-    def set_timer(
-        self, at: float, callback: Callable[[], None], about: Collection[int] = ()
-    ) -> Timer:
-        """Call back at a time; `about` are the queries that fail if that raises."""
-        return self._timers.set(at, partial(self._tell, about, callback))
+    def beside(self, task: Task, others: Iterable[Task]) -> bool:
+        return self._dispatch.beside(task, others)
 
-    def cancel_timer(self, timer: Timer | None) -> None:
-        self._timers.cancel(timer)
-
-    def submit(self, task: Task) -> None:
-        """Queue a task of redundant work."""
+    def submit(
+        self, work: str, subject: int, kind: Hashable, apart: list[Task], *, spare: bool = False
+    ) -> Task:
+        task = Task(work, subject, kind, spare=spare, apart=[apart])
+        apart.append(task)
         self._queue(task)
+        return task
 
-    def keep_idle(self, instances: int) -> None:
-        """Start spare tasks only while more instances than these are idle."""
-        self._dispatch.reserve = instances
+    def copy(self, query: Query, *, spare: bool = False) -> None:
+        # Copies go to the head of the queue: they are as old as their query.
+        if query.id not in self._queries:
+            return
+        group = query.original.group
+        task = Task(DEPLOYED, query.id, query.kind, group, spare, apart=[query.tasks])
+        query.tasks.append(task)
+        self._queue(task, first=True)
 
     def hurry(self, task: Task) -> None:
-        """A spare task that is queued is spare no longer: it takes its turn among all others."""
         if task.wanted and task.unit is None:
             self._dispatch.remove(task)
             task.spare = False
             self._queue(task)
 
-    def copy(self, query: Query, *, spare: bool = False) -> None:
-        """Queue a copy of the query, to run the deployed model on another instance.
-
-        Copies go to the head of the queue: they are as old as their query.
-        """
-        if query.id not in self._queries:
-            return
-        original = query.original
-        if original.apart is None:
-            original.apart = self.new_id()
-        task = Task(DEPLOYED, query.id, query.kind, original.apart, spare, spread=[query.tasks])
-        query.tasks.append(task)
-        self._queue(task, first=True)
-
     def drop(self, task: Task) -> None:
-        """Nobody needs this task: take it from the queue, or cancel its unit if it was the last."""
         if not task.wanted:
             return
         task.wanted = False
-        task.spread.clear()  # breaks a reference cycle, so that memory is freed at once
+        task.apart.clear()  # breaks a reference cycle, so that memory is freed at once
         unit = task.unit
         if unit is None:
             self._dispatch.remove(task)
         elif not any(other.wanted for other in unit.tasks):
-            self.emit(Cancel(unit.instance, unit.id))
+            self._emit(Cancel(unit.instance, unit.id))
 
-    def is_placed(self, task: Task) -> bool:
-        """Is the task running, or is it settled on which instance it will?"""
-        return self._dispatch.where(task) is not None
+    def keep_apart(self, query: Query, apart: list[Task], group: int | None = None) -> None:
+        original = query.original
+        apart.append(original)
+        original.apart.append(apart)
+        if group is not None:
+            for task in query.tasks:
+                task.group = group
 
-    def beside(self, task: Task, others: Iterable[Task]) -> bool:
-        """Does one of the others run, or is it settled that it will, on this task's node?"""
-        return self._dispatch.beside(task, others)
+    def keep_idle(self, instances: int) -> None:
+        self._dispatch.reserve = instances
 
-    def pending_query(self, query: int) -> Query | None:
-        """The query, if it has been neither answered nor failed."""
-        return self._queries.get(query)
+    def set_timer(
+        self, at: float, callback: Callable[[], None], about: Collection[int] = ()
+    ) -> Timer:
+        return self._timers.set(at, partial(self._tell, about, callback))
+
+    def cancel_timer(self, timer: Timer | None) -> None:
+        self._timers.cancel(timer)
+
+    def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
+        self._timers.cancel(query.alarm)
+        query.alarm = self.set_timer(at, callback, (query.id,))
+
+    def encode(self, encode: Encode) -> None:
+        self._emit(encode)
 
     def decode(self, decode: Decode) -> None:
-        """Have slots reconstructed; the policy is told when they are."""
+        for slot in decode.slots:
+            self._queries[decode.members[slot]].decoding = True
+        self._decodes.setdefault(decode.group, []).append(decode)
         self._deciding = True
-        self.emit(decode)
+        self._emit(decode)
+
+    def forget_group(self, group: int) -> None:
+        self._emit(ForgetGroup(group))
 
     def answer(self, query: Query, source: Source) -> None:
-        self.emit(Answer(query.id, source))
+        self._emit(Answer(query.id, source))
         self._admission.answered()
         self._resolve(query)
 
     def fail(self, query: Query, reason: Reason, detail: str) -> None:
-        self.emit(Fail(query.id, reason, detail))
+        self._emit(Fail(query.id, reason, detail))
         self._resolve(query)
 
-    def held(self, query: int) -> bool:
-        """Does the driver still remember this query's tensors?"""
-        return query in self._holds
-
-    def hold(self, query: int) -> None:
-        """Keep the query's tensors until a matching release."""
-        self._holds[query] = self._holds.get(query, 0) + 1
+    def hold(self, query: int) -> bool:
+        if query not in self._holds:
+            return False
+        self._holds[query] += 1
+        return True
 
     def release(self, query: int) -> None:
         self._holds[query] -= 1
@@ -401,27 +408,32 @@ class Scheduler:
             del self._holds[query]
             self._forgotten.append(query)
 
-    # What health may do
-
     def units(self) -> list[Unit]:
-        """The units that run, oldest first."""
         return list(self._units.values())
 
     def verify(self, instance: str, work: str, probe: int) -> None:
-        """Have an instance that is given nothing else answer a golden query of a work."""
-        unit = Unit(self.new_id(), instance, [], self.now, golden=work)
+        unit = Unit(self._new_id(), instance, [], self.now, golden=work)
         self._units[unit.id] = unit
         self._running[instance] = unit
         self._health.started(unit)
-        self.emit(Verify(instance, unit.id, work, probe))
+        self._emit(Verify(instance, unit.id, work, probe))
+
+    def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
+        self._emit(Recycle(instance, reason, why))
 
     def queue_again(self, query: Query, task: Task) -> None:
-        """Queue a task of the query again, at the head, after it was lost."""
         self._queue(task, first=True)
         if not any(copy.unit for copy in query.tasks):
             self._waiting.add(query.id)
 
     # Inside
+
+    def _emit(self, action: Action) -> None:
+        self._actions.append(action)
+
+    def _new_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
 
     def _advance(self, now: float) -> None:
         self.now = max(self.now, now)
@@ -434,7 +446,7 @@ class Scheduler:
             self._settle()
         self._deciding = False
         if self._forgotten:
-            self.emit(ForgetQueries(tuple(self._forgotten)))
+            self._emit(ForgetQueries(tuple(self._forgotten)))
             self._forgotten.clear()
         self._ask_for_wake_up()
         actions, self._actions = self._actions, []
@@ -483,7 +495,7 @@ class Scheduler:
         started = False
         for instance, tasks in self._dispatch.assign(self._config.max_batch):
             started = True
-            unit = Unit(self.new_id(), instance, tasks, self.now)
+            unit = Unit(self._new_id(), instance, tasks, self.now)
             self._units[unit.id] = unit
             self._running[instance] = unit
             if unit.is_original:
@@ -497,7 +509,7 @@ class Scheduler:
                     self._tell((), self._policy.redundancy_starts, self, task)
             self._health.started(unit)
             subjects = tuple(task.subject for task in tasks)
-            self.emit(Run(instance, unit.id, tasks[0].work, subjects))
+            self._emit(Run(instance, unit.id, tasks[0].work, subjects))
         return started
 
     def _ask_for_wake_up(self) -> None:
@@ -508,7 +520,7 @@ class Scheduler:
         at = self._timers.next()
         if at is not None and (self._wake_at is None or at < self._wake_at):
             self._wake_at = at
-            self.emit(WakeAt(at))
+            self._emit(WakeAt(at))
 
     def _end(self, unit_id: int, *, finished: bool, rest: float = 0.0) -> Unit | None:
         """Take a unit off its instance, which then rests; None if there is nothing to be had of it:
@@ -531,6 +543,24 @@ class Scheduler:
             up = self._dispatch.up(DEPLOYED)
             self._admission.ended(self.now, unit, finished=finished, instances=up)
         self._tell((), self._policy.unit_ended, self, unit, finished=finished)
+
+    def _settle_decode(self, group: int, wrong: Collection[int]) -> None:
+        """The first Decode of the group that is not reported yet is carried out."""
+        decodes = self._decodes.get(group)
+        if not decodes:
+            return
+        decode = decodes.pop(0)
+        if not decodes:
+            del self._decodes[group]
+        for slot in decode.slots:
+            query = self._queries.get(decode.members[slot])
+            if query is None:
+                continue
+            query.decoding = False
+            if slot in wrong:
+                query.spoiled = True
+            else:
+                self.answer(query, Source.RECONSTRUCTION)
 
     def _lose(self, unit: Unit, detail: str, *, turned_away: bool = False) -> None:
         for task in reversed(unit.tasks):

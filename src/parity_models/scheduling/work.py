@@ -11,18 +11,19 @@ from parity_models.scheduling.timers import Timer
 class Task(Struct, eq=False):
     """One row of work for one model.
 
-    Tasks with the same `apart` (members of a coding group, copies of a query) never share a
-    batch, else one slow instance would hold up all of them. `spread` are lists of tasks, this one
-    in each, that are to run on different nodes. A `spare` task runs only on capacity that
-    originals do not need; one that is `alone` shares its batch with no other. A task is queued, or
-    running as part of a unit, or over. Of the instances that it failed on, as many as `turned_away`
-    were only busy. `charge`: which instance was charged with its failure, and with how much.
+    Tasks with the same subject (copies of a query), or with the same `group` (its coding group, if
+    it is of a member of one), never share a batch, else one slow instance would hold up all of
+    them. `apart` are lists of tasks, this one in each, that run on different instances and nodes,
+    as far as there are enough. A `spare` task runs only on capacity that originals do not need; one
+    that is `alone` shares its batch with no other. A task is queued, or running as part of a unit,
+    or over. Of the instances that it failed on, as many as `turned_away` were only busy. `charge`:
+    which instance was charged with its failure, and with how much.
     """
 
     work: str
     subject: int
     kind: Hashable
-    apart: int | None = None
+    group: int | None = None
     spare: bool = False
     alone: bool = False
     unit: "Unit | None" = None
@@ -30,7 +31,7 @@ class Task(Struct, eq=False):
     failed_on: list[str] = []
     turned_away: int = 0
     charge: tuple[str, float] | None = None
-    spread: list[list["Task"]] = []
+    apart: list[list["Task"]] = []
 
 
 class Unit(Struct, eq=False):
@@ -59,7 +60,7 @@ class Query(Struct, eq=False):
     """A query that has neither been answered nor failed. Times in seconds.
 
     `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
-    deadline, `alarm` a timer of the policy's that ends with the query. Queries of different
+    deadline, `alarm` the policy's timer that ends with it. Queries of different
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
     deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
     `spoiled`: what was reconstructed cannot be right, and it is not tried again. `kills` counts

@@ -18,8 +18,8 @@ class Dispatch(ABC):
 
     Work of the deployed model goes before all other work, and spare tasks last: they are taken
     only while more than `reserve` of the instances that run the deployed model are idle, so
-    that queries about to arrive find one. Tasks that are to be spread over nodes are, as far as
-    there are instances for it. One rule serves one scheduler.
+    that queries about to arrive find one. Tasks that are to run apart do, as far as there are
+    instances for it. One rule serves one scheduler.
     """
 
     reserve = 0
@@ -122,20 +122,31 @@ class Dispatch(ABC):
 
     def _take_batch(self, queue: Queue, instance: str, max_batch: int) -> list[Task]:
         """Take the oldest tasks that may share a batch on this instance."""
+        if max_batch == 1:
+            alone = next((task for task in queue if self._may_run(task, instance)), None)
+            if alone is None:
+                return []
+            del queue[alone]
+            return [alone]
         batch: list[Task] = []
-        apart: set[int] = set()
+        subjects: set[int] = set()
+        groups: set[int | None] = set()
         for looked_at, task in enumerate(queue):
-            if looked_at >= SCAN * (max_batch + 1) and batch:
-                break
-            if task.apart in apart or (batch and (task.alone or task.kind != batch[0].kind)):
-                continue
+            if batch:
+                if looked_at >= SCAN * (max_batch + 1):
+                    break
+                if task.alone or task.kind != batch[0].kind:
+                    continue
+                if task.subject in subjects or task.group in groups:
+                    continue
             if not self._may_run(task, instance):
                 continue
             batch.append(task)
             if task.alone or len(batch) == max_batch:
                 break
-            if task.apart is not None:
-                apart.add(task.apart)
+            subjects.add(task.subject)
+            if task.group is not None:
+                groups.add(task.group)
         for task in batch:
             del queue[task]
         return batch
@@ -148,7 +159,7 @@ class Dispatch(ABC):
         """The instances that can run the task, without those that others are better suited than.
 
         First comes that an instance has not failed the task, then that it has nothing that the
-        task is to be spread from, then that its node has not.
+        task is to run apart from, then that its node has not.
         """
         suited = self._up.get(task.work, [])
         taken = self._taken(task)
@@ -161,8 +172,8 @@ class Dispatch(ABC):
         return suited
 
     def _taken(self, task: Task) -> set[str]:
-        """The instances with tasks that this one is to be spread from."""
-        others = (other for tasks in task.spread for other in tasks if other is not task)
+        """The instances with tasks that this one is to run apart from."""
+        others = (other for tasks in task.apart for other in tasks if other is not task)
         return self._instances_of(others)
 
     def _instances_of(self, tasks: Iterable[Task]) -> set[str]:

@@ -14,24 +14,19 @@ than none.
 What counts as failing and lying is weighed in outliers.py, what counts as hung in run_limits.py.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
 
-from parity_models.scheduling.actions import DEPLOYED, Recycle, RecycleReason
+from parity_models.scheduling.actions import DEPLOYED, RecycleReason
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health.outliers import Outliers
 from parity_models.scheduling.health.run_limits import RunLimits
+from parity_models.scheduling.port import HealthPort
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Unit
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.scheduler import Scheduler
 
 DOUBT = 1.0
 """Seconds for which an instance takes last after a unit failed on it."""
@@ -86,16 +81,16 @@ class _Member:
 
 
 class Health:
-    """Decides which instances a dispatch rule has; acts through the scheduler.
+    """Decides which instances a dispatch rule has; acts through the port.
 
     `verify_every`: an instance answers a golden query of a work after so many queries of that
     work; 0: never.
     """
 
     def __init__(
-        self, scheduler: Scheduler, dispatch: Dispatch, *, verify_every: int, deadline: float
+        self, port: HealthPort, dispatch: Dispatch, *, verify_every: int, deadline: float
     ) -> None:
-        self._scheduler = scheduler
+        self._port = port
         self._dispatch = dispatch
         self._verify_every = verify_every
         self._deadline = deadline
@@ -121,11 +116,11 @@ class Health:
     def left(self, instance: str) -> None:
         """An instance is gone."""
         member = self._members.pop(instance)
-        self._scheduler.cancel_timer(member.timer)
+        self._port.cancel_timer(member.timer)
         if member.is_in:
             self._dispatch.leave(instance)
         if member.recycled:
-            self._away.append((member.works, self._scheduler.now + REPLACED_WITHIN))
+            self._away.append((member.works, self._port.now + REPLACED_WITHIN))
         self._failures.clear(instance)
         self._disagreements.clear(instance)
 
@@ -134,12 +129,12 @@ class Health:
         if self._watch is None:
             limit = self._limit(unit)
             if limit is not None:
-                self._watch = self._scheduler.set_timer(unit.started + limit, self._look)
+                self._watch = self._port.set_timer(unit.started + limit, self._look)
 
     def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
         """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
         member = self._members[unit.instance]
-        took = self._scheduler.now - unit.started
+        took = self._port.now - unit.started
         if finished:
             self._limits.finished(unit.work, took)
             self._did_well(member, unit)
@@ -234,7 +229,7 @@ class Health:
             work = member.to_verify.pop(0)
             member.served[work] = 0
             member.verifying = True
-            self._scheduler.verify(member.name, work, self._probes[work])
+            self._port.verify(member.name, work, self._probes[work])
             self._probes[work] += 1
             return
         if member.suspected:
@@ -246,8 +241,8 @@ class Health:
             self._let_in(member)
 
     def _rest(self, member: _Member, seconds: float) -> None:
-        at = self._scheduler.now + seconds
-        member.timer = self._scheduler.set_timer(at, partial(self._rested, member))
+        at = self._port.now + seconds
+        member.timer = self._port.set_timer(at, partial(self._rested, member))
 
     def _rested(self, member: _Member) -> None:
         member.timer = None
@@ -303,24 +298,24 @@ class Health:
     def _back_off(self, member: _Member, rest: float = 0.0) -> None:
         """Keep the instance out for a while, twice as long each time."""
         self._failures.clear(member.name)
-        at = self._scheduler.now + (rest or member.back_off)
-        member.timer = self._scheduler.set_timer(at, partial(self._come_in, member))
+        at = self._port.now + (rest or member.back_off)
+        member.timer = self._port.set_timer(at, partial(self._come_in, member))
         if rest == 0:
             member.on_probation = True
             member.back_off = min(2 * member.back_off, LONGEST_BACK_OFF)
 
     def _doubt(self, member: _Member) -> None:
-        member.doubted_until = self._scheduler.now + DOUBT
+        member.doubted_until = self._port.now + DOUBT
         if not member.doubted:
             member.doubted = True
             self._dispatch.doubt(member.name)
-            self._scheduler.set_timer(member.doubted_until, partial(self._doubt_over, member))
+            self._port.set_timer(member.doubted_until, partial(self._doubt_over, member))
 
     def _doubt_over(self, member: _Member) -> None:
         if self._members.get(member.name) is not member or not member.doubted:
             return
-        if self._scheduler.now < member.doubted_until:
-            self._scheduler.set_timer(member.doubted_until, partial(self._doubt_over, member))
+        if self._port.now < member.doubted_until:
+            self._port.set_timer(member.doubted_until, partial(self._doubt_over, member))
         else:
             self._trust(member)
 
@@ -337,11 +332,11 @@ class Health:
 
     def _look(self) -> None:
         """Which of the units that run have hung? And when is the next to be looked at?"""
-        now = self._scheduler.now
+        now = self._port.now
         before, self._over_limit = self._over_limit, {}
         self._watch = None
         next_look = inf
-        for unit in self._scheduler.units():
+        for unit in self._port.units():
             limit, member = self._limit(unit), self._members[unit.instance]
             if limit is None or member.over:
                 continue
@@ -358,7 +353,7 @@ class Health:
                 self._over_limit[unit.id] = since
                 next_look = min(next_look, now + limit)
         if next_look < inf:
-            self._watch = self._scheduler.set_timer(next_look, self._look)
+            self._watch = self._port.set_timer(next_look, self._look)
 
     # Losing instances
 
@@ -366,7 +361,7 @@ class Health:
         """Would at most half of the instances of each of its works be out without this one?"""
         if not member.is_in:
             return True
-        now = self._scheduler.now
+        now = self._port.now
         self._away = [away for away in self._away if away[1] > now]
         for work in member.works:
             alike = [other for other in self._members.values() if work in other.works]
@@ -389,7 +384,7 @@ class Health:
 
     def _recycle(self, member: _Member, reason: RecycleReason, why: str) -> None:
         member.recycled = True
-        self._scheduler.emit(Recycle(member.name, reason, why))
+        self._port.recycle(member.name, reason, why)
 
 
 def _in_order(works: frozenset[str]) -> list[str]:

@@ -11,25 +11,20 @@ only where more than three ran it at once; or where three did, each beside other
 well be the reason: then it is tried alone once, for their sake.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED, Reason
+from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.policies import Policy
+from parity_models.scheduling.port import HealthPort
 from parity_models.scheduling.work import Query, Task, Unit
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.dispatch import Dispatch
-    from parity_models.scheduling.policies import Policy
-    from parity_models.scheduling.scheduler import Scheduler
 
 ENOUGH = 3
 """A query is poison once so many instances were lost while they ran it."""
 
 
 class Poison:
-    """Retries what instances ran when they left; acts through the scheduler.
+    """Retries what instances ran when they left; acts through the port.
 
     `max_attempts`: how often a task is tried. `tell` calls a hook of the policy that may raise:
     (queries that it is about, hook, arguments).
@@ -37,13 +32,13 @@ class Poison:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        port: HealthPort,
         policy: Policy,
         dispatch: Dispatch,
         max_attempts: int,
         tell: Callable[..., None],
     ) -> None:
-        self._scheduler = scheduler
+        self._port = port
         self._policy = policy
         self._dispatch = dispatch
         self._max_attempts = max_attempts
@@ -57,40 +52,40 @@ class Poison:
             if task.wanted:
                 task.failed_on.append(unit.instance)
             for query_id in self._policy.carries(task):
-                query = self._scheduler.pending_query(query_id)
+                query = self._port.pending_query(query_id)
                 if query is not None and query not in suspects:
                     query.kills += 1
                     suspects[query] = None
             if task.work != DEPLOYED:
-                self._scheduler.drop(task)
+                self._port.drop(task)
         for query in suspects:
             query.lost_alone |= len(suspects) == 1
-            self._tell((query.id,), self._policy.suspected, self._scheduler, query)
+            self._tell((query.id,), self._policy.suspected, self._port, query)
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
                 self._set_aside[query] = kept
-            self._tell((query.id,), self._policy.urgent, self._scheduler, query)
+            self._tell((query.id,), self._policy.urgent, self._port, query)
 
     def retry(self) -> None:
         """Queue or fail those that were set aside, as far as it is known which is to be done."""
         if not self._set_aside:
             return
         for query, task in reversed(list(self._set_aside.items())):
-            if self._scheduler.pending_query(query.id) is None:
+            if self._port.pending_query(query.id) is None:
                 del self._set_aside[query]
             elif query.decoding:
                 continue
             elif task is None or _is_poison(query):
                 del self._set_aside[query]
                 lost = f"{query.kills} instances were lost while they ran it"
-                self._scheduler.fail(query, Reason.POISON, lost)
+                self._port.fail(query, Reason.POISON, lost)
             elif len(task.failed_on) - task.turned_away >= self._max_attempts:
                 del self._set_aside[query]
                 tries = f"tried {len(task.failed_on)} times; the last time, its instance was lost"
-                self._scheduler.fail(query, Reason.INSTANCES_FAILED, tries)
+                self._port.fail(query, Reason.INSTANCES_FAILED, tries)
             elif not self._runs(query):
                 del self._set_aside[query]
-                self._scheduler.queue_again(query, task)
+                self._port.queue_again(query, task)
 
     def __len__(self) -> int:
         """How many queries are set aside."""
@@ -107,14 +102,14 @@ class Poison:
                 task.alone = True
                 self._dispatch.remove(task)
             else:
-                self._scheduler.drop(task)
+                self._port.drop(task)
         return kept
 
     def _runs(self, query: Query) -> bool:
         """Do copies of it run, or may what else runs with it cost too many instances already?"""
         if any(task.unit for task in query.tasks):
             return True
-        exposed = self._policy.exposes(self._scheduler, query)
+        exposed = self._policy.exposes(self._port, query)
         return exposed > 0 and query.kills + exposed >= ENOUGH
 
 

@@ -24,11 +24,8 @@ Five questions are answered from what the scheduler sees, none from configuratio
 Recently slow instances take last (dispatch.LatencyAware).
 """
 
-from __future__ import annotations
-
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
@@ -36,12 +33,10 @@ from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.policies.parity import CodingGroup, Erasures, Parity, Pool
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query, Task, Unit
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.scheduler import Scheduler
 
 SLOW, LATE = 0.25, 0.05
 """The shares of originals that run for so long that they are slow, and late."""
@@ -87,29 +82,29 @@ class AdaptiveParity(Parity):
     def dispatch(self) -> Dispatch:
         return LatencyAware()
 
-    def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        waiting = scheduler.queued(DEPLOYED)
-        if waiting <= round(self._margin.fluctuation(scheduler.pending)):
+    def arrived(self, port: Port, query: Query) -> None:
+        waiting = port.queued(DEPLOYED)
+        if waiting <= round(self._margin.fluctuation(port.pending)):
             self._budget.earn()
-        super().arrived(scheduler, query)
-        if self._slow < inf and scheduler.is_placed(query.original):
-            self._look_at(scheduler, query, scheduler.now + self._slow)
+        super().arrived(port, query)
+        if self._slow < inf and port.is_placed(query.original):
+            self._look_at(port, query, port.now + self._slow)
 
-    def starts(self, scheduler: Scheduler, task: Task) -> None:
-        query = scheduler.pending_query(task.subject)
+    def starts(self, port: Port, task: Task) -> None:
+        query = port.pending_query(task.subject)
         if query is not None and task is not query.original:
             self._interference.starts(task)
         elif query is not None and self._slow < inf:
-            self._look_at(scheduler, query, scheduler.now + self._slow)
-        super().starts(scheduler, task)
+            self._look_at(port, query, port.now + self._slow)
+        super().starts(port, task)
 
-    def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
+    def redundancy_starts(self, port: Port, task: Task) -> None:
         self._interference.starts(task)
-        super().redundancy_starts(scheduler, task)
+        super().redundancy_starts(port, task)
 
-    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
-        super().unit_ended(scheduler, unit, finished=finished)
-        self._interference.ended(scheduler.now, unit, finished=finished)
+    def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
+        super().unit_ended(port, unit, finished=finished)
+        self._interference.ended(port.now, unit, finished=finished)
 
     def _ran(self, seconds: float, *, finished: bool) -> None:
         if self._run_times.add(seconds, finished=finished):
@@ -124,39 +119,38 @@ class AdaptiveParity(Parity):
         self._needed = run_times.share_longer(PARITY_TAKES * median) >= NEEDED
         self._max_group_wait = GROUP_WAIT * median if self._needed else None
 
-    def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
+    def _send(self, port: Port, group: CodingGroup) -> None:
         if self._needed and self._interference.allows():
-            super()._send(scheduler, group)
+            super()._send(port, group)
 
-    def _look_at(self, scheduler: Scheduler, query: Query, at: float) -> None:
-        at = max(at, scheduler.now + LEAST_DELAY)
-        scheduler.cancel_timer(query.alarm)
-        query.alarm = scheduler.set_timer(at, partial(self._look, scheduler, query), (query.id,))
+    def _look_at(self, port: Port, query: Query, at: float) -> None:
+        at = max(at, port.now + LEAST_DELAY)
+        port.set_alarm(query, at, partial(self._look, port, query))
 
-    def _look(self, scheduler: Scheduler, query: Query) -> None:
+    def _look(self, port: Port, query: Query) -> None:
         """Copy a query whose original is slow; hurry its copy once it is late."""
         if query.kills:
             return  # it is tried alone
         group = self._group_of(query)
-        if not scheduler.is_placed(query.original):
+        if not port.is_placed(query.original):
             return  # it waits in the queue, as a copy of it would, and is looked at once it runs
         units = [task.unit for task in (query.original, *(group.tasks if group else ()))]
         began = max((unit.started for unit in units if unit), default=query.arrived)
-        if scheduler.now < began + self._slow:
-            self._look_at(scheduler, query, began + self._slow)
+        if port.now < began + self._slow:
+            self._look_at(port, query, began + self._slow)
             return
         if len(query.tasks) == 1 and self._interference.allows():
-            scheduler.copy(query, spare=True)
-        if scheduler.now < began + self._late:
-            self._look_at(scheduler, query, began + self._late)
+            port.copy(query, spare=True)
+        if port.now < began + self._late:
+            self._look_at(port, query, began + self._late)
         elif len(query.tasks) == 1 or (query.tasks[1].wanted and query.tasks[1].unit is None):
-            self._hurry(scheduler, query)
+            self._hurry(port, query)
 
-    def _hurry(self, scheduler: Scheduler, query: Query) -> None:
+    def _hurry(self, port: Port, query: Query) -> None:
         """Have a copy of a late query take its turn among originals, as far as there is budget."""
         if self._budget.spend():
             if len(query.tasks) == 1:
-                scheduler.copy(query, spare=True)
-            scheduler.hurry(query.tasks[1])
+                port.copy(query, spare=True)
+            port.hurry(query.tasks[1])
         elif len(query.tasks) == 1:
-            self._look_at(scheduler, query, scheduler.now + self._slow)
+            self._look_at(port, query, port.now + self._slow)

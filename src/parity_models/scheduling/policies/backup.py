@@ -4,18 +4,13 @@ The baseline of Kosaian et al., SOSP 2019, section 5.2.6: the extra instances, w
 parity models, run a smaller network instead and get every query.
 """
 
-from __future__ import annotations
-
 from functools import partial
-from typing import TYPE_CHECKING
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.scheduler import Scheduler
 
 
 class ApproximateBackup(Policy):
@@ -30,44 +25,41 @@ class ApproximateBackup(Policy):
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED})] * instances + [frozenset({BACKUP})] * parity_instances
 
-    def arrived(self, scheduler: Scheduler, query: Query) -> None:
+    def arrived(self, port: Port, query: Query) -> None:
         if query.exact:
             return
-        backup = Task(BACKUP, query.id, query.kind)
-        pair = [query.original, backup]
-        for task in pair:
-            task.spread.append(pair)
-        self._backups[query.id] = backup
-        scheduler.submit(backup)
+        pair: list[Task] = []
+        port.keep_apart(query, pair)
+        self._backups[query.id] = port.submit(BACKUP, query.id, query.kind, pair)
 
-    def redundancy_finished(self, scheduler: Scheduler, task: Task) -> None:
-        query = scheduler.pending_query(task.subject)
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        query = port.pending_query(task.subject)
         if query is None:
             return
-        answer = partial(scheduler.answer, query, Source.BACKUP)
+        answer = partial(port.answer, query, Source.BACKUP)
         due = query.arrived + self._answer_after
-        if scheduler.now >= due or query.was_lost:
+        if port.now >= due or query.was_lost:
             answer()
         else:
-            query.alarm = scheduler.set_timer(due, answer, (query.id,))
+            port.set_alarm(query, due, answer)
 
-    def exposes(self, scheduler: Scheduler, query: Query) -> int:
+    def exposes(self, port: Port, query: Query) -> int:
         backup = self._backups.get(query.id)
         return backup is not None and backup.unit is not None
 
-    def suspected(self, scheduler: Scheduler, query: Query) -> None:
+    def suspected(self, port: Port, query: Query) -> None:
         backup = self._backups.get(query.id)
         if backup is not None and backup.unit is None:
-            scheduler.drop(backup)
+            port.drop(backup)
 
-    def may_answer(self, scheduler: Scheduler, query: Query) -> bool:
+    def may_answer(self, port: Port, query: Query) -> bool:
         return query.id in self._backups
 
-    def urgent(self, scheduler: Scheduler, query: Query) -> None:
+    def urgent(self, port: Port, query: Query) -> None:
         if query.alarm is not None:
-            scheduler.answer(query, Source.BACKUP)
+            port.answer(query, Source.BACKUP)
 
-    def resolved(self, scheduler: Scheduler, query: Query) -> None:
+    def resolved(self, port: Port, query: Query) -> None:
         backup = self._backups.pop(query.id, None)
         if backup is not None:
-            scheduler.drop(backup)
+            port.drop(backup)

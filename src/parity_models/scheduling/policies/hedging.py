@@ -5,19 +5,14 @@ queries are copied. Here the delay is fixed or follows a live quantile, and a bu
 copies whatever happens.
 """
 
-from __future__ import annotations
-
 from functools import partial
-from typing import TYPE_CHECKING
 
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.scheduler import Scheduler
 
 
 class Hedging(Policy):
@@ -42,25 +37,23 @@ class Hedging(Policy):
         self._latencies = RecentDurations()
         self._budget = Budget(budget)
 
-    def arrived(self, scheduler: Scheduler, query: Query) -> None:
+    def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()
-        self._watch(scheduler, query)
+        self._watch(port, query)
 
-    def resolved(self, scheduler: Scheduler, query: Query) -> None:
-        self._latencies.add(scheduler.now - query.arrived)
+    def resolved(self, port: Port, query: Query) -> None:
+        self._latencies.add(port.now - query.arrived)
 
-    def _watch(self, scheduler: Scheduler, query: Query) -> None:
+    def _watch(self, port: Port, query: Query) -> None:
         delay = self._delay or self._latencies.quantile(self._quantile)
         if delay is not None:
-            at = scheduler.now + max(delay, LEAST_DELAY)
-            query.alarm = scheduler.set_timer(
-                at, partial(self._hedge, scheduler, query), (query.id,)
-            )
+            at = port.now + max(delay, LEAST_DELAY)
+            port.set_alarm(query, at, partial(self._hedge, port, query))
 
-    def _hedge(self, scheduler: Scheduler, query: Query) -> None:
+    def _hedge(self, port: Port, query: Query) -> None:
         if query.kills:
             return  # it is tried alone
-        if not scheduler.is_placed(query.original):
-            self._watch(scheduler, query)
+        if not port.is_placed(query.original):
+            self._watch(port, query)
         elif self._budget.spend():
-            scheduler.copy(query)
+            port.copy(query)

@@ -17,32 +17,27 @@ decodable query is answered at once (`first`) or only once it has waited `answer
 (`deadline`); a query whose instance failed, or whose own deadline is here, never waits.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict, deque
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from itertools import count
+from typing import Protocol
 
 from parity_models.scheduling.actions import (
     DEPLOYED,
     Decode,
     Encode,
-    ForgetGroup,
-    Source,
     parity_work,
 )
 from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Query, Task, Unit
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.scheduler import Scheduler
 
 SHARERS_KEPT = 16
 """For how many kinds and tenants (the most recently seen) padding, and a group that is open
@@ -138,6 +133,7 @@ class Parity(Policy):
         self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
+        self._ids = count(1)
 
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         parity = frozenset(parity_work(j) for j in range(self._code.r))
@@ -146,40 +142,36 @@ class Parity(Policy):
             return [deployed | parity] * (instances + parity_instances)
         return [deployed] * instances + [parity] * parity_instances
 
-    def arrived(self, scheduler: Scheduler, query: Query) -> None:
-        scheduler.keep_idle(self._margin.kept(scheduler.pending))
+    def arrived(self, port: Port, query: Query) -> None:
+        port.keep_idle(self._margin.kept(port.pending))
         if query.exact:
             return
-        if scheduler.nodes < self._code.k or scheduler.is_placed(query.original):
-            self._join(scheduler, query)
+        if port.nodes < self._code.k or port.is_placed(query.original):
+            self._join(port, query)
 
-    def starts(self, scheduler: Scheduler, task: Task) -> None:
-        query = scheduler.pending_query(task.subject)
+    def starts(self, port: Port, task: Task) -> None:
+        query = port.pending_query(task.subject)
         if query is None or query.exact or query.kills or task is not query.original:
             return
         if self._group_of(query) is None:
-            self._join(scheduler, query)
+            self._join(port, query)
 
-    def _join(self, scheduler: Scheduler, query: Query) -> None:
-        group = self._open_group(scheduler, query)
+    def _join(self, port: Port, query: Query) -> None:
+        group = self._open_group(port, query)
         if all(group.resolved):
-            self._cancel_timer(scheduler, group)
-            group.waiting_since = scheduler.now
+            self._cancel_timer(port, group)
+            group.waiting_since = port.now
             group.overdue = False
         group.join(query.id, answered=False)
-        group.units.append(query.original)
-        query.original.spread.append(group.units)
-        scheduler.hold(query.id)
-        query.original.apart = group.id
+        port.keep_apart(query, group.units, group.id)
+        port.hold(query.id)
         if len(group.members) == self._code.k:
-            self._close(scheduler, group)
+            self._close(port, group)
         elif group.timer is None and self._max_group_wait is not None:
             at = group.waiting_since + self._max_group_wait
-            group.timer = scheduler.set_timer(
-                at, partial(self._pad, scheduler, group), group.members
-            )
+            group.timer = port.set_timer(at, partial(self._pad, port, group), group.members)
 
-    def _open_group(self, scheduler: Scheduler, query: Query) -> CodingGroup:
+    def _open_group(self, port: Port, query: Query) -> CodingGroup:
         """The oldest open group of its kind that the query may join, or a new one."""
         groups = self._open.setdefault((query.kind, query.tenant), [])
         self._open.move_to_end((query.kind, query.tenant))
@@ -187,50 +179,50 @@ class Parity(Policy):
         for group in groups:
             if original.unit and any(task.unit is original.unit for task in group.units):
                 continue  # a batch with two members would hold up both
-            if scheduler.nodes < self._code.k or not scheduler.beside(original, group.units):
+            if port.nodes < self._code.k or not port.beside(original, group.units):
                 return group
-        group = CodingGroup(scheduler.new_id(), query.kind, query.tenant)
+        group = CodingGroup(next(self._ids), query.kind, query.tenant)
         groups.append(group)
         self._groups[group.id] = group
         return group
 
-    def predicted(self, scheduler: Scheduler, task: Task) -> None:
-        group = None if task.apart is None else self._groups.get(task.apart)
+    def predicted(self, port: Port, task: Task) -> None:
+        group = None if task.group is None else self._groups.get(task.group)
         if group is None:
             return
         group.available[group.members.index(task.subject)] = True
-        self._decode(scheduler, group)
-        if self._max_group_wait is not None and scheduler.held(task.subject):
-            self._keep_as_padding(scheduler, group.sharers, task.subject)
+        self._decode(port, group)
+        if self._max_group_wait is not None:
+            self._keep_as_padding(port, group.sharers, task.subject)
 
-    def redundancy_starts(self, scheduler: Scheduler, task: Task) -> None:
+    def redundancy_starts(self, port: Port, task: Task) -> None:
         group = self._groups[task.subject]
         if not group.encoded:
             group.encoded = True
-            scheduler.emit(Encode(group.id, tuple(group.members), group.wait))
+            port.encode(Encode(group.id, tuple(group.members), group.wait))
 
-    def redundancy_finished(self, scheduler: Scheduler, task: Task) -> None:
+    def redundancy_finished(self, port: Port, task: Task) -> None:
         group = self._groups.get(task.subject)
         if group is not None:
             group.parities[group.tasks.index(task)] = True
-            self._decode(scheduler, group)
+            self._decode(port, group)
 
-    def unit_ended(self, scheduler: Scheduler, unit: Unit, *, finished: bool) -> None:
+    def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         if unit.tasks[0].work == DEPLOYED:
-            self._margin.ran(unit, scheduler.max_batch)
-            self._ran(scheduler.now - unit.started, finished=finished)
+            self._margin.ran(unit, port.max_batch)
+            self._ran(port.now - unit.started, finished=finished)
 
-    def may_answer(self, scheduler: Scheduler, query: Query) -> bool:
+    def may_answer(self, port: Port, query: Query) -> bool:
         group = self._group_of(query)
         return group is not None and any(task.unit for task in group.tasks)
 
-    def urgent(self, scheduler: Scheduler, query: Query) -> None:
+    def urgent(self, port: Port, query: Query) -> None:
         group = self._group_of(query)
         if group is not None:
-            self._decode(scheduler, group, urgent=query.id)
+            self._decode(port, group, urgent=query.id)
 
-    def resolved(self, scheduler: Scheduler, query: Query) -> None:
-        self._margin.answered(scheduler.now - query.arrived)
+    def resolved(self, port: Port, query: Query) -> None:
+        self._margin.answered(port.now - query.arrived)
         group = self._group_of(query)
         if group is None:
             return
@@ -238,17 +230,17 @@ class Parity(Policy):
         if not all(group.resolved):
             return
         if group.suspected or len(group.members) == self._code.k:
-            self._end(scheduler, group)
+            self._end(port, group)
         elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
             self._no_longer_open(group)  # one is enough for the next query to complete
-            self._end(scheduler, group)
+            self._end(port, group)
         while len(self._open) > SHARERS_KEPT:
             oldest = next(iter(self._open.values()))
             if not all(all(other.resolved) for other in oldest):
                 break
             for other in tuple(oldest):
                 self._no_longer_open(other)
-                self._end(scheduler, other)
+                self._end(port, other)
 
     def carries(self, task: Task) -> Collection[int]:
         if task.work == DEPLOYED:
@@ -256,21 +248,21 @@ class Parity(Policy):
         group = self._groups.get(task.subject)
         return group.members if group else ()
 
-    def exposes(self, scheduler: Scheduler, query: Query) -> int:
+    def exposes(self, port: Port, query: Query) -> int:
         group = self._group_of(query)
         return sum(task.unit is not None for task in group.tasks) if group else 0
 
-    def suspected(self, scheduler: Scheduler, query: Query) -> None:
+    def suspected(self, port: Port, query: Query) -> None:
         group = self._group_of(query)
         if group is None or group.suspected:
             return
         group.suspected = True
         if len(group.members) < self._code.k:
             self._no_longer_open(group)
-        self._cancel_timer(scheduler, group)
+        self._cancel_timer(port, group)
         for task in group.tasks:
             if task.unit is None:
-                scheduler.drop(task)
+                port.drop(task)
 
     def _ran(self, seconds: float, *, finished: bool) -> None:
         """A unit of originals has run for so long, to its end or not."""
@@ -278,7 +270,8 @@ class Parity(Policy):
 
     def _group_of(self, query: Query) -> CodingGroup | None:
         """The group of a query that is pending, if it has joined one."""
-        return None if query.original.apart is None else self._groups.get(query.original.apart)
+        group = query.original.group
+        return None if group is None else self._groups.get(group)
 
     def _no_longer_open(self, group: CodingGroup) -> None:
         groups = self._open[group.sharers]
@@ -286,29 +279,24 @@ class Parity(Policy):
         if not groups:
             del self._open[group.sharers]
 
-    def _close(self, scheduler: Scheduler, group: CodingGroup) -> None:
+    def _close(self, port: Port, group: CodingGroup) -> None:
         self._no_longer_open(group)
-        self._cancel_timer(scheduler, group)
-        group.wait = scheduler.now - group.waiting_since
+        self._cancel_timer(port, group)
+        group.wait = port.now - group.waiting_since
         group.parities = [False] * self._code.r
         if self._parity_delay > 0:
-            at = scheduler.now + self._parity_delay
-            group.timer = scheduler.set_timer(
-                at, partial(self._send, scheduler, group), group.members
-            )
+            at = port.now + self._parity_delay
+            group.timer = port.set_timer(at, partial(self._send, port, group), group.members)
         else:
-            self._send(scheduler, group)
+            self._send(port, group)
 
-    def _send(self, scheduler: Scheduler, group: CodingGroup) -> None:
+    def _send(self, port: Port, group: CodingGroup) -> None:
         group.tasks = [
-            Task(parity_work(j), group.id, group.kind, spare=True, spread=[group.units])
+            port.submit(parity_work(j), group.id, group.kind, group.units, spare=True)
             for j in range(self._code.r)
         ]
-        group.units += group.tasks
-        for task in group.tasks:
-            scheduler.submit(task)
 
-    def _pad(self, scheduler: Scheduler, group: CodingGroup) -> None:
+    def _pad(self, port: Port, group: CodingGroup) -> None:
         """Close a group that has waited long enough, if there is padding enough."""
         group.timer = None
         if all(group.resolved):
@@ -319,28 +307,30 @@ class Parity(Policy):
         if len(padding) < missing:
             return
         for query in padding[-missing:]:
-            scheduler.hold(query)
+            port.hold(query)
             group.join(query, answered=True)
-        self._close(scheduler, group)
+        self._close(port, group)
 
-    def _keep_as_padding(self, scheduler: Scheduler, sharers: Sharers, query: int) -> None:
+    def _keep_as_padding(self, port: Port, sharers: Sharers, query: int) -> None:
+        known = query in self._padding.get(sharers, ())  # a copy of it has run as well
+        if not known and not port.hold(query):
+            return
         kept = self._padding.setdefault(sharers, deque())
         self._padding.move_to_end(sharers)
-        if query in kept:  # a copy of it has run as well
+        if known:
             return
-        scheduler.hold(query)
         kept.append(query)
         # A group's own members are no padding for it, so k - 1 others need 2k - 2 places.
         if len(kept) > 2 * self._code.k - 2:
-            scheduler.release(kept.popleft())
+            port.release(kept.popleft())
         if len(self._padding) > SHARERS_KEPT:
             for other in self._padding.popitem(last=False)[1]:
-                scheduler.release(other)
+                port.release(other)
         for group in list(self._open.get(sharers, ())):
             if group.overdue:
-                self._pad(scheduler, group)
+                self._pad(port, group)
 
-    def _decode(self, scheduler: Scheduler, group: CodingGroup, urgent: int | None = None) -> None:
+    def _decode(self, port: Port, group: CodingGroup, urgent: int | None = None) -> None:
         """Answer the members that can be reconstructed and, by the answer rule, should be now."""
         if not any(group.parities):
             return
@@ -348,44 +338,28 @@ class Parity(Policy):
         decodable = self._code.decodable(available, parities)
         ready: dict[int, Query] = {}
         for slot, query_id in enumerate(group.members):
-            query = scheduler.pending_query(query_id)
+            query = port.pending_query(query_id)
             if query is None or not decodable[slot] or query.decoding or query.spoiled:
                 continue
             due = query.arrived + self._answer_after
-            if scheduler.now >= due or query.was_lost or query_id == urgent:
+            if port.now >= due or query.was_lost or query_id == urgent:
                 ready[slot] = query
             elif query.alarm is None:
-                query.alarm = scheduler.set_timer(
-                    due, partial(self._decode, scheduler, group), (query_id,)
-                )
+                port.set_alarm(query, due, partial(self._decode, port, group))
         if ready:
-            for query in ready.values():
-                query.decoding = True
             members = tuple(group.members)
-            scheduler.decode(Decode(group.id, members, available, parities, tuple(ready)))
+            port.decode(Decode(group.id, members, available, parities, tuple(ready)))
 
-    def decoded(self, scheduler: Scheduler, group: int, wrong: Collection[int]) -> None:
-        closed = self._groups.get(group)
-        for slot, query_id in enumerate(closed.members if closed else ()):
-            query = scheduler.pending_query(query_id)
-            if query is None or not query.decoding:
-                continue
-            query.decoding = False
-            if slot in wrong:
-                query.spoiled = True
-            else:
-                scheduler.answer(query, Source.RECONSTRUCTION)
-
-    def _end(self, scheduler: Scheduler, group: CodingGroup) -> None:
+    def _end(self, port: Port, group: CodingGroup) -> None:
         del self._groups[group.id]
-        self._cancel_timer(scheduler, group)
+        self._cancel_timer(port, group)
         for task in group.tasks:
-            scheduler.drop(task)
+            port.drop(task)
         for query in group.members:
-            scheduler.release(query)
+            port.release(query)
         if group.encoded:
-            scheduler.emit(ForgetGroup(group.id))
+            port.forget_group(group.id)
 
-    def _cancel_timer(self, scheduler: Scheduler, group: CodingGroup) -> None:
-        scheduler.cancel_timer(group.timer)
+    def _cancel_timer(self, port: Port, group: CodingGroup) -> None:
+        port.cancel_timer(group.timer)
         group.timer = None

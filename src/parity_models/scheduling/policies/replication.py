@@ -1,14 +1,8 @@
 """Replication: every query is sent to several instances at once."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
-
-if TYPE_CHECKING:
-    from parity_models.scheduling.scheduler import Scheduler
 
 
 class Replication(Policy):
@@ -19,6 +13,6 @@ class Replication(Policy):
             raise ValueError(f"replication needs 2 copies or more, got {copies}")
         self._copies = copies
 
-    def arrived(self, scheduler: Scheduler, query: Query) -> None:
+    def arrived(self, port: Port, query: Query) -> None:
         for _ in range(self._copies - 1):
-            scheduler.copy(query)
+            port.copy(query)
