@@ -30,7 +30,7 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
 )
-from parity_models.scheduling.policies.parity import SHARERS_KEPT
+from parity_models.scheduling.policies.groups import SHARERS_KEPT
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, run_times, undisturbed
 
 

@@ -19,6 +19,7 @@ from parity_models.scheduling.policies import (
     AnswerRule,
     ApproximateBackup,
     EqualResources,
+    Erasures,
     Hedging,
     NoRedundancy,
     Parity,
@@ -26,7 +27,6 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
 )
-from parity_models.scheduling.policies.parity import Erasures
 
 
 class PolicyName(StrEnum):

@@ -3,9 +3,11 @@
 from parity_models.scheduling.policies.adaptive import AdaptiveParity
 from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.backup import ApproximateBackup
+from parity_models.scheduling.policies.coded import Pool
+from parity_models.scheduling.policies.erasures import Erasures
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
-from parity_models.scheduling.policies.parity import Parity, Pool
+from parity_models.scheduling.policies.parity import Parity
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.replication import Replication
 
@@ -14,6 +16,7 @@ __all__ = [
     "AnswerRule",
     "ApproximateBackup",
     "EqualResources",
+    "Erasures",
     "Hedging",
     "NoRedundancy",
     "Parity",

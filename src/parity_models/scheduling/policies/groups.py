@@ -1,0 +1,319 @@
+"""The life of coding groups, which every policy with a code shares.
+
+    open     queries join in order of arrival; each is dispatched at once, as if uncoded.
+             Where instances share nodes, they join when they are dispatched, a group that has
+             none on the same node: then no original waits for a certain node. Queries of
+             different kinds or tenants never share a group; exact queries join none
+    closed   it has k members: full, or, when one of them has waited `max_wait`, filled up with
+             recently answered queries, whose predictions are known. Its parity tasks are queued
+             (after `parity_delay`, if the group still needs them then).
+    over     every member is answered or failed; parity work still queued is dropped
+
+While a group is closed, whatever arrives (a prediction or a parity output) may make missing
+predictions decodable; the code says which, from masks alone. A decodable query is answered once it
+has waited `answer_after`; one whose instance failed, or whose own deadline is here, never waits.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Hashable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+
+from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_work
+from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.timers import Timer
+from parity_models.scheduling.work import Query, Task
+
+SHARERS_KEPT = 16
+"""For how many kinds and tenants (the most recently seen) padding, and a group that is open
+though all its members are answered, are kept."""
+
+
+Sharers = tuple[Hashable, Hashable]
+"""The queries that may share a group: of this kind, and of this tenant."""
+
+
+@dataclass(slots=True, eq=False)
+class CodingGroup:
+    """k queries encoded together; lists are by slot, `parities` by row.
+
+    `units` are all tasks that run for it: the originals of its members, and its parity `tasks`.
+    Its members, padding included, are of one `kind` and of one `tenant`.
+    `suspected`: a member may end the instance that runs it, so that it is not to be encoded.
+    """
+
+    id: int
+    kind: Hashable
+    tenant: Hashable
+    members: list[int] = field(default_factory=list)
+    available: list[bool] = field(default_factory=list)
+    resolved: list[bool] = field(default_factory=list)
+    parities: list[bool] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    units: list[Task] = field(default_factory=list)
+    timer: Timer | None = None
+    waiting_since: float = 0.0
+    wait: float = 0.0
+    overdue: bool = False
+    encoded: bool = False
+    suspected: bool = False
+
+    @property
+    def sharers(self) -> Sharers:
+        return self.kind, self.tenant
+
+    def join(self, query: int, *, answered: bool) -> None:
+        self.members.append(query)
+        self.available.append(answered)
+        self.resolved.append(answered)
+
+
+def _always() -> bool:
+    return True
+
+
+class CodingGroups:
+    """The coding groups of one scheduler; see above. Times in seconds.
+
+    A policy tells it what it is told itself, by the methods of the same names. `max_wait` bounds
+    how long a query waits for its group to fill; None: as long as it takes. `may_send` is asked
+    for each group whether its parity queries may be sent.
+    """
+
+    def __init__(
+        self,
+        code: Erasures,
+        *,
+        max_wait: float | None,
+        parity_delay: float = 0.0,
+        answer_after: float = 0.0,
+        may_send: Callable[[], bool] = _always,
+    ) -> None:
+        self.max_wait = max_wait
+        self._code = code
+        self._parity_delay = parity_delay
+        self._answer_after = answer_after
+        self._may_send = may_send
+        self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
+        self._groups: dict[int, CodingGroup] = {}
+        self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
+        self._ids = count(1)
+
+    def of(self, query: Query) -> CodingGroup | None:
+        """The group of a query that is pending, if it has joined one."""
+        group = query.original.group
+        return None if group is None else self._groups.get(group)
+
+    # What a policy is told
+
+    def arrived(self, port: Port, query: Query) -> None:
+        if query.exact:
+            return
+        if port.nodes < self._code.k or port.is_placed(query.original):
+            self._join(port, query)
+
+    def starts(self, port: Port, task: Task) -> None:
+        query = port.pending_query(task.subject)
+        if query is None or query.exact or query.kills or task is not query.original:
+            return
+        if self.of(query) is None:
+            self._join(port, query)
+
+    def predicted(self, port: Port, task: Task) -> None:
+        group = None if task.group is None else self._groups.get(task.group)
+        if group is None:
+            return
+        group.available[group.members.index(task.subject)] = True
+        self._decode(port, group)
+        if self.max_wait is not None:
+            self._keep_as_padding(port, group.sharers, task.subject)
+
+    def redundancy_starts(self, port: Port, task: Task) -> None:
+        group = self._groups[task.subject]
+        if not group.encoded:
+            group.encoded = True
+            port.encode(Encode(group.id, tuple(group.members), group.wait))
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        group = self._groups.get(task.subject)
+        if group is not None:
+            group.parities[group.tasks.index(task)] = True
+            self._decode(port, group)
+
+    def may_answer(self, port: Port, query: Query) -> bool:
+        group = self.of(query)
+        return group is not None and any(task.unit for task in group.tasks)
+
+    def urgent(self, port: Port, query: Query) -> None:
+        group = self.of(query)
+        if group is not None:
+            self._decode(port, group, urgent=query.id)
+
+    def resolved(self, port: Port, query: Query) -> None:
+        group = self.of(query)
+        if group is None:
+            return
+        group.resolved[group.members.index(query.id)] = True
+        if not all(group.resolved):
+            return
+        if group.suspected or len(group.members) == self._code.k:
+            self._end(port, group)
+        elif sum(all(other.resolved) for other in self._open[group.sharers]) > 1:
+            self._no_longer_open(group)  # one is enough for the next query to complete
+            self._end(port, group)
+        while len(self._open) > SHARERS_KEPT:
+            oldest = next(iter(self._open.values()))
+            if not all(all(other.resolved) for other in oldest):
+                break
+            for other in tuple(oldest):
+                self._no_longer_open(other)
+                self._end(port, other)
+
+    def carries(self, task: Task) -> Collection[int]:
+        if task.work == DEPLOYED:
+            return (task.subject,)
+        group = self._groups.get(task.subject)
+        return group.members if group else ()
+
+    def exposes(self, port: Port, query: Query) -> int:
+        group = self.of(query)
+        return sum(task.unit is not None for task in group.tasks) if group else 0
+
+    def suspected(self, port: Port, query: Query) -> None:
+        group = self.of(query)
+        if group is None or group.suspected:
+            return
+        group.suspected = True
+        if len(group.members) < self._code.k:
+            self._no_longer_open(group)
+        self._cancel_timer(port, group)
+        for task in group.tasks:
+            if task.unit is None:
+                port.drop(task)
+
+    # Inside
+
+    def _join(self, port: Port, query: Query) -> None:
+        group = self._open_group(port, query)
+        if all(group.resolved):
+            self._cancel_timer(port, group)
+            group.waiting_since = port.now
+            group.overdue = False
+        group.join(query.id, answered=False)
+        port.keep_apart(query, group.units, group.id)
+        port.hold(query.id)
+        if len(group.members) == self._code.k:
+            self._close(port, group)
+        elif group.timer is None and self.max_wait is not None:
+            at = group.waiting_since + self.max_wait
+            group.timer = port.set_timer(at, partial(self._pad, port, group), group.members)
+
+    def _open_group(self, port: Port, query: Query) -> CodingGroup:
+        """The oldest open group of its kind that the query may join, or a new one."""
+        groups = self._open.setdefault((query.kind, query.tenant), [])
+        self._open.move_to_end((query.kind, query.tenant))
+        original = query.original
+        for group in groups:
+            if original.unit and any(task.unit is original.unit for task in group.units):
+                continue  # a batch with two members would hold up both
+            if port.nodes < self._code.k or not port.beside(original, group.units):
+                return group
+        group = CodingGroup(next(self._ids), query.kind, query.tenant)
+        groups.append(group)
+        self._groups[group.id] = group
+        return group
+
+    def _no_longer_open(self, group: CodingGroup) -> None:
+        groups = self._open[group.sharers]
+        groups.remove(group)
+        if not groups:
+            del self._open[group.sharers]
+
+    def _close(self, port: Port, group: CodingGroup) -> None:
+        self._no_longer_open(group)
+        self._cancel_timer(port, group)
+        group.wait = port.now - group.waiting_since
+        group.parities = [False] * self._code.r
+        if self._parity_delay > 0:
+            at = port.now + self._parity_delay
+            group.timer = port.set_timer(at, partial(self._send, port, group), group.members)
+        else:
+            self._send(port, group)
+
+    def _send(self, port: Port, group: CodingGroup) -> None:
+        if not self._may_send():
+            return
+        group.tasks = [
+            port.submit(parity_work(j), group.id, group.kind, group.units, spare=True)
+            for j in range(self._code.r)
+        ]
+
+    def _pad(self, port: Port, group: CodingGroup) -> None:
+        """Close a group that has waited long enough, if there is padding enough."""
+        group.timer = None
+        if all(group.resolved):
+            return
+        group.overdue = True
+        missing = self._code.k - len(group.members)
+        padding = [q for q in self._padding.get(group.sharers, ()) if q not in group.members]
+        if len(padding) < missing:
+            return
+        for query in padding[-missing:]:
+            port.hold(query)
+            group.join(query, answered=True)
+        self._close(port, group)
+
+    def _keep_as_padding(self, port: Port, sharers: Sharers, query: int) -> None:
+        known = query in self._padding.get(sharers, ())  # a copy of it has run as well
+        if not known and not port.hold(query):
+            return
+        kept = self._padding.setdefault(sharers, deque())
+        self._padding.move_to_end(sharers)
+        if known:
+            return
+        kept.append(query)
+        # A group's own members are no padding for it, so k - 1 others need 2k - 2 places.
+        if len(kept) > 2 * self._code.k - 2:
+            port.release(kept.popleft())
+        if len(self._padding) > SHARERS_KEPT:
+            for other in self._padding.popitem(last=False)[1]:
+                port.release(other)
+        for group in list(self._open.get(sharers, ())):
+            if group.overdue:
+                self._pad(port, group)
+
+    def _decode(self, port: Port, group: CodingGroup, urgent: int | None = None) -> None:
+        """Answer the members that can be reconstructed and, by the answer rule, should be now."""
+        if not any(group.parities):
+            return
+        available, parities = tuple(group.available), tuple(group.parities)
+        decodable = self._code.decodable(available, parities)
+        ready: dict[int, Query] = {}
+        for slot, query_id in enumerate(group.members):
+            query = port.pending_query(query_id)
+            if query is None or not decodable[slot] or query.decoding or query.spoiled:
+                continue
+            due = query.arrived + self._answer_after
+            if port.now >= due or query.was_lost or query_id == urgent:
+                ready[slot] = query
+            elif query.alarm is None:
+                port.set_alarm(query, due, partial(self._decode, port, group))
+        if ready:
+            members = tuple(group.members)
+            port.decode(Decode(group.id, members, available, parities, tuple(ready)))
+
+    def _end(self, port: Port, group: CodingGroup) -> None:
+        del self._groups[group.id]
+        self._cancel_timer(port, group)
+        for task in group.tasks:
+            port.drop(task)
+        for query in group.members:
+            port.release(query)
+        if group.encoded:
+            port.forget_group(group.id)
+
+    def _cancel_timer(self, port: Port, group: CodingGroup) -> None:
+        port.cancel_timer(group.timer)
+        group.timer = None
