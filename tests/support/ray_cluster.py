@@ -22,7 +22,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
-from parity_models.serving.http import listen
+from parity_models.serving.http.server import listen
 from served import INPUTS, predictions, queries, until
 
 SMALL = 0.01

@@ -11,7 +11,7 @@ from parity_models.serving.descriptors import allow_descriptors
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.golden import Golden, golden_of
 from parity_models.serving.grpc.server import GrpcServer
-from parity_models.serving.http import HttpServer, listen, url_of
+from parity_models.serving.http.server import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.metrics import Metrics

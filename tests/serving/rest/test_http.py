@@ -21,7 +21,7 @@ from parity_models.scheduling import Source
 from parity_models.serving.asgi import rest_app
 from parity_models.serving.asked import Answers
 from parity_models.serving.errors import OverloadedError
-from parity_models.serving.http import HttpServer, listen, url_of
+from parity_models.serving.http.server import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest import Rest

@@ -42,7 +42,7 @@ from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling.spec import PolicyName, PolicySpec
-from parity_models.serving.http import listen
+from parity_models.serving.http.server import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
 from parity_models.serving.ray.app import ClusterOptions, application

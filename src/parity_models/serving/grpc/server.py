@@ -45,7 +45,7 @@ from parity_models.serving.grpc.inference_pb2 import (
 )
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.grpc.unread import UnreadAnswers
-from parity_models.serving.http import GRACE
+from parity_models.serving.http.server import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.served_model import PLATFORM, VERSION, InferRequest, ServedModel

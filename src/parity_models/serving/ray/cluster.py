@@ -16,7 +16,7 @@ from ray.serve.exceptions import RayServeException
 
 from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
-from parity_models.serving.http import listen
+from parity_models.serving.http.server import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.ray.app import ClusterOptions, application, pools_of
 from parity_models.serving.ray.grpc import add_inference

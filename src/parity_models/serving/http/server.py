@@ -13,7 +13,7 @@ from contextlib import suppress
 from email.utils import formatdate
 
 from parity_models.serving.errors import OverloadedError
-from parity_models.serving.http_connection import HttpConnection
+from parity_models.serving.http.connection import HttpConnection
 from parity_models.serving.messages import Response, refusal
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest import Rest
