@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
 from parity_models.errors import BundleError
-from parity_models.models.bundle import MANIFEST, open_bundle
+from parity_models.models.bundle import open_bundle
+from parity_models.models.bundle_files import MANIFEST
 from parity_models.models.manifest import decode_manifest
 from served import write_linear_bundle
 

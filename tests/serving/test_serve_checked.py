@@ -17,7 +17,8 @@ from parity_models import __version__
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, ModelError
 from parity_models.faults import FaultPlan, Lie
-from parity_models.models.bundle import MANIFEST, Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle_files import MANIFEST
 from parity_models.scheduling import Source
 from parity_models.scheduling.spec import PolicyName, PolicySpec
 from parity_models.serving.golden import golden_of

@@ -13,7 +13,8 @@ from typing import Any
 
 import ray
 
-from parity_models.models.bundle import MANIFEST, Bundle
+from parity_models.models.bundle import Bundle
+from parity_models.models.bundle_files import MANIFEST
 from parity_models.models.manifest import (
     Manifest,
     StoredFile,
