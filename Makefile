@@ -51,7 +51,7 @@ lint: setup ## Format check, lint, types, import rules
 
 # Material announces a successor; the pages are built by what is pinned.
 docs: setup ## Build the documentation into build/site, with warnings as errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: setup ## Show the documentation at http://127.0.0.1:8080 while it is written
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8080

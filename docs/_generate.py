@@ -20,7 +20,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
 API = {
     "": [],
     "codes": [],
-    "scheduling": [],
+    "scheduling": ["port"],
     "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope"],
     "tasks": ["task"],
     "training": [],

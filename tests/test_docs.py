@@ -59,6 +59,13 @@ def test_commands_in_pages_have_the_options_that_they_are_given(page: Path) -> N
                 assert word.split("=")[0] in known, line
 
 
+def test_the_policy_of_the_guide_shortens_the_tail(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (ROOT / "docs" / "how-to" / "own-policy.md").read_text()
+    exec("".join(re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)), {})
+    tails = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert tails[1] < tails[0] / 2
+
+
 def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
     """Each line of a block of shell commands that runs parm, with its words after that."""
     for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
