@@ -26,7 +26,8 @@ from parity_models.serving.errors import (
     TooLargeError,
 )
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.grpc.server import SERVICE, GrpcServer, InferenceService
+from parity_models.serving.grpc.server import GrpcServer
+from parity_models.serving.grpc.service import SERVICE, InferenceService
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.served_model import ServedModel

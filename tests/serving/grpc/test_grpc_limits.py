@@ -24,7 +24,8 @@ from parity_models.scheduling import Source
 from parity_models.serving.asked import Answers
 from parity_models.serving.errors import AbandonedError, OverloadedError, RequestError
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ServerReadyRequest
-from parity_models.serving.grpc.server import GrpcServer, guarded
+from parity_models.serving.grpc.methods import guarded
+from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.grpc.unread import close_connection
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics

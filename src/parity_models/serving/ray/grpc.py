@@ -17,7 +17,7 @@ from grpc import StatusCode
 from parity_models.serving.errors import RequestError, TooLargeError
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
-from parity_models.serving.grpc.server import (
+from parity_models.serving.grpc.service import (
     SERVICE,
     InferenceService,
     read_message,

@@ -17,7 +17,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelReadyRequest,
     ModelReadyResponse,
 )
-from parity_models.serving.grpc.server import MODEL_SHA256
+from parity_models.serving.grpc.service import MODEL_SHA256
 from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
 from parity_models.serving.remote.upstream import (
     BusyError,

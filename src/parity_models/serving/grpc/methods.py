@@ -1,0 +1,115 @@
+"""The methods of the service as gRPC calls them: within the limits of calls, with gRPC's errors."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc import StatusCode
+
+from parity_models.serving.errors import RequestError, TooLargeError
+from parity_models.serving.grpc.calls import Calls
+from parity_models.serving.grpc.expected_size import MAX_BESIDE
+from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
+from parity_models.serving.grpc.service import SERVICE, Context, InferenceService, read_message
+from parity_models.serving.grpc.unread import UnreadAnswers
+
+_log = logging.getLogger(__name__)
+
+_Method = Callable[[AsyncIterator[bytes], Context], Awaitable[Message]]
+
+
+def handler_of(
+    service: InferenceService, calls: Calls, unread: UnreadAnswers
+) -> grpc.GenericRpcHandler:
+    """What gRPC calls for each method of the service.
+
+    All take a stream of one message, so that they can refuse it unread. On the wire that is no
+    different.
+    """
+
+    def sent(answer: _Method) -> _Method:
+        async def answered(messages: AsyncIterator[bytes], context: Context) -> Message:
+            message = await answer(messages, context)
+            unread.sent(context, message.ByteSize())
+            return message
+
+        return answered
+
+    async def infer(messages: AsyncIterator[bytes], context: Context) -> Message:
+        with service.counting(), calls.one():
+            data = await calls.read(messages)
+            with calls.holding(len(data)) as held:
+                asked = service.asked(service.read(data), context)
+                del data
+                held.shrink_to(asked.rows.nbytes)
+                return await service.answer(asked, context)
+
+    methods: dict[str, _Method] = {
+        method.name: partial(
+            _read_and_answered,
+            calls,
+            GetMessageClass(method.input_type),
+            getattr(service, method.name),
+        )
+        for method in SERVICE.methods
+    }
+    methods["ModelInfer"] = infer
+    return grpc.method_handlers_generic_handler(
+        SERVICE.full_name,
+        {
+            method.name: grpc.stream_unary_rpc_method_handler(
+                guarded(sent(methods[method.name])),
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+            for method in SERVICE.methods
+        },
+    )
+
+
+async def _read_and_answered(
+    calls: Calls,
+    kind: type[Message],
+    answer: Callable[[Any, Context], Awaitable[Message]],
+    messages: AsyncIterator[bytes],
+    context: Context,
+) -> Message:
+    data = await calls.read(messages)
+    if len(data) > MAX_BESIDE:
+        raise TooLargeError(
+            f"the message has {len(data)} bytes; without a tensor it has at most {MAX_BESIDE}"
+        )
+    return await answer(read_message(kind, data), context)
+
+
+def guarded(answer: _Method) -> _Method:
+    """The method, with its errors as gRPC's. (gRPC itself would log every request that cannot be
+    read, and send the text of any exception to the client.)"""
+
+    async def answered(messages: AsyncIterator[bytes], context: Context) -> Message:
+        try:
+            return await answer(messages, context)
+        except RequestError as error:
+            await _abort(context, code_of(error), text_of(error), metadata_of(error))
+        except Exception as error:
+            _log.error("a gRPC request failed", exc_info=error)
+            text = "the server failed to handle the request; its log says why"
+            await _abort(context, StatusCode.INTERNAL, text)
+
+    return answered
+
+
+async def _abort(
+    context: Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
+) -> NoReturn:
+    """End a call with this status; it is no error if its client has just gone."""
+    try:
+        await context.abort(code, text, metadata)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # gRPC would log it
+        raise asyncio.CancelledError from error
