@@ -24,7 +24,9 @@ def parm_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         monkeypatch.setenv("PARM_DEBUG", "0")
         with pytest.raises(SystemExit) as ended:
             main()
+        code = ended.value.code or 0
+        assert isinstance(code, int), code
         said = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, ended.value.code or 0, said.out, said.err)
+        return subprocess.CompletedProcess(sys.argv, code, said.out, said.err)
 
     return run

@@ -196,12 +196,13 @@ def test_evaluate_refuses_what_it_cannot_judge(
     nameless = write_bundle(
         tmp_path / "nameless", deployed=NewModel(digits_bundle / "deployed.onnx", "linear")
     )
-    for arguments, reason in [
+    cases: list[tuple[list[object], str]] = [
         ([nameless.path], "does not say what task it is for; name it with --task"),
         ([nameless.path, "--task", "nothing"], "no task is called 'nothing'"),
         ([digits_bundle / "manifest.json"], "is a file; give the folder"),
         ([digits_bundle, "--json", digits_bundle / "manifest.json" / "x"], "cannot write"),
-    ]:
+    ]
+    for arguments, reason in cases:
         assert_refused(parm_here("evaluate", *arguments), reason)
     assert parm_here("evaluate", nameless.path, "--task", "digits").returncode == 0
 

@@ -1,12 +1,14 @@
 """Codes recover what they promise, refuse the rest, and agree between NumPy and torch."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, UndecodableError
@@ -184,13 +186,14 @@ def test_senseless_codes_are_refused_with_the_reason(
 def test_arrays_that_do_not_fit_are_refused_with_the_reason() -> None:
     code = Code(CodeSpec("sum", "subtraction", 2), (4,), (10,))
     x = np.zeros(4, np.float32)
-    for queries, reason in [
+    cases: list[tuple[list[NDArray[Any]], str]] = [
         ([x], "takes k=2 queries, got 1"),
         ([x, x.astype(np.float64)], "share shape and dtype"),
         ([x, np.zeros((1, 4), np.float32)], "share shape and dtype"),
         ([np.zeros(5, np.float32)] * 2, "queries have shape"),
         ([x.astype(np.int64)] * 2, "floating point"),
-    ]:
+    ]
+    for queries, reason in cases:
         with pytest.raises(CodeError, match=reason):
             code.encode(queries)
     with pytest.raises(CodeError, match="buffer"):

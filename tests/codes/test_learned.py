@@ -1,6 +1,7 @@
 """Learned encoders and decoders: what a network makes of a group, in torch and when served."""
 
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import numpy as np
@@ -24,7 +25,8 @@ DIGITS = find_task("digits")
 
 
 def summing(queries: NDArray[np.float32]) -> NDArray[np.float32]:
-    return queries.sum(axis=1, keepdims=True)
+    total: NDArray[np.float32] = queries.sum(axis=1, keepdims=True)
+    return total
 
 
 @pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
@@ -208,12 +210,13 @@ def linear(folder: Path, taken: tuple[int, ...], given: tuple[int, ...]) -> NewM
 def test_bundles_whose_coders_do_not_fit_the_code_are_refused(tmp_path: Path) -> None:
     model = linear(tmp_path, (6,), (3,))
     encoder = linear(tmp_path, (2, 6), (1, 6))
-    for spec, coders, reason in [
+    cases: list[tuple[CodeSpec, dict[Literal["encoder", "decoder"], NewModel], str]] = [
         (CodeSpec("mlp", "subtraction", 2), {}, r"needs \['encoder'\]"),
         (CodeSpec("sum", "subtraction", 2), {"encoder": encoder}, r"needs \[\]"),
         (CodeSpec("mlp", "subtraction", 2), {"encoder": model}, r"encoder.onnx has input"),
         (CodeSpec("mlp", "mlp", 2), {"encoder": encoder, "decoder": model}, r"decoder.onnx has"),
-    ]:
+    ]
+    for spec, coders, reason in cases:
         with pytest.raises(BundleError, match=reason):
             write_bundle(
                 tmp_path / "bundle", deployed=model, parity=[model], coders=coders, code=spec

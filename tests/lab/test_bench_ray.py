@@ -5,10 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from tqdm import tqdm
 
-from parity_models.cli.main import command
+from commands import invoke
 from parity_models.lab.costs import ray_serve
 from parity_models.lab.costs.ray_serve import Carried, RayReport, beside_plain
 from parity_models.models.bundle import open_bundle
@@ -33,8 +32,6 @@ def test_a_plain_application_and_ours_are_measured_side_by_side(
     options = ServeOptions(instances=1, policy=PolicySpec(name=PolicyName.PARITY))
     with tqdm(disable=True) as progress:
         for carried in beside_plain(url, bundle, options, progress):
-            # A busy machine may answer none in so short a time.
-            assert carried.requests_per_second >= 0
             assert 0 < carried.p50_ms <= carried.p99_ms
 
 
@@ -59,7 +56,7 @@ def test_the_command_shows_ratios_and_writes_them(
     )
     monkeypatch.setattr(ray_serve, "measure_ray", lambda bundle, instances: report)
     file = tmp_path / "ray.json"
-    result = CliRunner().invoke(command(), ["bench", "ray", "--json", str(file)])
+    result = invoke("bench", "ray", "--json", str(file))
     assert result.exit_code == 0, result.output
     for ratio in ("0.75x", "1.50x", "1.90x"):
         assert ratio in result.output

@@ -57,11 +57,14 @@ def test_lanes_differ() -> None:
 
 def test_no_pause_lasts_long_enough_to_be_taken_for_a_death() -> None:
     stopped: dict[int, float] = {}
+    lengths = []
     for step in islice(steps(Pauses(1.0, Constant(60.0)), 4, seed=1), 100):
         if step.signal is signal.SIGSTOP:
             stopped[step.worker] = step.time
         else:
-            assert step.time - stopped.pop(step.worker) == pytest.approx(LONGEST)
+            lengths.append(step.time - stopped.pop(step.worker))
+    assert len(lengths) > 40
+    assert lengths == pytest.approx([LONGEST] * len(lengths))
 
 
 def test_pauses_of_all_workers_come_in_the_order_of_time() -> None:

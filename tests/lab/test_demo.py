@@ -42,6 +42,7 @@ def test_the_demo_leaves_a_bundle_a_summary_and_a_picture(
     accuracy = bundle.manifest.accuracy
     assert accuracy is not None
     assert summary["available_accuracy"] == accuracy.available_accuracy > 0.8
+    assert accuracy.degraded_accuracy is not None
     assert summary["degraded_accuracy"] == accuracy.degraded_accuracy > 0.8
     assert set(summary) == {"policies", "available_accuracy", "degraded_accuracy"}
     assert set(summary["policies"]) == {"equal_resources", "parity"}

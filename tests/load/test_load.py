@@ -350,7 +350,8 @@ async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path)
             ({"metric": "iou"}, "the labels do not fit the model"),
             ({"metric": "best"}, "no metric is called 'best'"),
         ]:
-            spec = LoadSpec(**{"url": url, "data": data, "rate": 10, "count": 1, **change})
+            arguments: dict[str, Any] = {"url": url, "data": data, "rate": 10, "count": 1}
+            spec = LoadSpec(**arguments | change)
             with pytest.raises(LoadError, match=reason):
                 await offer_load(spec, ignore)
         with pytest.raises(LoadError, match="has no model 'other'"):

@@ -74,7 +74,9 @@ def test_a_report_of_nothing_is_one(tmp_path: Path) -> None:
     nothing = some_result(0, seed=0)
     report = report_of(LoadSpec(data="", rate=1, count=5), nothing)
     assert (report.queries, report.answered, report.throughput) == (0, 0, 0.0)
-    assert report.latency is report.histogram is report.send_delay is None
+    assert report.latency is None
+    assert report.histogram is None
+    assert report.send_delay is None
     write_latencies(tmp_path / "none.parquet", nothing)
     assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
 

@@ -465,7 +465,7 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
     bundle: Path, models: Path, original: Bundle
 ) -> None:
     deployed = NewModel(models / "deployed.onnx", "linear")
-    for arguments, reason in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"parity": [deployed], "code": CODE}, r"parity-0.onnx has input .* needs FP32 \[8\]"),
         ({"parity": [deployed]}, "names 1 parity models where its code needs 0"),
         ({"backup": NewModel(models / "parity.onnx", "large")}, r"backup.onnx has input .* needs"),
@@ -473,7 +473,8 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),
         ({"files": {"deployed.onnx": b""}}, "two files called deployed.onnx"),
         ({"files": {"manifest.json": b""}}, "two files called manifest.json"),
-    ]:
+    ]
+    for arguments, reason in cases:
         with pytest.raises(BundleError, match=reason):
             write_bundle(bundle, deployed=deployed, **arguments)
         assert open_bundle(bundle).manifest == original.manifest

@@ -29,7 +29,7 @@ def images(count: int, shape: tuple[int, ...] = (3, 32, 32)) -> Array:
     rows, columns = np.linspace(0, 1, shape[1])[:, None], np.linspace(0, 1, shape[2])
     waves = RNG.uniform(0, 6, (4, count, shape[0], 1, 1))
     waved = np.sin(waves[0] * rows + waves[1]) * np.cos(waves[2] * columns + waves[3])
-    noisy = 0.5 + 0.35 * waved + RNG.normal(0, 0.03, (count, *shape))
+    noisy: Array = 0.5 + 0.35 * waved + RNG.normal(0, 0.03, (count, *shape))
     return np.clip(noisy, 0, 1).astype(np.float32)
 
 
@@ -49,7 +49,7 @@ def sounds(count: int) -> Array:
     return (RNG.uniform(0.3, 1, (count, 2, 1)) * np.sin(tones)).astype(np.float32)
 
 
-KINDS: dict[str, Callable[[], tuple[Array, Array, Array]]] = {
+KINDS: dict[str, Callable[[], tuple[Array, ...]]] = {
     "digits": lambda: (DIGITS.train.inputs, DIGITS.validation.inputs, DIGITS.test.inputs),
     "pixels": lambda: tuple(
         split.inputs.reshape(len(split), -1)

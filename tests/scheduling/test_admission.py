@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import inf
+from typing import Any
 
 import pytest
 
@@ -123,7 +124,7 @@ def test_slow_models_are_not_refused_for_a_queue_that_is_short_for_them() -> Non
     assert not overload.failures
 
 
-def learned(run: float = 1.0, instances: str = "a", **config: float) -> World:
+def learned(run: float = 1.0, instances: str = "a", **config: Any) -> World:
     """A world whose instances have run some queries, for so many seconds each."""
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config)))
     for instance in instances:

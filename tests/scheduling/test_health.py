@@ -4,6 +4,7 @@ import heapq
 from collections import Counter
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,8 @@ def serve(
     instances leave at once if they are `replaced`, and are back as good ones 0.5 s later. Returns
     the runs in the order they began.
     """
-    random, ends, runs, started = Random(1), [], [], set()
+    random, runs, started = Random(1), [], set()
+    ends: list[tuple[float, int, str, bool]] = []
     back: list[tuple[float, str]] = []
     arrival = world.now
     last = world.arrived + queries
@@ -77,7 +79,7 @@ def serve(
     return runs
 
 
-def pool(rule: type[Dispatch], bad: int = 1, **config: int) -> World:
+def pool(rule: type[Dispatch], bad: int = 1, **config: Any) -> World:
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(**config), rule()))
     for i in range(INSTANCES):
         world.join(f"bad{i}" if i < bad else f"{i}", ORIGINALS)

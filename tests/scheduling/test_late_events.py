@@ -1,5 +1,7 @@
 """Events that are reported late, twice, or for what is gone lose nothing."""
 
+from typing import Any
+
 import pytest
 
 from parity_models.scheduling import (
@@ -11,11 +13,12 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 from scheduling_world import LOG, ORIGINALS, World
 
 
-def world_of(instances: str = "a", policy: Policy | None = None, **config: float) -> World:
+def world_of(instances: str = "a", policy: Policy | None = None, **config: Any) -> World:
     world = World(Scheduler(policy or NoRedundancy(), SchedulerConfig(deadline=3.0, **config)))
     for instance in instances:
         world.join(instance, ORIGINALS)
@@ -166,13 +169,13 @@ def test_a_policy_that_raises_loses_no_instance_and_no_query(
     monkeypatch.setattr(LOG, "handlers", [])
 
     class Faulty(Policy):
-        def arrived(self, scheduler: Scheduler, query: Query) -> None:
+        def arrived(self, port: Port, query: Query) -> None:
             if query.id == 1:
-                scheduler.set_timer(query.arrived + 0.1, self._raise, (query.id,))
+                port.set_timer(query.arrived + 0.1, self._raise, (query.id,))
                 if hook == "arrived":
                     self._raise()
 
-        def starts(self, scheduler: Scheduler, task: Task) -> None:
+        def starts(self, port: Port, task: Task) -> None:
             if hook == "starts" and task.subject == 1:
                 self._raise()
 

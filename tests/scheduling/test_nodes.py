@@ -238,4 +238,5 @@ def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original(
         for query in world.running[instance].subjects:
             runs.setdefault(query, []).append(instance)
         world.fail(instance)
+    assert len(runs) == 30
     assert all(len(set(each[:2])) == 2 for each in runs.values())

@@ -32,6 +32,7 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
 )
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query
 from scheduling_world import LOG, ORIGINALS, STRICT, World, code, undisturbed
@@ -179,7 +180,7 @@ def test_random_kills_fail_nobody() -> None:
 
 def test_a_policy_that_raises_when_an_instance_is_lost_fails_its_query_alone() -> None:
     class Broken(NoRedundancy):
-        def suspected(self, scheduler: Scheduler, query: Query) -> None:
+        def suspected(self, port: Port, query: Query) -> None:
             raise RuntimeError("a bug")
 
     scheduler = Scheduler(Broken())

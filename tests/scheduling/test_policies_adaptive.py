@@ -204,8 +204,8 @@ def test_a_late_query_for_which_there_is_no_budget_is_looked_at_again() -> None:
 
 def test_sends_parity_once_it_knows_how_long_a_few_units_run_alone() -> None:
     world = World(Scheduler(AdaptiveParity(code())), code())
-    for instance in range(9):
-        world.join(f"{instance}", BOTH)
+    for number in range(9):
+        world.join(f"{number}", BOTH)
     sent = []
     for _ in range(20):
         world.arrive(2)

@@ -40,9 +40,9 @@ def test_what_is_here_is_compared_with_what_would_replace_it(
     monkeypatch.setattr("parity_models.serving.comparison.ONE_IN", 1)
     metrics = Metrics()
     comparison = Comparison(SEPARATE, metrics, to_nobody)
-    parity_output = np.stack([A + np.float32([0, 3, 0]), B])
+    parity_output = np.stack([A + np.array([0, 3, 0], np.float32), B])
     comparison.group_over(1, made(A, None), made(parity_output))
-    assert counted(metrics) == (1, 1, pytest.approx(3 / np.linalg.norm(A)))
+    assert counted(metrics) == pytest.approx((1, 1, 3 / np.linalg.norm(A)))
     comparison.group_over(2, made(A, B), made(parity_output))
     assert counted(metrics)[:2] == (3, 2)
     comparison.group_over(3, made(A, B), made(None))
@@ -68,7 +68,7 @@ def test_subtraction_is_compared_only_where_the_others_are_here(
     comparison.group_over(1, made(A, None), made(A + B))
     assert counted(metrics)[0] == 0
     comparison.group_over(2, made(A, B), made(A + B))
-    assert counted(metrics) == (2, 0, pytest.approx(0, abs=1e-6))
+    assert counted(metrics) == pytest.approx((2, 0, 0), abs=1e-6)
 
 
 def test_one_cancelled_parity_unit_in_many_runs_on_and_one_at_a_time() -> None:
@@ -110,7 +110,7 @@ async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() ->
             assert cancelled == min(number, ONE_IN - 1)
             (parity,) = engine.units
             engine.finish(parity)
-        assert counted(metrics) == (2, 0, pytest.approx(0, abs=1e-5))
+        assert counted(metrics) == pytest.approx((2, 0, 0), abs=1e-5)
 
 
 async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:

@@ -56,7 +56,7 @@ async def test_rows_reach_the_engine_without_a_copy() -> None:
     async with serving(NoRedundancy()) as (frontend, engine):
         rows = queries(2)
         request = await asked(frontend.infer(rows))
-        assert all(np.shares_memory(rows, unit.rows[0]) for unit in engine.units)
+        assert [np.shares_memory(rows, unit.rows[0]) for unit in engine.units] == [True] * 2
         for unit in list(engine.units):
             engine.finish(unit)
         await request
@@ -222,10 +222,10 @@ class Positive:
     """An envelope of inputs above 0, and outputs below 100."""
 
     def unlike(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        return ~(rows > 0).all(axis=1)
+        return np.asarray(~(rows > 0).all(axis=1))
 
     def impossible(self, outputs: NDArray[Any]) -> NDArray[np.bool_]:
-        return ~(outputs < 100).all(axis=1)
+        return np.asarray(~(outputs < 100).all(axis=1))
 
 
 async def test_queries_unlike_those_that_stand_ins_learned_from_join_no_group() -> None:
@@ -440,10 +440,10 @@ def test_poison_is_forgotten_after_a_while_and_only_so_much_is_remembered() -> N
     poison.check(rows, 601.0)
     assert not poison
     for number in range(1500):
-        poison.remember(np.float32([number]), 0.0)
-    poison.check(np.float32([[0], [400]]), 1.0)
+        poison.remember(np.array([number], np.float32), 0.0)
+    poison.check(np.array([[0], [400]], np.float32), 1.0)
     with pytest.raises(PoisonError):
-        poison.check(np.float32([[1499]]), 1.0)
+        poison.check(np.array([[1499]], np.float32), 1.0)
 
 
 async def test_a_request_that_nobody_waits_for_disturbs_no_other() -> None:

@@ -84,13 +84,12 @@ def test_workers_killed_one_after_another_under_load_cost_no_request(
                 for kills, worker in enumerate(server.workers(), 1):
                     before = sum(answered)
                     os.kill(worker, signal.SIGKILL)
-                    until(
-                        lambda kills=kills, before=before: (
-                            sum(answered) > before + 20
-                            and server.metric("parm_instance_restarts_total") == kills
-                        ),
-                        f"kill {kills}: no restart, or no more answers",
-                    )
+
+                    def mended(kills: int = kills, before: int = before) -> bool:
+                        restarts = server.metric("parm_instance_restarts_total")
+                        return sum(answered) > before + 20 and restarts == kills
+
+                    until(mended, f"kill {kills}: no restart, or no more answers")
             finally:
                 stop.set()
             for client in clients:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -94,7 +95,7 @@ def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) ->
         grpc.insecure_channel(server.grpc_address) as channel,
         Balancer(server.url) as balancer,
     ):
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
         until(lambda: balancer.answers > 5, "no answers")
         with nothing_left_of(server):
             server.signal(signal.SIGTERM)

@@ -3,6 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from parity_models.cli.main import command
 
 Outcome = subprocess.CompletedProcess[str]
 Here = Callable[..., Outcome]
@@ -12,6 +17,12 @@ def parm(*arguments: str) -> list[str]:
     """The command that runs `parm` with these arguments, wherever it is installed."""
     program = "from parity_models.cli.main import main; main()"
     return [sys.executable, "-c", program, *arguments]
+
+
+def invoke(*arguments: str) -> Result:
+    """`parm` with these arguments in this process; errors are raised, not told."""
+    program: Any = command()  # of classes that are Typer's own copy of Click's
+    return CliRunner().invoke(program, arguments, catch_exceptions=False)
 
 
 def assert_refused(outcome: Outcome, reason: str) -> None:

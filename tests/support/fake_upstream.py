@@ -94,7 +94,7 @@ class FakeUpstream:
                 "ModelMetadata": self._metadata_grpc,
                 "ModelInfer": self._infer_grpc,
             }
-            handlers = {
+            handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
                 name: grpc.unary_unary_rpc_method_handler(method)
                 for name, method in methods.items()
             }

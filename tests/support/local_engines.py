@@ -15,7 +15,7 @@ from parity_models.serving.local.engine import LocalEngine
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""
-PATIENT = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
+PATIENT: dict[str, Any] = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
 """So that a busy machine is not taken for a broken one."""
 
 

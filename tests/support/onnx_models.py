@@ -1,8 +1,9 @@
 """Tiny ONNX models for tests: free batch dimension, tensors named "input" and "output"."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +29,10 @@ def linear_model(
         helper.make_node("MatMul", ["flat", "weights"], ["product"]),
         helper.make_node("Reshape", ["product", "shape"], ["output"]),
     ]
-    constants = {"weights": weights, "shape": np.array([-1, *out_shape], np.int64)}
+    constants: dict[str, NDArray[Any]] = {
+        "weights": weights,
+        "shape": np.array([-1, *out_shape], np.int64),
+    }
     _write(path, nodes, constants, in_shape, out_shape)
     return weights
 
@@ -66,7 +70,7 @@ def moody_model(path: Path) -> None:
         helper.make_node("Gather", ["counted", "indices"], ["zeros"]),
         helper.make_node("Add", ["input", "zeros"], ["output"]),
     ]
-    constants = {"true": np.array(True), "zero": np.zeros(1, np.float32)}
+    constants: dict[str, NDArray[Any]] = {"true": np.array(True), "zero": np.zeros(1, np.float32)}
     _write(path, nodes, constants, (2,), (2,))
 
 
@@ -78,14 +82,17 @@ def shrinking_model(path: Path) -> None:
         helper.make_node("GreaterOrEqual", ["firsts", "zero"], ["kept"]),
         helper.make_node("Compress", ["input", "kept"], ["output"], axis=0),
     ]
-    constants = {"axis": np.array([1], np.int64), "zero": np.zeros((), np.float32)}
+    constants: dict[str, NDArray[Any]] = {
+        "axis": np.array([1], np.int64),
+        "zero": np.zeros((), np.float32),
+    }
     _write(path, nodes, constants, (2,), (2,))
 
 
 def _write(
     path: Path,
     nodes: Sequence[onnx.NodeProto],
-    constants: dict[str, NDArray[np.generic]],
+    constants: Mapping[str, NDArray[Any]],
     in_shape: Sequence[int],
     out_shape: Sequence[int],
 ) -> None:

@@ -21,7 +21,8 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
 
 INPUTS, OUTPUTS = 784, 10
-WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32) / INPUTS
+WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
+WEIGHTS /= INPUTS
 
 
 def write_linear_bundle(folder: Path, *, coded: bool = True, backed: bool = False) -> Path:

@@ -33,6 +33,14 @@ PATIENCE = 30_000
 PLAN = InjectFaults(FaultPlan(service_time=Constant(3600.0)), 0, 0.0)
 
 
+def endpoints(worker: Worker) -> tuple[str, str]:
+    """Where a worker that has sockets listens for units, and for what must not wait for them."""
+    units, control = worker.connection.units, worker.connection.control
+    assert units is not None
+    assert control is not None
+    return units, control
+
+
 class Bench:
     """A worker that is a thread, and its owner, who has its lease as instance "mine"."""
 
@@ -65,10 +73,13 @@ class Bench:
         socket.connect(endpoint)
         return socket
 
+    def connect(self, key: SocketKey | None) -> None:
+        """Have both connections of an owner."""
+        self.units, self.control = (self.push(at, key) for at in endpoints(self.worker))
+
     def own(self) -> None:
         """Have the lease."""
-        self.units = self.push(self.worker.connection.units, self.key)
-        self.control = self.push(self.worker.connection.control, self.key)
+        self.connect(self.key)
         self.units.send(encode(Lease("mine", self.endpoint)))
         assert isinstance(self.until(lambda report: isinstance(report, Hello)), Hello)
 

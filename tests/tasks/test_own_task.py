@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from parity_models.cli.main import command
+from commands import invoke
 from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import choose_task, find_task
@@ -27,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(command(), arguments, catch_exceptions=False)
+    result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     return result.output
 

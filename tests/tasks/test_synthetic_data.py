@@ -5,9 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from parity_models.cli.main import command
+from commands import invoke
 from parity_models.errors import DataError
 from parity_models.tasks import TASKS, find_task
 from parity_models.tasks.synthetic import make_boxes, make_speech
@@ -32,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def run(*arguments: str) -> str:
-    result = CliRunner().invoke(command(), ["data", *arguments], catch_exceptions=False)
+    result = invoke("data", *arguments)
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -49,12 +49,13 @@ def test_floats_are_taken_as_they_are(tmp_path: Path, array: NDArray[np.float32]
 
 
 def test_other_floats_become_float32_and_bytes_become_shares(tmp_path: Path) -> None:
-    for array, expected in [
+    cases: list[tuple[NDArray[Any], NDArray[Any]]] = [
         (QUERIES.astype(np.float64), QUERIES),
         (np.asfortranarray(QUERIES), QUERIES),
         (QUERIES.astype(">f4"), QUERIES),
         (PIXELS, PIXELS / np.float32(255)),
-    ]:
+    ]
+    for array, expected in cases:
         read = load_inputs(saved(tmp_path, array), SHAPE)
         assert read.dtype == np.float32
         assert read.flags.c_contiguous
@@ -161,7 +162,10 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: saved(folder, QUERIES[:0]), "there are 0 inputs"),
     (lambda folder: saved(folder, QUERIES[:, :2]), r"takes float32 of shape \(n, 3, 4, 5\)"),
     (lambda folder: saved(folder, QUERIES[0]), r"takes float32 of shape \(n, 3, 4, 5\)"),
-    (lambda folder: saved(folder, np.float32(1)), r"takes float32 of shape \(n, 3, 4, 5\)"),
+    (
+        lambda folder: saved(folder, np.zeros((), "f4")),
+        r"takes float32 of shape \(n, 3, 4, 5\)",
+    ),
     (lambda folder: saved(folder, with_value(np.nan)), "NaN or infinite values, first in row 3"),
     (lambda folder: saved(folder, with_value(-np.inf)), "NaN or infinite values, first in row 3"),
     (lambda folder: saved(folder, np.full((2, *SHAPE), 1e300)), "first in row 0"),

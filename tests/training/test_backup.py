@@ -2,9 +2,11 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from commands import parm
 from parity_models.codes import CodeSpec
@@ -84,11 +86,12 @@ def test_what_cannot_be_trained_is_refused(
     deployed: Outcome, digits: Dataset, tmp_path: Path
 ) -> None:
     out, inputs, once = tmp_path / "bundle", digits.train.inputs, Settings(epochs=1)
-    for wrong, reason in [
+    cases: list[tuple[NDArray[Any], str]] = [
         (inputs[:, :, :7], "takes float32 of shape"),
         (inputs.astype(np.float64), "takes float32 of shape"),
         (inputs[:0], "too few"),
-    ]:
+    ]
+    for wrong, reason in cases:
         with pytest.raises(DataError, match=reason):
             train_backup(deployed.bundle, "linear", wrong, out, once)
     with pytest.raises(TrainingError, match="at least 12x12"):

@@ -10,14 +10,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import nn
 
+from commands import invoke
 from onnx_models import linear_model
-from parity_models.cli.main import command as command_line
 from parity_models.cli.main import main
-from parity_models.codes import CodeSpec
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import (
     DataError,
     ModelError,
@@ -28,6 +27,7 @@ from parity_models.errors import (
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.inference_table import slowdown
 from parity_models.models.bundle import InferenceTimes, NewModel, open_bundle, write_bundle
+from parity_models.models.networks import build_network
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.own_code import load_own
 from parity_models.tasks import find_task
@@ -212,16 +212,15 @@ def test_the_network_chosen_is_the_most_capable_that_is_not_slower(
 
     def build(name: str, *shapes: Any) -> nn.Module:
         built.append(name)
-        return network(name, *shapes)
+        return build_network(name, *shapes)
 
-    network = networks.build_network
     monkeypatch.setattr(networks, "build_network", build)
     monkeypatch.setattr(networks, "export_onnx", lambda *_: (tmp_path / "model.onnx").read_bytes())
     monkeypatch.setattr(
         networks, "inference_times", lambda models: (9.0 if built[-1] in slower else 1.0, 1.0)
     )
     with open_deployed(tmp_path / "model.onnx", shape) as bundle:
-        code = networks.Code(STACK, shape, (10,))
+        code = Code(STACK, shape, (10,))
         assert networks.choose_network(bundle, code) == expected
 
 
@@ -421,7 +420,7 @@ def test_reconstructions_worth_nothing_are_warned_about(
         "    nn.init.zeros_(layer.weight)\n"
         "    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))\n"
     )
-    result = CliRunner().invoke(command_line(), command)
+    result = invoke(*command)
     assert result.exit_code == 0, result.output
     assert "no better than one prediction for all queries" in result.stderr
 

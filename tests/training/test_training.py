@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import nn
 
@@ -256,13 +257,13 @@ def test_the_published_recipe_trains_published_codes(train: Train, digits: Datas
 
 
 def test_published_weights_are_drawn_as_the_paper_s_code_draws_them() -> None:
-    network = nn.Sequential(nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Linear(200, 100))
-    network.apply(draw_as_published)
-    convolution, normalisation, full = network
+    convolution, normalisation, full = nn.Conv2d(16, 32, 3), nn.BatchNorm2d(32), nn.Linear(200, 100)
+    nn.Sequential(convolution, normalisation, full).apply(draw_as_published)
     assert float(full.weight.std()) == pytest.approx(0.01, rel=0.1)
     assert float(convolution.weight.abs().max()) <= 2**0.5 * (6 / (9 * (16 + 32))) ** 0.5
-    assert not full.bias.any()
-    assert not convolution.bias.any()
+    for layer in (full, convolution):
+        assert layer.bias is not None
+        assert not layer.bias.any()
     assert bool((normalisation.weight == 1).all())
 
 
@@ -357,12 +358,13 @@ def test_inputs_that_do_not_fit_are_refused(
     deployed: Outcome, digits: Dataset, tmp_path: Path
 ) -> None:
     inputs = digits.train.inputs
-    for wrong, reason in [
+    cases: list[tuple[NDArray[Any], str]] = [
         (inputs[:, :, :7], "takes float32 of shape"),
         (inputs.astype(np.float64), "takes float32 of shape"),
         (inputs[:1], "too few"),
         (inputs[:2], "too few"),
-    ]:
+    ]
+    for wrong, reason in cases:
         with pytest.raises(DataError, match=reason):
             train_parity(deployed.bundle, STACK, wrong, tmp_path / "bundle", Settings(epochs=1))
     with pytest.raises(CodeError, match="tell the slots apart"):

@@ -1,5 +1,6 @@
 """Codes without parity models: exact where they promise it, refused where nothing is determined."""
 
+from collections.abc import Sequence
 from io import StringIO
 from itertools import combinations
 from pathlib import Path
@@ -52,7 +53,9 @@ def codes(draw: st.DrawFn) -> TrainingFreeCode:
     )
 
 
-def lose(code: TrainingFreeCode, outputs: list[np.ndarray], rng: np.random.Generator) -> list:
+def lose(
+    code: TrainingFreeCode, outputs: Sequence[Array], rng: np.random.Generator
+) -> list[Array | None]:
     lost = rng.choice(code.coded, code.r, replace=False)
     return [None if i in lost else output for i, output in enumerate(outputs)]
 

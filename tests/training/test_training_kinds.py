@@ -96,8 +96,10 @@ class Tones(Task):
         cycles, phase = 3 + 2 * labels[:, None, None], random.uniform(0, 7, (900, 1, 2))
         wave = np.sin(2 * np.pi * cycles * np.arange(48)[:, None] / 48 + phase)
         noisy = (wave + random.normal(0, 0.7, wave.shape)).astype(np.float32)
-        parts = [Split(noisy[rows], labels[rows]) for rows in np.split(np.arange(900), [600, 700])]
-        return Dataset(*parts, classes=("low", "middle", "high"))
+        train, validation, test = (
+            Split(noisy[rows], labels[rows]) for rows in np.split(np.arange(900), [600, 700])
+        )
+        return Dataset(train, validation, test, classes=("low", "middle", "high"))
 
 
 def test_sequences_are_told_apart_and_reconstructed(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import RequestError
-from parity_models.serving.frontend import Frontend
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.messages import Body, Handler, Request, Response, request_of
 from parity_models.serving.metrics import Metrics
@@ -23,7 +23,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 def rest_app(
-    frontend: Frontend,
+    frontend: Answerer,
     model: ServedModel,
     metrics: Metrics,
     limits: Limits | None = None,

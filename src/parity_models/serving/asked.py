@@ -1,8 +1,8 @@
-"""A request under way in the frontend, and its answers."""
+"""A request under way in the frontend, its answers, and what they are asked of."""
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -16,6 +16,23 @@ class Answers(Struct, frozen=True, eq=False):
 
     outputs: NDArray[Any]
     sources: Sequence[Source]
+
+
+class Answerer(Protocol):
+    """What REST and gRPC need of a Frontend."""
+
+    @property
+    def ready(self) -> bool:
+        """Would a query be answered?"""
+
+    @property
+    def quarantined(self) -> Collection[str]:
+        """The instances that answered a golden query wrongly, the latest last."""
+
+    async def infer(
+        self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
+    ) -> Answers:
+        """Answer a query per row of `rows` (n, *input shape), as Frontend.infer does."""
 
 
 class Asked(Struct, eq=False):

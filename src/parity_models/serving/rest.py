@@ -15,13 +15,13 @@ from prometheus_client import Counter
 from prometheus_client.exposition import choose_encoder
 
 from parity_models import __version__
+from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import (
     AbandonedError,
     EncodingError,
     InvalidRequestError,
     RequestError,
 )
-from parity_models.serving.frontend import Frontend
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.messages import (
     Body,
@@ -61,7 +61,7 @@ class Rest:
 
     def __init__(
         self,
-        frontend: Frontend,
+        frontend: Answerer,
         model: ServedModel,
         metrics: Metrics,
         limits: Limits,

@@ -99,7 +99,7 @@ TENSORS = st.fixed_dictionaries(
         "contents": st.just({"fp32_contents": [1.0] * WIDTH}) | CONTENTS,
     },
 )
-MESSAGES = st.fixed_dictionaries(
+MESSAGES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"model_name": st.just("model") | NAMES, "inputs": st.lists(TENSORS, max_size=2)},
     optional={
         "model_version": st.sampled_from(["", "1", "2"]),
@@ -145,8 +145,10 @@ BYTES = mutated() | st.binary(max_size=200)
 def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
     service = InferenceService(Echo(), MODEL, Metrics())
 
+    context: Any = NoContext()  # as little of one as is used
+
     async def infer() -> ModelInferResponse:
-        return await service.ModelInfer(service.read(data), NoContext())
+        return await service.ModelInfer(service.read(data), context)
 
     try:
         response = asyncio.run(infer())
@@ -200,8 +202,9 @@ def test_every_call_ends_with_a_status_that_is_not_the_server_s_failure() -> Non
     methods = st.sampled_from(["ModelInfer", *(method.name for method in SERVICE.methods)])
 
     async def status(channel: grpc.aio.Channel, method: str, message: bytes) -> StatusCode:
-        call = channel.unary_unary(f"/{SERVICE.full_name}/{method}")(message, timeout=30)
-        return await call.code()
+        name = f"/{SERVICE.full_name}/{method}"
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(name)
+        return await ask(message, timeout=30).code()
 
     with served() as (runner, channel):
 

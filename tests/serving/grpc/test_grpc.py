@@ -108,10 +108,14 @@ def test_tritonclient_reads_the_metadata(client: triton.InferenceServerClient) -
         }
 
 
+def bytes_method(channel: grpc.Channel, name: str) -> "grpc.UnaryUnaryMultiCallable[bytes, bytes]":
+    return channel.unary_unary(f"/{SERVICE}/{name}")
+
+
 def test_metadata_names_the_bundle(channel: grpc.Channel, bundle: Path) -> None:
     digest = open_bundle(bundle).digest
     for method in ("ServerMetadata", "ModelMetadata"):
-        ask = channel.unary_unary(f"/{SERVICE}/{method}")
+        ask = bytes_method(channel, method)
         request = service_pb2.ModelMetadataRequest(name="model").SerializeToString()
         _, call = ask.with_call(request if method == "ModelMetadata" else b"")
         assert dict(call.trailing_metadata())["bundle-digest"] == digest
@@ -195,7 +199,7 @@ def test_requests_over_grpc_count_by_the_status_that_rest_would_give(
 
 
 def test_health_and_reflection_are_what_grpc_tools_expect(channel: grpc.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
     for service in ("", SERVICE):
         request = health_pb2.HealthCheckRequest(service=service)
         assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
@@ -210,8 +214,9 @@ def test_health_and_reflection_are_what_grpc_tools_expect(channel: grpc.Channel)
 
     reflected = ProtoReflectionDescriptorDatabase(channel)
     assert {SERVICE, "grpc.health.v1.Health"} <= set(reflected.get_services())
-    service = DescriptorPool(reflected).FindServiceByName(SERVICE)
-    assert service.FindMethodByName("ModelInfer").input_type.fields_by_name["raw_input_contents"]
+    described = DescriptorPool(reflected).FindServiceByName(SERVICE)
+    fields = described.FindMethodByName("ModelInfer").input_type.fields_by_name
+    assert "raw_input_contents" in fields
 
 
 # What is wrong
@@ -245,7 +250,7 @@ def test_what_decompresses_beyond_the_limit_is_refused(
     channel: grpc.Channel, algorithm: grpc.Compression
 ) -> None:
     with pytest.raises(grpc.RpcError) as error:
-        channel.unary_unary(f"/{SERVICE}/ModelInfer")(bytes(100 * 2**20), compression=algorithm)
+        bytes_method(channel, "ModelInfer")(bytes(100 * 2**20), compression=algorithm)
     assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
 
 
@@ -256,7 +261,7 @@ def test_what_cannot_be_read_is_refused(channel: grpc.Channel) -> None:
         ("ModelStreamInfer", StatusCode.UNIMPLEMENTED),
     ]:
         with pytest.raises(grpc.RpcError) as error:
-            channel.unary_unary(f"/{SERVICE}/{method}")(b"\xff\xfe not protobuf")
+            bytes_method(channel, method)(b"\xff\xfe not protobuf")
         assert error.value.code() is code
 
 
@@ -347,8 +352,9 @@ async def test_health_is_watched_from_the_start_to_the_end(bundle: Path) -> None
     async with Server(open_bundle(bundle), ServeOptions(port=0, grpc_port=0)) as server:
         assert server.grpc_url is not None
         channel = grpc.aio.insecure_channel(server.grpc_url.removeprefix("grpc://"))
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
+        watch = health.Watch(health_pb2.HealthCheckRequest())
         seen.append((await anext(aiter(watch))).status)
-    seen += [health.status async for health in watch]  # which ends, and not with an error
+    seen += [each.status async for each in watch]  # which ends, and not with an error
     await channel.close()
     assert seen == [status.SERVING, status.NOT_SERVING]

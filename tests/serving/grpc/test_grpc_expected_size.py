@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.grpc.expected_size import MAX_BESIDE, SMALL, check_size
-from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
+from parity_models.serving.grpc.inference_pb2 import InferParameter, ModelInferRequest
 from parity_models.serving.served_model import ServedModel
 
 WIDTH = 1000
@@ -79,7 +79,7 @@ def test_many_small_fields_are_refused(name: str) -> None:
     [
         ModelInferRequest(model_name="m" * 2**17),
         ModelInferRequest(inputs=[{"shape": [1] * 2**17}]),
-        ModelInferRequest(parameters={"a": {"string_param": "b" * 2**17}}),
+        ModelInferRequest(parameters={"a": InferParameter(string_param="b" * 2**17)}),
     ],
 )
 def test_much_besides_the_values_is_refused(message: ModelInferRequest) -> None:

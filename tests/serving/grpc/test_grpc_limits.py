@@ -40,6 +40,7 @@ class Waiting:
     """A frontend that answers when it is told to, with the rows themselves."""
 
     ready = True
+    quarantined = ()
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -93,12 +94,18 @@ async def serving(**limits: Any) -> AsyncIterator[tuple[Served, Any]]:
     served = Served(frontend, budget, metrics, url.removeprefix("grpc://"))
     channel = served.channel()
     try:
-        yield served, channel.unary_unary(INFER)
+        yield served, method(channel)
     finally:
         frontend.go.set()
         await channel.close()
         await server.stop()
         assert budget.held == 0
+
+
+def method(
+    channel: grpc.aio.Channel, name: str = INFER
+) -> "grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]":
+    return channel.unary_unary(name)
 
 
 def request(rows: int = 1) -> bytes:
@@ -122,7 +129,8 @@ def delay(error: grpc.aio.AioRpcError) -> float:
     (detail,) = status.details
     info = RetryInfo()
     assert detail.Unpack(info)
-    return info.retry_delay.ToTimedelta().total_seconds()
+    seconds: float = info.retry_delay.ToTimedelta().total_seconds()
+    return seconds
 
 
 async def test_overload_is_resource_exhausted_and_says_when_to_come_back() -> None:
@@ -151,9 +159,9 @@ async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
         assert delay(error.value) > 0
         assert served.requests(503) == 1
         async with served.channel() as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
-            assert (await stub.Check(health_pb2.HealthCheckRequest())).status
-            assert await channel.unary_unary(READY)(ServerReadyRequest().SerializeToString())
+            health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs name no method
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status
+            assert await method(channel, READY)(ServerReadyRequest().SerializeToString())
         served.frontend.go.set()
         await asyncio.gather(*two)
         await infer(request())
@@ -162,7 +170,7 @@ async def test_the_call_too_many_is_refused_and_health_is_still_told() -> None:
 @pytest.mark.parametrize("how", ["cancel", "deadline", "connection"])
 async def test_what_a_client_gives_up_is_abandoned(how: str) -> None:
     async with serving() as (served, _), served.channel() as channel:
-        call = channel.unary_unary(INFER)(request(), timeout=0.5 if how == "deadline" else None)
+        call = method(channel)(request(), timeout=0.5 if how == "deadline" else None)
         waited = asyncio.ensure_future(call.code())
         await until(lambda: served.frontend.asked == 1)
         assert served.frontend.abandoned == 0
@@ -217,16 +225,17 @@ async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -
             await infer(b"\x2a\x00" * 2**20)
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
         with pytest.raises(grpc.aio.AioRpcError, match="at most 65536"):
-            await channel.unary_unary(READY)(b"\xf8\x07\x00" * 2**20)
+            await method(channel, READY)(b"\xf8\x07\x00" * 2**20)
         assert served.requests(413) == 1
 
 
 async def test_a_message_that_does_not_come_ends_its_call() -> None:
     async with serving(body_timeout=0.4) as (served, _), served.channel() as channel:
-        silent = channel.stream_unary(INFER)()
+        ask: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(INFER)
+        silent = ask()
         assert await silent.code() is StatusCode.DEADLINE_EXCEEDED
         assert "not whole within 0.4 s" in await silent.details()
-        empty = channel.stream_unary(INFER)()
+        empty = ask()
         await empty.done_writing()
         assert await empty.code() is StatusCode.INVALID_ARGUMENT
         assert "no message" in await empty.details()
@@ -235,7 +244,8 @@ async def test_a_message_that_does_not_come_ends_its_call() -> None:
 async def test_messages_that_come_slowly_leave_budget_to_others() -> None:
     limits = {"max_body": 1000, "max_in_flight": 4000}
     async with serving(**limits) as (served, infer), served.channel() as channel:
-        slow = [channel.stream_unary(INFER)() for _ in range(5)]
+        ask: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(INFER)
+        slow = [ask() for _ in range(5)]
         states = [asyncio.ensure_future(each.code()) for each in slow]
         await until(lambda: sum(state.done() for state in states) == 3)
         assert served.budget.held == 2000
@@ -373,9 +383,9 @@ async def test_the_connection_too_many_is_closed() -> None:
         served.frontend.go.set()
         await infer(request())
         async with served.channel() as second:
-            await second.unary_unary(INFER)(request())
+            await method(second)(request())
             async with served.channel() as third:
                 with pytest.raises(grpc.aio.AioRpcError) as error:
-                    await third.unary_unary(INFER)(request(), timeout=10)
+                    await method(third)(request(), timeout=10)
                 assert error.value.code() is StatusCode.UNAVAILABLE
             await infer(request())

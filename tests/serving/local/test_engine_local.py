@@ -230,12 +230,13 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
     moody_model(tmp_path / "m.onnx")
     too_many = OSError(errno.EMFILE, "Too many open files")
     instance = "0"
+    cases: list[tuple[str, Callable[..., Any], list[Exception]]] = [
+        ("__init__", no_sockets, [too_many, MemoryError()]),
+        ("live", no_process, [OSError(errno.EMFILE, "Too many"), BlockingIOError()]),
+        ("live", no_memory, [MemoryError()]),
+    ]
     async with running(tmp_path / "m.onnx") as (engine, events):
-        for name, broken, errors in [
-            ("__init__", no_sockets, [too_many, MemoryError()]),
-            ("live", no_process, [OSError(errno.EMFILE, "Too many"), BlockingIOError()]),
-            ("live", no_memory, [MemoryError()]),
-        ]:
+        for name, broken, errors in cases:
             with monkeypatch.context() as patch:
                 lacking.extend(errors)
                 patch.setattr(WorkerProcess, name, broken)
@@ -336,7 +337,8 @@ async def test_workers_run_what_was_pinned_whatever_becomes_of_the_file(tmp_path
     def overwrite(path: Path) -> None:
         linear_model(path, (2,), (2,), np.full((2, 2), 7, np.float32))
 
-    for number, change in enumerate([replace, overwrite, Path.unlink]):
+    changes: list[Callable[[Path], None]] = [replace, overwrite, Path.unlink]
+    for number, change in enumerate(changes):
         model = tmp_path / f"{number}.onnx"
         linear_model(model, (2,), (2,), np.eye(2, dtype=np.float32))
         async with running(model) as (engine, events):
@@ -394,7 +396,11 @@ async def test_an_instance_that_is_recycled_again_and_again_is_kept_waiting(
             engine.recycle(instance, "answered wrongly")
             assert await events.departure(instance) == "answered wrongly"
             instance = (await events.arrival()).instance
-    pauses = [record.args[-1] for record in caplog.records if "is restarted in" in record.msg]
+    pauses = [
+        record.args[-1]
+        for record in caplog.records
+        if "is restarted in" in record.msg and isinstance(record.args, tuple)
+    ]
     assert pauses == [FIRST, 2 * FIRST, 4 * FIRST]
 
 
@@ -592,7 +598,7 @@ async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Pa
             Lease("thief", "tcp://127.0.0.1:1"),
         ):
             worker.tell_before_units(message)
-            worker.tell(message)
+            worker.tell(message)  # type: ignore[arg-type]  # which no engine does
         refused = engine._metrics.registry.get_sample_value
         while refused("parm_messages_refused_total", {"why": "malformed"}) != 4:
             await asyncio.sleep(0.05)

@@ -92,7 +92,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
             )
             for name, works in {"deployed": DEPLOYED, "shared": BOTH}.items()
         ]
-        serve.run(serve.deployment(Root).bind(roster, *pools), name="test", route_prefix=None)
+        root: Any = serve.deployment(Root)
+        serve.run(root.bind(roster, *pools), name="test", route_prefix=None)
         yield RayFleet(files, key)
 
 

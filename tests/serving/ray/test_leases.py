@@ -20,6 +20,7 @@ from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Ros
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.worker import Worker
+from worker_bench import endpoints
 
 ANY_PORT = "tcp://127.0.0.1:*"
 
@@ -44,7 +45,7 @@ class Cluster:
 
     def seen(self, worker: Worker, *, leaving: bool = False) -> None:
         key = f"i{self.workers.index(worker)}"
-        seat = Seat(key, "b", DEPLOYED, "n", worker.connection.units, worker.connection.control)
+        seat = Seat(key, "b", DEPLOYED, "n", *endpoints(worker))
         self.roster.instance_seen(0.0, InstanceReport(seat, leaving=leaving))
 
     async def ask(self, report: FrontendReport) -> tuple[Seat, ...]:
@@ -174,7 +175,7 @@ async def test_garbage_for_a_worker_is_ignored(cluster: Cluster) -> None:
     worker = cluster.add()
     async with cluster.frontend("f") as (engine, events, instance):
         with zmq.Context() as context:
-            for endpoint in (worker.connection.units, worker.connection.control):
+            for endpoint in endpoints(worker):
                 with context.socket(zmq.PUSH) as stranger:
                     stranger.linger = 1000
                     stranger.connect(endpoint)

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from itertools import product
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,7 +49,7 @@ def test_every_seat_goes_to_a_frontend_of_its_bundle_and_none_has_two_more_than_
 ) -> None:
     seats, frontends, holders = situation
     assigned = assign(seats, frontends, holders)
-    loads = defaultdict(Counter)
+    loads: dict[tuple[str, frozenset[str]], Counter[str]] = defaultdict(Counter)
     for each in seats:
         among = [name for name, bundle in frontends.items() if bundle == each.bundle]
         assert (each.key in assigned) == bool(among)
@@ -93,7 +94,7 @@ def test_a_frontend_s_instances_are_on_different_nodes_where_there_is_a_choice()
 
 
 def reported(
-    roster: Roster, now: float, frontend: str, held: tuple[Seat, ...] = (), **more: bool
+    roster: Roster, now: float, frontend: str, held: tuple[Seat, ...] = (), **more: Any
 ) -> tuple[Seat, ...]:
     return roster.frontend_seen(now, FrontendReport(frontend, "b", held, **more))
 

@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from tritonclient.utils import InferenceServerException
 
+from commands import parm
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.policies import Pool
@@ -27,7 +28,6 @@ from ray_cluster import SMALL, Client, kill_replica, local_ray, replica_ids
 from served import (
     INPUTS,
     ServerProcess,
-    parm,
     predictions,
     queries,
     until,

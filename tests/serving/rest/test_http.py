@@ -65,7 +65,7 @@ class Served:
         self.echo = echo
         self.metrics = Metrics()
         self.budget = ByteBudget(limits.max_in_flight)
-        rest = Rest(echo, MODEL, self.metrics, limits, self.budget)  # type: ignore[arg-type]
+        rest = Rest(echo, MODEL, self.metrics, limits, self.budget)
         self.server = HttpServer(rest, self.metrics)
         self.socket = listen("127.0.0.1", 0)
         self.url = url_of(self.socket)
@@ -560,13 +560,17 @@ def test_a_client_that_sends_no_more_gets_the_answers_to_what_it_has_sent(run: L
         async with serving() as served:
             for version in ("1.1", "1.0"):
                 served.echo.may.clear()
-                asked = served.echo.asked
+                both = served.echo.asked + 1
+
+                def has_come(both: int = both) -> bool:
+                    return served.echo.asked == both
+
                 client = await served.connect()
                 keep = "Connection: keep-alive\r\n"
                 begun = f"POST / HTTP/{version}\r\n".encode()
                 client.send(*[post(body(), keep, version=version)] * 2, begun)
                 client.writer.write_eof()
-                await eventually(lambda asked=asked: served.echo.asked == asked + 1, "none")
+                await eventually(has_come, "none")
                 await asyncio.sleep(0.6)
                 served.echo.may.set()
                 if version == "1.1":
@@ -732,7 +736,7 @@ def test_arbitrary_bytes_in_any_pieces_hurt_nobody(
 
 async def test_the_asgi_application_is_the_same_service() -> None:
     echo = Echo()
-    app = rest_app(echo, MODEL, Metrics(), Limits(max_body=1000))  # type: ignore[arg-type]
+    app = rest_app(echo, MODEL, Metrics(), Limits(max_body=1000))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
         response = await client.post(INFER, content=body(1, 2, 3, 4))
@@ -747,7 +751,7 @@ async def test_the_asgi_application_is_the_same_service() -> None:
 
 async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned() -> None:
     echo, metrics = Echo(), Metrics()
-    app = rest_app(echo, MODEL, metrics)  # type: ignore[arg-type]
+    app = rest_app(echo, MODEL, metrics)
     echo.may.clear()
     messages = iter([{"type": "http.request", "body": body()}, {"type": "http.disconnect"}])
     sent: list[Any] = []
@@ -765,8 +769,8 @@ async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned
 
 
 async def test_an_application_that_is_mounted_under_a_path_answers_there() -> None:
-    app = rest_app(Echo(), MODEL, Metrics(), Limits())  # type: ignore[arg-type]
-    transport = httpx.ASGITransport(app=app, root_path="/coded")  # type: ignore[arg-type]
+    app = rest_app(Echo(), MODEL, Metrics(), Limits())
+    transport = httpx.ASGITransport(app=app, root_path="/coded")
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         assert (await client.get("/coded/v2/health/live")).status_code == 200
         assert (await client.get("/v2/health/live")).status_code == 200

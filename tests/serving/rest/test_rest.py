@@ -304,11 +304,12 @@ def test_tritonclient_tells_the_reason(client: triton.InferenceServerClient) -> 
 
 def test_bodies_beyond_the_limit_get_413_however_they_come(http: httpx.Client) -> None:
     zeros = bytes(MAX_BODY + 1)
-    for content, headers in [
+    cases: list[tuple[Any, dict[str, str]]] = [
         (zeros, {}),
         (iter([zeros[: MAX_BODY // 2]] * 3), {}),
         (gzip.compress(bytes(100 * MAX_BODY)), {"Content-Encoding": "gzip"}),
-    ]:
+    ]
+    for content, headers in cases:
         response = http.post(INFER, content=content, headers=headers)
         assert response.status_code == 413
         assert f"larger than the {MAX_BODY} bytes" in response.json()["error"]

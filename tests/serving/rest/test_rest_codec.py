@@ -34,7 +34,7 @@ def datatype_of(array: NDArray[Any]) -> str:
 @st.composite
 def tensors(draw: st.DrawFn, finite: bool) -> NDArray[Any]:
     dtype = DATATYPES[draw(st.sampled_from(sorted(DATATYPES)))]
-    elements = {}
+    elements: dict[str, Any] = {}
     if dtype.kind == "f" and finite:
         elements = {"allow_nan": False, "allow_infinity": False}
     return draw(npst.arrays(dtype, SHAPES, elements=npst.from_dtype(dtype, **elements)))

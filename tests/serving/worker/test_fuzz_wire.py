@@ -43,7 +43,7 @@ from parity_models.serving.worker.wire import (
     report_of,
     work_of,
 )
-from worker_bench import ROW, Bench
+from worker_bench import ROW, Bench, endpoints
 
 EXAMPLES = 20_000 if os.environ.get("PARM_FUZZ") == "long" else 200
 
@@ -140,8 +140,7 @@ def bench(
     else:
         bench.serve(Lease("mine", bench.endpoint))
         bench.until(lambda report: isinstance(report, Hello))
-        bench.units = bench.push(bench.worker.connection.units, None)
-        bench.control = bench.push(bench.worker.connection.control, None)
+        bench.connect(None)
     yield bench
     bench.context.destroy(0)
 
@@ -171,10 +170,7 @@ class Hearer:
         linear_model(folder / "m.onnx", (4,), (2,))
         self.bench = Bench(folder / "m.onnx", key=self.key)
         self.bench.serve()
-        worker = self.bench.worker
-        self.seat = Seat(
-            "i0", "b", DEPLOYED, "n", worker.connection.units, worker.connection.control
-        )
+        self.seat = Seat("i0", "b", DEPLOYED, "n", *endpoints(self.bench.worker))
         self.loop = asyncio.new_event_loop()
         Thread(target=self.loop.run_forever, daemon=True).start()
         self.unit = 10_000

@@ -29,7 +29,7 @@ from parity_models.serving.worker.wire import (
     Unit,
     encode,
 )
-from worker_bench import PLAN, ROW, Bench
+from worker_bench import PLAN, ROW, Bench, endpoints
 
 
 @pytest.fixture
@@ -54,9 +54,7 @@ def test_who_has_not_the_key_steals_nothing_and_injects_nothing(
     here.serve()
     here.own()
     key = None if theirs is None else SocketKey.new()
-    units, control = (
-        here.push(at, key) for at in (here.worker.connection.units, here.worker.connection.control)
-    )
+    units, control = (here.push(at, key) for at in endpoints(here.worker))
     units.send(encode(Lease("thief", here.endpoint)))
     units.send(encode(PLAN))
     units.send_multipart([encode(Unit("mine", 99, "deployed")), ROW])
@@ -73,7 +71,7 @@ def test_what_was_recorded_is_of_no_use_later(bench: Callable[..., Bench]) -> No
     here = bench(key=SocketKey.new())
     here.serve()
     here.own()
-    port = int(here.worker.connection.units.rpartition(":")[2])
+    port = int(endpoints(here.worker)[0].rpartition(":")[2])
     recorded = bytearray()
     door = socket.create_server(("127.0.0.1", 0))
 
@@ -179,7 +177,7 @@ def test_a_frame_that_is_too_large_is_not_taken(bench: Callable[..., Bench]) -> 
     here = bench(key=None)
     here.serve()
     here.own()
-    flood = here.push(here.worker.connection.units, None)
+    flood = here.push(endpoints(here.worker)[0], None)
     flood.send_multipart([encode(Unit("mine", 60, "deployed")), bytes(2**17)])
     time.sleep(0.2)
     here.runs()
@@ -206,7 +204,7 @@ def test_a_worker_of_one_engine_for_good_has_no_other(bench: Callable[..., Bench
     here = bench(key=None)
     here.serve(Lease("mine", here.endpoint))
     here.until(lambda report: isinstance(report, Hello))
-    here.units = here.push(here.worker.connection.units, None)
+    here.connect(None)
     here.units.send(encode(Lease("thief", here.endpoint)))
     here.runs()
     assert here.counted("refused", 1) == 1

@@ -7,7 +7,7 @@ from contextlib import suppress
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from parity_models.serving.frontend import Frontend
+from parity_models.serving.asked import Answerer
 from parity_models.serving.grpc.service import SERVICE, Context
 
 _HEALTH_INTERVAL = 0.2
@@ -17,7 +17,7 @@ _HEALTH_INTERVAL = 0.2
 class Health(health_pb2_grpc.HealthServicer):
     """Ready or not, of the server ("") and of its services, until it is `stopping`."""
 
-    def __init__(self, frontend: Frontend, stopping: asyncio.Event) -> None:
+    def __init__(self, frontend: Answerer, stopping: asyncio.Event) -> None:
         self._frontend = frontend
         self._stopping = stopping
 

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models.errors import UserError
-from parity_models.serving.frontend import Frontend
+from parity_models.serving.asked import Answerer
 from parity_models.serving.grpc.calls import RESERVE, Calls
 from parity_models.serving.grpc.health import Health
 from parity_models.serving.grpc.inference_pb2 import (
@@ -43,7 +43,7 @@ class GrpcServer:
 
     def __init__(
         self,
-        frontend: Frontend,
+        frontend: Answerer,
         model: ServedModel,
         metrics: Metrics,
         limits: Limits,

@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError, Message
 from grpc.aio import ServicerContext
 
 from parity_models import __version__
+from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import AbandonedError, InvalidRequestError, RequestError
-from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.codec import decode_request, encode_response
 from parity_models.serving.grpc.expected_size import check_size
 from parity_models.serving.grpc.inference_pb2 import (
@@ -57,7 +57,7 @@ class InferenceService:
     What they need of a `context` is the client's time limit and metadata both ways.
     """
 
-    def __init__(self, frontend: Frontend, model: ServedModel, metrics: Metrics) -> None:
+    def __init__(self, frontend: Answerer, model: ServedModel, metrics: Metrics) -> None:
         self._frontend = frontend
         self._model = model
         self._metrics = metrics

@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
+from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import RequestError, TooLargeError
-from parity_models.serving.frontend import Frontend
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.grpc.service import (
     SERVICE,
@@ -43,7 +43,7 @@ class RayGrpc:
     """Answers what Serve's proxy has received; a message holds up to `max_message` bytes."""
 
     def __init__(
-        self, frontend: Frontend, model: ServedModel, metrics: Metrics, max_message: int
+        self, frontend: Answerer, model: ServedModel, metrics: Metrics, max_message: int
     ) -> None:
         self._service = InferenceService(frontend, model, metrics)
         self._max_message = max_message
