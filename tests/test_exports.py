@@ -7,8 +7,10 @@ import pytest
 
 import parity_models
 
+EXPORTED: list[str] = vars(parity_models)["__all__"]  # which the stub does not name
 
-@pytest.mark.parametrize("name", parity_models.__all__)
+
+@pytest.mark.parametrize("name", EXPORTED)
 def test_everything_exported_is_there(name: str) -> None:
     assert getattr(parity_models, name).__doc__
     assert name in dir(parity_models)
@@ -19,7 +21,7 @@ def test_the_stub_names_what_is_exported() -> None:
     named = {
         alias.name for each in stub.body if isinstance(each, ast.ImportFrom) for alias in each.names
     }
-    assert {*named, "__version__"} == set(parity_models.__all__)
+    assert {*named, "__version__"} == set(EXPORTED)
 
 
 def test_what_is_not_exported_is_an_attribute_error() -> None:
