@@ -33,8 +33,9 @@ from parity_models.serving.messages import (
     refusal,
 )
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.rest_codec import HEADER_LENGTH, RequestReader, encode_response
-from parity_models.serving.served_model import PLATFORM, VERSION, ServedModel
+from parity_models.serving.protocol import BINARY, HEADER_LENGTH, ServerMetadata
+from parity_models.serving.rest_codec import RequestReader, encode_response
+from parity_models.serving.served_model import VERSION, ServedModel
 from parity_models.serving.tenancy import with_tenant
 
 _log = logging.getLogger(__name__)
@@ -201,14 +202,14 @@ class Rest:
         return self._readiness({})
 
     async def _server_metadata(self, request: Request) -> Response:
-        about: dict[str, Any] = {
-            "name": "parity-models",
-            "version": __version__,
-            "extensions": ["binary_tensor_data"],
-            **self._model.identity,
-        }
-        if self._frontend.quarantined:
-            about["quarantined_instances"] = list(self._frontend.quarantined)
+        about = ServerMetadata(
+            "parity-models",
+            __version__,
+            (BINARY,),
+            self._model.digest,
+            self._model.sha256,
+            tuple(self._frontend.quarantined) or None,
+        )
         return json_response(about)
 
     async def _repository_index(self, request: Request) -> Response:
@@ -216,21 +217,7 @@ class Rest:
         return json_response([{"name": self._model.name, "version": VERSION, "state": state}])
 
     async def _model_metadata(self, request: Request) -> Response:
-        model = self._model
-        inputs, outputs = (
-            [{"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}]
-            for spec in (model.input, model.output)
-        )
-        return json_response(
-            {
-                "name": model.name,
-                "versions": [VERSION],
-                "platform": PLATFORM,
-                "inputs": inputs,
-                "outputs": outputs,
-                **model.identity,
-            }
-        )
+        return json_response(self._model.metadata)
 
     async def _model_ready(self, request: Request) -> Response:
         return self._readiness({"name": self._model.name})

@@ -6,12 +6,13 @@ protobuf message), its name, datatype and shape are checked here.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
+from parity_models.serving.protocol import ModelMetadata, TensorMetadata
 
 VERSION = "1"
 """A bundle holds one version of its model, and every one is called this."""
@@ -37,6 +38,23 @@ class InferRequest:
     tenant: str | None = None
 
 
+class GivenTensor(NamedTuple):
+    """What a request says of an input."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    shared_memory: bool
+
+
+class WantedOutput(NamedTuple):
+    """What a request says of an output that it asks for."""
+
+    name: str
+    shared_memory: bool
+    classification: bool
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """Name, input and output of the served model; a request holds up to `max_rows` queries.
@@ -55,10 +73,15 @@ class ServedModel:
     sha256: str | None = None
 
     @property
-    def identity(self) -> dict[str, str]:
-        """What metadata says of what exactly is served."""
-        named = {"bundle_digest": self.digest, "model_sha256": self.sha256}
-        return {name: value for name, value in named.items() if value is not None}
+    def metadata(self) -> ModelMetadata:
+        """What the server says of it."""
+        inputs, outputs = (
+            (TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)),)
+            for spec in (self.input, self.output)
+        )
+        return ModelMetadata(
+            self.name, inputs, outputs, (VERSION,), PLATFORM, self.digest, self.sha256
+        )
 
     def check_model(self, name: str, version: str | None) -> None:
         """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""
@@ -69,7 +92,23 @@ class ServedModel:
                 f"model {name!r} has no version {version!r}; it has version {VERSION!r}"
             )
 
-    def check_inputs(self, names: Sequence[str]) -> None:
+    def check_request(self, inputs: Iterable[GivenTensor], outputs: Iterable[WantedOutput]) -> int:
+        """The number of rows of a request with these inputs, for these outputs.
+
+        Raises InvalidRequestError if they are not the model's, each once, in the messages
+        themselves, and TooLargeError for too many rows.
+        """
+        inputs, outputs = list(inputs), list(outputs)
+        self._check_inputs([tensor.name for tensor in inputs])
+        rows = self._check_input(inputs[0].datatype, inputs[0].shape)
+        self._check_outputs([output.name for output in outputs])
+        for tensor in inputs:
+            self._check_storage(tensor.shared_memory)
+        for output in outputs:
+            self._check_storage(output.shared_memory, output.classification)
+        return rows
+
+    def _check_inputs(self, names: Sequence[str]) -> None:
         """Raises InvalidRequestError unless the model's one input is given, once."""
         for name in names:
             if name != self.input.name:
@@ -80,7 +119,7 @@ class ServedModel:
             given = f"given {len(names)} times" if names else "missing"
             raise InvalidRequestError(f"input {self.input.name!r} is {given}; give it once")
 
-    def check_outputs(self, names: Iterable[str]) -> None:
+    def _check_outputs(self, names: Iterable[str]) -> None:
         """Raises InvalidRequestError unless the model's one output is asked for at most once."""
         names = list(names)
         for name in names:
@@ -92,7 +131,7 @@ class ServedModel:
         if len(names) > 1:
             raise InvalidRequestError(f"output {self.output.name!r} is requested twice")
 
-    def check_input(self, datatype: str, shape: Sequence[int]) -> int:
+    def _check_input(self, datatype: str, shape: Sequence[int]) -> int:
         """The number of rows of an input tensor of this datatype and shape.
 
         Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.
@@ -114,7 +153,7 @@ class ServedModel:
             )
         return rows
 
-    def check_storage(self, *, shared_memory: bool = False, classification: bool = False) -> None:
+    def _check_storage(self, shared_memory: bool, classification: bool = False) -> None:
         """Raises InvalidRequestError for tensors that are not in the messages themselves."""
         if shared_memory:
             raise InvalidRequestError(

@@ -28,7 +28,7 @@ def rows_from_bytes(spec: TensorSpec, rows: int, data: bytes | memoryview) -> ND
     Raises InvalidRequestError for bytes that are no values of the tensor's datatype.
     """
     if spec.datatype == "BOOL" and np.frombuffer(data, np.uint8).max() > 1:
-        raise InvalidRequestError(f"input {spec.name!r} is BOOL and has bytes other than 0, 1")
+        raise InvalidRequestError(f"tensor {spec.name!r} is BOOL and has bytes other than 0, 1")
     return np.frombuffer(data, _LITTLE_ENDIAN[spec.dtype]).reshape(rows, *spec.shape)
 
 

@@ -28,8 +28,9 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.serving.errors import RequestError
 from parity_models.serving.plan import model_files
+from parity_models.serving.protocol import HEADER_LENGTH
 from parity_models.serving.remote.upstream import Fleet, Upstream
-from parity_models.serving.rest_codec import HEADER_LENGTH, decode_request, encode_response
+from parity_models.serving.rest_codec import decode_request, encode_response
 from parity_models.serving.served_model import VERSION, ServedModel
 
 MAX_ROWS = 64

@@ -22,7 +22,13 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
 )
-from parity_models.serving.served_model import VERSION, InferRequest, ServedModel
+from parity_models.serving.served_model import (
+    VERSION,
+    GivenTensor,
+    InferRequest,
+    ServedModel,
+    WantedOutput,
+)
 from parity_models.serving.tenancy import exact_from, tenant_from
 from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
 
@@ -41,6 +47,9 @@ _FIELDS = {
 }
 """Which field of InferTensorContents has the values, by datatype."""
 
+_SHARED = "shared_memory_region"
+"""The parameter of a tensor that is in shared memory."""
+
 _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 """What a field holds, where that is more than some of its datatypes do."""
 
@@ -51,16 +60,17 @@ def decode_request(message: ModelInferRequest, model: ServedModel) -> InferReque
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
     """
-    model.check_inputs([tensor.name for tensor in message.inputs])
+    rows = model.check_request(
+        [
+            GivenTensor(each.name, each.datatype, each.shape, _SHARED in each.parameters)
+            for each in message.inputs
+        ],
+        [
+            WantedOutput(each.name, _SHARED in each.parameters, "classification" in each.parameters)
+            for each in message.outputs
+        ],
+    )
     tensor = message.inputs[0]
-    rows = model.check_input(tensor.datatype, tensor.shape)
-    model.check_storage(shared_memory="shared_memory_region" in tensor.parameters)
-    model.check_outputs([output.name for output in message.outputs])
-    for output in message.outputs:
-        model.check_storage(
-            shared_memory="shared_memory_region" in output.parameters,
-            classification="classification" in output.parameters,
-        )
     raw = len(message.raw_input_contents) > 0
     return InferRequest(
         message.id or None,

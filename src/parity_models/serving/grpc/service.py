@@ -33,7 +33,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerReadyResponse,
 )
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.served_model import PLATFORM, VERSION, InferRequest, ServedModel
+from parity_models.serving.served_model import InferRequest, ServedModel
 from parity_models.serving.tenancy import with_tenant
 
 SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -86,18 +86,20 @@ class InferenceService:
         model = self._model
         model.check_model(request.name, request.version)
         self._name_bundle(context)
+        about = model.metadata
         inputs, outputs = (
             [
                 ModelMetadataResponse.TensorMetadata(
-                    name=spec.name, datatype=spec.datatype, shape=[-1, *spec.shape]
+                    name=each.name, datatype=each.datatype, shape=each.shape
                 )
+                for each in tensors
             ]
-            for spec in (model.input, model.output)
+            for tensors in (about.inputs, about.outputs)
         )
         return ModelMetadataResponse(
-            name=model.name,
-            versions=[VERSION],
-            platform=PLATFORM,
+            name=about.name,
+            versions=about.versions,
+            platform=about.platform,
             inputs=inputs,
             outputs=outputs,
         )

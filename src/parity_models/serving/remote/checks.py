@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
+from parity_models.serving.protocol import ModelMetadata
 from parity_models.serving.remote.upstream import (
     Fault,
-    ModelMetadata,
     UnitError,
     UpstreamClient,
     UpstreamError,

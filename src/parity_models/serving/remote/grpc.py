@@ -18,12 +18,11 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelReadyResponse,
 )
 from parity_models.serving.grpc.service import MODEL_SHA256
+from parity_models.serving.protocol import ModelMetadata, TensorMetadata
 from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
 from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
-    ModelMetadata,
-    TensorMetadata,
     UnitError,
     UpstreamError,
     UpstreamModel,
@@ -85,7 +84,9 @@ class GrpcClient:
             for tensors in (about.inputs, about.outputs)
         )
         hashed = sha256 if isinstance(sha256, str) else None
-        return ModelMetadata(about.name, inputs, outputs, tuple(about.versions), hashed)
+        return ModelMetadata(
+            about.name, inputs, outputs, tuple(about.versions), model_sha256=hashed
+        )
 
     async def infer(self, model: UpstreamModel, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
         tensors = side_by_side(rows, model.input)

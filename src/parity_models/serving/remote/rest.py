@@ -11,16 +11,29 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 from numpy.typing import NDArray
 
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.json_tensors import json_end, tensor_from_json
+from parity_models.serving.protocol import (
+    BINARY,
+    HEADER_LENGTH,
+    NO_DATA,
+    ModelMetadata,
+    OutputParameters,
+    RequestedOutput,
+    RequestMessage,
+    ResponseMessage,
+    ServerMetadata,
+    TensorMessage,
+    TensorParameters,
+)
 from parity_models.serving.remote.upstream import (
     MAX_HEAD,
     BusyError,
     Fault,
-    ModelMetadata,
     UnitError,
     UpstreamError,
     UpstreamModel,
@@ -29,16 +42,12 @@ from parity_models.serving.remote.upstream import (
     rows_like,
     side_by_side,
 )
-from parity_models.serving.rest_codec import HEADER_LENGTH, tensor_from_json
 
 MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
 
 JSON_VALUE = 32
 """Bytes that a number may take in an answer, with what stands around it."""
-
-BINARY = "binary_tensor_data"
-"""What servers call the extension that tensors are sent by."""
 
 KEEP_ALIVE = 4
 """Seconds that an idle connection is kept: less than the five that many servers keep theirs."""
@@ -85,7 +94,10 @@ class RestClient:
         body, headers = (_binary_request if self._binary else _json_request)(model, rows)
         limit = MAX_HEAD + JSON_VALUE * len(rows) * prod(model.output.shape)
         answer, length = await self._ask("POST", f"{_path(model.name)}/infer", limit, body, headers)
-        end = _header_end(length, len(answer))
+        try:
+            end = json_end(length, len(answer)) if length else len(answer)
+        except InvalidRequestError as error:
+            raise UpstreamError(Fault.GARBAGE, f"answered what cannot be read: {error}") from error
         response = _decode(_RESPONSE, answer[:end])
         if [output.name for output in response.outputs] != [model.output.name]:
             raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
@@ -95,7 +107,7 @@ class RestClient:
         data = memoryview(answer)[end:]
         return outputs_from(data, output.datatype, output.shape, model.output, len(rows))
 
-    def _from_json(self, output: "_Output", spec: TensorSpec, rows: int) -> NDArray[Any]:
+    def _from_json(self, output: TensorMessage, spec: TensorSpec, rows: int) -> NDArray[Any]:
         check_output(output.datatype, output.shape, spec, rows)
         try:
             return tensor_from_json(output.data, spec, rows, f"the data of output {spec.name!r}")
@@ -154,43 +166,10 @@ class RestClient:
             raise UnitError(f"answered {response.status}: {text}")
 
 
-class _Input(Struct, omit_defaults=True):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    parameters: dict[str, int] | None = None
-    data: list[Any] | None = None
-
-
-class _Requested(Struct, omit_defaults=True):
-    name: str
-    parameters: dict[str, bool] | None = None
-
-
-class _Request(Struct):
-    inputs: list[_Input]
-    outputs: list[_Requested]
-
-
-class _Output(Struct):
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    data: Raw = Raw()
-
-
-class _Response(Struct):
-    outputs: tuple[_Output, ...]
-
-
-class _ServerMetadata(Struct):
-    extensions: tuple[str, ...] = ()
-
-
 _T = TypeVar("_T")
-_RESPONSE = msgspec.json.Decoder(_Response)
+_RESPONSE = msgspec.json.Decoder(ResponseMessage)
 _METADATA = msgspec.json.Decoder(ModelMetadata)
-_SERVER = msgspec.json.Decoder(_ServerMetadata)
+_SERVER = msgspec.json.Decoder(ServerMetadata)
 
 
 def retry_after(value: str) -> float | None:
@@ -216,10 +195,12 @@ def _binary_request(
     model: UpstreamModel, rows: Sequence[NDArray[Any]]
 ) -> tuple[bytes, dict[str, str]]:
     tensors = side_by_side(rows, model.input)
-    size = {"binary_data_size": sum(each.nbytes for each in tensors)}
+    size = sum(each.nbytes for each in tensors)
     header = _request(
-        _Input(model.input.name, model.input.datatype, (len(rows), *model.input.shape), size),
-        _Requested(model.output.name, {"binary_data": True}),
+        model,
+        len(rows),
+        TensorParameters(binary_data_size=size),
+        wanted=OutputParameters(binary_data=True),
     )
     return b"".join((header, *tensors)), {
         HEADER_LENGTH: str(len(header)),
@@ -230,26 +211,24 @@ def _binary_request(
 def _json_request(
     model: UpstreamModel, rows: Sequence[NDArray[Any]]
 ) -> tuple[bytes, dict[str, str]]:
-    data = [value for row in rows_like(rows, model.input) for value in row.ravel().tolist()]
-    shape = (len(rows), *model.input.shape)
-    tensor = _Input(model.input.name, model.input.datatype, shape, data=data)
-    return _request(tensor, _Requested(model.output.name)), {"Content-Type": "application/json"}
+    values = [value for row in rows_like(rows, model.input) for value in row.ravel().tolist()]
+    request = _request(model, len(rows), data=Raw(msgspec.json.encode(values)))
+    return request, {"Content-Type": "application/json"}
 
 
-def _request(tensor: _Input, requested: _Requested) -> bytes:
-    return msgspec.json.encode(_Request([tensor], [requested]))
-
-
-def _header_end(length: str, size: int) -> int:
-    """Where an answer's JSON object ends; `length` is what the header says, "" without one."""
-    if not length:
-        return size
-    # Digits beyond a few thousand are no int to Python.
-    if not (length.isascii() and length.isdigit() and len(length) < 20) or int(length) > size:
-        raise UpstreamError(
-            Fault.GARBAGE, f"answered that {length[:20]!r} of {size} bytes are JSON"
-        )
-    return int(length)
+def _request(
+    model: UpstreamModel,
+    rows: int,
+    parameters: TensorParameters | None = None,
+    *,
+    data: Raw = NO_DATA,
+    wanted: OutputParameters | None = None,
+) -> bytes:
+    """The JSON object of a request for the model's output."""
+    spec = model.input
+    tensor = TensorMessage(spec.name, spec.datatype, (rows, *spec.shape), parameters, data)
+    outputs = (RequestedOutput(model.output.name, wanted),)
+    return msgspec.json.encode(RequestMessage((tensor,), outputs=outputs))
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], text: bytes) -> _T:

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_work
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.protocol import ModelMetadata
+from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
 
 MAX_CONCURRENCY = 1000
 
@@ -129,27 +130,6 @@ class UpstreamModel:
     output: TensorSpec
 
 
-class TensorMetadata(msgspec.Struct, frozen=True):
-    """As the protocol has it: `shape` with a first axis of -1, for any number of rows."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-
-class ModelMetadata(msgspec.Struct, frozen=True):
-    """What an upstream says of a model; KServe's own servers name no versions.
-
-    `model_sha256` is the hash of the model's file, which this software's servers tell.
-    """
-
-    name: str
-    inputs: tuple[TensorMetadata, ...]
-    outputs: tuple[TensorMetadata, ...]
-    versions: tuple[str, ...] | None = None
-    model_sha256: str | None = None
-
-
 class UpstreamClient(Protocol):
     """Connections to one upstream.
 
@@ -247,8 +227,7 @@ def rows_like(rows: Sequence[NDArray[Any]], spec: TensorSpec) -> Sequence[NDArra
 
 def side_by_side(rows: Sequence[NDArray[Any]], spec: TensorSpec) -> list[memoryview]:
     """The bytes of the rows, as the protocol's binary data; UnitError if one does not fit."""
-    dtype = spec.dtype.newbyteorder("<")
-    return [np.ascontiguousarray(each, dtype).data for each in rows_like(rows, spec)]
+    return [little_endian(each).data for each in rows_like(rows, spec)]
 
 
 def outputs_from(
@@ -256,12 +235,15 @@ def outputs_from(
 ) -> NDArray[Any]:
     """The outputs in an answer: a view of `data`. Raises UpstreamError if they cannot be them."""
     check_output(datatype, shape, spec, rows)
-    size = rows * spec.zeros(1).nbytes
+    size = size_in_bytes(spec, rows)
     if len(data) != size:
         raise UpstreamError(
             Fault.GARBAGE, f"answered with {len(data)} bytes of data, where {size} were due"
         )
-    return np.frombuffer(data, spec.dtype.newbyteorder("<")).reshape(rows, *spec.shape)
+    try:
+        return rows_from_bytes(spec, rows, data)
+    except InvalidRequestError as error:
+        raise UpstreamError(Fault.GARBAGE, f"answered what cannot be: {error}") from error
 
 
 def check_output(datatype: str, shape: Sequence[int], spec: TensorSpec, rows: int) -> None:
