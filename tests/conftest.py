@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import settings
 
 from commands import Here, Outcome
 from parity_models.cli.main import main
@@ -12,6 +13,10 @@ from parity_models.cli.main import main
 # A shell starts what it runs in the background with interrupts ignored, and processes inherit
 # that; the tests of Ctrl-C are to hold there, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("parm", deadline=None)
+settings.load_profile("parm")
 
 
 @pytest.fixture
