@@ -42,6 +42,7 @@ from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.models import load
 from parity_models.serving.worker.wire import (
     AssignedModel,
     Heartbeat,
@@ -51,7 +52,6 @@ from parity_models.serving.worker.wire import (
 )
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
-from parity_models.serving.worker.worker import load
 
 
 @pytest.fixture(autouse=True)

@@ -44,9 +44,10 @@ from parity_models.serving.ray.roster import (
     Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
+from parity_models.serving.worker.models import warm_model
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
-from parity_models.serving.worker.worker import Worker, warm_model
+from parity_models.serving.worker.worker import Worker
 
 STOP_PATIENCE = 20.0
 """Seconds that a replica that is to stop has for its unit."""

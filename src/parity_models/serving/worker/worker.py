@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Event, Thread
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from parity_models.errors import ModelError
 from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.worker.copies import read_copy
+from parity_models.serving.worker.connection import Connection
 from parity_models.serving.worker.device import Device
+from parity_models.serving.worker.models import load
 from parity_models.serving.worker.pipe import WorkerPipes
 from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.wire import (
     HEARTBEAT,
-    AssignedModel,
     Assignment,
     Cancel,
     Exit,
@@ -66,43 +66,6 @@ _log = logging.getLogger(__name__)
 
 def _nothing() -> None:
     pass
-
-
-class Connection(Protocol):
-    """A worker's end of what its engine's messages come through, and its own to the engine.
-
-    `units` and `control` are the endpoints at which it listens; None without any. What stops the
-    process raises EOFError.
-    """
-
-    @property
-    def units(self) -> str | None: ...
-
-    @property
-    def control(self) -> str | None: ...
-
-    @property
-    def strangers(self) -> int:
-        """How many without the key have been kept out since this was last asked."""
-
-    # For the computing thread
-
-    def take(self, lease: Lease) -> None:
-        """Reports go to this engine from now on. Raises MessageError if there can be none."""
-
-    def receive(self) -> Sequence[Frame]:
-        """Wait for a message about units."""
-
-    def report(self, frames: Sequence[Frame]) -> None:
-        """Send the engine a message."""
-
-    # For the other one
-
-    def receive_control(self, timeout: float) -> Sequence[Frame] | None:
-        """Wait for a message that cannot wait, for up to so many seconds."""
-
-    def beat(self, lease: Lease | None, heartbeat: bytes) -> bool:
-        """Send the heartbeat to who has the lease; was it sent?"""
 
 
 class Worker:
@@ -333,28 +296,6 @@ class Worker:
                 self._released.set()
             case Exit():
                 os._exit(0)
-
-
-def warm_model(model: OnnxModel, name: str) -> OnnxModel:
-    """The model, called `name`, after its first run, which is slower than the others.
-
-    Raises ModelError if it does not run.
-    """
-    try:
-        model(model.input.zeros(1))
-    except Exception as error:  # ONNX Runtime's errors share no base class but this
-        raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
-    return model
-
-
-def load(assigned: AssignedModel) -> OnnxModel:
-    """The model, warm. Raises ModelError if its content is not the one that was assigned, or cannot
-    be run, and OSError if it cannot be read."""
-    try:
-        model = OnnxModel(read_copy(assigned))
-    except ModelError as error:
-        raise ModelError(f"{assigned.name}: {error}") from error
-    return warm_model(model, assigned.name)
 
 
 def main() -> NoReturn:

@@ -1,0 +1,28 @@
+"""A worker's models: read, known by their hashes, and warm."""
+
+from parity_models.errors import ModelError
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.worker.copies import read_copy
+from parity_models.serving.worker.wire import AssignedModel
+
+
+def warm_model(model: OnnxModel, name: str) -> OnnxModel:
+    """The model, called `name`, after its first run, which is slower than the others.
+
+    Raises ModelError if it does not run.
+    """
+    try:
+        model(model.input.zeros(1))
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
+    return model
+
+
+def load(assigned: AssignedModel) -> OnnxModel:
+    """The model, warm. Raises ModelError if its content is not the one that was assigned, or cannot
+    be run, and OSError if it cannot be read."""
+    try:
+        model = OnnxModel(read_copy(assigned))
+    except ModelError as error:
+        raise ModelError(f"{assigned.name}: {error}") from error
+    return warm_model(model, assigned.name)
