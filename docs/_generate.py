@@ -14,6 +14,9 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from parity_models.cli.main import command
+from parity_models.options import options_of
+from parity_models.scheduling.dispatch import RULES
+from parity_models.scheduling.policies import POLICIES
 
 SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
 
@@ -48,6 +51,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"reference/command-line/index.md": _command_index()}
     for name, entry in _commands():
         pages[f"reference/command-line/{name}.md"] = "\n".join(_command_page(entry, f"parm {name}"))
+    pages["reference/policy-options.md"] = "\n".join(_policy_options())
     pages["reference/api/index.md"] = _api_index()
     for name in API:
         pages[f"reference/api/{_full(name)}.md"] = "\n".join(_api_page(name))
@@ -124,6 +128,31 @@ def _text(help: str | None) -> str:
     for mark in "*_`[]|":
         text = text.replace(mark, f"\\{mark}")
     return text
+
+
+# The options of policies and dispatch rules
+
+
+def _policy_options() -> Iterator[str]:
+    yield "# Options of policies and dispatch rules"
+    yield ""
+    yield (
+        "Made from what policies and rules declare. Times are in seconds in files, and in "
+        "milliseconds in flags."
+    )
+    for kind, registry in (("policy", POLICIES), ("dispatch rule", RULES)):
+        yield ""
+        yield f"| {kind} | option | type | range | default | what it is |"
+        yield "|---|---|---|---|---|---|"
+        for extension in registry:
+            for field in options_of(extension.Options):
+                choices = getattr(field.kind, "__members__", {})
+                type_ = ", ".join(map(str, choices.values())) or field.kind.__name__
+                default = "" if field.default is None else field.default
+                yield (
+                    f"| `{extension.name}` | `{field.name}` | {type_} | {field.option.range} | "
+                    f"{default} | {_text(field.option.help)} |"
+                )
 
 
 # The API

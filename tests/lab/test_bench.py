@@ -19,11 +19,11 @@ from parity_models.lab.latency.served import served
 from parity_models.lab.plots import plot_latency
 from parity_models.load import LoadSpec, offer_load
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
 from served import INPUTS, predictions, queries, write_linear_bundle
 
-EQUAL_RESOURCES = PolicySpec(name=PolicyName.EQUAL_RESOURCES)
+EQUAL_RESOURCES = PolicyChoice("equal-resources")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ async def test_what_cannot_be_served_is_refused_with_the_servers_reason(
             pass
     uncoded = write_linear_bundle(tmp_path, coded=False)
     with pytest.raises(UserError, match="has no parity model"):
-        async with served(uncoded, ServeOptions(port=0, policy=PolicySpec(name=PolicyName.PARITY))):
+        async with served(uncoded, ServeOptions(port=0, policy=PolicyChoice("parity"))):
             pass
 
 
@@ -117,7 +117,7 @@ async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(overhead, "ROUNDS", 3)
-    policy = PolicySpec(name=PolicyName.NONE)
+    policy = PolicyChoice("none")
     async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
         report = await overhead.measure_overhead(open_bundle(bundle), against=(other.url,))
     assert (report.model, report.tensor_bytes, report.calls) == ("linear", 4 * INPUTS, 300)

@@ -11,7 +11,7 @@ from commands import invoke
 from parity_models.lab.costs import ray_serve
 from parity_models.lab.costs.ray_serve import Carried, RayReport, beside_plain
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
 from ray_cluster import local_ray
 from served import write_linear_bundle
@@ -29,7 +29,7 @@ def test_a_plain_application_and_ours_are_measured_side_by_side(
     for name, value in {"ROUNDS": 1, "CALLS": 3, "SECONDS": 0.3, "CLIENTS": 2}.items():
         monkeypatch.setattr(ray_serve, name, value)
     bundle = open_bundle(write_linear_bundle(tmp_path))
-    options = ServeOptions(instances=1, policy=PolicySpec(name=PolicyName.PARITY))
+    options = ServeOptions(instances=1, policy=PolicyChoice("parity"))
     with tqdm(disable=True) as progress:
         for carried in beside_plain(url, bundle, options, progress):
             assert 0 < carried.p50_ms <= carried.p99_ms

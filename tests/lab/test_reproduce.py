@@ -36,7 +36,7 @@ from parity_models.lab.latency.trial import (
     simulate_trial,
 )
 from parity_models.lab.latency.trial_cache import TrialCache
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.service_times import read_service_times
 from parity_models.training import Settings
 
@@ -59,7 +59,7 @@ def trial(mode: Mode, queries: int) -> Trial:
     return Trial(
         mode=mode,
         setting=Setting(instances=2, load=0.3, shuffles=1),
-        policy=PolicySpec(name=PolicyName.ADAPTIVE_PARITY),
+        policy=PolicyChoice("adaptive-parity"),
         queries=queries,
         warm_up=20,
         seed=0,
@@ -69,7 +69,7 @@ def trial(mode: Mode, queries: int) -> Trial:
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_experiment_of_the_package_compares_with_equal_resources(name: str) -> None:
     experiment = load_experiment(name)
-    assert experiment.series[0].policy.name is PolicyName.EQUAL_RESOURCES
+    assert experiment.series[0].choice.name == "equal-resources"
     for point in range(len(experiment.points)):
         for series in experiment.series:
             setting = experiment.at(point, series)
@@ -111,7 +111,7 @@ def test_the_paper_s_settings_are_those_of_the_paper() -> None:
         (("{ load = 0.6 }", "{ load = 0.6, colour = 1 }"), "unknown field `colour`"),
         (("load = 0.6", "rate = 5"), "does not say what load is"),
         (("instances = 4", "instances = 0"), "Expected `int` >= 1"),
-        (("equal-resources", "equal"), "Invalid enum value"),
+        (("equal-resources", "equal"), "there is no policy .equal."),
         (("[[series]]", "[[series"), "is not an experiment"),
     ],
 )
@@ -220,9 +220,7 @@ def test_a_policy_without_redundancy_has_the_first_instances_of_a_real_trial(wor
     """What is planned for the others, a kill and pauses, is left out."""
     asked = trial(Mode.REAL, 100)
     setting = msgspec.structs.replace(asked.setting, kill_every=100.0, pause_every=5.0)
-    asked = msgspec.structs.replace(
-        asked, setting=setting, policy=PolicySpec(name=PolicyName.NONE), seed=9
-    )
+    asked = msgspec.structs.replace(asked, setting=setting, policy=PolicyChoice("none"), seed=9)
     assert (asked.workers, setting.all_instances) == (2, 3)
     assert [kill.worker for kill in setting.faults(9, asked.seconds).kills] == [2]
     result = Laboratory(work / "bundles").run(asked)
@@ -235,7 +233,7 @@ def test_contention_may_be_drawn_in_a_real_trial_and_spares_those_not_there(work
     asked = msgspec.structs.replace(
         asked,
         setting=setting,
-        policy=PolicySpec(name=PolicyName.NONE),
+        policy=PolicyChoice("none"),
         network=Emulation.EVERYTHING,
     )
     assert asked.workers < setting.all_instances

@@ -105,7 +105,8 @@ def test_redundancy_takes_no_capacity_from_originals(times: float, deadline: flo
 
 
 @pytest.mark.parametrize(
-    ("policy", "share"), [(lambda: Replication(2), 0.45), (lambda: Hedging(), 0.8)]
+    ("policy", "share"),
+    [(lambda: Replication(Replication.Options(copies=2)), 0.45), (lambda: Hedging(), 0.8)],
 )
 def test_copies_are_counted(policy: Callable[[], Policy], share: float) -> None:
     overload = Overload(policy(), 3.0, 1.0, seconds=5).run()

@@ -36,12 +36,16 @@ from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, undisturbed
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {
-    "replication": lambda code: Replication(2),
-    "hedging": lambda code: Hedging(delay=0.5, budget=1.0),
+    "replication": lambda code: Replication(Replication.Options(copies=2)),
+    "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=0.5, hedge_budget=1.0)),
     "backup": lambda code: ApproximateBackup(),
-    "parity": lambda code: Parity(code, max_group_wait=0.5),
-    "parity, dedicated": lambda code: Parity(code, pool=Pool.DEDICATED, max_group_wait=0.5),
-    "parity, delayed": lambda code: Parity(code, max_group_wait=None, parity_delay=0.5),
+    "parity": lambda code: Parity(code, Parity.Options(max_group_wait=0.5)),
+    "parity, dedicated": lambda code: Parity(
+        code, Parity.Options(pool=Pool.DEDICATED, max_group_wait=0.5)
+    ),
+    "parity, delayed": lambda code: Parity(
+        code, Parity.Options(max_group_wait=None, parity_delay=0.5)
+    ),
     "adaptive parity": lambda code: AdaptiveParity(
         code, run_times=RunTimes(window=20, every=2), interference=undisturbed()
     ),
@@ -157,7 +161,9 @@ def test_with_nodes_enough_no_two_units_of_a_query_or_of_a_group_are_on_one(
 def test_no_query_waits_for_a_node_while_an_instance_is_idle(
     dispatch: type[Dispatch], nodes: list[int], steps: list[tuple[bool, int]]
 ) -> None:
-    world = World(Scheduler(Parity(code(), max_group_wait=None), dispatch=dispatch()), code())
+    world = World(
+        Scheduler(Parity(code(), Parity.Options(max_group_wait=None)), dispatch=dispatch()), code()
+    )
     for number, node in enumerate(nodes):
         world.join(f"{number}", BOTH, f"node {node}")
     for arrive, choice in steps:
@@ -170,7 +176,7 @@ def test_no_query_waits_for_a_node_while_an_instance_is_idle(
 
 
 def parity_on(nodes: dict[str, str], works: frozenset[str] = BOTH) -> World:
-    world = World(Scheduler(Parity(code(), max_group_wait=None)), code())
+    world = World(Scheduler(Parity(code(), Parity.Options(max_group_wait=None))), code())
     for instance, node in nodes.items():
         world.join(instance, works, node)
     return world
@@ -228,7 +234,7 @@ def test_queries_that_all_run_on_one_node_leave_one_open_group_behind() -> None:
 def test_a_rule_that_places_on_arrival_places_no_copy_beside_its_original(
     rule: type[Dispatch],
 ) -> None:
-    world = World(Scheduler(Replication(2), dispatch=rule()))
+    world = World(Scheduler(Replication(Replication.Options(copies=2)), dispatch=rule()))
     for instance in ("a", "b", "c"):
         world.join(instance, ORIGINALS)
     world.arrive(30)

@@ -49,12 +49,14 @@ def adaptive(code: Code) -> Policy:
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {
     "none": lambda code: NoRedundancy(),
-    "replication": lambda code: Replication(2),
-    "three copies": lambda code: Replication(3),
-    "hedging": lambda code: Hedging(delay=0.001, budget=1.0),
+    "replication": lambda code: Replication(Replication.Options(copies=2)),
+    "three copies": lambda code: Replication(Replication.Options(copies=3)),
+    "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=0.001, hedge_budget=1.0)),
     "backup": lambda code: ApproximateBackup(),
-    "parity": lambda code: Parity(code, max_group_wait=0.001),
-    "dedicated parity": lambda code: Parity(code, pool=Pool.DEDICATED, max_group_wait=0.001),
+    "parity": lambda code: Parity(code, Parity.Options(max_group_wait=0.001)),
+    "dedicated parity": lambda code: Parity(
+        code, Parity.Options(pool=Pool.DEDICATED, max_group_wait=0.001)
+    ),
     "adaptive": adaptive,
 }
 
@@ -129,7 +131,7 @@ def test_what_was_lost_together_is_tried_alone() -> None:
 
 
 def test_no_copy_runs_beside_a_suspect() -> None:
-    world = World(Scheduler(Hedging(delay=0.1, budget=1.0)))
+    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=1.0))))
     for i in range(4):
         world.join(f"{i}", ORIGINALS)
     world.arrive(1)
@@ -144,7 +146,7 @@ def test_no_copy_runs_beside_a_suspect() -> None:
 
 
 def test_a_suspect_is_answered_as_ever_if_its_instance_was_lost_by_chance() -> None:
-    world = World(Scheduler(Parity(code(), max_group_wait=0.0)), code())
+    world = World(Scheduler(Parity(code(), Parity.Options(max_group_wait=0.0))), code())
     for i in range(3):
         world.join(f"{i}", ORIGINALS)
     world.arrive(2)

@@ -38,7 +38,7 @@ def parity_world(
     instances: dict[str, frozenset[str]], decoder: str = "separate", **options: Any
 ) -> World:
     the_code = code(decoder=decoder)
-    policy = Parity(the_code, **options)
+    policy = Parity(the_code, Parity.Options(**options))
     world = World(Scheduler(policy), the_code)
     for instance, works in instances.items():
         world.join(instance, works)
@@ -186,7 +186,11 @@ class Test_parity:
     def test_batch_mates_never_join_one_group(self) -> None:
         """Nodes are lost between their arrival and their start."""
         config = SchedulerConfig(max_batch=2)
-        world = World(Scheduler(Parity(code(), max_group_wait=None), config), code(), max_batch=2)
+        world = World(
+            Scheduler(Parity(code(), Parity.Options(max_group_wait=None)), config),
+            code(),
+            max_batch=2,
+        )
         world.join("a", ORIGINALS, "x")
         world.join("b", ORIGINALS, "y")
         world.join("p", PARITIES, "x")
@@ -209,7 +213,7 @@ class Test_parity:
         assert [encode.members for encode in encodes] == [(2, 3)]
 
     def test_under_the_deadline_rule_prefers_the_model_until_then(self) -> None:
-        world = parity_world(DEDICATED, answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        world = parity_world(DEDICATED, answer=AnswerRule.DEADLINE, answer_after=1.0)
         world.arrive(2)
         world.finish("p")
         world.pass_time(0.5)
@@ -219,7 +223,7 @@ class Test_parity:
         assert world.answers[1] is Source.RECONSTRUCTION
 
     def test_under_the_deadline_rule_does_not_wait_for_a_lost_instance(self) -> None:
-        world = parity_world(DEDICATED, answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        world = parity_world(DEDICATED, answer=AnswerRule.DEADLINE, answer_after=1.0)
         world.arrive(2)
         world.finish("p")
         world.leave("b")
@@ -234,7 +238,7 @@ class Test_parity:
 
     def test_with_two_rows_recovers_two_of_three(self) -> None:
         the_code = code(3, 2, "subtraction")
-        world = World(Scheduler(Parity(the_code, pool=Pool.DEDICATED)), the_code)
+        world = World(Scheduler(Parity(the_code, Parity.Options(pool=Pool.DEDICATED))), the_code)
         both_rows = frozenset({parity_work(0), parity_work(1)})
         for instance in ("a", "b", "c"):
             world.join(instance, ORIGINALS)
@@ -256,7 +260,7 @@ class Test_parity:
 
 class Test_other_policies:
     def test_replication_runs_a_query_twice_and_answers_once(self) -> None:
-        world = World(Scheduler(Replication(2)))
+        world = World(Scheduler(Replication(Replication.Options(copies=2))))
         for instance in ("a", "b"):
             world.join(instance, ORIGINALS)
         world.arrive(1)
@@ -266,7 +270,7 @@ class Test_other_policies:
         assert world.cancelled == {world.running["a"].unit}
 
     def test_hedging_copies_a_query_that_takes_long(self) -> None:
-        world = World(Scheduler(Hedging(delay=1.0)))
+        world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0))))
         for instance in ("a", "b"):
             world.join(instance, ORIGINALS)
         world.arrive(1)
@@ -276,7 +280,7 @@ class Test_other_policies:
         assert world.running["b"].subjects == (0,)
 
     def test_hedging_does_not_copy_what_waits_in_the_common_queue(self) -> None:
-        world = World(Scheduler(Hedging(delay=1.0)))
+        world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0))))
         world.join("busy", ORIGINALS)
         world.arrive(2)
         world.abandon(0)
@@ -288,7 +292,7 @@ class Test_other_policies:
         assert world.running["b"].subjects == (1,)
 
     def test_hedging_stays_within_its_budget(self) -> None:
-        world = World(Scheduler(Hedging(delay=1.0, budget=0.1)))
+        world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0, hedge_budget=0.1))))
         for i in range(400):
             world.join(f"{i}", ORIGINALS)
         world.arrive(200)
@@ -296,7 +300,7 @@ class Test_other_policies:
         assert sum(isinstance(action, Run) for action in world.log) == 210
 
     def test_hedging_learns_its_delay(self) -> None:
-        world = World(Scheduler(Hedging(quantile=0.95)))
+        world = World(Scheduler(Hedging(Hedging.Options(hedge_quantile=0.95))))
         world.join("a", ORIGINALS)
         for _ in range(50):
             world.arrive(1)
@@ -327,14 +331,16 @@ class Test_other_policies:
         assert world.answers == {0: Source.MODEL}
 
     def test_an_exact_query_is_copied_all_the_same(self) -> None:
-        world = World(Scheduler(Replication(2)))
+        world = World(Scheduler(Replication(Replication.Options(copies=2))))
         for instance in ("a", "b"):
             world.join(instance, ORIGINALS)
         world.arrive(1, exact=True)
         assert len(world.running) == 2
 
     def test_a_backup_waits_for_the_answer_rules_deadline(self) -> None:
-        policy = ApproximateBackup(answer_rule=AnswerRule.DEADLINE, answer_after=1.0)
+        policy = ApproximateBackup(
+            ApproximateBackup.Options(answer=AnswerRule.DEADLINE, answer_after=1.0)
+        )
         world = World(Scheduler(policy))
         world.join("a", ORIGINALS)
         world.join("cheap", frozenset({BACKUP}))
@@ -357,8 +363,8 @@ class Test_other_policies:
     [
         (NoRedundancy(), [ORIGINALS] * 2),
         (EqualResources(), [ORIGINALS] * 3),
-        (Parity(code(), pool=Pool.DEDICATED), [ORIGINALS] * 2 + [PARITIES]),
-        (Parity(code(), pool=Pool.SHARED), [BOTH] * 3),
+        (Parity(code(), Parity.Options(pool=Pool.DEDICATED)), [ORIGINALS] * 2 + [PARITIES]),
+        (Parity(code(), Parity.Options(pool=Pool.SHARED)), [BOTH] * 3),
     ],
 )
 def test_policies_say_what_each_instance_runs(policy: Policy, works: list[frozenset[str]]) -> None:

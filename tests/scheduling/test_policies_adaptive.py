@@ -344,7 +344,7 @@ def test_the_instance_kept_for_originals_is_not_a_slow_one(
     dispatch: type[Dispatch], parity_runs: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Margin, "kept", lambda *_: 1)
-    scheduler = Scheduler(Parity(code(), max_group_wait=None), dispatch=dispatch())
+    scheduler = Scheduler(Parity(code(), Parity.Options(max_group_wait=None)), dispatch=dispatch())
     world = World(scheduler, code())
     instances = "slow", "a", "b", "c"
     for instance in instances:
@@ -367,7 +367,7 @@ def test_units_that_took_no_time_do_not_have_queries_looked_at_for_ever(name: st
     policy = (
         AdaptiveParity(code(), run_times=run_times(*[(0.0, True)] * 100))
         if name == "adaptive"
-        else Hedging(delay=1e-12)
+        else Hedging(Hedging.Options(hedge_delay=1e-12))
     )
     scheduler = Scheduler(policy, SchedulerConfig())
     scheduler.instance_joined(1e6, "a", BOTH)

@@ -59,7 +59,7 @@ def test_where_all_instances_share_a_node_all_is_as_where_they_name_none(
 
 @pytest.mark.parametrize("pool", list(Pool))
 def test_a_hundred_thousand_queries_leave_no_more_behind_than_a_hundred(pool: Pool) -> None:
-    policy = Parity(code(), pool=pool, max_group_wait=0.5)
+    policy = Parity(code(), Parity.Options(pool=pool, max_group_wait=0.5))
     world = World(Scheduler(policy, SchedulerConfig(max_batch=2)), code(), 2)
     for i, works in enumerate(policy.works(4, 2)):
         world.join(f"{i}", works)
@@ -108,7 +108,9 @@ class Test_originals:
         assert world.scheduler.pending == 2
 
     def test_wait_once_however_many_copies_do(self) -> None:
-        world = World(Scheduler(Replication(3), SchedulerConfig(max_queue=2)))
+        world = World(
+            Scheduler(Replication(Replication.Options(copies=3)), SchedulerConfig(max_queue=2))
+        )
         world.join("a", ORIGINALS)
         world.arrive(1)
         world.arrive(2)
@@ -117,7 +119,9 @@ class Test_originals:
         assert set(world.failures) == {3}
 
     def test_of_which_a_copy_runs_do_not_wait(self) -> None:
-        world = World(Scheduler(Replication(2), SchedulerConfig(max_queue=1)))
+        world = World(
+            Scheduler(Replication(Replication.Options(copies=2)), SchedulerConfig(max_queue=1))
+        )
         world.join("a", ORIGINALS)
         world.arrive(1)
         world.arrive(1)

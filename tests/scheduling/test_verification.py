@@ -215,7 +215,7 @@ def test_whatever_happens_no_instance_is_lost_and_no_query_has_no_end(
     max_batch: int,
     steps: list[tuple[str, int]],
 ) -> None:
-    policy = Parity(code(), max_group_wait=0.5) if coded else NoRedundancy()
+    policy = Parity(code(), Parity.Options(max_group_wait=0.5)) if coded else NoRedundancy()
     config = SchedulerConfig(max_batch=max_batch, verify_every=verify_every)
     world = World(Scheduler(policy, config, rule()), code(), max_batch)
     works = cycle(policy.works(3, 1))

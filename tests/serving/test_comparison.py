@@ -102,7 +102,7 @@ async def answer_group(frontend: Frontend, engine: Any) -> NDArray[np.float32]:
 
 
 async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() -> None:
-    async with serving(Parity(CODE, pool=Pool.DEDICATED)) as (frontend, engine):
+    async with serving(Parity(CODE, Parity.Options(pool=Pool.DEDICATED))) as (frontend, engine):
         metrics = frontend._metrics
         for number in range(1, ONE_IN + 1):
             await answer_group(frontend, engine)
@@ -114,7 +114,7 @@ async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() ->
 
 
 async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:
-    async with serving(Parity(CODE, pool=Pool.DEDICATED)) as (frontend, engine):
+    async with serving(Parity(CODE, Parity.Options(pool=Pool.DEDICATED))) as (frontend, engine):
         for number in range(1, 2 * ONE_IN + 1):
             await answer_group(frontend, engine)
             (parity,) = engine.units

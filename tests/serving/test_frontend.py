@@ -96,7 +96,7 @@ async def test_the_model_s_late_prediction_changes_no_answer() -> None:
 
 
 async def test_a_lone_query_is_protected_by_those_answered_before_it() -> None:
-    async with serving(Parity(CODE, max_group_wait=0.001)) as (frontend, engine):
+    async with serving(Parity(CODE, Parity.Options(max_group_wait=0.001))) as (frontend, engine):
         first = await asked(frontend.infer(queries(2)))
         for unit in list(engine.units):
             engine.finish(unit)
@@ -188,7 +188,9 @@ async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:
 
 
 async def test_the_copies_of_a_query_run_on_the_nodes_that_the_engine_names() -> None:
-    async with serving(Replication(2), instances=0, parity_instances=0) as (frontend, engine):
+    async with serving(
+        Replication(Replication.Options(copies=2)), instances=0, parity_instances=0
+    ) as (frontend, engine):
         for instance in ("a1", "a2", "b1"):
             engine.listener.instance_joined(instance, frozenset({DEPLOYED}), instance[0])
         request = await asked(frontend.infer(queries(1)))
@@ -457,7 +459,9 @@ async def test_a_request_that_nobody_waits_for_disturbs_no_other() -> None:
         assert (await request).sources == [Source.MODEL]
 
 
-@pytest.mark.parametrize("policy", [NoRedundancy, lambda: Parity(CODE, max_group_wait=0.001)])
+@pytest.mark.parametrize(
+    "policy", [NoRedundancy, lambda: Parity(CODE, Parity.Options(max_group_wait=0.001))]
+)
 async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
     async with serving(policy()) as (frontend, engine):
         alive = []
@@ -491,7 +495,7 @@ def test_whatever_happens_every_request_is_answered_once_and_right(
 async def _chaos(random: Random, max_batch: int, pool: Pool | None) -> None:
     policy: Policy = NoRedundancy()
     if pool is not None:
-        policy = Parity(CODE, pool=pool, max_group_wait=0.002)
+        policy = Parity(CODE, Parity.Options(pool=pool, max_group_wait=0.002))
     async with serving(policy, 3, 2, max_batch=max_batch, max_attempts=1000) as (frontend, engine):
         requests: list[tuple[NDArray[Any], asyncio.Task[Answers]]] = []
         lives = 0

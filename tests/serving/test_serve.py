@@ -20,8 +20,7 @@ import uvloop
 from commands import Here, assert_refused, parm
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.policies import Pool
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
@@ -280,20 +279,22 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "reason"),
+    ("policy", "option", "value", "reason"),
     [
-        ("max_group_wait", -0.1, "max_group_wait must be 0 or more"),
-        ("parity_delay", float("nan"), "parity_delay must be 0 or more"),
-        ("answer_after", -1, "answer_after must be 0 or more"),
-        ("copies", 1, "copies must be 2 or more"),
-        ("hedge_delay", 0, "hedge_delay must be above 0"),
-        ("hedge_quantile", 1, "hedge_quantile must be between 0 and 1"),
-        ("hedge_budget", 0, "hedge_budget must be above 0"),
+        ("parity", "max_group_wait", -0.1, "max_group_wait must be 0 or more"),
+        ("parity", "parity_delay", float("nan"), "parity_delay must be 0 or more"),
+        ("parity", "answer_after", -1, "answer_after must be 0 or more"),
+        ("replication", "copies", 1, "copies must be 2 or more"),
+        ("hedging", "hedge_delay", 0, "hedge_delay must be above 0"),
+        ("hedging", "hedge_quantile", 1, "hedge_quantile must be between 0 and 1"),
+        ("hedging", "hedge_budget", 0, "hedge_budget must be above 0"),
     ],
 )
-def test_policies_out_of_range_are_refused(option: str, value: Any, reason: str) -> None:
+def test_policies_out_of_range_are_refused(
+    policy: str, option: str, value: Any, reason: str
+) -> None:
     with pytest.raises(UserError, match=reason):
-        PolicySpec(name=PolicyName.PARITY, **{option: value})
+        PolicyChoice(policy, {option: value})
 
 
 @pytest.mark.parametrize(
@@ -356,20 +357,18 @@ def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
         (
             bundle,
             ServeOptions(
-                port=0, policy=PolicySpec(name=PolicyName.PARITY, pool=Pool.DEDICATED), name="other"
+                port=0, policy=PolicyChoice("parity", {"pool": "dedicated"}), name="other"
             ),
             "parity",
             ["deployed", "deployed", "parity-0"],
         ),
         (
             bundle,
-            ServeOptions(
-                port=0, policy=PolicySpec(name=PolicyName.EQUAL_RESOURCES), parity_instances=2
-            ),
+            ServeOptions(port=0, policy=PolicyChoice("equal-resources"), parity_instances=2),
             "equal-resources",
             ["deployed"] * 4,
         ),
     ]:
         assert uvloop.run(serve_and_ask(folder, options)) == (policy, works)
     with pytest.raises(UserError, match="no parity model"):
-        Server(open_bundle(uncoded), ServeOptions(policy=PolicySpec(name=PolicyName.PARITY)))
+        Server(open_bundle(uncoded), ServeOptions(policy=PolicyChoice("parity")))

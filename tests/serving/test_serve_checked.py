@@ -20,13 +20,13 @@ from parity_models.faults import FaultPlan, Lie
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.bundle_files import MANIFEST
 from parity_models.scheduling import Source
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.golden import golden_of
 from parity_models.serving.local.engine import LocalEngine
 from parity_models.serving.plan import model_files
 from parity_models.serving.server import ServeOptions, Server
 
-PARITY = ServeOptions(policy=PolicySpec(name=PolicyName.PARITY), port=0, parity_instances=0)
+PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, parity_instances=0)
 
 
 def write(folder: Path, weight: float) -> Bundle:
@@ -137,14 +137,14 @@ def test_a_model_that_cannot_be_known_by_its_outputs_is_told(
     assert "deployed has no output to know it by" in caplog.text
 
 
-@pytest.mark.parametrize("policy", [PolicyName.NONE, PolicyName.ADAPTIVE_PARITY])
+@pytest.mark.parametrize("policy", ["none", "adaptive-parity"])
 async def test_a_worker_that_runs_another_model_is_replaced_and_named(
-    tmp_path: Path, policy: PolicyName
+    tmp_path: Path, policy: str
 ) -> None:
     bundle = write(tmp_path, 1)
     lie = tmp_path / "lie.onnx"
     options = ServeOptions(
-        policy=PolicySpec(name=policy),
+        policy=PolicyChoice(policy),
         instances=2,
         port=0,
         faults=FaultPlan(lies=(Lie(0, str(lie)),)),

@@ -4,7 +4,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 from commands import Here, assert_refused
+from own_policy import POLICY, RULE
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.spec import OPTIONS, DispatchName, PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.dispatch import RULES
 from parity_models.serving.server import ServeOptions, Server
 from served import OUTPUTS, ServerProcess, predictions, queries, write_linear_bundle
+
+SUPPORT = Path(__file__).parent.parent / "support"
 
 ROWS = 8
 """More than there are instances: each of them runs an original at first."""
@@ -111,12 +114,10 @@ def test_a_copy_answers_for_an_original_on_a_slow_worker(
             assert infer(client, seed) == ["model"] * ROWS
 
 
-@pytest.mark.parametrize("name", [PolicyName.HEDGING, PolicyName.ADAPTIVE_PARITY])
-async def test_what_is_late_is_learned_from_the_latencies_before(
-    bundle: Path, name: PolicyName
-) -> None:
+@pytest.mark.parametrize("name", ["hedging", "adaptive-parity"])
+async def test_what_is_late_is_learned_from_the_latencies_before(bundle: Path, name: str) -> None:
     faults = load_fault_plan(slow(0))
-    options = ServeOptions(policy=PolicySpec(name=name), deadline=90, port=0, faults=faults)
+    options = ServeOptions(policy=PolicyChoice(name), deadline=90, port=0, faults=faults)
     async with (
         Server(open_bundle(bundle), options) as server,
         httpx.AsyncClient(base_url=server.url, timeout=30) as client,
@@ -166,7 +167,7 @@ def test_adaptive_parity_does_not_wait_for_a_slow_worker(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["hedging", "adaptive-parity"])
-@pytest.mark.parametrize("dispatch", DispatchName)
+@pytest.mark.parametrize("dispatch", RULES.names)
 def test_every_dispatch_rule_serves_every_kind_of_policy(
     bundle: Path, policy: str, dispatch: str
 ) -> None:
@@ -175,12 +176,6 @@ def test_every_dispatch_rule_serves_every_kind_of_policy(
         for seed in range(3):
             assert len(infer(client, seed)) == ROWS
         assert server.metric("parm_query_latency_seconds_count") == 3 * ROWS
-
-
-def test_every_option_of_a_policy_belongs_to_one() -> None:
-    options = {field.name for field in fields(PolicySpec)} - {"name", "dispatch"}
-    assert set().union(*OPTIONS.values()) == options
-    assert OPTIONS.keys() == set(PolicyName)
 
 
 # Default predictions
@@ -215,11 +210,11 @@ def test_a_default_is_given_only_where_there_is_nothing_better(bundle: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["approximate-backup", "--parity-instances", "0"], "a backup needs one parity instance"),
+        (["approximate-backup", "--parity-instances", "0"], "backup needs one parity instance"),
         (["replication", "--copies", "1"], "copies must be 2 or more"),
-        (["hedging", "--hedge-delay", "0"], "hedge_delay must be above 0"),
-        (["hedging", "--hedge-quantile", "1"], "hedge_quantile must be between 0 and 1"),
-        (["hedging", "--hedge-budget", "0"], "hedge_budget must be above 0"),
+        (["hedging", "--hedge-delay", "0"], "--hedge-delay must be above 0"),
+        (["hedging", "--hedge-quantile", "1"], "--hedge-quantile must be between 0 and 1"),
+        (["hedging", "--hedge-budget", "0"], "--hedge-budget must be above 0"),
         (["parity", "--dispatch", "random"], "random"),
         (["parity", "--answer-after", "5"], "--answer-after needs --answer deadline"),
         (["adaptive-parity", "--pool", "dedicated"], "--pool is no option of the policy adaptive"),
@@ -252,3 +247,13 @@ def test_a_policy_whose_models_are_not_there_says_how_to_make_them(
         ("approximate-backup", f"parm backup --from {bare} --network linear --out"),
     ]:
         assert_refused(parm_here("serve", bare, "--policy", policy), command)
+
+
+def test_a_policy_and_a_rule_of_one_s_own_are_served(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SUPPORT)  # where their modules are found
+    flags = ("--policy", POLICY, "--again-after", "1", "--dispatch", RULE, "--scans", "2")
+    with serving(bundle, *flags, "--faults", slow(0)) as (server, client):
+        assert set(infer(client, 0, rows=2)) == {"model"}
+        assert server.metric("parm_query_latency_seconds_count") == 2

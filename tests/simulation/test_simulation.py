@@ -69,7 +69,11 @@ def p999(result: SimulationResult) -> float:
 
 def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
     equal = simulate(workload(), EqualResources())
-    for policy in (Parity(CODE), Parity(CODE, pool=Pool.DEDICATED), AdaptiveParity(CODE)):
+    for policy in (
+        Parity(CODE),
+        Parity(CODE, Parity.Options(pool=Pool.DEDICATED)),
+        AdaptiveParity(CODE),
+    ):
         coded = simulate(workload(), policy)
         assert p999(coded) < 0.7 * p999(equal)
         assert SOURCES.index(Source.RECONSTRUCTION) in coded.sources

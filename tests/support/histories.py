@@ -66,17 +66,21 @@ def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Polic
 BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "none": lambda code, options: NoRedundancy(),
     "equal resources": lambda code, options: EqualResources(),
-    "replication": lambda code, options: Replication(options["copies"]),
-    "hedging": lambda code, options: Hedging(delay=0.5, budget=options["budget"]),
-    "live hedging": lambda code, options: Hedging(quantile=0.5),
+    "replication": lambda code, options: Replication(Replication.Options(copies=options["copies"])),
+    "hedging": lambda code, options: Hedging(
+        Hedging.Options(hedge_delay=0.5, hedge_budget=options["budget"])
+    ),
+    "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
     "backup": lambda code, options: ApproximateBackup(
-        answer_rule=options["answer_rule"], answer_after=options["answer_after"]
+        ApproximateBackup.Options(answer=options["answer"], answer_after=options["answer_after"])
     ),
     "adaptive parity": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
     "learned adaptive parity": lambda code, options: _adaptive(code, options, _learned()),
     "parity": lambda code, options: Parity(
         code,
-        **{name: value for name, value in options.items() if name not in ("budget", "copies")},
+        Parity.Options(
+            **{name: value for name, value in options.items() if name not in ("budget", "copies")}
+        ),
     ),
 }
 
@@ -110,7 +114,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "pool": choose(list(Pool)),
             "max_group_wait": choose([None, 0.0, 0.5, 3.0]),
             "parity_delay": choose([0.0, 1.0]),
-            "answer_rule": choose(list(AnswerRule)),
+            "answer": choose(list(AnswerRule)),
             "answer_after": 2.0,
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),

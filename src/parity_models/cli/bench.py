@@ -10,11 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.cli.json_file import write_json
+from parity_models.cli.policy import check_policy
 from parity_models.errors import UserError
 from parity_models.lab.costs.encode import measure_encode
 from parity_models.lab.costs.overhead import OverheadReport, measure_overhead
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling.spec import PolicyName
+from parity_models.scheduling.policies import NoRedundancy
 from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 
 bench = typer.Typer(
@@ -53,8 +54,13 @@ def overhead(
         typer.Option(help="Likewise, those that run its parity model.", metavar="URLS"),
     ] = None,
     policy: Annotated[
-        PolicyName, typer.Option(help="What the server sends besides the originals.")
-    ] = PolicyName.NONE,
+        str,
+        typer.Option(
+            help="What the server sends besides the originals.",
+            metavar="POLICY",
+            callback=check_policy,
+        ),
+    ] = NoRedundancy.name,
     instances: Annotated[
         int, typer.Option(help="Without --deployed: instances of the deployed model.", min=1)
     ] = 1,

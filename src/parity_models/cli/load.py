@@ -16,18 +16,11 @@ from rich.table import Table
 from parity_models.cli.duration import Duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.policy import (
-    Answer,
-    AnswerAfter,
-    Copies,
-    Dispatch,
-    HedgeBudget,
-    HedgeDelay,
-    HedgeQuantile,
-    MaxGroupWait,
-    ParityDelay,
-    PoolOption,
-    policy_of,
-    seconds,
+    DispatchName,
+    PolicyCommand,
+    PolicyName,
+    choose_policy,
+    given_options,
 )
 from parity_models.errors import UserError
 from parity_models.load import Direct, LoadSpec, lasting, offer_load_from_own_process
@@ -40,7 +33,6 @@ from parity_models.load.report import (
 from parity_models.load.rest import find_model
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import default_policy
 from parity_models.tasks import METRICS, TASKS, Task, choose_task, find_task
@@ -50,7 +42,11 @@ DURATION = 30.0
 DEFAULTS = LoadSpec(data="", rate=1, count=1)
 
 
+COMMAND = PolicyCommand
+
+
 def load(
+    context: typer.Context,
     url: Annotated[
         str | None,
         typer.Argument(
@@ -177,15 +173,8 @@ def load(
         Path | None,
         typer.Option(help="Write percentiles for HdrHistogram's plotter.", metavar="FILE"),
     ] = None,
-    policy: Annotated[
-        PolicyName | None,
-        typer.Option(
-            help="With --bundle: what is sent besides the originals; by default adaptive-parity if "
-            "it has parity models, else none.",
-            show_default=False,
-        ),
-    ] = None,
-    dispatch: Dispatch = None,
+    policy: PolicyName = None,
+    dispatch: DispatchName = None,
     instances: Annotated[
         int | None,
         typer.Option(
@@ -207,15 +196,6 @@ def load(
             show_default=str(ServeOptions.max_batch),
         ),
     ] = None,
-    pool: PoolOption = None,
-    max_group_wait: MaxGroupWait = None,
-    parity_delay: ParityDelay = None,
-    answer: Answer = None,
-    answer_after: AnswerAfter = None,
-    copies: Copies = None,
-    hedge_delay: HedgeDelay = None,
-    hedge_quantile: HedgeQuantile = None,
-    hedge_budget: HedgeBudget = None,
 ) -> None:
     """Send queries on a schedule, whatever comes back, and measure latency from the schedule.
 
@@ -225,29 +205,24 @@ def load(
     prints what there is; a second one ends all.
     """
     serving = {"instances": instances, "parity_instances": parity_instances, "max_batch": max_batch}
-    deciding = {
-        "dispatch": dispatch,
-        "pool": pool,
-        "max_group_wait": seconds(max_group_wait),
-        "parity_delay": seconds(parity_delay),
-        "answer": answer,
-        "answer_after": seconds(answer_after),
-        "copies": copies,
-        "hedge_delay": seconds(hedge_delay),
-        "hedge_quantile": hedge_quantile,
-        "hedge_budget": hedge_budget,
-    }
+    deciding = given_options(context)
     if (url is None) == (bundle is None):
         raise UserError("give the URL of a server, or a bundle with --bundle, and not both")
     opened, direct = None, None
     if bundle is None:
-        _refuse("for --bundle; a server has its own", policy=policy, **serving, **deciding)
+        _refuse(
+            "for --bundle; a server has its own",
+            policy=policy,
+            dispatch=dispatch,
+            **serving,
+            **deciding,
+        )
     else:
         _refuse("for a server; --bundle goes without", model=model, binary=binary or None)
         opened = open_bundle(bundle)
         options: dict[str, Any] = {k: v for k, v in serving.items() if v is not None}
-        spec = policy_of(policy or default_policy(opened), **deciding)
-        direct = Direct(str(bundle), ServeOptions(policy=spec, port=0, **options))
+        choice = choose_policy(policy or default_policy(opened), deciding, dispatch)
+        direct = Direct(str(bundle), ServeOptions(policy=choice, port=0, **options))
     if inputs is None:
         _refuse("for --inputs; a task has its own", labels=labels, metric=metric)
     else:

@@ -134,12 +134,13 @@ class _Subcommand(TyperCommand):
     """Stands for a subcommand in `parm --help`, and turns into it when it is used."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        entry = getattr(import_module(f"parity_models.cli.{self.name}"), str(self.name))
+        module = import_module(f"parity_models.cli.{self.name}")
+        entry = getattr(module, str(self.name))
         if isinstance(entry, typer.Typer):
             app = entry
         else:
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command()(entry)
+            app.command(cls=getattr(module, "COMMAND", None))(entry)
         return typer.main.get_command(app).make_context(*args, **kwargs)
 
 

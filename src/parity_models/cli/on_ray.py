@@ -28,7 +28,7 @@ def serve_on_ray(
             ready = True
             typer.echo(
                 f"serving {plan.model.name} at {url} (policy "
-                f"{plan.spec.name}; instances: {instances}; frontends: "
+                f"{plan.choice.name}; instances: {instances}; frontends: "
                 f"{cluster.frontends})"
             )
             Event().wait()

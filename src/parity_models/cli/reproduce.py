@@ -131,7 +131,7 @@ def validation(
         Trial(
             mode=Mode.REAL,
             setting=experiment.at(point, series),
-            policy=series.policy,
+            policy=series.choice,
             queries=queries,
             warm_up=500,
             seed=seed,

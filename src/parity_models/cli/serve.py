@@ -14,23 +14,15 @@ import uvloop
 
 from parity_models.cli.duration import Duration
 from parity_models.cli.policy import (
-    Answer,
-    AnswerAfter,
-    Copies,
-    Dispatch,
-    HedgeBudget,
-    HedgeDelay,
-    HedgeQuantile,
-    MaxGroupWait,
-    ParityDelay,
-    PoolOption,
-    policy_of,
-    seconds,
+    DispatchName,
+    PolicyCommand,
+    PolicyName,
+    choose_policy,
+    given_options,
 )
 from parity_models.errors import UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.limits import Limits
 from parity_models.serving.plan import default_policy
@@ -44,7 +36,11 @@ class EngineName(StrEnum):
     RAY = "ray"
 
 
+COMMAND = PolicyCommand
+
+
 def serve(
+    context: typer.Context,
     bundle: Annotated[
         Path | None,
         typer.Argument(help="The bundle's folder.", metavar="BUNDLE", show_default=False),
@@ -139,15 +135,8 @@ def serve(
         float | None,
         typer.Option(help="Likewise, for a frontend.", show_default=False),
     ] = None,
-    policy: Annotated[
-        PolicyName | None,
-        typer.Option(
-            help="What is sent besides the originals; by default adaptive-parity if the bundle "
-            "has parity models, else none.",
-            show_default=False,
-        ),
-    ] = None,
-    dispatch: Dispatch = None,
+    policy: PolicyName = None,
+    dispatch: DispatchName = None,
     instances: Annotated[
         int | None,
         typer.Option(
@@ -284,15 +273,6 @@ def serve(
             metavar="SECONDS",
         ),
     ] = ServeOptions.shutdown_delay,
-    pool: PoolOption = None,
-    max_group_wait: MaxGroupWait = None,
-    parity_delay: ParityDelay = None,
-    answer: Answer = None,
-    answer_after: AnswerAfter = None,
-    copies: Copies = None,
-    hedge_delay: HedgeDelay = None,
-    hedge_quantile: HedgeQuantile = None,
-    hedge_budget: HedgeBudget = None,
     faults: Annotated[
         str | None,
         typer.Option(
@@ -327,21 +307,9 @@ def serve(
             "--instances and --parity-instances are of worker processes; leave them out with "
             "--deployed, where --concurrency says how many units a server gets at a time"
         )
-    spec = policy_of(
-        policy or default_policy(opened, fleet),
-        dispatch=dispatch,
-        pool=pool,
-        max_group_wait=seconds(max_group_wait),
-        parity_delay=seconds(parity_delay),
-        answer=answer,
-        answer_after=seconds(answer_after),
-        copies=copies,
-        hedge_delay=seconds(hedge_delay),
-        hedge_quantile=hedge_quantile,
-        hedge_budget=hedge_budget,
-    )
+    chosen = policy or default_policy(opened, fleet)
     options = ServeOptions(
-        policy=spec,
+        policy=choose_policy(chosen, given_options(context), dispatch),
         instances=ServeOptions.instances if instances is None else instances,
         parity_instances=parity_instances,
         name=name,

@@ -15,18 +15,11 @@ from tqdm import tqdm
 from parity_models.cli.duration import Duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.policy import (
-    Answer,
-    AnswerAfter,
-    Copies,
-    Dispatch,
-    HedgeBudget,
-    HedgeDelay,
-    HedgeQuantile,
-    MaxGroupWait,
-    ParityDelay,
-    PoolOption,
-    policy_specs,
-    seconds,
+    DispatchName,
+    PolicyCommand,
+    check_policy,
+    choose_policies,
+    given_options,
 )
 from parity_models.errors import UserError
 from parity_models.faults import Exponential, LogNormal
@@ -34,33 +27,35 @@ from parity_models.lab.latency.experiment import Setting
 from parity_models.lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models.load.trace import read_trace
 from parity_models.scheduling import SchedulerConfig, Source
-from parity_models.scheduling.spec import PolicyName
+from parity_models.scheduling.policies import (
+    POLICIES,
+    AdaptiveParity,
+    EqualResources,
+    Hedging,
+    Parity,
+)
 from parity_models.simulation.service_times import read_service_times
 
-DEFAULT = (
-    PolicyName.EQUAL_RESOURCES,
-    PolicyName.HEDGING,
-    PolicyName.PARITY,
-    PolicyName.ADAPTIVE_PARITY,
-)
+DEFAULT = (EqualResources.name, Hedging.name, Parity.name, AdaptiveParity.name)
 QUERIES = 100_000
 
 
+COMMAND = PolicyCommand
+
+
 def simulate(
+    context: typer.Context,
     policy: Annotated[
-        list[PolicyName] | None,
-        typer.Option(help="A policy to simulate; may be given several times.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="A policy to simulate; may be given several times. One of "
+            f"{', '.join(POLICIES.names)}, or your own as package.module:Class.",
+            metavar="POLICY",
+            show_default=False,
+            callback=check_policy,
+        ),
     ] = None,
-    dispatch: Dispatch = None,
-    pool: PoolOption = None,
-    max_group_wait: MaxGroupWait = None,
-    parity_delay: ParityDelay = None,
-    answer: Answer = None,
-    answer_after: AnswerAfter = None,
-    copies: Copies = None,
-    hedge_delay: HedgeDelay = None,
-    hedge_quantile: HedgeQuantile = None,
-    hedge_budget: HedgeBudget = None,
+    dispatch: DispatchName = None,
     instances: Annotated[int, typer.Option(help="Instances of the deployed model.")] = 12,
     k: Annotated[
         int,
@@ -172,19 +167,7 @@ def simulate(
     queries take a minute or two for each policy. All but none have the same number of instances.
     """
     names = list(dict.fromkeys(policy or DEFAULT))
-    specs = policy_specs(
-        names,
-        dispatch=dispatch,
-        pool=pool,
-        max_group_wait=seconds(max_group_wait),
-        parity_delay=seconds(parity_delay),
-        answer=answer,
-        answer_after=seconds(answer_after),
-        copies=copies,
-        hedge_delay=seconds(hedge_delay),
-        hedge_quantile=hedge_quantile,
-        hedge_budget=hedge_budget,
-    )
+    choices = choose_policies(names, given_options(context), dispatch)
     times = None
     if arrivals is not None:
         if rate is not None:
@@ -222,16 +205,16 @@ def simulate(
         max_batch=max_batch, deadline=deadline, default_prediction=default_prediction
     )
     results = {}
-    for spec in tqdm(specs, desc="policies"):
+    for choice in tqdm(choices, desc="policies"):
         trial = Trial(
             mode=Mode.SIMULATED,
             setting=setting,
-            policy=spec,
+            policy=choice,
             queries=queries,
             warm_up=warm_up,
             seed=seed,
         )
-        results[str(spec.name)] = simulate_trial(trial, times, config)
+        results[choice.name] = simulate_trial(trial, times, config)
     console = Console()
     console.print(
         f"Simulated: {setting.instances:,} + {setting.parity_instances:,} instances, "
@@ -241,8 +224,10 @@ def simulate(
     )
     console.print(_table(results))
     if json is not None:
+        options = [choice.written_out() for choice in choices]
         write_json(
-            json, {"setting": setting, "queries": queries, "options": specs, "policies": results}
+            json,
+            {"setting": setting, "queries": queries, "options": options, "policies": results},
         )
 
 

@@ -22,7 +22,8 @@ from parity_models.load import LoadSpec
 from parity_models.load.latency import LatencySummary, summarise
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Accuracy, Bundle, with_accuracy
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import EqualResources, Parity
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task
 from parity_models.training import Outcome, Progress, Report, Settings, train_deployed, train_parity
@@ -196,21 +197,18 @@ def _serve(
     seed: int,
     tell: Callable[[str], None],
 ) -> dict[str, LoadResult]:
+    coded = {"max_group_wait": scenario.max_group_wait, "parity_delay": scenario.parity_delay}
     servers = {
         name: ServeOptions(
-            policy=PolicySpec(
-                name=policy,
-                max_group_wait=scenario.max_group_wait,
-                parity_delay=scenario.parity_delay,
-            ),
+            policy=policy,
             instances=scenario.instances,
             parity_instances=scenario.parity_instances,
             faults=scenario.faults(seed),
             port=0,
         )
         for name, policy in (
-            ("equal_resources", PolicyName.EQUAL_RESOURCES),
-            ("parity", PolicyName.PARITY),
+            ("equal_resources", PolicyChoice(EqualResources.name)),
+            ("parity", PolicyChoice(Parity.name, coded)),
         )
     }
     with tempfile.TemporaryDirectory(prefix="parm-demo-") as folder:

@@ -5,7 +5,7 @@ from math import inf, isfinite
 
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
-from parity_models.scheduling.spec import PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.limits import Limits
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.remote.upstream import Fleet
@@ -34,7 +34,7 @@ class ServeOptions:
     Raises UserError for values out of range.
     """
 
-    policy: PolicySpec | None = None
+    policy: PolicyChoice | None = None
     instances: int = 2
     parity_instances: int | None = None
     name: str | None = None

@@ -12,8 +12,8 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import BACKUP, DEPLOYED, Policy, SchedulerConfig, parity_work
-from parity_models.scheduling.policies import Pool
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import AdaptiveParity, ApproximateBackup, NoRedundancy
 from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.golden import Golden
@@ -24,32 +24,32 @@ from parity_models.serving.screen import Screen
 from parity_models.serving.served_model import ServedModel
 
 
-def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> PolicyName:
+def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> str:
     """The policy of a bundle that is served without a word on it: adaptive parity if its parity
     models run somewhere, and over a fleet that has a backup instead, approximate backup."""
     runs = frozenset[str]() if fleet is None else frozenset[str]().union(*fleet.works)
     if bundle.manifest.code is not None and (fleet is None or parity_work(0) in runs):
-        return PolicyName.ADAPTIVE_PARITY
-    return PolicyName.APPROXIMATE_BACKUP if BACKUP in runs else PolicyName.NONE
+        return AdaptiveParity.name
+    return ApproximateBackup.name if BACKUP in runs else NoRedundancy.name
 
 
 class Plan:
     """How a bundle is served: policy, code, instances and limits, each made once and checked.
 
-    `spec` is the policy with its options, `works` what each instance runs, and `model` the deployed
-    model as clients see it. What it reads of the bundle's folder is what was checked when the
-    bundle was opened. Raises UserError for options that do not fit the bundle.
+    `choice` is the policy with its options, `works` what each instance runs, and `model` the
+    deployed model as clients see it. What it reads of the bundle's folder is what was checked when
+    the bundle was opened. Raises UserError for options that do not fit the bundle.
     """
 
     def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
-        self.spec = options.policy or PolicySpec(name=default_policy(bundle, options.fleet))
-        _check_policy(self.spec, bundle, options)
+        self.choice = options.policy or PolicyChoice(default_policy(bundle, options.fleet))
+        _check_policy(self.choice, bundle)
         code = bundle.code()
-        self._policy, self._dispatch = self.spec.build(code)
-        self.works = _works(self.spec, self._policy, code, options)
+        self._policy, self._dispatch = self.choice.build(code)
+        self.works = _works(self.choice, self._policy, code, options)
         self.model = _served_model(bundle, options)
         self._options = options
-        self._code = code if self.spec.name.needs_code else None
+        self._code = code if self.choice.policy.needs_code else None
         self._default = _default(options, self.model.output)
         self._screen = Screen(bundle.envelope())
 
@@ -94,12 +94,18 @@ def model_files(bundle: Bundle) -> dict[str, ModelFile]:
 
 
 def _works(
-    spec: PolicySpec, policy: Policy, code: Code | None, options: ServeOptions
+    choice: PolicyChoice, policy: Policy, code: Code | None, options: ServeOptions
 ) -> Sequence[frozenset[str]]:
     """What each instance runs."""
     if options.fleet is None:
+        dedicated = any(DEPLOYED not in works for works in policy.works(1, 1))
+        if dedicated and options.parity_instances == 0:
+            raise UserError(
+                f"the policy {choice.name} needs one parity instance or more, for models that run "
+                "on instances of their own; got 0"
+            )
         return policy.works(options.instances, _parity_instances(options, code))
-    _check_fleet(spec, policy, options.fleet)
+    _check_fleet(choice, policy, options.fleet)
     return options.fleet.works
 
 
@@ -118,33 +124,28 @@ def _served_model(bundle: Bundle, options: ServeOptions) -> ServedModel:
     )
 
 
-def _check_policy(spec: PolicySpec, bundle: Bundle, options: ServeOptions) -> None:
-    """The bundle has the models for the policy, and there are instances for them."""
-    if spec.name.needs_code and bundle.manifest.code is None:
+def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
+    """The bundle has the models for the policy."""
+    if choice.policy.needs_code and bundle.manifest.code is None:
         raise UserError(
-            f"{bundle.path} has no parity model for the policy {spec.name}; make one with "
+            f"{bundle.path} has no parity model for the policy {choice.name}; make one with "
             f"`parm parity --from {bundle.path} --out BUNDLE`, or serve with another policy"
         )
-    backup = spec.name is PolicyName.APPROXIMATE_BACKUP
-    if backup and bundle.manifest.backup is None:
+    if choice.policy.needs_backup and bundle.manifest.backup is None:
         raise UserError(
-            f"{bundle.path} has no backup model for the policy {spec.name}; make one with `parm "
+            f"{bundle.path} has no backup model for the policy {choice.name}; make one with `parm "
             f"backup --from {bundle.path} --network linear --out BUNDLE`, or serve with another "
             "policy"
         )
-    dedicated = spec.name is PolicyName.PARITY and spec.pool is Pool.DEDICATED
-    if options.parity_instances == 0 and (backup or dedicated):
-        what = "a backup" if backup else "a dedicated pool"
-        raise UserError(f"{what} needs one parity instance or more, got 0")
 
 
-def _check_fleet(spec: PolicySpec, policy: Policy, fleet: Fleet) -> None:
+def _check_fleet(choice: PolicyChoice, policy: Policy, fleet: Fleet) -> None:
     """The fleet runs what the policy sends."""
     needed = frozenset[str]().union(*policy.works(1, 1))
     missing = needed - frozenset().union(*fleet.works)
     if missing:
         raise UserError(
-            f"the policy {spec.name} needs upstreams that run {', '.join(sorted(missing))}; give "
+            f"the policy {choice.name} needs upstreams that run {', '.join(sorted(missing))}; give "
             "them with --deployed, --parity or --backup, or serve with another policy"
         )
 

@@ -35,7 +35,7 @@ class Server:
     def __init__(self, bundle: Bundle, options: ServeOptions | None = None) -> None:
         options = options or ServeOptions()
         plan = Plan(bundle, options)
-        self.policy, self.works, self.model = plan.spec.name, plan.works, plan.model
+        self.policy, self.works, self.model = plan.choice.name, plan.works, plan.model
         if options.faults is not None:
             options.faults.check(len(self.works))
         if options.placements and len(options.placements) != len(self.works):

@@ -7,7 +7,7 @@ import ray
 from ray import serve
 
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.ray.app import ClusterOptions, application
 from parity_models.serving.server import ServeOptions
 from ray_cluster import Client, start_serve
@@ -20,7 +20,7 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
 ) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path))
     # Six instances, two on each node, which has room for no more; the frontend is on the head.
-    options = ServeOptions(instances=4, policy=PolicySpec(name=PolicyName.PARITY))
+    options = ServeOptions(instances=4, policy=PolicyChoice("parity"))
     room = ClusterOptions(
         cpus_per_instance=0,
         cpus_per_frontend=0,

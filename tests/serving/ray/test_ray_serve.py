@@ -19,10 +19,10 @@ from ray.serve.schema import ServeDeploySchema
 from tritonclient.utils import InferenceServerException
 
 from commands import parm
+from own_policy import POLICY, RULE
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.policies import Pool
-from parity_models.scheduling.spec import PolicyName
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.ray.app import AppArgs
 from ray_cluster import SMALL, Client, kill_replica, local_ray, replica_ids
 from served import (
@@ -203,12 +203,21 @@ def refused(bundle: Path, *arguments: str) -> str:
 
 
 def test_options_that_the_policy_does_not_have_are_refused(bundle: Path) -> None:
-    arguments = AppArgs(bundle=str(bundle), pool=Pool.DEDICATED)
+    arguments = AppArgs.model_validate({"bundle": str(bundle), "pool": "dedicated"})
     with pytest.raises(UserError, match="pool is no option of the policy adaptive-parity"):
         arguments.serve_options(open_bundle(bundle))
-    arguments = AppArgs(bundle=str(bundle), policy=PolicyName.PARITY, answer_after=5.0)
+    arguments = AppArgs.model_validate(
+        {"bundle": str(bundle), "policy": "parity", "answer_after": 5.0}
+    )
     with pytest.raises(UserError, match="answer_after needs answer deadline"):
         arguments.serve_options(open_bundle(bundle))
+
+
+def test_the_options_of_one_s_own_policy_are_arguments(bundle: Path) -> None:
+    given = {"policy": POLICY, "again_after": 5, "dispatch": RULE, "scans": 2}
+    arguments = AppArgs.model_validate({"bundle": str(bundle), **given})
+    options = arguments.serve_options(open_bundle(bundle))
+    assert options.policy == PolicyChoice(POLICY, {"again_after": 0.005, "scans": 2}, RULE)
 
 
 def test_what_cannot_be_served_on_ray_is_refused(bundle: Path, url: str) -> None:

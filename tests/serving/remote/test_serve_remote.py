@@ -15,7 +15,6 @@ from onnx_models import linear_model
 from parity_models.cli.main import main
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
-from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 from parity_models.serving.server import ServeOptions, Server
 from served import (
@@ -83,7 +82,7 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
             "model", 0, deployed=[model.url], backup=[f"{backup.url}/model"]
         )
         async with Server(bundle, ServeOptions(port=0, fleet=Fleet(upstreams))) as server:
-            assert server.policy is PolicyName.APPROXIMATE_BACKUP
+            assert server.policy == "approximate-backup"
             model.mode = HUNG
             rows = queries(1)
             answers = await server.frontend.infer(rows)

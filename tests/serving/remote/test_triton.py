@@ -12,7 +12,6 @@ from fleet_servers import Triton, kill_and_mend
 from parity_models.errors import UserError
 from parity_models.lab.costs import overhead
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.remote.export import Format, export_repository
 from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 from served import ServerProcess, predictions, queries, write_linear_bundle
@@ -51,7 +50,7 @@ async def test_overhead_is_measured_beside_requests_straight_to_a_triton(
     monkeypatch.setattr(overhead, "ROUNDS", 2)
     urls = [tritons[0].grpc_url, tritons[1].url]
     fleet = Fleet(parse_upstreams("model", 1, deployed=urls, parity=urls))
-    report = await overhead.measure_overhead(open_bundle(bundle), fleet, PolicyName.PARITY)
+    report = await overhead.measure_overhead(open_bundle(bundle), fleet, "parity")
     assert (report.upstream, report.policy, report.calls) == (tritons[1].url, "parity", 200)
     assert min(report.served.p50_ms, report.direct.p50_ms) > 0
     assert report.difference_p50_ms == report.served.p50_ms - report.direct.p50_ms

@@ -32,7 +32,8 @@ from parity_models.load.wire import ModelMetadata, RequestWriter
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import NoRedundancy
 from parity_models.serving.remote.upstream import Fleet, Upstream, parse_upstreams
 from parity_models.serving.server import ServeOptions
 
@@ -72,7 +73,7 @@ class OverheadReport(msgspec.Struct, frozen=True):
 async def measure_overhead(
     bundle: Bundle | None = None,
     fleet: Fleet | None = None,
-    policy: PolicyName = PolicyName.NONE,
+    policy: str = NoRedundancy.name,
     *,
     instances: int = 1,
     against: Sequence[str] = (),
@@ -92,7 +93,7 @@ async def measure_overhead(
 async def _measure(
     bundle: Bundle,
     fleet: Fleet | None,
-    policy: PolicyName,
+    policy: str,
     instances: int,
     against: Sequence[str],
 ) -> OverheadReport:
@@ -100,8 +101,7 @@ async def _measure(
     model = ModelMetadata(manifest.name, manifest.deployed.input, manifest.deployed.output)
     row = np.random.default_rng(0).random(model.input.shape).astype(model.input.dtype)
     upstream = None if fleet is None else _asked_directly(fleet)
-    spec = PolicySpec(name=policy)
-    options = ServeOptions(policy=spec, instances=instances, port=0, fleet=fleet)
+    options = ServeOptions(policy=PolicyChoice(policy), instances=instances, port=0, fleet=fleet)
     others = _others(against, model, row)
     async with served(bundle.path, options) as server:
         with ExitStack() as stack:

@@ -41,7 +41,8 @@ from parity_models.load.wire import ModelMetadata
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Parity
 from parity_models.serving.http.server import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
@@ -104,14 +105,14 @@ def measure_ray(bundle: Bundle | None = None, instances: int = 2) -> RayReport:
 
 def _measure(bundle: Bundle, instances: int) -> RayReport:
     # Parity for every group, whether anything is slow or not: that is what it costs at most.
-    parity = None if bundle.manifest.code is None else PolicySpec(name=PolicyName.PARITY)
+    parity = None if bundle.manifest.code is None else PolicyChoice(Parity.name)
     options = ServeOptions(instances=instances, policy=parity)
     with _cluster() as url, tqdm(total=3 * ROUNDS, desc="rounds") as progress:
         plain, coded = beside_plain(url, bundle, options, progress)
         one, two = one_and_two_frontends(url, bundle, options, progress)
     return RayReport(
         model=bundle.manifest.deployed.network,
-        policy=Plan(bundle, options).spec.name,
+        policy=Plan(bundle, options).choice.name,
         instances=len(Plan(bundle, options).works),
         clients=CLIENTS,
         ray=ray.__version__,

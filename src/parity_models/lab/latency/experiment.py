@@ -33,7 +33,7 @@ from parity_models.faults import (
 )
 from parity_models.lab.contention.plan import Contention, Hogs, Network, Tenant
 from parity_models.scheduling import BACKUP
-from parity_models.scheduling.spec import PolicySpec
+from parity_models.scheduling.choice import PolicyChoice, choose
 
 FILES = resources.files("parity_models.lab.latency") / "experiments"
 MAX_BYTES = 1 << 20
@@ -198,13 +198,22 @@ class Picture(StrEnum):
 class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One line of a figure: a policy, and what of the setting is its own (such as a decoder).
 
+    `policy` is the policy's `name`, its options and those of a `dispatch` rule; times in seconds.
     `real`: whether the quick preset runs it for real, too.
     """
 
     label: str
-    policy: PolicySpec
+    policy: dict[str, bool | int | float | str]
     setting: dict[str, Any] = {}
     real: bool = True
+
+    @property
+    def choice(self) -> PolicyChoice:
+        """The policy, checked. Raises UserError for one that cannot be."""
+        given = dict(self.policy)
+        if "name" not in given:
+            raise UserError(f"the policy of the series {self.label!r} has no name")
+        return choose(str(given.pop("name")), given)
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -271,6 +280,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 raise UserError(f"{self.axis} cannot be the axis: it is no number at point {index}")
             for series in self.series:
                 self.at(index, series)
+        for series in self.series:
+            _ = series.choice
 
 
 def experiment_names() -> list[str]:

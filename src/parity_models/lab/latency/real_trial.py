@@ -21,7 +21,6 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import Source
-from parity_models.scheduling.spec import PolicyName
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Settings, train_backup, train_deployed, train_parity
@@ -51,7 +50,7 @@ class Laboratory:
         return asyncio.run(self._run(trial))
 
     async def _run(self, trial: Trial) -> TrialResult:
-        backup = trial.policy.name is PolicyName.APPROXIMATE_BACKUP
+        backup = trial.policy.policy.needs_backup
         bundle = self._with_backup if backup else self._bundle(trial.setting.code)
         setting = trial.setting
         links = trial.network is Emulation.NOTHING

@@ -94,7 +94,7 @@ class Plan:
         return Trial(
             mode=mode,
             setting=self.experiment.at(point, series),
-            policy=series.policy,
+            policy=series.choice,
             queries=self.queries(mode),
             warm_up=self.preset.warm_up,
             seed=self.seed,

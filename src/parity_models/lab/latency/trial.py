@@ -12,7 +12,8 @@ from parity_models.errors import UserError
 from parity_models.faults import Constant
 from parity_models.lab.latency.experiment import Setting
 from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import EqualResources
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.simulator import FAILED, SOURCES
@@ -40,6 +41,22 @@ class Mode(StrEnum):
     """The scheduler alone, against imagined instances."""
 
 
+IN_EVERY_KEY = {
+    "pool": "shared",
+    "max_group_wait": 0.01,
+    "parity_delay": 0.0,
+    "answer": "first",
+    "answer_after": 0.0,
+    "copies": 2,
+    "hedge_delay": None,
+    "hedge_quantile": 0.95,
+    "hedge_budget": 0.1,
+}
+"""Options that count in a trial's key though its policy has none of them, with these values: so
+that results of earlier versions are found again.
+"""
+
+
 class Emulation(StrEnum):
     """How much of the contention of a real trial is drawn delays in workers, as if simulated."""
 
@@ -60,7 +77,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     mode: Mode
     setting: Setting
-    policy: PolicySpec
+    policy: PolicyChoice
     queries: int
     warm_up: int
     seed: int
@@ -70,8 +87,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """Names the trial by its content."""
-        content = msgspec.json.encode((FORMAT, self), order="sorted")
-        return sha256(content).hexdigest()[:24]
+        content = msgspec.to_builtins(self) | {"policy": IN_EVERY_KEY | self.policy.written_out()}
+        return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
 
     @property
     def seconds(self) -> float:
@@ -210,9 +227,7 @@ def calm_trial(trial: Trial) -> Trial:
         service=Constant(CALM_SERVICE),
         shuffles=0,
     )
-    return msgspec.structs.replace(
-        trial, setting=calm, policy=PolicySpec(name=PolicyName.EQUAL_RESOURCES)
-    )
+    return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
 def outside_ms(calm: TrialResult) -> tuple[float, ...]:

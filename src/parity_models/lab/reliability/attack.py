@@ -29,7 +29,8 @@ from parity_models.models.bundle import Bundle, write_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import Source
-from parity_models.scheduling.spec import PolicyName, PolicySpec
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Parity
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Task
 from parity_models.training import Settings, train_deployed, train_parity
@@ -179,7 +180,7 @@ async def _beside_each(
     bundle: Bundle, rows: Array, victims: int, seed: int, say: Say
 ) -> dict[str, Beside]:
     options = ServeOptions(
-        policy=PolicySpec(name=PolicyName.PARITY, max_group_wait=GROUP_WAIT),
+        policy=PolicyChoice(Parity.name, {"max_group_wait": GROUP_WAIT}),
         instances=INSTANCES,
         port=0,
         faults=FaultPlan(

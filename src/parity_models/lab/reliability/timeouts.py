@@ -21,7 +21,7 @@ from parity_models.lab.reliability.ledger import Kind, error_class
 from parity_models.lab.reliability.requests import Drawn, http_request
 from parity_models.lab.reliability.servers import Engine, metrics, server_on, total
 from parity_models.lab.reliability.traffic import error_text
-from parity_models.scheduling.spec import PolicyName
+from parity_models.scheduling.policies import POLICIES as KNOWN
 
 CLIENTS = 8
 """Closed-loop clients: more than there are instances, so that queries wait, too."""
@@ -31,7 +31,7 @@ AT_ONCE = 0.5
 """Seconds in which an idle server answers at once, on a machine that is busy."""
 IDLE_QUERIES = 20
 """Queries that are asked of the idle server, one after the other."""
-POLICIES = tuple(policy for policy in PolicyName if policy is not PolicyName.APPROXIMATE_BACKUP)
+POLICIES = tuple(policy.name for policy in KNOWN if not policy.needs_backup)
 """All but the one that needs a backup, which the bundle of known answers does not have."""
 
 
@@ -76,7 +76,7 @@ async def run_timeouts(
     folder: Path,
     seed: int,
     seconds: float,
-    policies: Sequence[PolicyName] = POLICIES,
+    policies: Sequence[str] = POLICIES,
     say: Callable[[PolicyTimeouts], None],
 ) -> TimeoutsResult:
     """Ask servers on worker processes, one for each policy; `say` is told of each.

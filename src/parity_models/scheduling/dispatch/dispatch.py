@@ -3,7 +3,10 @@
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from parity_models import options
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.work import Task
 
@@ -20,11 +23,23 @@ class Dispatch(ABC):
     only while more than `reserve` of the instances that run the deployed model are idle, so
     that queries about to arrive find one. Tasks that are to run apart do, as far as there are
     instances for it. One rule serves one scheduler.
+
+    A subclass says its `name` and its `Options`.
     """
 
+    name: ClassVar[str]
     reserve = 0
 
-    def __init__(self) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options.Options):
+        """None."""
+
+    @classmethod
+    def build(cls, options: Any) -> "Dispatch":
+        """A rule with these `Options`."""
+        return cls(options)
+
+    def __init__(self, options: Any = None) -> None:
         self._works: dict[str, frozenset[str]] = {}
         self._up: dict[str, list[str]] = {}
         self._node: dict[str, Hashable] = {}

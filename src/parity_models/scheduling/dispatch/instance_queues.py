@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from random import Random
+from typing import Any
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch.dispatch import (
@@ -24,8 +25,8 @@ class InstanceQueues(Dispatch):
     Tasks that no instance up can run wait until one joins.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
         self._queues: dict[str, dict[QueueKey, Queue]] = {}
         self._depths: dict[str, int] = {}
         self._where: dict[Task, str] = {}
@@ -141,8 +142,10 @@ class InstanceQueues(Dispatch):
 class RoundRobin(InstanceQueues):
     """Instances take turns."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    name = "round-robin"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
         self._turns: dict[QueueKey, int] = {}
 
     def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
@@ -160,9 +163,11 @@ class PowerOfTwoChoices(InstanceQueues):
     (Mitzenmacher, The power of two choices in randomized load balancing, IEEE TPDS 2001.)
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        self._random = Random(seed)
+    name = "two-choices"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self._random = Random(0)
 
     def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
         if len(suited) == 1:

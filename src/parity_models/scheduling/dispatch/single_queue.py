@@ -4,6 +4,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 from math import inf
+from typing import Any
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch.dispatch import (
@@ -26,8 +27,10 @@ class SingleQueue(Dispatch):
     takes little, and no query waits behind another on a busy instance while one is idle.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    name = "single-queue"
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
         self._queues: dict[QueueKey, Queue] = {}
         self._idle: dict[frozenset[str], Idle] = {}
         self._turn = 0
@@ -146,6 +149,8 @@ class LatencyAware(SingleQueue):
     al., Load is not what you should balance, NSDI 2024).
     """
 
+    name = "latency-aware"
+
     WEIGHT = 0.3
     """Of the newest service time in the mean."""
 
@@ -153,8 +158,8 @@ class LatencyAware(SingleQueue):
     """While idle instances are scarce, no more than so many times those to keep, spare work takes
     the fastest only if those it leaves are slower by no more than this factor."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
         self._mean: dict[str, float] = {}
 
     def leave(self, instance: str) -> None:

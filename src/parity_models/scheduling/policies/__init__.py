@@ -1,5 +1,6 @@
 """Redundancy policies: what is sent besides the originals. One policy, one file."""
 
+from parity_models.registry import Registry
 from parity_models.scheduling.policies.adaptive import AdaptiveParity
 from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.backup import ApproximateBackup
@@ -11,7 +12,21 @@ from parity_models.scheduling.policies.parity import Parity
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.replication import Replication
 
+POLICIES = Registry[Policy](
+    "policy",
+    Policy,
+    NoRedundancy,
+    EqualResources,
+    Replication,
+    Hedging,
+    ApproximateBackup,
+    Parity,
+    AdaptiveParity,
+)
+"""The redundancy policies."""
+
 __all__ = [
+    "POLICIES",
     "AdaptiveParity",
     "AnswerRule",
     "ApproximateBackup",

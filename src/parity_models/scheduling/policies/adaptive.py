@@ -53,9 +53,12 @@ class AdaptiveParity(CodedPolicy):
     default nothing.
     """
 
+    name = "adaptive-parity"
+
     def __init__(
         self,
         code: Erasures,
+        options: CodedPolicy.Options | None = None,
         *,
         hedge_budget: float = 0.05,
         run_times: RunTimes | None = None,

@@ -4,10 +4,11 @@ The baseline of Kosaian et al., SOSP 2019, section 5.2.6: the extra instances, w
 parity models, run a smaller network instead and get every query.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
-from parity_models.scheduling.policies.answer_rule import AnswerRule
+from parity_models.scheduling.policies.answer_rule import AnswerOptions
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
@@ -16,10 +17,15 @@ from parity_models.scheduling.work import Query, Task
 class ApproximateBackup(Policy):
     """Every query that is not exact goes to the backup as well; times in seconds."""
 
-    def __init__(
-        self, *, answer_rule: AnswerRule = AnswerRule.FIRST, answer_after: float = 0.0
-    ) -> None:
-        self._answer_after = answer_after if answer_rule is AnswerRule.DEADLINE else 0.0
+    name = "approximate-backup"
+    needs_backup = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(AnswerOptions, Policy.Options):
+        """What can be set."""
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._answer_after = (options or self.Options()).delay
         self._backups: dict[int, Task] = {}
 
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:

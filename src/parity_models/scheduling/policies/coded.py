@@ -28,6 +28,8 @@ class CodedPolicy(Policy):
     A policy says itself, in `unit_ended`, what `run_times` and `margin` learn from originals.
     """
 
+    needs_code = True
+
     def __init__(
         self,
         code: Erasures,

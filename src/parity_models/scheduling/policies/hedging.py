@@ -5,8 +5,11 @@ queries are copied. Here the delay is fixed or follows a live quantile, and a bu
 copies whatever happens.
 """
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
+from parity_models.options import SECONDS, Option
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
@@ -18,24 +21,42 @@ from parity_models.scheduling.work import Query
 class Hedging(Policy):
     """One copy of a query that is unanswered after a delay.
 
-    The delay is `delay` seconds, or, where that is None, the live `quantile` of latencies. At
-    most `budget` copies a query are sent on average. A query that still waits in a queue common
-    to all instances is not copied (the copy would wait there too) but looked at again later.
+    The delay is fixed, or the live quantile of latencies. A query that still waits in a queue
+    common to all instances is not copied (the copy would wait there too) but looked at again later.
     """
 
-    def __init__(
-        self, *, delay: float | None = None, quantile: float = 0.95, budget: float = 0.1
-    ) -> None:
-        if delay is not None and delay <= 0:
-            raise ValueError(
-                f"the delay must be above 0 s, got {delay}; to copy at once, replicate"
-            )
-        self._delay = delay
-        if not 0 < quantile < 1:
-            raise ValueError(f"the quantile must lie between 0 and 1, got {quantile}")
-        self._quantile = quantile
+    name = "hedging"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Policy.Options):
+        """What can be set."""
+
+        hedge_delay: Annotated[
+            float | None,
+            Option(
+                "Time after which a query is sent once more; by default the live --hedge-quantile "
+                "of latencies.",
+                unit=SECONDS,
+                above=0,
+                excludes="hedge_quantile",
+            ),
+        ] = None
+        hedge_quantile: Annotated[
+            float,
+            Option(
+                "The quantile of latencies after which a query is sent once more.", above=0, below=1
+            ),
+        ] = 0.95
+        hedge_budget: Annotated[float, Option("Copies a query, on average, at most.", above=0)] = (
+            0.1
+        )
+
+    def __init__(self, options: Options | None = None) -> None:
+        options = options or self.Options()
+        self._delay = options.hedge_delay
+        self._quantile = options.hedge_quantile
         self._latencies = RecentDurations()
-        self._budget = Budget(budget)
+        self._budget = Budget(options.hedge_budget)
 
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()

@@ -7,6 +7,8 @@ from parity_models.scheduling.policies.policy import Policy
 class NoRedundancy(Policy):
     """Only originals, on the deployed model's own instances."""
 
+    name = "none"
+
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED})] * instances
 
@@ -17,3 +19,5 @@ class EqualResources(Policy):
     The baseline of Kosaian et al., SOSP 2019, section 5.1: the m/k extra instances run the
     deployed model as well.
     """
+
+    name = "equal-resources"

@@ -5,8 +5,12 @@ whether a query that can be reconstructed is answered at once (`first`) or only 
 `answer_after` (`deadline`); one whose instance failed, or whose own deadline is here, never waits.
 """
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from parity_models.options import SECONDS, Option
 from parity_models.scheduling.actions import DEPLOYED
-from parity_models.scheduling.policies.answer_rule import AnswerRule
+from parity_models.scheduling.policies.answer_rule import AnswerOptions
 from parity_models.scheduling.policies.coded import CodedPolicy, Pool
 from parity_models.scheduling.policies.erasures import Erasures
 from parity_models.scheduling.policies.groups import CodingGroups
@@ -15,29 +19,49 @@ from parity_models.scheduling.work import Unit
 
 
 class Parity(CodedPolicy):
-    """The parity policy; see above. Times in seconds.
+    """The parity policy; see above. `code` says k, r and what is decodable."""
 
-    `code` says k, r and what is decodable. `max_group_wait` bounds how long a query waits for
-    its group to fill; None waits for as long as it takes.
-    """
+    name = "parity"
 
-    def __init__(
-        self,
-        code: Erasures,
-        *,
-        pool: Pool = Pool.SHARED,
-        max_group_wait: float | None = 0.01,
-        parity_delay: float = 0.0,
-        answer_rule: AnswerRule = AnswerRule.FIRST,
-        answer_after: float = 0.0,
-    ) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Options(AnswerOptions, CodedPolicy.Options):
+        """What can be set."""
+
+        pool: Annotated[
+            Pool,
+            Option(
+                "Where parity models run: on every instance, at lower priority than originals, or "
+                "on instances of their own."
+            ),
+        ] = Pool.SHARED
+        max_group_wait: Annotated[
+            float | None,
+            Option(
+                "Time after which a coding group that is not full is filled up with queries "
+                "answered before.",
+                unit=SECONDS,
+                at_least=0,
+            ),
+        ] = 0.01
+        parity_delay: Annotated[
+            float,
+            Option(
+                "How long a full group waits before its parity queries are sent; they are not if "
+                "all its predictions are there by then.",
+                unit=SECONDS,
+                at_least=0,
+            ),
+        ] = 0.0
+
+    def __init__(self, code: Erasures, options: Options | None = None) -> None:
+        options = options or self.Options()
         groups = CodingGroups(
             code,
-            max_wait=max_group_wait,
-            parity_delay=parity_delay,
-            answer_after=answer_after if answer_rule is AnswerRule.DEADLINE else 0.0,
+            max_wait=options.max_group_wait,
+            parity_delay=options.parity_delay,
+            answer_after=options.delay,
         )
-        super().__init__(code, groups, pool)
+        super().__init__(code, groups, options.pool)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         if unit.work == DEPLOYED:

@@ -1,9 +1,13 @@
 """What a redundancy policy is told, and what it is asked."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from parity_models import options
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.policies.erasures import Erasures
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -13,7 +17,27 @@ class Policy:
 
     The scheduler calls the hooks below as queries live, with the port through which the policy
     acts; queries, tasks and units are only to be read. A policy serves one scheduler.
+
+    A subclass says its `name`, its `Options`, and whether it needs a code or a backup: the models
+    of the bundle that `works` may name.
     """
+
+    name: ClassVar[str]
+    needs_code: ClassVar[bool] = False
+    needs_backup: ClassVar[bool] = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options.Options):
+        """None."""
+
+    @classmethod
+    def build(cls, options: Any, code: Erasures | None) -> "Policy":
+        """A policy with these `Options`, and the code, where it needs one."""
+        make: Callable[..., Policy] = cls
+        return make(code, options) if cls.needs_code else make(options)
+
+    def __init__(self, options: Any = None) -> None:
+        """A policy without options."""
 
     def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         """What each instance runs, given `instances` and the extra ones for redundancy.

@@ -1,5 +1,9 @@
 """Replication: every query is sent to several instances at once."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from parity_models.options import Option
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
@@ -8,11 +12,17 @@ from parity_models.scheduling.work import Query
 class Replication(Policy):
     """`copies` of every query run at once; the first prediction answers, the rest are dropped."""
 
-    def __init__(self, copies: int = 2) -> None:
-        if copies < 2:
-            raise ValueError(f"replication needs 2 copies or more, got {copies}")
-        self._copies = copies
+    name = "replication"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Policy.Options):
+        """What can be set."""
+
+        copies: Annotated[int, Option("How often each query is sent.", at_least=2)] = 2
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or self.Options()
 
     def arrived(self, port: Port, query: Query) -> None:
-        for _ in range(self._copies - 1):
+        for _ in range(self._options.copies - 1):
             port.copy(query)

@@ -22,9 +22,9 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan, load_fault_plan
 from parity_models.models.bundle import Bundle, ModelFile, open_bundle
+from parity_models.options import SECONDS
 from parity_models.scheduling import BACKUP, DEPLOYED
-from parity_models.scheduling.policies import AnswerRule, Pool
-from parity_models.scheduling.spec import DispatchName, PolicyName, PolicySpec, policy_spec
+from parity_models.scheduling.choice import PolicyChoice, choose, declared_options
 from parity_models.serving.limits import Limits
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, default_policy, model_files
@@ -37,9 +37,6 @@ from parity_models.serving.ray.deployments import (
 from parity_models.serving.ray.scaling import Utilisation
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
-
-_MILLISECONDS = frozenset({"max_group_wait", "parity_delay", "answer_after", "hedge_delay"})
-"""Arguments that are in milliseconds, and in seconds elsewhere."""
 
 _DEPLOYMENT: dict[str, Any] = {
     "health_check_period_s": 1,
@@ -103,10 +100,11 @@ class AppArgs(BaseModel):
     """The arguments of `build`: the options of `parm serve`, with the same names and units.
 
     `bundle` is a folder where the application is built, which for `serve deploy` is on the
-    cluster. `max_body` is in MiB; the times of policies are in milliseconds, others in seconds.
+    cluster. `max_body` is in MiB. All further arguments are options of the policy and the dispatch
+    rule, whose times are in milliseconds; others are in seconds.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     bundle: str
 
@@ -132,31 +130,29 @@ class AppArgs(BaseModel):
     tenant_header: str | None = None
     faults: str | None = None
 
-    policy: PolicyName | None = None
-    dispatch: DispatchName | None = None
-    pool: Pool | None = None
-    max_group_wait: float | None = None
-    parity_delay: float | None = None
-    answer: AnswerRule | None = None
-    answer_after: float | None = None
-    copies: int | None = None
-    hedge_delay: float | None = None
-    hedge_quantile: float | None = None
-    hedge_budget: float | None = None
+    policy: str | None = None
+    dispatch: str | None = None
 
     def serve_options(self, bundle: Bundle) -> ServeOptions:
-        of_policy = self._given(PolicySpec, besides={"name"})
-        for name in of_policy.keys() & _MILLISECONDS:
-            of_policy[name] *= 1e-3
         return ServeOptions(
             **self._given(ServeOptions, besides={"policy", "limits", "faults"}),
-            policy=policy_spec(self.policy or default_policy(bundle), of_policy),
+            policy=self._choice(self.policy or default_policy(bundle)),
             limits=Limits(max_body=int(self.max_body * 2**20)),
             faults=None if self.faults is None else load_fault_plan(self.faults),
         )
 
     def cluster_options(self) -> ClusterOptions:
         return ClusterOptions(**self._given(ClusterOptions))
+
+    def _choice(self, policy: str) -> PolicyChoice:
+        extra = self.model_extra or {}
+        given = {name: value for name, value in extra.items() if value is not None}
+        declared = declared_options(policy, self.dispatch)
+        times = {each.name for each in declared if each.option.unit == SECONDS}
+        for name in times & given.keys():
+            if isinstance(given[name], int | float):
+                given[name] = given[name] / 1e3
+        return choose(policy, given | {"dispatch": self.dispatch})
 
     def _given(self, kind: type, besides: Set[str] = frozenset()) -> dict[str, Any]:
         """What was given of the fields of a dataclass."""

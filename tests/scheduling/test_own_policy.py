@@ -1,0 +1,83 @@
+"""A user's own policy and dispatch rule, and their options, work wherever built-in ones do."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands import Here, assert_refused
+from own_policy import POLICY, RULE, Again, Oldest
+from parity_models.errors import UserError
+from parity_models.lab.latency.experiment import load_experiment
+from parity_models.scheduling.choice import PolicyChoice, choose
+
+EXPERIMENT = """
+title = "One's own"
+axis = "load"
+points = [{ load = 0.3 }]
+
+[[series]]
+label = "again"
+policy = { name = "%s", again_after = %s }
+"""
+
+
+def test_its_options_are_its_own() -> None:
+    policy, rule = PolicyChoice(POLICY, {"again_after": 0.5, "scans": 7}, RULE).build(None)
+    assert isinstance(policy, Again)
+    assert policy.Options().again_after == 1.0
+    assert isinstance(rule, Oldest)
+    assert rule.scans == 7
+
+
+def test_its_options_are_checked_as_it_says() -> None:
+    with pytest.raises(UserError, match="again_after must be above 0 and 9 s or less, got 10"):
+        choose(POLICY, {"again_after": 10})
+    with pytest.raises(UserError, match="again_after must be a float, got 'soon'"):
+        choose(POLICY, {"again_after": "soon"})
+    with pytest.raises(UserError, match="scans is no option of the policy"):
+        choose(POLICY, {"scans": 7})
+
+
+def test_what_is_no_policy_is_refused() -> None:
+    with pytest.raises(UserError, match="is no policy: it must be a subclass of"):
+        choose(RULE, {})
+    with pytest.raises(UserError, match="did you mean hedging"):
+        choose("hedgin", {})
+
+
+def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    short = ("--queries", 300, "--warm-up", 0, "--shuffles", 0, "--json", out)
+    flags = ("--policy", POLICY, "--again-after", "1ms", f"--dispatch={RULE}", "--scans", 3)
+    done = parm_here("simulate", *flags, *short)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads(out.read_text())
+    assert numbers["options"] == [
+        {"name": POLICY, "dispatch": RULE, "again_after": 0.001, "scans": 3}
+    ]
+    assert numbers["policies"][POLICY]["work"] > 1.5
+    assert_refused(
+        parm_here("simulate", "--policy", POLICY, "--again-after", "0", *short),
+        "--again-after must be above 0",
+    )
+    assert_refused(
+        parm_here("simulate", "--policy", "hedging", "--copies", "3", *short),
+        "--copies is no option of the policy hedging but of replication",
+    )
+
+
+def test_help_has_its_options(parm_here: Here) -> None:
+    said = parm_here("simulate", "--policy", POLICY, "--help").stdout
+    assert "--again-after MILLISECONDS" in said
+    assert "--again-after" not in parm_here("simulate", "--help").stdout
+
+
+def test_it_is_in_an_experiment_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(EXPERIMENT % (POLICY, "0.5"))
+    (series,) = load_experiment(str(file)).series
+    assert series.choice == PolicyChoice(POLICY, {"again_after": 0.5})
+    file.write_text(EXPERIMENT % (POLICY, "-1.0"))
+    with pytest.raises(UserError, match="again_after must be above 0"):
+        load_experiment(str(file))

@@ -1,0 +1,52 @@
+"""A policy and a dispatch rule as users write them: each with an option of its own."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from parity_models.options import SECONDS, Option
+from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.policies import Policy
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.work import Query
+
+
+class Again(Policy):
+    """Sends every query once more, after a fixed time."""
+
+    name = "again"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Policy.Options):
+        """What can be set."""
+
+        again_after: Annotated[
+            float,
+            Option("How long until a query is sent once more.", unit=SECONDS, above=0, at_most=9),
+        ] = 1.0
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._options = options or self.Options()
+
+    def arrived(self, port: Port, query: Query) -> None:
+        at = port.now + self._options.again_after
+        port.set_alarm(query, at, partial(port.copy, query))
+
+
+class Oldest(SingleQueue):
+    """A single queue, with an option that is there to be set."""
+
+    name = "oldest"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Dispatch.Options):
+        """What can be set."""
+
+        scans: Annotated[int, Option("How many tasks are looked at.", at_least=1)] = 5
+
+    def __init__(self, options: Any = None) -> None:
+        super().__init__(options)
+        self.scans = (options or self.Options()).scans
+
+
+POLICY, RULE = f"{__name__}:Again", f"{__name__}:Oldest"
