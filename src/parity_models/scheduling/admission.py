@@ -37,7 +37,7 @@ many seconds, but some run times in any case, ..."""
 SHORT_SHARE = 0.05
 """... and this share of the time that is left."""
 
-SLACK = 1.1
+SLACK = 1.2
 """By how much waits are overestimated, as they vary."""
 
 LONG_RUN = 0.9

@@ -13,13 +13,13 @@ from parity_models.scheduling.recent import RecentDurations
 SHARE = 0.5
 """Of the queries that are answered or given up: if more are given up, all are expected to be."""
 
-NEWEST = 0.005
+NEWEST = 0.01
 """The weight of the newest query in that share."""
 
 EARLY = 0.1
 """This share of those that are given up are given up sooner than is expected of all."""
 
-LEAST = 0.1
+LEAST = 0.02
 """Seconds before which nobody gives up for waiting too long: clients that end sooner, as those of a
 benchmark do, many at once, have another reason.
 """

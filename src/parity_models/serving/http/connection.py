@@ -32,8 +32,9 @@ _LINGER = 5.0
 _PARTING = 0.5
 """Seconds that an idle client has to close its side of a connection that ends."""
 
-_ROUND_TRIP = 0.02
-"""Seconds after which most clients' systems have answered what was sent."""
+_ROUND_TRIPS = (0.001, 0.005, 0.02)
+"""Seconds after which it is looked whether a client that sends no more has gone altogether: within
+a machine room, and further away. Later, it is looked at every tick."""
 
 
 class Connections(Protocol):
@@ -124,7 +125,8 @@ class HttpConnection(asyncio.Protocol):
         # section 15.2.1), and HTTP/1.0 does not know.
         if self._reader.knows_continue:
             self._transport.write(CONTINUE)
-        self._loop.call_later(_ROUND_TRIP, self._look_for_reset)
+        for seconds in _ROUND_TRIPS:
+            self._loop.call_later(seconds, self._look_for_reset)
         self._wait()
         return True
 
