@@ -171,6 +171,7 @@ def _typer_options(parameters: Sequence[Parameter]) -> list[Any]:
 
     def command(**values: Any) -> None: ...
 
+    # As inspect documents it, which Typer reads; functions do not declare it in typeshed.
     command.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {each.name: each.annotation for each in parameters}
     app = typer.Typer(add_completion=False, rich_markup_mode=None)

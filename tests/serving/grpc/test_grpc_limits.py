@@ -192,6 +192,7 @@ async def test_a_refusal_whose_client_has_just_gone_is_not_logged_as_an_error() 
         raise OverloadedError("too much", retry_after=0.25)
 
     with pytest.raises(asyncio.CancelledError):  # which gRPC takes for the client's leave
+        # Of a context, only `abort` is used here.
         await guarded(refuse)(None, Gone())  # type: ignore[arg-type]
 
 
