@@ -5,13 +5,15 @@ INSTALLED := $(VENV)/.installed
 SERVERS := .servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo lint docs docs-serve check test format dist protos clean
+.PHONY: help setup servers demo lint docs docs-serve check test format compiled dist protos clean
 
 # Tests of what computes and decides, without processes, servers or training.
-QUICK := $(wildcard tests/cli/test_cli.py tests/codes/test_*.py tests/scheduling/test_*.py \
-  tests/models/test_bundle.py tests/serving/test_comparison.py tests/serving/test_frontend.py \
+QUICK := $(wildcard tests/cli/test_cli.py tests/cli/test_simulate_command.py tests/codes/test_*.py tests/faults/test_*.py tests/scheduling/test_*.py \
+  tests/models/test_bundle*.py tests/serving/test_comparison.py tests/serving/test_frontend*.py \
   tests/serving/*/test_*_codec.py tests/serving/local/test_placement.py tests/test_*.py \
-  tests/load/test_load_*.py tests/lab/test_ledger.py tests/lab/test_contention_plan.py)
+  tests/load/test_load_*.py tests/lab/test_ledger.py tests/lab/test_contention_plan.py \
+  tests/lab/test_settings.py tests/lab/test_experiment_files.py tests/lab/test_latency_targets.py \
+  tests/simulation/test_service_times.py)
 RAY := tests/serving/ray tests/lab/test_bench_ray.py tests/lab/test_ray_engines.py
 
 help: ## Show what can be made
@@ -21,7 +23,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,docs,dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,otel,examples,docs,dev]'
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
@@ -38,7 +40,13 @@ $(SERVERS)/.mlserver: tests/servers/mlserver.txt | $(INSTALLED)
 	$(BIN)/python -m pip --python $(SERVERS)/mlserver/bin/python install --quiet --no-compile -r $<
 	touch $@
 
-servers: $(SERVERS)/.triton $(SERVERS)/.mlserver ## Install the Triton and the MLServer of the tests into .servers
+$(SERVERS)/.kserve: tests/servers/kserve.txt | $(INSTALLED)
+	rm -rf $(SERVERS)/kserve
+	$(BIN)/python -m venv --without-pip $(SERVERS)/kserve
+	$(BIN)/python -m pip --python $(SERVERS)/kserve/bin/python install --quiet --no-compile -r $<
+	touch $@
+
+servers: $(SERVERS)/.triton $(SERVERS)/.mlserver $(SERVERS)/.kserve ## Install the Triton, MLServer and KServe of the tests into .servers
 
 demo: setup ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
 	$(BIN)/parm demo --out demo
@@ -68,7 +76,11 @@ format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-dist: setup ## Build the wheel and the sdist, and try both in clean environments
+compiled: setup ## Build a wheel for this Python with the scheduler and the simulator compiled
+	PARM_COMPILE=1 $(BIN)/python -m build --wheel --outdir dist .
+
+dist: setup ## Build the wheel and the sdist, list what they bring, and try both on the Pythons that are here
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[release]'
 	.ci/dist
 
 protos: setup ## Make the files that come from inference.proto again

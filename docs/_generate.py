@@ -14,9 +14,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from parity_models.cli.main import command
+from parity_models.codes import DECODERS, ENCODERS
+from parity_models.models.networks import NETWORKS
 from parity_models.options import options_of
 from parity_models.scheduling.dispatch import RULES
 from parity_models.scheduling.policies import POLICIES
+from parity_models.serving.engines import ENGINES
+from parity_models.tasks import TASKS
 
 SOURCE = Path(__file__).parent.parent / "src" / "parity_models"
 
@@ -24,13 +28,13 @@ API = {
     "": [],
     "codes": [],
     "scheduling": ["port"],
-    "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope"],
+    "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope", "gate"],
     "tasks": ["task"],
     "training": [],
     "evaluation": [],
-    "serving": ["server", "frontend", "engine", "asgi"],
+    "serving": ["server", "options", "frontend", "engine", "engines", "in_process", "rest.asgi"],
     "simulation": [],
-    "load": ["result"],
+    "load": ["options", "plan", "result"],
     "errors": [],
 }
 """The public packages. Of each: what it exports, and all that is public in these modules."""
@@ -51,7 +55,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"reference/command-line/index.md": _command_index()}
     for name, entry in _commands():
         pages[f"reference/command-line/{name}.md"] = "\n".join(_command_page(entry, f"parm {name}"))
-    pages["reference/policy-options.md"] = "\n".join(_policy_options())
+    pages["reference/options.md"] = "\n".join(_options())
     pages["reference/api/index.md"] = _api_index()
     for name in API:
         pages[f"reference/api/{_full(name)}.md"] = "\n".join(_api_page(name))
@@ -130,17 +134,32 @@ def _text(help: str | None) -> str:
     return text
 
 
-# The options of policies and dispatch rules
+# The options of extensions
+
+REGISTRIES = {
+    "policy": POLICIES,
+    "dispatch rule": RULES,
+    "encoder": ENCODERS,
+    "decoder": DECODERS,
+    "engine": ENGINES,
+    "task": TASKS,
+    "network": NETWORKS,
+}
 
 
-def _policy_options() -> Iterator[str]:
-    yield "# Options of policies and dispatch rules"
+def _options() -> Iterator[str]:
+    yield "# Options of extensions"
     yield ""
     yield (
-        "Made from what policies and rules declare. Times are in seconds in files, and in "
-        "milliseconds in flags."
+        "Made from what they declare. Times are in seconds in files, and in milliseconds in flags "
+        "unless the flag says otherwise. Tasks and networks have their options after the name, as "
+        "resnet18@width=0.25. Those that are not in a table have no options."
     )
-    for kind, registry in (("policy", POLICIES), ("dispatch rule", RULES)):
+    for kind, registry in REGISTRIES.items():
+        yield ""
+        yield f"Of each {kind}: {', '.join(f'`{name}`' for name in registry.names)}"
+        if not any(options_of(extension.Options) for extension in registry):
+            continue
         yield ""
         yield f"| {kind} | option | type | range | default | what it is |"
         yield "|---|---|---|---|---|---|"

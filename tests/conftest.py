@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes says how busy the machine is.
 settings.register_profile("parm", deadline=None)
 settings.load_profile("parm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The cluster of several nodes comes before the one that all other tests share: a process can
+    be in one alone."""
+    items.sort(key=lambda item: item.path.name != "test_ray_nodes.py")
+
+
+@pytest.fixture(scope="session")
+def ray_url() -> Iterator[str]:
+    """Where Ray Serve listens, on one cluster for all tests: starting one takes half a minute."""
+    from ray_cluster import local_ray
+
+    with local_ray() as url:
+        yield url
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import os
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bundle",
@@ -27,6 +27,7 @@ __all__ = [
     "evaluate",
     "offer_load",
     "open_bundle",
+    "serve",
     "simulate",
     "train_backup",
     "train_parity",
@@ -48,6 +49,7 @@ _HOMES = {
     "evaluate": "parity_models.evaluation",
     "offer_load": "parity_models.load",
     "open_bundle": "parity_models.models.bundle",
+    "serve": "parity_models.serving.in_process",
     "simulate": "parity_models.simulation",
     "train_backup": "parity_models.training",
     "train_parity": "parity_models.training",

@@ -12,8 +12,8 @@ arguments and reference pages are derived from that:
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from enum import StrEnum
-from math import isfinite
-from types import NoneType
+from math import inf, isfinite
+from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from parity_models.errors import UserError
@@ -22,8 +22,20 @@ Spell = Callable[[str], str]
 """How the user writes the name of an option."""
 
 
+Amounts = dict[str, float]
+"""The type of an option that says how much of each of some things; typed as NAME=AMOUNT,..."""
+
+Value = bool | int | float | str | Amounts
+"""What an option is set to, in files."""
+
 SECONDS = "s"
-"""The unit of times; commands and arguments of applications take them in milliseconds."""
+"""The unit of times; users type them in milliseconds, where an option does not say otherwise."""
+
+BYTES = "bytes"
+
+TYPED = {"ms": 1e-3, "s": 1.0, "MiB": 2.0**20, "": 1.0}
+"""What users type values in, on the command line and in arguments of applications: so many of the
+option's own unit."""
 
 
 @dataclass(frozen=True)
@@ -31,23 +43,34 @@ class Option:
     """What an option is for, beyond its type and default.
 
     A number lies from `at_least`, or `above`, to `at_most`, or `below`, in its `unit`, and is
-    finite. `needs` is another option and the value it must be given beside this one; `excludes`,
-    one that must not be given beside it.
+    finite; of one that does not, `hint` is said as well. Users type it in `typed`, a key of TYPED.
+    `metavar` stands for a text in help: FILE. `needs` is another option and the value it must be
+    given beside this one; `excludes`, one that must not be given beside it.
     """
 
     help: str
     _: KW_ONLY
     unit: str = ""
+    typed: str = ""
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    hint: str = ""
+    metavar: str = ""
     needs: tuple[str, str] | None = None
     excludes: str | None = None
 
     @property
+    def typed_in(self) -> str:
+        """What users type it in: a key of TYPED."""
+        return self.typed or ("ms" if self.unit == SECONDS else "")
+
+    @property
     def range(self) -> str:
         """The range in words; empty if there is none."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least:g} to {self._say(self.at_most)}"
         if self.above is not None and self.below is not None:
             return f"between {self.above:g} and {self._say(self.below)}"
         words = {
@@ -76,7 +99,7 @@ class Option:
 
 @dataclass(frozen=True)
 class OptionField:
-    """A declared option: `kind` is its type (bool, int, float, str or a StrEnum).
+    """A declared option: `kind` is its type (bool, int, float, str, dict or a StrEnum).
 
     With `optional`, its default is None: not given.
     """
@@ -90,10 +113,10 @@ class OptionField:
     @property
     def default_in_words(self) -> str:
         """The default as users write it; empty if there is none."""
-        if self.default is None:
+        if self.default is None or self.default is False:
             return ""
-        if isinstance(self.default, float):
-            return f"{self.default * (1e3 if self.option.unit == SECONDS else 1):g}"
+        if isinstance(self.default, int | float) and not isinstance(self.default, bool):
+            return f"{self.default / TYPED[self.option.typed_in]:g}"
         return str(self.default)
 
     @property
@@ -101,7 +124,50 @@ class OptionField:
         """What stands for the value in help; None: the name of its type."""
         if issubclass(self.kind, StrEnum):
             return f"[{'|'.join(self.kind)}]"
-        return "MILLISECONDS" if self.option.unit == SECONDS else None
+        if self.kind is dict:
+            return "NAME=AMOUNT,..."
+        times = {"ms": "MILLISECONDS", "s": "SECONDS"}
+        return self.option.metavar or times.get(self.option.typed_in)
+
+    @property
+    def _a_kind(self) -> str:
+        return f"{'an' if self.kind is int else 'a'} {self.kind.__name__}"
+
+    def _amounts(self, text: str, spell: Spell) -> Amounts:
+        try:
+            pairs = [pair.split("=") for pair in text.split(",")]
+            return {name: float(amount) for name, amount in pairs}
+        except ValueError:
+            raise UserError(
+                f"{spell(self.name)} takes amounts by name, as gpu=1,disk=0.5, not {text!r}"
+            ) from None
+
+    @staticmethod
+    def _is_amount(value: Any) -> bool:
+        return isinstance(value, int | float) and 0 <= value < inf
+
+    def from_typed(self, value: Any, spell: Spell) -> Any:
+        """What a user typed, in the option's unit. Raises UserError if it cannot be."""
+        typed = self.option.typed_in
+        if self.kind is dict and isinstance(value, str):
+            return self._amounts(value, spell)
+        if not typed or isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        in_unit = value * TYPED[typed]
+        if self.kind is float:
+            return in_unit
+        if not isfinite(in_unit):
+            raise UserError(f"{spell(self.name)} is a number of {typed}, not {value}")
+        return int(in_unit)
+
+    def read(self, text: str, spell: Spell) -> Any:
+        """The value that is written like this. Raises UserError if it is none of the type."""
+        try:
+            if self.kind is bool:
+                return {"true": True, "false": False}[text.lower()]
+            return self.kind(text) if self.kind in (int, float) else text
+        except (ValueError, KeyError):
+            raise UserError(f"{spell(self.name)} must be {self._a_kind}, got {text!r}") from None
 
     def convert(self, value: Any, spell: Spell) -> Any:
         """The value in the option's type; raises UserError if it is none, or out of range."""
@@ -116,10 +182,13 @@ class OptionField:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if type(value) is not kind:
-            raise UserError(f"{name} must be a {kind.__name__}, got {value!r}")
+            raise UserError(f"{name} must be {self._a_kind}, got {value!r}")
+        if isinstance(value, dict) and not all(map(self._is_amount, value.values())):
+            raise UserError(f"{name} must be amounts of 0 or more by name, got {value}")
         if isinstance(value, int | float) and not self.option.allows(value):
             within = self.option.range or "a finite number"
-            raise UserError(f"{name} must be {within}, got {value:g}")
+            hint = self.option.hint and f"; {self.option.hint}"
+            raise UserError(f"{name} must be {within}, got {value:g}{hint}")
         return value
 
 
@@ -128,9 +197,18 @@ class Options:
     """The options of an extension. Raises UserError for values out of range."""
 
     def __post_init__(self) -> None:
-        for field in options_of(type(self)):
-            value = field.convert(getattr(self, field.name), str)
-            object.__setattr__(self, field.name, value)
+        options_of(type(self))
+        check_declared(self)
+
+
+def check_declared(instance: Any) -> None:
+    """Convert the declared options of a frozen dataclass that is being made.
+
+    Raises UserError for values out of range.
+    """
+    for field in declared_in(type(instance)):
+        value = field.convert(getattr(instance, field.name), str)
+        object.__setattr__(instance, field.name, value)
 
 
 T = TypeVar("T", bound=Options)
@@ -138,6 +216,18 @@ T = TypeVar("T", bound=Options)
 
 def options_of(kind: type[Options]) -> list[OptionField]:
     """The options that are declared, in order. Raises TypeError for one that cannot be."""
+    declared = declared_in(kind)
+    undeclared = {field.name for field in fields(kind)} - {field.name for field in declared}
+    for name in sorted(undeclared):
+        raise TypeError(f"{kind.__qualname__}.{name} is not Annotated with an Option")
+    return declared
+
+
+def declared_in(kind: type) -> list[OptionField]:
+    """Of any dataclass, the fields that are declared as options, in order.
+
+    Raises TypeError for one whose type cannot be.
+    """
     hints = get_type_hints(kind, include_extras=True)
     declared = []
     for field in fields(kind):
@@ -145,11 +235,13 @@ def options_of(kind: type[Options]) -> list[OptionField]:
         marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
         option = next((mark for mark in marks if isinstance(mark, Option)), None)
         if option is None:
-            raise TypeError(f"{kind.__qualname__}.{field.name} is not Annotated with an Option")
-        types = set(get_args(get_args(hint)[0]) or [get_args(hint)[0]])
+            continue
+        type_ = get_args(hint)[0]
+        types = set(get_args(type_)) if isinstance(type_, UnionType) else {type_}
         optional = NoneType in types
         (plain,) = types - {NoneType}
-        if plain not in (bool, int, float, str) and not issubclass(plain, StrEnum):
+        plain = dict if plain == Amounts else plain
+        if plain not in (bool, int, float, str, dict) and not issubclass(plain, StrEnum):
             raise TypeError(f"{kind.__qualname__}.{field.name} cannot be a {plain}")
         declared.append(OptionField(field.name, plain, optional, field.default, option))
     return declared

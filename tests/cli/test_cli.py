@@ -65,6 +65,10 @@ FLAGS = {
     "load": "URL --bundle --model --binary --task --inputs --labels --batch --rate --trace --speed "
     "--queries --duration --warmup --processes --connections --timeout --out --latencies "
     "--histogram --policy",
+    "plan": "BUNDLE --p50 --p99 --p999 --spare --instances --rate --recorded --contention "
+    "--agreement --queries --seed --json",
+    "record": "URL --out --seconds",
+    "rehearse": "BUNDLE --break --inputs --instances --seconds --rate --json",
     "demo": "--out",
     "bench": "overhead encode",
     "bench overhead": "--json",
@@ -140,7 +144,7 @@ def test_the_users_mistakes_exit_with_2_and_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-BROKEN = "import parity_models.cli.evaluate as e; e.open_bundle = lambda path: 1 / 0"
+BROKEN = "import parity_models.cli.evaluate as e; e.open_bundle = lambda *given: 1 / 0"
 
 
 def test_our_mistakes_exit_with_1_and_show_a_traceback_only_when_asked_for() -> None:
@@ -161,7 +165,7 @@ def test_our_mistakes_exit_with_1_and_show_a_traceback_only_when_asked_for() -> 
 def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
     interrupt = (
         "import os, signal, parity_models.cli.evaluate as e; "
-        "e.open_bundle = lambda path: os.kill(os.getpid(), signal.SIGINT)"
+        "e.open_bundle = lambda *given: os.kill(os.getpid(), signal.SIGINT)"
     )
     outcome = parm("evaluate", "bundle", before=interrupt)
     assert outcome.returncode == 130
@@ -198,7 +202,7 @@ def test_evaluate_refuses_what_it_cannot_judge(
     )
     cases: list[tuple[list[object], str]] = [
         ([nameless.path], "does not say what task it is for; name it with --task"),
-        ([nameless.path, "--task", "nothing"], "no task is called 'nothing'"),
+        ([nameless.path, "--task", "nothing"], "there is no task 'nothing'"),
         ([digits_bundle / "manifest.json"], "is a file; give the folder"),
         ([digits_bundle, "--json", digits_bundle / "manifest.json" / "x"], "cannot write"),
     ]
@@ -207,7 +211,9 @@ def test_evaluate_refuses_what_it_cannot_judge(
     assert parm_here("evaluate", nameless.path, "--task", "digits").returncode == 0
 
 
-def test_from_a_task_to_a_measured_bundle_in_three_commands(tmp_path: Path) -> None:
+def test_from_a_task_to_a_measured_bundle_in_three_commands(
+    parm_here: Here, tmp_path: Path
+) -> None:
     """What the README starts with, on less training than anyone would want."""
     deployed, bundle, report = (tmp_path / name for name in ("deployed", "bundle", "report.json"))
     for command in (
@@ -216,7 +222,7 @@ def test_from_a_task_to_a_measured_bundle_in_three_commands(tmp_path: Path) -> N
         "--epochs 5 --device cpu",
         f"evaluate {bundle} --json {report}",
     ):
-        outcome = parm(*command.split(), OMP_NUM_THREADS="1")
+        outcome = parm_here(*command.split())
         assert outcome.returncode == 0, outcome.stderr
     numbers = json.loads(report.read_text())
     assert numbers["available_accuracy"] > 0.85
@@ -242,7 +248,7 @@ sys.meta_path.insert(0, Absent())
 def test_the_serving_path_runs_without_torch() -> None:
     script = f"""{NO_TORCH}
 import importlib, pkgutil
-for room in ("codes", "scheduling", "evaluation", "serving", "simulation", "tasks"):
+for room in ("codes", "scheduling", "evaluation", "serving", "simulation", "sizing", "tasks"):
     package = importlib.import_module(f"parity_models.{{room}}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
@@ -255,10 +261,31 @@ assert not any(name.startswith("torch.") for name in sys.modules)
     assert outcome.returncode == 0, outcome.stderr
 
 
+def test_a_server_starts_without_what_it_may_never_use() -> None:
+    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans."""
+    late = ("aiohttp", "grpc", "google.protobuf", "cryptography", "opentelemetry", "numpy.f2py")
+    script = f"""
+import sys
+import parity_models.cli.serve
+sys.exit(" ".join(each for each in {late!r} if each in sys.modules))
+"""
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert outcome.stderr.strip() == ""
+
+
 def test_commands_of_the_serving_path_run_without_torch(digits_bundle: Path) -> None:
-    for arguments in (["--help"], ["serve", "--help"], ["evaluate", digits_bundle]):
-        outcome = parm(*arguments, before=NO_TORCH)
-        assert outcome.returncode == 0, outcome.stderr
+    script = f"""{NO_TORCH}
+from parity_models.cli.main import main
+for arguments in (["--help"], ["serve", "--help"], ["plan", "--help"], ["record", "--help"],
+    ["rehearse", "--help"], ["evaluate", {str(digits_bundle)!r}]):
+    sys.argv = ["parm", *arguments]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code, arguments
+"""
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,21 @@ def test_a_bundle_is_asked_in_process_under_a_policy(
     assert report["load"]["direct"]["options"]["policy"]["name"] == "parity"
 
 
+def test_a_bundle_is_asked_in_front_of_servers_that_run_its_model(
+    bundle: str, server: ServerProcess, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    done = load(
+        "--bundle", bundle, "--deployed", server.url, "--deadline", "5s", "--agreement", 0,
+        "--inputs", data / "queries.npz", "--rate", 100, "--queries", 50, "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert (report["answered"], set(report["sources"])) == (50, {"model"})
+    served = report["load"]["direct"]["options"]
+    assert (served["engine"]["name"], served["deadline"]) == ("remote", 5.0)
+
+
 def running_load(*arguments: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         parm("load", *map(str, arguments)),
@@ -192,7 +207,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/queries.npz --rate 9 --trace DATA/times.txt", "and not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --queries 9 --duration 9", "not both"),
     ("URL --inputs DATA/queries.npz --rate 9 --duration 0", "no query is due"),
-    ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "count must be from 1"),
+    ("URL --inputs DATA/queries.npz --rate 9 --queries 0", "--queries must be from 1"),
     ("URL --inputs DATA/queries.npz --rate 9 --timeout nan", "is no time"),
     ("URL --inputs DATA/queries.npz --rate 9 --processes 0", "processes must be from"),
     ("URL --inputs DATA/queries.npz --trace DATA/empty.txt", "is empty"),
@@ -204,7 +219,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/empty.txt --rate 9", "is neither an .npy file nor an .npz file"),
     ("URL --inputs DATA/narrow.npz --rate 9", f"takes rows of float32 [{INPUTS}]"),
     ("URL --inputs DATA/double.npz --rate 9", "the queries are of float64"),
-    ("URL --task nonesuch --rate 9", "no task is called 'nonesuch'"),
+    ("URL --task nonesuch --rate 9", "there is no task 'nonesuch'"),
     ("URL --task digits --rate 9", f"takes rows of float32 [{INPUTS}]"),
     ("URL --model nonesuch --inputs DATA/queries.npz --rate 9", "has no model 'nonesuch'"),
     ("URL --policy parity --inputs DATA/queries.npz --rate 9", "--policy is for --bundle"),
@@ -213,11 +228,15 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --inputs DATA/queries.npz --rate 9 --task digits", "--task is of no use"),
     ("URL --task digits --rate 9 --metric top-5", "--metric is for --inputs"),
     ("URL --task digits --rate 9 --labels DATA/labels.npy", "--labels is for --inputs"),
-    ("http://127.0.0.1:1 --inputs DATA/queries.npz --rate 9", "no server answers at"),
+    ("http://127.0.0.1:1 --inputs DATA/queries.npz --rate 9", "127.0.0.1:1: Connection refused"),
     ("localhost --inputs DATA/queries.npz --rate 9", "is no server's address"),
     ("--bundle BUNDLE --model m --inputs DATA/queries.npz --rate 9", "--model is for a server"),
     ("--bundle BUNDLE --copies 3 --inputs DATA/queries.npz --rate 9", "is no option of the"),
     ("--bundle BUNDLE --processes 2 --inputs DATA/queries.npz --rate 9", "several processes"),
+    ("--bundle BUNDLE --engine ray --inputs DATA/queries.npz --rate 9", "parm serve --engine ray"),
+    ("--bundle BUNDLE --engine rey --inputs DATA/queries.npz --rate 9", "did you mean ray?"),
+    ("URL --deployed URL --inputs DATA/queries.npz --rate 9", "--deployed is for --bundle"),
+    ("URL --max-batch 2 --inputs DATA/queries.npz --rate 9", "--max-batch is for --bundle"),
     ("--bundle DATA --inputs DATA/queries.npz --rate 9", "is not a bundle"),
     ("URL --inputs DATA/queries.npz --rate 9 --out DATA", "cannot write"),
 ]

@@ -75,7 +75,11 @@ def test_a_learned_decoder_decodes_what_subtraction_does(
     ("spec", "shape", "reason"),
     [
         (CodeSpec("convolution", "separate", 2), (8,), "needs images"),
-        (CodeSpec("mlp", "separate", 2, 1, {"network": 1}), (8,), "does not take the options"),
+        (
+            CodeSpec("mlp", "separate", 2, 1, {"network": 1}),
+            (8,),
+            "network is no option of the encoder mlp",
+        ),
     ],
 )
 def test_senseless_codes_are_refused(spec: CodeSpec, shape: tuple[int, ...], reason: str) -> None:

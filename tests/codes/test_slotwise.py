@@ -18,6 +18,7 @@ from parity_models.models.networks.slotwise import Shape, Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.distillation import calibrate
 from parity_models.training.parity_network import parity_network
+from parity_models.training.scaling import Scaled, channel_axis, one_slot, scaled
 
 
 def slotwise(k: int, shape: Shape) -> Slotwise:
@@ -157,3 +158,22 @@ def test_sequences_too_short_to_be_folded_are_refused() -> None:
     code = Code(CodeSpec("stack", "separate", 8), (3, 40), (10,))
     with pytest.raises(TrainingError, match="at least 8 steps here"):
         parity_network("resnet-1d", code).build()
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 11), (2, 25), (25, 2)])
+@pytest.mark.parametrize("units", [1.0, 100.0])
+def test_one_slot_is_a_network_for_one_query(shape: Shape, units: float) -> None:
+    torch.manual_seed(1)
+    network: nn.Module = slotwise(3, shape)
+    stacked = (3 * shape[0], *shape[1:])
+    inputs, targets = units * torch.randn(16, *stacked), units * torch.randn(16, 3, 10)
+    if units != 1:
+        network = scaled(network, inputs, targets, channel_axis(stacked))
+        assert isinstance(network, Scaled)
+    network(inputs)
+    slot = one_slot(network.eval())
+    assert slot is not None
+    slot.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(slot(inputs[:, : shape[0]]), network(inputs)[:, 0])
+    assert one_slot(nn.Linear(3, 3)) is None

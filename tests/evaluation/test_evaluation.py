@@ -12,7 +12,13 @@ from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.codes.sets import MOST_SETS, some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation import FRACTIONS, accuracy_table, evaluate
+from parity_models.evaluation import (
+    FRACTIONS,
+    GateResult,
+    accuracy_table,
+    evaluate,
+    gate_table,
+)
 
 
 def draw_data(rows: int) -> tuple[Array, Array, Array]:
@@ -185,9 +191,9 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
     inputs, labels, weights = draw_data(10)
     bundle = linear_bundle(tmp_path, weights, [weights], CodeSpec("sum", "subtraction", 2))
     for wrong_inputs, wrong_labels, reason in [
-        (inputs[:, 1:], labels, r"shape \(10, 5\) .* takes \(n, 6\)"),
+        (inputs[:, 1:], labels, r"shape \(10, 5\) .* takes .*\[6\]"),
         (inputs[0], labels[:1], r"shape \(6,\)"),
-        (inputs.astype(np.float64), labels, "float64; this bundle takes .* float32"),
+        (inputs.astype(np.float64), labels, "float64; this bundle's model takes .* FP32"),
         (inputs, labels[1:], "10 inputs but 9 labels"),
         (inputs[:1], labels[:1], "1 inputs; this needs 2 at least"),
         (inputs[:0], labels[:0], "0 inputs; this needs 2 at least"),
@@ -215,3 +221,11 @@ def test_the_table_names_every_number(tmp_path: Path) -> None:
     ):
         assert line in text
     assert text.count("75.00") >= 6
+    assert text.count("65.7 to 82.5") >= 3, "of each share of queries, how sure it is"
+
+
+def test_a_narrow_table_of_gates_still_names_the_stand_in() -> None:
+    result = GateResult("reconstruction", None, 1.0, 0.9, 0.9, 0.9)
+    printed = StringIO()
+    Console(file=printed, width=80).print(gate_table([result], "top-1 agreement"))
+    assert "reconstruction" in printed.getvalue()

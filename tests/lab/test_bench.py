@@ -14,9 +14,11 @@ from commands import Here
 from parity_models.errors import LoadError, UserError
 from parity_models.faults import Constant, FaultPlan
 from parity_models.lab.comparison import compare
-from parity_models.lab.costs import overhead
+from parity_models.lab.costs.http_layers import LAYERS, measure_http_layers
+from parity_models.lab.costs.overhead import measure_overhead
 from parity_models.lab.latency.served import served
 from parity_models.lab.plots import plot_latency
+from parity_models.lab.reliability.costs import run_costs
 from parity_models.load import LoadSpec, offer_load
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
@@ -45,9 +47,9 @@ def children() -> set[str]:
     return {pid for file in files for pid in file.read_text().split()}
 
 
-def bench(parm_here: Here, name: str, json_file: Path) -> dict[str, Any]:
+def bench(parm_here: Here, name: str, json_file: Path, *flags: str) -> dict[str, Any]:
     """What `parm bench NAME --json FILE` writes, after it printed a table."""
-    done = parm_here("bench", name, "--json", json_file)
+    done = parm_here("bench", name, "--json", json_file, *flags)
     assert done.returncode == 0, done.stderr
     assert "µs" in done.stdout or "ms" in done.stdout
     numbers: dict[str, Any] = json.loads(json_file.read_text())
@@ -113,13 +115,12 @@ async def test_what_cannot_be_served_is_refused_with_the_servers_reason(
             pass
 
 
-async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(overhead, "ROUNDS", 3)
+async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(bundle: Path) -> None:
     policy = PolicyChoice("none")
     async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
-        report = await overhead.measure_overhead(open_bundle(bundle), against=(other.url,))
+        report = await measure_overhead(
+            open_bundle(bundle), against=(other.url,), rounds=3, seconds=0.1
+        )
     assert (report.model, report.tensor_bytes, report.calls) == ("linear", 4 * INPUTS, 300)
     assert report.served.p50_ms > report.direct.p50_ms > 0
     assert report.difference_p50_ms == report.served.p50_ms - report.direct.p50_ms
@@ -134,15 +135,42 @@ async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(
         assert 10 < each.cpu_us < 2e6 * (os.cpu_count() or 1) / each.requests_per_second
 
 
+async def test_http_layers_carry_the_same_service_of_one_process(bundle: Path) -> None:
+    before = children()
+    report = await measure_http_layers(open_bundle(bundle), rounds=1)
+    assert report.layers == (*LAYERS, *LAYERS)
+    assert len({each.url for each in report.throughput}) == len(LAYERS)
+    for each in report.throughput:
+        assert each.requests_per_second > 0
+        assert each.cpu_us is not None
+    assert set(report.versions) == {"uvicorn", "granian"}
+    assert children() == before
+
+
+async def test_what_a_request_costs_is_judged_by_the_numbers_beside_it(bundle: Path) -> None:
+    policy = PolicyChoice("none")
+    async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
+        result = await run_costs(open_bundle(bundle), [other.url], rounds=1)
+    servers = ["parm serve --max-batch 1", "parm serve --max-batch 4", other.url]
+    rows = {(name, clients): numbers for name, clients, *numbers in result.rows}
+    assert list(rows)[:6] == [(server, clients) for clients in ("1", "16") for server in servers]
+    assert len(rows) == 6 + 2 * len(LAYERS)
+    cpu, rate, latency = result.claims
+    assert cpu.found == f"{rows[servers[0], '16'][2]} µs"
+    assert cpu.met == (float(cpu.found.removesuffix(" µs")) <= 270)
+    assert rate.met == (float(rate.found.removesuffix("x")) >= 1.4)
+    assert latency.found == f"{rows[servers[0], '1'][1]} and {rows[other.url, '1'][1]} ms"
+
+
 async def test_throughput_is_of_servers_that_answer(bundle: Path) -> None:
     with pytest.raises(UserError, match="no URL of http"):
-        await overhead.measure_overhead(open_bundle(bundle), against=("grpc://localhost:1",))
+        await measure_overhead(open_bundle(bundle), against=("grpc://localhost:1",))
     with pytest.raises(LoadError, match="connection to http://localhost:1 broke"):
-        await overhead.measure_overhead(open_bundle(bundle), against=("http://localhost:1",))
+        await measure_overhead(open_bundle(bundle), against=("http://localhost:1",))
 
 
 def test_bench_overhead_generates_a_model_to_measure(parm_here: Here, tmp_path: Path) -> None:
-    numbers = bench(parm_here, "overhead", tmp_path / "overhead.json")
+    numbers = bench(parm_here, "overhead", tmp_path / "overhead.json", "--quick")
     assert numbers["model"] == "mlp"
     assert numbers["tensor_bytes"] == 3136
     assert numbers["served"]["p50_ms"] <= numbers["served"]["p99_ms"]

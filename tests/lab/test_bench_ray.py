@@ -1,7 +1,6 @@
 """What is measured on Ray: real applications, by clients that count only what was answered."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,25 +12,18 @@ from parity_models.lab.costs.ray_serve import Carried, RayReport, beside_plain
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
-from ray_cluster import local_ray
 from served import write_linear_bundle
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with local_ray() as url:
-        yield url
-
-
 def test_a_plain_application_and_ours_are_measured_side_by_side(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"ROUNDS": 1, "CALLS": 3, "SECONDS": 0.3, "CLIENTS": 2}.items():
         monkeypatch.setattr(ray_serve, name, value)
     bundle = open_bundle(write_linear_bundle(tmp_path))
     options = ServeOptions(instances=1, policy=PolicyChoice("parity"))
     with tqdm(disable=True) as progress:
-        for carried in beside_plain(url, bundle, options, progress):
+        for carried in beside_plain(ray_url, bundle, options, progress):
             assert 0 < carried.p50_ms <= carried.p99_ms
 
 

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from parity_models.errors import ContentionError
-from parity_models.faults import Constant, Pauses, Uniform
+from parity_models.faults import Constant, FaultPlan, Pauses, Uniform, WorkerFaults
 from parity_models.lab.contention.apply import contended
 from parity_models.lab.contention.namespaces import check_privileges
 from parity_models.lab.contention.pauses import LONGEST, Step, steps
-from parity_models.lab.contention.plan import Contention, Hogs, Network, Tenant
-from parity_models.lab.contention.shuffles import Leg, legs
+from parity_models.lab.contention.plan import Contention, Hogs, Tenant
 from parity_models.lab.contention.tenant import arrivals
+from parity_models.simulation.network import Leg, Network, legs
 
 WORKERS = 3
 
@@ -71,6 +71,8 @@ def test_pauses_of_all_workers_come_in_the_order_of_time() -> None:
     course = list(islice(steps(Pauses(1.0, Constant(0.1)), 4, seed=1), 100))
     assert course == sorted(course)
     assert {step.worker for step in course} == {0, 1, 2, 3}
+    together = islice(steps(Pauses(1.0, Constant(0.1), nodes=2), 4, seed=1), 40)
+    assert len({(step.time, step.worker % 2) for step in together}) == 20
     few = islice(steps(Pauses(1.0, Constant(0.1), workers=(2,)), 4, seed=1), 10)
     assert {step.worker for step in few} == {2}
 
@@ -111,3 +113,10 @@ def test_without_its_tools_the_network_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ContentionError, match="install the package iproute2"):
         check_privileges()
+
+
+def test_real_workers_pause_when_simulated_ones_do() -> None:
+    plan = Pauses(1.0, Constant(0.2))
+    begun = next(steps(plan, 1, seed=3)).time - 0.01
+    simulated = WorkerFaults(FaultPlan(3, pauses=plan), 0)
+    assert simulated.release(begun, begun + 0.02) == pytest.approx(begun + 0.22)

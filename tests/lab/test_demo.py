@@ -7,12 +7,20 @@ import pytest
 from PIL import Image
 
 from commands import Here, assert_refused
+from parity_models.faults import Slowdowns, Uniform
 from parity_models.lab.demo import CODE, Scenario, run_demo
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings
 
-SHORT = Scenario(instances=2, parity_instances=1, rate=150, queries=300, warm_up=30, slow_every=1)
+SHORT = Scenario(
+    instances=2,
+    parity_instances=1,
+    rate=150,
+    queries=300,
+    warm_up=30,
+    slowdowns=Slowdowns(1.0, 0.2, Uniform(0.04, 0.1)),
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,7 @@ def test_both_runs_follow_one_plan_that_the_seed_fixes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("--task", "nonesuch"), "no task is called 'nonesuch'"),
+        (("--task", "nonesuch"), "there is no task 'nonesuch'"),
         (("--out", "/dev/null/demo"), "cannot make the folder"),
         (("--task", "fashion-mnist", "--data-dir", "/nonesuch"), "nonesuch"),
     ],

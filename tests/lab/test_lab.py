@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
+from prometheus_client import generate_latest
 
 from commands import Here, assert_refused
 from parity_models.lab.reliability.chaos_result import ChaosResult, Claim
@@ -22,10 +23,12 @@ from parity_models.lab.reliability.ledger import Kind
 from parity_models.lab.reliability.overload import OverloadResult
 from parity_models.lab.reliability.report import write_report
 from parity_models.lab.reliability.requests import Mix, draw, http_request
+from parity_models.lab.reliability.servers import instances_up, read_metrics
 from parity_models.lab.reliability.soak import Sample, growth_claims
 from parity_models.lab.reliability.table_result import TableResult
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.metrics import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,13 @@ def test_a_report_of_nothing_is_refused(parm_here: Here, tmp_path: Path) -> None
     assert_refused(outcome, "is no result of this parm lab")
 
 
+def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:
+    metrics = Metrics()
+    metrics.read("parm_instances_up", "Up.", lambda: {"deployed": 3, "parity-0": 1})
+    text = generate_latest(metrics.registry).decode()
+    assert instances_up(read_metrics(text)) == 3
+
+
 def test_growth_is_judged_after_the_warm_up() -> None:
     def samples(growth: float) -> list[Sample]:
         """Memory doubles in the first ten minutes, and grows by this share afterwards."""
@@ -159,7 +169,9 @@ def test_growth_is_judged_after_the_warm_up() -> None:
 
 def test_a_page_says_met_only_of_what_is(tmp_path: Path) -> None:
     claims = (Claim("it holds", "1", True), Claim("it does not", "2", False))
-    table = TableResult("Attack", "A note", ("a", "b"), (("1", "2"),), claims, "today", "parm x")
+    table = TableResult(
+        "Attack", "A note", ("a", "b"), (("1", "2"),), claims=claims, date="today", command="parm x"
+    )
     (tmp_path / "attack.json").write_bytes(msgspec.json.encode(table))
     assert not write_report(tmp_path, tmp_path / "page.md", "parm lab report")
     page = (tmp_path / "page.md").read_text()

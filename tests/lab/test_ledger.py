@@ -1,9 +1,14 @@
 """The books of a chaos run: nothing is counted twice, and nothing that must not be goes unseen."""
 
+import asyncio
+import socket
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.lab.reliability.chaos_result import claims_of, rows_of
+from parity_models.lab.reliability.http_client import HttpClients, UnreadError
 from parity_models.lab.reliability.ledger import Ending, Kind, Ledger, Sent
 from parity_models.scheduling import Source
 
@@ -59,6 +64,51 @@ def test_a_request_without_an_end_is_overdue_and_fails() -> None:
     assert "no end within 2.0 s" in what_failed(ledger)
 
 
+def test_what_nobody_read_has_no_end_either_but_is_told_apart() -> None:
+    ledger = ledger_with(queries=3)
+    ledger.without_end(1, 12.0, unread=True)
+    (row,) = rows_of(ledger)
+    assert (row.without_end, row.unread) == (3, 3)
+    assert not next(claim for claim in claims_of(ledger, 0, 0.0) if "end" in claim.claim).met
+    assert what_failed(ledger).endswith("no end within 2.0 s, and it was not even read")
+
+
+async def test_a_client_knows_whether_its_request_was_read() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(2**16)
+
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        unread = HttpClients(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(UnreadError):
+            async with asyncio.timeout(0.2):
+                await unread.get("/")
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await HttpClients(f"http://127.0.0.1:{port}").get("/")
+
+
+async def test_a_client_reads_answers_in_chunks_as_those_of_ray_s_proxy() -> None:
+    head = b"HTTP/1.1 408 Request Timeout\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = head + b"7\r\ntimed o\r\n9\r\nut after \r\n0\r\n\r\n"
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for byte in answer:
+            writer.write(bytes([byte]))
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    async with await asyncio.start_server(late, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        clients = HttpClients(f"http://127.0.0.1:{port}")
+        got = await clients.get("/")
+        assert (got.status, got.body) == (408, b"timed out after ")
+        clients.close()
+        assert not clients.surplus
+
+
 def test_errors_must_be_clear_for_their_kind_of_request() -> None:
     ledger = ledger_with()
     ledger.refused(1, 11.0, 504, "deadline exceeded: not answered within 2 s")
@@ -69,6 +119,9 @@ def test_errors_must_be_clear_for_their_kind_of_request() -> None:
     assert "got 500" in what_failed(ledger)
     ledger = ledger_with()
     ledger.refused(1, 11.0, 500, "instances failed: tried on 3")
+    assert not ledger.failures
+    ledger = ledger_with()
+    ledger.refused(1, 11.0, 408, "Request 7c1b timed out after 3.0s.")
     assert not ledger.failures
     ledger = ledger_with(Kind.NONSENSE)
     ledger.refused(1, 11.0, 400, "the input has values that are not finite")

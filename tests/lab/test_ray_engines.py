@@ -2,20 +2,15 @@
 
 from pathlib import Path
 
-import pytest
-
 from commands import Here
-from parity_models.training import Settings
-from small_experiment import SMALL
+from small_experiment import SMALL, train_briefly
 
 
-def test_an_experiment_runs_on_ray(
-    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("parity_models.lab.latency.real_trial.TRAINING", Settings(epochs=6))
+def test_an_experiment_runs_on_ray(parm_here: Here, tmp_path: Path) -> None:
     # Fewer queries a second: on Ray each takes more of the cores.
     setting, _, parity = SMALL.replace("rate = 300", "rate = 40").split("[[series]]")
     (tmp_path / "small.toml").write_text(f"{setting}[[series]]{parity}")
+    train_briefly(tmp_path / "work", tmp_path / "small.toml")
     out = tmp_path / "engines.md"
     done = parm_here(
         *("reproduce", "engines", "--figure", str(tmp_path / "small.toml"), "--out", str(out)),

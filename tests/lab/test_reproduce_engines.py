@@ -17,31 +17,29 @@ from parity_models.lab.latency.served import BEGIN_FAULTS
 from parity_models.lab.latency.upstreams import emulated_fleet
 from parity_models.load.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.models.bundle import open_bundle
-from parity_models.training import Settings
 from served import predictions, queries, write_linear_bundle
-from small_experiment import SMALL
+from small_experiment import SMALL, train_briefly
 
 
 async def test_an_emulated_fleet_predicts_and_takes_its_time(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path))
-    works = [frozenset({"deployed"}), frozenset({"deployed", "parity-0"})]
+    roles = [frozenset({"deployed"}), frozenset({"deployed", "parity-0"})]
     faults = FaultPlan(service_time=Constant(0.05))
     deployed = bundle.manifest.deployed
     rows = queries(2)
     async with (
-        emulated_fleet(bundle.path, works, faults) as (fleet, process),
+        emulated_fleet(bundle.path, roles, faults) as (fleet, process),
         aiohttp.ClientSession() as session,
     ):
-        assert fleet.works == works
+        assert fleet.roles == roles
         assert fleet.upstreams[1].models == {"deployed": "model", "parity-0": "model-parity-0"}
 
         async def ask(url: str, name: str) -> float:
-            model = ModelMetadata(name, deployed.input, deployed.output)
-            writer = RequestWriter(model, batch=2)
+            model = ModelMetadata.of(name, deployed.input, deployed.output)
+            writer = RequestWriter(model)
             began = time.monotonic()
-            async with session.post(
-                url + model.path, data=writer.body(rows), headers=writer.headers
-            ) as response:
+            body, headers = writer.rows(rows)
+            async with session.post(url + model.path, data=body, headers=headers) as response:
                 assert response.status == 200
                 length = response.headers["Inference-Header-Content-Length"]
                 answers = read_answers(model, 2, await response.read(), length)
@@ -66,11 +64,9 @@ async def test_what_emulated_upstreams_cannot_suffer_is_refused(tmp_path: Path) 
                 pass
 
 
-def test_an_experiment_runs_on_several_engines(
-    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("parity_models.lab.latency.real_trial.TRAINING", Settings(epochs=6))
-    (tmp_path / "small.toml").write_text(SMALL.replace("rate = 300", "rate = 100"))
+def test_an_experiment_runs_on_several_engines(parm_here: Here, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(SMALL.replace("rate = 300", "rate = 50"))
+    train_briefly(tmp_path / "work", tmp_path / "small.toml")
     out = tmp_path / "out" / "engines.md"
     done = parm_here(
         *("reproduce", "engines", "--figure", str(tmp_path / "small.toml"), "--out", str(out)),

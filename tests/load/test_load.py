@@ -1,9 +1,7 @@
 """The load generator sends what is due when it is due, and tells what became of every query."""
 
 import asyncio
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,87 +10,13 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from load_served import CLASSES, answer, ignore, say_it_back, serving
 from parity_models.errors import LoadError
-from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
+from parity_models.load import LoadSpec, offer_load
 from parity_models.load.latency import summarise
 from parity_models.load.rest import rest_target
-from parity_models.load.result import LoadResult
 from parity_models.load.target import NoAnswerError
 from parity_models.scheduling import Source
-
-CLASSES = 4
-Handler = Callable[[web.Request, np.ndarray[Any, Any]], Awaitable[web.Response]]
-
-
-def answer(
-    rows: np.ndarray[Any, Any], source: str | None = "model", binary: bool = True
-) -> web.Response:
-    """The protocol's answer that says of rows (n, CLASSES) or (CLASSES,) what they say."""
-    rows = rows.reshape(-1, CLASSES)
-    output = {"name": "output", "datatype": "FP32", "shape": rows.shape}
-    message: dict[str, Any] = {"model_name": "model", "outputs": [output]}
-    if source is not None:
-        message["parameters"] = {"source": source}
-    if not binary:
-        output["data"] = rows.ravel().tolist()
-        return web.json_response(body=msgspec.json.encode(message))
-    head = msgspec.json.encode(message)
-    headers = {"Inference-Header-Content-Length": str(len(head))}
-    return web.Response(body=head + rows.tobytes(), headers=headers)
-
-
-async def say_it_back(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-    return answer(row)
-
-
-@asynccontextmanager
-async def serving(handle: Handler) -> AsyncIterator[str]:
-    """A server whose model is `handle`; yields its URL."""
-
-    async def metadata(request: web.Request) -> web.Response:
-        tensor = {"datatype": "FP32", "shape": [-1, CLASSES]}
-        return web.json_response(
-            {"inputs": [{"name": "input", **tensor}], "outputs": [{"name": "output", **tensor}]}
-        )
-
-    async def infer(request: web.Request) -> web.Response:
-        body = await request.read()
-        length = int(request.headers.get("Inference-Header-Content-Length", len(body)))
-        (tensor,) = msgspec.json.decode(body[:length])["inputs"]
-        assert (tensor["name"], tensor["datatype"]) == ("input", "FP32")
-        if "data" in tensor:
-            rows = np.array(tensor["data"], np.float32)
-        else:
-            assert tensor["parameters"]["binary_data_size"] == len(body) - length
-            rows = np.frombuffer(body[length:], np.float32)
-        shape = tuple(tensor["shape"])
-        return await handle(request, rows.reshape(shape if shape[0] > 1 else shape[1:]))
-
-    app = web.Application()
-    app.add_routes(
-        [web.get("/v2/models/model", metadata), web.post("/v2/models/model/infer", infer)]
-    )
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> str:
-    """One row for each class; the last one's label is wrong."""
-    path = tmp_path / "data.npz"
-    labels = np.array([*range(CLASSES - 1), 0])
-    np.savez(path, inputs=np.eye(CLASSES, dtype=np.float32), labels=labels)
-    return str(path)
-
-
-def ignore() -> None:
-    """Nothing waits for the start."""
 
 
 async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: str) -> None:
@@ -103,7 +27,8 @@ async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: 
         return answer(row, "reconstruction" if row.argmax() == 0 else "model")
 
     async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=500, count=100, warm_up=20, seed=3)
+        # Slowly: those that were counted are told by the order in which they came.
+        spec = LoadSpec(url=url, data=data, rate=100, count=100, warm_up=20, seed=3)
         result = await offer_load(spec, ignore)
         again = await offer_load(spec, ignore)
     assert len(seen) == 2 * 120
@@ -133,8 +58,8 @@ async def test_a_request_is_sent_when_it_is_written_and_not_if_nobody_is_there()
 
     async with AsyncExitStack() as stack:
         async with serving(handle) as url:
-            target = await stack.enter_async_context(rest_target(url, "model", 1, True))
-            ask = target.prepare(np.zeros((1, CLASSES), np.float32))
+            target = await stack.enter_async_context(rest_target(url, "model", True))
+            ask = target.prepare({"input": np.zeros((1, CLASSES), np.float32)})
             assert told == []
             await ask(lambda: told.append("sent"))
             assert told == ["sent", "arrived"]
@@ -246,8 +171,7 @@ async def test_garbage_is_a_malformed_answer(data: str, answered: bytes) -> None
 
     async with serving(handle) as url:
         result = await offer_load(LoadSpec(url=url, data=data, rate=500, count=5), ignore)
-    (kind,) = result.errors()
-    assert kind in ("malformed answer", "connection: ClientPayloadError")
+    assert set(result.errors()) == {"malformed answer"}
 
 
 async def test_values_are_taken_as_labels_though_one_query_has_no_score(tmp_path: Path) -> None:
@@ -259,104 +183,3 @@ async def test_values_are_taken_as_labels_though_one_query_has_no_score(tmp_path
         result = await offer_load(spec, ignore)
     assert result.answered.all()
     assert np.isnan(result.score).all()
-
-
-async def test_several_processes_send_one_schedule(data: str) -> None:
-    seen: list[int] = []
-
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-        seen.append(int(row.argmax()))
-        return answer(row, "reconstruction" if row.argmax() == 0 else "model")
-
-    starts = []
-    async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=300, count=100, warm_up=11)
-        alone = await offer_load(spec, ignore)
-        expected, seen = seen, []
-        together = await offer_load_from_own_process(
-            msgspec.structs.replace(spec, processes=3), lambda: starts.append(len(seen))
-        )
-    assert len(starts) == 1
-    assert sorted(seen) == sorted(expected)
-    np.testing.assert_allclose(together.scheduled, alone.scheduled)
-    np.testing.assert_array_equal(together.outcome, alone.outcome)
-    np.testing.assert_array_equal(together.score, alone.score)
-
-
-async def test_what_a_generator_says_before_it_fails_is_told(data: str) -> None:
-    script = "print('ready', flush=True); input(); print('3 1'); print('no space'); exit(1)"
-    spec = LoadSpec(url="http://127.0.0.1:1", data=data, rate=10, count=5, processes=2)
-    with pytest.raises(LoadError, match="no space"):
-        await offer_load_from_own_process(spec, ignore, prefix=(sys.executable, "-c", script))
-
-
-async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
-    stop = asyncio.Event()
-    seen = 0
-
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-        nonlocal seen
-        seen += 1
-        if seen == 30:
-            stop.set()
-            await asyncio.Event().wait()
-        return answer(row)
-
-    async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=100, count=100_000, timeout=600, processes=2)
-        result = await offer_load_from_own_process(spec, ignore, stop=stop)
-    assert 29 <= result.answered.sum() < 100_000
-    assert result.errors() == {"interrupted": 1}
-    assert len(result) == seen
-
-
-async def test_a_load_in_its_own_process_says_when_it_starts(data: str, tmp_path: Path) -> None:
-    seen_at_start = []
-    seen = 0
-
-    async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
-        nonlocal seen
-        seen += 1
-        return answer(row)
-
-    async with serving(handle) as url:
-        spec = LoadSpec(url=url, data=data, rate=200, count=50, warm_up=50)
-        result = await offer_load_from_own_process(spec, lambda: seen_at_start.append(seen))
-    assert len(seen_at_start) == 1
-    assert 0 < seen_at_start[0] < 100
-    assert seen == 100
-    assert result.answered.all()
-    result.save(tmp_path / "result.npz")
-    assert summarise(LoadResult.load(tmp_path / "result.npz")) == summarise(result)
-
-
-async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path) -> None:
-    labels = str(tmp_path / "labels.npy")
-    np.save(labels, np.zeros(2, int))
-    wrong_shape, pickled = str(tmp_path / "shape.npz"), str(tmp_path / "pickled.npz")
-    np.savez(wrong_shape, inputs=np.zeros((3, 7), np.float32), labels=np.zeros(3))
-    np.savez(pickled, inputs=np.array([{}], dtype=object), labels=np.zeros(1))
-    async with serving(say_it_back) as url:
-        for change, reason in [
-            ({"model": "other"}, "has no model 'other'"),
-            ({"data": wrong_shape}, "the model takes rows of"),
-            ({"data": pickled}, "neither an .npy file nor an .npz file with inputs"),
-            ({"data": str(tmp_path / "missing.npz")}, "cannot read"),
-            ({"url": "http://127.0.0.1:1"}, "no server answers"),
-            ({"url": "127.0.0.1:8000"}, "is no server's address"),
-            ({"url": "http://[::1"}, "is no server's address"),
-            ({"url": "http://localhost:99999"}, "is no server's address"),
-            ({"labels": labels}, "4 inputs, but 2 labels"),
-            ({"metric": "iou"}, "the labels do not fit the model"),
-            ({"metric": "best"}, "no metric is called 'best'"),
-        ]:
-            arguments: dict[str, Any] = {"url": url, "data": data, "rate": 10, "count": 1}
-            spec = LoadSpec(**arguments | change)
-            with pytest.raises(LoadError, match=reason):
-                await offer_load(spec, ignore)
-        with pytest.raises(LoadError, match="has no model 'other'"):
-            await offer_load_from_own_process(
-                LoadSpec(url=url, data=data, rate=10, count=1, model="other"), ignore
-            )
-    with pytest.raises(LoadError, match="not a load's result"):
-        LoadResult.load(Path(data))

@@ -10,7 +10,7 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.golden import GOLDEN, golden, golden_queries, golden_rows
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.tensor import Layout, TensorSpec
 from parity_models.training.envelope import fit_envelope
 
 RNG = np.random.default_rng(0)
@@ -45,14 +45,16 @@ def test_each_work_has_queries_and_what_its_model_says_of_them(bundle: Bundle, c
     running = models(bundle)
     found = golden(bundle, running, count)
     assert found.keys() == running.keys()
-    for work, (rows, outputs) in found.items():
+    for role, (rows, outputs) in found.items():
         assert rows.shape == (count, 4)
         for row, output in zip(rows, outputs, strict=True):
-            np.testing.assert_array_equal(running[work](row[None])[0], output)
+            np.testing.assert_array_equal(running[role](row[None])[0], output)
     code = bundle.code()
     assert code is not None
     weights = np.array([[1, 1, 1], [0.5, 1, 1.5]])
-    rows = golden_rows(bundle.manifest.deployed.input, bundle.envelope(), max(count, 3))
+    rows = golden_rows(
+        bundle.manifest.deployed.signature.smallest.input, bundle.envelope(), max(count, 3)
+    )
     for j in range(2):
         first = (weights[j][:, None] * rows[:3]).sum(axis=0)
         np.testing.assert_allclose(found[f"parity-{j}"][0][0], first, rtol=1e-5)
@@ -64,8 +66,8 @@ def test_only_works_whose_models_are_given_are_answered(bundle: Bundle) -> None:
 
 def test_golden_queries_are_the_same_each_time_and_differ_among_themselves(bundle: Bundle) -> None:
     one, other = (golden(open_bundle(bundle.path), models(bundle)) for _ in range(2))
-    for work, (rows, _) in one.items():
-        np.testing.assert_array_equal(rows, other[work][0])
+    for role, (rows, _) in one.items():
+        np.testing.assert_array_equal(rows, other[role][0])
         assert len(np.unique(rows, axis=0)) == len(rows)
 
 
@@ -78,7 +80,7 @@ def test_queries_to_which_a_model_gives_no_numbers_are_left_out(
 
 def test_a_flipped_exponent_bit_is_seen(bundle: Bundle) -> None:
     weights = RNG.normal(size=(4, 3)).astype(np.float32)
-    rows = golden_rows(bundle.manifest.deployed.input, bundle.envelope(), 8)
+    rows = golden_rows(bundle.manifest.deployed.signature.smallest.input, bundle.envelope(), 8)
     right = rows @ weights
     for bit in range(23, 30):
         wrong = weights.copy()
@@ -88,7 +90,7 @@ def test_a_flipped_exponent_bit_is_seen(bundle: Bundle) -> None:
 
 
 def test_golden_queries_are_of_the_units_of_the_inputs(bundle: Bundle) -> None:
-    rows = golden_rows(bundle.manifest.deployed.input, bundle.envelope(), 100)
+    rows = golden_rows(bundle.manifest.deployed.signature.smallest.input, bundle.envelope(), 100)
     np.testing.assert_allclose(rows.mean(axis=0), [0, 0, 500, 7], atol=100)
     assert (rows.std(axis=0)[:3] > [1, 10, 100]).all()
     assert (rows.std(axis=0)[:3] < [4, 40, 400]).all()
@@ -99,7 +101,7 @@ def test_without_an_envelope_golden_queries_are_small_numbers(
     datatype: str, tmp_path: Path
 ) -> None:
     spec = TensorSpec("input", datatype, (5, 6))
-    rows = golden_rows(spec, None, 8)
+    rows = golden_rows(Layout((spec,)), None, 8)
     assert (rows.shape, rows.dtype) == ((8, 5, 6), spec.dtype)
     assert np.abs(rows.astype(np.float64)).max() < 200
     assert len(np.unique(rows, axis=0)) > 4

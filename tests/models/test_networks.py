@@ -8,7 +8,8 @@ import torch
 
 from parity_models.errors import TrainingError
 from parity_models.models.export import export_onnx
-from parity_models.models.networks import SCALABLE, build_network
+from parity_models.models.networks import NETWORKS, build_network
+from parity_models.models.networks.network import Scalable
 from parity_models.models.onnx_model import OnnxModel
 
 Shape = tuple[int, ...]
@@ -96,11 +97,13 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
         ("vgg11", (3, 7, 8), (1, 1), "at least 8x8"),
         ("resnet18", (784,), (1, 1), "takes images"),
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
-        ("resnet18@", (3, 28, 28), (1, 1), "asks for no width"),
-        ("resnet18@nan", (3, 28, 28), (1, 1), "asks for no width"),
-        ("vgg11@-1", (3, 28, 28), (1, 1), "asks for no width"),
-        ("vgg11@1000", (3, 28, 28), (1, 1), "asks for no width"),
-        ("mlp@0.5", (784,), (1, 1), "comes in one width"),
+        ("resnet18@", (3, 28, 28), (1, 1), "width must be a float, got ''"),
+        ("resnet18@nan", (3, 28, 28), (1, 1), "width must be above 0 and 4 or less"),
+        ("vgg11@-1", (3, 28, 28), (1, 1), "width must be above 0 and 4 or less"),
+        ("vgg11@1000", (3, 28, 28), (1, 1), "width must be above 0 and 4 or less"),
+        ("resnet18@height=2", (3, 28, 28), (1, 1), "height is no option .*; it has width"),
+        ("mine:Net", (784,), (1, 1), "which is not imported here"),
+        ("quadratic@0.5", (784,), (1, 1), "no option of the network quadratic"),
     ],
 )
 def test_networks_that_cannot_take_the_inputs_say_so(
@@ -119,12 +122,15 @@ def test_the_longer_axis_of_a_sequence_is_time() -> None:
 
 
 def test_a_width_scales_every_layer() -> None:
-    for name in SCALABLE:
+    for kind in (each for each in NETWORKS if issubclass(each, Scalable)):
+        name, shape = kind.name, (3, 1, 32) if kind.name == "resnet-1d" else (3, 32, 32)
         with torch.device("meta"):
-            full, half = (build_network(n, (3, 32, 32), (10,)) for n in (name, f"{name}@0.5"))
+            full, half = (build_network(n, shape, (10,)) for n in (name, f"{name}@0.5"))
         layers = [
-            [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+            [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
             for network in (full, half)
         ]
         for wide, narrow in zip(*layers, strict=True):
-            assert narrow.out_channels * 2 == wide.out_channels
+            for units in ("out_channels", "out_features"):
+                if getattr(wide, units, 10) != 10:  # not the last layer's
+                    assert getattr(narrow, units) * 2 == getattr(wide, units)

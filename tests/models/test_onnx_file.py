@@ -118,10 +118,13 @@ def test_models_that_cannot_be_deployed_are_refused(
         (lambda: None, "cannot read model.onnx: No such file"),
         (lambda: path.write_bytes(b"noise" * 9), "is not an ONNX file"),
         (lambda: path.write_bytes(b""), "model.onnx"),
-        (lambda: model(path, [add], input=row, input2=row, output=row), "has 2 inputs"),
-        (lambda: model(path, [IDENTITY, two], input=row, output=row, output2=row), "2 outputs"),
-        (lambda: model(path, [IDENTITY], input=free, output=free), "only the batch axis may be"),
-        (lambda: model(path, [cast], input=whole, output=row), "its input 'input' is INT64"),
+        (lambda: model(path, [add], input=row, input2=row, output=row), "an .npz file with"),
+        (
+            lambda: model(path, [IDENTITY, two], input=row, output=row, output2=row),
+            "--imitates NAME",
+        ),
+        (lambda: model(path, [IDENTITY], input=free, output=free), "of fixed shape"),
+        (lambda: model(path, [cast], input=whole, output=row), "the model takes 'input' INT64"),
         (
             lambda: model(path, [IDENTITY], input=(FLOAT, [8, 6]), output=(FLOAT, [8, 6])),
             "without a free batch axis",
@@ -145,7 +148,6 @@ def test_models_that_cannot_be_deployed_are_refused(
             "parity", "--model", path.name, "--inputs", "rows.npy", "--out", "bundle"
         )
         assert_refused(refused, reason)
-        assert_refused(refused, "model.onnx")
     assert not (tmp_path / "bundle").exists()
 
 

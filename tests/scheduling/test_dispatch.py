@@ -1,7 +1,13 @@
 """Which instance each dispatch rule gives a unit to."""
 
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from parity_models.scheduling import NoRedundancy, Scheduler
-from parity_models.scheduling.dispatch import LatencyAware, PowerOfTwoChoices, RoundRobin
+from parity_models.scheduling.dispatch import LatencyAware, PowerOfTwoChoices, Prequal, RoundRobin
+from parity_models.scheduling.dispatch.prequal import Probe, ProbePool
 from scheduling_world import ORIGINALS, World
 
 
@@ -41,3 +47,87 @@ def test_latency_aware_takes_the_recently_slow_last() -> None:
         assert set(world.running) == {"fast"}
         world.pass_time(0.1)
         world.finish("fast")
+
+
+def served_in_turn(world: World, queries: int, slow: str) -> Counter[str]:
+    """One query at a time; the slow instance takes a second, others a tenth."""
+    runs: Counter[str] = Counter()
+    for _ in range(queries):
+        world.arrive(1)
+        (instance,) = world.running
+        runs[instance] += 1
+        world.pass_time(1.0 if instance == slow else 0.1)
+        world.finish(instance)
+    return runs
+
+
+def test_prequal_avoids_the_recently_slow() -> None:
+    world = World(Scheduler(NoRedundancy(), dispatch=Prequal()))
+    for number in range(8):
+        world.join(f"{number}", ORIGINALS)
+    served_in_turn(world, 100, slow="3")
+    later = served_in_turn(world, 400, slow="3")
+    assert later["3"] < 400 / 8 / 4
+    assert len(later) > 4, "probing draws from all of them"
+
+
+def test_prequal_avoids_the_busy_though_they_be_fast() -> None:
+    fast = Probe("fast", rif=3, run_time=0.01)
+    slow = Probe("slow", rif=0, run_time=1.0)
+    pool = ProbePool(size=16, hot=0.5)
+    for probe in (slow, fast):
+        pool.add(probe, 16)
+    pool.add(Probe("other", rif=0, run_time=2.0), 16)
+    assert pool.best(pool.probes) is slow
+
+
+def test_prequal_takes_the_fastest_of_the_cold_and_the_least_busy_if_all_are_hot() -> None:
+    pool = ProbePool(size=16, hot=0.5)
+    for rif in (1, 1, 1, 9):
+        pool.add(Probe(f"{rif}", rif, 1.0), 16)
+    quick, slow = Probe("quick", 1, 0.1), Probe("slow", 0, 1.0)
+    assert pool.best([slow, quick]) is quick
+    busy, busier = Probe("busy", 5, 1.0), Probe("busier", 6, 0.1)
+    assert pool.best([busier, busy]) is busy
+
+
+def test_a_probe_that_was_used_counts_one_more_in_flight_and_leaves_when_used_up() -> None:
+    pool = ProbePool(size=16, hot=0.9)
+    probe = Probe("a", 0, 1.0)
+    pool.add(probe, 16)
+    pool.use(probe, budget=2)
+    assert (probe.rif, probe.latency) == (1, 2.0)
+    assert pool.probes == [probe]
+    pool.use(probe, budget=2)
+    assert pool.probes == []
+
+
+def test_the_oldest_and_the_worst_probe_leave_by_turns() -> None:
+    pool = ProbePool(size=16, hot=0.9)
+    for number, run_time in enumerate((1.0, 2.0, 9.0, 3.0)):
+        pool.add(Probe(f"{number}", 0, run_time), 16)
+    pool.thin_out()
+    assert [probe.instance for probe in pool.probes] == ["1", "2", "3"]
+    pool.thin_out()
+    assert [probe.instance for probe in pool.probes] == ["1", "3"]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 5), st.integers(0, 3))),
+    st.integers(2, 4),
+)
+def test_a_pool_holds_one_probe_of_each_instance_and_no_more_than_its_size(
+    steps: list[tuple[str, int, int]], size: int
+) -> None:
+    pool = ProbePool(size, hot=0.8)
+    for instance, rif, what in steps:
+        if what == 0 and pool.probes:
+            pool.use(pool.best(pool.probes), budget=2)
+        elif what == 1:
+            pool.thin_out()
+        elif what == 2:
+            pool.forget(instance)
+        else:
+            pool.add(Probe(instance, rif, 1.0), 16)
+        names = [probe.instance for probe in pool.probes]
+        assert len(names) == len(set(names)) <= size

@@ -20,13 +20,14 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
+    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.health import State
 from scheduling_world import ORIGINALS, World
 
-RULES = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+RULES = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
 INSTANCES = 6
 SERVICE, FAILING_FAST = 0.01, 0.0005
 
@@ -130,7 +131,7 @@ def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
         for instance in list(world.recycled):
             world.leave(instance)
         world.pass_time(0.01)
-    assert len(world.works) == INSTANCES // 2
+    assert len(world.roles) == INSTANCES // 2
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -166,7 +167,7 @@ def test_a_replacement_begins_anew() -> None:
     world = pool(SingleQueue)
     runs = serve(world, 2000, 0.5, replaced=True)
     tries = Counter(run.instance for run in runs)
-    assert "bad0" not in world.works
+    assert "bad0" not in world.roles
     assert tries["again-bad0"] > 5 * SERVICE
 
 

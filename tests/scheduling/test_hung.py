@@ -27,15 +27,16 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
+    Prequal,
     RoundRobin,
     SingleQueue,
 )
-from parity_models.scheduling.policies import AdaptiveParity
+from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 from scheduling_world import ORIGINALS, World, code
 
-RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
 
 
 def experienced(
@@ -133,7 +134,7 @@ def test_a_query_that_hangs_instances_is_poison() -> None:
             world.join(f"again-{life}", ORIGINALS)
         world.pass_time(1.5)
     assert world.failures[query].reason is Reason.POISON
-    assert len(world.works) == 8
+    assert len(world.roles) == 8
 
 
 MILDER = {
@@ -165,7 +166,9 @@ def test_slow_instances_are_not_replaced(plan: str, adaptive: bool) -> None:
         faults=MILDER[plan],
         config=SchedulerConfig(deadline=10.0),
     )
-    result = simulate(simulation, AdaptiveParity(code()) if adaptive else EqualResources())
+    result = simulate(
+        simulation, Adaptive(StandIns(code(), backup=True)) if adaptive else EqualResources()
+    )
     assert not result.recycled
 
 

@@ -26,11 +26,13 @@ from parity_models.scheduling.dispatch import (
     SingleQueue,
 )
 from parity_models.scheduling.policies import (
-    AdaptiveParity,
+    Adaptive,
     ApproximateBackup,
     Hedging,
     Pool,
     Replication,
+    StandIns,
+    Tied,
 )
 from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, undisturbed
@@ -38,6 +40,7 @@ from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, undisturbed
 POLICIES: dict[str, Callable[[Code], Policy]] = {
     "replication": lambda code: Replication(Replication.Options(copies=2)),
     "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=0.5, hedge_budget=1.0)),
+    "tied": lambda code: Tied(Tied.Options(tied_delay=0.0)),
     "backup": lambda code: ApproximateBackup(),
     "parity": lambda code: Parity(code, Parity.Options(max_group_wait=0.5)),
     "parity, dedicated": lambda code: Parity(
@@ -46,22 +49,24 @@ POLICIES: dict[str, Callable[[Code], Policy]] = {
     "parity, delayed": lambda code: Parity(
         code, Parity.Options(max_group_wait=None, parity_delay=0.5)
     ),
-    "adaptive parity": lambda code: AdaptiveParity(
-        code, run_times=RunTimes(window=20, every=2), interference=undisturbed()
+    "adaptive": lambda code: Adaptive(
+        StandIns(code, backup=True),
+        run_times=RunTimes(window=20, every=2),
+        interference=undisturbed(),
     ),
 }
 
 
 @dataclass
 class Crowd:
-    """A world with two instances for each set of works on each of the nodes."""
+    """A world with two instances for each set of roles on each of the nodes."""
 
     world: World
     places: dict[str, tuple[frozenset[str], str]]
 
-    def join(self, instance: str, works: frozenset[str], node: str) -> None:
-        self.places[instance] = (works, node)
-        self.world.join(instance, works, node)
+    def join(self, instance: str, roles: frozenset[str], node: str) -> None:
+        self.places[instance] = (roles, node)
+        self.world.join(instance, roles, node)
 
     def replace(self, instance: str, successor: str) -> None:
         """The instance leaves if there is another like it; its successor joins in its place."""
@@ -80,7 +85,7 @@ class Crowd:
     def check_spread(self, *, groups: bool) -> None:
         """No two units of one query, or of one coding group, are on one node."""
         runs = self.world.running.values()
-        queries = [run for run in runs if run.work in (DEPLOYED, BACKUP)]
+        queries = [run for run in runs if run.role in (DEPLOYED, BACKUP)]
         for one, other in combinations(queries, 2):
             if set(one.subjects) & set(other.subjects):
                 assert self.node(one.instance) != self.node(other.instance)
@@ -99,9 +104,9 @@ def crowd(
     config = SchedulerConfig(max_batch=max_batch, deadline=20.0)
     world = World(Scheduler(policy, config, dispatch), the_code, max_batch)
     crowd = Crowd(world, {})
-    for works in sorted(set(policy.works(1, 1)), key=sorted):
+    for roles in sorted(set(policy.roles(1, 1)), key=sorted):
         for number in range(2 * nodes):
-            crowd.join(f"{'+'.join(sorted(works))} {number}", works, f"node {number % nodes}")
+            crowd.join(f"{'+'.join(sorted(roles))} {number}", roles, f"node {number % nodes}")
     return crowd
 
 
@@ -175,10 +180,10 @@ def test_no_query_waits_for_a_node_while_an_instance_is_idle(
         assert not world.scheduler.queue_depths().get(DEPLOYED) or len(world.running) == len(nodes)
 
 
-def parity_on(nodes: dict[str, str], works: frozenset[str] = BOTH) -> World:
+def parity_on(nodes: dict[str, str], roles: frozenset[str] = BOTH) -> World:
     world = World(Scheduler(Parity(code(), Parity.Options(max_group_wait=None))), code())
     for instance, node in nodes.items():
-        world.join(instance, works, node)
+        world.join(instance, roles, node)
     return world
 
 
@@ -216,7 +221,7 @@ def test_a_node_that_is_lost_takes_one_unit_of_a_group_and_the_others_answer_for
     for instance in ("a0", "a1"):
         world.leave(instance)
     for instance in sorted(world.running):
-        if world.running[instance].work != DEPLOYED:
+        if world.running[instance].role != DEPLOYED:
             world.finish(instance)
     assert Source.RECONSTRUCTION in world.answers.values()
 

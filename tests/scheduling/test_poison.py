@@ -22,29 +22,32 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
+    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.policies import (
-    AdaptiveParity,
+    Adaptive,
     ApproximateBackup,
     Hedging,
     Pool,
     Replication,
+    StandIns,
+    Tied,
 )
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query
 from scheduling_world import LOG, ORIGINALS, STRICT, World, code, undisturbed
 
-RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
+RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
 
 
 def adaptive(code: Code) -> Policy:
     random, run_times = Random(1), RunTimes()
     for _ in range(1000):
         run_times.add(0.001 + 0.002 * random.expovariate(1), finished=True)
-    return AdaptiveParity(code, run_times=run_times, interference=undisturbed())
+    return Adaptive(StandIns(code, backup=True), run_times=run_times, interference=undisturbed())
 
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {
@@ -52,6 +55,7 @@ POLICIES: dict[str, Callable[[Code], Policy]] = {
     "replication": lambda code: Replication(Replication.Options(copies=2)),
     "three copies": lambda code: Replication(Replication.Options(copies=3)),
     "hedging": lambda code: Hedging(Hedging.Options(hedge_delay=0.001, hedge_budget=1.0)),
+    "tied": lambda code: Tied(Tied.Options(tied_delay=0.001)),
     "backup": lambda code: ApproximateBackup(),
     "parity": lambda code: Parity(code, Parity.Options(max_group_wait=0.001)),
     "dedicated parity": lambda code: Parity(
@@ -62,7 +66,7 @@ POLICIES: dict[str, Callable[[Code], Policy]] = {
 
 
 def poisoned(world: World, run: Run, poison: set[int]) -> bool:
-    if run.work in (DEPLOYED, BACKUP):
+    if run.role in (DEPLOYED, BACKUP):
         return not poison.isdisjoint(run.subjects)
     return any(not poison.isdisjoint(world.members.get(group, ())) for group in run.subjects)
 
@@ -79,9 +83,9 @@ def serve(world: World, random: Random, poison: set[int]) -> int:
             continue
         if poisoned(world, world.running[instance], poison):
             lost += 1
-            works = world.works[instance]
+            roles = world.roles[instance]
             world.leave(instance)
-            world.join(f"{instance.split('.')[0]}.{lost}", works)
+            world.join(f"{instance.split('.')[0]}.{lost}", roles)
         else:
             world.finish(instance)
     return lost
@@ -102,8 +106,8 @@ def test_a_query_of_death_ends_three_instances_at_most_and_fails_alone(
         built = POLICIES[policy](code(k, r))
         config = SchedulerConfig(max_batch=max_batch, deadline=100.0)
         world = World(Scheduler(built, config, rule()), code(k, r), max_batch)
-        for i, works in enumerate(built.works(6, 2)):
-            world.join(f"{i}", works)
+        for i, roles in enumerate(built.roles(6, 2)):
+            world.join(f"{i}", roles)
         innocent = set(world.arrive(random.randrange(8)))
         (poison,) = world.arrive(1)
         innocent |= set(world.arrive(random.randrange(1, 20)))
@@ -157,22 +161,36 @@ def test_a_suspect_is_answered_as_ever_if_its_instance_was_lost_by_chance() -> N
     assert world.scheduler.size() == 0 or not world.members
 
 
+def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody() -> None:
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=100.0)))
+    world.join("0", ORIGINALS)
+    (query,) = world.arrive(1)
+    for i in range(5):
+        world.turn_away(f"{i}", 0.1)
+        world.pass_time(0.2)
+        world.join(f"{i + 1}", ORIGINALS)
+        assert world.running[f"{i}"].subjects == (query,)
+        world.leave(f"{i}")
+    world.finish("5")
+    assert world.answers.keys() == {query}
+
+
 def test_random_kills_fail_nobody() -> None:
     random = Random(4)
     for policy in POLICIES:
         built = POLICIES[policy](code())
         world = World(Scheduler(built, SchedulerConfig(max_batch=2)), code(), 2)
-        for i, works in enumerate(built.works(10, 4)):
-            world.join(f"{i}", works)
+        for i, roles in enumerate(built.roles(10, 4)):
+            world.join(f"{i}", roles)
         for step in range(3000):
             world.arrive(1)
             world.pass_time(0.001)
             for instance in list(world.running):
                 if instance in world.running and random.random() < 0.7:
                     if random.random() < 0.01:
-                        works = world.works[instance]
+                        roles = world.roles[instance]
                         world.leave(instance)
-                        world.join(f"{instance.split('.')[0]}.{step}", works)
+                        world.join(f"{instance.split('.')[0]}.{step}", roles)
                     else:
                         world.finish(instance)
             world.log.clear()

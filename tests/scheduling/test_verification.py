@@ -1,7 +1,7 @@
 """Instances that answer wrongly are found by golden queries, at once where they are suspected."""
 
+from collections.abc import Iterator
 from itertools import cycle
-from random import Random
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,34 +15,21 @@ from parity_models.scheduling import (
     RecycleReason,
     Scheduler,
     SchedulerConfig,
-    parity_work,
+    parity_role,
 )
 from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
+    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.health import State
 from scheduling_world import BOTH, ORIGINALS, World, code
+from verified_pool import pool, verify_all
 
-RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]
-
-
-def pool(
-    instances: int = 2, verify_every: int = 3, rule: type[Dispatch] = SingleQueue, batch: int = 1
-) -> World:
-    config = SchedulerConfig(max_batch=batch, verify_every=verify_every)
-    world = World(Scheduler(NoRedundancy(), config, rule()), max_batch=batch)
-    for i in range(instances):
-        world.join(f"{i}", ORIGINALS)
-    return world
-
-
-def verify_all(world: World) -> None:
-    while world.verifying:
-        world.verify(next(iter(world.verifying)))
+RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
 
 
 def states(world: World) -> dict[str, State]:
@@ -58,9 +45,9 @@ class Test_an_instance_that_joins:
         assert world.failures[too_soon].reason is Reason.NO_INSTANCES
         assert states(world) == {"a": State.VERIFYING}
         assert world.scheduler.instances_up() == {}
-        assert world.verifying["a"].work == DEPLOYED
+        assert world.verifying["a"].role == DEPLOYED
         world.verify("a")
-        assert world.verifying["a"].work == parity_work(0)
+        assert world.verifying["a"].role == parity_role(0)
         assert not world.running
         world.verify("a")
         (query,) = world.arrive(1)
@@ -71,6 +58,7 @@ class Test_an_instance_that_joins:
         world = pool(1)
         world.verify("0", right=False)
         assert world.recycled["0"].reason is RecycleReason.QUARANTINED
+        assert world.recycled["0"].why == "answered a golden query of the role deployed wrongly"
         (query,) = world.arrive(1)
         assert world.failures[query].reason is Reason.NO_INSTANCES
         world.pass_time(5.0)
@@ -149,8 +137,8 @@ class Test_an_instance_at_work:
         assert set(world.verifying) == {"2"}
         world.verify("2")
         assert states(world)["2"] is State.UP
-        world.arrive(3)
-        assert len(world.running) == 3
+        world.arrive(20)
+        assert set(world.running) == {"0", "1", "2"}
 
     def test_is_verified_after_its_present_unit_if_it_has_one(self, rule: type[Dispatch]) -> None:
         world = pool(2, verify_every=1000, rule=rule)
@@ -200,6 +188,47 @@ STEPS = st.lists(
 )
 
 
+class Steps:
+    """What may happen to a world, and in it."""
+
+    def __init__(self, world: World, roles: Iterator[frozenset[str]]) -> None:
+        self.world, self.roles = world, roles
+        self.verified: list[int] = []
+
+    def take(self, number: int, step: str, choice: int) -> None:
+        """Take a step, where it can be taken; `choice` says of what."""
+        world, busy = self.world, sorted(self.world.running)
+        if step == "arrive":
+            world.arrive(1 + choice % 5)
+        elif step == "finish" and busy:
+            world.finish(busy[choice % len(busy)])
+        elif step == "fail" and busy:
+            world.fail(busy[choice % len(busy)])
+        elif step == "leave" and world.roles:
+            world.leave(sorted(world.roles)[choice % len(world.roles)])
+        elif step == "join":
+            world.join(f"joined-{number}", next(self.roles))
+        elif step == "time":
+            world.pass_time(choice / 200)
+        elif step == "compare" and world.roles:
+            instance = sorted(world.roles)[choice % len(world.roles)]
+            for _ in range(choice % 7):
+                world.compare(instance, agreed=choice % 3 == 0)
+        elif step in ("right", "wrong", "stuck") and world.verifying:
+            self.verify(step, sorted(world.verifying)[choice % len(world.verifying)])
+        elif step == "again" and self.verified:
+            unit = self.verified[choice % len(self.verified)]
+            world.do(world.scheduler.unit_verified(world.now, unit, choice % 2 == 0))
+            world.do(world.scheduler.unit_finished(world.now, unit))
+
+    def verify(self, step: str, instance: str) -> None:
+        self.verified.append(self.world.verifying[instance].unit)
+        if step == "stuck":
+            self.world.fail_to_verify(instance)
+        else:
+            self.world.verify(instance, right=step == "right")
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     rule=st.sampled_from(RULES),
@@ -218,39 +247,12 @@ def test_whatever_happens_no_instance_is_lost_and_no_query_has_no_end(
     policy = Parity(code(), Parity.Options(max_group_wait=0.5)) if coded else NoRedundancy()
     config = SchedulerConfig(max_batch=max_batch, verify_every=verify_every)
     world = World(Scheduler(policy, config, rule()), code(), max_batch)
-    works = cycle(policy.works(3, 1))
+    roles = cycle(policy.roles(3, 1))
     for i in range(4):
-        world.join(f"{i}", next(works))
-    verified: list[int] = []
+        world.join(f"{i}", next(roles))
+    happening = Steps(world, roles)
     for number, (step, choice) in enumerate(steps):
-        busy, verifying = sorted(world.running), sorted(world.verifying)
-        if step == "arrive":
-            world.arrive(1 + choice % 5)
-        elif step == "finish" and busy:
-            world.finish(busy[choice % len(busy)])
-        elif step == "fail" and busy:
-            world.fail(busy[choice % len(busy)])
-        elif step == "leave" and world.works:
-            world.leave(sorted(world.works)[choice % len(world.works)])
-        elif step == "join":
-            world.join(f"joined-{number}", next(works))
-        elif step == "time":
-            world.pass_time(choice / 200)
-        elif step in ("right", "wrong", "stuck") and verifying:
-            instance = verifying[choice % len(verifying)]
-            verified.append(world.verifying[instance].unit)
-            if step == "stuck":
-                world.fail_to_verify(instance)
-            else:
-                world.verify(instance, right=step == "right")
-        elif step == "again" and verified:
-            unit = verified[choice % len(verified)]
-            world.do(world.scheduler.unit_verified(world.now, unit, choice % 2 == 0))
-            world.do(world.scheduler.unit_finished(world.now, unit))
-        elif step == "compare" and world.works:
-            instance = sorted(world.works)[choice % len(world.works)]
-            for _ in range(choice % 7):
-                world.compare(instance, agreed=choice % 3 == 0)
+        happening.take(number, step, choice)
     for _ in range(1000):
         liars = [name for name, action in world.recycled.items() if action.reason in OVER]
         for name in liars:
@@ -267,100 +269,9 @@ def test_whatever_happens_no_instance_is_lost_and_no_query_has_no_end(
     assert set(states(world).values()) <= {State.UP}
     before = len(world.answers)
     world.arrive(1)
-    if any(DEPLOYED in works for works in world.works.values()):
+    if any(DEPLOYED in roles for roles in world.roles.values()):
         world.finish(min(world.running))
         assert len(world.answers) == before + 1
 
 
 OVER = (RecycleReason.QUARANTINED, RecycleReason.HUNG)
-
-
-def comparisons(
-    world: World, random: Random, rates: dict[str, float], count: int
-) -> dict[str, list[int]]:
-    """Compare instances drawn at random, that disagree at these rates; when was each verified?"""
-    verified: dict[str, list[int]] = {name: [] for name in rates}
-    names = list(rates)
-    for number in range(count):
-        name = names[int(random.random() * len(names))]
-        world.compare(name, agreed=random.random() >= rates[name])
-        if name in world.verifying:
-            verified[name].append(number)
-            verify_all(world)
-            world.log.clear()
-    return verified
-
-
-@pytest.mark.parametrize("instances", [2, 6, 50])
-@pytest.mark.parametrize("rate", [0.01, 0.1, 0.5])
-def test_honest_instances_are_hardly_ever_suspected(instances: int, rate: float) -> None:
-    world = pool(instances, verify_every=10**9)
-    verify_all(world)
-    rates = {f"{i}": rate for i in range(instances)}
-    verified = comparisons(world, Random(1), rates, 30_000)
-    assert sum(map(len, verified.values())) <= 1
-
-
-@pytest.mark.parametrize("instances", [3, 6, 50])
-def test_inputs_that_drift_make_nobody_suspected(instances: int) -> None:
-    world = pool(instances, verify_every=10**9)
-    verify_all(world)
-    random, suspected = Random(2), 0
-    for rate in [0.05, 0.6] * 20:
-        rates = {f"{i}": rate for i in range(instances)}
-        verified = comparisons(world, random, rates, 1000)
-        suspected += sum(map(len, verified.values()))
-    assert suspected <= 20, "once for each time that all of them got worse"
-
-
-@pytest.mark.parametrize("instances", [2, 6, 50])
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.3])
-def test_another_models_weights_are_suspected_within_30_comparisons(
-    instances: int, rate: float
-) -> None:
-    found = []
-    for seed in range(9):
-        world = pool(instances, verify_every=10**9)
-        verify_all(world)
-        random = Random(seed)
-        rates = {f"{i}": rate for i in range(instances)}
-        comparisons(world, random, rates, 1000)
-        rates["0"] = 0.9
-        verified = comparisons(world, random, rates, 60 * instances)
-        assert verified["0"]
-        found.append(verified["0"][0] / instances)
-    assert sorted(found)[len(found) // 2] < 30
-
-
-@pytest.mark.parametrize("batch", [1, 6, 64])
-def test_verify_every_bounds_how_many_queries_a_liar_answers(batch: int) -> None:
-    world = pool(6, verify_every=100, batch=batch)
-    verify_all(world)
-    lies = 0
-    while "0" not in world.recycled:
-        world.arrive(6 * batch)
-        for instance in list(world.running):
-            lies += len(world.running[instance].subjects) if instance == "0" else 0
-            world.finish(instance)
-        for instance in list(world.verifying):
-            world.verify(instance, right=instance != "0")
-        assert lies < 100 + batch
-
-
-def test_a_work_is_verified_after_so_many_queries_of_its_own() -> None:
-    config = SchedulerConfig(verify_every=4)
-    world = World(Scheduler(Parity(code()), config), code())
-    world.join("a", ORIGINALS)
-    world.join("b", BOTH)
-    verify_all(world)
-    seen = []
-    for number in range(1, 9):
-        world.arrive(2)
-        while world.running or world.verifying:
-            if "b" in world.verifying:
-                seen.append((number, world.verifying["b"].work))
-            if world.verifying:
-                world.verify(max(world.verifying))
-            else:
-                world.finish(max(world.running))
-    assert seen == [(number, work) for number in (4, 8) for work in (DEPLOYED, parity_work(0))]

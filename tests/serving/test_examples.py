@@ -1,5 +1,7 @@
 """The manifests for Kubernetes are what Kubernetes takes, and ask for what the server does."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import yaml
 from commands import Here, assert_refused
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-OWN_KINDS = {"RayService"}
+OWN_KINDS = {"InferenceService", "Kustomization", "RayService", "ServiceMonitor", "ServingRuntime"}
 """Kinds that Kubernetes does not have by itself."""
 
 
@@ -18,6 +20,7 @@ def documents() -> list[tuple[str, dict[str, Any]]]:
     return [
         (f"{path.relative_to(EXAMPLES)}: {document['kind']}", document)
         for path in sorted(EXAMPLES.rglob("*.yaml"))
+        if "helm" not in path.parts  # templates, in test_helm_chart.py
         for document in yaml.safe_load_all(path.read_text())
         if "apiVersion" in document and document["kind"] not in OWN_KINDS
     ]
@@ -26,6 +29,13 @@ def documents() -> list[tuple[str, dict[str, Any]]]:
 @pytest.mark.parametrize(("name", "document"), documents())
 def test_kubernetes_takes_the_manifests(name: str, document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, "1.30", strict=True)
+
+
+def test_the_dockerfile_has_nothing_to_be_said_against() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    file = EXAMPLES.parent / "Dockerfile"
+    done = subprocess.run([hadolint, file], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_the_server_of_the_deployment_can_be_had(parm_here: Here, tmp_path: Path) -> None:

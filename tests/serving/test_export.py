@@ -1,15 +1,14 @@
 """parm export writes what Triton and MLServer load: names, shapes and files."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import TYPE_FP32, ModelConfig
 
+from commands import Here
 from onnx_models import linear_model
-from parity_models.cli.main import main
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.serving.remote.export import Format, export_repository
@@ -23,20 +22,13 @@ def bundle(tmp_path: Path) -> Path:
     return write_linear_bundle(tmp_path, backed=True)
 
 
-def export(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["parm", "export", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-
-
 def test_triton_s_repository_has_a_config_and_a_version(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, parm_here: Here
 ) -> None:
     out = tmp_path / "repository"
-    export(monkeypatch, str(bundle), "--format", "triton", "--out", str(out))
+    assert not parm_here("export", bundle, "--format", "triton", "--out", out).returncode
     assert {folder.name for folder in out.iterdir()} == NAMES.keys()
-    for name, work in NAMES.items():
+    for name, role in NAMES.items():
         config = text_format.Parse((out / name / "config.pbtxt").read_text(), ModelConfig())
         assert (config.name, config.backend) == (name, "onnxruntime")
         assert config.max_batch_size > 1
@@ -48,24 +40,26 @@ def test_triton_s_repository_has_a_config_and_a_version(
             (tensor,) = tensors
             assert (tensor.name, tensor.data_type, list(tensor.dims)) == (of, TYPE_FP32, [size])
         onnx = (out / name / "1" / "model.onnx").read_bytes()
-        assert onnx == (bundle / f"{work}.onnx").read_bytes()
+        assert onnx == (bundle / f"{role}.onnx").read_bytes()
 
 
 def test_mlserver_s_repository_has_settings_and_a_runtime(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, parm_here: Here
 ) -> None:
     out = tmp_path / "repository"
-    export(monkeypatch, str(bundle), "--format", "mlserver", "--out", str(out), "--name", "m")
-    names = {name.replace("model", "m"): work for name, work in NAMES.items()}
+    assert not parm_here(
+        "export", bundle, "--format", "mlserver", "--out", out, "--name", "m"
+    ).returncode
+    names = {name.replace("model", "m"): role for name, role in NAMES.items()}
     assert {folder.name for folder in out.iterdir()} == names.keys()
-    for name, work in names.items():
+    for name, role in names.items():
         settings = json.loads((out / name / "model-settings.json").read_text())
         assert settings["name"] == name
         assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, INPUTS]}]
         module, kind = settings["implementation"].split(".")
         assert f"class {kind}(MLModel)" in (out / name / f"{module}.py").read_text()
         onnx = (out / name / settings["parameters"]["uri"]).read_bytes()
-        assert onnx == (bundle / f"{work}.onnx").read_bytes()
+        assert onnx == (bundle / f"{role}.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("format", list(Format))

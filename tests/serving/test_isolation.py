@@ -11,10 +11,16 @@ from onnx_models import linear_model
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan
 from parity_models.tasks import find_task
 from parity_models.training import Settings, train_deployed, train_parity
+from parity_models.training.envelope import fit_envelope
 
 STACK = CodeSpec("stack", "separate", 2)
+NONE = ServeOptions(policy=PolicyChoice("none"))
 
 
 @pytest.mark.parametrize(
@@ -50,6 +56,21 @@ def write(folder: Path, weights: NDArray[np.float32] | None, **claims: Any) -> B
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[NewModel(folder / "parity.onnx", "linear", **claims)],
+        code=STACK,
+    )
+
+
+def with_backup(
+    folder: Path, weights: NDArray[np.float32], *, slot: bool, slotwise: bool = True
+) -> Bundle:
+    linear_model(folder / "deployed.onnx", (4,), (3,))
+    linear_model(folder / "parity.onnx", (8,), (2, 3), apart())
+    linear_model(folder / "backup.onnx", (4,), (3,), weights)
+    return write_bundle(
+        folder / "bundle",
+        deployed=NewModel(folder / "deployed.onnx", "linear"),
+        parity=[NewModel(folder / "parity.onnx", "linear", slotwise=slotwise)],
+        backup=NewModel(folder / "backup.onnx", "linear", slot=slot),
         code=STACK,
     )
 
@@ -91,3 +112,53 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     assert one.bundle.isolated
     other = train_parity(deployed, STACK, inputs, tmp_path / "other", once, network="mlp")
     assert not other.bundle.isolated
+    assert other.bundle.manifest.backup is None
+
+    backup = one.bundle.manifest.backup
+    assert backup is not None
+    assert (backup.slot, backup.network) == (True, "resnet-small, one slot")
+    code, path = one.bundle.code(), one.bundle.backup_path
+    assert code is not None
+    assert path is not None
+    alone, parity = OnnxModel(path), OnnxModel(one.bundle.parity_paths[0])
+    outputs = parity(code.encode([inputs[:50], inputs[50:100]])[0])
+    np.testing.assert_allclose(alone(inputs[:50]), outputs[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(alone(inputs[50:100]), outputs[:, 1], rtol=1e-4, atol=1e-4)
+    # It goes with its parity model: another one has a slot of its own.
+    again = train_parity(one.bundle, STACK, inputs, tmp_path / "again", once, network="mlp")
+    assert again.bundle.manifest.backup is None
+
+
+def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path) -> None:
+    written = with_backup(tmp_path, apart()[:4, :3], slot=True)
+    backup = open_bundle(written.path).manifest.backup
+    assert backup is not None
+    assert written.stored(backup).slot
+    with pytest.raises(BundleError, match=r"backup\.onnx is said to be one slot"):
+        with_backup(tmp_path, 1.01 * apart()[:4, :3], slot=True)
+    with pytest.raises(BundleError, match=r"backup\.onnx is said to be one slot"):
+        with_backup(tmp_path, apart()[:4, :3], slot=True, slotwise=False)
+
+
+@pytest.mark.parametrize("screened", [True, False])
+@pytest.mark.parametrize("code", [STACK, CodeSpec("sum", "subtraction", 2)])
+def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_others(
+    tmp_path: Path, code: CodeSpec, screened: bool
+) -> None:
+    inputs = np.random.default_rng(0).normal(size=(500, 4)).astype(np.float32)
+    weights = np.ones((4, 3), np.float32)
+    linear_model(tmp_path / "deployed.onnx", (4,), (3,), weights)
+    parity = (tmp_path / "deployed.onnx", False)
+    if code is STACK:
+        linear_model(tmp_path / "parity.onnx", (8,), (2, 3), apart())
+        parity = (tmp_path / "parity.onnx", True)
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        deployed=NewModel(tmp_path / "deployed.onnx", "linear"),
+        parity=[NewModel(parity[0], "linear", slotwise=parity[1])],
+        code=code,
+        envelope=fit_envelope(inputs, inputs, inputs @ weights) if screened else None,
+    )
+    said = [note for note in Plan(bundle, ServeOptions()).notes if "spoil" in note]
+    assert len(said) == (not screened and not bundle.isolated)
+    assert not [note for note in Plan(bundle, NONE).notes if "spoil" in note]

@@ -10,14 +10,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import uvloop
 
-from commands import Here, assert_refused, parm
+from commands import parm
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
@@ -186,7 +185,7 @@ def test_out_of_descriptors_new_clients_wait_or_are_told_and_all_recovers(bundle
 def queries_arrived(server: ServerProcess) -> float:
     """How many queries wait, run or have been answered, as each of them is one row."""
     waiting, running = (
-        server.metric(rf'{name}\{{work="deployed"\}}')
+        server.metric(rf'{name}\{{role="deployed"\}}')
         for name in ("parm_queue_depth", "parm_units_in_flight")
     )
     return waiting + running + server.metric("parm_query_latency_seconds_count")
@@ -250,93 +249,6 @@ def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
     until(lambda: not any(map(is_alive, workers)), "workers are still there")
 
 
-# The user's mistakes
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "reason"),
-    [
-        ("instances", 0, "instances must be 1 or more, got 0"),
-        ("parity_instances", -1, "parity_instances must be 0 or more"),
-        ("max_batch", 0, "max_batch must be 1 or more"),
-        ("max_queue", 0, "max_queue must be 1 or more"),
-        ("min_ready", 0, "min_ready must be 1 or more"),
-        ("shutdown_delay", -1, "shutdown_delay must be 0 or more, got -1"),
-        ("shutdown_delay", float("inf"), "shutdown_delay must be 0 or more, got inf"),
-        ("deadline", 0, "deadline must be more than 0"),
-        ("deadline", float("nan"), "deadline must be more than 0"),
-        ("deadline", float("inf"), "deadline must be more than 0"),
-        ("default_prediction", (float("nan"),), "default_prediction must be finite"),
-        ("port", -1, "port must be from 0 to 65535"),
-        ("port", 70000, "port must be from 0 to 65535"),
-        ("name", "", "cannot be called ''"),
-        ("name", "a/b", "cannot be called 'a/b'"),
-    ],
-)
-def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        ServeOptions(**{option: value})
-
-
-@pytest.mark.parametrize(
-    ("policy", "option", "value", "reason"),
-    [
-        ("parity", "max_group_wait", -0.1, "max_group_wait must be 0 or more"),
-        ("parity", "parity_delay", float("nan"), "parity_delay must be 0 or more"),
-        ("parity", "answer_after", -1, "answer_after must be 0 or more"),
-        ("replication", "copies", 1, "copies must be 2 or more"),
-        ("hedging", "hedge_delay", 0, "hedge_delay must be above 0"),
-        ("hedging", "hedge_quantile", 1, "hedge_quantile must be between 0 and 1"),
-        ("hedging", "hedge_budget", 0, "hedge_budget must be above 0"),
-    ],
-)
-def test_policies_out_of_range_are_refused(
-    policy: str, option: str, value: Any, reason: str
-) -> None:
-    with pytest.raises(UserError, match=reason):
-        PolicyChoice(policy, {option: value})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["--instances", "0"], "instances must be 1 or more"),
-        (
-            ["--policy", "parity", "--pool", "dedicated", "--parity-instances", "0"],
-            "one parity instance or more",
-        ),
-        (["--pool", "dedicated"], "no option of the policy adaptive-parity but of parity;"),
-        (["--policy", "replicate"], "replicate"),
-        (["--min-ready", "4"], "min_ready is 4, but there are 3 instances of the deployed model"),
-        (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
-        (["--faults", "no-such-file.json"], "no-such-file.json"),
-        (["--faults", '{"kills": [{"worker": 9, "at": 1}]}'], "names worker 9"),
-    ],
-)
-def test_options_that_cannot_be_are_explained(
-    parm_here: Here, bundle: Path, arguments: list[str], reason: str
-) -> None:
-    assert_refused(parm_here("serve", bundle, *arguments), reason)
-
-
-def test_bundles_that_cannot_be_served_are_explained(
-    parm_here: Here, uncoded: Path, tmp_path: Path
-) -> None:
-    assert_refused(parm_here("serve", tmp_path / "missing"), "there is no bundle at")
-    assert_refused(parm_here("serve", uncoded, "--policy", "parity"), "has no parity model")
-    (tmp_path / "manifest.json").write_text("{}")
-    assert_refused(parm_here("serve", tmp_path), "manifest.json")
-
-
-def test_a_port_in_use_is_explained(bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        command = parm("serve", str(bundle), "--port", port)
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert_refused(done, f"cannot listen on 127.0.0.1 port {port}")
-    assert not done.stdout
-
-
 # Embedded
 
 
@@ -349,10 +261,10 @@ def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
             assert (await client.get("/v2/health/ready")).status_code == 200
             metadata = await client.get(f"/v2/models/{options.name or 'model'}")
             assert metadata.status_code == 200
-            return server.policy, [", ".join(sorted(works)) for works in server.works]
+            return server.policy, [", ".join(sorted(roles)) for roles in server.roles]
 
-    for folder, options, policy, works in [
-        (bundle, ServeOptions(port=0), "adaptive-parity", ["deployed, parity-0"] * 3),
+    for folder, options, policy, roles in [
+        (bundle, ServeOptions(port=0), "adaptive", ["deployed, parity-0"] * 3),
         (uncoded, ServeOptions(port=0, instances=1), "none", ["deployed"]),
         (
             bundle,
@@ -369,6 +281,6 @@ def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
             ["deployed"] * 4,
         ),
     ]:
-        assert uvloop.run(serve_and_ask(folder, options)) == (policy, works)
+        assert uvloop.run(serve_and_ask(folder, options)) == (policy, roles)
     with pytest.raises(UserError, match="no parity model"):
         Server(open_bundle(uncoded), ServeOptions(policy=PolicyChoice("parity")))

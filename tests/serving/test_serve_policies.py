@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from commands import Here, assert_refused
+from own_coders import DECODER, ENCODER
 from own_policy import POLICY, RULE
+from parity_models.codes import CodeSpec
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
@@ -114,7 +117,7 @@ def test_a_copy_answers_for_an_original_on_a_slow_worker(
             assert infer(client, seed) == ["model"] * ROWS
 
 
-@pytest.mark.parametrize("name", ["hedging", "adaptive-parity"])
+@pytest.mark.parametrize("name", ["hedging", "adaptive"])
 async def test_what_is_late_is_learned_from_the_latencies_before(bundle: Path, name: str) -> None:
     faults = load_fault_plan(slow(0))
     options = ServeOptions(policy=PolicyChoice(name), deadline=90, port=0, faults=faults)
@@ -137,7 +140,7 @@ def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Pa
         answered = infer_until(client, {"backup"})
         counted = server.metric('parm_query_latency_seconds_count{source="backup"}')
         assert counted == answered["backup"]
-        assert server.metric('parm_instances_up{work="backup"}') == 1
+        assert server.metric('parm_instances_up{role="backup",work="backup"}') == 1
 
 
 def test_by_the_deadline_rule_the_backup_answers_only_late_queries(bundle: Path) -> None:
@@ -157,16 +160,29 @@ def test_a_parity_model_answers_for_a_slow_worker(bundle: Path, pool: str) -> No
         assert server.metric("parm_reconstructions_total") == answered["reconstruction"]
 
 
-def test_adaptive_parity_does_not_wait_for_a_slow_worker(bundle: Path) -> None:
+def test_the_adaptive_policy_does_not_wait_for_a_slow_worker(bundle: Path) -> None:
     faults = ["--faults", slow(0, seconds=1)]
-    with serving(bundle, "--policy", "adaptive-parity", *faults) as (server, client):
+    with serving(bundle, "--policy", "adaptive", *faults) as (server, client):
         infer(client, 0, rows=100)
         for seed in range(10):
-            assert set(infer(client, seed)) <= {"model", "reconstruction"}
+            assert set(infer(client, seed)) <= {"model", "backup", "reconstruction"}
         assert server.metric("parm_query_failures_total") == 0
 
 
-@pytest.mark.parametrize("policy", ["hedging", "adaptive-parity"])
+@pytest.mark.parametrize("policy", ["approximate-backup", "parity"])
+def test_a_fault_plan_says_which_queries_no_stand_in_may_answer(bundle: Path, policy: str) -> None:
+    faults = json.loads(slow(0, seconds=0.2))
+    stand_ins = {"backup", "reconstruction"}
+    half = load_fault_plan(json.dumps(faults | {"coverage": 0.5}))
+    plan = msgspec.json.encode(half).decode()
+    with serving(bundle, "--policy", policy, "--faults", plan) as (_, client):
+        sources = [source for seed in range(40) for source in infer(client, seed)]
+    assert stand_ins & set(sources)
+    by_stand_ins = [query for query, source in enumerate(sources) if source in stand_ins]
+    assert not any(half.refuses(query) for query in by_stand_ins)
+
+
+@pytest.mark.parametrize("policy", ["hedging", "adaptive"])
 @pytest.mark.parametrize("dispatch", RULES.names)
 def test_every_dispatch_rule_serves_every_kind_of_policy(
     bundle: Path, policy: str, dispatch: str
@@ -217,7 +233,7 @@ def test_a_default_is_given_only_where_there_is_nothing_better(bundle: Path) -> 
         (["hedging", "--hedge-budget", "0"], "--hedge-budget must be above 0"),
         (["parity", "--dispatch", "random"], "random"),
         (["parity", "--answer-after", "5"], "--answer-after needs --answer deadline"),
-        (["adaptive-parity", "--pool", "dedicated"], "--pool is no option of the policy adaptive"),
+        (["adaptive", "--pool", "dedicated"], "--pool is no option of the policy adaptive"),
         (["hedging", "--copies", "2"], "--copies is no option of the policy hedging but of repl"),
         (["none", "--max-group-wait", "5"], "of the policy none but of parity;"),
         (
@@ -243,7 +259,7 @@ def test_a_policy_whose_models_are_not_there_says_how_to_make_them(
     bare = write_linear_bundle(tmp_path, coded=False)
     for policy, command in [
         ("parity", f"parm parity --from {bare} --out"),
-        ("adaptive-parity", f"parm parity --from {bare} --out"),
+        ("adaptive", f"parm parity --from {bare} --out"),
         ("approximate-backup", f"parm backup --from {bare} --network linear --out"),
     ]:
         assert_refused(parm_here("serve", bare, "--policy", policy), command)
@@ -257,3 +273,15 @@ def test_a_policy_and_a_rule_of_one_s_own_are_served(
     with serving(bundle, *flags, "--faults", slow(0)) as (server, client):
         assert set(infer(client, 0, rows=2)) == {"model"}
         assert server.metric("parm_query_latency_seconds_count") == 2
+
+
+def test_a_code_of_one_s_own_reconstructs_where_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SUPPORT)
+    code = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
+    own = write_linear_bundle(tmp_path, code=code)
+    allowed = ("--allow-code", ENCODER, "--allow-code", DECODER)
+    with serving(own, "--policy", "parity", *allowed, "--faults", slow(0)) as (server, client):
+        answered = infer_until(client, {"model", "reconstruction"})
+        assert server.metric("parm_reconstructions_total") == answered["reconstruction"]

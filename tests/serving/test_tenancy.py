@@ -20,7 +20,7 @@ ROWS = np.zeros((1, 2), np.float32)
 
 
 def asked(*, exact: bool = False, tenant: str | None = None) -> InferRequest:
-    return InferRequest(None, ROWS, None, False, exact, tenant)
+    return InferRequest(None, ROWS, None, (), exact, tenant)
 
 
 def headers(*values: str) -> Callable[[str], Sequence[str]]:

@@ -1,23 +1,39 @@
 """The simulator: queueing theory where there is some, determinism, and bounded memory."""
 
 import tracemalloc
+from collections.abc import Callable
 from math import exp, factorial
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.faults import Constant, Exponential, FaultPlan, Kill, Slowdowns
-from parity_models.scheduling import DEPLOYED, EqualResources, Parity, SchedulerConfig, Source
-from parity_models.scheduling.policies import AdaptiveParity, ApproximateBackup, Pool
+from parity_models.scheduling import (
+    DEPLOYED,
+    EqualResources,
+    Parity,
+    Policy,
+    SchedulerConfig,
+    Source,
+)
+from parity_models.scheduling.policies import (
+    Adaptive,
+    ApproximateBackup,
+    Pool,
+    Replication,
+    StandIns,
+)
 from parity_models.simulation import Simulation, SimulationResult, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
-from parity_models.simulation.simulator import FAILED, SOURCES
+from parity_models.simulation.scenario import FAILED, SOURCES
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
 SERVICE = 0.02
 SLOW = FaultPlan(seed=1, slowdowns=Slowdowns(mean_between=20, mean_length=1, delay=Constant(0.1)))
+HALF = msgspec.structs.replace(SLOW, coverage=0.5)
 
 
 def workload(load: float = 0.5, queries: int = 10_000, **changes: Any) -> Simulation:
@@ -58,7 +74,7 @@ def test_the_tail_of_exponential_service_without_waiting_is_exponential() -> Non
 
 
 def test_the_same_seed_gives_the_same_result() -> None:
-    first, second = (simulate(workload(queries=2000), AdaptiveParity(CODE)) for _ in range(2))
+    first, second = (simulate(workload(queries=2000), Adaptive(StandIns(CODE))) for _ in range(2))
     np.testing.assert_array_equal(first.latencies, second.latencies)
     np.testing.assert_array_equal(first.sources, second.sources)
 
@@ -72,7 +88,7 @@ def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
     for policy in (
         Parity(CODE),
         Parity(CODE, Parity.Options(pool=Pool.DEDICATED)),
-        AdaptiveParity(CODE),
+        Adaptive(StandIns(CODE)),
     ):
         coded = simulate(workload(), policy)
         assert p999(coded) < 0.7 * p999(equal)
@@ -83,6 +99,39 @@ def test_work_is_counted_by_model() -> None:
     result = simulate(workload(queries=1000, faults=FaultPlan()), ApproximateBackup())
     assert result.units[DEPLOYED] == 1000
     assert result.busy[DEPLOYED] == pytest.approx(1000 * SERVICE)
+
+
+def test_a_unit_that_nobody_waits_for_ends_once_it_is_cancelled() -> None:
+    slow = FaultPlan(service_time=Constant(SERVICE), generations=(1.0, 10.0))
+    two: dict[str, Any] = {
+        "arrivals": np.array([0.0]),
+        "instances": 1,
+        "parity_instances": 1,
+        "service": {DEPLOYED: Constant(0.0)},
+        "overhead": 0.001,
+    }
+    result = simulate(workload(**two, faults=slow), Replication())
+    assert result.latencies == pytest.approx([SERVICE + 0.001])
+    assert result.busy[DEPLOYED] == pytest.approx(2 * SERVICE + 3 * 0.001)
+    held = Slowdowns(mean_between=0, mean_length=1e4, delay=Constant(0.5), workers=(1,))
+    faults = FaultPlan(service_time=Constant(SERVICE), slowdowns=held)
+    two["arrivals"] = np.array([1.0])
+    result = simulate(workload(**two, faults=faults), Replication())
+    assert result.busy[DEPLOYED] == pytest.approx(SERVICE + 0.5 + 2 * 0.001), "a fault holds it"
+
+
+def test_the_instance_of_a_cancelled_unit_is_free_again() -> None:
+    slow = FaultPlan(service_time=Constant(SERVICE), generations=(1.0, 10.0))
+    simulation = workload(
+        arrivals=np.array([0.0, 1.5 * SERVICE]),
+        instances=1,
+        parity_instances=1,
+        service={DEPLOYED: Constant(0.0)},
+        faults=slow,
+    )
+    result = simulate(simulation, Replication())
+    assert result.units[DEPLOYED] == 4
+    assert result.latencies == pytest.approx([SERVICE, SERVICE])
 
 
 def test_queries_on_a_killed_instance_are_answered_by_others() -> None:
@@ -121,3 +170,29 @@ def test_memory_does_not_grow_with_the_number_of_queries() -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 18_000 * 40, "what grows is the result: 9 bytes a query"
+
+
+@pytest.mark.parametrize("policy", [ApproximateBackup, lambda: Parity(CODE)])
+def test_stand_ins_answer_no_query_beyond_their_coverage(policy: Callable[[], Policy]) -> None:
+    def answered(coverage: float) -> set[int]:
+        result = simulate(
+            workload(faults=msgspec.structs.replace(SLOW, coverage=coverage)), policy()
+        )
+        return set(np.flatnonzero(result.sources != SOURCES.index(Source.MODEL)))
+
+    half = answered(HALF.coverage)
+    assert half
+    assert not any(HALF.refuses(query) for query in half)
+    assert not answered(0.0)
+    refused = [HALF.refuses(query) for query in range(10_000)]
+    assert np.mean(refused) == pytest.approx(0.5, abs=0.02)
+
+
+def test_work_during_the_warm_up_is_not_counted() -> None:
+    whole = simulate(workload(queries=1000, faults=FaultPlan()), EqualResources())
+    assert whole.units == {DEPLOYED: 1000}
+    assert whole.busy[DEPLOYED] == pytest.approx(1000 * SERVICE)
+    later = simulate(workload(queries=1000, faults=FaultPlan(), warm_up=400), EqualResources())
+    assert later.units[DEPLOYED] == pytest.approx(600, abs=20)
+    assert later.busy[DEPLOYED] == pytest.approx(later.units[DEPLOYED] * SERVICE)
+    assert np.array_equal(whole.latencies, later.latencies)

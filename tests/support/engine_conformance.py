@@ -6,7 +6,7 @@ engine's instances.
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ SLOW = 2e6
 @dataclass(frozen=True)
 class Joined:
     instance: str
-    works: frozenset[str]
+    roles: frozenset[str]
     node: str | None = None
 
 
@@ -57,9 +57,9 @@ class Events:
         self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
 
     def instance_joined(
-        self, instance: str, works: frozenset[str], node: str | None = None
+        self, instance: str, roles: frozenset[str], node: str | None = None
     ) -> None:
-        self._queue.put_nowait(Joined(instance, works, node))
+        self._queue.put_nowait(Joined(instance, roles, node))
 
     def instance_left(self, instance: str, why: str) -> None:
         self._queue.put_nowait(Left(instance, why))
@@ -69,6 +69,9 @@ class Events:
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         self._queue.put_nowait(Failed(unit, detail, busy))
+
+    def headers_of(self, unit: int) -> Mapping[str, str]:
+        return {"x-request-id": f"of-{unit}"}
 
     async def next(self) -> Joined | Left | Finished | Failed:
         return await self._queue.get()
@@ -132,7 +135,7 @@ async def started(fleet: Fleet) -> AsyncIterator[tuple[Engine, Events, str, str]
     await engine.start(WORKS, events)
     try:
         joined = [await events.arrival() for _ in WORKS]
-        instance = {each.works: each.instance for each in joined}
+        instance = {each.roles: each.instance for each in joined}
         yield engine, events, instance[DEPLOYED], instance[BOTH]
     finally:
         await engine.stop()
@@ -144,10 +147,10 @@ class EngineConformance:
         rows[:, 0] = 0
         async with started(fleet) as (engine, events, first, second):
             unit = 0
-            for instance, work in [(first, "deployed"), (second, "deployed"), (second, "parity-0")]:
+            for instance, role in [(first, "deployed"), (second, "deployed"), (second, "parity-0")]:
                 for size in (1, 3, 8, 2, 1):
                     unit += 1
-                    engine.run(instance, unit, work, list(rows[:size]))
+                    engine.run(instance, unit, role, list(rows[:size]))
                     outputs = await events.outputs(unit)
                     assert outputs.dtype == np.float32
                     np.testing.assert_array_equal(outputs, rows[:size])
@@ -187,7 +190,7 @@ class EngineConformance:
         await engine.start(WORKS, events)
         try:
             joined = [await events.arrival() for _ in WORKS]
-            (first,) = (each.instance for each in joined if each.works == DEPLOYED)
+            (first,) = (each.instance for each in joined if each.roles == DEPLOYED)
             engine.run(first, 1, "deployed", [row(0, 0)])
             for unit in range(1, 6):
                 await events.outputs(unit)
@@ -239,7 +242,7 @@ class EngineConformance:
             await events.outputs(3)
             fleet.mend()
             joined = await events.arrival()
-            assert joined.works == BOTH
+            assert joined.roles == BOTH
             assert joined.instance not in (first, second)
             engine.run(joined.instance, 4, "parity-0", [row(0, 5)])
             assert (await events.outputs(4)).shape == (1, 2)
@@ -258,7 +261,7 @@ class EngineConformance:
             engine.run(first, 3, "deployed", [row(0, 5)])
             await events.outputs(3)
             joined = await events.arrival()
-            assert joined.works == BOTH
+            assert joined.roles == BOTH
             assert joined.instance not in (first, second)
             engine.run(joined.instance, 4, "parity-0", [row(0, 5)])
             assert (await events.outputs(4)).shape == (1, 2)

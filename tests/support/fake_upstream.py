@@ -1,4 +1,4 @@
-"""A server of the Open Inference Protocol, REST or gRPC, that can be told to misbehave."""
+"""A server of the Open Inference Protocol, REST or gRPC, and V1, that can be told to misbehave."""
 
 import asyncio
 import json
@@ -40,6 +40,8 @@ HELD = "held"
 class FakeUpstream:
     """Serves rows @ weights as model "model", from "input" (n, *) to "output" (n, *).
 
+    `heard` are the headers, or the metadata, of the units that it was asked, in lower case.
+
     `mode` says how it answers from now on; health checks are only bad when it is AWAY. When it is
     PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
     Over REST it reads and writes JSON data unless it is `binary`; when it is NULL, a number there
@@ -62,6 +64,7 @@ class FakeUpstream:
         self.busy: int | grpc.StatusCode = 503
         self.retry_after: str | float | None = None
         self.asked = 0
+        self.heard: list[dict[str, str]] = []
         self.release = asyncio.Event()
         self._closing = asyncio.Event()
         self._scheme = scheme
@@ -80,6 +83,8 @@ class FakeUpstream:
                     web.get("/v2/models/model", self._metadata),
                     web.get("/v2/models/model/ready", self._ready),
                     web.post("/v2/models/model/infer", self._infer),
+                    web.get("/v1/models/model", self._status),
+                    web.post("/v1/models/model:predict", self._predict),
                 ]
             )
             self._runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -150,13 +155,42 @@ class FakeUpstream:
             }
         )
 
+    async def _status(self, request: web.Request) -> web.Response:
+        return web.json_response({"name": "model", "ready": self.mode != AWAY})
+
     async def _infer(self, request: web.Request) -> web.StreamResponse:
+        misbehaved = await self._asked(request)
+        if misbehaved is not None:
+            return misbehaved
+        body = await request.read()
+        if not self._binary:
+            return self._infer_json(json.loads(body))
+        return self._infer_binary(body, request)
+
+    async def _predict(self, request: web.Request) -> web.StreamResponse:
+        misbehaved = await self._asked(request)
+        if misbehaved is not None:
+            return misbehaved
+        rows = json.loads(await request.read())["instances"]
+        data = np.array(rows, np.float32).tobytes()
+        if self._dislikes(data):
+            return web.json_response({"error": "above 1"}, status=400)
+        predictions = self._answer(data).tolist()
+        if self.mode == SHORT:
+            predictions.pop()
+        if self.mode == NULL:
+            predictions[0][0] = None
+        return web.json_response({"predictions": predictions})
+
+    async def _asked(self, request: web.Request) -> web.StreamResponse | None:
+        """A unit has come: how it is answered by a server that misbehaves."""
         self.asked += 1
+        self.heard.append({name.lower(): value for name, value in request.headers.items()})
         if self.mode == HUNG:
             await self._closing.wait()
         if self.mode == HELD:
             await self.release.wait()
-            return self._infer_binary(await request.read(), request)
+            return None
         if self.mode == ERROR:
             return web.json_response({"error": "not today"}, status=500)
         if self.mode == BUSY:
@@ -174,10 +208,7 @@ class FakeUpstream:
             assert request.transport is not None
             request.transport.close()
             return cut
-        body = await request.read()
-        if not self._binary:
-            return self._infer_json(json.loads(body))
-        return self._infer_binary(body, request)
+        return None
 
     def _infer_binary(self, body: bytes, request: web.Request) -> web.Response:
         length = int(request.headers["Inference-Header-Content-Length"])
@@ -219,6 +250,7 @@ class FakeUpstream:
 
     async def _infer_grpc(self, request: bytes, context: Any) -> bytes:
         self.asked += 1
+        self.heard.append({name: str(value) for name, value in context.invocation_metadata()})
         if self.mode == HUNG:
             await self._closing.wait()
         if self.mode == HELD:

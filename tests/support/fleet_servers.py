@@ -199,7 +199,7 @@ def kill_and_mend(
     answered once, and `front` is back at full strength."""
 
     def up() -> float:
-        return front.metric(r'parm_instances_up\{work="deployed"\}')
+        return front.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
     assert up() == instances
     load = Load(front)

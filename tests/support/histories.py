@@ -26,16 +26,19 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
+    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.policies import (
-    AdaptiveParity,
+    Adaptive,
     AnswerRule,
     ApproximateBackup,
     Hedging,
     Pool,
     Replication,
+    StandIns,
+    Tied,
 )
 from parity_models.scheduling.run_times import RunTimes
 from scheduling_world import World, code, undisturbed
@@ -55,13 +58,17 @@ def _learned() -> RunTimes:
 
 
 def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Policy:
-    return AdaptiveParity(
-        code,
-        hedge_budget=options["budget"],
+    has = options["stand_ins"]
+    return Adaptive(
+        StandIns(code if "code" in has else None, "backup" in has),
+        Adaptive.Options(urgency=options["urgency"]),
         run_times=run_times,
         interference=undisturbed(),
     )
 
+
+OTHERS = ("budget", "copies", "urgency", "stand_ins", "gated")
+"""The options that are not those of parity."""
 
 BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "none": lambda code, options: NoRedundancy(),
@@ -71,16 +78,15 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
         Hedging.Options(hedge_delay=0.5, hedge_budget=options["budget"])
     ),
     "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
+    "tied": lambda code, options: Tied(Tied.Options(tied_delay=options["parity_delay"])),
     "backup": lambda code, options: ApproximateBackup(
         ApproximateBackup.Options(answer=options["answer"], answer_after=options["answer_after"])
     ),
-    "adaptive parity": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
-    "learned adaptive parity": lambda code, options: _adaptive(code, options, _learned()),
+    "adaptive": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
+    "learned adaptive": lambda code, options: _adaptive(code, options, _learned()),
     "parity": lambda code, options: Parity(
         code,
-        Parity.Options(
-            **{name: value for name, value in options.items() if name not in ("budget", "copies")}
-        ),
+        Parity.Options(**{name: value for name, value in options.items() if name not in OTHERS}),
     ),
 }
 
@@ -99,16 +105,23 @@ class Setup:
     def build(self) -> tuple[World, Policy]:
         policy = BUILDERS[self.policy](self.code, self.options)
         scheduler = Scheduler(policy, self.config, self.dispatch())
-        return World(scheduler, self.code, self.config.max_batch), policy
+        world = World(scheduler, self.code, self.config.max_batch)
+        world.refuses = self.refuses
+        return world, policy
+
+    def refuses(self, query: int) -> bool:
+        """May no stand-in answer this query?"""
+        gated: int = self.options["gated"]
+        return query % 4 < gated
 
 
 def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
     """A configuration; `choose` picks one of some options."""
     parities = ["parity", "parity", "parity"]
-    adaptive = ["learned adaptive parity", "learned adaptive parity"]
+    adaptive = ["learned adaptive", "learned adaptive"]
     return Setup(
         choose([*BUILDERS, *parities, *adaptive]),
-        choose([SingleQueue, SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices]),
+        choose([SingleQueue, SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]),
         code(choose([2, 3, 4]), choose([1, 2]), choose(["separate", "subtraction"])),
         {
             "pool": choose(list(Pool)),
@@ -118,6 +131,9 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "answer_after": 2.0,
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),
+            "urgency": choose([1.0, 100.0, 1e4]),
+            "stand_ins": choose([("code",), ("backup",), ("code", "backup")]),
+            "gated": choose([0, 0, 1, 4]),
         },
         SchedulerConfig(
             max_batch=choose([1, 2, 3]),
@@ -147,10 +163,11 @@ def _arrive(world: World, choice: int) -> None:
 
 def _haunt(world: World, choice: int) -> None:
     """One query is failed wherever it runs."""
-    pending = [query for query in range(world.arrived) if world.scheduler.pending_query(query)]
+    ended = world.answers.keys() | world.failures.keys()
+    pending = [query for query in range(world.arrived) if query not in ended]
     query = pending[choice % len(pending)] if pending else None
     for instance, run in list(world.running.items()):
-        if run.work == DEPLOYED and query in run.subjects and instance in world.running:
+        if run.role == DEPLOYED and query in run.subjects and instance in world.running:
             world.fail(instance)
 
 
@@ -164,7 +181,7 @@ def _report_again(world: World, choice: int) -> None:
         partial(scheduler.time_passed, now - 1.0),
     ]
     again += [
-        partial(scheduler.instance_joined, now, name, world.works[name]) for name in world.works
+        partial(scheduler.instance_joined, now, name, world.roles[name]) for name in world.roles
     ]
     for unit in sorted(world.over)[-3:]:
         again.append(partial(scheduler.unit_finished, now, unit))
@@ -215,20 +232,20 @@ def history(random: Random) -> tuple[Setup, list[tuple[str, int]]]:
 
 def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
     world, policy = setup.build()
-    works = cycle(policy.works(3, 2))
+    roles = cycle(policy.roles(3, 2))
     nodes = cycle([None] if setup.nodes is None else [str(node) for node in range(setup.nodes)])
     for i in range(5):
-        world.join(f"{i}", next(works), next(nodes))
+        world.join(f"{i}", next(roles), next(nodes))
     for number, (step, choice) in enumerate(steps):
         world.pass_time(0.03)  # units take some time
         if step in STEPS:
             STEPS[step](world, choice)
         elif step == "join":
-            if len(world.works) < INSTANCES:
-                world.join(f"joined-{number}", next(works), next(nodes))
+            if len(world.roles) < INSTANCES:
+                world.join(f"joined-{number}", next(roles), next(nodes))
         elif step == "leave":
-            if world.works:
-                world.leave(_one_of(sorted(world.works), choice))
+            if world.roles:
+                world.leave(_one_of(sorted(world.roles), choice))
         elif step == "report":
             if world.unreported:
                 world.report(_one_of(sorted(world.unreported), choice))
@@ -258,7 +275,7 @@ def check_nothing_is_left(world: World, k: int) -> None:
     assert scheduler.pending == 0
     assert not any(scheduler.queue_depths().values())
     assert not world.running
-    assert scheduler.running() == dict.fromkeys(world.works)
+    assert scheduler.running() == dict.fromkeys(world.roles)
     # What stays is padding: at most 2k - 2 answered queries and an open group, for those who may
     # share one.
     kept = len(set(KINDS)) * len(set(TENANTS)) * (3 * k - 3)

@@ -21,18 +21,18 @@ PATIENT: dict[str, Any] = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
 
 @asynccontextmanager
 async def running(
-    model: Path, works: list[frozenset[str]] | None = None, **options: Any
+    model: Path, roles: list[frozenset[str]] | None = None, **options: Any
 ) -> AsyncIterator[tuple[LocalEngine, Events]]:
     """An engine with this model for every work; by default one instance of it."""
     engine = LocalEngine(
         dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(model)), **PATIENT | options
     )
     events = Events()
-    works = works or [DEPLOYED]
-    await engine.start(works, events)
+    roles = roles or [DEPLOYED]
+    await engine.start(roles, events)
     try:
-        joined = [await events.next() for _ in works]
-        assert sorted(joined, key=repr) == [Joined(str(i), each) for i, each in enumerate(works)]
+        joined = [await events.next() for _ in roles]
+        assert sorted(joined, key=repr) == [Joined(str(i), each) for i, each in enumerate(roles)]
         yield engine, events
     finally:
         await engine.stop()

@@ -26,20 +26,23 @@ REFUSALS = (Reason.OVERLOADED, Reason.NO_INSTANCES)
 class Overload:
     """Poisson arrivals at `times` capacity for `seconds`, then at half of it for `calm`.
 
-    Clients abandon a query after `patience`. Engines cannot stop a unit that runs: a cancelled one
-    runs to its end. All times in seconds.
+    Nothing is counted during `warm_up`. Clients abandon a query after `patience`; an answer needs
+    `way` to its client, and what a client says as long to the scheduler. Engines cannot
+    stop a unit that runs: a cancelled one runs to its end. All times in seconds.
     """
 
     policy: Policy
     times: float
     deadline: float
     seconds: float = 20.0
+    warm_up: float = 0.0
     calm: float = 3.0
     instances: int = 4
     service: float = 0.01
     jitter: float = 0.3
     max_batch: int = 1
     patience: float | None = None
+    way: float = 0.0
     seed: int = 0
     in_time: int = 0
     largest: int = 0
@@ -98,8 +101,8 @@ class Overload:
                     if retry is not None:
                         self.retries.append(retry)
 
-        for number_, works in enumerate(self.policy.works(self.instances, 0)):
-            scheduler.instance_joined(0.0, f"{number_}", works)
+        for number_, roles in enumerate(self.policy.roles(self.instances, 0)):
+            scheduler.instance_joined(0.0, f"{number_}", roles)
         at(0.001, partial(arrive, 0))
         while calendar:
             now, _, event = heapq.heappop(calendar)
@@ -116,7 +119,7 @@ class Overload:
     @property
     def goodput(self) -> float:
         """The share of capacity that was answered in time, while there was overload."""
-        return self.in_time / (self.seconds * self.capacity)
+        return self.in_time / ((self.seconds - self.warm_up) * self.capacity)
 
     def p99(self, since: float = 0.0) -> float:
         """Of the admitted queries that arrived since then."""
@@ -125,8 +128,9 @@ class Overload:
 
     def _ended(self, query: int, now: float, reason: Reason | None) -> None:
         arrived = self.arrived.pop(query)
-        if reason is None and now < self.seconds:
-            self.in_time += now - arrived <= min(self.deadline, self.patience or self.deadline)
+        if reason is None and self.warm_up <= now < self.seconds:
+            patience = self.deadline if self.patience is None else self.patience - 2 * self.way
+            self.in_time += now - arrived <= min(self.deadline, patience)
         elif reason is not None:
             self.failures[reason] += 1
             self.calm_failures += arrived > self.seconds + 1

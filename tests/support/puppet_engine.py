@@ -10,21 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import (
     Parity,
     Policy,
     SchedulerConfig,
+    Source,
 )
 from parity_models.serving.asked import Answers
-from parity_models.serving.engine import EngineListener
+from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.gates import ChosenGate
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.screen import Screen
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 OUTPUT = TensorSpec("output", "FP32", (3,))
+SIGNATURE = Signature.of(TensorSpec("input", "FP32", (4,)), OUTPUT)
 CODE = Code(CodeSpec("sum", "subtraction", 2), (6,), (3,))
 
 
@@ -32,13 +36,14 @@ CODE = Code(CodeSpec("sum", "subtraction", 2), (6,), (3,))
 class Unit:
     id: int
     instance: str
-    work: str
+    role: str
     rows: Sequence[NDArray[Any]]
 
 
-class Puppet:
+class Puppet(Engine):
     """An engine whose instances do nothing until the test says so. Every model is linear."""
 
+    name = "puppet"
     tolerance = 1e-5
 
     def __init__(self) -> None:
@@ -47,17 +52,17 @@ class Puppet:
         self.stopped = False
         self.broken = False
 
-    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
         self.listener = listener
-        self.works = {str(number): each for number, each in enumerate(works)}
-        for instance, each in self.works.items():
+        self.roles = {str(number): each for number, each in enumerate(roles)}
+        for instance, each in self.roles.items():
             listener.instance_joined(instance, each)
 
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         if self.broken:
             raise RuntimeError("the engine is broken")
-        self.units.append(Unit(unit, instance, work, rows))
-        self.log.append((instance, work))
+        self.units.append(Unit(unit, instance, role, rows))
+        self.log.append((instance, role))
 
     def cancel(self, instance: str, unit: int) -> None:
         self.log.append((instance, "cancel"))
@@ -67,7 +72,7 @@ class Puppet:
         self.lose(instance, f"{instance}'")
 
     def running(self) -> dict[str, int | None]:
-        return dict.fromkeys(self.works) | {unit.instance: unit.id for unit in self.units}
+        return dict.fromkeys(self.roles) | {unit.instance: unit.id for unit in self.units}
 
     async def stop(self) -> None:
         self.stopped = True
@@ -82,9 +87,9 @@ class Puppet:
 
     def lose(self, instance: str, replacement: str) -> None:
         self.units = [unit for unit in self.units if unit.instance != instance]
-        works = self.works[replacement] = self.works.pop(instance)
+        roles = self.roles[replacement] = self.roles.pop(instance)
         self.listener.instance_left(instance, "killed")
-        self.listener.instance_joined(replacement, works)
+        self.listener.instance_joined(replacement, roles)
 
 
 @asynccontextmanager
@@ -94,6 +99,7 @@ async def serving(
     parity_instances: int = 1,
     *,
     screen: Screen | None = None,
+    gates: Mapping[Source, ChosenGate] | None = None,
     golden: Mapping[str, Golden] | None = None,
     **config: Any,
 ) -> AsyncIterator[tuple[Frontend, Puppet]]:
@@ -103,13 +109,14 @@ async def serving(
         engine,
         policy,
         SchedulerConfig(**config),
-        OUTPUT,
+        SIGNATURE,
         code,
         Metrics(),
         screen=screen,
+        gates=gates,
         golden=golden,
     )
-    starting = asyncio.create_task(frontend.start(policy.works(instances, parity_instances)))
+    starting = asyncio.create_task(frontend.start(policy.roles(instances, parity_instances)))
     while not (starting.done() or engine.units):
         await asyncio.sleep(0)
     yield frontend, engine
@@ -122,6 +129,11 @@ async def serving(
                 engine.finish(unit)
         await frontend.stop()
     assert engine.stopped
+
+
+def metric(frontend: Frontend, name: str, **labels: str) -> float:
+    """What the server counts under this name."""
+    return frontend._metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def queries(count: int) -> NDArray[np.float32]:

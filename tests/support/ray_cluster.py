@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
@@ -14,6 +15,10 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Replicas find the tests' own policies and codes.
+    "PYTHONPATH": os.pathsep.join(
+        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    ),
 }
 
 import httpx
@@ -22,7 +27,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
-from parity_models.serving.http.server import listen
+from parity_models.serving.http.listening import listen
 from served import INPUTS, predictions, queries, until
 
 SMALL = 0.01

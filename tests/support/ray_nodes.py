@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 from parity_models.lab.contention.namespaces import (
+    abandoned,
     check_privileges,
     configure,
     own_prefix,
@@ -35,6 +36,9 @@ SOON_DEAD = {
 
 FRONT, ROOM = "front", "room"
 """Resources: one of the first on the head, two of the second on every other node."""
+
+BRIDGE = "pb"
+"""What bridges' names begin with, before the id of the process that made them."""
 
 RAY_FOLDER = "/tmp/ray"
 
@@ -115,6 +119,13 @@ class Cluster:
         until(lambda: all(node.id() for node in new), "the nodes do not come up", 150)
 
 
+def remove_stale_bridges() -> None:
+    """Remove the bridges of tests that were killed: each takes the cluster's subnet."""
+    for bridge in Path("/sys/class/net").glob(f"{BRIDGE}[0-9]*"):
+        if not Path("/proc", bridge.name.removeprefix(BRIDGE)).exists():
+            configure("ip", [f"link del {bridge.name}"])
+
+
 @contextmanager
 def ray_nodes(nodes: int) -> Iterator[Cluster]:
     """A head and some nodes.
@@ -122,7 +133,9 @@ def ray_nodes(nodes: int) -> Iterator[Cluster]:
     All processes, namespaces and interfaces are gone at the end.
     """
     check_privileges()
-    bridge = f"pb{os.getpid()}"
+    remove_stale_bridges()
+    remove(abandoned())
+    bridge = f"{BRIDGE}{os.getpid()}"
     configure("ip", [f"link add {bridge} type bridge", f"link set {bridge} up"])
     configure("ip", [f"addr add {SUBNET}.1/24 dev {bridge}"])
     cluster = None

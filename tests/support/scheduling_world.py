@@ -5,6 +5,7 @@ every action against it, so that any history run through it is a test of the inv
 """
 
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from parity_models.codes import Code, CodeSpec
@@ -14,25 +15,31 @@ from parity_models.scheduling import (
     Action,
     Answer,
     Cancel,
+    Compare,
     Decode,
     Encode,
     Fail,
     ForgetGroup,
     ForgetQueries,
+    Policy,
     Recycle,
     Run,
     Scheduler,
+    SchedulerConfig,
     Source,
     Verify,
     WakeAt,
-    parity_work,
+    parity_role,
 )
+from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.policies.interference import Interference
+from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.scheduler_port import SchedulerPort
 from parity_models.scheduling.work import Task, Unit
 
 ORIGINALS = frozenset({DEPLOYED})
-PARITIES = frozenset({parity_work(0)})
+PARITIES = frozenset({parity_role(0)})
 BOTH = ORIGINALS | PARITIES
 """What an instance may run."""
 
@@ -46,7 +53,7 @@ class _Raise(logging.Handler):
 
 
 STRICT = _Raise()
-LOG = logging.getLogger("parity_models.scheduling.scheduler")
+LOG = logging.getLogger("parity_models.scheduling.scheduler_port")
 LOG.addHandler(STRICT)
 
 
@@ -71,7 +78,7 @@ class World:
     reconstructed: set[int] = field(default_factory=set)
     members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     parity_outputs: dict[int, set[int]] = field(default_factory=dict)
-    works: dict[str, frozenset[str]] = field(default_factory=dict)
+    roles: dict[str, frozenset[str]] = field(default_factory=dict)
     running: dict[str, Run] = field(default_factory=dict)
     verifying: dict[str, Verify] = field(default_factory=dict)
     recycled: dict[str, Recycle] = field(default_factory=dict)
@@ -80,6 +87,7 @@ class World:
     exact: set[int] = field(default_factory=set)
     tenants: dict[int, str | None] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
+    compared: set[int] = field(default_factory=set)
     log: list[Action] = field(default_factory=list)
     unreported: dict[str, Run] = field(default_factory=dict)
     """Units that have ended, which the scheduler does not know yet, by instance."""
@@ -87,6 +95,8 @@ class World:
     """Units of which the end was reported."""
     wrong: tuple[int, ...] = ()
     """The slots whose reconstructions cannot be right."""
+    refuses: Callable[[int], bool] = lambda query: False
+    """May no stand-in answer this query?"""
 
     def arrive(
         self,
@@ -111,12 +121,12 @@ class World:
     def abandon(self, *queries: int) -> None:
         self.do(self.scheduler.queries_abandoned(self.now, queries))
 
-    def join(self, instance: str, works: frozenset[str], node: str | None = None) -> None:
-        self.works[instance] = works
-        self.do(self.scheduler.instance_joined(self.now, instance, works, node))
+    def join(self, instance: str, roles: frozenset[str], node: str | None = None) -> None:
+        self.roles[instance] = roles
+        self.do(self.scheduler.instance_joined(self.now, instance, roles, node))
 
     def leave(self, instance: str) -> None:
-        del self.works[instance]
+        del self.roles[instance]
         self.running.pop(instance, None)
         self.unreported.pop(instance, None)
         self.verifying.pop(instance, None)
@@ -135,13 +145,14 @@ class World:
         """Report the unit that the instance has run."""
         run = self.unreported.pop(instance)
         for subject in run.subjects:
-            if run.work in (DEPLOYED, BACKUP):
-                at_hand = self.predictions if run.work == DEPLOYED else self.backups
+            if run.role in (DEPLOYED, BACKUP):
+                at_hand = self.predictions if run.role == DEPLOYED else self.backups
                 at_hand.update({subject} & self.inputs)
             elif subject in self.members:
-                self.parity_outputs[subject].add(int(run.work.removeprefix("parity-")))
+                self.parity_outputs[subject].add(int(run.role.removeprefix("parity-")))
         self.over.add(run.unit)
-        self.do(self.scheduler.unit_finished(self.now, run.unit))
+        refused = [q for q in run.subjects if run.role == BACKUP and self.refuses(q)]
+        self.do(self.scheduler.unit_finished(self.now, run.unit, refused))
 
     def fail(self, instance: str) -> None:
         run = self.running.pop(instance)
@@ -174,29 +185,40 @@ class World:
         """Time passes, and the driver is too busy to notice: timers that become due are late."""
         self.now += seconds
 
+    def queued(self, role: str) -> int:
+        """How many tasks of this role are queued."""
+        return self.scheduler.queue_depths().get(role, 0)
+
     def do(self, actions: list[Action]) -> None:
+        at_once = {action.unit for action in actions if isinstance(action, Compare)}
         for action in actions:
+            if isinstance(action, Run) and action.unit not in at_once:
+                assert not self._ended(action), "answered queries do not run, but for comparisons"
             self.log.append(action)
             getattr(self, f"_{type(action).__name__.lower()}")(action)
         for action in actions:
             if isinstance(action, Decode):
-                self.do(self.scheduler.decoded(self.now, action.group, self.wrong))
+                refused = [slot for slot in action.slots if self.refuses(action.members[slot])]
+                wrong = {*self.wrong, *refused}
+                self.do(self.scheduler.decoded(self.now, action.group, wrong))
 
     def _run(self, run: Run) -> None:
         busy = self.running.keys() | self.unreported.keys()
         assert run.instance not in busy, "an instance runs one unit at a time"
         assert run.instance not in self.verifying, "an instance that is verified runs nothing else"
-        assert run.work in self.works[run.instance]
+        assert run.role in self.roles[run.instance]
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
-        if run.work in (DEPLOYED, BACKUP):
+        if run.role in (DEPLOYED, BACKUP):
             assert self.inputs.issuperset(run.subjects)
-            assert not self.answers.keys() & set(run.subjects), "answered queries do not run"
             for members in self.members.values():
                 self._check_apart(run, members)
         else:
             assert self.members.keys() >= set(run.subjects), "parity is encoded before it runs"
         self.running[run.instance] = run
+
+    def _ended(self, run: Run) -> bool:
+        return run.role in (DEPLOYED, BACKUP) and bool(self.answers.keys() & set(run.subjects))
 
     def _check_apart(self, run: Run, members: tuple[int, ...]) -> None:
         shared = set(run.subjects) & set(members)
@@ -211,7 +233,7 @@ class World:
         assert not self.exact & set(encode.members), "exact queries are not encoded"
         assert len({self.tenants[query] for query in encode.members}) == 1, "tenants share no code"
         for run in self.running.values():
-            if run.work == DEPLOYED:
+            if run.role == DEPLOYED:
                 unknown = set(encode.members) - self.predictions
                 self._check_apart(run, tuple(unknown))
         self.members[encode.group] = encode.members
@@ -239,6 +261,8 @@ class World:
             Source.DEFAULT: self.inputs,
         }
         assert answer.query in at_hand[answer.source]
+        stands_in = answer.source in (Source.RECONSTRUCTION, Source.BACKUP)
+        assert not (stands_in and self.refuses(answer.query)), "refused answers are not given"
         self.answers[answer.query] = answer.source
 
     def _fail(self, fail: Fail) -> None:
@@ -252,13 +276,22 @@ class World:
         assert cancel.unit not in self.cancelled
         self.cancelled.add(cancel.unit)
 
+    def _compare(self, compare: Compare) -> None:
+        run = self.running.get(compare.instance) or self.unreported[compare.instance]
+        assert run.unit == compare.unit, "no unit is compared whose end is being reported"
+        assert run.role != DEPLOYED
+        assert compare.unit not in self.cancelled
+        running = {each.unit for each in (*self.running.values(), *self.unreported.values())}
+        assert not self.compared & running, "one at a time"
+        self.compared.add(compare.unit)
+
     def _verify(self, verify: Verify) -> None:
         assert verify.instance not in self.running | self.verifying
-        assert verify.work in self.works[verify.instance]
+        assert verify.role in self.roles[verify.instance]
         self.verifying[verify.instance] = verify
 
     def _recycle(self, recycle: Recycle) -> None:
-        assert recycle.instance in self.works
+        assert recycle.instance in self.roles
         self.recycled[recycle.instance] = recycle
 
     def _forgetqueries(self, forget: ForgetQueries) -> None:
@@ -276,9 +309,19 @@ class World:
         self.wake_at = wake.time
 
 
+def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
+    """A port on which nothing has happened, for a policy that is told something by hand."""
+    dispatch = SingleQueue()
+    for instance in up:
+        dispatch.join(instance, ORIGINALS, None)
+    port = SchedulerPort(policy, SchedulerConfig(), dispatch)
+    port.now = now
+    return port
+
+
 def ran(interference: Interference, seconds: float, times: int, *, beside: bool = False) -> None:
     """So many originals have run for so long; with a redundant task `beside` each, all the time."""
-    redundant = Unit(1, "b", [Task(parity_work(0), 0, "kind")], 0.0)
+    redundant = Unit(1, "b", [Task(parity_role(0), 0, "kind")], 0.0)
     original = Unit(0, "a", [Task(DEPLOYED, 0, "kind")], 0.0)
     for _ in range(times):
         if beside:

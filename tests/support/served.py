@@ -19,16 +19,25 @@ from commands import parm
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.envelope import Envelope
 
 INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
 WEIGHTS /= INPUTS
+SUM = CodeSpec("sum", "subtraction", 2)
 
 
-def write_linear_bundle(folder: Path, *, coded: bool = True, backed: bool = False) -> Path:
+def write_linear_bundle(
+    folder: Path,
+    *,
+    coded: bool = True,
+    backed: bool = False,
+    code: CodeSpec = SUM,
+    envelope: Envelope | None = None,
+) -> Path:
     """A bundle of a linear model, which is its own exact parity model under sum + subtraction.
 
-    Its backup, if it is to have one, predicts twice as much.
+    So it is under another linear `code`. Its backup, if it is to have one, predicts twice as much.
     """
     onnx = folder / "linear.onnx"
     linear_model(onnx, (INPUTS,), (OUTPUTS,), WEIGHTS)
@@ -39,7 +48,8 @@ def write_linear_bundle(folder: Path, *, coded: bool = True, backed: bool = Fals
         deployed=model,
         parity=[model] if coded else [],
         backup=NewModel(folder / "double.onnx", "double") if backed else None,
-        code=CodeSpec("sum", "subtraction", 2) if coded else None,
+        code=code if coded else None,
+        envelope=envelope,
     ).path
 
 
@@ -65,12 +75,14 @@ class ServerProcess:
             preexec_fn=before,
         )
         line = _text(self.process.stdout).readline()
-        found = re.search(r"http://\S+", line)
+        found = re.search(r"https?://[^\s,]+", line)
         assert found, f"no URL in {line!r}"
         self.url = found[0]
         self.port = int(self.url.rsplit(":", 1)[1])
-        grpc = re.search(r"grpc://(\S+)", line)
+        grpc = re.search(r"grpcs?://([^\s,]+)", line)
         self.grpc_address = grpc[1] if grpc else ""
+        metrics = re.search(r"metrics at (\S+)", line)
+        self.metrics_url = metrics[1] if metrics else f"{self.url}/metrics"
 
     def workers(self) -> list[int]:
         """The process ids of the workers that are up."""
@@ -81,7 +93,7 @@ class ServerProcess:
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(self.metrics_url).text
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
 
     def signal(self, number: signal.Signals) -> None:

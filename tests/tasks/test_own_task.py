@@ -1,5 +1,6 @@
 """A task and a network of one's own are small classes, named on the command line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "own-task.md"
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with the module of the documentation's example in it."""
     text = DOCS.read_text()
-    example = text.split("```python\n# mine.py\n")[1].split("```")[0]
+    example = "".join(re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     # Modules are imported once in a process, so every test has its own.
     name = f"mine_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(example)
@@ -42,6 +43,38 @@ def test_the_documented_task_and_network_lead_to_a_bundle(here: Path) -> None:
     assert "agree" in run("evaluate", "p", "--task", task)
     assert open_bundle(Path("p")).manifest.accuracy is not None
     assert "Waves" in run("data", "info", task)
+
+
+def test_options_after_the_names_are_theirs_and_are_kept(here: Path) -> None:
+    task, network = f"{here.name}:Waves@noise=0.5", f"{here.name}:Sized@units=7"
+    run("train", "--task", task, "--network", network, "--epochs", "1", "--out", "f")
+    deployed = open_bundle(Path("f")).manifest
+    assert deployed.deployed.network == network
+    assert deployed.deployed_training is not None
+    assert deployed.deployed_training.task == task
+    assert deployed.deployed_training.recipe["batch"] == 256
+    once = ("--task", task, "--epochs", "1")
+    run("parity", "--from", "f", *once, "--network", network, "--out", "p")
+    run("backup", "--from", "p", *once, "--network", network, "--out", "p")
+    backup = open_bundle(Path("p")).manifest.backup
+    assert backup is not None
+    assert backup.network == network
+    for wrong, reason in [
+        (("--task", f"{here.name}:Waves@noise=-1"), "noise must be 0 or more"),
+        (("--task", f"{here.name}:Waves@nois=1"), "did you mean noise"),
+        (("--task", task, "--network", f"{here.name}:Sized@units=few"), "units must be an int"),
+    ]:
+        with pytest.raises(UserError, match=reason):
+            run("train", *wrong, "--out", "g")
+
+
+def test_one_of_ours_has_options_that_a_bundle_may_name() -> None:
+    assert find_task("localization@side=32").options.side == 32
+    assert find_task("cats-vs-dogs@32").options.side == 32
+    with pytest.raises(UserError, match="side must be from 8 to 1024"):
+        find_task("localization@side=1")
+    with pytest.raises(UserError, match="side is no option of the task digits"):
+        find_task("digits@side=8")
 
 
 def test_a_name_out_of_a_bundle_is_never_imported(here: Path) -> None:
@@ -118,8 +151,8 @@ def test_what_a_task_loads_is_checked(
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("class Task: pass", "no subclass of"),
-        ("Task = 7", "no subclass of"),
+        ("class Task: pass", "must be a subclass of"),
+        ("Task = 7", "must be a subclass of"),
         (
             "from parity_models.tasks import Task as T\n"
             "class Task(T):\n    metric = 'beauty'\n    def load(self, folder=None): ...",

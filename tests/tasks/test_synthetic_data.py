@@ -103,7 +103,7 @@ def test_numbers_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 def test_the_list_says_which_tasks_are_here(tmp_path: Path) -> None:
     said = run("list", "--data-dir", str(tmp_path))
-    for name in TASKS:
+    for name in TASKS.names:
         assert name in said
     assert said.count("scikit-learn") == 2
     assert "not found" in said

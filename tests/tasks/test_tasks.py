@@ -273,5 +273,5 @@ def test_agreement_is_with_the_models_classes_or_else_its_predictions() -> None:
 
 
 def test_an_unknown_task_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=", ".join(TASKS)):
+    with pytest.raises(UserError, match=", ".join(TASKS.names)):
         find_task("imagenet")

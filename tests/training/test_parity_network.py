@@ -5,7 +5,7 @@ import torch
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.models.networks import build_network
-from parity_models.training.parity import _build
+from parity_models.training.parity import build_models
 from parity_models.training.parity_network import parity_network
 
 Shape = tuple[int, ...]
@@ -48,7 +48,7 @@ def test_a_model_that_sees_places_apart_starts_as_the_deployed_model(shape: Shap
     deployed = build_network("resnet-small", shape, (10,)).eval()
     network = parity_network("resnet-small", Code(SUM, shape, (10,)))
     assert network.places != (1, 1)
-    (parity,), started = _build(network, 1, deployed)
+    (parity,), started = build_models(network, 1, deployed)
     assert started
     queries = torch.randn(3, *shape)
     with torch.no_grad():

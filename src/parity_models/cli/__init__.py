@@ -1,1 +1,1 @@
-""""""
+"""The commands of `parm`: thin, over the other rooms."""

@@ -1,7 +1,8 @@
-"""Measuring a bundle's accuracy for people: a progress bar, then a table."""
+"""Measuring a bundle's accuracy and its gates for people: a progress bar, then a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -10,12 +11,32 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
-from parity_models.evaluation import accuracy_table, evaluate
+from parity_models.evaluation import (
+    LEVELS,
+    GateResult,
+    accuracy_table,
+    calibrate,
+    evaluate,
+    evaluate_gates,
+    gate_table,
+)
 from parity_models.evaluation.accuracy import Progress
+from parity_models.evaluation.calibration import check_levels
+from parity_models.evaluation.interval import too_few
 from parity_models.evaluation.unlabelled import label_by_model
-from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.models.bundle import Accuracy, Bundle, with_calibration
 from parity_models.tasks.metrics import constant_score
 from parity_models.tasks.task import Labels
+
+Agreements = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--agreement",
+        help="Calibrate the gate for this level of agreement, too, besides "
+        f"{', '.join(f'{level:g}' for level in LEVELS)}; may be given several times.",
+        metavar="SHARE",
+    ),
+]
 
 
 def measure_accuracy(
@@ -39,6 +60,8 @@ def measure_accuracy(
         accuracy = evaluate(bundle, inputs, labels, metric=metric, seed=seed, progress=advance)
     accuracy = msgspec.structs.replace(accuracy, metric=said)
     Console().print(accuracy_table(bundle, accuracy))
+    if warning := too_few(accuracy.queries):
+        typer.echo(warning, err=True)
     least = constant_score(metric, labels)
     if accuracy.degraded_accuracy is not None and accuracy.degraded_accuracy <= least < 1:
         typer.echo(
@@ -47,6 +70,49 @@ def measure_accuracy(
             err=True,
         )
     return accuracy
+
+
+def calibrate_gates(
+    bundle: Bundle, metric: str, inputs: NDArray[np.float32], levels: Iterable[float], seed: int = 0
+) -> Bundle:
+    """Calibrate the gates of the bundle's stand-ins on held-out queries, and put them into it.
+
+    Says which of the levels a stand-in cannot reach.
+    """
+    wanted = check_levels({*LEVELS, *levels})
+    with _bar("calibrating") as advance:
+        found = calibrate(bundle, inputs, metric=metric, levels=wanted, seed=seed, progress=advance)
+    for stand_in, calibration in found.items():
+        reached = {each.level for each in calibration.levels}
+        missed = ", ".join(f"{level:g}" for level in wanted if level not in reached)
+        if missed:
+            typer.echo(
+                f"gate of the {stand_in}: {calibration.queries} queries do not show an agreement "
+                f"of {missed}; more of them may"
+            )
+    return with_calibration(bundle, found)
+
+
+def measure_gates(
+    bundle: Bundle,
+    metric: str,
+    inputs: NDArray[np.float32],
+    labels: Labels | None,
+    seed: int = 0,
+) -> list[GateResult]:
+    """Evaluate the gates of `bundle` on queries, in groups drawn by `seed`, and print them.
+
+    Without labels the deployed model's predictions count as right.
+    """
+    if not bundle.manifest.calibration:
+        return []
+    said = metric if labels is not None else f"{metric} agreement"
+    with _bar("evaluating gates") as advance:
+        if labels is None:
+            labels = label_by_model(bundle, inputs, metric)
+        results = evaluate_gates(bundle, inputs, labels, metric=metric, seed=seed, progress=advance)
+    Console().print(gate_table(results, said))
+    return results
 
 
 @contextmanager

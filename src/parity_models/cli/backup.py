@@ -5,24 +5,29 @@ from typing import Annotated
 
 import typer
 
-from parity_models.cli.accuracy import measure_accuracy
+from parity_models.cli.accuracy import Agreements
+from parity_models.cli.code import AllowCode
+from parity_models.cli.queries import DataDir
 from parity_models.cli.training import (
-    DataDir,
     Device,
     Epochs,
     Flips,
+    Imitates,
     Inputs,
     MetricName,
+    OutputKindName,
     OwnTask,
     Resume,
     Seconds,
     Seed,
-    find_queries,
+    measure,
     tell,
 )
-from parity_models.models.bundle import open_bundle, with_accuracy
+from parity_models.models.bundle import open_bundle
 from parity_models.models.networks import NETWORKS
 from parity_models.training import Settings, progress_bar, train_backup
+from parity_models.training.held_out import find_queries
+from parity_models.training.subject import imitating
 
 
 def backup(
@@ -32,14 +37,20 @@ def backup(
     ],
     network: Annotated[
         str,
-        typer.Option(help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS)}."),
+        typer.Option(
+            help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS.names)}, "
+            "or one of yours, package.module:name."
+        ),
     ],
     out: Annotated[
         Path, typer.Option(help="The bundle to write; may be the same.", metavar="BUNDLE")
     ],
     task: OwnTask = None,
     inputs: Inputs = None,
+    imitates: Imitates = None,
     metric: MetricName = None,
+    output_kind: OutputKindName = None,
+    agreement: Agreements = None,
     flips: Flips = False,
     epochs: Epochs = None,
     seconds: Seconds = None,
@@ -47,19 +58,22 @@ def backup(
     device: Device = None,
     data_dir: DataDir = None,
     resume: Resume = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Train a cheaper network as a backup for a deployed model.
 
     The backup learns the deployed model's own predictions, for the queries of its task or for
-    --inputs. The bundle that is written holds all that the given one does, and the backup, for
-    `parm serve --policy approximate-backup`. Accuracy is measured on a test set, printed, and
-    put into the bundle; for --inputs it is agreement with the deployed model. Ctrl-C ends
-    training early and writes the best so far; a checkpoint beside the bundle allows to --resume.
+    --inputs: for a model with several inputs, of integers or of lengths that vary, an .npz file
+    with an array for each. The bundle that is written holds all that the given one does, and the
+    backup, for `parm serve --policy approximate-backup`. Accuracy is measured on a test set,
+    printed, and put into the bundle; for --inputs it is agreement with the deployed model. Ctrl-C
+    ends training early and writes the best so far; a checkpoint beside the bundle allows to
+    --resume.
     """
-    opened = open_bundle(bundle)
+    opened = imitating(open_bundle(bundle, allow_code or ()), imitates)
     k = 1 if opened.manifest.code is None else opened.manifest.code.k
     queries = find_queries(opened, task, inputs, data_dir, metric, flips, k)
-    with progress_bar(f"backup ({network})", queries.metric) as bar:
+    with progress_bar(f"backup ({network})", queries.metric or "score") as bar:
         outcome = train_backup(
             opened,
             network,
@@ -68,8 +82,8 @@ def backup(
             Settings(epochs, seconds, seed, device, resume, bar, bar.predicted),
             validation=queries.validation,
             metric=queries.metric,
+            output_kind=output_kind,
             mirrored=queries.flips,
         )
-    accuracy = measure_accuracy(outcome.bundle, queries.metric, queries.test, queries.test_labels)
-    with_accuracy(outcome.bundle, accuracy)
+    measure(outcome.bundle, queries, agreement or ())
     tell(outcome)

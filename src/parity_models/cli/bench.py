@@ -1,6 +1,7 @@
 """parm bench: what the parts of coded serving cost."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +10,24 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.cli.json_file import write_json
-from parity_models.cli.policy import check_policy
+from parity_models.cli.bench_options import BundleOrMlp
+from parity_models.cli.bench_start import start
+from parity_models.cli.extensions import naming
+from parity_models.cli.json_file import Json, write_json
 from parity_models.errors import UserError
 from parity_models.lab.costs.encode import measure_encode
-from parity_models.lab.costs.overhead import OverheadReport, measure_overhead
+from parity_models.lab.costs.live_page import (
+    UNWATCHED_AT_MOST,
+    WATCHED_AT_MOST,
+    WATCHERS,
+    measure_page,
+)
+from parity_models.lab.costs.overhead import ROUNDS, OverheadReport, measure_overhead
+from parity_models.lab.costs.throughput import SECONDS, Throughput
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling.policies import NoRedundancy
-from parity_models.serving.remote.upstream import Fleet, parse_upstreams
+from parity_models.scheduling.policies import POLICIES, NoRedundancy
+from parity_models.serving.engines import EngineChoice
+from parity_models.serving.remote.engine import RemoteEngine
 
 bench = typer.Typer(
     add_completion=False,
@@ -24,23 +35,24 @@ bench = typer.Typer(
     rich_markup_mode=None,
     help="Measure what the parts of coded serving cost.",
 )
+bench.command()(start)
 
-Json = Annotated[
-    Path | None, typer.Option(help="Write the numbers to this file, too.", metavar="FILE")
+PolicyName = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        help="What the server sends besides the originals.",
+        metavar="POLICY",
+        callback=naming(POLICIES),
+    ),
 ]
+Instances = Annotated[int, typer.Option(help="Instances of the deployed model.", min=1)]
 
 
 @bench.command()
 def overhead(
     json: Json = None,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(
-            help="Use this bundle's deployed model; by default a generated MLP (784-200-100-10) "
-            "with random weights.",
-            metavar="BUNDLE",
-        ),
-    ] = None,
+    bundle: BundleOrMlp = None,
     deployed: Annotated[
         str | None,
         typer.Option(
@@ -53,17 +65,8 @@ def overhead(
         str | None,
         typer.Option(help="Likewise, those that run its parity model.", metavar="URLS"),
     ] = None,
-    policy: Annotated[
-        str,
-        typer.Option(
-            help="What the server sends besides the originals.",
-            metavar="POLICY",
-            callback=check_policy,
-        ),
-    ] = NoRedundancy.name,
-    instances: Annotated[
-        int, typer.Option(help="Without --deployed: instances of the deployed model.", min=1)
-    ] = 1,
+    policy: PolicyName = NoRedundancy.name,
+    instances: Instances = 1,
     against: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +75,9 @@ def overhead(
             metavar="URLS",
         ),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Take seconds; the numbers are rougher.")
+    ] = False,
 ) -> None:
     """Measure an infer over HTTP beside the same call to ONNX Runtime in process.
 
@@ -84,12 +90,19 @@ def overhead(
     report = asyncio.run(
         measure_overhead(
             opened,
-            _fleet(opened, deployed, parity),
+            _engine(opened, deployed, parity),
             policy,
             instances=instances,
             against=() if against is None else against.split(","),
+            rounds=3 if quick else ROUNDS,
+            seconds=0.1 if quick else SECONDS,
         )
     )
+    _print_overhead(report)
+    write_json(json, report)
+
+
+def _print_overhead(report: OverheadReport) -> None:
     table = Table()
     for column in ("", "p50 ms", "p99 ms"):
         table.add_column(column, justify="right" if column else "left")
@@ -108,19 +121,18 @@ def overhead(
         highlight=False,
     )
     console.print(table)
-    console.print(_throughput(report))
-    if json is not None:
-        write_json(json, report)
+    this = report.throughput[0].url
+    names = ["parm serve" if each.url == this else each.url for each in report.throughput]
+    console.print(_throughput(names, report.throughput))
 
 
-def _throughput(report: OverheadReport) -> Table:
+def _throughput(names: Sequence[str], throughput: Sequence[Throughput]) -> Table:
     table = Table()
     for column in ("server", "clients", "requests/s", "p50 ms", "CPU µs/request"):
         table.add_column(column, justify="left" if column == "server" else "right")
-    this = report.throughput[0].url
-    for each in report.throughput:
+    for name, each in zip(names, throughput, strict=True):
         table.add_row(
-            "parm serve" if each.url == this else each.url,
+            name,
             str(each.clients),
             f"{each.requests_per_second:,.0f}",
             f"{each.p50_ms:.3f}",
@@ -129,22 +141,13 @@ def _throughput(report: OverheadReport) -> Table:
     return table
 
 
-def _fleet(bundle: Bundle | None, deployed: str | None, parity: str | None) -> Fleet | None:
+def _engine(bundle: Bundle | None, deployed: str | None, parity: str | None) -> EngineChoice:
     if deployed is None and parity is None:
-        return None
+        return EngineChoice()
     if deployed is None or bundle is None:
         raise UserError("--deployed takes servers of a --bundle's model, --parity those of its own")
-    code = bundle.manifest.code
-    if parity is not None and code is None:
-        raise UserError(f"{bundle.path} has no parity model for the servers of --parity")
-    return Fleet(
-        parse_upstreams(
-            bundle.manifest.name,
-            code.r if code is not None else 0,
-            deployed=deployed.split(","),
-            parity=parity.split(",") if parity is not None else (),
-        )
-    )
+    urls = {"deployed": deployed, "parity": parity}
+    return EngineChoice(RemoteEngine.name, {k: v for k, v in urls.items() if v is not None})
 
 
 @bench.command()
@@ -194,8 +197,34 @@ def encode(
         f"Encoding k={first.k} by {first.encoder}: {costs.ratio:.2f} times one copy.",
         highlight=False,
     )
-    if json is not None:
-        write_json(json, costs)
+    write_json(json, costs)
+
+
+@bench.command("http")
+def http_layers(
+    json: Json = None,
+    bundle: BundleOrMlp = None,
+    policy: PolicyName = NoRedundancy.name,
+    instances: Instances = 1,
+) -> None:
+    """Measure our HTTP layer beside uvicorn and granian, which carry the same service by ASGI.
+
+    All three are in front of one frontend, in one process, and are asked in turns, by one client
+    and by 16, over bare sockets that are kept open. Prints requests/s, p50 and processor time per
+    request, the workers' included.
+    """
+    from parity_models.lab.costs.http_layers import measure_http_layers
+
+    opened = None if bundle is None else open_bundle(bundle)
+    report = asyncio.run(measure_http_layers(opened, policy, instances=instances))
+    versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    console = Console()
+    console.print(
+        f"One row of {report.tensor_bytes:,} bytes; policy: {report.policy}; {versions}.",
+        highlight=False,
+    )
+    console.print(_throughput(report.layers, report.throughput))
+    write_json(json, report)
 
 
 @bench.command("ray")
@@ -246,5 +275,44 @@ def on_ray(
         f"({report.ratio_frontends:.2f}x).",
         highlight=False,
     )
-    if json is not None:
-        write_json(json, report)
+    write_json(json, report)
+
+
+@bench.command("page")
+def live_page(
+    json: Json = None,
+    bundle: BundleOrMlp = None,
+    policy: PolicyName = NoRedundancy.name,
+    rate: Annotated[
+        float, typer.Option(help="Queries a second, of each server.", min=1, max=1000)
+    ] = 100.0,
+    seconds: Annotated[float, typer.Option(help="How long it counts.", min=1)] = 60.0,
+    watchers: Annotated[int, typer.Option(help="How many watch.", min=0, max=32)] = WATCHERS,
+) -> None:
+    """Measure what the live page costs: nobody watches, or some do.
+
+    Serves a model three times at once: without a page, with one that nobody watches, and with one
+    that --watchers do; asks each the same queries at a steady pace, and compares the processor time
+    of the servers' own processes.
+    """
+    opened = None if bundle is None else open_bundle(bundle)
+    cost = asyncio.run(
+        measure_page(opened, policy=policy, rate=rate, seconds=seconds, watchers=watchers)
+    )
+    table = Table()
+    for column in ("", "of a core", "at most", ""):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_row("the server without a page", f"{cost.without:.2%}", "", "")
+    for words, share, most in (
+        ("a page that nobody watches", cost.unwatched, UNWATCHED_AT_MOST),
+        (f"a page that {cost.watchers} watch", cost.watched, WATCHED_AT_MOST),
+    ):
+        met = "met" if share <= most else "not met"
+        table.add_row(words, f"{share:+.2%}", f"{most:.0%}", met)
+    console = Console()
+    console.print(
+        f"{cost.rate:.0f} queries/s of each server, for {cost.seconds:.0f} s; policy: {policy}.",
+        highlight=False,
+    )
+    console.print(table)
+    write_json(json, cost)

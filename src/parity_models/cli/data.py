@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from parity_models.cli.training import DataDir
-from parity_models.tasks import TASKS, Split, choose_task
+from parity_models.cli.queries import DataDir
+from parity_models.tasks import TASKS, Split, choose_task, find_task
 from parity_models.tasks.synthetic import make_boxes, make_speech
 from parity_models.tasks.synthetic.making import Progress
 
@@ -32,8 +32,8 @@ def list_tasks(data_dir: DataDir = None) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "what", "metric", "found in"):
         table.add_column(heading)
-    for name, task in TASKS.items():
-        table.add_row(name, task.about, task.metric, task.find(data_dir) or "not found")
+    for task in map(find_task, TASKS.names):
+        table.add_row(task.name, task.about, task.metric, task.find(data_dir) or "not found")
     Console().print(table)
     typer.echo("What a missing one needs: parm data info TASK")
 

@@ -1,14 +1,19 @@
 """parm demo: the whole path on real data, and what it buys."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.lab.demo import DemoSummary, run_demo
+from parity_models.cli.demo_live import serve_own, serve_task
+from parity_models.errors import UserError
+from parity_models.serving.access import MAX_PORT
 from parity_models.tasks import TASKS, find_task
+
+if TYPE_CHECKING:
+    from parity_models.lab.demo import DemoSummary
 
 
 def demo(
@@ -16,7 +21,7 @@ def demo(
         Path, typer.Option(help="The folder for bundle, summary.json and latency.png.")
     ] = Path("demo"),
     task: Annotated[
-        str, typer.Option(help=f"The task to train for: {', '.join(TASKS)}.")
+        str, typer.Option(help=f"The task to train for: {', '.join(TASKS.names)}.")
     ] = "digits",
     seed: Annotated[
         int, typer.Option(help="Fixes training, load and faults.", min=0, max=2**32 - 1)
@@ -24,15 +29,57 @@ def demo(
     data_dir: Annotated[
         Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
     ] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Serve until Ctrl-C instead, and show it on a page on which you harm instances.",
+        ),
+    ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="With --live: this bundle, with --inputs.", metavar="BUNDLE"),
+    ] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="With --bundle: its queries, an array of rows in .npy.", metavar="FILE"),
+    ] = None,
+    port: Annotated[
+        int,
+        typer.Option(
+            help="With --live: the page's port; 0 takes any that is free.", min=0, max=MAX_PORT
+        ),
+    ] = 8080,
 ) -> None:
     """Train, serve under injected slowdowns and a kill, and compare the tails.
 
     Trains a deployed and a parity model on real data, then serves them twice on this machine,
     with the same number of workers, the same load and the same injected faults: once with all
-    workers on the deployed model (equal resources), once with parity models. Takes about two
+    workers on the deployed model (equal resources), once with the policy parity. Takes about two
     minutes on two cores.
+
+    With --live, both are served at once, side by side on one page, the default policy on the left:
+    kill, stop, slow down or corrupt an instance there, change the load and the policies, and watch
+    the tail. The bundle is the one in --out, if it is there.
     """
     console = Console()
+    if (bundle is None) != (inputs is None):
+        raise UserError("a bundle of yours needs queries; give --bundle and --inputs together")
+    if bundle is not None and inputs is not None:
+        if not live:
+            raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
+        serve_own(console, bundle, inputs, port)
+        return
+    if live:
+        serve_task(console, find_task(task), out, port, seed=seed, data_dir=data_dir)
+    else:
+        _compare(console, out, task, seed, data_dir)
+
+
+def _compare(console: Console, out: Path, task: str, seed: int, data_dir: Path | None) -> None:
+    # Only now: whoever shows a bundle of theirs need not wait for PyTorch.
+    from parity_models.lab.demo import run_demo
+
     summary = run_demo(
         out,
         find_task(task),
@@ -49,7 +96,7 @@ def demo(
     )
 
 
-def _table(summary: DemoSummary) -> Table:
+def _table(summary: "DemoSummary") -> Table:
     table = Table(caption="latencies in ms", caption_justify="right")
     table.add_column("policy")
     for heading in (

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from parity_models.cli.code import AllowCode
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.remote.export import Format, export_repository
 
@@ -23,9 +24,10 @@ def export(
             show_default=False,
         ),
     ] = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Write a bundle's models as a repository that Triton or MLServer loads as it is, to be used
     as upstreams of `parm serve --deployed URLS --parity URLS`."""
-    opened = open_bundle(bundle)
+    opened = open_bundle(bundle, allow_code or ())
     export_repository(opened, format, out, name)
     typer.echo(f"wrote {out}")

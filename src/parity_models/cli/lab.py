@@ -1,12 +1,14 @@
 """parm lab: experiments that prove what is claimed of the server."""
 
-import shlex
-import sys
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from parity_models.cli.judged import conclude, keep, tell_claims
+from parity_models.cli.lab_costs import costs
 
 if TYPE_CHECKING:
     from parity_models.lab.reliability.servers import Engine
@@ -28,17 +30,8 @@ Quick = Annotated[bool, typer.Option("--quick", help="Take seconds, not minutes.
 @lab.callback()
 def _lab() -> None:
     """Prove the claims: chaos, overload, attacks, soaks."""
-
-
-def command() -> str:
-    """What this process was called with, to be shown in a report."""
-    return shlex.join(["parm", *sys.argv[1:]])
-
-
-def conclude(met: bool) -> None:
-    """Exit with 1 if what must hold does not."""
-    if not met:
-        raise typer.Exit(1)
+    # Who is told to end stops the servers that it started, as on Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def engine_of(name: str) -> "Engine":
@@ -74,9 +67,6 @@ def chaos(
     """
     import asyncio
 
-    import msgspec
-
-    from parity_models.cli.json_file import write_json
     from parity_models.lab.reliability.chaos import run_chaos
 
     tested = engine_of(engine)
@@ -94,13 +84,10 @@ def chaos(
             say=console.print,
         )
     )
-    result = msgspec.structs.replace(result, command=command())
-    write_json(out / f"chaos-{engine}.json", result)
-    for claim in result.claims:
-        console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
+    tell_claims(console, result)
     if not result.met:
         console.print(f"seed {seed}; first failure: {next(iter(result.failures), 'none noted')}")
-    conclude(result.met)
+    keep(out / f"chaos-{engine}.json", result)
 
 
 @lab.command()
@@ -117,9 +104,6 @@ def overload(
     """
     import asyncio
 
-    import msgspec
-
-    from parity_models.cli.json_file import write_json
     from parity_models.lab.reliability.overload import DEADLINES, FACTORS, Overload, run_overload
 
     console = Console(stderr=True, highlight=False)
@@ -142,8 +126,7 @@ def overload(
             say=say,
         )
     )
-    write_json(out / f"overload-{engine}.json", msgspec.structs.replace(result, command=command()))
-    conclude(result.met)
+    keep(out / f"overload-{engine}.json", result)
 
 
 @lab.command()
@@ -159,9 +142,6 @@ def timeouts(
     """
     import asyncio
 
-    import msgspec
-
-    from parity_models.cli.json_file import write_json
     from parity_models.lab.reliability.timeouts import PolicyTimeouts, run_timeouts
 
     console = Console(stderr=True, highlight=False)
@@ -176,8 +156,46 @@ def timeouts(
     result = asyncio.run(
         run_timeouts(folder=out / "timeouts", seed=seed, seconds=5.0 if quick else seconds, say=say)
     )
-    write_json(out / "timeouts.json", msgspec.structs.replace(result, command=command()))
-    conclude(result.met)
+    keep(out / "timeouts.json", result)
+
+
+@lab.command()
+def rollout(
+    load: Annotated[float, typer.Option(help="Of what the instances can do.", min=0.01)] = 0.8,
+    seconds: Annotated[float, typer.Option(help="Of load before the rollouts.", min=1)] = 60.0,
+    rollouts: Annotated[int, typer.Option(help="How many, and as many kills alone.", min=1)] = 12,
+    seed: Seed = 0,
+    out: Out = Path("runs/reliability"),
+    quick: Quick = False,
+) -> None:
+    """Roll out versions of a model under load, with a kill -9 in each rollout.
+
+    Exits with 1 if a request fails, versions are mixed in an answer, or p99.9 rises by more than
+    half.
+    """
+    import asyncio
+
+    from parity_models.lab.reliability.rollout import run_rollout
+
+    console = Console(stderr=True, highlight=False)
+    folder = out / "rollout"
+    folder.mkdir(parents=True, exist_ok=True)
+    result = asyncio.run(
+        run_rollout(
+            folder=folder,
+            seed=seed,
+            load=load,
+            seconds=3.0 if quick else seconds,
+            rollouts=1 if quick else rollouts,
+            say=console.print,
+        )
+    )
+    for row in result.rows:
+        cells = zip(result.columns, row, strict=True)
+        console.print("; ".join(f"{column} {cell}" for column, cell in cells))
+    for claim in result.claims:
+        console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
+    keep(out / "rollout.json", result)
 
 
 @lab.command()
@@ -194,9 +212,6 @@ def soak(
     """
     import asyncio
 
-    import msgspec
-
-    from parity_models.cli.json_file import write_json
     from parity_models.lab.reliability.soak import Sample, run_soak
 
     console = Console(stderr=True, highlight=False)
@@ -221,10 +236,8 @@ def soak(
             say=say,
         )
     )
-    write_json(out / f"soak-{engine}.json", msgspec.structs.replace(result, command=command()))
-    for claim in result.claims:
-        console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
-    conclude(result.met)
+    tell_claims(console, result)
+    keep(out / f"soak-{engine}.json", result)
 
 
 @lab.command()
@@ -235,6 +248,7 @@ def liars(
     ] = 1_000_000,
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
+    quick: Quick = False,
 ) -> None:
     """Let an instance answer wrongly, by other weights or a flipped bit, until it is quarantined.
 
@@ -242,10 +256,7 @@ def liars(
     """
     import asyncio
 
-    import msgspec
-
-    from parity_models.cli.json_file import write_json
-    from parity_models.lab.reliability.liars import run_liars
+    from parity_models.lab.reliability.liars import FLIPS, run_liars
 
     console = Console(stderr=True, highlight=False)
     result = asyncio.run(
@@ -253,12 +264,12 @@ def liars(
             engine_of(engine),
             folder=out / f"liars-{engine}",
             seed=seed,
-            honest_queries=honest,
+            honest_queries=min(honest, 10_000) if quick else honest,
+            flips=1 if quick else FLIPS,
             say=console.print,
         )
     )
-    write_json(out / f"liars-{engine}.json", msgspec.structs.replace(result, command=command()))
-    conclude(result.met)
+    keep(out / f"liars-{engine}.json", result)
 
 
 @lab.command()
@@ -276,9 +287,6 @@ def attack(
     beside attackers, with the bundle's envelope and without. Exits with 1 if an attacker changes
     victims' answers, or a request is refused.
     """
-    import msgspec
-
-    from parity_models.cli.json_file import write_json
     from parity_models.lab.reliability.attack import run_attack
     from parity_models.tasks import find_task
 
@@ -291,10 +299,8 @@ def attack(
         seconds=5.0 if quick else None,
         say=console.print,
     )
-    write_json(out / "attack.json", msgspec.structs.replace(result, command=command()))
-    for claim in result.claims:
-        console.print(f"{'met' if claim.met else 'NOT MET'}: {claim.claim}: {claim.found}")
-    conclude(result.met)
+    tell_claims(console, result)
+    keep(out / "attack.json", result)
 
 
 @lab.command()
@@ -312,6 +318,9 @@ def fuzz(
     conclude(run_fuzzers(minutes * 60, seed))
 
 
+lab.command()(costs)
+
+
 @lab.command()
 def report(
     results: Annotated[
@@ -325,10 +334,10 @@ def report(
 
     Exits with 1 if a target is missed.
     """
-    from parity_models.cli.report_file import check_report
+    from parity_models.cli.report_file import check_report, typed_command
     from parity_models.lab.reliability.report import write_report
 
     check_report(out)
-    met = write_report(results, out, command())
+    met = write_report(results, out, typed_command())
     Console(stderr=True, highlight=False).print(f"Wrote {out}.")
     conclude(met)

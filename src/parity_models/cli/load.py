@@ -1,48 +1,69 @@
 """parm load: open-loop load on a server, and what its latencies were."""
 
 import asyncio
-import signal
-from math import inf
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from msgspec import structs
-from rich.console import Console
-from rich.table import Table
 
-from parity_models.cli.duration import Duration
+from parity_models.cli.code import AllowCode
+from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
 from parity_models.cli.json_file import write_json
-from parity_models.cli.policy import (
-    DispatchName,
-    PolicyCommand,
-    PolicyName,
-    choose_policy,
-    given_options,
+from parity_models.cli.load_report import print_report
+from parity_models.cli.policy import KINDS, DispatchName, PolicyName
+from parity_models.cli.report_file import check_file
+from parity_models.cli.serving import (
+    DefaultPrediction,
+    EngineName,
+    chosen_engine,
+    options_of_server,
 )
+from parity_models.cli.signals import on_signals
 from parity_models.errors import UserError
-from parity_models.load import Direct, LoadSpec, lasting, offer_load_from_own_process
-from parity_models.load.report import (
-    LoadReport,
-    report_of,
-    write_histogram,
-    write_latencies,
-)
-from parity_models.load.rest import find_model
+from parity_models.load import Direct
+from parity_models.load.options import LoadOptions
+from parity_models.load.plan import LoadPlan, plan_load
+from parity_models.load.report import report_of, write_histogram, write_latencies
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.options import make_options
+from parity_models.serving.engines import ENGINES
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.plan import default_policy
-from parity_models.tasks import METRICS, TASKS, Task, choose_task, find_task
+from parity_models.serving.ray.engine import RayEngine
 
 INTERRUPTED = 130
-DURATION = 30.0
-DEFAULTS = LoadSpec(data="", rate=1, count=1)
 
+IN_PROCESS = (
+    "instances",
+    "parity_instances",
+    "max_batch",
+    "max_queue",
+    "deadline",
+    "verify_every",
+    "agreement",
+)
+"""The options of a server that say something where there are no sockets."""
 
-COMMAND = PolicyCommand
+COMMAND = command_for(
+    load=Declared(LoadOptions),
+    serve=Declared(ServeOptions, IN_PROCESS, "With --bundle: "),
+    engine=ENGINES,
+    **KINDS,
+)
+
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write settings, summary and histogram as JSON.", metavar="FILE"),
+]
+Latencies = Annotated[
+    Path | None,
+    typer.Option(help="Write what became of each query as Parquet.", metavar="FILE"),
+]
+Histogram = Annotated[
+    Path | None,
+    typer.Option(help="Write percentiles for HdrHistogram's plotter.", metavar="FILE"),
+]
 
 
 def load(
@@ -59,143 +80,18 @@ def load(
         Path | None,
         typer.Option(
             help="In place of a URL: serve this bundle in the generator's process, without HTTP, "
-            "by the options of policies below.",
+            "by the options of engines and policies below.",
             metavar="BUNDLE",
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="The model; by default the only one of the server.", metavar="NAME"),
-    ] = None,
-    binary: Annotated[
-        bool, typer.Option("--binary", help="Tensors as binary data; JSON without this.")
-    ] = False,
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Send queries of this task's test set ({', '.join(TASKS)}, or "
-            "package.module:Class) and judge the answers; with --bundle, by default the one that "
-            "its model was trained on.",
-            show_default=False,
-        ),
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
-    ] = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(
-            help="Send the rows of this file: .npy, or .npz with inputs and, maybe, labels.",
-            metavar="FILE",
-        ),
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="What is right for --inputs, an .npy file.", metavar="FILE"),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            help=f"How labels of --inputs judge answers: {', '.join(METRICS)}.",
-            metavar="NAME",
-            show_default=DEFAULTS.metric,
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Queries (rows) in a request.")] = DEFAULTS.batch,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Queries per second, Poisson arrivals.", show_default=False),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            help="Send a request at each time in this file: one number of seconds per line, in "
-            "order; the first is sent at once.",
-            metavar="FILE",
-        ),
-    ] = None,
-    speed: Annotated[
-        float | None,
-        typer.Option(
-            help="How many times faster than recorded the --trace is.",
-            show_default=f"{DEFAULTS.speed:g}",
-        ),
-    ] = None,
-    queries: Annotated[
-        int | None, typer.Option(help="Queries to send and count.", show_default=False)
-    ] = None,
-    duration: Annotated[
-        float | None,
-        typer.Option(
-            help="How long to send, in place of --queries. Without either: "
-            f"{DURATION:g} s, or the whole trace.",
-            show_default=False,
-            parser=Duration("s"),
-            metavar="SECONDS",
-        ),
-    ] = None,
-    warmup: Annotated[
-        float,
-        typer.Option(
-            help="Time before that, whose queries are not counted.",
-            parser=Duration("s"),
-            metavar="SECONDS",
-        ),
-    ] = 0.0,
-    processes: Annotated[
-        int, typer.Option(help="Generator processes, which take turns in sending.")
-    ] = DEFAULTS.processes,
-    connections: Annotated[
-        int,
-        typer.Option(
-            help="Requests under way at most, per process; one that is due beyond that is not "
-            "sent and counts as an error."
-        ),
-    ] = DEFAULTS.max_in_flight,
-    timeout: Annotated[
-        float,
-        typer.Option(
-            help="How long until a request fails, from when it was due.",
-            parser=Duration("s"),
-            metavar="SECONDS",
-        ),
-    ] = DEFAULTS.timeout,
-    seed: Annotated[int, typer.Option(help="Fixes arrivals and queries.")] = DEFAULTS.seed,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Write settings, summary and histogram as JSON.", metavar="FILE"),
-    ] = None,
-    latencies: Annotated[
-        Path | None,
-        typer.Option(help="Write what became of each query as Parquet.", metavar="FILE"),
-    ] = None,
-    histogram: Annotated[
-        Path | None,
-        typer.Option(help="Write percentiles for HdrHistogram's plotter.", metavar="FILE"),
-    ] = None,
+    out: Out = None,
+    latencies: Latencies = None,
+    histogram: Histogram = None,
+    engine: EngineName = None,
     policy: PolicyName = None,
     dispatch: DispatchName = None,
-    instances: Annotated[
-        int | None,
-        typer.Option(
-            help="With --bundle: worker processes for the deployed model.",
-            show_default=str(ServeOptions.instances),
-        ),
-    ] = None,
-    parity_instances: Annotated[
-        int | None,
-        typer.Option(
-            help="With --bundle: further worker processes, which all policies but none have.",
-            show_default="instances x r / k",
-        ),
-    ] = None,
-    max_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="With --bundle: queries that an instance runs at once.",
-            show_default=str(ServeOptions.max_batch),
-        ),
-    ] = None,
+    default_prediction: DefaultPrediction = None,
+    allow_code: AllowCode = None,
 ) -> None:
     """Send queries on a schedule, whatever comes back, and measure latency from the schedule.
 
@@ -204,124 +100,101 @@ def load(
     and how right they were, and how late the generator itself was. Ctrl-C ends the load and
     prints what there is; a second one ends all.
     """
-    serving = {"instances": instances, "parity_instances": parity_instances, "max_batch": max_batch}
-    deciding = given_options(context)
-    if (url is None) == (bundle is None):
-        raise UserError("give the URL of a server, or a bundle with --bundle, and not both")
-    opened, direct = None, None
-    if bundle is None:
-        _refuse(
-            "for --bundle; a server has its own",
-            policy=policy,
-            dispatch=dispatch,
-            **serving,
-            **deciding,
-        )
-    else:
-        _refuse("for a server; --bundle goes without", model=model, binary=binary or None)
-        opened = open_bundle(bundle)
-        options: dict[str, Any] = {k: v for k, v in serving.items() if v is not None}
-        choice = choose_policy(policy or default_policy(opened), deciding, dispatch)
-        direct = Direct(str(bundle), ServeOptions(policy=choice, port=0, **options))
-    if inputs is None:
-        _refuse("for --inputs; a task has its own", labels=labels, metric=metric)
-    else:
-        _refuse("of no use with --inputs; give one of the two", task=task, data_dir=data_dir)
-    if trace is None:
-        _refuse("for --trace; change the --rate", speed=speed)
-    if queries is not None and duration is not None:
-        raise UserError("give --queries or --duration, not both")
-    if queries is None and duration is None:
-        duration = DURATION if trace is None else inf
-    asked = LoadSpec(
-        url=url or "",
-        direct=direct,
-        model=model or "",
-        binary=binary,
-        data=str(inputs or ""),
-        labels=None if labels is None else str(labels),
-        metric=DEFAULTS.metric if metric is None else metric,
-        batch=batch,
-        rate=rate,
-        trace=None if trace is None else str(trace),
-        speed=DEFAULTS.speed if speed is None else speed,
-        count=1 if queries is None else queries,
-        seed=seed,
-        timeout=timeout,
-        max_in_flight=connections,
-        processes=processes,
-    )
-    asked = lasting(asked, warmup, duration)
-    for path in (out, latencies, histogram):
-        _check_writable(path)
-    if url is not None and model is None:
-        asked = structs.replace(asked, model=asyncio.run(find_model(url)))
-    with TemporaryDirectory(prefix="parm-load-") as folder:
-        if inputs is None:
-            chosen = _task(task, opened)
-            offered = _with_test_set(asked, chosen, data_dir, Path(folder, "queries.npz"))
-            asked = structs.replace(
-                asked, data=f"the test set of {chosen.name}", metric=chosen.metric
-            )
-        else:
-            offered = asked
-        result, interrupted = _offer(offered)
-    report = report_of(asked, result)
-    _print(report, Console())
-    if out is not None:
-        write_json(out, report)
+    serving = {
+        "engine": engine,
+        "policy": policy,
+        "dispatch": dispatch,
+        "default_prediction": default_prediction,
+    }
+    plan = _plan(context, url, bundle, allow_code, serving)
+    check_file(out, latencies, histogram)
+    result, interrupted = _offer(plan)
+    report = report_of(plan.spec, result)
+    print_report(report)
+    write_json(out, report)
     if latencies is not None:
         write_latencies(latencies, result)
     if histogram is not None:
         write_histogram(histogram, result)
-    if interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if report.answered == 0:
-        raise typer.Exit(1)
+    if interrupted or report.answered == 0:
+        raise typer.Exit(INTERRUPTED if interrupted else 1)
 
 
-def _refuse(why: str, **options: object) -> None:
-    """Raises UserError if one of the options is given."""
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"--{name.replace('_', '-')} is {why}")
+def _plan(
+    context: typer.Context,
+    url: str | None,
+    bundle: Path | None,
+    allow_code: list[str] | None,
+    serving: Mapping[str, str | None],
+) -> LoadPlan:
+    """The load that the command line asks for. Raises UserError where it contradicts itself."""
+    if (url is None) == (bundle is None):
+        raise UserError("give the URL of a server, or a bundle with --bundle, and not both")
+    given = given_options(context, "load")
+    _refuse_contradictions(given)
+    options = make_options(LoadOptions, given, flag_of)
+    if bundle is None:
+        for_bundles = {**serving, "allow_code": allow_code}
+        named = [name for name, value in for_bundles.items() if value is not None]
+        others = given_options(context, "serve", "engine", *KINDS)
+        _refuse((*named, *others), "for --bundle; a server has its own")
+        return asyncio.run(plan_load(options, url=url))
+    _refuse(given.keys() & {"model", "binary"}, "for a server; --bundle goes without")
+    opened = open_bundle(bundle, allow_code or ())
+    training = opened.manifest.deployed_training
+    return asyncio.run(
+        plan_load(
+            options,
+            direct=_direct(context, opened, allow_code, **serving),
+            trained_on=None if training is None else training.task,
+        )
+    )
 
 
-def _check_writable(path: Path | None) -> None:
-    """Before the load, so that no result is lost after it."""
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open("ab").close()
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from error
+def _refuse_contradictions(given: Mapping[str, Any]) -> None:
+    if "inputs" in given:
+        why = "of no use with --inputs; give one of the two"
+        _refuse(given.keys() & {"task", "data_dir"}, why)
+    else:
+        _refuse(given.keys() & {"labels", "metric"}, "for --inputs; a task has its own")
+    if "trace" not in given:
+        _refuse(given.keys() & {"speed"}, "for --trace; change the --rate")
 
 
-def _task(name: str | None, bundle: Bundle | None) -> Task:
-    """The task called `name`, or else the one that the bundle's model was trained on."""
-    if name is not None:
-        return choose_task(name)
-    if bundle is None or bundle.manifest.deployed_training is None:
-        raise UserError("say which queries to send: a task's with --task, or a file with --inputs")
-    return find_task(bundle.manifest.deployed_training.task)
+def _refuse(options: Iterable[str], why: str) -> None:
+    """Raises UserError for the first of the options, if there are any."""
+    for name in options:
+        raise UserError(f"{flag_of(name)} is {why}")
 
 
-def _with_test_set(spec: LoadSpec, task: Task, data_dir: Path | None, path: Path) -> LoadSpec:
-    """`spec` with the queries of the task, which go into the file `path`."""
-    test = task.load(data_dir).test
-    np.savez(path, inputs=test.inputs, labels=test.labels)
-    return structs.replace(spec, data=str(path), metric=task.metric)
+def _direct(
+    context: typer.Context,
+    bundle: Bundle,
+    allow_code: list[str] | None,
+    *,
+    engine: str | None,
+    **serving: str | None,
+) -> Direct:
+    """The bundle, as the command line says that this process is to serve it."""
+    chosen = chosen_engine(context, engine)
+    if issubclass(chosen.kind, RayEngine):
+        raise UserError(
+            "frontends on Ray are processes of their own; start `parm serve --engine ray`, and "
+            "give its URL in place of --bundle"
+        )
+    options = options_of_server(context, bundle, engine=chosen, port=0, **serving)
+    return Direct(str(bundle.path), options, tuple(allow_code or ()))
 
 
-def _offer(spec: LoadSpec) -> tuple[LoadResult, bool]:
+def _offer(plan: LoadPlan) -> tuple[LoadResult, bool]:
     """The result, and whether a signal cut it short. A second signal ends all."""
     try:
-        return asyncio.run(_offer_until_signal(spec))
+        return asyncio.run(_offer_until_signal(plan))
     except asyncio.CancelledError:
         raise typer.Exit(INTERRUPTED) from None
 
 
-async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
+async def _offer_until_signal(plan: LoadPlan) -> tuple[LoadResult, bool]:
     stop = asyncio.Event()
     this = asyncio.current_task()
     assert this is not None
@@ -331,55 +204,6 @@ async def _offer_until_signal(spec: LoadSpec) -> tuple[LoadResult, bool]:
             this.cancel()
         stop.set()
 
-    for each in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(each, on_signal)
-    result = await offer_load_from_own_process(spec, lambda: None, stop=stop)
+    with on_signals(on_signal):
+        result = await plan.offer(stop, lambda: None)
     return result, stop.is_set()
-
-
-def _print(report: LoadReport, console: Console) -> None:
-    spec = report.load
-    when = f"Poisson, {spec.rate:g}/s" if spec.trace is None else f"trace {spec.trace}"
-    console.print(
-        f"{report.queries:,} of {spec.count:,} queries ({when}; {report.offered:.1f}/s were due), "
-        f"{report.answered:,} answered, {report.throughput:.1f}/s.",
-        highlight=False,
-    )
-    if report.latency is not None:
-        table = Table(title="Latency in ms, from the scheduled send", title_justify="left")
-        numbers = structs.asdict(report.latency)
-        for name in ("p50", "p90", "p99", "p99.5", "p99.9", "max", "p99.9 - p50"):
-            table.add_column(name, justify="right")
-        table.add_row(*(f"{ms:.2f}" for ms in numbers.values()))
-        console.print(table)
-    table = Table()
-    for name in ("source or error", "queries", "share", "accuracy"):
-        table.add_column(name, justify="left" if name == "source or error" else "right")
-    for source, answers in report.sources.items():
-        table.add_row(*_row(source, answers.count, report), _percent(answers.accuracy))
-    for kind, count in report.errors.items():
-        table.add_row(*_row(kind, count, report), "", style="red")
-    table.add_section()
-    table.add_row(*_row("answered", report.answered, report), _percent(report.accuracy))
-    console.print(table)
-    late = report.send_delay
-    if late is not None:
-        console.print(
-            f"The generator sent p50 {late.p50_ms:.2f}, p99 {late.p99_ms:.2f}, max "
-            f"{late.max_ms:.2f} ms later than scheduled.",
-            highlight=False,
-        )
-        if not late.precise:
-            typer.echo(
-                "warning: the generator itself was late by more than 1 ms at p99; latencies hold "
-                "that. Use more --processes, --binary, a lower rate or a machine of its own",
-                err=True,
-            )
-
-
-def _row(name: str, count: int, report: LoadReport) -> tuple[str, str, str]:
-    return name, f"{count:,}", f"{count / max(1, report.queries):.2%}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.2%}"

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.completion import completion_init  # type: ignore[attr-defined]  # not in __all__
 from typer.core import TyperCommand, TyperGroup
 
 from parity_models import __version__
@@ -19,18 +20,25 @@ from parity_models.errors import ParityModelsError, UserError
 
 COMMANDS = {
     "Protect a model": {
+        "protect": "Find the best stand-in for a model in a given time, and bundle the two.",
         "parity": "Train a parity model for a deployed model, and bundle the two.",
         "backup": "Train a cheaper network as a backup for a deployed model.",
+        "calibrate": "Find out where a bundle's stand-ins may answer, from held-out queries.",
         "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
         "train": "Train a deployed model on a task, for want of one.",
         "data": "The data of tasks: what is here, and what can be made.",
     },
     "Serve it": {
+        "bundle": "Make a bundle of an ONNX model as it is, whatever it takes.",
         "serve": "Serve a bundle over the Open Inference Protocol.",
+        "plan": "Say which policy and how many instances a load takes.",
+        "record": "Record a running server's times and load, for plans.",
+        "top": "Show what a server does, as it does it.",
         "export": "Write a bundle's models as a repository for Triton or MLServer.",
     },
     "Measure it": {
         "demo": "Train, serve under injected slowdowns, and compare the tails.",
+        "rehearse": "Harm an instance of your own bundle, and see who answers.",
         "load": "Send queries on a schedule, and measure latency from the schedule.",
         "simulate": "Compare policies at any scale, by the scheduler that serves.",
         "bench": "Measure what coded serving costs.",
@@ -39,6 +47,9 @@ COMMANDS = {
         "approaches": "Compare what could answer in the model's place.",
         "reproduce": "Reproduce the paper's figures, and ours beyond them.",
         "lab": "Prove the claims: chaos, overload, attacks, soaks.",
+    },
+    "Your shell": {
+        "completion": "Print the script that completes parm's commands and options.",
     },
 }
 """Subcommands by who wants them, in the order of work. `x` is the function or Typer `x` of module
@@ -49,18 +60,21 @@ EXTRAS = {
     "hdrh": "bench",
     "matplotlib": "bench",
     "onnx": "train",
+    "opentelemetry": "otel",
     "onnxscript": "train",
     "PIL": "train",
     "pyarrow": "bench",
     "pydantic": "ray",
     "ray": "ray",
-    "simpy": "bench",
     "safetensors": "train",
     "sklearn": "train",
     "torch": "train",
     "torchvision": "train",
 }
 """The extra of this distribution that installs a module."""
+
+COMPLETION = "_PARM_COMPLETE"
+"""The variable by which a shell asks what could come next: see `parm completion`."""
 
 _OURS = (
     "This is a fault of parm, not yours: please report it, with what PARM_DEBUG=1 shows beside it"
@@ -69,6 +83,10 @@ _OURS = (
 
 def main() -> None:
     """Run `parm` with this process's arguments, and exit."""
+    # Else gRPC writes lines of its own form into the log; it asks when it is imported.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if COMPLETION in os.environ:
+        completion_init()
     try:
         command()(prog_name="parm")
     except UserError as error:

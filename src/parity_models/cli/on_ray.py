@@ -10,20 +10,20 @@ import typer
 from parity_models.models.bundle import Bundle
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
-from parity_models.serving.ray.app import ClusterOptions
 from parity_models.serving.ray.cluster import served_on_ray
+from parity_models.serving.ray.options import ClusterOptions
 
 
-def serve_on_ray(
-    bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, address: str | None
-) -> None:
-    """Serve until Ctrl-C or SIGTERM; a second one does not wait for what is under way."""
+def serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None:
+    """Serve by the options' engine, which is Ray, until Ctrl-C or SIGTERM; a second one does not
+    wait for what is under way. With `traces`, frontends send spans."""
+    cluster: ClusterOptions = options.engine.settings
     plan = Plan(bundle, options)
-    alike = Counter(" + ".join(sorted(works)) for works in plan.works)
-    instances = ", ".join(f"{count} of {works}" for works, count in alike.items())
+    alike = Counter(" + ".join(sorted(roles)) for roles in plan.roles)
+    instances = ", ".join(f"{count} of {roles}" for roles, count in alike.items())
     ready = False
     try:
-        with served_on_ray(bundle, options, cluster, address) as url:
+        with served_on_ray(bundle, options, cluster, traces=traces) as url:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray's own would end with another status
             ready = True
             typer.echo(

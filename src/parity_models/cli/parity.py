@@ -6,25 +6,35 @@ from typing import Annotated
 
 import typer
 
-from parity_models.cli.accuracy import measure_accuracy
+from parity_models.cli.accuracy import Agreements
+from parity_models.cli.code import (
+    AllowCode,
+    CodeCommand,
+    DecoderName,
+    EncoderName,
+    choose_code,
+)
+from parity_models.cli.queries import DataDir
 from parity_models.cli.training import (
-    DataDir,
+    DeployedFile,
+    DeployedFolder,
     Device,
     Epochs,
     Flips,
+    Imitates,
     Inputs,
     MetricName,
+    OutputKindName,
     OwnTask,
     Resume,
     Seconds,
     Seed,
-    find_queries,
+    deployed_of,
+    measure,
     tell,
 )
 from parity_models.codes import Code, CodeSpec
-from parity_models.codes.code import DECODERS, ENCODERS
-from parity_models.errors import UserError
-from parity_models.models.bundle import with_accuracy
+from parity_models.models.bundle import Bundle
 from parity_models.models.networks import NETWORKS
 from parity_models.training import (
     Settings,
@@ -33,65 +43,52 @@ from parity_models.training import (
     progress_bar,
     train_parity,
 )
+from parity_models.training.held_out import Queries, find_queries
+from parity_models.training.slots import STACKED, check_slots, default_slot, train_slots
+from parity_models.training.subject import imitating, subject_of
+
+COMMAND = CodeCommand
+
+ParityNetwork = Annotated[
+    str | None,
+    typer.Option(
+        "--parity-network",
+        "--network",
+        help=f"One of {', '.join(NETWORKS.names)}, or one of yours, package.module:name. "
+        "By default that of a model that parm train wrote; for others the most capable that "
+        "is not slower than the deployed model.",
+        metavar="NAME",
+    ),
+]
+ParityQueries = Annotated[
+    int, typer.Option("--r", help="Parity queries, and parity models, per group.")
+]
+RecipeName = Annotated[
+    str,
+    typer.Option(
+        help="distilled is the best known here; published trains sum or concatenation with "
+        "subtraction as the paper does, to compare with."
+    ),
+]
 
 
 def parity(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="The bundle to write.", metavar="BUNDLE")],
-    deployed: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            help="The deployed model: a folder that parm train wrote, or another bundle.",
-            metavar="DIR",
-        ),
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="The deployed model, in place of --from: an ONNX file with one float32 input "
-            "and one float32 output. Give --inputs, too.",
-            metavar="FILE",
-        ),
-    ] = None,
+    model: DeployedFile = None,
+    deployed: DeployedFolder = None,
     task: OwnTask = None,
     inputs: Inputs = None,
     k: Annotated[int, typer.Option("--k", help="Queries in a coding group.")] = 2,
-    r: Annotated[
-        int, typer.Option("--r", help="Parity queries, and parity models, per group.")
-    ] = 1,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One of {', '.join(ENCODERS)}; by default stack, as published sum.",
-            metavar="NAME",
-        ),
-    ] = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(
-            help=f"One of {', '.join(DECODERS)}; by default separate, as published subtraction.",
-            metavar="NAME",
-        ),
-    ] = None,
-    network: Annotated[
-        str | None,
-        typer.Option(
-            "--parity-network",
-            "--network",
-            help=f"One of {', '.join(NETWORKS)}, or a function of yours, package.module:function. "
-            "By default that of a model that parm train wrote; for others the most capable that "
-            "is not slower than the deployed model.",
-            metavar="NAME",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            help="distilled is the best known here; published trains sum or concatenation with "
-            "subtraction as the paper does, to compare with."
-        ),
-    ] = "distilled",
+    r: ParityQueries = 1,
+    encoder: EncoderName = None,
+    decoder: DecoderName = None,
+    network: ParityNetwork = None,
+    recipe: RecipeName = "distilled",
+    imitates: Imitates = None,
     metric: MetricName = None,
+    output_kind: OutputKindName = None,
+    agreement: Agreements = None,
     flips: Flips = False,
     epochs: Epochs = None,
     seconds: Seconds = None,
@@ -99,6 +96,7 @@ def parity(
     device: Device = None,
     data_dir: DataDir = None,
     resume: Resume = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Train parity models for a deployed model, and bundle the two.
 
@@ -107,34 +105,47 @@ def parity(
     validation set is kept. Then accuracy is measured on a test set, printed, and put into the
     bundle; for --inputs it is agreement with the deployed model, on a tenth of them. Ctrl-C ends
     training early and writes the best bundle so far; a checkpoint beside BUNDLE allows to
-    --resume.
+    --resume. For models with several inputs, of integers or of lengths that vary, queries are
+    stacked, and the parity model is a small network that answers each.
     """
-    source = deployed or model
-    if source is None or (deployed and model):
-        raise UserError("name the deployed model: either --from DIR or --model FILE")
+    source = deployed_of(model, deployed)
     usual = ("sum", "subtraction") if recipe == "published" else ("stack", "separate")
-    spec = CodeSpec(encoder or usual[0], decoder or usual[1], k, r)
-    settings = Settings(epochs, seconds, seed, device, resume)
-    with open_deployed(source, ()) as bundle:
-        shapes = bundle.manifest.deployed
-        code = Code(spec, shapes.input.shape, shapes.output.shape)
+    spec = choose_code(context, encoder or usual[0], decoder or usual[1], k, r)
+    with open_deployed(source, (), allow_code or (), inputs) as opened:
+        bundle = imitating(opened, imitates)
         queries = find_queries(bundle, task, inputs, data_dir, metric, flips, k)
+        plain = subject_of(bundle).plain
+        if encoder is None and not plain:
+            spec = replace(spec, encoder_options={**spec.encoder_options, **STACKED})
         if network is None:
-            network = default_network(bundle, code)
+            network = _default_network(bundle, spec, queries)
             typer.echo(f"parity network: {network}")
         with progress_bar(f"parity model ({spec})", "A_d") as bar:
-            outcome = train_parity(
-                bundle,
-                spec,
-                queries.train,
-                out,
-                replace(settings, report=bar, predicted=bar.predicted),
-                network=network,
-                validation=queries.validation,
-                metric=queries.metric,
-                mirrored=queries.flips,
-                recipe=recipe,
-            )
-    accuracy = measure_accuracy(outcome.bundle, queries.metric, queries.test, queries.test_labels)
-    with_accuracy(outcome.bundle, accuracy)
+            ending = Settings(epochs, seconds, seed, device, resume, bar, bar.predicted)
+            said = {"metric": queries.metric, "output_kind": output_kind}
+            if not plain:
+                outcome = train_slots(bundle, spec, network, queries.train, out, ending, **said)
+            else:
+                outcome = train_parity(
+                    bundle,
+                    spec,
+                    queries.train,
+                    out,
+                    ending,
+                    network=network,
+                    validation=queries.validation,
+                    mirrored=queries.flips,
+                    recipe=recipe,
+                    **said,
+                )
+    measure(outcome.bundle, queries, agreement or ())
     tell(outcome)
+
+
+def _default_network(bundle: Bundle, spec: CodeSpec, queries: Queries) -> str:
+    """The network where none is named. Raises CodeError for a code that cannot be."""
+    subject = subject_of(bundle)
+    if not subject.plain:
+        check_slots(spec, subject)
+        return default_slot(bundle, subject, queries.train, spec.k)
+    return default_network(bundle, Code(spec, subject.signature.input.shape, subject.output.shape))

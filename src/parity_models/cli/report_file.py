@@ -1,6 +1,8 @@
-"""Where a report is to be written, looked at before hours are spent on what it is to say."""
+"""Reports: whether they can be written, before hours are spent, and the command that they name."""
 
 import os
+import shlex
+import sys
 from pathlib import Path
 
 from parity_models.errors import UserError
@@ -19,3 +21,19 @@ def check_report(out: Path) -> None:
         raise UserError(
             f"--out: {out} or the folder {pictures} cannot be written; choose another name"
         )
+
+
+def check_file(*paths: Path | None) -> None:
+    """Raise UserError unless a result can be written to each of the `paths`, which are made."""
+    for path in paths:
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.open("ab").close()
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def typed_command() -> str:
+    """What this process was called with, for the report to name."""
+    return shlex.join(["parm", *sys.argv[1:]])

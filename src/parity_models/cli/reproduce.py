@@ -1,24 +1,22 @@
 """parm reproduce: the paper's figures, and ours beyond them."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
-from parity_models.cli.report_file import check_report
+from parity_models.cli.report_file import check_report, typed_command
 from parity_models.cli.reproduce_accuracy import accuracy
 from parity_models.cli.reproduce_engines import engines
+from parity_models.cli.reproduce_real import real
 from parity_models.errors import ContentionError, UserError
 from parity_models.lab.contention.namespaces import check_privileges
 from parity_models.lab.latency.experiment import experiment_names, figures_of, load_experiment
 from parity_models.lab.latency.real_trial import Laboratory
-from parity_models.lab.latency.report import Compared, emulated, write_report, write_validation
+from parity_models.lab.latency.report import emulated, write_report
 from parity_models.lab.latency.reproduce_latency import (
     PRESETS,
     Plan,
@@ -28,8 +26,9 @@ from parity_models.lab.latency.reproduce_latency import (
     missing,
     run_trials,
 )
-from parity_models.lab.latency.trial import Emulation, Mode, Trial, calm_trial, outside_ms
+from parity_models.lab.latency.trial import Emulation, Mode, Trial
 from parity_models.lab.latency.trial_cache import TrialCache
+from parity_models.lab.latency.validation import compare, write_validation
 
 reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
@@ -41,6 +40,7 @@ def _reproduce() -> None:
 
 reproduce.command()(accuracy)
 reproduce.command()(engines)
+reproduce.command()(real)
 
 
 @reproduce.command()
@@ -49,7 +49,7 @@ def latency(
         list[str] | None,
         typer.Option(
             help=f"One of {', '.join(experiment_names())}, an experiment file of yours, or all "
-            "(but hedging and million, which take long); may be given several times.",
+            "(but those that take long); may be given several times.",
             metavar="FIGURE",
         ),
     ] = None,
@@ -89,11 +89,16 @@ def latency(
         for name in figures_of(list(figure or ["all"]))
     ]
     cache = TrialCache(work / "trials")
-    _run([trial for plan in plans for trial in plan.all_trials()], cache, work)
+    tuning = [trial for plan in plans for trial in plan.tuning_trials()]
+    _say_how_long([*tuning, *(trial for plan in plans for trial in plan.all_trials())], cache)
+    laboratory = Laboratory(work / "bundles")
+    run_trials(tuning, cache, laboratory.run)
+    plans = [plan.tuned(cache) for plan in plans]
+    run_trials([trial for plan in plans for trial in plan.all_trials()], cache, laboratory.run)
     results = [collect(plan, cache) for plan in plans]
     for result in results:
         draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(result.plan))
-    write_report(out, results, _command())
+    write_report(out, results, typed_command())
     Console().print(f"Wrote {out} and {len(results)} pictures beside it.", highlight=False)
 
 
@@ -101,9 +106,25 @@ def latency(
 def validation(
     figure: Annotated[
         str, typer.Option(help="The experiment whose policies are run.", metavar="FIGURE")
-    ] = "9a",
-    point: Annotated[int, typer.Option(help="The position on its axis, from 0.", min=0)] = 4,
+    ] = "validation",
+    point: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="A position on its axis, from 0; may be given several times. By default all.",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
     queries: Annotated[int, typer.Option(help="Queries of each run.", min=100)] = 20_000,
+    network: Annotated[
+        str | None,
+        typer.Option(
+            help="Contention in real runs: shaped (all of it real, shuffles through shaped links; "
+            "needs root and iproute2) or drawn (by workers, as simulated). By default shaped where "
+            "that can be.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="The report to write.")] = Path(
         "docs/results/validation.md"
     ),
@@ -116,46 +137,39 @@ def validation(
 ) -> None:
     """Run each policy of a figure for real and simulated, and say how far apart they are.
 
-    Contention is drawn in both, so that both meet the very same course of disturbances. What the
-    real system adds to queue and service time is measured first.
+    What the real system adds to queue and service time is measured first.
     """
     check_report(out)
     experiment = load_experiment(figure)
-    if point >= len(experiment.points):
+    points = list(range(len(experiment.points))) if point is None else point
+    if max(points) >= len(experiment.points):
         raise UserError(
             f"{figure} has {len(experiment.points)} points; the last is number "
             f"{len(experiment.points) - 1}"
         )
+    known = {"shaped": Emulation.NOTHING, "drawn": Emulation.EVERYTHING}
+    if network is not None and network not in known:
+        raise UserError(f"--network is {', '.join(known)}, not {network!r}")
+    if network is None:
+        network = "shaped" if _network(None) is Emulation.NOTHING else "drawn"
     cache = TrialCache(work / "trials")
-    real = [
-        Trial(
-            mode=Mode.REAL,
-            setting=experiment.at(point, series),
-            policy=series.choice,
-            queries=queries,
-            warm_up=500,
-            seed=seed,
-            network=Emulation.EVERYTHING,
-        )
-        for series in experiment.series
-    ]
-    calm = calm_trial(real[0])
-    _run([calm, *real], cache, work)
-    outside = outside_ms(cache[calm])
-    simulated = [
-        msgspec.structs.replace(trial, mode=Mode.SIMULATED, outside_ms=outside) for trial in real
-    ]
-    _run(simulated, cache, work)
-    compared = [
-        Compared(series.label, cache[trial], cache[imagined])
-        for series, trial, imagined in zip(experiment.series, real, simulated, strict=True)
-    ]
-    write_validation(out, real[0], outside, compared, _command())
+
+    def run(trials: Sequence[Trial]) -> None:
+        _run(trials, cache, work)
+
+    plan = Plan(figure, experiment, PRESETS["quick"], seed, known[network])
+    compared = compare(plan, points, queries, run, cache)
+    write_validation(out, compared, known[network], queries, typed_command())
     Console().print(f"Wrote {out}.", highlight=False)
 
 
 def _run(trials: Sequence[Trial], cache: TrialCache, work: Path) -> None:
-    """Run what the cache does not hold, once it is said how long that takes."""
+    _say_how_long(trials, cache)
+    run_trials(trials, cache, Laboratory(work / "bundles").run)
+
+
+def _say_how_long(trials: Sequence[Trial], cache: TrialCache) -> None:
+    """Say how long it takes to run what the cache does not hold."""
     if to_run := missing(trials, cache):
         real = sum(trial.mode is Mode.REAL for trial in to_run)
         minutes = ceil(expected_seconds(to_run) / 60)
@@ -164,11 +178,6 @@ def _run(trials: Sequence[Trial], cache: TrialCache, work: Path) -> None:
             "it at any time; the same command goes on where it stopped.",
             highlight=False,
         )
-        run_trials(to_run, cache, Laboratory(work / "bundles").run)
-
-
-def _command() -> str:
-    return shlex.join(["parm", *sys.argv[1:]])
 
 
 def _network(name: str | None) -> Emulation | None:

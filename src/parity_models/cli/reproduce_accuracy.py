@@ -1,14 +1,12 @@
 """parm reproduce accuracy: every task, network and code of a matrix, beside the baselines."""
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from parity_models.cli.report_file import check_report
+from parity_models.cli.report_file import check_report, typed_command
 from parity_models.lab.accuracy.matrix import PRESETS, DeployedCell, load_matrix
 from parity_models.lab.accuracy.report import write_report
 from parity_models.lab.accuracy.results import ModelResults
@@ -63,8 +61,7 @@ def accuracy(
         console.print("interrupted: the same command goes on from here", markup=False)
         if not results:
             raise typer.Exit(130) from None
-    command = shlex.join(["parm", *sys.argv[1:]])
-    write_report(out, matrix.title, list(results.values()), command, complete=complete)
+    write_report(out, matrix.title, list(results.values()), typed_command(), complete=complete)
     typer.echo(f"Wrote {out} and its pictures.")
     if not complete:
         raise typer.Exit(130)

@@ -1,7 +1,6 @@
 """parm reproduce engines: one experiment on every engine."""
 
-import shlex
-import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from parity_models.cli.report_file import check_report
+from parity_models.cli.report_file import check_report, typed_command
 from parity_models.errors import UserError
 from parity_models.lab.latency.engines import EngineName
 from parity_models.lab.latency.engines_report import write_engines
@@ -67,6 +66,10 @@ def engines(
             "other engines"
         )
     plan = Plan(figure, load_experiment(figure), PRESETS["quick"], seed, Emulation.EVERYTHING)
+    laboratory = Laboratory(work / "bundles")
+    simulated = TrialCache(work / "trials")
+    run_trials(plan.tuning_trials(), simulated, laboratory.run)
+    plan = plan.tuned(simulated)
     trials = [trial for trial in plan.all_trials() if trial.mode is Mode.REAL]
     results = {}
     for each in dict.fromkeys(chosen):
@@ -76,7 +79,7 @@ def engines(
             Console(stderr=True).print(
                 f"{each}: {len(to_run)} runs, about {minutes} min.", highlight=False
             )
-            run_trials(to_run, cache, Laboratory(work / "bundles", each).run)
+            run_trials(to_run, cache, replace(laboratory, engine=each).run)
         results[each] = collect(plan, cache)
-    write_engines(out, results, shlex.join(["parm", *sys.argv[1:]]))
+    write_engines(out, results, typed_command())
     Console().print(f"Wrote {out} and its picture.", highlight=False)

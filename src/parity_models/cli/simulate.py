@@ -1,165 +1,93 @@
 """parm simulate: policies compared at any scale, by the scheduler that serves."""
 
-from math import inf
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import msgspec
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from parity_models.cli.duration import Duration
-from parity_models.cli.json_file import write_json
-from parity_models.cli.policy import (
-    DispatchName,
-    PolicyCommand,
-    check_policy,
-    choose_policies,
+from parity_models.cli.code import CODERS, choose_code, coder_options
+from parity_models.cli.extensions import (
+    OWN,
+    Declared,
+    command_for,
+    flag_of,
     given_options,
+    naming,
 )
+from parity_models.cli.json_file import Json, write_json
+from parity_models.cli.policy import KINDS, DispatchName, choose_policies, policy_options
+from parity_models.codes import DECODERS, ENCODERS, SeparateDecoder
 from parity_models.errors import UserError
-from parity_models.faults import Exponential, LogNormal
-from parity_models.lab.latency.experiment import Setting
-from parity_models.lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
-from parity_models.load.trace import read_trace
-from parity_models.scheduling import SchedulerConfig, Source
+from parity_models.lab.latency.setting import STAND_INS, StandInKind
+from parity_models.lab.latency.simulation_plan import (
+    SimulationOptions,
+    SimulationPlan,
+    plan_simulation,
+)
+from parity_models.lab.latency.trial import TrialResult
+from parity_models.options import make_options
+from parity_models.scheduling import Source
 from parity_models.scheduling.policies import (
     POLICIES,
-    AdaptiveParity,
+    Adaptive,
+    ApproximateBackup,
     EqualResources,
     Hedging,
     Parity,
 )
-from parity_models.simulation.service_times import read_service_times
 
-DEFAULT = (EqualResources.name, Hedging.name, Parity.name, AdaptiveParity.name)
-QUERIES = 100_000
+DEFAULT = (EqualResources.name, Hedging.name, Parity.name, Adaptive.name)
 
+COMMAND = command_for(simulate=Declared(SimulationOptions), **KINDS, **CODERS)
 
-COMMAND = PolicyCommand
+Policies = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A policy to simulate; may be given several times. One of "
+        f"{', '.join(POLICIES.names)}, {OWN}.",
+        metavar="POLICY",
+        show_default=False,
+        callback=naming(POLICIES),
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        help=f"One of {', '.join(ENCODERS.names)}, {OWN}; by default the decoder's usual one.",
+        metavar="NAME",
+        show_default=False,
+        callback=naming(ENCODERS),
+    ),
+]
+Decoder = Annotated[
+    str,
+    typer.Option(
+        help=f"One of {', '.join(DECODERS.names)}, {OWN}.",
+        metavar="NAME",
+        callback=naming(DECODERS),
+    ),
+]
+StandIn = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What the bundle has for policies that use either: parity models, which take as "
+        "long as the deployed model, or a backup. May be given for both; by default parity.",
+        metavar="[parity|backup]",
+        show_default=False,
+    ),
+]
 
 
 def simulate(
     context: typer.Context,
-    policy: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A policy to simulate; may be given several times. One of "
-            f"{', '.join(POLICIES.names)}, or your own as package.module:Class.",
-            metavar="POLICY",
-            show_default=False,
-            callback=check_policy,
-        ),
-    ] = None,
+    policy: Policies = None,
     dispatch: DispatchName = None,
-    instances: Annotated[int, typer.Option(help="Instances of the deployed model.")] = 12,
-    k: Annotated[
-        int,
-        typer.Option("--k", help="Queries in a coding group; all policies but none have r/k more."),
-    ] = 2,
-    r: Annotated[int, typer.Option("--r", help="Parity queries for each group.")] = 1,
-    decoder: Annotated[str, typer.Option(help="subtraction or separate.")] = "separate",
-    load: Annotated[
-        float,
-        typer.Option(help="Offered load, as a share of what the instances can carry."),
-    ] = 0.5,
-    rate: Annotated[
-        float | None,
-        typer.Option(help="Queries per second, in place of --load.", show_default=False),
-    ] = None,
-    arrivals: Annotated[
-        Path | None,
-        typer.Option(
-            help="In place of --load: queries arrive at the times in this file, one number of "
-            "seconds per line, in order; the first at once.",
-            metavar="FILE",
-        ),
-    ] = None,
-    queries: Annotated[
-        int | None,
-        typer.Option(
-            help=f"Queries to simulate; by default {QUERIES:,}, or all of --arrivals.",
-            min=100,
-            show_default=False,
-        ),
-    ] = None,
-    warm_up: Annotated[
-        int, typer.Option(help="Further queries, before; not counted.", min=0)
-    ] = 1000,
-    service_time: Annotated[
-        float,
-        typer.Option(
-            help="Median service time of a batch.", parser=Duration("ms"), metavar="MILLISECONDS"
-        ),
-    ] = 25.0,
-    spread: Annotated[
-        float, typer.Option(help="Standard deviation of the service time's logarithm.")
-    ] = 0.05,
-    service_times: Annotated[
-        Path | None,
-        typer.Option(
-            help="In place of --service-time and --spread: draw from the measured times in this "
-            "file, an .npy array or one number of seconds per line.",
-            metavar="FILE",
-        ),
-    ] = None,
-    max_batch: Annotated[int, typer.Option(help="Queries that an instance runs at once.")] = 1,
-    shuffles: Annotated[
-        int | None,
-        typer.Option(
-            help="Background transfers at all times, each slowing two instances; by default one "
-            "for every three --instances, as in the paper.",
-            show_default=False,
-        ),
-    ] = None,
-    tenants: Annotated[
-        int, typer.Option(help="Instances of another tenant, each beside one of these.")
-    ] = 0,
-    pause_every: Annotated[
-        float,
-        typer.Option(
-            help="Time between pauses of an instance, on average; 0 is never.",
-            parser=Duration("s"),
-            metavar="SECONDS",
-        ),
-    ] = 0.0,
-    pause: Annotated[
-        float,
-        typer.Option(
-            help="How long a pause lasts, on average (exponential).",
-            parser=Duration("ms"),
-            metavar="MILLISECONDS",
-        ),
-    ] = 100.0,
-    kill_every: Annotated[
-        float,
-        typer.Option(
-            help="How often another instance is killed, to be back 1 s later; 0 is never.",
-            parser=Duration("s"),
-            metavar="SECONDS",
-        ),
-    ] = 0.0,
-    deadline: Annotated[
-        float,
-        typer.Option(help="How long until a query fails.", parser=Duration("s"), metavar="SECONDS"),
-    ] = SchedulerConfig.deadline,
-    default_prediction: Annotated[
-        bool,
-        typer.Option(
-            "--default-prediction",
-            help="Answer queries with a default at their --deadline, instead of failing them.",
-        ),
-    ] = False,
-    seed: Annotated[
-        int, typer.Option(help="Fixes arrivals, service times, disturbances.", min=0)
-    ] = 0,
-    json: Annotated[
-        Path | None, typer.Option(help="Write the numbers to this file, too.", metavar="FILE")
-    ] = None,
+    encoder: Encoder = None,
+    decoder: Decoder = SeparateDecoder.name,
+    stand_in: StandIn = None,
+    json: Json = None,
 ) -> None:
     """Simulate policies under one load and the same disturbances.
 
@@ -167,100 +95,62 @@ def simulate(
     queries take a minute or two for each policy. All but none have the same number of instances.
     """
     names = list(dict.fromkeys(policy or DEFAULT))
-    choices = choose_policies(names, given_options(context), dispatch)
-    times = None
-    if arrivals is not None:
-        if rate is not None:
-            raise UserError("give --rate or --arrivals, not both")
-        times = _arrivals(arrivals, queries, warm_up)
-        queries = len(times) - warm_up
-        rate = float(len(times) / times[-1])
-    queries = queries or QUERIES
-    if not 0 < deadline < inf:
-        raise UserError(f"--deadline is a number of seconds above 0, not {deadline}")
-    try:
-        setting = Setting(
-            instances=instances,
-            k=k,
-            r=r,
-            decoder=decoder,
-            load=load,
-            rate=rate,
-            max_batch=max_batch,
-            service=(
-                LogNormal(service_time / 1e3, spread)
-                if service_times is None
-                else read_service_times(service_times)
-            ),
-            shuffles=round(instances / 3) if shuffles is None else shuffles,
-            tenants=tenants,
-            pause_every=pause_every,
-            pause=Exponential(pause / 1e3),
-            kill_every=kill_every,
+    choices = choose_policies(names, policy_options(context), dispatch)
+    given, stand_ins = given_options(context, "simulate"), _stand_ins(stand_in)
+    if "backup_time" in given and "backup" not in stand_ins and ApproximateBackup.name not in names:
+        raise UserError(
+            f"--backup-time needs --stand-in backup or --policy {ApproximateBackup.name}"
         )
-        setting = msgspec.convert(msgspec.to_builtins(setting), Setting)  # checks the bounds
-    except ValueError as error:
-        raise UserError(f"this cannot be simulated: {error}") from error
-    config = SchedulerConfig(
-        max_batch=max_batch, deadline=deadline, default_prediction=default_prediction
-    )
-    results = {}
-    for choice in tqdm(choices, desc="policies"):
-        trial = Trial(
-            mode=Mode.SIMULATED,
-            setting=setting,
-            policy=choice,
-            queries=queries,
-            warm_up=warm_up,
-            seed=seed,
-        )
-        results[choice.name] = simulate_trial(trial, times, config)
-    console = Console()
+    coders: dict[str, Any] = {"encoder": encoder, "decoder": decoder, **coder_options(context)}
+    options = make_options(SimulationOptions, given, flag_of)
+    plan = plan_simulation(options, stand_ins, coders)
+    choose_code(context, plan.setting.code.encoder, decoder, options.k, options.r)
+    results = dict(tqdm(plan.run(choices), desc="policies", total=len(choices)))
+    _print(plan, results)
+    if json is not None:
+        report = {
+            "setting": plan.setting,
+            "queries": plan.queries,
+            "options": [choice.written_out() for choice in choices],
+            "policies": results,
+        }
+        write_json(json, report)
+
+
+def _stand_ins(given: list[str] | None) -> tuple[StandInKind, ...]:
+    if unknown := set(given or ()) - set(STAND_INS):
+        raise UserError(f"--stand-in is one of {', '.join(STAND_INS)}, not {unknown.pop()}")
+    return tuple(kind for kind in STAND_INS if kind in (given or ("parity",)))
+
+
+def _print(plan: SimulationPlan, results: dict[str, TrialResult]) -> None:
+    console, setting = Console(), plan.setting
     console.print(
         f"Simulated: {setting.instances:,} + {setting.parity_instances:,} instances, "
-        f"{queries:,} queries at {setting.queries_per_second:,.0f}/s, {setting.shuffles:,} "
-        f"shuffles. Latencies in ms; work: units run for each query.",
+        f"{plan.queries:,} queries at {setting.queries_per_second:,.0f}/s, {setting.shuffles:,} "
+        "shuffles. Times in ms; work: units run for each query; busy: how long instances were "
+        "busy for it.",
         highlight=False,
     )
     console.print(_table(results))
-    if json is not None:
-        options = [choice.written_out() for choice in choices]
-        write_json(
-            json,
-            {"setting": setting, "queries": queries, "options": options, "policies": results},
-        )
-
-
-def _arrivals(path: Path, queries: int | None, warm_up: int) -> NDArray[np.float64]:
-    """The times (n,) in the file, or those for so many `queries` after `warm_up` others."""
-    times = read_trace(str(path))
-    wanted = warm_up + (queries or 100)
-    if len(times) < wanted:
-        raise UserError(
-            f"{path} has {len(times):,} times, too few for {wanted:,} queries, the {warm_up:,} of "
-            "--warm-up included"
-        )
-    times = times if queries is None else times[:wanted]
-    if not times[-1]:
-        raise UserError(f"all times of {path} are the same, so there is no rate of arrivals")
-    return times
 
 
 def _table(results: dict[str, TrialResult]) -> Table:
-    table = Table()
-    table.add_column("policy")
+    table = Table(pad_edge=False)
+    table.add_column("policy", min_width=max(map(len, results)))
     defaults = any(result.share(Source.DEFAULT) for result in results.values())
-    for heading in ("p50", "p99", "p99.9", "gap", "recon-\nstructed", "work", "errors"):
+    for heading in ("p50", "p99", "p99.9", "gap", "stood\nin for", "work", "busy", "errors"):
         table.add_column(heading, justify="right")
     if defaults:
         table.add_column("defaults", justify="right")
     for name, result in results.items():
-        reconstructed = result.share(Source.RECONSTRUCTION)
+        stood_in = result.share(Source.RECONSTRUCTION) + result.share(Source.BACKUP)
         table.add_row(
             name,
             *(f"{ms:.1f}" for ms in (result.p50_ms, result.p99_ms, result.p999_ms, result.gap_ms)),
-            f"{reconstructed:.1%}",
+            f"{stood_in:.1%}",
             f"{result.work:.2f}",
+            f"{result.busy_ms:.1f}",
             f"{result.errors:,}",
             *((f"{result.share(Source.DEFAULT):.1%}",) if defaults else ()),
         )

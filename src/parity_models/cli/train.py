@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from parity_models.cli.accuracy import measure_accuracy
-from parity_models.cli.training import DataDir, Device, Epochs, Resume, Seconds, Seed, tell
+from parity_models.cli.queries import DataDir
+from parity_models.cli.training import Device, Epochs, Resume, Seconds, Seed, tell
 from parity_models.models.bundle import with_accuracy
 from parity_models.models.networks import NETWORKS
 from parity_models.tasks import TASKS, choose_task
@@ -17,7 +18,7 @@ def train(
     task: Annotated[
         str,
         typer.Option(
-            help=f"What to learn: {', '.join(TASKS)}, or package.module:Class for a task of "
+            help=f"What to learn: {', '.join(TASKS.names)}, or package.module:Class for a task of "
             "your own."
         ),
     ],
@@ -25,8 +26,8 @@ def train(
     network: Annotated[
         str,
         typer.Option(
-            help=f"One of {', '.join(NETWORKS)}, one with a multiple of its channels "
-            "(resnet18@0.25), or package.module:function for one of your own."
+            help=f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
+            "(resnet18@0.25), or package.module:name for one of your own."
         ),
     ] = "mlp",
     recipe: Annotated[

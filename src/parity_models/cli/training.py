@@ -1,25 +1,21 @@
-"""What parm train, parity and backup share: options, queries, and what they say in the end."""
+"""What parm train, parity and backup share: options, and what they say in the end."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
+from parity_models.cli.accuracy import calibrate_gates, measure_accuracy, measure_gates
 from parity_models.errors import UserError
 from parity_models.evaluation.inference_table import inference_table, slowdown
-from parity_models.models.bundle import Bundle
-from parity_models.tasks import METRICS, TASKS, Split, choose_task, find_task
-from parity_models.tasks.task import Labels
-from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import load_inputs
+from parity_models.evaluation.queries import metric_for
+from parity_models.models.bundle import Bundle, with_accuracy
+from parity_models.tasks import METRICS
+from parity_models.tasks.output_kind import OUTPUT_KINDS
 from parity_models.training import Outcome
-
-HELD_OUT = 10
-"""One of so many of the user's inputs is not trained on, to report accuracy on."""
+from parity_models.training.held_out import Queries
 
 Epochs = Annotated[
     int | None,
@@ -43,10 +39,20 @@ Device = Annotated[
     str | None,
     typer.Option(help="Train on this: cpu, cuda, cuda:1, mps. By default the fastest there is."),
 ]
-DataDir = Annotated[
+DeployedFile = Annotated[
     Path | None,
     typer.Option(
-        help="The folder of the task's data; by default $PARM_DATA and the usual places.",
+        "--model",
+        help="The deployed model, an ONNX file. Give --inputs, too.",
+        metavar="FILE",
+    ),
+]
+DeployedFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        help="The deployed model, in place of --model: a folder that parm train wrote, or "
+        "another bundle.",
         metavar="DIR",
     ),
 ]
@@ -67,13 +73,28 @@ Inputs = Annotated[
         metavar="PATH",
     ),
 ]
+Imitates = Annotated[
+    str | None,
+    typer.Option(
+        help="The output that stand-ins imitate, of several; by default the bundle's.",
+        metavar="OUTPUT",
+    ),
+]
 MetricName = Annotated[
     str | None,
     typer.Option(
         "--metric",
         help=f"What accuracy is: {', '.join(METRICS)}. By default the task's; without a task "
-        "top-1 for predictions that are a row of numbers, else r2.",
+        "top-1 for a row of numbers, cosine for vectors of length 1, else r2.",
         metavar="NAME",
+    ),
+]
+OutputKindName = Annotated[
+    str | None,
+    typer.Option(
+        "--output-kind",
+        help=f"What predictions are: {', '.join(OUTPUT_KINDS)}. By default what they look like.",
+        metavar="KIND",
     ),
 ]
 Flips = Annotated[
@@ -85,62 +106,23 @@ Resume = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class Queries:
-    """What to train on, validate with, and report on; labels only where there are any."""
-
-    train: NDArray[np.float32]
-    validation: Split | None
-    test: NDArray[np.float32]
-    test_labels: Labels | None
-    metric: str
-    flips: bool
+def deployed_of(file: Path | None, folder: Path | None) -> Path:
+    """The deployed model, of which one of the two is to be given. Raises UserError otherwise."""
+    chosen = file or folder
+    if chosen is None or (file and folder):
+        raise UserError("name the deployed model: either --model FILE or --from DIR")
+    return chosen
 
 
-def find_queries(
-    bundle: Bundle,
-    task: str | None,
-    inputs: Path | None,
-    data_dir: Path | None,
-    metric: str | None,
-    flips: bool,
-    k: int,
-) -> Queries:
-    """The user's queries at `inputs`, or those of `task`, or of the one the model was trained on.
-
-    Of the user's, some are held out to report on. Raises UserError if there are none, both, or
-    too few for groups of k.
-    """
-    deployed, training = bundle.manifest.deployed, bundle.manifest.deployed_training
-    shape = deployed.output.shape
-    if inputs is not None and task is not None:
-        raise UserError("give either --task or --inputs, not both")
-    if inputs is not None:
-        found = load_inputs(inputs, deployed.input.shape, least=3 * k)
-        order = np.random.default_rng(1).permutation(len(found))
-        rest, test = np.split(order, [len(found) - max(k, len(found) // HELD_OUT)])
-        if metric is None and training is not None and training.task in TASKS:
-            metric = TASKS[training.task].metric
-        chosen = choose_metric(metric, shape)
-        return Queries(found[rest], None, found[test], None, chosen, flips)
-    if task is not None:
-        chosen_task = choose_task(task)
-    elif training is not None:
-        chosen_task = find_task(training.task)
-    else:
-        raise UserError(
-            "nothing says what queries the deployed model gets; give some with --inputs, an .npy "
-            "file or a folder, labels are not needed"
-        )
-    data = chosen_task.load(data_dir)
-    return Queries(
-        data.train.inputs,
-        data.validation,
-        data.test.inputs,
-        data.test.labels,
-        choose_metric(metric or chosen_task.metric, shape),
-        flips or chosen_task.flips,
-    )
+def measure(bundle: Bundle, queries: Queries, levels: Iterable[float]) -> None:
+    """Calibrate the gates of a bundle with stand-ins, also for `levels`, and measure its accuracy
+    and them; all goes into the bundle, and is printed."""
+    metric = metric_for(bundle, queries.metric)
+    if len(queries.calibration):
+        bundle = calibrate_gates(bundle, metric, queries.calibration, levels)
+    asked = (metric, queries.test, queries.test_labels)
+    bundle = with_accuracy(bundle, measure_accuracy(bundle, *asked))
+    measure_gates(bundle, *asked)
 
 
 def tell(outcome: Outcome) -> None:

@@ -5,21 +5,24 @@ tensors (training): it uses the namespace of the arrays it is given and imports 
 """
 
 from parity_models.codes.code import Code, CodeSpec
-from parity_models.codes.decoders import Decoder, SeparateDecoder, SubtractionDecoder
+from parity_models.codes.decoders import (
+    DECODERS,
+    Decoder,
+    MLPDecoder,
+    SeparateDecoder,
+    SubtractionDecoder,
+)
 from parity_models.codes.encoders import (
+    ENCODERS,
     ConcatenationEncoder,
+    ConvolutionalEncoder,
     Encoder,
+    LearnedEncoder,
+    MLPEncoder,
     StackEncoder,
     SumEncoder,
 )
-from parity_models.codes.learned import (
-    NO_NETWORKS,
-    Coder,
-    ConvolutionalEncoder,
-    MLPDecoder,
-    MLPEncoder,
-    Networks,
-)
+from parity_models.codes.networks import NO_NETWORKS, Coder, Networks
 from parity_models.codes.training_free import (
     BerrutCode,
     LagrangeCode,
@@ -29,6 +32,8 @@ from parity_models.codes.training_free import (
 )
 
 __all__ = [
+    "DECODERS",
+    "ENCODERS",
     "NO_NETWORKS",
     "BerrutCode",
     "Code",
@@ -39,6 +44,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "LagrangeCode",
+    "LearnedEncoder",
     "LinearCode",
     "MLPDecoder",
     "MLPEncoder",

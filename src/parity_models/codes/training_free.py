@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes.encoders import namespace, require_floating
+from parity_models.codes.coder import namespace
+from parity_models.codes.encoders.encoder import require_floating
 from parity_models.codes.splines import smoothing_spline
 from parity_models.codes.weights import parity_weights, recovery_weights
 from parity_models.errors import CodeError, UndecodableError

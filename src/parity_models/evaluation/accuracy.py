@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.codes.sets import some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation.predictor import BATCH, finite, load, predictor
+from parity_models.evaluation.predictor import (
+    BATCH,
+    check_rows,
+    deployed_predictor,
+    finite,
+    load,
+    predictor,
+)
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.tasks.metrics import agreement, score
 
@@ -57,17 +64,18 @@ def evaluate(
         if progress is not None:
             progress(rows, total)
 
-    predictions = predictor(bundle.deployed_path, batch=batch, tell=tell)(inputs)
+    predictions = deployed_predictor(bundle, batch=batch, tell=tell)(inputs)
     available = score(metric, predictions, labels)
     backup = None
-    if bundle.backup_path is not None:
-        imitated = predictor(bundle.backup_path, batch=batch, tell=tell)(inputs)
+    if bundle.manifest.backup is not None:
+        its = bundle.pinned(bundle.manifest.backup)
+        imitated = predictor(its, batch=batch, tell=tell)(inputs)
         backup = score(metric, imitated, labels)
     if code is None:
         return Accuracy(metric, available, None, (), {}, None, len(inputs), backup_accuracy=backup)
 
     groups = draw_groups(len(inputs), code.k, seed)
-    parity_outputs = _run_parities(bundle, code, inputs, groups, batch, tell)
+    parity_outputs = run_parities(bundle, code, inputs, groups, batch, tell)
     erased = [
         _reconstruct(code, predictions, parity_outputs, groups, len(inputs), sets)
         for sets in _sets_lost(code, seed)
@@ -106,12 +114,8 @@ def _by_slot(k: int, alone: _Reconstructions, labels: Array, metric: str) -> tup
 
 
 def _check(bundle: Bundle, inputs: Array, labels: Array, least: int) -> None:
-    spec = bundle.manifest.deployed.input
-    if inputs.shape[1:] != spec.shape or inputs.dtype != spec.dtype:
-        raise DataError(
-            f"the inputs have shape {inputs.shape} and type {inputs.dtype}; this bundle takes "
-            f"(n, {', '.join(map(str, spec.shape))}) of {spec.dtype}"
-        )
+    if len(inputs):
+        check_rows(bundle, inputs)
     if len(labels) != len(inputs):
         raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels")
     if len(inputs) < least:
@@ -131,7 +135,7 @@ def _sets_lost(code: Code, seed: int) -> Iterator[list[tuple[int, ...]]]:
         yield some_sets(code.k, number, seed)
 
 
-def _run_parities(
+def run_parities(
     bundle: Bundle,
     code: Code,
     inputs: Array,
@@ -140,7 +144,7 @@ def _run_parities(
     tell: Callable[[int], None],
 ) -> list[Array]:
     """What the r parity models say of every group: (groups, *parity output shape) each."""
-    models = [load(path) for path in bundle.parity_paths]
+    models = [load(bundle.pinned(model)) for model in bundle.manifest.parity]
     parts: list[list[Array]] = [[] for _ in models]
     for start in range(0, len(groups), batch):
         members = groups[start : start + batch]

@@ -94,17 +94,16 @@ def evaluate_training_free(
     labels: Array,
     *,
     metric: str = "top-1",
-    stragglers: int | None = None,
     batch: int = BATCH,
     seed: int = 0,
 ) -> Approach:
     """Measure a code that runs coded queries on F itself: `run`.
 
     The queries `inputs` (n, *query shape) are drawn by `seed` into groups, of which only full
-    ones count. All sets of up to `stragglers` (by default the code's r) of a group's outputs
-    are taken as unavailable in turn, or, where these are very many, some drawn by `seed`. An
-    answer counts as degraded if it is not a prediction of F for the query itself. Raises
-    DataError for inputs that are fewer than k, or not as many as labels.
+    ones count. All sets of up to r of a group's outputs are taken as unavailable in turn, or,
+    where these are very many, some drawn by `seed`. An answer counts as degraded if it is not a
+    prediction of F for the query itself. Raises DataError for inputs that are fewer than k, or not
+    as many as labels.
     """
     groups = _groups(code.k, inputs, labels, seed)
     outputs = _run_coded(run, code, inputs, groups, batch)
@@ -113,7 +112,7 @@ def evaluate_training_free(
     available = _accuracy(code, outputs, right, [()], metric)
     degraded = [
         _accuracy(code, outputs, right, some_sets(code.coded, number, seed), metric)
-        for number in range(1, (code.r if stragglers is None else stragglers) + 1)
+        for number in range(1, code.r + 1)
     ]
     return Approach(
         code.name,

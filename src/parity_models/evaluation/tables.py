@@ -1,30 +1,44 @@
 """Measured accuracies as tables for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import get_args
 
 from rich.table import Table
 
 from parity_models.evaluation.approaches import Approach
+from parity_models.evaluation.gates import GateResult
+from parity_models.evaluation.interval import share_interval
 from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.models.gate import EVERYTHING, Calibration, StandIn
+from parity_models.tasks.metrics import METRICS
+
+_WIDEST = max(map(len, get_args(StandIn)))
 
 
 def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
-    """A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each."""
+    """A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each.
+
+    Shares of queries have the interval that holds the true one in 95 of 100 cases.
+    """
     code = bundle.manifest.code
     of = "no code" if code is None else str(code)
     table = Table(title=f"{bundle.path}: {of}", title_justify="left")
     table.add_column(f"{accuracy.metric}, {accuracy.queries:,} queries")
     table.add_column("%", justify="right")
+    table.add_column("95 % sure", justify="right")
+    measures_shares = METRICS[accuracy.metric.removesuffix(" agreement")].kind == "classes"
 
-    def add(what: str, share: float) -> None:
-        table.add_row(what, f"{100 * share:.2f}")
+    def add(what: str, share: float, *, sure: bool = False) -> None:
+        interval = share_interval(share, accuracy.queries) if sure and measures_shares else None
+        ends = "" if interval is None else " to ".join(f"{100 * end:.1f}" for end in interval)
+        table.add_row(what, f"{100 * share:.2f}", ends)
 
-    add("A_a  available: the deployed model", accuracy.available_accuracy)
+    add("A_a  available: the deployed model", accuracy.available_accuracy, sure=True)
     if accuracy.backup_accuracy is not None:
-        add("     the approximate backup", accuracy.backup_accuracy)
+        add("     the approximate backup", accuracy.backup_accuracy, sure=True)
     if accuracy.degraded_accuracy is None or accuracy.agreement is None:
         return table
-    add("A_d  unavailable: reconstructions", accuracy.degraded_accuracy)
+    add("A_d  unavailable: reconstructions", accuracy.degraded_accuracy, sure=True)
     for slot, share in enumerate(accuracy.degraded_by_slot):
         add(f"     in slot {slot}", share)
     for unavailable, share in enumerate(accuracy.degraded_by_unavailable[1:], start=2):
@@ -32,7 +46,7 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
     for fraction, share in accuracy.overall.items():
         add(f"A_o  overall, {float(fraction):.0%} unavailable", share)
     table.add_section()
-    add("reconstructions that agree with F", accuracy.agreement)
+    add("reconstructions that agree with F", accuracy.agreement, sure=True)
     return table
 
 
@@ -52,4 +66,54 @@ def approaches_table(approaches: Sequence[Approach], title: str) -> Table:
             f"{100 * one.overall['0.1']:.2f}",
             *("" if us is None else f"{us:.1f}" for us in (one.encode_us, one.decode_us)),
         )
+    return table
+
+
+def gate_table(results: Sequence[GateResult], metric: str) -> Table:
+    """The results in per cent, one row for each stand-in and level."""
+    table = Table(title="gates: where stand-ins may answer", title_justify="left")
+    table.add_column("stand-in", min_width=_WIDEST)
+    for column in ("level", "answers", "agree with F", metric, "F, the same"):
+        table.add_column(column, justify="right")
+    for stand_in, result in _named(results):
+        table.add_row(
+            stand_in,
+            "no gate" if result.level is None else f"{100 * result.level:g}",
+            *(
+                "" if share is None else f"{100 * share:.2f}"
+                for share in (
+                    result.coverage,
+                    result.agreement,
+                    result.accuracy,
+                    result.deployed_accuracy,
+                )
+            ),
+        )
+    return table
+
+
+def _named(results: Sequence[GateResult]) -> Iterator[tuple[str, GateResult]]:
+    """Each result with its stand-in's name where that begins."""
+    before = None
+    for result in results:
+        yield ("" if result.stand_in == before else result.stand_in), result
+        before = result.stand_in
+
+
+def calibration_table(calibrations: Mapping[StandIn, Calibration]) -> Table:
+    """What was calibrated: for each stand-in and level the threshold, coverage and agreement."""
+    table = Table(title="calibrated gates", title_justify="left")
+    table.add_column("stand-in", min_width=_WIDEST)
+    for column in ("level", "threshold", "answers", "agree with F", "queries"):
+        table.add_column(column, justify="right")
+    for stand_in, calibration in calibrations.items():
+        for place, level in enumerate(calibration.levels):
+            table.add_row(
+                stand_in if place == 0 else "",
+                f"{100 * level.level:g}",
+                "" if level.threshold == EVERYTHING else f"{level.threshold:.3f}",
+                f"{100 * level.coverage:.2f}",
+                f"{100 * level.agreement:.2f}",
+                f"{calibration.queries:,}" if place == 0 else "",
+            )
     return table

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.evaluation.accuracy import Progress
-from parity_models.evaluation.predictor import predictor
+from parity_models.evaluation.predictor import deployed_predictor
 from parity_models.models.bundle import Bundle
 from parity_models.tasks.unlabelled import labels_from
 
@@ -24,4 +24,4 @@ def label_by_model(
         if progress is not None:
             progress(rows, len(inputs))
 
-    return labels_from(predictor(bundle.deployed_path, tell=tell)(inputs), metric)
+    return labels_from(deployed_predictor(bundle, tell=tell)(inputs), metric)

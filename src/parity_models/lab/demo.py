@@ -30,15 +30,15 @@ from parity_models.training import Outcome, Progress, Report, Settings, train_de
 
 NETWORK = "mlp"
 CODE = CodeSpec("stack", "separate", k=2)
+SLOWDOWNS = Slowdowns(mean_between=10.0, mean_length=0.2, delay=Uniform(0.04, 0.1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
     """What both runs meet: instances, load and faults. Times in seconds, `rate` per second.
 
-    Each worker has slow spells, on average `slow_for` long and `slow_every` apart, in which a
-    query takes `delay` (from, to) longer. Worker 0 is killed at half time. `parity_delay` is a
-    few times the median latency, so that only what is late costs parity work: all the workers
+    Each worker has `slowdowns`, by uniform delays. Worker 0 is killed at half time. `parity_delay`
+    is a few times the median latency, so that only what is late costs parity work: all the workers
     and the load generator share a few cores.
     """
 
@@ -47,9 +47,7 @@ class Scenario:
     rate: float = 250.0
     queries: int = 10_000
     warm_up: int = 500
-    slow_for: float = 0.2
-    slow_every: float = 10.0
-    delay: tuple[float, float] = (0.04, 0.1)
+    slowdowns: Slowdowns = SLOWDOWNS
     max_group_wait: float = 0.005
     parity_delay: float = 0.005
 
@@ -65,20 +63,20 @@ class Scenario:
         """The plan that both runs follow from the first counted query on."""
         return FaultPlan(
             seed=seed,
-            slowdowns=Slowdowns(
-                mean_between=self.slow_every, mean_length=self.slow_for, delay=Uniform(*self.delay)
-            ),
+            slowdowns=self.slowdowns,
             kills=(Kill(worker=0, at=self.half_time),),
         )
 
     def describe(self) -> str:
         """For people: what is served, and what is done to it."""
-        share = self.slow_for / (self.slow_for + self.slow_every)
-        low, high = (1e3 * seconds for seconds in self.delay)
+        spells = self.slowdowns
+        share = spells.mean_length / (spells.mean_length + spells.mean_between)
+        assert isinstance(spells.delay, Uniform)
+        low, high = 1e3 * spells.delay.low, 1e3 * spells.delay.high
         return (
             f"Each run: {self.workers} workers, {self.queries:,} queries at {self.rate:g}/s "
             f"(Poisson). Injected in both alike: each worker is slow {share:.0%} of the time, in "
-            f"spells of {self.slow_for:g} s on average, during which a query takes {low:g} to "
+            f"spells of {spells.mean_length:g} s on average, during which a query takes {low:g} to "
             f"{high:g} ms longer; worker 0 is killed after {self.half_time:g} s. Parity: a group "
             f"closes after {1e3 * self.max_group_wait:g} ms at the latest; its parity query goes "
             f"out {1e3 * self.parity_delay:g} ms later if a prediction is still missing."
@@ -116,7 +114,7 @@ def run_demo(
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
     dataset = task.load(data_dir)
     tell(f"Training on {task.name}: {len(dataset.train):,} queries, network {NETWORK}, {CODE}.")
-    bundle = _train(out / "bundle", task, dataset, settings)
+    bundle = train_bundle(out / "bundle", task, dataset, settings)
     accuracy = _evaluate(bundle, task, dataset)
     assert accuracy.degraded_accuracy is not None
     tell(
@@ -141,7 +139,12 @@ def run_demo(
     return summary
 
 
-def _train(out: Path, task: Task, dataset: Dataset, settings: Settings) -> Bundle:
+def train_bundle(out: Path, task: Task, dataset: Dataset, settings: Settings) -> Bundle:
+    """Train a model for the task and a parity model for that, and write both to the folder `out`.
+
+    Most of the validation set is not used for the parity model: gates can be calibrated with it.
+    Progress bars go to stderr. Raises KeyboardInterrupt where training was interrupted.
+    """
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="parm-demo-") as folder:
@@ -156,7 +159,7 @@ def _train(out: Path, task: Task, dataset: Dataset, settings: Settings) -> Bundl
                 dataset.train.inputs,
                 out,
                 replace(settings, report=report),
-                validation=dataset.validation,
+                validation=dataset.validation.part(CODE.k)[0],
                 metric=task.metric,
                 mirrored=task.flips,
             )

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from parity_models.errors import ParityModelsError, UserError
-from parity_models.load.child import USERS_MISTAKE
+from parity_models.load.child import commands, exit_code, tell
 from parity_models.load.generator import Load, prepare_load
 from parity_models.load.processes import READY, REPORT_EVERY, STARTED
 from parity_models.load.spec import LoadSpec
@@ -28,29 +27,22 @@ def main(arguments: Sequence[str]) -> int:
     spec_path, result_path, turn = arguments
     _take_precedence()
     spec = msgspec.json.decode(Path(spec_path).read_bytes(), type=LoadSpec)
-    try:
-        with asyncio.Runner(loop_factory=_precise_loop) as runner:
-            runner.run(_generate(spec, int(turn), Path(result_path)))
-    except ParityModelsError as error:
-        _tell(str(error))
-        return USERS_MISTAKE if isinstance(error, UserError) else 1
-    return 0
+    with asyncio.Runner(loop_factory=_precise_loop) as runner:
+        generating = _generate(spec, int(turn), Path(result_path))
+        return exit_code(partial(runner.run, generating), _tell)
 
 
 async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
     async with prepare_load(spec, turn, spec.processes) as load:
-        commands = asyncio.StreamReader()
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(commands), sys.stdin
-        )
+        lines = await commands()
         _tell(READY)
-        if not (start := await commands.readline()):
+        if not (start := await lines.readline()):
             return
         search_seldom()
         load.start(float(start), partial(_tell, STARTED))
         others = (
             asyncio.create_task(_report(load)),
-            asyncio.create_task(_stop_at_end(commands, load)),
+            asyncio.create_task(_stop_at_end(lines, load)),
         )
         await load.finish()
         for task in others:
@@ -69,8 +61,8 @@ def _take_precedence() -> None:
         os.sched_setscheduler(0, policy, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
 
 
-async def _stop_at_end(commands: asyncio.StreamReader, load: Load) -> None:
-    await commands.read()
+async def _stop_at_end(lines: asyncio.StreamReader, load: Load) -> None:
+    await lines.read()
     load.stop()
 
 
@@ -87,8 +79,7 @@ def _tell_progress(load: Load) -> None:
 def _tell(message: str) -> None:
     # Without its caller there is nobody to tell.
     with suppress(BrokenPipeError):
-        sys.stdout.write(f"{message}\n")
-        sys.stdout.flush()
+        tell(message)
 
 
 def _precise_loop() -> asyncio.AbstractEventLoop:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TextIO
 
-from parity_models.errors import ParityModelsError, ServingError
+from parity_models.errors import ParityModelsError, ServingError, UserError
 
 USERS_MISTAKE = 2
 """The exit code of a child that was asked for what cannot be done."""
@@ -39,6 +39,12 @@ class Child:
         """Write a line, with its end, to the child's standard input."""
         assert self._process.stdin is not None
         self._process.stdin.write(line)
+
+    async def ask(self, line: bytes) -> str:
+        """Write a line likewise; what the child writes next, a line."""
+        self.tell(line)
+        assert self._process.stdout is not None
+        return (await self._process.stdout.readline()).decode().strip()
 
     def end_input(self) -> None:
         """Let the child's standard input end, which asks it to."""
@@ -103,6 +109,16 @@ def tell(message: str, to: TextIO | None = None) -> None:
     to = to or sys.stdout
     to.write(f"{message}\n")
     to.flush()
+
+
+def exit_code(do: Callable[[], object], tell: Callable[[str], None] = tell) -> int:
+    """Do it, and tell why not if it cannot be done; the exit code that `failure` reads."""
+    try:
+        do()
+    except ParityModelsError as error:
+        tell(str(error))
+        return USERS_MISTAKE if isinstance(error, UserError) else 1
+    return 0
 
 
 async def commands() -> asyncio.StreamReader:

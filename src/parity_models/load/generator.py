@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.direct import direct_target
-from parity_models.load.queries import Queries, read_queries
+from parity_models.load.queries import Queries, open_axes, read_queries
 from parity_models.load.rest import rest_target
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
@@ -45,14 +44,17 @@ async def prepare_load(spec: LoadSpec, turn: int, turns: int) -> AsyncIterator["
     queries = read_queries(spec.data, spec.labels)
     due = spec.due()
     async with _target(spec) as target:
-        queries.check(target.input, target.output, spec.metric)
+        queries = queries.fitting(target.model, spec.metric, spec.output)
         yield Load(spec, queries, due, slice(turn, None, turns), target)
 
 
 def _target(spec: LoadSpec) -> AbstractAsyncContextManager[Target]:
     if spec.direct is not None:
-        return direct_target(spec.direct)
-    return rest_target(spec.url, spec.model, spec.batch, spec.binary)
+        # Only now: a load over sockets starts without all that serves.
+        from parity_models.load.direct import direct_target
+
+        return direct_target(spec.direct, spec.output)
+    return rest_target(spec.url, spec.model, spec.binary, spec.output)
 
 
 class Load:
@@ -73,21 +75,23 @@ class Load:
         self._spec = spec
         self._queries = queries
         self._target = target
+        self._open_axes = open_axes(queries, target.model)
         self._counted_from = due[spec.warm_up_requests]
         self._due = due[mine]
         self._warm_up = len(range(spec.warm_up_requests)[mine])
         drawn = np.random.default_rng((spec.seed, 1)).integers(
-            len(queries.inputs), size=(len(due), spec.batch)
+            len(queries), size=(len(due), spec.batch)
         )
         self._rows = drawn[mine]
         self._send_delay, self._latency = np.full((2, len(self._due)), np.nan)
         self._score = np.full(self._rows.shape, np.nan)
         self._outcome = np.full(self._rows.shape, NOT_SENT, np.int16)
         self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
-        outputs = (*self._rows.shape, *target.output.shape)
+        judged = target.model.output(spec.output)
+        outputs = (*self._rows.shape, *judged.shape)
         self._kept: NDArray[Any] | None = None
-        if queries.labels is not None and prod(outputs) * target.output.dtype.itemsize <= MAX_KEPT:
-            self._kept = np.empty(outputs, target.output.dtype)
+        if queries.labels is not None and prod(outputs) * judged.dtype.itemsize <= MAX_KEPT:
+            self._kept = np.empty(outputs, judged.dtype)
         self._under_way: set[asyncio.Task[None]] = set()
         self.due_so_far = self.failed = 0
 
@@ -129,7 +133,8 @@ class Load:
         loop = asyncio.get_running_loop()
         limit = self._spec.max_in_flight
         for request, due in enumerate((at + self._due).tolist()):
-            ask = self._target.prepare(self._queries.inputs[self._rows[request]])
+            tensors = self._queries.take(self._rows[request], self._open_axes)
+            ask = self._target.prepare(tensors)
             await asyncio.sleep(due - loop.time())
             if request == self._warm_up:
                 started()

@@ -1,5 +1,6 @@
 """The queries that a load draws from, and the right answers to them."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zipfile import BadZipFile
@@ -8,64 +9,136 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError, LoadError
-from parity_models.models.tensor import TensorSpec
+from parity_models.load.wire import ModelMetadata, OpenTensor
+from parity_models.models.named_inputs import LABELS
 from parity_models.tasks import METRICS, check_labels
 
 
 @dataclass(frozen=True)
 class Queries:
-    """Inputs (n, *input shape), and labels (n, ...) in the same order or None."""
+    """Inputs (n, ...) by name, and labels (n, ...) in the same order or None."""
 
-    inputs: NDArray[Any]
+    inputs: Mapping[str, NDArray[Any]]
     labels: NDArray[Any] | None
 
-    def check(self, input: TensorSpec, output: TensorSpec, metric: str) -> None:
-        """Raises LoadError if a model of `input` and `output` does not take, or get, these."""
-        rows = (self.inputs.dtype, self.inputs.shape[1:])
-        if rows != (input.dtype, input.shape):
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def fitting(self, model: ModelMetadata, metric: str, output: str | None) -> "Queries":
+        """The queries as `model` calls its inputs.
+
+        Raises LoadError if it does not take them, or its `output`, by default the first, is none
+        that `metric` judges by the labels.
+        """
+        inputs, names = self.inputs, [each.name for each in model.inputs]
+        if len(names) == len(inputs) == 1:
+            inputs = {names[0]: next(iter(inputs.values()))}
+        if sorted(names) != sorted(inputs):
             raise LoadError(
-                f"the model takes rows of {input.dtype} {list(input.shape)}, but the queries are "
-                f"of {rows[0]} {list(rows[1])}; convert them"
+                f"the model takes {', '.join(names)}, but the queries are {', '.join(inputs)}"
             )
+        for each in model.inputs:
+            rows = inputs[each.name]
+            if rows.dtype != each.dtype or not _is_shape(rows.shape[1:], each.shape):
+                raise LoadError(
+                    f"the model takes rows of {each.dtype} {list(each.shape)}, but the queries are "
+                    f"of {rows.dtype} {list(rows.shape[1:])}; convert them"
+                )
         if metric not in METRICS:
             raise LoadError(f"no metric is called {metric!r}; there are {', '.join(METRICS)}")
+        self._check_labels(model.output(output), metric)
+        return Queries(inputs, self.labels)
+
+    def _check_labels(self, output: OpenTensor, metric: str) -> None:
+        if self.labels is None:
+            return
+        if -1 in output.shape:
+            raise LoadError(
+                f"output {output.name!r} has no fixed shape, so that labels cannot judge it; leave "
+                "them out, or ask for another output"
+            )
         try:
-            if self.labels is not None:
-                check_labels(metric, output.zeros(1), self.labels[:1])
+            check_labels(metric, np.zeros((1, *output.shape), output.dtype), self.labels[:1])
         except DataError as error:
             raise LoadError(f"the labels do not fit the model: {error}") from error
 
+    def take(self, rows: NDArray[np.int64], open_axes: "OpenAxes") -> dict[str, NDArray[Any]]:
+        """The queries with these numbers, as long as the longest of them is."""
+        taken = {name: array[rows] for name, array in self.inputs.items()}
+        for axis in open_axes:
+            longest = max(_used(taken[name], at) for name, at in axis)
+            for name, at in axis:
+                taken[name] = taken[name][(slice(None),) * at + (slice(longest),)]
+        return taken
+
+
+OpenAxes = Sequence[Sequence[tuple[str, int]]]
+"""Axes of no fixed size, each as the inputs that have it and where (0 is the batch axis)."""
+
+
+def open_axes(queries: Queries, model: ModelMetadata) -> OpenAxes:
+    """The open axes of the model's inputs. Those of one size in the file are taken for one."""
+    axes: dict[int, list[tuple[str, int]]] = {}
+    for each in model.inputs:
+        for at, size in enumerate(each.shape, 1):
+            if size < 0:
+                found = queries.inputs[each.name].shape[at]
+                axes.setdefault(found, []).append((each.name, at))
+    return list(axes.values())
+
+
+def _used(array: NDArray[Any], axis: int) -> int:
+    """How much of an axis holds anything but zeros, the padding behind; 1 at least."""
+    others = tuple(i for i in range(array.ndim) if i != axis)
+    used = np.flatnonzero((array != 0).any(axis=others))
+    return int(used[-1]) + 1 if used.size else 1
+
+
+def _is_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        size == each or each < 0 for size, each in zip(shape, wanted, strict=True)
+    )
+
 
 def read_queries(data: str, labels: str | None = None) -> Queries:
-    """Read queries from `data`: an .npy file of inputs, or an .npz file with `inputs`.
+    """Read queries from `data`: an .npy file of inputs, or an .npz file with `inputs`, or else with
+    an array for each input, by its name.
 
     Their labels are in the .npy file `labels`, or else in the .npz file as `labels`, if it has
     them. Raises LoadError for anything else.
     """
-    inputs, own_labels = _read(data)
+    arrays = _read(data)
+    own_labels = arrays.pop(LABELS, None)
+    if "inputs" in arrays:
+        arrays = {"inputs": arrays["inputs"]}
     if labels is not None:
-        own_labels, _ = _read(labels, "labels")
-    if inputs.ndim == 0 or len(inputs) == 0:
+        found = _read(labels)
+        own_labels = found[LABELS] if LABELS in found else next(iter(found.values()), None)
+    counts = {len(each) if each.ndim else 0 for each in arrays.values()}
+    if not counts or 0 in counts:
         raise LoadError(f"{data} has no rows of inputs")
-    if own_labels is not None and (own_labels.ndim == 0 or len(own_labels) != len(inputs)):
+    if len(counts) > 1:
+        raise LoadError(f"{data} has inputs of unequal numbers of rows: {sorted(counts)}")
+    rows = counts.pop()
+    if own_labels is not None and (own_labels.ndim == 0 or len(own_labels) != rows):
         raise LoadError(
-            f"there are {len(inputs)} inputs, but {own_labels.size} labels; each needs its own"
+            f"there are {rows} inputs, but {own_labels.size} labels; each needs its own"
         )
-    return Queries(inputs, own_labels)
+    return Queries(arrays, own_labels)
 
 
-def _read(path: str, name: str = "inputs") -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """The array called `name` and the labels of an .npz file, or the array of an .npy file."""
+def _read(path: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file by name, or the array of an .npy file as "inputs"."""
     try:
         # Mapped, not read: each of several processes has the file open.
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded, None
+            return {"inputs": loaded}
         with loaded as arrays:
-            return arrays[name], arrays.get("labels")
+            return {name: arrays[name] for name in arrays.files}
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+    except (ValueError, EOFError, BadZipFile) as error:
         raise LoadError(
-            f"{path} is neither an .npy file nor an .npz file with {name}: {error}"
+            f"{path} is neither an .npy file nor an .npz file with inputs: {error}"
         ) from error

@@ -5,11 +5,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 import aiohttp
-from numpy.typing import NDArray
 from yarl import URL
 
 from parity_models.errors import LoadError
@@ -20,11 +18,14 @@ from parity_models.load.wire import (
     ModelMetadata,
     RequestWriter,
     RowAnswers,
+    Tensors,
     max_answer,
     read_answers,
     read_index,
     read_model,
 )
+from parity_models.serving.http.answer_body import TooLongError, read_body
+from parity_models.serving.unreachable import why_unreachable
 
 IDLE_CONNECTION = 2.0
 """Seconds after which an idle connection is not used again: servers close theirs after five."""
@@ -34,44 +35,58 @@ MAX_DESCRIPTION = 2**20
 
 
 class RestTarget:
-    """A served model, asked in requests of `batch` rows over connections that are kept."""
+    """A served model, asked over connections that are kept; for `output` alone, if there is one."""
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         url: URL,
         model: ModelMetadata,
-        batch: int,
         binary: bool,
+        output: str | None,
     ) -> None:
-        self.input, self.output = model.input, model.output
+        self.model = model
         self._session = session
         self._url = url
-        self._model = model
-        self._writer = RequestWriter(model, batch, binary)
-        self._max_answer = max_answer(model, batch)
+        self._output = output
+        self._writer = RequestWriter(model, binary, output)
 
-    def prepare(self, rows: NDArray[Any]) -> Ask:
-        return partial(self._post, self._writer.body(rows), len(rows))
+    def prepare(self, tensors: Tensors) -> Ask:
+        shapes = [array.shape for array in tensors.values()]
+        rows, longest = shapes[0][0], max(max(shape) for shape in shapes)
+        most = max_answer(self.model, rows, longest)
+        return partial(self._post, *self._writer.request(tensors), rows, most)
 
-    async def _post(self, body: bytes, rows: int, going_out: Callable[[], None]) -> RowAnswers:
+    async def _post(
+        self,
+        body: bytes,
+        headers: dict[str, str],
+        rows: int,
+        most: int,
+        going_out: Callable[[], None],
+    ) -> RowAnswers:
         try:
             async with self._session.post(
-                self._url, data=body, headers=self._writer.headers, trace_request_ctx=going_out
+                self._url, data=body, headers=headers, trace_request_ctx=going_out
             ) as response:
-                content = await _read(response, self._max_answer)
+                content = await read_body(response, most)
+        except TooLongError as error:
+            raise NoAnswerError("malformed answer") from error
         except aiohttp.ClientError as error:
             raise NoAnswerError(f"connection: {type(error).__name__}") from error
         if response.status != HTTPStatus.OK:
             raise NoAnswerError(f"HTTP {response.status}")
         try:
-            return read_answers(self._model, rows, content, response.headers.get(HEADER_LENGTH))
+            length = response.headers.get(HEADER_LENGTH)
+            return read_answers(self.model, rows, content, length, self._output)
         except MalformedAnswerError as error:
             raise NoAnswerError("malformed answer") from error
 
 
 @asynccontextmanager
-async def rest_target(url: str, model: str, batch: int, binary: bool) -> AsyncIterator[RestTarget]:
+async def rest_target(
+    url: str, model: str, binary: bool, output: str | None = None
+) -> AsyncIterator[RestTarget]:
     """The model of the server at `url`. Raises LoadError if one of them is not there."""
     async with _session() as session:
         path = f"{_base(url)}/v2/models/{quote(model, safe='')}"
@@ -79,7 +94,9 @@ async def rest_target(url: str, model: str, batch: int, binary: bool) -> AsyncIt
         if status != HTTPStatus.OK:
             raise LoadError(f"{url} has no model {model!r} (HTTP {status})")
         infer = URL(f"{path}/infer", encoded=True)
-        yield RestTarget(session, infer, read_model(model, content), batch, binary)
+        about = read_model(model, content)
+        about.output(output)
+        yield RestTarget(session, infer, about, binary, output)
 
 
 async def find_model(url: str) -> str:
@@ -134,20 +151,10 @@ async def _ask(
     timeout = aiohttp.ClientTimeout(PREPARATION_TIMEOUT)
     try:
         async with session.request(method, URL(url, encoded=True), timeout=timeout) as response:
-            return response.status, await _read(response, MAX_DESCRIPTION)
+            return response.status, await read_body(response, MAX_DESCRIPTION)
     except TimeoutError as error:
         raise LoadError(f"{server} does not answer within {PREPARATION_TIMEOUT:g} s") from error
+    except TooLongError as error:
+        raise LoadError(f"{server} answers what is no description: {error}") from error
     except aiohttp.ClientError as error:
-        raise LoadError(f"no server answers at {server}: {error}") from error
-
-
-async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The body, of `limit` bytes at most; the protocol's errors are shorter than any answer."""
-    chunks = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        size += len(chunk)
-        if size > limit:
-            raise aiohttp.ClientPayloadError(f"the answer is longer than {limit} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
+        raise LoadError(f"no server answers at {server}: {why_unreachable(error)}") from error

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import LoadError
 from parity_models.load.trace import read_trace
-from parity_models.serving.server import ServeOptions
+from parity_models.serving.options import ServeOptions
 from parity_models.simulation.arrivals import poisson_arrivals
 
 MAX_QUERIES = 10_000_000
@@ -28,10 +28,14 @@ and with it a precise clock, carries."""
 
 
 class Direct(msgspec.Struct, frozen=True):
-    """A bundle that the generator's own process serves, without HTTP."""
+    """A bundle that the generator's own process serves, without HTTP.
+
+    `allow_code`: see `open_bundle`.
+    """
 
     bundle: str
     options: ServeOptions
+    allow_code: tuple[str, ...] = ()
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +43,8 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     It goes to the server at `url`, in tensors as `binary` data or JSON, or to `direct`. Queries
     are drawn from the file `data` (see `read_queries`), and answers judged by `metric` where
-    there are labels, in it or in the file `labels`. A request holds `batch` queries. Requests
+    there are labels, in it or in the file `labels`. Requests ask for `output` alone, or for all and
+    the first is judged. A request holds `batch` queries. Requests
     are due by a Poisson process of `rate` queries a second, or at the times in the file `trace`,
     divided by `speed`. The first `warm_up` queries are sent like the `count` that follow, and
     left out of the result; both are rounded up to whole requests. A request fails `timeout`
@@ -55,6 +60,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     data: str
     labels: str | None = None
     metric: str = "top-1"
+    output: str | None = None
     batch: int = 1
     rate: float | None = None
     trace: str | None = None

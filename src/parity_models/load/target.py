@@ -1,12 +1,9 @@
 """Whoever answers a load's queries."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
-from parity_models.load.wire import RowAnswers
-from parity_models.models.tensor import TensorSpec
+from parity_models.load.wire import ModelMetadata, RowAnswers, Tensors
 
 Ask = Callable[[Callable[[], None]], Awaitable[RowAnswers]]
 """Sends a request, and calls what it is given right before the request goes out. It raises
@@ -21,13 +18,10 @@ class Target(Protocol):
     """A model that can be asked."""
 
     @property
-    def input(self) -> TensorSpec: ...
+    def model(self) -> ModelMetadata: ...
 
-    @property
-    def output(self) -> TensorSpec: ...
-
-    def prepare(self, rows: NDArray[Any]) -> Ask:
-        """What sends a request of `rows` (n, *input shape) when it is called.
+    def prepare(self, tensors: Tensors) -> Ask:
+        """What sends a request of `tensors` (n, *shape), by input, when it is called.
 
         All that can be done beforehand has been.
         """

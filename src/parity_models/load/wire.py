@@ -4,9 +4,10 @@ Tensors are JSON, or binary data (the protocol's binary tensor data extension). 
 from `serving/`, so that what measures a server shares no code, and no mistake, with it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -15,16 +16,29 @@ from numpy.typing import NDArray
 from parity_models.errors import LoadError
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
+from parity_models.serving.http.answer_size import JSON_VALUE, MAX_HEAD
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
-JSON_VALUE = 32
-"""Bytes that a number may take in JSON, with what stands around it."""
-MAX_HEAD = 2**16
-"""Bytes that an answer may have beside its numbers."""
 
 
 class MalformedAnswerError(ValueError):
     """An answer that does not follow the protocol or does not fit the model."""
+
+
+class OpenTensor(NamedTuple):
+    """An input or output as a server describes it: the `shape` of a row, where -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[np.generic]:
+        return DATATYPES[self.datatype]
+
+    def values(self, longest: int) -> int:
+        """Values of a row at the most, where no open axis is longer."""
+        return prod(longest if size < 0 else size for size in self.shape)
 
 
 @dataclass(frozen=True)
@@ -32,8 +46,26 @@ class ModelMetadata:
     """A model as its server describes it."""
 
     name: str
-    input: TensorSpec
-    output: TensorSpec
+    inputs: tuple[OpenTensor, ...]
+    outputs: tuple[OpenTensor, ...]
+
+    @classmethod
+    def of(cls, name: str, input: TensorSpec, output: TensorSpec) -> "ModelMetadata":
+        """A model with one input and one output."""
+        (one, other) = (
+            OpenTensor(each.name, each.datatype, each.shape) for each in (input, output)
+        )
+        return cls(name, (one,), (other,))
+
+    def output(self, name: str | None) -> OpenTensor:
+        """The output of this name, by default the first. Raises LoadError if there is none."""
+        for each in self.outputs:
+            if name in (None, each.name):
+                return each
+        raise LoadError(
+            f"model {self.name!r} has no output {name!r}; it has "
+            f"{', '.join(each.name for each in self.outputs)}"
+        )
 
     @property
     def path(self) -> str:
@@ -43,40 +75,66 @@ class ModelMetadata:
 
 @dataclass(frozen=True, slots=True)
 class RowAnswers:
-    """The answers to a request: `outputs` (n, *output shape), and where each row came from."""
+    """The answers to a request: `outputs` (n, *shape) of the output that is judged, and where each
+    row came from."""
 
     outputs: NDArray[Any]
     sources: tuple[Source, ...]
 
 
+Tensors = Mapping[str, NDArray[Any]]
+"""The tensors (n, ...) of a request, by input."""
+
+
 class RequestWriter:
-    """Writes infer requests of `batch` rows; all of them share their headers."""
+    """Writes infer requests, with `binary` data or JSON both ways; of `output` alone, if there is
+    one."""
 
-    def __init__(self, model: ModelMetadata, batch: int = 1, binary: bool = True) -> None:
-        tensor: dict[str, Any] = {
-            "name": model.input.name,
-            "datatype": model.input.datatype,
-            "shape": [batch, *model.input.shape],
-        }
+    def __init__(
+        self, model: ModelMetadata, binary: bool = True, output: str | None = None
+    ) -> None:
+        self._model = model
         self._binary = binary
+        self._asked: dict[str, Any] = {}
         if binary:
-            tensor["parameters"] = {"binary_data_size": model.input.zeros(batch).nbytes}
-            message = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
-            self._head = msgspec.json.encode(message)
-            self.headers = {
-                "Content-Type": "application/octet-stream",
-                HEADER_LENGTH: str(len(self._head)),
-            }
-        else:
-            # The data goes between the head and its closing brackets.
-            self._head = msgspec.json.encode({"inputs": [tensor]})[: -len(b"}]}")] + b',"data":'
-            self.headers = {"Content-Type": "application/json"}
+            self._asked["parameters"] = {"binary_data_output": True}
+        if output is not None:
+            self._asked["outputs"] = [{"name": output}]
+        self._heads: dict[tuple[tuple[int, ...], ...], bytes] = {}
 
-    def body(self, rows: NDArray[Any]) -> bytes:
-        """The request's body for rows (batch, *input shape) of the model's dtype."""
-        if self._binary:
-            return self._head + rows.tobytes()
-        return self._head + msgspec.json.encode(rows.ravel().tolist()) + b"}]}"
+    def rows(self, rows: NDArray[Any]) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of a request for rows (n, *input shape) of a model with one input."""
+        return self.request({self._model.inputs[0].name: rows})
+
+    def request(self, tensors: Tensors) -> tuple[bytes, dict[str, str]]:
+        """Body and headers of a request for these tensors, of the model's datatypes.
+
+        Headers are the same for tensors of the same shapes.
+        """
+        arrays = [tensors[each.name] for each in self._model.inputs]
+        if not self._binary:
+            described = [
+                {**self._described(each, array), "data": array.ravel().tolist()}
+                for each, array in zip(self._model.inputs, arrays, strict=True)
+            ]
+            body = msgspec.json.encode({"inputs": described, **self._asked})
+            return body, {"Content-Type": "application/json"}
+        shapes = tuple(array.shape for array in arrays)
+        head = self._heads.get(shapes)
+        if head is None:
+            head = self._heads[shapes] = self._head(arrays)
+        headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
+        return b"".join([head, *(array.tobytes() for array in arrays)]), headers
+
+    def _head(self, arrays: Sequence[NDArray[Any]]) -> bytes:
+        described = []
+        for each, array in zip(self._model.inputs, arrays, strict=True):
+            parameters = {"binary_data_size": array.nbytes}
+            described.append({**self._described(each, array), "parameters": parameters})
+        return msgspec.json.encode({"inputs": described, **self._asked})
+
+    def _described(self, tensor: OpenTensor, array: NDArray[Any]) -> dict[str, Any]:
+        return {"name": tensor.name, "datatype": tensor.datatype, "shape": array.shape}
 
 
 def read_index(text: bytes) -> list[str]:
@@ -92,43 +150,79 @@ def read_model(name: str, text: bytes) -> ModelMetadata:
     """The model that a server's metadata (the body of GET /v2/models/NAME) describes."""
     try:
         metadata = msgspec.json.decode(text, type=_Metadata)
-        (input,), (output,) = metadata.inputs, metadata.outputs
-        return ModelMetadata(name, _row_spec(input), _row_spec(output))
-    except (msgspec.DecodeError, ValueError) as error:
-        raise LoadError(
-            f"model {name!r} is not one with one input and one output of rows: {error}"
-        ) from error
+    except msgspec.DecodeError as error:
+        raise LoadError(f"model {name!r} is not described as the protocol says: {error}") from error
+    tensors = (*metadata.inputs, *metadata.outputs)
+    for each in tensors:
+        if each.datatype not in DATATYPES or not each.shape:
+            raise LoadError(
+                f"model {name!r} has a tensor {each.name!r}, {each.datatype} {list(each.shape)}, "
+                "that is not of rows of numbers"
+            )
+    if not (metadata.inputs and metadata.outputs):
+        raise LoadError(f"model {name!r} has no inputs, or no outputs")
+    inputs, outputs = (
+        tuple(OpenTensor(each.name, each.datatype, each.shape[1:]) for each in each_role)
+        for each_role in (metadata.inputs, metadata.outputs)
+    )
+    return ModelMetadata(name, inputs, outputs)
 
 
-def max_answer(model: ModelMetadata, rows: int) -> int:
-    """Bytes that the answer to `rows` rows may have."""
-    return MAX_HEAD + JSON_VALUE * rows * (prod(model.output.shape) + 1)
+def max_answer(model: ModelMetadata, rows: int, longest: int = 1) -> int:
+    """Bytes that the answer to `rows` rows may have, whose open axes have `longest` at the most."""
+    values = sum(each.values(longest) + 1 for each in model.outputs)
+    return MAX_HEAD + JSON_VALUE * rows * values
 
 
 def read_answers(
-    model: ModelMetadata, rows: int, body: bytes, header_length: str | None
+    model: ModelMetadata,
+    rows: int,
+    body: bytes,
+    header_length: str | None,
+    output: str | None = None,
 ) -> RowAnswers:
     """The answers to a request of `rows` rows, from a response's body and HEADER_LENGTH.
 
-    Rows of a server that does not say their sources are the model's.
+    They are those of `output`, by default of the model's first. Rows of a server that does not say
+    their sources are the model's.
     """
-    shape = (rows, *model.output.shape)
+    judged = model.output(output)
     try:
         end = len(body) if header_length is None else int(header_length)
         head = _RESPONSE.decode(memoryview(body)[:end])
-        (tensor,) = head.outputs
-        if tensor.shape != shape:
-            raise MalformedAnswerError(f"the output has shape {list(tensor.shape)}")
-        dtype = DATATYPES[tensor.datatype]
-        if header_length is None:
-            outputs = np.array(tensor.data, dtype).reshape(shape)
-        else:
-            outputs = np.frombuffer(body, dtype, offset=end).reshape(shape)
-        return RowAnswers(outputs, _sources(head.parameters.source, rows))
+        found = None
+        for tensor in head.outputs:
+            size = None
+            if header_length is not None and tensor.data is None:
+                size = prod(tensor.shape) * DATATYPES[tensor.datatype].itemsize
+            if tensor.name == judged.name or len(model.outputs) == 1:
+                found = _values(tensor, rows, judged.shape, body, None if size is None else end)
+            end += size or 0
+        if header_length is not None and end != len(body):
+            raise MalformedAnswerError(f"{len(body) - end} bytes follow the outputs")
+        if found is None:
+            raise MalformedAnswerError(f"there is no output {judged.name!r}")
+        return RowAnswers(found, _sources(head.parameters.source, rows))
     except (
         msgspec.DecodeError, ValueError, TypeError, KeyError, OverflowError, RecursionError
     ) as error:  # fmt: skip
         raise MalformedAnswerError(str(error)) from error
+
+
+def _values(
+    tensor: "_Tensor", rows: int, shape: tuple[int, ...], body: bytes, start: int | None
+) -> NDArray[Any]:
+    """An output's values, in the JSON or, from `start` on, in the body."""
+    wanted = (rows, *shape)
+    fits = len(tensor.shape) == len(wanted) and all(
+        size == each or each < 0 for size, each in zip(tensor.shape, wanted, strict=True)
+    )
+    if not fits:
+        raise MalformedAnswerError(f"the output has shape {list(tensor.shape)}")
+    dtype = DATATYPES[tensor.datatype]
+    if start is None:
+        return np.array(tensor.data, dtype).reshape(tensor.shape)
+    return np.frombuffer(body, dtype, prod(tensor.shape), start).reshape(tensor.shape)
 
 
 def _sources(text: str | None, rows: int) -> tuple[Source, ...]:
@@ -166,7 +260,3 @@ class _Response(msgspec.Struct):
 
 
 _RESPONSE = msgspec.json.Decoder(_Response)
-
-
-def _row_spec(tensor: _Tensor) -> TensorSpec:
-    return TensorSpec(tensor.name, tensor.datatype, tensor.shape[1:])

@@ -8,15 +8,15 @@
     envelope.msgpack  which inputs are like those that parity model and backup learned from
 
 Opening a bundle checks all that can be checked, so that whoever holds a Bundle need not check
-again. Nothing in a bundle is unpickled or evaluated; models are read by ONNX Runtime alone.
+again. Nothing in a bundle is unpickled or evaluated; models are read by ONNX Runtime alone. A code
+of somebody's own is imported only if whoever opens the bundle names it as well.
 """
 
 import contextlib
-import hashlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,7 +24,8 @@ from pathlib import Path
 import msgspec
 
 from parity_models.codes import Code, Coder, CodeSpec, Networks
-from parity_models.errors import BundleError, ModelError
+from parity_models.errors import BundleError
+from parity_models.models.bundle_contents import Contents, NewModel
 from parity_models.models.bundle_files import (
     MANIFEST,
     read_file,
@@ -33,10 +34,10 @@ from parity_models.models.bundle_files import (
     replace_folder,
 )
 from parity_models.models.bundle_fit import (
-    check_batches,
     check_envelope,
     check_fit,
     check_model,
+    check_slot,
     check_slotwise,
     code_of,
 )
@@ -44,11 +45,11 @@ from parity_models.models.envelope import (
     ENVELOPE,
     Envelope,
     decode_envelope,
-    encode_envelope,
 )
+from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.manifest import (
     Accuracy,
-    EnvelopeFile,
+    BackupFile,
     InferenceTimes,
     Manifest,
     ModelFile,
@@ -59,7 +60,7 @@ from parity_models.models.manifest import (
     digest_of,
     encode_manifest,
 )
-from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel
+from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import TensorSpec
 
@@ -76,6 +77,7 @@ __all__ = [
     "check_replaceable",
     "open_bundle",
     "with_accuracy",
+    "with_calibration",
     "write_bundle",
 ]
 
@@ -87,12 +89,14 @@ class Bundle:
     """An opened and checked bundle: its folder, its manifest and the manifest's digest.
 
     The folder may be replaced or changed later. What is read with `content`, `pinned` and `code`
-    is what was checked, or an error.
+    is what was checked, or an error. `allowed` are the names of classes of users' own that its code
+    may be made of.
     """
 
     path: Path
     manifest: Manifest
     digest: str
+    allowed: frozenset[str] = frozenset()
 
     @property
     def deployed_path(self) -> Path:
@@ -110,12 +114,13 @@ class Bundle:
     def stored(self, model: ModelFile) -> "NewModel":
         """A model of this bundle, to be put into another."""
         slotwise = isinstance(model, ParityFile) and model.slotwise
-        return NewModel(self.path / model.file, model.network, slotwise)
+        slot = isinstance(model, BackupFile) and model.slot
+        return NewModel(self.path / model.file, model.network, slotwise, slot, model.signature)
 
     @property
     def isolated(self) -> bool:
         """Is it sure that what is in one query cannot change another's reconstruction?"""
-        code = code_of(self.manifest)
+        code = code_of(self.manifest, self.allowed)
         return code is None or (
             code.isolated and all(parity.slotwise for parity in self.manifest.parity)
         )
@@ -134,7 +139,7 @@ class Bundle:
 
     def pinned(self, model: ModelFile) -> PinnedModel:
         """A model of this bundle, for whoever is to load it later."""
-        return PinnedModel(self.path / model.file, model.sha256)
+        return PinnedModel(self.path / model.file, model.sha256, model.signature)
 
     def code(self) -> Code | None:
         """The code, or None for a bundle that holds only a deployed model.
@@ -143,25 +148,18 @@ class Bundle:
         their files were changed since the bundle was opened.
         """
         coders = {
-            name: OnnxModel(self.content(model)) for name, model in self.manifest.coders.items()
+            name: OnnxModel(self.content(model), signature=model.signature)
+            for name, model in self.manifest.coders.items()
         }
-        return code_of(self.manifest, Networks(coders.get("encoder"), coders.get("decoder")))
+        networks = Networks(coders.get("encoder"), coders.get("decoder"))
+        return code_of(self.manifest, self.allowed, networks)
 
 
-@dataclass(frozen=True)
-class NewModel:
-    """A model to be put into a bundle: its ONNX file or the file's content, and its network.
-
-    `slotwise` is said of parity models that run on each slot by itself.
-    """
-
-    onnx: Path | bytes
-    network: str
-    slotwise: bool = False
-
-
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
+def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) -> Bundle:
     """Open the bundle in folder `path` and check it.
+
+    `allow_code` are encoders and decoders of users' own, package.module:Class, that it may name.
+    They are imported if it does, and others are refused.
 
     The manifest follows its schema and its digest; every file is there with the size and hash
     that it names; models have the inputs and outputs that it names, with a free batch axis, and
@@ -169,14 +167,14 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """
     folder = Path(path)
     manifest, digest = _read_manifest(folder)
-    check_fit(folder / MANIFEST, manifest)
+    check_fit(folder / MANIFEST, manifest, allow_code)
     backups = () if manifest.backup is None else (manifest.backup,)
     for model in (manifest.deployed, *manifest.parity, *manifest.coders.values(), *backups):
         check_model(folder / model.file, model)
     for stored in manifest.files:
         read_stored(folder / stored.file, stored)
     _read_envelope(folder, manifest)
-    return Bundle(folder, manifest, digest)
+    return Bundle(folder, manifest, digest, frozenset(allow_code))
 
 
 def write_bundle(
@@ -187,35 +185,39 @@ def write_bundle(
     coders: Mapping[Coder, NewModel] | None = None,
     backup: NewModel | None = None,
     code: CodeSpec | None = None,
+    imitated: str | None = None,
     name: str = "model",
     deployed_training: Training | None = None,
     parity_training: Training | None = None,
     backup_training: Training | None = None,
     accuracy: Accuracy | None = None,
     inference_times: InferenceTimes | None = None,
+    calibration: Mapping[StandIn, Calibration] | None = None,
     envelope: Envelope | None = None,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
 
-    `files` are further files to keep beside the models, by name. A bundle that is there already
+    `imitated` is the output that stand-ins give, of several. `files` are further files to keep
+    beside the models, by name. A bundle that is there already
     is replaced; any other folder that is not empty is refused. Raises BundleError for that, for
     models that do not fit each other or the code, for parity models that are said to be slotwise
-    and are not, and when the disk refuses.
+    or a backup for a slot of one, and are not, and when the disk refuses.
     """
     folder = Path(path).resolve()
     check_replaceable(folder)
-    new = _Contents()
+    new = Contents()
     manifest = Manifest(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         deployed=new.add_model("deployed.onnx", deployed),
+        imitated=imitated,
         code=code,
         parity=tuple(new.add_parity(f"parity-{j}.onnx", model) for j, model in enumerate(parity)),
         coders={
             name: new.add_model(f"{name}.onnx", model) for name, model in (coders or {}).items()
         },
-        backup=None if backup is None else new.add_model("backup.onnx", backup),
+        backup=None if backup is None else new.add_backup("backup.onnx", backup),
         envelope=None if envelope is None else new.add_envelope(envelope),
         files=tuple(new.add(file, content) for file, content in (files or {}).items()),
         deployed_training=deployed_training,
@@ -223,54 +225,28 @@ def write_bundle(
         backup_training=backup_training,
         accuracy=accuracy,
         inference_times=inference_times,
+        calibration=dict(calibration or {}),
         versions=_versions(),
     )
+    return _check_and_write(folder, manifest, new.files, envelope)
+
+
+def _check_and_write(
+    folder: Path, manifest: Manifest, files: Mapping[str, bytes], envelope: Envelope | None
+) -> Bundle:
     encoded = encode_manifest(manifest)
     try:
         manifest = decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(f"the bundle's {MANIFEST} {error}") from error
-    check_fit(folder / MANIFEST, manifest)
-    check_slotwise(manifest, new.files)
+    allowed = frozenset(manifest.code.own if manifest.code else ())
+    check_fit(folder / MANIFEST, manifest, allowed)
+    check_slotwise(manifest, files, allowed)
+    check_slot(manifest, files, allowed)
     if envelope is not None:
         check_envelope(folder / ENVELOPE, manifest, envelope)
-    replace_folder(folder, {**new.files, MANIFEST: encoded})
-    return Bundle(folder, manifest, digest_of(encoded))
-
-
-class _Contents:
-    """The `files` of a bundle that is to be written, by name, each once."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-
-    def add(self, file: str, content: bytes | Path) -> StoredFile:
-        if file in self.files or file == MANIFEST:
-            raise BundleError(f"a bundle cannot hold two files called {file}")
-        content = content if isinstance(content, bytes) else read_file(content, MAX_MODEL_BYTES)
-        self.files[file] = content
-        return StoredFile(file, hashlib.sha256(content).hexdigest(), len(content))
-
-    def add_model(self, file: str, model: NewModel) -> ModelFile:
-        stored = self.add(file, model.onnx)
-        try:
-            runnable = OnnxModel(self.files[file])
-            check_batches(runnable)
-        except ModelError as error:
-            raise BundleError(f"the model for {file} cannot be used: {error}") from error
-        return ModelFile(
-            stored.file, stored.sha256, stored.size, runnable.input, runnable.output, model.network
-        )
-
-    def add_parity(self, file: str, model: NewModel) -> ParityFile:
-        fields = msgspec.structs.asdict(self.add_model(file, model))
-        return ParityFile(**fields, slotwise=model.slotwise)
-
-    def add_envelope(self, envelope: Envelope) -> EnvelopeFile:
-        stored = self.add(ENVELOPE, encode_envelope(envelope))
-        return EnvelopeFile(
-            stored.file, stored.sha256, stored.size, envelope.false_alarms, envelope.held_out
-        )
+    replace_folder(folder, {**files, MANIFEST: encoded})
+    return Bundle(folder, manifest, digest_of(encoded), allowed)
 
 
 def check_replaceable(folder: Path) -> None:
@@ -292,22 +268,34 @@ def with_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     Raises BundleError if the bundle on disk is no longer this one, if it cannot be written, and for
     accuracies that are no numbers.
     """
+    return _with(bundle, "accuracies", accuracy=accuracy)
+
+
+def with_calibration(bundle: Bundle, calibration: Mapping[StandIn, Calibration]) -> Bundle:
+    """Put the gates of the bundle's stand-ins into its manifest, and return the bundle with them.
+
+    Raises BundleError as `with_accuracy` does.
+    """
+    return _with(bundle, "gates", calibration=dict(calibration))
+
+
+def _with(bundle: Bundle, what: str, **measured: object) -> Bundle:
     if _read_manifest(bundle.path)[1] != bundle.digest:
         raise BundleError(f"{bundle.path} was replaced in the meantime; evaluate the new bundle")
-    manifest = msgspec.structs.replace(bundle.manifest, accuracy=accuracy)
+    manifest = msgspec.structs.replace(bundle.manifest, **measured)
     encoded = encode_manifest(manifest)
     try:
         decode_manifest(encoded)
     except BundleError as error:
         raise BundleError(
-            f"accuracies that are NaN or infinite, of models that predict such values, are not put "
+            f"{what} that are NaN or infinite, of models that predict such values, are not put "
             f"into {bundle.path}: its {MANIFEST} {error}"
         ) from error
     try:
         replace_file(bundle.path / MANIFEST, encoded)
     except OSError as error:
         raise BundleError(f"cannot write {bundle.path / MANIFEST}: {error.strerror}") from error
-    return Bundle(bundle.path, manifest, digest_of(encoded))
+    return replace(bundle, manifest=manifest, digest=digest_of(encoded))
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, str]:

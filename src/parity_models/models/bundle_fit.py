@@ -1,38 +1,94 @@
 """Do the models of a bundle fit each other, the code and the manifest? Else a BundleError says what
 does not."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from parity_models.codes import NO_NETWORKS, Code, Networks
+from parity_models.codes import NO_NETWORKS, Code, CodeSpec, Networks
+from parity_models.codes.encoders import NamedShape
 from parity_models.errors import BundleError, CodeError, ModelError
-from parity_models.models.bundle_files import MANIFEST, read_stored
+from parity_models.models.bundle_files import read_stored
 from parity_models.models.envelope import Envelope
-from parity_models.models.isolation import find_leak
+from parity_models.models.isolation import find_leak, is_slot
 from parity_models.models.manifest import Manifest, ModelFile
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.signature import Signature, Tensor
 
 Shape = tuple[int, ...]
 
+BOX: Shape = (4,)
+"""The shape of a box: its edges."""
 
-def code_of(manifest: Manifest, networks: Networks = NO_NETWORKS) -> Code | None:
-    """The code that the manifest names, with these networks. Raises CodeError."""
+
+def code_of(
+    manifest: Manifest, allowed: Collection[str], networks: Networks = NO_NETWORKS
+) -> Code | None:
+    """The code that the manifest names, with these networks.
+
+    Users' own encoders and decoders are imported only if they are `allowed`, by name. Raises
+    CodeError.
+    """
     if manifest.code is None:
         return None
-    deployed = manifest.deployed
-    return Code(manifest.code, deployed.input.shape, deployed.output.shape, networks)
+    for name in sorted(manifest.code.own - set(allowed)):
+        raise CodeError(
+            f"{name} is code of somebody's own, and names out of a bundle are not imported; if you "
+            f"trust it, allow it with --allow-code {name}"
+        )
+    imitated = manifest.imitated_output
+    output = None if imitated is None else imitated.fixed
+    if output is None:
+        raise CodeError(
+            "stand-ins imitate one output of fixed shape, which a bundle names (`imitated`) where "
+            "the deployed model has several: "
+            f"{', '.join(map(str, manifest.deployed.signature.outputs))}"
+        )
+    return code_over(manifest.code, manifest.deployed.signature, output.shape, networks)
 
 
-def check_fit(path: Path, manifest: Manifest) -> None:
-    """The models that the manifest at `path` describes fit each other and the code."""
-    _check_code(path, manifest)
+def code_over(
+    spec: CodeSpec, queries: Signature, output: Shape, networks: Networks = NO_NETWORKS
+) -> Code:
+    """The code for queries of a signature and predictions of shape `output`. Raises CodeError."""
+    if queries.is_single:
+        return Code(spec, queries.input.shape, output, networks)
+    shapes: dict[str, NamedShape] = {each.name: each.shape for each in queries.inputs}
+    return Code(spec, shapes, output, networks)
+
+
+def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
+    """What parity models take: a tensor for each input. Raises ValueError for what is too large."""
+    shapes: list[NamedShape] = (
+        [code.parity_shape]
+        if deployed.is_single
+        else [code.named_parity_shapes[each.name] for each in deployed.inputs]
+    )
+    return tuple(
+        Tensor(each.name, each.datatype, shape, each.padding)
+        for each, shape in zip(deployed.inputs, shapes, strict=True)
+    )
+
+
+def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
+    """The models that the manifest at `path` describes fit each other and the code.
+
+    `allowed`: see `code_of`.
+    """
+    _check_code(path, manifest, allowed)
     if manifest.backup is not None:
-        _check_backup(path, manifest.deployed, manifest.backup)
+        _check_backup(path, manifest, manifest.backup)
+    output = manifest.imitated_output
+    for stand_in, calibration in manifest.calibration.items():
+        if calibration.kind == "boxes" and (output is None or output.shape != BOX):
+            raise BundleError(
+                f"{path}: the gate of the {stand_in} is one of boxes, predictions of shape "
+                f"{list(BOX)}, where the deployed model's are {output}"
+            )
 
 
-def _check_code(path: Path, manifest: Manifest) -> None:
+def _check_code(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
     try:
-        code = code_of(manifest)
+        code = code_of(manifest, allowed)
     except CodeError as error:
         raise BundleError(f"{path} names a code that cannot be built: {error}") from error
     rows = 0 if code is None else code.r
@@ -42,15 +98,17 @@ def _check_code(path: Path, manifest: Manifest) -> None:
         )
     if code is None:
         return
-    deployed = manifest.deployed
+    deployed = manifest.deployed.signature
+    output = manifest.imitated_output
+    assert output is not None
     if "encoder" not in code.network_shapes:
-        try:
-            code.encode([deployed.input.zeros(0)] * code.k)  # no rows: only types and shapes count
+        try:  # no rows: only types and shapes count
+            code.encode([deployed.smallest.input.zeros(0)] * code.k)
         except CodeError as error:
             raise BundleError(f"{path}: {error}") from error
-    if deployed.output.dtype.kind != "f":
+    if output.dtype.kind != "f":
         raise BundleError(
-            f"{path}: the deployed model's output is {deployed.output.datatype}; decoders "
+            f"{path}: the deployed model's output is {output.datatype}; decoders "
             "compute with predictions, which needs floating point"
         )
     if manifest.coders.keys() != code.network_shapes.keys():
@@ -58,47 +116,97 @@ def _check_code(path: Path, manifest: Manifest) -> None:
             f"{path} holds the networks {sorted(manifest.coders)} of coders, where its code "
             f"({code.spec}) needs {sorted(code.network_shapes)}"
         )
-    queries, predictions = deployed.input.datatype, deployed.output.datatype
-    fits: list[tuple[ModelFile, tuple[str, Shape], tuple[str, Shape]]] = [
-        (model, (queries, code.parity_shape), (predictions, code.parity_output_shape))
-        for model in manifest.parity
-    ]
-    for name, model in manifest.coders.items():
-        datatype = queries if name == "encoder" else predictions
-        taken, given = code.network_shapes[name]
-        fits.append((model, (datatype, taken), (datatype, given)))
-    for model, input, output in fits:
-        for role, spec, (datatype, shape) in (
-            ("input", model.input, input),
-            ("output", model.output, output),
-        ):
-            if (spec.datatype, spec.shape) != (datatype, shape):
-                raise BundleError(
-                    f"{path}: {model.file} has {role} {spec}, where the code ({code.spec}) "
-                    f"over the deployed model's {deployed.input} and {deployed.output} needs "
-                    f"{datatype} {list(shape)}"
-                )
+    why = f"the code ({code.spec}) over the deployed model's {deployed} and {output} needs"
+    try:
+        taken = parity_inputs(code, deployed)
+    except ValueError as error:
+        raise BundleError(f"{path}: parity queries are too large: {error}") from error
+    given = Tensor(output.name, output.datatype, code.parity_output_shape)
+    for model in manifest.parity:
+        _check_stand_in(path, manifest, model, taken, given, why)
+    for name, coder in manifest.coders.items():
+        shapes = code.network_shapes[name]
+        datatype = deployed.inputs[0].datatype if name == "encoder" else output.datatype
+        inside, outside = (Tensor("x", datatype, shape) for shape in shapes)
+        _check_tensors(path, coder, "input", [inside], why)
+        _check_tensors(path, coder, "output", [outside], why)
 
 
-def _check_backup(path: Path, deployed: ModelFile, backup: ModelFile) -> None:
-    for role, spec, needed in (
-        ("input", backup.input, deployed.input),
-        ("output", backup.output, deployed.output),
-    ):
-        if (spec.datatype, spec.shape) != (needed.datatype, needed.shape):
+def _check_backup(path: Path, manifest: Manifest, backup: ModelFile) -> None:
+    output = manifest.imitated_output
+    if output is None:
+        raise BundleError(
+            f"{path} does not name the output that its backup imitates, of "
+            f"{', '.join(map(str, manifest.deployed.signature.outputs))}; say which (`imitated`)"
+        )
+    why = "a backup for the deployed model needs"
+    _check_stand_in(path, manifest, backup, manifest.deployed.signature.inputs, output, why)
+
+
+def _check_stand_in(
+    path: Path,
+    manifest: Manifest,
+    model: ModelFile,
+    inputs: Sequence[Tensor],
+    output: Tensor,
+    why: str,
+) -> None:
+    """The model takes these inputs and gives this output, with the axes of the deployed model."""
+    deployed, own = manifest.deployed.signature, model.signature
+    if deployed.batch or own.batch:
+        raise BundleError(
+            f"{path}: the batch axis of a model is fixed, so that it is served exact; leave the "
+            "stand-ins out"
+        )
+    if output.fixed is None:
+        raise BundleError(
+            f"{path}: the output {output} that stand-ins are to imitate has no fixed shape, so "
+            "that it is served exact; leave the stand-ins out, or imitate another"
+        )
+    _check_tensors(path, model, "input", inputs, why)
+    _check_tensors(path, model, "output", [output], why)
+    for name, axis in own.axes.items():
+        if deployed.axes.get(name) != axis:
             raise BundleError(
-                f"{path}: {backup.file} has {role} {spec}, where a backup for the deployed model "
-                f"needs {needed.datatype} {list(needed.shape)}"
+                f"{path}: {model.file} has other buckets along {name!r} than the deployed model"
             )
 
 
-def check_slotwise(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
-    """Parity models that are said to run on each slot by itself do so."""
-    code = code_of(manifest)
+def _check_tensors(
+    path: Path, model: ModelFile, role: str, needed: Sequence[Tensor], why: str
+) -> None:
+    """The tensors of one kind that the model has are these; one alone may have another name."""
+    found = model.signature.inputs if role == "input" else model.signature.outputs
+    fits = len(found) == len(needed) and all(
+        (one.datatype, one.shape) == (other.datatype, other.shape)
+        and (one.name == other.name or len(needed) == 1)
+        for one, other in zip(found, needed, strict=True)
+    )
+    if not fits:
+        said = " and ".join(f"{each.datatype} {_dims(each)}" for each in needed)
+        if len(needed) > 1:
+            said = ", ".join(map(str, needed))
+        raise BundleError(
+            f"{path}: {model.file} has {role} {', '.join(map(str, found))}, where {why} {said}"
+        )
+
+
+def _dims(tensor: Tensor) -> str:
+    return f"[{', '.join(map(str, tensor.shape))}]"
+
+
+def check_slotwise(
+    manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]
+) -> None:
+    """Parity models that are said to run on each slot by itself do so. `allowed`: see `code_of`."""
+    code = code_of(manifest, allowed)
     if code is None or not code.isolated:
         return
+    queries = manifest.deployed.signature.smallest.input
     for parity in manifest.parity:
-        leak = find_leak(code, OnnxModel(contents[parity.file])) if parity.slotwise else None
+        if not parity.slotwise:
+            continue
+        leak = find_leak(code, queries, _loaded(parity, contents))
         if leak is not None:
             changed, other = leak
             raise BundleError(
@@ -107,42 +215,59 @@ def check_slotwise(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
             )
 
 
-def check_envelope(path: Path, manifest: Manifest, envelope: Envelope) -> None:
-    """The envelope at `path` is of the deployed model's inputs and outputs."""
-    deployed = manifest.deployed
-    for role, found, needed in (
-        ("inputs", envelope.shape, deployed.input.shape),
-        ("outputs", envelope.output_shape, deployed.output.shape),
+def check_slot(manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]) -> None:
+    """A backup that is said to be one slot of a parity model is that. `allowed`: see `code_of`."""
+    code, backup = code_of(manifest, allowed), manifest.backup
+    if backup is None or not backup.slot:
+        return
+    parity = manifest.parity[0] if manifest.parity else None
+    if (
+        code is None
+        or parity is None
+        or not parity.slotwise
+        or not is_slot(code, _loaded(parity, contents), _loaded(backup, contents))
     ):
-        if found != needed:
+        raise BundleError(
+            f"{backup.file} is said to be one slot of the parity model, but answers otherwise than "
+            "the first of that; leave slot out"
+        )
+
+
+def _loaded(model: ModelFile, contents: Mapping[str, bytes]) -> OnnxModel:
+    return OnnxModel(contents[model.file], signature=model.signature)
+
+
+def check_envelope(path: Path, manifest: Manifest, envelope: Envelope) -> None:
+    """The envelope at `path` is of the deployed model's inputs and of the imitated output."""
+    inputs, output = manifest.deployed.signature.inputs, manifest.imitated_output
+    for role, found, tensors in (
+        ("inputs", envelope.shape, inputs),
+        ("outputs", envelope.output_shape, () if output is None else (output,)),
+    ):
+        if [found] != [each.shape for each in tensors]:
+            needed = " and ".join(map(_dims, tensors))
             raise BundleError(
-                f"{path} is of {role} of shape {list(found)}, the deployed model's have "
-                f"{list(needed)}"
+                f"{path} is of {role} of shape {list(found)}, the deployed model's have {needed}"
             )
 
 
 def check_model(path: Path, named: ModelFile) -> None:
-    """The file at `path` is the model that the manifest names, with its inputs and outputs."""
+    """The file at `path` can be the model that the manifest names, with its inputs and outputs."""
     content = read_stored(path, named)
     try:
-        model = OnnxModel(content)
+        OnnxModel(content, signature=named.signature)
     except ModelError as error:
         raise BundleError(f"{path}: {error}") from error
-    for role, found, promised in (
-        ("input", model.input, named.input),
-        ("output", model.output, named.output),
-    ):
-        if found != promised:
-            raise BundleError(f"{path} has {role} {found} where {MANIFEST} promises {promised}")
 
 
 def check_batches(model: OnnxModel) -> None:
     """The batch axis is not only declared free: batches of 1 and 2 rows work, or a ModelError says
     how they fail."""
+    kind = model.signature.smallest
     for rows in (1, 2):
-        shape = (rows, *model.output.shape)
+        shape = (rows, *kind.output.shape)
         try:
-            found = model(model.input.zeros(rows)).shape
+            found = model(kind.input.zeros(rows)).shape
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             raise ModelError(f"it fails on a batch of {rows}: {error}") from error
         if found != shape:

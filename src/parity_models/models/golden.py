@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import BACKUP, DEPLOYED, parity_work
+from parity_models.models.tensor import Layout, TensorSpec, tensors_in
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 
 Array = NDArray[Any]
 
@@ -37,21 +37,21 @@ def golden(
     """The golden queries (n, *input shape) and their outputs, for each work that has a model here.
 
     Parity models get parity queries of the deployed model's. There are `count` of each, but fewer
-    or none of a work where `golden_queries` finds so.
+    or none of a role where `golden_queries` finds so.
     """
-    code, deployed = bundle.code(), bundle.manifest.deployed.input
+    code, deployed = bundle.code(), bundle.manifest.deployed.signature.smallest.input
     rows = golden_rows(deployed, bundle.envelope(), max(count, 0 if code is None else code.k))
     queries = {DEPLOYED: rows[:count], BACKUP: rows[:count]}
     if code is not None:
         # Query i is in slot 0 of group i, in slot 1 of the group before, and so on.
         slots = [np.roll(rows, -slot, axis=0)[:count] for slot in range(code.k)]
-        queries |= {parity_work(j): parity for j, parity in enumerate(code.encode(slots))}
+        queries |= {parity_role(j): parity for j, parity in enumerate(code.encode(slots))}
     found = {
-        work: golden_queries(models[work], count, asked)
-        for work, asked in queries.items()
-        if work in models
+        role: golden_queries(models[role], count, asked)
+        for role, asked in queries.items()
+        if role in models
     }
-    return {work: both for work, both in found.items() if both is not None}
+    return {role: both for role, both in found.items() if both is not None}
 
 
 def golden_queries(
@@ -64,34 +64,43 @@ def golden_queries(
     are left out. None if no row is left, or if outputs differ from run to run: such a model cannot
     be known by its outputs.
     """
+    layout = model.signature.smallest.input
     if rows is None:
-        rows = golden_rows(model.input, None, count)
+        rows = golden_rows(layout, None, count)
     kept: list[Array] = []
     outputs: list[Array] = []
-    for row in (*rows, model.input.zeros(1)[0]):
+    for row in (*(rows[i : i + 1] for i in range(len(rows))), layout.zeros(1)):
         if len(kept) == count:
             break
         try:
-            output = model(row[np.newaxis])[0]
-            again = output if kept else model(row[np.newaxis])[0]
+            output = model(row)
+            again = output if kept else model(row)
         except Exception:  # ONNX Runtime's errors share no base class but this
             continue
-        if not np.array_equal(output, again, equal_nan=True):
+        pairs = zip(tensors_in(output), tensors_in(again), strict=True)
+        if not all(np.array_equal(one, other, equal_nan=True) for one, other in pairs):
             return None
-        if output.dtype.kind != "f" or np.isfinite(output).all():
+        if all(each.dtype.kind != "f" or np.isfinite(each).all() for each in tensors_in(output)):
             kept.append(row)
             outputs.append(output)
-    return (np.stack(kept), np.stack(outputs)) if kept else None
+    return (np.concatenate(kept), np.concatenate(outputs)) if kept else None
 
 
-def golden_rows(spec: TensorSpec, envelope: Envelope | None, count: int) -> Array:
-    """Inputs (count, *shape) as `spec` says, far from the mean by the envelope, drawn by a fixed
-    seed.
+def golden_rows(queries: Layout, envelope: Envelope | None, count: int) -> Array:
+    """Queries (count, *shape) that lie as `queries` says, far from the mean by the envelope, drawn
+    by a fixed seed.
 
     Without an envelope the mean is taken for 0 and the deviation for 1. Integers are 0 and 1 then:
     they may be indices.
     """
-    rng = np.random.default_rng(_SEED)
+    drawn = {
+        spec.name: _rows(spec, envelope, count, _SEED + i) for i, spec in enumerate(queries.tensors)
+    }
+    return queries.join(drawn)
+
+
+def _rows(spec: TensorSpec, envelope: Envelope | None, count: int, seed: int) -> Array:
+    rng = np.random.default_rng(seed)
     values = prod(spec.shape)
     rows = np.empty((count, values))
     for i, row in enumerate(rows):

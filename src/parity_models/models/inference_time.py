@@ -8,6 +8,7 @@ import numpy as np
 
 from parity_models.models.bundle import InferenceTimes, NewModel
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.signature import Sizes
 
 ROUNDS = (5, 200)
 """How often every model runs, at least and at most, besides once to warm up."""
@@ -17,24 +18,39 @@ SECONDS = 0.5
 
 
 def measure_models(
-    deployed: NewModel, parity: Sequence[NewModel], backup: NewModel | None
+    deployed: NewModel,
+    parity: Sequence[NewModel],
+    backup: NewModel | None,
+    sizes: Sizes | None = None,
 ) -> InferenceTimes:
-    """The inference times of the models of one bundle; of parity models, that of the first."""
+    """The inference times of the models of one bundle; of parity models, that of the first.
+
+    `sizes` as in `inference_times`.
+    """
     others = {"parity": parity[0] if parity else None, "backup": backup}
     here = {role: model for role, model in others.items() if model is not None}
-    times = inference_times([OnnxModel(model.onnx) for model in (deployed, *here.values())])
+    times = inference_times(
+        [OnnxModel(each.onnx, signature=each.signature) for each in (deployed, *here.values())],
+        sizes=sizes,
+    )
     measured = dict(zip(here, times[1:], strict=True))
     return InferenceTimes(times[0], measured.get("parity"), measured.get("backup"))
 
 
-def inference_times(models: Sequence[OnnxModel]) -> list[float]:
-    """Median milliseconds that each of `models` takes for a batch of one.
+def inference_times(
+    models: Sequence[OnnxModel], batch: int = 1, sizes: Sizes | None = None
+) -> list[float]:
+    """Median milliseconds that each of `models` takes for a batch, by default of one.
+
+    Dynamic axes, of which all models have the same, have these `sizes`; by default the largest.
 
     They take turns, so that whatever else the machine does meets all of them alike: ratios mean
     more than the absolute times.
     """
     rng = np.random.default_rng(0)
-    rows = [rng.random((1, *m.input.shape)).astype(m.input.dtype) for m in models]
+    signatures = [model.signature for model in models]
+    kinds = [each.largest if sizes is None else each.kind(sizes) for each in signatures]
+    rows = [kind.input.draw(rng, batch) for kind in kinds]
     taken: list[list[float]] = [[] for _ in models]
     for model, row in zip(models, rows, strict=True):
         model(row)

@@ -12,10 +12,12 @@ import msgspec
 
 from parity_models.codes import Coder, CodeSpec
 from parity_models.errors import BundleError
+from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.signature import Signature, Tensor
 from parity_models.models.tensor import TensorSpec
 
 FORMAT: Final = "parity-models-bundle"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """A file directly in the bundle's folder: no separators, so no way out of it."""
@@ -35,20 +37,35 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelFile(StoredFile, frozen=True, forbid_unknown_fields=True):
-    """An ONNX file in the bundle's folder and what its input and output look like.
+    """An ONNX file in the bundle's folder and what its inputs and outputs look like.
 
     `network` is the name of its architecture, for people.
     """
 
-    input: TensorSpec
-    output: TensorSpec
+    signature: Signature
     network: str
+
+    @property
+    def input(self) -> TensorSpec:
+        """The only input. Raises ModelError for a model with several, or a dynamic one."""
+        return self.signature.input
+
+    @property
+    def output(self) -> TensorSpec:
+        """The only output. Raises ModelError for a model with several, or a dynamic one."""
+        return self.signature.output
 
 
 class ParityFile(ModelFile, frozen=True, forbid_unknown_fields=True):
     """The ONNX file of a parity model; `slotwise`: it runs on each slot of its input by itself."""
 
     slotwise: bool = False
+
+
+class BackupFile(ModelFile, frozen=True, forbid_unknown_fields=True):
+    """The ONNX file of a backup; `slot`: it is one slot of the first parity model, by itself."""
+
+    slot: bool = False
 
 
 class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
@@ -113,20 +130,22 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     perhaps a backup, a cheaper network for the same queries.
 
     `name` is the name under which the model is served. Without a code there are no parity
-    models. `coders` are the networks of a learned encoder and decoder. `envelope` is there if a
-    stand-in was trained here. `files` are further files kept beside the models. `versions` names
-    the software that made the bundle.
+    models. `imitated` is the output of the deployed model that stand-ins give; None: its only one.
+    `coders` are the networks of a learned encoder and decoder. `envelope` is there if a stand-in
+    was trained here. `calibration` says where stand-ins may answer, if it was measured. `files` are
+    further files kept beside the models. `versions` names the software that made the bundle.
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: ModelName = "model"
     created: str
     deployed: ModelFile
+    imitated: str | None = None
     code: CodeSpec | None = None
     parity: tuple[ParityFile, ...] = ()
     coders: dict[Coder, ModelFile] = {}
-    backup: ModelFile | None = None
+    backup: BackupFile | None = None
     envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
@@ -134,7 +153,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     backup_training: Training | None = None
     accuracy: Accuracy | None = None
     inference_times: InferenceTimes | None = None
+    calibration: dict[StandIn, Calibration] = {}
     versions: dict[str, str]
+
+    @property
+    def task(self) -> str:
+        """The task that the deployed model was trained on here; `own` for those from elsewhere."""
+        return "own" if self.deployed_training is None else self.deployed_training.task
+
+    @property
+    def imitated_output(self) -> Tensor | None:
+        """The output of the deployed model that stand-ins give; None where that is not said."""
+        outputs = self.deployed.signature.outputs
+        if self.imitated is None:
+            return outputs[0] if len(outputs) == 1 else None
+        return next((each for each in outputs if each.name == self.imitated), None)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -160,8 +193,9 @@ def decode_manifest(text: bytes) -> Manifest:
             f"{FORMAT_VERSION}; install a newer parity-models"
         )
     digest = content.pop("digest", None)
+    expected = _digest(content)
     try:
-        manifest = msgspec.convert(content, Manifest)
+        manifest = msgspec.convert(_upgraded(content, header.format_version), Manifest)
     except msgspec.ValidationError as error:
         raise BundleError(f"does not follow the schema: {error}") from error
     if manifest.code is not None:
@@ -171,7 +205,7 @@ def decode_manifest(text: bytes) -> Manifest:
                 f"does not follow the schema: Object contains unknown field "
                 f"`{min(unknown)}` - at `$.code`"
             )
-    if digest != _digest(content):
+    if digest != expected:
         raise BundleError("was changed after it was written: its digest does not match")
     return manifest
 
@@ -179,6 +213,31 @@ def decode_manifest(text: bytes) -> Manifest:
 def digest_of(text: bytes) -> str:
     """The digest of a manifest that was encoded, or could be decoded: 64 hexadecimal digits."""
     return msgspec.json.decode(text, type=_Digest).digest
+
+
+def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
+    """The content of a manifest as the newest format has it.
+
+    In format 1 a model has an `input` and an `output` in place of a signature.
+    """
+    if version != 1:
+        return content
+    content = dict(content, format_version=FORMAT_VERSION)
+    for field in ("deployed", "backup"):
+        content[field] = _with_signature(content.get(field))
+    parity, coders = content.get("parity"), content.get("coders")
+    if isinstance(parity, list):
+        content["parity"] = [_with_signature(each) for each in parity]
+    if isinstance(coders, dict):
+        content["coders"] = {name: _with_signature(each) for name, each in coders.items()}
+    return content
+
+
+def _with_signature(model: Any) -> Any:
+    if not isinstance(model, dict) or not {"input", "output"} <= model.keys():
+        return model
+    rest = {name: value for name, value in model.items() if name not in ("input", "output")}
+    return {**rest, "signature": {"inputs": [model["input"]], "outputs": [model["output"]]}}
 
 
 class _Digest(msgspec.Struct):

@@ -5,14 +5,17 @@ Needs the package onnx; serving does without, since bundles hold models that wen
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import external_data_helper, numpy_helper
 
 from parity_models.errors import ModelError
-from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel, read_model
+from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel, open_session, read_model
+from parity_models.models.onnx_signature import declared
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import tensors_in
 
 BATCH = "batch"
 TRIED = 3
@@ -26,7 +29,7 @@ def read_deployed(path: Path) -> bytes:
     that changes no prediction. Raises ModelError for a file that is not ONNX, is incomplete,
     does not run, or is not a model with one float32 input and one float32 output.
     """
-    content = _with_weights(path, read_model(path))
+    content = with_weights(path, read_model(path))
     try:
         content = _with_free_batch(content)
         check_deployable(OnnxModel(content))
@@ -35,17 +38,36 @@ def read_deployed(path: Path) -> bytes:
     return content
 
 
+def is_plain(path: Path) -> bool:
+    """Has the model at `path` one float32 input of fixed shape, as far as the file says, and one
+    output? What cannot be read counts as one that has."""
+    try:
+        inputs, outputs = declared(open_session(with_weights(path, read_model(path))))
+    except ModelError:
+        return True
+    fixed = all(isinstance(size, int) for each in inputs for size in each.shape[1:])
+    return len(inputs) == len(outputs) == 1 and fixed and inputs[0].datatype == "FP32"
+
+
 def check_deployable(model: OnnxModel) -> None:
-    """Raise ModelError unless the model's input and output are float32."""
-    for role, spec in (("input", model.input), ("output", model.output)):
-        if spec.datatype != "FP32":
+    """Raise ModelError unless the model has one input and one output, both float32."""
+    signature = model.signature
+    for role, tensors in (("input", signature.inputs), ("output", signature.outputs)):
+        if len(tensors) > 1:
             raise ModelError(
-                f"its {role} {spec.name!r} is {spec.datatype}; parity models compute with "
-                "float32 queries and predictions, so export the model with those"
+                f"it has {len(tensors)} {role}s ({', '.join(each.name for each in tensors)}), and "
+                "stand-ins are trained for one; serve it as it is (parm bundle), or export a model "
+                f"with one {role}"
+            )
+        if tensors[0].datatype != "FP32":
+            raise ModelError(
+                f"its {role} {tensors[0].name!r} is {tensors[0].datatype}; parity models compute "
+                "with float32 queries and predictions, so export the model with those"
             )
 
 
-def _with_weights(path: Path, content: bytes) -> bytes:
+def with_weights(path: Path, content: bytes) -> bytes:
+    """The content of the ONNX file at `path` with all weights in it. Raises ModelError."""
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
@@ -72,26 +94,44 @@ def _with_weights(path: Path, content: bytes) -> bytes:
 
 def _with_free_batch(content: bytes) -> bytes:
     """`content`, or if its batch axis is fixed to 1 the same model with a free one."""
-    model = onnx.load_model_from_string(content)
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    tensors = [
-        value
-        for value in (*model.graph.input, *model.graph.output)
-        if value.name not in weights and value.type.tensor_type.shape.dim
-    ]
-    if not tensors or tensors[0].type.tensor_type.shape.dim[0].dim_value != 1:
+    if not _is_fixed_to_one(onnx.load_model_from_string(content)):
         return content
-    for value in tensors:
-        value.type.tensor_type.shape.dim[0].dim_param = BATCH
-    del model.graph.value_info[:]
-    _free_reshapes(model.graph, weights)
-    freed: bytes = model.SerializeToString()
-    if not _predict_alike(content, freed):
+    freed = free_batch(content)
+    if freed is None:
         raise ModelError(
             "its batch axis is fixed to 1 and batches do not go through it; export it with a "
             "dynamic first axis (torch.onnx.export(dynamic_shapes=...))"
         )
     return freed
+
+
+def free_batch(content: bytes, signature: Signature | None = None) -> bytes | None:
+    """A model whose batch axis is fixed to 1, with a free one; None if that changes predictions.
+
+    `signature` is its signature, where the file does not say all of it.
+    """
+    model = onnx.load_model_from_string(content)
+    for value in _tensors(model):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    del model.graph.value_info[:]
+    _free_reshapes(model.graph, {tensor.name: tensor for tensor in model.graph.initializer})
+    freed: bytes = model.SerializeToString()
+    return freed if _predict_alike(content, freed, signature) else None
+
+
+def _tensors(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs and outputs that have axes."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [
+        value
+        for value in (*model.graph.input, *model.graph.output)
+        if value.name not in weights and value.type.tensor_type.shape.dim
+    ]
+
+
+def _is_fixed_to_one(model: onnx.ModelProto) -> bool:
+    tensors = _tensors(model)
+    return bool(tensors) and tensors[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
 def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]) -> None:
@@ -113,15 +153,18 @@ def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto])
             shape.CopyFrom(numpy_helper.from_array(sizes, shape.name))
 
 
-def _predict_alike(fixed: bytes, freed: bytes) -> bool:
+def _predict_alike(fixed: bytes, freed: bytes, signature: Signature | None) -> bool:
     """Does the freed model predict rows together as the fixed one does one by one?"""
-    batch = OnnxModel(freed)
-    rows = np.random.default_rng(0).random((TRIED, *batch.input.shape))
-    rows = rows.astype(batch.input.dtype)
+    if signature is not None:
+        signature = msgspec.structs.replace(signature, batch=0)
+    batch = OnnxModel(freed, signature=signature)
+    alone = OnnxModel(fixed, signature=msgspec.structs.replace(batch.signature, batch=1))
+    rows = batch.signature.largest.input.draw(np.random.default_rng(0), TRIED)
     try:
-        together = batch(rows)
-        single = onnxruntime.InferenceSession(fixed, providers=["CPUExecutionProvider"])
-        alone = np.concatenate([single.run(None, {batch.input.name: row[None]})[0] for row in rows])
+        pairs = list(zip(tensors_in(batch(rows)), tensors_in(alone(rows)), strict=True))
     except Exception:  # ONNX Runtime's errors share no base class but this
         return False
-    return together.shape == alone.shape and np.allclose(together, alone, 1e-3, 1e-4)
+    return all(
+        one.shape == other.shape and np.allclose(one, other, 1e-3, 1e-4, equal_nan=True)
+        for one, other in pairs
+    )

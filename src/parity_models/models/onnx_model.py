@@ -4,29 +4,18 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from parity_models.errors import ModelError
+from parity_models.models.onnx_signature import check_signature, fixed_signature
+from parity_models.models.signature import Kind, Signature
 from parity_models.models.tensor import TensorSpec
 
 MAX_MODEL_BYTES = 2**31 - 1
 """What one ONNX file can hold: protobuf goes no further."""
 
-_DATATYPES = {
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(bool)": "BOOL",
-}
 _LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
 """What ONNX Runtime says where it lacks an operator."""
 
@@ -35,48 +24,111 @@ _NO_FOLDER = "/dev/null/external-data"
 
 
 class OnnxModel:
-    """An ONNX file with one input and one output whose first axis is a free batch axis.
+    """An ONNX file whose inputs and outputs have a batch axis in front.
 
-    `model` is the file's path or its content. Only the file itself is read: weights kept in
+    `model` is the file's path or its content. Its `signature` is given where the file does not say
+    all of it: bounds of dynamic axes, the sizes of outputs, a batch axis that is not free. Only the
+    file itself is read: weights kept in
     further files are refused, since nothing vouches for those. `threads` compute within one
     call; `spinning` lets them burn their core while they wait, which speeds up a process that
     has the machine to itself and ruins the others' speed where it has not. Raises ModelError
     for a file that cannot be read or is not such a model.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 1, spinning: bool = False) -> None:
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        signature: Signature | None = None,
+        threads: int = 1,
+        spinning: bool = False,
+    ) -> None:
         content = model if isinstance(model, bytes) else read_model(model)
         subject = "it" if isinstance(model, bytes) else str(model)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", _NO_FOLDER
-        )
         try:
-            self._session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors share no base class but this
-            raise ModelError(f"{subject} {_why(error)}") from error
-        self.input = _spec(subject, "input", self._session.get_inputs())
-        self.output = _spec(subject, "output", self._session.get_outputs())
-        self._feed = self.input.name
-        self._fetch = [self.output.name]
+            self._session = open_session(content, threads, spinning)
+            if signature is None:
+                signature = fixed_signature(self._session)
+            else:
+                check_signature(self._session, signature)
+        except ModelError as error:
+            raise ModelError(f"{subject} {error}") from error
+        self.signature = signature
+        self._feed = signature.inputs[0].name
+        self._fetch = [each.name for each in signature.outputs]
+        plain = signature.plain
+        self._simple = (
+            plain is not None
+            and not (plain.input.is_record or plain.output.is_record)
+            and not signature.batch
+        )
+
+    @property
+    def input(self) -> TensorSpec:
+        """Its only input. Raises ModelError for a model with several, or a dynamic one."""
+        return self.signature.input
+
+    @property
+    def output(self) -> TensorSpec:
+        """Its only output. Raises ModelError for a model with several, or a dynamic one."""
+        return self.signature.output
 
     def __call__(
         self, batch: NDArray[Any], options: onnxruntime.RunOptions | None = None
     ) -> NDArray[Any]:
-        """(n, *input.shape) to (n, *output.shape), for any n ≥ 1.
+        """A batch of n ≥ 1 queries of one kind to n predictions (see models.tensor.Layout).
 
         Another thread can end the call by setting `options.terminate`. Raises what ONNX Runtime
-        raises, for which there is no closer class than Exception.
+        raises, for which there is no closer class than Exception, and ValueError for queries and
+        predictions that are not as the signature says.
         """
-        result: NDArray[Any] = self._session.run(self._fetch, {self._feed: batch}, options)[0]
-        return result
+        if self._simple:
+            result: NDArray[Any] = self._session.run(self._fetch, {self._feed: batch}, options)[0]
+            return result
+        kind = self.signature.kind_of(batch[0, ...])
+        size = self.signature.batch
+        if not size:
+            return self._run(batch, kind, options)
+        parts = []
+        for start in range(0, len(batch), size):
+            part = batch[start : start + size]
+            whole = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            parts.append(self._run(whole, kind, options)[: len(part)])
+        return np.concatenate(parts)
+
+    def _run(
+        self, batch: NDArray[Any], kind: Kind, options: onnxruntime.RunOptions | None
+    ) -> NDArray[Any]:
+        feeds = {name: np.ascontiguousarray(each) for name, each in kind.input.split(batch).items()}
+        results = self._session.run(self._fetch, feeds, options)
+        outputs = dict(zip(self._fetch, results, strict=True))
+        for spec in kind.output.tensors:
+            shape = (len(batch), *spec.shape)
+            if outputs[spec.name].shape != shape:
+                raise ValueError(
+                    f"output {spec.name!r} has shape {list(outputs[spec.name].shape)}, not "
+                    f"{list(shape)}"
+                )
+        return kind.output.join(outputs)
+
+
+def open_session(
+    content: bytes, threads: int = 1, spinning: bool = False
+) -> onnxruntime.InferenceSession:
+    """The model in `content`, ready to run. Raises ModelError, whose text has no subject."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", _NO_FOLDER
+    )
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        raise ModelError(_why(error)) from error
 
 
 def read_model(path: Path) -> bytes:
@@ -106,31 +158,3 @@ def _why(error: Exception) -> str:
             f"{onnxruntime.__version__} knows; export it for that one or an older"
         )
     return f"cannot be loaded by ONNX Runtime ({text}); is it a complete ONNX file?"
-
-
-def _spec(subject: str, role: str, nodes: list[Any]) -> TensorSpec:
-    if len(nodes) != 1:
-        raise ModelError(
-            f"{subject} has {len(nodes)} {role}s ({', '.join(node.name for node in nodes)}); "
-            "export a model with one input and one output"
-        )
-    node = nodes[0]
-    if node.type not in _DATATYPES:
-        raise ModelError(f"{subject} has {role} {node.name!r} of {node.type}, not of numbers")
-    if not node.shape or isinstance(node.shape[0], int):
-        raise ModelError(
-            f"{subject} has {role} {node.name!r} of shape {node.shape}, without a free batch axis "
-            "in front; export it with a dynamic first axis (torch.onnx.export(dynamic_shapes=...))"
-        )
-    shape = node.shape[1:]
-    if not all(isinstance(axis, int) and axis > 0 for axis in shape):
-        raise ModelError(
-            f"{subject} has {role} {node.name!r} of shape {node.shape}; only the batch axis may "
-            "be free, export it with the others fixed"
-        )
-    try:
-        return TensorSpec(node.name, _DATATYPES[node.type], tuple(shape))
-    except ValueError as error:
-        raise ModelError(
-            f"{subject} has {role} {node.name!r} that is too large: {error}"
-        ) from error

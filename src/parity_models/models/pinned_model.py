@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import IO, Self
 
 from parity_models.errors import ModelError
-from parity_models.models.onnx_model import read_model
+from parity_models.models.onnx_model import OnnxModel, read_model
+from parity_models.models.signature import Signature
 
 CHUNK = 2**20
 """Bytes that are copied at a time."""
@@ -14,10 +15,14 @@ CHUNK = 2**20
 
 @dataclass(frozen=True)
 class PinnedModel:
-    """An ONNX file that is only used while its content has this `sha256` (hexadecimal)."""
+    """An ONNX file that is only used while its content has this `sha256` (hexadecimal).
+
+    `signature` is the model's; None: as the file says itself.
+    """
 
     path: Path
     sha256: str
+    signature: Signature | None = None
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -29,6 +34,10 @@ class PinnedModel:
         content = read_model(self.path)
         check_sha256(self.path, self.sha256, hashlib.sha256(content).hexdigest())
         return content
+
+    def load(self) -> OnnxModel:
+        """The model. Raises ModelError if it cannot be read or is another by now."""
+        return OnnxModel(self.read(), signature=self.signature)
 
     def copy_to(self, file: IO[bytes]) -> None:
         """Write the content, piece by piece, into an open file. Raises ModelError as `read` does,

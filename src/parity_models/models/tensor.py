@@ -1,11 +1,16 @@
-"""What a model's input and output look like."""
+"""What one tensor of a model looks like, and how a row of several lies in memory."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 DATATYPES: dict[str, np.dtype[np.generic]] = {
     "FP16": np.dtype(np.float16),
@@ -26,25 +31,24 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
 MAX_VALUES = 2**28
 """What one row can hold: 1 GiB of FP32."""
 
-Axis = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Name, data type and shape of a model's input or output.
+    """Name, data type and shape of a tensor.
 
     `datatype` is a name of the Open Inference Protocol (a key of DATATYPES); `shape` is that of
     one row, without the batch axis.
     """
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    name: Name
     datatype: str
-    shape: Annotated[tuple[Axis, ...], msgspec.Meta(max_length=32)]
+    shape: Annotated[tuple[Size, ...], msgspec.Meta(max_length=32)]
 
     def __post_init__(self) -> None:
-        if self.datatype not in DATATYPES:
-            raise ValueError(f"datatype {self.datatype!r} is not one of {', '.join(DATATYPES)}")
-        if prod(self.shape) > MAX_VALUES:
-            raise ValueError(f"a row of shape {list(self.shape)} has more than {MAX_VALUES} values")
+        check_datatype(self.datatype)
+        check_values(self.shape)
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -56,3 +60,93 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def __str__(self) -> str:
         return f"{self.name!r} {self.datatype} {list(self.shape)}"
+
+
+def check_datatype(datatype: str) -> None:
+    """Raise ValueError unless it is a key of DATATYPES."""
+    if datatype not in DATATYPES:
+        raise ValueError(f"datatype {datatype!r} is not one of {', '.join(DATATYPES)}")
+
+
+def check_values(shape: Sequence[int]) -> None:
+    """Raise ValueError for a row of more than MAX_VALUES values."""
+    if prod(shape) > MAX_VALUES:
+        raise ValueError(f"a row of shape {list(shape)} has more than {MAX_VALUES} values")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one row of these `tensors` lies in memory, so that it is one array whatever it holds.
+
+    A row of one tensor is an array of the tensor's shape. A row of several is a record, a NumPy
+    array of shape () with a field for each, called as the tensor is. A batch of rows has one axis
+    more in front.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+
+    @cached_property
+    def is_record(self) -> bool:
+        return len(self.tensors) > 1
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        if not self.is_record:
+            return self.tensors[0].dtype
+        return np.dtype([(each.name, each.dtype, each.shape) for each in self.tensors], align=True)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return () if self.is_record else self.tensors[0].shape
+
+    @cached_property
+    def row_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @cached_property
+    def row_values(self) -> int:
+        return sum(prod(each.shape) for each in self.tensors)
+
+    def zeros(self, rows: int) -> Array:
+        """A batch of `rows` rows of zeros."""
+        return np.zeros((rows, *self.shape), self.dtype)
+
+    def draw(self, rng: np.random.Generator, rows: int) -> Array:
+        """A batch of rows that most models take: numbers from 0 to 1, integers 0 or 1."""
+        return self.join(
+            {
+                each.name: rng.random((rows, *each.shape)).astype(each.dtype)
+                if each.dtype.kind == "f"
+                else rng.integers(0, 2, (rows, *each.shape)).astype(each.dtype)
+                for each in self.tensors
+            }
+        )
+
+    def fits(self, row: Array) -> bool:
+        """Is it a row, without a batch axis, of these tensors?"""
+        return row.shape == self.shape and row.dtype == self.dtype
+
+    def split(self, rows: Array) -> dict[str, Array]:
+        """The tensors (..., *shape) of a row or of a batch of rows, by name: views."""
+        if not self.is_record:
+            return {self.tensors[0].name: rows}
+        return {each.name: rows[each.name] for each in self.tensors}
+
+    def join(self, tensors: Mapping[str, Array]) -> Array:
+        """A batch of rows of the `tensors` (n, *shape), by name: the very array, of one tensor."""
+        first = self.tensors[0]
+        if not self.is_record:
+            return tensors[first.name]
+        rows = self.zeros(len(tensors[first.name]))
+        for each in self.tensors:
+            rows[each.name] = tensors[each.name]
+        return rows
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.tensors))
+
+
+def tensors_in(rows: Array) -> list[Array]:
+    """The tensors (..., *shape) of a row or of a batch of rows, in their order: views."""
+    names = rows.dtype.names
+    return [rows] if names is None else [rows[name] for name in names]

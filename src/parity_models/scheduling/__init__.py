@@ -10,6 +10,7 @@ from parity_models.scheduling.actions import (
     Action,
     Answer,
     Cancel,
+    Compare,
     Decode,
     Encode,
     Fail,
@@ -22,7 +23,7 @@ from parity_models.scheduling.actions import (
     Source,
     Verify,
     WakeAt,
-    parity_work,
+    parity_role,
 )
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
@@ -34,6 +35,7 @@ __all__ = [
     "Action",
     "Answer",
     "Cancel",
+    "Compare",
     "Decode",
     "Encode",
     "EqualResources",
@@ -52,5 +54,5 @@ __all__ = [
     "Source",
     "Verify",
     "WakeAt",
-    "parity_work",
+    "parity_role",
 ]

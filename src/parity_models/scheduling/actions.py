@@ -9,14 +9,14 @@ from enum import StrEnum
 from msgspec import Struct
 
 DEPLOYED = "deployed"
-"""The work of running the deployed model."""
+"""The role of running the deployed model."""
 
 BACKUP = "backup"
-"""The work of running an approximate backup: a cheaper network, over the same queries."""
+"""The role of running an approximate backup: a cheaper network, over the same queries."""
 
 
-def parity_work(j: int) -> str:
-    """The work of running parity model j: one name per row of the code."""
+def parity_role(j: int) -> str:
+    """The role of running parity model j: one name per row of the code."""
     return f"parity-{j}"
 
 
@@ -56,7 +56,7 @@ class RecycleReason(StrEnum):
 
 
 class Run(Struct, frozen=True):
-    """Run `work` on `instance` over `subjects`, as one batch.
+    """Run `role` on `instance` over `subjects`, as one batch.
 
     Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work (whose parity
     query was made by an earlier Encode).
@@ -64,7 +64,7 @@ class Run(Struct, frozen=True):
 
     instance: str
     unit: int
-    work: str
+    role: str
     subjects: tuple[int, ...]
 
 
@@ -123,8 +123,19 @@ class Cancel(Struct, frozen=True):
     unit: int
 
 
+class Compare(Struct, frozen=True):
+    """Nobody needs the outcome of `unit`, of a stand-in, any more; it runs on, to be compared.
+
+    The driver compares its outputs with predictions of the deployed model, as far as both are to be
+    had, and reports `compared`.
+    """
+
+    instance: str
+    unit: int
+
+
 class Verify(Struct, frozen=True):
-    """Run golden query number `probe` of `work` on `instance`, as `unit`, and compare.
+    """Run golden query number `probe` of `role` on `instance`, as `unit`, and compare.
 
     The driver knows some queries whose outputs are known, for each work; they are numbered from 0
     and taken in turn (`probe` modulo their number). It reports `unit_verified`.
@@ -132,7 +143,7 @@ class Verify(Struct, frozen=True):
 
     instance: str
     unit: int
-    work: str
+    role: str
     probe: int
 
 
@@ -173,6 +184,7 @@ Action = (
     | Answer
     | Fail
     | Cancel
+    | Compare
     | Verify
     | Recycle
     | ForgetQueries

@@ -11,7 +11,11 @@ not been empty for a second, a query is taken only if its wait is short: the con
 Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling Queue Delay,
 ACM Queue 10(5), 2012).
 
-Clients may give up sooner than their deadlines say: see patience.py.
+Clients may give up sooner than their deadlines say: see patience.py. Then the newest query runs
+first, as its client is the most likely to be there still, and one that has waited so long that it
+cannot be answered before its client goes is refused then (adaptive last-in first-out; Maurer, too).
+While there are more queries than can be answered, some have to go in any case; so nearly no
+instance idles, and nearly none runs what nobody waits for.
 
 If nothing waits and there are idle instances for all queries of a request, they are always taken,
 and where nothing has run for a while, nothing is expected. So no estimate, however wrong, locks the
@@ -69,7 +73,7 @@ class Admission:
     """Estimates how long queries wait and run. Times in seconds; `max_queue` may wait at most, and
     an instance runs up to `max_batch` at once.
 
-    It counts units of the deployed model that were not spare work.
+    It counts units of the deployed model that were not preemptible work.
     """
 
     def __init__(self, max_queue: int, max_batch: int = 1, seed: int = 0) -> None:
@@ -116,6 +120,10 @@ class Admission:
         """A client has given a query up, for which it had waited so long."""
         self._patience.given_up(now, waited, takes=self._runs.quantile(LONG_RUN) or 0.0)
 
+    def wanted_until(self, now: float, due: float) -> float:
+        """When the client of a query that arrives now, and is due then, gives it up."""
+        return min(due, now + self._patience.limit(now))
+
     @property
     def typical_run(self) -> float:
         """The median run time; 0 while it is unknown."""
@@ -137,6 +145,9 @@ class Admission:
         """
         if not waiting:
             self._empty_at = now
+            if queries <= min(idle() * self._max_batch, self._max_queue):
+                self._spend(now)
+                return None
         if not instances:
             detail = "no instance of the model is up; try again later"
             return Refusal(Reason.NO_INSTANCES, detail, self._jittered(NO_INSTANCES_RETRY))
@@ -147,29 +158,37 @@ class Admission:
             return self._overloaded(detail, wait)
         if rate is None:
             return None
-        patience = self._patience.limit(now)
-        left = min(due - now, patience)
+        left = self.wanted_until(now, due) - now
         run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
         wait = waiting / rate
-        # The last of them starts after those before it, once a unit that runs has ended.
-        takes = SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
+        impatient = now + left < due
+        if impatient:
+            # The newest go first, and who waits too long leaves: waits need not be overestimated.
+            takes = (waiting + queries - 1) / rate + run
+        else:
+            # The last of them starts after those before it, once a unit that runs has ended.
+            takes = SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
         short = max(min(SHORT, SHORT_RUNS * run), LEAST_RUNS * run, SHORT_SHARE * left)
         standing = now - self._empty_at
         if takes > left:
             beyond = takes - left
-            late = "clients give up after" if left == patience else "is due in"
+            late = "clients give up after" if impatient else "is due in"
             until = f"an answer takes {takes:.3f} s, and {late} {left:.3f} s"
         elif standing > max(STANDING, STANDING_RUNS * run) and wait > short:
             beyond = wait - short
             until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
         else:
             return None
-        if not waiting and queries <= idle() * self._max_batch:
-            return None
         if queries > 1:
             until = f"{queries} queries at once are many: {until}"
         there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
         return self._overloaded(f"{until}: {there}", beyond)
+
+    def overtaken(self, waited: float, patience: float, waiting: int) -> Refusal:
+        """Why a query is given up that has waited so long, while newer ones were run: its client
+        would not be there any more. So many queries wait, this one included."""
+        detail = f"{waiting} queries wait, this one for {waited:.3f} s,"
+        return self._overloaded(f"{detail} and clients give up after {patience:.3f} s", waited)
 
     def _overloaded(self, detail: str, seconds: float) -> Refusal:
         detail = f"{detail}; try again later"
@@ -177,6 +196,11 @@ class Admission:
 
     def _jittered(self, seconds: float) -> float:
         return seconds * self._random.uniform(1, 2)
+
+    def capacity(self, now: float, instances: int) -> float:
+        """How many queries a second these instances are taken to answer while all are busy; 0 while
+        that is unknown."""
+        return self._rate(now, instances) or 0.0
 
     def _rate(self, now: float, instances: int) -> float | None:
         """How many queries a second these instances answer while all are busy, if known."""

@@ -6,8 +6,9 @@ from typing import Any
 
 from parity_models.errors import UserError
 from parity_models.options import OptionField, Options, Spell, make_options, options_of
+from parity_models.registry import is_own
 from parity_models.scheduling.dispatch import RULES, Dispatch
-from parity_models.scheduling.policies import POLICIES, Erasures, Policy
+from parity_models.scheduling.policies import POLICIES, Policy, StandIns
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,17 @@ class PolicyChoice:
         values = {name: value for each in options for name, value in asdict(each).items()}
         return {"name": self.name, "dispatch": self.dispatch, **values}
 
-    def build(self, code: Erasures | None) -> tuple[Policy, Dispatch]:
+    def build(self, stand_ins: StandIns) -> tuple[Policy, Dispatch]:
         """The policy and its dispatch rule, for one scheduler.
 
-        Raises UserError where the policy needs a code and there is none.
+        Raises UserError where the policy needs a stand-in that is not among `stand_ins`.
         """
-        if self.policy.needs_code and code is None:
+        if self.policy.needs_code and stand_ins.code is None:
             raise UserError(f"the policy {self.name} needs a code, and there is none")
+        if self.policy.needs_stand_in and not stand_ins:
+            raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
         of_policy, of_rule = _options(self.name, self.options, self.dispatch)
-        policy = self.policy.build(of_policy, code)
+        policy = self.policy.build(of_policy, stand_ins)
         return policy, policy.dispatch() if self.rule is None else self.rule.build(of_rule)
 
 
@@ -62,7 +65,7 @@ def choose(name: str, given: Mapping[str, Any], spell: Spell = str) -> PolicyCho
     options = {option: value for option, value in given.items() if option != "dispatch"}
     dispatch = given.get("dispatch")
     _options(name, options, dispatch, spell)
-    return PolicyChoice(name, options, dispatch)
+    return PolicyChoice(name if is_own(name) else POLICIES.find(name).name, options, dispatch)
 
 
 def declared_options(policy: str, dispatch: str | None = None) -> list[OptionField]:

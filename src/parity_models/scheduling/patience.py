@@ -24,6 +24,12 @@ LEAST = 0.02
 benchmark do, many at once, have another reason.
 """
 
+WAY = 0.002
+"""Seconds before that from which on an answer would come too late: it has a way to its client, and
+that its client has gone is heard of as much later. By simulation, where clients wait for 33 ms,
+runs take 20 ms, and the way 1 ms: 1 to 2 % of capacity more are answered in time than without this.
+"""
+
 REMEMBERED = 30.0
 """Seconds for which it is expected, after more than SHARE were last given up."""
 
@@ -51,8 +57,8 @@ class Patience:
         self._share -= NEWEST * self._share
 
     def limit(self, now: float) -> float:
-        """How long a query may take, for its client to be there still."""
+        """How long a query may take, for its client to be there still when the answer comes."""
         if now > self._until:
             return inf
         early = self._given_up.quantile(EARLY)
-        return inf if early is None else early
+        return inf if early is None else early - WAY

@@ -4,8 +4,8 @@ It lies below policies and dispatch rules, and the scheduler implements it. Who 
 reads queries, tasks and units, and never writes them. Times are in seconds.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from typing import Any, Protocol
 
 from parity_models.scheduling.actions import Decode, Encode, Reason, RecycleReason, Source
 from parity_models.scheduling.timers import Timer
@@ -33,8 +33,11 @@ class Port(Protocol):
     def nodes(self) -> int:
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
 
-    def queued(self, work: str) -> int:
-        """How many tasks of this work are queued."""
+    def queued(self, role: str) -> int:
+        """How many tasks of this role are queued."""
+
+    def up(self, role: str) -> int:
+        """How many instances are up that can run this role."""
 
     def pending_query(self, query: int) -> Query | None:
         """The query, if it has been neither answered nor failed."""
@@ -48,15 +51,24 @@ class Port(Protocol):
     # Tasks
 
     def submit(
-        self, work: str, subject: int, kind: Hashable, apart: list[Task], *, spare: bool = False
+        self,
+        role: str,
+        subject: int,
+        kind: Hashable,
+        apart: list[Task],
+        *,
+        preemptible: bool = False,
     ) -> Task:
         """Queue a task of redundant work. It joins the tasks `apart`: see `keep_apart`."""
 
-    def copy(self, query: Query, *, spare: bool = False) -> None:
-        """Queue a copy of the query, to run the deployed model on another instance."""
+    def copy(self, query: Query, *, last: bool = False) -> None:
+        """Queue a copy of the query, to run the deployed model on another instance.
 
-    def hurry(self, task: Task) -> None:
-        """A spare task that is queued is spare no longer: it takes its turn among all others."""
+        It goes to the head of the queue, for it is as old as its query; `last`, to the end.
+        """
+
+    def held_back(self, role: str) -> None:
+        """A late query is not sent to this role now, as the budget or the load forbids: counted."""
 
     def drop(self, task: Task) -> None:
         """Nobody needs this task: take it from the queue, or cancel its unit if it was the last."""
@@ -70,7 +82,7 @@ class Port(Protocol):
         """
 
     def keep_idle(self, instances: int) -> None:
-        """Start spare tasks only while more instances than these are idle."""
+        """Start preemptible tasks only while more instances than these are idle."""
 
     # Timers
 
@@ -93,7 +105,7 @@ class Port(Protocol):
     def decode(self, decode: Decode) -> None:
         """Have slots of a group reconstructed, and their queries answered.
 
-        Until then the queries are `decoding`; those whose reconstruction cannot be right are not
+        Until then the queries are `decoding`; those whose reconstruction may not be given are not
         answered, and are `spoiled` from then on.
         """
 
@@ -113,17 +125,25 @@ class Port(Protocol):
 class HealthPort(Port, Protocol):
     """What those may have done besides who decide about instances, and what is lost with them."""
 
-    def units(self) -> list[Unit]:
-        """The units that run, oldest first."""
+    @property
+    def units(self) -> Mapping[int, Unit]:
+        """The units that run, by their ids, oldest first."""
 
-    def verify(self, instance: str, work: str, probe: int) -> None:
-        """Have an instance that is given nothing else answer a golden query of a work."""
+    def tell(
+        self, about: Collection[int], hook: Callable[..., None], *args: Any, **options: Any
+    ) -> None:
+        """Call a hook of the policy; if it raises, the queries `about` which it was fail soon."""
+
+    def verify(self, instance: str, role: str, probe: int) -> Unit:
+        """Have an instance that is given nothing else answer a golden query of a role."""
 
     def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
         """Have an instance ended, and another put in its place."""
 
-    def queue_again(self, query: Query, task: Task) -> None:
-        """Queue a task of the query again, at the head, after it was lost."""
+    def queue_again(self, task: Task) -> None:
+        """Queue a task again, at the head, after it failed or was lost."""
 
-    def fail(self, query: Query, reason: Reason, detail: str) -> None:
+    def fail(
+        self, query: Query, reason: Reason, detail: str, retry_after: float | None = None
+    ) -> None:
         """Fail the query, now."""

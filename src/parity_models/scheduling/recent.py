@@ -12,12 +12,15 @@ class RecentDurations:
         self._every = every
         self._until_update = every
 
-    def add(self, seconds: float) -> None:
+    def add(self, seconds: float) -> bool:
+        """Something took so long; were the quantiles brought up to date?"""
         self._recent.append(seconds)
         self._until_update -= 1
-        if not self._until_update:
-            self._until_update = self._every
-            self._ranked = sorted(self._recent)
+        if self._until_update:
+            return False
+        self._until_update = self._every
+        self._ranked = sorted(self._recent)
+        return True
 
     def quantile(self, share: float) -> float | None:
         """The duration that this share stayed below; None before the first update."""

@@ -2,8 +2,7 @@
 
 import heapq
 from collections.abc import Callable
-
-from msgspec import Struct
+from dataclasses import dataclass
 
 LEAST_DELAY = 1e-4
 """Seconds after which something that is not yet to be done is looked at again, at the least: a
@@ -11,7 +10,8 @@ delay learned from units that took no time would have it looked at for ever, at 
 """
 
 
-class Timer(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Timer:
     """Something to do at a time, until it is done or cancelled."""
 
     callback: Callable[[], None] | None

@@ -1,43 +1,48 @@
 """What is queued and run: tasks, units, and the queries they are for."""
 
 from collections.abc import Hashable
-
-from msgspec import Struct
+from dataclasses import dataclass, field
 
 from parity_models.scheduling.actions import DEPLOYED
 from parity_models.scheduling.timers import Timer
 
 
-class Task(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Task:
     """One row of work for one model.
 
     Tasks with the same subject (copies of a query), or with the same `group` (its coding group, if
     it is of a member of one), never share a batch, else one slow instance would hold up all of
     them. `apart` are lists of tasks, this one in each, that run on different instances and nodes,
-    as far as there are enough. A `spare` task runs only on capacity that originals do not need; one
-    that is `alone` shares its batch with no other. A task is queued, or running as part of a unit,
-    or over. Of the instances that it failed on, as many as `turned_away` were only busy. `charge`:
-    which instance was charged with its failure, and with how much.
+    as far as there are enough. A `preemptible` task runs only on capacity that originals do not
+    need; one that is `alone` shares its batch with no other. One that is `comparing` is for nobody
+    but the comparison with what the deployed model has answered; no policy knows of it (floor.py).
+    A task is queued, or running as part of a unit, or over. Of the instances that it failed on, as
+    many as `turned_away` were only busy. `charge`: which instance was charged with its failure, and
+    with how much.
     """
 
-    work: str
+    role: str
     subject: int
     kind: Hashable
     group: int | None = None
-    spare: bool = False
+    preemptible: bool = False
     alone: bool = False
+    comparing: bool = False
     unit: "Unit | None" = None
     wanted: bool = True
-    failed_on: list[str] = []
+    failed_on: list[str] = field(default_factory=list)
     turned_away: int = 0
     charge: tuple[str, float] | None = None
-    apart: list[list["Task"]] = []
+    apart: list[list["Task"]] = field(default_factory=list)
 
 
-class Unit(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Unit:
     """A batch of tasks that runs on one instance since `started`.
 
-    Where it has no tasks, it is a golden query of the work `golden` instead.
+    Where it has no tasks, it is a golden query of the role `golden` instead. `sound`: what the
+    instance was given before, it has finished, so that it was well when this unit began.
     """
 
     id: int
@@ -45,25 +50,32 @@ class Unit(Struct, eq=False):
     tasks: list[Task]
     started: float
     golden: str | None = None
+    sound: bool = True
 
     @property
-    def work(self) -> str:
-        return self.golden or self.tasks[0].work
+    def role(self) -> str:
+        return self.golden or self.tasks[0].role
 
     @property
     def is_original(self) -> bool:
-        """Does it run the deployed model, other than as spare work?"""
-        return bool(self.tasks) and self.tasks[0].work == DEPLOYED and not self.tasks[0].spare
+        """Does it run the deployed model, other than as preemptible work?"""
+        return bool(self.tasks) and self.tasks[0].role == DEPLOYED and not self.tasks[0].preemptible
+
+    @property
+    def is_comparison(self) -> bool:
+        """Does it run for nobody but a comparison?"""
+        return bool(self.tasks) and self.tasks[0].comparing
 
 
-class Query(Struct, eq=False):
+@dataclass(slots=True, eq=False)
+class Query:
     """A query that has neither been answered nor failed. Times in seconds.
 
     `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
     deadline, `alarm` the policy's timer that ends with it. Queries of different
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
     deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
-    `spoiled`: what was reconstructed cannot be right, and it is not tried again. `kills` counts
+    `spoiled`: what a stand-in said may not be given, and none is asked again. `kills` counts
     the units with its input that were running when their instance left; `lost_alone`: one of them
     had no other pending query's input.
     """

@@ -1,1 +1,7 @@
-""""""
+"""What answers queries: the frontend, engines, and the servers of the protocol."""
+
+import os
+
+# Workers are forks of this process, for a moment. gRPC's handlers of forks, for children that go on
+# with gRPC, end one in ten of them with a segmentation fault. It reads this when it is imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

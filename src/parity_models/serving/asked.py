@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from parity_models.scheduling import Source
 from parity_models.serving.errors import RequestError
+from parity_models.serving.request_log import RequestLog
 
 
 class Answers(Struct, frozen=True, eq=False):
@@ -39,7 +40,7 @@ class Asked(Struct, eq=False):
     """A request under way; its `future` is of Answers, or of a RequestError.
 
     Query `first + i` is its row i. What a query can be answered with, or decoded from, is
-    `at_hand` by its id and the source; `ran_on` is the instance that made its prediction.
+    `at_hand` by its id and the source; `ran_on` is the instance that made it.
     """
 
     first: int
@@ -48,9 +49,11 @@ class Asked(Struct, eq=False):
     outputs: NDArray[Any]
     future: asyncio.Future[Answers]
     unanswered: int
+    due: float
+    request: RequestLog | None
     sources: list[Source]
     at_hand: dict[tuple[int, Source], NDArray[Any]] = {}
-    ran_on: dict[int, str] = {}
+    ran_on: dict[tuple[int, Source], str] = {}
 
     @property
     def queries(self) -> range:

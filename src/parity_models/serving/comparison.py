@@ -1,10 +1,10 @@
-"""How right reconstructions are, live: predictions compared with what would have replaced them.
+"""How right stand-ins are, live: predictions compared with what would have replaced them.
 
 What disagrees may be the stand-in's error, or that of an instance which answers wrongly: so that
 the latter is found, the instances that made the two are told with every comparison.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple
@@ -13,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.scheduling import Run
+from parity_models.scheduling import Run, Source
+from parity_models.serving.gates import Gates
 from parity_models.serving.metrics import Metrics
-
-ONE_IN = 20
-"""One in so many groups that have a parity output is compared, and one in so many parity units
-that nobody waits for any more runs on, to be."""
 
 
 class Made(NamedTuple):
@@ -34,59 +31,85 @@ Outputs = Sequence[Made | None]
 
 @dataclass(slots=True)
 class _Sample:
-    """A parity unit that runs on, and what is there of its groups, by id."""
+    """A unit of a stand-in that runs on, and what is there of its subjects, by id: predictions of a
+    group that is over, or the prediction of a backup's query."""
 
     unit: int
-    groups: frozenset[int]
+    subjects: frozenset[int]
     over: dict[int, Outputs] = field(default_factory=dict)
 
 
 class Comparison:
-    """Compares predictions with their reconstructions, where both can be had.
+    """Compares predictions with what stand-ins say in their place, where both can be had.
 
-    When a group is over, each of its predictions that is here is reconstructed as if it were
-    not, and the two are counted in `metrics`; this takes time that others wait for, so that
-    only some groups are taken. Most are over before their parity output is here: now and then
-    a parity unit is spared from being cancelled; one at a time. `compared` is called with every
-    instance that made one of the two, and whether they agreed.
+    A backup's output is compared when the later of the two comes. When a group is over, each of its
+    predictions that is here is reconstructed as if it were not, and the two are counted in
+    `metrics`; this takes time that others wait for, so that only one is taken in so many groups
+    that have a parity output, `one_in`; but all while their gate is closed, as it is to open again
+    soon. The `gates` say whether two agree. `compared` is called with every instance that made one
+    of the two, and whether they agreed.
     """
 
-    def __init__(self, code: Code, metrics: Metrics, compared: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        code: Code | None,
+        gates: Gates,
+        metrics: Metrics,
+        compared: Callable[[str, bool], None],
+        one_in: int,
+    ) -> None:
         self._code = code
+        self._gates = gates
         self._metrics = metrics
         self._tell = compared
-        self._cancelled = 0
+        self._one_in = one_in
         self._with_parity = 0
         self._sample: _Sample | None = None
 
-    def spares(self, unit: int, groups: Sequence[int]) -> bool:
-        """Shall this parity unit, which nobody waits for any more, run on?"""
-        self._cancelled += 1
-        if self._sample is not None or self._cancelled % ONE_IN:
-            return False
-        self._sample = _Sample(unit, frozenset(groups))
-        return True
+    def sample(
+        self, unit: int, subjects: Sequence[int], predictions: Mapping[int, Made] | None = None
+    ) -> None:
+        """Nobody waits for this unit of a stand-in, which runs on to be compared.
+
+        `subjects` are groups, or queries of a backup, whose `predictions` are given as far as they
+        are here.
+        """
+        over = {query: (made,) for query, made in (predictions or {}).items()}
+        self._sample = _Sample(unit, frozenset(subjects), dict(over))
 
     def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
         """No more queries of the group are waiting."""
         if any(parities):
             self._with_parity += 1
-            if self._with_parity % ONE_IN == 0:
+            is_due = self._with_parity % self._one_in == 0
+            if is_due or self._gates.is_closed(Source.RECONSTRUCTION):
                 self._compare(predictions, parities)
-        elif self._sample is not None and group in self._sample.groups:
+        elif self._sample is not None and group in self._sample.subjects:
             self._sample.over[group] = predictions
 
-    def finished(self, row: int, run: Run, outputs: NDArray[Any]) -> None:
-        """A parity unit of this row of the code has finished: an output for each of its groups."""
+    def finished(self, row: int | None, run: Run, outputs: NDArray[Any]) -> None:
+        """A unit of a stand-in has finished, with an output for each of its subjects: a parity unit
+        of this `row` of the code, or, None, one of the backup."""
         sample = self._sample
         if sample is None or sample.unit != run.unit:
             return
         self._sample = None
-        for group, output in zip(run.subjects, outputs, strict=True):
-            if group in sample.over:
-                made = Made(output, run.instance)
-                here = [made if j == row else None for j in range(self._code.r)]
-                self._compare(sample.over[group], here)
+        for subject, output in zip(run.subjects, outputs, strict=True):
+            if subject not in sample.over:
+                continue
+            made, here = Made(output, run.instance), sample.over[subject]
+            if row is not None:
+                parities = range(0 if self._code is None else self._code.r)
+                self._compare(here, [made if j == row else None for j in parities])
+            elif here[0] is not None:
+                self.backup(made, here[0])
+
+    def backup(self, backup: Made, prediction: Made) -> None:
+        """A backup's output and the prediction for the same query are here."""
+        makers = (backup.instance, prediction.instance)
+        agreed = self._gates.compared(Source.BACKUP, backup.output, prediction.output, makers)
+        for maker in makers:
+            self._tell(maker, agreed)
 
     def lost(self, unit: int) -> None:
         """This unit will not finish."""
@@ -94,6 +117,7 @@ class Comparison:
             self._sample = None
 
     def _compare(self, predictions: Outputs, parities: Outputs) -> None:
+        assert self._code is not None
         parity_outputs = [made.output if made else None for made in parities]
         here = tuple(made is not None for made in parities)
         for slot, prediction in enumerate(predictions):
@@ -106,18 +130,18 @@ class Comparison:
                 continue
             with np.errstate(all="ignore"):
                 reconstruction = self._code.decode(others, parity_outputs)[slot]
-                agreed = self._count(reconstruction, prediction.output)
-            for made in (prediction, *parities):
-                if made is not None:
-                    self._tell(made.instance, agreed)
+                self._count(reconstruction, prediction.output)
+                makers = [made.instance for made in (prediction, *parities) if made is not None]
+                agreed = self._gates.compared(
+                    Source.RECONSTRUCTION, reconstruction, prediction.output, makers
+                )
+            self._metrics.disagreements.inc(not agreed)
+            for maker in makers:
+                self._tell(maker, agreed)
 
-    def _count(self, reconstruction: NDArray[Any], prediction: NDArray[Any]) -> bool:
+    def _count(self, reconstruction: NDArray[Any], prediction: NDArray[Any]) -> None:
         size = float(np.linalg.norm(prediction))
         error = float(np.linalg.norm(reconstruction - prediction)) / size if size > 0 else 0.0
         if isfinite(error):  # else the sum of errors would be lost for ever
             self._metrics.reconstruction_error.observe(error)
         self._metrics.compared.inc()
-        agreed = bool(reconstruction.argmax() == prediction.argmax())
-        if not agreed:
-            self._metrics.disagreements.inc()
-        return agreed

@@ -25,6 +25,7 @@ from parity_models.scheduling import (
     Action,
     Answer,
     Cancel,
+    Compare,
     Decode,
     Encode,
     Fail,
@@ -39,15 +40,18 @@ from parity_models.scheduling import (
     Verify,
     WakeAt,
 )
-from parity_models.serving.asked import Answers
-from parity_models.serving.comparison import Comparison
+from parity_models.serving.busy_time import BusyTime
 from parity_models.serving.engine import Engine
-from parity_models.serving.errors import ERRORS, InternalError, UnavailableError
 from parity_models.serving.golden import Golden, is_right
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.observer import Observer
+from parity_models.serving.passed_on import headers_of
 from parity_models.serving.poison import Poison
-from parity_models.serving.screen import Screen
+from parity_models.serving.quarantine import Quarantine
+from parity_models.serving.redundant_work import RedundantWork
+from parity_models.serving.replies import Replies
 from parity_models.serving.self_check import SelfCheck
+from parity_models.serving.stand_ins import StandInRules, StandIns
 from parity_models.serving.tensors import Tensors
 from parity_models.serving.wake_up import WakeUp
 
@@ -57,9 +61,6 @@ now = time.monotonic
 CHECK_INTERVAL = 1.0
 """Seconds between two self-checks."""
 
-MAX_QUARANTINED = 100
-"""How many instances that answered wrongly are remembered by name."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -67,9 +68,8 @@ class Driver:
     """Drives `scheduler` with `engine`: it is the engine's listener, and starts and stops it.
 
     `code` encodes and decodes for a policy that asks for it; `default` (*output shape) answers
-    where the scheduler says so; the `screen` says which outputs of stand-ins answer nobody.
-    Instances are verified with the `golden` queries, by work. Queries that end instances go to
-    `poison`.
+    where the scheduler says so; `rules` say which outputs of stand-ins may. Instances are verified
+    with the `golden` queries, by role. Queries that end instances go to `poison`.
     """
 
     def __init__(
@@ -80,30 +80,36 @@ class Driver:
         metrics: Metrics,
         *,
         default: NDArray[Any] | None,
-        screen: Screen,
+        rules: StandInRules,
         golden: Mapping[str, Golden],
         poison: Poison,
     ) -> None:
         self._engine = engine
         self._scheduler = scheduler
         self._metrics = metrics
-        self._default = default
-        self._screen = screen
         self._golden = golden
-        self._poison = poison
-        self._tensors = Tensors(code)
+        self._tensors = Tensors(code, rules.imitated)
         self._parity_rows = self._tensors.parity_rows
+        self.observers: list[Observer] = [RedundantWork(metrics)]
+        """Those who are told of everything."""
         self.requests = self._tensors.requests
         """The request of each query that is remembered, by the query's id."""
+        self._replies = Replies(self.requests, metrics, default, poison, rules.imitated)
         self.units: dict[int, Run | Verify] = {}
         """The units that the engine has."""
-        self.quarantined: deque[str] = deque(maxlen=MAX_QUARANTINED)
-        """The instances that answered a golden query wrongly, the latest last."""
-        compared = partial(self._report, scheduler.compared)
-        self._comparison = None if code is None else Comparison(code, metrics, compared)
+        self.busy = BusyTime()
+        self.quarantine = Quarantine(metrics)
+        self._stand_ins = StandIns(
+            code,
+            self._tensors,
+            rules,
+            metrics,
+            compared=partial(self._report, scheduler.compared),
+            gate_turned=partial(self._report, scheduler.gate_turned),
+        )
         self._self_check = SelfCheck()
         self._check_timer: asyncio.TimerHandle | None = None
-        self._wake_up = WakeUp(self._wake)
+        self._wake_up = WakeUp(lambda: self.carry_out(scheduler.time_passed(now())))
         self._reports: deque[Callable[[], list[Action]]] = deque()
         self._started = False
         self._draining = False
@@ -113,19 +119,20 @@ class Driver:
             Run: self._run,
             Encode: self._encode,
             Decode: self._decode,
-            Answer: self._answer,
+            Answer: lambda action: self._replies.answer(action, now()),
             Fail: self._fail,
             Cancel: self._cancel,
+            Compare: self._compare,
             Verify: self._verify,
             Recycle: self._recycle,
             ForgetQueries: self._tensors.forget_queries,
-            ForgetGroup: self._forget_group,
+            ForgetGroup: self._stand_ins.forget_group,
             WakeAt: lambda action: self._wake_up.set(action.time),
         }
 
-    async def start(self, works: Sequence[frozenset[str]]) -> None:
+    async def start(self, roles: Sequence[frozenset[str]]) -> None:
         """Start the engine, which is then checked now and then."""
-        await self._engine.start(works, self)
+        await self._engine.start(roles, self)
         self._started = True
         self._check()
 
@@ -141,40 +148,47 @@ class Driver:
         self._wake_up.cancel()
         if self._check_timer is not None:
             self._check_timer.cancel()
-        for asked in set(self.requests.values()):
-            asked.fail(UnavailableError("the server was stopped"))
+        self._replies.stop()
         await self._engine.stop()
 
     # For the engine: EngineListener
 
     def instance_joined(
-        self, instance: str, works: frozenset[str], node: str | None = None
+        self, instance: str, roles: frozenset[str], node: str | None = None
     ) -> None:
         if self._started:
             self._metrics.restarts.inc()
-        self.carry_out(self._scheduler.instance_joined(now(), instance, works, node))
+        for each in self.observers:
+            each.instance_joined(now(), instance, roles, node)
+        self.carry_out(self._scheduler.instance_joined(now(), instance, roles, node))
 
     def instance_left(self, instance: str, why: str) -> None:
         for id in [id for id, run in self.units.items() if run.instance == instance]:
             self._lose(id)
+        for each in self.observers:
+            each.instance_left(now(), instance, why)
         self.carry_out(self._scheduler.instance_left(now(), instance))
 
     def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
         run = self.units.pop(unit, None)
         if run is None:
             return  # it was lost, or has been reported before
+        self._ended(run, finished=True)
         if isinstance(run, Verify):
-            golden = self._golden[run.work]
-            right = is_right(golden, run.probe, outputs[0], self._engine.tolerance)
+            golden = self._golden[run.role]
+            right = is_right(golden, run.probe, outputs[0, ...], self._engine.tolerance)
             self.carry_out(self._scheduler.unit_verified(now(), unit, right))
             return
         self._tensors.keep(run, outputs)
         unusable: Collection[int] = ()
-        if run.work == BACKUP:
-            unusable = [run.subjects[row] for row in self._screen.impossible(outputs)]
-            self._metrics.impossible.inc(len(unusable))
-        if self._comparison is not None and run.work in self._parity_rows:
-            self._comparison.finished(self._parity_rows[run.work], run, outputs)
+        if run.role == BACKUP:
+            rows = self._stand_ins.unusable(Source.BACKUP, run.subjects, outputs)
+            unusable = {run.subjects[row] for row in rows}
+            self._refused(unusable)
+        try:
+            self._stand_ins.finished(run, outputs)
+        except Exception:  # a decoder of somebody's own may raise: queries have their answers still
+            _log.exception("unit %d could not be compared", unit)
         self.carry_out(self._scheduler.unit_finished(now(), unit, unusable))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
@@ -185,10 +199,23 @@ class Driver:
             self._lose(unit)
             self.carry_out(self._scheduler.unit_failed(now(), unit, detail, busy=busy))
 
+    def headers_of(self, unit: int) -> Mapping[str, str]:
+        run = self.units.get(unit)
+        return headers_of(run, self._tensors, self.observers) if isinstance(run, Run) else {}
+
     def _lose(self, unit: int) -> None:
-        del self.units[unit]
-        if self._comparison is not None:
-            self._comparison.lost(unit)
+        self._ended(self.units.pop(unit), finished=False)
+        self._stand_ins.lost(unit)
+
+    def _ended(self, unit: Run | Verify, *, finished: bool) -> None:
+        self.busy.end(unit.unit, now())
+        for each in self.observers:
+            each.unit_ended(now(), unit, finished=finished)
+
+    def _refused(self, queries: Collection[int]) -> None:
+        if queries:
+            for each in self.observers:
+                each.refused(now(), queries)
 
     # The scheduler's actions
 
@@ -203,6 +230,9 @@ class Driver:
             self._idle.set()
 
     def _do_all(self, actions: Sequence[Action]) -> None:
+        if actions:
+            for each in self.observers:
+                each.acted(now(), actions)
         for action in actions:
             try:
                 self._do[type(action)](action)
@@ -216,19 +246,17 @@ class Driver:
         why = "the server failed to handle the query; its log says why"
         match action:
             case Run() | Verify():
-                if isinstance(action, Run) and action.work not in self._parity_rows:
+                if isinstance(action, Run) and action.role not in self._parity_rows:
                     self._report(self._scheduler.queries_failed, action.subjects, why)
                 if action.unit in self.units:  # the engine may have it
                     self._reports.append(partial(self._recycle_in_vain, action.instance))
                 else:
+                    self._ended(action, finished=False)
                     self._report(self._scheduler.unit_failed, action.unit, why)
             case Decode(group, slots=slots):
                 self._report(self._scheduler.decoded, group, slots)
             case Answer(query):
-                asked = self.requests[query]
-                self._metrics.failures.labels(Reason.INTERNAL).inc()
-                asked.fail(InternalError(f"{Reason.INTERNAL}: {why}"))
-                self._report(self._scheduler.queries_abandoned, asked.queries)
+                self._fail(Fail(query, Reason.INTERNAL, why))
 
     def _recycle_in_vain(self, instance: str) -> list[Action]:
         self._engine.recycle(instance, "may have got a unit, or not")
@@ -241,12 +269,16 @@ class Driver:
     def _run(self, action: Run) -> None:
         rows = self._tensors.rows(action)
         self.units[action.unit] = action
-        self._engine.run(action.instance, action.unit, action.work, rows)
+        self.busy.begin(action.unit, action.role, now())
+        self._engine.run(action.instance, action.unit, action.role, rows)
 
     def _encode(self, action: Encode) -> None:
         started = now()
         self._tensors.encode(action)
-        self._metrics.encode.observe(now() - started)
+        ended = now()
+        self._metrics.encode.observe(ended - started)
+        for each in self.observers:
+            each.encoded(started, ended, action)
         self._metrics.group_wait.observe(action.group_wait)
 
     def _decode(self, action: Decode) -> None:
@@ -254,81 +286,50 @@ class Driver:
         wrong = [
             slot
             for slot, reconstruction in self._tensors.decode(action).items()
-            if self._screen.impossible(reconstruction[np.newaxis])
+            if self._stand_ins.unusable(
+                Source.RECONSTRUCTION, (action.members[slot],), reconstruction[np.newaxis]
+            )
         ]
-        if wrong:
-            self._metrics.impossible.inc(len(wrong))
-        self._metrics.decode.observe(now() - started)
+        ended = now()
+        self._metrics.decode.observe(ended - started)
+        for each in self.observers:
+            each.decoded(started, ended, action)
+        self._refused([action.members[slot] for slot in wrong])
         self._report(self._scheduler.decoded, action.group, wrong)
 
-    def _answer(self, action: Answer) -> None:
-        asked = self.requests[action.query]
-        row = action.query - asked.first
-        if action.source is Source.DEFAULT:
-            asked.outputs[row] = self._default
-        else:
-            asked.outputs[row] = asked.at_hand[action.query, action.source]
-        asked.sources[row] = action.source
-        asked.unanswered -= 1
-        self._metrics.latency[action.source].observe(now() - asked.arrived)
-        if action.source is Source.RECONSTRUCTION:
-            self._metrics.reconstructions.inc()
-        if not asked.unanswered and not asked.future.done():
-            asked.future.set_result(Answers(asked.outputs, asked.sources))
-
     def _fail(self, action: Fail) -> None:
-        asked = self.requests[action.query]
-        self._metrics.failures.labels(action.reason).inc()
-        if action.reason is Reason.POISON:
-            self._poison.remember(self._tensors.row(action.query), now())
-        if not asked.future.done():
-            error = ERRORS[action.reason]
-            text = f"{action.reason}: {action.detail}"
-            asked.fail(error(text, retry_after=action.retry_after))
-            if len(asked.rows) > 1:  # without this row, nobody needs the others
-                self._report(self._scheduler.queries_abandoned, asked.queries)
+        rest = self._replies.fail(action, now())
+        if rest:
+            self._report(self._scheduler.queries_abandoned, rest)
 
     def _cancel(self, action: Cancel) -> None:
         run = self.units.get(action.unit)
-        if run is None:
-            return  # it has ended in the meantime
-        if (
-            self._comparison is None
-            or not isinstance(run, Run)
-            or run.work not in self._parity_rows
-            or not self._comparison.spares(action.unit, run.subjects)
-        ):
+        if run is not None and not any(each.spares(run) for each in self.observers):
             self._engine.cancel(action.instance, action.unit)
 
+    def _compare(self, action: Compare) -> None:
+        run = self.units.get(action.unit)
+        if isinstance(run, Run):
+            self._stand_ins.sample(run)
+
     def _verify(self, action: Verify) -> None:
-        golden = self._golden.get(action.work)
+        golden = self._golden.get(action.role)
         if golden is None:
             self._report(self._scheduler.unit_verified, action.unit, True)
             return
         self.units[action.unit] = action
+        self.busy.begin(action.unit, action.role, now())
         self._metrics.verifications.inc()
         rows, _ = golden
-        row = rows[action.probe % len(rows)]
-        self._engine.run(action.instance, action.unit, action.work, [row])
+        row = rows[action.probe % len(rows), ...]
+        self._engine.run(action.instance, action.unit, action.role, [row])
 
     def _recycle(self, action: Recycle) -> None:
         _log.warning("instance %s is replaced: it %s", action.instance, action.why)
         self._metrics.recycled.labels(action.reason).inc()
         if action.reason is RecycleReason.QUARANTINED:
-            if len(self.quarantined) == MAX_QUARANTINED:
-                self._metrics.quarantined.remove(self.quarantined[0])
-            self.quarantined.append(action.instance)
-            self._metrics.quarantined.labels(action.instance).inc()
+            self.quarantine.add(action.instance)
         self._engine.recycle(action.instance, action.why)
-
-    def _forget_group(self, action: ForgetGroup) -> None:
-        group = self._tensors.forget_group(action)
-        if self._comparison is not None:
-            predictions = [self._tensors.prediction(query) for query in group.members]
-            self._comparison.group_over(action.group, predictions, group.outputs)
-
-    def _wake(self) -> None:
-        self.carry_out(self._scheduler.time_passed(now()))
 
     # Does the engine have what the scheduler believes?
 

@@ -9,19 +9,29 @@ business: it does as it is told and reports what happened.
 - Every unit is reported once, unless its instance leaves: then nothing more is heard of it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
+
+from parity_models import options
+from parity_models.errors import ServingError
+from parity_models.faults import FaultPlan
+from parity_models.models.bundle import Bundle
+from parity_models.models.pinned_model import PinnedModel
+from parity_models.serving.local.placement import Placement
+from parity_models.serving.metrics import Metrics
 
 
 class EngineListener(Protocol):
     """Is told what happens to instances and units, always on the thread of the event loop."""
 
     def instance_joined(
-        self, instance: str, works: frozenset[str], node: str | None = None
+        self, instance: str, roles: frozenset[str], node: str | None = None
     ) -> None:
-        """The instance is warm and idle, and runs these works (deployed, parity-0, ...).
+        """The instance is warm and idle, and runs these roles (deployed, parity-0, ...).
 
         `node` is the same for instances that are slow or gone together, as on one machine.
         """
@@ -42,42 +52,107 @@ class EngineListener(Protocol):
         seconds. That says nothing against either of them.
         """
 
+    def headers_of(self, unit: int) -> Mapping[str, str]:
+        """What a request that has another server run the unit should say beside it, as headers or
+        metadata: whose requests it is for, and what trace it is part of."""
 
-class Engine(Protocol):
-    """Instances of models to run units on. An engine is started once and stopped once."""
 
-    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        """Start an instance for each of `works`; returns when all of them have joined.
+@dataclass(frozen=True)
+class Parts:
+    """What an engine is built from: the bundle's models, by role, and what a server asks of it.
+
+    A unit has up to `max_batch` rows, and its instance `unit_timeout` seconds for it. `placements`
+    say where each instance is to run; none: all beside the server. Only with `allows_faults` can
+    faults be injected. `starts_at_once`: instances that start at a time, where their start takes
+    cores from what is served meanwhile; None: all.
+    """
+
+    bundle: Bundle
+    models: Mapping[str, PinnedModel]
+    metrics: Metrics
+    max_batch: int
+    unit_timeout: float
+    placements: Sequence[Placement] = ()
+    allows_faults: bool = False
+    starts_at_once: int | None = None
+
+
+class Engine(ABC):
+    """Instances of models to run units on. An engine is started once and stopped once.
+
+    A subclass says its `name`, its `Options`, and what it can do: `takes_faults`, have a fault plan
+    injected; `takes_placements`, run each instance where it is told to; `takes_several`, be there
+    several times in one process, each time for another bundle. It runs as many instances as it is
+    asked for, unless it has `fixed_roles`.
+    """
+
+    name: ClassVar[str]
+    takes_faults: ClassVar[bool] = False
+    takes_placements: ClassVar[bool] = False
+    takes_several: ClassVar[bool] = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options.Options):
+        """None."""
+
+    @classmethod
+    def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]] | None:
+        """What each instance runs, where that is given with these `Options`; None: as asked for.
+
+        Raises UserError for options that do not fit the bundle.
+        """
+        return None
+
+    @classmethod
+    def build(cls, options: Any, parts: Parts) -> "Engine":
+        """An engine with these `Options`; by default what the class makes of the two."""
+        make: Any = cls
+        engine: Engine = make(options, parts)
+        return engine
+
+    @abstractmethod
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        """Start an instance for each of `roles`; returns when all of them have joined.
 
         Raises ServingError, with nothing left running, if one cannot be had.
         """
 
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
-        """Run `work` over `rows`, as one batch; never blocks.
+    @abstractmethod
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
+        """Run `role` over `rows`, as one batch; never blocks.
 
         The rows are not copied: they must stay as they are until the unit is reported. A unit
         for an instance that is gone is ignored, as its listener knows or is about to hear.
         """
 
+    @abstractmethod
     def cancel(self, instance: str, unit: int) -> None:
         """Nobody needs the unit any more: end it early if that can be done.
 
         It is reported all the same, as finished or as failed.
         """
 
+    @abstractmethod
     def recycle(self, instance: str, why: str) -> None:
         """End the instance, and its unit with it, and have another in its place if that can be.
 
         It leaves, which is reported; nothing is reported of its unit. One that is gone is ignored.
         """
 
+    @abstractmethod
     def running(self) -> Mapping[str, int | None]:
         """The unit of each instance that has joined and not left; None: it is idle."""
 
     @property
+    @abstractmethod
     def tolerance(self) -> float:
         """How far an output may be from that of the same model in this process, as a share of the
         largest value: room for other hardware and precisions, not for other weights."""
 
+    @abstractmethod
     async def stop(self) -> None:
         """Stop all instances and leave nothing behind; the listener hears nothing more."""
+
+    def inject_faults(self, plan: FaultPlan) -> None:
+        """Let the time of a fault plan begin now. Raises ServingError if it takes none."""
+        raise ServingError(f"the engine {self.name} takes no faults")

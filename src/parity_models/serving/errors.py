@@ -26,6 +26,15 @@ class InvalidRequestError(RequestError, UserError):
     status = 400
 
 
+class UnauthorizedError(RequestError, UserError):
+    """A request without a token that the server takes. Nobody is told what is wrong with it."""
+
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("unauthorized")
+
+
 class NotFoundError(RequestError, UserError):
     """A model, a version or a path that is not here."""
 

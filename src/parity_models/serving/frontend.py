@@ -8,50 +8,51 @@ Everything happens on the event loop's thread.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import (
-    DEPLOYED,
-    Policy,
-    Reason,
-    Scheduler,
-    SchedulerConfig,
-    Source,
-)
+from parity_models.models.signature import Signature
+from parity_models.scheduling import DEPLOYED, Policy, Reason, Scheduler, SchedulerConfig, Source
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import State
 from parity_models.serving.asked import Answers, Asked
 from parity_models.serving.driver import Driver
 from parity_models.serving.engine import Engine
 from parity_models.serving.errors import PoisonError, UnavailableError
+from parity_models.serving.gates import ChosenGate
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.observer import Observer
+from parity_models.serving.page.watch import Watch
 from parity_models.serving.poison import Poison
+from parity_models.serving.request_log import CURRENT
 from parity_models.serving.screen import Screen
+from parity_models.serving.stand_ins import StandInRules
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic
+
+Seen = TypeVar("Seen", bound=Observer)
 
 VERIFIED_WITHIN = 10.0
 """Seconds for which a frontend that starts waits for golden queries, at the most."""
 
 
 class Frontend:
-    """Answers queries for the deployed model whose output is `output`.
+    """Answers queries for the deployed model, whose `signature` says what they are.
 
-    `code` encodes and decodes for a policy that asks for it; `dispatch` None is the policy's own
-    choice; `default` (*output shape) is the answer where `config` asks for default predictions.
-    The `screen` says which inputs are served exact and which outputs of stand-ins answer nobody; by
-    default those that are not finite. Instances are verified with the `golden` queries, by work.
-    The frontend is ready while `min_ready` instances of the deployed model take queries. It starts
-    and stops the engine.
+    Where it has several outputs, stand-ins give the one that is `imitated`. `code` encodes and
+    decodes for a policy that asks for it; `dispatch` None is the policy's own choice; `default`
+    (*output shape) is the answer where `config` asks for default predictions. The `screen` says
+    which inputs are served exact and which outputs of stand-ins answer nobody; by default those
+    that are not finite; `gates` have stand-ins answer only where they are likely enough to say what
+    the model says. Instances are verified with the `golden` queries, by role. The frontend is ready
+    while `min_ready` instances of the deployed model take queries. It starts and stops the engine.
     """
 
     def __init__(
@@ -59,19 +60,22 @@ class Frontend:
         engine: Engine,
         policy: Policy,
         config: SchedulerConfig,
-        output: TensorSpec,
+        signature: Signature,
         code: Code | None,
         metrics: Metrics,
         *,
+        imitated: str | None = None,
         dispatch: Dispatch | None = None,
         default: NDArray[Any] | None = None,
         screen: Screen | None = None,
+        gates: Mapping[Source, ChosenGate] | None = None,
         golden: Mapping[str, Golden] | None = None,
         min_ready: int = 1,
+        refuses: Callable[[int], bool] = lambda query: False,
     ) -> None:
         self._scheduler = Scheduler(policy, config, dispatch)
         self._deadline = config.deadline
-        self._output = output
+        self._signature = signature
         self._metrics = metrics
         self._screen = Screen() if screen is None else screen
         self._min_ready = min_ready
@@ -82,30 +86,55 @@ class Frontend:
             code,
             metrics,
             default=default,
-            screen=self._screen,
+            rules=StandInRules(self._screen, gates or {}, refuses, config.compare_one_in, imitated),
             golden={} if golden is None else golden,
             poison=self._poison,
         )
         self._requests = self._driver.requests
-        self._works: Sequence[str] = ()
+        self._roles: Sequence[str] = ()
         self._stand_ins = False
         self._last_query = 0
         self._started = False
         self._retired = False
         self._closing = False
         self._stopped = False
-        metrics.read("parm_queue_depth", "Tasks waiting, by work.", "work", self.queue_depths)
-        metrics.read("parm_instances_up", "Instances up, by work.", "work", self.instances_up)
-        metrics.read("parm_units_in_flight", "Units running, by work.", "work", self._in_flight)
+        metrics.read("parm_queue_depth", "Tasks waiting, by role.", self.queue_depths)
+        metrics.read("parm_instances_up", "Instances up, by role.", self.instances_up)
+        metrics.read("parm_units_in_flight", "Units running, by role.", self._in_flight)
+        metrics.read_total(
+            "parm_instance_busy_seconds",
+            "Time from when instances were given units to the units' ends, by role.",
+            self.busy_seconds,
+        )
+        metrics.capacity.set_function(lambda: self._scheduler.capacity(now()))
+        metrics.read_total(
+            "parm_redundant_work_held_back",
+            "Times that a late query was not sent to a role, as the budget or the load forbade it.",
+            lambda: self._by_role(self._scheduler.work_held_back()),
+        )
 
-    async def start(self, works: Sequence[frozenset[str]]) -> None:
-        """Start an instance for each of `works`; returns when all are up and have answered their
+    def observed_by(self, make: Callable[[Mapping[int, Asked]], Seen]) -> Seen:
+        """What `make` makes is told from now on of all that happens; it is given the requests that
+        are under way, by query. To be called before the start."""
+        observer = make(self._requests)
+        self._driver.observers.append(observer)
+        return observer
+
+    def watch(self, epoch: float) -> Watch:
+        """What is told from now on of all that happens; `epoch` is added to its times to have them
+        in seconds since 1970. To be called before the start, and once."""
+        return self.observed_by(
+            lambda requests: Watch(lambda query: requests[query].arrived, epoch)
+        )
+
+    async def start(self, roles: Sequence[frozenset[str]]) -> None:
+        """Start an instance for each of `roles`; returns when all are up and have answered their
         golden queries, or raises what the engine raises."""
-        self._works = sorted(frozenset().union(*works))
-        self._stand_ins = self._works != [DEPLOYED]
+        self._roles = sorted(frozenset().union(*roles))
+        self._stand_ins = self._roles != [DEPLOYED]
         # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
         self._loop = asyncio.get_running_loop()
-        await self._driver.start(works)
+        await self._driver.start(roles)
         self._started = True
         with suppress(TimeoutError):
             async with asyncio.timeout(VERIFIED_WITHIN):
@@ -120,7 +149,7 @@ class Frontend:
         tenant: str | None = None,
         exact: bool = False,
     ) -> Answers:
-        """Answer a query per row of `rows` (n, *input shape), in the deployed model's dtype.
+        """Answer a query per row of `rows` (n, *input shape), of one kind of the deployed model's.
 
         `timeout` in seconds shortens the configured deadline. Queries share codes only with those
         of the same `tenant`; `exact` ones are answered by the deployed model alone. Raises a
@@ -159,13 +188,16 @@ class Frontend:
                 self._metrics.failures.labels(Reason.POISON).inc(len(rows))
                 raise
         count = len(rows)
+        kind = self._signature.plain or self._signature.kind_of(rows[0, ...])
         asked = Asked(
             first=self._last_query + 1,
             arrived=arrived,
             rows=rows,
-            outputs=np.empty((count, *self._output.shape), self._output.dtype),
+            outputs=np.empty((count, *kind.output.shape), kind.output.dtype),
             future=self._loop.create_future(),
             unanswered=count,
+            due=arrived + (self._deadline if timeout is None else min(timeout, self._deadline)),
+            request=CURRENT.get(),
             sources=[Source.MODEL] * count,
         )
         self._last_query += count
@@ -179,10 +211,10 @@ class Frontend:
         for query in queries:
             self._requests[query] = asked
         deadline = None if timeout is None else arrived + min(timeout, self._deadline)
-        kind = (rows.shape[1:], rows.dtype)
+        alike = (rows.shape[1:], rows.dtype)
         self._driver.carry_out(
             self._scheduler.queries_arrived(
-                arrived, queries, kind, deadline, tenant=tenant, exact=apart
+                arrived, queries, alike, deadline, tenant=tenant, exact=apart
             )
         )
         return asked
@@ -203,13 +235,26 @@ class Frontend:
             and self.instances_up()[DEPLOYED] >= self._min_ready
         )
 
+    @property
+    def asked(self) -> int:
+        """How many queries it has been asked so far."""
+        return self._last_query
+
+    def states(self) -> dict[str, State]:
+        """How each instance is that is up."""
+        return dict(self._scheduler.instances())
+
     def queue_depths(self) -> dict[str, int]:
-        """How many tasks are waiting, by work."""
-        return self._by_work(self._scheduler.queue_depths())
+        """How many tasks are waiting, by role."""
+        return self._by_role(self._scheduler.queue_depths())
 
     def instances_up(self) -> dict[str, int]:
-        """How many instances are up, by work."""
-        return self._by_work(self._scheduler.instances_up())
+        """How many instances are up, by role."""
+        return self._by_role(self._scheduler.instances_up())
+
+    def busy_seconds(self) -> dict[str, float]:
+        """How long instances have been busy with units that have ended, in all, by role."""
+        return {role: self._driver.busy.seconds.get(role, 0.0) for role in self._roles}
 
     def retire(self) -> None:
         """Be ready no more, so that clients go elsewhere, and take queries all the same."""
@@ -228,10 +273,10 @@ class Frontend:
     @property
     def quarantined(self) -> Collection[str]:
         """The instances that answered a golden query wrongly, the latest last."""
-        return self._driver.quarantined
+        return self._driver.quarantine.names
 
     def _in_flight(self) -> dict[str, int]:
-        return self._by_work(Counter(run.work for run in self._driver.units.values()))
+        return self._by_role(Counter(run.role for run in self._driver.units.values()))
 
-    def _by_work(self, counts: Mapping[str, int]) -> dict[str, int]:
-        return {work: counts.get(work, 0) for work in self._works}
+    def _by_role(self, counts: Mapping[str, int]) -> dict[str, int]:
+        return {role: counts.get(role, 0) for role in self._roles}

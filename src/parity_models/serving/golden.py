@@ -11,6 +11,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.golden import golden
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.tensor import tensors_in
 
 _log = logging.getLogger(__name__)
 
@@ -23,26 +24,32 @@ def is_right(golden: Golden, probe: int, output: NDArray[Any], tolerance: float)
 
     It may be off by `tolerance` times the largest value.
     """
-    expected = golden[1][probe % len(golden[1])].astype(np.float64)
-    if output.shape != expected.shape:
+    expected = golden[1][probe % len(golden[1]), ...]
+    if output.dtype != expected.dtype or output.shape != expected.shape:
         return False
-    off = np.abs(output.astype(np.float64) - expected).max(initial=0.0)
+    pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
+    return all(_is_near(one, other, tolerance) for one, other in pairs)
+
+
+def _is_near(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> bool:
+    expected = expected.astype(np.float64)
+    off = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
     return bool(off <= tolerance * np.abs(expected).max(initial=0.0))
 
 
 def golden_of(
-    bundle: Bundle, models: Mapping[str, PinnedModel], works: Sequence[frozenset[str]]
+    bundle: Bundle, models: Mapping[str, PinnedModel], roles: Sequence[frozenset[str]]
 ) -> dict[str, Golden]:
-    """Golden queries of the bundle's models that instances run, by work, where a model has some.
+    """Golden queries of the bundle's models that instances run, by role, where a model has some.
 
     Models are loaded one after the other, and let go. Raises ModelError or BundleError for what
     was changed since it was checked.
     """
-    used = sorted(frozenset[str]().union(*works))
-    found = golden(bundle, _Loaded({work: models[work] for work in used}))
-    for work in used:
-        if work not in found:
-            _log.warning("%s has no output to know it by: its instances are not verified", work)
+    used = sorted(frozenset[str]().union(*roles))
+    found = golden(bundle, _Loaded({role: models[role] for role in used}))
+    for role in used:
+        if role not in found:
+            _log.warning("%s has no output to know it by: its instances are not verified", role)
     return found
 
 
@@ -52,11 +59,11 @@ class _Loaded(Mapping[str, OnnxModel]):
     def __init__(self, models: Mapping[str, PinnedModel]) -> None:
         self._models = models
 
-    def __getitem__(self, work: str) -> OnnxModel:
-        return OnnxModel(self._models[work].read())
+    def __getitem__(self, role: str) -> OnnxModel:
+        return self._models[role].load()
 
-    def __contains__(self, work: object) -> bool:
-        return work in self._models
+    def __contains__(self, role: object) -> bool:
+        return role in self._models
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._models)

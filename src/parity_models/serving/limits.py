@@ -1,39 +1,76 @@
 """What a server holds at most, and for how long: of connections, calls, bytes and silence."""
 
 from dataclasses import dataclass
-from math import inf
+from typing import Annotated
 
 from parity_models.errors import UserError
+from parity_models.options import BYTES, SECONDS, Option, Options
 from parity_models.serving.errors import OverloadedError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class Limits(Options):
     """Bounds of what clients can make a server hold. Times in seconds, sizes in bytes.
 
-    `max_in_flight`: bytes of all requests that are read or under way. `max_body`: of one request.
-    `max_rpcs`: gRPC calls at a time. `head_timeout`: from a connection's first byte of a request,
-    or its opening, to the end of the headers. `body_timeout`: from there to the end of the body.
-    `write_timeout`: for which a client may leave an answer unread. `idle_timeout`: between two
-    requests of a connection. Raises UserError for values out of range.
+    Raises UserError for values out of range.
     """
 
-    max_connections: int = 1024
-    max_rpcs: int = 1024
-    max_body: int = 64 * 2**20
-    max_in_flight: int = 2**30
-    head_timeout: float = 10.0
-    body_timeout: float = 30.0
-    write_timeout: float = 30.0
-    idle_timeout: float = 75.0
+    max_connections: Annotated[
+        int,
+        Option("HTTP connections at a time; further ones are refused (503).", at_least=1),
+    ] = 1024
+    max_rpcs: Annotated[
+        int, Option("gRPC calls for predictions at a time; more are refused.", at_least=1)
+    ] = 1024
+    max_body: Annotated[
+        int,
+        Option(
+            "MiB that a request's body may have; more is refused.",
+            unit=BYTES,
+            typed="MiB",
+            at_least=1,
+        ),
+    ] = 64 * 2**20
+    max_in_flight: Annotated[
+        int,
+        Option(
+            "MiB that the bodies of all requests that are read or under way may have together; "
+            "more are refused (503).",
+            unit=BYTES,
+            typed="MiB",
+            at_least=1,
+        ),
+    ] = 2**30
+    head_timeout: Annotated[
+        float,
+        Option(
+            "In what time a request's headers have to come, from its first byte, or the "
+            "connection's opening, on.",
+            unit=SECONDS,
+            typed="s",
+            above=0,
+        ),
+    ] = 10.0
+    body_timeout: Annotated[
+        float,
+        Option("In what time the body has to come after them.", unit=SECONDS, typed="s", above=0),
+    ] = 30.0
+    write_timeout: Annotated[
+        float,
+        Option("How long a client may leave an answer unread.", unit=SECONDS, typed="s", above=0),
+    ] = 30.0
+    idle_timeout: Annotated[
+        float,
+        Option(
+            "How long an idle connection is kept for another request.",
+            unit=SECONDS,
+            typed="s",
+            above=0,
+        ),
+    ] = 75.0
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_rpcs", "max_body", "max_in_flight"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        for name in ("head_timeout", "body_timeout", "write_timeout", "idle_timeout"):
-            if not 0 < getattr(self, name) < inf:
-                raise UserError(f"{name} must be more than 0, got {getattr(self, name)}")
+        super().__post_init__()
         if self.max_in_flight < self.max_body:
             raise UserError(
                 f"max_in_flight ({self.max_in_flight}) must not be below max_body "

@@ -1,14 +1,18 @@
 """How to serve a bundle: every option of a server, checked."""
 
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import isfinite
+from typing import Annotated
 
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
+from parity_models.options import SECONDS, Option, check_declared
+from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.access import MAX_PORT, Access
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.limits import Limits
 from parity_models.serving.local.placement import Placement
-from parity_models.serving.remote.upstream import Fleet
 from parity_models.serving.tenancy import tenant_header
 
 UNIT_TIMEOUT = 10.0
@@ -19,64 +23,140 @@ UNIT_TIMEOUT = 10.0
 class ServeOptions:
     """How to serve a bundle. Times in seconds, sizes in bytes.
 
-    `policy` None: the bundle's `default_policy`. `parity_instances` are the extra ones that all
-    policies but none have; None: `instances` times r/k, rounded up. `name` None: the bundle's.
-    `port` 0: any that is free; `grpc_port` likewise, None: no gRPC. `default_prediction` answers
-    queries that would fail at their deadline: a row of output, or one value for all of it.
-    `tenant_header` names the header, or gRPC metadata, that says whose a request is; a request
-    without it is served exact. `limits` bound what clients can make the server hold. `faults`
-    begin when they are told to. The server is ready while `min_ready` instances run the deployed
-    model; told to stop, it is not ready but goes on for `shutdown_delay`, until load balancers have
-    noticed. An instance answers a golden query of each work when it joins, and after every
-    `verify_every` queries of that work; 0: never.
-    `placements`: where each instance runs, or none for all of them beside the server. `fleet`:
-    servers that run the models, in place of local instances.
-    Raises UserError for values out of range.
+    `policy` None: the bundle's `default_policy`. `engine` is what runs the models.
+    `default_prediction` answers queries that would fail at their deadline: a row of output, or one
+    value for all of it. `limits` bound what clients can make the server hold; `access` says who
+    may ask. `faults` begin when they are told to. `placements`: where each instance runs, or none
+    for all of them beside the server. `port` None, in a program, listens nowhere: the protocol is
+    there to be mounted (`Server.app`). Raises UserError for values out of range, and for what the
+    engine cannot do.
     """
 
     policy: PolicyChoice | None = None
-    instances: int = 2
-    parity_instances: int | None = None
-    name: str | None = None
-    host: str = "127.0.0.1"
-    port: int = 8000
-    grpc_port: int | None = None
-    max_batch: int = 1
-    max_queue: int = 1000
-    deadline: float = 10.0
+    engine: EngineChoice = field(default_factory=EngineChoice)
+    instances: Annotated[int, Option("Instances of the deployed model.", at_least=1)] = 2
+    parity_instances: Annotated[
+        int | None,
+        Option(
+            "Further instances, which all policies but none have. By default instances x r / k, "
+            "rounded up; half as many as instances without a code.",
+            at_least=0,
+        ),
+    ] = None
+    name: Annotated[str | None, Option("The model's name; by default the bundle's.")] = None
+    host: Annotated[str, Option("The address to listen on; 0.0.0.0 for every network.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int | None,
+        Option("The port to listen on; 0 takes any that is free.", at_least=0, at_most=MAX_PORT),
+    ] = 8000
+    ui: Annotated[
+        bool,
+        Option("Show what the server does, as it does it, at /ui/, to browsers on this machine."),
+    ] = False
+    grpc_port: Annotated[
+        int | None,
+        Option(
+            "Speak gRPC too, on this port (Triton's is 8001); 0 takes any that is free. By default "
+            "HTTP only.",
+            at_least=0,
+            at_most=MAX_PORT,
+        ),
+    ] = None
+    max_batch: Annotated[
+        int, Option("Queries that an instance runs at once, as one batch.", at_least=1)
+    ] = 1
+    max_queue: Annotated[
+        int,
+        Option("Queries that may wait for an instance; more are refused (503).", at_least=1),
+    ] = 1000
+    deadline: Annotated[
+        float,
+        Option(
+            "How long until a query fails (504); a request's timeout can shorten it.",
+            unit=SECONDS,
+            typed="s",
+            above=0,
+        ),
+    ] = 10.0
     limits: Limits = field(default_factory=Limits)
+    access: Access = field(default_factory=Access)
     default_prediction: tuple[float, ...] | None = None
-    tenant_header: str | None = None
+    tenant_header: Annotated[
+        str | None,
+        Option(
+            "The header, or gRPC metadata key, that says whose a request is: requests of different "
+            "tenants never share a coding group; without it a request is served exact."
+        ),
+    ] = None
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
-    fleet: Fleet | None = None
-    min_ready: int = 1
-    shutdown_delay: float = 0.0
-    verify_every: int = 100
+    min_ready: Annotated[
+        int,
+        Option(
+            "Instances of the deployed model without which GET /v2/health/ready says no.",
+            at_least=1,
+        ),
+    ] = 1
+    shutdown_delay: Annotated[
+        float,
+        Option(
+            "For how long after SIGTERM requests are still taken, though ready says no: as long as "
+            "load balancers need to notice.",
+            unit=SECONDS,
+            typed="s",
+            at_least=0,
+        ),
+    ] = 0.0
+    verify_every: Annotated[
+        int,
+        Option(
+            "Queries after which an instance answers one whose answer is known, as it does when it "
+            "joins; one that answers wrongly is replaced. 0: never.",
+            at_least=0,
+        ),
+    ] = 100
+
+    compare_every: Annotated[
+        float,
+        Option(
+            "Now and then an idle instance runs a stand-in on what the model has just answered, to "
+            "compare the two, so that their agreement is known though nothing is late: at most "
+            "once in this time. 0: never.",
+            unit=SECONDS,
+            typed="s",
+            at_least=0,
+        ),
+    ] = SchedulerConfig.compare_every
+
+    agreement: Annotated[
+        float | None,
+        Option(
+            "A stand-in answers only where it is sure enough that, of such answers, at least this "
+            "share says what the model says; its bundle is calibrated for some levels. By default "
+            "the highest of those up to 0.99. 0: it always answers.",
+            at_least=0,
+            below=1,
+            hint="0.99 stands for 99 of 100",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        for name in ("instances", "max_batch", "max_queue", "min_ready"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.parity_instances is not None and self.parity_instances < 0:
-            raise UserError(f"parity_instances must be 0 or more, got {self.parity_instances}")
-        if self.verify_every < 0:
-            raise UserError(f"verify_every must be 0 or more, got {self.verify_every}")
-        if not 0 <= self.shutdown_delay < inf:
-            raise UserError(f"shutdown_delay must be 0 or more, got {self.shutdown_delay}")
-        if not 0 < self.deadline < inf:
-            raise UserError(f"deadline must be more than 0, got {self.deadline}")
-        for name in ("port", "grpc_port"):
-            if not 0 <= (getattr(self, name) or 0) < 2**16:
-                raise UserError(f"{name} must be from 0 to {2**16 - 1}, got {getattr(self, name)}")
+        check_declared(self)
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not all(map(isfinite, self.default_prediction or ())):
             raise UserError("default_prediction must be finite numbers")
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
-        if self.fleet is not None and (self.faults is not None or self.placements):
-            raise UserError("faults and placements are for local workers, not for upstreams")
+        if self.ui and self.port is None:
+            raise UserError("the live page needs a port of the server's own; give port, or no ui")
+        engine = self.engine
+        if self.faults is not None and not engine.kind.takes_faults:
+            raise UserError(f"faults are not for the engine {engine.name}; leave them out")
+        if self.placements and not engine.kind.takes_placements:
+            raise UserError(f"placements are not for the engine {engine.name}; leave them out")
 
     @property
     def unit_timeout(self) -> float:

@@ -1,64 +1,99 @@
 """What follows from a bundle and the options it is served with: the plan of a server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes import Code
 from parity_models.errors import UserError
+from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
-from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import BACKUP, DEPLOYED, Policy, SchedulerConfig, parity_work
+from parity_models.models.signature import Signature
+from parity_models.scheduling import (
+    BACKUP,
+    DEPLOYED,
+    Policy,
+    SchedulerConfig,
+    Source,
+    parity_role,
+)
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import AdaptiveParity, ApproximateBackup, NoRedundancy
+from parity_models.scheduling.policies import Adaptive, NoRedundancy, StandIns
 from parity_models.serving.engine import Engine
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.gates import ChosenGate, choose_gates, ungated
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.remote.upstream import Fleet
+from parity_models.serving.rest.protocol import GateMetadata
 from parity_models.serving.screen import Screen
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.served_model import VERSION, ServedModel
 
 
-def default_policy(bundle: Bundle, fleet: Fleet | None = None) -> str:
-    """The policy of a bundle that is served without a word on it: adaptive parity if its parity
-    models run somewhere, and over a fleet that has a backup instead, approximate backup."""
-    runs = frozenset[str]() if fleet is None else frozenset[str]().union(*fleet.works)
-    if bundle.manifest.code is not None and (fleet is None or parity_work(0) in runs):
-        return AdaptiveParity.name
-    return ApproximateBackup.name if BACKUP in runs else NoRedundancy.name
+def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
+    """The policy of a bundle that is served without a word on it: adaptive, if a stand-in runs."""
+    return Adaptive.name if stand_ins_of(bundle, engine) else NoRedundancy.name
+
+
+_UNSCREENED = (
+    "the bundle does not say which inputs its parity model learned from, so that one client's "
+    "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
+    "with --policy none"
+)
+
+
+def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
+    """The stand-ins of a bundle, those that run somewhere if the engine has fixed roles."""
+    code, backup = bundle.code(), bundle.manifest.backup is not None
+    fixed = None if engine is None else engine.kind.fixed_roles(engine.settings, bundle)
+    if fixed is None:
+        return StandIns(code, backup)
+    runs = frozenset[str]().union(*fixed)
+    return StandIns(code if parity_role(0) in runs else None, backup and BACKUP in runs)
 
 
 class Plan:
     """How a bundle is served: policy, code, instances and limits, each made once and checked.
 
-    `choice` is the policy with its options, `works` what each instance runs, and `model` the
-    deployed model as clients see it. What it reads of the bundle's folder is what was checked when
-    the bundle was opened. Raises UserError for options that do not fit the bundle.
+    `choice` is the policy with its options, `roles` what each instance runs, and `model` the
+    deployed model as clients see it, in this `version`. `notes` say what a user may not expect:
+    stand-ins that answer without a gate, or without an envelope, where nobody asked for that. What
+    it reads of the bundle's folder is what was checked when the bundle was opened. Raises UserError
+    for options that do not fit the bundle.
     """
 
-    def __init__(self, bundle: Bundle, options: ServeOptions) -> None:
-        self.choice = options.policy or PolicyChoice(default_policy(bundle, options.fleet))
+    def __init__(self, bundle: Bundle, options: ServeOptions, version: str = VERSION) -> None:
+        self.choice = options.policy or PolicyChoice(default_policy(bundle, options.engine))
         _check_policy(self.choice, bundle)
         code = bundle.code()
-        self._policy, self._dispatch = self.choice.build(code)
-        self.works = _works(self.choice, self._policy, code, options)
-        self.model = _served_model(bundle, options)
+        needs = self.choice.policy
+        # Of the stand-ins that it could do without, a policy asks those that the engine runs.
+        stand_ins = stand_ins_of(bundle, options.engine if needs.needs_stand_in else None)
+        self._policy, self._dispatch = self.choice.build(stand_ins)
+        self.roles = _roles(self.choice, self._policy, bundle, options)
+        used = frozenset[str]().union(*self.roles)
+        self._gates = choose_gates(bundle, used, options.agreement)
+        self.model = _served_model(bundle, options, self._gates, used, version)
         self._options = options
-        self._code = code if self.choice.policy.needs_code else None
-        self._default = _default(options, self.model.output)
-        self._screen = Screen(bundle.envelope())
+        self._code = code if needs.needs_code or (needs.needs_stand_in and stand_ins.code) else None
+        self._default = _default(options, self.model.signature)
+        envelope = bundle.envelope()
+        self._screen = Screen(envelope)
+        self.notes = tuple(ungated(bundle, used, options.agreement))
+        if envelope is None and parity_role(0) in used and not bundle.isolated:
+            self.notes += (_UNSCREENED,)
+        several = len(self.model.signature.outputs) > 1
+        self._imitated = bundle.manifest.imitated if several else None
 
     def frontend(
         self, engine: Engine, metrics: Metrics, golden: Mapping[str, Golden] | None = None
     ) -> Frontend:
         """The frontend over this engine; the policy is its own, so there is one of a plan.
 
-        `golden` has the queries by which instances are verified, by work; it may be filled until
+        `golden` has the queries by which instances are verified, by role; it may be filled until
         the frontend is started.
         """
         options = self._options
@@ -71,56 +106,86 @@ class Plan:
                 deadline=options.deadline,
                 default_prediction=options.default_prediction is not None,
                 verify_every=options.verify_every,
+                compare_every=options.compare_every,
             ),
-            self.model.output,
+            self.model.signature,
             self._code,
             metrics,
+            imitated=self._imitated,
             dispatch=self._dispatch,
             default=self._default,
             screen=self._screen,
+            gates=self._gates,
             golden=golden,
             min_ready=options.min_ready,
+            refuses=_refuses(options),
         )
+
+
+def _refuses(options: ServeOptions) -> Callable[[int], bool]:
+    """Which queries no stand-in may answer, by their ids, as the fault plan has it drawn."""
+    plan = FaultPlan() if options.faults is None else options.faults
+    return lambda query: plan.refuses(query - 1)  # ids begin with 1, a plan's numbers with 0
 
 
 def model_files(bundle: Bundle) -> dict[str, ModelFile]:
     """The bundle's model files, by the work of running them."""
     manifest = bundle.manifest
     files = {DEPLOYED: manifest.deployed}
-    files |= {parity_work(j): model for j, model in enumerate(manifest.parity)}
+    files |= {parity_role(j): model for j, model in enumerate(manifest.parity)}
     if manifest.backup is not None:
         files[BACKUP] = manifest.backup
     return files
 
 
-def _works(
-    choice: PolicyChoice, policy: Policy, code: Code | None, options: ServeOptions
+def _roles(
+    choice: PolicyChoice, policy: Policy, bundle: Bundle, options: ServeOptions
 ) -> Sequence[frozenset[str]]:
     """What each instance runs."""
-    if options.fleet is None:
-        dedicated = any(DEPLOYED not in works for works in policy.works(1, 1))
+    engine = options.engine
+    fixed = engine.kind.fixed_roles(engine.settings, bundle)
+    if fixed is None:
+        dedicated = any(DEPLOYED not in roles for roles in policy.roles(1, 1))
         if dedicated and options.parity_instances == 0:
             raise UserError(
                 f"the policy {choice.name} needs one parity instance or more, for models that run "
                 "on instances of their own; got 0"
             )
-        return policy.works(options.instances, _parity_instances(options, code))
-    _check_fleet(choice, policy, options.fleet)
-    return options.fleet.works
+        return policy.roles(options.instances, _parity_instances(options, bundle))
+    missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)
+    if missing:
+        raise UserError(
+            f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, and "
+            f"the engine {engine.name} has none; give it such, with --parity or --backup, or serve "
+            "with another policy"
+        )
+    return fixed
 
 
-def _served_model(bundle: Bundle, options: ServeOptions) -> ServedModel:
-    """The model as clients see it."""
-    deployed = bundle.manifest.deployed
+def _served_model(
+    bundle: Bundle,
+    options: ServeOptions,
+    gates: Mapping[Source, ChosenGate],
+    roles: Collection[str],
+    version: str,
+) -> ServedModel:
+    """The model as clients see it, where instances run these roles."""
+    deployed, imitated = bundle.manifest.deployed, bundle.manifest.imitated_output
+    stood_in = imitated is not None and any(role != DEPLOYED for role in roles)
     name = options.name or bundle.manifest.name
     return ServedModel(
         name,
-        deployed.input,
-        deployed.output,
+        deployed.signature,
         options.max_queue,
         options.tenant_header,
         bundle.digest,
         deployed.sha256,
+        {
+            source: GateMetadata(gate.level.level, gate.level.coverage)
+            for source, gate in gates.items()
+        },
+        frozenset({imitated.name}) if imitated is not None and stood_in else frozenset(),
+        version,
     )
 
 
@@ -137,24 +202,25 @@ def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
             f"backup --from {bundle.path} --network linear --out BUNDLE`, or serve with another "
             "policy"
         )
-
-
-def _check_fleet(choice: PolicyChoice, policy: Policy, fleet: Fleet) -> None:
-    """The fleet runs what the policy sends."""
-    needed = frozenset[str]().union(*policy.works(1, 1))
-    missing = needed - frozenset().union(*fleet.works)
-    if missing:
+    if choice.policy.needs_stand_in and not stand_ins_of(bundle):
         raise UserError(
-            f"the policy {choice.name} needs upstreams that run {', '.join(sorted(missing))}; give "
-            "them with --deployed, --parity or --backup, or serve with another policy"
+            f"{bundle.path} has no stand-in for the policy {choice.name}; make one with `parm "
+            f"backup --from {bundle.path} --network linear --out BUNDLE` or `parm parity --from "
+            f"{bundle.path} --out BUNDLE`, or serve with another policy"
         )
 
 
-def _default(options: ServeOptions, output: TensorSpec) -> NDArray[Any] | None:
+def _default(options: ServeOptions, signature: Signature) -> NDArray[Any] | None:
     """The row that answers queries at their deadline: (*output shape), or None."""
     values = options.default_prediction
     if values is None:
         return None
+    output = None if len(signature.outputs) > 1 else signature.outputs[0].fixed
+    if output is None:
+        raise UserError(
+            "a default prediction is one of one output of fixed shape; the model has the outputs "
+            f"{', '.join(map(str, signature.outputs))}"
+        )
     if len(values) not in (1, prod(output.shape)):
         raise UserError(
             f"the default prediction has {len(values)} values; an output {output} has "
@@ -168,9 +234,10 @@ def _default(options: ServeOptions, output: TensorSpec) -> NDArray[Any] | None:
     return row
 
 
-def _parity_instances(options: ServeOptions, code: Code | None) -> int:
+def _parity_instances(options: ServeOptions, bundle: Bundle) -> int:
     if options.parity_instances is not None:
         return options.parity_instances
     # Without a code the extra instances are as many as for the smallest one.
+    code = bundle.manifest.code
     k, r = (code.k, code.r) if code else (2, 1)
     return ceil(options.instances * r / k)

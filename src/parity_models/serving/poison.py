@@ -36,8 +36,8 @@ class Poison:
         """Raises PoisonError if one of the rows (n, *input shape) is remembered."""
         while self._until and next(iter(self._until.values())) <= now:
             self._until.popitem(last=False)
-        for i, row in enumerate(rows if self._until else ()):
-            if _digest(row) in self._until:
+        for i in range(len(rows) if self._until else 0):
+            if _digest(rows[i, ...]) in self._until:
                 raise PoisonError(
                     f"poison: row {i} ended the instances that it was tried on before; it is "
                     f"refused for {REMEMBERED:.0f} s"
@@ -45,4 +45,5 @@ class Poison:
 
 
 def _digest(row: NDArray[Any]) -> bytes:
-    return blake2b(np.ascontiguousarray(row).view(np.uint8).data, digest_size=16).digest()
+    whole = np.ascontiguousarray(row).reshape(-1)
+    return blake2b(whole.view(np.uint8).data, digest_size=16).digest()

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.models.tensor import tensors_in
+
 
 class Envelope(Protocol):
     """What a stand-in learned from and for; models.envelope.Envelope fits."""
@@ -36,10 +38,13 @@ class Screen:
 
 
 def _not_finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
-    if rows.dtype.kind != "f":
-        return np.zeros(len(rows), np.bool_)
-    finite: NDArray[np.bool_] = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
-    return ~finite
+    found = np.zeros(len(rows), np.bool_)
+    for tensor in tensors_in(rows):
+        if tensor.dtype.kind == "f":
+            finite = np.isfinite(tensor)
+            if not finite.all():  # hardly ever, so that rows need hardly ever be told apart
+                found |= ~finite.reshape(len(rows), -1).all(axis=1)
+    return found
 
 
 def _rows(chosen: NDArray[np.bool_]) -> Sequence[int]:

@@ -4,38 +4,48 @@ Neutral to the protocol's transport: whatever carries a tensor (JSON, bytes afte
 protobuf message), its name, datatype and shape are checked here.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, Sizes, Tensor
+from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
-from parity_models.serving.protocol import ModelMetadata, TensorMetadata
+from parity_models.serving.rest.protocol import GateMetadata, ModelMetadata, TensorMetadata
 
 VERSION = "1"
-"""A bundle holds one version of its model, and every one is called this."""
+"""What the version of a bundle is called that is served on its own."""
 
 
 PLATFORM = "onnxruntime_onnx"
 """What runs the model, in the words of the protocol."""
 
 
+class AskedOutput(NamedTuple):
+    """An output that an answer is to have, and whether as binary data."""
+
+    tensor: Tensor
+    binary: bool
+
+
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """A request that fits the model: `rows` (n, *input shape), read-only, one query each.
+    """A request that fits the model: `rows`, read-only, one query each, all of one kind.
 
-    `id` is the client's, if it gave one. `timeout` in seconds; `binary` says how the output is to
-    be written. `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with.
+    `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
+    `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
+    of the model's dynamic axes, before queries were padded.
     """
 
     id: str | None
     rows: NDArray[Any]
     timeout: float | None
-    binary: bool
+    outputs: Sequence[AskedOutput]
     exact: bool = False
     tenant: str | None = None
+    sizes: Sizes = ()
 
 
 class GivenTensor(NamedTuple):
@@ -55,97 +65,163 @@ class WantedOutput(NamedTuple):
     classification: bool
 
 
+class Fitting(NamedTuple):
+    """What is known of a request that fits the model, without its tensors' values."""
+
+    rows: int
+    sizes: Sizes
+    outputs: Sequence[Tensor]
+
+
 @dataclass(frozen=True)
 class ServedModel:
-    """Name, input and output of the served model; a request holds up to `max_rows` queries.
+    """Name and signature of the served model; a request holds up to `max_rows` queries.
 
     `tenant_header`: the header that names a request's tenant, if the operator named one. `digest`:
     the digest of the bundle's manifest, where the model is of a bundle; `sha256`: the hash of the
-    model's file.
+    model's file. `gates`: those of its stand-ins, by the source of their answers. `stood_in`: the
+    names of the outputs that stand-ins give.
     """
 
     name: str
-    input: TensorSpec
-    output: TensorSpec
+    signature: Signature
     max_rows: int
     tenant_header: str | None = None
     digest: str | None = None
     sha256: str | None = None
+    gates: Mapping[Source, GateMetadata] = field(default_factory=dict)
+    stood_in: frozenset[str] = frozenset()
+    version: str = VERSION
+
+    @property
+    def max_values(self) -> int:
+        """The most values that the tensors of a request have."""
+        return self.max_rows * self.signature.largest.input.row_values
 
     @property
     def metadata(self) -> ModelMetadata:
         """What the server says of it."""
         inputs, outputs = (
-            (TensorMetadata(spec.name, spec.datatype, (-1, *spec.shape)),)
-            for spec in (self.input, self.output)
+            tuple(TensorMetadata(each.name, each.datatype, _open_shape(each)) for each in tensors)
+            for tensors in (self.signature.inputs, self.signature.outputs)
         )
         return ModelMetadata(
-            self.name, inputs, outputs, (VERSION,), PLATFORM, self.digest, self.sha256
+            self.name,
+            inputs,
+            outputs,
+            (self.version,),
+            PLATFORM,
+            self.digest,
+            self.sha256,
+            {str(source): gate for source, gate in self.gates.items()},
+            self.exact_outputs,
         )
+
+    @property
+    def exact_outputs(self) -> tuple[str, ...]:
+        """The outputs that the model alone gives: requests for one of them are served exact."""
+        names = (each.name for each in self.signature.outputs)
+        return tuple(name for name in names if name not in self.stood_in)
+
+    def is_exact(self, outputs: Sequence[Tensor]) -> bool:
+        """Is a request for these outputs to be served exact, as stand-ins give only others?"""
+        return bool(self.stood_in) and not self.stood_in.issuperset(each.name for each in outputs)
+
+    def parameters(self, sources: Sequence[Source]) -> dict[str, str]:
+        """What a response says of its rows, which have these `sources`: those and, where a stand-in
+        with a gate has answered, how often such an answer says what the model says."""
+        said = {"source": ",".join(sources)}
+        if self.gates and any(source in self.gates for source in sources):
+            said["agreement"] = ",".join(map(self._agreement, sources))
+        return said
+
+    def _agreement(self, source: Source) -> str:
+        gate = self.gates.get(source)
+        return f"{gate.agreement:g}" if gate else "1" if source is Source.MODEL else ""
 
     def check_model(self, name: str, version: str | None) -> None:
         """Raises NotFoundError unless this model is meant (in whatever version, or its own)."""
         if name != self.name:
             raise NotFoundError(f"no model is called {name!r}; this server has {self.name!r}")
-        if version not in (None, "", VERSION):
+        if version not in (None, "", self.version):
             raise NotFoundError(
-                f"model {name!r} has no version {version!r}; it has version {VERSION!r}"
+                f"model {name!r} has no version {version!r}; it has version {self.version!r}"
             )
 
-    def check_request(self, inputs: Iterable[GivenTensor], outputs: Iterable[WantedOutput]) -> int:
-        """The number of rows of a request with these inputs, for these outputs.
+    def check_request(
+        self, inputs: Sequence[GivenTensor], outputs: Sequence[WantedOutput]
+    ) -> Fitting:
+        """Rows, sizes and outputs of a request with these inputs, for these outputs: all, if none.
 
         Raises InvalidRequestError if they are not the model's, each once, in the messages
         themselves, and TooLargeError for too many rows.
         """
-        inputs, outputs = list(inputs), list(outputs)
-        self._check_inputs([tensor.name for tensor in inputs])
-        rows = self._check_input(inputs[0].datatype, inputs[0].shape)
-        self._check_outputs([output.name for output in outputs])
-        for tensor in inputs:
-            self._check_storage(tensor.shared_memory)
+        self._check_names("input", self.signature.inputs, [each.name for each in inputs])
+        if len(inputs) != len(self.signature.inputs):
+            names = {each.name for each in inputs}
+            missing = next(each for each in self.signature.inputs if each.name not in names)
+            raise InvalidRequestError(f"input {missing.name!r} is missing; give it once")
+        given = {each.name: each for each in inputs}
+        sizes: dict[str, int] = {}
+        rows = 0
+        for tensor in self.signature.inputs:
+            found = self._check_input(tensor, given[tensor.name], sizes)
+            if rows and found != rows:
+                raise InvalidRequestError(
+                    f"input {tensor.name!r} has {found} rows, input "
+                    f"{self.signature.inputs[0].name!r} has {rows}; give each as many"
+                )
+            rows = found
+        self._check_names("output", self.signature.outputs, [each.name for each in outputs])
+        for each in inputs:
+            self._check_storage(each.name, each.shared_memory)
         for output in outputs:
-            self._check_storage(output.shared_memory, output.classification)
-        return rows
+            self._check_storage(output.name, output.shared_memory, output.classification)
+        asked = self.signature.outputs
+        if outputs:
+            of_name = {each.name: each for each in asked}
+            asked = tuple(of_name[each.name] for each in outputs)
+        return Fitting(rows, tuple(sizes[axis] for axis in self.signature.axes), asked)
 
-    def _check_inputs(self, names: Sequence[str]) -> None:
-        """Raises InvalidRequestError unless the model's one input is given, once."""
+    def _check_names(self, role: str, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
+        """Raises InvalidRequestError unless the names are those of the model's tensors, each at
+        most once."""
+        known = {each.name for each in tensors}
         for name in names:
-            if name != self.input.name:
+            if name not in known:
+                its = f"its {role} is" if len(known) == 1 else f"its {role}s are"
+                said = ", ".join(map(_said, tensors)) if role == "input" else _names(tensors)
                 raise InvalidRequestError(
-                    f"model {self.name!r} has no input {name!r}; its input is {self._input}"
+                    f"model {self.name!r} has no {role} {name!r}; {its} {said}"
                 )
-        if len(names) != 1:
-            given = f"given {len(names)} times" if names else "missing"
-            raise InvalidRequestError(f"input {self.input.name!r} is {given}; give it once")
+        if len(names) != len(set(names)):
+            name = max(names, key=names.count)
+            given = f"given {names.count(name)} times; give it once"
+            raise InvalidRequestError(
+                f"{role} {name!r} is {given if role == 'input' else 'requested twice'}"
+            )
 
-    def _check_outputs(self, names: Iterable[str]) -> None:
-        """Raises InvalidRequestError unless the model's one output is asked for at most once."""
-        names = list(names)
-        for name in names:
-            if name != self.output.name:
-                raise InvalidRequestError(
-                    f"model {self.name!r} has no output {name!r}; its output is "
-                    f"{self.output.name!r}"
-                )
-        if len(names) > 1:
-            raise InvalidRequestError(f"output {self.output.name!r} is requested twice")
-
-    def _check_input(self, datatype: str, shape: Sequence[int]) -> int:
-        """The number of rows of an input tensor of this datatype and shape.
+    def _check_input(self, tensor: Tensor, given: GivenTensor, sizes: dict[str, int]) -> int:
+        """The number of rows of a tensor; takes down, or compares, the `sizes` of dynamic axes.
 
         Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.
         """
-        if datatype != self.input.datatype:
+        if given.datatype != tensor.datatype:
             raise InvalidRequestError(
-                f"input {self.input.name!r} has datatype {self.input.datatype}, got {datatype!r}"
+                f"input {tensor.name!r} has datatype {tensor.datatype}, got {given.datatype!r}"
             )
-        rows, *row_shape = shape or (0,)
-        if tuple(row_shape) != self.input.shape or rows < 1:
+        rows, *shape = given.shape or (0,)
+        fits = len(shape) == len(tensor.shape) and all(
+            isinstance(each, str) or each == size
+            for each, size in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits or rows < 1:
             raise InvalidRequestError(
-                f"input {self.input.name!r} has shape {self._shape} with one row or more, got "
-                f"{list(shape)}"
+                f"input {tensor.name!r} has shape {list(_open_shape(tensor))} with one row or "
+                f"more, got {list(given.shape)}"
             )
+        for axis, at in tensor.axes.items():
+            self._check_size(tensor.name, axis, shape[at], sizes)
         if rows > self.max_rows:
             raise TooLargeError(
                 f"the request has {rows} rows, this server takes up to {self.max_rows} at once; "
@@ -153,7 +229,21 @@ class ServedModel:
             )
         return rows
 
-    def _check_storage(self, shared_memory: bool, classification: bool = False) -> None:
+    def _check_size(self, tensor: str, axis: str, size: int, sizes: dict[str, int]) -> None:
+        bound = self.signature.axes[axis].bound
+        if not 1 <= size <= bound:
+            raise InvalidRequestError(
+                f"input {tensor!r} has {size} along {axis!r}; this server takes 1 to {bound}"
+            )
+        if sizes.setdefault(axis, size) != size:
+            raise InvalidRequestError(
+                f"input {tensor!r} has {size} along {axis!r}, another input has {sizes[axis]}; "
+                "pad them to one size"
+            )
+
+    def _check_storage(
+        self, tensor: str, shared_memory: bool, classification: bool = False
+    ) -> None:
         """Raises InvalidRequestError for tensors that are not in the messages themselves."""
         if shared_memory:
             raise InvalidRequestError(
@@ -162,14 +252,19 @@ class ServedModel:
             )
         if classification:
             raise InvalidRequestError(
-                f"output {self.output.name!r} is requested as classifications; this server "
+                f"output {tensor!r} is requested as classifications; this server "
                 "returns the tensor itself"
             )
 
-    @property
-    def _shape(self) -> list[int]:
-        return [-1, *self.input.shape]
 
-    @property
-    def _input(self) -> str:
-        return f"{self.input.name!r}, {self.input.datatype} {self._shape}"
+def _open_shape(tensor: Tensor) -> tuple[int, ...]:
+    """Its shape with the batch axis, where -1 is any size."""
+    return (-1, *(-1 if isinstance(each, str) else each for each in tensor.shape))
+
+
+def _said(tensor: Tensor) -> str:
+    return f"{tensor.name!r}, {tensor.datatype} {list(_open_shape(tensor))}"
+
+
+def _names(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(repr(each.name) for each in tensors)

@@ -1,86 +1,94 @@
 """A server: a bundle's models on an engine, a frontend over them, and protocols in front."""
 
 import asyncio
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING
 
-from parity_models.errors import UserError
+from prometheus_client import CollectorRegistry
+
 from parity_models.models.bundle import Bundle
-from parity_models.scheduling import DEPLOYED
-from parity_models.serving.descriptors import allow_descriptors
+from parity_models.serving.doors import AtDoors, Doors
+from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.golden import Golden, golden_of
-from parity_models.serving.grpc.server import GrpcServer
-from parity_models.serving.http.server import HttpServer, listen, url_of
-from parity_models.serving.limits import ByteBudget
-from parity_models.serving.local.engine import LocalEngine
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.hosted import Hosted
+from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.plan import Plan, model_files
-from parity_models.serving.remote.engine import RemoteEngine
-from parity_models.serving.rest import Rest
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.routes import Page
+from parity_models.serving.page.sampler import feed_of
+from parity_models.serving.rest.asgi import AsgiApp
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from parity_models.serving.tracing import Tracing
 
 __all__ = ["ServeOptions", "Server"]
 
 
-class Server:
-    """Serves a bundle over the Open Inference Protocol with local instances, or over a fleet.
+class Server(AtDoors):
+    """Serves a bundle over the Open Inference Protocol, with the instances of an engine.
 
     async with Server(open_bundle(path), ServeOptions(port=0)) as server:
-        ...  # server.url; server.grpc_url, if there is one
+        ...  # server.url; server.grpc_url and server.metrics_url, if there are such
 
-    Raises UserError for options that do not fit the bundle.
+    `traces` gets the spans of requests. Raises UserError for options that do not fit the bundle,
+    and files that cannot be used.
     """
 
-    def __init__(self, bundle: Bundle, options: ServeOptions | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: ServeOptions | None = None,
+        traces: "TracerProvider | None" = None,
+    ) -> None:
         options = options or ServeOptions()
-        plan = Plan(bundle, options)
-        self.policy, self.works, self.model = plan.choice.name, plan.works, plan.model
-        if options.faults is not None:
-            options.faults.check(len(self.works))
-        if options.placements and len(options.placements) != len(self.works):
-            raise UserError(
-                f"there are {len(options.placements)} placements for {len(self.works)} instances"
-            )
-        deployed = sum(DEPLOYED in each for each in self.works)
-        if options.min_ready > deployed:
-            raise UserError(
-                f"min_ready is {options.min_ready}, but there are {deployed} instances of the "
-                "deployed model: the server would never be ready"
-            )
         self._options = options
-        self._metrics = metrics = Metrics(bundle.digest)
-        models = {work: bundle.pinned(model) for work, model in model_files(bundle).items()}
-        self._bundle, self._models = bundle, models
-        self._golden: dict[str, Golden] = {}
-        self._engine: LocalEngine | RemoteEngine = (
-            LocalEngine(
-                models,
-                placements=options.placements,
-                unit_timeout=options.unit_timeout,
-                metrics=metrics,
-                allows_faults=options.faults is not None,
-            )
-            if options.fleet is None
-            else RemoteEngine(
-                models,
-                options.fleet,
-                metrics,
-                max_batch=options.max_batch,
-                unit_timeout=options.unit_timeout,
-            )
+        self._hosted = hosted = Hosted(bundle, options)
+        self.policy, self.roles, self.model = hosted.policy, hosted.roles, hosted.model
+        self.notes = hosted.notes
+        self._engine, self._frontend = hosted.engine, hosted.frontend
+        self._tracing = None if traces is None else _traced(self._frontend, traces)
+        self.feed: Feed | None = None
+        """What its live page shows, if there is to be one."""
+        page = None
+        if options.ui:
+            name = self.model.name
+            self.feed = feed_of(self._frontend, hosted.metrics, model=name, policy=self.policy)
+            page = Page(name, {self.policy: lambda: self.feed})
+        models = OneModel(self._frontend, self.model)
+        self._doors = Doors(
+            models,
+            hosted.metrics,
+            options,
+            pages=None if page is None else page.routes(),
+            open_paths=() if page is None else page.open_paths,
+            tracing=self._tracing,
         )
-        self._frontend = plan.frontend(self._engine, metrics, self._golden)
-        self._budget = ByteBudget(options.limits.max_in_flight)
-        rest = Rest(self._frontend, self.model, metrics, options.limits, self._budget)
-        self._http = HttpServer(rest, metrics)
-        self._grpc: GrpcServer | None = None
-        self.grpc_url: str | None = None
 
     @property
-    def url(self) -> str:
-        """The base URL, as http://127.0.0.1:8000; known once the server is started."""
-        return url_of(self._socket)
+    def listens(self) -> bool:
+        """Does it listen on a port for HTTP?"""
+        return self._options.port is not None
+
+    def app(self) -> AsgiApp:
+        """The protocol as an ASGI application, to mount into another one. It answers while this
+        server runs."""
+        return AsgiApp(self._doors.rest())
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Do clients have to show one?"""
+        return self._options.access.tokens is not None
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What it counts, for callers in this process."""
+        return self._hosted.metrics.registry
+
+    @property
+    def engine(self) -> Engine:
+        """What runs the models."""
+        return self._engine
 
     @property
     def frontend(self) -> Frontend:
@@ -93,32 +101,12 @@ class Server:
         It is live, but not ready, before. Raises UserError if it cannot listen where it should,
         and ServingError, with nothing left running, if an instance does not start.
         """
-        host, port = self._options.host, self._options.port
-        limits = self._options.limits
-        calls = 0 if self._options.grpc_port is None else limits.max_rpcs
-        allow_descriptors(limits.max_connections + calls, len(self.works))
+        self._doors.open_http(len(self.roles))
+        if self.feed is not None:
+            self.feed.start()
         try:
-            self._socket = listen(host, port)
-        except OSError as error:
-            raise UserError(
-                f"cannot listen on {host} port {port}: {error.strerror}; choose another host or "
-                "port (port 0 takes any that is free)"
-            ) from error
-        self._http.start(self._socket)
-        try:
-            if self._options.grpc_port is not None:
-                self._grpc = GrpcServer(
-                    self._frontend,
-                    self.model,
-                    self._metrics,
-                    limits,
-                    self._budget,
-                )
-                self.grpc_url = await self._grpc.start(host, self._options.grpc_port)
-            self._golden |= await asyncio.to_thread(
-                golden_of, self._bundle, self._models, self.works
-            )
-            await self._frontend.start(self.works)
+            await self._doors.open_others()
+            await self._hosted.start()
         except BaseException:
             await self._close()
             raise
@@ -132,7 +120,9 @@ class Server:
         self._frontend.retire()
         try:
             await asyncio.sleep(self._options.shutdown_delay)
-            self._http.drain()
+            if self.feed is not None:
+                self.feed.close()
+            self._doors.drain()
             await self._frontend.drain()
         finally:
             await self._frontend.stop()
@@ -140,22 +130,22 @@ class Server:
 
     def begin_faults(self) -> None:
         """Let the time of the options' fault plan begin now; without one, nothing happens."""
-        if self._options.faults is not None and isinstance(self._engine, LocalEngine):
-            self._engine.inject_faults(self._options.faults)
+        self._hosted.begin_faults()
+
+    def busy_seconds(self) -> float:
+        """How long instances have been busy, all together."""
+        return sum(self._frontend.busy_seconds().values())
 
     async def _close(self) -> None:
-        if self._grpc is not None:
-            await self._grpc.stop()
-        await self._http.stop()
+        if self.feed is not None:
+            self.feed.close()
+        await self._doors.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
+def _traced(frontend: Frontend, traces: "TracerProvider") -> "Tracing":
+    # Only now: whoever wants no spans need not have what makes them.
+    from parity_models.serving.tracing import traced
+
+    return traced(frontend, traces)

@@ -3,6 +3,7 @@
 Encoding, decoding and the comparison of reconstructions with predictions read and write them here.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,11 @@ from parity_models.scheduling import (
     ForgetQueries,
     Run,
     Source,
-    parity_work,
+    parity_role,
 )
 from parity_models.serving.asked import Asked
 from parity_models.serving.comparison import Made
+from parity_models.serving.request_log import RequestLog
 
 _SOURCES = {DEPLOYED: Source.MODEL, BACKUP: Source.BACKUP}
 """What an output answers as, by the work it came from."""
@@ -41,47 +43,83 @@ class Tensors:
     """Inputs, outputs and parity queries, by the ids of queries and of groups.
 
     `requests` has the request of each query; `parity_rows` the row of `code` of each parity work.
+    Where the deployed model has several outputs, its predictions are records, of which stand-ins
+    imitate the field `imitated`.
     """
 
-    def __init__(self, code: Code | None) -> None:
+    def __init__(self, code: Code | None, imitated: str | None = None) -> None:
         self._code = code
+        self._imitated = imitated
         self._groups: dict[int, Group] = {}
         self.requests: dict[int, Asked] = {}
-        self.parity_rows = {parity_work(j): j for j in range(code.r if code else 0)}
+        self.parity_rows = {parity_role(j): j for j in range(code.r if code else 0)}
 
     def row(self, query: int) -> NDArray[Any]:
         """The query's input: (*input shape)."""
         asked = self.requests[query]
-        row: NDArray[Any] = asked.rows[query - asked.first]
+        row: NDArray[Any] = asked.rows[query - asked.first, ...]
         return row
 
     def rows(self, run: Run) -> list[NDArray[Any]]:
         """The inputs of a unit, in the order of its subjects."""
-        j = self.parity_rows.get(run.work)
+        j = self.parity_rows.get(run.role)
         if j is None:
             return [self.row(query) for query in run.subjects]
         return [self._groups[group].parities[j] for group in run.subjects]
 
+    def requests_of(self, run: Run) -> list[RequestLog]:
+        """The requests that a unit is for, as far as they are remembered and came by a protocol."""
+        queries: Iterable[int] = run.subjects
+        if run.role in self.parity_rows:
+            groups = [self._groups[group] for group in run.subjects if group in self._groups]
+            queries = [query for group in groups for query in group.members]
+        asked = [self.requests[query] for query in queries if query in self.requests]
+        return [each.request for each in asked if each.request is not None]
+
     def keep(self, run: Run, outputs: NDArray[Any]) -> None:
         """Keep a unit's `outputs` (rows, *output shape), as far as they are still remembered."""
-        j = self.parity_rows.get(run.work)
+        j = self.parity_rows.get(run.role)
         for subject, output in zip(run.subjects, outputs, strict=True):
             if j is None:
                 asked = self.requests.get(subject)
                 if asked is not None:
-                    asked.at_hand[subject, _SOURCES[run.work]] = output
-                    if self._code is not None:
-                        asked.ran_on[subject] = run.instance
+                    source = _SOURCES[run.role]
+                    asked.at_hand[subject, source] = output
+                    asked.ran_on[subject, source] = run.instance
             else:
                 group = self._groups.get(subject)
                 if group is not None:
                     group.outputs[j] = Made(output, run.instance)
 
     def prediction(self, query: int) -> Made | None:
-        """The deployed model's output for the query, if it is here."""
-        asked = self.requests[query]
-        output = asked.at_hand.get((query, Source.MODEL))
-        return None if output is None else Made(output, asked.ran_on[query])
+        """The deployed model's output for the query, if it is here: the imitated one."""
+        return self._made(query, Source.MODEL)
+
+    def predictions(self, run: Run) -> dict[int, Made]:
+        """The deployed model's outputs for a unit's queries, those that are here."""
+        made = {query: self._made(query, Source.MODEL) for query in run.subjects}
+        return {query: each for query, each in made.items() if each is not None}
+
+    def backed(self, run: Run) -> Iterator[tuple[Made, Made]]:
+        """The outputs of backup and deployed model for a unit's queries, where both are here."""
+        for query in run.subjects:
+            backup = self._made(query, Source.BACKUP)
+            prediction = None if backup is None else self._made(query, Source.MODEL)
+            if backup is not None and prediction is not None:
+                yield backup, prediction
+
+    def _made(self, query: int, source: Source) -> Made | None:
+        asked = self.requests.get(query)
+        output = None if asked is None else asked.at_hand.get((query, source))
+        if asked is None or output is None:
+            return None
+        if source is Source.MODEL:
+            output = self._imitated_of(output)
+        return Made(output, asked.ran_on[query, source])
+
+    def _imitated_of(self, prediction: NDArray[Any]) -> NDArray[Any]:
+        """Of the deployed model's outputs for a query, the one that stand-ins give."""
+        return prediction if self._imitated is None else prediction[self._imitated]
 
     def encode(self, action: Encode) -> None:
         """Make the group's parity queries of its members."""
@@ -97,7 +135,9 @@ class Tensors:
         with np.errstate(all="ignore"):
             decoded = self._code.decode(
                 [
-                    self.requests[query].at_hand[query, Source.MODEL] if here else None
+                    self._imitated_of(self.requests[query].at_hand[query, Source.MODEL])
+                    if here
+                    else None
                     for query, here in zip(action.members, action.available, strict=True)
                 ],
                 [

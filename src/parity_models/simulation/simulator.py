@@ -1,82 +1,44 @@
 """A simulator that drives the very `Scheduler` that serves.
 
-SimPy keeps the calendar. An instance takes as long for a unit as its service time and the fault
+A heap keeps the calendar. An instance takes as long for a unit as its service time and the fault
 plan say (`faults.WorkerFaults`, the code that real workers obey); the plan's timeline and the
 arrivals depend on seeds alone, so that policies compared meet the same load and the same faults.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
+import gc
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
 
 import numpy as np
-import simpy
-from numpy.typing import NDArray
 
-from parity_models.faults import Distribution, FaultPlan, Transfers, WorkerFaults
+from parity_models.faults import FaultPlan, Transfers, WorkerFaults
 from parity_models.scheduling import (
+    BACKUP,
     DEPLOYED,
     Action,
     Answer,
+    Cancel,
     Decode,
     Fail,
     Policy,
     Recycle,
-    RecycleReason,
     Run,
     Scheduler,
-    SchedulerConfig,
-    Source,
     Verify,
     WakeAt,
 )
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.simulation.link import Link
+from parity_models.simulation.network import Course
+from parity_models.simulation.scenario import FAILED, SOURCES, Simulation, SimulationResult
 
-SOURCES = tuple(Source)
-"""What the numbers in SimulationResult.sources stand for."""
-
-FAILED = -1
-"""The source of a query that failed."""
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """What is simulated. Times in seconds.
-
-    `arrivals` (n,) are the times at which queries arrive, in order. `service` is how long a unit
-    takes, by work; a work that is not named takes as long as DEPLOYED. `restart` is how long an
-    instance that was killed or recycled is away. `overhead` is added to every dispatch (the
-    engine's round trip). Instance i is on node i modulo `nodes`; None: each has a node to itself.
-    """
-
-    arrivals: NDArray[np.float64]
-    instances: int
-    parity_instances: int
-    service: Mapping[str, Distribution]
-    faults: FaultPlan = field(default_factory=FaultPlan)
-    restart: float = 1.0
-    overhead: float = 0.0
-    nodes: int | None = None
-    config: SchedulerConfig = field(default_factory=SchedulerConfig)
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class SimulationResult:
-    """What became of the queries, in order of arrival.
-
-    `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units` and `busy`
-    are how many units ran and how many instance-seconds they took, by work. `recycled` are how many
-    instances were recycled, by reason.
-    """
-
-    latencies: NDArray[np.float64]
-    sources: NDArray[np.int8]
-    units: dict[str, int]
-    busy: dict[str, float]
-    recycled: dict[RecycleReason, int]
+SELDOM = 100_000
+"""New objects after which the garbage collector looks for cycles, of which a simulation makes next
+to none. To look after 700, as usual, takes a tenth of its time."""
 
 
 def simulate(
@@ -89,21 +51,43 @@ def simulate(
 
     `progress` is called now and then with the number of queries that have arrived.
     """
-    return _Driver(simulation, policy, dispatch, progress).run()
+    thresholds = gc.get_threshold()
+    gc.set_threshold(SELDOM, *thresholds[1:])
+    try:
+        return _Driver(simulation, policy, dispatch, progress).run()
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+_NUMBERS = {source: number for number, source in enumerate(SOURCES)}
 
 
 class _Instance:
     """An imagined instance: number `slot` of the plan, in its `life`-th incarnation."""
 
-    def __init__(self, slot: int, works: frozenset[str], faults: WorkerFaults | None) -> None:
+    def __init__(
+        self, slot: int, roles: frozenset[str], faults: WorkerFaults | None, link: Link | None
+    ) -> None:
         self.slot = slot
-        self.works = works
+        self.roles = roles
         self.faults = faults
+        self.link = link
         self.life = 0
 
     @property
     def name(self) -> str:
         return f"{self.slot}.{self.life}" if self.life else f"{self.slot}"
+
+
+@dataclass(slots=True)
+class _Running:
+    """A unit on its way to an instance or there: its input is `there`, and it `ends`."""
+
+    run: Run
+    instance: _Instance
+    there: float
+    ends: float
+    counted: bool
 
 
 class _Driver:
@@ -116,7 +100,9 @@ class _Driver:
     ) -> None:
         self._simulation = simulation
         self._scheduler = Scheduler(policy, simulation.config, dispatch)
-        self._env = simpy.Environment()
+        self._now = 0.0
+        self._calendar: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
         self._random = Random(simulation.seed)
         self._progress = progress
         count = len(simulation.arrivals)
@@ -125,39 +111,48 @@ class _Driver:
         )
         self._arrived = 0
         self._ended = 0
-        self._everything_ended = self._env.event()
         self._wake_time: float | None = None
-        self._decoded: list[int] = []
+        self._refuses = simulation.faults.refuses
+        self._decoded: list[Decode] = []
         self._instances: dict[str, _Instance] = {}
+        self._running: dict[int, _Running] = {}
         self._do: dict[type[Action], Callable[[Any], None]] = {
             Run: self._run,
             Verify: self._verify,
             Recycle: self._recycle,
+            Cancel: self._cancel,
             Decode: self._decode,
             Answer: self._answer,
             Fail: self._fail,
             WakeAt: self._wake_at,
         }
-        works = policy.works(simulation.instances, simulation.parity_instances)
+        roles = policy.roles(simulation.instances, simulation.parity_instances)
         plan = simulation.faults
         faulty = plan != FaultPlan(seed=plan.seed)
         transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
-        for slot, work in enumerate(works):
+        links = simulation.links
+        course = Course(links.network, links.machines, plan.seed) if links else None
+        for slot, role in enumerate(roles):
             faults = WorkerFaults(plan, slot, transfers) if faulty else None
-            instance = _Instance(slot, work, faults)
+            link = Link(links.network, course, slot, plan.seed) if links and course else None
+            instance = _Instance(slot, role, faults, link)
             self._join(instance)
             if plan.kills or plan.random_kills:
-                self._env.process(self._kill(instance))
+                self._await_kill(instance, plan.kill_times(slot))
 
     def run(self) -> SimulationResult:
-        if len(self._simulation.arrivals):
-            self._at(self._simulation.arrivals[0], self._arrive)
-            self._env.run(self._everything_ended)
+        count = len(self._simulation.arrivals)
+        if count:
+            self._at(float(self._simulation.arrivals[0]), self._arrive)
+        while self._ended < count:
+            self._now, _, happens = heapq.heappop(self._calendar)
+            happens()
         return self._result
 
-    def _at(self, time: float, callback: Callable[[], None]) -> None:
-        timeout = self._env.timeout(max(0.0, time - self._env.now))
-        timeout.callbacks.append(lambda _: callback())
+    def _at(self, time: float, happens: Callable[[], None]) -> None:
+        """Enter into the calendar; of two at one time the first entered happens first."""
+        self._order += 1
+        heapq.heappush(self._calendar, (max(time, self._now), self._order, happens))
 
     def _carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -165,8 +160,9 @@ class _Driver:
             if do is not None:
                 do(action)
         while self._decoded:
-            group = self._decoded.pop()
-            self._carry_out(self._scheduler.decoded(self._env.now, group))
+            decode = self._decoded.pop()
+            refused = [slot for slot in decode.slots if self._refuses(decode.members[slot])]
+            self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
 
     # Events
 
@@ -175,77 +171,120 @@ class _Driver:
         self._arrived += 1
         if self._progress is not None and self._arrived % 1000 == 0:
             self._progress(self._arrived)
-        self._carry_out(self._scheduler.queries_arrived(self._env.now, (query,), "query"))
+        self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
         if self._arrived < len(self._simulation.arrivals):
-            self._at(self._simulation.arrivals[self._arrived], self._arrive)
+            self._at(float(self._simulation.arrivals[self._arrived]), self._arrive)
 
-    def _finish(self, unit: int) -> None:
-        self._carry_out(self._scheduler.unit_finished(self._env.now, unit))
+    def _finish(self, run: Run) -> None:
+        if self._running.pop(run.unit, None) is None:
+            return  # it was cancelled
+        refused = [q for q in run.subjects if run.role == BACKUP and self._refuses(q)]
+        self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused))
+
+    def _cut(self, unit: int) -> None:
+        if self._running.pop(unit, None) is not None:
+            self._carry_out(self._scheduler.unit_failed(self._now, unit, "cancelled"))
 
     def _verified(self, unit: int) -> None:
-        self._carry_out(self._scheduler.unit_verified(self._env.now, unit, True))
+        self._carry_out(self._scheduler.unit_verified(self._now, unit, True))
 
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
             self._wake_time = None
-            self._carry_out(self._scheduler.time_passed(self._env.now))
+            self._carry_out(self._scheduler.time_passed(self._now))
 
     def _join(self, instance: _Instance) -> None:
         self._instances[instance.name] = instance
         nodes = self._simulation.nodes
         node = None if nodes is None else str(instance.slot % nodes)
-        joined = self._scheduler.instance_joined(self._env.now, instance.name, instance.works, node)
+        joined = self._scheduler.instance_joined(self._now, instance.name, instance.roles, node)
         self._carry_out(joined)
 
-    def _kill(self, instance: _Instance) -> Generator[simpy.Event, None, None]:
-        for time in self._simulation.faults.kill_times(instance.slot):
-            if time < self._env.now:  # it was away, and cannot be killed
-                continue
-            yield self._env.timeout(time - self._env.now)
-            yield self._env.process(self._replace(instance))
+    def _await_kill(self, instance: _Instance, times: Iterator[float]) -> None:
+        """The instance is killed at the first of the times at which it is there."""
+        at = next((time for time in times if time >= self._now), None)
+        if at is not None:
+            self._at(at, partial(self._kill, instance, times))
 
-    def _replace(self, instance: _Instance) -> Generator[simpy.Event, None, None]:
+    def _kill(self, instance: _Instance, times: Iterator[float]) -> None:
+        self._replace(instance, then=partial(self._await_kill, instance, times))
+
+    def _replace(self, instance: _Instance, then: Callable[[], None] | None = None) -> None:
         """The instance leaves, and joins again under another name."""
         if self._instances.pop(instance.name, None) is None:  # it has left already
+            if then is not None:
+                then()
             return
-        self._carry_out(self._scheduler.instance_left(self._env.now, instance.name))
-        yield self._env.timeout(self._simulation.restart)
+        self._carry_out(self._scheduler.instance_left(self._now, instance.name))
+        self._at(self._now + self._simulation.restart, partial(self._return, instance, then))
+
+    def _return(self, instance: _Instance, then: Callable[[], None] | None) -> None:
         instance.life += 1
         self._join(instance)
+        if then is not None:
+            then()
 
     # Actions
 
     def _run(self, run: Run) -> None:
-        took = self._run_time(run.instance, run.work)
-        units, busy = self._result.units, self._result.busy
-        units[run.work] = units.get(run.work, 0) + 1
-        busy[run.work] = busy.get(run.work, 0.0) + took
-        self._at(self._env.now + took, partial(self._finish, run.unit))
+        instance = self._instances[run.instance]
+        there, ends = self._course(instance, run.role, len(run.subjects))
+        counted = self._arrived > self._simulation.warm_up
+        if counted:
+            units = self._result.units
+            units[run.role] = units.get(run.role, 0) + 1
+            self._count_busy(run.role, ends - self._now)
+        self._running[run.unit] = _Running(run, instance, there, ends, counted)
+        self._at(ends, partial(self._finish, run))
+
+    def _cancel(self, cancel: Cancel) -> None:
+        running = self._running.get(cancel.unit)
+        if running is None:
+            return
+        instance, heard = running.instance, self._now
+        if instance.link is not None:
+            heard = instance.link.message(heard)
+        ends = max(heard, running.there)
+        if instance.faults is not None:
+            ends = instance.faults.cut(ends)
+        ends += self._simulation.overhead
+        if ends < running.ends:
+            if running.counted:
+                self._count_busy(running.run.role, ends - running.ends)
+            self._at(ends, partial(self._cut, cancel.unit))
+
+    def _count_busy(self, role: str, seconds: float) -> None:
+        busy = self._result.busy
+        busy[role] = busy.get(role, 0.0) + seconds
 
     def _verify(self, verify: Verify) -> None:
-        took = self._run_time(verify.instance, verify.work)
-        self._at(self._env.now + took, partial(self._verified, verify.unit))
+        _, ends = self._course(self._instances[verify.instance], verify.role, 1)
+        self._at(ends, partial(self._verified, verify.unit))
 
-    def _run_time(self, instance: str, work: str) -> float:
-        """How long a unit of this work that begins now takes there."""
-        now = self._env.now
-        service = self._simulation.service
-        took = service.get(work, service[DEPLOYED]).draw(self._random) + self._simulation.overhead
-        faults = self._instances[instance].faults
-        return took if faults is None else faults.release(now, now + took, work) - now
+    def _course(self, instance: _Instance, role: str, rows: int) -> tuple[float, float]:
+        """When a unit of this role that is sent now is there, and when it is reported."""
+        there, simulation = self._now, self._simulation
+        if instance.link is not None and simulation.links is not None:
+            row = simulation.links.row
+            there = instance.link.arrival(there, rows * row.get(role, row[DEPLOYED]))
+        service = simulation.service
+        done = there + service.get(role, service[DEPLOYED]).draw(self._random)
+        if instance.faults is not None:
+            done = instance.faults.release(there, done, role)
+        return there, done + simulation.overhead
 
     def _recycle(self, recycle: Recycle) -> None:
         recycled = self._result.recycled
         recycled[recycle.reason] = recycled.get(recycle.reason, 0) + 1
-        self._env.process(self._replace(self._instances[recycle.instance]))
+        self._at(self._now, partial(self._replace, self._instances[recycle.instance]))
 
     def _decode(self, decode: Decode) -> None:
-        self._decoded.append(decode.group)
+        self._decoded.append(decode)
 
     def _answer(self, answer: Answer) -> None:
         arrived = self._simulation.arrivals[answer.query]
-        self._result.latencies[answer.query] = self._env.now - arrived
-        self._end(answer.query, SOURCES.index(answer.source))
+        self._result.latencies[answer.query] = self._now - arrived
+        self._end(answer.query, _NUMBERS[answer.source])
 
     def _fail(self, fail: Fail) -> None:
         self._end(fail.query, FAILED)
@@ -253,8 +292,6 @@ class _Driver:
     def _end(self, query: int, source: int) -> None:
         self._result.sources[query] = source
         self._ended += 1
-        if self._ended == len(self._simulation.arrivals):
-            self._everything_ended.succeed()
 
     def _wake_at(self, wake: WakeAt) -> None:
         self._wake_time = wake.time

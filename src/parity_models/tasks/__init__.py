@@ -1,10 +1,12 @@
 """Inference tasks: datasets on disk, read into arrays, and the metric each is judged by.
 
-A task is a small class, a subclass of `Task`; ours are listed in `TASKS` here.
+A task is a small class, a subclass of `Task`, that says everything about itself; ours are listed in
+`TASKS` here.
 """
 
 from parity_models.errors import UserError
-from parity_models.own_code import load_own, say
+from parity_models.own_code import say
+from parity_models.registry import Registry, is_own
 from parity_models.tasks.cats_dogs import CatsVsDogs
 from parity_models.tasks.cifar import Cifar10, Cifar100
 from parity_models.tasks.digits import Digits
@@ -16,23 +18,23 @@ from parity_models.tasks.speech import SmallSpeechCommands, SpeechCommands
 from parity_models.tasks.tabular import California, Diabetes
 from parity_models.tasks.task import Dataset, Split, Task
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Digits(),
-        Mnist(),
-        FashionMnist(),
-        FashionMnistPixels(),
-        Cifar10(),
-        Cifar100(),
-        CatsVsDogs(),
-        SpeechCommands(),
-        SmallSpeechCommands(),
-        Localization(),
-        Diabetes(),
-        California(),
-    )
-}
+TASKS = Registry[Task](
+    "task",
+    Task,
+    Digits,
+    Mnist,
+    FashionMnist,
+    FashionMnistPixels,
+    Cifar10,
+    Cifar100,
+    CatsVsDogs,
+    SpeechCommands,
+    SmallSpeechCommands,
+    Localization,
+    Diabetes,
+    California,
+)
+"""The tasks. A name may have options after it: localization@side=224."""
 
 
 def find_task(name: str) -> Task:
@@ -40,37 +42,39 @@ def find_task(name: str) -> Task:
 
     Names out of a bundle come here: they are never imported.
     """
-    try:
-        return TASKS[name]
-    except KeyError:
-        if ":" in name:
-            raise UserError(f"{name} is a task of your own; name it with --task {name}") from None
-        raise UserError(
-            f"no task is called {name!r}; there are {', '.join(TASKS)}, and package.module:Class "
-            "for one of your own"
-        ) from None
+    if is_own(name):
+        raise UserError(f"{name} is a task of your own; name it with --task {name}")
+    return _build(name)
 
 
 def choose_task(name: str) -> Task:
     """The task that the user names: one of ours, or package.module:Class for one of their own.
 
-    The class is a subclass of Task and is made without arguments. Raises UserError for what is
-    no task.
+    Raises UserError for what is no task.
     """
-    if ":" not in name:
+    if not is_own(name):
         return find_task(name)
-    task = load_own(name)
-    if isinstance(task, type) and issubclass(task, Task):
-        try:
-            task = task()
-        except (Exception, SystemExit) as error:  # the user's class may raise anything
-            raise UserError(f"{name} cannot be made without arguments: {say(error)}") from error
-    if not isinstance(task, Task):
-        raise UserError(f"{name} is no subclass of parity_models.tasks.Task")
+    task = _build(name)
     metric = getattr(task, "metric", None)
     if metric not in METRICS:
         raise UserError(f"{name} has the metric {metric!r}; there are {', '.join(METRICS)}")
     return OwnTask(name, task)
+
+
+def is_ours(name: str) -> bool:
+    """Does the name stand for one of our tasks?"""
+    return name.partition("@")[0] in TASKS.names
+
+
+def _build(name: str) -> Task:
+    """The task that a name stands for, with the options after it; it is called so, too."""
+    kind, options = TASKS.parse(name)
+    try:
+        task = kind(options)
+    except (Exception, SystemExit) as error:  # the user's class may raise anything
+        raise UserError(f"{name} cannot be made: {say(error)}") from error
+    task.name = name
+    return task
 
 
 __all__ = [
@@ -84,5 +88,6 @@ __all__ = [
     "check_labels",
     "choose_task",
     "find_task",
+    "is_ours",
     "score",
 ]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from parity_models.errors import DataError
-from parity_models.tasks.images import image_files, read_images
-from parity_models.tasks.task import Dataset, FolderTask, Split, hold_out, normalised
+from parity_models.tasks.images import ImageTask, image_files, read_images
+from parity_models.tasks.task import Dataset, Split, hold_out, normalised
 
 KINDS = ("cat", "dog")
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -23,8 +23,8 @@ TEST, VALIDATION = 5, 10
 """One of so many images is for test, and of the rest one of so many for validation."""
 
 
-class CatsVsDogs(FolderTask):
-    """`side` is the height and width that images are squeezed into."""
+class CatsVsDogs(ImageTask):
+    """Photographs, squeezed into squares."""
 
     name = "cats-vs-dogs"
     about = "photographs of cats and dogs, 64x64"
@@ -45,9 +45,6 @@ class CatsVsDogs(FolderTask):
         "Microsoft, or train as Kaggle distributes them)"
     )
 
-    def __init__(self, side: int = 64) -> None:
-        self.side = side
-
     def holds(self, folder: Path) -> bool:
         if not folder.is_dir():
             return False
@@ -63,7 +60,7 @@ class CatsVsDogs(FolderTask):
                 raise DataError(f"there is no image of a {kind} in {folder}")
             paths += found
             labels += [label] * len(found)
-        pixels, _ = read_images(paths, self.side)
+        pixels, _ = read_images(paths, self.options.side)
         inputs = normalised(pixels, MEAN.reshape(3, 1, 1), DEVIATION.reshape(3, 1, 1))
         rest, test = hold_out(Split(inputs, np.array(labels)), max(1, len(paths) // TEST))
         train, validation = hold_out(rest, max(1, len(rest) // VALIDATION))

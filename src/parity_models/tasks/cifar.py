@@ -71,6 +71,8 @@ class Cifar(FolderTask):
 
 
 class Cifar10(Cifar):
+    """CIFAR-10 (Krizhevsky, 2009), top-1 accuracy."""
+
     name = "cifar-10"
     about = "animals and vehicles, colour, 32x32"
     metric = "top-1"
@@ -88,6 +90,8 @@ class Cifar10(Cifar):
 
 
 class Cifar100(Cifar):
+    """CIFAR-100 (Krizhevsky, 2009), top-5 accuracy."""
+
     name = "cifar-100"
     about = "a hundred kinds of things, colour, 32x32"
     metric = "top-5"

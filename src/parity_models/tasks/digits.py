@@ -16,6 +16,8 @@ TEST, VALIDATION = 400, 197
 
 
 class Digits(Task):
+    """The 1,797 digits that scikit-learn ships."""
+
     name = "digits"
     about = "handwritten digits, 8x8"
     metric = "top-1"

@@ -1,13 +1,17 @@
-"""Image files as arrays of one size."""
+"""Image files as arrays of one size, and tasks that have them."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
+from parity_models.options import Option
+from parity_models.tasks.task import FolderTask
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 LARGEST = 100_000_000
@@ -15,6 +19,19 @@ LARGEST = 100_000_000
 
 THREADS = 8
 """Pillow decodes outside the interpreter's lock."""
+
+
+class ImageTask(FolderTask):
+    """A task whose queries are image files, squeezed into squares."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(FolderTask.Options):
+        """What can be set."""
+
+        side: Annotated[
+            int,
+            Option("Height and width that images are squeezed into.", at_least=8, at_most=1024),
+        ] = 64
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.images import read_images
-from parity_models.tasks.task import Dataset, FolderTask, Split, hold_out, normalised
+from parity_models.tasks.images import ImageTask, read_images
+from parity_models.tasks.task import Dataset, Split, hold_out, normalised
 
 IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
 PICTURES = "images"
@@ -28,11 +28,8 @@ VALIDATION = 10
 """One of so many training images is held out."""
 
 
-class Localization(FolderTask):
-    """Boxes are left, top, right, bottom, as shares of the image's width and height.
-
-    `side` is the height and width that images are squeezed into.
-    """
+class Localization(ImageTask):
+    """Boxes are left, top, right, bottom, as shares of the image's width and height."""
 
     name = "localization"
     about = "the box around the object in an image, 64x64"
@@ -44,9 +41,6 @@ class Localization(FolderTask):
         "https://www.vision.caltech.edu/datasets/cub_200_2011), or make one with parm data "
         "synth-boxes"
     )
-
-    def __init__(self, side: int = 64) -> None:
-        self.side = side
 
     def holds(self, folder: Path) -> bool:
         return all((folder / name).is_file() for name in (IMAGES, BOXES, SPLIT))
@@ -65,7 +59,7 @@ class Localization(FolderTask):
         for path in paths:
             if not path.resolve().is_relative_to(root.resolve()):
                 raise DataError(f"{folder / IMAGES} names a file outside {root}: {path}")
-        pixels, sizes = read_images(paths, self.side)
+        pixels, sizes = read_images(paths, self.options.side)
         labels = np.array(
             [
                 _edges(boxes[number], size, folder / BOXES)

@@ -45,7 +45,12 @@ def top5(outputs: Array, labels: Array) -> float:
 
 
 def iou(outputs: Array, labels: Array) -> float:
-    """The mean over boxes (n, 4) of the area that two have in common, over that of their union.
+    """The mean over boxes (n, 4) of the area that two have in common, over that of their union."""
+    return float(np.mean(overlaps(outputs, labels)))
+
+
+def overlaps(outputs: Array, labels: Array) -> Array:
+    """The area that each two of boxes (n, 4) have in common, over that of their union: (n,).
 
     Boxes are left, top, right, bottom; one whose edges are crossed is empty.
     """
@@ -54,7 +59,8 @@ def iou(outputs: Array, labels: Array) -> float:
     )
     common = _area(both)
     union = _area(outputs) + _area(labels) - common
-    return float(np.mean(common / np.maximum(union, np.finfo(np.float32).tiny)))
+    shares: Array = common / np.maximum(union, np.finfo(np.float32).tiny)
+    return shares
 
 
 def _area(boxes: Array) -> Array:
@@ -78,11 +84,25 @@ def r2(outputs: Array, labels: Array) -> float:
     return float(np.mean(1 - wrong[telling] / varied[telling]))
 
 
+def cosine(outputs: Array, labels: Array) -> float:
+    """The mean cosine of the angle between rows of `outputs` and of `labels`, both (n, ...)."""
+    return float(np.mean(cosines(outputs, labels)))
+
+
+def cosines(outputs: Array, labels: Array) -> Array:
+    """The cosine of the angle between each two rows of (n, ...): (n,). 0 for a vector of zeros."""
+    one, other = (each.astype(np.float64).reshape(len(each), -1) for each in (outputs, labels))
+    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    similar: Array = (one * other).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    return similar
+
+
 METRICS: dict[str, Metric] = {
     "top-1": Metric("classes", top1),
     "top-5": Metric("classes", top5),
     "iou": Metric("boxes", iou),
     "r2": Metric("values", r2),
+    "cosine": Metric("values", cosine),
 }
 
 

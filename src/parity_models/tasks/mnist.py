@@ -62,6 +62,8 @@ class MnistTask(FolderTask):
 
 
 class Mnist(MnistTask):
+    """MNIST (LeCun et al., 1998)."""
+
     name = "mnist"
     about = "handwritten digits, 28x28"
     mean, deviation = 0.1307, 0.3081
@@ -75,6 +77,8 @@ class Mnist(MnistTask):
 
 
 class FashionMnist(MnistTask):
+    """Fashion-MNIST (Xiao et al., 2017)."""
+
     name = "fashion-mnist"
     about = "garments, 28x28"
     flips = True

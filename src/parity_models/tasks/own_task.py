@@ -19,7 +19,8 @@ class OwnTask(Task):
     """`task`, under the `name` that the user typed: package.module:Class."""
 
     def __init__(self, name: str, task: Task) -> None:
-        self.name = task.name = name
+        super().__init__()
+        self.name = name
         self.about = task.about
         self.metric = task.metric
         self.flips = task.flips

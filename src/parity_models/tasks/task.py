@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models import options
 from parity_models.errors import DataError
 
 SPLIT_SEED = 2019
@@ -16,6 +17,9 @@ SPLIT_SEED = 2019
 
 Labels = NDArray[np.int64] | NDArray[np.float32]
 """Classes (n,), or what a model should put out, float32 (n, *output_shape)."""
+
+VALIDATES = 5
+"""One of so many queries of a validation set chooses the best epoch."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,13 @@ class Split:
     def take(self, rows: NDArray[np.int64]) -> "Split":
         """The queries at `rows`, in that order."""
         return Split(self.inputs[rows], self.labels[rows])
+
+    def part(self, least: int) -> tuple["Split", NDArray[np.float32]]:
+        """Of a validation set, one in VALIDATES, `least` at least, to choose the best epoch by, and
+        the inputs of the others, to calibrate gates with: no query does both."""
+        order = np.random.default_rng(0).permutation(len(self))
+        number = max(least, len(order) // VALIDATES)
+        return self.take(np.sort(order[:number])), self.inputs[np.sort(order[number:])]
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,9 @@ class Dataset:
 class Task(ABC):
     """An inference task.
 
-    A task of your own is a subclass that sets the class variables and defines `load`.
-    `metric` is a key of `metrics.METRICS`: it says what predictions are (classes, boxes or
-    values) and thereby how models learn them. `flips` says that a query mirrored left to right
+    A subclass says its `name`, its `Options`, what it is `about`, and defines `load`. `metric` is
+    a key of `metrics.METRICS`: it says what predictions are (classes, boxes or values) and thereby
+    how models learn them. `flips` says that a query mirrored left to right
     (along its last axis) is as good a query, so training may mirror it.
     """
 
@@ -72,6 +83,13 @@ class Task(ABC):
     about: str = ""
     metric: str
     flips: bool = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options.Options):
+        """None."""
+
+    def __init__(self, options: Any = None) -> None:
+        self.options: Any = options or self.Options()
 
     @abstractmethod
     def load(self, folder: Path | None = None) -> Dataset:

@@ -4,168 +4,190 @@ Its targets are F's own predictions, so labels are never needed. (The baseline t
 resilience is compared with: Kosaian et al., SOSP 2019, section 5.2.6.)
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
-from parity_models.models.export import export_onnx
+from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
+from parity_models.models.by_bucket import commonest
+from parity_models.models.export import export_named, export_onnx
 from parity_models.models.inference_time import measure_models
-from parity_models.models.networks import build_network
+from parity_models.models.networks.network import NamedModule
+from parity_models.models.signature import Sizes
 from parity_models.models.weights import has_weights
-from parity_models.tasks import METRICS, Split, score
+from parity_models.tasks import Split
+from parity_models.tasks.output_kind import OutputKind
 from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
-from parity_models.training.device import place, run_reduced
-from parity_models.training.distillation import (
-    SQUARED_ERROR,
-    TEMPERATURE,
-    deviations,
-    difference,
-    squared_error,
-)
-from parity_models.training.envelope import fit_envelope
-from parity_models.training.inputs import check_inputs, check_rows_apart, check_telling, hold_out
-from parity_models.training.queries import mirror, predict, predict_both_ways
-from parity_models.training.recipes import DEPLOYED, recipe_for
+from parity_models.training.device import place
+from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
+from parity_models.training.fit import Fitted
+from parity_models.training.imitation import Imitation
+from parity_models.training.inputs import TRIED, check_rows_apart, check_splits
+from parity_models.training.lessons import Lessons, envelope_of, lessons_of
+from parity_models.training.likeness import Converted, answering
+from parity_models.training.rows import on_device
 from parity_models.training.run import Outcome, Run, Settings
-from parity_models.training.scaling import channel_axis, plain, scaled
+from parity_models.training.scaling import plain
+from parity_models.training.stand_in_network import queried, stand_in_network
+from parity_models.training.subject import Subject, subject_of
 from parity_models.training.teacher import load_teacher
 
 
 def train_backup(
     bundle: Bundle,
     network: str,
-    inputs: NDArray[np.float32],
+    inputs: NDArray[Any],
     out: Path,
     settings: Settings | None = None,
     *,
     validation: Split | None = None,
     metric: str | None = None,
+    output_kind: str | None = None,
     mirrored: bool = False,
 ) -> Outcome:
     """Train the network called `network` as a backup for the deployed model of `bundle`.
 
-    `inputs` (n, *query_shape) need no labels. The best epoch is chosen by `metric` (by default
-    what suits the shape of predictions) on `validation`; without it, on inputs held out, where
-    F's own predictions count as right. `mirrored` allows to turn queries left to right. Writes
-    to `out` all that `bundle` holds, and the backup. Raises DataError for inputs that do not fit,
-    TrainingError for settings that cannot work and BundleError if `out` is no place for a bundle.
+    `inputs` need no labels: (n, *query_shape), or rows of one kind of the model's signature. The
+    best epoch is chosen by `metric` on `validation`;
+    without it, on inputs held out, where F's own predictions count as right. Metric and
+    `output_kind` are by default what suits the predictions (`choose_output_kind`). `mirrored`
+    allows to turn queries left to right. Writes to `out` all that `bundle` holds, and the backup.
+    Raises DataError for inputs that do not fit, TrainingError for settings that cannot work and
+    BundleError if `out` is no place for a bundle.
     """
-    manifest = bundle.manifest
-    query_shape, output_shape = manifest.deployed.input.shape, manifest.deployed.output.shape
-    metric = choose_metric(metric, output_shape)
-    check_inputs(inputs, query_shape, 1 if validation else 2)
-    if validation is not None:
-        check_queries(validation.inputs, query_shape, "validation inputs")
-    task = manifest.deployed_training.task if manifest.deployed_training else "own"
-    settings = settings or Settings()
-    run = Run(out, settings, task, inputs)
-    model = place(load_teacher(bundle, settings.predicted), run.device)
-    check_rows_apart(model, inputs, run.device)
-    module = run.build(lambda: build_network(network, query_shape, output_shape))
-    recipe = recipe_for(DEPLOYED, network, query_shape)
-    mirrored = mirrored and recipe.mirror
-    options: Options = {
-        "deployed": manifest.deployed.sha256,
-        "network": network,
-        "metric": metric,
-        "temperature": TEMPERATURE,
-        "squared_error": SQUARED_ERROR,
-        **recipe.options,
-        "mirror": mirrored,
-        "scaled": not has_weights(bundle),
-    }
-    if validation is None:
-        inputs, validation = hold_out(inputs, model, run.device, metric, 1)
-    problem = _Imitation(
-        module,
-        model,
-        torch.from_numpy(inputs).to(run.device),
-        steps=recipe.steps_per_epoch(len(inputs)),
-        mirrored=mirrored,
+    learned = imitate(
+        bundle,
+        network,
+        inputs,
+        out,
+        settings or Settings(),
         validation=validation,
         metric=metric,
-        foreign=not has_weights(bundle),
+        output_kind=output_kind,
+        mirrored=mirrored,
     )
-    fitted = run.fit(problem, recipe, options)
+    backup = exported_backup(learned.module, network, learned.subject, learned.lessons.output_kind)
+    bundle = _with_backup(
+        bundle, out, backup, learned, commonest(inputs, learned.subject.signature)
+    )
+    return learned.run.end(bundle, learned.fitted)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A network for single queries that has learned what the subject says, and how."""
+
+    module: nn.Module
+    subject: Subject
+    lessons: Lessons
+    run: Run
+    fitted: Fitted
+    training: Training
+
+
+def imitate(
+    bundle: Bundle,
+    network: str,
+    inputs: NDArray[Any],
+    out: Path,
+    settings: Settings,
+    *,
+    validation: Split | None,
+    metric: str | None,
+    output_kind: str | None,
+    mirrored: bool,
+    least: int = 1,
+) -> Learned:
+    """As `train_backup`, but nothing is written; `least` queries are held out, or more."""
+    subject = subject_of(bundle)
+    choose_metric(metric, subject.output.shape)
+    check_splits(inputs, validation, subject, least)
+    run = Run(out, settings, bundle.manifest.task, inputs)
+    model = place(load_teacher(bundle, settings.predicted), run.device)
+    check_rows_apart(model, on_device(inputs[:TRIED], subject, run.device))
+    named = stand_in_network(network, subject, lambda: queried(bundle, inputs))
+    module = run.build(named.make)
+    lessons = lessons_of(
+        model,
+        subject,
+        inputs,
+        validation,
+        run.device,
+        metric=metric,
+        output_kind=output_kind,
+        mirrored=mirrored and named.recipe.mirror,
+        least=least,
+    )
+    foreign = not has_weights(bundle)
+    options: Options = {
+        "deployed": bundle.manifest.deployed.sha256,
+        "network": network,
+        "metric": lessons.metric,
+        "output_kind": lessons.output_kind,
+        "temperature": TEMPERATURE,
+        "squared_error": SQUARED_ERROR,
+        **named.recipe.options,
+        "mirror": lessons.mirrored,
+        "scaled": foreign,
+    }
+    steps = named.recipe.steps_per_epoch(len(lessons.inputs))
+    problem = Imitation(module, lessons, steps=steps, foreign=foreign)
+    fitted = run.fit(problem, named.recipe, options)
+    training = run.record(fitted, options)
+    return Learned(problem.module, subject, lessons, run, fitted, training)
+
+
+def exported_backup(
+    module: nn.Module, network: str, subject: Subject, kind: OutputKind
+) -> NewModel:
+    """A trained backup, called `network`, whose answers are of `kind`."""
+    if not isinstance(module, NamedModule):
+        query_shape = subject.signature.input.shape
+        served = answering(plain(module, query_shape), kind)
+        return NewModel(export_onnx(served, query_shape), network)
+    content = export_named(served_as(module, subject, kind), subject.imitator)
+    return NewModel(content, network, signature=subject.imitator)
+
+
+def served_as(module: NamedModule, subject: Subject, kind: OutputKind) -> nn.Module:
+    """A trained network as it is served, with answers of `kind` in the subject's data type."""
+    served = answering(module.served(), kind)
+    if subject.output.datatype == "FP32":
+        return served
+    return Converted(served, subject.output.dtype)
+
+
+def _with_backup(
+    bundle: Bundle,
+    out: Path,
+    backup: NewModel,
+    learned: Learned,
+    sizes: Sizes,
+) -> Bundle:
+    """Write all that `bundle` holds to `out`, and the backup; times are those of queries of these
+    `sizes`."""
+    manifest = bundle.manifest
     deployed = bundle.stored(manifest.deployed)
     parity = [bundle.stored(parity) for parity in manifest.parity]
-    backup = NewModel(export_onnx(plain(problem.module, query_shape), query_shape), network)
-    written = write_bundle(
+    return write_bundle(
         out,
         deployed=deployed,
         parity=parity,
         coders={name: bundle.stored(coder) for name, coder in manifest.coders.items()},
         backup=backup,
         code=manifest.code,
+        imitated=manifest.imitated,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=manifest.parity_training,
-        backup_training=run.record(fitted, options),
-        inference_times=measure_models(deployed, parity, backup),
+        backup_training=learned.training,
+        inference_times=measure_models(deployed, parity, backup, sizes),
+        calibration={name: gate for name, gate in manifest.calibration.items() if name != "backup"},
         # That of a parity model, to which more depends on it, stays.
-        envelope=bundle.envelope()
-        or fit_envelope(
-            inputs, validation.inputs, problem.predictions.cpu().numpy(), mirrored=mirrored
-        ),
+        envelope=bundle.envelope() or envelope_of(learned.lessons),
         files={stored.file: bundle.path / stored.file for stored in manifest.files},
     )
-    return run.end(written, fitted)
-
-
-class _Imitation:
-    """Fitting a module to what F predicts for `inputs`, scored on queries it does not see."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        deployed: nn.Module,
-        inputs: Tensor,
-        *,
-        steps: int,
-        mirrored: bool,
-        validation: Split,
-        metric: str,
-        foreign: bool,
-    ) -> None:
-        self.steps = steps
-        self._inputs = inputs
-        self._mirrored = mirrored
-        self._predictions = predict_both_ways(deployed, inputs, mirrored)
-        check_telling(self._predictions[0])
-        self._held_out = torch.from_numpy(validation.inputs).to(inputs.device)
-        self._labels = validation.labels
-        self._metric = metric
-        self._kind = METRICS[metric].kind
-        self._scale = deviations(self._predictions)
-        self.module = module
-        if foreign:
-            targets = None if self._kind == "classes" else self._predictions[0]
-            self.module = scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
-
-    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
-        size, device = len(self._inputs), self._inputs.device
-        order = torch.randperm(size, generator=generator).to(device)
-        ways = torch.randint(len(self._predictions), (size,), generator=generator).to(device)
-        for rows in order.tensor_split(self.steps):
-            queries, way = self._inputs[rows], ways[rows]
-            if self._mirrored:
-                queries = mirror(queries, way == 1)
-            outputs, targets = run_reduced(self.module, queries), self._predictions[way, rows]
-            loss = difference(self._kind, outputs, targets, self._scale)
-            yield loss + squared_error(outputs, targets) if self._kind == "classes" else loss
-
-    @property
-    def predictions(self) -> Tensor:
-        """F's predictions (n, *output_shape) for the inputs, as they are."""
-        return self._predictions[0]
-
-    def score(self) -> float:
-        outputs = predict(self.module, self._held_out).cpu().numpy()
-        return score(self._metric, outputs, self._labels)

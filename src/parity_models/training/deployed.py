@@ -11,17 +11,15 @@ from torch.nn import functional
 
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.export import export_onnx
-from parity_models.models.networks import build_network
 from parity_models.models.weights import WEIGHTS, save_weights
-from parity_models.own_code import load_own
 from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
 from parity_models.tasks.metrics import Kind
 from parity_models.tasks.user_data import check_varied
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
-from parity_models.training.own_network import build_own
+from parity_models.training.own_network import named_network
 from parity_models.training.queries import mirror, mirror_boxes, predict
-from parity_models.training.recipes import DEPLOYED, deployed_recipe, recipe_for
+from parity_models.training.recipes import deployed_recipe, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
 
 LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
@@ -54,12 +52,10 @@ def train_deployed(
     check_dataset(task.metric, dataset)
     check_varied(dataset.train.inputs, "training inputs")
     run = Run(out, settings or Settings(), task.name, dataset.train.inputs)
-    if ":" in network:
-        own = load_own(network)
-        module = run.build(lambda: build_own(network, own, *shapes))
-    else:
-        module = run.build(lambda: build_network(network, *shapes))
-    chosen = deployed_recipe(recipe_for(DEPLOYED, network, dataset.input_shape), recipe)
+    named = named_network(network)
+    module = run.build(lambda: named.build(*shapes, (1, 1)))
+    usual = recipe_for(named.kind, "deployed", dataset.input_shape)
+    chosen = deployed_recipe(usual, recipe)
     mirrored = chosen.mirror and task.flips
     options: Options = {"network": network, **chosen.options, "mirror": mirrored}
     steps = chosen.steps_per_epoch(len(dataset.train))

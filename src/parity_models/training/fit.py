@@ -90,53 +90,99 @@ def fit(
     training early. An epoch's randomness depends on `seed` and its number alone, so that a
     resumed run does what an uninterrupted one would have done.
     """
-    module = problem.module
-    optimizer = schedule.optimizer(module.parameters())
+    optimizer = schedule.optimizer(problem.module.parameters())
     state = Checkpoint()
     if resume:
-        state = load_checkpoint(checkpoint, module, optimizer, options)
+        state = load_checkpoint(checkpoint, problem.module, optimizer, options)
         began -= state.seconds
-    score = state.best_score
+    loop = _Loop(problem, schedule, budget, seed, optimizer, state, report, began)
     interrupted = resumable = False
-    told = 0.0
-
-    def seconds() -> float:
-        return time.monotonic() - began
-
-    def tell(epoch: int, spent: float) -> None:
-        nonlocal told
-        if report is not None:
-            told = now = seconds()
-            left = now / spent - now if spent else None
-            report(Progress(spent, epoch, now, left, score, state.best_score))
-
     try:
-        spent = budget.spent(state.epochs, seconds())
-        tell(state.epochs + 1, spent)
-        while spent < 1 or state.best is None:
-            module.train()
-            generator = torch.Generator().manual_seed((seed << 20) + state.epochs)
-            for step, loss in enumerate(problem.losses(generator), 1):
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.at(spent)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                spent = budget.spent(state.epochs + step / problem.steps, seconds())
-                if spent == 1:
-                    break
-                if step < problem.steps and seconds() - told > REPORT_EVERY:
-                    tell(state.epochs + 1, spent)
-            score = _score(problem)
-            state = state.after_epoch(module, score, seconds())
-            save_checkpoint(checkpoint, state, module, optimizer, options)
-            spent = budget.spent(state.epochs, seconds())
-            tell(state.epochs, spent)
+        loop.tell(state.epochs + 1)
+        while not loop.over:
+            loop.epoch()
+            save_checkpoint(checkpoint, loop.state, problem.module, optimizer, options)
+            loop.tell()
     except KeyboardInterrupt:
         interrupted = True
-        resumable = state.best is not None
-        if state.best is None:
-            state = state.after_epoch(module, _score(problem), seconds())
+        resumable = loop.state.best is not None
+        if not resumable:
+            loop.judge()
+    return _at_best(problem.module, loop.state, loop.seconds, interrupted, resumable)
+
+
+class _Loop:
+    """Epoch after epoch, and where it is."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        schedule: Schedule,
+        budget: Budget,
+        seed: int,
+        optimizer: torch.optim.Optimizer,
+        state: Checkpoint,
+        report: Report | None,
+        began: float,
+    ) -> None:
+        self.state = state
+        self._problem = problem
+        self._schedule = schedule
+        self._budget = budget
+        self._seed = seed
+        self._optimizer = optimizer
+        self._report = report
+        self._began = began
+        self._score = state.best_score
+        self._told = 0.0
+        self._spent = budget.spent(state.epochs, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
+    def over(self) -> bool:
+        return self._spent >= 1 and self.state.best is not None
+
+    def epoch(self) -> None:
+        """Train for one, or until the budget is spent, and judge what came of it."""
+        self._problem.module.train()
+        epochs, steps = self.state.epochs, self._problem.steps
+        generator = torch.Generator().manual_seed((self._seed << 20) + epochs)
+        for step, loss in enumerate(self._problem.losses(generator), 1):
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._schedule.at(self._spent)
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+            self._spent = self._budget.spent(epochs + step / steps, self.seconds)
+            if self._spent == 1:
+                break
+            if step < steps and self.seconds - self._told > REPORT_EVERY:
+                self.tell(epochs + 1)
+        self.judge()
+
+    def judge(self) -> None:
+        """An epoch is over."""
+        self._score = _score(self._problem)
+        self.state = self.state.after_epoch(self._problem.module, self._score, self.seconds)
+        self._spent = self._budget.spent(self.state.epochs, self.seconds)
+
+    def tell(self, epoch: int | None = None) -> None:
+        """Report where the run is: in `epoch`, or at the end of the last one."""
+        if self._report is None:
+            return
+        self._told = now = self.seconds
+        left = now / self._spent - now if self._spent else None
+        number, best = epoch or self.state.epochs, self.state.best_score
+        self._report(Progress(self._spent, number, now, left, self._score, best))
+
+
+def _at_best(
+    module: nn.Module, state: Checkpoint, seconds: float, interrupted: bool, resumable: bool
+) -> Fitted:
+    """Leave `module` at its best epoch. Raises TrainingError if it diverged."""
     assert state.best is not None
     assert state.best_score is not None
     if math.isnan(state.best_score):
@@ -146,9 +192,7 @@ def fit(
         )
     module.load_state_dict(state.best)
     module.eval()
-    return Fitted(
-        state.best_score, state.best_epoch, state.epochs, seconds(), interrupted, resumable
-    )
+    return Fitted(state.best_score, state.best_epoch, state.epochs, seconds, interrupted, resumable)
 
 
 def _score(problem: Problem) -> float:

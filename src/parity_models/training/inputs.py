@@ -8,10 +8,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.errors import DataError, ModelError
+from parity_models.models.tensor import tensors_in
 from parity_models.tasks import Split
-from parity_models.tasks.unlabelled import labels_from
 from parity_models.tasks.user_data import check_queries, check_varied
 from parity_models.training.queries import predict
+from parity_models.training.rows import Queries
+from parity_models.training.subject import Subject
 
 HELD_OUT = 10
 """One of so many inputs validates where no validation set is given."""
@@ -20,10 +22,37 @@ TRIED = 8
 """Rows that are predicted together and one by one."""
 
 
-def check_inputs(inputs: NDArray[Any], shape: tuple[int, ...], least: int) -> None:
-    """Raise DataError unless `inputs` are finite float32 (n, *shape) that differ, n >= `least`."""
-    check_queries(inputs, shape, "training inputs", least)
-    check_varied(inputs, "training inputs")
+def check_inputs(
+    inputs: NDArray[Any], subject: Subject, least: int, what: str = "training inputs"
+) -> None:
+    """Raise DataError unless `inputs` are n >= `least` finite queries that differ: float32
+    (n, *query_shape), or rows of one kind of the deployed model's signature."""
+    if subject.plain:
+        check_queries(inputs, subject.signature.input.shape, what, least)
+    else:
+        _check_rows(inputs, subject, least, what)
+    check_varied(inputs, what)
+
+
+def check_splits(
+    inputs: NDArray[Any], validation: Split | None, subject: Subject, least: int
+) -> None:
+    """Likewise of both: `least` or more for training and for validation, which, where there is
+    none, is held out of the `inputs`."""
+    check_inputs(inputs, subject, least if validation else 2 * least)
+    if validation is not None:
+        check_inputs(validation.inputs, subject, least, "validation inputs")
+
+
+def _check_rows(inputs: NDArray[Any], subject: Subject, least: int, what: str) -> None:
+    if len(inputs) < least:
+        raise DataError(f"there are {len(inputs)} {what}, too few: give {least} or more")
+    try:
+        subject.signature.kind_of(inputs[0, ...])
+    except ValueError as error:
+        raise DataError(f"the {what} do not fit the model: it {error}") from error
+    if not all(np.isfinite(each).all() for each in tensors_in(inputs) if each.dtype.kind == "f"):
+        raise DataError(f"the {what} hold NaN or infinite values; leave such rows out")
 
 
 def check_telling(predictions: Tensor) -> None:
@@ -35,11 +64,11 @@ def check_telling(predictions: Tensor) -> None:
         )
 
 
-def check_rows_apart(model: nn.Module, inputs: NDArray[Any], device: torch.device) -> None:
+def check_rows_apart(model: nn.Module, queries: Queries) -> None:
     """Raise ModelError if what `model` predicts for a row depends on the rest of the batch."""
-    rows = torch.from_numpy(inputs[:TRIED]).to(device)
+    rows = queries[:TRIED]
     together = predict(model, rows)
-    alone = torch.cat([predict(model, row[None]) for row in rows])
+    alone = torch.cat([predict(model, rows[i : i + 1]) for i in range(len(rows))])
     allowed = 1e-2 * together.abs().max()
     if (together - alone).abs().max() > allowed:
         raise ModelError(
@@ -48,12 +77,8 @@ def check_rows_apart(model: nn.Module, inputs: NDArray[Any], device: torch.devic
         )
 
 
-def hold_out(
-    inputs: NDArray[np.float32], model: nn.Module, device: torch.device, metric: str, least: int
-) -> tuple[NDArray[np.float32], Split]:
-    """Part some inputs, `least` or more, for validation, labelled by the deployed model `model`."""
+def part(inputs: NDArray[Any], least: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The inputs (n, ...) to learn from, and those, `least` or more, to hold out."""
     order = np.random.default_rng(0).permutation(len(inputs))
     rest, drawn = np.split(order, [len(inputs) - max(least, len(inputs) // HELD_OUT)])
-    held_out = inputs[drawn]
-    predictions = predict(model, torch.from_numpy(held_out).to(device)).cpu().numpy()
-    return inputs[rest], Split(held_out, labels_from(predictions, metric))
+    return inputs[rest], inputs[drawn]

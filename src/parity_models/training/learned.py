@@ -6,12 +6,21 @@ All of them start as what they replace, the sum and subtraction, and learn a cor
 """
 
 from collections.abc import Iterator
+from functools import singledispatch
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from parity_models.codes import Code, ConvolutionalEncoder, Networks
+from parity_models.codes import (
+    Code,
+    ConvolutionalEncoder,
+    Decoder,
+    Encoder,
+    MLPDecoder,
+    MLPEncoder,
+    Networks,
+)
 from parity_models.codes.weights import parity_weights
 from parity_models.errors import TrainingError
 
@@ -35,9 +44,9 @@ class CodedNetworks(nn.Module):
         self.models = models
         self.coders = nn.ModuleDict()
         if "encoder" in code.network_shapes:
-            self.coders["encoder"] = _build_encoder(code)
+            self.coders["encoder"] = _new_network(code.encoder)
         if "decoder" in code.network_shapes:
-            self.coders["decoder"] = _MLPDecoder(*code.network_shapes["decoder"])
+            self.coders["decoder"] = _new_network(code.decoder)
         networks = Networks(**dict(self.coders.items()))
         self.code = Code(code.spec, code.query_shape, code.output_shape, networks)
 
@@ -45,16 +54,32 @@ class CodedNetworks(nn.Module):
         return iter(self.models)
 
 
-def _build_encoder(code: Code) -> nn.Module:
-    if isinstance(code.encoder, ConvolutionalEncoder):
-        return _ConvolutionalEncoder(code.k, code.r, code.query_shape)
-    values = prod(code.query_shape)
-    if (code.k + code.r) * values * HIDDEN > MAX_WEIGHTS:
+@singledispatch
+def _new_network(coder: Encoder | Decoder) -> nn.Module:
+    """The network of a learned encoder or decoder, with its first weights."""
+    network: nn.Module = coder.new_network()
+    return network
+
+
+@_new_network.register
+def _(encoder: ConvolutionalEncoder) -> nn.Module:
+    return _ConvolutionalEncoder(encoder.k, encoder.r, encoder.query_shape)
+
+
+@_new_network.register
+def _(encoder: MLPEncoder) -> nn.Module:
+    values = prod(encoder.query_shape)
+    if (encoder.k + encoder.r) * values * HIDDEN > MAX_WEIGHTS:
         raise TrainingError(
-            f"the mlp encoder would need more than {MAX_WEIGHTS:,} weights for k={code.k} queries "
-            f"of shape {code.query_shape}; use the convolution, stack or sum encoder"
+            f"the mlp encoder would need more than {MAX_WEIGHTS:,} weights for k={encoder.k} "
+            f"queries of shape {encoder.query_shape}; use the convolution, stack or sum encoder"
         )
-    return _MLPEncoder(code.k, code.r, code.query_shape)
+    return _MLPEncoder(encoder.k, encoder.r, encoder.query_shape)
+
+
+@_new_network.register
+def _(decoder: MLPDecoder) -> nn.Module:
+    return _MLPDecoder(*decoder.network_shapes)
 
 
 class _WeightedSum(nn.Module):

@@ -1,16 +1,19 @@
-"""Networks of the user's own: made by a function or class of theirs, and checked."""
+"""Networks by name, users' own among them: made by a function or class of theirs, and checked."""
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
-from parity_models.errors import TrainingError
+from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export_onnx
-from parity_models.own_code import say
-
-Shape = tuple[int, ...]
+from parity_models.models.networks import NETWORKS, Network, build_network, family
+from parity_models.models.networks.network import Grid, Shape
+from parity_models.own_code import load_own, say
+from parity_models.registry import is_own
 
 Factory = Callable[..., nn.Module]
 """Called with the shapes of an input and of an output, both without the batch axis, makes a module
@@ -18,8 +21,46 @@ that maps (n, *input_shape) to (n, *output_shape), float32. One that has a param
 it by name: the rows and columns of images that concatenation tiled."""
 
 
+@dataclass(frozen=True)
+class NamedNetwork:
+    """A network by name, how it is made for inputs and outputs of some shapes, and for which grid,
+    and the class that says what it is trained with; None: none does."""
+
+    name: str
+    build: Callable[[Shape, Shape, Grid], nn.Module]
+    kind: type[Network] | None = None
+
+    @property
+    def built_in(self) -> bool:
+        """Is it one of this package's?"""
+        return family(self.name) in NETWORKS.names
+
+
+def named_network(network: str | Factory) -> NamedNetwork:
+    """What a name that the user gives stands for, or a function that makes a network.
+
+    A name is one of this package's networks, or package.module:name of a user's own: a subclass of
+    Network, which may have options after it, or a Factory. Raises UserError for a module or name
+    that is not there, and TrainingError for another name and for options that there are not.
+    """
+    if not isinstance(network, str):
+        name = f"{getattr(network, '__module__', '?')}:{getattr(network, '__qualname__', '?')}"
+        return NamedNetwork(name, partial(build_own, name, network))
+    if not is_own(network):
+        try:
+            kind, _ = NETWORKS.parse(network)
+        except UserError as error:
+            raise TrainingError(str(error)) from error
+        return NamedNetwork(network, partial(build_network, network), kind)
+    factory = load_own(family(network))
+    if not (isinstance(factory, type) and issubclass(factory, Network)):
+        return NamedNetwork(network, partial(build_own, network, factory))
+    kind, options = NETWORKS.parse(network)
+    return NamedNetwork(network, partial(build_own, network, partial(kind.build, options)), kind)
+
+
 def build_own(
-    name: str, factory: Factory, takes: Shape, gives: Shape, grid: tuple[int, int] = (1, 1)
+    name: str, factory: Factory, takes: Shape, gives: Shape, grid: Grid = (1, 1)
 ) -> nn.Module:
     """What `factory`, called `name`, makes for inputs and outputs of these shapes.
 

@@ -5,41 +5,44 @@ there are any, only say how right reconstructions are.
 """
 
 from copy import deepcopy
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from parity_models.codes import Code, Coder, CodeSpec
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.codes import Code, Coder, CodeSpec, SeparateDecoder
+from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.inference_time import measure_models
+from parity_models.models.isolation import is_slot
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.slotwise import Slotwise
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.signature import Sizes
 from parity_models.models.weights import WEIGHTS, has_weights
 from parity_models.tasks import Split
+from parity_models.tasks.output_kind import OutputKind
 from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import check_queries
 from parity_models.training.checkpoint import Options
+from parity_models.training.choose_network import choose_network
 from parity_models.training.device import place
 from parity_models.training.distillation import SQUARED_ERROR, TEMPERATURE
-from parity_models.training.envelope import fit_envelope
-from parity_models.training.inputs import check_inputs, check_rows_apart, hold_out
+from parity_models.training.inputs import TRIED, check_rows_apart, check_splits
 from parity_models.training.learned import CodedNetworks
+from parity_models.training.lessons import Lessons, envelope_of, lessons_of
+from parity_models.training.likeness import answering
 from parity_models.training.own_network import Factory
-from parity_models.training.parity_network import (
-    ParityNetwork,
-    choose_network,
-    parity_network,
-)
-from parity_models.training.recipes import draw_as_published, parity_recipe
-from parity_models.training.reconstruction import Reconstruction, Validation
+from parity_models.training.parity_network import ParityNetwork, parity_network
+from parity_models.training.recipes import Recipe, draw_as_published, parity_recipe
+from parity_models.training.reconstruction import Reconstruction
+from parity_models.training.rows import on_device
 from parity_models.training.run import Outcome, Run, Settings
-from parity_models.training.scaling import plain, unscaled
+from parity_models.training.scaling import one_slot, plain, unscaled
 from parity_models.training.source import Deployed, open_deployed
+from parity_models.training.subject import subject_of
 from parity_models.training.teacher import load_teacher
 
 
@@ -53,15 +56,17 @@ def train_parity(
     network: str | Factory | None = None,
     validation: Split | None = None,
     metric: str | None = None,
+    output_kind: str | None = None,
     mirrored: bool = False,
     recipe: str = "distilled",
 ) -> Outcome:
     """Train the r parity models of the code `spec` for a deployed model.
 
     `deployed` is a bundle, the path of one or of an ONNX file, or a torch module. `inputs`
-    (n, *query_shape) need no labels. The best epoch is the one with the best A_d under `metric`
-    (by default what suits the shape of predictions) on `validation`; without it, on inputs held
-    out, where F's own predictions count as right. `network` is a name, a `package.module:function`
+    (n, *query_shape) need no labels. The best epoch is the one with the best A_d under `metric` on
+    `validation`; without it, on inputs held out, where F's own predictions count as right.
+    `output_kind` says what predictions are; metric and kind are by default what suits the
+    predictions (see `choose_output_kind`). `network` is a name, a `package.module:function`
     or a function that makes one (see `own_network.Factory`); by default the deployed model's
     if its weights are in the bundle, else one chosen for its inference time. `mirrored` allows
     to turn queries left to right. `recipe` "published" trains as the paper does, to compare with.
@@ -73,138 +78,187 @@ def train_parity(
     """
     settings, inputs = settings or Settings(), np.asarray(inputs)
     with open_deployed(deployed, inputs.shape[1:]) as bundle:
-        teacher = (
-            deepcopy(deployed).eval()
-            if isinstance(deployed, nn.Module)
-            else load_teacher(bundle, settings.predicted)
-        )
-        return _train(
-            bundle,
-            teacher,
-            spec,
+        shapes = bundle.manifest.deployed
+        code = Code(spec, shapes.input.shape, shapes.output.shape)
+        subject = subject_of(bundle)
+        choose_metric(metric, code.output_shape)
+        check_splits(inputs, validation, subject, code.k)
+        run = Run(out, settings, bundle.manifest.task, inputs)
+        chosen = network or default_network(bundle, code)
+        plan = parity_network(chosen, code, published=recipe == "published")
+        how = parity_recipe(plan.recipe, recipe, spec)
+        model = place(_teacher(deployed, bundle, settings), run.device)
+        check_rows_apart(model, on_device(inputs[:TRIED], subject, run.device))
+        start = model if how.style == "distilled" else None
+        module, started = _built_by(run, plan, code, start)
+        lessons = lessons_of(
+            model,
+            subject,
             inputs,
-            out,
-            settings,
-            network,
             validation,
-            metric,
-            mirrored,
-            recipe,
+            run.device,
+            metric=metric,
+            output_kind=output_kind,
+            mirrored=mirrored and how.mirror,
+            least=code.k,
         )
+        lessons = decodable(lessons, code)
+        foreign = start is not None and not started and not has_weights(bundle)
+        return _train(bundle, module, lessons, run, plan.name, how, foreign)
 
 
-def _train(
-    deployed: Bundle,
-    teacher: nn.Module,
-    spec: CodeSpec,
-    inputs: NDArray[np.float32],
-    out: Path,
-    settings: Settings,
-    named: str | Factory | None,
-    validation: Split | None,
-    metric: str | None,
-    mirrored: bool,
-    style: str,
-) -> Outcome:
-    manifest = deployed.manifest
-    code = Code(spec, manifest.deployed.input.shape, manifest.deployed.output.shape)
-    metric = choose_metric(metric, code.output_shape)
-    check_inputs(inputs, code.query_shape, code.k if validation else 2 * code.k)
-    if validation is not None:
-        check_queries(validation.inputs, code.query_shape, "validation inputs", code.k)
-    task = manifest.deployed_training.task if manifest.deployed_training else "own"
-    run = Run(out, settings, task, inputs)
-    named = named or default_network(deployed, code)
-    network = parity_network(named, code, published=style == "published")
-    recipe = parity_recipe(network.recipe, style, spec)
-    mirrored = mirrored and recipe.mirror
-    model = place(teacher, run.device)
-    check_rows_apart(model, inputs, run.device)
-    start = model if recipe.style == "distilled" else None
+def _teacher(deployed: Deployed, bundle: Bundle, settings: Settings) -> nn.Module:
+    if isinstance(deployed, nn.Module):
+        return deepcopy(deployed).eval()
+    return load_teacher(bundle, settings.predicted)
+
+
+def decodable(lessons: Lessons, code: Code) -> Lessons:
+    """`lessons` for the models of a code: what is not decoded apart can only be added up, and so is
+    learned as F gives it, without a softmax or a normalisation."""
+    if isinstance(code.decoder, SeparateDecoder):
+        return lessons
+    plainly: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
+    return lessons.learned_as(plainly.get(lessons.output_kind, lessons.output_kind))
+
+
+def _built_by(
+    run: Run, network: ParityNetwork, code: Code, start: nn.Module | None
+) -> tuple[CodedNetworks, bool]:
+    """The networks of the code, and whether they start from the weights of `start`."""
     started = False
 
     def build() -> CodedNetworks:
         nonlocal started
-        models, started = _build(network, code.r, start)
+        models, started = build_models(network, code.r, start)
         return CodedNetworks(models, code)
 
-    module = run.build(build)
-    foreign = start is not None and not started and not has_weights(deployed)
+    return run.build(build), started
+
+
+def _train(
+    deployed: Bundle,
+    module: CodedNetworks,
+    lessons: Lessons,
+    run: Run,
+    network: str,
+    recipe: Recipe,
+    foreign: bool,
+) -> Outcome:
     code = module.code
     options: Options = {
-        "deployed": manifest.deployed.sha256,
-        "code": str(spec),
-        "network": network.name,
-        "metric": metric,
+        "deployed": deployed.manifest.deployed.sha256,
+        "code": str(code.spec),
+        "network": network,
+        "metric": lessons.metric,
+        "output_kind": lessons.output_kind,
         "temperature": TEMPERATURE,
         "squared_error": SQUARED_ERROR,
         **recipe.options,
-        "mirror": mirrored,
+        "mirror": lessons.mirrored,
         "scaled": foreign,
     }
-    if validation is None:
-        inputs, validation = hold_out(inputs, model, run.device, metric, code.k)
     problem = Reconstruction(
         module,
-        model,
-        torch.from_numpy(inputs).to(run.device),
-        steps=recipe.steps_per_epoch(len(inputs) // code.k),
-        mirrored=mirrored,
+        lessons,
+        steps=recipe.steps_per_epoch(len(lessons.inputs) // code.k),
         style=recipe.style,
         foreign=foreign,
-        validation=Validation(code.k, model, validation, metric, run.device),
     )
     fitted = run.fit(problem, recipe, options)
-    stored = deployed.stored(manifest.deployed)
-    parity = [
+    made = exported_parity(module, network, lessons.output_kind)
+    bundle = with_parity(deployed, run.out, code, made, lessons, run.record(fitted, options))
+    return run.end(bundle, fitted)
+
+
+@dataclass(frozen=True)
+class ParityModels:
+    """The r parity models of a code, its learned coders, and one slot by itself where parity models
+    run on each slot by itself; trained and exported."""
+
+    models: list[NewModel]
+    coders: dict[Coder, NewModel]
+    slot: NewModel | None
+
+
+def exported_parity(module: CodedNetworks, network: str, kind: OutputKind) -> ParityModels:
+    """The trained networks of a code, called `network`, whose answers are of `kind`."""
+    code = module.code
+    models = [
         NewModel(
-            export_onnx(plain(one, code.parity_shape), code.parity_shape),
-            network.name,
+            export_onnx(answering(plain(one, code.parity_shape), kind), code.parity_shape),
+            network,
             slotwise=isinstance(unscaled(one), Slotwise),
         )
         for one in module
     ]
     coders: dict[Coder, NewModel] = {
-        name: NewModel(export_onnx(module.coders[name], taken), f"{name} of {spec}")
+        name: NewModel(export_onnx(module.coders[name], taken), f"{name} of {code.spec}")
         for name, (taken, _) in code.network_shapes.items()
     }
-    backup = None if manifest.backup is None else deployed.stored(manifest.backup)
-    bundle = write_bundle(
+    slot = one_slot(next(iter(module)))
+    if slot is None:
+        return ParityModels(models, coders, None)
+    content = export_onnx(answering(slot, kind), code.query_shape)
+    fits = is_slot(code, OnnxModel(models[0].onnx), OnnxModel(content))
+    alone = NewModel(content, f"{network}, one slot", slot=True) if fits else None
+    return ParityModels(models, coders, alone)
+
+
+def with_parity(
+    deployed: Bundle,
+    out: Path,
+    code: Code,
+    made: ParityModels,
+    lessons: Lessons,
+    training: Training,
+    sizes: Sizes | None = None,
+) -> Bundle:
+    """Write the deployed model of a bundle to `out`, its own backup, and the parity models; times
+    are those of queries of these `sizes`."""
+    manifest = deployed.manifest
+    stored = deployed.stored(manifest.deployed)
+    kept = None if manifest.backup is None or manifest.backup.slot else manifest.backup
+    backup = made.slot if kept is None else deployed.stored(kept)
+    return write_bundle(
         out,
         deployed=stored,
-        parity=parity,
-        coders=coders,
+        parity=made.models,
+        coders=made.coders,
         backup=backup,
-        code=spec,
+        code=code.spec,
+        imitated=manifest.imitated,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
-        parity_training=run.record(fitted, options),
-        backup_training=manifest.backup_training,
-        inference_times=measure_models(stored, parity, backup),
-        envelope=fit_envelope(
-            inputs, validation.inputs, problem.predictions.cpu().numpy(), mirrored=mirrored
-        ),
+        parity_training=training,
+        backup_training=manifest.backup_training if kept else None,
+        inference_times=measure_models(stored, made.models, backup, sizes),
+        calibration={
+            name: gate for name, gate in manifest.calibration.items() if kept and name == "backup"
+        },
+        envelope=envelope_of(lessons),
         files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
     )
-    return run.end(bundle, fitted)
 
 
 def default_network(deployed: Bundle, code: Code) -> str:
     """The deployed model's network if the bundle holds its weights, to start from, else a chosen
     one."""
     network = deployed.manifest.deployed.network
-    ours = has_weights(deployed) and family(network) in NETWORKS
+    ours = has_weights(deployed) and family(network) in NETWORKS.names
     return network if ours else choose_network(deployed, code)
 
 
-def _build(
+def build_models(
     network: ParityNetwork, r: int, deployed: nn.Module | None
 ) -> tuple[nn.ModuleList, bool]:
     """r parity models, which start from the deployed model's weights where they are alike, or,
     without it, from random weights as the published ones do; and whether there are such weights."""
     models = nn.ModuleList(network.build() for _ in range(r))
     if deployed is None:
-        if family(network.name) in NETWORKS:  # whoever gives one of their own draws it as they like
+        if (
+            family(network.name) in NETWORKS.names
+        ):  # whoever gives one of their own draws it as they like
             models.apply(draw_as_published)
         return models, False
     started = False

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 from parity_models.training.fit import Progress
+from parity_models.training.search import Searching
 
 LAYOUT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
 
@@ -66,3 +67,27 @@ def progress_bar(what: str, score: str) -> Iterator[ProgressBar]:
         yield bar
     finally:
         bar.close()
+
+
+class SearchBar:
+    """Called with the reports of a search, shows them as one bar on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def __call__(self, searching: Searching) -> None:
+        if self._bar is None:
+            interval = 0.2 if sys.stderr.isatty() else 10.0
+            self._bar = tqdm(total=1.0, desc="search", bar_format=LAYOUT, mininterval=interval)
+        said = [
+            f"{tqdm.format_interval(searching.seconds_left)} left",
+            f"round {searching.rung + 1}, {searching.name} ({searching.tried} of {searching.of})",
+        ]
+        if searching.best is not None:
+            said.append(f"best {searching.best:.1%}")
+        self._bar.set_postfix_str(", ".join(said), refresh=False)
+        self._bar.update(max(0.0, searching.spent - self._bar.n))
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,4 +1,4 @@
-"""What to train with, by network: the defaults that measured best (docs/research/training.md)."""
+"""What to train with: what a network says of itself, the kind of model, and the style."""
 
 from dataclasses import dataclass, replace
 from math import ceil
@@ -8,7 +8,8 @@ from torch import nn
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.networks import family
+from parity_models.models.networks import MLP, Effort, Network, SmallResNet
+from parity_models.models.networks.network import Shape
 from parity_models.training.checkpoint import Options
 from parity_models.training.schedule import Budget, Constant, OneCycle, Schedule
 
@@ -17,27 +18,17 @@ LEAST_STEPS = 2000
 
 LEAST_STEPS_PER_EPOCH = 16
 
+Use = Literal["deployed", "parity"]
+
 Style = Literal["distilled", "published"]
 """How parity models learn: from decoded predictions, or as in the publication."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a network is trained.
+class Recipe(Effort):
+    """How a network is trained: `style` says what the loss compares, and which optimiser goes with
+    it."""
 
-    `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
-    parity model; `mirror` has queries turned left to right at random, where the task allows it.
-    `threaded` shares a step between threads: for short steps that gains little, and while other
-    programs compute, too, threads that wait for each other cost ten times what they gain.
-    `style` says what the loss compares, and which optimiser goes with it.
-    """
-
-    epochs: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    mirror: bool
-    threaded: bool
     style: Style = "distilled"
 
     @property
@@ -65,42 +56,20 @@ class Recipe:
         return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
 
 
-DEPLOYED = {
-    "linear": Recipe(20, 256, 2e-3, 5e-2, mirror=False, threaded=False),
-    "mlp": Recipe(30, 256, 2e-3, 5e-2, mirror=True, threaded=False),
-    "quadratic": Recipe(30, 256, 2e-3, 5e-2, mirror=False, threaded=False),
-    "lenet5": Recipe(20, 256, 4e-3, 5e-2, mirror=True, threaded=True),
-    "resnet-small": Recipe(6, 128, 1e-2, 5e-2, mirror=True, threaded=True),
-    "resnet-1d": Recipe(15, 128, 1e-2, 5e-2, mirror=False, threaded=True),
-    "vgg11": Recipe(10, 128, 2e-3, 5e-2, mirror=True, threaded=True),
-    "resnet18": Recipe(10, 128, 4e-3, 5e-2, mirror=True, threaded=True),
-    "resnet152": Recipe(10, 128, 2e-3, 5e-2, mirror=True, threaded=True),
-}
-"""Recipes for deployed models, trained on labels, and for backups that imitate them."""
-
-PARITY = {
-    "linear": Recipe(30, 256, 4e-3, 5e-2, mirror=False, threaded=False),
-    "mlp": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
-    "quadratic": Recipe(60, 256, 4e-3, 5e-2, mirror=False, threaded=False),
-    "lenet5": Recipe(30, 256, 4e-3, 5e-2, mirror=True, threaded=True),
-    "resnet-small": Recipe(10, 64, 1e-2, 5e-2, mirror=True, threaded=True),
-    "resnet-1d": Recipe(20, 64, 1e-2, 5e-2, mirror=False, threaded=True),
-    "vgg11": Recipe(10, 64, 2e-3, 5e-2, mirror=True, threaded=True),
-    "resnet18": Recipe(10, 64, 4e-3, 5e-2, mirror=True, threaded=True),
-    "resnet152": Recipe(10, 64, 2e-3, 5e-2, mirror=True, threaded=True),
-}
-"""Recipes for parity models, trained on the deployed model's predictions."""
-
 SUBTRACTION_EPOCHS = 4
 """How many times longer sums of predictions are learned than each prediction by itself."""
 
 PUBLISHED_ENCODERS = ("sum", "concatenation")
 
 
-def recipe_for(recipes: dict[str, Recipe], network: str, input_shape: tuple[int, ...]) -> Recipe:
-    """That of the network called `network`; of one that is not ours, what suits its inputs."""
-    kind = "resnet-small" if len(input_shape) == 3 else "mlp"
-    return recipes.get(family(network), recipes[kind])
+def recipe_for(kind: type[Network] | None, use: Use, inputs: Shape) -> Recipe:
+    """That of a network as a deployed model or a backup of one, or as a parity model.
+
+    Where nothing is said of it, as of a function of the user's own, what suits its inputs.
+    """
+    usual = SmallResNet if len(inputs) == 3 else MLP
+    effort = getattr(kind, use, None) or getattr(usual, use)
+    return Recipe(**vars(effort))
 
 
 def deployed_recipe(recipe: Recipe, name: str) -> Recipe:

@@ -2,20 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from math import ceil
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
-from parity_models.codes import Code, MLPDecoder
+from parity_models.codes import Code
 from parity_models.codes.sets import some_sets
-from parity_models.tasks import METRICS, Split, score
+from parity_models.tasks import score
 from parity_models.training.device import run_reduced
-from parity_models.training.distillation import calibrate, deviations, difference, squared_error
-from parity_models.training.inputs import check_telling
+from parity_models.training.distillation import calibrate
 from parity_models.training.learned import CodedNetworks
-from parity_models.training.queries import BATCH, mirror, predict, predict_both_ways
+from parity_models.training.lessons import Lessons
+from parity_models.training.queries import BATCH, mirror, predict
 from parity_models.training.recipes import Style
+from parity_models.training.rows import tensor
 from parity_models.training.scaling import channel_axis, scaled
 
 LEAST_VALIDATED = 2000
@@ -29,42 +33,34 @@ CALIBRATION, SCALING = 256, 2048
 
 
 class Reconstruction:
-    """Training the networks of a code, in `module`, towards a deployed model.
+    """Training the networks of a code, in `module`, towards a deployed model F.
 
-    All are trained side by side on the same groups, which are drawn anew from `inputs`
-    (n, *query_shape) every epoch, `steps` batches of them. With `mirrored`, queries are turned
-    left to right at random, and so are those that F predicts. The loss compares decoded predictions
-    with F's, or in the published `style` parity outputs with their targets. `validation` gives the
-    score, and its metric says what predictions are. With `foreign`, F comes from elsewhere
+    All are trained side by side on the same groups, which are drawn anew from the lessons' queries
+    every epoch, `steps` batches of them. The loss compares decoded predictions with F's, or in the
+    published `style` parity outputs with their targets. With `foreign`, F comes from elsewhere
     and gives no weights to start from: queries and predictions may be of any scale.
     """
 
     def __init__(
         self,
         module: CodedNetworks,
-        deployed: nn.Module,
-        inputs: Tensor,
+        lessons: Lessons,
         *,
         steps: int,
-        mirrored: bool,
         style: Style,
         foreign: bool,
-        validation: "Validation",
     ) -> None:
         self.module = module
         self.steps = steps
         self._code = module.code
-        self._inputs = inputs
-        self._groups = len(inputs) // self._code.k
-        self._mirrored = mirrored
+        self._lessons = lessons
+        self._inputs = tensor(lessons.inputs)
+        self._groups = len(lessons.inputs) // self._code.k
         self._style = style
-        self._validation = validation
-        # F is run once over each way a query can come, not once per epoch.
-        self._predictions = predict_both_ways(deployed, inputs, mirrored)
-        check_telling(self._predictions[0])
-        self._kind = METRICS[validation.metric].kind
-        self._scale = deviations(self._predictions)
-        if foreign or self._kind != "classes":
+        self._likeness = lessons.likeness
+        self._targets = self._likeness.targets(lessons.predictions)
+        self._validation = Validation(self._code.k, lessons)
+        if foreign or self._likeness.compared_as != "classes":
             self._calibrate(foreign)
 
     @torch.no_grad()
@@ -75,9 +71,10 @@ class Reconstruction:
         groups = SCALING if foreign else CALIBRATION
         rows = order[: min(groups, self._groups) * k].view(k, -1).to(self._inputs.device)
         parities = self._code.encode(list(self._inputs[rows]))
-        predictions = list(self._predictions[0, rows])
+        predictions = list(self._targets[0, rows])
+        classes = self._likeness.compared_as == "classes"
         for j, model in enumerate(self.module):
-            targets = None if self._kind == "classes" else self._code.targets(predictions, j)
+            targets = None if classes else self._code.targets(predictions, j)
             if foreign:
                 channels = channel_axis(self._code.query_shape)
                 self.module.models[j] = scaled(model, parities[j], targets, channels)
@@ -89,7 +86,7 @@ class Reconstruction:
         members = torch.randperm(len(self._inputs), generator=generator)[: self._groups * k]
         members = members.view(k, self._groups).to(device)
         ways = torch.zeros_like(members)
-        if self._mirrored:
+        if self._lessons.mirrored:
             ways = torch.randint(2, members.shape, generator=generator).to(device)
         batches = zip(
             members.tensor_split(self.steps, dim=1),
@@ -98,11 +95,11 @@ class Reconstruction:
         )
         for rows, way in batches:
             queries = list(self._inputs[rows])
-            if self._mirrored:
+            if self._lessons.mirrored:
                 queries = [
                     mirror(query, turn == 1) for query, turn in zip(queries, way, strict=True)
                 ]
-            yield self._loss(queries, list(self._predictions[way, rows]), generator)
+            yield self._loss(queries, list(self._targets[way, rows]), generator)
 
     def _loss(
         self,
@@ -120,12 +117,11 @@ class Reconstruction:
             if self._style == "published":
                 total = total + functional.mse_loss(outputs, targets)
                 continue
-            if self._kind == "classes":
-                total = total + squared_error(outputs, targets)
+            total = total + self._likeness.at_scale(outputs, targets)
             for slot, decoded in enumerate(_decode_each(self._code, predictions, outputs, j)):
-                apart = difference(self._kind, decoded, predictions[slot], self._scale)
+                apart = self._likeness.difference(decoded, predictions[slot])
                 total = total + apart / self._code.k
-        if isinstance(self._code.decoder, MLPDecoder) and self._code.r > 1:
+        if "decoder" in self._code.network_shapes and self._code.r > 1:
             seed = int(torch.randint(2**31, (), generator=generator))
             total = total + self._decoded_together(predictions, parity_outputs, seed)
         return total
@@ -143,7 +139,7 @@ class Reconstruction:
             for lost in some_sets(self._code.k, size, seed, MOST_SETS)
         ]
         apart = [
-            difference(self._kind, decoded, predictions[slot], self._scale)
+            self._likeness.difference(decoded, predictions[slot])
             for lost in sets
             for slot, decoded in self._code.decode(
                 [None if i in lost else one for i, one in enumerate(predictions)], parity_outputs
@@ -151,54 +147,53 @@ class Reconstruction:
         ]
         return torch.stack(apart).mean()
 
-    @property
-    def predictions(self) -> Tensor:
-        """F's predictions (n, *output_shape) for the inputs, as they are."""
-        return self._predictions[0]
-
     def score(self) -> float:
         return self._validation.score(self.module)
+
+    def answers(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Reconstructions of the queries held out, and what F says of them, both (m, ...)."""
+        given, rows = zip(*self._validation.answers(self.module), strict=True)
+        predictions = self._lessons.held_out.predictions.cpu().numpy()
+        return np.concatenate(given), predictions[np.concatenate(rows)]
 
 
 class Validation:
     """Groups of queries that are not trained on, with what is right for each of them."""
 
-    def __init__(
-        self, k: int, deployed: nn.Module, split: Split, metric: str, device: torch.device
-    ) -> None:
-        self.metric = metric
-        inputs = torch.from_numpy(split.inputs).to(device)
-        groups = len(inputs) // k
+    def __init__(self, k: int, lessons: Lessons) -> None:
+        held_out = lessons.held_out
+        groups = len(held_out.inputs) // k
         generator = torch.Generator().manual_seed(0)
         members = torch.cat(
             [
-                torch.randperm(len(inputs), generator=generator)[: groups * k].view(k, -1)
+                torch.randperm(len(held_out.inputs), generator=generator)[: groups * k].view(k, -1)
                 for _ in range(ceil(LEAST_VALIDATED / (groups * k)))
             ],
             dim=1,
         )
-        predictions = predict(deployed, inputs)
-        self._inputs = inputs
+        self._lessons = lessons
         self._members = members
-        self._predictions = [predictions[rows] for rows in members]
-        self._labels = [split.labels[rows] for rows in members.numpy()]
+        targets = lessons.likeness.targets(held_out.predictions)
+        self._targets = [targets[rows] for rows in members]
 
-    @torch.no_grad()
     def score(self, module: CodedNetworks) -> float:
         """A_d: the mean score of reconstructions, over slots and over the r parity models."""
-        scores = []
+        metric, labels = self._lessons.metric, self._lessons.held_out.labels
+        scores = [score(metric, given, labels[rows]) for given, rows in self.answers(module)]
+        return sum(scores) / len(scores)
+
+    @torch.no_grad()
+    def answers(self, module: CodedNetworks) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """For each parity model and slot, reconstructions (m, ...) and the rows they are of."""
         encoded = [
-            module.code.encode(list(self._inputs[rows]))
+            module.code.encode(list(tensor(self._lessons.held_out.inputs)[rows]))
             for rows in torch.split(self._members, BATCH, dim=1)
         ]
         for j, (model, parities) in enumerate(zip(module, torch.cat(encoded, dim=1), strict=True)):
             outputs = predict(model, parities)
-            each = _decode_each(module.code, self._predictions, outputs, j)
-            scores += [
-                score(self.metric, decoded.cpu().numpy(), labels)
-                for decoded, labels in zip(each, self._labels, strict=True)
-            ]
-        return sum(scores) / len(scores)
+            each = _decode_each(module.code, self._targets, outputs, j)
+            for decoded, rows in zip(each, self._members.numpy(), strict=True):
+                yield self._lessons.likeness.answer(decoded).cpu().numpy(), rows
 
 
 def _decode_each(

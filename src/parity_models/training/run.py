@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import BundleError, TrainingError
 from parity_models.models.bundle import Bundle, Training, check_replaceable
+from parity_models.models.tensor import tensors_in
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import Network, choose_device, computing, place
 from parity_models.training.fit import Fitted, Problem, Report, fit
@@ -61,6 +63,21 @@ class Outcome:
     fitted: Fitted
 
 
+def digest(inputs: NDArray[Any]) -> str:
+    """The SHA-256 of queries (n, ...)."""
+    content = hashlib.sha256()
+    for tensor in tensors_in(inputs):
+        content.update(np.ascontiguousarray(tensor).data)
+    return content.hexdigest()
+
+
+def check_place(out: Path) -> None:
+    """Raise BundleError if a bundle cannot be written to `out`."""
+    check_replaceable(out)
+    if why := why_not_writable(out.parent):
+        raise BundleError(f"{why}; choose another folder")
+
+
 class Run:
     """One training that will write a bundle to `out`, from its first preparations on.
 
@@ -68,20 +85,16 @@ class Run:
     trained, if `out` is no place for a bundle.
     """
 
-    def __init__(
-        self, out: Path, settings: Settings, task: str, inputs: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, out: Path, settings: Settings, task: str, inputs: NDArray[Any]) -> None:
         self._began = time.monotonic()
-        out = Path(out).resolve()
-        check_replaceable(out)
-        if why := why_not_writable(out.parent):
-            raise BundleError(f"{why}; choose another folder")
+        self.out = out = Path(out).resolve()
+        check_place(out)
         self.device = choose_device(settings.device)
         self._checkpoint = out.with_name(f"{out.name}.checkpoint")
         self._settings = settings
         self._task = task
         self._inputs = len(inputs)
-        self._sha256 = hashlib.sha256(np.ascontiguousarray(inputs).data).hexdigest()
+        self._sha256 = digest(inputs)
 
     def build(self, build: Callable[[], Network]) -> Network:
         """What `build` makes, initialised by the run's seed, on the run's device."""

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.models.networks import MLP, Linear
+from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.slotwise import Slot, Slotwise
 
 NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
 """Inputs with means as near to 0, that go as far from them at times and do not vary more, are left
@@ -83,6 +85,51 @@ class Scaled(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         outputs: Tensor = self.network((input - self.shift) * self.inverse)
         return outputs * self.scale + self.offset
+
+
+class Rescaled(NamedModule):
+    """`network`, whose outputs are times `scale` plus `offset`."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, network: nn.Module, scale: Tensor, offset: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    @classmethod
+    def towards(cls, network: NamedModule, targets: Tensor) -> "Rescaled":
+        """With outputs in deviations of `targets` (n, *output_shape), around their mean."""
+        offset, scale, _ = _spread(targets, ())
+        return cls(network, scale, offset)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.network(*inputs)
+        return outputs * self.scale + self.offset
+
+    def served(self) -> nn.Module:
+        assert isinstance(self.network, NamedModule)
+        return Rescaled(self.network.served(), self.scale, self.offset)
+
+
+def one_slot(module: nn.Module) -> nn.Module | None:
+    """The first slot of `module`, or of what it scales, as a network for one query by itself; None
+    if that is not Slotwise."""
+    network = unscaled(module)
+    if not isinstance(network, Slotwise):
+        return None
+    slot = Slot(network)
+    if not isinstance(module, Scaled):
+        return slot
+    rows = network.query_shape[0]
+    shift, inverse = (
+        each[:rows] if each.ndim and len(each) == network.k * rows else each
+        for each in (module.shift, module.inverse)
+    )
+    scale, offset = (each[0] if each.ndim else each for each in (module.scale, module.offset))
+    return Scaled(slot, shift, inverse, scale, offset)
 
 
 def unscaled(module: nn.Module) -> nn.Module:

@@ -1,6 +1,6 @@
 """Whatever a user deploys - a bundle, an ONNX file, a torch module - opened as a bundle."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,8 +10,10 @@ from torch import nn
 from parity_models.errors import BundleError, ModelError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.export import export_onnx
-from parity_models.models.onnx_file import check_deployable, read_deployed
+from parity_models.models.named_inputs import read_named
+from parity_models.models.onnx_file import check_deployable, is_plain, read_deployed
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.servable import read_servable
 
 Deployed = Bundle | Path | nn.Module
 """A bundle, the path of one or of an ONNX file, or a module."""
@@ -21,25 +23,37 @@ OWN = "own"
 
 
 @contextmanager
-def open_deployed(deployed: Deployed, query_shape: tuple[int, ...]) -> Iterator[Bundle]:
+def open_deployed(
+    deployed: Deployed,
+    query_shape: tuple[int, ...],
+    allow_code: Collection[str] = (),
+    queries: Path | None = None,
+) -> Iterator[Bundle]:
     """`deployed` as a bundle that lasts as long as the context.
 
     A module is exported for queries of `query_shape`; other models say themselves what they
-    take. Raises BundleError or ModelError for what cannot be deployed.
+    take. With a file of `queries`, which tell how large dynamic axes become, an ONNX file may have
+    several inputs and outputs, of any numbers. `allow_code`: see `open_bundle`. Raises
+    BundleError or ModelError for what cannot be deployed.
     """
     if isinstance(deployed, Bundle):
         yield deployed
         return
     if isinstance(deployed, Path) and deployed.is_dir():
-        yield open_bundle(deployed)
+        yield open_bundle(deployed, allow_code)
         return
-    if isinstance(deployed, Path):
+    signature = None
+    if not isinstance(deployed, Path):
+        content = _export(deployed, query_shape)
+    elif queries is None or is_plain(deployed):
         content = read_deployed(deployed)
     else:
-        content = _export(deployed, query_shape)
+        content, signature = read_servable(deployed, queries=read_named(queries))
     with TemporaryDirectory() as folder:
         try:
-            bundle = write_bundle(Path(folder, "deployed"), deployed=NewModel(content, OWN))
+            bundle = write_bundle(
+                Path(folder, "deployed"), deployed=NewModel(content, OWN, signature=signature)
+            )
         except BundleError as error:
             raise ModelError(f"the deployed model cannot be used: {error}") from error
         yield bundle

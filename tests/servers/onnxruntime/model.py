@@ -21,17 +21,25 @@ class TritonPythonModel:
         options.intra_op_num_threads = 1
         path = Path(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(path, options)
-        (self._input,) = (each.name for each in self._session.get_inputs())
-        (self._output,) = (each.name for each in self._session.get_outputs())
+        self._inputs = [each.name for each in self._session.get_inputs()]
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
         # By DLPack: Triton's own conversions were built for NumPy 1.
-        rows = np.from_dlpack(triton.get_input_tensor_by_name(request, self._input))
+        rows = {
+            name: np.from_dlpack(triton.get_input_tensor_by_name(request, name))
+            for name in self._inputs
+        }
+        asked = request.requested_output_names()
         try:
-            (outputs,) = self._session.run([self._output], {self._input: rows})
+            outputs = self._session.run(asked, rows)
         except Exception as error:
             return triton.InferenceResponse([], triton.TritonError(str(error)))
-        return triton.InferenceResponse([triton.Tensor.from_dlpack(self._output, outputs)])
+        return triton.InferenceResponse(
+            [
+                triton.Tensor.from_dlpack(name, output)
+                for name, output in zip(asked, outputs, strict=True)
+            ]
+        )

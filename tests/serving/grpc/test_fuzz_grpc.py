@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fuzzing import fuzz
+from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.asked import Answers
@@ -30,12 +31,13 @@ from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.grpc.service import SERVICE, InferenceService
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import OneModel
 from parity_models.serving.served_model import ServedModel
 from parity_models.serving.tenancy import MAX_TENANT
 
 WIDTH = 3
 SPEC = TensorSpec("x", "FP32", (WIDTH,))
-MODEL = ServedModel("model", SPEC, SPEC, max_rows=4)
+MODEL = ServedModel("model", Signature.of(SPEC, SPEC), max_rows=4)
 REFUSALS = {StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND, StatusCode.RESOURCE_EXHAUSTED}
 
 
@@ -143,7 +145,7 @@ BYTES = mutated() | st.binary(max_size=200)
 @fuzz(100)
 @given(BYTES)
 def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
-    service = InferenceService(Echo(), MODEL, Metrics())
+    service = InferenceService(OneModel(Echo(), MODEL), Metrics())
 
     context: Any = NoContext()  # as little of one as is used
 
@@ -162,7 +164,7 @@ def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
 @fuzz(100)
 @given(BYTES)
 def test_what_protobuf_reads_of_a_small_message_is_not_refused_unread(data: bytes) -> None:
-    service = InferenceService(Echo(), MODEL, Metrics())
+    service = InferenceService(OneModel(Echo(), MODEL), Metrics())
     if len(data) > 2**14:
         return
     try:
@@ -182,7 +184,9 @@ def served() -> Iterator[tuple[asyncio.Runner, grpc.aio.Channel]]:
 
     async def start() -> tuple[GrpcServer, str]:
         limits = Limits(max_body=2**20, body_timeout=5)
-        server = GrpcServer(Echo(), MODEL, Metrics(), limits, ByteBudget(limits.max_in_flight))
+        server = GrpcServer(
+            OneModel(Echo(), MODEL), Metrics(), limits, ByteBudget(limits.max_in_flight)
+        )
         return server, await server.start("127.0.0.1", 0)
 
     async def connect(url: str) -> grpc.aio.Channel:

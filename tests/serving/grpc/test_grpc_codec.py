@@ -16,12 +16,13 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 import parity_models.serving.grpc
+from parity_models.models.signature import Signature
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
 from parity_models.serving.grpc.codec import decode_request, encode_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.served_model import InferRequest, ServedModel
+from parity_models.serving.served_model import AskedOutput, InferRequest, ServedModel
 
 FIELDS = {
     "b": "bool_contents",
@@ -49,7 +50,7 @@ def datatype_of(array: NDArray[Any]) -> str:
 
 def model_of(array: NDArray[Any]) -> ServedModel:
     spec = TensorSpec("x", datatype_of(array), array.shape[1:])
-    return ServedModel("model", spec, spec, max_rows=1000)
+    return ServedModel("model", Signature.of(spec, spec), max_rows=1000)
 
 
 def request(array: NDArray[Any], raw: bool = True) -> ModelInferRequest:
@@ -75,7 +76,7 @@ def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
     assert asked.rows.tobytes() == array.tobytes()
     assert asked.rows.shape == array.shape
     assert not asked.rows.flags.writeable
-    assert (asked.id, asked.timeout, asked.binary) == ("7", None, True)
+    assert (asked.id, asked.timeout, asked.outputs[0].binary) == ("7", None, True)
 
 
 @given(tensors(typed=True))
@@ -84,14 +85,15 @@ def test_typed_inputs_arrive_exactly(array: NDArray[Any]) -> None:
     assert asked.rows.dtype == array.dtype
     np.testing.assert_array_equal(asked.rows, array)
     assert not asked.rows.flags.writeable
-    assert not asked.binary
+    assert not asked.outputs[0].binary
 
 
 @given(tensors(typed=True), st.booleans())
 def test_outputs_come_back_exactly_in_the_request_s_form(array: NDArray[Any], raw: bool) -> None:
     sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
-    asked = InferRequest("7", array, None, raw)
-    response = encode_response(model_of(array), asked, array, sources[: len(array)])
+    model = model_of(array)
+    asked = InferRequest("7", array, None, [AskedOutput(model.signature.outputs[0], raw)])
+    response = encode_response(model, asked, array, sources[: len(array)])
     response = ModelInferResponse.FromString(response.SerializeToString())
     assert (response.model_name, response.model_version, response.id) == ("model", "1", "7")
     assert response.parameters["source"].string_param.split(",") == sources[: len(array)]
@@ -109,7 +111,7 @@ def test_outputs_come_back_exactly_in_the_request_s_form(array: NDArray[Any], ra
 def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
     spec = TensorSpec("x", "INT64", (2,))
     half = np.array([[1, 2]], np.float16)
-    model = ServedModel("model", spec, TensorSpec("y", "FP16", (2,)), max_rows=9)
+    model = ServedModel("model", Signature.of(spec, TensorSpec("y", "FP16", (2,))), max_rows=9)
     asked = decode_request(request(np.array([[1, 2]]), raw=False), model)
     response = encode_response(model, asked, half, [Source.MODEL])
     assert list(response.raw_output_contents) == [half.tobytes()]
@@ -196,7 +198,7 @@ def test_what_is_not_in_the_messages_is_refused() -> None:
 
 
 def test_rows_and_bytes_have_bounds() -> None:
-    model = ServedModel("model", model_of(ARRAY).input, model_of(ARRAY).output, max_rows=1)
+    model = ServedModel("model", model_of(ARRAY).signature, max_rows=1)
     with pytest.raises(TooLargeError, match="2 rows"):
         decode_request(request(ARRAY), model)
     truths = np.array([[True, False]])

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
 from parity_models.serving.grpc.expected_size import MAX_BESIDE, SMALL, check_size
@@ -27,7 +28,7 @@ FIELDS = {
 
 def model(datatype: str = "INT64", max_rows: int = 30) -> ServedModel:
     spec = TensorSpec("x", datatype, (WIDTH,))
-    return ServedModel("model", spec, spec, max_rows)
+    return ServedModel("model", Signature.of(spec, spec), max_rows)
 
 
 def request(datatype: str, rows: int, value: Any, *, raw: bool = False) -> bytes:

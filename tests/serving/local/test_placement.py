@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,21 @@ class Finish:
     def __init__(self) -> None:
         self.units: asyncio.Queue[tuple[int, np.ndarray]] = asyncio.Queue()
 
+        self.nodes: dict[str, str | None] = {}
+
     def instance_joined(
-        self, instance: str, works: frozenset[str], node: str | None = None
-    ) -> None: ...
+        self, instance: str, roles: frozenset[str], node: str | None = None
+    ) -> None:
+        self.nodes[instance] = node
+
     def instance_left(self, instance: str, why: str) -> None: ...
     def unit_finished(self, unit: int, outputs: np.ndarray) -> None:
         self.units.put_nowait((unit, outputs))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None: ...
+
+    def headers_of(self, unit: int) -> Mapping[str, str]:
+        return {}
 
 
 async def run_on_both(engine: LocalEngine) -> dict[int, np.ndarray]:
@@ -60,6 +68,16 @@ async def test_an_engine_that_cannot_listen_says_so(tmp_path: Path) -> None:
     engine = LocalEngine({"deployed": PinnedModel.of(bundle / "deployed.onnx")}, placements=nowhere)
     with pytest.raises(ServingError, match=r"cannot listen at tcp://198\.18\.0\.1"):
         await engine.start([frozenset({"deployed"})] * 2, Finish())
+
+
+async def test_the_engine_says_on_which_node_each_worker_is(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    model = PinnedModel.of(bundle / "deployed.onnx")
+    here = [Placement(node="rack 7"), Placement()]
+    engine, finish = LocalEngine({"deployed": model}, placements=here), Finish()
+    await engine.start([frozenset({"deployed"})] * 2, finish)
+    await engine.stop()
+    assert finish.nodes == {"0": "rack 7", "1": None}
 
 
 async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.engine import Engine
 from parity_models.serving.plan import model_files
-from parity_models.serving.ray.app import ClusterOptions, InstancePool, instances_app, roster_app
+from parity_models.serving.ray.app import InstancePool, instances_app, roster_app
 from parity_models.serving.ray.deployments import deployment_name
 from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.options import ClusterOptions
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
-from ray_cluster import SMALL, kill_replica, local_ray
+from ray_cluster import SMALL, kill_replica
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""
@@ -54,8 +55,8 @@ class RayFleet(Fleet):
 
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, RayEngine)
-        works = [DEPLOYED, BOTH][number]
-        (key,) = (seat.key for seat in engine.seats().values() if seat.works == works)
+        roles = [DEPLOYED, BOTH][number]
+        (key,) = (seat.key for seat in engine.seats().values() if seat.roles == roles)
         kill_replica(*key.split("-"))
 
     def mend(self) -> None:
@@ -63,7 +64,7 @@ class RayFleet(Fleet):
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
+def fleet(ray_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
     class Root:  # in here, so that it need not be imported where it runs
         """What stands for frontends: the tests have their own."""
 
@@ -76,25 +77,25 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
     code = CodeSpec("sum", "subtraction", 2)
     bundle = write_bundle(folder / "bundle", deployed=model, parity=[model], code=code)
     cluster = ClusterOptions(cpus_per_instance=SMALL)
-    with local_ray():
-        files = put_bundle(bundle)
-        roster = roster_app(files)
-        key = SocketKey.new()
-        models = model_files(bundle)
-        pools = [
-            instances_app(
-                roster,
-                files,
-                {work: models[work] for work in works},
-                InstancePool(name, works, 1, 1),
-                cluster,
-                key,
-            )
-            for name, works in {"deployed": DEPLOYED, "shared": BOTH}.items()
-        ]
-        root: Any = serve.deployment(Root)
-        serve.run(root.bind(roster, *pools), name="test", route_prefix=None)
-        yield RayFleet(files, key)
+    files = put_bundle(bundle)
+    roster = roster_app(files)
+    key = SocketKey.new()
+    models = model_files(bundle)
+    pools = [
+        instances_app(
+            roster,
+            files,
+            {role: models[role] for role in roles},
+            InstancePool(name, roles, 1, 1),
+            cluster,
+            key,
+        )
+        for name, roles in {"deployed": DEPLOYED, "shared": BOTH}.items()
+    ]
+    root: Any = serve.deployment(Root)
+    serve.run(root.bind(roster, *pools), name="test", route_prefix=None)
+    yield RayFleet(files, key)
+    serve.delete("test")
 
 
 class TestRayEngine(EngineConformance):

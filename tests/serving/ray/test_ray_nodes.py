@@ -1,17 +1,20 @@
 """A Ray cluster of several machines, one of which is lost under load."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 import ray
 from ray import serve
 
+from parity_models.lab.contention.namespaces import configure
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.ray.app import ClusterOptions, application
+from parity_models.serving.ray.app import application
+from parity_models.serving.ray.options import ClusterOptions
 from parity_models.serving.server import ServeOptions
 from ray_cluster import Client, start_serve
-from ray_nodes import FRONT, ROOM, ray_nodes
+from ray_nodes import BRIDGE, FRONT, ROOM, ray_nodes, remove_stale_bridges
 from served import until, write_linear_bundle
 
 
@@ -32,7 +35,7 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
         serve.run(application(bundle, options, room), name="test")
 
         def up() -> float:
-            return client.metric(r'parm_instances_up\{work="deployed"\}')
+            return client.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
         until(lambda: up() == 6, "not all instances are there", 90)
         with client.asking():
@@ -49,6 +52,19 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
         assert client.metric("parm_query_latency_seconds_count") == client.answered
         serve.delete("test")
         serve.shutdown()
+
+
+def test_the_bridge_of_a_process_that_was_killed_is_removed() -> None:
+    no_process = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
+    stale, own = f"{BRIDGE}{no_process}", f"{BRIDGE}{os.getpid()}"
+    for bridge in (stale, own):
+        configure("ip", [f"link add {bridge} type bridge"])
+    try:
+        remove_stale_bridges()
+        assert not Path("/sys/class/net", stale).exists()
+        assert Path("/sys/class/net", own).exists()
+    finally:
+        configure("ip", [f"link del {own}"])
 
 
 def _nodes() -> list[str]:

@@ -20,8 +20,8 @@ from parity_models.serving.ray.roster import (
 DEPLOYED, PARITY = frozenset({"deployed"}), frozenset({"parity-0"})
 
 
-def seat(number: int, works: frozenset[str] = DEPLOYED, node: str = "n", bundle: str = "b") -> Seat:
-    return Seat(f"i{number}", bundle, works, node, f"tcp://{number}", f"tcp://{number}")
+def seat(number: int, roles: frozenset[str] = DEPLOYED, node: str = "n", bundle: str = "b") -> Seat:
+    return Seat(f"i{number}", bundle, roles, node, f"tcp://{number}", f"tcp://{number}")
 
 
 @st.composite
@@ -55,7 +55,7 @@ def test_every_seat_goes_to_a_frontend_of_its_bundle_and_none_has_two_more_than_
         assert (each.key in assigned) == bool(among)
         if among:
             assert assigned[each.key] in among
-            loads[each.bundle, each.works].update([assigned[each.key], *among])
+            loads[each.bundle, each.roles].update([assigned[each.key], *among])
     for load in loads.values():
         assert max(load.values()) - min(load.values()) <= 1
 
@@ -69,7 +69,7 @@ def test_as_few_move_as_evenness_takes(
     kinds = defaultdict(list)
     for each in seats:
         if each.key in assigned:
-            kinds[each.bundle, each.works].append(each.key)
+            kinds[each.bundle, each.roles].append(each.key)
     for (bundle, _), keys in kinds.items():
         among = [name for name, its in frontends.items() if its == bundle]
         kept = sum(assigned[key] == holders.get(key) for key in keys)

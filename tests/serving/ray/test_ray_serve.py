@@ -1,12 +1,13 @@
 """The application on Ray Serve: as its example config deploys it, and as `parm serve` does."""
 
+import os
 import re
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,13 +19,15 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 from tritonclient.utils import InferenceServerException
 
-from commands import parm
+from commands import Here, assert_refused, parm
+from own_coders import DECODER, ENCODER
 from own_policy import POLICY, RULE
-from parity_models.errors import UserError
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.ray.app import AppArgs
-from ray_cluster import SMALL, Client, kill_replica, local_ray, replica_ids
+from parity_models.serving.ray.app import AppArgs, build
+from ray_cluster import SMALL, Client, kill_replica, replica_ids
 from served import (
     INPUTS,
     ServerProcess,
@@ -33,6 +36,7 @@ from served import (
     until,
     write_linear_bundle,
 )
+from span_collector import collecting
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 
@@ -40,12 +44,6 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear_bundle(tmp_path_factory.mktemp("coded"))
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with local_ray() as url:
-        yield url
 
 
 def test_the_manifest_has_a_config_that_serve_takes_and_the_config_arguments_that_we_do() -> None:
@@ -73,7 +71,7 @@ def test_the_manifests_keep_strangers_out() -> None:
 
 
 def test_the_example_config_serves_scales_and_survives_what_it_loses(
-    bundle: Path, url: str, tmp_path: Path
+    bundle: Path, ray_url: str, tmp_path: Path
 ) -> None:
     config = yaml.safe_load((EXAMPLES / "config.yaml").read_text())
     (app,) = config["applications"]
@@ -103,7 +101,7 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
     )
     name = app["name"]
     try:
-        _serves_scales_and_survives(name, url)
+        _serves_scales_and_survives(name, ray_url)
     finally:
         serve.delete(name)
 
@@ -113,7 +111,7 @@ def _serves_scales_and_survives(name: str, url: str) -> None:
     client = Client(url)
 
     def up() -> float:
-        return client.metric(r'parm_instances_up\{work="deployed"\}')
+        return client.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
     until(lambda: up() == 3, "not all instances are there", 90)
     with client.asking(1, pause=0.1):
@@ -153,7 +151,7 @@ def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     on_ray = ["--engine", "ray", "--instances", "2", "--frontends", "2", "--grpc-port", "0"]
-    arguments = [*on_ray, "--policy", "parity"]
+    arguments = [*on_ray, "--policy", "parity", "--deadline", "5s"]
     with ServerProcess(str(bundle), *arguments) as server:
         client = Client(server.url)
         with client.asking():
@@ -162,9 +160,24 @@ def test_parm_serve_starts_a_cluster_and_leaves_nothing_of_it(
         assert client.metric("parm_query_latency_seconds_count") == client.answered + 2
         pids = _descendants(server.process.pid)
         assert len(pids) > 5
+        _end_without_frontends(server.url, pids)
         server.signal(signal.SIGTERM)
         assert server.wait() == 0
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "processes are left")
+
+
+def _end_without_frontends(url: str, pids: list[int]) -> None:
+    """Requests end, by Ray's proxy, though nobody is there who could answer them."""
+    frontends = [pid for pid in pids if b"Frontends" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(frontends) == 2
+    for pid in frontends:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = httpx.get(f"{url}/v2/health/ready", timeout=60)
+    finally:
+        for pid in frontends:
+            os.kill(pid, signal.SIGCONT)
+    assert (answer.status_code, "timed out after 6.0s" in answer.text) == (408, True)
 
 
 def _speak_grpc(address: str) -> None:
@@ -195,7 +208,10 @@ def _descendants(pid: int) -> list[int]:
 
 def refused(bundle: Path, *arguments: str) -> str:
     done = subprocess.run(
-        parm("serve", str(bundle), *arguments), capture_output=True, text=True, timeout=200
+        parm("serve", str(bundle), "--engine", "ray", *arguments),
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.returncode == 2, done.stderr
     (error,) = re.findall(r"^error: (.*)$", done.stderr, re.M)
@@ -204,7 +220,7 @@ def refused(bundle: Path, *arguments: str) -> str:
 
 def test_options_that_the_policy_does_not_have_are_refused(bundle: Path) -> None:
     arguments = AppArgs.model_validate({"bundle": str(bundle), "pool": "dedicated"})
-    with pytest.raises(UserError, match="pool is no option of the policy adaptive-parity"):
+    with pytest.raises(UserError, match="pool is no option of the policy adaptive"):
         arguments.serve_options(open_bundle(bundle))
     arguments = AppArgs.model_validate(
         {"bundle": str(bundle), "policy": "parity", "answer_after": 5.0}
@@ -214,28 +230,77 @@ def test_options_that_the_policy_does_not_have_are_refused(bundle: Path) -> None
 
 
 def test_the_options_of_one_s_own_policy_are_arguments(bundle: Path) -> None:
-    given = {"policy": POLICY, "again_after": 5, "dispatch": RULE, "scans": 2}
+    given = {"policy": POLICY, "again_after": 5, "dispatch": RULE, "scans": 2, "agreement": 0.9}
     arguments = AppArgs.model_validate({"bundle": str(bundle), **given})
     options = arguments.serve_options(open_bundle(bundle))
     assert options.policy == PolicyChoice(POLICY, {"again_after": 0.005, "scans": 2}, RULE)
+    assert options.agreement == 0.9
 
 
-def test_what_cannot_be_served_on_ray_is_refused(bundle: Path, url: str) -> None:
-    ray_engine = ("--engine", "ray")
+def test_a_code_of_one_s_own_is_served_where_it_is_allowed_and_spans_say_where_time_went(
+    ray_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
+    bundle = str(write_linear_bundle(tmp_path, code=code))
+    given: dict[str, Any] = {
+        "bundle": bundle,
+        "allow_code": (ENCODER, DECODER),
+        "cpus_per_instance": SMALL,
+        "cpus_per_frontend": SMALL,
+        "policy": "parity",
+        "traces": True,
+        "faults": (
+            '{"slowdowns": {"mean_between": 0, "mean_length": 1000, "workers": [0], '
+            '"delay": {"type": "constant", "seconds": 0.5}}}'
+        ),
+    }
+    with pytest.raises(BundleError, match="names out of a bundle are not imported"):
+        build(AppArgs.model_validate({"bundle": bundle}))
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        try:
+            serve.run(build(AppArgs.model_validate(given)), name="own-code", route_prefix="/own")
+            client = Client(f"{ray_url}/own")
+            with client.asking():
+                client.more()
+                until(lambda: client.sources["reconstruction"] > 0, "nothing is reconstructed", 60)
+            with httpx.Client(headers={"traceparent": f"00-{trace}-{parent}-01"}) as http:
+                client.ask(http)
+            wanted = {"infer", "queue", "run"}
+            until(lambda: wanted <= collector.of(trace).keys(), "no spans have come", 60)
+        finally:
+            serve.delete("own-code")
+    spans = collector.of(trace)
+    assert spans["infer"].parent_span_id.hex() == parent
+    assert spans["run"].parent_span_id == spans["infer"].span_id
+    assert {"encode", "stand-in", "decode"} <= {span.name for span in collector.spans}
+
+
+def test_what_a_cluster_cannot_serve_is_refused(bundle: Path, ray_url: str) -> None:
     nobody = "127.0.0.1:1"
-    assert f"no Ray cluster can be reached at {nobody}" in refused(
-        bundle, *ray_engine, "--address", nobody
-    )
-    assert "is of a remote driver" in refused(bundle, *ray_engine, "--address", "ray://head:10001")
+    assert f"no Ray cluster can be reached at {nobody}" in refused(bundle, "--address", nobody)
     address = ray.get_runtime_context().gcs_address
     assert "the replicas reserve 31 CPUs and the cluster at" in refused(
-        bundle, *ray_engine, "--address", address, "--instances", "20"
+        bundle, "--address", address, "--instances", "20"
     )
-    assert "5 frontends need as many instances of the deployed model" in refused(
-        bundle, *ray_engine, "--frontends", "5"
-    )
-    assert "max_instances must be 2 or more" in refused(bundle, *ray_engine, "--max-instances", "1")
-    assert "are for --engine ray" in refused(bundle, "--frontends", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("--engine", "ray", "--address", "ray://head:10001"), "is of a remote driver"),
+        (("--engine", "ray", "--frontends", "5"), "5 frontends need as many instances of the"),
+        (("--engine", "ray", "--max-instances", "1"), "max_instances must be 2 or more"),
+        (("--frontends", "2"), "--frontends is no option of the engine local but of ray"),
+        (("--engine", "ray", "--min-ready", "2"), "leave --min-ready out with the engine ray"),
+    ],
+)
+def test_what_cannot_be_served_on_ray_is_refused(
+    parm_here: Here, bundle: Path, arguments: tuple[str, ...], why: str
+) -> None:
+    assert_refused(parm_here("serve", bundle, *arguments), why)
 
 
 def test_without_ray_its_extra_is_named(bundle: Path) -> None:

@@ -1,21 +1,21 @@
 """`parm serve` in front of servers that run the models already: real ones, one of them killed."""
 
-import json
+import re
 import signal
-import sys
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from commands import Here, assert_refused
 from fake_upstream import BUSY, HUNG, WELL, FakeUpstream
 from fleet_servers import Parm, kill_and_mend
 from onnx_models import linear_model
-from parity_models.cli.main import main
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
-from parity_models.serving.remote.upstream import Fleet, parse_upstreams
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
@@ -60,8 +60,10 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
 async def test_while_an_upstream_is_busy_the_others_answer_and_it_stays(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
     async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("grpc", WEIGHTS) as two:
-        upstreams = parse_upstreams("model", 0, deployed=[one.url, two.url], concurrency=2)
-        async with Server(bundle, ServeOptions(port=0, fleet=Fleet(upstreams))) as server:
+        urls = f"{one.url},{two.url}"
+        engine = EngineChoice("remote", {"deployed": urls, "concurrency": 2})
+        options = ServeOptions(port=0, engine=engine)
+        async with Server(bundle, options) as server:
             one.mode, one.retry_after = BUSY, "0.5"
             asked = one.asked
             for number in range(200):
@@ -78,11 +80,9 @@ async def test_while_an_upstream_is_busy_the_others_answer_and_it_stays(tmp_path
 async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=True))
     async with FakeUpstream("http", WEIGHTS) as model, FakeUpstream("http", 2 * WEIGHTS) as backup:
-        upstreams = parse_upstreams(
-            "model", 0, deployed=[model.url], backup=[f"{backup.url}/model"]
-        )
-        async with Server(bundle, ServeOptions(port=0, fleet=Fleet(upstreams))) as server:
-            assert server.policy == "approximate-backup"
+        upstreams = {"deployed": model.url, "backup": f"{backup.url}/model"}
+        engine, policy = EngineChoice("remote", upstreams), PolicyChoice("approximate-backup")
+        async with Server(bundle, ServeOptions(port=0, engine=engine, policy=policy)) as server:
             model.mode = HUNG
             rows = queries(1)
             answers = await server.frontend.infer(rows)
@@ -90,62 +90,51 @@ async def test_a_backup_is_an_upstream_like_others(tmp_path: Path) -> None:
             np.testing.assert_allclose(answers.outputs, 2 * predictions(rows), rtol=1e-3)
 
 
-def test_what_does_not_fit_is_refused_with_the_difference(
-    bundle: Path,
-    alone: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def refusal(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["parm", "serve", "--port", "0", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        return error
+DEPLOYED = "BUNDLE --deployed URL"
+REFUSED = [
+    ("BUNDLE --engine remote", "give those of the deployed model with --deployed"),
+    (
+        "BUNDLE --engine local --deployed URL",
+        "--deployed is no option of the engine local but of remote",
+    ),
+    ("BUNDLE --parity URL", "--parity is no option of the engine local"),
+    ("BUNDLE --backup URL", "--backup is no option of the engine local"),
+    ("BUNDLE --concurrency 2", "of the engine local but of remote"),
+    ("BUNDLE --ca-file NOWHERE", "of the engine local but of remote"),
+    ("BUNDLE --bundle BUNDLE", "give one BUNDLE"),
+    ("--deployed URL", "give one BUNDLE"),
+    ("ALONE --deployed URL --parity URL", "no parity model"),
+    ("BUNDLE --deployed URL/other", "no model is called 'other'"),
+    (f"{DEPLOYED} --backup URL", "no backup model"),
+    (f"{DEPLOYED} --concurrency 0", "--concurrency must be from 1 to 1000"),
+    (f"{DEPLOYED} --instances 2", "leave --instances out with the engine remote"),
+    (f"{DEPLOYED} --parity-instances 1", "leave --parity-instances out with the engine remote"),
+    (f"{DEPLOYED} --policy parity", "needs instances that run parity-0"),
+    (f"{DEPLOYED} --faults {{}}", "faults are not for the engine remote"),
+    (f"{DEPLOYED} --ca-file NOWHERE", "cannot read certificates"),
+    ("OTHER --deployed URL", "has another model 'model': the sha256 of its file"),
+    ("OTHER --deployed GRPC", "has another model 'model': the sha256 of its file"),
+]
 
+
+def test_what_does_not_fit_is_refused_with_the_difference(
+    bundle: Path, alone: Path, tmp_path: Path, parm_here: Here
+) -> None:
+    linear_model(tmp_path / "other.onnx", (INPUTS,), (OUTPUTS,))
+    model = NewModel(tmp_path / "other.onnx", "other")
+    other = write_bundle(tmp_path / "other", deployed=model, parity=[], code=None).path
     with Parm(alone) as server:
-        for arguments, reason in [
-            ((str(bundle), "--engine", "remote"), "belong together"),
-            ((str(bundle), "--engine", "local", "--deployed", server.url), "belong together"),
-            ((str(bundle), "--parity", server.url), "go with those of --deployed"),
-            ((str(bundle), "--backup", server.url), "go with those of --deployed"),
-            ((str(bundle), "--deployed", server.url, "--backup", server.url), "no backup model"),
-            ((str(bundle), "--concurrency", "2"), "need --deployed"),
-            ((str(bundle), "--ca-file", str(tmp_path / "none")), "need --deployed"),
-            (
-                (str(bundle), "--deployed", server.url, "--instances", "2"),
-                "are of worker processes",
-            ),
-            (
-                (str(bundle), "--deployed", server.url, "--parity-instances", "1"),
-                "are of worker processes",
-            ),
-            (("--deployed", server.url), "give one BUNDLE"),
-            ((str(bundle), "--bundle", str(bundle)), "give one BUNDLE"),
-            ((str(alone), "--deployed", server.url, "--parity", server.url), "no parity model"),
-            (
-                (str(bundle), "--deployed", server.url, "--policy", "parity"),
-                "needs upstreams that run parity-0",
-            ),
-            (
-                (str(bundle), "--deployed", server.url, "--faults", json.dumps({})),
-                "for local workers",
-            ),
-            ((str(bundle), "--deployed", f"{server.url}/other"), "no model is called 'other'"),
-            (
-                (str(bundle), "--deployed", server.url, "--ca-file", str(tmp_path / "none")),
-                "cannot read certificates",
-            ),
-        ]:
-            assert reason in refusal(*arguments)
-        linear_model(tmp_path / "other.onnx", (INPUTS,), (OUTPUTS,))
-        model = NewModel(tmp_path / "other.onnx", "other")
-        other = write_bundle(tmp_path / "other", deployed=model, parity=[], code=None).path
-        for url in (server.url, server.grpc_url):
-            assert "has another model 'model': the sha256 of its file" in refusal(
-                str(other), "--deployed", url
-            )
+        meant = {
+            "BUNDLE": bundle,
+            "ALONE": alone,
+            "OTHER": other,
+            "NOWHERE": tmp_path / "none",
+            "URL": server.url,
+            "GRPC": server.grpc_url,
+        }
+        words = re.compile("|".join(meant))
+        for arguments, reason in REFUSED:
+            spelled = words.sub(lambda word: str(meant[word[0]]), arguments)
+            refused = parm_here("serve", "--port", "0", *spelled.split())
+            assert_refused(refused, reason)
+            assert refused.stderr.count("\n") == 1

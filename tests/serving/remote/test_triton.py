@@ -10,11 +10,12 @@ import tritonclient.http
 
 from fleet_servers import Triton, kill_and_mend
 from parity_models.errors import UserError
-from parity_models.lab.costs import overhead
+from parity_models.lab.costs.overhead import measure_overhead
 from parity_models.models.bundle import open_bundle
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.remote.export import Format, export_repository
-from parity_models.serving.remote.upstream import Fleet, parse_upstreams
 from served import ServerProcess, predictions, queries, write_linear_bundle
+from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tritons(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Triton]]:
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text_bundle(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def tritons(
+    bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Triton]]:
     repository = tmp_path_factory.mktemp("triton") / "repository"
     export_repository(open_bundle(bundle), Format.TRITON, repository)
+    add_to_repository(text, Format.TRITON, repository)
     with ExitStack() as stack:
         servers = [stack.enter_context(Triton(repository)) for _ in range(3)]
         for server in servers:
@@ -44,19 +53,24 @@ def test_a_triton_loads_what_is_exported(tritons: list[Triton]) -> None:
             )
 
 
-async def test_overhead_is_measured_beside_requests_straight_to_a_triton(
-    bundle: Path, tritons: list[Triton], monkeypatch: pytest.MonkeyPatch
+async def test_a_triton_runs_a_model_of_several_inputs_and_any_length(
+    text: Path, tritons: list[Triton]
 ) -> None:
-    monkeypatch.setattr(overhead, "ROUNDS", 2)
+    await assert_served_upstream(text, tritons[0].url, tritons[1].grpc_url)
+
+
+async def test_overhead_is_measured_beside_requests_straight_to_a_triton(
+    bundle: Path, tritons: list[Triton]
+) -> None:
     urls = [tritons[0].grpc_url, tritons[1].url]
-    fleet = Fleet(parse_upstreams("model", 1, deployed=urls, parity=urls))
-    report = await overhead.measure_overhead(open_bundle(bundle), fleet, "parity")
+    engine = EngineChoice("remote", {"deployed": ",".join(urls), "parity": ",".join(urls)})
+    report = await measure_overhead(open_bundle(bundle), engine, "parity", rounds=2)
     assert (report.upstream, report.policy, report.calls) == (tritons[1].url, "parity", 200)
     assert min(report.served.p50_ms, report.direct.p50_ms) > 0
     assert report.difference_p50_ms == report.served.p50_ms - report.direct.p50_ms
-    grpc = Fleet(parse_upstreams("model", 1, deployed=[tritons[0].grpc_url]))
+    grpc = EngineChoice("remote", {"deployed": tritons[0].grpc_url})
     with pytest.raises(UserError, match="has a URL of http"):
-        await overhead.measure_overhead(open_bundle(bundle), grpc)
+        await measure_overhead(open_bundle(bundle), grpc)
 
 
 def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(

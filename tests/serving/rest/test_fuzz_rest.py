@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
+from parity_models.training.envelope import fit_envelope
+from rest_requests import INFER
 from served import INPUTS, ServerProcess, predictions, queries, write_linear_bundle
 
-INFER = "/v2/models/model/infer"
 PATIENCE = 0.05
 """Seconds for an answer, where the request may have no end."""
 ALLOWED = {200, 400, 404, 405, 406, 408, 411, 413, 414, 415, 417, 426, 431, 501, 503, 504, 505}
@@ -27,17 +28,14 @@ ROW = queries(1)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+    # What mutated requests carry would spoil reconstructions of others without an envelope.
+    learned = queries(2000, seed=1)
+    envelope = fit_envelope(learned, queries(500, seed=2), predictions(learned))
+    bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"), envelope=envelope)
     with ServerProcess(str(bundle), "--max-body", "1", "--deadline", "5") as process:
         yield process
         assert process.process.poll() is None
         assert process.metric("parm_instance_restarts_total") == 0
-
-
-@pytest.fixture(scope="module")
-def http(server: ServerProcess) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url) as client:
-        yield client
 
 
 def request(body: bytes, *headers: str) -> bytes:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from engine_conformance import DEPLOYED, Events
 from onnx_models import linear_model
 from parity_models.faults import Constant, FaultPlan
+from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.engine import RayEngine
@@ -35,7 +36,6 @@ from parity_models.serving.worker.wire import (
     InjectFaults,
     Lease,
     MessageError,
-    ModelTensors,
     Release,
     Unit,
     control_of,
@@ -66,7 +66,13 @@ COUNTS = st.integers(-5, 5)
 
 MESSAGES: st.SearchStrategy[msgspec.Struct] = st.one_of(
     st.builds(Lease, INSTANCES, ENDPOINTS),
-    st.builds(Unit, INSTANCES, UNITS, st.sampled_from(["deployed", "parity-0"]) | st.text()),
+    st.builds(
+        Unit,
+        INSTANCES,
+        UNITS,
+        st.sampled_from(["deployed", "parity-0"]) | st.text(),
+        st.lists(UNITS, max_size=3).map(tuple),
+    ),
     st.builds(Cancel, INSTANCES, UNITS),
     st.builds(InjectFaults, st.just(FaultPlan(service_time=Constant(3600.0))), COUNTS, st.floats()),
     # Its own instance must do as it is told by who has the key, and would leave these tests.
@@ -76,7 +82,7 @@ MESSAGES: st.SearchStrategy[msgspec.Struct] = st.one_of(
         Hello,
         INSTANCES,
         st.dictionaries(
-            st.sampled_from(["deployed", "parity-0"]), st.builds(ModelTensors, SPECS, SPECS)
+            st.sampled_from(["deployed", "parity-0"]), st.builds(Signature.of, SPECS, SPECS)
         ),
         ENDPOINTS,
         ENDPOINTS,

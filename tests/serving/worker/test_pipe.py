@@ -58,12 +58,12 @@ class Ends:
     def echo(self) -> Thread:
         worker = WorkerEnd(self.descriptor)
 
-        def work() -> None:
+        def role() -> None:
             with suppress(EOFError):
                 while True:
                     worker.send(plain(worker.receive()))
 
-        thread = Thread(target=work)
+        thread = Thread(target=role)
         thread.start()
         return thread
 

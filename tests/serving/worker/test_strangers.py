@@ -109,7 +109,7 @@ MALFORMED = [
     [b"\x83\xa4type\xa5Lease\xa8instance\xa1\xff\xa7reports\xa1\xff"],
     [b'{"unit": 1}'],
     [encode(Heartbeat("mine"))],
-    [encode({"type": "Unit", "instance": "mine", "unit": 2**70 % 2**63, "work": None})],
+    [encode({"type": "Unit", "instance": "mine", "unit": 2**70 % 2**63, "role": None})],
 ]
 
 UNITS = [
@@ -149,7 +149,7 @@ def test_malformed_messages_are_counted_and_nothing_more(bench: Callable[..., Be
 
 
 @pytest.mark.parametrize(
-    ("rows", "work", "reason"),
+    ("rows", "role", "reason"),
     [
         ([b""], "deployed", "0 bytes, where 1 rows"),
         ([ROW[:-1]], "deployed", "15 bytes"),
@@ -161,12 +161,12 @@ def test_malformed_messages_are_counted_and_nothing_more(bench: Callable[..., Be
     ],
 )
 def test_a_unit_that_does_not_fit_fails_and_no_other_one(
-    bench: Callable[..., Bench], rows: list[bytes], work: str, reason: str
+    bench: Callable[..., Bench], rows: list[bytes], role: str, reason: str
 ) -> None:
     here = bench(key=None)
     here.serve()
     here.own()
-    here.units.send_multipart([encode(Unit("mine", 60, work)), *rows])
+    here.units.send_multipart([encode(Unit("mine", 60, role)), *rows])
     report = here.until(lambda report: isinstance(report, Failed | Finished))
     assert isinstance(report, Failed)
     assert reason in report.detail

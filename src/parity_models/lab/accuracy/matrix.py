@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from parity_models.codes import (
     BerrutCode,
@@ -17,9 +17,10 @@ from parity_models.codes import (
 )
 from parity_models.codes.code import check_spec
 from parity_models.errors import UserError
-from parity_models.models.networks import NETWORKS, family
+from parity_models.options import Value
 from parity_models.tasks import choose_task
-from parity_models.training.recipes import PARITY, parity_recipe
+from parity_models.training.own_network import named_network
+from parity_models.training.recipes import parity_recipe, recipe_for
 
 FILES = resources.files("parity_models.lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -40,10 +41,15 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class CodeCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A code to train parity models for, how, and with which network (by default F's)."""
+    """A code to train parity models for, how, and with which network (by default F's).
+
+    Options that are not given are not written, so that results keep their names.
+    """
 
     encoder: str
     decoder: str
+    encoder_options: dict[str, Value] | UnsetType = UNSET
+    decoder_options: dict[str, Value] | UnsetType = UNSET
     k: K = 2
     r: R = 1
     recipe: str = "distilled"
@@ -51,14 +57,24 @@ class CodeCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def spec(self) -> CodeSpec:
-        return CodeSpec(self.encoder, self.decoder, self.k, self.r)
+        return CodeSpec(
+            self.encoder,
+            self.decoder,
+            self.k,
+            self.r,
+            self.encoder_options or {},
+            self.decoder_options or {},
+        )
 
     @property
     def pair(self) -> str:
-        """What people call it: the two coders and, unless it is the usual one, the recipe."""
+        """What people call it: the two coders, their options, and, unless it is the usual one, the
+        recipe."""
+        given = {**self.spec.encoder_options, **self.spec.decoder_options}
+        options = "".join(f", {name} {value}" for name, value in given.items())
         recipe = "" if self.recipe == "distilled" else f", {self.recipe} recipe"
         network = "" if self.network is None else f", {self.network}"
-        return f"{self.encoder} + {self.decoder}{recipe}{network}"
+        return f"{self.encoder} + {self.decoder}{options}{recipe}{network}"
 
     def __str__(self) -> str:
         return f"{self.pair}, k={self.k}" + (f", r={self.r}" if self.r > 1 else "")
@@ -135,13 +151,11 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             networks = [cell.network, *(backup.network for backup in cell.backups)]
             for code in cell.codes:
                 check_spec(code.spec)
-                parity_recipe(PARITY["mlp"], code.recipe, code.spec)  # refuses what it is not for
+                usual = recipe_for(None, "parity", ())
+                parity_recipe(usual, code.recipe, code.spec)  # refuses what it is not for
                 networks += [] if code.network is None else [code.network]
             for network in networks:
-                if ":" not in network and family(network) not in NETWORKS:
-                    raise UserError(
-                        f"no network is called {network!r}; there are {', '.join(NETWORKS)}"
-                    )
+                named_network(network)  # refuses names that there are not
             for free in cell.free:
                 free.build()
 

@@ -59,6 +59,7 @@ def _hog(plan: Hogs, seed: int, number: int, start: float, parent: int) -> None:
 
 
 def main(core: str, seed: str, number: str, spec: str) -> None:
+    """Take what there is to have of a core, from the time on that a line says that comes in."""
     parent = os.getppid()
     os.sched_setaffinity(0, {int(core)})
     if start := sys.stdin.readline():

@@ -21,7 +21,7 @@ from parity_models.lab.contention.namespaces import (
     own_prefix,
     remove,
 )
-from parity_models.lab.contention.plan import Network
+from parity_models.simulation.network import Network
 
 FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0
@@ -61,6 +61,7 @@ class Star:
 
 
 def machine_address(machine: int) -> str:
+    """The address of a machine of the star."""
     return f"198.18.{1 + machine // 250}.{1 + machine % 250}"
 
 

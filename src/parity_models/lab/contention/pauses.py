@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from random import Random
 from signal import SIGCONT, SIGSTOP, Signals, pidfd_send_signal
 from threading import Event
 from typing import NamedTuple
 
 import msgspec
 
-from parity_models.faults import Exponential, Pauses, Spells
+from parity_models.faults import Exponential, FaultPlan, Pauses, Spells
+from parity_models.faults.slowness import course_of
 from parity_models.serving.worker.wire import Assignment
 
 LONGEST = 1.5
@@ -36,7 +36,7 @@ def steps(pauses: Pauses, workers: int, seed: int) -> Iterator[Step]:
 
 
 def _steps_of(pauses: Pauses, worker: int, seed: int) -> Iterator[Step]:
-    rng = Random(f"{seed}/pauses of {worker}")
+    rng = FaultPlan(seed).rng(course_of(pauses, worker), "pauses")  # as simulated
     spells = Spells(rng, Exponential(pauses.mean_between), pauses.length)
     end = 0.0
     for _ in count():

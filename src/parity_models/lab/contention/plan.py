@@ -13,26 +13,7 @@ from msgspec import Meta
 
 from parity_models.errors import ContentionError
 from parity_models.faults import Constant, Distribution, Duration, Pauses, Spell
-
-
-class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A link for each worker, and background shuffles between them.
-
-    A worker receives at `rate` bit/s and sends at twice that; up to `queue` bytes wait at
-    either end. At all times `shuffles` transfers run, each of `smallest` to `largest` bytes out
-    and back between two distinct workers drawn at random. The defaults are the paper's (Kosaian
-    et al., SOSP 2019, section 5.1), with rates and sizes divided by ten.
-    """
-
-    rate: Annotated[float, Meta(ge=1e6, le=1e11)] = 100e6
-    queue: Annotated[int, Meta(ge=10_000, le=100_000_000)] = 256_000
-    shuffles: Annotated[int, Meta(ge=0, le=100)] = 4
-    smallest: Annotated[int, Meta(ge=1)] = 12_800_000
-    largest: Annotated[int, Meta(ge=1)] = 25_600_000
-
-    def __post_init__(self) -> None:
-        if self.smallest > self.largest:
-            raise ValueError(f"smallest ({self.smallest}) is above largest ({self.largest})")
+from parity_models.simulation.network import Network
 
 
 class Hogs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

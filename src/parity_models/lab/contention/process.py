@@ -19,14 +19,13 @@ from typing import NoReturn
 
 import msgspec
 
-from parity_models.errors import ParityModelsError, UserError
 from parity_models.lab.contention.hogs import hogs
 from parity_models.lab.contention.network import FRONTEND_ADDRESS, Star, machine_address, star
 from parity_models.lab.contention.pauses import pause_workers, steps
 from parity_models.lab.contention.plan import Contention
 from parity_models.lab.contention.shuffles import start_shuffles
 from parity_models.lab.contention.tenant import tenant
-from parity_models.load.child import USERS_MISTAKE
+from parity_models.load.child import exit_code, tell
 from parity_models.serving.local.placement import Link, Placement
 
 
@@ -70,7 +69,7 @@ def _run(spec: Spec) -> None:
                     tenant(plan.tenant, plan.seed, Path(spec.bundle), beside, prefix)
                 )
             )
-        _tell(msgspec.json.encode(Ready(prefix, placements)).decode())
+        tell(msgspec.json.encode(Ready(prefix, placements)).decode())
         if line := sys.stdin.readline():
             begin = msgspec.json.decode(line, type=Begin)
             for process in waiting:
@@ -130,11 +129,6 @@ def _write(process: subprocess.Popen[str], line: str) -> None:
     process.stdin.flush()
 
 
-def _tell(message: str) -> None:
-    sys.stdout.write(f"{message}\n")
-    sys.stdout.flush()
-
-
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
@@ -142,12 +136,7 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
 def main(spec: str) -> int:
     """Do as the JSON `spec` says; tell Ready, or why not, on standard output."""
     signal.signal(signal.SIGTERM, _exit)
-    try:
-        _run(msgspec.json.decode(spec, type=Spec))
-    except ParityModelsError as error:
-        _tell(str(error))
-        return USERS_MISTAKE if isinstance(error, UserError) else 1
-    return 0
+    return exit_code(lambda: _run(msgspec.json.decode(spec, type=Spec)))
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from random import Random
 from threading import Event, Thread
-from typing import NamedTuple
 
 from parity_models.lab.contention.network import Star
-from parity_models.lab.contention.plan import Network
+from parity_models.simulation.network import Leg, Network, legs
 
 _CHUNK = 1 << 20
 _WAKE = 1 << 18
@@ -25,30 +23,6 @@ _POLL = struct.pack("ll", 0, 100_000)
 """A time-out of 0.1 s, as a struct timeval."""
 _RESET = struct.pack("ii", 1, 0)
 """A struct linger: to throw away on closing what has not been sent or read."""
-
-
-class Leg(NamedTuple):
-    """One way of a transfer, from `start` to `end`, between two machines."""
-
-    start: float
-    end: float
-    source: int
-    target: int
-
-
-def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]:
-    """The course of a lane, without end."""
-    rng = Random(f"{seed}/shuffle {lane}")
-    at = 0.0
-    while True:
-        source, target = rng.sample(range(machines), 2)
-        length = 8 * rng.uniform(network.smallest, network.largest) / network.rate
-        if at == 0.0:
-            length *= rng.random()  # as if begun before, so that lanes do not march in step
-        turn, end = at + length, at + 2 * length
-        yield Leg(at, turn, source, target)
-        yield Leg(turn, end, target, source)
-        at = end
 
 
 def start_shuffles(

@@ -84,7 +84,7 @@ async def _serve(spec: _Spec) -> None:
     models = {DEPLOYED: bundle.pinned(manifest.deployed)}
     engine = LocalEngine(models, placements=spec.placements, allows_faults=True)
     frontend = Frontend(
-        engine, NoRedundancy(), SchedulerConfig(), manifest.deployed.output, None, Metrics()
+        engine, NoRedundancy(), SchedulerConfig(), manifest.deployed.signature, None, Metrics()
     )
     await frontend.start([frozenset({DEPLOYED})] * len(spec.placements))
     try:

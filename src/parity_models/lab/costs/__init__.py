@@ -1,0 +1,1 @@
+"""What everything costs: microbenchmarks of codes, the server, and Ray."""

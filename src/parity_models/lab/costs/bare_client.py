@@ -69,11 +69,14 @@ class BareClient:
     def __init__(self, url: str, model: ModelMetadata) -> None:
         self._model = model
         self._writer = RequestWriter(model)
-        self._connection = BareConnection(url + model.path, self._writer.headers)
+        (tensor,) = model.inputs
+        _, headers = self._writer.rows(np.zeros((1, *tensor.shape), tensor.dtype))
+        self._connection = BareConnection(url + model.path, headers)
 
     def infer(self, row: NDArray[Any]) -> NDArray[Any]:
         """The model's output for one row. Raises LoadError if there is none."""
-        headers, content = self._connection.post(self._writer.body(row[np.newaxis]))
+        body, _ = self._writer.rows(row[np.newaxis])
+        headers, content = self._connection.post(body)
         answers = read_answers(self._model, 1, content, headers[HEADER_LENGTH.lower()])
         output: NDArray[Any] = answers.outputs[0]
         return output

@@ -9,8 +9,8 @@ much processor time, beside other servers of the same model.
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.lab.costs.bare_client import BareClient
 from parity_models.lab.costs.processes import processes_at, with_descendants
-from parity_models.lab.costs.throughput import Target, Throughput, measure_throughput
+from parity_models.lab.costs.throughput import SECONDS, Target, Throughput, measure_throughput
 from parity_models.lab.latency.served import served
 from parity_models.load.wire import ModelMetadata, RequestWriter
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
@@ -34,7 +35,10 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import NoRedundancy
-from parity_models.serving.remote.upstream import Fleet, Upstream, parse_upstreams
+from parity_models.serving.engines import EngineChoice
+from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.fleet import fleet_of, parse_upstreams
+from parity_models.serving.remote.upstream import Upstream
 from parity_models.serving.server import ServeOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
@@ -72,37 +76,41 @@ class OverheadReport(msgspec.Struct, frozen=True):
 
 async def measure_overhead(
     bundle: Bundle | None = None,
-    fleet: Fleet | None = None,
+    engine: EngineChoice | None = None,
     policy: str = NoRedundancy.name,
     *,
     instances: int = 1,
     against: Sequence[str] = (),
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
 ) -> OverheadReport:
-    """Serve `bundle`, or a generated MLP, on `instances` or in front of a `fleet`, and measure.
+    """Serve `bundle`, or a generated MLP, on `instances` or by another `engine`, and measure.
 
+    There are `rounds` of CALLS each way; throughput is that of `seconds` in each round of its own.
     `against`: URLs of servers of the same model, as http://HOST:PORT or http://HOST:PORT/MODEL.
-    Raises UserError if no server of the fleet's deployed model speaks HTTP, LoadError for servers
+    Raises UserError if no upstream of the engine remote speaks HTTP, LoadError for servers
     that do not answer.
     """
-    if bundle is not None:
-        return await _measure(bundle, fleet, policy, instances, against)
-    with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
-        return await _measure(_generate(Path(folder)), fleet, policy, instances, against)
+    with generated_bundle(bundle) as bundle:
+        options = ServeOptions(
+            policy=PolicyChoice(policy),
+            instances=instances,
+            port=0,
+            engine=engine or EngineChoice(),
+        )
+        return await _measure(bundle, options, against, rounds, seconds)
 
 
 async def _measure(
-    bundle: Bundle,
-    fleet: Fleet | None,
-    policy: str,
-    instances: int,
-    against: Sequence[str],
+    bundle: Bundle, options: ServeOptions, against: Sequence[str], rounds: int, seconds: float
 ) -> OverheadReport:
-    manifest = bundle.manifest
-    model = ModelMetadata(manifest.name, manifest.deployed.input, manifest.deployed.output)
-    row = np.random.default_rng(0).random(model.input.shape).astype(model.input.dtype)
-    upstream = None if fleet is None else _asked_directly(fleet)
-    options = ServeOptions(policy=PolicyChoice(policy), instances=instances, port=0, fleet=fleet)
-    others = _others(against, model, row)
+    manifest, engine = bundle.manifest, options.engine
+    assert options.policy is not None
+    takes = manifest.deployed.input
+    model = ModelMetadata.of(manifest.name, takes, manifest.deployed.output)
+    row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
+    upstream = _asked_directly(bundle, engine) if engine.name == RemoteEngine.name else None
+    others = targets_of(against, model, row)
     async with served(bundle.path, options) as server:
         with ExitStack() as stack:
             through = stack.enter_context(closing(BareClient(server.url, model)))
@@ -113,15 +121,17 @@ async def _measure(
                 straight = stack.enter_context(closing(BareClient(upstream.url, there)))
                 direct = partial(straight.infer, row)
             # Nothing else is due on this event loop, so the measurement may block it.
-            times = _take_turns(direct, partial(through.infer, row))
+            times = _take_turns(rounds, direct, partial(through.infer, row))
         this = Target(
-            server.url, _request(server.url, model, row), frozenset(with_descendants([server.pid]))
+            server.url,
+            whole_request(server.url, model, row),
+            frozenset(with_descendants([server.pid])),
         )
-        throughput = measure_throughput([this, *others])
+        throughput = measure_throughput([this, *others], seconds=seconds)
     direct_latency, served_latency = map(_latency, times)
     return OverheadReport(
         model=manifest.deployed.network,
-        policy=policy,
+        policy=options.policy.name,
         upstream=None if upstream is None else upstream.url,
         tensor_bytes=row.nbytes,
         calls=len(times[0]),
@@ -134,7 +144,9 @@ async def _measure(
     )
 
 
-def _others(against: Sequence[str], model: ModelMetadata, row: NDArray[Any]) -> list[Target]:
+def targets_of(against: Sequence[str], model: ModelMetadata, row: NDArray[Any]) -> list[Target]:
+    """Servers of the same model that run already, by their URLs. Raises UserError for one that is
+    not of HTTP."""
     if not against:
         return []
     targets = []
@@ -145,43 +157,55 @@ def _others(against: Sequence[str], model: ModelMetadata, row: NDArray[Any]) -> 
         there = replace(model, name=upstream.models[DEPLOYED])
         here = at.hostname in ("localhost", "127.0.0.1", "::1")
         pids = processes_at(at.port or 80) if here else ()
-        targets.append(Target(upstream.url, _request(upstream.url, there, row), frozenset(pids)))
+        targets.append(
+            Target(upstream.url, whole_request(upstream.url, there, row), frozenset(pids))
+        )
     return targets
 
 
-def _request(url: str, model: ModelMetadata, row: NDArray[Any]) -> bytes:
-    """A whole request for this row, head and body."""
-    writer = RequestWriter(model)
-    body = writer.body(row[np.newaxis])
-    headers = {"Host": urlsplit(url).netloc, **writer.headers, "Content-Length": str(len(body))}
+def whole_request(url: str, model: ModelMetadata, row: NDArray[Any]) -> bytes:
+    """A whole request for this row (*input shape), head and body."""
+    body, head = RequestWriter(model).rows(row[np.newaxis])
+    headers = {"Host": urlsplit(url).netloc, **head, "Content-Length": str(len(body))}
     lines = [f"POST {model.path} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def _asked_directly(fleet: Fleet) -> Upstream:
-    for upstream in fleet.upstreams:
+def _asked_directly(bundle: Bundle, engine: EngineChoice) -> Upstream:
+    for upstream in fleet_of(engine.settings, bundle).upstreams:
         if upstream.url.startswith("http:") and DEPLOYED in upstream.models:
             return upstream
     raise UserError("no server of the deployed model has a URL of http, over which it is measured")
 
 
-def _generate(folder: Path) -> Bundle:
+@contextmanager
+def generated_bundle(bundle: Bundle | None) -> Iterator[Bundle]:
+    """`bundle`; without one, a generated MLP and a parity model of random weights, while the
+    context lasts."""
+    if bundle is not None:
+        yield bundle
+        return
     # Imported here: torch is not needed to measure a bundle.
     from parity_models.models.export import export_onnx
     from parity_models.models.networks import build_network
 
-    onnx = export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE)
-    return write_bundle(folder / "bundle", deployed=NewModel(onnx, "mlp"))
+    deployed, parity = (
+        NewModel(export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE), "mlp")
+        for _ in range(2)
+    )
+    code = CodeSpec("sum", "subtraction", k=2)
+    with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
+        yield write_bundle(Path(folder, "bundle"), deployed=deployed, parity=[parity], code=code)
 
 
-def _take_turns(*calls: Callable[[], Any]) -> list[list[float]]:
+def _take_turns(rounds: int, *calls: Callable[[], Any]) -> list[list[float]]:
     """Seconds of each call of each of `calls`, which take turns round by round."""
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         for _ in range(WARM_UP):
             call()
     gc.freeze()
-    for _ in tqdm(range(ROUNDS), desc="overhead", unit="round"):
+    for _ in tqdm(range(rounds), desc="overhead", unit="round"):
         for call, taken in zip(calls, times, strict=True):
             for _ in range(CALLS):
                 start = perf_counter()

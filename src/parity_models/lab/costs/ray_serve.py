@@ -43,10 +43,11 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Parity
-from parity_models.serving.http.server import listen
+from parity_models.serving.http.listening import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
-from parity_models.serving.ray.app import ClusterOptions, application
+from parity_models.serving.ray.app import application
+from parity_models.serving.ray.options import ClusterOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
 """Of the generated model: a 3 kB query of float32, as the published MLP takes."""
@@ -113,7 +114,7 @@ def _measure(bundle: Bundle, instances: int) -> RayReport:
     return RayReport(
         model=bundle.manifest.deployed.network,
         policy=Plan(bundle, options).choice.name,
-        instances=len(Plan(bundle, options).works),
+        instances=len(Plan(bundle, options).roles),
         clients=CLIENTS,
         ray=ray.__version__,
         cores=len(os.sched_getaffinity(0)),
@@ -132,7 +133,7 @@ def beside_plain(
     url: str, bundle: Bundle, options: ServeOptions, progress: "tqdm[Any]"
 ) -> tuple[Carried, Carried]:
     """What a plain application and ours carry, on the Serve that listens at `url`."""
-    replicas = len(Plan(bundle, options).works)
+    replicas = len(Plan(bundle, options).roles)
     onnx = bundle.deployed_path.read_bytes()
     with (
         _deployed("plain", _plain_app(onnx, bundle.manifest.deployed.input, replicas)),
@@ -155,7 +156,7 @@ def one_and_two_frontends(
     slow = Slowdowns(mean_between=0, mean_length=1, delay=LogNormal(SERVICE_TIME, 0.05))
     one = replace(options, faults=FaultPlan(slowdowns=slow))
     two = replace(one, instances=2 * one.instances)
-    clients = CLIENTS_EACH * len(Plan(bundle, one).works)
+    clients = CLIENTS_EACH * len(Plan(bundle, one).roles)
     with (
         _deployed("one", _coded_app(bundle, one, frontends=1)),
         _deployed("two", _coded_app(bundle, two, frontends=2)),
@@ -264,7 +265,7 @@ def _row(bundle: Bundle) -> NDArray[Any]:
 
 def _coded_client(url: str, bundle: Bundle) -> BareClient:
     model = bundle.manifest.deployed
-    return BareClient(url, ModelMetadata(bundle.manifest.name, model.input, model.output))
+    return BareClient(url, ModelMetadata.of(bundle.manifest.name, model.input, model.output))
 
 
 class _PlainClient:

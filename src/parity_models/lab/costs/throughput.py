@@ -57,23 +57,23 @@ class _Rounds:
 
 
 def measure_throughput(
-    targets: Sequence[Target], clients: Sequence[int] = CLIENTS, rounds: int = ROUNDS
+    targets: Sequence[Target], *, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> list[Throughput]:
-    """Measure all targets with each number of clients, in turns.
+    """Measure all targets with each number of clients, in turns; each for `seconds` a round.
 
     Raises LoadError if one refuses, breaks a connection or takes too long.
     """
-    measured = {(target.url, count): _Rounds() for count in clients for target in targets}
+    measured = {(target.url, count): _Rounds() for count in CLIENTS for target in targets}
     for target in targets:
-        _ask(target, max(clients), WARM_UP)
+        _ask(target, max(CLIENTS), WARM_UP)
     for turn in range(rounds):
-        for count in clients:
+        for count in CLIENTS:
             # Every other time the other way round, as what is warm may favour the second.
             for target in targets if turn % 2 == 0 else targets[::-1]:
                 of = measured[target.url, count]
                 before = cpu_seconds(target.pids)
                 started = perf_counter()
-                latencies = _ask(target, count, SECONDS)
+                latencies = _ask(target, count, seconds)
                 of.rates.append(len(latencies) / (perf_counter() - started))
                 of.cpu.append((cpu_seconds(target.pids) - before) / len(latencies))
                 of.latencies.append(float(np.median(latencies)))

@@ -1,0 +1,1 @@
+"""Tail latency, real and simulated: experiments, figures, targets."""

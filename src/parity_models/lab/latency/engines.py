@@ -4,12 +4,17 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 
 from parity_models.lab.latency.served import Served, served
 from parity_models.lab.latency.upstreams import emulated_fleet
 from parity_models.models.bundle import Bundle
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
+from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.fleet import Fleet
 
 
 class EngineName(StrEnum):
@@ -29,18 +34,30 @@ async def served_on(
 ) -> AsyncIterator[Served]:
     """Serve `bundle` with the instances of `options` on an engine, with their faults; `prefix` as
     of `served`."""
+    serve = partial(served, bundle.path, prefix=prefix, allow_code=bundle.allowed)
     if engine is EngineName.LOCAL:
-        async with served(bundle.path, options, prefix) as server:
+        async with serve(options) as server:
             yield server
     elif engine is EngineName.REMOTE:
-        works = Plan(bundle, options).works
-        async with emulated_fleet(bundle.path, works, options.faults) as (fleet, instances):
-            front = replace(options, faults=None, fleet=fleet)
-            async with served(bundle.path, front, prefix) as server:
-                yield replace(server, instances=instances)
+        roles = Plan(bundle, options).roles
+        fleet_of = emulated_fleet(bundle.path, roles, options.faults, bundle.allowed)
+        async with (
+            fleet_of as (fleet, instances),
+            serve(replace(options, faults=None, engine=_over(fleet))) as server,
+        ):
+            yield replace(server, instances=instances)
     else:
         # Imported there alone: it needs Ray.
-        async with served(
-            bundle.path, options, prefix, "parity_models.lab.latency.on_ray"
-        ) as server:
+        async with serve(options, module="parity_models.lab.latency.on_ray") as server:
             yield server
+
+
+def _over(fleet: Fleet) -> EngineChoice:
+    """The engine over these upstreams, whose models have their usual names there."""
+    urls = {
+        "deployed": [each.url for each in fleet.upstreams if DEPLOYED in each.roles],
+        "parity": [each.url for each in fleet.upstreams if parity_role(0) in each.roles],
+        "backup": [each.url for each in fleet.upstreams if BACKUP in each.roles],
+    }
+    given = {option: ",".join(each) for option, each in urls.items() if each}
+    return EngineChoice(RemoteEngine.name, given)

@@ -50,14 +50,15 @@ def _report(
     yield "and the same course of disturbances (on Ray each instance's begins when it starts)."
     yield "Latencies in ms, from the scheduled send; the *gap* is p99.9 - p50, *shrinks* is equal"
     yield f"resources' gap divided by this one's, and is to be {WANTED:g} or more; *send* is how"
-    yield "late the load generator sent, at p99.\n"
+    yield "late the load generator sent, at p99; *busy* is how long instances were busy for each"
+    yield "query (Ray does not tell).\n"
     yield from (f"- **{engine}**: {WHAT[engine]}" for engine in results)
     yield f"\n![{plan.experiment.title}]({picture.relative_to(path.parent)})\n"
     yield (
         f"| {plan.experiment.axis} | engine | policy | p50 | p99 | p99.9 | gap | shrinks | met "
-        "| reconstructed | failed | accuracy | send |"
+        "| reconstructed | failed | accuracy | busy | send |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     for point in plan.experiment.real:
         for engine, result in results.items():
             baseline = result.lines[0].real[point]
@@ -70,11 +71,12 @@ def _report(
 
 def _row(names: tuple[str, ...], here: TrialResult, baseline: TrialResult) -> str:
     shrinks = baseline.gap_ms / here.gap_ms
+    busy = "" if here.busy_ms is None else f"{here.busy_ms:.1f}"
     met = "" if here is baseline else "yes" if shrinks >= WANTED else "**no**"
     return (
         f"| {' | '.join(names)} | {here.p50_ms:.1f} | {here.p99_ms:.1f} | {here.p999_ms:.1f} "
         f"| {here.gap_ms:.1f} | {shrinks:.2f}x | {met} | {here.share(Source.RECONSTRUCTION):.1%} "
-        f"| {here.errors} | {here.accuracy or 0:.2%} | {here.send_delay_p99_ms or 0:.2f} |"
+        f"| {here.errors} | {here.accuracy or 0:.2%} | {busy} | {here.send_delay_p99_ms or 0:.2f} |"
     )
 
 

@@ -1,6 +1,6 @@
 """Pictures of latency experiments: the median and the tail along an axis, and distributions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -20,11 +20,23 @@ PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
 
 @dataclass(frozen=True)
 class Line:
-    """A series: results by position on the axis, None where there is none."""
+    """A series: results by position on the axis, None where there is none.
+
+    `chosen` are the options that a tuned series has at each position. Lines that differ in one
+    policy's options alone are of one `family`.
+    """
 
     label: str
     simulated: Sequence[TrialResult | None]
     real: Sequence[TrialResult | None]
+    chosen: Sequence[Mapping[str, object]] = ()
+    family: str = ""
+
+    def label_at(self, point: int) -> str:
+        """The label, with the options that were chosen there."""
+        chosen = self.chosen[point] if self.chosen else {}
+        said = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        return f"{self.label} ({said})" if said else self.label
 
 
 def plot_experiment(
@@ -71,55 +83,11 @@ def plot_experiment(
         for axes in (along, across):
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
-        _save(figure, path, note)
+        save(figure, path, note)
 
 
-def plot_cost(
-    path: Path,
-    title: str,
-    axis: str,
-    labels: Sequence[str],
-    lines: Sequence[Line],
-    note: str,
-) -> None:
-    """Write a PNG of p99.9 against extra work, simulated: a panel for each of the axis' points."""
-    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
-        figure = Figure(figsize=(12, 5), dpi=140, layout="constrained")
-        panels = figure.subplots(1, len(labels), squeeze=False)[0]
-        for point, (axes, label) in enumerate(zip(panels, labels, strict=True)):
-            for number, line in enumerate(lines, 1):
-                result = line.simulated[point]
-                if result is not None and result.work is not None:
-                    # The marker is the number, so that points close together can be told apart.
-                    axes.plot(
-                        100 * (result.work - 1),
-                        result.p999_ms,
-                        marker=f"${number}$",
-                        markersize=5 if number < 10 else 9,
-                        linestyle="none",
-                        color=COLOURS[0] if "parity" in line.label else COLOURS[1],
-                        label=line.label,
-                    )
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(ScalarFormatter())
-            axes.tick_params(axis="y", which="both", labelsize=8)
-            axes.set_xlabel("extra units executed, in % of the queries")
-            axes.set_ylabel("p99.9 in ms")
-            axes.set_title(f"{axis} = {label}", loc="left")
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
-        figure.legend(
-            *panels[0].get_legend_handles_labels(),
-            loc="outside right upper",
-            fontsize=8,
-            edgecolor="none",
-        )
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        _save(figure, path, note)
-
-
-def _save(figure: Figure, path: Path, note: str) -> None:
+def save(figure: Figure, path: Path, note: str) -> None:
+    """Write a picture, with a note below it."""
     figure.supxlabel(fill(note, 170), fontsize=8, color=FAINT, x=0.01, ha="left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

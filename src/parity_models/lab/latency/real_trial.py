@@ -1,6 +1,7 @@
 """Real trials: a server process with worker processes, a client process, real contention."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,20 +17,22 @@ from parity_models.errors import BundleError, LoadError
 from parity_models.faults import FaultPlan
 from parity_models.lab.contention.apply import contended
 from parity_models.lab.latency.engines import EngineName, served_on
+from parity_models.lab.latency.served import Served
+from parity_models.lab.latency.setting import QUERY_SHAPE
 from parity_models.lab.latency.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import Source
+from parity_models.serving.local.placement import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Settings, train_backup, train_deployed, train_parity
 
 TASK = "digits"
 NETWORK = "linear"
-ENLARGED = 14
-"""Pixels of a query for each of a digit's, each way: 8x8 become 112x112, 50 kB. That is to the
-shaped links what the paper's queries of some 600 kB are to its own, ten times as fast."""
+ENLARGED = QUERY_SHAPE[-1] // 8
+"""Pixels of a query for each of a digit's, each way."""
 
 TRAINING = Settings(seconds=15)
 """For each model: enough for a linear one."""
@@ -44,14 +47,14 @@ class Laboratory:
 
     folder: Path
     engine: EngineName = EngineName.LOCAL
+    training: Settings = TRAINING
 
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial. Raises what starting the contention, the server or the load raises."""
         return asyncio.run(self._run(trial))
 
     async def _run(self, trial: Trial) -> TrialResult:
-        backup = trial.policy.policy.needs_backup
-        bundle = self._with_backup if backup else self._bundle(trial.setting.code)
+        bundle = self.bundle_for(trial)
         setting = trial.setting
         links = trial.network is Emulation.NOTHING
         drawn = trial.network is Emulation.EVERYTHING
@@ -66,6 +69,7 @@ class Laboratory:
             port=0,
             max_batch=setting.max_batch,
             faults=faults,
+            agreement=0,  # what may not be answered is drawn, as in simulations: coverage
         )
         # Contention begins with the warm-up, which policies that learn would else learn from in
         # vain; so all queries are the load's own, and those of the warm-up are left out later.
@@ -73,7 +77,8 @@ class Laboratory:
             model=bundle.manifest.name,
             data=str(self._queries),
             metric=self._task.metric,
-            rate=setting.queries_per_second,
+            rate=None if setting.bursts else setting.queries_per_second,
+            trace=self._trace(trial) if setting.bursts else None,
             count=trial.warm_up + trial.queries,
             seed=trial.seed,
         )
@@ -85,19 +90,27 @@ class Laboratory:
                     contended(plan, setting.all_instances, bundle.path)
                 )
                 options = replace(options, placements=contention.placements[: trial.workers])
+            if setting.nodes:
+                options = replace(options, placements=_on_nodes(options.placements, trial))
             prefix = contention.prefix if contention else ()
             server = await stack.enter_async_context(
                 served_on(self.engine, bundle, options, prefix)
             )
 
+            counting: list[asyncio.Task[float]] = []
+
             def begin() -> None:
                 server.begin_faults()
                 if contention is not None:
                     contention.begin(server.pid)
+                if self.engine is not EngineName.RAY:
+                    counting.append(asyncio.create_task(_busy_by(warm, server)))
 
             here = msgspec.structs.replace(load, url=server.url)
+            warm = float(here.due()[trial.warm_up])
             result = await offer_load_from_own_process(here, begin, prefix)
-            return _sum_up(result, trial.warm_up)
+            busy = [await server.busy_seconds() - await before for before in counting]
+            return _sum_up(result, trial.warm_up, sum(busy) if busy else None)
 
     @cached_property
     def _task(self) -> Task:
@@ -120,31 +133,64 @@ class Laboratory:
         np.savez(path, inputs=self._dataset.test.inputs, labels=self._dataset.test.labels)
         return path
 
+    def _trace(self, trial: Trial) -> str:
+        """A file with the times at which queries arrive, for the load generator."""
+        path = self.folder / "trace.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savetxt(path, trial.arrivals(), fmt="%.6f")
+        return str(path)
+
     @cached_property
     def _deployed(self) -> Bundle:
         path = self.folder / "deployed"
         try:
             return open_bundle(path)
         except BundleError:
-            return train_deployed(self._task, self._dataset, NETWORK, path, TRAINING).bundle
+            return train_deployed(self._task, self._dataset, NETWORK, path, self.training).bundle
+
+    def bundle_for(self, trial: Trial) -> Bundle:
+        """The bundle that a trial serves, made once: its stand-ins are those that the policy needs,
+        or of which it uses what it has."""
+        policy, has = trial.policy.policy, trial.setting.stand_ins
+        if policy.needs_backup or (policy.needs_stand_in and "parity" not in has):
+            return self._with_backup(self._deployed)
+        bundle = self._bundle(trial.setting.code)
+        both = policy.needs_stand_in and "backup" in has
+        return self._with_backup(bundle) if both else bundle
 
     def _bundle(self, code: CodeSpec) -> Bundle:
         """The deployed model with parity models for `code`, trained once."""
-        path = self.folder / f"{code.encoder}-{code.decoder}-{code.k}-{code.r}"
+        options = {**code.encoder_options, **code.decoder_options}
+        words = (
+            code.encoder,
+            code.decoder,
+            code.k,
+            code.r,
+            *(f"{k}={v}" for k, v in options.items()),
+        )
+        path = self.folder / "-".join(map(str, words))
         try:
-            return open_bundle(path)
+            return open_bundle(path, code.own)
         except BundleError:
             inputs = self._dataset.train.inputs
-            return train_parity(self._deployed, code, inputs, path, TRAINING).bundle
+            return train_parity(self._deployed, code, inputs, path, self.training).bundle
 
-    @cached_property
-    def _with_backup(self) -> Bundle:
-        path = self.folder / "backup"
+    def _with_backup(self, bundle: Bundle) -> Bundle:
+        """The bundle with a backup, trained once."""
+        own = bundle is not self._deployed
+        path = self.folder / (f"{bundle.path.name}-backup" if own else "backup")
         try:
-            return open_bundle(path)
+            return open_bundle(path, bundle.allowed)
         except BundleError:
             inputs = self._dataset.train.inputs
-            return train_backup(self._deployed, NETWORK, inputs, path, TRAINING).bundle
+            return train_backup(bundle, NETWORK, inputs, path, self.training).bundle
+
+
+def _on_nodes(placements: Sequence[Placement], trial: Trial) -> tuple[Placement, ...]:
+    """The placements of a trial's workers, on its nodes."""
+    there = placements or (Placement(),) * trial.workers
+    nodes = trial.setting.nodes
+    return tuple(replace(each, node=str(slot % nodes)) for slot, each in enumerate(there))
 
 
 def _spared(faults: FaultPlan, workers: int) -> FaultPlan:
@@ -161,7 +207,14 @@ def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
     return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
 
 
-def _sum_up(result: LoadResult, warm_up: int) -> TrialResult:
+async def _busy_by(seconds: float, server: Served) -> float:
+    """How long instances have been busy so many seconds from now."""
+    await asyncio.sleep(seconds)
+    return await server.busy_seconds()
+
+
+def _sum_up(result: LoadResult, warm_up: int, busy: float | None) -> TrialResult:
+    """`busy` is how long instances were busy, in seconds, for those after the warm-up."""
     answered = result.answered[warm_up:]
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}; offer less load")
@@ -169,6 +222,7 @@ def _sum_up(result: LoadResult, warm_up: int) -> TrialResult:
         result.latency[warm_up:][answered],
         int((~answered).sum()),
         {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source},
+        busy_ms=None if busy is None else busy / len(answered) * 1e3,
         accuracy=float(result.score[warm_up:][answered].mean()),
         send_delay_p99_ms=float(np.nanquantile(result.send_delay[warm_up:], 0.99) * 1e3),
     )

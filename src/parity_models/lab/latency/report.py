@@ -3,82 +3,25 @@
 import os
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-
-from parity_models.lab.latency.figures import Line
+from parity_models.lab.latency.experiment import Picture
+from parity_models.lab.latency.frontier import said
+from parity_models.lab.latency.kept import NEAR, calm_point, kept
 from parity_models.lab.latency.reproduce_latency import FigureResult, Plan
 from parity_models.lab.latency.targets import collapses, targets
-from parity_models.lab.latency.trial import SHARES, Emulation, Mode, Trial, TrialResult
+from parity_models.lab.latency.trial import PARTS, Emulation, Mode, TrialResult
 from parity_models.scheduling import Source
 
-LIBRARIES = ("parity-models", "numpy", "onnxruntime", "pyzmq", "simpy")
+LIBRARIES = ("parity-models", "numpy", "onnxruntime", "pyzmq")
 
 
 def write_report(path: Path, results: Sequence[FigureResult], command: str) -> None:
     """Write the report; the pictures are in the folder beside it that has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(_report(path, results, command)) + "\n")
-
-
-CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
-"""What a setting says of contention."""
-
-CLOSE = 0.15
-"""How far a simulated percentile may be from the real one."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A policy, run for real and simulated."""
-
-    label: str
-    real: TrialResult
-    simulated: TrialResult
-
-
-def write_validation(
-    path: Path, trial: Trial, outside: Sequence[float], compared: Sequence[Compared], command: str
-) -> None:
-    """Write how far the simulator is from real runs like `trial`.
-
-    `outside` is what an answer takes besides queue and instance, quantiles at SHARES in ms.
-    """
-    setting = trial.setting
-    p50, p99, p999 = np.interp([0.5, 0.99, 0.999], SHARES, outside)
-    contention = [
-        f"{kind} {getattr(setting, kind):g}" for kind in CONTENTION if getattr(setting, kind)
-    ]
-    lines = [
-        "# The simulator against real runs\n",
-        *provenance(command),
-        f"{setting.instances} + {setting.parity_instances} instances, "
-        f"{setting.queries_per_second:.0f} queries per second, {trial.queries:,} queries a "
-        f"run; {', '.join(contention) or 'no contention'}. Both have the same arrivals, and the "
-        "same course of drawn disturbances in time; the real runs have processes, sockets, an "
-        "HTTP server and a client besides. Latencies in ms.\n",
-        "What the real system adds to queue and service time was measured beforehand, without "
-        f"redundancy or disturbances: {p50:.1f} at the median, {p99:.1f} at "
-        f"p99, {p999:.1f} at p99.9. Simulated answers take a time drawn from those "
-        "longer.\n",
-        f"| policy | p50 real | simulated | off | p99 real | simulated | off | p99.9 real "
-        f"| simulated | off | all within {CLOSE:.0%} |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for each in compared:
-        cells, close = [each.label], True
-        for of in ("p50_ms", "p99_ms", "p999_ms"):
-            real, simulated = getattr(each.real, of), getattr(each.simulated, of)
-            off = simulated / real - 1
-            close &= abs(off) <= CLOSE
-            cells += [f"{real:.1f}", f"{simulated:.1f}", f"{off:+.0%}"]
-        lines.append(f"| {' | '.join(cells)} | {'yes' if close else '**no**'} |")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
 
 
 def provenance(command: str) -> Iterator[str]:
@@ -134,17 +77,27 @@ def _report(path: Path, results: Sequence[FigureResult], command: str) -> Iterat
     yield "All policies of a point have the same number of instances, the same arrivals and the"
     yield "same disturbances, from the same seed. Latencies are in ms, from the scheduled send; the"
     yield "*gap* is p99.9 - p50, and *shrinks* is equal resources' gap divided by this one's."
-    yield "*work* is how many units ran for each query, all models together; *send* is how late"
-    yield "the load generator sent, at p99. In the pictures lines are simulated and marks are real;"
+    yield "*busy* is how long instances were busy for each query, in ms, all models together, and"
+    yield "*work* how many units ran for it, to their end or until they were cancelled;"
+    yield "*send* is how late the load generator sent, at p99. *kept*: of the run's"
+    yield f"{PARTS} parts, in how many p99 is at most {NEAR:g} times equal resources' undisturbed."
+    yield "In the pictures lines are simulated and marks are real;"
     yield "p50 solid and round, p99.9 dashed and triangular. In the distributions beside them what"
     yield "is real is solid, and what is simulated is dashed where there is a real run, else solid."
-    yield "Simulated runs meet drawn equivalents of the contention.\n"
+    yield "Simulated runs meet the same transfers over simulated links, and drawn equivalents of"
+    yield "other contention.\n"
     yield "## Targets\n"
     yield "| what | wanted | measured | met |"
     yield "|---|---|---|---|"
     for target in targets(results):
         met = {True: "yes", False: "**no**", None: ""}[target.met]
         yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
+    yield ""
+    yield "## Figures\n"
+    yield "| figure | command |"
+    yield "|---|---|"
+    for result in results:
+        yield f"| {result.plan.experiment.title} | `{result.plan.command}` |"
     yield ""
     for result in results:
         yield from _figure(path, result)
@@ -167,6 +120,8 @@ def _figure(path: Path, result: FigureResult) -> Iterator[str]:
     if experiment.axis == "load" and len(experiment.points) > 2:
         yield collapses(result)
     yield ""
+    if experiment.picture is Picture.COST:
+        yield from said(result.lines, experiment.axis, experiment.labels)
     if real:
         yield f"Real, {plan.queries(Mode.REAL):,} queries a run:\n"
         yield from _table(result, [line.real for line in result.lines], "send")
@@ -177,25 +132,37 @@ def _figure(path: Path, result: FigureResult) -> Iterator[str]:
 def _table(
     result: FigureResult, columns: Sequence[Sequence[TrialResult | None]], last: str
 ) -> Iterator[str]:
-    axis = result.plan.experiment.axis
-    yield (
-        f"| {axis} | policy | p50 | p99 | p99.9 | gap | shrinks | reconstructed | failed | {last} |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
-    for point, label in enumerate(result.plan.experiment.labels):
+    experiment = result.plan.experiment
+    headings = [experiment.axis, "policy", "p50", "p99", "p99.9", "gap", "shrinks"]
+    headings += ["kept"] * bool(experiment.undisturbed) + ["reconstructed", "failed", "busy", last]
+    yield f"| {' | '.join(headings)} |"
+    yield "|---" * len(headings) + "|"
+    for point, label in enumerate(experiment.labels):
         baseline = columns[0][point]
+        calm_at = calm_point(experiment.undisturbed, point)
+        calm = None if calm_at is None else columns[0][calm_at]
         for line, results in zip(result.lines, columns, strict=True):
             here = results[point]
-            if here is not None:
-                yield _row(label, line, here, baseline)
+            if here is None:
+                continue
+            cells = [label, line.label_at(point), *_latencies(here, baseline)]
+            if experiment.undisturbed:
+                cells.append("" if calm is None else f"{kept(here, calm):.0%}")
+            yield f"| {' | '.join([*cells, *_costs(here)])} |"
     yield ""
 
 
-def _row(label: str, line: Line, here: TrialResult, baseline: TrialResult | None) -> str:
+def _latencies(here: TrialResult, baseline: TrialResult | None) -> list[str]:
     shrinks = f"{baseline.gap_ms / here.gap_ms:.2f}x" if baseline else ""
+    in_ms = (here.p50_ms, here.p99_ms, here.p999_ms, here.gap_ms)
+    return [*(f"{ms:.1f}" for ms in in_ms), shrinks]
+
+
+def _costs(here: TrialResult) -> list[str]:
     last = here.work or here.send_delay_p99_ms or 0.0
-    return (
-        f"| {label} | {line.label} | {here.p50_ms:.1f} | {here.p99_ms:.1f} | {here.p999_ms:.1f} "
-        f"| {here.gap_ms:.1f} | {shrinks} | {here.share(Source.RECONSTRUCTION):.1%} "
-        f"| {here.errors} | {last:.2f} |"
-    )
+    return [
+        f"{here.share(Source.RECONSTRUCTION):.1%}",
+        f"{here.errors}",
+        f"{here.busy_ms or 0:.1f}",
+        f"{last:.2f}",
+    ]

@@ -3,19 +3,21 @@
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 import msgspec
 from tqdm import tqdm
 
-from parity_models.lab.latency.experiment import Experiment, Picture, Series
-from parity_models.lab.latency.figures import Line, plot_cost, plot_experiment
+from parity_models.lab.latency.experiment import Experiment, Picture, Series, TunedBy
+from parity_models.lab.latency.figures import Line, plot_experiment
+from parity_models.lab.latency.frontier_picture import plot_frontier
 from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models.lab.latency.trial_cache import TrialCache
+from parity_models.scheduling.choice import PolicyChoice
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,23 @@ SIMULATED = 8e-5
 """Seconds that a real trial takes for each instance besides its load's, and a simulated one for
 each query, roughly."""
 
+TUNING = 50_000
+"""Queries of a simulation by which options are chosen, at most."""
+
 
 @dataclass(frozen=True)
 class Plan:
-    """The trials of one experiment under a preset; `figure` is how it was asked for."""
+    """The trials of one experiment under a preset; `figure` is how it was asked for.
+
+    `chosen` are the options of tuned series, by label and point, once they are known.
+    """
 
     figure: str
     experiment: Experiment
     preset: Preset
     seed: int
     network: Emulation | None
+    chosen: Mapping[tuple[str, int], PolicyChoice] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -62,6 +71,32 @@ class Plan:
         preset = next(name for name, preset in PRESETS.items() if preset == self.preset)
         seed = f" --seed {self.seed}" if self.seed else ""
         return f"parm reproduce latency --figure {self.figure} --preset {preset}{seed}"
+
+    def tuning_trials(self, points: Sequence[int] | None = None) -> list[Trial]:
+        """The simulations by which options of tuned series are chosen, at all or some points."""
+        return [
+            trial
+            for series, point in self._tuned_points(points)
+            for trial in self._candidates(series, point)
+        ]
+
+    def tuned(self, cache: TrialCache, points: Sequence[int] | None = None) -> "Plan":
+        """This plan with the best options of each tuned series at all or some points, as the tuning
+        trials have found, which have been run. Options with which queries fail are worse than
+        others."""
+        chosen = {}
+        for series, point in self._tuned_points(points):
+            by = {TunedBy.P99: "p99_ms", TunedBy.P999: "p999_ms"}[series.tuned_by]
+            best = min(
+                ((cache[trial], trial) for trial in self._candidates(series, point)),
+                key=lambda run: (run[0].errors, getattr(run[0], by)),
+            )
+            chosen[series.label, point] = best[1].policy
+        return replace(self, chosen=chosen)
+
+    def choice(self, series: Series, point: int) -> PolicyChoice:
+        """The policy of a series at a point, tuned as far as that is known."""
+        return self.chosen.get((series.label, point), series.choice)
 
     def trials(self, series: Series) -> Iterator[tuple[int, Trial]]:
         """(position on the axis, trial) of a series, simulated and real."""
@@ -89,16 +124,35 @@ class Plan:
         )
         return usual if special is None else special if preset.quick else max(usual, special)
 
+    @property
+    def warm_up(self) -> int:
+        """How many queries of each run come first and are not counted."""
+        usual, special = self.preset.warm_up, self.experiment.warm_up
+        return special if special is not None and self.preset.quick else usual
+
+    def _tuned_points(self, points: Sequence[int] | None) -> Iterator[tuple[Series, int]]:
+        everywhere = range(len(self.experiment.points)) if points is None else points
+        for series in self.experiment.series:
+            for point in everywhere if series.tuned else ():
+                yield series, point
+
+    def _candidates(self, series: Series, point: int) -> list[Trial]:
+        trial = self._trial(Mode.SIMULATED, series, point)
+        queries = min(trial.queries, TUNING)
+        return [
+            msgspec.structs.replace(trial, policy=choice, queries=queries)
+            for choice in series.candidates
+        ]
+
     def _trial(self, mode: Mode, series: Series, point: int) -> Trial:
-        real = mode is Mode.REAL
         return Trial(
             mode=mode,
             setting=self.experiment.at(point, series),
-            policy=series.choice,
+            policy=self.choice(series, point),
             queries=self.queries(mode),
-            warm_up=self.preset.warm_up,
+            warm_up=self.warm_up,
             seed=self.seed,
-            network=self.network if real and self.network else Emulation.SHUFFLES,
+            network=self.network or Emulation.NOTHING,
         )
 
 
@@ -177,7 +231,12 @@ def collect(plan: Plan, cache: TrialCache) -> FigureResult:
         }
         for point, trial in plan.trials(series):
             results[trial.mode][point] = cache.get(trial)
-        lines.append(Line(series.label, results[Mode.SIMULATED], results[Mode.REAL]))
+        options = [
+            plan.choice(series, point).written_out() for point in range(len(plan.experiment.points))
+        ]
+        chosen = [{name: each[name] for name in series.tuned} for each in options]
+        simulated, real = results[Mode.SIMULATED], results[Mode.REAL]
+        lines.append(Line(series.label, simulated, real, chosen, series.family or series.label))
     return FigureResult(plan, tuple(lines))
 
 
@@ -185,7 +244,9 @@ def draw(result: FigureResult, path: Path, note: str) -> None:
     """Draw a figure's picture; distributions are those of the last point run for real, if any."""
     experiment = result.plan.experiment
     if experiment.picture is Picture.COST:
-        plot_cost(path, experiment.title, experiment.axis, experiment.labels, result.lines, note)
+        plot_frontier(
+            path, experiment.title, experiment.axis, experiment.labels, result.lines, note
+        )
         return
     real = [
         point

@@ -4,7 +4,7 @@ The process serves until its standard input ends, so that it cannot outlive whoe
 """
 
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +12,22 @@ from pathlib import Path
 import msgspec
 import uvloop
 
-from parity_models.errors import ParityModelsError, UserError
-from parity_models.load.child import USERS_MISTAKE, Child, child, commands, tell
+from parity_models.errors import ServingError, UserError
+from parity_models.load.child import Child, child, commands, exit_code, tell
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
+BUSY = b"busy\n"
 
 
 class ServeSpec(msgspec.Struct):
-    """What the process is to serve."""
+    """What the process is to serve; `allow_code`: see `open_bundle`."""
 
     bundle: str
     options: ServeOptions
+    allow_code: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -48,17 +50,28 @@ class Served:
         """Start the clock of the server's fault plan."""
         self.instances.tell(BEGIN_FAULTS)
 
+    async def busy_seconds(self) -> float:
+        """How long instances have been busy, all together."""
+        answer = await self._process.ask(BUSY)
+        if not answer:
+            raise ServingError("the server has ended")
+        return float(answer)
+
 
 @asynccontextmanager
 async def served(
-    bundle: Path, options: ServeOptions, prefix: Sequence[str] = (), module: str = __name__
+    bundle: Path,
+    options: ServeOptions,
+    prefix: Sequence[str] = (),
+    module: str = __name__,
+    allow_code: frozenset[str] = frozenset(),
 ) -> AsyncIterator[Served]:
     """Serve `bundle` while the context lasts, by a command that begins with `prefix` and runs the
-    main function of `module`.
+    main function of `module`. `allow_code`: see `open_bundle`.
 
     Raises UserError for options that do not fit it, ServingError if the server does not start.
     """
-    spec = msgspec.json.encode(ServeSpec(str(bundle), options)).decode()
+    spec = msgspec.json.encode(ServeSpec(str(bundle), options, allow_code)).decode()
     async with child((*prefix, sys.executable, "-m", module, spec)) as server:
         if not server.message.startswith("http"):
             raise await server.failure(UserError)
@@ -66,22 +79,19 @@ async def served(
 
 
 async def _serve(spec: ServeSpec) -> None:
-    async with Server(open_bundle(spec.bundle), spec.options) as server:
+    async with Server(open_bundle(spec.bundle, spec.allow_code), spec.options) as server:
         search_seldom()
         tell(server.url)
         async for line in await commands():
             if line == BEGIN_FAULTS:
                 server.begin_faults()
+            elif line == BUSY:
+                tell(f"{server.busy_seconds():.6f}")
 
 
-def main(spec: str) -> int:
-    """Serve as the JSON `spec` says; tell the URL, or why there is none, on standard output."""
-    try:
-        uvloop.run(_serve(msgspec.json.decode(spec, type=ServeSpec)))
-    except ParityModelsError as error:
-        tell(str(error))
-        return USERS_MISTAKE if isinstance(error, UserError) else 1
-    return 0
+def main(spec: str, serve: Callable[[ServeSpec], Coroutine[None, None, None]] = _serve) -> int:
+    """`serve` as the JSON `spec` says; tell the URL, or why there is none, on standard output."""
+    return exit_code(lambda: uvloop.run(serve(msgspec.json.decode(spec, type=ServeSpec))))
 
 
 if __name__ == "__main__":

@@ -1,35 +1,33 @@
 """What this project set out to reach, and what the figures say: computed, never typed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 
 from parity_models.lab.latency.figures import Line
+from parity_models.lab.latency.frontier import PERCENTILES
+from parity_models.lab.latency.judging import (
+    HEDGING,
+    NO_MORE_FAILED,
+    NOT_RUN,
+    SLACK,
+    Target,
+    asked,
+    at_least,
+    by_load,
+    hedging_over,
+    result_at,
+    series_over,
+)
+from parity_models.lab.latency.late_targets import LATE, late_binding, node_stall, parity_alone
+from parity_models.lab.latency.no_regret import median_limits, no_regret
 from parity_models.lab.latency.reproduce_latency import FigureResult
-from parity_models.lab.latency.trial import Mode, TrialResult
+from parity_models.lab.latency.trial import Mode
 
 ADAPTIVE = "adaptive parity"
 SHARED = "parity, shared pool"
 PUBLISHED = "parity, as published"
-HEDGING = "hedging"
-
-NOT_RUN = "not run"
-
 GROWN = 2.0
 """A policy has collapsed where its median is so many times that at the lowest load: a queue has
 built up that does not go away."""
-
-SLACK = 1e-9
-"""For loads that are meant to be equal."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A claim, what is wanted and what was measured; `met` None where it was not measured."""
-
-    what: str
-    wanted: str
-    measured: str
-    met: bool | None
 
 
 def targets(results: Sequence[FigureResult]) -> list[Target]:
@@ -41,6 +39,9 @@ def targets(results: Sequence[FigureResult]) -> list[Target]:
         ("hedging", _against_hedging),
         ("load", _over_load),
         ("kills", _kills),
+        (LATE, late_binding),
+        ("correlated", node_stall),
+        ("cost-frontier", parity_alone),
     ]
     found = [
         target
@@ -49,7 +50,7 @@ def targets(results: Sequence[FigureResult]) -> list[Target]:
             judge(by_name[name]) if name in by_name else [_unmeasured(f"figure `{name}`")]
         )
     ]
-    return [*found, *_medians(results), *_send_error(results)]
+    return [*found, *no_regret(results), *_medians(results), *_send_error(results)]
 
 
 def collapse(line: Line, axis: Sequence[float]) -> float | None:
@@ -103,35 +104,27 @@ def _gap_with_less_redundancy(result: FigureResult) -> Iterator[Target]:
 def _gaps(result: FigureResult, point: int, where: str, times: int) -> Iterator[Target]:
     baseline = result.lines[0].label
     for label in (PUBLISHED, ADAPTIVE):
-        if _asked(result, Mode.REAL, point, baseline, label):
-            equal = _at(result, baseline, Mode.REAL, point)
-            here = _at(result, label, Mode.REAL, point)
-            shrinks = equal.gap_ms / here.gap_ms if equal and here else None
-            yield _at_least(f"gap of equal resources / {label}, {where}, real", times, shrinks)
+        if asked(result, Mode.REAL, point, baseline, label):
+            shrinks = series_over(result, baseline, label, Mode.REAL, point, "gap_ms")
+            yield at_least(f"gap of equal resources / {label}, {where}, real", times, shrinks)
 
 
 def _against_hedging(result: FigureResult) -> Iterator[Target]:
     for mode in Mode:
-        ratios = {
-            load: _tails(result, HEDGING, ADAPTIVE, mode, point)
-            for point, load in enumerate(result.plan.experiment.xs)
-            if _asked(result, mode, point, HEDGING, ADAPTIVE)
-        }
-        if not ratios:
-            continue
-        what = f"p99.9 of hedging / {ADAPTIVE}, by load, {mode}"
-        yield _by_load(what, "above 1x everywhere", ratios, lambda ratio: ratio > 1)
-        for load, ratio in ratios.items():
-            if abs(load - 0.5) < SLACK:
-                yield _at_least(f"p99.9 of hedging / {ADAPTIVE} at 50 % load, {mode}", 1.25, ratio)
+        for name, of in PERCENTILES.items():
+            ratios = {
+                load: hedging_over(result, ADAPTIVE, mode, point, of)
+                for point, load in enumerate(result.plan.experiment.xs)
+                if asked(result, mode, point, *HEDGING, ADAPTIVE)
+            }
+            if not ratios:
+                continue
+            what = f"{name} of hedging at its best / {ADAPTIVE}, by load, {mode}"
+            wanted = f"above 1x everywhere, {NO_MORE_FAILED}"
+            yield by_load(what, wanted, ratios, lambda times: times > 1)
 
 
 def _over_load(result: FigureResult) -> Iterator[Target]:
-    yield from _no_collapse(result)
-    yield from _against_the_best(result)
-
-
-def _no_collapse(result: FigureResult) -> Iterator[Target]:
     xs = result.plan.experiment.xs
     for label in (SHARED, ADAPTIVE):
         line = result.line(label)
@@ -147,43 +140,24 @@ def _no_collapse(result: FigureResult) -> Iterator[Target]:
             continue
         for mode in Mode:
             for label in (SHARED, ADAPTIVE):
-                if _asked(result, mode, point, baseline, label):
+                if asked(result, mode, point, baseline, label):
                     what = f"p99.9 of equal resources / {label} at 100 % load, {mode}"
-                    yield _at_least(what, 1.2, _tails(result, baseline, label, mode, point))
-
-
-def _against_the_best(result: FigureResult) -> Iterator[Target]:
-    """All policies but adaptive parity are fixed. Those that fail more queries than it does are
-    left out: the queries that waited longest are not among their answers."""
-    ratios: dict[float, float | None] = {}
-    for point, load in enumerate(result.plan.experiment.xs):
-        here = _at(result, ADAPTIVE, Mode.SIMULATED, point)
-        if here is None:
-            continue
-        fixed = [
-            other.p999_ms
-            for line in result.lines
-            if line.label != ADAPTIVE
-            and (other := line.simulated[point]) is not None
-            and other.errors <= here.errors
-        ]
-        ratios[load] = here.p999_ms / min(fixed) if fixed else None
-    what = f"p99.9 of {ADAPTIVE} / the best fixed policy, by load, simulated"
-    yield _by_load(what, "1.10x at most", ratios, lambda ratio: ratio <= 1.1)
+                    ratio = series_over(result, baseline, label, mode, point, "p999_ms")
+                    yield at_least(what, 1.2, ratio)
 
 
 def _kills(result: FigureResult) -> Iterator[Target]:
     wanted = "0 failed, p99.9 at most 2x undisturbed"
     for mode in Mode:
         for line in result.lines:
-            calm = _at(result, line.label, mode, 0)
+            calm = result_at(result, line.label, mode, 0)
             for point, every in enumerate(result.plan.experiment.xs):
                 if not every or "parity" not in line.label:
                     continue
-                if not all(_asked(result, mode, each, line.label) for each in (0, point)):
+                if not all(asked(result, mode, each, line.label) for each in (0, point)):
                     continue
                 what = f"{line.label}, kill -9 every {every:g} s, {mode}"
-                here = _at(result, line.label, mode, point)
+                here = result_at(result, line.label, mode, point)
                 if calm is None or here is None:
                     yield Target(what, wanted, NOT_RUN, None)
                     continue
@@ -194,18 +168,19 @@ def _kills(result: FigureResult) -> Iterator[Target]:
 
 def _medians(results: Sequence[FigureResult]) -> Iterator[Target]:
     for mode in Mode:
-        for label in (SHARED, ADAPTIVE):
+        for label, limit in median_limits(results).items():
             ratios = [
                 (here.p50_ms / equal.p50_ms, f"{result.plan.name} at {name}")
                 for result in results
                 for point, name in enumerate(result.plan.experiment.labels)
-                if (here := _at(result, label, mode, point)) is not None
-                and (equal := _at(result, result.lines[0].label, mode, point)) is not None
+                if (here := result_at(result, label, mode, point)) is not None
+                and (equal := result_at(result, result.lines[0].label, mode, point)) is not None
             ]
             what = f"median of {label} / equal resources, worst of all figures, {mode}"
             worst, where = max(ratios, default=(None, ""))
             measured = NOT_RUN if worst is None else f"{worst:.2f}x ({where})"
-            yield Target(what, "1.05x at most", measured, None if worst is None else worst <= 1.05)
+            met = None if worst is None else worst <= limit
+            yield Target(what, f"{limit:g}x at most", measured, met)
 
 
 def _send_error(results: Sequence[FigureResult]) -> Iterator[Target]:
@@ -220,42 +195,3 @@ def _send_error(results: Sequence[FigureResult]) -> Iterator[Target]:
     worst, where = max(late, default=(None, ""))
     measured = NOT_RUN if worst is None else f"{worst:.2f} ms ({where})"
     yield Target(what, "below 1 ms", measured, None if worst is None else worst < 1)
-
-
-def _at_least(what: str, times: float, ratio: float | None) -> Target:
-    wanted = f"{times:g}x or more"
-    if ratio is None:
-        return Target(what, wanted, NOT_RUN, None)
-    return Target(what, wanted, f"{ratio:.2f}x", ratio >= times)
-
-
-def _by_load(
-    what: str, wanted: str, ratios: Mapping[float, float | None], met: Callable[[float], bool]
-) -> Target:
-    run = {load: ratio for load, ratio in ratios.items() if ratio is not None}
-    if not run:
-        return Target(what, wanted, NOT_RUN, None)
-    measured = ", ".join(f"{load:.0%}: {ratio:.2f}x" for load, ratio in run.items())
-    return Target(what, wanted, measured, all(met(ratio) for ratio in run.values()))
-
-
-def _tails(result: FigureResult, above: str, below: str, mode: Mode, point: int) -> float | None:
-    """p99.9 of the series `above` / that of `below`; None unless both were run."""
-    upper, lower = (_at(result, label, mode, point) for label in (above, below))
-    return upper.p999_ms / lower.p999_ms if upper and lower else None
-
-
-def _asked(result: FigureResult, mode: Mode, point: int, *labels: str) -> bool:
-    """Are there these series, and are they run in this mode, unless all is simulated?"""
-    plan = result.plan
-    series = [each for each in plan.experiment.series if each.label in labels]
-    return len(series) == len(labels) and (
-        mode is Mode.SIMULATED or all(plan.is_real(each, point) for each in series)
-    )
-
-
-def _at(result: FigureResult, label: str, mode: Mode, point: int) -> TrialResult | None:
-    line = result.line(label)
-    if line is None:
-        return None
-    return (line.real if mode is Mode.REAL else line.simulated)[point]

@@ -10,26 +10,23 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.errors import UserError
 from parity_models.faults import Constant
-from parity_models.lab.latency.experiment import Setting
+from parity_models.lab.latency.setting import Setting, mean_of
 from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import EqualResources
+from parity_models.scheduling.policies import EqualResources, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
-from parity_models.simulation.simulator import FAILED, SOURCES
+from parity_models.simulation.course import DISPATCH
+from parity_models.simulation.scenario import FAILED, SOURCES
 
-FORMAT = 2
+FORMAT = 4
 """Results of another format are not read from the cache."""
+
+PARTS = 40
+"""Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
 
 SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
 """The shares of queries whose quantiles of latency are kept, for pictures."""
-
-DISPATCH = 0.0004
-"""Seconds that a simulated unit takes besides its service time: the engine's round trip."""
-
-
-CALM_SERVICE = 0.025
-"""Seconds that every unit takes in a calm trial."""
 
 
 class Mode(StrEnum):
@@ -41,24 +38,11 @@ class Mode(StrEnum):
     """The scheduler alone, against imagined instances."""
 
 
-IN_EVERY_KEY = {
-    "pool": "shared",
-    "max_group_wait": 0.01,
-    "parity_delay": 0.0,
-    "answer": "first",
-    "answer_after": 0.0,
-    "copies": 2,
-    "hedge_delay": None,
-    "hedge_quantile": 0.95,
-    "hedge_budget": 0.1,
-}
-"""Options that count in a trial's key though its policy has none of them, with these values: so
-that results of earlier versions are found again.
-"""
-
-
 class Emulation(StrEnum):
-    """How much of the contention of a real trial is drawn delays in workers, as if simulated."""
+    """How much of the contention of a real trial is drawn delays in workers.
+
+    Simulated shuffles are transfers over links for NOTHING, else drawn delays, too.
+    """
 
     NOTHING = "shaped links"
     """Shuffles are transfers between network namespaces, through the links that queries take."""
@@ -81,29 +65,43 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     queries: int
     warm_up: int
     seed: int
-    network: Emulation = Emulation.SHUFFLES
+    network: Emulation = Emulation.NOTHING
     outside_ms: tuple[float, ...] = ()
 
     @property
     def key(self) -> str:
         """Names the trial by its content."""
-        content = msgspec.to_builtins(self) | {"policy": IN_EVERY_KEY | self.policy.written_out()}
+        _, dispatch = self.policy.build(self.stand_ins)
+        policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
+        content = msgspec.to_builtins(self) | {"policy": policy}
         return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
 
     @property
     def seconds(self) -> float:
         """How long queries arrive."""
-        return (self.warm_up + self.queries) / self.setting.queries_per_second
+        return self.setting.seconds(self.warm_up + self.queries)
+
+    def arrivals(self) -> NDArray[np.float64]:
+        """When queries arrive: (warm_up + queries,) seconds, in order."""
+        rate, bursts = self.setting.queries_per_second, self.setting.bursts
+        return poisson_arrivals(rate, self.warm_up + self.queries, self.seed, bursts)
 
     @property
     def code(self) -> Code:
         return Code(self.setting.code, (1,), (1,))
 
     @property
+    def stand_ins(self) -> StandIns:
+        """What the bundle has for the policy."""
+        has = self.setting.stand_ins
+        code = self.code if "parity" in has or self.policy.policy.needs_code else None
+        return StandIns(code, "backup" in has)
+
+    @property
     def workers(self) -> int:
         """How many of the setting's instances the policy has: all of them, but for none."""
-        policy, _ = self.policy.build(self.code)
-        return len(policy.works(self.setting.instances, self.setting.parity_instances))
+        policy, _ = self.policy.build(self.stand_ins)
+        return len(policy.roles(self.setting.instances, self.setting.parity_instances))
 
     @property
     def config(self) -> SchedulerConfig:
@@ -113,11 +111,12 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     """Latencies in ms over answered queries. `gap_ms` is p99.9 - p50.
 
-    `quantiles_ms` are those of SHARES. `sources` counts answers by source. `work` is how many
-    units ran for each query, all models together; `accuracy` is that of the answers;
-    `send_delay_p99_ms` how late the load generator sent. None where the mode does not know.
-    `date` says when it was run, `seconds` for how long (a simulation: how much of a core's time it
-    took), `memory_mb` what a simulation's process took at most.
+    `quantiles_ms` are those of SHARES, `course_ms` the p99 of PARTS of the trial, in their order.
+    `sources` counts answers by source. `work` is how many units ran for each query, all models
+    together; `busy_ms` how long instances were busy with them; `accuracy` is that of the answers;
+    `send_delay_p99_ms` how late the load generator sent. None where the mode does not
+    know. `date` says when it was run, `seconds` for how long (a simulation: how much of a core's
+    time it took), `memory_mb` what a simulation's process took at most.
     """
 
     p50_ms: float
@@ -127,10 +126,12 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     p999_ms: float
     gap_ms: float
     quantiles_ms: tuple[float, ...]
+    course_ms: tuple[float, ...]
     answered: int
     errors: int
     sources: dict[str, int]
     work: float | None = None
+    busy_ms: float | None = None
     accuracy: float | None = None
     send_delay_p99_ms: float | None = None
     date: str = ""
@@ -148,10 +149,14 @@ def result_of(
     sources: dict[str, int],
     *,
     work: float | None = None,
+    busy_ms: float | None = None,
     accuracy: float | None = None,
     send_delay_p99_ms: float | None = None,
 ) -> TrialResult:
-    """Sum up the `latencies` (n,) in seconds of answered queries; UserError if there are none."""
+    """Sum up the `latencies` (n,) in seconds of answered queries, in the order of arrival.
+
+    Raises UserError if there are none.
+    """
     if not len(latencies):
         raise UserError("no query was answered, so there are no latencies: offer less load")
     ms = latencies * 1e3
@@ -164,10 +169,15 @@ def result_of(
         p999_ms=p999,
         gap_ms=p999 - p50,
         quantiles_ms=tuple(np.quantile(ms, SHARES).round(3).tolist()),
+        course_ms=tuple(
+            float(np.quantile(part, 0.99).round(3))
+            for part in np.array_split(ms, min(PARTS, len(ms)))
+        ),
         answered=len(ms),
         errors=errors,
         sources=sources,
         work=work,
+        busy_ms=busy_ms,
         accuracy=accuracy,
         send_delay_p99_ms=send_delay_p99_ms,
     )
@@ -184,20 +194,21 @@ def simulate_trial(
     without them arrivals are Poisson. `config`: the scheduler's, in place of the trial's.
     """
     setting = trial.setting
-    total = trial.warm_up + trial.queries
-    if arrivals is None:
-        arrivals = poisson_arrivals(setting.queries_per_second, total, trial.seed)
+    links = trial.network is Emulation.NOTHING
     simulation = Simulation(
-        arrivals,
+        trial.arrivals() if arrivals is None else arrivals,
         setting.instances,
         setting.parity_instances,
         {DEPLOYED: Constant(0.0)},
-        faults=setting.simulated_faults(trial.seed, trial.seconds),
+        faults=setting.simulated_faults(trial.seed, trial.seconds, links=links),
+        links=setting.links() if links else None,
         overhead=DISPATCH,
+        nodes=setting.nodes or None,
         config=config or trial.config,
         seed=trial.seed,
+        warm_up=trial.warm_up,
     )
-    result = simulate(simulation, *trial.policy.build(trial.code))
+    result = simulate(simulation, *trial.policy.build(trial.stand_ins))
     sources = result.sources[trial.warm_up :]
     answered = sources != FAILED
     counts = {
@@ -213,7 +224,8 @@ def simulate_trial(
         latencies,
         int(np.sum(~answered)),
         counts,
-        work=sum(result.units.values()) / total,
+        work=sum(result.units.values()) / trial.queries,
+        busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
     )
 
 
@@ -224,13 +236,14 @@ def calm_trial(trial: Trial) -> Trial:
         k=trial.setting.k,
         r=trial.setting.r,
         rate=trial.setting.queries_per_second,
-        service=Constant(CALM_SERVICE),
+        service=Constant(mean_of(trial.setting.service)),
         shuffles=0,
     )
     return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
-def outside_ms(calm: TrialResult) -> tuple[float, ...]:
-    """What answers of a real calm trial took besides queue and instance: quantiles at SHARES."""
-    inside = (CALM_SERVICE + DISPATCH) * 1e3
-    return tuple(max(0.0, ms - inside) for ms in calm.quantiles_ms)
+def outside_ms(calm: Trial, result: TrialResult) -> tuple[float, ...]:
+    """What answers of a calm trial, run for real, took besides queue and instance: quantiles at
+    SHARES."""
+    inside = (mean_of(calm.setting.service) + DISPATCH) * 1e3
+    return tuple(max(0.0, ms - inside) for ms in result.quantiles_ms)

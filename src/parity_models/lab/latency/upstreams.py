@@ -28,9 +28,10 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.serving.errors import RequestError
 from parity_models.serving.plan import model_files
-from parity_models.serving.protocol import HEADER_LENGTH
-from parity_models.serving.remote.upstream import Fleet, Upstream
-from parity_models.serving.rest_codec import decode_request, encode_response
+from parity_models.serving.remote.fleet import Fleet
+from parity_models.serving.remote.upstream import Upstream
+from parity_models.serving.rest.codec import decode_request, encode_response
+from parity_models.serving.rest.protocol import HEADER_LENGTH
 from parity_models.serving.served_model import VERSION, ServedModel
 
 MAX_ROWS = 64
@@ -39,21 +40,25 @@ MAX_BODY = 64 * 2**20
 
 class _Spec(msgspec.Struct):
     bundle: str
-    works: list[frozenset[str]]
+    allow_code: frozenset[str]
+    roles: list[frozenset[str]]
     faults: FaultPlan | None
 
 
 @asynccontextmanager
 async def emulated_fleet(
-    bundle: Path, works: Sequence[frozenset[str]], faults: FaultPlan | None
+    bundle: Path,
+    roles: Sequence[frozenset[str]],
+    faults: FaultPlan | None,
+    allow_code: frozenset[str] = frozenset(),
 ) -> AsyncIterator[tuple[Fleet, Child]]:
-    """A server for each of `works`, and their process, which BEGIN_FAULTS can be told.
+    """A server for each of `roles`, and their process, which BEGIN_FAULTS can be told.
 
     Raises UserError for faults that it cannot emulate: kills, and times spent computing.
     """
     if faults is not None and (faults.kills or faults.random_kills or faults.computing):
         raise UserError("emulated upstreams are neither killed nor busy: leave these faults out")
-    spec = msgspec.json.encode(_Spec(str(bundle), list(works), faults)).decode()
+    spec = msgspec.json.encode(_Spec(str(bundle), allow_code, list(roles), faults)).decode()
     async with child((sys.executable, "-m", __name__, spec)) as process:
         if not process.message.startswith("["):
             raise await process.failure(ServingError)
@@ -68,13 +73,13 @@ class _Accelerator:
         self._free = asyncio.Lock()
         self.faults: tuple[float, WorkerFaults] | None = None
 
-    async def run(self, work: str, rows: NDArray[Any]) -> NDArray[Any]:
+    async def run(self, role: str, rows: NDArray[Any]) -> NDArray[Any]:
         async with self._free:
             began = time.monotonic()
-            outputs = self._models[work](rows)
+            outputs = self._models[role](rows)
             if self.faults is not None:
                 start, faults = self.faults
-                done = start + faults.release(began - start, time.monotonic() - start, work)
+                done = start + faults.release(began - start, time.monotonic() - start, role)
                 await asyncio.sleep(done - time.monotonic())
             return outputs
 
@@ -108,18 +113,18 @@ class _Server:
         _, model = self._find(request)
         input, output = (
             [{"name": spec.name, "datatype": spec.datatype, "shape": (-1, *spec.shape)}]
-            for spec in (model.input, model.output)
+            for spec in (model.signature.input, model.signature.output)
         )
         about = {"name": model.name, "versions": [VERSION], "inputs": input, "outputs": output}
         return web.json_response(about)
 
     async def _infer(self, request: web.Request) -> web.Response:
-        work, model = self._find(request)
+        role, model = self._find(request)
         try:
             asked = decode_request(await request.read(), request.headers.get(HEADER_LENGTH), model)
         except RequestError as error:
             return web.json_response({"error": str(error)}, status=error.status)
-        outputs = await self._accelerator.run(work, asked.rows)
+        outputs = await self._accelerator.run(role, asked.rows)
         sources = [Source.MODEL] * len(outputs)
         content, length = encode_response(model, asked, outputs, sources)
         return web.Response(
@@ -134,26 +139,24 @@ class _Server:
 
 
 async def _serve(spec: _Spec) -> None:
-    bundle = open_bundle(Path(spec.bundle))
+    bundle = open_bundle(spec.bundle, spec.allow_code)
     name = bundle.manifest.name
-    models = {work: OnnxModel(bundle.content(model)) for work, model in model_files(bundle).items()}
+    models = {role: OnnxModel(bundle.content(model)) for role, model in model_files(bundle).items()}
     served = {
-        work: ServedModel(
-            name if work == DEPLOYED else f"{name}-{work}", model.input, model.output, MAX_ROWS
-        )
-        for work, model in models.items()
+        role: ServedModel(name if role == DEPLOYED else f"{name}-{role}", model.signature, MAX_ROWS)
+        for role, model in models.items()
     }
-    accelerators = [_Accelerator(models) for _ in spec.works]
+    accelerators = [_Accelerator(models) for _ in spec.roles]
     upstreams = []
     runners = []
-    for accelerator, works in zip(accelerators, spec.works, strict=True):
-        server = _Server(accelerator, {served[work].name: (work, served[work]) for work in works})
+    for accelerator, roles in zip(accelerators, spec.roles, strict=True):
+        server = _Server(accelerator, {served[role].name: (role, served[role]) for role in roles})
         runner = web.AppRunner(server.app(), access_log=None)
         runners.append(runner)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         url = "http://{}:{}".format(*runner.addresses[0])
-        upstreams.append(Upstream(url, {work: served[work].name for work in works}))
+        upstreams.append(Upstream(url, {role: served[role].name for role in roles}))
     tell(json.dumps(msgspec.to_builtins(upstreams)))
     async for line in await commands():
         if line == BEGIN_FAULTS and spec.faults is not None:

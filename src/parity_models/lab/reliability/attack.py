@@ -196,7 +196,7 @@ async def _beside_each(
     result = {}
     async with served(bundle.path, options) as server:
         server.begin_faults()
-        async with rest_target(server.url, bundle.manifest.name, 1, True) as target:
+        async with rest_target(server.url, bundle.manifest.name, True) as target:
             for name, queries in served_beside.items():
                 computed, held = compute(bundle, rows, computed_beside[name])
                 agreed, reconstructed, unanswered = await _ask(target, asked, queries, right)
@@ -215,7 +215,8 @@ async def _ask(
     loop = asyncio.get_running_loop()
     start = loop.time() + 0.1
     rows = [row for pair in zip(victims, partners, strict=True) for row in pair]
-    sends = [target.prepare(row[None]) for row in rows]
+    (takes,) = target.model.inputs
+    sends = [target.prepare({takes.name: row[None]}) for row in rows]
 
     async def ask(number: int) -> bool | None:
         """Is it a reconstruction that agrees? None: of F's own, or a partner's."""

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from parity_models.lab.reliability.ledger import Ending, Ledger, Page
+from parity_models.lab.reliability.ledger import UNREAD, Ending, Ledger, Page
 from parity_models.scheduling import Source
 
 MODEL_WRONG = Source.MODEL.value
@@ -30,6 +30,8 @@ class Row(msgspec.Struct, frozen=True):
     p50_ms: float | None
     p999_ms: float | None
     full_strength: float | None
+    unread: int = 0
+    """Of those without an end, the ones that the process which listens has not even read."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -40,7 +42,19 @@ class Claim(msgspec.Struct, frozen=True):
     met: bool
 
 
-class ChaosResult(msgspec.Struct, frozen=True):
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """What a result says that is judged: its claims, when it was had, and by which command."""
+
+    claims: tuple[Claim, ...]
+    date: str
+    command: str = ""
+
+    @property
+    def met(self) -> bool:
+        return all(claim.met for claim in self.claims)
+
+
+class ChaosResult(Judged, frozen=True):
     """A run; `failures` are the first ones, each with the seconds since the run began."""
 
     engine: str
@@ -49,16 +63,9 @@ class ChaosResult(msgspec.Struct, frozen=True):
     rate: float
     queries: int
     rows: tuple[Row, ...]
-    claims: tuple[Claim, ...]
     failures: tuple[str, ...]
     load_cores: float
     """How much of a core the load's clients took."""
-    date: str
-    command: str = ""
-
-    @property
-    def met(self) -> bool:
-        return all(claim.met for claim in self.claims)
 
 
 def rows_of(ledger: Ledger) -> tuple[Row, ...]:
@@ -119,4 +126,5 @@ def _row(event: str, page: Page) -> Row:
         None if p50 is None else p50 * 1e3,
         None if p999 is None else p999 * 1e3,
         max(page.full_strength, default=None),
+        page.count(Ending.NOTHING, detail=UNREAD),
     )

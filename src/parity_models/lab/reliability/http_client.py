@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from parity_models.lab.reliability.processes import unread_bytes
+
 FRESH = 3.0
 """Seconds for which an idle connection is used again: less than servers keep them."""
 MAX_HEAD = 2**16
@@ -23,8 +25,8 @@ class BrokenError(Exception):
     """The connection could not be made, or ended before the answer did."""
 
 
-class SurplusError(BrokenError):
-    """More came than one answer to one request."""
+class UnreadError(BrokenError):
+    """The client hung up on a server that had not read its request."""
 
 
 class Connection(asyncio.Protocol):
@@ -42,6 +44,14 @@ class Connection(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def is_unread(self) -> bool:
+        """Has the process at the other end, on this machine, not read all that was sent to it?"""
+        if self._transport is None:
+            return False
+        theirs, ours = map(self._transport.get_extra_info, ("peername", "sockname"))
+        return unread_bytes(theirs[1], ours[1]) > 0
 
     def ask(self, request: bytes) -> "asyncio.Future[HttpAnswer]":
         """Send a whole request; the future has its answer, or a BrokenError."""
@@ -122,10 +132,17 @@ class HttpClients:
         return protocol
 
     async def ask(self, request: bytes) -> HttpAnswer:
-        """The answer to a whole request. Raises BrokenError; hangs up if it is cancelled."""
+        """The answer to a whole request. Raises BrokenError; hangs up if it is cancelled, which is
+        an UnreadError where the server has not read the request."""
         connection = await self.connect()
         try:
             answer = await connection.ask(request)
+        except asyncio.CancelledError:
+            unread = connection.is_unread
+            connection.abort()
+            if unread:
+                raise UnreadError("the request was not read") from None
+            raise
         except BaseException:
             connection.abort()
             raise
@@ -164,10 +181,30 @@ def _whole_answer(received: bytearray) -> HttpAnswer | None:
     for line in lines:
         name, _, value = line.partition(":")
         headers[name.lower()] = value.strip()
-    length = int(headers.get("content-length", 0))
-    body = received[end + 4 :]
-    if len(body) < length:
-        return None
-    if len(body) > length:
-        raise ValueError("more came than one answer")
-    return HttpAnswer(int(status), headers, bytes(body))
+    body = bytes(received[end + 4 :])
+    if headers.get("transfer-encoding") == "chunked":
+        content = _joined(body)
+    else:
+        length = int(headers.get("content-length", 0))
+        if len(body) > length:
+            raise ValueError("more came than one answer")
+        content = None if len(body) < length else body
+    return None if content is None else HttpAnswer(int(status), headers, content)
+
+
+def _joined(body: bytes) -> bytes | None:
+    """The content of a body in chunks, as uvicorn sends what has no length; None while it is not
+    whole. ValueError if it is none, or something follows."""
+    content = b""
+    while True:
+        size, found, rest = body.partition(b"\r\n")
+        if not found:
+            return None
+        length = int(size, 16)
+        if len(rest) < length + 2:
+            return None
+        content, body = content + rest[:length], rest[length + 2 :]
+        if not length:
+            if body:
+                raise ValueError("more came than one answer")
+            return content

@@ -56,7 +56,8 @@ class KnownModel:
 
 
 def write_known_model(folder: Path, seed: int) -> KnownModel:
-    """Write the bundle into `folder`; weights and rows are drawn from `seed`."""
+    """Write the bundle into `folder`, which is made; weights and rows are drawn from `seed`."""
+    folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     weights = _weights(rng)
     rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
@@ -67,6 +68,17 @@ def write_other_bundle(folder: Path, seed: int) -> Path:
     """A bundle of the same shape with other weights, which must not answer anybody."""
     rng = np.random.default_rng([seed, 1])
     return _write(folder / "other", _weights(rng), rng)
+
+
+def write_versions(repository: Path, seed: int) -> KnownModel:
+    """A repository of the known model in versions 1 and 2, which predicts twice as much."""
+    rng = np.random.default_rng(seed)
+    weights = _weights(rng)
+    rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
+    folder = repository / MODEL
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / "2", 2 * weights, rng)
+    return KnownModel(_write(folder / "1", weights, rng), weights, rows)
 
 
 def other_weights(seed: int) -> bytes:

@@ -57,6 +57,10 @@ ALLOWED = {
     Kind.IMPATIENT: REFUSED,
 }
 """The HTTP statuses that are a clear error, by kind of request; gRPC's count as these."""
+UNREAD = "unread"
+"""The detail of a query without an end that nobody read: the server had no time even to refuse."""
+BY_PROXY = "timed out after"
+"""With 408, Ray's proxy says so of a query whose frontend did not answer."""
 LOST = ("instances failed",)
 """An honest query may fail with 500 where every instance it was tried on was lost."""
 
@@ -178,7 +182,8 @@ class Ledger:
         what = error_class(status, text)
         self.page(sent.phase).endings[sent.kind, Ending.ERROR, what] += sent.queries
         lost = status == 500 and text.startswith(LOST)
-        if status not in ALLOWED[sent.kind] and not lost:
+        late = status == 408 and BY_PROXY in text
+        if status not in ALLOWED[sent.kind] and not lost and not late:
             self.fail(at, sent.phase, f"a query that is {sent.kind} got {status}: {text[:200]}")
 
     def broken(self, number: int, at: float, why: str, *, expected: bool) -> None:
@@ -196,13 +201,16 @@ class Ledger:
         if sent is not None:
             self.page(sent.phase).endings[sent.kind, Ending.CUT, "by its client"] += sent.queries
 
-    def without_end(self, number: int, at: float) -> None:
-        """Nothing has come of it when it should have ended."""
+    def without_end(self, number: int, at: float, *, unread: bool = False) -> None:
+        """Nothing has come of it when it should have ended; `unread`: as the process that listens
+        has not even read it."""
         sent = self._close(number, at)
         if sent is not None:
-            self.page(sent.phase).endings[sent.kind, Ending.NOTHING, ""] += sent.queries
+            detail = UNREAD if unread else ""
+            self.page(sent.phase).endings[sent.kind, Ending.NOTHING, detail] += sent.queries
             late = at - sent.at
             what = f"a query that is {sent.kind}, over {sent.by}: no end within {late:.1f} s"
+            what += ", and it was not even read" if unread else ""
             self.fail(at, sent.phase, what)
 
     def begin_quiet(self) -> None:

@@ -3,6 +3,7 @@ ever taken for one."""
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -13,25 +14,21 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.faults import FaultPlan, LogNormal, Slowdowns, Uniform
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.http_client import HttpClients
-from parity_models.lab.reliability.known_model import (
-    KnownModel,
-    flipped,
-    other_weights,
-    write_known_model,
-)
+from parity_models.lab.reliability.known_model import flipped, other_weights, write_known_model
 from parity_models.lab.reliability.ledger import Ending, Ledger
 from parity_models.lab.reliability.requests import Mix
+from parity_models.lab.reliability.running import Running, offered, running
 from parity_models.lab.reliability.servers import (
     INSTANCES,
+    SERVERS,
     Engine,
     TestedServer,
     instances_up,
+    is_ready,
     metrics,
-    server_on,
 )
-from parity_models.lab.reliability.traffic import Traffic
 from parity_models.scheduling import DEPLOYED, RecycleReason, SchedulerConfig
-from parity_models.scheduling.policies import AdaptiveParity
+from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 
@@ -45,6 +42,8 @@ WITHIN = 500
 """Queries of its that a liar may answer until it is quarantined."""
 PATIENCE = 3 * WITHIN * INSTANCES
 """Queries of all instances after which it counts as not found."""
+RECOVERY = 30.0
+"""Seconds that the liar has to be up again, honest, before the next lie."""
 FLIPS = 5
 QUARANTINED = 'parm_instances_recycled_total{reason="quarantined"}'
 VERIFY_EVERY = 100
@@ -117,70 +116,81 @@ async def run_liars(
     folder: Path,
     seed: int,
     honest_queries: int,
+    flips: int = FLIPS,
     say: Callable[[str], None],
 ) -> LiarsResult:
     """Let the last instance lie in one way after the other, and simulate an honest load.
 
-    Raises ServingError for a server that does not start.
+    `flips` are the lies by a flipped bit. Raises ServingError for a server that does not start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model = write_known_model(folder, seed)
     rng = Random(f"{seed}/liars")
     lies = {"another model's weights": other_weights(seed)}
-    lies |= {f"flipped exponent bit {each}": flipped(model, rng) for each in range(1, FLIPS + 1)}
-    server = server_on(engine, model, folder, deadline=10.0, service=SERVICE, lies=lies)
+    lies |= {f"flipped exponent bit {each}": flipped(model, rng) for each in range(1, flips + 1)}
+    server = SERVERS[engine](model, folder, deadline=10.0, service=SERVICE, lies=lies)
     told = []
-    await server.start()
-    try:
-        http = HttpClients(server.url)
-        everyone = instances_up(await metrics(http))
+    async with running(server) as run:
+        watch = _Watch(server)
+        await watch.begin()
         for name in lies:
-            told.append(await _tell(server, http, model, name, seed, everyone))
-            say(
-                f"{name}: {told[-1].claims[0].found} of its queries, {told[-1].wrong} wrong answers"
-            )
-        http.close()
-    finally:
-        server.end_lies()
-        await server.stop()
+            told.append(await _tell(run, watch, name, seed))
+            found = told[-1].claims[0].found
+            say(f"{name}: {found} of its queries, {told[-1].wrong} wrong answers")
     honest = simulate_honest(honest_queries, seed)
     say(f"{honest.claims[0].claim}: {honest.claims[0].found}")
     date = datetime.now(UTC).isoformat(timespec="minutes")
     return LiarsResult(engine, tuple(told), honest, date)
 
 
-async def _tell(
-    server: TestedServer,
-    http: HttpClients,
-    model: KnownModel,
-    name: str,
-    seed: int,
-    everyone: int,
-) -> Lie:
+class _Watch:
+    """Who has been quarantined, by whichever server noticed: an upstream may be the first to notice
+    that its own worker lies."""
+
+    def __init__(self, server: TestedServer) -> None:
+        self._servers = [HttpClients(url) for url in server.urls]
+
+    async def begin(self) -> None:
+        """All instances are up now."""
+        self._all = await self._up()
+
+    async def quarantined(self) -> float:
+        """How often an instance has been quarantined so far."""
+        return sum([(await metrics(http)).get(QUARANTINED, 0.0) for http in self._servers])
+
+    async def all_are_well(self) -> None:
+        """Wait until all instances are up again, and all servers are ready; in vain, after a
+        while."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY):
+                while await self._up() < self._all or not await self._ready():
+                    await asyncio.sleep(0.1)
+
+    async def _up(self) -> int:
+        return sum([instances_up(await metrics(http)) for http in self._servers])
+
+    async def _ready(self) -> bool:
+        return all([await is_ready(http) for http in self._servers])
+
+
+async def _tell(run: Running, watch: _Watch, name: str, seed: int) -> Lie:
+    """Let the lie be told until it is found, and then wait for all instances to be up again."""
     ledger = Ledger()
-    rate = LOAD * INSTANCES / SERVICE
-    traffic = Traffic(model, http, None, ledger, rate=rate, seed=seed, deadline=server.deadline)
-    traffic.mix, traffic.phase = Mix(rows=(1,)), "calm"
-    over = asyncio.Event()
-    load = asyncio.create_task(traffic.run(over))
-    await asyncio.sleep(CALM)
-    before = (await metrics(http)).get(QUARANTINED, 0.0)
-    traffic.phase = "lie"
-    traffic.lies_begin()
-    server.begin_lie(name)
-    page = ledger.page("lie")
-    found = False
-    while not found and page.count(Ending.RIGHT, Ending.WRONG) < PATIENCE:
-        await asyncio.sleep(0.1)
-        found = (await metrics(http)).get(QUARANTINED, 0.0) > before
-    answers, wrong = page.count(Ending.RIGHT, Ending.WRONG), page.count(Ending.WRONG)
-    server.end_lies()
-    over.set()
-    await load
-    await traffic.settle()
-    end = asyncio.get_running_loop().time() + 30.0
-    while asyncio.get_running_loop().time() < end and instances_up(await metrics(http)) < everyone:
-        await asyncio.sleep(0.1)
+    traffic = run.traffic(ledger, rate=LOAD * INSTANCES / SERVICE, seed=seed)
+    traffic.mix, traffic.phase = Mix(rows=(1,), grpc=0.0), "calm"
+    async with offered(traffic):
+        await asyncio.sleep(CALM)
+        before = await watch.quarantined()
+        traffic.phase = "lie"
+        traffic.lies_begin()
+        run.server.begin_lie(name)
+        page = ledger.page("lie")
+        found = False
+        while not found and page.count(Ending.RIGHT, Ending.WRONG) < PATIENCE:
+            await asyncio.sleep(0.1)
+            found = await watch.quarantined() > before
+        answers, wrong = page.count(Ending.RIGHT, Ending.WRONG), page.count(Ending.WRONG)
+        run.server.end_lies()
+    await watch.all_are_well()
     return Lie(name, answers if found else None, wrong)
 
 
@@ -199,6 +209,6 @@ def simulate_honest(queries: int, seed: int) -> Honest:
             config=SchedulerConfig(verify_every=VERIFY_EVERY),
             seed=seed,
         ),
-        AdaptiveParity(Code(CodeSpec("sum", "subtraction", 2), (1,), (1,))),
+        Adaptive(StandIns(Code(CodeSpec("sum", "subtraction", 2), (1,), (1,)))),
     )
     return Honest(queries, {str(reason): count for reason, count in result.recycled.items()})

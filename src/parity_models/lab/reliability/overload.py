@@ -13,19 +13,24 @@ from random import Random
 import msgspec
 import numpy as np
 
+from parity_models.faults import LogNormal
+from parity_models.lab.reliability.best_admission import best_goodput
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.http_client import BrokenError, HttpAnswer, HttpClients
 from parity_models.lab.reliability.known_model import write_known_model
 from parity_models.lab.reliability.ledger import Kind, error_class
 from parity_models.lab.reliability.processes import resident
 from parity_models.lab.reliability.requests import Drawn, http_request
-from parity_models.lab.reliability.servers import INSTANCES, Engine, TestedServer, server_on
+from parity_models.lab.reliability.running import running
+from parity_models.lab.reliability.servers import INSTANCES, SERVERS, SIGMA, Engine, TestedServer
 from parity_models.lab.reliability.traffic import error_text
 
 FACTORS = (1.2, 2.0, 3.0, 5.0)
 DEADLINES = (0.1, 1.0, 10.0)
 SERVICE = 0.02
 """Median seconds that an instance takes for a unit."""
+SCARCE = 5
+"""Clients that give up within so many service times leave little room for a queue."""
 WARM_UP = 1.0
 """Seconds at the start of each load that are not counted."""
 GIVE_UP = 1.0
@@ -50,7 +55,8 @@ class Overload(msgspec.Struct, frozen=True):
     them. `p99`: of the queries that were answered. `back`: from the load's end until a query is
     sent that is answered within the deadline; `fast`: within ten service times, which takes as long
     as the queue does to empty. `send_delay_p99`: how much later than due queries were sent: where
-    the machine is too busy for the clients, nothing is learned about the server.
+    the machine is too busy for the clients, nothing is learned about the server. `best`: the
+    goodput that no admission could exceed, simulated, where clients leave little room for a queue.
     """
 
     factor: float
@@ -67,6 +73,9 @@ class Overload(msgspec.Struct, frozen=True):
     back: float | None
     fast: float | None
     send_delay_p99: float
+    best: float | None = None
+    way: float = 0.0
+    """What a request that no instance has to do with took there and back, on the idle server."""
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -127,15 +136,14 @@ async def run_overload(
 
     Raises ServingError for a server that does not start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model = write_known_model(folder, seed)
     loads = []
     capacities = []
     for deadline in deadlines:
-        server = server_on(engine, model, folder, deadline=deadline, service=SERVICE)
-        await server.start()
-        try:
-            bench = _Bench(server, seed)
+        server = SERVERS[engine](model, folder, deadline=deadline, service=SERVICE)
+        async with running(server) as run:
+            bench = _Bench(server, run.http, seed)
+            await bench.measure_way()
             # Long deadlines take longer to fill the queue with what can be in time.
             lasting = max(seconds, 1.5 * deadline)
             capacities.append(await bench.capacity(seconds))
@@ -144,8 +152,6 @@ async def run_overload(
                     load = await bench.offer(factor, capacities[-1], gives_up, lasting)
                     loads.append(load)
                     say(load)
-        finally:
-            await server.stop()
     return OverloadResult(
         engine,
         float(np.mean(capacities)),
@@ -156,13 +162,23 @@ async def run_overload(
 
 
 class _Bench:
-    def __init__(self, server: TestedServer, seed: int) -> None:
+    def __init__(self, server: TestedServer, http: HttpClients, seed: int) -> None:
         self._server = server
-        self._http = HttpClients(server.url)
+        self._http = http
         self._random = Random(f"{seed}/overload/{server.deadline}")
         self._request = http_request(
             Drawn(Kind.HONEST, server.model.rows[:1]), 0, self._http.authority
         )
+        self._way = 0.0
+
+    async def measure_way(self) -> None:
+        """Learn what is lost to clients on the way there and back."""
+        took = []
+        for _ in range(50):
+            begin = _now()
+            await self._http.get("/v2/health/live")
+            took.append(_now() - begin)
+        self._way = float(np.median(took))
 
     async def capacity(self, seconds: float) -> float:
         """Queries a second that closed-loop clients get answered, twice as many as instances."""
@@ -222,7 +238,15 @@ class _Bench:
             None if back is None else back - over,
             None if fast is None else fast - over,
             float(np.quantile(delays, 0.99)),
+            self._best(factor, capacity, gives_up),
+            self._way,
         )
+
+    def _best(self, factor: float, capacity: float, gives_up: float | None) -> float | None:
+        if gives_up is None or gives_up > SCARCE * SERVICE:
+            return None
+        service = LogNormal(SERVICE, SIGMA)
+        return best_goodput(factor, gives_up - self._way, capacity, INSTANCES, service)
 
     async def _ask(
         self, due: float, gives_up: float | None, useful: float, counts: _Counts

@@ -147,6 +147,19 @@ def descriptors(pid: int) -> int:
         return 0
 
 
+def unread_bytes(local: int, remote: int) -> int:
+    """What is in the TCP socket at port `local` of this machine, whose other end is at port
+    `remote`, and was not read by its process; 0 if there is no such socket."""
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                _, here, there, _, queues, *_ = line.split()
+                ports = (int(each.rpartition(":")[2], 16) for each in (here, there))
+                if tuple(ports) == (local, remote):
+                    return int(queues.partition(":")[2], 16)
+    return 0
+
+
 def limit_descriptors(pid: int, most: int) -> None:
     """Let it have so many descriptors at most; children that it starts likewise."""
     with suppress(ProcessLookupError):

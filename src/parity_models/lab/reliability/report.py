@@ -80,7 +80,11 @@ def overload_section(result: OverloadResult, out: Path) -> Iterator[str]:
     yield f"## Overload on the engine {result.engine}\n"
     yield (
         f"Capacity: {result.capacity:.0f} queries a second, as closed-loop clients measured it; "
-        f"loads of at least {result.seconds:g} s (`{result.command}`, {result.date}).\n"
+        f"loads of at least {result.seconds:g} s (`{result.command}`, {result.date}). "
+        "*At the most*: where clients "
+        "leave no room for a queue, what the best admission answers, simulated, with what a "
+        "request of no work takes there and back"
+        f" ({1e3 * max((load.way for load in result.loads), default=0.0):.1f} ms).\n"
     )
     rows = []
     for load in result.loads:
@@ -92,6 +96,7 @@ def overload_section(result: OverloadResult, out: Path) -> Iterator[str]:
                 "no" if load.gives_up is None else f"after {load.gives_up:.2g} s",
                 f"{load.offered:,}",
                 _judged(goodput),
+                "-" if load.best is None else f"{load.best:.1%}",
                 _judged(p99),
                 _judged(on_time),
                 _counts(load.refusals),
@@ -102,7 +107,8 @@ def overload_section(result: OverloadResult, out: Path) -> Iterator[str]:
             )
         )
     yield from _table(
-        ("load", "deadline s", "clients give up", "queries", "in time, of capacity", "p99",
+        ("load", "deadline s", "clients give up", "queries", "in time, of capacity",
+         "at the most", "p99",
          "sent", "refused", "hung up", "memory", "back to normal", "queue empty after s"),
         rows,
     )  # fmt: skip
@@ -176,6 +182,8 @@ SECTIONS: tuple[tuple[str, type[Any], Callable[[Any, Path], Iterator[str]]], ...
     ("attack*.json", TableResult, table_section),
     ("liars-*.json", LiarsResult, liars_section),
     ("soak-*.json", SoakResult, soak_section),
+    ("rollout.json", TableResult, table_section),
+    ("costs.json", TableResult, table_section),
 )
 """Which files hold which results, and what is said of them."""
 
@@ -190,7 +198,7 @@ def _chaos_row(row: Row) -> tuple[str, ...]:
         _counts(row.wrong),
         _counts({**row.errors, **{f"broken: {why}": n for why, n in row.broken.items()}}),
         f"{row.cut:,}",
-        f"{row.without_end:,}",
+        f"{row.without_end:,}" + (f", of these unread {row.unread:,}" if row.unread else ""),
         f"{row.longest_outage:.2f}",
         "-" if row.p999_ms is None else f"{row.p999_ms:.0f}",
         strength,

@@ -5,7 +5,7 @@ import json
 import re
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +23,8 @@ from parity_models.lab.reliability.requests import POISON
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
+SIGMA = 0.2
+"""Of the logarithm of a unit's time, which is log-normal."""
 DESCRIPTORS = 256
 """That the process has to which clients connect: enough for all but for more connections."""
 RESTART = 1.0
@@ -84,6 +86,11 @@ class TestedServer(ABC):
     def url(self) -> str:
         return self.front.url
 
+    @property
+    def urls(self) -> list[str]:
+        """Of every server that looks after instances, the one that clients talk to first."""
+        return [self.url]
+
     def processes(self) -> list[int]:
         """All that belong to it, for memory and descriptors."""
         return [self.front.pid, *descendants(self.front.pid)]
@@ -114,7 +121,7 @@ class TestedServer(ABC):
 
     def _faults(self, liar: int | None) -> str:
         plan: dict[str, object] = {
-            "service_time": {"type": "lognormal", "median": self.service, "sigma": 0.2},
+            "service_time": {"type": "lognormal", "median": self.service, "sigma": SIGMA},
             "poison": POISON,
         }
         if liar is not None:
@@ -185,6 +192,10 @@ class RemoteServer(TestedServer):
     def front(self) -> ServeProcess:
         return self._front
 
+    @property
+    def urls(self) -> list[str]:
+        return [self.url, *(upstream.url for upstream in self._upstreams)]
+
     def processes(self) -> list[int]:
         fleet = [upstream.pid for upstream in self._upstreams if upstream.running]
         return [*super().processes(), *fleet, *(each for pid in fleet for each in descendants(pid))]
@@ -244,29 +255,17 @@ class RayServer(TestedServer):
         return [pid for pid in found if command_line(pid).startswith("ray::ServeReplica")]
 
 
-def server_on(
-    engine: Engine,
-    model: KnownModel,
-    folder: Path,
-    *,
-    deadline: float,
-    service: float,
-    options: Sequence[str] = (),
-    lies: Mapping[str, bytes] | None = None,
-    descriptors: int | None = None,
-) -> TestedServer:
-    """The server under test, which is not started yet; see TestedServer."""
-    kinds: dict[Engine, Callable[..., TestedServer]]
-    kinds = {Engine.LOCAL: LocalServer, Engine.REMOTE: RemoteServer, Engine.RAY: RayServer}
-    return kinds[engine](
-        model,
-        folder,
-        deadline=deadline,
-        service=service,
-        options=options,
-        lies=lies,
-        descriptors=descriptors,
-    )
+SERVERS: Mapping[Engine, type[TestedServer]]
+SERVERS = {Engine.LOCAL: LocalServer, Engine.REMOTE: RemoteServer, Engine.RAY: RayServer}
+"""The server under test, by what it runs on."""
+
+
+async def is_ready(http: HttpClients) -> bool:
+    """Does the server say that it is ready?"""
+    with suppress(BrokenError, TimeoutError):
+        async with asyncio.timeout(5.0):
+            return (await http.get("/v2/health/ready")).status == 200
+    return False
 
 
 async def metrics(http: HttpClients) -> dict[str, float]:
@@ -274,14 +273,19 @@ async def metrics(http: HttpClients) -> dict[str, float]:
     with suppress(BrokenError, TimeoutError):
         async with asyncio.timeout(5.0):
             answer = await http.get("/metrics")
-        text = answer.body.decode()
-        return {name: float(value) for name, value in re.findall(r"^(parm_\S+) (\S+)$", text, re.M)}
+        return read_metrics(answer.body.decode())
     return {}
 
 
-def instances_up(found: dict[str, float]) -> int:
-    """How many instances run the deployed model, by its metrics."""
-    return int(found.get('parm_instances_up{work="deployed"}', 0))
+def read_metrics(text: str) -> dict[str, float]:
+    """The metrics in Prometheus's format, each with its labels as it is written."""
+    return {name: float(value) for name, value in re.findall(r"^(parm_\S+) (\S+)$", text, re.M)}
+
+
+def instances_up(found: Mapping[str, float]) -> int:
+    """How many instances run the deployed model, by the metrics of a server that says so."""
+    named = re.compile(r'parm_instances_up\{(.*,)?role="deployed"[,}]')
+    return int(sum(value for name, value in found.items() if named.match(name)))
 
 
 def total(found: dict[str, float], name: str) -> float:

@@ -10,15 +10,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from parity_models.lab.reliability.chaos_result import Claim, claims_of
-from parity_models.lab.reliability.grpc_client import GrpcClients
-from parity_models.lab.reliability.http_client import HttpClients
+from parity_models.lab.reliability.chaos_result import Claim, Judged, claims_of
 from parity_models.lab.reliability.known_model import write_known_model
 from parity_models.lab.reliability.ledger import Ledger
 from parity_models.lab.reliability.processes import descriptors, resident
 from parity_models.lab.reliability.requests import Mix
-from parity_models.lab.reliability.servers import INSTANCES, Engine, metrics, server_on, total
-from parity_models.lab.reliability.traffic import Traffic
+from parity_models.lab.reliability.running import Running, offered, running
+from parity_models.lab.reliability.servers import INSTANCES, SERVERS, Engine
 
 SERVICE = 0.02
 """Median seconds that an instance takes for a unit."""
@@ -42,7 +40,7 @@ class Sample(msgspec.Struct, frozen=True):
     processes: int
 
 
-class SoakResult(msgspec.Struct, frozen=True):
+class SoakResult(Judged, frozen=True):
     """A soak; `samples` are in soak-ENGINE.csv, too."""
 
     engine: str
@@ -50,13 +48,6 @@ class SoakResult(msgspec.Struct, frozen=True):
     load: float
     queries: int
     samples: tuple[Sample, ...]
-    claims: tuple[Claim, ...]
-    date: str
-    command: str = ""
-
-    @property
-    def met(self) -> bool:
-        return all(claim.met for claim in self.claims)
 
 
 async def run_soak(
@@ -72,58 +63,45 @@ async def run_soak(
 
     Raises ServingError for a server that does not start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model = write_known_model(folder, seed)
-    server = server_on(engine, model, folder, deadline=DEADLINE, service=SERVICE)
+    server = SERVERS[engine](model, folder, deadline=DEADLINE, service=SERVICE)
     ledger = Ledger()
     samples = []
-    await server.start()
-    try:
-        http = HttpClients(server.url)
-        grpc = GrpcClients(server.front.grpc_address) if server.front.grpc_address else None
+    async with running(server) as run:
         # One row a request: an instance runs one at a time.
-        rate = load * INSTANCES / SERVICE
-        traffic = Traffic(model, http, grpc, ledger, rate=rate, seed=seed, deadline=DEADLINE)
+        traffic = run.traffic(ledger, rate=load * INSTANCES / SERVICE, seed=seed)
         traffic.mix, traffic.phase = Mix(rows=(1,)), "soak"
-        over = asyncio.Event()
-        sending = asyncio.create_task(traffic.run(over))
         began = time.monotonic()
         with (folder.parent / f"soak-{engine}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(Sample.__struct_fields__)
-            while (at := time.monotonic() - began) < minutes * 60:
-                pids = server.processes()
-                sample = Sample(
-                    at,
-                    sum(map(resident, pids)),
-                    resident(server.front.pid),
-                    sum(map(descriptors, pids)) - http.open,
-                    len(pids),
-                )
-                samples.append(sample)
-                writer.writerow(msgspec.structs.astuple(sample))
-                file.flush()
-                say(sample)
-                await asyncio.sleep(min(EVERY, minutes * 3))
-        over.set()
-        await sending
-        await traffic.settle()
-        found = await metrics(http)
-        http.close()
-        if grpc is not None:
-            await grpc.close()
-    finally:
-        await server.stop()
-    known = any(name.startswith("parm_repairs_total") for name in found)
-    repairs = total(found, "parm_repairs_total") if known else None
+            async with offered(traffic):
+                while (at := time.monotonic() - began) < minutes * 60:
+                    samples.append(_look(run, at))
+                    writer.writerow(msgspec.structs.astuple(samples[-1]))
+                    file.flush()
+                    say(samples[-1])
+                    await asyncio.sleep(min(EVERY, minutes * 3))
+        repairs = await run.repairs()
     return SoakResult(
         engine,
         minutes,
         load,
         ledger.sent_queries,
         tuple(samples),
-        (*growth_claims(samples), *claims_of(ledger, http.surplus, repairs)),
-        datetime.now(UTC).isoformat(timespec="minutes"),
+        claims=(*growth_claims(samples), *claims_of(ledger, run.http.surplus, repairs)),
+        date=datetime.now(UTC).isoformat(timespec="minutes"),
+    )
+
+
+def _look(run: Running, at: float) -> Sample:
+    pids = run.server.processes()
+    return Sample(
+        at,
+        sum(map(resident, pids)),
+        resident(run.server.front.pid),
+        sum(map(descriptors, pids)) - run.http.open,
+        len(pids),
     )
 
 

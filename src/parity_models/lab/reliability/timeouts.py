@@ -19,7 +19,8 @@ from parity_models.lab.reliability.http_client import BrokenError, HttpClients
 from parity_models.lab.reliability.known_model import write_known_model
 from parity_models.lab.reliability.ledger import Kind, error_class
 from parity_models.lab.reliability.requests import Drawn, http_request
-from parity_models.lab.reliability.servers import Engine, metrics, server_on, total
+from parity_models.lab.reliability.running import running
+from parity_models.lab.reliability.servers import LocalServer
 from parity_models.lab.reliability.traffic import error_text
 from parity_models.scheduling.policies import POLICIES as KNOWN
 
@@ -83,23 +84,15 @@ async def run_timeouts(
 
     Raises ServingError for a server that does not start.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     model = write_known_model(folder, seed)
     found = []
     for policy in policies:
         options = ("--policy", policy)
-        server = server_on(
-            Engine.LOCAL, model, folder, deadline=10.0, service=SERVICE, options=options
-        )
-        await server.start()
-        try:
-            http = HttpClients(server.url)
-            endings = await _press(http, model.rows, seed, seconds)
-            idle = await _slowest_of_idle(http, model.rows)
-            repairs = total(await metrics(http), "parm_repairs_total")
-            http.close()
-        finally:
-            await server.stop()
+        server = LocalServer(model, folder, deadline=10.0, service=SERVICE, options=options)
+        async with running(server) as run:
+            endings = await _press(run.http, model.rows, seed, seconds)
+            idle = await _slowest_of_idle(run.http, model.rows)
+            repairs = await run.repairs() or 0.0
         found.append(PolicyTimeouts(policy, endings.total(), dict(endings), idle, repairs))
         say(found[-1])
     return TimeoutsResult(seconds, tuple(found), datetime.now(UTC).isoformat(timespec="minutes"))

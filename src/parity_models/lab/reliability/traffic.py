@@ -7,7 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.lab.reliability.grpc_client import GrpcClients, GrpcError
-from parity_models.lab.reliability.http_client import BrokenError, HttpAnswer, HttpClients
+from parity_models.lab.reliability.http_client import (
+    BrokenError,
+    HttpAnswer,
+    HttpClients,
+    UnreadError,
+)
 from parity_models.lab.reliability.known_model import MODEL, OUTPUTS, KnownModel
 from parity_models.lab.reliability.ledger import Ending, Kind, Ledger, Sent
 from parity_models.lab.reliability.requests import Drawn, Mix, draw, http_request
@@ -22,9 +27,11 @@ from parity_models.scheduling import Source
 
 SLACK = 5.0
 """Seconds beyond its deadline within which a query must have ended, on a machine that is busy."""
+READ = 0.01
+"""Seconds in which what has come is read, where a query should have ended."""
 MEMORY = 2.0
 """Seconds for which an instance that has stopped lying may still be heard of."""
-_METADATA = ModelMetadata(
+_METADATA = ModelMetadata.of(
     MODEL, TensorSpec("input", "FP32", (1,)), TensorSpec("output", "FP32", (OUTPUTS,))
 )
 
@@ -105,18 +112,24 @@ class Traffic:
 
     async def _ask(self, number: int, drawn: Drawn, limit: float) -> None:
         breaks = self.breaks
-        patience = limit if drawn.patience is None else drawn.patience
+        # What has come counts, where this process is the one that was held up and reads it late.
+        waits = (limit, READ) if drawn.patience is None else (drawn.patience,)
+        asking = asyncio.ensure_future(
+            self._ask_grpc(self._grpc, number, drawn)
+            if self._grpc is not None and drawn.grpc
+            else self._ask_http(number, drawn)
+        )
+        for seconds in waits:
+            await asyncio.wait((asking,), timeout=seconds)
+        asking.cancel()
         try:
-            async with asyncio.timeout(patience):
-                if drawn.grpc and self._grpc is not None:
-                    await self._ask_grpc(self._grpc, number, drawn)
-                else:
-                    await self._ask_http(number, drawn)
-        except TimeoutError:
+            await asking
+        except (asyncio.CancelledError, UnreadError) as error:
             if drawn.patience is not None:
                 self._ledger.cut(number, _now())
             else:
-                self._ledger.without_end(number, _now())
+                unread = isinstance(error, UnreadError)
+                self._ledger.without_end(number, _now(), unread=unread)
         except (BrokenError, MalformedAnswerError) as error:
             expected = breaks or self.breaks
             self._ledger.broken(number, _now(), str(error), expected=expected)

@@ -1,99 +1,76 @@
 """Network architectures, for all models of a bundle alike, built by name for any shapes."""
 
-from collections.abc import Callable
-
 from torch import nn
 
-from parity_models.errors import TrainingError
+from parity_models.errors import TrainingError, UserError
+from parity_models.models.networks.bytes import Bytes
+from parity_models.models.networks.features import Features
 from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mlp import MLP
-from parity_models.models.networks.published import VGG11, resnet18, resnet152
+from parity_models.models.networks.network import Effort, Grid, NamedNetwork, Network, Shape
+from parity_models.models.networks.published import VGG11, ResNet18, ResNet152
 from parity_models.models.networks.quadratic import Quadratic
 from parity_models.models.networks.resnet import SmallResNet
 from parity_models.models.networks.sequence import SequenceResNet
+from parity_models.models.networks.text import Text
+from parity_models.registry import Registry, is_own
 
-Grid = tuple[int, int]
-Shape = tuple[int, ...]
-
-NETWORKS: dict[str, Callable[[Shape, Shape, Grid], nn.Module]] = {
-    "linear": lambda inputs, outputs, grid: Linear(inputs, outputs),
-    "mlp": lambda inputs, outputs, grid: MLP(inputs, outputs),
-    "quadratic": lambda inputs, outputs, grid: Quadratic(inputs, outputs),
-    "lenet5": lambda inputs, outputs, grid: LeNet5(inputs, outputs),
-    "resnet-small": SmallResNet,
-    "resnet-1d": lambda inputs, outputs, grid: SequenceResNet(inputs, outputs),
-    "vgg11": VGG11,
-    "resnet18": resnet18,
-    "resnet152": resnet152,
-}
-
-SCALABLE: dict[str, Callable[[Shape, Shape, Grid, float], nn.Module]] = {
-    "vgg11": VGG11,
-    "resnet18": resnet18,
-    "resnet152": resnet152,
-}
-"""Networks that also come with a multiple of their channels: resnet18@0.25 has a quarter."""
-
-WIDEST = 4.0
+NETWORKS = Registry[Network](
+    "network",
+    Network,
+    Linear,
+    MLP,
+    Quadratic,
+    LeNet5,
+    SmallResNet,
+    SequenceResNet,
+    VGG11,
+    ResNet18,
+    ResNet152,
+    Text,
+    Features,
+    Bytes,
+)
+"""The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
+quarter of the channels."""
 
 
-def build_network(
-    name: str, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1)
-) -> nn.Module:
-    """The network called `name`, freshly initialised: (n, *input_shape) to (n, *output_shape).
+def build_network(name: str, inputs: Shape, outputs: Shape, grid: Grid = (1, 1)) -> nn.Module:
+    """The network called `name`, freshly initialised: (n, *inputs) to (n, *outputs).
 
-    `grid` are the rows and columns of tiles in an input that concatenation made: networks that
-    average their last feature map over the whole image do so tile by tile, so that the head
-    sees which slot a feature comes from. Raises TrainingError for a name that does not exist
-    and for a network that cannot take such inputs.
+    Names out of bundles come here: users' own are never imported. `grid`: see `Network.build`.
+    Raises TrainingError for a name or options that do not exist, and for a network that cannot take
+    such inputs.
     """
-    family, at, width = name.partition("@")
-    if family not in NETWORKS:
-        known = ", ".join(NETWORKS)
-        raise TrainingError(f"no network is called {name!r}; there are {known}")
-    if at:
-        return _scalable(name)(input_shape, output_shape, grid, _width(name, width))
-    return NETWORKS[family](input_shape, output_shape, grid)
+    if is_own(name):
+        raise TrainingError(f"{name} is a network of somebody's own, which is not imported here")
+    try:
+        network, options = NETWORKS.parse(name)
+    except UserError as error:
+        raise TrainingError(str(error)) from error
+    return network.build(options, inputs, outputs, grid)
 
 
 def family(name: str) -> str:
-    """The name of a network without the multiple of its channels: resnet18 of resnet18@0.25."""
+    """The name of a network without its options: resnet18 of resnet18@0.25."""
     return name.partition("@")[0]
-
-
-def _scalable(name: str) -> Callable[[Shape, Shape, Grid, float], nn.Module]:
-    try:
-        return SCALABLE[family(name)]
-    except KeyError:
-        raise TrainingError(
-            f"{family(name)} comes in one width; {', '.join(SCALABLE)} take others, as in "
-            "resnet18@0.25"
-        ) from None
-
-
-def _width(name: str, text: str) -> float:
-    try:
-        width = float(text)
-    except ValueError:
-        width = 0.0
-    if not 0 < width <= WIDEST:
-        raise TrainingError(
-            f"{name!r} asks for no width: after the @ stands a multiple of the channels, up to "
-            f"{WIDEST:g}, as in resnet18@0.25"
-        )
-    return width
 
 
 __all__ = [
     "MLP",
     "NETWORKS",
-    "SCALABLE",
+    "Bytes",
+    "Effort",
+    "Features",
     "LeNet5",
     "Linear",
+    "NamedNetwork",
+    "Network",
     "Quadratic",
     "SequenceResNet",
     "SmallResNet",
+    "Text",
     "build_network",
     "family",
 ]

@@ -5,18 +5,26 @@ from math import prod
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
+from parity_models.models.networks.network import Effort, Scalable, times
 
 SMALLEST = 12
 
 
-class LeNet5(nn.Module):
+class LeNet5(Scalable, nn.Module):
     """Two convolutions and three full layers (LeCun et al., 1998), with ReLU and max pooling.
 
     Takes images (n, channels, height, width) of at least 12x12, gives (n, *output_shape). For
-    28x28 its layers have the sizes of the original: the first convolution pads to 32x32.
+    28x28 its layers have the sizes of the original, times `width`: the first convolution pads to
+    32x32.
     """
 
-    def __init__(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+    name = "lenet5"
+    deployed = Effort(20, 256, 4e-3, 5e-2, mirror=True, threaded=True)
+    parity = Effort(30, 256, 4e-3, 5e-2, mirror=True, threaded=True)
+
+    def __init__(
+        self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], width: float = 1.0
+    ) -> None:
         super().__init__()
         if len(input_shape) != 3 or min(input_shape[1:]) < SMALLEST:
             raise TrainingError(
@@ -24,21 +32,22 @@ class LeNet5(nn.Module):
                 f"{SMALLEST}x{SMALLEST}, not inputs of shape {input_shape}; use mlp or, for "
                 "small images, resnet-small"
             )
-        channels, height, width = input_shape
+        channels, rows, columns = input_shape
+        first, second, third, fourth = (times(width, units) for units in (6, 16, 120, 84))
         self.output_shape = output_shape
         self.layers = nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=2),
+            nn.Conv2d(channels, first, 5, padding=2),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
+            nn.Conv2d(first, second, 5),
             nn.ReLU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(16 * _left(height) * _left(width), 120),
+            nn.Linear(second * _left(rows) * _left(columns), third),
             nn.ReLU(),
-            nn.Linear(120, 84),
+            nn.Linear(third, fourth),
             nn.ReLU(),
-            nn.Linear(84, prod(output_shape)),
+            nn.Linear(fourth, prod(output_shape)),
         )
 
     def forward(self, input: Tensor) -> Tensor:

@@ -12,16 +12,14 @@ from torch import Tensor, nn
 from torchvision.models import resnet, vgg
 
 from parity_models.errors import TrainingError
-
-Shape = tuple[int, ...]
-Grid = tuple[int, int]
+from parity_models.models.networks.network import Effort, Grid, Scalable, Shape, times
 
 SMALL = 64
 """Images with a shorter side than this keep their size in the first layers of a ResNet, which
 were made for photographs four times as large."""
 
 
-class VGG11(nn.Module):
+class VGG11(Scalable, nn.Module):
     """VGG-11 with batch normalisation: (n, channels, height, width) to (n, *output_shape).
 
     Takes images of any size from 8x8: poolings that would leave fewer pixels than `grid` has
@@ -29,13 +27,21 @@ class VGG11(nn.Module):
     original's weights.
     """
 
+    name = "vgg11"
+    deployed = Effort(10, 128, 2e-3, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 2e-3, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        return cls(inputs, outputs, grid, options.width)
+
     def __init__(
         self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
     ) -> None:
         super().__init__()
         channels, *size = _image(input_shape, grid, "vgg11")
         layers = [
-            _scaled(layer, width) if isinstance(layer, int) else layer for layer in vgg.cfgs["A"]
+            times(width, layer) if isinstance(layer, int) else layer for layer in vgg.cfgs["A"]
         ]
         self.features = vgg.make_layers(layers, batch_norm=True)
         for i, layer in enumerate(self.features):
@@ -45,9 +51,9 @@ class VGG11(nn.Module):
                 size = [length // 2 for length in size]
             else:  # in its place, so that weights have the same names for images of any size
                 self.features[i] = nn.Identity()
-        self.features[0] = nn.Conv2d(channels, _scaled(64, width), 3, padding=1)
+        self.features[0] = nn.Conv2d(channels, times(width, 64), 3, padding=1)
         self.pool = nn.AdaptiveAvgPool2d(grid)
-        self.head = nn.Linear(_scaled(512, width) * prod(grid), prod(output_shape))
+        self.head = nn.Linear(times(width, 512) * prod(grid), prod(output_shape))
         self.output_shape = output_shape
 
     def forward(self, input: Tensor) -> Tensor:
@@ -71,7 +77,7 @@ class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
         channels, *size = _image(input_shape, grid, name)
         self._width = width
         super().__init__(block, blocks)
-        stem = _scaled(64, width)
+        stem = times(width, 64)
         if min(size) < SMALL:
             self.conv1 = nn.Conv2d(channels, stem, 3, padding=1, bias=False)
             self.maxpool = nn.Identity()
@@ -85,8 +91,8 @@ class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
         if planes == 64:  # the first stage takes what the scaled stem gives
-            self.inplanes = _scaled(64, self._width)
-        planes = _scaled(planes, self._width)
+            self.inplanes = times(self._width, 64)
+        planes = times(self._width, planes)
         stage: nn.Sequential = super()._make_layer(block, planes, *args, **kwargs)
         return stage
 
@@ -95,22 +101,30 @@ class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
         return output.reshape(-1, *self.output_shape)
 
 
-def resnet18(
-    input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
-) -> DeepResNet:
+class ResNet18(Scalable):
     """ResNet-18: two basic blocks in each of four stages."""
-    blocks = [2, 2, 2, 2]
-    return DeepResNet("resnet18", resnet.BasicBlock, blocks, input_shape, output_shape, grid, width)
+
+    name = "resnet18"
+    deployed = Effort(10, 128, 4e-3, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 4e-3, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        blocks = [2, 2, 2, 2]
+        return DeepResNet(cls.name, resnet.BasicBlock, blocks, inputs, outputs, grid, options.width)
 
 
-def resnet152(
-    input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
-) -> DeepResNet:
+class ResNet152(Scalable):
     """ResNet-152: 3, 8, 36 and 3 bottleneck blocks."""
-    blocks = [3, 8, 36, 3]
-    return DeepResNet(
-        "resnet152", resnet.Bottleneck, blocks, input_shape, output_shape, grid, width
-    )
+
+    name = "resnet152"
+    deployed = Effort(10, 128, 2e-3, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 2e-3, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        blocks = [3, 8, 36, 3]
+        return DeepResNet(cls.name, resnet.Bottleneck, blocks, inputs, outputs, grid, options.width)
 
 
 def _image(shape: Shape, grid: Grid, name: str) -> Shape:
@@ -122,7 +136,3 @@ def _image(shape: Shape, grid: Grid, name: str) -> Shape:
             "images, resnet-small"
         )
     return shape
-
-
-def _scaled(channels: int, width: float) -> int:
-    return max(1, round(channels * width))

@@ -4,15 +4,21 @@ from math import prod
 
 from torch import Tensor, nn
 
+from parity_models.models.networks.network import Effort, Plain
+
 UNITS = 64
 
 
-class Quadratic(nn.Module):
+class Quadratic(Plain, nn.Module):
     """One hidden layer of 64 units that are squared: a polynomial of degree 2.
 
     (Squares as activations: Gilad-Bachrach et al., CryptoNets, ICML 2016.) Takes inputs of any
     shape, flattened: (n, *input_shape) to (n, *output_shape).
     """
+
+    name = "quadratic"
+    deployed = Effort(30, 256, 2e-3, 5e-2, mirror=False, threaded=False)
+    parity = Effort(60, 256, 4e-3, 5e-2, mirror=False, threaded=False)
 
     def __init__(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
         super().__init__()

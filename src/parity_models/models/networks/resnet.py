@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
+from parity_models.models.networks.network import Effort, Grid, Scalable, Shape, times
 
 STAGES = (16, 32, 64)
 """Channels of each stage; all but the first halve height and width."""
@@ -14,18 +16,28 @@ STAGES = (16, 32, 64)
 Pair = tuple[int, int]
 
 
-class SmallResNet(nn.Module):
-    """Three stages of one residual block with 16, 32 and 64 channels (He et al., CVPR 2016).
+class SmallResNet(Scalable, nn.Module):
+    """Three stages of one residual block with 16, 32 and 64 channels, times `width`.
 
+    (He et al., CVPR 2016.)
     Takes images (n, channels, height, width), gives (n, *output_shape). The last feature map is
     averaged over each cell of `grid` (rows, columns), by default over the whole image.
     """
+
+    name = "resnet-small"
+    deployed = Effort(6, 128, 1e-2, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 1e-2, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        return cls(inputs, outputs, grid, options.width)
 
     def __init__(
         self,
         input_shape: tuple[int, ...],
         output_shape: tuple[int, ...],
         grid: tuple[int, int] = (1, 1),
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         rows, columns = grid
@@ -42,9 +54,10 @@ class SmallResNet(nn.Module):
             )
         self.output_shape = output_shape
         self.grid = grid
-        self.stem = convolution(input_shape[0], STAGES[0], (3, 3))
-        self.stages = residual_stages(STAGES, (3, 3), (2, 2))
-        self.head = nn.Linear(STAGES[-1] * rows * columns, prod(output_shape))
+        channels = [times(width, each) for each in STAGES]
+        self.stem = convolution(input_shape[0], channels[0], (3, 3))
+        self.stages = residual_stages(channels, (3, 3), (2, 2))
+        self.head = nn.Linear(channels[-1] * rows * columns, prod(output_shape))
 
     def forward(self, input: Tensor) -> Tensor:
         features = self.stages(functional.relu(self.stem(input)))

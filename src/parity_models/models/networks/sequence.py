@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
+from parity_models.models.networks.network import Effort, Scalable, times
 from parity_models.models.networks.resnet import convolution, residual_stages
 
 Shape = tuple[int, ...]
@@ -19,15 +20,20 @@ SIZE = 5
 LEAST_STEPS = 8
 
 
-class SequenceResNet(nn.Module):
-    """Three stages of one residual block with 32, 64 and 128 channels, convolved over time.
+class SequenceResNet(Scalable, nn.Module):
+    """Three stages of one residual block with 32, 64 and 128 channels, times `width`, convolved
+    over time.
 
     Takes sequences (n, channels, time) or (n, time, channels), whichever axis is the longer being
     time, or images of one row, (n, channels, 1, time); gives (n, *output_shape). The last feature
     map is averaged over time.
     """
 
-    def __init__(self, input_shape: Shape, output_shape: Shape) -> None:
+    name = "resnet-1d"
+    deployed = Effort(15, 128, 1e-2, 5e-2, mirror=False, threaded=True)
+    parity = Effort(20, 64, 1e-2, 5e-2, mirror=False, threaded=True)
+
+    def __init__(self, input_shape: Shape, output_shape: Shape, width: float = 1.0) -> None:
         super().__init__()
         image = image_shape(input_shape)
         if len(image) != 3 or image[1] != 1 or image[2] < LEAST_STEPS:
@@ -37,9 +43,10 @@ class SequenceResNet(nn.Module):
             )
         self.input_shape = input_shape
         self.output_shape = output_shape
-        self.stem = convolution(image[0], STAGES[0], (1, SIZE))
-        self.stages = residual_stages(STAGES, (1, SIZE), (1, 2))
-        self.head = nn.Linear(STAGES[-1], prod(output_shape))
+        channels = [times(width, each) for each in STAGES]
+        self.stem = convolution(image[0], channels[0], (1, SIZE))
+        self.stages = residual_stages(channels, (1, SIZE), (1, 2))
+        self.head = nn.Linear(channels[-1], prod(output_shape))
 
     def forward(self, input: Tensor) -> Tensor:
         images = as_images(input, self.input_shape)

@@ -33,11 +33,12 @@ class Slotwise(nn.Module):
         self.network = build(folded)
 
     def forward(self, input: Tensor) -> Tensor:
-        images = as_images(input.reshape(-1, *self.query_shape), self.query_shape)
-        outputs: Tensor = self.network(self._fold(images))
+        outputs: Tensor = self.network(self.fold(input.reshape(-1, *self.query_shape)))
         return outputs.reshape(-1, self.k, *outputs.shape[1:])
 
-    def _fold(self, images: Tensor) -> Tensor:
+    def fold(self, queries: Tensor) -> Tensor:
+        """Queries (n, *query_shape) as images whose blocks are channels of one place."""
+        images = as_images(queries, self.query_shape)
         (channels, height, width), (rows, columns) = self.image_shape, self.block
         beyond = (0, -width % columns, 0, -height % rows)
         if any(beyond):
@@ -66,6 +67,22 @@ class Slotwise(nn.Module):
                 weights = weights.repeat_interleave(pixels, 1) / pixels
             if mine.shape == weights.shape:
                 mine.copy_(weights)
+
+
+class Slot(nn.Module):
+    """One slot of `slotwise`, by itself: takes (n, *query_shape), gives (n, *outputs).
+
+    It answers one query in 1 / k of the time that `slotwise` takes for k.
+    """
+
+    def __init__(self, slotwise: Slotwise) -> None:
+        super().__init__()
+        self._slotwise = slotwise
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The outputs for queries, each of which `slotwise` would answer so in any slot."""
+        outputs: Tensor = self._slotwise.network(self._slotwise.fold(input))
+        return outputs
 
 
 def _block(k: int, height: int) -> tuple[int, int]:

@@ -19,10 +19,10 @@ Queue = OrderedDict[Task, None]
 class Dispatch(ABC):
     """Holds queued tasks and idle instances, and matches them.
 
-    Work of the deployed model goes before all other work, and spare tasks last: they are taken
-    only while more than `reserve` of the instances that run the deployed model are idle, so
-    that queries about to arrive find one. Tasks that are to run apart do, as far as there are
-    instances for it. One rule serves one scheduler.
+    Stand-ins' tasks go before those of the deployed model, as they are for queries that have waited
+    longer, but preemptible ones go last: they are taken only while more than `reserve` of the
+    instances that run the deployed model are idle, so that queries about to arrive find one. Tasks
+    that are to run apart do, as far as there are instances for it. One rule serves one scheduler.
 
     A subclass says its `name` and its `Options`.
     """
@@ -40,23 +40,23 @@ class Dispatch(ABC):
         return cls(options)
 
     def __init__(self, options: Any = None) -> None:
-        self._works: dict[str, frozenset[str]] = {}
+        self._roles: dict[str, frozenset[str]] = {}
         self._up: dict[str, list[str]] = {}
         self._node: dict[str, Hashable] = {}
         self._nodes: int | None = None
         self._doubted: set[str] = set()
 
     def instances_up(self) -> dict[str, int]:
-        """How many instances are up, by work they can run."""
-        return {work: len(instances) for work, instances in self._up.items() if instances}
+        """How many instances are up, by role they can run."""
+        return {role: len(instances) for role, instances in self._up.items() if instances}
 
-    def up(self, work: str) -> int:
-        """How many instances are up that can run this work."""
-        return len(self._up.get(work, ()))
+    def up(self, role: str) -> int:
+        """How many instances are up that can run this role."""
+        return len(self._up.get(role, ()))
 
     @abstractmethod
-    def idle_for(self, work: str) -> int:
-        """How many instances that can run this work are idle."""
+    def idle_for(self, role: str) -> int:
+        """How many instances that can run this role are idle."""
 
     @property
     def nodes(self) -> int:
@@ -67,21 +67,21 @@ class Dispatch(ABC):
             self._nodes = len(deployed) if shared else 0
         return self._nodes
 
-    def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
         """An instance may be given work from now on, and is idle."""
-        self._works[instance] = works
+        self._roles[instance] = roles
         self._node[instance] = (instance,) if node is None else node
         self._nodes = None
-        for work in works:
-            self._up.setdefault(work, []).append(instance)
+        for role in roles:
+            self._up.setdefault(role, []).append(instance)
 
     def leave(self, instance: str) -> None:
         """An instance is to be given no more work, idle or not; it may still run a unit."""
         del self._node[instance]
         self._doubted.discard(instance)
         self._nodes = None
-        for work in self._works.pop(instance):
-            self._up[work].remove(instance)
+        for role in self._roles.pop(instance):
+            self._up[role].remove(instance)
 
     @abstractmethod
     def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
@@ -121,11 +121,11 @@ class Dispatch(ABC):
 
     @abstractmethod
     def depths(self) -> dict[str, int]:
-        """How many tasks are queued, by work; works without any may be left out."""
+        """How many tasks are queued, by role; roles without any may be left out."""
 
     @abstractmethod
-    def depth(self, work: str) -> int:
-        """How many tasks of this work are queued."""
+    def depth(self, role: str) -> int:
+        """How many tasks of this role are queued."""
 
     @abstractmethod
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
@@ -176,7 +176,7 @@ class Dispatch(ABC):
         First comes that an instance has not failed the task, then that it has nothing that the
         task is to run apart from, then that its node has not.
         """
-        suited = self._up.get(task.work, [])
+        suited = self._up.get(task.role, [])
         taken = self._taken(task)
         if not taken and not task.failed_on:
             return suited
@@ -199,19 +199,23 @@ class Dispatch(ABC):
 
 
 def add_to(queue: Queue, task: Task, *, first: bool) -> None:
+    """Queue a task, `first` at the head."""
     queue[task] = None
     if first:
         queue.move_to_end(task, last=False)
 
 
 QueueKey = tuple[bool, bool, str]
-"""Queues by priority: is the work spare, is it redundant, which work."""
+"""Queues by priority: is the task preemptible, is it of the deployed model, which role."""
 
 
 def key_of(task: Task) -> QueueKey:
-    return (task.spare, task.work != DEPLOYED, task.work)
+    """The queue that the task belongs into."""
+    return (task.preemptible, task.role == DEPLOYED, task.role)
 
 
-def keys_of(works: Iterable[str]) -> list[QueueKey]:
-    """The queues that an instance with these works takes from, the most urgent first."""
-    return sorted((spare, work != DEPLOYED, work) for work in works for spare in (False, True))
+def keys_of(roles: Iterable[str]) -> list[QueueKey]:
+    """The queues that an instance with these roles takes from, the most urgent first."""
+    return sorted(
+        (preemptible, role == DEPLOYED, role) for role in roles for preemptible in (False, True)
+    )

@@ -38,9 +38,9 @@ class InstanceQueues(Dispatch):
     def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
         """The instance to place a task at that goes into its queue `key`."""
 
-    def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
-        super().join(instance, works, node)
-        self._queues[instance] = {key: OrderedDict() for key in keys_of(works)}
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        super().join(instance, roles, node)
+        self._queues[instance] = {key: OrderedDict() for key in keys_of(roles)}
         self.idle(instance, 0.0)
         homeless, self._homeless = self._homeless, OrderedDict()
         self._place_again(homeless)
@@ -63,11 +63,13 @@ class InstanceQueues(Dispatch):
         self._ready.pop(instance, None)
         return True
 
-    def idle_for(self, work: str) -> int:
-        return sum(work in self._works[instance] for instance in self._idle)
+    def idle_for(self, role: str) -> int:
+        if self.up(role) == len(self._roles):
+            return len(self._idle)
+        return sum(role in self._roles[instance] for instance in self._idle)
 
     def add(self, task: Task, *, first: bool = False) -> None:
-        self._depths[task.work] = self._depths.get(task.work, 0) + 1
+        self._depths[task.role] = self._depths.get(task.role, 0) + 1
         suited = self._suited(task)
         if not suited:
             add_to(self._homeless, task, first=first)
@@ -85,7 +87,7 @@ class InstanceQueues(Dispatch):
         queue = self._homeless if instance is None else self._queues[instance][key_of(task)]
         if task in queue:
             del queue[task]
-            self._depths[task.work] -= 1
+            self._depths[task.role] -= 1
 
     def where(self, task: Task) -> str | None:
         return self._where.get(task) or super().where(task)
@@ -93,8 +95,8 @@ class InstanceQueues(Dispatch):
     def depths(self) -> dict[str, int]:
         return dict(self._depths)
 
-    def depth(self, work: str) -> int:
-        return self._depths.get(work, 0)
+    def depth(self, role: str) -> int:
+        return self._depths.get(role, 0)
 
     def assign(self, max_batch: int) -> Iterator[tuple[str, list[Task]]]:
         ready, self._ready = self._ready, {}
@@ -107,13 +109,13 @@ class InstanceQueues(Dispatch):
                 self._ready[instance] = None
 
     def _next_batch(self, instance: str, max_batch: int) -> list[Task]:
-        needed = DEPLOYED in self._works[instance] and len(self._idle) <= self.reserve
-        for (spare, _, work), queue in self._queues[instance].items():
-            batch = [] if spare and needed else self._take_batch(queue, instance, max_batch)
+        needed = DEPLOYED in self._roles[instance] and len(self._idle) <= self.reserve
+        for (preemptible, _, role), queue in self._queues[instance].items():
+            batch = [] if preemptible and needed else self._take_batch(queue, instance, max_batch)
             if batch:
                 for task in batch:
                     del self._where[task]
-                self._depths[work] -= len(batch)
+                self._depths[role] -= len(batch)
                 return batch
         return []
 
@@ -134,7 +136,7 @@ class InstanceQueues(Dispatch):
         tasks = list(tasks)
         for task in tasks:
             self._where.pop(task, None)
-            self._depths[task.work] -= 1
+            self._depths[task.role] -= 1
         for task in tasks:
             self.add(task)
 

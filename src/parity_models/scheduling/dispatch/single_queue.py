@@ -21,7 +21,7 @@ Idle = list[tuple[float, int, str]]
 
 
 class SingleQueue(Dispatch):
-    """One queue per kind of work; the instance that has been idle longest takes from it.
+    """One queue per role; the instance that has been idle longest takes from it.
 
     The default, and the paper's (Kosaian et al., SOSP 2019, section 5.1): a slow instance
     takes little, and no query waits behind another on a busy instance while one is idle.
@@ -35,8 +35,8 @@ class SingleQueue(Dispatch):
         self._idle: dict[frozenset[str], Idle] = {}
         self._turn = 0
 
-    def join(self, instance: str, works: frozenset[str], node: str | None) -> None:
-        super().join(instance, works, node)
+    def join(self, instance: str, roles: frozenset[str], node: str | None) -> None:
+        super().join(instance, roles, node)
         self._add_idle(instance, 0.0)
 
     def leave(self, instance: str) -> None:
@@ -47,23 +47,23 @@ class SingleQueue(Dispatch):
         self._add_idle(instance, 0.0)
 
     def occupy(self, instance: str) -> bool:
-        idle = self._idle[self._works[instance]]
+        idle = self._idle[self._roles[instance]]
         others = [entry for entry in idle if entry[2] != instance]
         if len(others) == len(idle):
             return False
         heapq.heapify(others)
-        self._idle[self._works[instance]] = others
+        self._idle[self._roles[instance]] = others
         return True
 
     def trust(self, instance: str) -> None:
         super().trust(instance)
-        if instance in self._works and self.occupy(instance):
+        if instance in self._roles and self.occupy(instance):
             self.idle(instance, 0.0, finished=False)
 
-    def idle_for(self, work: str) -> int:
+    def idle_for(self, role: str) -> int:
         count = 0
-        for works, idle in self._idle.items():
-            if work in works:
+        for roles, idle in self._idle.items():
+            if role in roles:
                 count += len(idle)
         return count
 
@@ -79,14 +79,14 @@ class SingleQueue(Dispatch):
 
     def depths(self) -> dict[str, int]:
         depths: dict[str, int] = {}
-        for (_, _, work), queue in self._queues.items():
-            depths[work] = depths.get(work, 0) + len(queue)
+        for (_, _, role), queue in self._queues.items():
+            depths[role] = depths.get(role, 0) + len(queue)
         return depths
 
-    def depth(self, work: str) -> int:
+    def depth(self, role: str) -> int:
         count = 0
         for key, queue in self._queues.items():
-            if key[2] == work:
+            if key[2] == role:
                 count += len(queue)
         return count
 
@@ -109,15 +109,15 @@ class SingleQueue(Dispatch):
     def _add_idle(self, instance: str, rank: float) -> None:
         self._turn += 1
         rank = inf if instance in self._doubted else rank
-        idle = self._idle.setdefault(self._works[instance], [])
+        idle = self._idle.setdefault(self._roles[instance], [])
         heapq.heappush(idle, (rank, self._turn, instance))
 
     def _assign_one(
         self, key: QueueKey, queue: Queue, max_batch: int
     ) -> tuple[str, list[Task]] | None:
-        spare, _, work = key
-        for works, idle in self._idle.items():
-            if not idle or work not in works or (spare and self._needed(works)):
+        preemptible, _, role = key
+        for roles, idle in self._idle.items():
+            if not idle or role not in roles or (preemptible and self._needed(roles)):
                 continue
             passed = []
             batch: list[Task] = []
@@ -132,9 +132,9 @@ class SingleQueue(Dispatch):
                 return entry[2], batch
         return None
 
-    def _needed(self, works: frozenset[str]) -> bool:
-        """Are all idle instances with these works kept for originals?"""
-        if DEPLOYED not in works:
+    def _needed(self, roles: frozenset[str]) -> bool:
+        """Are all idle instances with these roles kept for originals?"""
+        if DEPLOYED not in roles:
             return False
         return self.idle_for(DEPLOYED) <= self.reserve
 
@@ -155,8 +155,8 @@ class LatencyAware(SingleQueue):
     """Of the newest service time in the mean."""
 
     SCARCE, ALIKE = 3, 1.25
-    """While idle instances are scarce, no more than so many times those to keep, spare work takes
-    the fastest only if those it leaves are slower by no more than this factor."""
+    """While idle instances are scarce, no more than so many times those to keep, a preemptible task
+    takes the fastest only if those it leaves are slower by no more than this factor."""
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)
@@ -174,10 +174,10 @@ class LatencyAware(SingleQueue):
             self._mean[instance] = mean + self.WEIGHT * (took - mean)
         self._add_idle(instance, self._mean.get(instance, 0.0))
 
-    def _needed(self, works: frozenset[str]) -> bool:
-        if DEPLOYED not in works or super()._needed(works):
-            return DEPLOYED in works
-        heaps = [idle for works, idle in self._idle.items() if DEPLOYED in works]
+    def _needed(self, roles: frozenset[str]) -> bool:
+        if DEPLOYED not in roles or super()._needed(roles):
+            return DEPLOYED in roles
+        heaps = [idle for roles, idle in self._idle.items() if DEPLOYED in roles]
         if sum(map(len, heaps)) > self.SCARCE * self.reserve:
             return False
         ranks = sorted(entry[0] for idle in heaps for entry in idle)

@@ -9,9 +9,11 @@ A query that runs on several instances at once (copies, parity queries of it) ma
 It is then tried alone less often, such that three instances are lost all the same. More are lost
 only where more than three ran it at once; or where three did, each beside other queries that may as
 well be the reason: then it is tried alone once, for their sake.
-"""
 
-from collections.abc import Callable
+An instance may have been broken when the unit began: by what it had been given before, and has not
+finished. Where an upstream restarts what ended, the next query would be taken for the reason. Such
+a loss is held against no query: it is tried again as if the instance had turned it away.
+"""
 
 from parity_models.scheduling.actions import DEPLOYED, Reason
 from parity_models.scheduling.dispatch import Dispatch
@@ -26,23 +28,16 @@ ENOUGH = 3
 class Poison:
     """Retries what instances ran when they left; acts through the port.
 
-    `max_attempts`: how often a task is tried. `tell` calls a hook of the policy that may raise:
-    (queries that it is about, hook, arguments).
+    `max_attempts`: how often a task is tried.
     """
 
     def __init__(
-        self,
-        port: HealthPort,
-        policy: Policy,
-        dispatch: Dispatch,
-        max_attempts: int,
-        tell: Callable[..., None],
+        self, port: HealthPort, policy: Policy, dispatch: Dispatch, max_attempts: int
     ) -> None:
         self._port = port
         self._policy = policy
         self._dispatch = dispatch
         self._max_attempts = max_attempts
-        self._tell = tell
         self._set_aside: dict[Query, Task | None] = {}
 
     def lost(self, unit: Unit) -> None:
@@ -51,20 +46,21 @@ class Poison:
         for task in unit.tasks:
             if task.wanted:
                 task.failed_on.append(unit.instance)
+                task.turned_away += not unit.sound
             for query_id in self._policy.carries(task):
                 query = self._port.pending_query(query_id)
                 if query is not None and query not in suspects:
-                    query.kills += 1
+                    query.kills += unit.sound
                     suspects[query] = None
-            if task.work != DEPLOYED:
+            if task.role != DEPLOYED:
                 self._port.drop(task)
         for query in suspects:
-            query.lost_alone |= len(suspects) == 1
-            self._tell((query.id,), self._policy.suspected, self._port, query)
+            query.lost_alone |= unit.sound and len(suspects) == 1
+            self._port.tell((query.id,), self._policy.suspected, self._port, query)
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
                 self._set_aside[query] = kept
-            self._tell((query.id,), self._policy.urgent, self._port, query)
+            self._port.tell((query.id,), self._policy.urgent, self._port, query)
 
     def retry(self) -> None:
         """Queue or fail those that were set aside, as far as it is known which is to be done."""
@@ -85,7 +81,7 @@ class Poison:
                 self._port.fail(query, Reason.INSTANCES_FAILED, tries)
             elif not self._runs(query):
                 del self._set_aside[query]
-                self._port.queue_again(query, task)
+                self._port.queue_again(task)
 
     def __len__(self) -> int:
         """How many queries are set aside."""

@@ -11,14 +11,14 @@ BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
 times as long as the longest recent unit."""
 
 KNOWN = 100
-"""So many units of a work must have finished before any counts as hung."""
+"""So many units of a role must have finished before any counts as hung."""
 
 WINDOW = 500
 """The longest of this many recent units is known, and of up to twice as many."""
 
 
 class RunLimits:
-    """The limits of units by work, under a `deadline` for queries. Times in seconds.
+    """The limits of units by role, under a `deadline` for queries. Times in seconds.
 
     Chosen by simulation (tests/scheduling/test_hung.py; units of 20 ms): under shuffles, slowdowns,
     pauses of 0.1, 0.3 and 1 s on average, units 10 times as slow for minutes and run times of
@@ -29,17 +29,17 @@ class RunLimits:
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
-        self._works: dict[str, _Longest] = {}
+        self._roles: dict[str, _Longest] = {}
 
-    def finished(self, work: str, seconds: float) -> None:
-        longest = self._works.get(work)
+    def finished(self, role: str, seconds: float) -> None:
+        longest = self._roles.get(role)
         if longest is None:
-            longest = self._works[work] = _Longest()
+            longest = self._roles[role] = _Longest()
         longest.add(seconds)
 
-    def limit(self, work: str) -> float | None:
-        """How long a unit of this work may take; None while that is unknown."""
-        known = self._works.get(work)
+    def limit(self, role: str) -> float | None:
+        """How long a unit of this role may take; None while that is unknown."""
+        known = self._roles.get(role)
         if known is None or known.count < KNOWN:
             return None
         longest = known.longest

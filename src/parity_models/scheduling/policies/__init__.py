@@ -1,16 +1,17 @@
 """Redundancy policies: what is sent besides the originals. One policy, one file."""
 
 from parity_models.registry import Registry
-from parity_models.scheduling.policies.adaptive import AdaptiveParity
+from parity_models.scheduling.policies.adaptive import Adaptive
 from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.backup import ApproximateBackup
 from parity_models.scheduling.policies.coded import Pool
-from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.policies.erasures import Erasures, StandIns
 from parity_models.scheduling.policies.hedging import Hedging
 from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
 from parity_models.scheduling.policies.parity import Parity
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.replication import Replication
+from parity_models.scheduling.policies.tied import Tied
 
 POLICIES = Registry[Policy](
     "policy",
@@ -19,15 +20,17 @@ POLICIES = Registry[Policy](
     EqualResources,
     Replication,
     Hedging,
+    Tied,
     ApproximateBackup,
     Parity,
-    AdaptiveParity,
+    Adaptive,
+    renamed={"adaptive-parity": Adaptive.name},
 )
 """The redundancy policies."""
 
 __all__ = [
     "POLICIES",
-    "AdaptiveParity",
+    "Adaptive",
     "AnswerRule",
     "ApproximateBackup",
     "EqualResources",
@@ -38,4 +41,6 @@ __all__ = [
     "Policy",
     "Pool",
     "Replication",
+    "StandIns",
+    "Tied",
 ]

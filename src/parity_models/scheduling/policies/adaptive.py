@@ -1,113 +1,350 @@
-"""Adaptive parity: coded resilience that needs no tuning.
+"""The adaptive policy: what is late is asked of the best stand-in there is.
 
-Five questions are answered from what the scheduler sees, none from configuration:
+Every query runs on the deployed model. While it does, its age is watched. Once it is at risk
+(risk.py), on a slow instance perhaps at once, the most beneficial of these is sent, by one rule
+(benefit.py) and what is measured of each:
 
-    Is redundancy worth anything? Only if some of the recent units ran for longer than a parity
-    query would take. If all took about the same, no parity is sent.
+    the backup, for this query alone;
+    a parity query of this one and of others that run long enough to be worth a place in it,
+    filled up with answered ones;
+    an exact copy, which is all that an exact query gets, or one whose stand-in's answer was
+    refused.
 
-    Is there capacity for it? Parity queries are sent when their group is full, and start as long
-    as that leaves instances idle for the queries about to arrive: none while the median query is
-    answered as soon as the median unit has run, up to the root of the queries under way when it
-    is not (margin.py).
-
-    Is it spare? As long as originals take as long beside redundant work as without any. Where
-    instances share cores they do not, and fewer parity queries are sent (interference.py).
-
-    Which queries are slow? One whose original, and parity if that runs, have run for longer than
-    three quarters of all units do is sent once more, on spare capacity alike. Past 95 % it is
-    late: its copy takes its turn among originals, within a budget (Dean and Barroso, CACM 2013)
-    that does not grow while more originals and copies wait than the queries under way fluctuate by.
-
-    Is a copy likely to help? It takes a median run time. As long as fewer than three in ten of
-    the recent units took so long still from that age on, it is not sent.
-
-Recently slow instances take last (dispatch.LatencyAware).
+If that is late as well, the next is sent, by the same rule. What a backup says before its query is
+late is kept until then. Nothing of this is preemptible: it is for the oldest queries. It is dear
+while the load is high, and nothing is sent under overload. As long as no run times are known, a
+query is late that has used up half of its time. Recently slow instances take last
+(dispatch.LatencyAware).
 """
 
-from parity_models.scheduling.actions import DEPLOYED
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import Annotated, Any
+
+from parity_models.options import Option
+from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
-from parity_models.scheduling.policies.coded import CodedPolicy, Pool
-from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.policies.benefit import Benefit, Choice
+from parity_models.scheduling.policies.erasures import StandIns, rows_needed
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.interference import Interference
-from parity_models.scheduling.policies.late_copies import LateCopies
+from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.policies.risk import PARITY, Risk
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
+from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query, Task, Unit
 
-GROUP_WAIT = 0.15
-"""How long a query waits for its group to fill, in median run times."""
-
-PARITY_TAKES = 1.25
-"""How long after a query its parity query's output is there, in median run times."""
-
-NEEDED = 0.001
-"""The share of units that must take longer than parity for it to be worth sending."""
+Offer = tuple[float, str, Callable[[], None]]
+"""What it is worth to send a query to a role, and how it is sent."""
+NONE: Offer = (0.0, DEPLOYED, lambda: None)
 
 
-class AdaptiveParity(CodedPolicy):
-    """Coding groups in a shared pool, and late copies, as load and run times tell; see above.
+class Adaptive(Policy):
+    """Stand-ins and copies for late queries, as run times, load and the gate tell; see above.
 
-    `hedge_budget` is how many copies a query are sent at most, on average, beside those that
-    start on spare capacity. `run_times` and `interference` are what is known to begin with; by
-    default nothing.
+    `run_times`, of the deployed model, and `interference` are what is known to begin with; by
+    default nothing. Times in seconds.
     """
 
-    name = "adaptive-parity"
+    name = "adaptive"
+    needs_stand_in = True
+
+    MOST = 3
+    """How many tasks of a query run at most: one that is slow wherever it runs is slow itself, and
+    one that ends instances is not to end more of them."""
+
+    NEWEST = 0.2
+    """The weight in the load of what is new whenever estimates are renewed."""
+
+    RULE = Benefit
+    """What it is worth to ask."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Policy.Options):
+        """What can be set."""
+
+        urgency: Annotated[
+            float,
+            Option(
+                "What a second of waiting is worth to a query that is a median run time late, in "
+                "seconds of an idle instance. More: asked earlier and more often.",
+                above=0,
+            ),
+        ] = 100.0
+
+    @classmethod
+    def build(cls, options: Any, stand_ins: StandIns) -> Policy:
+        return cls(stand_ins, options)
 
     def __init__(
         self,
-        code: Erasures,
-        options: CodedPolicy.Options | None = None,
+        stand_ins: StandIns,
+        options: Options | None = None,
         *,
-        hedge_budget: float = 0.05,
         run_times: RunTimes | None = None,
         interference: Interference | None = None,
     ) -> None:
-        groups = CodingGroups(code, max_wait=None, may_send=self._may_send)
-        super().__init__(code, groups, Pool.SHARED, run_times)
+        benefit = self.RULE((options or self.Options()).urgency)
         self.interference = Interference() if interference is None else interference
-        self.copies = LateCopies(hedge_budget, groups, self.interference)
-        self._needed = True
-        self._learn()
+        self.asks = stand_ins
+        self._code = stand_ins.code
+        self._rows = [] if self._code is None else rows_needed(self._code)
+        self._groups = None if self._code is None else CodingGroups(self._code, max_wait=None)
+        roles = [BACKUP] * stand_ins.backup + [PARITY] * bool(self._rows)
+        known = RunTimes(every=100) if run_times is None else run_times
+        places = len(self._rows)
+        self._risk = Risk(benefit, known, self.interference, roles, places, self.NEWEST)
+        self._alone: dict[int, Query] = {}
+        """The queries whose original runs, and nothing else; the oldest first."""
+        self._asked: dict[int, list[Task]] = {}
+        """All tasks of each query for which something was sent, the original first."""
+        self._kept: set[int] = set()
+        """The queries whose backup's answer is here, and not given yet."""
+
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        parity = () if self._code is None else map(parity_role, range(self._code.r))
+        backup = {BACKUP} & self._risk.stand_ins.keys()
+        return [frozenset({DEPLOYED, *backup, *parity})] * (instances + parity_instances)
 
     def dispatch(self) -> Dispatch:
         return LatencyAware()
 
+    # What runs is watched
+
     def arrived(self, port: Port, query: Query) -> None:
-        if port.queued(DEPLOYED) <= round(self.margin.fluctuation(port.pending)):
-            self.copies.earn()
-        super().arrived(port, query)
-        if port.is_placed(query.original):
-            self.copies.watch(port, query)
+        if port.is_placed(query.original):  # in the queue of an instance
+            self._watch(port, query, query.original)
 
     def starts(self, port: Port, task: Task) -> None:
         query = port.pending_query(task.subject)
-        if query is not None and task is not query.original:
+        if query is None:
+            return
+        if task is not query.original:
             self.interference.starts(task)
-        elif query is not None:
-            self.copies.watch(port, query)
-        super().starts(port, task)
+        elif query.id not in self._asked:
+            self._alone.pop(query.id, None)  # it ran before, and failed
+            self._alone[query.id] = query
+        self._watch(port, query, task)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         self.interference.starts(task)
-        super().redundancy_starts(port, task)
+        if self._groups is not None and task.role != BACKUP:
+            self._groups.redundancy_starts(port, task)
+        for query_id in self.carries(task):
+            query = port.pending_query(query_id)
+            if query is not None:
+                self._watch(port, query, task)
+
+    def _watch(self, port: Port, query: Query, task: Task) -> None:
+        """Look at the query once this task of it is at risk."""
+        self._look_at(port, query, self._at_risk(port, query, task))
+
+    def _at_risk(self, port: Port, query: Query, task: Task) -> float:
+        age = self._risk.age(query, task)
+        began = port.now if task.unit is None else task.unit.started
+        return (port.now + query.due) / 2 if age is None else began + age
+
+    def _look_at(self, port: Port, query: Query, at: float) -> None:
+        if query.id not in self._kept:  # else it is answered soon
+            at = max(at, port.now + LEAST_DELAY)
+            port.set_alarm(query, at, partial(self._look, port, query))
+
+    # What is at risk is answered otherwise
+
+    def _look(self, port: Port, query: Query) -> None:
+        """Send the most beneficial; look again after a median run time if nothing is worth it."""
+        tasks = self._asked.get(query.id, [query.original])
+        runs = [task for task in tasks if task.unit is not None]
+        if query.kills or len(runs) >= self.MOST:
+            return  # one that may end instances is tried alone
+        if not self._risk.late:
+            self._send_unmeasured(port, query, tasks)
+            return
+        newest = max(runs, key=_started, default=None)
+        if newest is None and not port.is_placed(query.original):
+            return  # it waits in the queue, as all else would, and is looked at once it runs
+        worth, role, send = max(
+            self._offers(port, query, tasks, newest), key=itemgetter(0), default=NONE
+        )
+        if worth > 0:
+            send()
+            return
+        port.held_back(role)
+        self._look_at(port, query, port.now + self._risk.benefit.median)
+
+    def _send_unmeasured(self, port: Port, query: Query, tasks: Sequence[Task]) -> None:
+        """Send what is cheapest, once each, if nothing waits for an instance."""
+        taken = [task.role for task in tasks]
+        if port.queued(DEPLOYED):
+            self._watch(port, query, query.original)
+            return
+        may_be_stood_in_for = BACKUP in self._risk.stand_ins and not (query.exact or query.spoiled)
+        if may_be_stood_in_for and BACKUP not in taken and port.up(BACKUP):
+            self._back_up(port, query)
+        elif taken.count(DEPLOYED) == 1 and port.up(DEPLOYED) > 1:
+            self._copy(port, query)
+
+    def _offers(
+        self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None
+    ) -> Iterator[Offer]:
+        """What may be sent for the query now."""
+        risk, taken = self._risk, [task.role for task in tasks]
+        # Who waits now will be as late as this query was when it began.
+        waited = max(0.0, _started(query.original) - query.arrived)
+        lateness = 1 + waited / risk.benefit.median
+        waiting = lateness * port.queued(DEPLOYED) / max(1, port.up(DEPLOYED))
+
+        def worth(choice: Choice, company: Sequence[Query] = ()) -> float:
+            saved = risk.saved(port, choice, query, newest)
+            saved += sum(risk.saved(port, choice, each, each.original) for each in company)
+            return saved - risk.benefit.cost(choice, waiting)
+
+        if port.up(DEPLOYED) > taken.count(DEPLOYED):
+            yield worth(risk.copy()), DEPLOYED, partial(self._copy, port, query)
+        if query.exact or query.spoiled:
+            return
+        if BACKUP in risk.stand_ins and port.up(BACKUP) > taken.count(BACKUP):
+            yield worth(risk.choice(BACKUP)), BACKUP, partial(self._back_up, port, query)
+        if self._groups is None or PARITY in taken or not port.up(PARITY):
+            return
+        company = self._company(port, query, tasks)
+        if self._groups.can_form([query, *company]):
+            rows, parity = self._rows[len(company)], risk.choice(PARITY)
+            choice = Choice(parity.takes, rows * parity.takes, parity.coverage)
+            send = partial(self._reconstruct, port, [query, *company], rows)
+            yield worth(choice, company), PARITY, send
+
+    def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
+        """The other queries that run for so long that they are worth a place in a parity query."""
+        company: list[Query] = []
+        units = {task.unit for task in tasks}  # no two of one batch: one instance would hold up both
+        for other in self._alone.values():
+            unit = other.original.unit
+            if len(company) == len(self._rows) - 1:
+                break
+            if unit is None or unit in units:
+                continue
+            if port.now - unit.started < self._risk.worth_a_place:
+                break
+            alike = (other.kind, other.tenant) == (query.kind, query.tenant)
+            if alike and not (other.exact or other.kills or other.spoiled):
+                company.append(other)
+                units.add(unit)
+        return company
+
+    def _copy(self, port: Port, query: Query) -> None:
+        self._tasks(port, query)
+        port.copy(query)
+
+    def _back_up(self, port: Port, query: Query) -> None:
+        port.submit(BACKUP, query.id, query.kind, self._tasks(port, query))
+
+    def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
+        assert self._groups is not None
+        group = self._groups.form(port, members, rows)
+        for query in members:
+            self._tasks(port, query).extend(group.tasks)
+
+    def _tasks(self, port: Port, query: Query) -> list[Task]:
+        """All tasks of the query, which run apart. Something is sent for it: it is looked at again
+        once that starts."""
+        port.cancel_timer(query.alarm)
+        tasks = self._asked.get(query.id)
+        if tasks is None:
+            tasks = self._asked[query.id] = []
+            port.keep_apart(query, tasks)
+            self._alone.pop(query.id, None)
+        return tasks
+
+    # Answers
+
+    def predicted(self, port: Port, task: Task) -> None:
+        if self._groups is None:
+            return
+        self._groups.predicted(port, task)
+        query = port.pending_query(task.subject)
+        if query is not None and not query.exact and not query.kills:
+            self._groups.keep(port, query)
+
+    def redundancy_finished(self, port: Port, task: Task) -> None:
+        if task.role != BACKUP:
+            if self._groups is not None:
+                self._groups.redundancy_finished(port, task)
+            return
+        query = port.pending_query(task.subject)
+        if query is not None and not query.spoiled:
+            self._risk.stand_ins[BACKUP].answered(may_be_given=True)
+            self._give(port, query)
+
+    def _give(self, port: Port, query: Query) -> None:
+        """Answer with what the backup says, once the query is late."""
+        unit = query.original.unit
+        late = port.now if unit is None else unit.started + self._risk.late
+        if port.now >= late:
+            port.answer(query, Source.BACKUP)
+        else:
+            self._kept.add(query.id)
+            port.set_alarm(query, late, partial(port.answer, query, Source.BACKUP))
+
+    def refused(self, port: Port, query: Query, source: Source) -> None:
+        role = BACKUP if source is Source.BACKUP else PARITY
+        self._risk.stand_ins[role].answered(may_be_given=False)
+        self._drop_backups(port, self._asked.get(query.id, ()))
+        at = self._at_risk(port, query, query.original)
+        if at > port.now:
+            self._look_at(port, query, at)
+        else:
+            self._look(port, query)
+
+    def resolved(self, port: Port, query: Query) -> None:
+        self._alone.pop(query.id, None)
+        self._kept.discard(query.id)
+        self._drop_backups(port, self._asked.pop(query.id, ()))
+        if self._groups is not None:
+            if query.decoding:
+                self._risk.stand_ins[PARITY].answered(may_be_given=True)
+            self._groups.resolved(port, query)
+
+    def urgent(self, port: Port, query: Query) -> None:
+        if query.id in self._kept:
+            port.answer(query, Source.BACKUP)
+        elif self._groups is not None:
+            self._groups.urgent(port, query)
+
+    def carries(self, task: Task) -> Collection[int]:
+        if self._groups is None or task.role == BACKUP:
+            return (task.subject,)
+        return self._groups.carries(task)
+
+    def exposes(self, port: Port, query: Query) -> int:
+        tasks = self._asked.get(query.id, ())
+        return sum(task.unit is not None and task.role != DEPLOYED for task in tasks)
+
+    def may_answer(self, port: Port, query: Query) -> bool:
+        return self.exposes(port, query) > 0
+
+    def suspected(self, port: Port, query: Query) -> None:
+        queued = [task for task in self._asked.get(query.id, ()) if task.unit is None]
+        self._drop_backups(port, queued)
+        if self._groups is None:
+            return
+        self._groups.suspected(port, query)
+        for task in queued:
+            for other in map(port.pending_query, self.carries(task)):
+                if other is not None and other is not query:
+                    self._look_at(port, other, port.now)  # what was sent for it will not start
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
-        if unit.work == DEPLOYED:
-            self.margin.ran(unit, port.max_batch)
-            if self.run_times.add(port.now - unit.started, finished=finished):
-                self._learn()
-        self.interference.ended(port.now, unit, finished=finished)
+        self._risk.ended(port, unit, finished=finished)
 
-    def _learn(self) -> None:
-        median = self.run_times.median
-        if median is None:
-            return
-        self.copies.learn(self.run_times)
-        self._needed = self.run_times.share_longer(PARITY_TAKES * median) >= NEEDED
-        self.groups.max_wait = GROUP_WAIT * median if self._needed else None
+    def _drop_backups(self, port: Port, tasks: Collection[Task]) -> None:
+        for task in tasks:
+            if task.role == BACKUP:
+                port.drop(task)
 
-    def _may_send(self) -> bool:
-        """Are the parity queries of a group that is full worth sending, and spare?"""
-        return self._needed and self.interference.allows()
+
+def _started(task: Task) -> float:
+    return task.unit.started if task.unit else 0.0

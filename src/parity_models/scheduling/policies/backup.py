@@ -9,16 +9,21 @@ from functools import partial
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
 from parity_models.scheduling.policies.answer_rule import AnswerOptions
+from parity_models.scheduling.policies.erasures import StandIns
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task
 
 
 class ApproximateBackup(Policy):
-    """Every query that is not exact goes to the backup as well; times in seconds."""
+    """Every query that is not exact goes to the backup as well; times in seconds.
+
+    Where an instance runs both models, originals go first.
+    """
 
     name = "approximate-backup"
     needs_backup = True
+    asks = StandIns(backup=True)
 
     @dataclass(frozen=True, kw_only=True)
     class Options(AnswerOptions, Policy.Options):
@@ -28,7 +33,7 @@ class ApproximateBackup(Policy):
         self._answer_after = (options or self.Options()).delay
         self._backups: dict[int, Task] = {}
 
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED})] * instances + [frozenset({BACKUP})] * parity_instances
 
     def arrived(self, port: Port, query: Query) -> None:
@@ -36,7 +41,7 @@ class ApproximateBackup(Policy):
             return
         pair: list[Task] = []
         port.keep_apart(query, pair)
-        self._backups[query.id] = port.submit(BACKUP, query.id, query.kind, pair)
+        self._backups[query.id] = port.submit(BACKUP, query.id, query.kind, pair, preemptible=True)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.pending_query(task.subject)

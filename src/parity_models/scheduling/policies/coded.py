@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from enum import StrEnum
 
-from parity_models.scheduling.actions import DEPLOYED, parity_work
-from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.actions import DEPLOYED, parity_role
+from parity_models.scheduling.policies.erasures import Erasures, StandIns
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.policies.policy import Policy
@@ -38,13 +38,14 @@ class CodedPolicy(Policy):
         run_times: RunTimes | None = None,
     ) -> None:
         self._code = code
+        self.asks = StandIns(code)
         self._pool = pool
         self.groups = groups
         self.run_times = RunTimes() if run_times is None else run_times
         self.margin = Margin(self.run_times)
 
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        parity = frozenset(parity_work(j) for j in range(self._code.r))
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+        parity = frozenset(parity_role(j) for j in range(self._code.r))
         deployed = frozenset({DEPLOYED})
         if self._pool is Pool.SHARED:
             return [deployed | parity] * (instances + parity_instances)

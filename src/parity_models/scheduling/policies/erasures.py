@@ -1,5 +1,6 @@
 """What scheduling asks of a code."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 
@@ -21,3 +22,29 @@ class Erasures(Protocol):
 
         `available` (k,) says whose prediction is here, `parities` (r,) which parity outputs are.
         """
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The stand-ins of a bundle: parity models for a `code`, and a `backup`."""
+
+    code: Erasures | None = None
+    backup: bool = False
+
+    def __bool__(self) -> bool:
+        return self.backup or self.code is not None
+
+
+def rows_needed(code: Erasures) -> list[int]:
+    """How many parity queries reconstruct 1, 2, ... queries, of k of which the others are there."""
+    rows = []
+    for missing in range(1, code.k + 1):
+        available = (False,) * missing + (True,) * (code.k - missing)
+        for count in range(1, code.r + 1):
+            parities = (True,) * count + (False,) * (code.r - count)
+            if all(code.decodable(available, parities)[:missing]):
+                rows.append(count)
+                break
+        else:
+            break
+    return rows

@@ -9,18 +9,20 @@
              (after `parity_delay`, if the group still needs them then).
     over     every member is answered or failed; parity work still queued is dropped
 
+A group of late queries is formed closed (`form`), of queries that run.
+
 While a group is closed, whatever arrives (a prediction or a parity output) may make missing
 predictions decodable; the code says which, from masks alone. A decodable query is answered once it
 has waited `answer_after`; one whose instance failed, or whose own deadline is here, never waits.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
-from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_work
+from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_role
 from parity_models.scheduling.policies.erasures import Erasures
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.timers import Timer
@@ -70,16 +72,11 @@ class CodingGroup:
         self.resolved.append(answered)
 
 
-def _always() -> bool:
-    return True
-
-
 class CodingGroups:
     """The coding groups of one scheduler; see above. Times in seconds.
 
     A policy tells it what it is told itself, by the methods of the same names. `max_wait` bounds
-    how long a query waits for its group to fill; None: as long as it takes. `may_send` is asked
-    for each group whether its parity queries may be sent.
+    how long a query waits for its group to fill; None: as long as it takes.
     """
 
     def __init__(
@@ -89,13 +86,11 @@ class CodingGroups:
         max_wait: float | None,
         parity_delay: float = 0.0,
         answer_after: float = 0.0,
-        may_send: Callable[[], bool] = _always,
     ) -> None:
         self.max_wait = max_wait
         self._code = code
         self._parity_delay = parity_delay
         self._answer_after = answer_after
-        self._may_send = may_send
         self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
@@ -105,6 +100,34 @@ class CodingGroups:
         """The group of a query that is pending, if it has joined one."""
         group = query.original.group
         return None if group is None else self._groups.get(group)
+
+    def can_form(self, queries: Sequence[Query]) -> bool:
+        """Are enough answered queries kept (`keep`) to fill up a group of these?"""
+        sharers = (queries[0].kind, queries[0].tenant)
+        return len(self._padding.get(sharers, ())) >= self._code.k - len(queries)
+
+    def form(self, port: Port, queries: Sequence[Query], rows: int) -> CodingGroup:
+        """Have queries of one kind and tenant reconstructed from so many parity queries.
+
+        For queries that turn out late. The group is filled up with answered ones (`can_form`).
+        """
+        group = CodingGroup(next(self._ids), queries[0].kind, queries[0].tenant)
+        padding = list(self._padding.get(group.sharers, ()))
+        missing = self._code.k - len(queries)
+        self._groups[group.id] = group
+        for query in queries:
+            self._enter(port, group, query)
+        self._fill(port, group, padding[:missing])
+        group.parities = [False] * self._code.r
+        self._submit(port, group, rows, preemptible=False)
+        return group
+
+    def keep(self, port: Port, query: Query) -> None:
+        """Keep an answered query, for groups that queries of its kind and tenant fill up.
+
+        The latest are kept, so that an odd one, or one that was answered wrongly, is in few groups.
+        """
+        self._keep_as_padding(port, (query.kind, query.tenant), query.id)
 
     # What a policy is told
 
@@ -172,7 +195,7 @@ class CodingGroups:
                 self._end(port, other)
 
     def carries(self, task: Task) -> Collection[int]:
-        if task.work == DEPLOYED:
+        if task.role == DEPLOYED:
             return (task.subject,)
         group = self._groups.get(task.subject)
         return group.members if group else ()
@@ -201,14 +224,22 @@ class CodingGroups:
             self._cancel_timer(port, group)
             group.waiting_since = port.now
             group.overdue = False
-        group.join(query.id, answered=False)
-        port.keep_apart(query, group.units, group.id)
-        port.hold(query.id)
+        self._enter(port, group, query)
         if len(group.members) == self._code.k:
             self._close(port, group)
         elif group.timer is None and self.max_wait is not None:
             at = group.waiting_since + self.max_wait
             group.timer = port.set_timer(at, partial(self._pad, port, group), group.members)
+
+    def _enter(self, port: Port, group: CodingGroup, query: Query) -> None:
+        group.join(query.id, answered=False)
+        port.keep_apart(query, group.units, group.id)
+        port.hold(query.id)
+
+    def _fill(self, port: Port, group: CodingGroup, padding: Collection[int]) -> None:
+        for query in padding:
+            port.hold(query)
+            group.join(query, answered=True)
 
     def _open_group(self, port: Port, query: Query) -> CodingGroup:
         """The oldest open group of its kind that the query may join, or a new one."""
@@ -243,11 +274,12 @@ class CodingGroups:
             self._send(port, group)
 
     def _send(self, port: Port, group: CodingGroup) -> None:
-        if not self._may_send():
-            return
+        self._submit(port, group, self._code.r, preemptible=True)
+
+    def _submit(self, port: Port, group: CodingGroup, rows: int, *, preemptible: bool) -> None:
         group.tasks = [
-            port.submit(parity_work(j), group.id, group.kind, group.units, spare=True)
-            for j in range(self._code.r)
+            port.submit(parity_role(j), group.id, group.kind, group.units, preemptible=preemptible)
+            for j in range(rows)
         ]
 
     def _pad(self, port: Port, group: CodingGroup) -> None:
@@ -260,9 +292,7 @@ class CodingGroups:
         padding = [q for q in self._padding.get(group.sharers, ()) if q not in group.members]
         if len(padding) < missing:
             return
-        for query in padding[-missing:]:
-            port.hold(query)
-            group.join(query, answered=True)
+        self._fill(port, group, padding[-missing:])
         self._close(port, group)
 
     def _keep_as_padding(self, port: Port, sharers: Sharers, query: int) -> None:

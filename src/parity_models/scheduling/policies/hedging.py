@@ -2,7 +2,8 @@
 
 The Tail at Scale sends the copy after the 95th percentile of latency, so that only about 5 % of
 queries are copied. Here the delay is fixed or follows a live quantile, and a budget bounds the
-copies whatever happens.
+copies whatever happens. Recently slow instances take last (dispatch.LatencyAware): a copy that
+runs on a slow instance is of no use.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from functools import partial
 from typing import Annotated
 
 from parity_models.options import SECONDS, Option
+from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
@@ -58,6 +61,9 @@ class Hedging(Policy):
         self._latencies = RecentDurations()
         self._budget = Budget(options.hedge_budget)
 
+    def dispatch(self) -> Dispatch:
+        return LatencyAware()
+
     def arrived(self, port: Port, query: Query) -> None:
         self._budget.earn()
         self._watch(port, query)
@@ -78,3 +84,5 @@ class Hedging(Policy):
             self._watch(port, query)
         elif self._budget.spend():
             port.copy(query)
+        else:
+            port.held_back(DEPLOYED)

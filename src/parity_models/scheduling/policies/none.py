@@ -9,7 +9,7 @@ class NoRedundancy(Policy):
 
     name = "none"
 
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         return [frozenset({DEPLOYED})] * instances
 
 

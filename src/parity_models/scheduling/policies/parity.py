@@ -64,6 +64,6 @@ class Parity(CodedPolicy):
         super().__init__(code, groups, options.pool)
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
-        if unit.work == DEPLOYED:
+        if unit.role == DEPLOYED:
             self.margin.ran(unit, port.max_batch)
             self.run_times.add(port.now - unit.started, finished=finished)

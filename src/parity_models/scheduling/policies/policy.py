@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from parity_models import options
-from parity_models.scheduling.actions import DEPLOYED
+from parity_models.scheduling.actions import DEPLOYED, Source
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
-from parity_models.scheduling.policies.erasures import Erasures
+from parity_models.scheduling.policies.erasures import StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -18,28 +18,32 @@ class Policy:
     The scheduler calls the hooks below as queries live, with the port through which the policy
     acts; queries, tasks and units are only to be read. A policy serves one scheduler.
 
-    A subclass says its `name`, its `Options`, and whether it needs a code or a backup: the models
-    of the bundle that `works` may name.
+    A subclass says its `name`, its `Options`, and whether it needs a code, a backup, or any of
+    these stand-ins: the models of the bundle that `roles` may name.
     """
 
     name: ClassVar[str]
     needs_code: ClassVar[bool] = False
     needs_backup: ClassVar[bool] = False
+    needs_stand_in: ClassVar[bool] = False
+
+    asks = StandIns()
+    """The stand-ins that it asks, which are compared with the model now and then (floor.py)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
         """None."""
 
     @classmethod
-    def build(cls, options: Any, code: Erasures | None) -> "Policy":
+    def build(cls, options: Any, stand_ins: StandIns) -> "Policy":
         """A policy with these `Options`, and the code, where it needs one."""
         make: Callable[..., Policy] = cls
-        return make(code, options) if cls.needs_code else make(options)
+        return make(stand_ins.code, options) if cls.needs_code else make(options)
 
     def __init__(self, options: Any = None) -> None:
         """A policy without options."""
 
-    def works(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
+    def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         """What each instance runs, given `instances` and the extra ones for redundancy.
 
         By default all of them run the deployed model.
@@ -86,6 +90,10 @@ class Policy:
 
     def urgent(self, port: Port, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""
+
+    def refused(self, port: Port, query: Query, source: Source) -> None:
+        """What a stand-in (the backup, or a parity model by a reconstruction) says to the query may
+        not be its answer, and that of no other either: only the deployed model's own will do."""
 
     def resolved(self, port: Port, query: Query) -> None:
         """The query has just been answered or failed."""

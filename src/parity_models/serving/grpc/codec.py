@@ -6,13 +6,14 @@ FP16, for which there is no field, is always raw.
 https://github.com/kserve/open-inference-protocol, specification/protocol/inference_grpc.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.models.named_inputs import cut, padded
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError
@@ -23,7 +24,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferResponse,
 )
 from parity_models.serving.served_model import (
-    VERSION,
+    AskedOutput,
     GivenTensor,
     InferRequest,
     ServedModel,
@@ -60,7 +61,7 @@ def decode_request(message: ModelInferRequest, model: ServedModel) -> InferReque
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
     expected.
     """
-    rows = model.check_request(
+    fitting = model.check_request(
         [
             GivenTensor(each.name, each.datatype, each.shape, _SHARED in each.parameters)
             for each in message.inputs
@@ -70,75 +71,105 @@ def decode_request(message: ModelInferRequest, model: ServedModel) -> InferReque
             for each in message.outputs
         ],
     )
-    tensor = message.inputs[0]
     raw = len(message.raw_input_contents) > 0
+    specs = model.signature.kind(fitting.sizes).input.tensors
+    read = _from_raw if raw else _from_contents
+    tensors = read(message, {spec.name: spec for spec in specs}, fitting.rows)
+    # Raw contents are all outputs' or none's.
+    raw = raw or any(each.datatype not in _FIELDS for each in fitting.outputs)
     return InferRequest(
         message.id or None,
-        _from_raw(message, model.input, rows)
-        if raw
-        else _from_contents(tensor.contents, model.input, rows),
+        padded(tensors, model.signature, fitting.sizes),
         _timeout(message),
-        raw or model.output.datatype not in _FIELDS,
-        exact_from(_parameter(message, "redundancy")),
+        [AskedOutput(each, raw) for each in fitting.outputs],
+        exact_from(_parameter(message, "redundancy")) or model.is_exact(fitting.outputs),
         tenant_from(_parameter(message, "tenant")),
+        fitting.sizes,
     )
 
 
 def encode_response(
     model: ServedModel, request: InferRequest, outputs: NDArray[Any], sources: Sequence[Source]
 ) -> ModelInferResponse:
-    """The answer: `outputs` (n, *output shape), and in `parameters` the source of each row."""
-    spec = model.output
-    response = ModelInferResponse(model_name=model.name, model_version=VERSION, id=request.id or "")
-    response.parameters["source"].string_param = ",".join(sources)
-    output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=outputs.shape)
-    if request.binary:
-        response.raw_output_contents.append(little_endian(outputs).tobytes())
-    else:
-        getattr(output.contents, _FIELDS[spec.datatype]).extend(outputs.ravel().tolist())
+    """The answer: predictions (n, ...) of one kind, and in `parameters` the source of each row."""
+    response = ModelInferResponse(
+        model_name=model.name, model_version=model.version, id=request.id or ""
+    )
+    for name, said in model.parameters(sources).items():
+        response.parameters[name].string_param = said
+    tensors = cut(outputs, model.signature, request.sizes)
+    for spec, raw in request.outputs:
+        values = tensors[spec.name]
+        output = response.outputs.add(name=spec.name, datatype=spec.datatype, shape=values.shape)
+        if raw:
+            response.raw_output_contents.append(little_endian(values).tobytes())
+        else:
+            getattr(output.contents, _FIELDS[spec.datatype]).extend(values.ravel().tolist())
     return response
 
 
-def _from_raw(message: ModelInferRequest, spec: TensorSpec, rows: int) -> NDArray[Any]:
-    if len(message.raw_input_contents) != 1 or message.inputs[0].HasField("contents"):
+def _from_raw(
+    message: ModelInferRequest, specs: Mapping[str, TensorSpec], rows: int
+) -> dict[str, NDArray[Any]]:
+    contents = message.raw_input_contents
+    names = [each.name for each in message.inputs]
+    if len(contents) != len(names) or any(each.HasField("contents") for each in message.inputs):
+        of = f"input {names[0]!r}" if len(names) == 1 else "each input"
         raise InvalidRequestError(
-            f"the request has {len(message.raw_input_contents)} raw_input_contents; give one for "
-            f"input {spec.name!r} and no contents, or contents alone"
+            f"the request has {len(contents)} raw_input_contents; give one for {of} and no "
+            "contents, or contents alone"
         )
-    data = message.raw_input_contents[0]
-    expected = size_in_bytes(spec, rows)
-    if len(data) != expected:
-        raise InvalidRequestError(
-            f"raw_input_contents of input {spec.name!r} has {len(data)} bytes; {spec.datatype} of "
-            f"shape {[rows, *spec.shape]} takes {expected}"
-        )
-    return rows_from_bytes(spec, rows, data)
+    tensors = {}
+    for name, data in zip(names, contents, strict=True):
+        spec = specs[name]
+        expected = size_in_bytes(spec, rows)
+        if len(data) != expected:
+            raise InvalidRequestError(
+                f"raw_input_contents of input {name!r} has {len(data)} bytes; {spec.datatype} of "
+                f"shape {[rows, *spec.shape]} takes {expected}"
+            )
+        tensors[name] = rows_from_bytes(spec, rows, data)
+    return tensors
 
 
-def _from_contents(contents: InferTensorContents, spec: TensorSpec, rows: int) -> NDArray[Any]:
+def _from_contents(
+    message: ModelInferRequest, specs: Mapping[str, TensorSpec], rows: int
+) -> dict[str, NDArray[Any]]:
+    return {
+        each.name: tensor_from_contents(
+            each.contents, specs[each.name], rows, f"input {each.name!r}"
+        )
+        for each in message.inputs
+    }
+
+
+def tensor_from_contents(
+    contents: InferTensorContents, spec: TensorSpec, rows: int, what: str
+) -> NDArray[Any]:
+    """The tensor (rows, *shape of spec) in a tensor's typed contents, not to be written to.
+
+    Raises InvalidRequestError, which calls it `what`.
+    """
     field = _FIELDS.get(spec.datatype)
     if field is None:
         raise InvalidRequestError(
-            f"input {spec.name!r} is {spec.datatype}, which has no typed contents; send "
-            "raw_input_contents"
+            f"{what} is {spec.datatype}, which has no typed contents; send it raw"
         )
     for other, values in contents.ListFields():
         if other.name != field:
             raise InvalidRequestError(
-                f"input {spec.name!r} has {len(values)} {other.name}; {spec.datatype} goes into "
-                f"{field}"
+                f"{what} has {len(values)} {other.name}; {spec.datatype} goes into {field}"
             )
     values = getattr(contents, field)
     expected = rows * prod(spec.shape)
     if len(values) != expected:
         raise InvalidRequestError(
-            f"input {spec.name!r} has {len(values)} {field}; its shape {[rows, *spec.shape]} "
-            f"takes {expected}"
+            f"{what} has {len(values)} {field}; its shape {[rows, *spec.shape]} takes {expected}"
         )
     wide = np.fromiter(values, _WIDE.get(field, spec.dtype), expected)
     array = wide.astype(spec.dtype, copy=False)
     if field in _WIDE and not np.array_equal(array, wide):
-        raise InvalidRequestError(f"input {spec.name!r} has numbers beyond {spec.datatype}")
+        raise InvalidRequestError(f"{what} has numbers beyond {spec.datatype}")
     array.flags.writeable = False
     return array.reshape(rows, *spec.shape)
 

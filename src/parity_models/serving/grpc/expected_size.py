@@ -7,7 +7,6 @@ what is in the tensors. https://protobuf.dev/programming-guides/encoding/.
 """
 
 from collections.abc import Iterator
-from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +67,7 @@ class _Walk:
     """A walk through one message, which counts what it comes across."""
 
     def __init__(self, model: ServedModel) -> None:
-        self._most_values = model.max_rows * prod(model.input.shape)
+        self._most_values = model.max_values
         self._fields = 0
         self._beside = 0
         self._values = 0

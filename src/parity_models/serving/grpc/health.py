@@ -7,8 +7,8 @@ from contextlib import suppress
 from grpc import StatusCode
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from parity_models.serving.asked import Answerer
 from parity_models.serving.grpc.service import SERVICE, Context
+from parity_models.serving.models import Models
 
 _HEALTH_INTERVAL = 0.2
 """Seconds between two looks at the readiness that somebody watches."""
@@ -17,8 +17,8 @@ _HEALTH_INTERVAL = 0.2
 class Health(health_pb2_grpc.HealthServicer):
     """Ready or not, of the server ("") and of its services, until it is `stopping`."""
 
-    def __init__(self, frontend: Answerer, stopping: asyncio.Event) -> None:
-        self._frontend = frontend
+    def __init__(self, models: Models, stopping: asyncio.Event) -> None:
+        self._models = models
         self._stopping = stopping
 
     async def Check(
@@ -52,5 +52,5 @@ class Health(health_pb2_grpc.HealthServicer):
 
     def _health(self) -> health_pb2.HealthCheckResponse:
         response = health_pb2.HealthCheckResponse
-        ready = self._frontend.ready and not self._stopping.is_set()
+        ready = not self._models.why_unready and not self._stopping.is_set()
         return response(status=response.SERVING if ready else response.NOT_SERVING)

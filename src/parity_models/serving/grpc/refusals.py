@@ -11,6 +11,7 @@ from parity_models.serving.errors import OverloadedError, RequestError
 
 _CODES = {
     400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
     404: StatusCode.NOT_FOUND,
     406: StatusCode.FAILED_PRECONDITION,
     413: StatusCode.RESOURCE_EXHAUSTED,
@@ -37,6 +38,7 @@ def code_of(error: RequestError) -> StatusCode:
 
 
 def text_of(error: RequestError) -> str:
+    """What the client is told, cut to what a header holds."""
     return str(error)[:MAX_TEXT]
 
 

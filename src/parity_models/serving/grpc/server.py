@@ -1,4 +1,4 @@
-"""The Open Inference Protocol over gRPC, on the event loop of the frontend it serves.
+"""The Open Inference Protocol over gRPC, on the event loop of the models it serves.
 
 Beside the protocol's own service it has grpc.health.v1 and reflection, as gRPC tools expect.
 Errors have the texts of REST, and the status codes that stand for its statuses.
@@ -6,6 +6,7 @@ Errors have the texts of REST, and the status codes that stand for its statuses.
 
 import asyncio
 from math import ceil
+from typing import TYPE_CHECKING
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -13,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models.errors import UserError
-from parity_models.serving.asked import Answerer
+from parity_models.serving.grpc.admission import TokensShown
 from parity_models.serving.grpc.calls import RESERVE, Calls
 from parity_models.serving.grpc.health import Health
 from parity_models.serving.grpc.inference_pb2 import (
@@ -25,7 +26,11 @@ from parity_models.serving.grpc.unread import UnreadAnswers
 from parity_models.serving.http.server import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.served_model import ServedModel
+from parity_models.serving.models import Models
+from parity_models.serving.tokens import Tokens
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
 
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _MAX_MESSAGE = 2**31 - 1
@@ -36,41 +41,51 @@ _MAX_MILLISECONDS = 2**31 - 1
 
 
 class GrpcServer:
-    """Serves a frontend's model, within `limits`; `budget` counts the bytes of all requests.
+    """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
+
+    With `tokens`, who shows none of them is told the server's health and nothing else.
 
     Made on the event loop that it is to run on, and started and stopped once.
     """
 
     def __init__(
         self,
-        frontend: Answerer,
-        model: ServedModel,
+        models: Models,
         metrics: Metrics,
         limits: Limits,
         budget: ByteBudget,
+        *,
+        tokens: Tokens | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._server = grpc.aio.server(
-            options=_options(limits), maximum_concurrent_rpcs=limits.max_rpcs + RESERVE
+            interceptors=() if tokens is None else (TokensShown(tokens, metrics),),
+            options=_options(limits),
+            maximum_concurrent_rpcs=limits.max_rpcs + RESERVE,
         )
-        service = InferenceService(frontend, model, metrics)
+        service = InferenceService(models, metrics)
         ended = metrics.connections_ended.labels("write timeout").inc
         self._unread = UnreadAnswers(budget, limits.write_timeout, ended)
-        handler = handler_of(service, Calls(limits, budget), self._unread)
+        handler = handler_of(service, Calls(limits, budget), self._unread, tracing)
         self._server.add_generic_rpc_handlers((handler,))
         self._stopping = asyncio.Event()
-        health = Health(frontend, self._stopping)
+        health = Health(models, self._stopping)
         health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
         names = (SERVICE.full_name, _HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, _reflected_pool())
 
-    async def start(self, host: str, port: int) -> str:
-        """Listen there (port 0: any that is free); returns the URL, as grpc://127.0.0.1:8001.
+    async def start(self, host: str, port: int, tls: grpc.ServerCredentials | None = None) -> str:
+        """Listen there (port 0: any that is free); returns the URL, as grpc://127.0.0.1:8001, or
+        grpcs:// with `tls`.
 
         Raises UserError if that cannot be.
         """
         host = f"[{host}]" if ":" in host else host
         try:
-            port = self._server.add_insecure_port(f"{host}:{port}")
+            if tls is None:
+                port = self._server.add_insecure_port(f"{host}:{port}")
+            else:
+                port = self._server.add_secure_port(f"{host}:{port}", tls)
         except RuntimeError as error:
             raise UserError(
                 f"cannot listen on {host} port {port} for gRPC; choose another host or port (port "
@@ -78,7 +93,7 @@ class GrpcServer:
             ) from error
         self._unread.port = port
         await self._server.start()
-        return f"grpc://{host}:{port}"
+        return f"{'grpc' if tls is None else 'grpcs'}://{host}:{port}"
 
     async def stop(self) -> None:
         """Answer what is under way, for some seconds, and close."""

@@ -1,4 +1,4 @@
-"""The methods of the Open Inference Protocol's gRPC service, over a frontend: messages in and out.
+"""The methods of the Open Inference Protocol's gRPC service, over models: messages in and out.
 
 What bounds calls, and makes gRPC's statuses of errors, is `methods`.
 """
@@ -7,14 +7,20 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote
 
 from google.protobuf.message import DecodeError, Message
 from grpc.aio import ServicerContext
 
 from parity_models import __version__
-from parity_models.serving.asked import Answerer
-from parity_models.serving.errors import AbandonedError, InvalidRequestError, RequestError
+from parity_models.serving.errors import (
+    AbandonedError,
+    InvalidRequestError,
+    NotFoundError,
+    RequestError,
+    UnavailableError,
+)
 from parity_models.serving.grpc.codec import decode_request, encode_response
 from parity_models.serving.grpc.expected_size import check_size
 from parity_models.serving.grpc.inference_pb2 import (
@@ -25,6 +31,13 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    ModelRepositoryParameter,
+    RepositoryIndexRequest,
+    RepositoryIndexResponse,
+    RepositoryModelLoadRequest,
+    RepositoryModelLoadResponse,
+    RepositoryModelUnloadRequest,
+    RepositoryModelUnloadResponse,
     ServerLiveRequest,
     ServerLiveResponse,
     ServerMetadataRequest,
@@ -33,7 +46,9 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerReadyResponse,
 )
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.served_model import InferRequest, ServedModel
+from parity_models.serving.models import Models, ServedVersion
+from parity_models.serving.request_log import CURRENT
+from parity_models.serving.served_model import InferRequest
 from parity_models.serving.tenancy import with_tenant
 
 SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -47,8 +62,18 @@ MODEL_SHA256 = "model-sha256"
 QUARANTINED = "quarantined-instances"
 """Likewise, that names the instances that were found to answer wrongly, the latest last."""
 
+EXACT_OUTPUTS = "exact-outputs"
+"""Likewise, that names the outputs that no stand-in gives, each percent-encoded."""
+
 Context = ServicerContext[Any, Any]
 _Request = TypeVar("_Request", bound=Message)
+
+
+class Asking(NamedTuple):
+    """A request, and who is to answer it."""
+
+    version: ServedVersion
+    request: InferRequest
 
 
 class InferenceService:
@@ -57,9 +82,8 @@ class InferenceService:
     What they need of a `context` is the client's time limit and metadata both ways.
     """
 
-    def __init__(self, frontend: Answerer, model: ServedModel, metrics: Metrics) -> None:
-        self._frontend = frontend
-        self._model = model
+    def __init__(self, models: Models, metrics: Metrics) -> None:
+        self._models = models
         self._metrics = metrics
 
     async def ServerLive(self, request: ServerLiveRequest, context: Context) -> ServerLiveResponse:
@@ -68,25 +92,30 @@ class InferenceService:
     async def ServerReady(
         self, request: ServerReadyRequest, context: Context
     ) -> ServerReadyResponse:
-        return ServerReadyResponse(ready=self._frontend.ready)
+        return ServerReadyResponse(ready=not self._models.why_unready)
 
     async def ServerMetadata(
         self, request: ServerMetadataRequest, context: Context
     ) -> ServerMetadataResponse:
-        self._name_bundle(context)
-        return ServerMetadataResponse(name="parity-models", version=__version__)
+        if self._models.only is not None:
+            _name_bundle(self._models.only, context)
+        return ServerMetadataResponse(
+            name="parity-models", version=__version__, extensions=self._models.extensions
+        )
 
     async def ModelReady(self, request: ModelReadyRequest, context: Context) -> ModelReadyResponse:
-        self._model.check_model(request.name, request.version)
-        return ModelReadyResponse(ready=self._frontend.ready)
+        try:
+            version = self._models.find(request.name, request.version or None)
+        except UnavailableError:
+            return ModelReadyResponse(ready=False)
+        return ModelReadyResponse(ready=version.frontend.ready)
 
     async def ModelMetadata(
         self, request: ModelMetadataRequest, context: Context
     ) -> ModelMetadataResponse:
-        model = self._model
-        model.check_model(request.name, request.version)
-        self._name_bundle(context)
-        about = model.metadata
+        version = self._models.find(request.name, request.version or None)
+        _name_bundle(version, context)
+        about = version.model.metadata
         inputs, outputs = (
             [
                 ModelMetadataResponse.TensorMetadata(
@@ -98,56 +127,82 @@ class InferenceService:
         )
         return ModelMetadataResponse(
             name=about.name,
-            versions=about.versions,
+            versions=self._models.versions(about.name),
             platform=about.platform,
             inputs=inputs,
             outputs=outputs,
         )
 
     async def ModelInfer(self, request: ModelInferRequest, context: Context) -> ModelInferResponse:
-        with self.counting():
-            return await self.answer(self.asked(request, context), context)
+        with self.counting() as counted:
+            return await self.answer(self.asked(request, context, counted), context)
+
+    async def RepositoryIndex(
+        self, request: RepositoryIndexRequest, context: Context
+    ) -> RepositoryIndexResponse:
+        return RepositoryIndexResponse(
+            models=[
+                RepositoryIndexResponse.ModelIndex(
+                    name=each.name, version=each.version, state=each.state, reason=each.reason
+                )
+                for each in self._models.index()
+                if each.state == "READY" or not request.ready
+            ]
+        )
+
+    async def RepositoryModelLoad(
+        self, request: RepositoryModelLoadRequest, context: Context
+    ) -> RepositoryModelLoadResponse:
+        given = {name: _value_of(each) for name, each in request.parameters.items()}
+        await self._models.load(request.model_name, given)
+        return RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: RepositoryModelUnloadRequest, context: Context
+    ) -> RepositoryModelUnloadResponse:
+        await self._models.unload(request.model_name)
+        return RepositoryModelUnloadResponse()
 
     # ModelInfer in its parts, for who bounds what it holds between them
 
     def read(self, data: bytes) -> ModelInferRequest:
         """The message. Raises a RequestError for what is none, or would be far too large."""
-        check_size(data, self._model)
+        largest = self._models.largest
+        if largest is None:
+            raise NotFoundError("this server has no model that takes requests; load one")
+        check_size(data, largest)
         return read_message(ModelInferRequest, data)
 
-    def asked(self, request: ModelInferRequest, context: Context) -> InferRequest:
-        """What the message asks. It keeps no more of the message than the rows."""
-        model = self._model
-        model.check_model(request.model_name, request.model_version)
-        asked = decode_request(request, model)
-        return with_tenant(asked, model.tenant_header, partial(_metadata, context))
+    def asked(self, request: ModelInferRequest, context: Context, counted: "Counted") -> Asking:
+        """What the message asks, and whom. It keeps no more of the message than the rows.
 
-    async def answer(self, asked: InferRequest, context: Context) -> ModelInferResponse:
+        Nothing may be awaited before `answer` is.
+        """
+        version = self._models.choose(request.model_name, request.model_version or None)
+        counted.metrics = version.metrics or self._metrics
+        asked = decode_request(request, version.model)
+        tenants = version.model.tenant_header
+        return Asking(version, with_tenant(asked, tenants, partial(_metadata, context)))
+
+    async def answer(self, asking: Asking, context: Context) -> ModelInferResponse:
+        version, asked = asking
         timeouts = (asked.timeout, context.time_remaining())
         timeout = min((each for each in timeouts if each is not None), default=None)
-        answers = await self._frontend.infer(
-            asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
-        )
-        return encode_response(self._model, asked, answers.outputs, answers.sources)
-
-    def _name_bundle(self, context: Context) -> None:
-        """Say which bundle is served, and who served it wrongly. The protocol's messages have no
-        room for that."""
-        about = []
-        if self._model.digest is not None:
-            about.append((BUNDLE_DIGEST, self._model.digest))
-        if self._model.sha256 is not None:
-            about.append((MODEL_SHA256, self._model.sha256))
-        if self._frontend.quarantined:
-            about.append((QUARANTINED, ",".join(self._frontend.quarantined)))
-        context.set_trailing_metadata(tuple(about))
+        log = CURRENT.get()
+        if log is not None:
+            log.id_in_body(asked.id)
+        model, answers = await version.answer(asked, timeout)
+        if log is not None:
+            log.sources = answers.sources
+        return encode_response(model, asked, answers.outputs, answers.sources)
 
     @contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self) -> Iterator["Counted"]:
         """Count a request, by how it ends inside."""
+        counted = Counted(self._metrics)
         status = 500
         try:
-            yield
+            yield counted
             status = 200
         except RequestError as error:
             status = error.status
@@ -156,7 +211,35 @@ class InferenceService:
             status = AbandonedError.status
             raise
         finally:
-            self._metrics.requests.labels(status).inc()
+            counted.metrics.requests.labels(status).inc()
+
+
+class Counted:
+    """Where a request is counted: with its model, once that is known."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+
+
+def _name_bundle(version: ServedVersion, context: Context) -> None:
+    """Say which bundle is served, what of it exactly, and who served it wrongly. The protocol's
+    messages have no room for that."""
+    about = []
+    model = version.model
+    if model.digest is not None:
+        about.append((BUNDLE_DIGEST, model.digest))
+    if model.sha256 is not None:
+        about.append((MODEL_SHA256, model.sha256))
+    if model.exact_outputs:
+        about.append((EXACT_OUTPUTS, ",".join(map(quote, model.exact_outputs))))
+    if version.frontend.quarantined:
+        about.append((QUARANTINED, ",".join(version.frontend.quarantined)))
+    context.set_trailing_metadata(tuple(about))
+
+
+def _value_of(parameter: ModelRepositoryParameter) -> object:
+    kind = parameter.WhichOneof("parameter_choice")
+    return None if kind is None else getattr(parameter, kind)
 
 
 def _metadata(context: Context, key: str) -> Sequence[str]:

@@ -7,7 +7,7 @@ from math import inf
 
 from parity_models.serving.errors import AbandonedError
 from parity_models.serving.limits import ByteBudget
-from parity_models.serving.messages import Request, Response
+from parity_models.serving.rest.messages import Request, Response
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -31,7 +31,10 @@ def write_answer(
     content = response.content
     lines = [_STATUS_LINES[response.status], date]
     lines += [b"%b: %b\r\n" % header for header in response.headers]
-    lines.append(b"content-length: %d\r\n" % len(content))
+    if request.log is not None:
+        lines.append(b"x-request-id: %b\r\n" % request.log.id.encode())
+    if response.pieces is None:
+        lines.append(b"content-length: %d\r\n" % len(content))
     if last:
         lines.append(b"connection: close\r\n")
     elif "connection" in request.headers:

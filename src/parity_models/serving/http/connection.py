@@ -9,14 +9,17 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from ipaddress import ip_address
 from typing import Protocol, cast
 
 from parity_models.serving.http.answer import CONTINUE, Unread, write_answer
 from parity_models.serving.http.patience import Patience, Waits
 from parity_models.serving.http.reader import Incoming, RequestReader
 from parity_models.serving.limits import Limits
-from parity_models.serving.messages import Response
-from parity_models.serving.rest import Rest
+from parity_models.serving.rest.messages import Response
+from parity_models.serving.rest.service import Rest
 
 _log = logging.getLogger(__name__)
 
@@ -81,11 +84,13 @@ class HttpConnection(asyncio.Protocol):
         self._dropped = 0
         self._reading = True
         self._writable = True
+        self._may_write = asyncio.Event()
 
     # From the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by its class
+        self._local = _is_local(transport.get_extra_info("peername"))
         self._patience.wait(Waits.HEAD)
         if self._refused is not None:
             self._loop.call_later(_SILENCE, self._refuse_silent, self._refused)
@@ -113,7 +118,10 @@ class HttpConnection(asyncio.Protocol):
             self._wait()
 
     def eof_received(self) -> bool:
-        """The client sends no more. Does it get answers yet, or is the transport to close?"""
+        """The client sends no more. Does it get answers yet, or is the transport to close? TLS here
+        knows no connection that is closed on one side."""
+        if not self._transport.can_write_eof():
+            return False
         last = self.waiting[-1] if self.waiting else self._busy
         if last is None or self._half_closed:
             return last is not None
@@ -132,10 +140,12 @@ class HttpConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._writable = False
+        self._may_write.clear()
         self._unread.grew(self._transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._writable = True
+        self._may_write.set()
         self._unread.gone()
         self._answer_next()
         self._wait()
@@ -158,7 +168,9 @@ class HttpConnection(asyncio.Protocol):
         reset."""
         self.ended = True
         self._patience.close(_PARTING)
-        if not self._transport.is_closing():
+        if not self._transport.can_write_eof():
+            self._transport.close()
+        elif not self._transport.is_closing():
             self._transport.write_eof()
 
     def abort(self) -> None:
@@ -243,7 +255,11 @@ class HttpConnection(asyncio.Protocol):
                 self._transport.pause_reading()
 
     async def _answer(self, incoming: Incoming) -> None:
+        incoming.request.local = self._local
         response = await self._rest.answer(incoming.request)
+        if response.pieces is not None:
+            await self._write_pieces(incoming, response, response.pieces)
+            return
         self._task = None
         try:
             self._write(incoming, response)
@@ -265,13 +281,35 @@ class HttpConnection(asyncio.Protocol):
         if last:
             self._end()
 
+    async def _write_pieces(
+        self, incoming: Incoming, response: Response, pieces: AsyncGenerator[bytes, None]
+    ) -> None:
+        """Write an answer whose end is the connection's: each piece when the client has read what
+        came before, so that little is kept for one that does not."""
+        self.ended = True
+        self._wait()
+        write_answer(self._transport, incoming.request, response, self._server.date, True)
+        try:
+            async with aclosing(pieces):
+                async for piece in pieces:
+                    if not self._writable:
+                        await self._may_write.wait()
+                    self._transport.write(piece)
+        except Exception:
+            _log.exception("an answer could not be written")
+        self._task = None
+        self._busy = None
+        incoming.release()
+        self.close()
+
     def _end(self) -> None:
         """Close after the last answer; first drop what the client is sending, for a client that
         is sending would lose an answer that comes with the end of its connection."""
         self.ended = True
         if self._lingers:
             self._patience.close(_LINGER)
-            self._transport.write_eof()
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
         else:
             self.close()
 
@@ -292,3 +330,13 @@ class HttpConnection(asyncio.Protocol):
         else:
             waits = Waits.REQUEST if self._busy is None else Waits.ANSWER
         self._patience.wait(waits)
+
+
+def _is_local(peer: object) -> bool:
+    """Is this peer, as sockets name them, this machine by a loopback address?"""
+    try:
+        address = ip_address(peer[0]) if isinstance(peer, tuple) else None
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return address is not None and (mapped or address).is_loopback

@@ -8,8 +8,9 @@ from math import inf
 from parity_models.serving.errors import LateRequestError
 from parity_models.serving.limits import Limits
 
-_REFUSED_TIMEOUT = 0.5
-"""Seconds that a connection which is one too many has for its headers."""
+REFUSED_TIMEOUT = 0.5
+"""Seconds that a connection which is one too many has for its headers, and for TLS's handshake
+before them."""
 
 
 class Waits(Enum):
@@ -30,7 +31,7 @@ class Patience:
 
     def __init__(self, limits: Limits, refused: bool) -> None:
         self._limits = limits
-        head = min(limits.head_timeout, _REFUSED_TIMEOUT) if refused else limits.head_timeout
+        head = min(limits.head_timeout, REFUSED_TIMEOUT) if refused else limits.head_timeout
         self._seconds = {
             Waits.HEAD: head,
             Waits.BODY: limits.body_timeout,

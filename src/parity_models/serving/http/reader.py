@@ -12,8 +12,8 @@ from typing import Protocol
 import httptools
 
 from parity_models.serving.errors import InvalidRequestError, RequestError
-from parity_models.serving.messages import Body, Request, Response, error_response, request_of
-from parity_models.serving.rest import Rest
+from parity_models.serving.rest.messages import Body, Request, Response, error_response, request_of
+from parity_models.serving.rest.service import Rest
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Receiver(Protocol):
         """A client may be waiting to be told to send its body."""
 
 
-class _Enough(Exception):
+class _Enough(Exception):  # noqa: N818, as it is no error
     """Nothing further of what the client sends is looked at."""
 
 

@@ -9,14 +9,19 @@ import logging
 import resource
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from email.utils import formatdate
+from ssl import SSLContext
+from typing import Any
 
 from parity_models.serving.errors import OverloadedError
 from parity_models.serving.http.connection import HttpConnection
-from parity_models.serving.messages import Response, refusal
+from parity_models.serving.http.listening import BACKLOG, turn_away
+from parity_models.serving.http.patience import REFUSED_TIMEOUT
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.rest import Rest
+from parity_models.serving.rest.messages import Response, refusal
+from parity_models.serving.rest.service import Rest
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +31,8 @@ GRACE = 5
 LAST_MOMENT = 0.2
 """Seconds for which a stopping server waits for requests that are on their way already."""
 
-_BACKLOG = 2048
-"""Connections that may wait to be accepted."""
+HANDSHAKE = 0.01
+"""Seconds for which a stopping server waits for connections whose first packet has come."""
 
 _ACCEPTS = 64
 """Connections accepted in a row, before those that are there have their turn."""
@@ -46,13 +51,19 @@ _TICK = 0.25
 
 
 class HttpServer:
-    """Serves `rest` on one listening socket, within its limits; started and stopped once."""
+    """Serves `rest` on one listening socket, within its limits; started and stopped once.
 
-    def __init__(self, rest: Rest, metrics: Metrics) -> None:
+    With `tls`, over TLS: it is asked for the context of each connection.
+    """
+
+    def __init__(
+        self, rest: Rest, metrics: Metrics, tls: Callable[[], SSLContext] | None = None
+    ) -> None:
         self.rest = rest
         self.limits = rest.limits
         self.closing = False
         self._metrics = metrics
+        self._tls = tls
         self._connections: set[HttpConnection] = set()
         self._refusing: set[HttpConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -67,8 +78,11 @@ class HttpServer:
             limits.head_timeout, limits.body_timeout, limits.write_timeout, limits.idle_timeout
         )
         self._tick = min(_TICK, shortest / 4)
-        metrics.connections.set_function(lambda: len(self._connections))
-        metrics.bytes_in_flight.set_function(lambda: rest.budget.held)
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._connections)
 
     def start(self, listening: socket.socket) -> None:
         """Serve the connections of this socket, from now on, on the running event loop."""
@@ -87,10 +101,12 @@ class HttpServer:
         moment, the others after the answers that are under way, or some seconds."""
         self.closing = self._stopping = True
         self._pause()
+        turn_away(self._socket)
+        await asyncio.sleep(HANDSHAKE)
         self._accept_backlog()
         self._socket.close()
         try:
-            await asyncio.gather(*self._opening)
+            await self._opened()
             if not await self._emptied(LAST_MOMENT):
                 for connection in list(self._connections):
                     if connection.idle:
@@ -101,6 +117,15 @@ class HttpServer:
                 await self._empty.wait()
         finally:
             self._looking.cancel()
+
+    async def _opened(self) -> None:
+        """Wait for connections that are being made; for TLS, as long as for an idle client."""
+        if self._opening:
+            _, unmade = await asyncio.wait(
+                self._opening, timeout=None if self._tls is None else LAST_MOMENT
+            )
+            for task in unmade:
+                task.cancel()
 
     async def _emptied(self, seconds: float) -> bool:
         """Wait for so long until there are no connections; are there none?"""
@@ -166,7 +191,7 @@ class HttpServer:
     def _accept_backlog(self) -> None:
         """Accept all that wait, as closing the socket would reset their connections."""
         with suppress(OSError):  # none is left, or no descriptor for one
-            for _ in range(_BACKLOG):
+            for _ in range(BACKLOG):
                 accepted, _ = self._socket.accept()
                 self._welcome(accepted)
 
@@ -178,15 +203,30 @@ class HttpServer:
         self._empty.clear()
         if refused is not None:
             self._refusing.add(connection)
-        task = self._loop.create_task(self._open(accepted, connection))
+        patience = REFUSED_TIMEOUT if refused is not None else self.limits.head_timeout
+        task = self._loop.create_task(self._open(accepted, connection, patience))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    async def _open(self, accepted: socket.socket, connection: HttpConnection) -> None:
+    async def _open(
+        self, accepted: socket.socket, connection: HttpConnection, patience: float
+    ) -> None:
+        """Make a connection of what was accepted; TLS's handshake has `patience` (seconds)."""
+        tls: dict[str, Any] = {}
         try:
-            await self._loop.connect_accepted_socket(lambda: connection, accepted)
-        except Exception as error:
-            _log.warning("a connection broke as it was accepted: %r", error)
+            if self._tls is not None:
+                tls = {"ssl": self._tls(), "ssl_handshake_timeout": patience}
+                tls["ssl_shutdown_timeout"] = GRACE
+            await self._loop.connect_accepted_socket(lambda: connection, accepted, **tls)
+        except (Exception, asyncio.CancelledError) as error:
+            # Over TLS, clients that speak no TLS, or not this one, are nothing to tell of.
+            _log.log(
+                logging.DEBUG if tls else logging.WARNING,
+                "a connection broke as it was accepted: %r",
+                error,
+            )
+            if tls:
+                self.ended("handshake")
             accepted.close()
             self.lost(connection)
 
@@ -216,15 +256,3 @@ class HttpServer:
                 except Exception:
                     _log.exception("a connection could not be ended in time")
                     connection.abort()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free. Raises OSError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-
-
-def url_of(listening: socket.socket) -> str:
-    """The base URL, as http://127.0.0.1:8000."""
-    host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

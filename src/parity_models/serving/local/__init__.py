@@ -1,0 +1,1 @@
+"""The engine of one machine: worker processes beside the server."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import count
+from typing import Any
 
 import zmq
 
@@ -13,7 +14,7 @@ from parity_models.errors import FaultPlanError, ParityModelsError, ServingError
 from parity_models.faults import FaultPlan
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
-from parity_models.serving.engine import EngineListener
+from parity_models.serving.engine import EngineListener, Parts
 from parity_models.serving.local.placement import Link, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
@@ -39,16 +40,31 @@ _log = logging.getLogger(__name__)
 
 
 class LocalEngine(WorkerEngine[WorkerProcess]):
-    """An Engine that runs `models`, by work, in worker processes.
+    """Supervised worker processes on this machine: runs `models`, by role, in worker processes.
 
     It copies them when it starts: whatever becomes of the files, workers run what they held when
     they were pinned. A worker that was killed is noticed at once; one that was not heard of for
     `heartbeat_timeout` seconds, or has had a unit for `unit_timeout` seconds, is killed. Either
-    is started again, with a back-off, until it works. Worker i serves the i-th of the works the
+    is started again, with a back-off, until it works. Worker i serves the i-th of the roles the
     engine is started with; as an instance it is called "i", and "i.n" after n restarts. It runs
     at the i-th of `placements`, or at Placement() if there are none. Faults can be injected only if
-    it `allows_faults`.
+    it `allows_faults`. At first, as many workers start at a time as `starts_at_once`, or all.
     """
+
+    name = "local"
+    takes_faults = True
+    takes_placements = True
+
+    @classmethod
+    def build(cls, options: Any, parts: Parts) -> "LocalEngine":
+        return cls(
+            parts.models,
+            placements=parts.placements,
+            unit_timeout=parts.unit_timeout,
+            metrics=parts.metrics,
+            allows_faults=parts.allows_faults,
+            starts_at_once=parts.starts_at_once,
+        )
 
     def __init__(
         self,
@@ -59,6 +75,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         unit_timeout: float = 10.0,
         metrics: Metrics | None = None,
         allows_faults: bool = False,
+        starts_at_once: int | None = None,
     ) -> None:
         super().__init__(
             heartbeat_timeout=heartbeat_timeout,
@@ -70,6 +87,8 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         self._copies: ModelCopies | None = None
         self._placements = placements
         self._allows_faults = allows_faults
+        self._turns = None if starts_at_once is None else asyncio.Semaphore(starts_at_once)
+        self._having_turns: set[int] = set()
         self._endpoints: dict[str, str] = {}
         self._to_join: set[int] = set()
         self._supervisors: list[asyncio.Task[None]] = []
@@ -79,26 +98,26 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
 
     # Engine
 
-    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        if not works:
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        if not roles:
             raise ServingError("an engine needs at least one instance")
-        unknown = frozenset[str]().union(*works) - self._models.keys()
+        unknown = frozenset[str]().union(*roles) - self._models.keys()
         if unknown:
             raise ServingError(f"no model was given to run as {', '.join(sorted(unknown))}")
-        placements = self._placements or (Placement(),) * len(works)
-        if len(placements) != len(works):
-            raise ServingError(f"{len(placements)} placements for {len(works)} instances")
-        used = {work: self._models[work] for work in sorted(frozenset[str]().union(*works))}
+        placements = self._placements or (Placement(),) * len(roles)
+        if len(placements) != len(roles):
+            raise ServingError(f"{len(placements)} placements for {len(roles)} instances")
+        used = {role: self._models[role] for role in sorted(frozenset[str]().union(*roles))}
         self._open(listener)
         try:
             self._copies = await _copied(used)
             self._started = self._loop.create_future()
             reports = [self._reports_endpoint(place.link) for place in placements]
             self._listen()
-            self._to_join.update(range(len(works)))
+            self._to_join.update(range(len(roles)))
             self._supervisors = [
                 asyncio.create_task(self._supervise(number, *each))
-                for number, each in enumerate(zip(works, placements, reports, strict=True))
+                for number, each in enumerate(zip(roles, placements, reports, strict=True))
             ]
             await self._started
         except BaseException:
@@ -193,19 +212,24 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             plan, start = self._faults
             worker.tell_before_units(InjectFaults(plan, worker.number, start))
         self._to_join.discard(worker.number)
+        self._pass_turn(worker.number)
         if not self._to_join and not self._started.done():
             self._started.set_result(None)
-        self._listener.instance_joined(worker.instance, worker.works)
+        self._listener.instance_joined(worker.instance, worker.roles, worker.node)
 
     # Supervision
 
     async def _supervise(
-        self, number: int, works: frozenset[str], placement: Placement, reports: str | None
+        self, number: int, roles: frozenset[str], placement: Placement, reports: str | None
     ) -> None:
         assert self._copies is not None
-        models = {work: self._copies.assigned[work] for work in sorted(works)}
+        models = {role: self._copies.assigned[role] for role in sorted(roles)}
         broken, recycled = Backoff(), Backoff(LONG_SERVICE)
+        await self._take_turn(number)
         for life in count():
+            if self._stopping.is_set():
+                self._pass_turn(number)
+                return
             instance = f"{number}.{life}" if life else f"{number}"
             began = self._loop.time()
             worker: WorkerProcess | None = None
@@ -226,6 +250,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                 why = f"could not be run: {error!r}"
                 self._metrics.engine_errors.labels("start").inc()
             await self._bury(worker)
+            self._pass_turn(number)
             if self._stopping.is_set():
                 return
             if number in self._to_join:
@@ -245,6 +270,18 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             except TimeoutError:
                 continue
             return
+
+    async def _take_turn(self, number: int) -> None:
+        """Wait until the worker may start for the first time."""
+        if self._turns is not None:
+            await self._turns.acquire()
+            self._having_turns.add(number)
+
+    def _pass_turn(self, number: int) -> None:
+        """It has started, or it has not: the next one may."""
+        if self._turns is not None and number in self._having_turns:
+            self._having_turns.remove(number)
+            self._turns.release()
 
     async def _bury(self, worker: WorkerProcess | None) -> None:
         """Leave no process, socket or file of a worker behind."""

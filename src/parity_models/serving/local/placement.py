@@ -17,9 +17,11 @@ class Placement:
 
     `prefix` comes before the worker's command line and must end in an exec of it, as `taskset`
     and `ip netns exec` do. `device` is a file that stands for an accelerator: of all workers
-    with the same device, one has a unit running at a time.
+    with the same device, one has a unit running at a time. `node` names the machine that fails as
+    one with all that is on it; None: the worker has one to itself.
     """
 
     prefix: tuple[str, ...] = ()
     link: Link | None = None
     device: str | None = None
+    node: str | None = None

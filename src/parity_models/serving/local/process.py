@@ -71,6 +71,7 @@ class WorkerProcess(WorkerLink):
         self.number = number
         self.recycled = False
         self._prefix = placement.prefix
+        self.node = placement.node
         self._assignment = Assignment(
             instance,
             os.getpid(),

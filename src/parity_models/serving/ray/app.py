@@ -4,17 +4,18 @@
     deployment     replicas                what it is
     Frontends      as many as asked for    the ingress; each forms its own coding groups
     Roster         1                       says which instance serves which frontend
-    deployed, …    what the policy needs   an instance each; a deployment for each set of works
+    deployed, …    what the policy needs   an instance each; a deployment for each set of roles
 """
 
 import math
+import os
 from collections import Counter
-from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, create_model
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -22,7 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan, load_fault_plan
 from parity_models.models.bundle import Bundle, ModelFile, open_bundle
-from parity_models.options import SECONDS
+from parity_models.options import Amounts, OptionField, declared_in
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice, choose, declared_options
 from parity_models.serving.limits import Limits
@@ -34,6 +35,8 @@ from parity_models.serving.ray.deployments import (
     Instances,
     RosterDeployment,
 )
+from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.options import ClusterOptions
 from parity_models.serving.ray.scaling import Utilisation
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
@@ -49,125 +52,95 @@ _DEPLOYMENT: dict[str, Any] = {
 once, to give up models that do not load, and to log no line for each of many requests."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
-    """What of a cluster an application takes.
-
-    With `max_instances`, the deployed model's instances are scaled between their number in
-    ServeOptions and that, the extra ones between theirs and `max_parity_instances` (None: in the
-    same proportion), so that instances are busy for `target_utilisation` of the time; it is looked
-    at for `upscale_delay` or `downscale_delay` seconds. Ray reserves CPUs and resources, which
-    nodes have under names that users choose, for each instance and frontend. Raises UserError for
-    values out of range.
-    """
-
-    frontends: int = 1
-    max_instances: int | None = None
-    max_parity_instances: int | None = None
-    target_utilisation: float = 0.7
-    upscale_delay: float = 10.0
-    downscale_delay: float = 300.0
-    cpus_per_instance: float = 1.0
-    cpus_per_frontend: float = 1.0
-    resources_per_instance: Mapping[str, float] = field(default_factory=dict)
-    resources_per_frontend: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.frontends < 1:
-            raise UserError(f"frontends must be 1 or more, got {self.frontends}")
-        for name in ("upscale_delay", "downscale_delay", "cpus_per_instance", "cpus_per_frontend"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 < self.target_utilisation <= 1:
-            raise UserError(
-                f"target_utilisation must be above 0 and at most 1, got {self.target_utilisation}"
-            )
-        if self.max_parity_instances is not None and self.max_instances is None:
-            raise UserError("max_parity_instances needs max_instances beside it")
-
-
 @dataclass(frozen=True)
 class InstancePool:
-    """Instances that run the same works, between `least` and `most` of them: a deployment."""
+    """Instances that run the same roles, between `least` and `most` of them: a deployment."""
 
     name: str
-    works: frozenset[str]
+    roles: frozenset[str]
     least: int
     most: int
 
 
-class AppArgs(BaseModel):
+_SERVE = [
+    field
+    for field in declared_in(ServeOptions)
+    if field.name not in ("host", "port", "grpc_port", "min_ready", "shutdown_delay")
+]
+"""The options of ServeOptions that an application has; the others are Ray Serve's own."""
+
+_LIMITS = [field for field in declared_in(Limits) if field.name == "max_body"]
+_CLUSTER = [field for field in declared_in(RayEngine.Options) if field.name != "address"]
+
+_FIELDS: dict[str, Any] = {
+    field.name: ((Amounts if field.kind is dict else field.kind) | None, None)
+    for field in (*_SERVE, *_LIMITS, *_CLUSTER)
+}
+_Declared: Any = create_model("_Declared", **_FIELDS)
+
+
+class AppArgs(_Declared):  # type: ignore[misc]  # a base class that is made above
     """The arguments of `build`: the options of `parm serve`, with the same names and units.
 
     `bundle` is a folder where the application is built, which for `serve deploy` is on the
-    cluster. `max_body` is in MiB. All further arguments are options of the policy and the dispatch
-    rule, whose times are in milliseconds; others are in seconds.
+    cluster. `allow_code` are encoders and decoders of your own that it may name. `traces` has
+    frontends send spans, as the variables OTEL_... say where the application is built or, without
+    any there, where frontends run. All further arguments are options of the policy and the dispatch
+    rule.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     bundle: str
-
-    frontends: int = ClusterOptions.frontends
-    max_instances: int | None = None
-    max_parity_instances: int | None = None
-    target_utilisation: float = ClusterOptions.target_utilisation
-    upscale_delay: float = ClusterOptions.upscale_delay
-    downscale_delay: float = ClusterOptions.downscale_delay
-    cpus_per_instance: float = ClusterOptions.cpus_per_instance
-    cpus_per_frontend: float = ClusterOptions.cpus_per_frontend
-    resources_per_instance: dict[str, float] = {}
-    resources_per_frontend: dict[str, float] = {}
-
-    instances: int = ServeOptions.instances
-    parity_instances: int | None = None
-    name: str | None = None
-    max_batch: int = ServeOptions.max_batch
-    max_queue: int = ServeOptions.max_queue
-    deadline: float = ServeOptions.deadline
-    max_body: float = Limits.max_body / 2**20
-    default_prediction: tuple[float, ...] | None = None
-    tenant_header: str | None = None
-    faults: str | None = None
-
+    allow_code: tuple[str, ...] = ()
     policy: str | None = None
     dispatch: str | None = None
+    default_prediction: tuple[float, ...] | None = None
+    faults: str | None = None
+    traces: bool = False
 
     def serve_options(self, bundle: Bundle) -> ServeOptions:
         return ServeOptions(
-            **self._given(ServeOptions, besides={"policy", "limits", "faults"}),
+            **self._given(_SERVE),
             policy=self._choice(self.policy or default_policy(bundle)),
-            limits=Limits(max_body=int(self.max_body * 2**20)),
+            limits=Limits(**self._given(_LIMITS)),
+            default_prediction=self.default_prediction,
             faults=None if self.faults is None else load_fault_plan(self.faults),
         )
 
     def cluster_options(self) -> ClusterOptions:
-        return ClusterOptions(**self._given(ClusterOptions))
+        return ClusterOptions(**self._given(_CLUSTER))
 
     def _choice(self, policy: str) -> PolicyChoice:
-        extra = self.model_extra or {}
-        given = {name: value for name, value in extra.items() if value is not None}
-        declared = declared_options(policy, self.dispatch)
-        times = {each.name for each in declared if each.option.unit == SECONDS}
-        for name in times & given.keys():
-            if isinstance(given[name], int | float):
-                given[name] = given[name] / 1e3
+        declared = {each.name: each for each in declared_options(policy, self.dispatch)}
+        given = {
+            name: declared[name].from_typed(value, str) if name in declared else value
+            for name, value in (self.model_extra or {}).items()
+            if value is not None
+        }
         return choose(policy, given | {"dispatch": self.dispatch})
 
-    def _given(self, kind: type, besides: Set[str] = frozenset()) -> dict[str, Any]:
-        """What was given of the fields of a dataclass."""
-        names = {field.name for field in fields(kind)} - besides
-        return self.model_dump(include=names, exclude_none=True)
+    def _given(self, declared: Sequence[OptionField]) -> dict[str, Any]:
+        """What was given of these options, in their own units."""
+        given = {each: getattr(self, each.name) for each in declared}
+        return {
+            each.name: each.from_typed(value, str)
+            for each, value in given.items()
+            if value is not None
+        }
 
 
 def build(args: AppArgs) -> Application:
     """The application, for Serve's own commands. Raises UserError for what cannot be served."""
-    bundle = open_bundle(args.bundle)
-    return application(bundle, args.serve_options(bundle), args.cluster_options())
+    bundle = open_bundle(args.bundle, args.allow_code)
+    options, cluster = args.serve_options(bundle), args.cluster_options()
+    return application(bundle, options, cluster, traces=args.traces)
 
 
-def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> Application:
-    """The application that serves a bundle.
+def application(
+    bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, *, traces: bool = False
+) -> Application:
+    """The application that serves a bundle; with `traces`, frontends send spans of requests.
 
     Where Ray runs, the bundle's files are put where replicas get them; where it does not, as under
     `serve build`, the application can be described but not run. Raises UserError for options that
@@ -182,7 +155,7 @@ def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) 
     instances = []
     first = 0
     for pool in pools:
-        models = {work: stored[work] for work in sorted(pool.works)}
+        models = {role: stored[role] for role in sorted(pool.roles)}
         instances.append(
             instances_app(roster, files, models, pool, cluster, key, options.faults, first)
         )
@@ -194,13 +167,20 @@ def application(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) 
         max_ongoing_requests=2 * options.max_queue + 100,
         ray_actor_options={
             "num_cpus": cluster.cpus_per_frontend,
-            "resources": dict(cluster.resources_per_frontend),
+            "resources": cluster.resources_per_frontend or {},
+            **(_where_spans_go() if traces else {}),
         },
         graceful_shutdown_timeout_s=options.deadline + 5,
         **_DEPLOYMENT,
     )(serve.ingress()(Frontends))
-    works = [pool.works for pool in pools for _ in range(pool.least)]
-    return frontends.bind(roster, instances, files, key, options, works, cluster.frontends)
+    roles = [pool.roles for pool in pools for _ in range(pool.least)]
+    return frontends.bind(roster, instances, files, key, options, roles, cluster.frontends, traces)
+
+
+def _where_spans_go() -> dict[str, Any]:
+    """The variables of OpenTelemetry that are set here, for frontends elsewhere."""
+    here = {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
+    return {"runtime_env": {"env_vars": here}} if here else {}
 
 
 def roster_app(files: BundleFiles) -> Application:
@@ -225,12 +205,12 @@ def instances_app(
     faults: FaultPlan | None = None,
     first: int = 0,
 ) -> Application:
-    """A pool of instances of `models`, by work; see Instances for the rest."""
+    """A pool of instances of `models`, by role; see Instances for the rest."""
     deployment = serve.deployment(
         name=pool.name,
         ray_actor_options={
             "num_cpus": cluster.cpus_per_instance,
-            "resources": dict(cluster.resources_per_instance),
+            "resources": cluster.resources_per_instance or {},
         },
         graceful_shutdown_timeout_s=STOP_PATIENCE + 5,
         **_replicas(pool, cluster),
@@ -241,7 +221,7 @@ def instances_app(
 
 def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> list[InstancePool]:
     """The instances that serve a bundle. Raises UserError for options that do not fit it."""
-    least = Counter(Plan(bundle, options).works)
+    least = Counter(Plan(bundle, options).roles)
     most = least
     if cluster.max_instances is not None:
         if cluster.max_instances < options.instances:
@@ -254,15 +234,15 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
             growth = cluster.max_instances / options.instances
             extra = math.ceil(options.parity_instances * growth)
         grown = replace(options, instances=cluster.max_instances, parity_instances=extra)
-        most = Counter(Plan(bundle, grown).works)
-    pools = [InstancePool(_name(works), works, least[works], most[works]) for works in least]
+        most = Counter(Plan(bundle, grown).roles)
+    pools = [InstancePool(_name(roles), roles, least[roles], most[roles]) for roles in least]
     for pool in pools:
         if pool.most < pool.least:
             raise UserError(
                 f"max_parity_instances must be as many as there are to begin with, got "
                 f"{cluster.max_parity_instances}"
             )
-        if DEPLOYED in pool.works and pool.least < cluster.frontends:
+        if DEPLOYED in pool.roles and pool.least < cluster.frontends:
             raise UserError(
                 f"{cluster.frontends} frontends need as many instances of the deployed model, and "
                 f"there are {pool.least}; give more instances"
@@ -274,10 +254,10 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
     return pools
 
 
-def _name(works: frozenset[str]) -> str:
-    if DEPLOYED in works:
-        return "deployed" if len(works) == 1 else "shared"
-    return "backup" if BACKUP in works else "parity"
+def _name(roles: frozenset[str]) -> str:
+    if DEPLOYED in roles:
+        return "deployed" if len(roles) == 1 else "shared"
+    return "backup" if BACKUP in roles else "parity"
 
 
 def _replicas(pool: InstancePool, cluster: ClusterOptions) -> dict[str, Any]:

@@ -10,16 +10,18 @@ from contextlib import contextmanager, suppress
 
 import ray
 from ray import serve
+from ray.serve import Application
 from ray.serve.api import RunTarget, run_many
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
 from parity_models.errors import ServingError, UserError
 from parity_models.models.bundle import Bundle
-from parity_models.serving.http.server import listen
+from parity_models.serving.http.listening import listen
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.ray.app import ClusterOptions, application, pools_of
+from parity_models.serving.ray.app import application, pools_of
 from parity_models.serving.ray.grpc import add_inference
+from parity_models.serving.ray.options import ClusterOptions
 
 APP = "parity-models"
 """The application's name on the cluster."""
@@ -27,22 +29,28 @@ APP = "parity-models"
 CONNECT_TIMEOUT = 5.0
 """Seconds a cluster's address has for a connection."""
 
+LATE = 1.0
+"""Seconds after the server's deadline at which Ray's proxies end a request themselves: the frontend
+that it was passed to hangs, or is gone, and another is not there yet."""
+
 START_TIMEOUT = 300.0
 """Seconds all replicas have to start: images and models may have to reach new nodes."""
 
 
 @contextmanager
 def served_on_ray(
-    bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, address: str | None
+    bundle: Bundle, options: ServeOptions, cluster: ClusterOptions, *, traces: bool = False
 ) -> Iterator[str]:
-    """Serve a bundle on the cluster at `address` (as ray.init has it; None: a new one on this
-    machine) for as long as the context lasts; gives the URL, or both if there is gRPC.
+    """Serve a bundle on the cluster at its address, or on a new one on this machine, for as long as
+    the context lasts; gives the URL, or both if there is gRPC. With `traces` it sends spans.
 
     Whatever was started is stopped at the end: the application; Serve, unless it ran before; the
     cluster, if it is a new one. Raises UserError for a cluster that cannot be reached, is too
     small or serves such an application already, and ServingError if replicas do not start.
     """
-    cpus = _cpus(bundle, options, cluster)
+    if options.port is None:
+        raise UserError("Ray Serve's proxies listen on a port; give one")
+    address, cpus = cluster.address, _cpus(bundle, options, cluster)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _connect(address, cpus)
     try:
@@ -57,12 +65,15 @@ def served_on_ray(
         grpc = _grpc_options(options)
         if not ran_before:
             where = ProxyLocation.HeadOnly if address is None else ProxyLocation.EveryNode
-            serve.start(where, HTTPOptions(host=options.host, port=port), grpc_options=grpc)
+            http = HTTPOptions(
+                host=options.host, port=port, request_timeout_s=options.deadline + LATE
+            )
+            serve.start(where, http, grpc_options=grpc)
         try:
             host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
             address_of = f"[{host}]" if ":" in host else host
             url = f"http://{address_of}:{port}"
-            _deploy(bundle, options, cluster)
+            _deploy(application(bundle, options, cluster, traces=traces))
             _check_answers(url)
             yield url if grpc is None else f"{url} and grpc://{address_of}:{grpc.port}"
         finally:
@@ -137,6 +148,7 @@ def _grpc_options(options: ServeOptions) -> gRPCOptions | None:
     return gRPCOptions(
         port=_free_port(options.host, options.grpc_port),
         grpc_servicer_functions=[f"{add_inference.__module__}.{add_inference.__name__}"],
+        request_timeout_s=options.deadline + LATE,
         enable_reflection=False,
     )
 
@@ -153,9 +165,8 @@ def _free_port(host: str, port: int) -> int:
         ) from error
 
 
-def _deploy(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> None:
+def _deploy(app: Application) -> None:
     """Returns once all replicas run."""
-    app = application(bundle, options, cluster)
     try:
         run_many(
             [RunTarget(target=app, name=APP, route_prefix="/")],

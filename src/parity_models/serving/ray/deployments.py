@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from google.protobuf.message import Message
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -24,12 +23,12 @@ from ray.serve.handle import DeploymentHandle
 from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.tensor import TensorSpec
-from parity_models.serving.asgi import AsgiApp, rest_app
+from parity_models.models.tensor import Layout
+from parity_models.serving.frontend import Frontend
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.golden import golden_of
-from parity_models.serving.messages import Request, Response
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
@@ -44,10 +43,15 @@ from parity_models.serving.ray.roster import (
     Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
+from parity_models.serving.rest.asgi import AsgiApp, rest_app
+from parity_models.serving.rest.messages import Request, Response, metrics_response
 from parity_models.serving.worker.models import warm_model
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
 
 STOP_PATIENCE = 20.0
 """Seconds that a replica that is to stop has for its unit."""
@@ -80,7 +84,7 @@ class RosterDeployment:
 
 
 class Instances:
-    """One instance a replica: a worker with `models`, by work, and the deployment's `key`.
+    """One instance a replica: a worker with `models`, by role, and the deployment's `key`.
 
     As a target of autoscaling it reports its utilisation. `faults` are suffered by the instance
     whose number in the plan is `first` more than the replica's rank, from its start on.
@@ -96,18 +100,20 @@ class Instances:
         first: int,
     ) -> None:
         warm = {
-            work: warm_model(OnnxModel(await files.content(model)), model.file)
-            for work, model in models.items()
+            role: warm_model(
+                OnnxModel(await files.content(model), signature=model.signature), model.file
+            )
+            for role, model in models.items()
         }
         address = f"tcp://{_address()}:*"
         context = serve.get_replica_context()
-        max_frame = largest_frame(model.input for model in warm.values())
+        max_frame = largest_frame(model.signature.largest.input for model in warm.values())
         sockets = WorkerSockets(address, address, key=key, max_frame=max_frame)
         self._worker = Worker(warm, sockets, faults=_faults(faults, first + context.rank.rank))
         self._seat = Seat(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
             bundle=deployment_name(files, key),
-            works=frozenset(models),
+            roles=frozenset(models),
             node=ray.get_runtime_context().get_node_id(),
             units=sockets.units,
             control=sockets.control,
@@ -148,8 +154,9 @@ class Frontends:
     """One frontend a replica, which speaks the Open Inference Protocol: by ASGI, and in the methods
     that Serve's gRPC proxy calls.
 
-    `works` are those of all instances there should be, of which it starts with its share of
-    `frontends`. The deployments of `pools` are those of the instances.
+    `roles` are those of all instances there should be, of which it starts with its share of
+    `frontends`. With `traces` it sends spans of requests. The deployments of `pools` are those of
+    the instances.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -159,13 +166,16 @@ class Frontends:
         files: BundleFiles,
         key: SocketKey,
         options: ServeOptions,
-        works: Sequence[frozenset[str]],
+        roles: Sequence[frozenset[str]],
         frontends: int,
+        traces: bool,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="parm-")
         bundle = await _bundle(files, Path(self._folder.name))
         self._metrics = Metrics(bundle.digest)
         plan = Plan(bundle, options)
+        for note in plan.notes:
+            _log.warning(note)
         self._model = plan.model
         self._limits = options.limits
         engine = RayEngine(
@@ -178,15 +188,19 @@ class Frontends:
             unit_timeout=options.unit_timeout,
             metrics=self._metrics,
         )
-        models = {work: bundle.pinned(file) for work, file in model_files(bundle).items()}
-        golden = await asyncio.to_thread(golden_of, bundle, models, works)
+        models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
+        golden = await asyncio.to_thread(golden_of, bundle, models, roles)
         self._frontend = plan.frontend(engine, self._metrics, golden)
-        self._grpc = RayGrpc(self._frontend, self._model, self._metrics, self._limits.max_body)
-        await self._frontend.start(share(works, frontends))
+        self._tracing = _tracing(self._frontend) if traces else None
+        self._grpc = RayGrpc(
+            self._frontend, self._model, self._metrics, self._limits.max_body, self._tracing
+        )
+        await self._frontend.start(share(roles, frontends))
         search_seldom()
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
-        return rest_app(self._frontend, self._model, self._metrics, self._limits, self._all_metrics)
+        models = OneModel(self._frontend, self._model)
+        return rest_app(models, self._metrics, self._limits, self._all_metrics, self._tracing)
 
     async def ServerLive(self, request: bytes, grpc_context: Any) -> Message:
         return await self._grpc.answer("ServerLive", request, grpc_context)
@@ -206,6 +220,15 @@ class Frontends:
     async def ModelInfer(self, request: bytes, grpc_context: Any) -> Message:
         return await self._grpc.answer("ModelInfer", request, grpc_context)
 
+    async def RepositoryIndex(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("RepositoryIndex", request, grpc_context)
+
+    async def RepositoryModelLoad(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("RepositoryModelLoad", request, grpc_context)
+
+    async def RepositoryModelUnload(self, request: bytes, grpc_context: Any) -> Message:
+        return await self._grpc.answer("RepositoryModelUnload", request, grpc_context)
+
     async def metrics(self) -> list[Metric]:
         """This frontend's own."""
         return list(self._metrics.registry.collect())
@@ -215,14 +238,23 @@ class Frontends:
         context = serve.get_replica_context()
         frontends = serve.get_deployment_handle(context.deployment, context.app_name)
         answers = await frontends.broadcast("metrics").results_async(return_exceptions=True)
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        content = encode(Together([answer for answer in answers if isinstance(answer, list)]))
-        return Response(200, content, ((b"content-type", media_type.encode()),))
+        together = Together([answer for answer in answers if isinstance(answer, list)])
+        return metrics_response(request, together)
 
     async def __del__(self) -> None:
         await self._frontend.drain()
         await self._frontend.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._folder.cleanup()
+
+
+def _tracing(frontend: Frontend) -> "Tracing":
+    """Spans of what a frontend does, which are sent as its environment says."""
+    # Only now: whoever wants no spans need not have what makes them.
+    from parity_models.serving.tracing import exporting, traced
+
+    return traced(frontend, exporting())
 
 
 def deployment_name(files: BundleFiles, key: SocketKey) -> str:
@@ -230,12 +262,12 @@ def deployment_name(files: BundleFiles, key: SocketKey) -> str:
     return f"{files.digest}-{key.name}"
 
 
-def share(works: Sequence[frozenset[str]], frontends: int) -> list[frozenset[str]]:
+def share(roles: Sequence[frozenset[str]], frontends: int) -> list[frozenset[str]]:
     """What each of some frontends has at least of these instances, once they are all there."""
     return [
         each
-        for kind in dict.fromkeys(works)
-        for each in [kind] * max(1, works.count(kind) // frontends)
+        for kind in dict.fromkeys(roles)
+        for each in [kind] * max(1, roles.count(kind) // frontends)
     ]
 
 
@@ -256,7 +288,7 @@ async def _every(interval: float, act: Callable[[], Awaitable[None]]) -> None:
 
 async def _bundle(files: BundleFiles, folder: Path) -> Bundle:
     """What a frontend needs of the bundle, in a folder."""
-    bundle = Bundle(folder, await files.manifest(), files.digest)
+    bundle = Bundle(folder, await files.manifest(), files.digest, files.allowed)
     manifest = bundle.manifest
     envelopes = () if manifest.envelope is None else (manifest.envelope,)
     models = model_files(bundle).values()
@@ -274,7 +306,8 @@ def _address() -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def _outputs(bundle: Bundle) -> list[TensorSpec]:
+def _outputs(bundle: Bundle) -> list[Layout]:
     manifest = bundle.manifest
     backups = () if manifest.backup is None else (manifest.backup,)
-    return [model.output for model in (manifest.deployed, *manifest.parity, *backups)]
+    models = (manifest.deployed, *manifest.parity, *backups)
+    return [model.signature.largest.output for model in models]

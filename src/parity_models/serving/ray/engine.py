@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from zmq.utils.monitor import recv_monitor_message
 
 from parity_models.errors import ServingError
-from parity_models.serving.engine import EngineListener
+from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.ray.options import ClusterOptions
 from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
 from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
 from parity_models.serving.worker.socket_key import SocketKey
@@ -60,7 +62,7 @@ class LeasedWorker(WorkerLink):
 
     def __init__(self, instance: str, seat: Seat, context: Context, key: SocketKey) -> None:
         units, control = SocketChannel(context), SocketChannel(context)
-        super().__init__(instance, seat.works, units, control)
+        super().__init__(instance, seat.roles, units, control)
         for channel, endpoint in ((units, seat.units), (control, seat.control)):
             key.reach(channel.socket)
             channel.socket.connect(endpoint)
@@ -90,12 +92,27 @@ class LeasedWorker(WorkerLink):
 
 
 class RayEngine(WorkerEngine[LeasedWorker]):
-    """An Engine whose instances `roster` grants to the frontend called `name`.
+    """Replicas on a Ray cluster, which `roster` grants to the frontend called `name`.
 
     They have the models and the key of the deployment `bundle`, and report to `address`, an IP
     address of this machine, in frames of up to `max_frame` bytes. One that has a unit for
     `unit_timeout` seconds, or is recycled, is told to end, so that Ray starts another.
     """
+
+    name = "ray"
+    takes_several = False
+    takes_faults = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(ClusterOptions):
+        """What can be set."""
+
+    @classmethod
+    def build(cls, options: Any, parts: Parts) -> Engine:
+        raise ServingError(
+            "on Ray a bundle is an application with servers of its own; use `parm serve --engine "
+            "ray`, or parity_models.serving.ray.app"
+        )
 
     def __init__(
         self,
@@ -129,10 +146,10 @@ class RayEngine(WorkerEngine[LeasedWorker]):
 
     # Engine
 
-    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        """Returns when the roster has granted an instance for each of `works`; after START_PATIENCE
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        """Returns when the roster has granted an instance for each of `roles`; after START_PATIENCE
         seconds, one for each that differs from the others will do. More may come later."""
-        if not works:
+        if not roles:
             raise ServingError("an engine needs at least one instance")
         self._open(listener)
         reports = self._open_reports(self._key)
@@ -142,7 +159,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         except zmq.ZMQError as error:
             self._close()
             raise ServingError(f"cannot listen at {self._address}: {error.strerror}") from error
-        self._wanted = Counter(works)
+        self._wanted = Counter(roles)
         self._enough = asyncio.Event()
         self._listen()
         self._touch = asyncio.create_task(self._keep_in_touch())
@@ -150,18 +167,18 @@ class RayEngine(WorkerEngine[LeasedWorker]):
             with suppress(TimeoutError):
                 async with asyncio.timeout(START_PATIENCE):
                     await self._enough.wait()
-            self._wanted = Counter(set(works))
+            self._wanted = Counter(set(roles))
             self._check_enough()
             await self._enough.wait()
         except BaseException:
             await self.stop()
             raise
 
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         worker = self._workers.get(instance)
         if worker is None or (worker.leaving and worker.running is None):
             return  # it has left, or does so as soon as this returns
-        super().run(instance, unit, work, rows)
+        super().run(instance, unit, role, rows)
 
     @property
     def tolerance(self) -> float:
@@ -235,10 +252,10 @@ class RayEngine(WorkerEngine[LeasedWorker]):
     def _hello(self, worker: LeasedWorker, hello: Hello) -> None:
         worker.join(hello)
         self._check_enough()
-        self._listener.instance_joined(worker.instance, worker.works, worker.seat.node)
+        self._listener.instance_joined(worker.instance, worker.roles, worker.seat.node)
 
     def _check_enough(self) -> None:
-        if Counter(each.works for each in self._workers.values() if each.joined) >= self._wanted:
+        if Counter(each.roles for each in self._workers.values() if each.joined) >= self._wanted:
             self._enough.set()
 
     def _reported(self, worker: LeasedWorker, report: Report) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.tensor import Layout, TensorSpec
 
 MAX_HEADER = 2**16
 """Bytes that a frame may have where tensors are small."""
@@ -11,6 +11,6 @@ CURVE_OVERHEAD = 64
 """Bytes that CurveZMQ adds to a frame, about (ZeroMQ RFC 26: 33 in the MESSAGE command)."""
 
 
-def largest_frame(specs: Iterable[TensorSpec], rows: int = 1) -> int:
+def largest_frame(specs: Iterable[TensorSpec | Layout], rows: int = 1) -> int:
     """Bytes that a frame has at most that is a header, or so many rows of one of these."""
     return CURVE_OVERHEAD + max(MAX_HEADER, *(spec.zeros(1).nbytes * rows for spec in specs))

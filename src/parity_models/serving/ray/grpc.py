@@ -6,8 +6,9 @@ would not find them.
 """
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import Message
@@ -23,7 +24,18 @@ from parity_models.serving.grpc.service import (
     read_message,
 )
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import OneModel
+from parity_models.serving.request_log import (
+    CURRENT,
+    REQUEST_ID,
+    TRACEPARENT,
+    TRACESTATE,
+    RequestLog,
+)
 from parity_models.serving.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -43,10 +55,16 @@ class RayGrpc:
     """Answers what Serve's proxy has received; a message holds up to `max_message` bytes."""
 
     def __init__(
-        self, frontend: Answerer, model: ServedModel, metrics: Metrics, max_message: int
+        self,
+        frontend: Answerer,
+        model: ServedModel,
+        metrics: Metrics,
+        max_message: int,
+        tracing: "Tracing | None" = None,
     ) -> None:
-        self._service = InferenceService(frontend, model, metrics)
+        self._service = InferenceService(OneModel(frontend, model), metrics)
         self._max_message = max_message
+        self._tracing = tracing
 
     async def answer(self, method: str, request: bytes, context: Any) -> Message:
         """The response of a method of the service; where it is an error, an empty one, with the
@@ -64,7 +82,8 @@ class RayGrpc:
                 if method == "ModelInfer"
                 else read_message(GetMessageClass(about.input_type), request)
             )
-            response: Message = await getattr(self._service, method)(message, _Call(context))
+            with self._traced(method, context):
+                response: Message = await getattr(self._service, method)(message, _Call(context))
             return response
         except RequestError as error:
             code, details = code_of(error), text_of(error)
@@ -76,6 +95,22 @@ class RayGrpc:
         context.set_code(code)
         context.set_details(details)
         return GetMessageClass(about.output_type)()
+
+    @contextmanager
+    def _traced(self, method: str, context: Any) -> Iterator[None]:
+        """The call is answered inside: with its request's id and, for inference, its span."""
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        log = RequestLog(
+            "gRPC",
+            method,
+            metadata.get(REQUEST_ID),
+            metadata.get(TRACEPARENT),
+            metadata.get(TRACESTATE),
+        )
+        CURRENT.set(log)
+        tracing = self._tracing if method == "ModelInfer" else None
+        with nullcontext() if tracing is None else tracing.request(log, metadata):
+            yield
 
 
 class _Call:

@@ -25,7 +25,7 @@ class Seat:
 
     key: str
     bundle: str
-    works: frozenset[str]
+    roles: frozenset[str]
     node: str
     units: str
     control: str
@@ -124,12 +124,12 @@ def assign(
     """Which frontend every seat should go to, by the seat's key; none if none has its bundle.
 
     `frontends` are their bundles by name, `holders` who has which seat now. Of seats of one kind
-    (bundle and works), no frontend gets two more than another of that bundle, and as few as that
+    (bundle and roles), no frontend gets two more than another of that bundle, and as few as that
     takes move. Where there is a choice, a frontend's seats are on different nodes.
     """
     kinds = defaultdict(list)
     for seat in sorted(seats, key=lambda seat: seat.key):
-        kinds[seat.bundle, tuple(sorted(seat.works))].append(seat)
+        kinds[seat.bundle, tuple(sorted(seat.roles))].append(seat)
     assigned: dict[str, str] = {}
     on_node: Counter[tuple[str, str]] = Counter()
     total: Counter[str] = Counter()

@@ -34,9 +34,10 @@ _HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """A bundle that is in a store, by its digest."""
+    """A bundle that is in a store, by its digest; `allowed` is what Bundle's is."""
 
     digest: str
+    allowed: frozenset[str] = frozenset()
 
     async def manifest(self) -> Manifest:
         """The manifest. Raises ModelError if it is another bundle's, ValueError if the store is
@@ -85,7 +86,7 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
     ray.get(store.put.remote(MANIFEST, encode_manifest(bundle.manifest)))
     for stored in (*models, *backups, *envelopes):
         ray.get(store.put.remote(stored.file, bundle.content(stored)))
-    return BundleFiles(bundle.digest)
+    return BundleFiles(bundle.digest, bundle.allowed)
 
 
 def _store(digest: str) -> Any:

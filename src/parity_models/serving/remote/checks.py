@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
-from parity_models.serving.protocol import ModelMetadata
+from parity_models.models.tensor import tensors_in
 from parity_models.serving.remote.upstream import (
     Fault,
     UnitError,
@@ -19,6 +19,7 @@ from parity_models.serving.remote.upstream import (
     UpstreamModel,
     check_metadata,
 )
+from parity_models.serving.rest.protocol import ModelMetadata
 
 PATIENCE = 5.0
 """Seconds an upstream has for a health check, and for each check before it is used."""
@@ -39,45 +40,49 @@ class Reference:
 
 
 class Checks:
-    """Compares upstreams with the bundle's models, ONNX files by work, and with each other."""
+    """Compares upstreams with the bundle's models, ONNX files by role, and with each other."""
 
-    def __init__(self, models: Mapping[str, PinnedModel], works: Iterable[str]) -> None:
+    def __init__(self, models: Mapping[str, PinnedModel], roles: Iterable[str]) -> None:
         self.references: dict[str, Reference] = {}
         self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
-        for work in sorted(works):
-            model = OnnxModel(models[work].read())
-            query = np.random.default_rng(0).uniform(size=model.input.shape)
-            row = query.astype(model.input.dtype)
-            self.references[work] = Reference(
-                model, row, model(row[np.newaxis])[0], models[work].sha256
+        for role in sorted(roles):
+            model = models[role].load()
+            query = model.signature.smallest.input.draw(np.random.default_rng(0), 1)
+            self.references[role] = Reference(
+                model, query[0, ...], model(query)[0, ...], models[role].sha256
             )
 
     async def check(
         self, url: str, client: UpstreamClient, models: Mapping[str, UpstreamModel]
     ) -> None:
-        """Raises UpstreamError unless the upstream has these models, by work, as the bundle has
+        """Raises UpstreamError unless the upstream has these models, by role, as the bundle has
         them, and they run; BusyError if it cannot be told for now."""
-        for work, model in models.items():
-            reference = self.references[work]
+        for role, model in models.items():
+            reference = self.references[role]
             try:
                 async with asyncio.timeout(PATIENCE):
                     await client.check_ready(model.name)
                     about = await client.metadata(model.name)
-                    check_metadata(about, model)
-                    _check_sha256(about, reference.sha256)
-                    versions = tuple(sorted(about.versions or ()))
-                    self._check_versions(url, model.name, work, versions)
-                    prediction = await client.infer(model, [reference.query])
+                    if about is not None:
+                        check_metadata(about, model)
+                        _check_sha256(about, reference.sha256)
+                        versions = tuple(sorted(about.versions or ()))
+                        self._check_versions(url, model.name, role, versions)
+                    prediction = await client.infer(model, [reference.query], {})
             except TimeoutError:
                 text = f"did not answer within {PATIENCE:g} s"
                 raise UpstreamError(Fault.TIMEOUT, text) from None
             except UnitError as error:
                 text = f"cannot run model {model.name!r}: it {error}"
                 raise UpstreamError(Fault.ERRORS, text) from error
-            _compare(prediction[0], reference.prediction, model.name)
+            pairs = zip(
+                tensors_in(prediction[0, ...]), tensors_in(reference.prediction), strict=True
+            )
+            for predicted, expected in pairs:
+                _compare(predicted, expected, model.name)
 
-    def _check_versions(self, url: str, model: str, work: str, versions: tuple[str, ...]) -> None:
-        other, others = self._versions.setdefault(work, (url, versions))
+    def _check_versions(self, url: str, model: str, role: str, versions: tuple[str, ...]) -> None:
+        other, others = self._versions.setdefault(role, (url, versions))
         if versions != others:
             raise UpstreamError(
                 Fault.MISMATCH,
@@ -98,7 +103,8 @@ def _check_sha256(about: ModelMetadata, expected: str) -> None:
 
 def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> None:
     """Raises UpstreamError unless the prediction is the bundle's, within TOLERANCE."""
-    scale = float(np.abs(expected.astype(np.float64)).max())
+    expected = expected.astype(np.float64)
+    scale = float(np.abs(expected).max())
     off = float(np.abs(prediction.astype(np.float64) - expected).max())
     if not off <= TOLERANCE * scale:
         raise UpstreamError(

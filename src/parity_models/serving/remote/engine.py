@@ -1,4 +1,4 @@
-"""The remote engine: units run on Open Inference Protocol servers that somebody else keeps up.
+"""The remote engine: units run on servers that somebody else keeps up, over V2 or V1 of KServe.
 
 An upstream counts as `concurrency` instances. What makes one leave is that a unit finds the
 server gone, hung or answering garbage, or that its health check does. It is asked again, with a
@@ -12,33 +12,29 @@ upstreams say stays in the log: clients hear only which instance failed.
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-import grpc
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
+from parity_models.models.bundle import Bundle
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
-from parity_models.serving.engine import EngineListener
+from parity_models.serving.engine import Engine, EngineListener, Parts
+from parity_models.serving.http.answer_size import MAX_HEAD
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
-from parity_models.serving.remote.grpc import GrpcClient
+from parity_models.serving.remote.fleet import Fleet, FleetOptions, fleet_of
 from parity_models.serving.remote.link import Link
-from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import (
     DOUBTS,
-    MAX_HEAD,
     BusyError,
     Fault,
-    Fleet,
     UnitError,
-    UpstreamClient,
     UpstreamError,
     UpstreamModel,
 )
@@ -55,15 +51,38 @@ _AWAY = (Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT)
 _log = logging.getLogger(__name__)
 
 
-class RemoteEngine:
-    """An Engine that runs units on a fleet; `models` are the bundle's ONNX files, by work.
+class RemoteEngine(Engine):
+    """Servers that run already: a fleet. They speak the Open Inference Protocol or V1.
+
+    `models` are the bundle's ONNX files, by role.
 
     Upstreams must have the very models of the bundle, which is checked by what they say of them
     and by a prediction. `start` returns when every upstream has been checked, and raises
-    UpstreamError if one is not what it must be or a work has none that is there. Units have up to
+    UpstreamError if one is not what it must be or a role has none that is there. Units have up to
     `max_batch` rows. An upstream that has one for `unit_timeout` seconds is ejected. Instance
     "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
     """
+
+    name = "remote"
+    takes_several = False
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(FleetOptions):
+        """What can be set."""
+
+    @classmethod
+    def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
+        return fleet_of(options, bundle).roles
+
+    @classmethod
+    def build(cls, options: Any, parts: Parts) -> "RemoteEngine":
+        return cls(
+            parts.models,
+            fleet_of(options, parts.bundle),
+            parts.metrics,
+            max_batch=parts.max_batch,
+            unit_timeout=parts.unit_timeout,
+        )
 
     def __init__(
         self,
@@ -85,21 +104,29 @@ class RemoteEngine:
 
     # Engine
 
-    async def start(self, works: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        if list(works) != self._fleet.works:
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        # Only now: whoever runs no fleet need not wait for aiohttp and gRPC.
+        from parity_models.serving.remote.clients import client_of, trust
+
+        if list(roles) != self._fleet.roles:
             raise ServingError("the instances to start are not those that the fleet has")
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        works_there = frozenset[str]().union(*works)
+        works_there = frozenset[str]().union(*roles)
         self._checks = await asyncio.to_thread(Checks, self._models, works_there)
-        tls, credentials = _trust(self._fleet.ca_file)
+        tls, credentials = trust(self._fleet.ca_file)
         for upstream in self._fleet.upstreams:
             models = {}
-            for work, name in upstream.models.items():
-                model = self._checks.references[work].model
-                models[work] = UpstreamModel(name, model.input, model.output)
-            row = max(model.output.zeros(1).nbytes for model in models.values())
-            client = _client(upstream.url, tls, credentials, MAX_HEAD + self._max_batch * row)
+            for role, name in upstream.models.items():
+                signature = self._checks.references[role].model.signature
+                if signature.batch:
+                    raise UserError(
+                        f"the model {name!r} takes {signature.batch} rows at once and no other "
+                        "number; serve it with the engine local, or export it with a free one"
+                    )
+                models[role] = UpstreamModel(name, signature)
+            row = max(model.signature.largest.output.row_bytes for model in models.values())
+            client = client_of(upstream, tls, credentials, MAX_HEAD + self._max_batch * row)
             self._links.append(
                 Link(
                     upstream, client, models, self._loop.create_future(), self._loop.create_future()
@@ -117,15 +144,15 @@ class RemoteEngine:
             await self.stop()
             raise
 
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         link = self._instances.get(instance)
         if link is None:
             return
         if instance in link.running:
             raise ValueError(f"instance {instance} still has unit {link.running[instance][0]}")
-        model = link.models.get(work)
+        model = link.models.get(role)
         if model is None:
-            wrong = f"instance {instance} does not run {work}"
+            wrong = f"instance {instance} does not run {role}"
             self._loop.call_soon(self._listener.unit_failed, unit, wrong)
             return
         task = self._loop.create_task(self._run(link, instance, unit, model, rows))
@@ -176,7 +203,7 @@ class RemoteEngine:
             if link.rest():
                 raise BusyError("is busy still")
             async with asyncio.timeout(self._unit_timeout):
-                outputs = await link.client.infer(model, rows)
+                outputs = await link.client.infer(model, rows, self._listener.headers_of(unit))
         except BusyError as error:
             rest = link.turned_away(error)
             self._metrics.upstream_busy.labels(link.upstream.url).inc()
@@ -204,15 +231,15 @@ class RemoteEngine:
         """Eject the upstream for what it has done, unless that is a doubt and half of those with
         its models are out; has it been?"""
         fault = _fault(link.upstream.url, error)
-        if fault.fault in DOUBTS and not all(map(self._spares, link.upstream.works)):
+        if fault.fault in DOUBTS and not all(map(self._spares, link.upstream.roles)):
             link.keep(fault)
             return False
         link.eject(fault)
         return True
 
-    def _spares(self, work: str) -> bool:
+    def _spares(self, role: str) -> bool:
         """Can another upstream that runs the work be ejected for a doubt?"""
-        among = [link for link in self._links if work in link.upstream.works]
+        among = [link for link in self._links if role in link.upstream.roles]
         return 2 * (1 + sum(not link.in_use for link in among)) <= len(among)
 
     # Upstreams
@@ -244,8 +271,8 @@ class RemoteEngine:
             for instance in instances:
                 self._instances[instance] = link
                 # Not called from here: a listener's mistake must not end the supervision.
-                works, node = link.upstream.works, self._fleet.node(link.upstream)
-                self._loop.call_soon(self._listener.instance_joined, instance, works, node)
+                roles, node = link.upstream.roles, self._fleet.node(link.upstream)
+                self._loop.call_soon(self._listener.instance_joined, instance, roles, node)
             if link.verdict.done():
                 _log.warning("upstream %s is well and gets units", url)
             else:
@@ -295,18 +322,18 @@ class RemoteEngine:
 
 
 def _check_enough(links: Sequence[Link], verdicts: Sequence[UpstreamError | None]) -> None:
-    """Raises UpstreamError if there is a work that no upstream in use runs."""
+    """Raises UpstreamError if there is a role that no upstream in use runs."""
     in_use = [link for link, away in zip(links, verdicts, strict=True) if away is None]
-    missing = _works(links) - _works(in_use)
+    missing = _roles(links) - _roles(in_use)
     for link, away in zip(links, verdicts, strict=True):
-        if away is not None and missing & link.upstream.works:
-            work = min(missing & link.upstream.works)
-            text = f"no upstream that runs {work} is there: {link.upstream.url} {away}"
+        if away is not None and missing & link.upstream.roles:
+            role = min(missing & link.upstream.roles)
+            text = f"no upstream that runs {role} is there: {link.upstream.url} {away}"
             raise UpstreamError(away.fault, text)
 
 
-def _works(links: Sequence[Link]) -> frozenset[str]:
-    return frozenset[str]().union(*(link.upstream.works for link in links))
+def _roles(links: Sequence[Link]) -> frozenset[str]:
+    return frozenset[str]().union(*(link.upstream.roles for link in links))
 
 
 def _fault(url: str, error: Exception) -> UpstreamError:
@@ -317,24 +344,3 @@ def _fault(url: str, error: Exception) -> UpstreamError:
         return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
     _log.error("upstream %s made something fail that should not", url, exc_info=error)
     return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {error!r}")
-
-
-def _trust(ca_file: Path | None) -> tuple[ssl.SSLContext, grpc.ChannelCredentials]:
-    """What https and grpcs take to know a server by."""
-    try:
-        tls = ssl.create_default_context(cafile=ca_file)
-        certificates = None if ca_file is None else ca_file.read_bytes()
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(
-            f"cannot read certificates from {ca_file}: {error}; give a PEM file"
-        ) from error
-    return tls, grpc.ssl_channel_credentials(certificates)
-
-
-def _client(
-    url: str, tls: ssl.SSLContext, credentials: grpc.ChannelCredentials, max_answer: int
-) -> UpstreamClient:
-    scheme, address = url.split("://")
-    if scheme in ("http", "https"):
-        return RestClient(url, tls)
-    return GrpcClient(address, credentials if scheme == "grpcs" else None, max_answer)

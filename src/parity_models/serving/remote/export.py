@@ -7,6 +7,7 @@ otherwise.
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from enum import StrEnum
 from importlib.resources import files
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.manifest import ModelFile
-from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import BACKUP, parity_work
+from parity_models.models.signature import Tensor
+from parity_models.scheduling import BACKUP, parity_role
 
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
@@ -43,12 +44,13 @@ def export_repository(bundle: Bundle, format: Format, out: Path, name: str | Non
         raise UserError(f"a model cannot be called {name!r}; leave out slashes and a dot in front")
     models = {name: (bundle.manifest.deployed, bundle.deployed_path)}
     parity = zip(bundle.manifest.parity, bundle.parity_paths, strict=True)
-    models |= {f"{name}-{parity_work(j)}": each for j, each in enumerate(parity)}
+    models |= {f"{name}-{parity_role(j)}": each for j, each in enumerate(parity)}
     if bundle.manifest.backup is not None and bundle.backup_path is not None:
         models[f"{name}-{BACKUP}"] = (bundle.manifest.backup, bundle.backup_path)
     write = {Format.TRITON: _write_triton, Format.MLSERVER: _write_mlserver}[format]
     for model, _ in models.values():
-        if format is Format.TRITON and not (model.input.shape and model.output.shape):
+        tensors = (*model.signature.inputs, *model.signature.outputs)
+        if format is Format.TRITON and not all(each.shape for each in tensors):
             raise UserError(
                 "Triton's models have rows of one axis or more; this one has single values"
             )
@@ -69,26 +71,34 @@ def export_repository(bundle: Bundle, format: Format, out: Path, name: str | Non
 
 
 def _write_triton(folder: Path, name: str, model: ModelFile, path: Path) -> None:
-    def tensor(spec: TensorSpec) -> str:
-        kind = "TYPE_" + spec.datatype
-        return f"{{ name: {json.dumps(spec.name)} data_type: {kind} dims: {list(spec.shape)} }}"
+    batch = model.signature.batch
+
+    def tensor(each: Tensor) -> str:
+        dims = [batch, *_dims(each)] if batch else _dims(each)
+        kind = "TYPE_" + each.datatype
+        return f"{{ name: {json.dumps(each.name)} data_type: {kind} dims: {dims} }}"
+
+    def all_of(tensors: Sequence[Tensor]) -> str:
+        return ", ".join(map(tensor, tensors))
 
     (folder / "1").mkdir()
     shutil.copyfile(path, folder / "1" / "model.onnx")
     (folder / "config.pbtxt").write_text(
         f"name: {json.dumps(name)}\n"
         'backend: "onnxruntime"\n'
-        f"max_batch_size: {MAX_BATCH}\n"
-        f"input [ {tensor(model.input)} ]\n"
-        f"output [ {tensor(model.output)} ]\n"
+        f"max_batch_size: {0 if batch else MAX_BATCH}\n"
+        f"input [ {all_of(model.signature.inputs)} ]\n"
+        f"output [ {all_of(model.signature.outputs)} ]\n"
         # As many units at once as the remote engine sends where it is not told otherwise.
         "instance_group [ { count: 1 } ]\n"
     )
 
 
 def _write_mlserver(folder: Path, name: str, model: ModelFile, path: Path) -> None:
-    def tensor(spec: TensorSpec) -> dict[str, object]:
-        return {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
+    first = model.signature.batch or -1
+
+    def tensor(each: Tensor) -> dict[str, object]:
+        return {"name": each.name, "datatype": each.datatype, "shape": [first, *_dims(each)]}
 
     shutil.copyfile(path, folder / "model.onnx")
     (folder / _MLSERVER_RUNTIME.name).write_bytes(_MLSERVER_RUNTIME.read_bytes())
@@ -97,8 +107,13 @@ def _write_mlserver(folder: Path, name: str, model: ModelFile, path: Path) -> No
         "implementation": f"{_MLSERVER_RUNTIME.name.removesuffix('.py')}.OnnxModel",
         "platform": "onnxruntime_onnx",
         "versions": ["1"],
-        "inputs": [tensor(model.input)],
-        "outputs": [tensor(model.output)],
+        "inputs": [tensor(each) for each in model.signature.inputs],
+        "outputs": [tensor(each) for each in model.signature.outputs],
         "parameters": {"uri": "./model.onnx", "version": "1"},
     }
     (folder / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _dims(tensor: Tensor) -> list[int]:
+    """The shape of a row, where -1 is any size."""
+    return [-1 if isinstance(each, str) else each for each in tensor.shape]

@@ -1,6 +1,6 @@
-"""An upstream over gRPC, with raw tensor contents both ways."""
+"""An upstream over gRPC: raw tensor contents go there, raw or typed ones come back."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import grpc
@@ -8,6 +8,9 @@ from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from numpy.typing import NDArray
 
+from parity_models.models.signature import Kind
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.grpc.codec import tensor_from_contents
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
     ModelInferRequest,
@@ -18,7 +21,6 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelReadyResponse,
 )
 from parity_models.serving.grpc.service import MODEL_SHA256
-from parity_models.serving.protocol import ModelMetadata, TensorMetadata
 from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
 from parity_models.serving.remote.upstream import (
     BusyError,
@@ -26,9 +28,14 @@ from parity_models.serving.remote.upstream import (
     UnitError,
     UpstreamError,
     UpstreamModel,
+    check_answered,
+    check_output,
     outputs_from,
     side_by_side,
+    tensors_of,
 )
+from parity_models.serving.request_log import REQUEST_ID
+from parity_models.serving.rest.protocol import ModelMetadata, TensorMetadata
 
 MAX_TEXT = 300
 """Characters of an error's text that are kept."""
@@ -88,15 +95,20 @@ class GrpcClient:
             about.name, inputs, outputs, tuple(about.versions), model_sha256=hashed
         )
 
-    async def infer(self, model: UpstreamModel, rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
-        tensors = side_by_side(rows, model.input)
-        spec = model.input
-        request = ModelInferRequest(model_name=model.name)
-        request.inputs.add(name=spec.name, datatype=spec.datatype, shape=(len(rows), *spec.shape))
-        request.outputs.add(name=model.output.name)
-        request.raw_input_contents.append(b"".join(tensors))
+    async def infer(
+        self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
+    ) -> NDArray[Any]:
+        kind, tensors = tensors_of(rows, model.signature)
+        request = ModelInferRequest(model_name=model.name, id=headers.get(REQUEST_ID, ""))
+        for spec, values in tensors.items():
+            shape = (len(rows), *spec.shape)
+            request.inputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
+            request.raw_input_contents.append(side_by_side(values))
+        for spec in kind.output.tensors:
+            request.outputs.add(name=spec.name)
         try:
-            answer = await self._infer(request.SerializeToString())
+            metadata = tuple(headers.items())
+            answer = await self._infer(request.SerializeToString(), metadata=metadata)
         except grpc.aio.AioRpcError as error:
             _check_busy(error)
             if error.code() is StatusCode.UNAVAILABLE:
@@ -107,27 +119,42 @@ class GrpcClient:
                 raise _unreachable(error) from error
             raise UnitError(f"answered {_text(error)}") from error
         response = _read(ModelInferResponse, answer)
-        if [output.name for output in response.outputs] != [model.output.name]:
-            raise UpstreamError(Fault.GARBAGE, f"answered without output {model.output.name!r}")
-        if len(response.raw_output_contents) != 1:
-            raise UpstreamError(Fault.GARBAGE, "answered without raw output contents")
-        output = response.outputs[0]
-        return outputs_from(
-            response.raw_output_contents[0],
-            output.datatype,
-            output.shape,
-            model.output,
-            len(rows),
-        )
+        check_answered([output.name for output in response.outputs], kind)
+        return kind.output.join(_outputs(response, kind, len(rows)))
 
     async def close(self) -> None:
         await self._channel.close()
 
-    def _method(self, name: str) -> Callable[[bytes], grpc.aio.UnaryUnaryCall[bytes, bytes]]:
+    def _method(self, name: str) -> Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]:
         channel: Any = self._channel
-        method: Callable[[bytes], grpc.aio.UnaryUnaryCall[bytes, bytes]]
+        method: Callable[..., grpc.aio.UnaryUnaryCall[bytes, bytes]]
         method = channel.unary_unary(f"/{_SERVICE}/{name}")
         return method
+
+
+def _outputs(response: Any, kind: Kind, rows: int) -> dict[str, NDArray[Any]]:
+    """The outputs in a response, by name: all raw, or all typed.
+
+    Raises UpstreamError for what they cannot be.
+    """
+    raw = response.raw_output_contents
+    if raw and len(raw) != len(response.outputs):
+        raise UpstreamError(Fault.GARBAGE, f"answered with {len(raw)} raw output contents")
+    specs = {spec.name: spec for spec in kind.output.tensors}
+    outputs = {}
+    for number, output in enumerate(response.outputs):
+        spec = specs[output.name]
+        if raw:
+            data = raw[number]
+            outputs[spec.name] = outputs_from(data, output.datatype, output.shape, spec, rows)
+            continue
+        check_output(output.datatype, output.shape, spec, rows)
+        try:
+            values = tensor_from_contents(output.contents, spec, rows, f"output {spec.name!r}")
+        except InvalidRequestError as error:
+            raise UpstreamError(Fault.GARBAGE, f"answered what cannot be: {error}") from error
+        outputs[spec.name] = values
+    return outputs
 
 
 async def _answer(call: Awaitable[bytes]) -> bytes:

@@ -19,7 +19,7 @@ MAX_READ = 2**30
 
 
 class ModelCopies:
-    """Copies of `models`, by work, among the temporary files, until `close`.
+    """Copies of `models`, by role, among the temporary files, until `close`.
 
     Raises ModelError for a model that is not what it was when it was checked, and ServingError if
     it cannot be copied.
@@ -28,14 +28,16 @@ class ModelCopies:
     def __init__(self, models: Mapping[str, PinnedModel]) -> None:
         self._files: list[IO[bytes]] = []
         self.assigned: dict[str, AssignedModel] = {}
-        """What a worker needs to load each of them, by work."""
+        """What a worker needs to load each of them, by role."""
         copied: dict[str, int] = {}
         try:
-            for work, model in models.items():
+            for role, model in models.items():
                 if model.sha256 not in copied:
                     copied[model.sha256] = self._copy(model)
-                name = f"{work} ({model.path})"
-                self.assigned[work] = AssignedModel(copied[model.sha256], model.sha256, name)
+                name = f"{role} ({model.path})"
+                self.assigned[role] = AssignedModel(
+                    copied[model.sha256], model.sha256, name, model.signature
+                )
         except BaseException:
             self.close()
             raise

@@ -8,7 +8,8 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import Layout
 from parity_models.serving.worker.wire import (
     Cancel,
     Exit,
@@ -16,7 +17,6 @@ from parity_models.serving.worker.wire import (
     Hello,
     InjectFaults,
     Lease,
-    ModelTensors,
     Release,
     Unit,
     encode,
@@ -30,7 +30,7 @@ class RunningUnit:
     """A unit of so many rows that a worker has had for `age` of the engine's ticks."""
 
     unit: int
-    output: TensorSpec
+    output: Layout
     rows: int
     age: int = 0
 
@@ -59,7 +59,7 @@ class SocketChannel:
 
 
 class WorkerLink:
-    """What an engine has of a worker that serves it as `instance` and runs `works`.
+    """What an engine has of a worker that serves it as `instance` and runs `roles`.
 
     `units` is the channel for units, and for what holds for all units after it; `control` the one
     for what must not wait for a unit to end. `joined` once it has said hello. `ended` once what it
@@ -67,15 +67,15 @@ class WorkerLink:
     """
 
     def __init__(
-        self, instance: str, works: frozenset[str], units: Channel, control: Channel
+        self, instance: str, roles: frozenset[str], units: Channel, control: Channel
     ) -> None:
         self.instance = instance
-        self.works = works
+        self.roles = roles
         self.joined = False
         self.ended = False
         self.silence = 0
         self.running: RunningUnit | None = None
-        self._models: dict[str, ModelTensors] = {}
+        self._models: dict[str, Signature] = {}
         self._units = units
         self._control = control
 
@@ -84,17 +84,21 @@ class WorkerLink:
         self._models = hello.models
         self.joined = True
 
-    def run(self, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> str | None:
+    def run(self, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> str | None:
         """Send it a unit; returns what is wrong with the unit, if something is."""
-        model = self._models.get(work)
+        model = self._models.get(role)
         if model is None:
-            return f"instance {self.instance} does not run {work}"
+            return f"instance {self.instance} does not run {role}"
+        try:
+            kind = model.plain or model.kind_of(rows[0])
+        except ValueError as error:
+            return f"{role} {error}"
         for row in rows:
-            if row.shape != model.input.shape or row.dtype != model.input.dtype:
-                return f"{work} takes {model.input}, got {row.dtype} {list(row.shape)}"
-        self.running = RunningUnit(unit, model.output, len(rows))
-        frames: list[Frame] = [encode(Unit(self.instance, unit, work))]
-        frames += [np.ascontiguousarray(row).data for row in rows]
+            if not kind.input.fits(row):
+                return f"{role} takes {kind.input}, got {row.dtype} {list(row.shape)}"
+        self.running = RunningUnit(unit, kind.output, len(rows))
+        frames: list[Frame] = [encode(Unit(self.instance, unit, role, kind.sizes))]
+        frames += [_bytes_of(row) for row in rows]
         self._units.send(frames)
         return None
 
@@ -110,3 +114,9 @@ class WorkerLink:
         """Close the channels; what it was told goes on its way for up to `linger` ms."""
         self._units.close()
         self._control.close(linger)
+
+
+def _bytes_of(row: NDArray[Any]) -> memoryview:
+    """What a row holds, where it lies if it lies in one piece."""
+    whole = np.ascontiguousarray(row)
+    return whole.data if row.dtype.names is None else whole.view(np.uint8).data

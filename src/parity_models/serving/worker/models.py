@@ -12,7 +12,7 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
     Raises ModelError if it does not run.
     """
     try:
-        model(model.input.zeros(1))
+        model(model.signature.largest.input.zeros(1))
     except Exception as error:  # ONNX Runtime's errors share no base class but this
         raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
     return model
@@ -22,7 +22,7 @@ def load(assigned: AssignedModel) -> OnnxModel:
     """The model, warm. Raises ModelError if its content is not the one that was assigned, or cannot
     be run, and OSError if it cannot be read."""
     try:
-        model = OnnxModel(read_copy(assigned))
+        model = OnnxModel(read_copy(assigned), signature=assigned.signature)
     except ModelError as error:
         raise ModelError(f"{assigned.name}: {error}") from error
     return warm_model(model, assigned.name)

@@ -18,7 +18,6 @@ as it should be is refused: it is counted, and changes nothing.
 """
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -27,7 +26,8 @@ import zmq
 from numpy.typing import NDArray
 
 from parity_models.faults import FaultPlan
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, Sizes
+from parity_models.models.tensor import Layout
 
 HEARTBEAT = 0.2
 """Seconds between two heartbeats of a worker."""
@@ -39,12 +39,13 @@ Frame = bytes | memoryview
 class AssignedModel(msgspec.Struct, frozen=True):
     """A model for a worker: a file descriptor that it inherits, and the hash of the content.
 
-    `name` is for people.
+    `name` is for people. `signature` is the model's; None: as the file says itself.
     """
 
     descriptor: int
     sha256: str
     name: str
+    signature: Signature | None = None
 
 
 class PipeEnds(msgspec.Struct, frozen=True, tag=True):
@@ -63,7 +64,7 @@ class Endpoints(msgspec.Struct, frozen=True, tag=True):
 
 
 class Assignment(msgspec.Struct, frozen=True):
-    """The worker's command line, as JSON: who it is and what it serves, by work.
+    """The worker's command line, as JSON: who it is and what it serves, by role.
 
     `parent` is the engine's process: when that is gone, so is the worker. `device`: see Placement.
     It obeys InjectFaults only if it `allows_faults`.
@@ -92,12 +93,20 @@ class Lease(msgspec.Struct, frozen=True, tag=True):
 
 
 class Unit(msgspec.Struct, frozen=True, tag=True):
+    """Run a batch for this role; each row follows in a frame of its own.
+
+    `sizes` are those of the model's dynamic axes.
+    """
+
     instance: str
     unit: int
-    work: str
+    role: str
+    sizes: Sizes = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, tag=True):
+    """Nobody needs the outcome of the unit any more."""
+
     instance: str
     unit: int
 
@@ -117,22 +126,17 @@ class Release(msgspec.Struct, frozen=True, tag=True):
 
 
 class Exit(msgspec.Struct, frozen=True, tag=True):
+    """End the process."""
+
     instance: str
-
-
-class ModelTensors(msgspec.Struct, frozen=True):
-    """What a model takes and gives."""
-
-    input: TensorSpec
-    output: TensorSpec
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
-    """The worker is warm, and listens at `units` and `control` unless it has pipes; `models` are by
-    work."""
+    """The worker is warm, and listens at `units` and `control` unless it has pipes; `models` are
+    the signatures of its models, by role."""
 
     instance: str
-    models: dict[str, ModelTensors]
+    models: dict[str, Signature]
     units: Endpoint | None
     control: Endpoint | None
 
@@ -150,11 +154,15 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
+    """The unit has run; its outputs follow in one frame."""
+
     instance: str
     unit: int
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The unit has not run to its end, or was cancelled; `detail` is for the log."""
+
     instance: str
     unit: int
     detail: str
@@ -214,15 +222,15 @@ def _message(
     return message, tensors
 
 
-def rows_of(frame: Frame, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
     """The rows (rows, *shape) in a frame, not copied if need not be. Raises MessageError if it has
     another size."""
-    size = rows * spec.dtype.itemsize * prod(spec.shape)
+    size = rows * layout.row_bytes
     if memoryview(frame).nbytes != size:
         raise MessageError(
-            f"{memoryview(frame).nbytes} bytes, where {rows} rows of {spec} have {size}"
+            f"{memoryview(frame).nbytes} bytes, where {rows} rows of {layout} have {size}"
         )
-    values = np.frombuffer(frame, spec.dtype).reshape(rows, *spec.shape)
+    values = np.frombuffer(frame, layout.dtype).reshape(rows, *layout.shape)
     # ZeroMQ hands out small messages where they lie in its receive buffer, at any address.
     return values if values.flags.aligned else values.copy()
 

@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 from parity_models.errors import ModelError
 from parity_models.faults import WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.signature import Kind, Sizes
+from parity_models.models.tensor import tensors_in
 from parity_models.serving.worker.connection import Connection
 from parity_models.serving.worker.device import Device
 from parity_models.serving.worker.models import load
@@ -43,7 +45,6 @@ from parity_models.serving.worker.wire import (
     InjectFaults,
     Lease,
     MessageError,
-    ModelTensors,
     PipeEnds,
     Release,
     Unit,
@@ -69,7 +70,7 @@ def _nothing() -> None:
 
 
 class Worker:
-    """Runs units of `models`, by work, for the engines at the other end of its `connection`.
+    """Runs units of `models`, by role, for the engines at the other end of its `connection`.
 
     `device` is a file that is locked while a unit runs; `faults` are what units suffer, and since
     when (time.monotonic()); others are obeyed only if it `allows_faults`.
@@ -86,11 +87,11 @@ class Worker:
     ) -> None:
         self._models = models
         self.connection = connection
-        self._batches: dict[str, NDArray[np.generic]] = {}
+        self._batches: dict[tuple[str, Sizes], NDArray[np.generic]] = {}
         self._lease: Lease | None = None
         self._leaving = False
         self._released = Event()
-        self._running: tuple[Unit, onnxruntime.RunOptions] | None = None
+        self._running: tuple[Unit, onnxruntime.RunOptions, Event] | None = None
         self._cancelled: Cancel | None = None
         self._faults = faults
         self._allows_faults = allows_faults
@@ -168,8 +169,8 @@ class Worker:
         self.connection.take(lease)
         self._released.clear()
         self._lease = lease
-        tensors = {work: ModelTensors(m.input, m.output) for work, m in self._models.items()}
-        hello = Hello(lease.instance, tensors, self.connection.units, self.connection.control)
+        signatures = {role: model.signature for role, model in self._models.items()}
+        hello = Hello(lease.instance, signatures, self.connection.units, self.connection.control)
         self.connection.report([encode(hello)])
 
     def _refuse(self, error: MessageError) -> None:
@@ -188,69 +189,82 @@ class Worker:
         options = onnxruntime.RunOptions()
         options.log_severity_level = _FATAL_ONLY
         # In this order here, and in the opposite one in _obey, no cancellation is missed.
-        self._running = (unit, options)
+        cut = Event()
+        self._running = (unit, options, cut)
         if self._cancelled == Cancel(unit.instance, unit.unit):
             options.terminate = True
+            cut.set()
         report: Sequence[Frame]
         try:
-            outputs = self._compute(unit.work, rows, options)
+            outputs = self._compute(unit, rows, options)
         except Exception as error:  # whatever it is, it is this unit's; the next may do better
             detail = "cancelled" if options.terminate else str(error)[:MAX_DETAIL]
             report = (encode(Failed(unit.instance, unit.unit, detail)),)
         else:
-            report = (encode(Finished(unit.instance, unit.unit)), outputs.data)
-        if self._faults is not None:
-            self._suffer(began, unit.work, *self._faults)
+            report = (encode(Finished(unit.instance, unit.unit)), _bytes_of(outputs))
+        if self._faults is not None and self._suffer(began, unit.role, cut, *self._faults):
+            report = (encode(Failed(unit.instance, unit.unit, "cancelled")),)
         return report
 
     def _compute(
-        self, work: str, rows: Sequence[Frame], options: onnxruntime.RunOptions
+        self, unit: Unit, rows: Sequence[Frame], options: onnxruntime.RunOptions
     ) -> NDArray[np.generic]:
-        if work not in self._models:
-            raise ValueError(f"{work!r} is no work of this worker's")
-        model = self._models[work]
-        batch = self._batch(work, rows)
+        role = unit.role
+        if role not in self._models:
+            raise ValueError(f"{role!r} is no work of this worker's")
+        model = self._models[role]
+        kind = model.signature.kind(unit.sizes)
+        batch = self._batch(role, kind, rows)
         if self._faults is None:
             outputs = model(batch, options)
         else:
-            outputs = self._lied(work, batch, *self._faults)(batch, options)
-        if outputs.shape != (len(rows), *model.output.shape) or outputs.dtype != model.output.dtype:
+            outputs = self._lied(role, batch, *self._faults)(batch, options)
+        if outputs.shape != (len(rows), *kind.output.shape) or outputs.dtype != kind.output.dtype:
             raise ValueError(
                 f"the model gave {outputs.dtype} {list(outputs.shape)} for {len(rows)} rows; "
-                f"its output is {model.output}"
+                f"its output is {kind.output}"
             )
         return outputs
 
-    def _batch(self, work: str, rows: Sequence[Frame]) -> NDArray[np.generic]:
-        spec = self._models[work].input
+    def _batch(self, role: str, kind: Kind, rows: Sequence[Frame]) -> NDArray[np.generic]:
         if len(rows) == 1:
-            return rows_of(rows[0], spec, 1)
-        if work not in self._batches or len(self._batches[work]) < len(rows):
-            self._batches[work] = spec.zeros(len(rows))
-        batch = self._batches[work][: len(rows)]
-        for place, row in zip(batch, rows, strict=True):
-            place[...] = rows_of(row, spec, 1)[0]
+            return rows_of(rows[0], kind.input, 1)
+        known = self._batches.get((role, kind.sizes))
+        if known is None or len(known) < len(rows):
+            known = self._batches[role, kind.sizes] = kind.input.zeros(len(rows))
+        batch = known[: len(rows)]
+        for i, row in enumerate(rows):
+            batch[i] = rows_of(row, kind.input, 1)[0]
         return batch
 
     def _lied(
-        self, work: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults
+        self, role: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults
     ) -> OnnxModel:
         """The model that the fault plan has the worker run, its own or not, if it survives."""
-        firsts = batch.reshape(len(batch), -1)[:, 0]
-        if faults.poison is not None and (firsts == np.asarray(faults.poison, batch.dtype)).any():
+        first = tensors_in(batch)[0]
+        firsts = first.reshape(len(batch), -1)[:, 0]
+        if faults.poison is not None and (firsts == np.asarray(faults.poison, first.dtype)).any():
             os.kill(os.getpid(), signal.SIGKILL)
-        for file in filter(os.path.exists, faults.files(time.monotonic() - start, work)):
+        for file in filter(os.path.exists, faults.files(time.monotonic() - start, role)):
             if file not in self._lies:
-                self._lies[file] = OnnxModel(Path(file))
+                signature = self._models[role].signature
+                self._lies[file] = OnnxModel(Path(file), signature=signature)
             return self._lies[file]
-        return self._models[work]
+        return self._models[role]
 
-    def _suffer(self, began: float, work: str, start: float, faults: WorkerFaults) -> None:
-        busy_until = time.thread_time() + faults.computing_time(began - start, work)
-        while time.thread_time() < busy_until:
+    def _suffer(
+        self, began: float, role: str, cut: Event, start: float, faults: WorkerFaults
+    ) -> bool:
+        """Wait as the plan says; was the unit cancelled before it was done?"""
+        busy_until = time.thread_time() + faults.computing_time(began - start, role)
+        while time.thread_time() < busy_until and not cut.is_set():
             pass
-        release = start + faults.release(began - start, time.monotonic() - start, work)
-        time.sleep(max(0.0, release - time.monotonic()))
+        release = start + faults.release(began - start, time.monotonic() - start, role)
+        if not cut.wait(max(0.0, release - time.monotonic())):
+            return False
+        cut_at = start + faults.cut(time.monotonic() - start)
+        time.sleep(max(0.0, min(cut_at, release) - time.monotonic()))
+        return cut_at < release
 
     # The other thread
 
@@ -291,6 +305,7 @@ class Worker:
                 running = self._running
                 if running is not None and running[0].unit == id:
                     running[1].terminate = True
+                    running[2].set()
             case Release():
                 self._lease = None
                 self._released.set()
@@ -298,7 +313,12 @@ class Worker:
                 os._exit(0)
 
 
+def _bytes_of(outputs: NDArray[np.generic]) -> memoryview:
+    return outputs.data if outputs.dtype.names is None else outputs.view(np.uint8).data
+
+
 def main() -> NoReturn:
+    """Serve the engine that started this process, until it or the engine ends."""
     # When to end is for the engine to say; a signal to a whole group of processes reaches it too.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -309,7 +329,7 @@ def main() -> NoReturn:
             os._exit(0)
 
     try:
-        models = {work: load(model) for work, model in assigned.models.items()}
+        models = {role: load(model) for role, model in assigned.models.items()}
     except (ModelError, OSError) as error:
         sys.exit(str(error))
     reached = assigned.reached

@@ -9,14 +9,14 @@ has not heard.
 
 import asyncio
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import zmq
 from numpy.typing import NDArray
 
-from parity_models.serving.engine import EngineListener
+from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.link import WorkerLink
 from parity_models.serving.worker.socket_key import SocketKey, Strangers
@@ -41,8 +41,8 @@ Link = TypeVar("Link", bound=WorkerLink)
 _log = logging.getLogger(__name__)
 
 
-class WorkerEngine(ABC, Generic[Link]):
-    """The part of an Engine that talks to workers, which `_workers` has by instance.
+class WorkerEngine(Engine, Generic[Link]):
+    """The part of an engine that talks to workers, which `_workers` has by instance.
 
     A worker that was not heard of for `heartbeat_timeout` seconds, or for `join_timeout` before
     it said hello, or has had a unit for `unit_timeout` seconds, is given up.
@@ -75,13 +75,13 @@ class WorkerEngine(ABC, Generic[Link]):
 
     # Engine
 
-    def run(self, instance: str, unit: int, work: str, rows: Sequence[NDArray[Any]]) -> None:
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         worker = self._workers.get(instance)
         if worker is None:
             return
         if worker.running is not None:
             raise ValueError(f"instance {instance} still has unit {worker.running.unit}")
-        wrong = worker.run(unit, work, rows)
+        wrong = worker.run(unit, role, rows)
         if wrong is not None:
             self._loop.call_soon(self._listener.unit_failed, unit, wrong)
 

@@ -13,6 +13,8 @@ from mlserver.utils import get_model_uri
 
 
 class OnnxModel(MLModel):
+    """Runs one ONNX file; MLServer calls `load` once and `predict` for each request."""
+
     async def load(self) -> bool:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -23,13 +25,18 @@ class OnnxModel(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        (tensor,) = payload.inputs
-        rows = np.ascontiguousarray(NumpyCodec.decode_input(tensor))
-        (output,) = self._session.get_outputs()
-        (predictions,) = self._session.run([output.name], {tensor.name: rows})
+        feeds = {
+            each.name: np.ascontiguousarray(NumpyCodec.decode_input(each))
+            for each in payload.inputs
+        }
+        asked = [each.name for each in payload.outputs or ()]
+        names = asked or [each.name for each in self._session.get_outputs()]
         return InferenceResponse(
             id=payload.id,
             model_name=self.name,
             model_version=self.version,
-            outputs=[NumpyCodec.encode_output(output.name, predictions)],
+            outputs=[
+                NumpyCodec.encode_output(name, values)
+                for name, values in zip(names, self._session.run(names, feeds), strict=True)
+            ],
         )

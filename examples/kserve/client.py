@@ -1,0 +1,52 @@
+"""Ask a server by KServe's SDK, over V1, over V2 and over gRPC (pip install kserve).
+
+python client.py http://127.0.0.1:8000 127.0.0.1:8001 MODEL queries.npy
+"""
+
+import asyncio
+import sys
+
+import numpy as np
+from kserve import (
+    InferenceGRPCClient,
+    InferenceRESTClient,
+    InferInput,
+    InferRequest,
+    RESTConfig,
+)
+
+
+async def main(url: str, grpc_address: str, model: str, file: str) -> None:
+    """Ask the model the rows in the file, three times, and print what each answer's rows are."""
+    rows = np.load(file)
+
+    async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
+        headers: dict[str, str] = {}
+        answer = await client.infer(
+            url, {"instances": rows.tolist()}, model_name=model, response_headers=headers
+        )
+        tell("v1", answer["predictions"], headers["x-parm-source"])
+
+    def request() -> InferRequest:
+        tensor = InferInput("input", list(rows.shape), "FP32")
+        tensor.set_data_from_numpy(rows, binary_data=True)
+        return InferRequest(model, [tensor])
+
+    async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
+        response = await client.infer(url, request(), model_name=model)
+        tell("v2", response.outputs[0].as_numpy(), response.parameters["source"])
+
+    async with InferenceGRPCClient(grpc_address) as client:
+        response = await client.infer(request())
+        source = response.parameters["source"].string_param
+        tell("grpc-v2", response.outputs[0].as_numpy(), source)
+
+
+def tell(protocol: str, predictions: object, sources: str) -> None:
+    """Print the classes that the rows are of, and who said so."""
+    classes = np.argmax(np.array(predictions), axis=-1).tolist()
+    print(protocol, classes, sources)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,14 @@
+"""What the programs here have in common: the file about.json beside a prepared model."""
+
+import json
+from pathlib import Path
+
+
+def write_about(
+    folder: Path, name: str, title: str, about: str, networks: dict[str, float] | None = None
+) -> None:
+    """Say what the model in `folder` is, for `parm reproduce real`, and which networks it trains to
+    stand in for it, for how many seconds."""
+    trained = [{"network": each, "seconds": time} for each, time in (networks or {}).items()]
+    said = {"name": name, "title": title, "about": about, "networks": trained}
+    (folder / "about.json").write_text(json.dumps(said, indent=2), encoding="utf-8")

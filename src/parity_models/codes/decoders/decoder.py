@@ -1,0 +1,75 @@
+"""What a decoder is.
+
+A decoder also fixes what a parity model emits (`parity_output_shape`, without batch axes) and
+what it is trained towards (`targets`), since only together do the two make sense.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from parity_models.codes.coder import Array, Coder
+from parity_models.codes.networks import Network, Shape
+from parity_models.errors import UndecodableError
+
+
+class Decoder(Coder):
+    """Fills in unavailable predictions of a group of k from what is available.
+
+    A subclass says its `name`, its `Options`, and of itself: `apart`, that a reconstruction depends
+    on its own slot of parity outputs alone; `tells_slots`, that parity outputs must tell the slots
+    of a group apart, which none can after a symmetric encoder.
+    """
+
+    apart: ClassVar[bool] = False
+    tells_slots: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        k: int,
+        r: int,
+        output_shape: Shape,
+        options: Any = None,
+        network: Network | None = None,
+    ) -> None:
+        super().__init__(k, r, options, network)
+        self.output_shape = output_shape
+        self.parity_output_shape = self.shape()
+
+    @abstractmethod
+    def targets(self, predictions: Sequence[Array], j: int) -> Array:
+        """What parity model j is trained towards, given the k predictions F(X_i).
+
+        k arrays of shape (*batch, *output_shape) give (*batch, *parity_output_shape).
+        """
+
+    @abstractmethod
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """For each of k slots: is its prediction unavailable and can be reconstructed now?
+
+        `available` (k) says which predictions are here, `parities` (r) which parity outputs.
+        """
+
+    @abstractmethod
+    def decode(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> dict[int, Array]:
+        """Reconstruct every slot that is None in `predictions`, keyed by slot.
+
+        `predictions` are k arrays (*batch, *output_shape), `parity_outputs` r arrays
+        (*batch, *parity_output_shape); None stands for what is unavailable. Raises
+        UndecodableError if what is there does not determine every missing slot.
+        """
+
+    def refusal(
+        self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
+    ) -> UndecodableError:
+        """The error for outputs that do not determine what is missing."""
+        missing = [i for i, value in enumerate(predictions) if value is None]
+        here = sum(value is not None for value in parity_outputs)
+        return UndecodableError(
+            f"the {self.name} decoder cannot reconstruct slots {missing} of k={self.k} from "
+            f"{here} of r={self.r} parity outputs; wait for more outputs of the group"
+        )

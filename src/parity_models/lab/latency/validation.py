@@ -1,0 +1,172 @@
+"""The simulator against real runs: each policy both ways, and how far apart they are."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from parity_models.lab.latency.report import provenance
+from parity_models.lab.latency.reproduce_latency import Plan
+from parity_models.lab.latency.setting import Setting
+from parity_models.lab.latency.trial import (
+    SHARES,
+    Emulation,
+    Mode,
+    Trial,
+    TrialResult,
+    calm_trial,
+    outside_ms,
+)
+from parity_models.lab.latency.trial_cache import TrialCache
+
+CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
+"""What a setting says of contention."""
+
+CLOSE = 0.15
+"""How far a simulated percentile may be from the real one."""
+
+PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
+
+_CONTENTION_IS = {
+    Emulation.NOTHING: "Contention is real in real runs, shuffles through shaped links; simulated "
+    "runs have the same transfers over simulated links, and drawn equivalents of the rest.",
+    Emulation.EVERYTHING: "Contention is drawn in both, so that both meet the same course of "
+    "disturbances in time.",
+}
+
+Runner = Callable[[Sequence[Trial]], None]
+"""Has trials run and their results put into the cache."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A policy, run for real and simulated."""
+
+    label: str
+    real: TrialResult
+    simulated: TrialResult
+
+    def off(self, percentile: str) -> float:
+        """How far the simulated latency is from the real one, as a share of that."""
+        of = PERCENTILES[percentile]
+        return float(getattr(self.simulated, of) / getattr(self.real, of) - 1)
+
+    @property
+    def close(self) -> bool:
+        """Is every percentile within CLOSE?"""
+        return all(abs(self.off(percentile)) <= CLOSE for percentile in PERCENTILES)
+
+
+@dataclass(frozen=True)
+class Point:
+    """All policies in one setting; `outside` are quantiles at SHARES, in ms, of what real answers
+    take besides queue and instance."""
+
+    label: str
+    setting: Setting
+    outside: tuple[float, ...]
+    compared: tuple[Compared, ...]
+
+
+def compare(
+    plan: Plan, points: Sequence[int], queries: int, run: Runner, cache: TrialCache
+) -> list[Point]:
+    """Run the policies of a plan's experiment at some of its points, for real and then simulated.
+
+    Tuned series have the options with which simulations are best there.
+    """
+    run(plan.tuning_trials(points))
+    plan = plan.tuned(cache, points)
+    experiment = plan.experiment
+    real = [
+        [
+            Trial(
+                mode=Mode.REAL,
+                setting=experiment.at(point, series),
+                policy=plan.choice(series, point),
+                queries=queries,
+                warm_up=500,
+                seed=plan.seed,
+                network=plan.network or Emulation.NOTHING,
+            )
+            for series in experiment.series
+        ]
+        for point in points
+    ]
+    calm = [calm_trial(trials[0]) for trials in real]
+    run([*calm, *(trial for trials in real for trial in trials)])
+    outside = [outside_ms(trial, cache[trial]) for trial in calm]
+    simulated = [
+        [msgspec.structs.replace(each, mode=Mode.SIMULATED, outside_ms=ms) for each in trials]
+        for trials, ms in zip(real, outside, strict=True)
+    ]
+    run([trial for trials in simulated for trial in trials])
+    labels = [series.label for series in experiment.series]
+    return [
+        Point(
+            experiment.labels[point],
+            trials[0].setting,
+            ms,
+            tuple(
+                Compared(label, cache[trial], cache[imagined])
+                for label, trial, imagined in zip(labels, trials, others, strict=True)
+            ),
+        )
+        for point, trials, others, ms in zip(points, real, simulated, outside, strict=True)
+    ]
+
+
+def write_validation(
+    path: Path, points: Sequence[Point], network: Emulation, queries: int, command: str
+) -> None:
+    """Write how far the simulator is from real runs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(_lines(points, network, queries, command)) + "\n")
+
+
+def _lines(
+    points: Sequence[Point], network: Emulation, queries: int, command: str
+) -> Iterator[str]:
+    yield "# The simulator against real runs\n"
+    yield from provenance(command)
+    yield f"{queries:,} queries a run, with the same arrivals in both. {_CONTENTION_IS[network]}"
+    yield "The real runs have processes, sockets, an HTTP server and a client besides. What that"
+    yield "adds to queue and service time was measured beforehand, without redundancy or"
+    yield "disturbances. Simulated answers take a time drawn from those longer. Latencies in ms.\n"
+    everything = [each for point in points for each in point.compared]
+    close = sum(each.close for each in everything)
+    worst = max(
+        (abs(each.off(of)), of, each.label, point.label)
+        for point in points
+        for each in point.compared
+        for of in PERCENTILES
+    )
+    yield f"Within {CLOSE:.0%} at {', '.join(PERCENTILES)}: {close} of {len(everything)} policies."
+    yield f"Farthest off: {worst[0]:.0%}, {worst[1]} of {worst[2]}, {worst[3]}.\n"
+    for point in points:
+        yield from _point(point)
+
+
+def _point(point: Point) -> Iterator[str]:
+    setting = point.setting
+    contention = [
+        f"{kind} {getattr(setting, kind):g}" for kind in CONTENTION if getattr(setting, kind)
+    ]
+    outside = np.interp([0.5, 0.99, 0.999], SHARES, point.outside)
+    yield f"## {point.label}\n"
+    yield f"{setting.instances} + {setting.parity_instances} instances,"
+    yield f"{setting.queries_per_second:.0f} queries per second;"
+    yield f"{', '.join(contention) or 'no contention'}. Outside queue and instance:"
+    yield f"{outside[0]:.1f} at the median, {outside[1]:.1f} at p99, {outside[2]:.1f} at p99.9.\n"
+    headings = " | ".join(f"{of} real | simulated | off" for of in PERCENTILES)
+    yield f"| policy | {headings} | all within {CLOSE:.0%} |"
+    yield "|---" * (3 * len(PERCENTILES) + 2) + "|"
+    for each in point.compared:
+        cells = [each.label]
+        for of, field in PERCENTILES.items():
+            real, simulated = getattr(each.real, field), getattr(each.simulated, field)
+            cells += [f"{real:.1f}", f"{simulated:.1f}", f"{each.off(of):+.0%}"]
+        yield f"| {' | '.join(cells)} | {'yes' if each.close else '**no**'} |"
+    yield ""

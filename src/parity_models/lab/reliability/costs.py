@@ -1,0 +1,133 @@
+"""parm lab costs: what a request costs with everything on, beside servers without it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import numpy as np
+
+from parity_models.lab.costs.http_layers import OURS, HttpLayersReport, measure_http_layers
+from parity_models.lab.costs.overhead import generated_bundle, targets_of, whole_request
+from parity_models.lab.costs.processes import with_descendants
+from parity_models.lab.costs.throughput import (
+    CLIENTS,
+    ROUNDS,
+    Target,
+    Throughput,
+    measure_throughput,
+)
+from parity_models.lab.latency.served import served
+from parity_models.lab.reliability.chaos_result import Claim
+from parity_models.lab.reliability.table_result import TableResult
+from parity_models.load.wire import ModelMetadata
+from parity_models.models.bundle import Bundle
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.plan import default_policy
+from parity_models.serving.server import ServeOptions
+
+INSTANCES = 2
+"""Of the deployed model; the policy has one more."""
+BATCHES = (1, 4)
+"""The largest batches of the servers that are measured; the first is what is judged."""
+MOST_CPU_US = 270.0
+"""Processor time that a request may cost."""
+AS_MANY = 1.4
+"""Times the requests/s of a server of before, with many clients."""
+_FEW, _MANY = CLIENTS
+_COLUMNS = ("server", "clients", "requests/s", "p50 ms", "CPU µs/request")
+
+
+async def run_costs(
+    bundle: Bundle | None = None, against: Sequence[str] = (), *, rounds: int = ROUNDS
+) -> TableResult:
+    """Measure the default policy of `bundle`, or of a generated one, on the local engine.
+
+    `against`: URLs of servers of the same model that run already, as of a version before; they are
+    what the target of requests/s is judged by. Raises UserError for URLs that are none of HTTP or
+    HTTP layers that are not installed, LoadError for servers that do not answer.
+    """
+    with generated_bundle(bundle) as bundle:
+        policy = default_policy(bundle)
+        measured = await _measure(bundle, policy, against, rounds)
+        layers = await measure_http_layers(bundle, policy, instances=INSTANCES, rounds=rounds)
+    return TableResult(
+        "What a request costs",
+        f"{policy} on {INSTANCES} instances and one more, one row of {layers.tensor_bytes:,} bytes "
+        "a request, closed-loop clients on bare sockets, medians of rounds that take turns. Below "
+        "the servers: HTTP layers before one process, in a run of their own.",
+        _COLUMNS,
+        (*_rows(measured), *_layers(layers)),
+        claims=tuple(_claims(measured)),
+        date=datetime.now(UTC).isoformat(timespec="minutes"),
+    )
+
+
+async def _measure(
+    bundle: Bundle, policy: str, against: Sequence[str], rounds: int
+) -> dict[str, Mapping[int, Throughput]]:
+    """What each server carried for each number of clients, the servers by name: ours by their
+    largest batch, then those of `against`."""
+    manifest = bundle.manifest
+    takes = manifest.deployed.input
+    model = ModelMetadata.of(manifest.name, takes, manifest.deployed.output)
+    row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
+    names: dict[str, str] = {}
+    targets = []
+    async with AsyncExitStack() as stack:
+        for batch in BATCHES:
+            choice = PolicyChoice(policy)
+            options = ServeOptions(policy=choice, instances=INSTANCES, port=0, max_batch=batch)
+            server = await stack.enter_async_context(served(bundle.path, options))
+            names[server.url] = f"parm serve --max-batch {batch}"
+            pids = frozenset(with_descendants([server.pid]))
+            targets.append(Target(server.url, whole_request(server.url, model, row), pids))
+        for other in targets_of(against, model, row):
+            names[other.url] = other.url
+            targets.append(other)
+        # Nothing else is due on this event loop, so the measurement may block it.
+        throughput = measure_throughput(targets, rounds=rounds)
+    return {
+        name: {each.clients: each for each in throughput if each.url == url}
+        for url, name in names.items()
+    }
+
+
+def _rows(measured: Mapping[str, Mapping[int, Throughput]]) -> Iterator[tuple[str, ...]]:
+    for clients in CLIENTS:
+        for name, by_clients in measured.items():
+            yield _row(name, by_clients[clients])
+
+
+def _layers(report: HttpLayersReport) -> Iterator[tuple[str, ...]]:
+    for layer, each in zip(report.layers, report.throughput, strict=True):
+        version = "" if layer == OURS else f" {report.versions[layer]}"
+        yield _row(f"layer: {layer}{version}", each)
+
+
+def _row(name: str, each: Throughput) -> tuple[str, ...]:
+    cpu = "not to be seen" if each.cpu_us is None else f"{each.cpu_us:.0f}"
+    rate, p50 = f"{each.requests_per_second:,.0f}", f"{each.p50_ms:.3f}"
+    return name, str(each.clients), rate, p50, cpu
+
+
+def _claims(measured: Mapping[str, Mapping[int, Throughput]]) -> Iterator[Claim]:
+    (name, ours), *others = measured.items()
+    cpu = ours[_MANY].cpu_us
+    yield Claim(
+        f"`{name}`, {_MANY} clients: at most {MOST_CPU_US:g} µs of processor time a request, "
+        "of all processes",
+        "not to be seen" if cpu is None else f"{cpu:.0f} µs",
+        cpu is not None and cpu <= MOST_CPU_US,
+    )
+    for other, theirs in others[len(BATCHES) - 1 :]:
+        ratio = ours[_MANY].requests_per_second / theirs[_MANY].requests_per_second
+        yield Claim(
+            f"{_MANY} clients: at least {AS_MANY:g}x the requests/s of {other}",
+            f"{ratio:.2f}x",
+            ratio >= AS_MANY,
+        )
+        yield Claim(
+            f"{_FEW} client: p50 no higher than that of {other}",
+            f"{ours[_FEW].p50_ms:.3f} and {theirs[_FEW].p50_ms:.3f} ms",
+            ours[_FEW].p50_ms <= theirs[_FEW].p50_ms,
+        )

@@ -1,0 +1,221 @@
+"""Records a running server by its metrics: how long units take, and when it is asked."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import pairwise
+from math import inf
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+import aiohttp
+import numpy as np
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from parity_models.errors import LoadError, UserError
+from parity_models.scheduling import DEPLOYED, Source
+from parity_models.simulation.recording import POINTS, Recording, Runs
+
+STEP: Final = 1.0
+"""Seconds between two looks at the metrics."""
+
+PATIENCE: Final = 5.0
+"""Seconds that a server has to answer."""
+
+FEWEST: Final = 100
+"""Units of the deployed model of which their times say something."""
+
+_COUNTERS = (
+    "parm_query_failures_total",
+    "parm_instance_busy_seconds_total",
+    "parm_instance_restarts_total",
+    "parm_stand_in_answers_compared_total",
+    "parm_stand_in_answers_disagreed_total",
+)
+
+
+Counts = dict[float, float]
+"""How many took so long or less, by that time in seconds: a histogram's buckets."""
+
+
+def _counts() -> Counts:
+    return defaultdict(float)
+
+
+class Seen:
+    """What a server's metrics said at the time `at`. Raises LoadError where they are not those of
+    such a server."""
+
+    def __init__(self, text: str, at: float) -> None:
+        self.at = at
+        self.runs: dict[str, Counts] = defaultdict(_counts)
+        """The buckets of the times of units, by role."""
+        self.run_seconds: dict[str, float] = defaultdict(float)
+        self.latencies = _counts()
+        self.answers: dict[str, float] = defaultdict(float)
+        self.totals: dict[str, float] = defaultdict(float)
+        self.up = 0
+        try:
+            families = list(text_string_to_metric_families(text))
+        except (ValueError, KeyError, IndexError) as error:
+            raise LoadError(f"its metrics cannot be read: {error}") from error
+        for family in families:
+            self._add(family)
+        if not self.up and DEPLOYED not in self.runs:
+            raise LoadError("its metrics are not those of parm serve")
+
+    @property
+    def ended(self) -> float:
+        """How many queries had ended."""
+        return sum(self.answers.values()) + self.totals["parm_query_failures_total"]
+
+    def _add(self, family: Metric) -> None:
+        for name, labels, value, *_ in family.samples:
+            match name:
+                case "parm_unit_run_seconds_bucket":
+                    self.runs[labels["role"]][_bound(labels)] += value
+                case "parm_unit_run_seconds_sum":
+                    self.run_seconds[labels["role"]] += value
+                case "parm_query_latency_seconds_bucket":
+                    self.latencies[_bound(labels)] += value
+                case "parm_query_latency_seconds_count":
+                    self.answers[labels["source"]] += value
+                case "parm_instances_up" if labels.get("role") == DEPLOYED:
+                    self.up += int(value)
+                case _ if name in _COUNTERS:
+                    self.totals[name] += value
+
+
+def _bound(labels: Mapping[str, str]) -> float:
+    return float(labels["le"])
+
+
+def recording_of(seen: list[Seen], model: str) -> Recording:
+    """What was seen of `model` from the first look to the last. Raises LoadError where too little
+    was."""
+    first, last = seen[0], seen[-1]
+    runs = {}
+    for role, counts in last.runs.items():
+        found = _runs(first.runs[role], counts, last.run_seconds[role] - first.run_seconds[role])
+        if found is not None:
+            runs[role] = found
+    if DEPLOYED not in runs or runs[DEPLOYED].units < FEWEST:
+        units = runs[DEPLOYED].units if DEPLOYED in runs else 0
+        raise LoadError(
+            f"the server ran {units:,} units of its model meanwhile, fewer than {FEWEST:,}, which "
+            "say too little: record it under load, or for longer (--seconds)"
+        )
+    answers = {source: int(last.answers[source] - first.answers[source]) for source in last.answers}
+    total = {name: last.totals[name] - first.totals[name] for name in _COUNTERS}
+    compared = int(total["parm_stand_in_answers_compared_total"])
+    wait = _quantiles(first.latencies, last.latencies, (0.5, 0.99, 0.999))
+    seconds = last.at - first.at
+    return Recording(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=model,
+        seconds=seconds,
+        step=seconds / (len(seen) - 1),
+        instances=max(1, max(each.up for each in seen)),
+        ended=tuple(max(0, int(b.ended - a.ended)) for a, b in pairwise(seen)),
+        rows=max(1.0, answers.get(Source.MODEL, 0) / runs[DEPLOYED].units),
+        runs=runs,
+        answers=answers,
+        failed=int(total["parm_query_failures_total"]),
+        p50_ms=1e3 * wait[0],
+        p99_ms=1e3 * wait[1],
+        p999_ms=1e3 * wait[2],
+        busy=total["parm_instance_busy_seconds_total"],
+        restarts=int(total["parm_instance_restarts_total"]),
+        compared=compared,
+        agreed=compared - int(total["parm_stand_in_answers_disagreed_total"]),
+    )
+
+
+def _runs(before: Counts, after: Counts, seconds: float) -> Runs | None:
+    units = int(after[inf] - before[inf])
+    if units < 1:
+        return None
+    mean = seconds / units
+    quantiles = np.asarray(_quantiles(before, after, np.linspace(0, 1, POINTS)))
+    # Buckets are wide, but the mean is known.
+    scale = mean / quantiles.mean() if quantiles.mean() > 0 else 1.0
+    return Runs(units, mean, tuple((scale * quantiles).tolist()))
+
+
+def _quantiles(before: Counts, after: Counts, shares: Iterable[float]) -> tuple[float, ...]:
+    """The quantiles at `shares` of what came to a histogram's buckets, alike within each of them;
+    what is beyond the last is given its bound."""
+    bounds = sorted(bound for bound in after if bound < inf)
+    total = after[inf] - before[inf]
+    if not total or not bounds:
+        return (0.0,) * len(list(shares))
+    below = [0.0, *((after[bound] - before[bound]) / total for bound in bounds)]
+    edges = [0.0, *bounds]
+    filled = [0, *(i for i in range(1, len(edges)) if below[i] > below[i - 1])]
+    starts = [i - 1 for i in filled[1:]]
+    # A bucket's lower edge counts too: between two that are filled there may be empty ones.
+    points = sorted({*starts, *filled[1:]})
+    at = [below[i] for i in points]
+    return tuple(np.interp(list(shares), at, [edges[i] for i in points]).tolist())
+
+
+async def record(
+    url: str, seconds: float, told: Callable[[float], None] = lambda done: None
+) -> Recording:
+    """Record the server at `url` for so many seconds; `told` hears after each step of how many.
+
+    `url` is the server's address, or that of its metrics. Raises UserError for what is none,
+    LoadError where nobody answers, or what answers says too little.
+    """
+    metrics = metrics_url(url)
+    timeout = aiohttp.ClientTimeout(total=PATIENCE)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        begin = time.monotonic()
+        seen = [await _look(session, metrics)]
+        for step in range(1, max(1, round(seconds / STEP)) + 1):
+            await asyncio.sleep(max(0.0, begin + step * STEP - time.monotonic()))
+            seen.append(await _look(session, metrics))
+            told(step * STEP)
+    try:
+        return recording_of(seen, urlsplit(metrics).netloc)
+    except LoadError as error:
+        raise LoadError(f"{metrics}: {error}") from error
+
+
+def split_address(url: str) -> SplitResult:
+    """A server's address in its parts. Raises UserError for what is none."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            return parts
+    except ValueError:
+        pass
+    raise UserError(f"{url!r} is no server's address; it must be like http://127.0.0.1:8000")
+
+
+def metrics_url(url: str) -> str:
+    """Where the metrics of a server are. Raises UserError for what is no server's address."""
+    parts = split_address(url)
+    path = parts.path if parts.path.strip("/") else "/metrics"
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+async def _look(session: aiohttp.ClientSession, url: str) -> Seen:
+    at = time.monotonic()
+    try:
+        async with session.get(url) as response:
+            content = await response.read()
+            if response.status != 200:
+                text = content[:200].decode(errors="replace")
+                raise LoadError(f"{url} refuses (HTTP {response.status}): {text}")
+    except TimeoutError as error:
+        raise LoadError(f"{url} has sent nothing for {PATIENCE:g} s") from error
+    except aiohttp.ClientError as error:
+        raise LoadError(f"no server answers at {url}: {error}") from error
+    try:
+        return Seen(content.decode(errors="replace"), at)
+    except LoadError as error:
+        raise LoadError(f"{url}: {error}") from error

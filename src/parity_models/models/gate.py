@@ -1,0 +1,114 @@
+"""The gate: a stand-in answers only where it can be expected to say what the deployed model says.
+
+A stand-in's confidence in an output is compared with a threshold that was calibrated on held-out
+queries (`evaluation.calibration`), for each of some levels of agreement. What a bundle holds of
+that is a Calibration for each of its stand-ins.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+StandIn = Literal["reconstruction", "backup"]
+"""What answers in the deployed model's place, named as the source of its answers is."""
+
+Kind = Literal["classes", "boxes", "values"]
+"""What predictions are, as `tasks.metrics.Kind`."""
+
+Confidence = Literal["scores", "probabilities", "none"]
+"""How sure a stand-in is of an output, from the output alone: the log-odds of its largest softmax
+value, of its largest probability, or nothing that tells right from wrong."""
+
+CERTAIN = 1e-30
+"""The least that is left for all other classes: log-odds are finite."""
+
+EVERYTHING = -1e9
+"""A threshold that every confidence is above, as JSON knows no infinity."""
+
+LEAST_LEVEL = 0.01
+"""The lowest level of agreement there is: of far lower ones, none can be told from none."""
+
+Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class GateLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Outputs with a confidence of at least `threshold` agree with F in a share `level` of cases.
+
+    `coverage` is the share of calibration queries that have such an output, `agreement` the share
+    of those that agreed.
+    """
+
+    level: Annotated[float, msgspec.Meta(ge=LEAST_LEVEL, lt=1.0)]
+    threshold: float
+    coverage: Share
+    agreement: Share
+
+
+class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The gate of one stand-in: its levels, ascending, those that it can reach.
+
+    `kind` and `tolerance` say what agrees (`tasks.agreeing.Agreement`), `confidence` what is
+    compared with thresholds. They were tested on `queries` queries, each level with a probability
+    of at most `risk` that the true agreement is below it.
+    """
+
+    kind: Kind
+    tolerance: Annotated[float, msgspec.Meta(ge=0.0)]
+    confidence: Confidence
+    queries: Annotated[int, msgspec.Meta(ge=0)]
+    risk: Share
+    levels: tuple[GateLevel, ...] = ()
+
+    def at_most(self, level: float) -> GateLevel | None:
+        """The highest calibrated level that is not above `level`."""
+        return max((each for each in self.levels if each.level <= level), key=_level, default=None)
+
+    def at_least(self, level: float) -> GateLevel | None:
+        """The lowest calibrated level that is not below `level`, which promises as much."""
+        return min((each for each in self.levels if each.level >= level), key=_level, default=None)
+
+
+def _level(each: GateLevel) -> float:
+    return each.level
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Which outputs of one stand-in may answer: those of at least this confidence."""
+
+    confidence: Confidence
+    level: GateLevel
+
+    def refused(self, outputs: Array) -> NDArray[np.bool_]:
+        """Which of `outputs` (n, *output_shape) may not: (n,). What is not finite may not."""
+        return np.logical_not(confidences(self.confidence, outputs) >= self.level.threshold)
+
+
+def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
+    """How sure a stand-in is of each of `outputs` (n, *output_shape): (n,), NaN where one is not
+    finite."""
+    outputs = outputs.reshape(len(outputs), -1)
+    with np.errstate(all="ignore"):
+        if kind == "none":
+            return np.where(np.isfinite(outputs).all(axis=1), 0.0, np.nan)
+        scores = outputs.astype(np.float64)
+        if kind == "probabilities":
+            scores = np.log(np.maximum(scores, CERTAIN))
+        ordered = np.sort(scores, axis=1)  # NaN comes last
+        largest = ordered[:, -1]
+        others = np.exp(ordered[:, :-1] - largest[:, np.newaxis]).sum(axis=1)
+        sure: NDArray[np.float64] = -np.log(np.maximum(others, CERTAIN))
+        return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
+
+
+def suited(kind: Kind, outputs: Array) -> Confidence:
+    """What tells how sure a stand-in is that gives `outputs` (n, *output_shape)."""
+    if kind != "classes":
+        return "none"
+    probable = (outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3)
+    return "probabilities" if probable else "scores"

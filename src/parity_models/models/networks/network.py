@@ -1,0 +1,129 @@
+"""What a network is: an architecture for any shapes, and what it is trained with."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from torch import nn
+
+from parity_models import options
+from parity_models.errors import TrainingError
+from parity_models.models.networks.queried import Queried
+from parity_models.options import Option
+
+Shape = tuple[int, ...]
+Grid = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a network is trained with by default; what measured best (docs/research/training.md).
+
+    `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
+    parity model; `mirror` has queries turned left to right at random, where the task allows it.
+    `threaded` shares a step between threads: for short steps that gains little, and while other
+    programs compute, too, threads that wait for each other cost ten times what they gain.
+    """
+
+    epochs: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    mirror: bool
+    threaded: bool
+
+
+class Network(ABC):
+    """An architecture, for all models of a bundle alike, built for any shapes.
+
+    A subclass says its `name`, its `Options`, and what it is trained with: `deployed`, on labels or
+    as a backup that imitates the deployed model, and `parity`, on the deployed model's
+    predictions. None: what suits its inputs.
+    """
+
+    name: ClassVar[str]
+    deployed: ClassVar[Effort | None] = None
+    parity: ClassVar[Effort | None] = None
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(options.Options):
+        """None."""
+
+    @classmethod
+    @abstractmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        """A module that takes (n, *inputs) and gives (n, *outputs), freshly initialised.
+
+        `grid` are the rows and columns of tiles in an input that concatenation made: networks that
+        average their last feature map over the whole image do so tile by tile, so that the head
+        sees which slot a feature comes from. Raises TrainingError for inputs that it cannot take.
+        """
+
+
+class Plain(Network):
+    """A network that is one module, made with the shapes of its inputs and outputs alone."""
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        make: Any = cls
+        module: nn.Module = make(inputs, outputs)
+        return module
+
+
+class Scalable(Network):
+    """A network that comes with a multiple of its channels or hidden units."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Network.Options):
+        """What can be set."""
+
+        width: Annotated[
+            float,
+            Option("Channels or hidden units of each layer, as a multiple.", above=0, at_most=4),
+        ] = 1.0
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        make: Any = cls
+        module: nn.Module = make(inputs, outputs, width=options.width)
+        return module
+
+
+class NamedNetwork(Network):
+    """A network for queries of several inputs, of integers, or of dynamic shape.
+
+    A subclass says which queries it `takes`, and under `proposed` its names with the options that
+    are worth trying for any of these, the fastest first.
+    """
+
+    proposed: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, queried: Queried) -> bool:
+        """Can it learn from such queries?"""
+
+    @classmethod
+    @abstractmethod
+    def build_named(cls, options: Any, queried: Queried, outputs: Shape) -> "NamedModule":
+        """A module for such queries that gives (n, *outputs), freshly initialised."""
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        raise TrainingError(
+            f"{cls.name} takes queries of named inputs, in an .npz file with an array for each; "
+            "for one float32 input of fixed shape choose another network"
+        )
+
+
+class NamedModule(nn.Module):
+    """Takes a tensor (n, *shape) for each input, in the deployed model's order."""
+
+    def served(self) -> nn.Module:
+        """The module as it is exported: what can be computed before is."""
+        return self
+
+
+def times(width: float, units: int) -> int:
+    """So many units or channels at a multiple `width`, at least one."""
+    return max(1, round(units * width))

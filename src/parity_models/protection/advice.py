@@ -1,0 +1,125 @@
+"""Which stand-in to take, and what it would cost to do better, in words and numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from parity_models.errors import UserError
+from parity_models.protection.finalists import Finalist
+from parity_models.protection.simulated import Plan
+from parity_models.protection.wishes import Wishes
+from parity_models.training.worth import worth
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The plan that is recommended, and sentences that say why and what else there is."""
+
+    plan: Plan
+    sentences: tuple[str, ...]
+
+
+ALIKE = 1.05
+"""Two p99 of which one is at most so many times the other differ by chance."""
+
+
+def able(finalists: Sequence[Finalist], wishes: Wishes) -> list[Finalist]:
+    """Those that may answer at all. Raises UserError, with the nearest, if none may."""
+    found = [each for each in finalists if each.covered > 0]
+    if found:
+        return found
+    nearest = max(finalists, key=lambda each: each.agreement)
+    raise UserError(
+        f"no stand-in was shown to agree with the model in {wishes.agreement:g} of cases: the "
+        f"nearest is {nearest.name}, which scores {nearest.agreement:.3f} on all queries; give a "
+        "lower --agreement, more --inputs, or more --minutes"
+    )
+
+
+def advise(
+    plans: Sequence[Plan], at_full: Sequence[Plan], others: Sequence[Plan], wishes: Wishes
+) -> Advice:
+    """The plan within the extra work with the lowest p99; of those that are about the same, the
+    one whose stand-in saves most.
+
+    `at_full` are the stand-ins without regard to the extra work, `others` the plans without one.
+    Raises UserError, with the nearest, if no plan keeps within the extra work.
+    """
+    within = [plan for plan in plans if plan.extra_work <= wishes.extra_work]
+    if not within:
+        nearest = min(plans, key=lambda plan: plan.extra_work)
+        raise UserError(
+            f"no stand-in keeps within --extra-work {wishes.extra_work:g}: the nearest is "
+            f"{nearest.name}, with {nearest.extra_work:.3f}; give --extra-work "
+            f"{_above(nearest.extra_work):g}"
+        )
+    lowest = min(plan.p99_ms for plan in within)
+    alike = [plan for plan in within if plan.p99_ms <= ALIKE * lowest]
+    best = max(alike, key=lambda plan: (_worth(plan), -plan.p99_ms))
+    sentences = [_recommended(best, others), *_compared(best, others), _better(best, at_full)]
+    more = _agreeing_more(best, plans)
+    return Advice(best, tuple(filter(None, [*sentences, more])))
+
+
+def _worth(plan: Plan) -> float:
+    """What its stand-in saves for a late query, as the gate and the times say."""
+    return 0.0 if plan.finalist is None else worth(plan.finalist.covered, plan.finalist.share)
+
+
+def _above(extra: float) -> float:
+    return round(extra + 0.005, 2) if extra < 10 else extra
+
+
+def _recommended(plan: Plan, others: Sequence[Plan]) -> str:
+    finalist = plan.finalist
+    assert finalist is not None
+    without = others[0]
+    return (
+        f"Recommended: {finalist.name}. It takes {finalist.share:.2f} of the model's time and may "
+        f"answer {finalist.covered:.1%} of queries. Simulated: p99 {plan.p99_ms:.2f} ms, not "
+        f"{without.p99_ms:.2f}; p99.9 {plan.p999_ms:.2f} ms, not {without.p999_ms:.2f}; for "
+        f"{plan.extra_work:.1%} more work."
+    )
+
+
+def _compared(plan: Plan, others: Sequence[Plan]) -> list[str]:
+    said = []
+    for other in others[1:]:
+        if other.p99_ms <= plan.p99_ms:
+            said.append(
+                f"{other.name.capitalize()} alone does as well: p99 {other.p99_ms:.2f} ms for "
+                f"{other.extra_work:.1%} more work, and every answer is the model's own."
+            )
+        else:
+            said.append(
+                f"{other.name.capitalize()} has a p99 of {other.p99_ms:.2f} ms for "
+                f"{other.extra_work:.1%} more work."
+            )
+    return said
+
+
+def _better(plan: Plan, at_full: Sequence[Plan]) -> str:
+    faster = [each for each in at_full if each.p99_ms < plan.p99_ms]
+    if not faster:
+        return "Nothing that was tried has a lower p99, whatever the work; more --minutes may."
+    best = min(faster, key=lambda each: each.p99_ms)
+    return (
+        f"To do better: {best.name} has a p99 of {best.p99_ms:.2f} ms, for {best.extra_work:.1%} "
+        f"more work (--extra-work {_above(best.extra_work):g})."
+    )
+
+
+def _agreeing_more(plan: Plan, plans: Sequence[Plan]) -> str | None:
+    assert plan.finalist is not None
+    mine = plan.finalist
+    more = [
+        each.finalist
+        for each in plans
+        if each.finalist is not None and each.finalist.agreement > mine.agreement
+    ]
+    if not more:
+        return None
+    best = max(more, key=lambda each: each.agreement)
+    return (
+        f"{best.name} says what the model says more often ({best.agreement:.1%} of all queries, "
+        f"not {mine.agreement:.1%}), in {best.share:.2f} of the model's time, not {mine.share:.2f}."
+    )

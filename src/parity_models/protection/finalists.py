@@ -1,0 +1,210 @@
+"""What the search found, measured: times in ONNX Runtime, agreement, and the gate's coverage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.codes import CodeSpec
+from parity_models.evaluation.calibration import LEVELS, calibrate_answers
+from parity_models.evaluation.interval import Interval, score_interval
+from parity_models.evaluation.predictor import deployed_predictor
+from parity_models.evaluation.queries import judged_shape
+from parity_models.evaluation.stand_ins import answers_of
+from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.by_bucket import commonest
+from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.inference_time import inference_times
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.signature import Sizes
+from parity_models.tasks.agreeing import agreement_for
+from parity_models.tasks.metrics import score
+from parity_models.tasks.unlabelled import labels_from
+from parity_models.training.candidates import Candidate
+from parity_models.training.parity import ParityModels
+from parity_models.training.trainee import Trainee
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trained candidate, measured.
+
+    `ms` are milliseconds of a run by batch size, `slot_ms` of its backup by itself if it is a
+    parity model that has one. `agreement` is its score with the deployed model's predictions as
+    labels, on queries that none was fitted to, and `interval` that score's; `accuracy` is
+    against labels, where there are any. `covered` is the share of those
+    queries that the gate of the wanted level lets it answer; 0 where that level was not shown.
+    """
+
+    candidate: Candidate
+    made: NewModel | ParityModels
+    trainee: Trainee
+    ms: dict[int, float]
+    slot_ms: float | None
+    share: float
+    agreement: float
+    interval: Interval | None
+    accuracy: float | None
+    covered: float
+    calibration: dict[StandIn, Calibration]
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+    @property
+    def stand_in(self) -> StandIn:
+        """What its answers' source is."""
+        return "backup" if self.candidate.code is None else "reconstruction"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Queries that no stand-in was fitted to, and the deployed model's predictions for them.
+
+    Those of `calibration` are for gates, those of `test` for the report, with `labels` if there
+    are any, of the `metric`. Most queries have these `sizes` along the model's dynamic axes.
+    """
+
+    calibration: NDArray[Any]
+    calibration_predictions: NDArray[np.float32]
+    test: NDArray[Any]
+    test_predictions: NDArray[np.float32]
+    labels: NDArray[np.float32] | NDArray[np.int64] | None
+    metric: str
+    sizes: Sizes
+
+    @classmethod
+    def by(
+        cls,
+        bundle: Bundle,
+        calibration: NDArray[Any],
+        test: NDArray[Any],
+        labels: NDArray[np.float32] | NDArray[np.int64] | None,
+        metric: str,
+    ) -> "Measured":
+        """With predictions by the deployed model of `bundle`."""
+        run = deployed_predictor(bundle)
+        none = np.empty((0, *judged_shape(bundle)), np.float32)
+        of_calibration = run(calibration) if len(calibration) else none
+        sizes = commonest(test, bundle.manifest.deployed.signature)
+        return cls(calibration, of_calibration, test, run(test), labels, metric, sizes)
+
+    @property
+    def accuracy(self) -> float | None:
+        """The deployed model's own."""
+        if self.labels is None:
+            return None
+        return score(self.metric, self.test_predictions, self.labels)
+
+
+def bundle_with(
+    deployed: Bundle, made: NewModel | ParityModels, out: Path, code: CodeSpec | None
+) -> Bundle:
+    """A bundle for measuring with one stand-in; nothing else of `deployed` is in it."""
+    model = deployed.stored(deployed.manifest.deployed)
+    if isinstance(made, NewModel):
+        return write_bundle(out, deployed=model, backup=made, imitated=deployed.manifest.imitated)
+    return write_bundle(
+        out,
+        deployed=model,
+        parity=made.models,
+        coders=made.coders,
+        backup=made.slot,
+        code=code,
+        imitated=deployed.manifest.imitated,
+    )
+
+
+def measure(
+    trainees: Sequence[Trainee],
+    deployed: Bundle,
+    queries: Measured,
+    level: float,
+    batches: Sequence[int],
+    folder: Path,
+) -> tuple[dict[int, float], list[Finalist]]:
+    """Milliseconds of the deployed model by batch size, and every trainee, measured.
+
+    All are timed side by side. `folder` is for bundles that are needed meanwhile.
+    """
+    made = [trainee.exported() for trainee in trainees]
+    first = [each if isinstance(each, NewModel) else each.models[0] for each in made]
+    slots = [None if isinstance(each, NewModel) else each.slot for each in made]
+    alone = [slot for slot in slots if slot is not None]
+    own = deployed.stored(deployed.manifest.deployed)
+    models = [OnnxModel(each.onnx, signature=each.signature) for each in (own, *first, *alone)]
+    times = {batch: inference_times(models, batch, queries.sizes) for batch in batches}
+    base = {batch: taken[0] for batch, taken in times.items()}
+    least = min(batches)
+    slot_ms = iter(times[least][1 + len(first) :])
+    finalists = []
+    for place, (trainee, each, slot) in enumerate(zip(trainees, made, slots, strict=True)):
+        ms = {batch: taken[1 + place] for batch, taken in times.items()}
+        bundle = bundle_with(deployed, each, folder / str(place), trainee.candidate.code)
+        judged = _judge(trainee, each, bundle, queries, level)
+        finalists.append(
+            replace(
+                judged,
+                ms=ms,
+                share=ms[least] / base[least],
+                slot_ms=None if slot is None else next(slot_ms),
+            )
+        )
+    return base, finalists
+
+
+def _judge(
+    trainee: Trainee,
+    made: NewModel | ParityModels,
+    bundle: Bundle,
+    queries: Measured,
+    level: float,
+) -> Finalist:
+    """All but the times."""
+    stand_in: StandIn = "backup" if trainee.candidate.code is None else "reconstruction"
+    metric = queries.metric
+    calibration: dict[StandIn, Calibration] = {}
+    if len(queries.calibration):
+        agreed = agreement_for(metric, queries.calibration_predictions)
+        found = answers_of(
+            bundle, queries.calibration, queries.calibration_predictions, independent=True
+        )
+        calibration = {
+            name: calibrate_answers(
+                answers, queries.calibration_predictions[answers.rows], agreed, _levels(level)
+            )
+            for name, answers in found.items()
+        }
+    answers = answers_of(bundle, queries.test, queries.test_predictions)[stand_in]
+    predictions = queries.test_predictions[answers.rows]
+    right = labels_from(predictions, metric)
+    accuracy = None
+    if queries.labels is not None:
+        accuracy = score(metric, answers.outputs, queries.labels[answers.rows])
+    return Finalist(
+        trainee.candidate,
+        made,
+        trainee,
+        {},
+        None,
+        0.0,
+        score(metric, answers.outputs, right),
+        score_interval(metric, answers.outputs, right),
+        accuracy,
+        _covered(calibration.get(stand_in), level),
+        calibration,
+    )
+
+
+def _levels(level: float) -> tuple[float, ...]:
+    return tuple(sorted({*LEVELS, level}))
+
+
+def _covered(calibration: Calibration | None, level: float) -> float:
+    """The share of queries that the gate of `level` lets through."""
+    found = None if calibration is None else calibration.at_least(level)
+    return 0.0 if found is None else found.coverage

@@ -1,0 +1,165 @@
+"""From a deployed model and unlabelled queries to a bundle with the best stand-in, in a given time.
+
+Measure the model; propose candidates; train them by successive halving; calibrate and measure what
+is left; simulate it under the user's load; recommend; write.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from parity_models.models.bundle import Bundle
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.protection.advice import Advice, able, advise
+from parity_models.protection.audience import Audience
+from parity_models.protection.finalists import Finalist, Measured, measure
+from parity_models.protection.preparing import Prepared, prepare
+from parity_models.protection.simulated import Plan, Simulations
+from parity_models.protection.wishes import Wishes
+from parity_models.protection.written import write_protected
+from parity_models.tasks.output_kind import OutputKind
+from parity_models.training.candidates import Candidate, families, propose
+from parity_models.training.costs import Costs
+from parity_models.training.held_out import Queries
+from parity_models.training.named_candidates import propose_named
+from parity_models.training.run import check_place
+from parity_models.training.search import Found, Search
+from parity_models.training.search_state import Proposed, Searched, SearchFolder
+
+FINISHING = 22.0
+"""Seconds for what comes after the search; ..."""
+
+MOST_FINISHING = 0.4
+"""... of short times at most this share."""
+
+LEAST_SEARCHING = 0.1
+"""The search has this share of the time, even if what comes before it took too long."""
+
+WRITING = 3.0
+"""Seconds of these for what comes after the simulations; ..."""
+
+MOST_WRITING = 0.3
+"""... at most this share."""
+
+
+@dataclass(frozen=True)
+class Protected:
+    """What came of it: the bundle that was written, and all that was measured on the way.
+
+    `base` are the deployed model's milliseconds by batch size, `accuracy` is its own where there
+    are labels, `plans` all that were simulated, each with so many `queries`. `interrupted`: the
+    search was cut off, and can be resumed.
+    """
+
+    bundle: Bundle
+    metric: str
+    output_kind: OutputKind
+    base: dict[int, float]
+    accuracy: float | None
+    finalists: list[Finalist]
+    plans: list[Plan]
+    queries: int
+    advice: Advice
+    dropped: dict[str, str]
+    test_queries: int
+    interrupted: bool
+
+
+def protect_model(
+    deployed: Bundle,
+    queries: Queries,
+    out: Path,
+    wishes: Wishes | None = None,
+    audience: Audience | None = None,
+    began: float | None = None,
+) -> Protected:
+    """Find the best stand-in for the model of `deployed`, and write a bundle with both to `out`.
+
+    Beside it, in the folder OUT.protect, is what is needed to resume. Ctrl-C ends the search, and
+    the best so far is written. Raises DataError for queries that do not fit, ModelError for a model
+    that cannot be deployed, TrainingError for a search that cannot be resumed, BundleError if `out`
+    is no place for a bundle, and UserError, which names the nearest, if no stand-in keeps within
+    the wishes; nothing is written then. The time counts from `began` (of time.monotonic), by
+    default from now.
+    """
+    began = time.monotonic() if began is None else began
+    wishes, audience, out = wishes or Wishes(), audience or Audience(), Path(out).resolve()
+    check_place(out)
+    wishes.plan()  # what cannot be read is said before anything is trained
+    total = 60 * wishes.minutes
+    prepared = prepare(deployed, queries, wishes, audience)
+    folder = SearchFolder(out.with_name(f"{out.name}.protect"))
+    searched = _searched(deployed, prepared, folder, wishes.resume)
+    search = Search(prepared.teaching, searched, folder, audience.searching)
+    end = began + total
+    left = end - _finishing(total) - time.monotonic()
+    found = search.run(max(left, LEAST_SEARCHING * total))
+    audience.searched()
+    finished = _finish(deployed, prepared, found, out, wishes, end)
+    if not found.interrupted:
+        folder.clear()
+    return finished
+
+
+def _finishing(total: float) -> float:
+    return min(FINISHING, MOST_FINISHING * total)
+
+
+def _searched(deployed: Bundle, prepared: Prepared, folder: SearchFolder, resume: bool) -> Searched:
+    """The candidates, and what is known of them: of a search that was cut off, or new ones."""
+    if resume:
+        return folder.read(prepared.options)
+    candidates, deployed_ms = _proposed(deployed, prepared)
+    proposed = tuple(Proposed(each.network, each.code, each.share) for each in candidates)
+    searched = Searched(prepared.options, proposed, deployed_ms)
+    folder.begin(searched)
+    return searched
+
+
+def _proposed(deployed: Bundle, prepared: Prepared) -> tuple[list[Candidate], float]:
+    """What is to be tried, and how many milliseconds the deployed model takes."""
+    teaching = prepared.teaching
+    if not teaching.subject.plain:
+        return propose_named(deployed, teaching.subject, teaching.queried, prepared.measured.sizes)
+    shape = deployed.manifest.deployed.input.shape
+    costs = Costs(OnnxModel(deployed.deployed_path), families(shape))
+    return propose(costs), costs.deployed_ms
+
+
+def _finish(
+    deployed: Bundle, prepared: Prepared, found: Found, out: Path, wishes: Wishes, end: float
+) -> Protected:
+    """Measure, simulate, recommend and write."""
+    queries: Measured = prepared.measured
+    batches = sorted({1, wishes.max_batch})
+    with TemporaryDirectory() as temporary:
+        base, finalists = measure(
+            found.finalists, deployed, queries, wishes.agreement, batches, Path(temporary)
+        )
+    capable = able(finalists, wishes)
+    left = max(0.0, end - time.monotonic())
+    simulations = Simulations(
+        wishes, base[1], left - min(WRITING, MOST_WRITING * left), len(capable) + 1
+    )
+    others = [simulations.without, simulations.hedging()]
+    tried = [simulations.with_stand_in(each) for each in capable]
+    plans, at_full = [each[-1] for each in tried], [each[0] for each in tried]
+    advice = advise(plans, at_full, others, wishes)
+    chosen = advice.plan.finalist
+    assert chosen is not None
+    bundle = write_protected(deployed, prepared, chosen, base[1], out)
+    return Protected(
+        bundle,
+        queries.metric,
+        prepared.teaching.lessons.output_kind,
+        base,
+        queries.accuracy,
+        finalists,
+        [*others, *plans],
+        simulations.queries,
+        advice,
+        found.dropped,
+        len(queries.test),
+        found.interrupted,
+    )

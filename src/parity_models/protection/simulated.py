@@ -1,0 +1,163 @@
+"""What stand-ins would do to the tail and to the work, under the user's load: simulated.
+
+The scheduler that serves is driven by `simulation`, with the times that models took here. Extra
+work is how long all units but one for each query would take undisturbed, in runs of the deployed
+model; it does not depend on what contention does to either.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from parity_models.codes import Code
+from parity_models.faults import LogNormal
+from parity_models.protection.finalists import Finalist
+from parity_models.protection.wishes import Wishes
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging, StandIns
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.course import (
+    DISPATCH,
+    SPREAD,
+    Course,
+    outcome_of,
+    standard_contention,
+)
+
+LEAST_QUERIES, MOST_QUERIES = 3_000, 40_000
+"""Queries of one simulation."""
+WARM_UP = 10
+"""One query of so many comes before those that count."""
+
+LESS_URGENT = 5.0
+"""By how much the urgency is divided to keep within the extra work."""
+
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A policy with a stand-in, or with none, and what it did in the simulation.
+
+    Latencies are those of answered queries, in ms; `answered` the share that were, `stood_in` the
+    share that a stand-in answered. `extra_work` is in runs of the deployed model for each query.
+    """
+
+    name: str
+    finalist: Finalist | None
+    policy: PolicyChoice
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    answered: float
+    stood_in: float
+    extra_work: float
+
+    @property
+    def urgency(self) -> float | None:
+        """The option of the policy, where it is not the default."""
+        found: float | None = self.policy.options.get("urgency")
+        return found
+
+
+class Simulations:
+    """Simulations of one deployed model under one load; `deployed_ms` is how long it runs.
+
+    `seconds` is the time that all of them may take, `plans` how many there will be.
+    """
+
+    def __init__(self, wishes: Wishes, deployed_ms: float, seconds: float, plans: int) -> None:
+        self._wishes = wishes
+        self._seconds = deployed_ms / 1e3
+        unit = self._seconds + DISPATCH
+        plan = wishes.plan() or standard_contention(wishes.instances, unit)
+        self._faults = msgspec.structs.replace(plan, seed=wishes.seed)
+        self._rate = wishes.rate or wishes.load * wishes.instances / unit
+        self.queries = LEAST_QUERIES
+        self.without = self._calibrated(seconds, plans)
+
+    @property
+    def rate(self) -> float:
+        """Queries a second."""
+        return self._rate
+
+    def _calibrated(self, seconds: float, plans: int) -> Plan:
+        """The plan without a stand-in, of as many queries as there is time for."""
+        began = time.monotonic()
+        name = EqualResources.name
+        first = self._run("no redundancy", None, PolicyChoice(name), StandIns(None, False), {}, 1.0)
+        took = max(1e-3, time.monotonic() - began)
+        # Adaptive takes some three times as long as this.
+        affordable = int(LEAST_QUERIES * seconds / (3 * took * max(1, plans)))
+        self.queries = min(MOST_QUERIES, max(LEAST_QUERIES, affordable))
+        if self.queries == LEAST_QUERIES:
+            return first
+        return self._run("no redundancy", None, PolicyChoice(name), StandIns(None, False), {}, 1.0)
+
+    def hedging(self) -> Plan:
+        """Copies of what is late: what a stand-in has to beat."""
+        choice = PolicyChoice(Hedging.name, dispatch="latency-aware")
+        return self._run("hedging", None, choice, StandIns(None, False), {}, 1.0)
+
+    def with_stand_in(self, finalist: Finalist) -> list[Plan]:
+        """The finalist, asked for late queries: with the policy's urgency, and with ever less as
+        long as the extra work is more than is wanted."""
+        plans = [self._adaptive(finalist, None)]
+        urgency = Adaptive.Options().urgency
+        while plans[-1].extra_work > self._wishes.extra_work and len(plans) <= TRIES:
+            urgency /= LESS_URGENT
+            plans.append(self._adaptive(finalist, urgency))
+        return plans
+
+    def _adaptive(self, finalist: Finalist, urgency: float | None) -> Plan:
+        options = {} if urgency is None else {"urgency": urgency}
+        choice = PolicyChoice(Adaptive.name, options)
+        code, spec = None, finalist.candidate.code
+        run_ms = min(finalist.ms.items())[1] / 1e3
+        service: dict[str, float] = {}
+        if spec is None:
+            service[BACKUP] = run_ms
+        else:
+            code = Code(spec, (1,), (1,))
+            service |= {parity_role(j): run_ms for j in range(spec.r)}
+        if finalist.slot_ms is not None:
+            service[BACKUP] = finalist.slot_ms / 1e3
+        has = StandIns(code, BACKUP in service)
+        return self._run(finalist.name, finalist, choice, has, service, finalist.covered)
+
+    def _run(
+        self,
+        name: str,
+        finalist: Finalist | None,
+        choice: PolicyChoice,
+        stand_ins: StandIns,
+        service: Mapping[str, float],
+        covered: float,
+    ) -> Plan:
+        wishes = self._wishes
+        times = {DEPLOYED: self._seconds, **service}
+        warm_up = self.queries // WARM_UP
+        course = Course(
+            poisson_arrivals(self._rate, self.queries + warm_up, wishes.seed),
+            warm_up,
+            wishes.instances,
+            {role: LogNormal(each, SPREAD) for role, each in times.items()},
+            self._faults,
+            seed=wishes.seed,
+        )
+        found = outcome_of(course, choice, stand_ins, covered)
+        work = sum(times.get(role, self._seconds) * n for role, n in found.units.items())
+        return Plan(
+            name,
+            finalist,
+            choice,
+            found.p50_ms,
+            found.p99_ms,
+            found.p999_ms,
+            found.answered,
+            found.stood_in,
+            work / (self.queries * self._seconds) - 1,
+        )

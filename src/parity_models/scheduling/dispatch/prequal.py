@@ -1,0 +1,201 @@
+"""Prequal: of some instances that were probed, the fastest that is not too busy."""
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from random import Random
+from statistics import median
+from typing import Annotated
+
+from parity_models.options import Option
+from parity_models.scheduling.dispatch.dispatch import Dispatch, QueueKey
+from parity_models.scheduling.dispatch.instance_queues import InstanceQueues
+
+REMOVED = 1
+"""Probes that leave the pool for each task placed, besides those used up (the paper's r_remove)."""
+
+DELTA = 1.0
+"""How much more often probes may be used than the pool needs to stay full (the paper's delta)."""
+
+WINDOW = 128
+"""Over how many recent probes the quantile of requests in flight is taken."""
+
+RUNS = 5
+"""The run time of an instance is the median of so many recent ones."""
+
+
+@dataclass
+class Probe:
+    """What an instance said when it was asked: requests in flight (RIF), and its run time."""
+
+    instance: str
+    rif: int
+    run_time: float
+    uses: int = 0
+
+    @property
+    def latency(self) -> float:
+        """How long a further task would take there: those before it run first."""
+        return (self.rif + 1) * self.run_time
+
+
+class ProbePool:
+    """The probes that may still be used, the oldest first, and which RIF counts as hot."""
+
+    def __init__(self, size: int, hot: float) -> None:
+        self._size = size
+        self._hot = hot
+        self.probes: list[Probe] = []
+        self._recent: deque[int] = deque()
+        self._ranked: list[int] = []
+        self._worst_next = False
+
+    def add(self, probe: Probe, size: int) -> None:
+        """Put in a probe, in place of an older one of its instance; at most `size` are kept."""
+        self.forget(probe.instance)
+        self.probes.append(probe)
+        del self.probes[: -min(size, self._size)]
+        self._recent.append(probe.rif)
+        insort(self._ranked, probe.rif)
+        if len(self._recent) > WINDOW:
+            del self._ranked[bisect_left(self._ranked, self._recent.popleft())]
+
+    def best(self, among: Sequence[Probe]) -> Probe:
+        """Hot-cold lexicographic: of the cold the one of the lowest latency; if all are hot, the
+        one with the lowest RIF."""
+        threshold = self._threshold
+        cold = [probe for probe in among if probe.rif <= threshold]
+        if cold:
+            return min(cold, key=lambda probe: probe.latency)
+        return min(among, key=lambda probe: probe.rif)
+
+    def use(self, probe: Probe, budget: float) -> None:
+        """A task goes there: it has one more in flight than it said. Used up, a probe leaves."""
+        probe.rif += 1
+        probe.uses += 1
+        if probe.uses >= budget:
+            self.probes.remove(probe)
+
+    def thin_out(self) -> None:
+        """Remove the oldest probe and the worst by turns, so that the pool does not go bad."""
+        for _ in range(min(REMOVED, len(self.probes))):
+            worst, self._worst_next = self._worst_next, not self._worst_next
+            self.probes.remove(self._worst() if worst else self.probes[0])
+
+    def forget(self, instance: str) -> None:
+        self.probes = [probe for probe in self.probes if probe.instance != instance]
+
+    @property
+    def _threshold(self) -> int:
+        if not self._ranked:
+            return 0
+        return self._ranked[min(len(self._ranked) - 1, int(self._hot * len(self._ranked)))]
+
+    def _worst(self) -> Probe:
+        """A hot probe of the highest RIF, or, if all are cold, the one of the highest latency."""
+        threshold = self._threshold
+        hot = [probe for probe in self.probes if probe.rif > threshold]
+        if hot:
+            return max(hot, key=lambda probe: probe.rif)
+        return max(self.probes, key=lambda probe: probe.latency)
+
+
+class Prequal(InstanceQueues):
+    """A queue at each instance; the hot-cold lexicographic choice from a pool of probes.
+
+    Wydrowski et al., Load is not what you should balance: introducing Prequal, NSDI 2024, in its
+    asynchronous mode. For each task placed, `prequal_probes` instances drawn at random are probed,
+    and what they say goes into a pool, for the tasks that come next. A probe says how many tasks
+    are ahead of a new one there, and how long its units took recently. An instance whose RIF is
+    above the quantile `prequal_hot` of recent probes is hot. Of the cold the one of the lowest
+    latency is chosen; if all are hot, the one with the lowest RIF. A chosen probe counts one more
+    RIF and may be used again as often as equation 1 of the paper says; for each task the oldest or
+    the worst probe leaves. With fewer than two probes to choose from, the choice is random.
+
+    What differs here: the scheduler knows every queue, so that probes cost nothing and a probe
+    could always be fresh; that they are drawn and grow stale is modelled, as a balancer among many
+    would have it. An instance runs a unit at a time, so its latency at a RIF follows from its run
+    time. Dispatch rules have no clock: the paper's age limit of a second is left out, and as every
+    task brings in probes, none outlives a few tasks. The pool holds half of the instances at most,
+    for equation 1 supposes many more of them than probes.
+    """
+
+    name = "prequal"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Dispatch.Options):
+        """What can be set."""
+
+        prequal_probes: Annotated[
+            int, Option("Instances probed for each task.", at_least=1, at_most=1000)
+        ] = 3
+        prequal_pool: Annotated[
+            int, Option("Probes kept at most; half of the instances at most.", at_least=2)
+        ] = 16
+        prequal_hot: Annotated[
+            float,
+            Option(
+                "An instance with more requests in flight than this quantile of recent probes is "
+                "hot.",
+                above=0,
+                below=1,
+            ),
+        ] = 0.84
+
+    def __init__(self, options: Options | None = None) -> None:
+        super().__init__(options)
+        self._options = options or self.Options()
+        self._random = Random(0)
+        self._pools: dict[str, ProbePool] = {}
+        self._runs: dict[str, deque[float]] = {}
+        self._run_time: dict[str, float] = {}
+        self._latest = 0.0
+
+    def leave(self, instance: str) -> None:
+        for pool in self._pools.values():
+            pool.forget(instance)
+        self._runs.pop(instance, None)
+        self._run_time.pop(instance, None)
+        super().leave(instance)
+
+    def idle(self, instance: str, took: float, *, finished: bool = True) -> None:
+        # A unit that did not finish has only taken so long at least.
+        if took > 0 and (finished or took > self._run_time.get(instance, inf)):
+            runs = self._runs.setdefault(instance, deque(maxlen=RUNS))
+            runs.append(took)
+            self._latest = self._run_time[instance] = median(runs)
+        super().idle(instance, took, finished=finished)
+
+    def _choose(self, suited: Sequence[str], key: QueueKey) -> str:
+        if len(suited) == 1:
+            return suited[0]
+        up = self._up[key[2]]
+        size = max(2, min(self._options.prequal_pool, len(up) // 2))
+        pool = self._pools.get(key[2])
+        if pool is None:
+            options = self._options
+            pool = self._pools[key[2]] = ProbePool(options.prequal_pool, options.prequal_hot)
+        among: Sequence[Probe] = pool.probes
+        if suited is not up:
+            allowed = set(suited)
+            among = [probe for probe in among if probe.instance in allowed]
+        if len(among) < 2:
+            chosen = self._random.choice(suited)
+        else:
+            probe = pool.best(among)
+            chosen = probe.instance
+            pool.use(probe, self._budget(size, len(up)))
+        pool.thin_out()
+        for instance in self._random.sample(up, min(self._options.prequal_probes, len(up))):
+            # One that has run nothing yet is taken for an ordinary one.
+            run_time = self._run_time.get(instance, self._latest)
+            rif = self._load(instance, key) + (instance == chosen)
+            pool.add(Probe(instance, rif, run_time), size)
+        return chosen
+
+    def _budget(self, size: int, instances: int) -> float:
+        """How often a probe may be used: equation 1 of the paper."""
+        new = (1 - size / instances) * self._options.prequal_probes - REMOVED
+        return max(1.0, (1 + DELTA) / new) if new > 0 else inf

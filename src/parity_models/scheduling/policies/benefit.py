@@ -1,0 +1,105 @@
+"""What it is worth to ask a stand-in for a query that runs, or for another run of the model.
+
+A query's lateness counts from a median run time of the deployed model on. What a second of it costs
+grows with it: `urgency` instance-seconds where the query is one median late, twice as many where it
+is two. Of units that have run for the `age` a, S(t) / S(a) are still running at the age t. A query
+that is answered at the age b saves
+
+    L(b) = urgency * integral from b on of (lateness at t) * S(t) / S(a) dt
+
+A task that takes s and is started now answers its query at a + s, if its answer may be given (its
+`coverage`); else a copy does, one median m later:
+
+    saved(a, s) = coverage * L(a + s) + (1 - coverage) * L(a + s + m)
+
+Instance time has a price. A queue grows with the load as load / (1 - load) does, so a second of
+instance time adds 1 / (1 - load)^2 to it; and those that wait there are later by 1 / (1 - load),
+so that each second costs them so much more. Where redundant work slows originals down, only a part
+of the capacity is `spare`, and the price is higher by that. And each query that waits now, or comes
+before no query waits any more, is delayed by its share of it: waiting / (1 - load) are these. They
+will be as late as this one was when it began, after the time w, and a median:
+
+    cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3 / spare
+              + urgency * (1 + w / m) * waiting / (1 - load) / instances)
+
+To ask at the age a is worth S(a) * (saved - cost) to a unit that begins. A unit is *at risk* from
+the age on at which that is greatest: asked before, a stand-in is paid for in vain too often, asked
+later, it comes too late. It is *late* from the age on at which one would be asked for, at this
+price, that answered at once.
+"""
+
+from dataclasses import dataclass
+from itertools import chain
+from math import inf
+
+from parity_models.scheduling.run_times import RunTimes
+
+FULLEST = 0.99
+"""The highest load that is told from overload."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that can be asked for: it takes so many seconds of an instance, `cost` of them to
+    be paid for by the query, and its answer may be given with the chance `coverage`."""
+
+    takes: float
+    cost: float
+    coverage: float = 1.0
+
+
+class Benefit:
+    """The rule above; `median` is the deployed model's median run time. Times in seconds."""
+
+    STEEPNESS = 3
+    """Of the price, as the load rises."""
+
+    def __init__(self, urgency: float) -> None:
+        self._urgency = urgency
+        self._price = inf
+        self._delayed = 1.0
+        self.median = 0.0
+
+    def learn(self, median: float, load: float, spare: float) -> None:
+        """What it follows from is new."""
+        self.median = median
+        self._delayed = 1 / (1 - min(load, FULLEST))
+        self._price = self._delayed**self.STEEPNESS / spare
+
+    def saved(self, choice: Choice, running: RunTimes, age: float, before: float = 0.0) -> float:
+        """What a task started now saves a query whose unit, one like `running`, is of this age.
+
+        The query had waited for `before` when its unit began.
+        """
+        then = age + choice.takes
+        saved = choice.coverage * self._saved_from(then, running, age, before)
+        if choice.coverage < 1:
+            refused = self._saved_from(then + self.median, running, age, before)
+            saved += (1 - choice.coverage) * refused
+        return saved
+
+    def _saved_from(self, then: float, running: RunTimes, age: float, before: float) -> float:
+        late_from = self.median - before
+        left, moment = running.left(age, max(then, late_from))
+        return self._urgency * (moment - late_from * left) / self.median
+
+    def cost(self, choice: Choice, waiting: float = 0.0) -> float:
+        """What it costs; `waiting` are the queries that wait, for each instance, and each as many
+        times as it will be medians late."""
+        takes = choice.cost + (1 - choice.coverage) * self.median
+        return takes * (self._price + self._urgency * waiting * self._delayed)
+
+    def at_risk(
+        self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False
+    ) -> tuple[float, float]:
+        """(what asking then is worth, the age from which on to ask) of a unit like `running`.
+
+        `early`: it may be asked for as it begins, else once the first of its kind have ended.
+        """
+        worth, at = 0.0, inf
+        cost = self.cost(choice)
+        for age, longer in chain([(0.0, running.share_longer(0.0))] * early, running.ages()):
+            then = longer * (self.saved(choice, running, age, before) - cost)
+            if then > worth:
+                worth, at = then, age
+        return worth, at

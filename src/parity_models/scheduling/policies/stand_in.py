@@ -1,0 +1,55 @@
+"""What is known of a stand-in: how long it runs, and how often its answer may be given."""
+
+from parity_models.scheduling.run_times import RunTimes
+
+NEWEST = 0.02
+"""The weight of the newest answer in the coverage."""
+
+PRESUMED = 0.5
+"""How long a stand-in takes, in median run times of the deployed model, until that is measured."""
+
+FORGOTTEN = 5000
+"""After how many units of the deployed model a stand-in that was not asked meanwhile is presumed
+anew: so that one which did badly for a while is asked again."""
+
+
+class StandIn:
+    """The estimates of one stand-in; `deployed` are the run times of the deployed model.
+
+    `coverage` is the share of its answers that may be given. Times in seconds.
+    """
+
+    def __init__(self, deployed: RunTimes) -> None:
+        self._deployed = deployed
+        self._forget()
+
+    @property
+    def run_times(self) -> RunTimes:
+        """Its own; while these are not known, those of the deployed model."""
+        return self._deployed if self._own.median is None else self._own
+
+    @property
+    def takes(self) -> float:
+        """The median; to be asked for once that of the deployed model is known."""
+        own, deployed = self._own.median, self._deployed.median
+        return PRESUMED * (deployed or 0.0) if own is None else own
+
+    def ran(self, seconds: float, *, finished: bool) -> None:
+        """A unit of it has run for so long, to its end or not."""
+        self._unasked = 0
+        self._own.add(seconds, finished=finished)
+
+    def answered(self, *, may_be_given: bool) -> None:
+        """It has answered a query that waited for it."""
+        self.coverage += NEWEST * (may_be_given - self.coverage)
+
+    def not_asked(self, units: int) -> None:
+        """The deployed model has run so many units more."""
+        self._unasked += units
+        if self._unasked >= FORGOTTEN:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._own = RunTimes(window=300, every=20)
+        self._unasked = 0
+        self.coverage = 1.0

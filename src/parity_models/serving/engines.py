@@ -1,0 +1,48 @@
+"""Engines: what runs the models. Built-in ones and users' own, by name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from parity_models.options import Spell, Value
+from parity_models.registry import Registry
+from parity_models.serving.engine import Engine
+from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.remote.engine import RemoteEngine
+
+ENGINES = Registry[Engine]("engine", Engine, LocalEngine, RemoteEngine, RayEngine)
+"""The engines."""
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine by name, and the options that are given; plain values, as in a file.
+
+    Raises UserError for names that are not there, options that it has not, and values out of range.
+    """
+
+    name: str = "local"
+    options: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _ = self.settings
+
+    @property
+    def kind(self) -> type[Engine]:
+        """The engine's class."""
+        return ENGINES.find(self.name)
+
+    @property
+    def settings(self) -> Any:
+        """The engine's `Options`."""
+        return ENGINES.options(self.name, self.options)
+
+
+def choose_engine(name: str, given: Mapping[str, Any], spell: Spell = str) -> EngineChoice:
+    """The engine `name` with the options that are given.
+
+    `spell` writes an option's name as the user did. Raises UserError as EngineChoice does.
+    """
+    ENGINES.options(name, given, spell)
+    return EngineChoice(name, given)

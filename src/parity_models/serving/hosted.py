@@ -1,0 +1,75 @@
+"""A bundle's models on the instances of an engine, and the frontend over them."""
+
+import asyncio
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle
+from parity_models.scheduling import DEPLOYED
+from parity_models.serving.engine import Parts
+from parity_models.serving.golden import Golden, golden_of
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan, model_files
+from parity_models.serving.served_model import VERSION
+
+
+class Hosted:
+    """A bundle that is served, by a frontend of its own over an engine of its own.
+
+    `policy` is the policy's name, `roles` what each instance runs, `model` the deployed model as
+    clients see it, and `notes` what a user may not expect. `starts_at_once` as in Parts. Raises
+    UserError for options that do not fit the bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: ServeOptions,
+        version: str = VERSION,
+        starts_at_once: int | None = None,
+    ) -> None:
+        plan = Plan(bundle, options, version)
+        self.policy, self.roles, self.model = plan.choice.name, plan.roles, plan.model
+        self.notes = plan.notes
+        if options.faults is not None:
+            options.faults.check(len(self.roles))
+        if options.placements and len(options.placements) != len(self.roles):
+            raise UserError(
+                f"there are {len(options.placements)} placements for {len(self.roles)} instances"
+            )
+        deployed = sum(DEPLOYED in each for each in self.roles)
+        if options.min_ready > deployed:
+            raise UserError(
+                f"min_ready is {options.min_ready}, but there are {deployed} instances of the "
+                "deployed model: the server would never be ready"
+            )
+        self._faults = options.faults
+        self.metrics = Metrics(bundle.digest)
+        self.bundle = bundle
+        self._models = {role: bundle.pinned(model) for role, model in model_files(bundle).items()}
+        self._golden: dict[str, Golden] = {}
+        parts = Parts(
+            bundle=bundle,
+            models=self._models,
+            metrics=self.metrics,
+            max_batch=options.max_batch,
+            unit_timeout=options.unit_timeout,
+            placements=options.placements,
+            allows_faults=options.faults is not None,
+            starts_at_once=starts_at_once,
+        )
+        self.engine = options.engine.kind.build(options.engine.settings, parts)
+        self.frontend = plan.frontend(self.engine, self.metrics, self._golden)
+
+    def begin_faults(self) -> None:
+        """Let the time of the options' fault plan begin now; without one, nothing happens."""
+        if self._faults is not None:
+            self.engine.inject_faults(self._faults)
+
+    async def start(self) -> None:
+        """Start all instances; returns when they are warm and verified.
+
+        Raises ServingError, with nothing left running, if one does not start.
+        """
+        self._golden |= await asyncio.to_thread(golden_of, self.bundle, self._models, self.roles)
+        await self.frontend.start(self.roles)

@@ -1,0 +1,153 @@
+"""What the server logs, and in which form: lines for people, or JSON objects.
+
+The standard library's logging with a formatter of its own, not structlog: gRPC, asyncio and Ray log
+through it in any case, so all lines get the same form without a bridge.
+"""
+
+import atexit
+import json
+import logging
+import queue
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from logging.handlers import QueueHandler, QueueListener
+from typing import IO, Annotated, Any
+
+from parity_models.options import Option, Options
+
+ACCESS = "parity_models.access"
+"""The logger of requests."""
+
+_WAITING = 10_000
+"""Lines that may wait to be written; where nobody reads them, further ones are dropped."""
+
+_REPEATS, _WITHIN = 20, 10.0
+"""Of the warnings and errors from one place in the code, so many are logged in so many seconds."""
+
+
+class LogFormat(StrEnum):
+    """The form of a line."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class LogLevel(StrEnum):
+    """What is logged: this, and what is worse."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging(Options):
+    """What is logged, on standard error, and whether requests are traced."""
+
+    log_format: Annotated[
+        LogFormat, Option("Lines for people, or a JSON object a line, for machines.")
+    ] = LogFormat.TEXT
+    log_level: Annotated[
+        LogLevel, Option("The least of what this software logs; of libraries, warnings.")
+    ] = LogLevel.INFO
+    access_log: Annotated[
+        bool, Option("Log a line for each request, but for health and metrics.")
+    ] = False
+    traces: Annotated[
+        bool,
+        Option(
+            "Send OpenTelemetry spans of requests to a collector, as the variables OTEL_... say; "
+            "needs the extra otel."
+        ),
+    ] = False
+
+
+class JsonFormatter(logging.Formatter):
+    """A JSON object a line: time (RFC 3339, UTC), level, logger, message, the record's `fields`
+    and, where there is one, the exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        said |= getattr(record, "fields", {})
+        if record.exc_info:
+            said["exception"] = self.formatException(record.exc_info)
+        elif record.exc_text:
+            said["exception"] = record.exc_text
+        return json.dumps(said, default=str)
+
+
+class _Handler(QueueHandler):
+    """Hands lines to a thread that writes them, so that a slow reader of the log slows nobody."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        record.message = record.getMessage()
+        record.msg, record.args = record.message, None
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        with suppress(queue.Full):
+            self.queue.put_nowait(record)
+
+
+class Repeats:
+    """A filter of what one place in the code logs again and again, as a user's policy that raises
+    at each event would; the first line after a silence says how many were left out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._of: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        now, place = self._clock(), (record.pathname, record.lineno)
+        began, seen = self._of.get(place, (now, 0))
+        if now - began >= _WITHIN:
+            if seen > _REPEATS:
+                left_out = f"(left out: {seen - _REPEATS} more like this)"
+                record.msg, record.args = f"{record.getMessage()} {left_out}", None
+            began, seen = now, 0
+        self._of[place] = began, seen + 1
+        return seen < _REPEATS
+
+
+def set_up(options: Logging, stream: IO[str] | None = None) -> Callable[[], None]:
+    """Log to `stream` from now on, by default to standard error, unless the process logs already.
+
+    What is returned ends that, when all is written; so does the process's end.
+    """
+    root = logging.getLogger()
+    if stream is None and root.handlers:
+        return lambda: None
+    written = logging.StreamHandler(stream or sys.stderr)
+    if options.log_format is LogFormat.JSON:
+        written.setFormatter(JsonFormatter())
+    else:
+        written.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    waiting: queue.Queue[logging.LogRecord] = queue.Queue(_WAITING)
+    handler, listener = _Handler(waiting), QueueListener(waiting, written)
+    handler.addFilter(Repeats())
+    listener.start()
+    root.addHandler(handler)
+    root.setLevel(logging.WARNING)
+    logging.getLogger("parity_models").setLevel(options.log_level.upper())
+    logging.getLogger(ACCESS).setLevel("INFO" if options.access_log else "CRITICAL")
+
+    def stop() -> None:
+        atexit.unregister(stop)
+        root.removeHandler(handler)
+        listener.stop()
+
+    atexit.register(stop)
+    return stop

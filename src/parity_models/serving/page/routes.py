@@ -1,0 +1,182 @@
+"""The page over HTTP: its files, what there is to watch, and the events.
+
+Only this machine is answered, whatever token is shown, and only if it asks by a name of its own: a
+page of somebody else's whose name leads here (DNS rebinding) is not. Nothing here changes anything,
+but for what `controls`, of the demo alone, allow; those take a token, which other origins cannot
+read.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from importlib.resources import files
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+
+from parity_models.errors import UserError
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.rest.messages import (
+    Handler,
+    Headers,
+    Request,
+    Response,
+    error_response,
+    json_response,
+)
+
+TOKEN = "x-parm-token"
+"""The header that a control request has to have."""
+
+_TYPES = {
+    ".html": b"text/html; charset=utf-8",
+    ".js": b"text/javascript; charset=utf-8",
+    ".css": b"text/css; charset=utf-8",
+    ".svg": b"image/svg+xml",
+}
+
+_OURS: Headers = (
+    (b"content-security-policy", b"default-src 'self'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-cache"),
+)
+
+_EVENTS: Headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"))
+
+_HERE = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Side(msgspec.Struct, frozen=True):
+    """One server that is watched; `events` is where."""
+
+    name: str
+    events: str
+
+
+class Controls(msgspec.Struct, frozen=True):
+    """What the demo's page can set: one of `policies` for each side, up to `max_rate` queries/s."""
+
+    policies: tuple[str, ...]
+    max_rate: float
+    rate: float
+    token: str
+
+
+class About(msgspec.Struct, frozen=True):
+    """What the page is to show."""
+
+    title: str
+    sides: tuple[Side, ...]
+    controls: Controls | None
+
+
+class Page:
+    """The routes of a page that shows these `feeds`, by name; None: not there for now.
+
+    `control` carries out a request of the demo's page, whose body it gets, or raises UserError;
+    `controls` says what may be asked, without the token, which is drawn here.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        feeds: Mapping[str, Callable[[], Feed | None]],
+        control: Callable[[bytes], Awaitable[None]] | None = None,
+        controls: Callable[[str], Controls] | None = None,
+    ) -> None:
+        self._title = title
+        self._feeds = feeds
+        self._control = control
+        self._controls = controls
+        self._token = secrets.token_urlsafe(32)
+        self._files = _read_files()
+
+    @property
+    def open_paths(self) -> Collection[str]:
+        """The paths of the page itself, which tells nothing of a server: where clients have to show
+        a token, these are what a browser loads before it can."""
+        return ("/ui", "/ui/", *(f"/ui/{name}" for name in self._files))
+
+    def routes(self) -> dict[str, tuple[str, Handler]]:
+        """Method and handler by path, for Rest."""
+        routes: dict[str, tuple[str, Handler]] = {
+            "/ui": ("GET", self._moved),
+            "/ui/about": ("GET", self._about),
+            "/ui/events": ("GET", self._events),
+        }
+        for name in self._files:
+            routes[f"/ui/{name}"] = ("GET", partial(self._file, name))
+        routes["/ui/"] = ("GET", partial(self._file, "index.html"))
+        if self._control is not None:
+            routes["/ui/control"] = ("POST", self._do)
+        return {path: (method, _for_here(handler)) for path, (method, handler) in routes.items()}
+
+    async def _moved(self, request: Request) -> Response:
+        return Response(308, b"", ((b"location", b"/ui/"),))
+
+    async def _file(self, name: str, request: Request) -> Response:
+        content, media_type = self._files[name]
+        return Response(200, content, ((b"content-type", media_type), *_OURS))
+
+    async def _about(self, request: Request) -> Response:
+        sides = tuple(
+            Side(name, f"events?side={number}") for number, name in enumerate(self._feeds)
+        )
+        controls = None if self._controls is None else self._controls(self._token)
+        return json_response(About(self._title, sides, controls), headers=_OURS)
+
+    async def _events(self, request: Request) -> Response:
+        feed = self._feed(request.target)
+        if feed is None:
+            return error_response("this server is not there now; ask again soon", 503)
+        if feed.full:
+            return error_response("too many watch already; close another page", 503)
+        pieces = None if request.method == "HEAD" else feed.follow()
+        return Response(200, b"", _EVENTS, pieces)
+
+    def _feed(self, target: str) -> Feed | None:
+        number = parse_qs(urlsplit(target).query).get("side", ["0"])[0]
+        feeds: Sequence[Callable[[], Feed | None]] = list(self._feeds.values())
+        if not number.isdecimal() or not int(number) < len(feeds):
+            return None
+        return feeds[int(number)]()
+
+    async def _do(self, request: Request) -> Response:
+        assert self._control is not None
+        if not secrets.compare_digest(
+            request.headers.get(TOKEN, "").encode(), self._token.encode()
+        ):
+            return error_response(f"the header {TOKEN} is not the page's; load the page anew", 403)
+        try:
+            await self._control(bytes(request.body))
+        except UserError as error:
+            return error_response(str(error), 400)
+        return json_response({})
+
+
+def _for_here(handler: Handler) -> Handler:
+    """The handler, for requests from this machine under one of its own names."""
+
+    async def handle(request: Request) -> Response:
+        try:
+            host = urlsplit(f"//{request.headers.get('host', '')}").hostname
+        except ValueError:
+            host = None
+        if not request.local or host not in _HERE:
+            text = "the live page is for this machine: open it as http://127.0.0.1:PORT/ui/"
+            return error_response(text, 403)
+        return await handler(request)
+
+    return handle
+
+
+def _read_files() -> dict[str, tuple[bytes, bytes]]:
+    """The page's files and their media types, by name."""
+    folder = files(__package__) / "static"
+    found = {}
+    for file in folder.iterdir():
+        media_type = _TYPES.get("." + file.name.rpartition(".")[2])
+        if media_type is not None:
+            found[file.name] = (file.read_bytes(), media_type)
+    return found

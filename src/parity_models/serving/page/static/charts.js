@@ -1,0 +1,86 @@
+// Charts over the last minutes (uPlot), each with a sentence for who cannot see it.
+
+import { el, ms, rate } from "./dom.js";
+
+const HEIGHT = 170;
+
+const LATENCY = [
+  ["p50", "--ink", [], (point) => point.answered?.p50],
+  ["p99", "--model", [], (point) => point.answered?.p99],
+  ["p99 without", "--bad", [5, 4], (point) => point.alone?.p99],
+  ["p99.9", "--standin", [], (point) => point.answered?.p999],
+  ["p99.9 without", "--worse", [5, 4], (point) => point.alone?.p999],
+];
+const LOAD = [
+  ["asked /s", "--ink", [], (point) => point.asked],
+  ["by stand-ins /s", "--standin", [], (point) => standIns(point)],
+  ["failed /s", "--bad", [], (point) => point.failed],
+  ["queue", "--model", [5, 4], (point) => point.queued],
+];
+
+export const latencyChart = () => new Chart("Latency, ms", LATENCY, true, (point) =>
+  `p99 is ${ms(point.answered?.p99)} ms, without stand-ins ${ms(point.alone?.p99)} ms`);
+
+export const loadChart = () => new Chart("Load and queue", LOAD, false, (point) =>
+  `${rate(point.asked)} queries a second, ${point.queued} tasks wait`);
+
+function standIns(point) {
+  return (point.answers.backup ?? 0) + (point.answers.reconstruction ?? 0);
+}
+
+class Chart {
+  constructor(title, series, logarithmic, say) {
+    this.series = series;
+    this.logarithmic = logarithmic;
+    this.say = say;
+    this.frame = el("div", { className: "chart", role: "img" });
+    this.element = el("figure", {}, el("figcaption", {}, title), this.frame);
+    new ResizeObserver(() => this.resize()).observe(this.frame);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
+  }
+
+  show(points) {
+    this.points = points;
+    if (!points.length) return;
+    const data = [points.map((point) => point.at), ...this.series.map(([, , , value]) =>
+      points.map((point) => value(point) ?? null))];
+    if (this.plot) this.plot.setData(data);
+    else this.build(data);
+    this.frame.setAttribute("aria-label", this.say(points.at(-1)));
+  }
+
+  build(data) {
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 } };
+    this.plot = new uPlot({
+      width: this.frame.clientWidth || 320,
+      height: HEIGHT,
+      scales: { x: { time: true }, y: this.logarithmic ? { distr: 3 } : { range: fromZero } },
+      axes: [{ ...axis, values: (plot, times) => times.map(clock) }, { ...axis, size: 48, ...(this.logarithmic ? {} : { incrs: [1, 5, 10, 50, 100, 500, 1000, 5000] }) }],
+      legend: { live: false },
+      cursor: { show: false },
+      series: [{}, ...this.series.map(([label, stroke, dash]) => ({
+        label, stroke: colour(stroke), width: 2, dash, points: { show: false },
+      }))],
+    }, data, this.frame);
+  }
+
+  rebuild() {
+    this.plot?.destroy();
+    this.plot = null;
+    this.show(this.points ?? []);
+  }
+
+  resize() {
+    this.plot?.setSize({ width: this.frame.clientWidth, height: HEIGHT });
+  }
+}
+
+function clock(at) {
+  return new Date(1000 * at).toLocaleTimeString("en", { minute: "2-digit", second: "2-digit" });
+}
+
+function fromZero(plot, low, high) {
+  return [0, Math.max(1, 1.1 * (high ?? 0))];
+}

@@ -1,0 +1,61 @@
+// Follows a server's events, for ever, and keeps what has come: the first frame of a connection has
+// everything, later ones what is new.
+
+import { ask } from "./access.js";
+
+const POINTS = 300;
+const REQUESTS = 24;
+const EVENTS = 100;
+const RETRY = 500; // milliseconds
+
+export async function follow(url, show, away) {
+  for (;;) {
+    const state = { points: [], requests: new Map(), events: [] };
+    for await (const data of events(url)) {
+      const frame = JSON.parse(data);
+      state.fresh = merge(state, frame);
+      state.frame = frame;
+      show(state);
+    }
+    away();
+    await new Promise((done) => setTimeout(done, RETRY));
+  }
+}
+
+// The data of server-sent events, until they end. Not by EventSource, which sends no token.
+async function* events(url) {
+  let text = "";
+  let reader;
+  try {
+    const answer = await ask(url);
+    if (!answer.ok) return;
+    reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  } catch {
+    return; // there is no server
+  }
+  for (;;) {
+    const piece = await reader.read().catch(() => ({ done: true }));
+    if (piece.done) return;
+    const parts = (text + piece.value).split("\n\n");
+    text = parts.pop();
+    for (const part of parts) yield part.replace(/^data: /, "");
+  }
+}
+
+// Whether there are new points.
+function merge(state, frame) {
+  const lastPoint = state.points.at(-1)?.at ?? 0;
+  const points = frame.points.filter((point) => point.at > lastPoint);
+  state.points = [...state.points, ...points].slice(-POINTS);
+  for (const request of frame.requests) {
+    state.requests.set(request.unit, request);
+  }
+  for (const unit of state.requests.keys()) {
+    if (state.requests.size <= REQUESTS) break;
+    state.requests.delete(unit);
+  }
+  const lastEvent = state.events.at(-1)?.number ?? 0;
+  const events = frame.events.filter((event) => event.number > lastEvent);
+  state.events = [...state.events, ...events].slice(-EVENTS);
+  return points.length > 0;
+}

@@ -1,0 +1,211 @@
+"""The fleet of the remote engine: its upstreams, by the URLs that users give."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle
+from parity_models.options import Option, Options
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.serving.remote.upstream import (
+    MAX_CONCURRENCY,
+    PredictionProtocol,
+    Upstream,
+)
+
+SCHEMES = ("http", "https", "grpc", "grpcs")
+
+_NUMBER = re.compile(r"[0-9]{1,9}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions(Options):
+    """Where the upstreams are. URLs are separated by commas; see `parse_upstreams`."""
+
+    deployed: Annotated[
+        str | None,
+        Option(
+            "Servers that run the deployed model already, separated by "
+            "commas: http://HOST:PORT, https, grpc or grpcs, and /MODEL after it where the model "
+            "has another name there than here."
+        ),
+    ] = None
+    parity: Annotated[
+        str | None,
+        Option(
+            "Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is given."
+        ),
+    ] = None
+    backup: Annotated[
+        str | None,
+        Option("Likewise, of the approximate backup, which is called NAME-backup."),
+    ] = None
+    concurrency: Annotated[
+        int,
+        Option(
+            "Units at a time on each server whose URL does not say it, as "
+            "http://HOST:PORT?concurrency=4 does.",
+            at_least=1,
+            at_most=MAX_CONCURRENCY,
+        ),
+    ] = Upstream.concurrency
+    protocol: Annotated[
+        PredictionProtocol,
+        Option(
+            "What each server speaks whose URL does not say it, as http://HOST:PORT?protocol=v1 "
+            "does: v2, the Open Inference Protocol, or v1, `instances` in and `predictions` out."
+        ),
+    ] = Upstream.protocol
+    ca_file: Annotated[
+        str | None,
+        Option(
+            "The certificates to trust over https and grpcs, a PEM file; by default the system's."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """Upstreams, and `ca_file`: the certificates that vouch for https and grpcs.
+
+    `ca_file` None: the system's. Raises UserError if there are no upstreams.
+    """
+
+    upstreams: tuple[Upstream, ...]
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.upstreams:
+            raise UserError("there is no upstream; give one or more with --deployed")
+
+    @property
+    def roles(self) -> list[frozenset[str]]:
+        """What each instance runs: as many instances an upstream as its concurrency, in order."""
+        return [each.roles for each in self.upstreams for _ in range(each.concurrency)]
+
+    def node(self, upstream: Upstream) -> str:
+        """What the upstream is slow or gone together with: its host, or itself if all share one."""
+        if len({each.host for each in self.upstreams}) == 1:
+            return upstream.url
+        return upstream.host
+
+
+def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
+    """The fleet at these URLs, for the models of this bundle.
+
+    Raises UserError for URLs that `parse_upstreams` refuses, and of models that the bundle has not.
+    """
+    if options.deployed is None:
+        raise UserError(
+            "the engine remote needs the URLs of servers that run already; give those of the "
+            "deployed model with --deployed"
+        )
+    code = bundle.manifest.code
+    if options.parity is not None and code is None:
+        raise UserError(
+            f"{bundle.path} has no parity model for the servers of --parity; make one with `parm "
+            f"parity --from {bundle.path} --out BUNDLE`"
+        )
+    if options.backup is not None and bundle.manifest.backup is None:
+        raise UserError(
+            f"{bundle.path} has no backup model for the servers of --backup; make one with `parm "
+            f"backup --from {bundle.path} --network linear --out BUNDLE`"
+        )
+    upstreams = parse_upstreams(
+        bundle.manifest.name,
+        code.r if code is not None else 0,
+        deployed=_urls(options.deployed),
+        parity=_urls(options.parity),
+        backup=_urls(options.backup),
+        concurrency=options.concurrency,
+        protocol=options.protocol,
+    )
+    return Fleet(upstreams, None if options.ca_file is None else Path(options.ca_file))
+
+
+def parse_upstreams(
+    name: str,
+    r: int,
+    *,
+    deployed: Sequence[str],
+    parity: Sequence[str] = (),
+    backup: Sequence[str] = (),
+    concurrency: int = Upstream.concurrency,
+    protocol: PredictionProtocol = Upstream.protocol,
+) -> tuple[Upstream, ...]:
+    """The upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
+
+    Where a URL has no path, the deployed model is called `name`, parity model j `name`-parity-j,
+    and the backup `name`-backup, as `parm export` calls them. A server in several lists runs
+    several models. `concurrency` and `protocol` are of those whose URLs do not say theirs. Raises
+    UserError for URLs that are none, given twice, or contradict each other.
+    """
+    models: dict[str, dict[str, str]] = {}
+    said: dict[str, dict[str, int | PredictionProtocol]] = {}
+    roles = {DEPLOYED: [DEPLOYED], "parity": [parity_role(j) for j in range(r)], BACKUP: [BACKUP]}
+    for url, kind in (
+        *((url, DEPLOYED) for url in deployed),
+        *((url, "parity") for url in parity),
+        *((url, BACKUP) for url in backup),
+    ):
+        base, path, own = _split(url)
+        if path and len(roles[kind]) != 1:
+            raise UserError(
+                f"the code has {r} parity models, and {url!r} names one; leave out the path, and "
+                f"call them {name}-{parity_role(0)}, ... upstream"
+            )
+        there = models.setdefault(base, {})
+        for role in roles[kind]:
+            if role in there:
+                raise UserError(
+                    f"{base} is given twice; more units at a time are {base}?concurrency=2"
+                )
+            there[role] = path or (name if role == DEPLOYED else f"{name}-{role}")
+        before = said.setdefault(base, {})
+        for what, value in own.items():
+            if before.setdefault(what, value) != value:
+                raise UserError(f"{base} is given with {what} {before[what]} and {value}")
+    usual: dict[str, Any] = {"concurrency": concurrency, "protocol": protocol}
+    return tuple(Upstream(base, named, **(usual | said[base])) for base, named in models.items())
+
+
+def _urls(text: str | None) -> Sequence[str]:
+    return () if text is None else text.split(",")
+
+
+def _split(url: str) -> tuple[str, str, dict[str, int | PredictionProtocol]]:
+    """scheme://host:port, the model named after it, if there is one, and what else it says."""
+    try:
+        parts: SplitResult = urlsplit(url.strip())
+        port = parts.port
+    except ValueError as error:
+        raise UserError(f"{url!r} is no URL: {error}") from error
+    said = _said(parts.query)
+    path = unquote(parts.path.strip("/"))
+    wrong = said is None or parts.fragment or parts.username or "/" in path
+    if parts.scheme not in SCHEMES or not parts.hostname or wrong:
+        raise UserError(
+            f"{url!r} is no upstream; it is like http://host:8000, https://host, grpc://host:8001 "
+            "or grpcs://host:8001, with /MODEL after it where the model has another name, "
+            "?concurrency=N for N units at a time, and ?protocol=v1 or v2 for what it speaks"
+        )
+    if port is None and parts.scheme.startswith("grpc"):
+        raise UserError(f"{url!r} has no port; gRPC has no usual one")
+    return f"{parts.scheme}://{parts.netloc}", path, said or {}
+
+
+def _said(query: str) -> dict[str, int | PredictionProtocol] | None:
+    """What the query of a URL says of its server, each once; None where it is none."""
+    said: dict[str, int | PredictionProtocol] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name == "concurrency" and name not in said and _NUMBER.fullmatch(value):
+            said[name] = int(value)
+        elif name == "protocol" and name not in said and value in set(PredictionProtocol):
+            said[name] = PredictionProtocol(value)
+        else:
+            return None
+    return said

@@ -1,0 +1,6 @@
+"""Several models and their versions in one server: a folder of bundles, and releases of new ones.
+
+`layout` says what is in the folder. `rollout` decides, sans-I/O, which versions of a model run and
+which of them takes a request; `evidence` whether a canary is worse. `managed` carries that out for
+one model, `repository` for all, and `server` puts the protocols in front.
+"""

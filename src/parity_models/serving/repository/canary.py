@@ -1,0 +1,145 @@
+"""A canary's requests: asked of the new and of the old version, answered by one of them, compared.
+
+The old version's answer is at hand if the new one fails, or takes much longer, so that no client
+suffers from a canary. A canary thus costs no more than the old version alone would, which is asked
+of all requests as before, plus the canary's share.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+
+from parity_models.models.bundle import Bundle
+from parity_models.models.tensor import tensors_in
+from parity_models.scheduling import Source
+from parity_models.serving.asked import Answers, Asked
+from parity_models.serving.errors import RequestError
+from parity_models.serving.frontend import Frontend, now
+from parity_models.serving.models import ServedVersion
+from parity_models.serving.repository.evidence import Seen
+from parity_models.serving.served_model import InferRequest, ServedModel
+from parity_models.tasks.agreeing import Agreement
+
+PATIENCE = 0.1
+"""Seconds for which the old version's answer is held back for the canary's, at least; else for as
+long as the old version took."""
+
+
+def agreement_of(bundle: Bundle) -> Agreement:
+    """When two versions say the same: as the old one's stand-ins are judged, or by class."""
+    for calibration in (bundle.manifest.calibration or {}).values():
+        return Agreement(calibration.kind, calibration.tolerance)
+    return Agreement("classes", 0.0)
+
+
+class Canary(ServedVersion):
+    """The version that requests of the canary's share are given to: `new`, with `old` behind it.
+
+    `saw` is told of each, when both have ended.
+    """
+
+    def __init__(
+        self,
+        new: ServedVersion,
+        old: ServedVersion,
+        frontends: tuple[Frontend, Frontend],
+        agrees: Agreement,
+        saw: Callable[[Seen], None],
+    ) -> None:
+        super().__init__(new.frontend, new.model, new.metrics)
+        self._old = old.model
+        self._frontends = frontends
+        self._agrees = agrees
+        self._saw = saw
+
+    async def answer(
+        self, asked: InferRequest, timeout: float | None
+    ) -> tuple[ServedModel, Answers]:
+        pair = _Pair(*(_ask(each, asked, timeout) for each in self._frontends))
+        try:
+            if not await pair.new_answers():
+                return self._old, await pair.old.future
+            return self.model, pair.new.future.result()
+        except asyncio.CancelledError:
+            for frontend, each in zip(self._frontends, (pair.new, pair.old), strict=True):
+                if each.asked is not None:
+                    frontend.abandon(each.asked)
+            raise
+        finally:
+            pair.when_both_have_ended(self._compare)
+
+    def _compare(self, new: Answers | None, old: Answers | None) -> None:
+        compared = differed = 0
+        if new is not None and old is not None:
+            rows = [
+                row
+                for row, sources in enumerate(zip(new.sources, old.sources, strict=True))
+                if all(source is Source.MODEL for source in sources)
+            ]
+            one, other = (tensors_in(each.outputs[rows])[0] for each in (new, old))
+            compared = len(rows)
+            if compared:
+                differed = compared - int(self._agrees(one, other).sum())
+        self._saw(Seen(new is None, old is None, compared, differed))
+
+
+class _Half:
+    """A request as it was asked of one of the two."""
+
+    def __init__(self, asked: Asked | None, future: asyncio.Future[Answers]) -> None:
+        self.asked = asked
+        self.future = future
+
+    @property
+    def answers(self) -> Answers | None:
+        if not self.future.done() or self.future.cancelled() or self.future.exception():
+            return None
+        return self.future.result()
+
+
+class _Pair:
+    def __init__(self, new: _Half, old: _Half) -> None:
+        self.new = new
+        self.old = old
+        self._late = False
+
+    async def new_answers(self) -> bool:
+        """Is the new version to answer? Waits until that is known."""
+        both = (self.new.future, self.old.future)
+        began = now()
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not self.new.future.done():
+            await asyncio.wait(both[:1], timeout=max(PATIENCE, now() - began))
+        if self.new.answers is not None:
+            return True
+        if self.new.future.done():
+            await asyncio.wait(both[1:])
+            return self.old.answers is None
+        self._late = self.old.answers is not None
+        if not self._late:
+            await asyncio.wait(both[:1])
+        return not self._late
+
+    def when_both_have_ended(self, tell: Callable[[Answers | None, Answers | None], None]) -> None:
+        """Tell both answers; None: it has none, or was late."""
+        left = {self.new.future, self.old.future}
+
+        def ended(future: asyncio.Future[Answers]) -> None:
+            with suppress(asyncio.CancelledError):
+                future.exception()  # it has been seen
+            left.discard(future)
+            if not left and not any(each.future.cancelled() for each in (self.new, self.old)):
+                tell(None if self._late else self.new.answers, self.old.answers)
+
+        for future in tuple(left):
+            future.add_done_callback(ended)
+
+
+def _ask(frontend: Frontend, asked: InferRequest, timeout: float | None) -> _Half:
+    try:
+        found = frontend.ask(asked.rows, timeout, tenant=asked.tenant, exact=asked.exact)
+    except RequestError as error:
+        future: asyncio.Future[Answers] = asyncio.get_running_loop().create_future()
+        future.set_exception(error)
+        return _Half(None, future)
+    return _Half(found, found.future)

@@ -1,0 +1,111 @@
+"""What is in a repository's folder: NAME/VERSION, each a bundle, as Triton lays out its models.
+
+A model is a folder; its versions are folders in it that are named by whole numbers, from 1 on.
+Anything else is left alone. A model may bring `serve.toml`, which says how it is served.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle
+from parity_models.options import declared_in
+from parity_models.scheduling.choice import choose, declared_options
+from parity_models.serving.options import ServeOptions
+
+SETTINGS = "serve.toml"
+
+_PER_MODEL = (
+    "instances",
+    "parity_instances",
+    "max_batch",
+    "max_queue",
+    "deadline",
+    "min_ready",
+    "verify_every",
+    "agreement",
+)
+"""Options of the server that a model may have otherwise."""
+
+OptionsFor = Callable[[Bundle], ServeOptions]
+"""How a bundle is served, if its model says nothing. Raises UserError where that cannot be."""
+
+
+def scan(folder: Path) -> dict[str, dict[str, Path]]:
+    """The folders of all versions, oldest first, by their models. Raises UserError."""
+    try:
+        models = sorted(each for each in folder.iterdir() if _is_shown(each))
+    except OSError as error:
+        raise UserError(f"the repository {folder} cannot be read: {error.strerror}") from error
+    return {each.name: versions_in(each) for each in models}
+
+
+def versions_in(folder: Path) -> dict[str, Path]:
+    """The folders of a model's versions, oldest first; none if the folder is gone."""
+    try:
+        found = [each for each in folder.iterdir() if _is_version(each.name) and each.is_dir()]
+    except OSError:
+        return {}
+    return {each.name: each for each in sorted(found, key=lambda each: int(each.name))}
+
+
+def _is_shown(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _is_version(name: str) -> bool:
+    return name.isascii() and name.isdigit() and not name.startswith("0")
+
+
+def options_of(folder: Path, bundle: Bundle, options_for: OptionsFor) -> ServeOptions:
+    """How a bundle of the model in `folder` is served: as its settings say, or as all are.
+
+    Raises UserError for settings that cannot be.
+    """
+    options = replace(options_for(bundle), name=folder.name)
+    path = folder / SETTINGS
+    try:
+        given = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return options
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    try:
+        return _with(options, {key.replace("-", "_"): value for key, value in given.items()})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _with(options: ServeOptions, given: Mapping[str, Any]) -> ServeOptions:
+    declared = {each.name: each for each in declared_in(ServeOptions) if each.name in _PER_MODEL}
+    changed = {
+        key: declared[key].convert(declared[key].from_typed(value, _key), _key)
+        for key, value in given.items()
+        if key in declared
+    }
+    of_policy = {key: value for key, value in given.items() if key not in declared}
+    policy = of_policy.pop("policy", None)
+    if policy is None:
+        for key in of_policy:
+            raise UserError(
+                f"{_key(key)} is no option of a model: there are "
+                f"{', '.join(map(_key, _PER_MODEL))}, and policy with its options"
+            )
+        return replace(options, **changed)
+    if not isinstance(policy, str):
+        raise UserError(f"policy is a name, not {policy!r}")
+    fields = {each.name: each for each in declared_options(policy)}
+    values = {
+        key: fields[key].from_typed(value, _key) if key in fields else value
+        for key, value in of_policy.items()
+    }
+    return replace(options, policy=choose(policy, values, _key), **changed)
+
+
+def _key(option: str) -> str:
+    return option.replace("_", "-")

@@ -1,0 +1,285 @@
+"""One model of a repository: starts and stops its versions as its rollout decides."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Collection, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parity_models.errors import ParityModelsError, ServingError, UserError
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
+from parity_models.serving.frontend import now
+from parity_models.serving.hosted import Hosted
+from parity_models.serving.models import IndexEntry, ServedVersion, why_unready
+from parity_models.serving.repository.canary import Canary, agreement_of
+from parity_models.serving.repository.evidence import Seen
+from parity_models.serving.repository.layout import OptionsFor, options_of, versions_in
+from parity_models.serving.repository.metrics import RepositoryMetrics
+from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.rollout import Actions, Phase, Rollout, Start
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all models of a repository have in common."""
+
+    options_for: OptionsFor
+    rollout: RolloutOptions
+    allow_code: Collection[str] = ()
+
+
+class _Running(ServedVersion):
+    """A version that runs."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        super().__init__(hosted.frontend, hosted.model, hosted.metrics)
+        self.hosted = hosted
+
+
+class ManagedModel:
+    """A model by the name of its `folder`, none of whose versions runs at first."""
+
+    def __init__(self, folder: Path, settings: Settings, metrics: RepositoryMetrics) -> None:
+        self.name = folder.name
+        self._folder = folder
+        self._settings = settings
+        self._metrics = metrics
+        self._rollout = Rollout(settings.rollout)
+        self._running: dict[str, _Running] = {}
+        self._canary: Canary | None = None
+        self._changing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping: dict[str, asyncio.Task[None]] = {}
+
+    # Changes
+
+    async def start(self) -> None:
+        """Load the newest version that can be; what is wrong with newer ones is in the index."""
+        for version in reversed(self._versions()):
+            with suppress(UserError):
+                await self.load(version, None)
+                return
+
+    async def load(self, version: str | None, share: float | None) -> None:
+        """Serve a version, the newest by default, at first with a `share` of requests; returns when
+        it takes some. It goes on even if who asked for it does not wait.
+
+        Raises InvalidRequestError, with all as it was, if that cannot be.
+        """
+        await asyncio.shield(self._task(self._load(version, share)))
+
+    async def unload(self) -> None:
+        """Serve the model no more; returns when all that it was asked has been answered."""
+        self._act(self._rollout.unload())
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def close(self) -> None:
+        """End all at once, whatever is under way."""
+        for task in set(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for running in self._running.values():
+            await running.hosted.frontend.stop()
+
+    async def _load(self, version: str | None, share: float | None) -> None:
+        async with self._changing:
+            versions = self._versions()
+            if not versions:
+                raise InvalidRequestError(
+                    f"{self._folder} has no version: a folder named 1, 2, ... that is a bundle"
+                )
+            version = version or versions[-1]
+            if version not in versions:
+                raise InvalidRequestError(
+                    f"model {self.name!r} has no version {version!r}; there are "
+                    f"{', '.join(versions)}"
+                )
+            stopping = self._stopping.get(version)
+            if stopping is not None:
+                await asyncio.wait((stopping,))
+            actions = self._rollout.load(version, share)
+            if Start(version) in actions:
+                await self._start(version, share)
+            else:
+                self._act(actions)
+
+    async def _start(self, version: str, share: float | None) -> None:
+        """Load a version and warm it; then the rollout goes on with it."""
+        try:
+            hosted = await self._warm(version, share)
+        except ParityModelsError as error:
+            why = str(error)
+            self._rollout.failed(version, why)
+            self._metrics.ended(self.name, "failed to load")
+            _log.error("%s version %s cannot be loaded: %s", self.name, version, why)
+            raise InvalidRequestError(
+                f"version {version} of model {self.name!r} cannot be loaded: {why}"
+            ) from error
+        except BaseException as error:
+            self._rollout.failed(version, f"loading it broke off: {error!r}")
+            raise
+        hosted.begin_faults()
+        self._running[version] = _Running(hosted)
+        for note in hosted.notes:
+            _log.warning("%s version %s: %s", self.name, version, note)
+        had = self._rollout.current is not None
+        self._act(self._rollout.loaded(now(), version))
+        _log.info("%s version %s is loaded", self.name, version)
+        if had and self._rollout.current == version:
+            self._metrics.ended(self.name, "took all")
+
+    async def _warm(self, version: str, share: float | None) -> Hosted:
+        """The version, with instances that are warm. Nothing is left of it if that fails."""
+        hosted = await asyncio.to_thread(self._hosted, version)
+        if share is not None:
+            self._check_canary(hosted)
+        try:
+            await hosted.start()
+        except BaseException:
+            await hosted.frontend.stop()
+            raise
+        return hosted
+
+    def _hosted(self, version: str) -> Hosted:
+        bundle = open_bundle(self._folder / version, self._settings.allow_code)
+        options = options_of(self._folder, bundle, self._settings.options_for)
+        # What starts beside a version that serves is not to take all cores from it.
+        gently = None if self._rollout.current is None else max(1, (os.cpu_count() or 1) // 4)
+        return Hosted(bundle, options, version, gently)
+
+    def _check_canary(self, hosted: Hosted) -> None:
+        """Raises ServingError for a canary that cannot answer the old version's requests."""
+        current = self._rollout.current
+        if current is None:
+            return
+        if self._running[current].model.signature != hosted.model.signature:
+            raise ServingError(
+                f"its tensors are not those of version {current}, so that no request fits both; "
+                "load it without a canary"
+            )
+
+    def _act(self, actions: Actions) -> None:
+        """Carry out what is to be stopped, and choose among those that are left."""
+        for action in actions:
+            version = action.version
+            reason = self._rollout.states[version].reason
+            _log.info("%s version %s is unloaded: %s", self.name, version, reason)
+            self._stopping[version] = self._task(self._stop(version))
+        self._canary = self._make_canary()
+
+    def _make_canary(self) -> Canary | None:
+        rollout = self._rollout
+        if rollout.canary is None or rollout.current is None:
+            return None
+        version = rollout.canary
+        new, old = self._running[version], self._running[rollout.current]
+
+        def saw(seen: Seen) -> None:
+            before = rollout.canary
+            self._metrics.saw(self.name, version, seen)
+            actions = rollout.saw(now(), version, seen)
+            if before == version and rollout.canary is None:
+                back = rollout.current != version
+                self._metrics.ended(self.name, "went back" if back else "took all")
+                if back:
+                    reason = rollout.reason(version)
+                    _log.warning("%s version %s %s", self.name, version, reason)
+            if actions:
+                self._act(actions)
+
+        frontends = (new.hosted.frontend, old.hosted.frontend)
+        return Canary(new, old, frontends, agreement_of(old.hosted.bundle), saw)
+
+    async def _stop(self, version: str) -> None:
+        running = self._running[version]
+        try:
+            await running.hosted.frontend.drain()
+        finally:
+            await running.hosted.frontend.stop()
+            del self._running[version]
+            del self._stopping[version]
+            self._rollout.stopped(version)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked for it may have gone
+
+    # Questions
+
+    @property
+    def versions(self) -> Sequence[str]:
+        """Those that take requests, the current one first."""
+        both = (self._rollout.current, self._rollout.canary)
+        return [version for version in both if version is not None]
+
+    @property
+    def running(self) -> dict[str, ServedVersion]:
+        """All that run."""
+        return dict(self._running)
+
+    @property
+    def share(self) -> dict[str, float]:
+        """The share of requests that each takes."""
+        current, canary = self._rollout.current, self._rollout.canary
+        canaries = self._rollout.share if canary is not None else 0.0
+        shares = {} if current is None else {current: 1 - canaries}
+        return shares if canary is None else shares | {canary: canaries}
+
+    @property
+    def why_unready(self) -> str:
+        """Why it does not answer; empty if it does, or is not to."""
+        current = self._rollout.current
+        return "" if current is None else why_unready(self._running[current])
+
+    def find(self, version: str | None) -> ServedVersion:
+        """The version, or the current one. Raises NotFoundError or UnavailableError."""
+        if version is None:
+            if self._rollout.current is None:
+                raise UnavailableError(f"model {self.name!r} is not served: {self._why_not()}")
+            return self._running[self._rollout.current]
+        if version in self.versions:
+            return self._running[version]
+        if self._rollout.phase(version) is Phase.UNAVAILABLE and version not in self._versions():
+            raise NotFoundError(f"model {self.name!r} has no version {version!r}")
+        raise UnavailableError(
+            f"version {version} of model {self.name!r} is not served: "
+            f"{self._rollout.reason(version) or 'it is being loaded'}"
+        )
+
+    def choose(self) -> ServedVersion:
+        """The version that is to take the next request. Raises UnavailableError."""
+        version = self._rollout.choose()
+        if version is not None and version == self._rollout.canary and self._canary is not None:
+            return self._canary
+        return self.find(None)
+
+    def index(self) -> list[IndexEntry]:
+        """The versions in the folder, and those that run without being there any more."""
+        versions = {*self._versions(), *self._running, *self._rollout.states}
+        entries = [
+            IndexEntry(self.name, each, self._rollout.phase(each), self._rollout.reason(each))
+            for each in sorted(versions, key=int)
+        ]
+        why = "has no version: a folder named 1, 2, ... that is a bundle"
+        return entries or [IndexEntry(self.name, "", Phase.UNAVAILABLE, why)]
+
+    def _why_not(self) -> str:
+        reasons = [each.reason for each in self.index() if each.reason]
+        return reasons[-1] if reasons else "it is being loaded"
+
+    def _versions(self) -> list[str]:
+        return list(versions_in(self._folder))

@@ -1,0 +1,192 @@
+"""The models of a folder, by name: listed, loaded and unloaded while they are served."""
+
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from parity_models.errors import UserError
+from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
+from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
+from parity_models.serving.repository.layout import scan
+from parity_models.serving.repository.managed import ManagedModel, Settings
+from parity_models.serving.repository.metrics import RepositoryMetrics
+from parity_models.serving.repository.options import share_of
+from parity_models.serving.served_model import ServedModel
+
+
+class Repository:
+    """The models in `folder`, as `Models`. Raises UserError if it cannot be read."""
+
+    extensions: Sequence[str] = (REPOSITORY,)
+    only = None
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.metrics = RepositoryMetrics(self._registries, self._shares)
+        self._folder = folder
+        self._settings = settings
+        self._models: dict[str, ManagedModel] = {}
+        self._state = "starting"
+        scan(folder)
+
+    # Its life
+
+    async def start(self) -> None:
+        """Load the newest version of every model that can be loaded; returns when all are."""
+        await asyncio.gather(*(self._model(name).start() for name in scan(self._folder)))
+        self._state = ""
+
+    def retire(self) -> None:
+        """Be ready no more, and take requests all the same."""
+        self._state = "stopping"
+
+    async def drain(self) -> None:
+        """Take no more requests; returns when all that were taken have ended."""
+        await asyncio.gather(*(each.unload() for each in self._models.values()))
+
+    async def close(self) -> None:
+        """End all models, whatever they were asked."""
+        await asyncio.gather(*(each.close() for each in self._models.values()))
+
+    # Models
+
+    @property
+    def why_unready(self) -> str:
+        """Ready is a repository that serves a model or more, each of which answers.
+
+        What could not be loaded, or was unloaded, does not count: the others go on.
+        """
+        if self._state:
+            return f"the server is {self._state}"
+        if not self.names:
+            return "no model is served; load one"
+        troubles = ((each.name, each.why_unready) for each in self._models.values())
+        return "; ".join(f"{name}: {trouble}" for name, trouble in troubles if trouble)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [name for name, model in self._models.items() if model.versions]
+
+    @property
+    def largest(self) -> ServedModel | None:
+        served = (
+            running.model for each in self._models.values() for running in each.running.values()
+        )
+        return max(served, key=lambda model: model.max_values, default=None)
+
+    def versions(self, name: str) -> Sequence[str]:
+        return self._known(name).versions
+
+    def find(self, name: str, version: str | None) -> ServedVersion:
+        return self._known(name).find(version or None)
+
+    def choose(self, name: str, version: str | None) -> ServedVersion:
+        model = self._known(name)
+        return model.find(version) if version else model.choose()
+
+    def index(self) -> Sequence[IndexEntry]:
+        for name in scan(self._folder):
+            self._model(name)
+        return [entry for _, each in sorted(self._models.items()) for entry in each.index()]
+
+    async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
+        """The newest version, or that of `parameters`; see `asked_by`."""
+        version, canary = asked_by(parameters)
+        try:
+            share = self._settings.rollout.share if canary is None else share_of(canary)
+        except UserError as error:
+            raise InvalidRequestError(str(error)) from error
+        if self._state:
+            raise UnavailableError(f"the server is {self._state}; try again later")
+        if name not in self._models and name not in scan(self._folder):
+            raise self._unknown(name)
+        await self._model(name).load(version, share)
+
+    async def unload(self, name: str) -> None:
+        await self._known(name).unload()
+
+    def _model(self, name: str) -> ManagedModel:
+        model = self._models.get(name)
+        if model is None:
+            model = ManagedModel(self._folder / name, self._settings, self.metrics)
+            self._models[name] = model
+        return model
+
+    def _known(self, name: str) -> ManagedModel:
+        model = self._models.get(name)
+        if model is None:
+            raise self._unknown(name)
+        return model
+
+    def _unknown(self, name: str) -> NotFoundError:
+        there = ", ".join(sorted(self._models)) or "none"
+        return NotFoundError(f"no model is called {name[:200]!r}; this server has {there}")
+
+    def _registries(self) -> Any:
+        return {
+            (name, version): running.metrics.registry
+            for name, model in self._models.items()
+            for version, running in model.running.items()
+            if running.metrics is not None
+        }
+
+    def _shares(self) -> dict[tuple[str, str], float]:
+        return {
+            (name, version): share
+            for name, model in self._models.items()
+            for version, share in model.share.items()
+        }
+
+
+def asked_by(parameters: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The version and the canary's share that a load request asks for, each None if it does not.
+
+    They are its parameters `version` and `canary`, or in its `config`, a model configuration of
+    Triton's in JSON, `version_policy.specific.versions` and `parameters.canary.string_value`.
+    Raises InvalidRequestError for anything else, which would have no effect.
+    """
+    given = dict(parameters)
+    config = given.pop("config", None)
+    if config is not None:
+        given |= _of_config(config)
+    version, canary = given.pop("version", None), given.pop("canary", None)
+    for name in given:
+        raise InvalidRequestError(
+            f"the parameter {name[:200]!r} is not read here; a load has a version, a canary and a "
+            "config"
+        )
+    for name, value in (("version", version), ("canary", canary)):
+        if value is not None and not isinstance(value, str):
+            raise InvalidRequestError(f"the parameter {name} is a string, not {value!r}")
+    return version, canary
+
+
+def _of_config(config: object) -> dict[str, str]:
+    """What is read of a model configuration."""
+    found: dict[str, str] = {}
+    try:
+        read: dict[str, Any] = json.loads(str(config))
+        policy = read.pop("version_policy", None)
+        if policy is not None:
+            (version,) = policy["specific"]["versions"]
+            found["version"] = str(int(version))
+        for name, value in read.pop("parameters", {}).items():
+            found[name] = value["string_value"]
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InvalidRequestError(
+            "of a config are read the version_policy, with one specific version, and the "
+            f"parameter canary: {error!r}"
+        ) from error
+    for name in read:
+        raise InvalidRequestError(f"{name[:200]!r} of a config is not read here; leave it out")
+    return found
+
+
+def check_engine(engine: Any) -> None:
+    """Raises UserError for an engine that serves one bundle alone."""
+    if not engine.kind.takes_several:
+        raise UserError(
+            f"a repository is not for the engine {engine.name}, which serves one bundle; start a "
+            "server for each model, or use the engine local"
+        )

@@ -1,0 +1,128 @@
+"""A request's id, and its line in the access log, whichever protocol it came by."""
+
+import itertools
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from parity_models.serving.logs import ACCESS
+
+REQUEST_ID = "x-request-id"
+"""The header, and the gRPC metadata key, of a request's id, both ways."""
+
+TRACEPARENT = "traceparent"
+"""Likewise, of the trace that a request is part of (W3C Trace Context)."""
+
+TRACESTATE = "tracestate"
+"""Likewise, of what tracing systems add to that."""
+
+MAX_ID = 128
+"""Characters that an id may have."""
+
+_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_ID}}}")
+_TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_PREFIX = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+_log = logging.getLogger(ACCESS)
+
+_PATH = 200
+"""Characters of a path that a line repeats."""
+
+_EXEMPLAR = 100
+"""Characters that the id of an exemplar may have."""
+
+
+class RequestLog:
+    """A request from when its head came: `id` is the client's, or one that is made here.
+
+    `id_in_body` is the protocol's own id, which counts where there is no header. `sources` are
+    those of its rows, once it is answered.
+    """
+
+    __slots__ = ("_began", "_given", "_trace", "method", "path", "sources", "span", "trace_id")
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        given: str | None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+    ) -> None:
+        self.method = method
+        self.path = path.partition("?")[0][:_PATH]
+        self._given = given if given is not None and _ID.fullmatch(given) else None
+        self._began = time.monotonic()
+        self.sources: Sequence[str] = ()
+        self.span: Any = None
+        """The span of OpenTelemetry that describes it, if it is sampled."""
+        found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
+        self.trace_id = "" if found is None else found[1]
+        """The trace that it is part of (W3C Trace Context), in hex, if any."""
+        self._trace = (traceparent, tracestate)
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        if self._given is None:
+            self._given = f"{_PREFIX}-{next(_numbers):x}"
+        return self._given
+
+    def id_in_body(self, id: str | None) -> None:
+        """The body says this id."""
+        if self._given is None and id is not None and _ID.fullmatch(id):
+            self._given = id
+
+    @property
+    def trace_headers(self) -> dict[str, str]:
+        """The headers by which the client said its trace, to be passed on as they are."""
+        traceparent, tracestate = self._trace
+        if traceparent is None or _TRACEPARENT.fullmatch(traceparent) is None:
+            return {}
+        if tracestate is None or _TRACESTATE.fullmatch(tracestate) is None:
+            return {TRACEPARENT: traceparent}
+        return {TRACEPARENT: traceparent, TRACESTATE: tracestate}
+
+    @property
+    def exemplar(self) -> dict[str, str] | None:
+        """What a measurement of this request may be told with, in OpenMetrics, which allows 128
+        characters for that; none where nobody knows the request by that."""
+        if self.trace_id:
+            return {"trace_id": self.trace_id}
+        if self._given is None and not _log.isEnabledFor(logging.INFO):
+            return None
+        return {"request_id": self.id} if len(self.id) <= _EXEMPLAR else None
+
+    def ended(self, status: int | str) -> None:
+        """Write its line: how it ended, and how long that took since its head came."""
+        if not _log.isEnabledFor(logging.INFO):
+            return
+        seconds = time.monotonic() - self._began
+        text = "%s %s %s %.1f ms id=%s"
+        values: list[object] = [self.method, self.path, status, seconds * 1e3, self.id]
+        if self.sources:
+            text += " sources=%s"
+            values.append(",".join(self.sources))
+        fields: dict[str, Any] = {
+            "method": self.method,
+            "path": self.path,
+            "status": status,
+            "seconds": round(seconds, 6),
+            "request_id": self.id,
+            "sources": list(self.sources),
+        }
+        if self.trace_id:
+            text += " trace=%s"
+            values.append(self.trace_id)
+            fields["trace_id"] = self.trace_id
+        _log.info(text, *values, extra={"fields": fields})
+
+
+CURRENT: ContextVar[RequestLog | None] = ContextVar("CURRENT", default=None)
+"""The request that is being answered, by the task that answers it."""

@@ -1,0 +1,127 @@
+"""The service as an ASGI application, for mounting into another server (Ray Serve's, say).
+
+Time limits, connections and pipelining are that server's business; bodies and the bytes in flight
+are bounded here. https://asgi.readthedocs.io/en/latest/specs/www.html
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from parity_models.serving.errors import RequestError
+from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import Models
+from parity_models.serving.request_log import REQUEST_ID
+from parity_models.serving.rest.messages import Body, Handler, Request, Response, request_of
+from parity_models.serving.rest.service import Rest
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+def rest_app(
+    models: Models,
+    metrics: Metrics,
+    limits: Limits | None = None,
+    read_metrics: Handler | None = None,
+    tracing: "Tracing | None" = None,
+) -> "AsgiApp":
+    """The application over `models`. `read_metrics` answers /metrics in place of `metrics`.
+    `tracing` makes spans of requests."""
+    limits = limits or Limits()
+    budget = ByteBudget(limits.max_in_flight)
+    return AsgiApp(Rest(models, metrics, limits, budget, read_metrics, tracing=tracing))
+
+
+class AsgiApp:
+    """Carries requests to the service; a client that goes away has its request cancelled."""
+
+    def __init__(self, rest: Rest) -> None:
+        self._rest = rest
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _live(receive, send)
+        elif scope["type"] == "http":
+            await self._carry(scope, receive, send)
+        else:
+            raise ValueError(f"only HTTP is spoken here, not {scope['type']}")
+
+    async def _carry(self, scope: Message, receive: Receive, send: Send) -> None:
+        raw: bytes = scope.get("raw_path") or scope["path"].encode()
+        raw = raw.removeprefix(scope.get("root_path", "").encode())  # where it is mounted
+        request = request_of(scope["method"], raw.decode("latin-1"), scope["headers"])
+        response = self._rest.begin(request)
+        body = None
+        try:
+            if response is None:
+                body = self._body(request)
+                response = await self._answer(request, body, receive)
+        except RequestError as error:
+            response = self._rest.refused(request, error)
+        except _GoneError:
+            self._rest.abandoned(request)
+        finally:
+            if body is not None:
+                body.release()
+        if response is not None:
+            await _send(response, request, send)
+
+    def _body(self, request: Request) -> Body:
+        length = request.headers.get("content-length", "")
+        declared = int(length) if length.isascii() and length.isdigit() else None
+        return Body(self._rest.limits.max_body, self._rest.budget, declared)
+
+    async def _answer(self, request: Request, body: Body, receive: Receive) -> Response | None:
+        """None where the client went away before there was an answer."""
+        more = True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _GoneError
+            body.add(message.get("body", b""))
+            more = message.get("more_body", False)
+        request.body = body.whole()
+        answering = asyncio.ensure_future(self._rest.answer(request))
+        leaving = asyncio.ensure_future(_disconnected(receive))
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not answering.done():
+                answering.cancel()
+        with suppress(asyncio.CancelledError):
+            return await answering
+        return None
+
+
+class _GoneError(Exception):
+    """The client went away before its body was whole."""
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(response: Response, request: Request, send: Send) -> None:
+    length = (b"content-length", b"%d" % len(response.content))
+    headers = [*response.headers, length]
+    if request.log is not None:
+        headers.append((REQUEST_ID.encode(), request.log.id.encode()))
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    content = b"" if request.method == "HEAD" else response.content
+    await send({"type": "http.response.body", "body": content})
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    """Nothing is to be done at the start and at the end."""
+    for event in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{event}.complete"})

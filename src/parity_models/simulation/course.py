@@ -1,0 +1,115 @@
+"""What a policy does to a load, summed up; and what all policies of one comparison meet."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import UserError
+from parity_models.faults import Distribution, Exponential, FaultPlan, Shuffles, Uniform
+from parity_models.scheduling import SchedulerConfig, Source
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import StandIns
+from parity_models.simulation.scenario import FAILED, SOURCES, Simulation
+from parity_models.simulation.simulator import simulate
+
+SPREAD = 0.05
+"""The standard deviation of the logarithm of undisturbed run times."""
+
+DISPATCH = 0.0004
+"""Seconds that a unit takes besides its run: the engine's round trip."""
+
+
+def standard_contention(instances: int, seconds: float) -> FaultPlan:
+    """Background transfers as in the paper's experiments, in units of a run of `seconds`.
+
+    There is one for every three instances at all times, each over the links of two, for some 40
+    runs; it delays a unit there by 0.8 runs on average (exponential). These are the disturbances
+    of `parm simulate` for runs of 25 ms.
+    """
+    if instances < 2:
+        return FaultPlan()
+    transfer = Uniform(28 * seconds, 56 * seconds)
+    delay = Exponential(0.8 * seconds)
+    return FaultPlan(shuffles=Shuffles(max(1, round(instances / 3)), instances, transfer, delay))
+
+
+@dataclass(frozen=True)
+class Course:
+    """What every policy of a comparison meets. Times in seconds.
+
+    Queries arrive at the times `arrivals` (n,), of which the first `warm_up` do not count.
+    `service` says how long a unit of each role takes; a role that it does not name takes as long
+    as one of the deployed model. `overhead` comes to every unit.
+    """
+
+    arrivals: NDArray[np.float64]
+    warm_up: int
+    instances: int
+    service: Mapping[str, Distribution]
+    faults: FaultPlan
+    overhead: float = DISPATCH
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a policy did. Latencies are those of answered queries, in ms.
+
+    `answered` is the share of queries that were, `stood_in` the share that a stand-in answered.
+    `units` are how many ran, by role. `busy_ms` is how long instances were busy for each query,
+    `spare` the share of their time for which they were idle.
+    """
+
+    p50_ms: float
+    p99_ms: float
+    p999_ms: float
+    answered: float
+    stood_in: float
+    units: Mapping[str, int]
+    busy_ms: float
+    spare: float
+
+
+def outcome_of(
+    course: Course,
+    choice: PolicyChoice,
+    stand_ins: StandIns,
+    coverage: float = 1.0,
+    config: SchedulerConfig | None = None,
+) -> Outcome:
+    """Simulate a policy with the stand-ins that a bundle has, which may answer a share `coverage`
+    of the queries. Raises UserError if no query is answered."""
+    simulation = Simulation(
+        course.arrivals,
+        course.instances,
+        0,
+        course.service,
+        faults=msgspec.structs.replace(course.faults, coverage=coverage),
+        overhead=course.overhead,
+        config=config or SchedulerConfig(),
+        seed=course.seed,
+        warm_up=course.warm_up,
+    )
+    result = simulate(simulation, *choice.build(stand_ins))
+    sources, latencies = result.sources[course.warm_up :], result.latencies[course.warm_up :]
+    answered = sources != FAILED
+    if not answered.any():
+        raise UserError(
+            "no query was answered in the simulation: offer less --load, or other --contention"
+        )
+    p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
+    busy = sum(result.busy.values())
+    span = float(course.arrivals[-1] - course.arrivals[course.warm_up])
+    return Outcome(
+        p50,
+        p99,
+        p999,
+        float(answered.mean()),
+        float((answered & (sources != SOURCES.index(Source.MODEL))).mean()),
+        result.units,
+        1e3 * busy / len(sources),
+        max(0.0, 1 - busy / (course.instances * span)) if span > 0 else 0.0,
+    )

@@ -1,0 +1,272 @@
+"""A query's way to a machine through a link that background transfers fill.
+
+A link is a queue of limited length that is served at the link's rate, first in, first out; what
+does not fit is dropped. Both a transfer and a machine's queries are TCP connections. What delays a
+query is not its share of the rate (it is far shorter than a transfer) but this:
+
+- The queue. A transfer sends as much as its congestion window allows, and where the way is short
+  that is what stands in the queue: some 15 ms of it. The window grows until the queue is full, and
+  shrinks to BETA of it when the queue drops something (CUBIC, RFC 9438; in so short a queue in its
+  Reno-friendly region). Where it has yet to be full once, Linux lets it grow by PROBING a round.
+- Rounds. A query that is longer than its own connection's window takes several ways through the
+  queue. That window shrinks by losses and by rest (RFC 9293, RFC 5681).
+- Losses. A query is sent in one burst. One that does not fit is lost as a whole, as segmentation
+  is left to the link. Its sender hears nothing, sends the last segment again after two round trips
+  (tail loss probe, RFC 8985), and then the others, one more in each round (proportional rate
+  reduction, RFC 6937, with one acknowledgement for a burst). If that is lost, too, it starts anew
+  with one segment after the retransmission timeout.
+
+`docs/explanation/links.md` says how this was found and what it leaves out.
+"""
+
+from collections import deque
+from math import ceil
+from random import Random
+
+from parity_models.simulation.network import Course, Leg, Network
+
+SEGMENT, FRAME = 1448, 1514
+"""Bytes of data in a segment of TCP, and of the frame that it takes."""
+
+BURST = 70_000
+"""Bytes that a link lets through at once after a rest."""
+
+FIRST_WINDOW = 10
+"""Segments that a connection begins with, and again after a rest (RFC 6928)."""
+
+LEAST_WINDOW = 2
+
+BETA = 0.7
+"""What a loss leaves of a window (RFC 9438, section 4.6)."""
+
+FRIENDLY = 3 * (1 - BETA) / (1 + BETA)
+"""Segments by which a window grows in a round trip in the Reno-friendly region (section 4.3)."""
+
+PROBING = 1 / 20
+"""Share by which it grows in a round trip before its first loss (Linux, tcp_cubic.c)."""
+
+SLOW_START = 0.004
+"""Seconds of additional delay that end slow start (HyStart++, RFC 9406), ..."""
+
+DOUBLED = 2
+"""... which are noticed one round later, when the window has doubled."""
+
+PARCEL, FIRST_PARCEL = 45, 6
+"""Segments that the link is left to cut up, at most: half a window, and 64 kB; but the first 8 kB
+of a message, which ZeroMQ hands on by themselves."""
+
+PARCELS = 5
+"""How many parcels a transfer's window is sent in: the link serves whole ones."""
+
+PROBE = 0.006
+"""Seconds, besides two round trips, after which a lost tail is probed: the kernel's least, and what
+its timers are late."""
+
+TIMEOUT = 0.21
+"""Seconds of the least retransmission timeout, with the kernel's clock."""
+
+CONNECT = 0.02
+"""Seconds for which a transfer is being connected."""
+
+STEP, TICK = 0.1, 1e-6
+"""Seconds for which the growth of windows is taken to be constant, at most and at least."""
+
+
+class _Transfer:
+    """One that comes in until `end`; `window` in bytes. `full`: it has lost something."""
+
+    __slots__ = ("end", "full", "window")
+
+    def __init__(self, end: float, window: float) -> None:
+        self.end = end
+        self.window = window
+        self.full = False
+
+
+class Link:
+    """The way to one machine: its queue, and the connection that queries come by.
+
+    Times of asking must not decrease.
+    """
+
+    def __init__(self, network: Network, course: Course, machine: int, seed: int) -> None:
+        self._rate = network.rate / 8 * SEGMENT / FRAME  # of a queue counted in bytes of data
+        self._limit = network.queue * SEGMENT / FRAME
+        self._course = course
+        self._machine = machine
+        self._random = Random(f"{seed}/link {machine}")
+        self._now = 0.0
+        self._starting: deque[Leg] = deque()
+        self._running: list[_Transfer] = []
+        # What queries have in the queue: when it is through, and bytes.
+        self._own: deque[tuple[float, int]] = deque()
+        self._through = float("-inf")
+        # The connection: its window in segments, where slow start ends, its round trips, and when
+        # it was used last.
+        self._window = float(FIRST_WINDOW)
+        self._threshold = float("inf")
+        self._round_trip = 0.0
+        self._used = 0.0
+
+    def arrival(self, now: float, size: int) -> float:
+        """When the last of `size` bytes that are sent now is there."""
+        self._rest(now)
+        unsent = ceil(size / SEGMENT)
+        flying: deque[tuple[float, int, int]] = deque()
+        time, sent, out, widest, lost = now, 0, 0, 0, 0
+        while unsent or flying:
+            while unsent and out < int(self._window):
+                window = int(self._window)
+                most = max(1, window // 2) if sent else FIRST_PARCEL
+                parcel = min(unsent, window - out, most, PARCEL)
+                sent += parcel
+                unsent -= parcel
+                out += parcel
+                widest = max(widest, out)
+                there = self._pass(time, parcel)
+                if there is None:
+                    lost += parcel
+                else:
+                    flying.append((there, parcel, lost))
+            if not flying:
+                break
+            time, parcel, missing = flying.popleft()
+            if missing:  # its acknowledgement tells that others before it are
+                time = self._recover(time, parcel, lost + unsent)
+                self._used = max([time, *(there for there, _, _ in flying)])
+                return self._used
+            self._grow(parcel, widest)
+            out -= parcel
+        self._used = self._recover_tail(time, lost + unsent) if lost else time
+        return self._used
+
+    def message(self, now: float) -> float:
+        """When a message of one segment that is sent now, by a connection of its own, is there."""
+        timeout = TIMEOUT
+        while (there := self._pass(now, 1)) is None:
+            now += timeout
+            timeout *= 2
+        return there
+
+    # The queue
+
+    def _advance(self, now: float) -> None:
+        """Let the transfers' windows grow until `now`, as they start and end."""
+        self._starting += self._course.to(self._machine, now)
+        if not self._running and not self._starting:
+            self._now = max(self._now, now)
+            return
+        while True:
+            starts = self._starting[0].start + CONNECT if self._starting else now
+            until = min([now, starts, *(each.end for each in self._running)])
+            self._let_grow(until)
+            if any(each.end <= until for each in self._running):
+                self._through = max(self._through, until + self._queued() / self._rate)
+                self._running = [each for each in self._running if each.end > until]
+            if self._starting and starts <= until:
+                self._start(self._starting.popleft().end)
+            elif until >= now:
+                return
+
+    def _start(self, end: float) -> None:
+        most = BURST + DOUBLED * SLOW_START * self._rate
+        window = min(self._random.uniform(BURST / 2, most), self._limit - self._queued())
+        self._running.append(_Transfer(end, max(window, LEAST_WINDOW * SEGMENT)))
+
+    def _let_grow(self, until: float) -> None:
+        while self._running and self._now < until:
+            while self._own and self._own[0][0] <= self._now:
+                self._own.popleft()
+            queued = self._queued()
+            room = self._limit - queued - sum(size for _, size in self._own)
+            if room < 1:
+                self._shrink()
+                step = queued / self._rate  # which is when the loss is known
+            else:
+                growth = [self._growth(each, queued) for each in self._running]
+                step = min(room / sum(growth), STEP)
+                if self._own:
+                    step = min(step, self._own[0][0] - self._now)
+                step = min(step, until - self._now)
+                for each, by in zip(self._running, growth, strict=True):
+                    each.window += by * step
+            self._now += max(step, TICK)
+        self._now = max(self._now, until)
+
+    def _growth(self, transfer: _Transfer, queued: float) -> float:
+        """Bytes a second by which its window grows; a round trip takes as long as the queue."""
+        by = FRIENDLY * SEGMENT if transfer.full else PROBING * transfer.window
+        return by * self._rate / queued
+
+    def _shrink(self) -> None:
+        """The queue is full: the transfer that has most in it loses something."""
+        most = max(self._running, key=lambda each: each.window)
+        most.window = max(BETA * most.window, LEAST_WINDOW * SEGMENT)
+        most.full = True
+
+    def _queued(self) -> float:
+        return sum(each.window for each in self._running)
+
+    def _pass(self, time: float, segments: int) -> float | None:
+        """When these segments, sent as one parcel, are there; None if they are lost."""
+        self._advance(time)
+        size = segments * SEGMENT
+        takes = size / self._rate
+        if not self._running:
+            self._through = max(self._through, time - BURST / self._rate) + takes
+            return max(time, self._through)
+        queued = self._queued()
+        if queued + sum(own for through, own in self._own if through > time) + size > self._limit:
+            return None
+        # The link serves whole parcels, and is somewhere in one.
+        ahead = queued * (1 - self._random.random() / PARCELS)
+        self._through = max(time + ahead / self._rate, self._through) + takes
+        self._own.append((self._through, size))
+        self._round_trip += (self._through - time - self._round_trip) / 8
+        return self._through
+
+    # The connection
+
+    def _rest(self, now: float) -> None:
+        """After a rest the window is halved for each timeout that has passed."""
+        rested = int((now - self._used) / TIMEOUT)
+        if rested > 0:
+            least = min(self._window, FIRST_WINDOW)
+            self._window = max(least, self._window / 2 ** min(rested, 10))
+
+    def _grow(self, acknowledged: int, widest: int) -> None:
+        """The window grows where it has been made use of."""
+        if self._window < self._threshold:
+            if self._window < 2 * widest:
+                self._window += acknowledged
+        elif widest >= int(self._window):
+            self._window += FRIENDLY * acknowledged / self._window
+
+    def _recover_tail(self, time: float, missing: int) -> float:
+        """Nothing tells that the last segments are lost: one is sent again."""
+        probed = time + 2 * self._round_trip + PROBE
+        there = self._pass(probed, 1)
+        if there is not None:
+            return self._recover(there, 1, missing - 1)
+        return self._recover(probed + TIMEOUT, 0, missing)
+
+    def _recover(self, time: float, told: int, missing: int) -> float:
+        """When the `missing` segments are there that are sent from `time` on.
+
+        For those `told` that have arrived, as many can be sent; one more in each round.
+        """
+        self._threshold = self._window = max(float(LEAST_WINDOW), BETA * self._window)
+        burst, timeout, anew = max(told, 1), TIMEOUT, not told
+        while missing:
+            burst = min(burst, missing, int(self._window), PARCEL)
+            there = self._pass(time, burst)
+            if there is None:
+                time += timeout
+                timeout *= 2
+                burst, anew = 1, True
+                self._window = max(float(LEAST_WINDOW), BETA * self._window)
+            else:
+                time, timeout = there, TIMEOUT
+                missing -= burst
+                burst = 2 * burst if anew else burst + 1
+        return time

@@ -1,0 +1,87 @@
+"""A network with background transfers: what real links are shaped to and simulated ones obey.
+
+At all times a fixed number of lanes each run one transfer after the other, out and back between
+two distinct machines drawn at random (Kosaian et al., SOSP 2019, section 5.1). A transfer has its
+links for as long as its bytes take at the links' rate. So who sends to whom at a time follows from
+the seed alone.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from random import Random
+from typing import Annotated, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+
+class Network(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A link for each worker, and background shuffles between them.
+
+    A worker receives at `rate` bit/s and sends at twice that; up to `queue` bytes wait at
+    either end. At all times `shuffles` transfers run, each of `smallest` to `largest` bytes out
+    and back between two distinct workers drawn at random. The defaults are the paper's (Kosaian
+    et al., SOSP 2019, section 5.1), with rates and sizes divided by ten.
+    """
+
+    rate: Annotated[float, Meta(ge=1e6, le=1e11)] = 100e6
+    queue: Annotated[int, Meta(ge=10_000, le=100_000_000)] = 256_000
+    shuffles: Annotated[int, Meta(ge=0, le=100)] = 4
+    smallest: Annotated[int, Meta(ge=1)] = 12_800_000
+    largest: Annotated[int, Meta(ge=1)] = 25_600_000
+
+    def __post_init__(self) -> None:
+        if self.smallest > self.largest:
+            raise ValueError(f"smallest ({self.smallest}) is above largest ({self.largest})")
+
+
+class Leg(NamedTuple):
+    """One way of a transfer, from `start` to `end` in seconds, between two machines."""
+
+    start: float
+    end: float
+    source: int
+    target: int
+
+
+def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]:
+    """The course of a lane between so many machines, without end."""
+    rng = Random(f"{seed}/shuffle {lane}")
+    at = 0.0
+    while True:
+        source, target = rng.sample(range(machines), 2)
+        length = 8 * rng.uniform(network.smallest, network.largest) / network.rate
+        if at == 0.0:
+            length *= rng.random()  # as if begun before, so that lanes do not march in step
+        turn, end = at + length, at + 2 * length
+        yield Leg(at, turn, source, target)
+        yield Leg(turn, end, target, source)
+        at = end
+
+
+class Course:
+    """The legs of all lanes between so many machines, drawn as far as asked for.
+
+    Each machine's times of asking must not decrease.
+    """
+
+    def __init__(self, network: Network, machines: int, seed: int) -> None:
+        lanes = [legs(network, machines, seed, lane) for lane in range(network.shuffles)]
+        self._next = [(next(lane), number, lane) for number, lane in enumerate(lanes)]
+        heapq.heapify(self._next)
+        self._coming: list[deque[Leg]] = [deque() for _ in range(machines)]
+
+    def to(self, machine: int, until: float) -> list[Leg]:
+        """The legs to this machine that start up to `until`, in order; each is told once."""
+        while self._next and self._next[0][0].start <= until:
+            leg, number, lane = self._next[0]
+            coming = self._coming[leg.target]
+            while coming and coming[0].end < leg.start:  # of one that is seldom asked about
+                coming.popleft()
+            coming.append(leg)
+            heapq.heapreplace(self._next, (next(lane), number, lane))
+        coming, told = self._coming[machine], []
+        while coming and coming[0].start <= until:
+            told.append(coming.popleft())
+        return told

@@ -1,0 +1,64 @@
+"""Which candidates go on being trained, and why the others do not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from parity_models.training.candidates import SLACK
+
+MARGIN = 0.005
+"""By how much scores of candidates that are trained to the end differ by chance."""
+
+
+class Judged(Protocol):
+    """A candidate after some training: its time as a share of F's, score and worth."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def score(self) -> float: ...
+    @property
+    def worth(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Places of the candidates that go on, and by place of the others why they do not."""
+
+    places: tuple[int, ...]
+    dropped: dict[int, str]
+
+
+def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN) -> Kept:
+    """At most `most`, 2 or more, of the candidates.
+
+    What takes longer than another and has a score that is lower by more than `margin` goes. Of the
+    rest those stay that are worth most, and besides the one with the best score that is not slower
+    than F.
+    """
+    dropped: dict[int, str] = {}
+    for place, one in enumerate(judged):
+        better = [
+            other
+            for other in judged
+            if other.share <= one.share and other.score > one.score + margin
+        ]
+        if better:
+            best = max(better, key=lambda each: each.score)
+            dropped[place] = (
+                f"{best.name} is no slower ({best.share:.2f} of the model's time, not "
+                f"{one.share:.2f}) and scores {best.score:.1%}, not {one.score:.1%}"
+            )
+    left = [place for place in range(len(judged)) if place not in dropped]
+    fast = [place for place in left if judged[place].share <= SLACK] or left
+    anchor = max(fast, key=lambda place: judged[place].score)
+    ranked = sorted(left, key=lambda place: (place != anchor, -judged[place].worth))
+    for place in ranked[most:]:
+        one = judged[place]
+        dropped[place] = (
+            f"{most} others are worth more: it saves {one.worth:.2f} of the model's time for a "
+            f"late query (score {one.score:.1%}, {one.share:.2f} of the time)"
+        )
+    return Kept(tuple(sorted(ranked[:most])), dropped)

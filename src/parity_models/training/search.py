@@ -1,0 +1,188 @@
+"""The search for the best stand-ins: ever fewer candidates are trained for ever longer.
+
+(Successive halving: Jamieson, Talwalkar, AISTATS 2016.) Each rung has a share of the time, which
+the candidates in it share alike. Between rungs those go that another beats (`halving.keep`). A
+candidate goes on from where it was, with a new cycle of its learning rate.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from parity_models.errors import TrainingError
+from parity_models.training.fit import Progress, Report
+from parity_models.training.halving import MARGIN, keep
+from parity_models.training.search_state import Searched, SearchFolder
+from parity_models.training.trainee import Teaching, Trainee
+
+RUNGS = (0.2, 0.3, 0.5)
+"""The share of the time that each rung has."""
+
+MARGINS = (0.03, 0.01)
+"""By how much scores after a rung differ by chance: the less training, the more."""
+
+FINALISTS = 4
+"""Candidates that are trained to the end, at most."""
+
+LEAST_SECONDS = 1.0
+"""What a candidate needs of the first rung: if there is not as much, fewer are tried."""
+
+SHORTEST = 0.1
+"""Seconds of a training at least, so that some steps are taken."""
+
+
+@dataclass(frozen=True)
+class Searching:
+    """Where a search is: `spent` is the share of its time, `rung` counts from 0.
+
+    `best` is the best score of the rung so far.
+    """
+
+    spent: float
+    seconds_left: float
+    name: str
+    rung: int
+    tried: int
+    of: int
+    best: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a search ended: the trainees that are left, and by candidate's name why others are not.
+
+    One that was `interrupted` has what was best until then.
+    """
+
+    finalists: list[Trainee]
+    dropped: dict[str, str]
+    interrupted: bool
+
+
+class Search:
+    """One search among candidates, in a folder that it can be resumed from.
+
+    `searched` is what is done already. `report` is told of progress several times a second.
+    """
+
+    def __init__(
+        self,
+        teaching: Teaching,
+        searched: Searched,
+        folder: SearchFolder,
+        report: Callable[[Searching], None] | None = None,
+    ) -> None:
+        self._teaching = teaching
+        self._searched = searched
+        self._folder = folder
+        self._report = report
+        self._resumed = dict(searched.done)
+        self._dropped: dict[str, str] = {}
+        self._interrupted = False
+
+    def run(self, seconds: float) -> Found:
+        """Train for so many more seconds. Raises TrainingError if no candidate could be trained."""
+        spent = sum(done[-1].seconds for done in self._resumed.values())
+        began = time.monotonic() - spent
+        seconds += spent
+        left = self._entrants(seconds)
+        end = began
+        for rung, share in enumerate(RUNGS):
+            end += share * seconds
+            left = self._rung(left, rung, began, end, seconds)
+            if self._interrupted:
+                break
+            if rung < len(RUNGS) - 1:
+                most = max(FINALISTS, len(left) // 2) if rung == 0 else FINALISTS
+                left = self._keep(left, most, MARGINS[rung])
+        return Found(self._keep(left, FINALISTS, MARGIN), self._dropped, self._interrupted)
+
+    def _entrants(self, seconds: float) -> list[Trainee]:
+        candidates = self._searched.candidates
+        most = max(2, int(RUNGS[0] * seconds / LEAST_SECONDS))
+        for candidate in candidates[most:]:
+            self._dropped[candidate.name] = "not tried: there are not enough --minutes"
+        return [Trainee(each, self._teaching) for each in candidates[:most]]
+
+    def _rung(
+        self, trainees: Sequence[Trainee], rung: int, began: float, end: float, seconds: float
+    ) -> list[Trainee]:
+        """Train each until `end` at the latest; those of which something came."""
+        trained = []
+        for place, trainee in enumerate(trainees):
+            if self._restored(trainee, rung):
+                trained.append(trainee)
+                continue
+            now = time.monotonic()
+            slot = max(SHORTEST, (end - now) / (len(trainees) - place))
+            best = max((each.score for each in trained), default=None)
+            tell = self._telling(
+                trainee, rung, place, len(trainees), best, began, now, slot, seconds
+            )
+            try:
+                self._train(trainee, rung, slot, tell)
+            except TrainingError as error:
+                self._dropped[trainee.name] = str(error)
+                continue
+            trained.append(trainee)
+            if self._interrupted:
+                return trained if rung == 0 else list(trainees)
+        if not trained:
+            raise TrainingError("no candidate could be trained; see what `parm parity` says of it")
+        return trained
+
+    def _restored(self, trainee: Trainee, rung: int) -> bool:
+        """Was this rung over for the trainee when the search was cut off? It is as it was then."""
+        done = self._resumed.get(trainee.candidate.slug, ())
+        if rung >= len(done):
+            return False
+        last = rung == len(done) - 1
+        trainee.restore(done[rung], self._folder.load(trainee.candidate) if last else None)
+        return True
+
+    def _train(self, trainee: Trainee, rung: int, seconds: float, tell: Report | None) -> None:
+        checkpoint = self._folder.checkpoint(trainee.candidate, rung)
+        fitted = trainee.train(seconds, rung, checkpoint, checkpoint.exists(), tell)
+        self._interrupted = fitted.interrupted
+        if fitted.interrupted:
+            return
+        self._folder.save(trainee.candidate, trainee.state())
+        slug = trainee.candidate.slug
+        done = (*self._searched.done.get(slug, ()), trainee.done)
+        everything = self._searched.done | {slug: done}
+        self._searched = msgspec.structs.replace(self._searched, done=everything)
+        self._folder.write(self._searched)
+        checkpoint.unlink(missing_ok=True)
+
+    def _telling(
+        self,
+        trainee: Trainee,
+        rung: int,
+        place: int,
+        of: int,
+        best: float | None,
+        began: float,
+        now: float,
+        slot: float,
+        seconds: float,
+    ) -> Report | None:
+        """What turns reports of a training into reports of the search."""
+        report = self._report
+        if report is None:
+            return None
+
+        def tell(progress: Progress) -> None:
+            passed = now - began + progress.spent * slot
+            top = max((each for each in (best, progress.best) if each is not None), default=None)
+            spent = min(1.0, passed / seconds)
+            left = max(0.0, seconds - passed)
+            report(Searching(spent, left, trainee.name, rung, place + 1, of, top))
+
+        return tell
+
+    def _keep(self, trainees: list[Trainee], most: int, margin: float) -> list[Trainee]:
+        kept = keep(trainees, most, margin)
+        self._dropped |= {trainees[place].name: why for place, why in kept.dropped.items()}
+        return [trainees[place] for place in kept.places]

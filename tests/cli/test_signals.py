@@ -1,0 +1,25 @@
+"""Signals while a command has an event loop, and afterwards."""
+
+import asyncio
+import signal
+
+import pytest
+import uvloop
+
+from parity_models.cli.signals import on_signals
+
+
+def test_signals_are_heard_while_a_command_runs_and_do_what_they_did_afterwards() -> None:
+    heard = []
+
+    async def command() -> None:
+        with on_signals(lambda: heard.append(1)):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.raise_signal(number)
+            while len(heard) < 2:
+                await asyncio.sleep(0.01)
+
+    uvloop.run(command())
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -1,0 +1,83 @@
+"""`parm simulate`: what it takes, prints and writes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused
+
+
+def test_simulate_prints_a_table_and_writes_json(parm_here: Here, tmp_path: Path) -> None:
+    done = parm_here(
+        "simulate", "--queries", "500", "--policy", "hedging", "--json", tmp_path / "s.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hedging" in done.stdout
+    assert '"p999_ms"' in (tmp_path / "s.json").read_text()
+    assert '"busy_ms"' in (tmp_path / "s.json").read_text()
+
+
+def test_simulate_takes_options_of_policies_traces_measured_times_and_faults(
+    parm_here: Here, tmp_path: Path
+) -> None:
+    (tmp_path / "trace.txt").write_text("\n".join(str(7 + i / 200) for i in range(2000)))
+    np.save(tmp_path / "times.npy", np.repeat([0.02, 0.03], 500))
+    done = parm_here(
+        "simulate", "--policy", "replication", "--copies", "3", "--policy", "parity", "--pool",
+        "dedicated", "--instances", "12", "--arrivals", tmp_path / "trace.txt", "--service-times",
+        tmp_path / "times.npy", "--pause-every", "2", "--pause", "300", "--kill-every", "1",
+        "--deadline", "0.1", "--default-prediction", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1,000 queries at 200/s" in done.stdout
+    assert "defaults" in done.stdout
+    report = json.loads((tmp_path / "s.json").read_text())
+    replication, parity = report["options"]
+    assert (replication["copies"], parity["pool"]) == (3, "dedicated")
+    assert report["setting"]["kill_every"] == 1
+    assert report["policies"]["parity"]["sources"]["default"] > 0
+    assert all(each["errors"] == 0 for each in report["policies"].values())
+
+
+def test_simulate_has_backups_whose_answers_are_gated(parm_here: Here, tmp_path: Path) -> None:
+    done = parm_here(
+        "simulate", "--queries", "2000", "--policy", "adaptive", "--stand-in", "backup",
+        "--backup-time", "5ms", "--coverage", "0.5", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "s.json").read_text())
+    setting, sources = report["setting"], report["policies"]["adaptive"]["sources"]
+    assert setting["stand_ins"] == ["backup"]
+    assert setting["backup_service"]["median"] == pytest.approx(0.005)
+    assert setting["coverage"] == 0.5
+    assert sources["backup"] > 0
+    assert "reconstruction" not in sources
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ("--k 1", "--k must be from 2 to 9, got 1"),
+        ("--k 10", "--k must be from 2 to 9, got 10"),
+        ("--load 0", "--load must be above 0 and 3 or less, got 0"),
+        ("--load 5", "--load must be above 0 and 3 or less, got 5"),
+        ("--decoder none", "there is no decoder 'none'"),
+        ("--policy hedging --copies 3", "--copies is no option of the policy hedging"),
+        ("--deadline 0", "--deadline must be above 0, got 0"),
+        ("--kill-every 0.00001", "kill_every is 1e-05 s; give 0.1 s or more"),
+        ("--stand-in replica", "--stand-in is one of parity, backup, not replica"),
+        ("--backup-time 5", "--backup-time needs --stand-in backup"),
+        ("--coverage -0.1", "--coverage must be from 0 to 1, got -0.1"),
+        ("--arrivals absent", "cannot read the trace absent"),
+        ("--arrivals absent --rate 3", "give --arrivals or --rate, not both"),
+        ("--arrivals absent --load 0.5", "give --load or --arrivals, not both"),
+        ("--rate 3 --load 0.5", "give --rate or --load, not both"),
+        ("--service-time 20 --service-times absent", "give --service-times or --service-time"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_that_spells_options_as_typed(
+    parm_here: Here, arguments: str, reason: str
+) -> None:
+    assert_refused(parm_here("simulate", *arguments.split(), "--queries", 100), reason)

@@ -1,0 +1,171 @@
+"""A user's own encoder and decoder, and their options, work wherever built-in ones do.
+
+But for one thing: what a bundle names is imported only if the user names it as well.
+"""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused, parm
+from own_coders import DECODER, ENCODER, Amplified
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import BundleError, CodeError, UserError
+from parity_models.lab.accuracy.matrix import load_matrix
+from parity_models.lab.latency.experiment import load_experiment
+from parity_models.models.bundle import open_bundle
+from served import INPUTS, write_linear_bundle
+
+OWN = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})
+CODE = f"""
+encoder = "{ENCODER}"
+decoder = "{DECODER}"
+encoder_options = {{ gain = %s }}
+decoder_options = {{ divisor = 3.0 }}
+"""
+EXPERIMENT = f"""
+title = "One's own"
+axis = "load"
+points = [{{ load = 0.3 }}]
+series = [{{ label = "own", policy = {{ name = "parity" }} }}]
+
+[setting]{CODE}"""
+MATRIX = """
+title = "One's own"
+deployed = [{ task = "digits", network = "mlp", codes = [CELL] }]
+""".replace("CELL", "{" + CODE.strip().replace("\n", ", ") + "}")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("own"), code=OWN)
+
+
+def test_it_reconstructs_by_its_own_options() -> None:
+    code = Code(OWN, (4,), (3,))
+    assert isinstance(code.encoder, Amplified)
+    weights = np.arange(12).reshape(4, 3).astype(np.float32)
+    first, second = np.eye(4, dtype=np.float32)[:2]
+    (parity,) = code.encode([first, second])
+    np.testing.assert_array_equal(parity, 2 * (first + second))
+    decoded = code.decode([None, second @ weights], [parity @ weights])
+    np.testing.assert_allclose(decoded[0], first @ weights)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 0.0}), "gain must be above 0 and 100 or less"),
+        (CodeSpec(ENCODER, DECODER, 2, 1, {"gian": 1}), "gian is no option .* did you mean gain"),
+        (CodeSpec("sum", DECODER, 2, 1, {}, {"gain": 1}), "the decoder .* it has divisor"),
+        (CodeSpec(DECODER, DECODER, 2), "is no encoder: it must be a subclass of"),
+        (CodeSpec(ENCODER, "separate", 2), "could not tell the slots apart"),
+        (CodeSpec("parity_models.codes:Encoder", DECODER, 2), "cannot be built: .*abstract"),
+        (CodeSpec("own_coders:Missing", DECODER, 2), "has no 'Missing'"),
+    ],
+)
+def test_it_is_checked_as_it_says(spec: CodeSpec, reason: str) -> None:
+    with pytest.raises(CodeError, match=reason):
+        Code(spec, (4,), (3,))
+
+
+def test_what_a_bundle_names_is_imported_only_if_it_is_allowed(bundle: Path) -> None:
+    with pytest.raises(BundleError, match=f"if you trust it, allow it with --allow-code {DECODER}"):
+        open_bundle(bundle, [ENCODER])
+    opened = open_bundle(bundle, [ENCODER, DECODER])
+    code = opened.code()
+    assert code is not None
+    assert code.spec == OWN
+
+
+def test_opening_a_bundle_runs_nothing_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "innocent.py").write_text("from own_coders import Amplified as Coder")
+    spec = CodeSpec("innocent:Coder", "subtraction", 2)
+    program = (
+        f"import sys; sys.path[:0] = {[str(tmp_path), str(Path(__file__).parents[1] / 'support')]}"
+    )
+    make = "from parity_models.codes import CodeSpec; from served import write_linear_bundle as w"
+    write = f"from pathlib import Path; w(Path({str(tmp_path)!r}), code={spec!r})"
+    run_python(f"{program}; {make}; {write}", tmp_path)
+    (tmp_path / "innocent.py").write_text("open('evil', 'w').close(); from own_coders import *")
+    for command in ("serve", "evaluate", "load --bundle", "export --format triton --out out"):
+        refused = subprocess.run(
+            parm(*command.split(), "bundle"), cwd=tmp_path, capture_output=True, text=True
+        )
+        assert_refused(refused, "names out of a bundle are not imported")
+    assert not (tmp_path / "evil").exists()
+
+
+def run_python(program: str, folder: Path) -> None:
+    subprocess.run([parm()[0], "-c", program], cwd=folder, check=True)
+
+
+def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Path) -> None:
+    out, bare = tmp_path / "coded", write_linear_bundle(tmp_path, coded=False)
+    np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(60, INPUTS)).astype("f"))
+    command = ("parity", "--from", bare, "--inputs", tmp_path / "inputs.npy", "--out", out)
+    coders = ("--encoder", ENCODER, f"--decoder={DECODER}", "--metric", "r2")
+    more = ("--parity-network", "linear", "--epochs", 1)
+    done = parm_here(*command, *coders, "--gain", "2", "--divisor", "3", *more)
+    assert done.returncode == 0, done.stderr
+    allowed = ("--allow-code", ENCODER, "--allow-code", DECODER)
+    assert_refused(
+        parm_here("evaluate", out, "--inputs", tmp_path / "inputs.npy"),
+        "allow it with --allow-code",
+    )
+    numbers = tmp_path / "numbers.json"
+    done = parm_here(
+        "evaluate", out, "--inputs", tmp_path / "inputs.npy", "--json", numbers, *allowed
+    )
+    assert done.returncode == 0, done.stderr
+    code = json.loads(numbers.read_text())["code"]
+    assert (code["encoder_options"], code["decoder_options"]) == ({"gain": 2.0}, {"divisor": 3.0})
+    backup = ("--network", "linear", "--epochs", 1, "--inputs", tmp_path / "inputs.npy")
+    done = parm_here("backup", "--from", out, "--out", out, *backup, "--metric", "r2", *allowed)
+    assert done.returncode == 0, done.stderr
+    for wrong, reason in [
+        (("--gain", "0"), "--gain must be above 0 and 100 or less"),
+        (("--axis", "1"), f"--axis is no option of the encoder {ENCODER} but of stack"),
+        (("--decoder", "atenuated"), "there is no decoder 'atenuated'"),
+    ]:
+        assert_refused(parm_here(*command, *coders, *wrong), reason)
+
+
+def test_help_has_its_options(parm_here: Here) -> None:
+    said = parm_here("parity", "--encoder", ENCODER, "--help").stdout
+    assert "--gain" in said
+    assert "--axis" in said
+    assert "--gain" not in parm_here("parity", "--help").stdout
+
+
+def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
+    out = tmp_path / "numbers.json"
+    short = ("--queries", 300, "--warm-up", 0, "--shuffles", 0, "--json", out, "--policy", "parity")
+    coders = ("--encoder", ENCODER, "--decoder", DECODER)
+    done = parm_here("simulate", *coders, "--gain", 3, "--divisor", 3, *short)
+    assert done.returncode == 0, done.stderr
+    setting = json.loads(out.read_text())["setting"]
+    assert (setting["encoder"], setting["encoder_options"]) == (ENCODER, {"gain": 3.0})
+    refused = parm_here("simulate", *coders, "--gain", "-1", *short)
+    assert_refused(refused, "--gain must be above 0")
+
+
+def test_it_is_in_an_experiment_file_and_in_a_matrix(tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(EXPERIMENT % "3.0")
+    experiment = load_experiment(str(file))
+    expected = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 3.0}, {"divisor": 3.0})
+    assert experiment.at(0, experiment.series[0]).code == expected
+    file.write_text(EXPERIMENT % "-3.0")
+    with pytest.raises(UserError, match="gain must be above 0"):
+        load_experiment(str(file))
+    file.write_text(MATRIX % "3.0")
+    (cell,) = load_matrix(str(file)).deployed[0].codes
+    assert cell.spec == expected
+    assert "gain 3" in str(cell)
+    file.write_text(MATRIX % "-3.0")
+    with pytest.raises(UserError, match="gain must be above 0"):
+        load_matrix(str(file))

@@ -1,0 +1,288 @@
+"""Gates keep what they promise, and promise no more than was shown."""
+
+import json
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from commands import Here
+from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.codes import CodeSpec
+from parity_models.errors import DataError, UserError
+from parity_models.evaluation import calibrate, evaluate_gates
+from parity_models.evaluation.calibration import RISK, learn_threshold, p_value
+from parity_models.evaluation.stand_ins import answers_of
+from parity_models.models.bundle import Bundle, open_bundle, with_calibration
+from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
+from parity_models.tasks.agreeing import SAME_BOX, Agreement, agreement_for
+from parity_models.tasks.task import Split
+
+Floats = NDArray[np.float64]
+DRAWS = 300
+
+
+def sigmoid(sure: Floats) -> Floats:
+    agrees: Floats = 1 / (1 + np.exp(-sure))
+    return agrees
+
+
+def indifferent(sure: Floats) -> Floats:
+    return np.full_like(sure, 0.969)
+
+
+def overconfident(sure: Floats) -> Floats:
+    """The surest answers are the worst."""
+    return np.where(sure > 5, 0.95, 0.98)
+
+
+@pytest.mark.parametrize("agrees", [sigmoid, indifferent, overconfident])
+@pytest.mark.parametrize("level", [0.9, 0.97, 0.99])
+def test_the_true_agreement_is_below_its_level_in_few_calibrations(
+    agrees: Any, level: float
+) -> None:
+    rng = np.random.default_rng(3)
+    everything = rng.normal(3, 2, 200_000)
+    violations = 0
+    for seed in range(DRAWS):
+        sure = rng.normal(3, 2, 1000)
+        found = learn_threshold(sure, rng.random(1000) < agrees(sure), level, seed)
+        if found is not None:
+            given = everything[everything >= found.threshold]
+            violations += agrees(given).mean() < level
+    # What a coin that falls so RISK of the time exceeds in one of a million runs of the test.
+    most = next(
+        most
+        for most in range(DRAWS)
+        if sum(comb(DRAWS, i) * RISK**i * (1 - RISK) ** (DRAWS - i) for i in range(most + 1))
+        > 1 - 1e-6
+    )
+    assert violations <= most
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.sampled_from([0.5, 0.9, 0.99]))
+def test_p_values_are_binomial(given: int, disagreed: int, level: float) -> None:
+    disagreed = min(given, disagreed)
+    exact = sum(
+        comb(given, i) * (1 - level) ** i * level ** (given - i) for i in range(disagreed + 1)
+    )
+    found = p_value(disagreed, given, level)
+    assert found == pytest.approx(exact) or (found == 1.0 and exact > RISK)
+
+
+def test_more_queries_show_more() -> None:
+    rng = np.random.default_rng(0)
+
+    def coverage(queries: int) -> float:
+        sure = rng.normal(3, 2, queries)
+        found = learn_threshold(sure, rng.random(queries) < sigmoid(sure), 0.97)
+        return 0.0 if found is None else found.coverage
+
+    few, some, many = coverage(100), coverage(4000), coverage(40_000)
+    assert few < some < many
+    assert many == pytest.approx(0.65, abs=0.03)  # what is possible is 0.66
+
+
+def test_a_level_that_cannot_be_shown_is_left_out() -> None:
+    right = np.ones(1000, np.bool_)
+    assert learn_threshold(np.zeros(1000), right, 0.99) == GateLevel(0.99, EVERYTHING, 1.0, 1.0)
+    assert learn_threshold(np.zeros(1000), right, 0.999) is None  # 2995 would be needed
+    assert learn_threshold(np.zeros(1), right[:1], 0.9) is None
+    assert learn_threshold(np.arange(1000.0), ~right, 0.9) is None
+
+
+# Confidence and agreement
+
+
+def test_confidence_is_the_log_odds_of_the_likeliest_class() -> None:
+    scores = np.array([[1.0, 3.0, 0.0], [2.0, 2.0, -40.0]])
+    shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    largest = shares.max(axis=1)
+    expected = np.log(largest / (1 - largest))
+    np.testing.assert_allclose(confidences("scores", scores), expected)
+    np.testing.assert_allclose(confidences("probabilities", shares), expected)
+
+
+def test_confidence_tells_the_surest_apart_and_none_of_what_is_not_finite() -> None:
+    sure = confidences("scores", np.array([[40.0, 0.0], [41.0, 0.0], [1e4, 0.0]], np.float32))
+    assert sure[0] < sure[1] < sure[2] < np.inf
+    for kind in ("scores", "probabilities", "none"):
+        gate = Gate(kind, GateLevel(0.9, -1e9, 1.0, 1.0))
+        outputs = np.array([[1.0, np.nan], [np.inf, 0.0], [0.5, 0.5]])
+        assert gate.refused(outputs).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3, 5)])
+def test_predictions_of_any_shape_can_be_compared(shape: tuple[int, ...]) -> None:
+    outputs = np.random.default_rng(0).normal(size=(4, *shape))
+    assert Agreement("classes", 0.0)(outputs, outputs).tolist() == [True] * 4
+
+
+def test_what_agrees_is_of_the_same_class_or_near() -> None:
+    classes = agreement_for("top-5", np.eye(3))
+    said, predicted = np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([[9.0, 0.0], [5.0, 1.0]])
+    assert classes(said, predicted).tolist() == [True, False]
+    boxes = agreement_for("iou", np.zeros((2, 4)))
+    assert boxes.tolerance == SAME_BOX
+    one = np.array([[0.0, 0.0, 1.0, 1.0]] * 2)
+    assert boxes(np.array([[0.0, 0.0, 1.0, 0.6], [0.0, 0.0, 1.0, 0.4]]), one).tolist() == [
+        True,
+        False,
+    ]
+    values = np.random.default_rng(0).normal(7, 2, (1000, 3))
+    near = agreement_for("r2", values)
+    noise = np.random.default_rng(1).normal(size=values.shape)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    assert near(values + 0.99 * near.tolerance * noise, values).all()
+    assert not near(values + 1.01 * near.tolerance * noise, values).any()
+    assert near.tolerance == pytest.approx(np.sqrt(0.1 * 3 * 4), rel=0.05)
+
+
+# Bundles
+
+
+def subtraction_bundle(folder: Path, k: int, r: int, backup: NDArray[Any] | None = None) -> Bundle:
+    """F is linear, so that it is its own exact parity model."""
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    return linear_bundle(
+        folder, weights, [weights] * r, CodeSpec("sum", "subtraction", k, r), backup
+    )
+
+
+def inputs(rows: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(rows, FEATURES)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("k", "r"), [(2, 1), (4, 2), (5, 3)])
+@pytest.mark.parametrize("independent", [False, True])
+def test_every_query_is_reconstructed_as_soon_as_it_can_be(
+    tmp_path: Path, k: int, r: int, independent: bool
+) -> None:
+    bundle = subtraction_bundle(tmp_path, k, r)
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    queries = inputs(101)
+    found = answers_of(bundle, queries, queries @ weights, independent=independent)
+    answers = found["reconstruction"]
+    if independent:  # one of each full group
+        assert len(np.unique(answers.rows)) == len(answers.rows) == 101 // k
+    else:
+        assert sorted(answers.rows) == list(range(101))
+    np.testing.assert_allclose(answers.outputs, (queries @ weights)[answers.rows], atol=1e-3)
+
+
+def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None:
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = subtraction_bundle(tmp_path, 2, 1, backup=-weights)
+    found = calibrate(bundle, inputs(4000), levels=[0.9, 0.99])
+    reconstruction, backup = found["reconstruction"], found["backup"]
+    assert [each.level for each in reconstruction.levels] == [0.9, 0.99]
+    assert all(each.coverage == 1 for each in reconstruction.levels)
+    assert (reconstruction.queries, backup.queries) == (2000, 4000)
+    assert backup.levels == ()  # it never agrees
+    held = with_calibration(bundle, found)
+    assert open_bundle(bundle.path).manifest.calibration == held.manifest.calibration == found
+    queries = inputs(1000, seed=1)
+    results = evaluate_gates(held, queries, (queries @ weights).argmax(axis=1))
+    assert [(each.stand_in, each.level) for each in results] == [
+        ("reconstruction", None),
+        ("reconstruction", 0.9),
+        ("reconstruction", 0.99),
+        ("backup", None),
+    ]
+    assert results[0].coverage == results[0].agreement == results[0].accuracy == 1.0
+    assert results[3].agreement == 0.0
+
+
+def test_a_noisy_backup_answers_what_it_is_sure_of(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    noise = 0.15 * rng.normal(size=weights.shape).astype(np.float32)
+    bundle = subtraction_bundle(tmp_path, 2, 1, backup=weights + noise)
+    held = with_calibration(bundle, calibrate(bundle, inputs(8000), levels=[0.95]))
+    queries = inputs(8000, seed=1)
+    labels = (queries @ weights).argmax(axis=1)
+    without, gated = evaluate_gates(held, queries, labels)[-2:]
+    assert without.agreement is not None
+    assert gated.agreement is not None
+    assert without.agreement < 0.95
+    assert gated.agreement > 0.945
+    assert 0.5 < gated.coverage < 1
+
+
+def test_values_are_gated_all_or_none(tmp_path: Path) -> None:
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = subtraction_bundle(tmp_path, 2, 1, backup=1.02 * weights)
+    found = calibrate(bundle, inputs(4000), metric="r2", levels=[0.9])["backup"]
+    assert (found.kind, found.confidence) == ("values", "none")
+    assert [each.coverage for each in found.levels] == [1.0]
+
+
+def test_inputs_and_levels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    bundle = subtraction_bundle(tmp_path, 2, 1)
+    for wrong in (np.zeros((5, 3), np.float32), np.zeros((0, FEATURES), np.float32)):
+        with pytest.raises(DataError, match=r"this bundle's model takes .* FP32 \[6\]"):
+            calibrate(bundle, wrong)
+    for level in (0.0, 1.0, 99.0, float("nan")):
+        with pytest.raises(UserError, match=r"0\.99 stands for 99 of 100"):
+            calibrate(bundle, inputs(10), levels=[level])
+
+
+def test_no_query_chooses_the_epoch_and_calibrates() -> None:
+    split = Split(np.arange(100, dtype=np.float32)[:, None], np.zeros(100, np.int64))
+    chooses, calibrates = split.part(2)
+    assert len(chooses) == 20
+    assert sorted([*chooses.inputs[:, 0], *calibrates[:, 0]]) == list(range(100))
+    assert len(split.part(30)[0]) == 30
+
+
+# Commands
+
+
+def test_a_bundle_is_calibrated_and_evaluated_by_commands(tmp_path: Path, parm_here: Here) -> None:
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = subtraction_bundle(tmp_path, 2, 1, backup=-weights)
+    np.save(tmp_path / "held-out.npy", inputs(2000))
+    np.save(tmp_path / "test.npy", inputs(500, seed=1))
+    done = parm_here(
+        "calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy", "--agreement", 0.96
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gate of the reconstruction: 1000 queries do not show an agreement of 0.999" in (
+        done.stdout
+    )
+    calibration = open_bundle(bundle.path).manifest.calibration["reconstruction"]
+    levels = [each.level for each in calibration.levels]
+    assert levels == [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
+    done = parm_here(
+        "evaluate",
+        bundle.path,
+        "--inputs",
+        tmp_path / "test.npy",
+        "--json",
+        tmp_path / "found.json",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "gates: where stand-ins may answer" in done.stdout
+    gates = json.loads((tmp_path / "found.json").read_text())["gates"]
+    assert [each["level"] for each in gates] == [None, *levels, None]
+    assert gates[2]["agreement"] == 1.0
+
+
+def test_what_cannot_be_calibrated_is_said(tmp_path: Path, parm_here: Here) -> None:
+    weights = np.zeros((FEATURES, CLASSES), np.float32)
+    alone = linear_bundle(tmp_path, weights)
+    done = parm_here("calibrate", alone.path)
+    assert (done.returncode, "has no stand-in to calibrate" in done.stderr) == (2, True)
+    bundle = subtraction_bundle(tmp_path, 2, 1)
+    done = parm_here("calibrate", bundle.path)
+    assert (done.returncode, "give held-out queries with --inputs" in done.stderr) == (2, True)
+    np.save(tmp_path / "held-out.npy", inputs(20))
+    done = parm_here(
+        "calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy", "--agreement", 99
+    )
+    assert (done.returncode, "0.99 stands for 99 of 100" in done.stderr) == (2, True)

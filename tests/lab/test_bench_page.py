@@ -1,0 +1,21 @@
+"""What the live page costs is measured on real servers."""
+
+from pathlib import Path
+
+import pytest
+
+from parity_models.lab.costs import live_page
+from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.policies import NoRedundancy
+from served import write_linear_bundle
+
+
+async def test_servers_with_and_without_a_page_are_asked_alike(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path))
+    cost = await live_page.measure_page(
+        bundle, policy=NoRedundancy.name, rate=50, seconds=1, warm_up=0.2, watchers=2
+    )
+    assert cost.seconds >= 0.9
+    assert cost.rate * cost.seconds == pytest.approx(50)
+    assert cost.watchers == 2
+    assert cost.without > 0

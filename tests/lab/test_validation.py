@@ -1,0 +1,55 @@
+"""How far the simulator is from real runs is computed, and said."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from parity_models.lab.latency.experiment import load_experiment
+from parity_models.lab.latency.reproduce_latency import PRESETS, Plan
+from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult, result_of
+from parity_models.lab.latency.trial_cache import TrialCache
+from parity_models.lab.latency.validation import Compared, compare, write_validation
+
+
+def result(p50: float, tail: float) -> TrialResult:
+    latencies = np.full(1000, p50 / 1e3)
+    latencies[-20:] = tail / 1e3
+    return result_of(latencies, 0, {"model": 1000})
+
+
+@pytest.mark.parametrize(("tail", "close"), [(114, True), (116, False), (84, False)])
+def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
+    tail: float, close: bool
+) -> None:
+    compared = Compared("hedging", result(25, 100), result(26, tail))
+    assert compared.close is close
+    assert compared.off("p99") == pytest.approx(tail / 100 - 1)
+
+
+def test_every_policy_of_every_point_is_run_both_ways_and_judged(tmp_path: Path) -> None:
+    cache = TrialCache(tmp_path / "trials")
+    ran: list[Trial] = []
+
+    def run(trials: Sequence[Trial]) -> None:
+        for trial in trials:
+            ran.append(trial)
+            high = trial.mode is Mode.SIMULATED and trial.setting.load > 0.6
+            cache.put(trial, result(27, 150 if high else 100))
+
+    experiment = load_experiment("validation")
+    plan = Plan("validation", experiment, PRESETS["quick"], 3, Emulation.NOTHING)
+    points = compare(plan, [0, 1], 1000, run, cache)
+    simulated = [trial for trial in ran if trial.mode is Mode.SIMULATED]
+    real = [msgspec.structs.replace(trial, mode=Mode.REAL, outside_ms=()) for trial in simulated]
+    assert len(simulated) == 2 * len(experiment.series)
+    assert all(trial in ran for trial in real), "what is simulated was run for real, links and all"
+    assert {trial.network for trial in ran} == {Emulation.NOTHING}
+    write_validation(tmp_path / "v.md", points, Emulation.NOTHING, 1000, "parm ...")
+    report = (tmp_path / "v.md").read_text()
+    count = len(experiment.series)
+    assert f"Within 15% at p50, p99, p99.9: {count} of {2 * count} policies." in report
+    assert "Farthest off: 50%" in report
+    assert report.count("**no**") == count

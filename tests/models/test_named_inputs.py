@@ -1,0 +1,131 @@
+"""Queries of named inputs: read, checked, padded and cut."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+
+from parity_models.errors import DataError
+from parity_models.models.named_inputs import (
+    axis_for,
+    fit_inputs,
+    padded,
+    read_named,
+    rows_of,
+    sizes_in,
+)
+from parity_models.models.signature import Axis, Signature, Tensor
+from parity_models.models.tensor import DATATYPES
+
+IDS = Tensor("ids", "INT64", ("length",))
+MASK = Tensor("mask", "INT64", ("length",))
+AGE = Tensor("age", "FP32", ())
+SCORES = Tensor("scores", "FP32", (3,))
+TEXT = Signature((IDS, MASK), (SCORES,), {"length": Axis((4, 8))})
+
+
+def save(path: Path, **arrays: object) -> Path:
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # allow_pickle is a keyword, too
+    return path
+
+
+def test_an_npz_file_holds_an_array_for_each_input(tmp_path: Path) -> None:
+    ids = np.arange(6).reshape(2, 3)
+    path = save(tmp_path / "a.npz", ids=ids, age=np.array([1, 2], np.float32), labels=np.arange(2))
+    fitting = fit_inputs(read_named(path), (AGE, IDS), str(path))
+    assert list(fitting) == ["age", "ids"]
+    assert (fitting["ids"] == ids).all()
+
+
+def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([[1, 2]], np.int32))
+    fitting = fit_inputs(read_named(tmp_path / "a.npy"), (IDS,), "a")
+    assert fitting["ids"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"ids": [[1]]}, "holds ids; the model takes ids, mask"),
+        ({"ids": [[1]], "mask": [[1.5]]}, "'mask' in data is float64"),
+        ({"ids": [1], "mask": [[1]]}, r"'ids' in data has rows of shape \[\]"),
+        ({"ids": [[1]], "mask": [[1, 1]]}, "along the axis 'length' that they share"),
+        ({"ids": [["a"]], "mask": [[1]]}, "'ids' in data is <U1"),
+        ({"ids": [[True]], "mask": [[1]]}, "'ids' in data is bool"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arrays: dict[str, object], why: str) -> None:
+    given = {name: np.array(each) for name, each in arrays.items()}
+    with pytest.raises(DataError, match=why):
+        fit_inputs(given, (IDS, MASK), "data")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "why"),
+    [
+        ({"ids": np.zeros((2, 1)), "mask": np.zeros((3, 1))}, "unequal numbers of rows"),
+        ({"ids": np.zeros((0, 1))}, "holds no rows"),
+        ({"labels": np.zeros(2)}, "holds no inputs"),
+        ({"ids": np.array([None])}, "neither an .npz file of arrays"),
+    ],
+)
+def test_a_file_without_sound_inputs_is_refused(
+    tmp_path: Path, arrays: dict[str, object], why: str
+) -> None:
+    with pytest.raises(DataError, match=why):
+        read_named(save(tmp_path / "a.npz", **arrays))
+    with pytest.raises(DataError, match="cannot read"):
+        read_named(tmp_path / "none.npz")
+
+
+def test_padding_tells_how_long_a_row_is() -> None:
+    ids = np.array([[5, 0, 6, 0], [0, 0, 0, 0], [0, 0, 0, 7]])
+    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [0, 0, 0, 1]])
+    assert sizes_in({"ids": ids, "mask": mask}, (IDS, MASK))["length"].tolist() == [3, 2, 4]
+
+
+def test_buckets_suit_the_data() -> None:
+    sizes = np.r_[np.full(60, 5), np.full(30, 30), np.full(9, 60), 100]
+    assert axis_for(sizes).buckets == (8, 32, 64, 100)
+    assert axis_for(sizes, 512).buckets == (8, 32, 64, 104, 512)
+    assert axis_for(np.array([3])).buckets == (3,)
+    with pytest.raises(DataError, match="beyond the bound 50"):
+        axis_for(sizes, 50)
+
+
+@given(
+    st.lists(st.integers(1, 8), min_size=1, max_size=4),
+    st.sampled_from(sorted(DATATYPES)),
+    st.booleans(),
+    st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_padded_rows_hold_each_query_and_nothing_else(
+    lengths: list[int], datatype: str, several: bool, data: st.DataObject
+) -> None:
+    tensor = Tensor("x", datatype, ("length", 2), padding=1)
+    inputs = (tensor, AGE) if several else (tensor,)
+    signature = Signature(inputs, (SCORES,), {"length": Axis((2, 5, 8))})
+    most = max(lengths)
+    x = data.draw(arrays_of.arrays(DATATYPES[datatype], (len(lengths), most, 2), fill=st.nothing()))
+    if x.dtype.kind == "f":
+        x = np.nan_to_num(x)
+    arrays = {"x": x, "age": np.arange(len(lengths), dtype=np.float32)}
+    rows = padded(arrays, signature, [most])
+    kind = signature.kind_of(rows[0, ...])
+    (bucket,) = kind.sizes
+    assert bucket == signature.axes["length"].bucket(most)
+    split = kind.input.split(rows)
+    assert (split["x"][:, :most] == x).all()
+    assert (split["x"][:, most:] == np.ones((), x.dtype)).all()
+    if several:
+        assert (split["age"] == arrays["age"]).all()
+    assert len(rows_of(arrays, signature, range(len(lengths)))) == len(lengths)
+
+
+def test_a_row_of_the_buckets_size_is_not_copied() -> None:
+    x = np.ones((3, 8), np.int64)
+    assert padded({"ids": x}, Signature((IDS,), (SCORES,), TEXT.axes), [8]) is x

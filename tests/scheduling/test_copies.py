@@ -1,0 +1,130 @@
+"""Replication, tied requests and hedging: when copies are sent, and how many."""
+
+from typing import Any
+
+from parity_models.scheduling import DEPLOYED, Run, Scheduler, Source
+from parity_models.scheduling.dispatch import RoundRobin
+from parity_models.scheduling.policies import Hedging, Replication, Tied
+from scheduling_world import ORIGINALS, World
+
+
+def tied(**options: Any) -> World:
+    """Two instances, each with a queue, whose originals are placed by turns."""
+    world = World(Scheduler(Tied(Tied.Options(**options)), dispatch=RoundRobin()))
+    for instance in ("a", "b"):
+        world.join(instance, ORIGINALS)
+    return world
+
+
+def test_replication_runs_a_query_twice_and_answers_once() -> None:
+    world = World(Scheduler(Replication(Replication.Options(copies=2))))
+    for instance in ("a", "b"):
+        world.join(instance, ORIGINALS)
+    world.arrive(1)
+    assert world.running["a"].subjects == world.running["b"].subjects == (0,)
+    world.finish("b")
+    assert world.answers == {0: Source.MODEL}
+    assert world.cancelled == {world.running["a"].unit}
+
+
+def test_tied_copies_wait_at_two_instances_and_the_first_to_start_cancels_the_other() -> None:
+    world = tied()
+    world.arrive(3)  # two run, and the third waits at both
+    assert sum(world.scheduler.queue_depths().values()) == 2
+    world.finish("b")
+    assert world.running["b"].subjects == (2,)
+    assert world.running["a"].subjects != (2,)
+    assert not any(world.scheduler.queue_depths().values())
+    world.finish("a")
+    assert "a" not in world.running
+
+
+def test_tied_queries_run_once_where_instances_are_idle() -> None:
+    world = tied()
+    world.arrive(1)
+    assert len(world.running) == 1
+    assert not any(world.scheduler.queue_depths().values())
+
+
+def test_tied_copies_wait_their_turn() -> None:
+    world = tied()
+    world.arrive(4)
+    for query in (2, 3):
+        world.finish("a")
+        assert world.running["a"].subjects == (query,)
+
+
+def test_a_tied_query_is_queued_once_more_only_if_it_waits_after_the_delay() -> None:
+    world = tied(tied_delay=1.0)
+    world.arrive(3)
+    assert sum(world.scheduler.queue_depths().values()) == 1
+    world.pass_time(1.1)
+    assert sum(world.scheduler.queue_depths().values()) == 2
+    assert sum(isinstance(action, Run) for action in world.log) == 2
+
+
+def test_hedging_copies_a_query_that_takes_long() -> None:
+    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0))))
+    for instance in ("a", "b"):
+        world.join(instance, ORIGINALS)
+    world.arrive(1)
+    world.pass_time(0.9)
+    assert "b" not in world.running
+    world.pass_time(0.2)
+    assert world.running["b"].subjects == (0,)
+
+
+def test_hedging_does_not_copy_what_waits_in_the_common_queue() -> None:
+    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0))))
+    world.join("busy", ORIGINALS)
+    world.arrive(2)
+    world.abandon(0)
+    world.pass_time(1.5)
+    world.join("a", ORIGINALS)
+    world.join("b", ORIGINALS)
+    assert "b" not in world.running
+    world.pass_time(1.0)
+    assert world.running["b"].subjects == (1,)
+
+
+def test_hedging_stays_within_its_budget() -> None:
+    world = World(Scheduler(Hedging(Hedging.Options(hedge_delay=1.0, hedge_budget=0.1))))
+    for i in range(400):
+        world.join(f"{i}", ORIGINALS)
+    world.arrive(200)
+    world.pass_time(2.0)
+    assert sum(isinstance(action, Run) for action in world.log) == 210
+
+
+def test_hedging_learns_its_delay() -> None:
+    world = World(Scheduler(Hedging(Hedging.Options(hedge_quantile=0.95))))
+    world.join("a", ORIGINALS)
+    for _ in range(50):
+        world.arrive(1)
+        world.pass_time(0.5)
+        world.finish("a")
+    world.join("b", ORIGINALS)
+    world.arrive(1)
+    world.pass_time(0.4)
+    assert len(world.running) == 1
+    world.pass_time(0.2)
+    assert len(world.running) == 2
+
+
+def test_an_exact_query_is_copied_all_the_same() -> None:
+    world = World(Scheduler(Replication(Replication.Options(copies=2))))
+    for instance in ("a", "b"):
+        world.join(instance, ORIGINALS)
+    world.arrive(1, exact=True)
+    assert len(world.running) == 2
+
+
+def test_copies_that_the_budget_forbids_are_counted() -> None:
+    policy = Hedging(Hedging.Options(hedge_delay=0.1, hedge_budget=0.01))
+    world = World(Scheduler(policy))
+    for number in range(30):
+        world.join(f"{number}", ORIGINALS)
+    world.arrive(15)
+    world.pass_time(0.2)
+    assert len(world.running) == 15 + 10
+    assert world.scheduler.work_held_back() == {DEPLOYED: 5}

@@ -1,0 +1,176 @@
+"""Stand-ins are compared with the model now and then, though nothing is late."""
+
+from collections.abc import Callable
+
+import pytest
+
+from parity_models.scheduling import (
+    BACKUP,
+    DEPLOYED,
+    Action,
+    Compare,
+    Encode,
+    ForgetGroup,
+    ForgetQueries,
+    Policy,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Source,
+    parity_role,
+)
+from parity_models.scheduling.policies import Adaptive, EqualResources, StandIns
+from scheduling_world import World, code
+
+EVERY = 10.0
+
+
+def world_of(policy: Policy, instances: int = 2, every: float = EVERY) -> World:
+    world = World(Scheduler(policy, SchedulerConfig(compare_every=every)), code())
+    for number, roles in enumerate(policy.roles(instances, 0)):
+        world.join(f"{number}", roles)
+    return world
+
+
+def adaptive(*, parity: bool = False, backup: bool = False) -> Policy:
+    return Adaptive(StandIns(code() if parity else None, backup))
+
+
+def answer(world: World, tenant: str | None = None, *, exact: bool = False) -> int:
+    """A query that the model answers at once."""
+    (query,) = world.arrive(1, tenant=tenant, exact=exact)
+    (instance,) = [each for each, run in world.running.items() if query in run.subjects]
+    world.finish(instance)
+    assert world.answers[query] is Source.MODEL
+    return query
+
+
+def comparisons(world: World) -> list[str]:
+    """The roles that have run for a comparison."""
+    runs = {each.unit: each.role for each in world.log if isinstance(each, Run)}
+    return [runs[each.unit] for each in world.log if isinstance(each, Compare)]
+
+
+def finish_all(world: World) -> None:
+    for instance in list(world.running):
+        world.finish(instance)
+
+
+def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
+    world = world_of(adaptive(backup=True))
+    answer(world)
+    assert comparisons(world) == []
+    world.pass_time(EVERY)
+    query = answer(world)
+    (run,) = world.running.values()
+    assert (run.role, run.subjects) == (BACKUP, (query,))
+    assert comparisons(world) == [BACKUP]
+    finish_all(world)
+    answer(world)
+    assert comparisons(world) == [BACKUP]
+    world.pass_time(EVERY)
+    answer(world)
+    assert comparisons(world) == [BACKUP, BACKUP]
+
+
+def test_of_a_parity_model_so_many_answered_queries_are_encoded_as_are_in_a_group() -> None:
+    world = world_of(adaptive(parity=True))
+    answer(world)
+    world.pass_time(EVERY)
+    members = (answer(world), answer(world))
+    (encode,) = [each for each in world.log if isinstance(each, Encode)]
+    assert encode.members == members
+    assert comparisons(world) == [parity_role(0)]
+
+
+def test_tenants_are_not_encoded_together_and_exact_queries_not_at_all() -> None:
+    world = world_of(adaptive(parity=True))
+    answer(world)
+    world.pass_time(EVERY)
+    answer(world, "one")
+    answer(world, "other")
+    answer(world, "one", exact=True)
+    assert comparisons(world) == []
+    answer(world, "one")
+    assert comparisons(world) == [parity_role(0)]
+
+
+def test_who_comes_alone_does_not_keep_others_from_being_compared_for_ever() -> None:
+    world = world_of(adaptive(parity=True))
+    answer(world)
+    world.pass_time(EVERY)
+    answer(world, "alone")
+    answer(world, "other")
+    world.pass_time(EVERY)
+    answer(world, "other")
+    answer(world, "other")
+    assert comparisons(world) == [parity_role(0)]
+
+
+def test_stand_ins_take_turns_and_those_that_nobody_runs_are_passed_over() -> None:
+    world = world_of(adaptive(parity=True, backup=True))
+    answer(world)
+    for _ in range(4):
+        world.pass_time(EVERY)
+        answer(world)
+        answer(world)
+        finish_all(world)
+    assert comparisons(world) == [BACKUP, parity_role(0)] * 2
+    for instance in list(world.roles):
+        world.leave(instance)
+    for instance in "xy":
+        world.join(instance, frozenset({DEPLOYED, BACKUP}))
+    for _ in range(4):
+        world.pass_time(EVERY)
+        answer(world)
+        answer(world)
+        finish_all(world)
+    assert comparisons(world)[4:] == [BACKUP] * 4
+
+
+@pytest.mark.parametrize("how", ["finish", "fail", "leave"])
+@pytest.mark.parametrize("stand_ins", [{"backup": True}, {"parity": True}])
+def test_nothing_is_kept_of_a_comparison_that_runs_and_it_is_not_tried_again(
+    how: str, stand_ins: dict[str, bool]
+) -> None:
+    world = world_of(adaptive(**stand_ins))
+    answer(world)
+    world.pass_time(EVERY)
+    queries = {answer(world)} if "backup" in stand_ins else {answer(world), answer(world)}
+    last: list[Action] = world.log[-5:]
+    forgotten = {q for each in last if isinstance(each, ForgetQueries) for q in each.queries}
+    if "parity" in stand_ins:
+        assert any(isinstance(each, ForgetGroup) for each in last)
+    (instance,) = world.running
+    getattr(world, how)(instance)
+    assert not world.running
+    assert not any(world.scheduler.queue_depths().values())
+    # A policy with a code keeps answered queries itself, as padding.
+    assert forgotten == queries or "parity" in stand_ins
+
+
+@pytest.mark.parametrize(
+    "quiet", [lambda world: None, lambda world: world.arrive(2)], ids=["idle", "busy"]
+)
+def test_it_is_run_only_on_an_instance_that_is_idle_at_once(
+    quiet: Callable[[World], None],
+) -> None:
+    world = world_of(adaptive(backup=True), instances=1)
+    answer(world)
+    world.pass_time(EVERY)
+    (query,) = world.arrive(1)
+    (instance,) = world.running
+    quiet(world)
+    busy = world.queued(DEPLOYED) > 0
+    world.finish(instance)
+    assert world.answers[query] is Source.MODEL
+    assert comparisons(world) == ([] if busy else [BACKUP])
+    assert world.queued(BACKUP) == 0
+
+
+def test_there_is_none_where_none_is_wanted_or_no_stand_in_is_asked() -> None:
+    for world in (world_of(adaptive(backup=True), every=0.0), world_of(EqualResources())):
+        for _ in range(3):
+            world.pass_time(EVERY)
+            answer(world)
+        assert comparisons(world) == []

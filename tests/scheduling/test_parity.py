@@ -1,0 +1,223 @@
+"""The parity policy: what joins a group, when parity queries are sent, and when they answer."""
+
+from typing import Any
+
+from parity_models.scheduling import (
+    DEPLOYED,
+    Answer,
+    Cancel,
+    Decode,
+    Encode,
+    Parity,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Source,
+    parity_role,
+)
+from parity_models.scheduling.policies import AnswerRule, Pool
+from parity_models.scheduling.policies.groups import SHARERS_KEPT
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
+
+
+def parity_world(
+    instances: dict[str, frozenset[str]], decoder: str = "separate", **options: Any
+) -> World:
+    the_code = code(decoder=decoder)
+    policy = Parity(the_code, Parity.Options(**options))
+    world = World(Scheduler(policy), the_code)
+    for instance, roles in instances.items():
+        world.join(instance, roles)
+    return world
+
+
+DEDICATED = {"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}
+
+
+class Test_parity:
+    def test_reconstructs_a_query_whose_instance_is_slow(self) -> None:
+        world = parity_world(DEDICATED, "subtraction")
+        world.arrive(2)
+        world.finish("p")
+        assert not world.answers
+        world.finish("a")
+        assert world.answers == {0: Source.MODEL, 1: Source.RECONSTRUCTION}
+        assert any(isinstance(action, Cancel) for action in world.log)
+
+    def test_with_separate_outputs_needs_no_other_prediction(self) -> None:
+        world = parity_world(DEDICATED)
+        world.arrive(2)
+        world.finish("p")
+        assert set(world.answers.values()) == {Source.RECONSTRUCTION}
+
+    def test_sends_originals_before_it_encodes(self) -> None:
+        world = parity_world({"a": BOTH, "b": BOTH, "c": BOTH})
+        world.arrive(2)
+        kinds = [type(action) for action in world.log if isinstance(action, Run | Encode)]
+        assert kinds == [Run, Run, Encode, Run]
+
+    def test_in_a_shared_pool_waits_until_no_original_does(self) -> None:
+        world = parity_world({"a": BOTH})
+        world.arrive(3)
+        world.finish("a")
+        world.finish("a")
+        assert world.running["a"].subjects == (2,)
+
+    def test_still_queued_is_dropped_when_its_group_is_complete(self) -> None:
+        world = parity_world({"a": BOTH})
+        world.arrive(2)
+        world.finish("a")
+        world.finish("a")
+        assert not world.running
+        assert not any(isinstance(action, Encode) for action in world.log)
+
+    def test_an_original_still_queued_is_dropped_when_its_answer_has_gone_out(self) -> None:
+        world = parity_world({"a": ORIGINALS, "p": PARITIES})
+        world.arrive(2)
+        world.finish("p")
+        assert world.running["a"].subjects == (0,)
+        assert world.scheduler.queue_depths()[DEPLOYED] == 0
+
+    def test_pads_a_lonely_query_with_one_answered_before(self) -> None:
+        world = parity_world(DEDICATED, "subtraction", max_group_wait=1.0)
+        world.arrive(2)
+        for instance in ("a", "b", "p"):
+            world.finish(instance)
+        world.arrive(1)
+        world.pass_time(0.9)
+        assert "p" not in world.running
+        world.pass_time(0.2)
+        assert world.members[world.running["p"].subjects[0]] == (2, 1)
+        world.finish("p")
+        assert world.answers[2] is Source.RECONSTRUCTION
+
+    def test_closes_an_overdue_group_as_soon_as_there_is_padding(self) -> None:
+        world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES}, max_group_wait=1.0)
+        world.arrive(1, "image")
+        world.pass_time(2.0)
+        assert "p" not in world.running, "there is nothing to pad with yet"
+        world.arrive(1, "image")
+        assert "p" in world.running
+
+    def test_of_different_kinds_never_share_a_group(self) -> None:
+        world = parity_world(DEDICATED, max_group_wait=None)
+        world.arrive(1, "image")
+        world.arrive(1, "text")
+        assert "p" not in world.running
+        world.arrive(1, "image")
+        assert world.members[world.running["p"].subjects[0]] == (0, 2)
+
+    def test_of_different_tenants_never_share_a_group_nor_padding(self) -> None:
+        world = parity_world(DEDICATED, max_group_wait=1.0)
+        world.arrive(1, tenant="one")
+        world.arrive(1, tenant="other")
+        world.finish("a")
+        world.finish("b")
+        world.arrive(1, tenant="third")
+        world.pass_time(2.0)
+        assert "p" not in world.running
+        world.arrive(1, tenant="one")
+        assert world.members[world.running["p"].subjects[0]] == (0, 3)
+
+    def test_batches_are_shared_by_tenants(self) -> None:
+        scheduler = Scheduler(Parity(code()), SchedulerConfig(max_batch=2))
+        world = World(scheduler, code(), max_batch=2)
+        world.join("a", BOTH)
+        world.arrive(1)
+        world.arrive(1, tenant="one")
+        world.arrive(1, tenant="other")
+        world.finish("a")
+        assert world.running["a"].subjects == (1, 2)
+
+    def test_of_many_tenants_little_is_kept(self) -> None:
+        world = parity_world(DEDICATED)
+        for tenant in range(100):
+            world.arrive(1, tenant=f"{tenant}")
+            world.finish(min(world.running))
+        assert len(world.inputs) <= 2 * SHARERS_KEPT
+
+    def test_exact_queries_join_no_group_and_are_no_padding(self) -> None:
+        world = parity_world(DEDICATED, max_group_wait=1.0)
+        world.arrive(1, exact=True)
+        world.arrive(1)
+        world.finish("a")
+        world.pass_time(2.0)
+        assert "p" not in world.running
+        world.finish("b")
+        assert len(world.inputs) == 1
+        world.arrive(1)
+        assert world.members[world.running["p"].subjects[0]] == (1, 2)
+
+    def test_batch_mates_never_join_one_group(self) -> None:
+        """Nodes are lost between their arrival and their start."""
+        config = SchedulerConfig(max_batch=2)
+        world = World(
+            Scheduler(Parity(code(), Parity.Options(max_group_wait=None)), config),
+            code(),
+            max_batch=2,
+        )
+        world.join("a", ORIGINALS, "x")
+        world.join("b", ORIGINALS, "y")
+        world.join("p", PARITIES, "x")
+        for _ in "ab":
+            world.arrive(1, exact=True)
+        world.abandon(1)  # it runs on
+        world.arrive(2)
+        world.leave("b")
+        while world.running:
+            world.finish(min(world.running))
+        assert len(world.answers) == 3
+
+    def test_delayed_is_sent_only_to_groups_still_incomplete(self) -> None:
+        world = parity_world({**DEDICATED, "c": ORIGINALS, "d": ORIGINALS}, parity_delay=1.0)
+        world.arrive(4)
+        world.finish("a")
+        world.finish("b")
+        world.pass_time(1.5)
+        encodes = [action for action in world.log if isinstance(action, Encode)]
+        assert [encode.members for encode in encodes] == [(2, 3)]
+
+    def test_under_the_deadline_rule_prefers_the_model_until_then(self) -> None:
+        world = parity_world(DEDICATED, answer=AnswerRule.DEADLINE, answer_after=1.0)
+        world.arrive(2)
+        world.finish("p")
+        world.pass_time(0.5)
+        world.finish("a")
+        assert world.answers == {0: Source.MODEL}
+        world.pass_time(0.6)
+        assert world.answers[1] is Source.RECONSTRUCTION
+
+    def test_under_the_deadline_rule_does_not_wait_for_a_lost_instance(self) -> None:
+        world = parity_world(DEDICATED, answer=AnswerRule.DEADLINE, answer_after=1.0)
+        world.arrive(2)
+        world.finish("p")
+        world.leave("b")
+        assert world.answers == {1: Source.RECONSTRUCTION}
+
+    def test_encodes_once_even_when_a_parity_unit_is_retried(self) -> None:
+        world = parity_world({"a": ORIGINALS, "b": ORIGINALS, "p": PARITIES})
+        world.arrive(2)
+        world.fail("p")
+        assert world.running["p"].role == parity_role(0)
+        assert sum(isinstance(action, Encode) for action in world.log) == 1
+
+    def test_with_two_rows_recovers_two_of_three(self) -> None:
+        the_code = code(3, 2, "subtraction")
+        world = World(Scheduler(Parity(the_code, Parity.Options(pool=Pool.DEDICATED))), the_code)
+        both_rows = frozenset({parity_role(0), parity_role(1)})
+        for instance in ("a", "b", "c"):
+            world.join(instance, ORIGINALS)
+        world.join("p", both_rows)
+        world.join("q", both_rows)
+        world.arrive(3)
+        world.finish("b")
+        world.finish("p")
+        assert len(world.answers) == 1
+        world.finish("q")
+        decode = next(action for action in world.log if isinstance(action, Decode))
+        assert decode.slots == (0, 2)
+        assert [type(a) for a in world.log if isinstance(a, Decode | Answer)][-3:] == [
+            Decode,
+            Answer,
+            Answer,
+        ]

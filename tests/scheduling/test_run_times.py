@@ -1,0 +1,89 @@
+"""Run times are estimated from all units, those cut short included."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_models.scheduling.run_times import RunTimes
+from scheduling_world import run_times
+
+
+@given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1), st.floats(0, 10))
+def test_of_units_that_all_finished_the_share_longer_is_counted(
+    times: list[float], seconds: float
+) -> None:
+    known = run_times(*((time, True) for time in times))
+    assert known.share_longer(seconds) == pytest.approx(
+        sum(time > seconds for time in times) / len(times)
+    )
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.booleans()), min_size=1))
+def test_fewer_units_take_longer_than_a_longer_time(units: list[tuple[float, bool]]) -> None:
+    known = run_times(*units)
+    shares = [known.share_longer(seconds) for seconds in (0.0, 1.0, 2.0, 5.0, 9.0, 20.0)]
+    assert shares[0] == 1
+    assert all(0 <= after <= before for before, after in pairwise(shares))
+
+
+def test_units_cut_short_count_until_they_were() -> None:
+    known = run_times((1, True), (2, False), (3, True), (4, False), (5, True))
+    assert known.share_longer(1) == pytest.approx(4 / 5)
+    assert known.share_longer(3) == pytest.approx(4 / 5 * 2 / 3)
+    assert known.median == 5
+
+
+def test_units_cut_short_do_not_hide_that_units_are_slow() -> None:
+    known = run_times(*[(1.0, True)] * 8, (1.2, False), (1.2, False))
+    assert known.share_longer(2.0) == pytest.approx(0.2)
+
+
+def test_nothing_is_known_to_begin_with() -> None:
+    assert RunTimes().share_longer(1.0) == 1.0
+    assert RunTimes().longest == 0.0
+    assert run_times((1.0, False)).median is None
+    assert not list(RunTimes().ages())
+
+
+@given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1), st.floats(0, 8.9))
+def test_what_is_left_of_units_is_their_mean_beyond_an_age(times: list[float], age: float) -> None:
+    known = run_times(*((time, True) for time in [*times, 9.0]))
+    since = age + 0.5
+    running = [time for time in [*times, 9.0] if time > age]
+    left, moment = known.left(age, since)
+    beyond = [max(time, since) for time in running]
+    assert left == pytest.approx(sum(time - since for time in beyond) / len(running))
+    weighted = sum((time**2 - since**2) / 2 for time in beyond) / len(running)
+    assert moment == pytest.approx(weighted)
+
+
+def test_a_unit_older_than_all_that_are_known_is_expected_to_take_as_long_again() -> None:
+    left, moment = run_times((1.0, True), (2.0, True)).left(3.0, 4.0)
+    assert left == 2.0
+    assert moment == pytest.approx((6.0**2 - 4.0**2) / 2)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.booleans()), min_size=1))
+def test_few_ages_are_told_apart_and_each_is_reached_by_fewer(
+    units: list[tuple[float, bool]],
+) -> None:
+    known = run_times(*units)
+    ages = list(known.ages())
+    assert len(ages) <= 26
+    assert all(share == known.share_longer(age) for age, share in ages)
+    for (earlier, more), (later, fewer) in pairwise(ages):
+        assert earlier < later
+        assert fewer < more
+
+
+def test_that_units_are_slow_is_not_forgotten_where_the_slow_ones_are_cut_short() -> None:
+    known = RunTimes(window=100, every=10)
+    for unit in range(300):
+        slow, seen = unit % 10 == 9, unit < 100
+        known.add((9.0 if seen else 1.3) if slow else 1.0, finished=seen or not slow)
+    known.add(1.35, finished=True)  # the one that was late and not cut short
+    for _ in range(9):
+        known.add(1.0, finished=True)
+    assert known.share_longer(2.0) > 0.05

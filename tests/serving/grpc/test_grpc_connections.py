@@ -1,0 +1,146 @@
+"""Connections of gRPC clients that stop, never read, or are too many are closed."""
+
+import asyncio
+import signal
+import socket
+import struct
+import sys
+from asyncio.subprocess import PIPE
+
+import grpc
+import pytest
+from grpc import StatusCode
+
+from grpc_served import INFER, method, request, serving, until
+from parity_models.serving.grpc.unread import close_connection
+
+
+async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
+    """The client is a process that stops once it has asked, and its answer is large."""
+    async with serving(idle_timeout=1, head_timeout=1) as (served, _):
+        served.frontend.widen = 2_000_000
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", ASK, served.address, stdin=PIPE, stdout=PIPE
+        )
+        assert client.stdin is not None
+        assert client.stdout is not None
+        client.stdin.write(request())
+        client.stdin.close()
+        await until(lambda: served.frontend.asked == 1)
+        client.send_signal(signal.SIGSTOP)
+        served.frontend.go.set()
+        await until(lambda: served.requests(200) == 1)
+        await asyncio.sleep(3)
+        client.send_signal(signal.SIGCONT)
+        assert await client.stdout.read() == b"UNAVAILABLE"
+        await client.wait()
+
+
+ASK = f"""
+import grpc, sys
+channel = grpc.insecure_channel(sys.argv[1], [("grpc.max_receive_message_length", -1)])
+try:
+    channel.unary_unary({INFER!r})(sys.stdin.buffer.read())
+    print("OK", end="")
+except grpc.RpcError as error:
+    print(error.code().name, end="")
+"""
+"""Asks the server at its argument what it reads, and says how that ends."""
+
+
+async def test_an_answer_that_is_never_read_ends_its_connection_and_is_held_till_then() -> None:
+    """The client answers pings, but leaves the server no room in HTTP/2's window."""
+    async with serving(write_timeout=0.5) as (served, infer):
+        served.frontend.go.set()
+        client = asyncio.create_task(ask_and_never_read(served.address, request(1000)))
+        await until(lambda: served.requests(200) == 1)
+        await asyncio.sleep(0.1)
+        assert served.budget.held > 16_000
+        await infer(request())  # which others do not notice
+        await until(lambda: served.budget.held == 0)
+        await asyncio.wait_for(client, 5)
+        assert served.ended("write timeout") == 1
+        await infer(request())
+
+
+@pytest.mark.parametrize(
+    ("host", "peer"), [("127.0.0.1", "ipv4:127.0.0.1:{}"), ("::1", "ipv6:%5B::1%5D:{}")]
+)
+def test_the_connection_of_a_peer_alone_is_closed(host: str, peer: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection((host, port)) as client, server.accept()[0] as accepted:
+            name = peer.format(client.getsockname()[1])
+            assert not close_connection(name, port + 1)
+            assert not close_connection(peer.format(1), port)
+            accepted.sendall(b"still there")
+            assert client.recv(100) == b"still there"
+            assert close_connection(name, port)
+            assert client.recv(100) == b""
+    assert not close_connection("unix:", port)
+
+
+async def test_an_answer_that_is_read_in_time_keeps_its_connection() -> None:
+    async with serving(write_timeout=0.2) as (served, infer):
+        served.frontend.go.set()
+        served.frontend.widen = 10_000
+        await infer(request(10))
+        await asyncio.sleep(0.6)
+        assert served.budget.held == 0
+        assert served.ended("write timeout") == 0
+
+
+async def ask_and_never_read(address: str, message: bytes) -> None:
+    """A call whose stream's window is 0 (RFC 9113, section 6.9), until the connection is over."""
+    host, port = address.rsplit(":", 1)
+    reader, writer = await asyncio.open_connection(host, int(port))
+
+    def send(kind: int, flags: int, stream: int, payload: bytes) -> None:
+        head = struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream)
+        writer.write(head + payload)
+
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": INFER,
+        ":authority": address,
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    send(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))  # SETTINGS_INITIAL_WINDOW_SIZE
+    fields = (each.encode() for pair in headers.items() for each in pair)
+    literal = [bytes([len(each)]) + each for each in fields]  # RFC 7541, section 6.2.2
+    block = b"".join(b"\0" + name + value for name, value in zip(*[iter(literal)] * 2, strict=True))
+    send(HEADERS, END_HEADERS, 1, block)
+    data = struct.pack(">BI", 0, len(message)) + message
+    for start in range(0, len(data), 16_000):
+        piece = data[start : start + 16_000]
+        send(DATA, END_STREAM if start + 16_000 >= len(data) else 0, 1, piece)
+    try:
+        while True:
+            head = await reader.readexactly(9)
+            payload = await reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == PING and not head[4] & ACK:
+                send(PING, ACK, 0, payload)
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        writer.close()
+
+
+DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+"""Of RFC 9113, section 6."""
+
+
+async def test_the_connection_too_many_is_closed() -> None:
+    async with serving(max_connections=2) as (served, infer):
+        served.frontend.go.set()
+        await infer(request())
+        async with served.channel() as second:
+            await method(second)(request())
+            async with served.channel() as third:
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await method(third)(request(), timeout=10)
+                assert error.value.code() is StatusCode.UNAVAILABLE
+            await infer(request())

@@ -1,0 +1,63 @@
+"""The page in a real browser."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from browser import chromium
+from served import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
+    page = browser.new_page()
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(f"{server.url}/ui/")
+    expect(page.locator(".badge")).to_have_text("ready")
+    yield page
+    page.close()
+    assert complaints == []
+
+
+def test_it_shows_within_a_second_that_an_instance_was_killed(
+    page: Page, server: ServerProcess
+) -> None:
+    expect(page.locator(".cell")).to_have_count(3)
+    os.kill(server.workers()[0], signal.SIGKILL)
+    expect(page.locator(".events")).to_contain_text("signal 9", timeout=1000)
+    expect(page.locator(".events")).to_contain_text("is up", timeout=60_000)
+    expect(page.locator(".cell[data-state=gone]")).to_have_count(0)
+    expect(page.locator(".cell")).to_have_count(3)
+
+
+def test_what_it_shows_is_said_to_those_who_cannot_see_it(page: Page) -> None:
+    expect(page.get_by_role("heading", name="Instances")).to_be_visible()
+    expect(page.get_by_role("listitem").filter(has_text="up").first).to_be_visible()
+    charts = page.get_by_role("img").and_(page.locator(".chart"))
+    expect(charts).to_have_count(2)
+    for chart in charts.all():
+        expect(chart).to_have_accessible_name(re.compile("."))
+    expect(page.get_by_role("log")).to_be_visible()
+
+
+def test_it_is_as_wide_as_a_phone_and_dark_where_that_is_wanted(page: Page) -> None:
+    def ground() -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light = ground()
+    page.emulate_media(color_scheme="dark")
+    assert ground() != light
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_function("document.documentElement.scrollWidth <= 360")

@@ -1,0 +1,125 @@
+"""The page over HTTP, of a real server."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from parity_models.serving.page.feed import MAX_WATCHERS
+from served import ServerProcess, predictions, queries, until
+
+
+def frames(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def infer(server: ServerProcess, rows: int = 1) -> httpx.Response:
+    data = queries(rows)
+    tensor = {"name": "input", "shape": data.shape, "datatype": "FP32", "data": data.tolist()}
+    url = f"{server.url}/v2/models/model/infer"
+    return httpx.post(url, json={"inputs": [tensor]}, timeout=30)
+
+
+def test_the_page_and_its_files_are_there_and_load_nothing_from_elsewhere(
+    server: ServerProcess,
+) -> None:
+    page = httpx.get(f"{server.url}/ui", follow_redirects=True)
+    assert page.status_code == 200
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    assert "://" not in page.text
+    for name, kind in (("page.js", "text/javascript"), ("page.css", "text/css")):
+        file = httpx.get(f"{server.url}/ui/{name}")
+        assert (file.status_code, file.headers["content-type"].split(";")[0]) == (200, kind)
+    about = httpx.get(f"{server.url}/ui/about").json()
+    assert about["title"] == "model"
+    assert about["controls"] is None
+
+
+def test_nothing_can_be_changed_by_the_page_of_a_server(server: ServerProcess) -> None:
+    answer = httpx.post(f"{server.url}/ui/control", json={"type": "kill", "instance": "0"})
+    assert answer.status_code == 404
+    assert httpx.post(f"{server.url}/ui/about").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/ui/", "/ui/about", "/ui/events", "/ui/page.js"])
+def test_pages_of_others_whose_name_leads_here_are_refused(
+    server: ServerProcess, path: str
+) -> None:
+    for host in ("evil.example", "127.0.0.1.evil.example", "", "[::1"):
+        answer = httpx.get(f"{server.url}{path}", headers={"Host": host})
+        assert answer.status_code == 403
+        assert "127.0.0.1" in answer.json()["error"]
+
+
+def test_the_events_say_what_the_server_does(server: ServerProcess) -> None:
+    with httpx.stream("GET", f"{server.url}/ui/events", timeout=30) as events:
+        assert events.headers["content-type"] == "text/event-stream"
+        assert "access-control-allow-origin" not in events.headers
+        stream = frames(events)
+        first = next(stream)
+        assert first["ready"]
+        assert [cell["state"] for cell in first["instances"]] == ["up"] * 3
+        assert infer(server, 4).status_code == 200
+        answered = next(f for f in stream if f["answered"]["now"])
+        assert answered["answered"]["now"]["count"] == 4
+        assert answered["answered"]["now"]["p50"] >= 20
+        assert sum(answered["answers"].values()) > 0
+
+
+def test_an_instance_that_is_killed_is_gone_in_the_next_frames_and_then_back(
+    server: ServerProcess,
+) -> None:
+    with httpx.stream("GET", f"{server.url}/ui/events", timeout=30) as events:
+        stream = frames(events)
+        places = {cell["place"] for cell in next(stream)["instances"]}
+        os.kill(server.workers()[0], signal.SIGKILL)
+        gone = next(f for f in stream if any(c["state"] == "gone" for c in f["instances"]))
+        assert {cell["place"] for cell in gone["instances"]} == places
+        kinds = {event["kind"] for event in gone["events"]}
+        back = next(f for f in stream if all(c["state"] != "gone" for c in f["instances"]))
+        assert {cell["place"] for cell in back["instances"]} == places
+    assert "left" in kinds
+
+
+def test_further_watchers_than_there_is_room_for_are_told_so(server: ServerProcess) -> None:
+    with ExitStack() as stack:
+        for _ in range(MAX_WATCHERS):
+            watcher = stack.enter_context(httpx.stream("GET", f"{server.url}/ui/events"))
+            assert watcher.status_code == 200
+        refused = stack.enter_context(httpx.stream("GET", f"{server.url}/ui/events"))
+        assert refused.status_code == 503
+        assert infer(server).status_code == 200
+    until(
+        lambda: httpx.head(f"{server.url}/ui/events").status_code == 200,
+        "watchers that left still have their places",
+    )
+
+
+def test_answers_are_the_same_with_a_page(server: ServerProcess) -> None:
+    data = infer(server, 3).json()["outputs"][0]["data"]
+    assert data == pytest.approx(predictions(queries(3)).ravel().tolist(), rel=1e-3, abs=1e-4)
+
+
+def test_without_being_asked_for_there_is_no_page(bundle: str) -> None:
+    with ServerProcess(bundle, "--policy", "none", "--instances", "1") as server:
+        assert httpx.get(f"{server.url}/ui/").status_code == 404
+
+
+def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(bundle: str) -> None:
+    options = ("--ui", "--policy", "none", "--instances", "1")
+    with (
+        ServerProcess(bundle, *options) as server,
+        httpx.stream("GET", f"{server.url}/ui/events", timeout=30) as events,
+    ):
+        stream = frames(events)
+        next(stream)
+        server.signal(signal.SIGTERM)
+        assert all("at" in frame for frame in stream)
+        assert server.wait() == 0

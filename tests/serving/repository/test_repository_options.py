@@ -1,0 +1,106 @@
+"""What `parm serve --repository` refuses, in one sentence each."""
+
+from pathlib import Path
+
+import pytest
+
+from commands import Here, assert_refused
+from parity_models.errors import UserError
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.repository.layout import options_of, scan
+from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.repository import asked_by
+from repositories import write_version
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--engine", "ray"), "engine ray, which serves one bundle"),
+        (("--deployed", "http://127.0.0.1:1"), "engine remote, which serves one bundle"),
+        (("--name", "x"), "name is for a server of one bundle"),
+        (("--ui",), "ui is for a server of one bundle"),
+        (("--traces",), "leave --traces out"),
+        (("--bundle", "y"), "not both"),
+        (("--canary", "5"), "a share like 5%"),
+        (("--canary", "0%"), "above 0%"),
+        (("--dispatch", "round-robin"), "needs --policy"),
+    ],
+)
+def test_options_of_one_bundle_are_refused(
+    parm_here: Here, tmp_path: Path, options: tuple[str, ...], reason: str
+) -> None:
+    assert_refused(parm_here("serve", "--repository", tmp_path, *options), reason)
+
+
+def test_a_folder_that_is_not_there_is_named(parm_here: Here, tmp_path: Path) -> None:
+    outcome = parm_here("serve", "--repository", tmp_path / "nowhere")
+    assert_refused(outcome, "nowhere cannot be read: No such file or directory")
+
+
+def test_a_canary_needs_a_repository(parm_here: Here, tmp_path: Path) -> None:
+    bundle = write_version(tmp_path / "models", "one", "1")
+    assert_refused(parm_here("serve", bundle, "--canary", "5%"), "need --repository")
+
+
+def test_the_options_in_force_are_printed(parm_here: Here, tmp_path: Path) -> None:
+    said = parm_here("serve", "--repository", tmp_path, "--canary", "5%", "--print-config").stdout
+    assert f'repository = "{tmp_path}"' in said
+    assert 'canary = "5%"' in said
+    assert "# canary-predictions = 500" in said
+
+
+def test_versions_are_folders_named_by_whole_numbers(tmp_path: Path) -> None:
+    for name in ("a/10", "a/9", "a/01", "a/0", "a/x", ".b/1", "c"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a" / "11").write_text("")
+    found = scan(tmp_path)
+    assert {name: list(versions) for name, versions in found.items()} == {"a": ["9", "10"], "c": []}
+
+
+def test_settings_of_a_model_say_how_it_is_served(tmp_path: Path) -> None:
+    bundle = open_bundle(write_version(tmp_path, "one", "1"))
+    settings = tmp_path / "one" / "serve.toml"
+    settings.write_text('instances = 3\ndeadline = 0.5\npolicy = "hedging"\nhedge-delay = 50\n')
+    options = options_of(settings.parent, bundle, lambda bundle: ServeOptions(max_queue=7))
+    assert (options.instances, options.deadline, options.max_queue) == (3, 0.5, 7)
+    assert options.policy is not None
+    assert options.policy.options == {"hedge_delay": 0.05}
+    assert options.name == "one"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("instances = 0", "instances must be 1 or more"),
+        ("port = 1", "port is no option of a model"),
+        ('policy = "none"\nport = 1', "port is no option of the policy none"),
+        ("policy = 1", "policy is a name"),
+        ("instances", "is not TOML"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str, reason: str) -> None:
+    bundle = open_bundle(write_version(tmp_path, "one", "1"))
+    (tmp_path / "one" / "serve.toml").write_text(text)
+    with pytest.raises(UserError, match=reason) as caught:
+        options_of(tmp_path / "one", bundle, lambda bundle: ServeOptions())
+    assert "serve.toml" in str(caught.value)
+
+
+def test_a_load_asks_for_a_version_and_a_canary() -> None:
+    assert asked_by({}) == (None, None)
+    assert asked_by({"version": "2", "canary": "5%"}) == ("2", "5%")
+    config = '{"version_policy": {"specific": {"versions": [2]}}}'
+    assert asked_by({"config": config}) == ("2", None)
+    config = '{"parameters": {"canary": {"string_value": "5%"}}}'
+    assert asked_by({"config": config}) == (None, "5%")
+    for wrong in ("[", "[]", '{"version_policy": {"latest": {}}}', '{"parameters": 1}', 3):
+        with pytest.raises(InvalidRequestError, match="config"):
+            asked_by({"config": wrong})
+
+
+def test_a_share_is_of_requests() -> None:
+    assert RolloutOptions(canary="2.5%").share == 0.025
+    assert RolloutOptions(canary="100%").share is None

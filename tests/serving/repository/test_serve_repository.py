@@ -1,0 +1,275 @@
+"""`parm serve --repository` as a process, with the clients that people have."""
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from http_served import post, serving
+from repositories import INPUTS, WEIGHTS, write_version
+from served import ServerProcess, is_alive, until
+
+ROWS = np.random.default_rng(1).normal(size=(3, INPUTS)).astype(np.float32)
+OPTIONS = ("--instances", "2", "--policy", "none", "--grpc-port", "0", "--verify-every", "0")
+
+
+class Repository:
+    """A folder and the server of it."""
+
+    def __init__(self, folder: Path, server: ServerProcess) -> None:
+        self.folder = folder
+        self.server = server
+        self.http: Any = triton_http.InferenceServerClient(server.url.removeprefix("http://"))
+        self.grpc: Any = triton_grpc.InferenceServerClient(server.grpc_address)
+
+    def state(self, name: str, version: str) -> tuple[str, str]:
+        """State and reason in the index."""
+        for each in self.http.get_model_repository_index():
+            if (each["name"], each["version"]) == (name, version):
+                return each["state"], each.get("reason", "")
+        raise AssertionError(f"{name} {version} is not in the index")
+
+    def load(self, name: str) -> None:
+        """As load_model, from any thread."""
+        url = f"{self.server.url}/v2/repository/models/{name}/load"
+        assert httpx.post(url, json={}, timeout=30).status_code == 200
+
+    def infer(self, name: str, version: str = "") -> tuple[str, float]:
+        """The version that answers, and how many times the weights it has."""
+        found = ask(self.server.url, name, version)
+        return found["model_version"], times_of(found["outputs"][0]["data"])
+
+
+def ask(url: str, name: str, version: str = "", client: Any = httpx) -> dict[str, Any]:
+    tensor = {"name": "input", "shape": ROWS.shape, "datatype": "FP32", "data": ROWS.tolist()}
+    path = f"/v2/models/{name}/versions/{version}" if version else f"/v2/models/{name}"
+    response = client.post(f"{url}{path}/infer", json={"inputs": [tensor]}, timeout=20)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def times_of(data: list[float]) -> float:
+    """How many times the weights all of the predictions have; fails for mixed ones."""
+    ratios = np.array(data).reshape(len(ROWS), -1) / (ROWS @ WEIGHTS)
+    np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-3)
+    return round(float(ratios[0, 0]), 3)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]:
+    folder = tmp_path_factory.mktemp("served") / "models"
+    write_version(folder, "first", "1")
+    write_version(folder, "second", "1", times=3)
+    write_version(folder, "second", "2", times=4)
+    broken = write_version(folder, "broken", "1")
+    (broken / "deployed.onnx").write_bytes(b"no model")
+    (folder / "second" / "notes").mkdir()
+    (folder / "second" / "serve.toml").write_text("instances = 1\n")
+    quick = ("--canary-time", "0.5", "--canary-predictions", "60")
+    with ServerProcess("--repository", str(folder), *OPTIONS, *quick) as server:
+        yield Repository(folder, server)
+
+
+def test_the_newest_version_of_every_model_is_served(repository: Repository) -> None:
+    assert repository.infer("first") == ("1", 1.0)
+    assert repository.infer("second") == ("2", 4.0)
+    assert repository.infer("second", "2") == ("2", 4.0)
+    about = httpx.get(f"{repository.server.url}/v2/models/second").json()
+    assert (about["name"], about["versions"]) == ("second", ["2"])
+    assert "model_repository" in httpx.get(f"{repository.server.url}/v2").json()["extensions"]
+    assert repository.http.is_server_ready()
+    assert repository.http.is_model_ready("first")
+    assert not repository.http.is_model_ready("second", "1")
+
+
+def test_a_broken_bundle_is_unavailable_and_says_why(repository: Repository) -> None:
+    state, reason = repository.state("broken", "1")
+    assert state == "UNAVAILABLE"
+    assert "deployed.onnx" in reason
+    assert not repository.grpc.is_model_ready("broken")
+    url = repository.server.url
+    response = httpx.post(f"{url}/v2/models/broken/infer", json={"inputs": []})
+    assert response.status_code == 503
+    assert "deployed.onnx" in response.json()["error"]
+    assert httpx.get(f"{url}/v2/models/nothing").status_code == 404
+    assert httpx.get(f"{url}/v1/models").json() == {"models": ["first", "second"]}
+
+
+def test_models_have_the_instances_that_their_settings_say(repository: Repository) -> None:
+    text = httpx.get(f"{repository.server.url}/metrics").text
+    up = 'parm_instances_up{model="%s",role="deployed",version="%s",work="deployed"} %s'
+    assert up % ("first", "1", "2.0") in text
+    assert up % ("second", "2", "1.0") in text
+    assert 'parm_requests_total{code="200",model="first",version="1"}' in text
+    assert 'parm_version_share{model="second",version="2"} 1.0' in text
+    assert "parm_connections " in text
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_models_are_listed_loaded_and_unloaded_over_both_protocols(
+    repository: Repository, protocol: str
+) -> None:
+    client = getattr(repository, protocol)
+    name = f"late-{protocol}"
+    with pytest.raises(InferenceServerException, match="no model is called"):
+        client.load_model(name)
+    write_version(repository.folder, name, "7", times=7)
+    client.load_model(name)
+    assert repository.infer(name) == ("7", 7.0)
+    index = client.get_model_repository_index()
+    index = (
+        index
+        if protocol == "http"
+        else [
+            {"name": each.name, "version": each.version, "state": each.state}
+            for each in index.models
+        ]
+    )
+    assert {"name": name, "version": "7", "state": "READY"} in index
+    client.unload_model(name)
+    assert repository.state(name, "7") == ("UNAVAILABLE", "unloaded")
+    assert not client.is_model_ready(name)
+    with pytest.raises(InferenceServerException, match="cannot be loaded"):
+        client.load_model("broken")
+    with pytest.raises(InferenceServerException, match="no version '9'"):
+        client.load_model(
+            name, config=json.dumps({"version_policy": {"specific": {"versions": [9]}}})
+        )
+    with pytest.raises(InferenceServerException, match="not read here"):
+        client.load_model(name, config=json.dumps({"backend": "onnxruntime"}))
+
+
+class Load:
+    """Clients that ask one after the other while inside; what they were answered."""
+
+    def __init__(self, url: str, name: str, clients: int = 2) -> None:
+        self.answers: list[tuple[str, float]] = []
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(url, name)) for _ in range(clients)
+        ]
+
+    def _ask(self, url: str, name: str) -> None:
+        with httpx.Client() as client:
+            while not self._over.is_set():
+                try:
+                    found = ask(url, name, client=client)
+                    data = found["outputs"][0]["data"]
+                    self.answers.append((found["model_version"], times_of(data)))
+                except (AssertionError, httpx.HTTPError) as error:
+                    self.failures.append(str(error))
+
+    def __enter__(self) -> "Load":
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._over.set()
+        for each in self._threads:
+            each.join()
+
+
+def test_a_version_takes_the_place_of_another_under_load_while_a_worker_is_killed(
+    repository: Repository,
+) -> None:
+    write_version(repository.folder, "rolled", "1")
+    repository.http.load_model("rolled")
+    before = set(repository.server.workers())
+    with Load(repository.server.url, "rolled") as load:
+        until(lambda: len(load.answers) > 20, "nobody is answered")
+        write_version(repository.folder, "rolled", "2", times=2)
+        loading = threading.Thread(target=repository.load, args=("rolled",))
+        loading.start()
+        kill_one(before)
+        loading.join()
+        at = len(load.answers)
+        until(lambda: len(load.answers) > at + 20, "nobody is answered")
+    assert load.failures == []
+    assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
+    assert set(load.answers[-10:]) == {("2", 2.0)}
+    until(
+        lambda: repository.state("rolled", "1") == ("UNAVAILABLE", "version 2 took its place"),
+        "the old version does not end",
+    )
+
+
+def kill_one(workers: set[int]) -> None:
+    alive = [pid for pid in sorted(workers) if is_alive(pid)]
+    os.kill(alive[-1], signal.SIGKILL)
+
+
+def canary(repository: Repository, name: str, times: float, share: str) -> None:
+    """A second version of a new model, as a canary."""
+    write_version(repository.folder, name, "1")
+    repository.http.load_model(name)
+    write_version(repository.folder, name, "2", times=times)
+    config = {"parameters": {"canary": {"string_value": share}}}
+    repository.http.load_model(name, config=json.dumps(config))
+
+
+def test_a_canary_that_says_the_same_takes_all(repository: Repository) -> None:
+    canary(repository, "good", 2.0, "50%")
+    assert "canary with 0.5 of requests" in repository.state("good", "2")[1]
+    with Load(repository.server.url, "good") as load:
+        until(lambda: repository.state("good", "1")[0] == "UNAVAILABLE", "it stays a canary")
+    assert load.failures == []
+    assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
+    assert repository.infer("good") == ("2", 2.0)
+
+
+def test_a_canary_that_says_something_else_goes_back_and_says_why(repository: Repository) -> None:
+    canary(repository, "bad", -1.0, "50%")
+    with Load(repository.server.url, "bad") as load:
+        until(lambda: repository.state("bad", "2")[0] == "UNAVAILABLE", "it stays a canary")
+    assert load.failures == []
+    assert set(load.answers) == {("1", 1.0), ("2", -1.0)}
+    assert "predictions differ from the old version's" in repository.state("bad", "2")[1]
+    assert repository.infer("bad") == ("1", 1.0)
+    text = httpx.get(f"{repository.server.url}/metrics").text
+    assert 'parm_rollouts_total{model="bad",outcome="went back"} 1.0' in text
+
+
+def test_a_canary_with_other_tensors_is_refused_and_the_old_version_goes_on(
+    repository: Repository,
+) -> None:
+    write_version(repository.folder, "wide", "1")
+    repository.http.load_model("wide")
+    write_version(repository.folder, "wide", "2", inputs=2 * INPUTS)
+    url = f"{repository.server.url}/v2/repository/models/wide/load"
+    response = httpx.post(url, json={"parameters": {"canary": "5%"}}, timeout=20)
+    assert response.status_code == 400
+    assert "load it without a canary" in response.json()["error"]
+    assert repository.infer("wide") == ("1", 1.0)
+    response = httpx.post(url, json={"parameters": {"canary": "5"}})
+    assert "like 5%" in response.json()["error"]
+
+
+def test_a_server_of_a_bundle_has_an_index_and_loads_nothing() -> None:
+    async def ask_all() -> None:
+        async with serving() as served:
+            client = await served.connect()
+            client.send(post(b'{"ready": true}', path="/v2/repository/index"))
+            _, _, content = await client.answer()
+            entry = {"name": "model", "version": "1", "state": "READY"}
+            assert json.loads(content) == [entry]
+            client.send(post(b"{}", path="/v2/repository/models/model/load"))
+            status, _, content = await client.answer()
+            assert status == 400
+            assert "--repository" in json.loads(content)["error"]
+            client.close()
+
+    asyncio.run(ask_all())

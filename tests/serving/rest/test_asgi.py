@@ -1,0 +1,53 @@
+"""The service as an ASGI application."""
+
+from typing import Any
+
+import httpx
+
+from http_served import INFER, MODEL, Echo, body
+from parity_models.serving.limits import Limits
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import OneModel
+from parity_models.serving.rest.asgi import rest_app
+
+
+async def test_the_asgi_application_is_the_same_service() -> None:
+    echo = Echo()
+    app = rest_app(OneModel(echo, MODEL), Metrics(), Limits(max_body=1000))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        response = await client.post(INFER, content=body(1, 2, 3, 4))
+        assert response.json()["outputs"][0]["data"] == [1, 2, 3, 4]
+        assert (await client.get("/v2/health/live")).json() == {"live": True}
+        assert (await client.head("/v2")).content == b""
+        response = await client.post(INFER, content=bytes(1001))
+        assert (response.status_code, "1000 bytes" in response.json()["error"]) == (413, True)
+        assert (await client.post(INFER, content=body(-3, 0, 0, 0))).headers["retry-after"] == "3"
+        assert (await client.get("/nowhere")).status_code == 404
+
+
+async def test_a_client_that_leaves_the_asgi_application_has_its_query_abandoned() -> None:
+    echo, metrics = Echo(), Metrics()
+    app = rest_app(OneModel(echo, MODEL), metrics)
+    echo.may.clear()
+    messages = iter([{"type": "http.request", "body": body()}, {"type": "http.disconnect"}])
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": INFER, "headers": []}
+    await app(scope, receive, send)
+    assert not sent
+    assert metrics.registry.get_sample_value("parm_requests_total", {"code": "499"}) == 1
+
+
+async def test_an_application_that_is_mounted_under_a_path_answers_there() -> None:
+    app = rest_app(OneModel(Echo(), MODEL), Metrics(), Limits())
+    transport = httpx.ASGITransport(app=app, root_path="/coded")
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        assert (await client.get("/coded/v2/health/live")).status_code == 200
+        assert (await client.get("/v2/health/live")).status_code == 200

@@ -1,0 +1,143 @@
+"""Connections over real sockets end by either side, and no query is lost or left behind."""
+
+import asyncio
+import socket
+import struct
+
+from http_served import Loop, body, eventually, get, post, serving
+
+
+def test_a_client_that_goes_away_has_its_query_abandoned(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            served.echo.may.clear()
+            client = await served.connect()
+            client.send(post(body()), post(body()))
+            await eventually(lambda: served.echo.asked == 1, "no request arrives")
+            client.close()
+            await eventually(lambda: served.echo.cancelled == 1, "nothing is cancelled")
+            client = await served.connect()
+            client.send(post(bytes(100))[:-50])
+            await eventually(lambda: served.budget.held == 100, "no request arrives")
+            client.close()
+            await eventually(lambda: served.budget.held == 0, "the budget is not given back")
+            assert served.counted("parm_requests_total", code="499") == 2
+            assert served.echo.asked == 1
+
+    run(test())
+
+
+def test_a_client_that_sends_no_more_gets_the_answers_to_what_it_has_sent(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            for version in ("1.1", "1.0"):
+                served.echo.may.clear()
+                both = served.echo.asked + 1
+
+                def has_come(both: int = both) -> bool:
+                    return served.echo.asked == both
+
+                client = await served.connect()
+                keep = "Connection: keep-alive\r\n"
+                begun = f"POST / HTTP/{version}\r\n".encode()
+                client.send(*[post(body(), keep, version=version)] * 2, begun)
+                client.writer.write_eof()
+                await eventually(has_come, "none")
+                await asyncio.sleep(0.6)
+                served.echo.may.set()
+                if version == "1.1":
+                    assert (await client.answer())[0] == 100
+                assert [(await client.answer())[0] for _ in range(2)] == [200, 200]
+                assert await client.rest() == b""
+            assert served.echo.cancelled == 0
+            client = await served.connect()
+            client.send(get())
+            client.writer.write_eof()
+            assert (await client.answer())[0] == 200
+            assert await client.rest() == b""
+
+    run(test())
+
+
+def test_a_client_that_sends_no_more_and_then_goes_away_has_its_query_abandoned(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            served.echo.may.clear()
+            client = await served.connect()
+            client.send(post(body()))
+            client.writer.write_eof()
+            assert (await client.answer())[0] == 100
+            await asyncio.sleep(0.4)
+            assert served.echo.cancelled == 0
+            linger = struct.pack("ii", 1, 0)
+            there = client.writer.get_extra_info("socket")
+            there.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            client.close()
+            await eventually(lambda: served.echo.cancelled == 1, "nothing is cancelled")
+
+    run(test())
+
+
+def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            idle, busy = await served.connect(), await served.connect()
+            served.echo.may.clear()
+            idle.send(get())
+            assert (await idle.answer())[0] == 200
+            busy.send(post(body()))
+            await eventually(lambda: served.echo.asked == 1, "no request arrives")
+            served.server.drain()
+            late = await served.connect()
+            late.send(get("/v2/health/ready"))
+            status, headers, _ = await late.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            stopping = asyncio.create_task(served.server.stop())
+            assert await idle.rest() == b""
+            served.echo.may.set()
+            status, headers, _ = await busy.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            await asyncio.wait_for(stopping, 3)
+
+    run(test())
+
+
+def test_a_server_that_stops_answers_those_that_wait_to_be_accepted(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            waiting = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(100)]
+            for each in waiting[:-1]:
+                each.sendall(get())
+            await served.server.stop()  # which begins before the loop sees any of them
+            for each in waiting[:-1]:
+                answer = each.recv(1000)
+                assert answer.startswith(b"HTTP/1.1 200 OK")
+                assert b"connection: close" in answer
+            assert waiting[-1].recv(1000) == b""
+            for each in waiting:
+                each.close()
+
+    run(test())
+
+
+def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            prompt, late = await served.connect(), await served.connect()
+            for client in (prompt, late):
+                client.send(get())
+                assert (await client.answer())[0] == 200
+            stopping = asyncio.create_task(served.server.stop())
+            await asyncio.sleep(0)
+            prompt.send(get())
+            status, headers, _ = await prompt.answer()
+            assert (status, headers["connection"]) == (200, "close")
+            while not late.reader.at_eof():
+                await asyncio.sleep(0.001)
+            late.send(get())
+            await asyncio.sleep(0.05)
+            assert await late.reader.read() == b""  # and no ConnectionResetError
+            late.close()
+            await asyncio.wait_for(stopping, 3)
+
+    run(test())

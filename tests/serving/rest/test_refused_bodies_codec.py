@@ -1,0 +1,227 @@
+"""What does not fit the model, or is no message, is refused with the reason."""
+
+import time
+from contextlib import suppress
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import DATATYPES, TensorSpec
+from parity_models.serving.errors import RequestError, TooLargeError
+from parity_models.serving.rest.codec import decode_request
+from parity_models.serving.served_model import ServedModel
+from rest_bodies import model_of, request
+
+
+@pytest.mark.parametrize("order", ["shape first", "data first", "no shape"])
+def test_json_far_larger_than_its_tensor_is_refused_unread(order: str) -> None:
+    array = np.zeros((1, 64), np.float32)
+    data, shape = b'"data":[' + b"0.5," * 2**21 + b"0]", b'"shape":[1,64]'
+    if order == "no shape":
+        shape = b'"name":"x"' + b" " * 5000 + b',"shape":[1,64],"more":"' + b"x" * 5000 + b'"'
+    pair = (shape, data) if order == "shape first" else (data, shape)
+    body = b'{"inputs":[{"name":"x","datatype":"FP32",' + b",".join(pair) + b"}]}"
+    started = time.process_time()
+    with pytest.raises(TooLargeError, match=r"of JSON; .* rows of .* take up to"):
+        decode_request(body, None, model_of(array))
+    assert time.process_time() - started < 0.02  # reading it takes more than 0.1 s
+
+
+def test_a_json_object_before_binary_data_has_a_limit() -> None:
+    array = np.zeros((1, 4), np.float32)
+    body, _ = request(array)
+    header = body[: -array.nbytes] + b" " * 2**16
+    with pytest.raises(TooLargeError, match="it may have 65536"):
+        decode_request(header + array.tobytes(), str(len(header)), model_of(array))
+
+
+X = {"name": "x", "shape": [2, 3], "datatype": "FP32"}
+DATA = [1, 2, 3, 4, 5, 6]
+
+
+def bad(**changes: object) -> dict[str, object]:
+    return {"inputs": [{**X, "data": DATA, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ([], "Expected `object`"),
+        ({}, "missing required field `inputs`"),
+        ({"inputs": []}, "input 'x' is missing"),
+        ({"inputs": [{**X, "data": DATA}] * 2}, "given 2 times"),
+        (bad(name="y"), "no input 'y'; its input is 'x', FP32 [-1, 3]"),
+        (bad(name=3), "Expected `str`"),
+        (bad(datatype="FP64"), "has datatype FP32, got 'FP64'"),
+        (bad(datatype="BYTES"), "has datatype FP32, got 'BYTES'"),
+        (bad(shape=[]), "one row or more, got []"),
+        (bad(shape=[3]), "got [3]"),
+        (bad(shape=[2, 4]), "got [2, 4]"),
+        (bad(shape=[2, 3, 1]), "got [2, 3, 1]"),
+        (bad(shape=[0, 3], data=[]), "one row or more, got [0, 3]"),
+        (bad(shape=[-2, 3]), "got [-2, 3]"),
+        (bad(shape=[2.0, 3]), "Expected `int`"),
+        (bad(shape="2,3"), "Expected `array`"),
+        (bad(shape=[10**30, 3]), "takes up to 5 at once"),
+        (bad(shape=[6, 3]), "takes up to 5 at once"),
+        (bad(data=DATA[1:]), "has shape [5]; it must be flat, with 6 elements"),
+        (bad(data=[]), "has shape [0]"),
+        (bad(data=[DATA]), "nested as [2, 3]"),
+        (bad(data=[[1, 2], [3, 4], [5, 6]]), "has shape [3, 2]"),
+        (bad(data=[[1, 2, 3], [4, 5]]), "ragged"),
+        (bad(data=[[1, 2, 3], 4]), "Expected `array`, got `int` - at `$[1]`"),
+        (bad(data=[[[1], [2], [3]], [[4], [5], [6]]]), "Expected `float`, got `array`"),
+        (bad(data=["1", 2, 3, 4, 5, 6]), "Expected `float`, got `str`"),
+        (bad(data=[True, 2, 3, 4, 5, 6]), "Expected `float`, got `bool`"),
+        (bad(data=[None, 2, 3, 4, 5, 6]), "Expected `float`, got `null`"),
+        (bad(data=[1e39, 2, 3, 4, 5, 6]), "Expected `float` <= 3.4028"),
+        (bad(data="AAAA"), "Expected `array`, got `str`"),
+        (bad(data=None), "Expected `array`, got `null`"),
+        ({"inputs": [X]}, "neither data nor a binary_data_size"),
+        (bad(parameters={"binary_data_size": 24}), "both data and a binary_data_size"),
+        (bad(parameters={"binary_data_size": "24"}), "Expected `int | null`"),
+        (bad(parameters={"shared_memory_region": "r"}), "shared memory"),
+        (bad(parameters=[]), "Expected `object | null`"),
+        ({**bad(), "id": 7}, "Expected `str | null`"),
+        ({**bad(), "outputs": [{"name": "z"}]}, "no output 'z'; its output is 'y'"),
+        ({**bad(), "outputs": [{"name": "y"}] * 2}, "requested twice"),
+        ({**bad(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classific"),
+        ({**bad(), "parameters": {"timeout": -1}}, "Expected `int` >= 0"),
+        ({**bad(), "parameters": {"timeout": "1"}}, "Expected `int | null`"),
+        ({**bad(), "parameters": {"redundancy": "none"}}, "'any' or 'exact', got 'none'"),
+        ({**bad(), "parameters": {"redundancy": True}}, "'any' or 'exact', got True"),
+        ({**bad(), "parameters": {"redundancy": ["exact"] * 999}}, "'any' or 'exact', got ["),
+        ({**bad(), "parameters": {"tenant": ""}}, "1 to 128 characters, got ''"),
+        ({**bad(), "parameters": {"tenant": "t" * 129}}, "1 to 128 characters, got 'ttt"),
+        ({**bad(), "parameters": {"tenant": 7}}, "1 to 128 characters, got 7"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_with_the_reason(
+    message: object, reason: str
+) -> None:
+    model = ServedModel(
+        "model",
+        Signature.of(TensorSpec("x", "FP32", (3,)), TensorSpec("y", "FP32", (2,))),
+        max_rows=5,
+    )
+    with pytest.raises(RequestError) as refusal:
+        decode_request(msgspec.json.encode(message), None, model)
+    assert reason in str(refusal.value)
+    assert 400 <= refusal.value.status < 500
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b'{"inputs": [1, 2,]}',
+        b'{"inputs": "\xff"}',
+        b'{"id": "\\ud800"}',
+        b'{"inputs":' + b"[" * 100_000,
+        b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,1]}]}',
+        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[Infinity,1]}]}',
+        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1e999,1]}]}',
+        b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[1'
+        + b"0" * 400
+        + b",1]}]}",
+    ],
+)
+def test_what_is_not_json_is_refused(text: bytes) -> None:
+    model = model_of(np.zeros((1, 2), np.float32))
+    with pytest.raises(RequestError, match="cannot be read"):
+        decode_request(text, None, model)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value", "reason"),
+    [
+        ("INT8", 128, "<= 127"),
+        ("INT8", -129, ">= -128"),
+        ("UINT8", -1, ">= 0"),
+        ("UINT8", 1.5, "Expected `int`"),
+        ("INT64", 2**63, "<= 9223372036854775807"),
+        ("INT64", -(2**80), ">= -9223372036854775808"),
+        ("UINT64", 2**64, "beyond UINT64"),
+        ("UINT64", -1, ">= 0"),
+        ("FP16", 65520, "<= 65504"),
+        ("BOOL", 1, "Expected `bool`"),
+    ],
+)
+def test_numbers_that_the_datatype_cannot_hold_are_refused(
+    datatype: str, value: float, reason: str
+) -> None:
+    array = np.zeros((1, 1), DATATYPES[datatype])
+    with pytest.raises(RequestError) as refusal:
+        decode_request(*request(array, [value]), model_of(array))
+    assert reason in str(refusal.value)
+
+
+def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
+    array = np.zeros((2, 3), np.float32)
+    model = model_of(array)
+    body, length = request(array)
+    assert length is not None
+    short = msgspec.json.encode({"inputs": [{**X, "parameters": {"binary_data_size": 20}}]})
+    both = msgspec.json.encode({"inputs": [{**X, "data": DATA}]})
+    for text, header_length, reason in [
+        (body, None, "cannot be read"),
+        (body[: int(length)], None, "needs the header"),
+        (body[:-1], length, "23 bytes follow the JSON object; input 'x' takes 24"),
+        (body + b"\0", length, "25 bytes follow"),
+        (body, "9999", "but the body has"),
+        (body, "-1", "not a length"),
+        (body, "1e2", "not a length"),
+        (body, "", "not a length"),
+        (body, "²", "not a length"),
+        (body, "9" * 5000, "not a length"),
+        (body, str(int(length) - 1), "cannot be read"),
+        (body, "0", "cannot be read"),
+        (short + bytes(20), str(len(short)), "takes 24 bytes"),
+        (both + bytes(24), str(len(both)), "no input has a binary_data_size"),
+    ]:
+        with pytest.raises(RequestError) as refusal:
+            decode_request(text, header_length, model)
+        assert reason in str(refusal.value)
+
+
+def test_binary_booleans_are_zeros_and_ones() -> None:
+    array = np.zeros((1, 3), np.bool_)
+    body, length = request(array)
+    with pytest.raises(RequestError, match="other than 0, 1"):
+        decode_request(body[:-1] + b"\2", length, model_of(array))
+
+
+@given(st.binary(), st.one_of(st.none(), st.text(max_size=5), st.integers(0, 40).map(str)))
+def test_arbitrary_bytes_are_refused_with_a_reason(body: bytes, length: str | None) -> None:
+    with pytest.raises(RequestError):
+        decode_request(body, length, model_of(np.zeros((1, 2), np.float32)))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+FIELDS = ["name", "shape", "datatype", "data", "parameters"]
+
+
+@given(
+    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=3),
+    st.dictionaries(st.sampled_from(["inputs", "outputs", "id", "parameters"]), JSON, max_size=2),
+)
+def test_a_mangled_request_is_read_or_refused_and_nothing_else(
+    tensor: dict[str, object], message: dict[str, object]
+) -> None:
+    array = np.zeros((1, 2), np.float32)
+    model = model_of(array)
+    whole = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+    body = msgspec.json.encode({"inputs": [{**whole, **tensor}], **message})
+    with suppress(RequestError):
+        assert decode_request(body, None, model).rows.shape == (1, 2)

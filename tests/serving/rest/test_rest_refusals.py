@@ -1,0 +1,206 @@
+"""Whatever is wrong with a request is told with its reason, and is not fatal."""
+
+import gzip
+import json
+import zlib
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException
+
+from rest_requests import INFER, assert_served, binary_request, changed, triton_input
+from served import INPUTS, ServerProcess, queries
+
+MAX_BODY = 2**20
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (changed(name="image"), "no input 'image'; its input is 'input'"),
+        (changed(datatype="FP64"), "has datatype FP32, got 'FP64'"),
+        (changed(shape=[1, 28, 28]), "got [1, 28, 28]"),
+        (changed(shape=[INPUTS]), "got [784]"),
+        (changed(shape=[0, INPUTS], data=[]), "one row or more"),
+        (changed(data=[0.0] * 5), "must be flat, with 784 elements, or nested as [1, 784]"),
+        (changed(data=[[0.0], [0.0, 1.0]]), "ragged"),
+        (changed(data=[["a"] * INPUTS]), "Expected `float`, got `str`"),
+        ({"inputs": []}, "'input' is missing"),
+        ({"inputs": changed()["inputs"] * 2}, "given 2 times"),
+        ({**changed(), "outputs": [{"name": "logits"}]}, "no output 'logits'"),
+        ({"input": 1}, "missing required field `inputs`"),
+        ([1, 2], "Expected `object`, got `array`"),
+    ],
+)
+def test_requests_that_do_not_fit_the_model_get_400_with_the_reason(
+    http: httpx.Client, content: object, reason: str
+) -> None:
+    response = http.post(INFER, json=content)
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/json"
+    assert reason in response.json()["error"]
+    assert_served(http)
+
+
+@pytest.mark.parametrize(
+    "number", ["NaN", "Infinity", "-Infinity", "1e999", "-1e39", "1" + "0" * 400]
+)
+def test_numbers_that_are_not_finite_get_400_in_json_and_are_served_exact_in_binary(
+    http: httpx.Client, number: str
+) -> None:
+    text = json.dumps(changed(data=[0.5] * INPUTS)).replace("0.5", number, 1)
+    response = http.post(INFER, content=text)
+    assert response.status_code == 400
+    assert "data of input" in response.json()["error"] or "the request" in response.json()["error"]
+    rows = queries(1)
+    rows[0, 5] = float(number) if "e" not in number and len(number) < 20 else np.inf
+    response = http.post(INFER, **binary_request(rows))
+    assert response.status_code == 200
+    assert b'"source":"model"' in response.content
+    assert_served(http)
+
+
+def test_wrong_binary_sizes_get_400(http: httpx.Client) -> None:
+    request = binary_request(queries(1))
+    whole, length = request["content"], request["headers"]["Inference-Header-Content-Length"]
+    for content, header, reason in [
+        (whole[:-4], length, "3132 bytes follow the JSON object; input 'input' takes 3136"),
+        (whole + b"1234", length, "3140 bytes follow"),
+        (whole, "99999", "but the body has"),
+        (whole, "abc", "not a length"),
+        (whole, "-5", "not a length"),
+        (whole, str(int(length) - 2), "cannot be read"),
+        (whole[: int(length)], None, "needs the header"),
+        (whole.replace(b"3136", b"3132"), length, "takes 3136 bytes"),
+        (b"", None, "cannot be read"),
+        (b"", "0", "cannot be read"),
+    ]:
+        headers = {} if header is None else {"Inference-Header-Content-Length": header}
+        response = http.post(INFER, content=content, headers=headers)
+        assert response.status_code == 400
+        assert reason in response.json()["error"]
+    assert_served(http)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "reason"),
+    [
+        ("POST", "/v2/models/other/infer", 404, "no model is called 'other'"),
+        ("POST", "/v2/models/model/versions/2/infer", 404, "no version '2'; it has version '1'"),
+        ("GET", "/v2/models/other", 404, "this server has 'model'"),
+        ("GET", "/v2/models/model/versions/x", 404, "no version 'x'"),
+        ("GET", "/v2/models/other/ready", 404, "no model"),
+        ("GET", "/v2/models/model/config", 404, "nothing is at /v2/models/model/config"),
+        ("GET", "/v2/models/%2e%2e%2f%00/infer", 404, "nothing is at"),
+        ("GET", "/v2/", 404, "nothing is at /v2/"),
+        ("GET", "/", 404, "begin with /v2"),
+        ("GET", INFER, 405, "does not take the method GET"),
+        ("DELETE", "/v2/models/model", 405, "does not take the method DELETE"),
+        ("POST", "/v2/health/ready", 405, "does not take the method POST"),
+    ],
+)
+def test_what_is_not_there_is_named(
+    http: httpx.Client, method: str, path: str, status: int, reason: str
+) -> None:
+    response = http.request(method, path)
+    assert response.status_code == status
+    assert reason in response.json()["error"]
+
+
+def test_tritonclient_tells_the_reason(client: triton.InferenceServerClient) -> None:
+    shared = triton.InferInput("input", [1, INPUTS], "FP32")
+    shared.set_shared_memory("region", INPUTS * 4)
+    classes = triton.InferRequestedOutput("output", class_count=3)
+    for model, tensor, outputs, reason in [
+        ("resnet", triton_input(queries(1)), None, "no model is called 'resnet'"),
+        ("model", shared, None, "shared memory"),
+        ("model", triton_input(queries(1)), [classes], "classifications"),
+    ]:
+        with pytest.raises(InferenceServerException, match=reason):
+            client.infer(model, [tensor], outputs=outputs)
+
+
+def test_bodies_beyond_the_limit_get_413_however_they_come(http: httpx.Client) -> None:
+    zeros = bytes(MAX_BODY + 1)
+    cases: list[tuple[Any, dict[str, str]]] = [
+        (zeros, {}),
+        (iter([zeros[: MAX_BODY // 2]] * 3), {}),
+        (gzip.compress(bytes(100 * MAX_BODY)), {"Content-Encoding": "gzip"}),
+    ]
+    for content, headers in cases:
+        response = http.post(INFER, content=content, headers=headers)
+        assert response.status_code == 413
+        assert f"larger than the {MAX_BODY} bytes" in response.json()["error"]
+    assert_served(http)
+
+
+def test_more_rows_than_may_wait_get_413(http: httpx.Client) -> None:
+    response = http.post(INFER, **binary_request(queries(301)))
+    assert response.status_code == 413
+    assert "301 rows, this server takes up to 300" in response.json()["error"]
+
+
+def test_bodies_in_other_encodings_are_refused(http: httpx.Client) -> None:
+    text = json.dumps(changed()).encode()
+    for content, encoding, status, reason in [
+        (text, "br", 415, "send gzip, deflate or none"),
+        (text, "gzip", 400, "not in gzip encoding"),
+        (gzip.compress(text)[:-9], "gzip", 400, "not one whole stream"),
+        (zlib.compress(text) + b"more", "deflate", 400, "not one whole stream"),
+    ]:
+        response = http.post(INFER, content=content, headers={"Content-Encoding": encoding})
+        assert response.status_code == status
+        assert reason in response.json()["error"]
+    assert http.post(INFER, content=text, headers={"Content-Encoding": "identity"}).is_success
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    body=st.binary(max_size=300) | st.text(max_size=300).map(str.encode),
+    length=st.none() | st.integers(-5, 400).map(str) | st.sampled_from(["", "1e3", "0x10"]),
+    encoding=st.none() | st.sampled_from(["gzip", "deflate", "br", "identity"]),
+    path=st.sampled_from([INFER, "/v2/models/model/versions/1/infer"]),
+)
+def test_arbitrary_bodies_are_the_client_s_mistake(
+    http: httpx.Client, body: bytes, length: str | None, encoding: str | None, path: str
+) -> None:
+    headers = {} if length is None else {"Inference-Header-Content-Length": length}
+    if encoding is not None:
+        headers["Content-Encoding"] = encoding
+    response = http.post(path, content=body, headers=headers)
+    assert 400 <= response.status_code < 500
+    assert response.json()["error"]
+
+
+def test_the_metrics_tell_what_happened(server: ServerProcess, http: httpx.Client) -> None:
+    names = ("parm_query_latency_seconds_count", 'parm_requests_total{code="200"}')
+    before = server.metric(names[0])
+    assert http.post(INFER, **binary_request(queries(5))).is_success
+    assert server.metric(names[0]) == before + 5
+    response = http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    for line in [
+        'parm_requests_total{code="200"}',
+        'parm_requests_total{code="400"}',
+        'parm_query_failures_total{reason="overloaded"} 0.0',
+        'parm_query_latency_seconds_bucket{le="0.001",source="model"}',
+        'parm_query_latency_seconds_count{source="reconstruction"}',
+        "parm_reconstructions_total",
+        "parm_group_wait_seconds_count",
+        "parm_encode_seconds_sum",
+        "parm_decode_seconds_sum",
+        'parm_queue_depth{role="deployed",work="deployed"} 0.0',
+        'parm_instances_up{role="deployed",work="deployed"} 3.0',
+        'parm_instances_up{role="parity-0",work="parity-0"} 3.0',
+        'parm_units_in_flight{role="parity-0",work="parity-0"}',
+        "parm_instance_restarts_total 0.0",
+        'parm_build_info{bundle_digest="',
+    ]:
+        assert f"\n{line}" in response.text

@@ -1,0 +1,93 @@
+"""Wrong files of certificates and tokens are named; what was read before stays in force."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from access_files import HASHED, HOST, OTHER, TOKEN, Files
+from commands import Here, assert_refused
+from parity_models.errors import UserError
+from parity_models.serving.certificate import Certificate
+from parity_models.serving.tokens import LEAST, Tokens
+from parity_models.serving.watched import refresh
+from served import write_linear_bundle
+
+
+def test_a_certificate_that_is_not_valid_now_is_named(files: Files) -> None:
+    today = datetime.now(UTC)
+    day = timedelta(days=1)
+    files.renew(begins=today - 3 * day, ends=today - day)
+    with pytest.raises(UserError, match=r"the certificate of .* in .*tls\.crt expired at \d{4}-"):
+        Certificate(files.certificate, files.key)
+    files.renew(begins=today + day, ends=today + 3 * day)
+    with pytest.raises(UserError, match="is not valid before"):
+        Certificate(files.certificate, files.key)
+
+
+def test_files_that_are_no_certificate_or_of_another_are_named(files: Files) -> None:
+    other = files.key.with_name("other.key")
+    files.authority.issue_cert(HOST).private_key_pem.write_to_path(other)
+    with pytest.raises(UserError, match=r"other\.key is not that of the certificate .*tls\.crt"):
+        Certificate(files.certificate, other)
+    with pytest.raises(UserError, match="holds no certificate in PEM"):
+        Certificate(files.key, files.key)
+    with pytest.raises(UserError, match="cannot be used"):
+        Certificate(files.certificate, files.certificate)
+    with pytest.raises(UserError, match=r"missing\.crt, cannot be read: No such file"):
+        Certificate(files.certificate.with_name("missing.crt"), files.key)
+
+
+def test_parm_serve_names_what_is_wrong_at_the_start(
+    files: Files, parm_here: Here, tmp_path: Path
+) -> None:
+    bundle = str(write_linear_bundle(tmp_path, coded=False))
+    files.renew(ends=datetime.now(UTC) - timedelta(hours=1))
+    pair = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
+    assert_refused(parm_here("serve", bundle, *pair), "expired at")
+    assert_refused(parm_here("serve", bundle, *pair[:2]), "give tls_cert and tls_key")
+    missing = str(tmp_path / "nothing")
+    assert_refused(parm_here("serve", bundle, "--tokens", missing), "cannot be read")
+
+
+def test_a_wrong_file_leaves_in_force_what_was_read_before(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, tokens = Certificate(files.certificate, files.key), Tokens(files.tokens)
+    before = certificate.context
+    files.key.write_text("nothing")
+    files.tokens.write_text("short\n")
+    refresh(certificate)
+    refresh(tokens)
+    assert certificate.context is before
+    assert tokens.admits(f"Bearer {TOKEN}")
+    assert caplog.text.count("stays in force") == 2
+    assert "short" not in caplog.text
+    files.renew()
+    refresh(certificate)
+    assert certificate.context is not before
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("# none\n", "has no token"),
+        ("x" * (LEAST - 1), "line 1 of .* is no token"),
+        (f"{TOKEN}\ntwo words that are long\n", "line 2 of .* is no token"),
+        ("sha256:1234", "line 1 of .* is no token"),
+        ("\n".join(f"{TOKEN}-{number}" for number in range(1001)), "1001 tokens, and may have"),
+    ],
+)
+def test_files_that_hold_no_tokens_are_refused(files: Files, text: str, wrong: str) -> None:
+    files.tokens.write_text(text)
+    with pytest.raises(UserError, match=wrong) as caught:
+        Tokens(files.tokens)
+    assert TOKEN not in str(caught.value)
+
+
+def test_tokens_are_told_apart(files: Files) -> None:
+    tokens = Tokens(files.tokens)
+    for admitted in (f"Bearer {TOKEN}", f"bearer {OTHER}", f"BEARER  {TOKEN}"):
+        assert tokens.admits(admitted)
+    for refused in (None, "", TOKEN, f"Bearer {TOKEN}x", f"Bearer {HASHED}", "Bearer \udc80"):
+        assert not tokens.admits(refused)

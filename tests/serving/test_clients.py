@@ -1,0 +1,204 @@
+"""What the guides tell users to type and to write: clients, and servers in other programs."""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import parity_models
+from fleet_servers import free_ports
+from parity_models.errors import UserError
+from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.serving.errors import InvalidRequestError, UnavailableError
+from parity_models.serving.in_process import Serving
+from parity_models.serving.options import ServeOptions
+from served import ServerProcess, until
+
+ROOT = Path(__file__).parents[2]
+GUIDES = ROOT / "docs" / "how-to"
+SHAPE = (1, 8, 8)
+WEIGHTS = np.random.default_rng(1).normal(size=(64, 10)).astype(np.float32)
+ROWS = np.random.default_rng(2).normal(size=(100, *SHAPE)).astype(np.float32)
+SCORES = ROWS.reshape(100, 64) @ WEIGHTS
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the tutorial's `own` is, with a model that needs no training."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    (folder / "own").mkdir()
+    graph = helper.make_graph(
+        [
+            helper.make_node("Flatten", ["image"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["scores"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", *SHAPE])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 10])],
+        [numpy_helper.from_array(WEIGHTS, "weights")],
+    )
+    file = folder / "own" / "model.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), file
+    )
+    write_bundle(folder / "own" / "bundle", deployed=NewModel(file, "linear"))
+    np.save(folder / "own" / "test.npy", ROWS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(own: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(str(own / "own" / "bundle"), "--grpc-port", "0") as server:
+        yield server
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The code of this language on a page; files that it shows are ``` { .python }."""
+    text = (GUIDES / page).read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_the_clients_of_the_guide_get_their_answers(
+    server: ServerProcess, own: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = blocks("ask.md", "python")[number]
+    code = code.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
+    monkeypatch.chdir(own)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(code.replace("127.0.0.1:8001", server.grpc_address), names)
+    expected = SCORES[: len(names["scores"])]
+    assert len(expected) in (2, 100)
+    np.testing.assert_allclose(names["scores"], expected, rtol=1e-4, atol=1e-4)
+    assert names.get("source", "model,model") == "model,model"
+
+
+def test_the_guide_tries_all_clients() -> None:
+    assert len(blocks("ask.md", "python")) == 4
+
+
+def test_curl_gets_its_answers(server: ServerProcess, own: Path) -> None:
+    (script,) = blocks("ask.md", "bash")
+    script = script.replace("http://127.0.0.1:8000", server.url)
+    python = str(Path(sys.executable).parent)
+    done = subprocess.run(
+        ["bash", "-ec", script],
+        cwd=own,
+        env={**os.environ, "PATH": f"{python}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert '"ready":true' in done.stdout
+    assert '"source":"model,model"' in done.stdout
+    assert "parm_requests_total" in done.stdout
+
+
+@contextmanager
+def running(own: Path, *command: str, **environment: str) -> Iterator[None]:
+    """A program that serves the bundle, until the end."""
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        env={**os.environ, "BUNDLE": str(own / "own" / "bundle"), **environment},
+        start_new_session=True,
+    )
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C; LitServe ends well at nothing else
+        try:
+            process.wait(60)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/coded/v2/health/ready").is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_a_bundle_is_mounted_into_fastapi(own: Path) -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    app = str(ROOT / "examples" / "asgi")
+    command = ("-m", "uvicorn", "--app-dir", app, "--port", str(port), "fastapi_app:app")
+    with running(own, *command):
+        until(lambda: answers(url), "the application is not ready", 60)
+        said = httpx.post(f"{url}/classify", json=ROWS[:3].tolist(), timeout=30).json()
+        assert said["classes"] == SCORES[:3].argmax(axis=1).tolist()
+        assert said["sources"] == ["model"] * 3
+        assert httpx.get(f"{url}/coded/v2/models/model").json()["name"] == "model"
+
+
+def test_a_bundle_is_served_beside_an_api_of_litserve(own: Path) -> None:
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    script = str(ROOT / "examples" / "asgi" / "litserve_app.py")
+    with running(own, script, PORT=str(port)):
+        until(lambda: answers(url), "the application is not ready", 60)
+        assert httpx.post(f"{url}/predict", json={"text": "a"}, timeout=30).json() == {"text": "A!"}
+        assert httpx.get(f"{url}/coded/v2/models/model").json()["name"] == "model"
+
+
+async def test_a_block_serves_and_answers_calls(own: Path) -> None:
+    async with parity_models.serve(own / "own" / "bundle", instances=1, port=None) as serving:
+        assert serving.url is None
+        assert serving.ready
+        for inputs in (ROWS[:4], {"image": ROWS[:4].astype(np.float64)}):
+            predicted = await serving.predict(inputs, exact=True)
+            np.testing.assert_allclose(predicted.output, SCORES[:4], rtol=1e-4, atol=1e-4)
+            assert predicted.sources == ("model",) * 4
+        await refuses_what_is_not_the_models(serving)
+        transport = httpx.ASGITransport(serving.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            assert (await client.get("/v2/health/ready")).is_success
+    with pytest.raises(UnavailableError):
+        await serving.predict(ROWS[:1])
+
+
+async def refuses_what_is_not_the_models(serving: Serving) -> None:
+    wrong: tuple[tuple[Any, str], ...] = (
+        (ROWS[0], "has shape"),
+        ({"picture": ROWS[:1]}, "has no input 'picture'"),
+        (np.array([["a"]]), "cannot become that"),
+    )
+    for inputs, reason in wrong:
+        with pytest.raises(InvalidRequestError, match=reason):
+            await serving.predict(inputs)
+
+
+def test_the_program_of_the_guide_runs(own: Path) -> None:
+    (program,) = blocks("embed.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=own, capture_output=True, text=True, timeout=120
+    )
+    assert str(SCORES[:2].argmax(axis=1)) in done.stdout, done.stderr
+
+
+def test_options_are_given_in_one_way(own: Path) -> None:
+    async def both() -> None:
+        async with parity_models.serve(own / "own" / "bundle", ServeOptions(), port=0):
+            pass
+
+    with pytest.raises(TypeError, match="not both"):
+        asyncio.run(both())
+
+
+def test_the_page_needs_a_port() -> None:
+    with pytest.raises(UserError, match="needs a port"):
+        ServeOptions(port=None, ui=True)

@@ -1,0 +1,180 @@
+"""The log in both forms, and a request's id from its head to its line in the access log."""
+
+import io
+import json
+import logging
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from tritonclient.grpc import service_pb2
+
+from commands import parm
+from parity_models.serving.logs import JsonFormatter, LogFormat, Logging, LogLevel, Repeats, set_up
+from parity_models.serving.request_log import RequestLog
+from served import INPUTS, queries, write_linear_bundle
+
+
+class Logged:
+    """`parm serve` that logs to a file."""
+
+    def __init__(self, bundle: Path, file: Path, *arguments: str) -> None:
+        with file.open("w") as log:
+            self.process = subprocess.Popen(
+                parm("serve", str(bundle), "--port", "0", "--instances", "1", *arguments),
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        urls = re.findall(r"(?:http|grpc)://[^\s,]+", self.process.stdout.readline())
+        self.url, self.grpc = urls[0], urls[1].removeprefix("grpc://")
+        self.file = file
+
+    def end(self) -> list[dict[str, Any]]:
+        """End it; the objects that it logged."""
+        self.process.terminate()
+        self.process.communicate(timeout=30)
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
+
+
+@pytest.fixture
+def kept() -> Iterator[None]:
+    """The log's set-up is as it was afterwards."""
+    loggers = [logging.getLogger(name) for name in ("", "parity_models", "parity_models.access")]
+    before = [(each.level, list(each.handlers)) for each in loggers]
+    yield
+    for each, (level, handlers) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.handlers[:] = handlers
+
+
+def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path, coded=False)
+    arguments = ("--log-format", "json", "--access-log", "--grpc-port", "0")
+    server = Logged(bundle, tmp_path / "log", *arguments)
+    rows = queries(1)
+    tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
+    with httpx.Client(base_url=server.url) as client:
+        named = {"X-Request-Id": "from-the-header"}
+        path = "/v2/models/model/infer"
+        answer = client.post(path, json={"inputs": [tensor], "id": "in-body"}, headers=named)
+        assert answer.headers["x-request-id"] == "from-the-header"
+        answer = client.post(path, json={"inputs": [tensor], "id": "in-body"})
+        assert answer.headers["x-request-id"] == "in-body"
+        made = client.get("/nothing?secret=1", headers={"X-Request-Id": "two words"})
+        assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]+", made.headers["x-request-id"])
+        client.get("/v2/health/live")
+        accepts = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        metrics = client.get("/metrics", headers=accepts).text
+        assert '# {request_id="in-body"}' in metrics
+        assert metrics.endswith("# EOF\n")
+    with grpc.insecure_channel(server.grpc) as channel:
+        ask: Any = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+        message = service_pb2.ModelMetadataRequest(name="other").SerializeToString()
+        with pytest.raises(grpc.RpcError) as caught:
+            ask(message, metadata=(("x-request-id", "of-a-call"),))
+        refused: Any = caught.value  # its stub says nothing of what it carries
+        assert ("x-request-id", "of-a-call") in list(refused.initial_metadata())
+    lines = [line for line in server.end() if line["logger"] == "parity_models.access"]
+    assert [(each["method"], each["path"], each["status"]) for each in lines] == [
+        ("POST", path, 200),
+        ("POST", path, 200),
+        ("GET", "/nothing", 404),
+        ("gRPC", "ModelMetadata", "NOT_FOUND"),
+    ]
+    ids = ["from-the-header", "in-body", made.headers["x-request-id"], "of-a-call"]
+    assert [each["request_id"] for each in lines] == ids
+    assert [each["sources"] for each in lines] == [["model"], ["model"], [], []]
+    assert all(0 <= each["seconds"] < 20 for each in lines)
+
+
+def test_a_record_is_one_line_of_json_whatever_it_says() -> None:
+    try:
+        raise ValueError("what\nwas wrong")
+    except ValueError as error:
+        record = logging.LogRecord(
+            "x", logging.ERROR, "f", 1, "a %s\nline", ("bad",), (ValueError, error, None)
+        )
+    text = JsonFormatter().format(record)
+    assert "\n" not in text
+    said = json.loads(text)
+    assert said["level"] == "error"
+    assert said["message"] == "a bad\nline"
+    assert "what\nwas wrong" in said["exception"]
+    assert said["time"].endswith("+00:00")
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize(
+    ("level", "lines"), [(LogLevel.DEBUG, 3), (LogLevel.INFO, 2), (LogLevel.ERROR, 0)]
+)
+def test_levels_are_of_this_software_and_libraries_only_warn(level: LogLevel, lines: int) -> None:
+    stream = io.StringIO()
+    stop = set_up(Logging(log_level=level), stream)
+    ours, access = logging.getLogger("parity_models.x"), logging.getLogger("parity_models.access")
+    ours.debug("ours")
+    ours.info("ours")
+    ours.warning("ours")
+    access.info("no request is logged without being asked for")
+    logging.getLogger("library").info("theirs")
+    stop()
+    assert stream.getvalue().count("ours") == lines
+    assert stream.getvalue().count("\n") == lines
+
+
+@pytest.mark.usefixtures("kept")
+def test_lines_for_people_say_what_json_says() -> None:
+    stream = io.StringIO()
+    stop = set_up(Logging(log_format=LogFormat.TEXT, access_log=True), stream)
+    log = RequestLog("GET", "/v2?token=x", "an-id")
+    log.sources = ["model", "backup"]
+    log.ended(200)
+    stop()
+    pattern = r"INFO GET /v2 200 \d+\.\d ms id=an-id sources=model,backup\n"
+    assert re.search(pattern, stream.getvalue())
+
+
+def test_an_id_that_could_forge_a_line_is_not_taken() -> None:
+    for bad in ("a\nb", "a b", "", "ü", "x" * 129):
+        assert RequestLog("GET", "/", bad).id != bad
+
+
+def test_an_exemplar_is_the_trace_s_or_the_request_s_id_if_openmetrics_has_room_for_it() -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    traced = RequestLog("GET", "/", "id", f"00-{trace}-b7ad6b7169203331-01")
+    assert traced.exemplar == {"trace_id": trace}
+    for bad in ("00-" + "0" * 32 + "-b7ad6b7169203331-01", "00-xyz", ""):
+        assert RequestLog("GET", "/", "short", bad).exemplar == {"request_id": "short"}
+    assert RequestLog("GET", "/", "x" * 101).exemplar is None
+
+
+def test_what_fails_again_and_again_is_logged_a_few_times_and_then_counted() -> None:
+    seconds = 0.0
+    filtered, log = Repeats(lambda: seconds), logging.Logger("one that fails")
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.addFilter(filtered)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+
+    def fail() -> None:
+        log.error("the policy failed: %d%%", 5)
+
+    for _ in range(1000):
+        fail()
+        log.info("a request")
+    log.error("something else failed")
+    assert lines.count("the policy failed: 5%") == 20
+    assert lines.count("a request") == 1000
+    assert lines[-1] == "something else failed"
+    seconds = 10.0
+    fail()
+    assert lines[-1] == "the policy failed: 5% (left out: 980 more like this)"
+    fail()
+    assert lines[-1] == "the policy failed: 5%"

@@ -1,0 +1,87 @@
+"""Stand-ins of a model with several inputs and outputs, and queries of unequal length: they answer
+for the output that they imitate, and for nothing else."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from parity_models.models.bundle import open_bundle
+from parity_models.models.named_inputs import padded
+from served import ServerProcess
+from text_models import expected, imitated, texts, write_text_bundle
+
+INFER = "/v2/models/model/infer"
+
+
+SLOW = {"service_times": {"deployed": {"type": "constant", "seconds": 0.3}}}
+"""Predictions come later than what stand-ins say."""
+
+
+@pytest.fixture(scope="module", params=["backup", "reconstruction"])
+def source(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def client(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    backed = source == "backup"
+    bundle = write_text_bundle(tmp_path_factory.mktemp("bundle"), backed=backed, coded=not backed)
+    policy = "approximate-backup" if backed else "parity"
+    with (
+        ServerProcess(str(bundle), "--policy", policy, "--faults", json.dumps(SLOW)) as server,
+        httpx.Client(base_url=server.url, timeout=30) as client,
+    ):
+        yield client
+
+
+def ask(client: httpx.Client, length: int, outputs: list[str]) -> set[str]:
+    """The sources of two rows, which say what those say."""
+    queries = texts(2, length, seed=length)
+    tensors = [
+        {"name": name, "datatype": "INT64", "shape": each.shape, "data": each.ravel().tolist()}
+        for name, each in queries.items()
+    ]
+    message = {"inputs": tensors, "outputs": [{"name": name} for name in outputs]}
+    answer = client.post(INFER, json=message).json()
+    sources = answer["parameters"]["source"].split(",")
+    predicted, stood_in = expected(queries), imitated(queries)
+    for output in answer["outputs"]:
+        found = np.reshape(output["data"], output["shape"])
+        for row, source in enumerate(sources):
+            wanted = (predicted[output["name"]] if source == "model" else stood_in)[row]
+            np.testing.assert_allclose(found[row], wanted, rtol=1e-3, atol=1e-4)
+    return set(sources)
+
+
+def test_an_isolated_code_of_records_reconstructs_what_slots_say(tmp_path: Path) -> None:
+    bundle = open_bundle(write_text_bundle(tmp_path, coded=True))
+    assert bundle.isolated
+    code, signature = bundle.code(), bundle.manifest.deployed.signature
+    assert code is not None
+    (parity,) = bundle.manifest.parity
+    queries = texts(2, 7)
+    rows = padded(queries, signature, [7])
+    parities = code.encode([rows[0, ...], rows[1, ...]])
+    output = bundle.pinned(parity).load()(parities)
+    decoded = code.decode([None, None], [output[0]])
+    wanted = imitated(queries)
+    for slot in (0, 1):
+        np.testing.assert_allclose(decoded[slot], wanted[slot], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 16])
+def test_stand_ins_answer_at_each_length_for_the_output_that_they_imitate(
+    client: httpx.Client, source: str, length: int
+) -> None:
+    assert ask(client, length, ["logits"]) == {source}
+
+
+@pytest.mark.parametrize("outputs", [["hidden"], ["hidden", "logits"], []])
+def test_requests_for_other_outputs_are_answered_by_the_model(
+    client: httpx.Client, outputs: list[str]
+) -> None:
+    assert ask(client, 5, outputs) == {"model"}

@@ -1,0 +1,235 @@
+"""Models of several inputs and outputs, of any datatype and of unequal lengths, are served as they
+are: over REST and gRPC, and whatever dies."""
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from parity_models.errors import LoadError
+from parity_models.load import LoadSpec
+from parity_models.load.generator import offer_load
+from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.named_inputs import cut, padded
+from parity_models.models.servable import read_servable
+from parity_models.scheduling import Source
+from parity_models.serving.server import ServeOptions, Server
+from served import ServerProcess
+from text_models import expected, texts, write_text_bundle
+
+INFER = "/v2/models/model/infer"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    bundle = write_text_bundle(tmp_path_factory.mktemp("bundle"), backed=True)
+    with ServerProcess(
+        str(bundle), "--instances", "2", "--grpc-port", "0", "--policy", "adaptive"
+    ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module", params=["http", "grpc"])
+def client(server: ServerProcess, request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "http":
+        with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
+            yield client
+    else:
+        with triton_grpc.InferenceServerClient(server.grpc_address) as client:
+            yield client
+
+
+def inputs(client: Any, queries: dict[str, NDArray[Any]], **options: Any) -> list[Any]:
+    module = triton if isinstance(client, triton.InferenceServerClient) else triton_grpc
+    made = []
+    for name, array in queries.items():
+        tensor = module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
+        tensor.set_data_from_numpy(array, **options)
+        made.append(tensor)
+    return made
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 16])
+def test_queries_of_any_length_are_answered_at_their_own(client: Any, length: int) -> None:
+    queries = texts(3, length, seed=length)
+    answer = client.infer("model", inputs(client, queries))
+    for name, values in expected(queries).items():
+        found = answer.as_numpy(name)
+        assert found.shape == values.shape
+        np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
+
+
+def test_a_client_may_ask_for_some_outputs(client: Any) -> None:
+    module = triton if isinstance(client, triton.InferenceServerClient) else triton_grpc
+    queries = texts(2, 6)
+    answer = client.infer(
+        "model", inputs(client, queries), outputs=[module.InferRequestedOutput("logits")]
+    )
+    np.testing.assert_allclose(
+        answer.as_numpy("logits"), expected(queries)["logits"], rtol=1e-4, atol=1e-5
+    )
+    assert answer.as_numpy("hidden") is None
+
+
+def test_inputs_come_in_any_order_and_form(server: ServerProcess) -> None:
+    queries = texts(2, 6)
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        ids, mask = inputs(client, queries, binary_data=True)
+        (plain,) = inputs(client, {"mask": queries["mask"]}, binary_data=False)
+        for given in ([mask, ids], [ids, plain], [plain, ids]):
+            answer = client.infer("model", given)
+            np.testing.assert_allclose(
+                answer.as_numpy("hidden"), expected(queries)["hidden"], rtol=1e-4, atol=1e-5
+            )
+
+
+async def test_half_precision_bytes_and_truths_go_through_workers(tmp_path: Path) -> None:
+    kinds: dict[str, tuple[int, list[str | int | None]]] = {
+        "half": (TensorProto.FLOAT16, ["n", 3]),
+        "image": (TensorProto.UINT8, ["n", "height", 2]),
+        "truth": (TensorProto.BOOL, ["n"]),
+    }
+    tensors = [
+        [helper.make_tensor_value_info(f"{role}{name}", *each) for name, each in kinds.items()]
+        for role in ("", "same_")
+    ]
+    nodes = [helper.make_node("Identity", [name], [f"same_{name}"]) for name in kinds]
+    graph = helper.make_graph(nodes, "g", tensors[0], tensors[1])
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    onnx.save(model, tmp_path / "same.onnx")
+    content, signature = read_servable(tmp_path / "same.onnx", {"height": 8})
+    bundle = write_bundle(
+        tmp_path / "bundle", deployed=NewModel(content, "same", signature=signature)
+    )
+    rng = np.random.default_rng(0)
+    async with Server(bundle, ServeOptions(port=0)) as server:
+        for height in (1, 3, 8):
+            queries: dict[str, NDArray[Any]] = {
+                "half": rng.normal(size=(5, 3)).astype(np.float16),
+                "image": rng.integers(0, 256, (5, height, 2)).astype(np.uint8),
+                "truth": rng.integers(0, 2, 5).astype(np.bool_),
+            }
+            answers = await server.frontend.infer(padded(queries, signature, [height]))
+            found = cut(answers.outputs, signature, [height])
+            for name, values in queries.items():
+                np.testing.assert_array_equal(found[f"same_{name}"], values)
+
+
+def test_the_v1_protocol_names_inputs_and_outputs(server: ServerProcess) -> None:
+    queries = texts(2, 6)
+    wanted = expected(queries)
+    rows = [{name: values[i].tolist() for name, values in queries.items()} for i in range(2)]
+    answer = httpx.post(f"{server.url}/v1/models/model:predict", json={"instances": rows}).json()
+    for i, row in enumerate(answer["predictions"]):
+        np.testing.assert_allclose(row["logits"], wanted["logits"][i], rtol=1e-4, atol=1e-5)
+        assert np.shape(row["hidden"]) == (6, 8)
+    unnamed = httpx.post(f"{server.url}/v1/models/model:predict", json={"instances": [[1, 2]]})
+    assert "has the inputs ids, mask; name each" in unnamed.json()["error"]
+
+
+def test_metadata_tells_dynamic_axes_and_exact_outputs(server: ServerProcess) -> None:
+    about = httpx.get(f"{server.url}/v2/models/model").json()
+    assert about["inputs"] == [
+        {"name": "ids", "datatype": "INT64", "shape": [-1, -1]},
+        {"name": "mask", "datatype": "INT64", "shape": [-1, -1]},
+    ]
+    assert about["exact_outputs"] == ["hidden"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda ids, mask: {"ids": ids}, "input 'mask' is missing"),
+        (lambda ids, mask: {"ids": ids, "mask": mask, "kind": mask}, "has no input 'kind'"),
+        (lambda ids, mask: {"ids": ids.astype(np.int32), "mask": mask}, "has datatype INT64"),
+        (lambda ids, mask: {"ids": ids[0], "mask": mask}, "has shape [-1, -1]"),
+        (lambda ids, mask: {"ids": ids, "mask": mask[:1]}, "has 1 rows, input 'ids' has 2"),
+        (lambda ids, mask: {"ids": ids, "mask": mask[:, :3]}, "has 3 along 'length', another"),
+        (
+            lambda ids, mask: {"ids": np.tile(ids, 5), "mask": np.tile(mask, 5)},
+            "has 20 along 'length'; this server takes 1 to 16",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_signature_is_refused(client: Any, change: Any, reason: str) -> None:
+    queries = texts(2, 4)
+    with pytest.raises(InferenceServerException, match=re.escape(reason)):
+        client.infer("model", inputs(client, change(queries["ids"], queries["mask"])))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("batch", [1, 3])
+async def test_a_load_sends_each_query_at_its_own_length(
+    server: ServerProcess, tmp_path: Path, binary: bool, batch: int
+) -> None:
+    queries = texts(20, 16)
+    labels = expected(queries)["logits"].argmax(axis=1)
+    np.savez(tmp_path / "queries.npz", labels=labels, ids=queries["ids"], mask=queries["mask"])
+    spec = LoadSpec(
+        url=server.url,
+        data=str(tmp_path / "queries.npz"),
+        binary=binary,
+        output="logits",
+        batch=batch,
+        rate=200,
+        count=30,
+    )
+    result = await offer_load(spec, lambda: None)
+    assert result.answered.all()
+    exact = result.came_from(Source.MODEL)
+    assert (result.score[exact] == 1).all()
+    with pytest.raises(LoadError, match="has no output 'scores'; it has logits, hidden"):
+        await offer_load(msgspec.structs.replace(spec, output="scores"), lambda: None)
+    with pytest.raises(LoadError, match="'hidden' has no fixed shape"):
+        await offer_load(msgspec.structs.replace(spec, output="hidden"), lambda: None)
+
+
+def test_queries_of_unequal_length_survive_workers_that_are_killed(
+    server: ServerProcess,
+) -> None:
+    before = server.workers()
+
+    async def ask(client: httpx.AsyncClient, number: int) -> None:
+        queries = texts(1, 1 + number % 16, seed=number)
+        tensors = [
+            {"name": name, "datatype": "INT64", "shape": each.shape, "data": each.ravel().tolist()}
+            for name, each in queries.items()
+        ]
+        message = {
+            "inputs": tensors,
+            "outputs": [{"name": "logits"}],
+            "parameters": {"redundancy": "exact"},
+        }
+        response = await client.post(INFER, json=message)
+        assert response.status_code == 200, response.text
+        (output,) = response.json()["outputs"]
+        np.testing.assert_allclose(
+            output["data"], expected(queries)["logits"][0], rtol=1e-3, atol=1e-4
+        )
+
+    async def load() -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+            asked = []
+            for number in range(150):
+                asked.append(asyncio.create_task(ask(client, number)))
+                if number == 50:
+                    os.kill(before[0], signal.SIGKILL)
+                await asyncio.sleep(0.002)
+            await asyncio.gather(*asked)
+
+    asyncio.run(load())
+    assert before[0] not in server.workers()

@@ -1,0 +1,105 @@
+"""A user's own engine, and its options, serve as built-in ones do."""
+
+import re
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused
+from own_engine import ENGINE
+from own_policy import POLICY
+from parity_models.errors import ServingError, UserError
+from parity_models.faults import FaultPlan
+from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
+from parity_models.serving.server import ServeOptions, Server
+from served import ServerProcess, predictions, queries, write_linear_bundle
+
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "own-engine.md"
+SUPPORT = Path(__file__).parent.parent / "support"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_linear_bundle(tmp_path_factory.mktemp("own"))
+
+
+async def test_it_runs_what_the_policy_sends(bundle: Path) -> None:
+    engine = EngineChoice(ENGINE, {"called": "mine"})
+    options = ServeOptions(engine=engine, port=0, instances=3)
+    async with Server(open_bundle(bundle), options) as server:
+        rows = queries(20)
+        answers = await server.frontend.infer(rows)
+        np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
+        assert server.frontend.instances_up()["deployed"] >= 3
+
+
+async def test_the_engine_of_the_guide_serves(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "engine_of_the_guide.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    engine = EngineChoice("engine_of_the_guide:Threads", {"called": "mine"})
+    options = ServeOptions(engine=engine, port=0, policy=PolicyChoice("replication"))
+    async with Server(open_bundle(bundle), options) as server:
+        rows = queries(20)
+        answers = await server.frontend.infer(rows)
+        np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
+
+
+def test_it_serves_from_the_command_line_with_a_policy_of_one_s_own(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SUPPORT)
+    flags = ("--engine", ENGINE, "--called", "mine", "--policy", POLICY, "--again-after", "1ms")
+    with ServerProcess(str(bundle), "--instances", "2", *flags) as server:
+        rows = queries(5)
+        tensor = {
+            "name": "input",
+            "shape": rows.shape,
+            "datatype": "FP32",
+            "data": rows.ravel().tolist(),
+        }
+        asked = {"inputs": [tensor]}
+        answer = httpx.post(f"{server.url}/v2/models/model/infer", json=asked, timeout=30).json()
+        outputs = np.reshape(answer["outputs"][0]["data"], (5, -1))
+        np.testing.assert_allclose(outputs, predictions(rows), rtol=1e-3, atol=1e-5)
+        assert server.workers() == []
+
+
+def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
+    with pytest.raises(UserError, match="called must be a str, got 7"):
+        EngineChoice(ENGINE, {"called": 7})
+    with pytest.raises(UserError, match=r"instances is no option of the engine .*; it has called"):
+        choose_engine(ENGINE, {"instances": 2})
+    with pytest.raises(UserError, match="is no engine: it must be a subclass of"):
+        EngineChoice("own_policy:Again")
+    with pytest.raises(UserError, match="there is no engine 'lokal'; did you mean local"):
+        EngineChoice("lokal")
+    for flags, reason in [
+        (("--engine", ENGINE, "--frontends", "2"), "--frontends is no option of the engine"),
+        (("--engine", "lokal"), "there is no engine 'lokal'; did you mean local"),
+        (("--called", "mine"), "No such option: --called"),
+        (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),
+    ]:
+        assert_refused(parm_here("serve", bundle, *flags), reason)
+
+
+def test_help_has_its_options(parm_here: Here) -> None:
+    assert "--called" in parm_here("serve", "--engine", ENGINE, "--help").stdout
+    assert "--called" not in parm_here("serve", "--help").stdout
+
+
+def test_an_engine_takes_the_faults_that_it_says_it_takes(bundle: Path) -> None:
+    with pytest.raises(UserError, match="faults are not for the engine remote"):
+        ServeOptions(faults=FaultPlan(), engine=EngineChoice("remote", {"deployed": "http://a:1"}))
+    assert [each.name for each in ENGINES if each.takes_faults] == ["local", "ray"]
+
+
+def test_on_ray_there_is_no_server_in_this_process(bundle: Path) -> None:
+    with pytest.raises(ServingError, match="use `parm serve --engine ray`"):
+        Server(open_bundle(bundle), ServeOptions(engine=EngineChoice("ray"), port=0))

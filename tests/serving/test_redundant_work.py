@@ -1,0 +1,172 @@
+"""What becomes of redundant work is counted in any history, and nothing is remembered for ever."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from histories import check_nothing_is_left
+from observed_world import observed_history
+from parity_models.scheduling import (
+    Action,
+    Answer,
+    Cancel,
+    Compare,
+    Decode,
+    ForgetGroup,
+    ForgetQueries,
+    Run,
+    Source,
+)
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.redundant_work import FATES, KINDS, RedundantWork
+
+ORIGINAL = Run("a", 1, "deployed", (1, 2))
+COPY = Run("b", 2, "deployed", (1,))
+BACKUP = Run("c", 3, "backup", (2,))
+PARITY = Run("d", 4, "parity-0", (9,))
+
+
+class Counted:
+    """Redundant work, and what is counted of it."""
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.work = RedundantWork(self.metrics)
+
+    def act(self, *actions: Action) -> None:
+        self.work.acted(0.0, actions)
+
+    def end(self, *units: Run, finished: bool = True) -> None:
+        for unit in units:
+            self.work.unit_ended(1.5, unit, finished=finished)
+
+    def of(self, kind: str) -> dict[str, float]:
+        """What is not 0, by fate."""
+        return fates(self.metrics, kind)
+
+
+def fates(metrics: Metrics, kind: str) -> dict[str, float]:
+    values = {
+        fate: metrics.registry.get_sample_value(
+            "parm_redundant_tasks_total", {"kind": kind, "fate": fate}
+        )
+        for fate in FATES
+    }
+    return {fate: value for fate, value in values.items() if value}
+
+
+def test_a_copy_that_is_first_answers_and_one_that_is_second_is_wasted() -> None:
+    counted = Counted()
+    counted.act(ORIGINAL)
+    assert counted.of("copy") == {}
+    counted.act(COPY)
+    counted.end(COPY)
+    counted.act(Answer(1, Source.MODEL))
+    assert counted.of("copy") == {"sent": 1, "answered": 1}
+    later = Run("b", 5, "deployed", (2,))
+    counted.act(later)
+    counted.end(ORIGINAL)
+    counted.act(Answer(2, Source.MODEL), ForgetQueries((1, 2)))
+    counted.end(later)
+    assert counted.of("copy") == {"sent": 2, "answered": 1, "wasted": 1}
+    assert counted.work.remembered == 0
+
+
+def test_a_query_that_is_run_again_as_its_unit_failed_is_no_copy() -> None:
+    counted = Counted()
+    counted.act(ORIGINAL)
+    counted.end(ORIGINAL, finished=False)
+    counted.act(COPY)
+    assert counted.of("copy") == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "fate"), [(Source.BACKUP, "answered"), (Source.MODEL, "wasted")]
+)
+def test_a_backup_answers_or_is_wasted(source: Source, fate: str) -> None:
+    counted = Counted()
+    counted.act(ORIGINAL, BACKUP)
+    counted.end(BACKUP)
+    counted.act(Answer(2, source), ForgetQueries((1, 2)))
+    assert counted.of("backup") == {"sent": 1, fate: 1}
+
+
+def test_a_parity_query_answers_whom_it_reconstructs() -> None:
+    counted = Counted()
+    decode = Decode(9, (1, 2), (False, False), (True,), (0, 1))
+    counted.act(ORIGINAL, PARITY)
+    counted.end(PARITY)
+    counted.act(decode, Answer(1, Source.RECONSTRUCTION), Answer(2, Source.RECONSTRUCTION))
+    counted.act(ForgetGroup(9))
+    assert counted.of("parity") == {"sent": 1, "answered": 2}
+
+
+def test_what_is_cancelled_is_not_wasted() -> None:
+    counted = Counted()
+    counted.act(ORIGINAL, BACKUP, PARITY, Cancel("c", 3), Cancel("d", 4))
+    counted.end(BACKUP, PARITY)
+    for kind in ("backup", "parity"):
+        assert counted.of(kind) == {"sent": 1, "cancelled": 1}
+
+
+def test_what_is_compared_is_neither_wasted_nor_cancelled() -> None:
+    counted = Counted()
+    counted.act(ORIGINAL, BACKUP, Compare("c", 3))
+    counted.end(ORIGINAL)
+    counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetQueries((1, 2)))
+    counted.end(BACKUP)
+    counted.work.refused(0.0, [2])
+    assert counted.of("backup") == {"sent": 1, "compared": 1}
+    assert counted.work.remembered == 0
+
+
+def test_what_the_gate_refuses_is_counted() -> None:
+    counted = Counted()
+    counted.act(ORIGINAL, BACKUP, PARITY)
+    counted.end(BACKUP, PARITY)
+    counted.work.refused(0.0, [2])
+    counted.act(Decode(9, (1, 2), (False, False), (True,), (0,)))
+    counted.work.refused(0.0, [1])
+    counted.end(ORIGINAL)
+    counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetGroup(9))
+    for kind in ("backup", "parity"):
+        assert counted.of(kind) == {"sent": 1, "refused": 1, "wasted": 1}
+
+
+def test_runs_are_timed_by_role_and_class_of_instance() -> None:
+    counted = Counted()
+    counted.work.instance_joined(0.0, "a", frozenset({"deployed", "backup"}), None)
+    counted.act(ORIGINAL, BACKUP)
+    counted.end(ORIGINAL)
+    counted.end(BACKUP, finished=False)
+    value = counted.metrics.registry.get_sample_value
+    assert (
+        value("parm_unit_run_seconds_sum", {"role": "deployed", "instances": "backup+deployed"})
+        == 1.5
+    )
+    assert not [
+        sample
+        for family in counted.metrics.registry.collect()
+        for sample in family.samples
+        if family.name == "parm_unit_run_seconds" and sample.labels["role"] == "backup"
+    ]
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_counts_add_up_in_any_history(seed: int) -> None:
+    metrics = Metrics()
+    world, k = observed_history(seed, lambda: RedundantWork(metrics))
+    check_nothing_is_left(world, k)
+    sources: Sequence[Source] = list(world.answers.values())
+    assert isinstance(world.observer, RedundantWork)
+    assert world.observer.remembered == 0
+    counts = {kind: {"sent": 0.0, **fates(metrics, kind)} for kind in KINDS}
+    assert counts["backup"].get("answered", 0) == sources.count(Source.BACKUP)
+    assert counts["parity"].get("answered", 0) == sources.count(Source.RECONSTRUCTION)
+    for kind in ("copy", "backup"):
+        of = counts[kind]
+        done = sum(of.get(fate, 0) for fate in ("answered", "cancelled", "wasted", "compared"))
+        assert done <= of["sent"]  # the others were lost with their instances

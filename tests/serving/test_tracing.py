@@ -1,0 +1,108 @@
+"""Spans say where the time of a sampled request went, and are part of the client's trace."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from tritonclient.grpc import service_pb2
+
+from histories import check_nothing_is_left
+from observed_world import observed_history
+from parity_models.models.bundle import open_bundle
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.server import ServeOptions, Server
+from parity_models.serving.tracing import Tracing
+from served import INPUTS, OUTPUTS, queries, write_linear_bundle
+
+TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+SAMPLED = f"00-{TRACE}-{PARENT}-01"
+UNSAMPLED = f"00-{TRACE}-{PARENT}-00"
+
+
+class Spans:
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+
+    def ended(self) -> dict[str, list[Any]]:
+        """Those that have ended, by their first word."""
+        found: dict[str, list[Any]] = {}  # their types say that all may be None
+        for span in self.exporter.get_finished_spans():
+            found.setdefault(span.name.partition(" ")[0], []).append(span)
+        return found
+
+
+def body(rows: int) -> dict[str, object]:
+    data = queries(rows).tolist()
+    tensor = {"name": "input", "shape": [rows, INPUTS], "datatype": "FP32", "data": data}
+    return {"inputs": [tensor]}
+
+
+async def test_a_request_s_spans_are_beneath_the_client_s(tmp_path: Path) -> None:
+    spans = Spans()
+    policy = PolicyChoice("parity", {})
+    bundle = open_bundle(write_linear_bundle(tmp_path))
+    options = ServeOptions(policy=policy, instances=1, port=0, grpc_port=0)
+    async with Server(bundle, options, spans.provider) as server:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            path = "/v2/models/model/infer"
+            for parent in (UNSAMPLED, SAMPLED):
+                answer = await client.post(path, json=body(4), headers={"traceparent": parent})
+                assert answer.is_success, answer.text
+        assert server.grpc_url is not None
+        await asyncio.to_thread(call, server.grpc_url.removeprefix("grpc://"))
+    found = spans.ended()
+    (request,), (called,) = ([s for s in found["infer"] if w in s.name] for w in ("v2", "ModelI"))
+    assert (request.context.trace_id, request.parent.span_id) == (int(TRACE, 16), int(PARENT, 16))
+    assert called.context.trace_id == request.context.trace_id
+    assert dict(request.attributes)["parm.sources"].split(",")
+    within = beneath(found, request)
+    assert len(within["queue"]) == 4
+    assert {span.attributes["parm.role"] for span in within["run"]} == {"deployed"}
+    for name in ("queue", "run"):
+        for span in within[name]:
+            assert request.start_time <= span.end_time
+            assert span.start_time <= span.end_time
+    if "stand-in" in within:  # it is there if there was an instance for it in time
+        assert within["encode"]
+        assert {span.attributes["parm.role"] for span in within["stand-in"]} == {"parity-0"}
+
+
+def call(address: str) -> None:
+    message = service_pb2.ModelInferRequest(model_name="model")
+    tensor = message.inputs.add(name="input", datatype="FP32", shape=[1, INPUTS])
+    assert tensor.name == "input"
+    message.raw_input_contents.append(queries(1).tobytes())
+    with grpc.insecure_channel(address) as channel:
+        ask: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer"
+        )
+        answer = ask(message.SerializeToString(), metadata=(("traceparent", SAMPLED),))
+    response = service_pb2.ModelInferResponse.FromString(answer)
+    assert list(response.outputs[0].shape) == [1, OUTPUTS]
+
+
+def beneath(found: dict[str, list[Any]], parent: Any) -> dict[str, Sequence[Any]]:
+    below = {
+        name: [span for span in spans if span.parent == parent.context]
+        for name, spans in found.items()
+    }
+    return {name: spans for name, spans in below.items() if spans}
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_nothing_is_remembered_of_any_history(seed: int) -> None:
+    world, k = observed_history(seed, lambda: Tracing(TracerProvider(), {}))
+    check_nothing_is_left(world, k)
+    assert isinstance(world.observer, Tracing)
+    assert world.observer.remembered == 0

@@ -1,0 +1,139 @@
+"""Simulated links: queries wait in the queue that transfers fill, are lost in it, and arrive."""
+
+from itertools import takewhile
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_models.faults import Constant
+from parity_models.scheduling import DEPLOYED, EqualResources
+from parity_models.simulation import Links, Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.link import Link
+from parity_models.simulation.network import Course, Leg, Network, legs
+
+BYTES = 50_000
+NETWORK = Network(shuffles=1)
+QUEUE = NETWORK.queue * 8 / NETWORK.rate
+"""Seconds that a full queue takes."""
+
+
+def link(network: Network = NETWORK, machines: int = 2, seed: int = 1) -> Link:
+    return Link(network, Course(network, machines, seed), 0, seed)
+
+
+def delays(seconds: float = 60.0, seed: int = 1) -> list[tuple[float, float]]:
+    """(time, delay) of queries of 50 kB to one of two machines with one transfer between them."""
+    way, rng = link(seed=seed), Random(seed)
+    now, found = 0.0, []
+    while now < seconds:
+        there = way.arrival(now, BYTES)
+        found.append((now, there - now))
+        now = there + 0.025 + rng.expovariate(25)
+    return found
+
+
+def coming_in(at: float, machine: int = 0, seed: int = 1) -> Leg | None:
+    """The leg to the machine at this time, of the one lane."""
+    course = takewhile(lambda leg: leg.start <= at, legs(NETWORK, 2, seed, 0))
+    return next((leg for leg in course if leg.target == machine and at < leg.end), None)
+
+
+def test_a_query_alone_on_its_link_is_there_at_once() -> None:
+    way = link(Network(shuffles=0))
+    assert [way.arrival(now, BYTES) - now for now in (0.0, 1.0, 2.0)] == [0.0, 0.0, 0.0]
+
+
+def test_what_is_longer_than_the_links_burst_takes_its_time() -> None:
+    way = link(Network(shuffles=0))
+    way.arrival(0.0, 1_000_000)
+    took = way.arrival(1.0, 1_000_000) - 1.0
+    assert took == pytest.approx(1_000_000 * 8 / NETWORK.rate, rel=0.15)
+
+
+def test_queries_wait_where_a_transfer_comes_in_and_nowhere_else() -> None:
+    beside, apart = [], []
+    for at, delay in delays():
+        leg = coming_in(at)
+        if leg is None:
+            apart.append(delay)
+        elif at > leg.start + 0.1:
+            beside.append(delay)
+    assert np.median(apart) == 0.0
+    assert np.quantile(apart, 0.98) <= QUEUE, "what the last transfer has left is served"
+    assert min(beside) > 0.5 * QUEUE
+    assert np.quantile(beside, 0.5) < 2 * QUEUE
+
+
+def test_a_message_of_its_own_waits_in_the_queue_and_for_no_acknowledgement() -> None:
+    alone = link(Network(shuffles=0))
+    assert alone.message(1.0) == 1.0
+    way, now, waits = link(), 0.0, []
+    while now < 60:
+        leg = coming_in(now)
+        if leg is not None and now > leg.start + 0.1:
+            waits.append(way.message(now) - now)
+        now += 0.05
+    assert 0.3 * QUEUE < np.median(waits) < 1.01 * QUEUE
+
+
+def test_losses_make_a_tail_that_is_many_times_the_queue() -> None:
+    found = [delay for seed in range(5) for _, delay in delays(seed=seed)]
+    assert 0.005 < np.mean(np.array(found) > 3 * QUEUE) < 0.1
+    assert np.quantile(found, 0.999) > 5 * QUEUE
+
+
+@given(
+    seed=st.integers(0, 1000),
+    shuffles=st.integers(1, 12),
+    queue=st.integers(100_000, 1_000_000),
+    queries=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 500_000)), min_size=1, max_size=30),
+)
+def test_every_query_arrives_in_order(
+    seed: int, shuffles: int, queue: int, queries: list[tuple[float, int]]
+) -> None:
+    network = Network(shuffles=shuffles, queue=queue)
+    course = Course(network, 3, seed)
+    ways = [Link(network, course, machine, seed) for machine in range(3)]
+    now = 0.0
+    for gap, size in queries:
+        now += gap
+        for way in ways:
+            there = way.arrival(now, size)
+            assert now <= there < now + 600
+        now = there
+
+
+@given(seed=st.integers(0, 1000), steps=st.lists(st.floats(0, 4), min_size=1, max_size=30))
+def test_a_course_tells_every_leg_once_as_the_lanes_have_it(seed: int, steps: list[float]) -> None:
+    network = Network(shuffles=3)
+    course, now, told = Course(network, 4, seed), 0.0, []
+    for step in steps:
+        now += step
+        for machine in range(4):
+            told += course.to(machine, now)
+    everything = [
+        leg
+        for lane in range(3)
+        for leg in takewhile(lambda leg: leg.start <= now, legs(network, 4, seed, lane))
+    ]
+    # What has ended before it was asked for need not be told.
+    assert sorted(told) == sorted(set(told) & set(everything))
+    assert {leg for leg in everything if leg.end >= now} <= set(told)
+
+
+def test_a_simulation_with_links_meets_the_same_course_whatever_the_policy() -> None:
+    simulation = Simulation(
+        poisson_arrivals(300, 5000, seed=2),
+        12,
+        6,
+        {DEPLOYED: Constant(0.025)},
+        links=Links(Network(), 18, {DEPLOYED: BYTES}),
+    )
+    first, again = (simulate(simulation, EqualResources()).latencies for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    assert np.median(first) == pytest.approx(0.025, rel=0.05)
+    assert np.quantile(first, 0.999) > 0.1

@@ -1,0 +1,167 @@
+"""`parm plan` says which policy and how many instances, and what is nearest where nothing fits."""
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused
+from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.errors import UserError
+from parity_models.faults import FaultPlan, LogNormal
+from parity_models.models.bundle import with_calibration
+from parity_models.models.gate import Calibration, GateLevel
+from parity_models.scheduling import BACKUP, DEPLOYED
+from parity_models.scheduling.policies import StandIns
+from parity_models.sizing.goal import Goal
+from parity_models.sizing.plans import Sized, Sizing, nearest
+from parity_models.sizing.served import Served, served
+from recordings import recording
+
+MODEL, STAND_IN = 0.02, 0.002
+
+
+def known(coverage: float = 1.0, *, backup: bool = True) -> Served:
+    """A model of 20 ms, with a backup of 2 ms that agrees in 99 % of cases."""
+    times = {DEPLOYED: MODEL, BACKUP: STAND_IN}
+    service = {role: LogNormal(each, 0.05) for role, each in times.items()}
+    return Served(times, service, 0.0, StandIns(None, backup), coverage, 0.99)
+
+
+def sizing(served: Served | None = None, **goal: object) -> Sizing:
+    fields = {"rate": 50.0, "queries": 2000, **goal}
+    return Sizing(served or known(), Goal(**fields), None)  # type: ignore[arg-type]  # as given
+
+
+@pytest.fixture(scope="module")
+def four() -> Sized:
+    """What four instances do."""
+    return sizing(p99=0.1, instances=4).size()
+
+
+def test_all_policies_meet_the_same_load_and_the_stand_in_has_the_lowest_tail(
+    four: Sized,
+) -> None:
+    plans = {plan.policy.name: plan for plan in four.plans}
+    assert plans.keys() == {"equal-resources", "hedging", "adaptive"}
+    assert all(plan.instances == 4 for plan in four.plans)
+    p99 = {name: plan.outcome.p99_ms for name, plan in plans.items()}
+    assert p99["adaptive"] < p99["hedging"] < p99["equal-resources"]
+    assert plans["hedging"].agreement == 1.0
+    adaptive = plans["adaptive"]
+    assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
+    assert adaptive.stand_in == "backup"
+    assert "--policy adaptive --instances 4" in adaptive.flags
+
+
+def test_the_plan_that_fits_with_the_least_work_is_taken(four: Sized) -> None:
+    assert four.best is not None
+    fit = [plan for plan in four.plans if not plan.missed]
+    assert four.best in fit
+    assert four.best.outcome.busy_ms <= 1.02 * min(plan.outcome.busy_ms for plan in fit)
+
+
+def test_spare_is_what_busy_time_leaves(four: Sized) -> None:
+    for plan in four.plans:
+        used = plan.outcome.busy_ms / 1e3 * four.rate / plan.instances
+        assert plan.outcome.spare == pytest.approx(1 - used, abs=0.03)
+
+
+def test_as_few_instances_as_will_do_are_found() -> None:
+    wanted = sizing(known(backup=False), p99=0.1, spare=0.5)
+    found = wanted.size()
+    assert found.best is not None
+    fewest = found.best.instances
+    assert fewest >= wanted.least == 2
+    if fewest > wanted.least:
+        fewer = sizing(known(backup=False), p99=0.1, spare=0.5, instances=fewest - 1).size()
+        assert fewer.best is None
+
+
+def test_where_nothing_fits_the_nearest_is_named() -> None:
+    found = sizing(p99=0.0201, instances=4).size()
+    assert found.best is None
+    near = nearest(found.plans, Goal(p99=0.0201))
+    assert near.policy.name == "adaptive"
+    assert near.missed[0].startswith("p99 ")
+
+
+def test_without_a_load_there_is_nothing_to_size_for() -> None:
+    with pytest.raises(UserError, match="give --rate, or --recorded"):
+        Sizing(known(), Goal(), None)
+
+
+def test_a_recording_of_batches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"had 4\.0 queries on average, and plans are for one"):
+        Sizing(known(), Goal(), recording(rows=4.0))
+
+
+def test_a_load_that_no_simulation_holds_is_refused() -> None:
+    with pytest.raises(UserError, match="plan for a part of the load"):
+        sizing(rate=1e6).size()
+
+
+def test_a_recording_has_load_times_and_contention(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    kept = recording()
+    found = served(bundle, None, kept)
+    assert found.seconds[DEPLOYED] == pytest.approx(0.01)
+    assert found.overhead == 0
+    assert found.seconds[BACKUP] < 0.1
+    sized = Sizing(found, Goal(queries=1000, instances=8), kept).size()
+    assert sized.rate == 100
+    alone = sized.plans[0].outcome
+    assert alone.p50_ms == pytest.approx(10, rel=0.1)
+    assert alone.p99_ms > 45  # a third of the units took 50 ms
+
+
+def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here: Here) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights).path
+    calm, kept = tmp_path / "calm.json", tmp_path / "recording.json"
+    calm.write_bytes(msgspec.json.encode(FaultPlan()))
+    kept.write_bytes(msgspec.json.encode(recording()))
+    of = ("plan", str(bundle), "--queries", "1000", "--recorded", str(kept))
+    told = parm_here(
+        *of,
+        "--contention",
+        str(calm),
+        "--p99",
+        "60ms",
+        "--instances",
+        "4",
+        "--spare",
+        "30%",
+        "--json",
+        str(tmp_path / "out"),
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Take " in told.stdout
+    assert "The recorded server had p50 10.0, p99 50.0" in told.stdout
+    assert f"parm serve {bundle} --policy " in told.stdout
+    assert json.loads((tmp_path / "out").read_text())["plans"]
+    never = parm_here(*of, "--p99", "1ms", "--instances", "4", "--contention", str(calm))
+    assert_refused(never, "no plan fits: the nearest is")
+    for flag in ("--recorded", "--contention"):
+        calm.write_text("no profile")
+        assert_refused(parm_here(*of[:2], "--rate", "9", flag, str(calm)), str(calm))
+    assert_refused(parm_here(*of[:2]), "give --rate, or --recorded")
+    assert "is no share" in parm_here(*of, "--spare", "some").stderr
+
+
+def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    assert (served(bundle, None, None).coverage, served(bundle, None, None).agreement) == (1, None)
+    level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
+    calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
+    bundle = with_calibration(bundle, {"backup": calibration})
+    found = served(bundle, None, None)
+    assert (found.coverage, found.agreement) == (0.8, 0.995)
+    with pytest.raises(UserError, match=r"0\.999"):
+        served(bundle, 0.999, None)

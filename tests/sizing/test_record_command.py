@@ -1,0 +1,81 @@
+"""`parm record` and `parm rehearse` at real servers."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused
+from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.faults import FaultPlan
+from parity_models.lab.rehearsal import Harm, faults_of
+from parity_models.load.recorder import record
+from parity_models.models.bundle import Bundle
+from parity_models.scheduling import BACKUP, DEPLOYED
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.server import ServeOptions, Server
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    return linear_bundle(tmp_path_factory.mktemp("bundle"), weights, backup=weights)
+
+
+async def test_a_running_server_is_recorded_and_compares_though_nothing_is_late(
+    bundle: Bundle,
+) -> None:
+    options = ServeOptions(policy=PolicyChoice("adaptive"), port=0, compare_every=0.1)
+    row = np.ones((1, FEATURES), np.float32)
+    async with Server(bundle, options) as server:
+        recording = asyncio.create_task(record(server.url, 2.0))
+        asked = 0
+        while not recording.done():
+            await server.frontend.infer(row)
+            asked += 1
+            await asyncio.sleep(0.005)
+        found = await recording
+    assert 100 < sum(found.ended) <= asked
+    assert found.answers["model"] > 0
+    assert found.runs[DEPLOYED].units >= 100
+    assert found.runs[BACKUP].units >= 1
+    assert found.compared >= 1
+    assert found.agreed == found.compared
+    assert found.rate > 0
+    assert found.busy > 0
+
+
+def test_nobody_at_the_address_is_said_in_a_sentence(tmp_path: Path, parm_here: Here) -> None:
+    out = str(tmp_path / "file.json")
+    assert_refused(parm_here("record", "http://127.0.0.1:1", "--out", out), "no server answers at")
+    assert_refused(parm_here("record", "nonsense", "--out", out), "no server's address")
+
+
+def test_a_rehearsal_shows_the_tails_and_who_answers(
+    bundle: Bundle, tmp_path: Path, parm_here: Here
+) -> None:
+    out = tmp_path / "rehearsed.json"
+    of = ("rehearse", str(bundle.path), "--instances", "2", "--seconds", "1", "--rate", "150")
+    told = parm_here(*of, "--json", str(out))
+    assert told.returncode == 0, told.stderr
+    for said in ("stopped now and then", "equal-resources", "adaptive", "backup", "stand-in"):
+        assert said in told.stdout
+    found = json.loads(out.read_text())
+    alone, helped = found["without"], found["with_stand_ins"]
+    assert alone["sources"].keys() == {"model"}
+    assert helped["sources"].keys() <= {"model", "backup"}
+    assert alone["answers"] + alone["failed"] == helped["answers"] + helped["failed"] > 0
+
+
+@pytest.mark.parametrize("harm", Harm)
+def test_only_the_first_instance_is_harmed(harm: Harm) -> None:
+    plan = faults_of(harm, 3.0, 0.02)
+    plan.check(1)
+    assert plan != FaultPlan()
+
+
+def test_without_a_stand_in_there_is_nothing_to_rehearse(tmp_path: Path, parm_here: Here) -> None:
+    alone = linear_bundle(tmp_path, np.ones((FEATURES, CLASSES), np.float32))
+    assert_refused(parm_here("rehearse", str(alone.path)), "has no stand-in to see at work")

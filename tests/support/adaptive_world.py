@@ -1,0 +1,43 @@
+"""Worlds under the adaptive policy, which knows how long units take."""
+
+from parity_models.scheduling import Scheduler, parity_role
+from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.policies import Adaptive, StandIns
+from parity_models.scheduling.policies.interference import Interference
+from scheduling_world import World, code, run_times, undisturbed
+
+PARITY = parity_role(0)
+CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backup=True), StandIns(code(), backup=True)
+
+SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
+"""Most units take a second, one in ten nine seconds."""
+
+
+def world_of(
+    instances: int = 9,
+    stand_ins: StandIns = CODE,
+    units: list[tuple[float, bool]] = SOME_SLOW,
+    dispatch: Dispatch | None = None,
+    interference: Interference | None = None,
+) -> World:
+    """Idle instances, and a policy that has seen these units: how long they ran, to their end?"""
+    policy = Adaptive(
+        stand_ins,
+        run_times=run_times(*units),
+        interference=undisturbed() if interference is None else interference,
+    )
+    world = World(Scheduler(policy, dispatch=dispatch), code())
+    for instance in range(instances):
+        world.join(f"{instance}", policy.roles(1, 0)[0])
+    return world
+
+
+def runs(world: World) -> list[str]:
+    return [run.role for run in world.running.values()]
+
+
+def answer_some(world: World, count: int = 4) -> None:
+    """So many queries are answered soon by the model, for groups to be filled up with."""
+    world.arrive(count)
+    while world.running:
+        world.finish(min(world.running))

@@ -1,0 +1,156 @@
+"""A real HTTP server over an echo, and clients that write bytes, for tests of the HTTP layer."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import Source
+from parity_models.serving.asked import Answers
+from parity_models.serving.errors import OverloadedError
+from parity_models.serving.http.listening import listen, url_of
+from parity_models.serving.http.server import HttpServer
+from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import OneModel
+from parity_models.serving.rest.service import Rest
+from parity_models.serving.served_model import ServedModel
+
+MODEL = ServedModel(
+    "model", Signature.of(TensorSpec("x", "FP32", (4,)), TensorSpec("y", "FP32", (4,))), 2000
+)
+INFER = "/v2/models/model/infer"
+
+
+class Echo:
+    """A frontend whose answers are its inputs, `times` over, once it may answer."""
+
+    ready = True
+    quarantined = ()
+
+    def __init__(self, times: int = 1) -> None:
+        self.may = asyncio.Event()
+        self.may.set()
+        self.asked = 0
+        self.cancelled = 0
+        self._times = times
+
+    async def infer(
+        self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
+    ) -> Answers:
+        self.asked += 1
+        try:
+            await self.may.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if rows[0, 0] < 0:
+            raise OverloadedError("overloaded: too much waits", retry_after=-float(rows[0, 0]))
+        return Answers(np.tile(rows, (1, self._times)), [Source.MODEL] * len(rows))
+
+
+class Served:
+    """A server over an echo, and what a test needs to know of it."""
+
+    def __init__(self, limits: Limits, echo: Echo) -> None:
+        self.echo = echo
+        self.metrics = Metrics()
+        self.budget = ByteBudget(limits.max_in_flight)
+        rest = Rest(OneModel(echo, MODEL), self.metrics, limits, self.budget)
+        self.server = HttpServer(rest, self.metrics)
+        self.metrics.connections.set_function(lambda: self.server.connections)
+        self.metrics.bytes_in_flight.set_function(lambda: self.budget.held)
+        self.socket = listen("127.0.0.1", 0)
+        self.url = url_of(self.socket)
+        self.port = self.socket.getsockname()[1]
+        self.server.start(self.socket)
+
+    async def connect(self) -> "Client":
+        return Client(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**24))
+
+    def counted(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+class Client:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, *pieces: bytes) -> None:
+        self.writer.write(b"".join(pieces))
+
+    async def answer(self, head: bool = False) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and content of the next answer."""
+        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        size = 0 if head else int(headers.get("content-length", 0))
+        return int(lines[0].split()[1]), headers, await self.reader.readexactly(size)
+
+    async def error(self) -> tuple[int, str]:
+        """Status and text of the next answer, which is an error, and the connection's last."""
+        status, headers, content = await self.answer()
+        assert headers["connection"] == "close"
+        assert await self.rest() == b""
+        return status, json.loads(content)["error"]
+
+    async def rest(self) -> bytes:
+        try:
+            return await self.reader.read()
+        except ConnectionError:
+            return b""
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+@asynccontextmanager
+async def serving(echo: Echo | None = None, **limits: Any) -> AsyncIterator[Served]:
+    served = Served(Limits(**limits), echo or Echo())
+    try:
+        yield served
+    finally:
+        served.echo.may.set()
+        await served.server.stop()
+    assert served.budget.held == 0
+
+
+async def eventually(condition: Callable[[], bool], otherwise: str) -> None:
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError(otherwise)
+
+
+def body(*values: float) -> bytes:
+    tensor = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": list(values) or [0.0] * 4}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def binary(rows: NDArray[np.float32]) -> bytes:
+    """A whole request with binary data both ways."""
+    parameters = {"binary_data_size": rows.nbytes}
+    tensor = {"name": "x", "shape": rows.shape, "datatype": "FP32", "parameters": parameters}
+    message = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    head = json.dumps(message).encode()
+    length = f"Inference-Header-Content-Length: {len(head)}\r\n"
+    return post(head + rows.tobytes(), length)
+
+
+def post(content: bytes, more: str = "", path: str = INFER, version: str = "1.1") -> bytes:
+    head = f"POST {path} HTTP/{version}\r\nHost: x\r\n{more}Content-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def get(path: str = "/v2/health/live", more: str = "", method: str = "GET") -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\n{more}\r\n".encode()
+
+
+Loop = Callable[[Coroutine[Any, Any, None]], None]

@@ -1,0 +1,34 @@
+"""Random signatures, and random queries of them, for properties."""
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays_of
+from numpy.typing import NDArray
+
+from parity_models.models.signature import Axis, Tensor
+from parity_models.models.tensor import DATATYPES, TensorSpec
+
+BUCKETS = Axis((2, 5))
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> tuple[Tensor, ...]:
+    """One to three tensors of any datatype; an axis of theirs may be dynamic."""
+    names = draw(st.lists(st.sampled_from("abc"), min_size=1, max_size=3, unique=True))
+    shapes = st.lists(st.integers(1, 3) | st.just("length"), max_size=3).map(tuple)
+    return tuple(
+        Tensor(name, draw(st.sampled_from(sorted(DATATYPES))), draw(shapes)) for name in names
+    )
+
+
+def axes_of(*several: Tensor) -> dict[str, Axis]:
+    return {"length": BUCKETS} if any(each.axes for each in several) else {}
+
+
+@st.composite
+def values(draw: st.DrawFn, spec: TensorSpec, rows: int) -> NDArray[Any]:
+    """Finite values (rows, *shape)."""
+    found = draw(arrays_of.arrays(spec.dtype, (rows, *spec.shape), fill=st.nothing()))
+    return np.nan_to_num(found) if found.dtype.kind == "f" else found

@@ -1,0 +1,60 @@
+"""The remote engine over upstreams that misbehave, for its tests."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine_conformance import DEPLOYED, Events
+from fake_upstream import FakeUpstream
+from parity_models.models.pinned_model import PinnedModel
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.fleet import Fleet as Upstreams
+from parity_models.serving.remote.upstream import PredictionProtocol, Upstream
+
+WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
+ROW = np.arange(6, dtype=np.float32)
+
+
+def engine_for(
+    model: Path, *upstreams: FakeUpstream, metrics: Metrics | None = None, **options: Any
+) -> RemoteEngine:
+    unit_timeout = options.pop("unit_timeout", 10.0)
+    concurrency = options.pop("concurrency", 1)
+    protocol = options.pop("protocol", PredictionProtocol.V2)
+    each = tuple(
+        Upstream(upstream.url, {"deployed": "model"}, concurrency, protocol)
+        for upstream in upstreams
+    )
+    return RemoteEngine(
+        {"deployed": PinnedModel.of(model)},
+        Upstreams(each, **options),
+        metrics or Metrics(),
+        max_batch=1,
+        unit_timeout=unit_timeout,
+    )
+
+
+@asynccontextmanager
+async def using(
+    model: Path, *upstreams: FakeUpstream, **options: Any
+) -> AsyncIterator[tuple[RemoteEngine, Events, str]]:
+    """An engine, its events, and the first instance of the first upstream."""
+    count = len(upstreams) * options.get("concurrency", 1)
+    engine, events = engine_for(model, *upstreams, **options), Events()
+    await engine.start([DEPLOYED] * count, events)
+    try:
+        assert "0.0" in {(await events.arrival()).instance for _ in range(count)}
+        yield engine, events, "0.0"
+    finally:
+        await engine.stop()
+
+
+@asynccontextmanager
+async def two(scheme: str) -> AsyncIterator[tuple[FakeUpstream, FakeUpstream]]:
+    """Upstreams of which one may be ejected for a doubt."""
+    async with FakeUpstream(scheme, WEIGHTS) as one, FakeUpstream(scheme, WEIGHTS) as other:
+        yield one, other

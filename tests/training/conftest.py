@@ -1,0 +1,46 @@
+"""A model that this package did not make, and `parm` beside it."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnx_models import linear_model
+from own_models import DIGITS, Parm
+from parity_models.cli.main import main
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a least-squares model of the digits, inputs, and a labelled test set."""
+    folder = tmp_path_factory.mktemp("digits")
+    train, test = DIGITS.train, DIGITS.test
+    features = train.inputs.reshape(len(train), -1)
+    weights = np.linalg.lstsq(features, np.eye(10, dtype=np.float32)[train.labels], rcond=None)[0]
+    linear_model(folder / "model.onnx", (1, 8, 8), (10,), 5 * weights.astype(np.float32))
+    np.save(folder / "inputs.npy", train.inputs)
+    np.save(folder / "test.npy", test.inputs)
+    np.save(folder / "labels.npy", test.labels)
+    return folder
+
+
+@pytest.fixture
+def parm(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Parm:
+    """Runs `parm` in this process, in a new folder: gives stdout, or the error of code 2."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(arguments: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["parm", *arguments.format(digits=digits).split()])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        said = capsys.readouterr()
+        assert exit.value.code in (code, None if code == 0 else code), said.err
+        return said.out if code == 0 else said.err.splitlines()[-1]
+
+    return run

@@ -1,0 +1,139 @@
+"""Stand-ins learn from queries of named inputs: integers, several inputs, lengths that vary."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands import invoke
+from parity_models.errors import DataError, TrainingError, UserError
+from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.named_inputs import load_named, padded
+from parity_models.models.servable import read_servable
+from parity_models.training import Settings, train_backup
+from parity_models.training.subject import imitating
+from text_models import BUCKETS, WORDS, TextModel, expected, export_text, texts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text model of two outputs, a bundle of it, and queries of any length."""
+    made = tmp_path_factory.mktemp("named")
+    file = export_text(TextModel(), made / "text.onnx", ("logits", "hidden"))
+    content, signature = read_servable(file, {"length": BUCKETS})
+    write_bundle(made / "deployed", deployed=NewModel(content, "own", signature=signature))
+    queries = texts(2000, 16)
+    np.savez(made / "inputs.npz", ids=queries["ids"], mask=queries["mask"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def deployed(folder: Path) -> Bundle:
+    return imitating(open_bundle(folder / "deployed"), "logits")
+
+
+def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(folder: Path) -> None:
+    command = ["backup", "--from", str(folder / "deployed"), "--network", "text@units=32"]
+    command += ["--imitates", "logits", "--inputs", str(folder / "inputs.npz"), "--epochs", "8"]
+    result = invoke(*command, "--out", str(folder / "backed"))
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(folder / "backed")
+    manifest = bundle.manifest
+    assert manifest.imitated == "logits"
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.backup_accuracy is not None
+    assert manifest.accuracy.backup_accuracy > 0.85
+    assert manifest.calibration["backup"].levels
+    assert manifest.backup is not None
+    backup = bundle.pinned(manifest.backup).load()
+    signature = manifest.deployed.signature
+    queries = texts(200, 4)
+    wider = {name: np.pad(each, ((0, 0), (0, 12))) for name, each in queries.items()}
+    said = backup(padded(queries, signature, [4]))
+    np.testing.assert_allclose(backup(padded(wider, signature, [16])), said, rtol=1e-3, atol=1e-4)
+    agreed = said.argmax(axis=1) == expected(queries)["logits"].argmax(axis=1)
+    assert agreed.mean() > 0.8
+    beyond = {**queries, "ids": queries["ids"] + WORDS}  # ids that there are not
+    assert np.isfinite(backup(padded(beyond, signature, [4]))).all()
+
+
+@pytest.mark.parametrize(
+    ("network", "rows", "error", "message"),
+    [
+        ("mlp", 50, TrainingError, "choose text"),
+        ("text@units=0", 50, TrainingError, "units"),
+        ("text", 1, DataError, "too few"),
+    ],
+)
+def test_what_cannot_be_learned_is_one_sentence(
+    deployed: Bundle,
+    folder: Path,
+    tmp_path: Path,
+    network: str,
+    rows: int,
+    error: type[Exception],
+    message: str,
+) -> None:
+    inputs = load_named(folder / "inputs.npz", deployed.manifest.deployed.signature)[:rows]
+    with pytest.raises(error, match=message):
+        train_backup(deployed, network, inputs, tmp_path / "out", Settings(epochs=1))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "say which one stand-ins are to imitate, with --imitates"),
+        (("--imitates", "pooled"), "no output 'pooled'; it has logits, hidden"),
+        (("--imitates", "hidden"), "cannot be imitated"),
+        (("--imitates", "logits", "--task", "digits"), "an .npz file with an array for each"),
+    ],
+)
+def test_an_output_that_cannot_be_imitated_is_refused(
+    folder: Path, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    inputs = () if "--task" in more else ("--inputs", str(folder / "inputs.npz"))
+    command = ("backup", "--from", str(folder / "deployed"), "--network", "text", *inputs)
+    with pytest.raises(UserError) as error:
+        invoke(*command, "--out", str(tmp_path / "out"), *more)
+    assert message in str(error.value)
+
+
+def parity(folder: Path, out: Path, *more: str) -> tuple[str, ...]:
+    queries = ("--imitates", "logits", "--inputs", str(folder / "inputs.npz"))
+    return ("parity", "--from", str(folder / "deployed"), *queries, "--out", str(out), *more)
+
+
+def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_that_it_is_made_of(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = invoke(*parity(folder, out, "--network", "text@units=32", "--epochs", "8", "--k", "3"))
+    assert result.exit_code == 0, result.output
+    bundle = open_bundle(out)
+    accuracy = bundle.manifest.accuracy
+    assert bundle.isolated
+    assert bundle.manifest.backup is not None
+    assert bundle.manifest.backup.slot
+    assert accuracy is not None
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.degraded_accuracy > 0.85
+    assert accuracy.backup_accuracy == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
+    assert len(accuracy.degraded_by_slot) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--encoder", "sum", "--decoder", "subtraction"), "of input 'ids': the sum encoder"),
+        (("--encoder", "stack"), "along an axis of no fixed size; join them along a new one"),
+        (("--r", "2"), "use r=1"),
+    ],
+)
+def test_codes_that_ids_cannot_have_are_refused(
+    folder: Path, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        invoke(*parity(folder, tmp_path / "out", *more))
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
