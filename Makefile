@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 SERVERS := .servers
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo lint docs docs-serve check test format compiled dist protos clean
+.PHONY: help setup servers demo lint docs docs-serve check test explore format compiled dist protos clean
 
 # Tests of what computes and decides, without processes, servers or training.
 QUICK := $(wildcard tests/cli/test_cli.py tests/cli/test_simulate_command.py tests/codes/test_*.py tests/faults/test_*.py tests/scheduling/test_*.py \
@@ -71,6 +71,9 @@ check: lint docs ## Lint, documentation and the quick tests, in under three minu
 test: lint docs servers ## Lint, documentation, all tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(RAY:%=--ignore=%)
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(RAY)
+
+explore: setup ## The tests of properties, with inputs that no run has tried before
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m hypothesis --hypothesis-profile explore $(RAY:%=--ignore=%)
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .

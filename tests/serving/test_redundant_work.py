@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from histories import check_nothing_is_left
@@ -155,6 +155,7 @@ def test_runs_are_timed_by_role_and_class_of_instance() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
+@example(16522)  # a copy runs in one batch with another query's original
 @settings(max_examples=150, deadline=None)
 def test_counts_add_up_in_any_history(seed: int) -> None:
     metrics = Metrics()

@@ -220,7 +220,9 @@ class Adaptive(Policy):
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
         """The other queries that run for so long that they are worth a place in a parity query."""
         company: list[Query] = []
-        units = {task.unit for task in tasks}  # no two of one batch: one instance would hold up both
+        units = {
+            task.unit for task in tasks
+        }  # no two of one batch: one instance would hold up both
         for other in self._alone.values():
             unit = other.original.unit
             if len(company) == len(self._rows) - 1:
