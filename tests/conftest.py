@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from commands import Here, Outcome
+from fuzzing import LONG
 from parity_models.cli.main import main
 
 # A shell starts what it runs in the background with interrupts ignored, and processes inherit
@@ -19,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # change fails for what it changes; `--hypothesis-profile explore` draws new ones, nightly in CI.
 settings.register_profile("parm", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, derandomize=False, print_blob=True)
-settings.load_profile("parm")
+settings.load_profile("explore" if LONG else "parm")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
