@@ -2,9 +2,9 @@
 
 python .ci/five_minutes.py [--wheel FILE] [--model FILE --inputs FILE]
 
-The commands are those of the README, but for where the package comes from: the wheel in dist/. The
-model is that of examples/own_model.py, made before the clock runs. Ends with 1 if it takes longer
-than five minutes.
+The commands are those of the README, except that the wheel in dist/ takes the place of the clone.
+The model is that of examples/own_model.py, made before the clock runs. Ends with 1 if it takes
+longer than five minutes.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def put_model(folder: Path, model: Path | None, inputs: Path | None) -> None:
 def type_them(folder: Path, wheel: Path) -> float:
     """Run the commands there, print what each took, and return the sum, in seconds."""
     install, train, serve = commands()
-    install = re.sub(r"parity-models\[", f"{wheel}[", install)
+    install = install.replace("'.[", f"'{wheel}[").replace("-c ", f"-c {ROOT}/")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PATH"] = f"{folder / 'env' / 'bin'}:{environment['PATH']}"
     total = 0.0
