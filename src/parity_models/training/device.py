@@ -53,12 +53,16 @@ def run_reduced(module: nn.Module, inputs: Queries) -> Tensor:
 
 @cache
 def _computes_bfloat16(device: str) -> bool:
-    """Does the hardware compute in it? Where software imitates it, it is slower than float32."""
+    """Does the hardware compute in it? Where software imitates it, it is slower than float32.
+
+    Not on CPUs with AMX: its kernels in oneDNN 3.12 read memory that nobody wrote (oneDNN, issue
+    5717), so that trainings differ from run to run, and some end in NaN.
+    """
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in the oldest torch
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return bool(capabilities.get("avx512_bf16") and not capabilities.get("amx_bf16"))
     return False
 
 
