@@ -41,6 +41,7 @@ from parity_models.serving.rest.messages import (
 )
 from parity_models.serving.rest.paths import Asks, model_path, path_of
 from parity_models.serving.rest.protocol import BINARY, HEADER_LENGTH, ServerMetadata
+from parity_models.serving.rest.scrapes import Scrapes
 from parity_models.serving.rest.v1 import predict_response, read_predict, status_response
 from parity_models.serving.served_model import InferRequest, ServedModel
 from parity_models.serving.tenancy import with_tenant
@@ -104,7 +105,7 @@ class Rest:
             HEALTH[1]: ("GET", self._ready),
             "/v1/models": ("GET", self._v1_models),
             "/v2/repository/index": ("POST", self._repository_index),
-            METRICS: ("GET", read_metrics or self._own_metrics),
+            METRICS: ("GET", Scrapes(read_metrics or self._own_metrics)),
             **(pages or {}),
         }
         self._of_model: dict[Asks, tuple[str, Handler]] = {
