@@ -19,7 +19,9 @@ MAX_MODEL_BYTES = 2**31 - 1
 _LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
 """What ONNX Runtime says where it lacks an operator."""
 
-_FATAL_ONLY = 4
+FATAL_ONLY = 4
+"""The severity that ONNX Runtime logs, where what else it says is known anyway."""
+
 _NO_FOLDER = "/dev/null/external-data"
 
 
@@ -119,7 +121,7 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import ModelError
 from parity_models.faults import WorkerFaults
-from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
 from parity_models.models.signature import Kind, Sizes
 from parity_models.models.tensor import tensors_in
 from parity_models.serving.worker.connection import Connection
@@ -59,8 +59,6 @@ MAX_DETAIL = 1000
 
 RELEASE = 5 * HEARTBEAT
 """Seconds that an engine has to release a worker that has no unit, and wants to leave."""
-
-_FATAL_ONLY = 4
 
 _log = logging.getLogger(__name__)
 
@@ -187,7 +185,7 @@ class Worker:
     def _run(self, unit: Unit, rows: Sequence[Frame]) -> Sequence[Frame]:
         began = time.monotonic()
         options = onnxruntime.RunOptions()
-        options.log_severity_level = _FATAL_ONLY
+        options.log_severity_level = FATAL_ONLY
         # In this order here, and in the opposite one in _obey, no cancellation is missed.
         cut = Event()
         self._running = (unit, options, cut)
