@@ -204,11 +204,14 @@ class RemoteServer(TestedServer):
         return [upstream.pid for upstream in self._upstreams if upstream.running]
 
     async def kill(self, which: int) -> None:
-        """Of the upstream or of its worker, by turns; whoever runs it starts it again."""
+        """Of the upstream or of its worker, by turns; whoever runs it starts it again. A worker that
+        is just being started is left alone: the bundle's folder may hold another one meanwhile,
+        which an upstream would open."""
         upstream = self._upstreams[which % INSTANCES]
-        workers = [pid for pid in descendants(upstream.pid) if WORKER in command_line(pid)]
-        if which % 2 and workers:
-            send(workers[0], signal.SIGKILL)
+        if which % 2:
+            workers = (pid for pid in descendants(upstream.pid) if WORKER in command_line(pid))
+            if (worker := next(workers, None)) is not None:
+                send(worker, signal.SIGKILL)
         elif upstream.running:
             await upstream.kill()
             task = asyncio.create_task(self._start_again(upstream))
