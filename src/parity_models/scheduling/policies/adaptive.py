@@ -95,8 +95,7 @@ class Adaptive(Policy):
         self._groups = None if self._code is None else CodingGroups(self._code, max_wait=None)
         roles = [BACKUP] * stand_ins.backup + [PARITY] * bool(self._rows)
         known = RunTimes(every=100) if run_times is None else run_times
-        places = len(self._rows)
-        self._risk = Risk(benefit, known, self.interference, roles, places, self.NEWEST)
+        self._risk = Risk(benefit, known, self.interference, roles, len(self._rows), self.NEWEST)
         self._alone: dict[int, Query] = {}
         """The queries whose original runs, and nothing else; the oldest first."""
         self._asked: dict[int, list[Task]] = {}
@@ -166,9 +165,8 @@ class Adaptive(Policy):
         newest = max(runs, key=_started, default=None)
         if newest is None and not port.is_placed(query.original):
             return  # it waits in the queue, as all else would, and is looked at once it runs
-        worth, role, send = max(
-            self._offers(port, query, tasks, newest), key=itemgetter(0), default=NONE
-        )
+        offers = self._offers(port, query, tasks, newest)
+        worth, role, send = max(offers, key=itemgetter(0), default=NONE)
         if worth > 0:
             send()
             return
@@ -220,9 +218,8 @@ class Adaptive(Policy):
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
         """The other queries that run for so long that they are worth a place in a parity query."""
         company: list[Query] = []
-        units = {
-            task.unit for task in tasks
-        }  # no two of one batch: one instance would hold up both
+        # No two of one batch: one instance would hold up both.
+        units = {task.unit for task in tasks}
         for other in self._alone.values():
             unit = other.original.unit
             if len(company) == len(self._rows) - 1:
