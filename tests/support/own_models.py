@@ -1,4 +1,4 @@
-"""What the tests of models that this package did not make have in common."""
+"""What the tests of training have in common, above all those of models from elsewhere."""
 
 from collections.abc import Callable
 

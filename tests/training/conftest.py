@@ -1,14 +1,19 @@
-"""A model that this package did not make, and `parm` beside it."""
+"""Models of the digits: one from elsewhere, with `parm` beside it, and one that is trained here."""
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from onnx_models import linear_model
-from own_models import DIGITS, Parm
+from own_models import DIGITS, STACK, Parm
 from parity_models.cli.main import main
+from parity_models.codes import CodeSpec
+from parity_models.tasks import find_task
+from parity_models.training import Outcome, Settings, train_deployed, train_parity
+from trainings import Train
 
 
 @pytest.fixture(scope="module")
@@ -42,5 +47,37 @@ def parm(
         said = capsys.readouterr()
         assert exit.value.code in (code, None if code == 0 else code), said.err
         return said.out if code == 0 else said.err.splitlines()[-1]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """An MLP that was trained here; tests only read it."""
+    out = tmp_path_factory.mktemp("deployed") / "mlp"
+    return train_deployed(find_task("digits"), DIGITS, "mlp", out, Settings(epochs=40))
+
+
+@pytest.fixture
+def train(deployed: Outcome, tmp_path: Path) -> Train:
+    """Trains a parity model for it into tmp_path / name."""
+
+    def run(
+        spec: CodeSpec = STACK,
+        name: str = "bundle",
+        network: str = "mlp",
+        recipe: str = "distilled",
+        **settings: Any,
+    ) -> Outcome:
+        return train_parity(
+            deployed.bundle,
+            spec,
+            DIGITS.train.inputs,
+            tmp_path / name,
+            Settings(**settings),
+            network=network,
+            validation=DIGITS.validation,
+            recipe=recipe,
+        )
 
     return run

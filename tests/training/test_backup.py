@@ -9,34 +9,19 @@ import pytest
 from numpy.typing import NDArray
 
 from commands import parm
-from parity_models.codes import CodeSpec
+from own_models import DIGITS, STACK
 from parity_models.errors import DataError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
-from parity_models.tasks import Dataset, find_task
-from parity_models.training import Outcome, Settings, train_backup, train_deployed, train_parity
-
-DIGITS = find_task("digits")
-STACK = CodeSpec("stack", "separate", 2)
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return DIGITS.load(None)
-
-
-@pytest.fixture(scope="module")
-def deployed(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    out = tmp_path_factory.mktemp("deployed") / "mlp"
-    return train_deployed(DIGITS, digits, "mlp", out, Settings(epochs=40))
+from parity_models.training import Outcome, Settings, train_backup, train_parity
 
 
 @pytest.mark.parametrize("network", ["linear", "mlp"])
 def test_a_backup_imitates_the_deployed_model_without_labels(
-    deployed: Outcome, digits: Dataset, tmp_path: Path, network: str
+    deployed: Outcome, tmp_path: Path, network: str
 ) -> None:
     outcome = train_backup(
-        deployed.bundle, network, digits.train.inputs, tmp_path / "bundle", Settings(epochs=20)
+        deployed.bundle, network, DIGITS.train.inputs, tmp_path / "bundle", Settings(epochs=20)
     )
     bundle = open_bundle(outcome.bundle.path)
     assert bundle.manifest.backup is not None
@@ -44,15 +29,15 @@ def test_a_backup_imitates_the_deployed_model_without_labels(
     training = bundle.manifest.backup_training
     assert training is not None
     assert (training.task, training.inputs, training.epochs) == ("digits", 1200, 20)
-    accuracy = evaluate(bundle, digits.test.inputs, digits.test.labels)
+    accuracy = evaluate(bundle, DIGITS.test.inputs, DIGITS.test.labels)
     assert accuracy.backup_accuracy is not None
     assert accuracy.backup_accuracy > 0.9
 
 
 def test_a_bundle_gets_its_backup_before_or_after_its_parity_model(
-    deployed: Outcome, digits: Dataset, tmp_path: Path
+    deployed: Outcome, tmp_path: Path
 ) -> None:
-    inputs, once = digits.train.inputs, Settings(epochs=1)
+    inputs, once = DIGITS.train.inputs, Settings(epochs=1)
     one, other = tmp_path / "one", tmp_path / "other"
     coded = train_parity(deployed.bundle, STACK, inputs, one, once).bundle
     backed = train_backup(deployed.bundle, "linear", inputs, other, once).bundle
@@ -66,13 +51,13 @@ def test_a_bundle_gets_its_backup_before_or_after_its_parity_model(
 
 
 def test_the_same_seed_gives_the_same_backup_and_another_seed_another(
-    deployed: Outcome, digits: Dataset, tmp_path: Path
+    deployed: Outcome, tmp_path: Path
 ) -> None:
     digests = [
         train_backup(
             deployed.bundle,
             "linear",
-            digits.train.inputs,
+            DIGITS.train.inputs,
             tmp_path / "bundle",
             Settings(epochs=2, seed=seed),
             mirrored=True,
@@ -82,10 +67,8 @@ def test_the_same_seed_gives_the_same_backup_and_another_seed_another(
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_what_cannot_be_trained_is_refused(
-    deployed: Outcome, digits: Dataset, tmp_path: Path
-) -> None:
-    out, inputs, once = tmp_path / "bundle", digits.train.inputs, Settings(epochs=1)
+def test_what_cannot_be_trained_is_refused(deployed: Outcome, tmp_path: Path) -> None:
+    out, inputs, once = tmp_path / "bundle", DIGITS.train.inputs, Settings(epochs=1)
     cases: list[tuple[NDArray[Any], str]] = [
         (inputs[:, :, :7], "takes float32 of shape"),
         (inputs.astype(np.float64), "takes float32 of shape"),
@@ -100,10 +83,10 @@ def test_what_cannot_be_trained_is_refused(
 
 
 def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
-    deployed: Outcome, digits: Dataset, tmp_path: Path
+    deployed: Outcome, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
-    train_parity(deployed.bundle, STACK, digits.train.inputs, bundle, Settings(epochs=1))
+    train_parity(deployed.bundle, STACK, DIGITS.train.inputs, bundle, Settings(epochs=1))
     arguments = ["--from", str(bundle), "--network", "linear", "--out", str(bundle)]
     done = subprocess.run(
         parm("backup", *arguments, "--epochs", "20"), capture_output=True, text=True

@@ -204,9 +204,11 @@ class RemoteServer(TestedServer):
         return [upstream.pid for upstream in self._upstreams if upstream.running]
 
     async def kill(self, which: int) -> None:
-        """Of the upstream or of its worker, by turns; whoever runs it starts it again. A worker that
-        is just being started is left alone: the bundle's folder may hold another one meanwhile,
-        which an upstream would open."""
+        """Of the upstream or of its worker, by turns; whoever runs it starts it again.
+
+        While a worker is being started its upstream is left alone: the bundle's folder may hold
+        another one just now, which an upstream would open.
+        """
         upstream = self._upstreams[which % INSTANCES]
         if which % 2:
             workers = (pid for pid in descendants(upstream.pid) if WORKER in command_line(pid))

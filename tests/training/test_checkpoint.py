@@ -1,0 +1,108 @@
+"""Training survives interruption, and goes on from nothing but its own checkpoint."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from safetensors import safe_open
+
+from own_models import DIGITS, STACK
+from parity_models.codes import CodeSpec
+from parity_models.errors import TrainingError
+from parity_models.evaluation import evaluate
+from parity_models.models.bundle import open_bundle
+from trainings import Train, fail_at, weights
+
+
+@pytest.mark.parametrize("network", ["mlp", "resnet-small"])
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(
+    train: Train, tmp_path: Path, network: str
+) -> None:
+    with pytest.raises(MemoryError):
+        train(network=network, epochs=3, report=fail_at(2 / 3, MemoryError()))
+    assert not (tmp_path / "bundle").exists()
+    told: list[int] = []
+    resumed = train(
+        network=network, epochs=3, resume=True, report=lambda progress: told.append(progress.epoch)
+    )
+    assert min(told) == 3
+    assert weights(resumed) == weights(train(network=network, epochs=3, name="uninterrupted"))
+    assert not (tmp_path / "bundle.checkpoint").exists()
+
+
+def test_an_interrupt_leaves_the_best_so_far_and_can_be_resumed(train: Train) -> None:
+    stopped = train(epochs=100, report=fail_at(20 / 100, KeyboardInterrupt()))
+    assert stopped.fitted.resumable
+    assert stopped.fitted.epochs == 20
+    accuracy = evaluate(open_bundle(stopped.bundle.path), DIGITS.test.inputs, DIGITS.test.labels)
+    assert accuracy.degraded_accuracy is not None
+    assert accuracy.degraded_accuracy > 0.7
+    resumed = train(epochs=22, resume=True)
+    assert not resumed.fitted.interrupted
+    assert not resumed.fitted.resumable
+    assert resumed.fitted.epochs == 22
+
+
+def test_an_interrupt_before_the_first_epoch_still_leaves_a_bundle(train: Train) -> None:
+    stopped = train(epochs=100, report=fail_at(0, KeyboardInterrupt()))
+    assert stopped.fitted.interrupted
+    assert not stopped.fitted.resumable
+    assert open_bundle(stopped.bundle.path).code() is not None
+
+
+def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    arguments = ["train", "--task", "digits", "--out", str(out), "--epochs", "1000000"]
+    with subprocess.Popen(
+        [sys.executable, "-c", "from parity_models.cli.main import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        checkpoint = tmp_path / "model.checkpoint"
+        while not checkpoint.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate()
+    assert process.returncode == 0
+    assert "interrupted" in said
+    assert "--resume" in said
+    assert open_bundle(out).manifest.accuracy is not None
+
+
+def test_a_checkpoint_is_refused_by_a_run_with_other_options(train: Train) -> None:
+    with pytest.raises(MemoryError):
+        train(epochs=4, report=fail_at(1 / 4, MemoryError()))
+    with pytest.raises(TrainingError, match="seed 0, now 1"):
+        train(epochs=4, resume=True, seed=1)
+    with pytest.raises(TrainingError, match="code stack"):
+        train(CodeSpec("sum", "subtraction", 2), epochs=4, resume=True)
+
+
+def test_a_checkpoint_that_is_missing_or_damaged_is_refused(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="nothing to resume"):
+        train(epochs=4, resume=True)
+    with pytest.raises(MemoryError):
+        train(epochs=4, report=fail_at(1 / 4, MemoryError()))
+    checkpoint = tmp_path / "bundle.checkpoint"
+    content = checkpoint.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"\xff" * 100):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="damaged"):
+            train(epochs=4, resume=True)
+
+
+def test_a_checkpoint_holds_tensors_and_json_alone(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(MemoryError):
+        train(epochs=4, report=fail_at(2 / 4, MemoryError()))
+    with safe_open(tmp_path / "bundle.checkpoint", "pt") as file:
+        run = msgspec.json.decode(file.metadata()["run"])
+    assert run["epochs"] == 2
+    assert run["options"]["code"] == str(STACK)
