@@ -9,6 +9,7 @@ budget of all requests.
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from parity_models.serving.errors import (
     DeadlineError,
@@ -17,6 +18,8 @@ from parity_models.serving.errors import (
     RequestError,
 )
 from parity_models.serving.limits import ByteBudget, Limits
+
+_Message = TypeVar("_Message")
 
 RESERVE = 100
 """Calls beyond the limit that are let in far enough to be told of it, and those that ask for the
@@ -36,6 +39,7 @@ class Calls:
         self._limits = limits
         self._budget = budget
         self._running = 0
+        self._lasting = 0
         self._slow = 0
         # Clients that send slowly leave half of the budget to the others.
         self._most_slow = max(1, budget.most // limits.max_body // 2)
@@ -55,7 +59,23 @@ class Calls:
         finally:
             self._running -= 1
 
-    async def read(self, messages: AsyncIterator[bytes]) -> bytes:
+    @contextmanager
+    def lasting(self) -> Iterator[None]:
+        """Count a stream of health or reflection while it lasts. Raises OverloadedError for one too
+        many."""
+        if self._lasting >= self._limits.max_connections:
+            raise OverloadedError(
+                f"the server takes at most {self._limits.max_connections} streams of health and "
+                "reflection at a time; try again later",
+                retry_after=_RETRY_AFTER,
+            )
+        self._lasting += 1
+        try:
+            yield
+        finally:
+            self._lasting -= 1
+
+    async def read(self, messages: AsyncIterator[_Message]) -> _Message:
         """The call's message. Raises DeadlineError if it does not arrive in time, OverloadedError
         if too many arrive slowly, InvalidRequestError if there is none."""
         loop = asyncio.get_running_loop()

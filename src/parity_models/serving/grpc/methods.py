@@ -150,16 +150,16 @@ def guarded(answer: _Method) -> _Method:
         try:
             return await answer(messages, context)
         except RequestError as error:
-            await _abort(context, code_of(error), text_of(error), metadata_of(error))
+            await abort(context, code_of(error), text_of(error), metadata_of(error))
         except Exception as error:
             _log.error("a gRPC request failed", exc_info=error)
             text = "the server failed to handle the request; its log says why"
-            await _abort(context, StatusCode.INTERNAL, text)
+            await abort(context, StatusCode.INTERNAL, text)
 
     return answered
 
 
-async def _abort(
+async def abort(
     context: Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
 ) -> NoReturn:
     """End a call with this status; it is no error if its client has just gone."""

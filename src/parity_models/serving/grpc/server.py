@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models.errors import UserError
 from parity_models.serving.grpc.admission import TokensShown
+from parity_models.serving.grpc.bystanders import BystandersBounded
 from parity_models.serving.grpc.calls import RESERVE, Calls
 from parity_models.serving.grpc.health import Health
 from parity_models.serving.grpc.inference_pb2 import (
@@ -58,15 +59,17 @@ class GrpcServer:
         tokens: Tokens | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
+        calls = Calls(limits, budget)
+        shown = () if tokens is None else (TokensShown(tokens, metrics),)
         self._server = grpc.aio.server(
-            interceptors=() if tokens is None else (TokensShown(tokens, metrics),),
+            interceptors=(*shown, BystandersBounded(calls)),
             options=_options(limits),
-            maximum_concurrent_rpcs=limits.max_rpcs + RESERVE,
+            maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
         )
         service = InferenceService(models, metrics)
         ended = metrics.connections_ended.labels("write timeout").inc
         self._unread = UnreadAnswers(budget, limits.write_timeout, ended)
-        handler = handler_of(service, Calls(limits, budget), self._unread, tracing)
+        handler = handler_of(service, calls, self._unread, tracing)
         self._server.add_generic_rpc_handlers((handler,))
         self._stopping = asyncio.Event()
         health = Health(models, self._stopping)

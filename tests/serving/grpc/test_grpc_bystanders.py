@@ -1,0 +1,79 @@
+"""Calls for health and reflection have bounds, and keep no prediction out."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from grpc_served import request, serving, until
+
+HEALTH = "/grpc.health.v1.Health"
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+QUESTION = health_pb2.HealthCheckRequest()
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_streams_of_health_keep_no_prediction_out() -> None:
+    async with AsyncExitStack() as stack:
+        served, infer = await stack.enter_async_context(serving(max_rpcs=2, max_connections=5))
+        served.frontend.go.set()
+        channels = [await stack.enter_async_context(served.channel()) for _ in range(3)]
+        stubs: list[Any] = [health_pb2_grpc.HealthStub(each) for each in channels]
+        watching = [stub.Watch(QUESTION) for stub in stubs for _ in range(50)]
+        first = [asyncio.ensure_future(each.read()) for each in watching]
+        await asyncio.wait(first)
+        answered = [each.result() for each in first if each.exception() is None]
+        assert [each.status for each in answered] == [SERVING] * 5
+        refused = [each for each in watching if each.done()]
+        assert len(refused) == 145
+        for each in refused:
+            assert await each.code() is StatusCode.RESOURCE_EXHAUSTED
+            assert "at most 5 streams of health" in await each.details()
+        assert (await stubs[0].Check(QUESTION)).status == SERVING
+        await asyncio.gather(infer(request()), infer(request()))
+        for each in watching:
+            each.cancel()
+        await until(lambda: all(each.done() for each in watching))
+        assert (await stubs[0].Watch(QUESTION).read()).status == SERVING
+
+
+@pytest.mark.parametrize("method", [f"{HEALTH}/Check", f"{HEALTH}/Watch"])
+async def test_a_message_that_does_not_come_ends_a_call_for_health(method: str) -> None:
+    async with serving(body_timeout=0.4) as (served, _), served.channel() as channel:
+        call: Any = channel.stream_stream(method)()
+        assert await call.code() is StatusCode.DEADLINE_EXCEEDED
+        assert "not whole within 0.4 s" in await call.details()
+
+
+@pytest.mark.parametrize("method", [f"{HEALTH}/Check", f"{HEALTH}/Watch"])
+async def test_a_message_that_cannot_be_read_is_the_clients_mistake(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as (served, _), served.channel() as channel:
+        call: Any = channel.stream_stream(method)()
+        await call.write(b"\x0a\xff")
+        assert await call.code() is StatusCode.INVALID_ARGUMENT
+        assert not caplog.records
+
+
+async def test_a_stream_of_reflection_ends_when_nothing_is_asked() -> None:
+    async with serving(body_timeout=0.4) as (served, _), served.channel() as channel:
+        call: Any = channel.stream_stream(REFLECTION)()
+        await call.write(b"\x3a\x00")  # list_services
+        assert b"grpc.health.v1.Health" in await call.read()
+        assert await call.code() is StatusCode.OK
+
+
+async def test_messages_for_health_that_come_slowly_are_as_few_as_others() -> None:
+    limits = {"max_body": 1000, "max_in_flight": 4000}
+    async with serving(**limits) as (served, _), served.channel() as channel:
+        calls: list[Any] = [channel.stream_unary(f"{HEALTH}/Check")() for _ in range(5)]
+        states = [asyncio.ensure_future(each.code()) for each in calls]
+        await until(lambda: sum(state.done() for state in states) == 3)
+        assert served.budget.held == 2000
+        for each in calls:
+            each.cancel()
+        await until(lambda: served.budget.held == 0)
