@@ -1,6 +1,7 @@
 """Wrong files of certificates and tokens are named; what was read before stays in force."""
 
 from datetime import UTC, datetime, timedelta
+from errno import EMFILE
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.serving.certificate import Certificate
 from parity_models.serving.tokens import LEAST, Tokens
-from parity_models.serving.watched import refresh
+from parity_models.serving.watched import WatchedFiles, refresh
 from served import write_linear_bundle
 
 
@@ -66,6 +67,30 @@ def test_a_wrong_file_leaves_in_force_what_was_read_before(
     files.renew()
     refresh(certificate)
     assert certificate.context is not before
+
+
+def test_what_could_not_be_read_is_read_again_and_said_once(
+    files: Files, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unlucky:
+        """Cannot read its files, for a reason of the machine's, so often."""
+
+        def __init__(self, times: int) -> None:
+            self.files = WatchedFiles(files.tokens)
+            self.times = times
+
+        def read(self) -> None:
+            self.times -= 1
+            if self.times >= 0:
+                raise OSError(EMFILE, "Too many open files")
+
+    unlucky = Unlucky(3)
+    files.tokens.write_text(f"{OTHER}\n{TOKEN}\n")
+    with caplog.at_level("INFO"):
+        for _ in range(6):
+            refresh(unlucky)
+    assert unlucky.times == -1
+    assert caplog.text.count("stays in force") == caplog.text.count("was read again") == 1
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ class WatchedFiles:
 
     def __init__(self, *paths: Path) -> None:
         self.paths = paths
+        self.trouble = ""
+        """Why they could not be read; empty if they could be."""
         self._seen = self._stamps()
 
     def changed(self) -> bool:
@@ -57,16 +59,21 @@ def read_text(path: Path, what: str) -> str:
 
 
 def refresh(watched: Reread) -> None:
-    """Read its files again if they have changed; what is wrong with them is logged, and what was
-    read before holds on."""
-    if not watched.files.changed():
+    """Read its files again if they have changed, or could not be read; what is wrong with them is
+    logged, once, and what was read before holds on."""
+    files = watched.files
+    if not files.changed() and not files.trouble:
         return
-    names = " and ".join(map(str, watched.files.paths))
+    names = " and ".join(map(str, files.paths))
     try:
         watched.read()
-    except UserError as error:
-        _log.error("what was read from %s before stays in force: %s", names, error)
+    except Exception as error:  # such as a file that was removed while it was read
+        if (trouble := str(error) or repr(error)) != files.trouble:
+            _log.error("what was read from %s before stays in force: %s", names, trouble)
+        # It may be well the next time, though no file changes: the server may lack descriptors.
+        files.trouble = trouble
     else:
+        files.trouble = ""
         _log.info("%s changed and was read again", names)
 
 
