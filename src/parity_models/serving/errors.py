@@ -35,6 +35,12 @@ class UnauthorizedError(RequestError, UserError):
         super().__init__("unauthorized")
 
 
+class ForbiddenError(RequestError, UserError):
+    """A request that changes something, and that a web page has sent."""
+
+    status = 403
+
+
 class NotFoundError(RequestError, UserError):
     """A model, a version or a path that is not here."""
 

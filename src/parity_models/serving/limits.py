@@ -86,6 +86,11 @@ class ByteBudget:
         self.held = 0
 
     def take(self, size: int) -> None:
+        """Hold so many bytes more. Raises OverloadedError where that would be too many."""
+        self.check(size)
+        self.held += size
+
+    def check(self, size: int) -> None:
         """Raises OverloadedError where so many bytes more would be too many."""
         if self.held + size > self.most:
             raise OverloadedError(
@@ -93,7 +98,6 @@ class ByteBudget:
                 f"{self.most} this server holds at once; try again later",
                 retry_after=1.0,
             )
-        self.held += size
 
     def hold(self, size: int) -> None:
         """Count bytes that are there already, even where they are too many."""

@@ -4,6 +4,7 @@ Neutral to the protocol's transport: whatever carries a tensor (JSON, bytes afte
 protobuf message), its name, datatype and shape are checked here.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -195,8 +196,9 @@ class ServedModel:
                     f"model {self.name!r} has no {role} {name!r}; {its} {said}"
                 )
         if len(names) != len(set(names)):
-            name = max(names, key=names.count)
-            given = f"given {names.count(name)} times; give it once"
+            # In one pass: a request may name a great many.
+            ((name, times),) = Counter(names).most_common(1)
+            given = f"given {times} times; give it once"
             raise InvalidRequestError(
                 f"{role} {name!r} is {given if role == 'input' else 'requested twice'}"
             )

@@ -58,6 +58,12 @@ def test_pages_of_others_whose_name_leads_here_are_refused(
         assert "127.0.0.1" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("side", ["1", "-1", "x", "9" * 5000])
+def test_events_of_a_side_that_there_is_not_are_not_there(server: ServerProcess, side: str) -> None:
+    answer = httpx.get(f"{server.url}/ui/events", params={"side": side})
+    assert (answer.status_code, "not there" in answer.json()["error"]) == (503, True)
+
+
 def test_the_events_say_what_the_server_does(server: ServerProcess) -> None:
     with httpx.stream("GET", f"{server.url}/ui/events", timeout=30) as events:
         assert events.headers["content-type"] == "text/event-stream"

@@ -91,6 +91,7 @@ def bad(**changes: object) -> dict[str, object]:
         ({**bad(), "outputs": [{"name": "y"}] * 2}, "requested twice"),
         ({**bad(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]}, "classific"),
         ({**bad(), "parameters": {"timeout": -1}}, "Expected `int` >= 0"),
+        ({**bad(), "parameters": {"timeout": 10**400}}, "Expected `int` <= 9223372036854775807"),
         ({**bad(), "parameters": {"timeout": "1"}}, "Expected `int | null`"),
         ({**bad(), "parameters": {"redundancy": "none"}}, "'any' or 'exact', got 'none'"),
         ({**bad(), "parameters": {"redundancy": True}}, "'any' or 'exact', got True"),

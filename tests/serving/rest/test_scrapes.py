@@ -54,3 +54,11 @@ async def test_each_format_has_an_answer_of_its_own() -> None:
     assert await written.ask(OPEN_METRICS) == b"2"
     assert await written.ask() == b"1"
     assert await written.ask(OPEN_METRICS) == b"2"
+
+
+async def test_versions_that_nobody_has_heard_of_are_no_formats_of_their_own() -> None:
+    written = Written(1.0)
+    for number in range(100):
+        for kind in ("text/plain", "application/openmetrics-text"):
+            await written.ask(f"{kind}; version=1.0.0.{number}, {kind};version=9.{number}.0")
+    assert written.times == 1

@@ -57,7 +57,7 @@ def control_of(body: bytes) -> Control:
 def worker_of(instance: str, workers: int) -> int:
     """The number of the worker that an instance is a life of: 2 for "2.1". Raises UserError."""
     number = instance.partition(".")[0]
-    if not (number.isascii() and number.isdecimal() and int(number) < workers):
+    if number not in map(str, range(workers)):
         raise UserError(
             f"there is no instance {instance[:40]!r}; they begin with 0 to {workers - 1}"
         )

@@ -138,7 +138,7 @@ class Page:
     def _feed(self, target: str) -> Feed | None:
         number = parse_qs(urlsplit(target).query).get("side", ["0"])[0]
         feeds: Sequence[Callable[[], Feed | None]] = list(self._feeds.values())
-        if not number.isdecimal() or not int(number) < len(feeds):
+        if number not in map(str, range(len(feeds))):
             return None
         return feeds[int(number)]()
 

@@ -28,6 +28,7 @@ from parity_models.serving.rest.json_tensors import (
     json_end,
     json_from_tensor,
     read_json,
+    short_value,
     tensor_from_json,
 )
 from parity_models.serving.rest.protocol import (
@@ -78,7 +79,7 @@ def decode_request(
         spec = specs[tensor.name]
         if size is None:
             what = f"the data of input {tensor.name!r}"
-            check_json_size(len(memoryview(tensor.data)), spec, fitting.rows, what)
+            check_json_size(tensor.data, spec, fitting.rows, what)
             tensors[tensor.name] = tensor_from_json(tensor.data, spec, fitting.rows, what)
         else:
             tensors[tensor.name] = _rows_at(spec, fitting.rows, body, end, size)
@@ -89,8 +90,9 @@ def decode_request(
         padded(tensors, model.signature, fitting.sizes),
         parameters.timeout / 1e6 if parameters.timeout else None,
         _asked(message, fitting.outputs),
-        exact_from(parameters.redundancy) or model.is_exact(fitting.outputs),
-        tenant_from(parameters.tenant),
+        exact_from(short_value(parameters.redundancy, "redundancy"))
+        or model.is_exact(fitting.outputs),
+        tenant_from(short_value(parameters.tenant, "tenant")),
         fitting.sizes,
     )
 
@@ -190,7 +192,8 @@ def _check_size(body: bytes | bytearray, end: int, model: ServedModel) -> None:
     # them may be the input's.
     shapes = [int(match[1]) for match in _SHAPE.finditer(within)]
     rows = min(max(shapes, default=model.max_rows), model.max_rows)
-    check_json_size(end - JSON_OBJECT, model.signature.largest.input, rows, "the request")
+    whole = memoryview(body)
+    check_json_size(whole, model.signature.largest.input, rows, "the request", 2 * JSON_OBJECT)
 
 
 def _given(tensor: TensorMessage) -> GivenTensor:

@@ -12,7 +12,7 @@ _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """How zlib is told which of HTTP's content encodings it reads."""
 
 _DECOMPRESS_STEP = 2**20
-"""Bytes that are decompressed before the limits are asked for more."""
+"""Bytes that are decompressed, of at most as many, before the limits are asked for more."""
 
 OfBody = Callable[[Request, bytes | bytearray], Awaitable[Response]]
 """What answers a request, given its body without its encoding."""
@@ -46,15 +46,19 @@ async def decompressed(
 async def _decompress(body: bytes | bytearray, encoding: str, plain: Body) -> None:
     """Add to `plain` what the compressed `body` holds. Raises a RequestError."""
     decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
-    rest: bytes | bytearray = body
+    whole, at = memoryview(body), 0
+    rest: bytes | memoryview = b""
     try:
         while not decompressor.eof:
+            if not rest:  # in slices, as what one step leaves is copied for the next
+                rest = whole[at : at + _DECOMPRESS_STEP]
+                at += len(rest)
             piece = await asyncio.to_thread(decompressor.decompress, rest, _DECOMPRESS_STEP)
             rest = decompressor.unconsumed_tail
             plain.add(piece)
-            if not piece and not rest:
+            if not piece and not rest and at == len(whole):
                 break
     except zlib.error as error:
         raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
-    if not decompressor.eof or decompressor.unused_data:
+    if not decompressor.eof or decompressor.unused_data or at < len(whole):
         raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")

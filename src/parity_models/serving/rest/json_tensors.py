@@ -25,6 +25,8 @@ JSON_VALUE = 64
 
 _NESTED = re.compile(rb"\[\s*\[")
 
+_ANYTHING = msgspec.json.Decoder(object)
+
 _T = TypeVar("_T")
 
 
@@ -56,14 +58,41 @@ def json_end(header_length: str, size: int) -> int:
     return int(header_length)
 
 
-def check_json_size(size: int, spec: TensorSpec | Layout, rows: int, what: str) -> None:
-    """Raises TooLargeError for more bytes of JSON than `rows` rows can take."""
-    values = spec.row_values if isinstance(spec, Layout) else prod(spec.shape)
-    most = JSON_VALUE * rows * values + JSON_OBJECT
-    if size > most:
+def check_json_size(
+    text: Raw | memoryview,
+    spec: TensorSpec | Layout,
+    rows: int,
+    what: str,
+    beside: int = JSON_OBJECT,
+) -> None:
+    """Raises TooLargeError for more JSON than `rows` rows and so many bytes `beside` can be: for
+    more bytes, or for more values in them, as each takes many times its bytes once it is read."""
+    values = rows * (spec.row_values if isinstance(spec, Layout) else prod(spec.shape))
+    view = memoryview(text)
+    most = JSON_VALUE * values + beside
+    if len(view) > most:
         raise TooLargeError(
-            f"{what} has {size} bytes of JSON; {rows} rows of {spec} take up to {most}"
+            f"{what} has {len(view)} bytes of JSON; {rows} rows of {spec} take up to {most}"
         )
+    if len(view) <= beside:
+        return
+    most = values + beside // 2
+    commas = np.count_nonzero(np.frombuffer(view, np.uint8) == ord(","))
+    if commas > most:
+        raise TooLargeError(
+            f"{what} has {commas + 1} values in its JSON; {rows} rows of {spec} take up to {most}"
+        )
+
+
+def short_value(text: Raw, parameter: str) -> object:
+    """What `text` says, of whatever type; None if it is empty. Raises InvalidRequestError for what
+    is longer than a parameter can be: read, it could be many times as large."""
+    size = len(memoryview(text))
+    if size > JSON_OBJECT:
+        raise InvalidRequestError(
+            f"the parameter {parameter} has {size} bytes of JSON; it may have {JSON_OBJECT}"
+        )
+    return read_json(_ANYTHING, text, f"the parameter {parameter}") if size else None
 
 
 def tensor_from_json(data: Raw, spec: TensorSpec, rows: int, what: str) -> NDArray[Any]:

@@ -25,6 +25,12 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 
+_VERSIONS = ("0.0.1", "0.0.4", "1.0.0", "2.0.0")
+"""Of the formats of metrics, those that Prometheus asks for."""
+
+MAX_ERROR = 2000
+"""Characters of an error that a client is told."""
+
 
 @dataclass(slots=True, eq=False)
 class Response:
@@ -92,34 +98,33 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Body:
-    """A body that arrives in pieces, up to `most` bytes, paid for from the server's budget.
+    """A body that arrives in pieces, up to `most` bytes, paid for from the server's budget as they
+    come.
 
-    `declared` is its size, if the client said it: more than `most` are refused before anything
-    of it is read. Raises TooLargeError or OverloadedError.
+    `declared` is its size, if the client said it: more than `most`, or than there is room for, are
+    refused before anything of it is read. But what only was declared takes no room: a few clients
+    that declare much and send nothing would else keep out all others. Raises TooLargeError or
+    OverloadedError.
     """
 
-    __slots__ = ("_budget", "_held", "_most", "_pieces", "_size")
+    __slots__ = ("_budget", "_most", "_pieces", "_size")
 
     def __init__(self, most: int, budget: ByteBudget, declared: int | None) -> None:
         self._most = most
         self._budget = budget
-        self._held = 0
         self._size = 0
         self._pieces: bytes | bytearray = b""
         if declared:
             if declared > most:
                 raise too_large(most)
-            budget.take(declared)
-            self._held = declared
+            budget.check(declared)
 
     def add(self, piece: bytes) -> None:
         """Raises TooLargeError or OverloadedError."""
+        if self._size + len(piece) > self._most:
+            raise too_large(self._most)
+        self._budget.take(len(piece))
         self._size += len(piece)
-        if self._size > self._held:
-            if self._size > self._most:
-                raise too_large(self._most)
-            self._budget.take(self._size - self._held)
-            self._held = self._size
         if not self._pieces:
             self._pieces = piece
         elif isinstance(self._pieces, bytearray):
@@ -134,8 +139,8 @@ class Body:
 
     def release(self) -> None:
         """Give back what the budget lent. Once is enough, twice does no harm."""
-        self._budget.give_back(self._held)
-        self._held = 0
+        self._budget.give_back(self._size)
+        self._size = 0
         self._pieces = b""
 
 
@@ -152,15 +157,29 @@ def json_response(content: object, status: int = HTTPStatus.OK, headers: Headers
     return Response(status, msgspec.json.encode(content), JSON + headers)
 
 
+def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
+    """How metrics are written for this request, and the media type: one of a few, whatever versions
+    it accepts, as their names would become part of the media type."""
+    accepted = request.headers.get("accept", "").split(",")
+    return choose_encoder(",".join(each for each in accepted if _is_of_known_version(each)))
+
+
+def _is_of_known_version(media_type: str) -> bool:
+    parameters = (each.strip().partition("=") for each in media_type.split(";"))
+    return all(key != "version" or value in _VERSIONS for key, _, value in parameters)
+
+
 def metrics_response(request: Request, registry: Collector) -> Response:
     """What the registry holds, in the format of Prometheus's that the request accepts."""
-    encode, media_type = choose_encoder(request.headers.get("accept", ""))
+    encode, media_type = metrics_format(request)
     return Response(HTTPStatus.OK, encode(registry), ((b"content-type", media_type.encode()),))
 
 
 def error_response(text: str, status: int, headers: Headers = ()) -> Response:
-    """The JSON object that every error is."""
-    return json_response({"error": text}, status, headers)
+    """The JSON object that every error is; a long text, which repeats what a client sent, is cut
+    off."""
+    said = text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}..."
+    return json_response({"error": said}, status, headers)
 
 
 def refusal(error: RequestError) -> Response:

@@ -101,10 +101,10 @@ class RequestedOutput(Struct, omit_defaults=True):
 class RequestParameters(Struct, omit_defaults=True):
     """What else a request asks for; `timeout` in microseconds, as Triton has it."""
 
-    timeout: Annotated[int, Meta(ge=0)] | None = None
+    timeout: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     binary_data_output: bool | None = None
-    redundancy: Any = None
-    tenant: Any = None
+    redundancy: Raw = NO_DATA
+    tenant: Raw = NO_DATA
 
 
 class RequestMessage(Struct, omit_defaults=True):

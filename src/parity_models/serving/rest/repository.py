@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from parity_models.serving.errors import ForbiddenError, TooLargeError
 from parity_models.serving.models import Models
-from parity_models.serving.rest.json_tensors import read_json
+from parity_models.serving.rest.json_tensors import JSON_OBJECT, read_json
 from parity_models.serving.rest.messages import Request, Response, json_response
 
 
@@ -23,6 +24,15 @@ class _LoadRequest(Struct):
 
 _INDEX = msgspec.json.Decoder(_IndexRequest)
 _LOAD = msgspec.json.Decoder(_LoadRequest)
+
+
+def refuse_pages(request: Request) -> None:
+    """Raises ForbiddenError for a request of a web page's: somebody else's page reaches this server
+    as well, from whichever machine it is looked at, and asks nobody whether it may."""
+    if "origin" in request.headers:
+        raise ForbiddenError(
+            "web pages load and unload no models here; a request of your own has no header Origin"
+        )
 
 
 async def index(models: Models, request: Request, body: bytes | bytearray) -> Response:
@@ -40,4 +50,8 @@ async def load(models: Models, request: Request, body: bytes | bytearray) -> Res
 
 
 def _read(decoder: msgspec.json.Decoder[Any], body: bytes | bytearray) -> Any:
+    if len(body) > JSON_OBJECT:
+        raise TooLargeError(
+            f"the request has {len(body)} bytes; without a tensor it has at most {JSON_OBJECT}"
+        )
     return read_json(decoder, memoryview(body or b"{}"), "the request")

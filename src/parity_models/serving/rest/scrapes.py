@@ -7,9 +7,7 @@ anybody may ask, again and again, without reading the answers.
 import time
 from collections.abc import Callable
 
-from prometheus_client.exposition import choose_encoder
-
-from parity_models.serving.rest.messages import Handler, Request, Response
+from parity_models.serving.rest.messages import Handler, Request, Response, metrics_format
 
 SHARE = 0.05
 """Of the time, what may be used for writing metrics."""
@@ -32,7 +30,7 @@ class Scrapes:
         now = self._clock()
         self._left = min(SAVED, self._left + SHARE * (now - self._counted))
         self._counted = now
-        _, media_type = choose_encoder(request.headers.get("accept", ""))
+        _, media_type = metrics_format(request)
         last = self._last.get(media_type)
         if last is not None and self._left <= 0:
             return last

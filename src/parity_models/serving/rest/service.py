@@ -205,7 +205,8 @@ class Rest:
 
     def _route_of_model(self, request: Request, path: str) -> tuple[str, Handler | None]:
         """The method and the handler; no handler if nothing is there. Raises NotFoundError for
-        another model or version, and UnavailableError for one that takes no requests."""
+        another model or version, UnavailableError for one that takes no requests, and
+        ForbiddenError for what no web page may ask."""
         found = model_path(path)
         if found is None:
             return "", None
@@ -213,7 +214,9 @@ class Rest:
         method, handler = self._of_model[asks]
         if request.method == method or (request.method, method) == ("HEAD", "GET"):
             request.counts = asks in (Asks.INFER, Asks.V1_PREDICT)
-            if asks not in (Asks.READY, Asks.V1_STATUS, Asks.LOAD, Asks.UNLOAD):
+            if asks in (Asks.LOAD, Asks.UNLOAD):
+                repository.refuse_pages(request)
+            elif asks not in (Asks.READY, Asks.V1_STATUS):
                 self._models.find(request.model, request.version)
         return method, handler
 

@@ -19,7 +19,12 @@ from parity_models.models.named_inputs import cut, padded
 from parity_models.models.signature import Tensor
 from parity_models.serving.asked import Answers
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError
-from parity_models.serving.rest.json_tensors import check_json_size, read_json, tensor_from_json
+from parity_models.serving.rest.json_tensors import (
+    check_json_size,
+    read_json,
+    short_value,
+    tensor_from_json,
+)
 from parity_models.serving.rest.messages import Response, json_response
 from parity_models.serving.rest.protocol import NO_DATA, RequestParameters
 from parity_models.serving.served_model import (
@@ -53,8 +58,9 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequ
 
     Raises a RequestError that says what is wrong and what is expected.
     """
-    check_json_size(len(body), model.signature.largest.input, model.max_rows, "the request")
-    message = read_json(_PREDICT, memoryview(body), "the request")
+    whole = memoryview(body)
+    check_json_size(whole, model.signature.largest.input, model.max_rows, "the request")
+    message = read_json(_PREDICT, whole, "the request")
     by_row = bool(memoryview(message.instances))
     if by_row == bool(memoryview(message.inputs)):
         raise InvalidRequestError(
@@ -65,7 +71,7 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequ
     fitting = model.check_request(given, ())
     tensors = {}
     for spec in model.signature.kind(fitting.sizes).input.tensors:
-        check_json_size(len(memoryview(data[spec.name])), spec, fitting.rows, "the request")
+        check_json_size(data[spec.name], spec, fitting.rows, "the request")
         what = "instances" if by_row else "inputs"
         tensors[spec.name] = tensor_from_json(data[spec.name], spec, fitting.rows, what)
     parameters = message.parameters or RequestParameters()
@@ -74,8 +80,9 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequ
         padded(tensors, model.signature, fitting.sizes),
         parameters.timeout / 1e6 if parameters.timeout else None,
         [AskedOutput(each, False) for each in fitting.outputs],
-        exact_from(parameters.redundancy) or model.is_exact(fitting.outputs),
-        tenant_from(parameters.tenant),
+        exact_from(short_value(parameters.redundancy, "redundancy"))
+        or model.is_exact(fitting.outputs),
+        tenant_from(short_value(parameters.tenant, "tenant")),
         fitting.sizes,
     ), by_row
 
