@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,12 @@ from served import predictions, queries, until, write_linear_bundle
 
 WORKERS = 3
 
-needs_root = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None,
-    reason="network namespaces need root and the package iproute2",
-)
+
+def needs_root(test: Any) -> Any:
+    """Network namespaces do."""
+    missing = os.geteuid() != 0 or shutil.which("ip") is None or shutil.which("tc") is None
+    skip = pytest.mark.skipif(missing, reason="it needs root and the package iproute2")
+    return pytest.mark.root(skip(test))
 
 
 async def offer(

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from commands import Here
 from small_experiment import SMALL, train_briefly
+
+pytestmark = pytest.mark.ray
 
 
 def test_an_experiment_runs_on_ray(parm_here: Here, tmp_path: Path) -> None:

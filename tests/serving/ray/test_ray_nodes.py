@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import ray
 from ray import serve
 
@@ -16,6 +17,8 @@ from parity_models.serving.server import ServeOptions
 from ray_cluster import Client, start_serve
 from ray_nodes import BRIDGE, FRONT, ROOM, ray_nodes, remove_stale_bridges
 from served import until, write_linear_bundle
+
+pytestmark = [pytest.mark.ray, pytest.mark.root]
 
 
 def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_place(

@@ -38,6 +38,8 @@ from served import (
 )
 from span_collector import collecting
 
+pytestmark = pytest.mark.ray
+
 EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 
 

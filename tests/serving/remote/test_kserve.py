@@ -16,6 +16,8 @@ from parity_models.serving.engines import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import WEIGHTS, ServerProcess, predictions, queries, until, write_linear_bundle
 
+pytestmark = pytest.mark.servers
+
 KSERVE = TESTS.parent / ".servers" / "kserve" / "bin" / "python"
 EXAMPLE = TESTS.parent / "examples" / "kserve" / "client.py"
 

@@ -17,6 +17,8 @@ from parity_models.serving.remote.export import Format, export_repository
 from served import ServerProcess, predictions, queries, write_linear_bundle
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
+pytestmark = pytest.mark.servers
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
