@@ -1,4 +1,4 @@
-"""Simulated links: queries wait in the queue that transfers fill, are lost in it, and arrive."""
+"""Simulated links: queries wait in the queue that traffic fill, are lost in it, and arrive."""
 
 from itertools import takewhile
 from random import Random
@@ -13,7 +13,7 @@ from parity_models.scheduling import DEPLOYED, EqualResources
 from parity_models.simulation import Links, Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.link import Link
-from parity_models.simulation.network import Course, Leg, Network, legs
+from parity_models.simulation.network import Leg, Network, Traffic, legs
 
 BYTES = 50_000
 NETWORK = Network(shuffles=1)
@@ -22,7 +22,7 @@ QUEUE = NETWORK.queue * 8 / NETWORK.rate
 
 
 def link(network: Network = NETWORK, machines: int = 2, seed: int = 1) -> Link:
-    return Link(network, Course(network, machines, seed), 0, seed)
+    return Link(network, Traffic(network, machines, seed), 0, seed)
 
 
 def delays(seconds: float = 60.0, seed: int = 1) -> list[tuple[float, float]]:
@@ -96,8 +96,8 @@ def test_every_query_arrives_in_order(
     seed: int, shuffles: int, queue: int, queries: list[tuple[float, int]]
 ) -> None:
     network = Network(shuffles=shuffles, queue=queue)
-    course = Course(network, 3, seed)
-    ways = [Link(network, course, machine, seed) for machine in range(3)]
+    traffic = Traffic(network, 3, seed)
+    ways = [Link(network, traffic, machine, seed) for machine in range(3)]
     now = 0.0
     for gap, size in queries:
         now += gap
@@ -110,11 +110,11 @@ def test_every_query_arrives_in_order(
 @given(seed=st.integers(0, 1000), steps=st.lists(st.floats(0, 4), min_size=1, max_size=30))
 def test_a_course_tells_every_leg_once_as_the_lanes_have_it(seed: int, steps: list[float]) -> None:
     network = Network(shuffles=3)
-    course, now, told = Course(network, 4, seed), 0.0, []
+    traffic, now, told = Traffic(network, 4, seed), 0.0, []
     for step in steps:
         now += step
         for machine in range(4):
-            told += course.to(machine, now)
+            told += traffic.to(machine, now)
     everything = [
         leg
         for lane in range(3)

@@ -23,7 +23,7 @@ from collections import deque
 from math import ceil
 from random import Random
 
-from parity_models.simulation.network import Course, Leg, Network
+from parity_models.simulation.network import Leg, Network, Traffic
 
 SEGMENT, FRAME = 1448, 1514
 """Bytes of data in a segment of TCP, and of the frame that it takes."""
@@ -89,10 +89,10 @@ class Link:
     Times of asking must not decrease.
     """
 
-    def __init__(self, network: Network, course: Course, machine: int, seed: int) -> None:
+    def __init__(self, network: Network, traffic: Traffic, machine: int, seed: int) -> None:
         self._rate = network.rate / 8 * SEGMENT / FRAME  # of a queue counted in bytes of data
         self._limit = network.queue * SEGMENT / FRAME
-        self._course = course
+        self._traffic = traffic
         self._machine = machine
         self._random = Random(f"{seed}/link {machine}")
         self._now = 0.0
@@ -152,7 +152,7 @@ class Link:
 
     def _advance(self, now: float) -> None:
         """Let the transfers' windows grow until `now`, as they start and end."""
-        self._starting += self._course.to(self._machine, now)
+        self._starting += self._traffic.to(self._machine, now)
         if not self._running and not self._starting:
             self._now = max(self._now, now)
             return

@@ -60,7 +60,7 @@ def legs(network: Network, machines: int, seed: int, lane: int) -> Iterator[Leg]
         at = end
 
 
-class Course:
+class Traffic:
     """The legs of all lanes between so many machines, drawn as far as asked for.
 
     Each machine's times of asking must not decrease.

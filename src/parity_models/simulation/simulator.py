@@ -33,7 +33,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.simulation.link import Link
-from parity_models.simulation.network import Course
+from parity_models.simulation.network import Traffic
 from parity_models.simulation.scenario import FAILED, SOURCES, Simulation, SimulationResult
 
 SELDOM = 100_000
@@ -131,10 +131,10 @@ class _Driver:
         faulty = plan != FaultPlan(seed=plan.seed)
         transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
         links = simulation.links
-        course = Course(links.network, links.machines, plan.seed) if links else None
+        traffic = Traffic(links.network, links.machines, plan.seed) if links else None
         for slot, role in enumerate(roles):
             faults = WorkerFaults(plan, slot, transfers) if faulty else None
-            link = Link(links.network, course, slot, plan.seed) if links and course else None
+            link = Link(links.network, traffic, slot, plan.seed) if links and traffic else None
             instance = _Instance(slot, role, faults, link)
             self._join(instance)
             if plan.kills or plan.random_kills:

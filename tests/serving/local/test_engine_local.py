@@ -30,7 +30,7 @@ from parity_models.faults import Constant, FaultPlan, Kill
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.engine import LocalEngine
-from parity_models.serving.local.placement import Link, Placement
+from parity_models.serving.local.placement import Addresses, Placement
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
@@ -174,7 +174,7 @@ async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_pa
 
 async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")
-    here = [Placement(link=Link("127.0.0.1", "127.0.0.1"))]
+    here = [Placement(link=Addresses("127.0.0.1", "127.0.0.1"))]
     async with running(tmp_path / "m.onnx", placements=here) as (engine, events):
         (endpoint,) = engine._endpoints.values()
         with zmq.Context() as context, context.socket(zmq.PUSH) as socket:

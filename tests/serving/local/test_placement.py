@@ -11,7 +11,7 @@ import pytest
 from parity_models.errors import ServingError
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.local.engine import LocalEngine
-from parity_models.serving.local.placement import Link, Placement
+from parity_models.serving.local.placement import Addresses, Placement
 from parity_models.serving.worker.device import Device
 from served import predictions, queries, until, write_linear_bundle
 
@@ -54,7 +54,7 @@ async def run_on_both(engine: LocalEngine) -> dict[int, np.ndarray]:
 
 async def test_an_engine_talks_tcp_to_workers_with_a_link(tmp_path: Path) -> None:
     bundle = write_linear_bundle(tmp_path)
-    placements = [Placement(link=Link("127.0.0.1", f"127.0.0.{i}")) for i in (2, 3)]
+    placements = [Placement(link=Addresses("127.0.0.1", f"127.0.0.{i}")) for i in (2, 3)]
     engine = LocalEngine(
         {"deployed": PinnedModel.of(bundle / "deployed.onnx")}, placements=placements
     )
@@ -64,7 +64,7 @@ async def test_an_engine_talks_tcp_to_workers_with_a_link(tmp_path: Path) -> Non
 
 async def test_an_engine_that_cannot_listen_says_so(tmp_path: Path) -> None:
     bundle = write_linear_bundle(tmp_path)
-    nowhere = [Placement(link=Link("198.18.0.1", "127.0.0.2"))] * 2
+    nowhere = [Placement(link=Addresses("198.18.0.1", "127.0.0.2"))] * 2
     engine = LocalEngine({"deployed": PinnedModel.of(bundle / "deployed.onnx")}, placements=nowhere)
     with pytest.raises(ServingError, match=r"cannot listen at tcp://198\.18\.0\.1"):
         await engine.start([frozenset({"deployed"})] * 2, Finish())

@@ -1,24 +1,14 @@
 """What the project aims at in accuracy, held against what a matrix measured."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from math import nan
 
 from parity_models.lab.accuracy.results import CodeResult, ModelResults
 from parity_models.lab.accuracy.rivals import behind
+from parity_models.lab.target import Target
 
 RESNET_POINTS = {2: 0.6, 3: 1.5, 4: 2.0, 8: 7.0}
 """By k, the points of accuracy that reconstructions may lose."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """One aim, what was measured, and whether it is met."""
-
-    what: str
-    wanted: str
-    measured: str
-    met: bool
 
 
 def targets(results: Sequence[ModelResults]) -> Iterator[Target]:

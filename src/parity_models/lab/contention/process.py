@@ -26,7 +26,7 @@ from parity_models.lab.contention.plan import Contention
 from parity_models.lab.contention.shuffles import start_shuffles
 from parity_models.lab.contention.tenant import tenant
 from parity_models.load.child import exit_code, tell
-from parity_models.serving.local.placement import Link, Placement
+from parity_models.serving.local.placement import Addresses, Placement
 
 
 class Spec(msgspec.Struct):
@@ -106,7 +106,7 @@ def _placements(
         prefix = _inside(network.machines[worker]) if network else ()
         if cores:
             prefix += ("taskset", "--cpu-list", str(cores[worker]))
-        link = Link(FRONTEND_ADDRESS, machine_address(worker)) if network else None
+        link = Addresses(FRONTEND_ADDRESS, machine_address(worker)) if network else None
         placements.append(Placement(prefix, link, devices.get(worker)))
     return tuple(placements)
 

@@ -18,7 +18,12 @@ import numpy as np
 from parity_models.errors import UserError
 from parity_models.lab.costs.overhead import generated_bundle, whole_request
 from parity_models.lab.costs.processes import with_descendants
-from parity_models.lab.costs.throughput import ROUNDS, Target, Throughput, measure_throughput
+from parity_models.lab.costs.throughput import (
+    ROUNDS,
+    MeasuredServer,
+    Throughput,
+    measure_throughput,
+)
 from parity_models.lab.latency.served import ServeSpec, main, served
 from parity_models.load.child import commands, tell
 from parity_models.load.wire import ModelMetadata
@@ -71,7 +76,8 @@ async def measure_http_layers(
             urls = dict(zip(server.url.split(), LAYERS, strict=True))
             # Nothing else is due on this event loop, so the measurement may block it.
             throughput = measure_throughput(
-                [Target(url, whole_request(url, model, row), pids) for url in urls], rounds=rounds
+                [MeasuredServer(url, whole_request(url, model, row), pids) for url in urls],
+                rounds=rounds,
             )
     return HttpLayersReport(
         policy,

@@ -27,7 +27,12 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.lab.costs.bare_client import BareClient
 from parity_models.lab.costs.processes import processes_at, with_descendants
-from parity_models.lab.costs.throughput import SECONDS, Target, Throughput, measure_throughput
+from parity_models.lab.costs.throughput import (
+    SECONDS,
+    MeasuredServer,
+    Throughput,
+    measure_throughput,
+)
 from parity_models.lab.latency.served import served
 from parity_models.load.wire import ModelMetadata, RequestWriter
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
@@ -122,7 +127,7 @@ async def _measure(
                 direct = partial(straight.infer, row)
             # Nothing else is due on this event loop, so the measurement may block it.
             times = _take_turns(rounds, direct, partial(through.infer, row))
-        this = Target(
+        this = MeasuredServer(
             server.url,
             whole_request(server.url, model, row),
             frozenset(with_descendants([server.pid])),
@@ -144,7 +149,9 @@ async def _measure(
     )
 
 
-def targets_of(against: Sequence[str], model: ModelMetadata, row: NDArray[Any]) -> list[Target]:
+def targets_of(
+    against: Sequence[str], model: ModelMetadata, row: NDArray[Any]
+) -> list[MeasuredServer]:
     """Servers of the same model that run already, by their URLs. Raises UserError for one that is
     not of HTTP."""
     if not against:
@@ -158,7 +165,7 @@ def targets_of(against: Sequence[str], model: ModelMetadata, row: NDArray[Any]) 
         here = at.hostname in ("localhost", "127.0.0.1", "::1")
         pids = processes_at(at.port or 80) if here else ()
         targets.append(
-            Target(upstream.url, whole_request(upstream.url, there, row), frozenset(pids))
+            MeasuredServer(upstream.url, whole_request(upstream.url, there, row), frozenset(pids))
         )
     return targets
 

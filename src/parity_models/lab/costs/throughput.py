@@ -41,7 +41,7 @@ class Throughput(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Target:
+class MeasuredServer:
     """A server, the whole request that is sent to it, and its processes, if they are known."""
 
     url: str
@@ -57,7 +57,7 @@ class _Rounds:
 
 
 def measure_throughput(
-    targets: Sequence[Target], *, rounds: int = ROUNDS, seconds: float = SECONDS
+    targets: Sequence[MeasuredServer], *, rounds: int = ROUNDS, seconds: float = SECONDS
 ) -> list[Throughput]:
     """Measure all targets with each number of clients, in turns; each for `seconds` a round.
 
@@ -93,7 +93,7 @@ def measure_throughput(
 class _Connection:
     """One client's connection, and what it has read of an answer."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: MeasuredServer) -> None:
         at = urlsplit(target.url)
         self.socket = socket.create_connection((at.hostname, at.port), timeout=TIMEOUT)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -130,7 +130,7 @@ class _Connection:
         return head + len(b"\r\n\r\n") + int(length[1])
 
 
-def _ask(target: Target, clients: int, seconds: float) -> list[float]:
+def _ask(target: MeasuredServer, clients: int, seconds: float) -> list[float]:
     """Latencies of `clients` closed-loop clients for so long, in seconds."""
     latencies: list[float] = []
     connections: list[_Connection] = []

@@ -1,11 +1,11 @@
-"""A target, and what judges of targets have in common."""
+"""What judges of targets have in common."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from parity_models.lab.latency.reproduce_latency import FigureResult
 from parity_models.lab.latency.trial import Mode, TrialResult
+from parity_models.lab.target import Target
 
 NOT_RUN = "not run"
 
@@ -17,16 +17,6 @@ NO_MORE_FAILED = "no more failed"
 
 SLACK = 1e-9
 """For loads that are meant to be equal."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """A claim, what is wanted and what was measured; `met` None where it was not measured."""
-
-    what: str
-    wanted: str
-    measured: str
-    met: bool | None
 
 
 class Ratio(NamedTuple):

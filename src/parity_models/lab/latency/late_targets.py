@@ -12,7 +12,6 @@ from parity_models.lab.latency.judging import (
     NOT_RUN,
     SLACK,
     Ratio,
-    Target,
     asked,
     at_least,
     by_load,
@@ -25,6 +24,7 @@ from parity_models.lab.latency.judging import (
 )
 from parity_models.lab.latency.reproduce_latency import FigureResult
 from parity_models.lab.latency.trial import Mode, TrialResult
+from parity_models.lab.target import Target
 
 LATE = "late"
 """The figure."""

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 
 from parity_models.lab.latency.figures import Line
-from parity_models.lab.latency.judging import NOT_RUN, Target
+from parity_models.lab.latency.judging import NOT_RUN
 from parity_models.lab.latency.reproduce_latency import FigureResult
 from parity_models.lab.latency.trial import Mode, TrialResult
+from parity_models.lab.target import Target
 
 FIGURES = (
     "load",

@@ -9,7 +9,6 @@ from parity_models.lab.latency.judging import (
     NO_MORE_FAILED,
     NOT_RUN,
     SLACK,
-    Target,
     asked,
     at_least,
     by_load,
@@ -21,6 +20,7 @@ from parity_models.lab.latency.late_targets import LATE, late_binding, node_stal
 from parity_models.lab.latency.no_regret import median_limits, no_regret
 from parity_models.lab.latency.reproduce_latency import FigureResult
 from parity_models.lab.latency.trial import Mode
+from parity_models.lab.target import Target
 
 ADAPTIVE = "adaptive parity"
 SHARED = "parity, shared pool"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from parity_models.lab.real.results import RealResult, StandInResult
+from parity_models.lab.target import Target
 
 Value = Callable[[StandInResult], float | None]
 
@@ -26,16 +27,6 @@ AIMS = (
     Aim("file-types", "coverage at 0.99", 0.2, lambda one: one.coverage or 0.0, 0.8),
     Aim("embeddings", "mean cosine", 0.2, lambda one: one.agreement, 0.95),
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """One aim, what was measured, and whether it is met."""
-
-    what: str
-    wanted: str
-    measured: str
-    met: bool
 
 
 def targets(results: Sequence[RealResult]) -> Iterator[Target]:

@@ -12,7 +12,7 @@ from parity_models.lab.costs.processes import with_descendants
 from parity_models.lab.costs.throughput import (
     CLIENTS,
     ROUNDS,
-    Target,
+    MeasuredServer,
     Throughput,
     measure_throughput,
 )
@@ -80,7 +80,7 @@ async def _measure(
             server = await stack.enter_async_context(served(bundle.path, options))
             names[server.url] = f"parm serve --max-batch {batch}"
             pids = frozenset(with_descendants([server.pid]))
-            targets.append(Target(server.url, whole_request(server.url, model, row), pids))
+            targets.append(MeasuredServer(server.url, whole_request(server.url, model, row), pids))
         for other in targets_of(against, model, row):
             names[other.url] = other.url
             targets.append(other)

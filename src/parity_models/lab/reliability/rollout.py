@@ -55,7 +55,7 @@ TRIES = 3
 """Loads of a version that may be asked for: one kill refuses one at most."""
 
 
-class Phase(NamedTuple):
+class PhaseResult(NamedTuple):
     """What became of the requests of a phase, by their ends; latencies in ms."""
 
     name: str
@@ -86,12 +86,12 @@ class _Phases:
         self.latencies.setdefault(phase, []).append(seconds)
         self.ends.setdefault(phase, Counter())[end] += 1
 
-    def all(self) -> tuple[Phase, ...]:
+    def all(self) -> tuple[PhaseResult, ...]:
         found = []
         for name, seconds in self.latencies.items():
             p50, p99, p999 = np.percentile(np.array(seconds) * 1e3, [50, 99, 99.9])
             ends = dict(sorted(self.ends[name].items()))
-            found.append(Phase(name, len(seconds), ends, float(p50), float(p99), float(p999)))
+            found.append(PhaseResult(name, len(seconds), ends, float(p50), float(p99), float(p999)))
         return tuple(found)
 
 
@@ -271,13 +271,13 @@ class _Run:
         return "neither"
 
 
-def _row(phase: Phase) -> tuple[str, ...]:
+def _row(phase: PhaseResult) -> tuple[str, ...]:
     ends = ", ".join(f"{end}: {count:,}" for end, count in phase.ends.items())
     times = (phase.p50_ms, phase.p99_ms, phase.p999_ms)
     return phase.name, f"{phase.requests:,}", ends, *(f"{each:.0f}" for each in times)
 
 
-def _claims(phases: tuple[Phase, ...]) -> tuple[Claim, ...]:
+def _claims(phases: tuple[PhaseResult, ...]) -> tuple[Claim, ...]:
     by_name = {phase.name: phase for phase in phases}
     before, during = by_name["before"], by_name["rollouts"]
     failed, mixed = (

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from parity_models.serving.http.answer import CONTINUE, Unread, write_answer
 from parity_models.serving.http.patience import Patience, Waits
-from parity_models.serving.http.reader import Incoming, RequestReader
+from parity_models.serving.http.reader import HttpReader, Incoming
 from parity_models.serving.limits import Limits
 from parity_models.serving.rest.messages import Response
 from parity_models.serving.rest.service import Rest
@@ -69,7 +69,7 @@ class HttpConnection(asyncio.Protocol):
         self._refused = refused
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
-        self._reader = RequestReader(self, server.rest, refused)
+        self._reader = HttpReader(self, server.rest, refused)
         self._patience = Patience(server.limits, refused is not None)
         self._unread = Unread(server.rest.budget, server.limits.write_timeout)
         self.waiting: deque[Incoming] = deque()

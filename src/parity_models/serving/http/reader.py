@@ -74,7 +74,7 @@ class _Enough(Exception):  # noqa: N818, as it is no error
     """Nothing further of what the client sends is looked at."""
 
 
-class RequestReader:
+class HttpReader:
     """Reads what a client sends, and hands `receiver` one request after another.
 
     Where `refused` says why the connection is, it answers all requests (but the question whether

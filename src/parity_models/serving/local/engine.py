@@ -15,7 +15,7 @@ from parity_models.faults import FaultPlan
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener, Parts
-from parity_models.serving.local.placement import Link, Placement
+from parity_models.serving.local.placement import Addresses, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.copies import ModelCopies
@@ -194,7 +194,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
 
     # What workers report
 
-    def _reports_endpoint(self, link: Link | None) -> str | None:
+    def _reports_endpoint(self, link: Addresses | None) -> str | None:
         """Where the engine listens to a worker with this link; None if it has a pipe instead."""
         if link is None:
             return None

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Link:
+class Addresses:
     """IP addresses at which an engine and its worker listen to each other, over TCP."""
 
     engine: str
@@ -22,6 +22,6 @@ class Placement:
     """
 
     prefix: tuple[str, ...] = ()
-    link: Link | None = None
+    link: Addresses | None = None
     device: str | None = None
     node: str | None = None
