@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused, parm
+from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation.approaches import plain_approach
 from parity_models.lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
@@ -22,8 +23,6 @@ from parity_models.lab.accuracy.run import MatrixRun
 from parity_models.lab.accuracy.targets import targets
 from parity_models.lab.accuracy.time_left import TimeLeft
 from parity_models.models.bundle import Accuracy
-from parity_models.tasks import Dataset
-from parity_models.tasks.digits import Digits
 
 TINY = """
 title = "Tiny"
@@ -113,26 +112,23 @@ def test_what_is_damaged_or_gone_is_run_again(tmp_path: Path, harm: Callable[[Pa
     assert _run(tmp_path, DEPLOYED)[1] == []
 
 
-def test_results_belong_to_the_deployed_model_that_they_were_measured_with(
+def test_results_belong_to_the_deployed_model_and_the_data_that_they_were_measured_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = DEPLOYED + 'free = [{ code = "berrut", k = 2 }]'
+    monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
+    images = np.random.default_rng(0).integers(0, 256, (240, 28, 28), np.uint8)
+    write_dataset(tmp_path / "data" / "mnist", zipped=False, images=images)
+    text = DEPLOYED.replace("digits", "mnist") + 'free = [{ code = "berrut", k = 2 }]'
     assert len(_run(tmp_path, text)[1]) == 2
     _, told = _run(tmp_path, text.replace("epochs = 2", 'epochs = 2\nrecipe = "published"'))
     assert told == [
-        "digits, linear, trained as published",
-        "digits, linear, trained as published: berrut, k=2, r=1",
+        "mnist, linear, trained as published",
+        "mnist, linear, trained as published: berrut, k=2, r=1",
     ]
-
-    def fewer(task: Digits, folder: Path | None = None) -> Dataset:
-        data = load(task, folder)
-        return Dataset(data.train, data.validation, data.test.take(np.arange(50)), data.classes)
-
-    load = Digits.load
-    monkeypatch.setattr(Digits, "load", fewer)
+    write_dataset(tmp_path / "data" / "mnist", zipped=False, images=images[:120])
     results, told = _run(tmp_path, text)
-    assert told == ["digits, linear", "digits, linear: berrut, k=2, r=1"]
-    assert results[-1].deployed.queries == 50
+    assert told == ["mnist, linear", "mnist, linear: berrut, k=2, r=1"]
+    assert results[-1].deployed.queries == 120
 
 
 def test_the_time_left_is_learnt_from_what_was_run() -> None:

@@ -127,10 +127,9 @@ async def test_a_silent_server_times_out_and_the_number_in_flight_is_bounded(dat
 @pytest.mark.parametrize("binary", [True, False])
 @pytest.mark.parametrize("kept", [0, 2**28])
 async def test_requests_hold_batches_and_every_row_is_judged(
-    data: str, binary: bool, kept: int, monkeypatch: pytest.MonkeyPatch
+    data: str, binary: bool, kept: int
 ) -> None:
     """Whether outputs are kept for it until the load is over, or are too large for that."""
-    monkeypatch.setattr("parity_models.load.generator.MAX_KEPT", kept)
     seen: list[np.ndarray[Any, Any]] = []
 
     async def handle(request: web.Request, rows: np.ndarray[Any, Any]) -> web.Response:
@@ -140,8 +139,9 @@ async def test_requests_hold_batches_and_every_row_is_judged(
 
     async with serving(handle) as url:
         spec = LoadSpec(url=url, data=data, binary=binary, batch=3, rate=900, count=59)
-        result = await offer_load(spec, ignore)
-        warm = await offer_load(msgspec.structs.replace(spec, count=20, warm_up=39), ignore)
+        result = await offer_load(spec, ignore, max_kept=kept)
+        few = msgspec.structs.replace(spec, count=20, warm_up=39)
+        warm = await offer_load(few, ignore, max_kept=kept)
     assert len(seen) == 20 + 13 + 7
     assert len(result) == 60
     right = sorted((rows != CLASSES - 1).tolist() for rows in seen[:20])

@@ -17,6 +17,8 @@ from parity_models.serving.remote.upstream import PredictionProtocol, Upstream
 
 WEIGHTS = np.random.default_rng(3).normal(size=(6, 4)).astype(np.float32)
 ROW = np.arange(6, dtype=np.float32)
+HEALTH_INTERVAL = 0.05
+"""Upstreams are looked at often."""
 
 
 def engine_for(
@@ -35,6 +37,7 @@ def engine_for(
         metrics or Metrics(),
         max_batch=1,
         unit_timeout=unit_timeout,
+        health_interval=HEALTH_INTERVAL,
     )
 
 

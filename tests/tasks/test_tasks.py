@@ -2,68 +2,60 @@
 
 import gzip
 import hashlib
-import struct
 import threading
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import r2_score
-from torchvision.datasets import FashionMNIST as TorchvisionFashionMNIST
+from torchvision import datasets
 
+from idx_files import IMAGES, idx, labels_of, write_dataset
 from parity_models.errors import DataError, UserError
 from parity_models.tasks import METRICS, TASKS, agreement, find_task, score
 from parity_models.tasks.idx import TEST, TRAIN, read_idx
 from parity_models.tasks.mnist import FashionMnist
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (24, 28, 28), np.uint8)
-LABELS = (np.arange(24) % 10).astype(np.uint8)
+LABELS = labels_of(IMAGES)
 
 
-def idx(array: np.ndarray) -> bytes:
-    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    return header + array.tobytes()
+class NotInstalled(FashionMnist):
+    """Fashion-MNIST that no package has installed: it is downloaded, from `mirror`."""
 
+    installed = ()
 
-def write_dataset(folder: Path, *, zipped: bool, images: np.ndarray = IMAGES) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for image_file, label_file in (TRAIN, TEST):
-        for name, array in ((image_file, images), (label_file, LABELS)):
-            if zipped:
-                (folder / f"{name}.gz").write_bytes(gzip.compress(idx(array)))
-            else:
-                (folder / name).write_bytes(idx(array))
-    return folder
+    def __init__(self, mirror: str, **known: Any) -> None:
+        super().__init__()
+        known["mirrors"] = [mirror]
+        self._source = type("FashionMNIST", (datasets.FashionMNIST,), known)
+
+    def source(self) -> Any:
+        return self._source
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without Fashion-MNIST; returns its empty $PARM_DATA."""
-    monkeypatch.setattr(FashionMnist, "installed", ())
-    monkeypatch.setattr(TorchvisionFashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """$PARM_DATA, empty."""
     monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
     return tmp_path / "data"
 
 
 @pytest.fixture
-def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A web server that the dataset can be downloaded from."""
+def mirrored(tmp_path: Path) -> Iterator[NotInstalled]:
+    """One whose files a web server has."""
     folder = write_dataset(tmp_path / "mirror", zipped=True)
     resources = [
         (file.name, hashlib.md5(file.read_bytes()).hexdigest()) for file in folder.iterdir()
     ]
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        monkeypatch.setattr(
-            TorchvisionFashionMNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"]
-        )
-        monkeypatch.setattr(TorchvisionFashionMNIST, "resources", resources)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield
+        yield NotInstalled(f"http://127.0.0.1:{server.server_port}/", resources=resources)
         server.shutdown()
         thread.join()
 
@@ -106,33 +98,32 @@ def test_fashion_mnist_s_pixels_come_as_they_are(tmp_path: Path) -> None:
 
 
 def test_fashion_mnist_is_found_in_parm_data_before_the_installed_package(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    installed = write_dataset(elsewhere.parent / "installed" / "fashion-mnist", zipped=True)
-    monkeypatch.setattr(FashionMnist, "installed", (installed.parent,))
-    darker = write_dataset(elsewhere / "fashion-mnist", zipped=True, images=IMAGES // 2)
-    task = find_task("fashion-mnist")
+    package = write_dataset(data.parent / "installed" / "fashion-mnist", zipped=True)
+    darker = write_dataset(data / "fashion-mnist", zipped=True, images=IMAGES // 2)
+
+    class Installed(FashionMnist):
+        installed = (package.parent,)
+
+    task = Installed()
     np.testing.assert_array_equal(task.load(None).test.inputs, task.load(darker).test.inputs)
     monkeypatch.delenv("PARM_DATA")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(elsewhere / "cache"))
-    np.testing.assert_array_equal(task.load(None).test.inputs, task.load(installed).test.inputs)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(data / "cache"))
+    np.testing.assert_array_equal(task.load(None).test.inputs, task.load(package).test.inputs)
 
 
-@pytest.mark.usefixtures("mirror")
 def test_fashion_mnist_is_downloaded_where_it_is_nowhere_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, mirrored: NotInstalled
 ) -> None:
-    monkeypatch.setattr(FashionMnist, "installed", ())
-    monkeypatch.setenv("PARM_DATA", str(tmp_path / "data"))
-    data = find_task("fashion-mnist").load(None)
-    np.testing.assert_array_equal(data.test.labels, LABELS)
-    assert (tmp_path / "data" / "FashionMNIST" / "raw").is_dir()
+    np.testing.assert_array_equal(mirrored.load(None).test.labels, LABELS)
+    assert (data / "FashionMNIST" / "raw").is_dir()
 
 
-def test_a_failed_download_says_what_was_looked_for_and_how_to_get_it(elsewhere: Path) -> None:
+def test_a_failed_download_says_what_was_looked_for_and_how_to_get_it(data: Path) -> None:
     with pytest.raises(DataError, match="dataset-fashion-mnist") as caught:
-        find_task("fashion-mnist").load(None)
-    assert str(elsewhere) in str(caught.value)
+        NotInstalled("http://127.0.0.1:9/").load(None)
+    assert str(data) in str(caught.value)
     assert "--data-dir" in str(caught.value)
 
 

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image
 
 from parity_models.errors import DataError, UserError
-from parity_models.tasks import user_data
 from parity_models.tasks.unlabelled import choose_metric, labels_from
-from parity_models.tasks.user_data import load_inputs, load_labels
+from parity_models.tasks.user_data import LARGEST, load_inputs, load_labels
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 5)
@@ -191,14 +191,14 @@ def test_images_are_refused_where_the_model_takes_none(tmp_path: Path) -> None:
             load_inputs(tmp_path, shape)
 
 
-def test_a_folder_that_is_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_is_too_large_is_refused_before_memory_is_taken_for_it(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(user_data, "LARGEST", QUERIES.nbytes + 10)
     saved(tmp_path, QUERIES, "a.npy")
-    load_inputs(tmp_path, SHAPE)
-    saved(tmp_path, QUERIES, "b.npy")
-    with pytest.raises(DataError, match="are read at most"):
+    rows = LARGEST // QUERIES[0].nbytes
+    hole = open_memmap(tmp_path / "b.npy", "w+", QUERIES.dtype, (rows, *SHAPE))
+    del hole  # a file without content, which takes no place on disk
+    with pytest.raises(DataError, match=f"{tmp_path} holds .* {LARGEST} are read at most"):
         load_inputs(tmp_path, SHAPE)
 
 

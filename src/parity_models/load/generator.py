@@ -26,26 +26,30 @@ MAX_KEPT = 2**28
 NOT_SENT = -1
 
 
-async def offer_load(spec: LoadSpec, started: Callable[[], None]) -> LoadResult:
+async def offer_load(
+    spec: LoadSpec, started: Callable[[], None], *, max_kept: int = MAX_KEPT
+) -> LoadResult:
     """Offer the whole load from this process; return what became of every counted query.
 
-    `started` is called when the first counted query is due. Raises LoadError if the server or
-    its model cannot be found or the data do not fit.
+    `started` is called when the first counted query is due. Of outputs `max_kept` bytes at most are
+    kept. Raises LoadError if the server or its model cannot be found or the data do not fit.
     """
-    async with prepare_load(spec, 0, 1) as load:
+    async with prepare_load(spec, 0, 1, max_kept) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)
         await load.finish()
     return load.result()
 
 
 @asynccontextmanager
-async def prepare_load(spec: LoadSpec, turn: int, turns: int) -> AsyncIterator["Load"]:
+async def prepare_load(
+    spec: LoadSpec, turn: int, turns: int, max_kept: int = MAX_KEPT
+) -> AsyncIterator["Load"]:
     """Those requests of the load that are number `turn` of each `turns`, ready to be sent."""
     queries = read_queries(spec.data, spec.labels)
     due = spec.due()
     async with _target(spec) as target:
         queries = queries.fitting(target.model, spec.metric, spec.output)
-        yield Load(spec, queries, due, slice(turn, None, turns), target)
+        yield Load(spec, queries, due, slice(turn, None, turns), target, max_kept)
 
 
 def _target(spec: LoadSpec) -> AbstractAsyncContextManager[Target]:
@@ -71,6 +75,7 @@ class Load:
         due: NDArray[np.float64],
         mine: slice,
         target: Target,
+        max_kept: int,
     ) -> None:
         self._spec = spec
         self._queries = queries
@@ -90,7 +95,7 @@ class Load:
         judged = target.model.output(spec.output)
         outputs = (*self._rows.shape, *judged.shape)
         self._kept: NDArray[Any] | None = None
-        if queries.labels is not None and prod(outputs) * judged.dtype.itemsize <= MAX_KEPT:
+        if queries.labels is not None and prod(outputs) * judged.dtype.itemsize <= max_kept:
             self._kept = np.empty(outputs, judged.dtype)
         self._under_way: set[asyncio.Task[None]] = set()
         self.due_so_far = self.failed = 0

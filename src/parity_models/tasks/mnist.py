@@ -5,6 +5,7 @@ Fashion-MNIST, 2017.)
 """
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 from parity_models.errors import DataError
 from parity_models.tasks.idx import TEST, TRAIN, holds_splits, read_split
@@ -17,7 +18,7 @@ SHAPE = (1, 28, 28)
 
 
 class MnistTask(FolderTask):
-    """What the two have in common. `raw` is the class of torchvision that downloads the files."""
+    """What the two have in common. `raw` names the class of torchvision that downloads them."""
 
     metric = "top-1"
     mean: float
@@ -46,12 +47,16 @@ class MnistTask(FolderTask):
         train, validation = hold_out(rest, len(rest) // VALIDATION)
         return Dataset(train, validation, test, self.classes)
 
+    def source(self) -> Any:
+        """The class of torchvision that knows where to download the files, and their digests."""
+        from torchvision import datasets  # here: who has the files does without it
+
+        return getattr(datasets, self.raw)
+
     def _download(self) -> None:
         root = own_folder()
         try:
-            from torchvision import datasets
-
-            getattr(datasets, self.raw)(str(root), download=True)
+            self.source()(str(root), download=True)
         except (ImportError, OSError, RuntimeError) as error:
             why = " ".join(str(error).split())
             package = f"install the Debian package {self.package}, or " if self.package else ""
@@ -98,7 +103,7 @@ class FashionMnist(MnistTask):
     raw = "FashionMNIST"
     package = "dataset-fashion-mnist"
     places = ("fashion-mnist", "FashionMNIST/raw", "")
-    installed = (Path("/usr/share/datasets"),)
+    installed: ClassVar[tuple[Path, ...]] = (Path("/usr/share/datasets"),)
     needs = (
         f"{', '.join(TRAIN + TEST)}, gzipped or not, there or in its folder fashion-mnist; they "
         "come from https://github.com/zalandoresearch/fashion-mnist"

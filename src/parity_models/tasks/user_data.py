@@ -24,6 +24,9 @@ Shape = tuple[int, ...]
 LARGEST = 1 << 34
 """Bytes of values that are read from all files together: larger data are given in part."""
 
+FLOAT32 = 4
+"""Bytes of a value, whatever it is stored as."""
+
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for pixels of so many channels."""
@@ -166,7 +169,7 @@ def _check_header(file: IO[bytes], path: Path) -> None:
     shape, _, dtype = read[version](file)
     if dtype.kind not in "fiu":
         raise DataError(f"{path} holds {dtype}, not numbers; save it as float32")
-    _check_size(prod(shape) * max(dtype.itemsize, 4), path)
+    _check_size(prod(shape) * max(dtype.itemsize, FLOAT32), path)
 
 
 def _check_size(size: int, path: Path) -> None:
@@ -190,21 +193,24 @@ def _read_folder(folder: Path, shape: Shape) -> NDArray[np.float32]:
     parts: list[NDArray[np.float32]] = []
     size = 0
     for path in _files(folder):
-        if path.suffix == ".npy":
-            part = _as_float32(_read_file(path, "inputs"), path)
-            part = part[None] if part.shape == shape else part
-            if part.shape[1:] != shape or part.ndim == 0:
-                raise DataError(
-                    f"{path} has shape {part.shape}; the model takes queries of shape {shape}"
-                )
-        else:
-            part = _read_image(path, shape)
-        size += part.nbytes
+        part = _read_part(path, shape)
+        size += part.size * FLOAT32
         _check_size(size, folder)
-        parts.append(part)
+        parts.append(_as_float32(part, path))
     if not parts:
         raise DataError(f"{folder} holds no .npy files and no images ({', '.join(IMAGES)})")
     return np.concatenate(parts)
+
+
+def _read_part(path: Path, shape: Shape) -> Array:
+    """What a file of a folder holds, (n, *shape) as it is stored: arrays are not in memory yet."""
+    if path.suffix != ".npy":
+        return _read_image(path, shape)
+    part = _read_file(path, "inputs")
+    part = part[None] if part.shape == shape else part
+    if part.shape[1:] != shape or part.ndim == 0:
+        raise DataError(f"{path} has shape {part.shape}; the model takes queries of shape {shape}")
+    return part
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -213,7 +219,7 @@ def _files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _read_image(path: Path, shape: Shape) -> NDArray[np.float32]:
+def _read_image(path: Path, shape: Shape) -> NDArray[np.uint8]:
     """One image as a query (1, *shape), channels first."""
     from PIL import Image, UnidentifiedImageError  # here: arrays do without it
 
@@ -240,5 +246,4 @@ def _read_image(path: Path, shape: Shape) -> NDArray[np.float32]:
         SyntaxError,
     ) as error:
         raise DataError(f"{path} is damaged or not an image ({error})") from error
-    pixels = pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]
-    return pixels.astype(np.float32) / np.float32(255)
+    return pixels.reshape(height, width, channels).transpose(2, 0, 1)[None]

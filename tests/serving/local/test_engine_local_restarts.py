@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -56,56 +57,70 @@ async def test_a_worker_with_a_hung_unit_is_replaced(tmp_path: Path) -> None:
 TOO_MANY = OSError(errno.EMFILE, "Too many open files")
 
 
-class Lacking:
-    """A system that has nothing to give a worker, as often as there are `errors`."""
+def no_sockets(errors: list[Exception]) -> type[WorkerProcess]:
+    """Workers for which the system has no sockets, as often as there are `errors`."""
 
-    def __init__(self, *errors: Exception) -> None:
-        self.errors = list(errors)
-        self._make, self._live = WorkerProcess.__init__, WorkerProcess.live
+    class Lacking(WorkerProcess):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            if errors:
+                raise errors.pop(0)
+            super().__init__(*arguments, **options)
 
-    def no_sockets(self, worker: WorkerProcess, *arguments: Any, **options: Any) -> None:
-        if self.errors:
-            raise self.errors.pop(0)
-        self._make(worker, *arguments, **options)
+    return Lacking
 
-    async def no_process(self, worker: WorkerProcess) -> str:
-        if self.errors:
-            raise self.errors.pop(0)
-        return await self._live(worker)
 
-    async def no_memory(self, worker: WorkerProcess) -> str:
-        living = asyncio.create_task(self._live(worker))
-        while not worker.joined:
-            await asyncio.sleep(0.01)
-        if not self.errors:
-            return await living
-        living.cancel()
-        raise self.errors.pop(0)
+def no_process(errors: list[Exception]) -> type[WorkerProcess]:
+    """Likewise, no processes."""
+
+    class Lacking(WorkerProcess):
+        async def live(self) -> str:
+            if errors:
+                raise errors.pop(0)
+            return await super().live()
+
+    return Lacking
+
+
+def no_memory(errors: list[Exception]) -> type[WorkerProcess]:
+    """Likewise, no memory, which shows when they have joined."""
+
+    class Lacking(WorkerProcess):
+        async def live(self) -> str:
+            if not errors:
+                return await super().live()
+            living = asyncio.create_task(super().live())
+            while not self.joined:
+                await asyncio.sleep(0.01)
+            living.cancel()
+            raise errors.pop(0)
+
+    return Lacking
 
 
 @pytest.mark.parametrize(
-    ("method", "how", "errors"),
+    ("lacking", "lacks"),
     [
-        ("__init__", "no_sockets", [TOO_MANY, MemoryError()]),
-        ("live", "no_process", [TOO_MANY, BlockingIOError()]),
-        ("live", "no_memory", [MemoryError()]),
+        (no_sockets, [TOO_MANY, MemoryError()]),
+        (no_process, [TOO_MANY, BlockingIOError()]),
+        (no_memory, [MemoryError()]),
     ],
 )
 async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, how: str, errors: list[Exception]
+    tmp_path: Path,
+    lacking: Callable[[list[Exception]], type[WorkerProcess]],
+    lacks: list[Exception],
 ) -> None:
     moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
-        system = Lacking(*errors)
-        broken = getattr(system, how)
-        monkeypatch.setattr(WorkerProcess, method, lambda *a, **o: broken(*a, **o))
+    errors: list[Exception] = []
+    async with running(tmp_path / "m.onnx", worker=lacking(errors)) as (engine, events):
+        errors += lacks
         os.kill(engine.pids()["0"], signal.SIGKILL)
         await events.departure("0")
         joined = await events.arrival()
-        if how == "no_memory":  # this one had joined when it failed
+        if lacking is no_memory:  # this one had joined when it failed
             assert "could not be run" in await events.departure(joined.instance)
             joined = await events.arrival()
-        assert not system.errors
+        assert not errors
         engine.run(joined.instance, 1, "deployed", [row(0, 5)])
         await events.outputs(1)
         assert list(engine.pids()) == [joined.instance]

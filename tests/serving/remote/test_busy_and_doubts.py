@@ -16,8 +16,6 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import link
 from upstream_engines import ROW, WEIGHTS, using
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 @pytest.mark.parametrize(
     ("scheme", "busy", "retry_after", "rest"),

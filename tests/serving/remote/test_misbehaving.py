@@ -12,12 +12,9 @@ from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import engine as remote
-from parity_models.serving.remote import link
 from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import UpstreamError
 from upstream_engines import ROW, WEIGHTS, engine_for, two, using
-
-pytestmark = pytest.mark.usefixtures("hasty")
 
 
 @pytest.mark.parametrize(
@@ -196,10 +193,12 @@ async def test_concurrency_is_that_many_instances(model: Path) -> None:
         assert events.nothing_more()
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason"), [(fake.SHORT, "has shape"), (fake.NULL, "cannot be read")]
+)
 async def test_a_server_without_the_extension_for_binary_data_is_talked_to_in_json(
-    model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    model: Path, caplog: pytest.LogCaptureFixture, mode: str, reason: str
 ) -> None:
-    monkeypatch.setattr(link, "LOG_INTERVAL", 0.0)
     async with (
         FakeUpstream("http", WEIGHTS, binary=False) as upstream,
         using(model, upstream) as (engine, events, instance),
@@ -207,14 +206,13 @@ async def test_a_server_without_the_extension_for_binary_data_is_talked_to_in_js
         engine.run(instance, 1, "deployed", [ROW, -ROW / 3])
         rows = np.array([ROW, -ROW / 3])
         np.testing.assert_allclose(await events.outputs(1), rows @ WEIGHTS, rtol=1e-6)
-        for unit, mode, reason in [(2, fake.SHORT, "has shape"), (3, fake.NULL, "cannot be read")]:
-            upstream.mode = mode
-            engine.run(instance, unit, "deployed", [ROW, ROW])
-            await events.failure(unit)
-            assert reason in caplog.text
+        upstream.mode = mode
+        engine.run(instance, 2, "deployed", [ROW, ROW])
+        await events.failure(2)
+        assert reason in caplog.text
         upstream.mode = fake.WELL
-        engine.run(instance, 4, "deployed", [ROW])
-        await events.outputs(4)
+        engine.run(instance, 3, "deployed", [ROW])
+        await events.outputs(3)
         assert events.nothing_more()
 
 

@@ -18,8 +18,6 @@ from parity_models.serving.remote.fleet import parse_upstreams
 from parity_models.serving.remote.upstream import Upstream, UpstreamError
 from upstream_engines import ROW, WEIGHTS, engine_for, using
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 async def test_upstreams_that_are_not_what_they_must_be_are_refused(

@@ -32,8 +32,6 @@ ANSWERS = st.fixed_dictionaries(
     {"predictions": NUMBERS | st.lists(st.dictionaries(st.just("y"), NUMBERS))}
 )
 
-pytestmark = pytest.mark.usefixtures("hasty")
-
 
 async def test_an_upstream_is_asked_by_instances(model: Path) -> None:
     async with (

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -49,6 +49,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     engine is started with; as an instance it is called "i", and "i.n" after n restarts. It runs
     at the i-th of `placements`, or at Placement() if there are none. Faults can be injected only if
     it `allows_faults`. At first, as many workers start at a time as `starts_at_once`, or all.
+    `worker` makes each life of one.
     """
 
     name = "local"
@@ -76,6 +77,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         metrics: Metrics | None = None,
         allows_faults: bool = False,
         starts_at_once: int | None = None,
+        worker: Callable[..., WorkerProcess] = WorkerProcess,
     ) -> None:
         super().__init__(
             heartbeat_timeout=heartbeat_timeout,
@@ -84,6 +86,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             metrics=metrics,
         )
         self._models = models
+        self._worker = worker
         self._copies: ModelCopies | None = None
         self._placements = placements
         self._allows_faults = allows_faults
@@ -234,7 +237,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             began = self._loop.time()
             worker: WorkerProcess | None = None
             try:
-                worker = WorkerProcess(
+                worker = self._worker(
                     number,
                     instance,
                     models,

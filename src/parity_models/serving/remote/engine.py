@@ -39,9 +39,6 @@ from parity_models.serving.remote.upstream import (
     UpstreamModel,
 )
 
-HEALTH_INTERVAL = 1.0
-"""Seconds between two health checks of an upstream that is in use."""
-
 MAX_FAILURES = 3
 """Units in a row that an upstream answers with errors until it is checked as at the start."""
 
@@ -59,8 +56,9 @@ class RemoteEngine(Engine):
     Upstreams must have the very models of the bundle, which is checked by what they say of them
     and by a prediction. `start` returns when every upstream has been checked, and raises
     UpstreamError if one is not what it must be or a role has none that is there. Units have up to
-    `max_batch` rows. An upstream that has one for `unit_timeout` seconds is ejected. Instance
-    "u.s" is slot s of upstream u, called "u.s.n" when it joins again.
+    `max_batch` rows. An upstream that has one for `unit_timeout` seconds is ejected. So is one that
+    does not say that it is ready, which it is asked every `health_interval` seconds. Instance "u.s"
+    is slot s of upstream u, called "u.s.n" when it joins again.
     """
 
     name = "remote"
@@ -92,12 +90,14 @@ class RemoteEngine(Engine):
         *,
         max_batch: int,
         unit_timeout: float = 10.0,
+        health_interval: float = 1.0,
     ) -> None:
         self._models = models
         self._fleet = fleet
         self._metrics = metrics
         self._max_batch = max_batch
         self._unit_timeout = unit_timeout
+        self._health_interval = health_interval
         self._links: list[Link] = []
         self._instances: dict[str, Link] = {}
         self._supervisors: list[asyncio.Task[None]] = []
@@ -299,7 +299,7 @@ class RemoteEngine(Engine):
         """Eject the upstream when it does not say that it is ready, or is doubted with reason."""
         while link.in_use:
             with suppress(TimeoutError):
-                async with asyncio.timeout(HEALTH_INTERVAL):
+                async with asyncio.timeout(self._health_interval):
                     await link.doubted.wait()
             if link.rest():
                 await asyncio.sleep(link.rest())
