@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,31 @@ def test_a_server_without_instances_is_not_ready_until_one_is_back(bundle: Path)
         assert not is_alive(worker)
         until(lambda: is_ready(client), "not ready again")
         assert infer(client).status_code == 200
+
+
+def full() -> None:
+    """Let what is written to standard error fail, as on a disk that is full."""
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+
+
+def closed() -> None:
+    """Have neither standard input nor standard error."""
+    os.closerange(2, 3)
+    os.closerange(0, 1)
+
+
+@pytest.mark.parametrize("streams", [full, closed])
+def test_a_server_serves_whatever_its_streams_are(
+    bundle: Path, streams: Callable[[], None]
+) -> None:
+    # The bundle has no envelope, which the server notes on standard error once it is ready.
+    with (
+        ServerProcess(str(bundle), "--access-log", before=streams) as server,
+        httpx.Client(base_url=server.url) as client,
+        nothing_left_of(server),
+    ):
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda: server.metric("parm_instance_restarts_total") == 1, "nothing came back")
+        assert infer(client).status_code == 200
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0

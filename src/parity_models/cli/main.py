@@ -83,6 +83,7 @@ _OURS = (
 
 def main() -> None:
     """Run `parm` with this process's arguments, and exit."""
+    _fill_standard_streams()
     # Else gRPC writes lines of its own form into the log; it asks when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if COMPLETION in os.environ:
@@ -98,6 +99,14 @@ def main() -> None:
         if extra is not None:
             _exit(2, f"{error}; pip install 'parity-models[{extra}]'", error)
         _exit(1, f"{type(error).__name__}: {error}. {_OURS}", error)
+
+
+def _fill_standard_streams() -> None:
+    """Let no file or socket take the number of a standard stream that is closed: what is written to
+    the stream would go there, and libuv ends a process in which it is to close one."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
 
 
 def command() -> TyperGroup:

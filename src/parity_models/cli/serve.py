@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,14 +199,20 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: "Server | Repositor
     search_seldom()
     try:
         for line in _said(server):
-            typer.echo(line)
+            _tell(line)
         for note in _notes(server):
-            typer.echo(f"note: {note}", err=True)
+            _tell(f"note: {note}", err=True)
         if isinstance(server, Server):
             server.begin_faults()
         await stopping
     finally:
         await server.stop()
+
+
+def _tell(line: str, *, err: bool = False) -> None:
+    """Print it, if it can be: that nobody reads, or a disk is full, is no reason not to serve."""
+    with suppress(OSError):
+        typer.echo(line, err=err)
 
 
 def _said(server: "Server | RepositoryServer") -> Iterator[str]:
