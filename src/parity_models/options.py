@@ -121,13 +121,14 @@ class OptionField:
 
     @property
     def metavar(self) -> str | None:
-        """What stands for the value in help; None: the name of its type."""
+        """What stands for the value in help; None for a flag without one."""
         if issubclass(self.kind, StrEnum):
             return f"[{'|'.join(self.kind)}]"
         if self.kind is dict:
             return "NAME=AMOUNT,..."
-        times = {"ms": "MILLISECONDS", "s": "SECONDS"}
-        return self.option.metavar or times.get(self.option.typed_in)
+        times = {"ms": "MILLISECONDS", "s": "SECONDS", "MiB": "MIB"}
+        kinds = {int: "N", float: "NUMBER", str: "TEXT"}
+        return self.option.metavar or times.get(self.option.typed_in) or kinds.get(self.kind)
 
     @property
     def _a_kind(self) -> str:

@@ -258,6 +258,10 @@ def test_a_bundle_is_calibrated_and_evaluated_by_commands(tmp_path: Path, parm_h
     calibration = open_bundle(bundle.path).manifest.calibration["reconstruction"]
     levels = [each.level for each in calibration.levels]
     assert levels == [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
+    np.save(tmp_path / "few.npy", inputs(20))
+    done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "few.npy")
+    assert (done.returncode, "keeps the gates that it has" in done.stderr) == (2, True)
+    assert open_bundle(bundle.path).manifest.calibration["reconstruction"] == calibration
     done = parm_here(
         "evaluate",
         bundle.path,

@@ -46,7 +46,7 @@ def test_parm_serve_names_what_is_wrong_at_the_start(
     files.renew(ends=datetime.now(UTC) - timedelta(hours=1))
     pair = ("--tls-cert", str(files.certificate), "--tls-key", str(files.key))
     assert_refused(parm_here("serve", bundle, *pair), "expired at")
-    assert_refused(parm_here("serve", bundle, *pair[:2]), "give tls_cert and tls_key")
+    assert_refused(parm_here("serve", bundle, *pair[:2]), "give both, --tls-cert and --tls-key")
     missing = str(tmp_path / "nothing")
     assert_refused(parm_here("serve", bundle, "--tokens", missing), "cannot be read")
 

@@ -15,7 +15,7 @@ from own_models import DIGITS, ONCE, ROWS, STACK, Parm
 from parity_models.errors import DataError, ModelError, ParityModelsError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.training import train_parity
+from parity_models.training import Settings, train_parity
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,35 @@ def diverged(input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> nn.
     layer = nn.Linear(input_shape[0], output_shape[0] * output_shape[1])
     nn.init.constant_(layer.weight, float("nan"))
     return nn.Sequential(layer, nn.Unflatten(1, output_shape))
+
+
+class Diverging(nn.Module):
+    """Learns for an epoch, and is not finite from the first step of the next one on."""
+
+    def __init__(self, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(input_shape[0], output_shape[0] * output_shape[1])
+        self.shape, self.judged = output_shape, False
+
+    def train(self, mode: bool = True) -> "Diverging":
+        self.judged = self.judged or (not mode and self.stepped)
+        return super().train(mode)
+
+    stepped = False
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        self.stepped = self.stepped or self.training
+        outputs: torch.Tensor = self.layer(rows).unflatten(1, self.shape)
+        return outputs * float("nan") if self.training and self.judged else outputs
+
+
+def test_a_training_that_diverges_later_ends_there_and_says_so(tmp_path: Path) -> None:
+    ten = Settings(epochs=10, device="cpu")
+    fitted = train_parity(
+        nn.Linear(6, 3), STACK, ROWS, tmp_path / "b", ten, network=Diverging
+    ).fitted
+    assert fitted.diverged
+    assert (fitted.best_epoch, fitted.epochs) == (1, 2)
 
 
 def test_a_training_that_diverged_writes_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Measuring a bundle's accuracy and its gates for people: a progress bar, then a table."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
+from parity_models.errors import UserError
 from parity_models.evaluation import (
     LEVELS,
     GateResult,
@@ -25,6 +26,7 @@ from parity_models.evaluation.calibration import check_levels
 from parity_models.evaluation.interval import too_few
 from parity_models.evaluation.unlabelled import label_by_model
 from parity_models.models.bundle import Accuracy, Bundle, with_calibration
+from parity_models.models.gate import Calibration, StandIn
 from parity_models.tasks.metrics import constant_score
 from parity_models.tasks.task import Labels
 
@@ -73,15 +75,24 @@ def measure_accuracy(
 
 
 def calibrate_gates(
-    bundle: Bundle, metric: str, inputs: NDArray[np.float32], levels: Iterable[float], seed: int = 0
+    bundle: Bundle,
+    metric: str,
+    inputs: NDArray[np.float32],
+    levels: Iterable[float],
+    seed: int = 0,
+    *,
+    again: bool = False,
 ) -> Bundle:
     """Calibrate the gates of the bundle's stand-ins on held-out queries, and put them into it.
 
-    Says which of the levels a stand-in cannot reach.
+    Says which of the levels a stand-in cannot reach. With `again`, raises UserError, and leaves the
+    bundle as it is, if a stand-in with a gate would have none afterwards, and so answer everything.
     """
     wanted = check_levels({*LEVELS, *levels})
     with _bar("calibrating") as advance:
         found = calibrate(bundle, inputs, metric=metric, levels=wanted, seed=seed, progress=advance)
+    if again:
+        _check_kept(bundle, found)
     for stand_in, calibration in found.items():
         reached = {each.level for each in calibration.levels}
         missed = ", ".join(f"{level:g}" for level in wanted if level not in reached)
@@ -91,6 +102,17 @@ def calibrate_gates(
                 f"of {missed}; more of them may"
             )
     return with_calibration(bundle, found)
+
+
+def _check_kept(bundle: Bundle, found: Mapping[StandIn, Calibration]) -> None:
+    for stand_in, before in bundle.manifest.calibration.items():
+        now = found.get(stand_in)
+        if before.levels and now is not None and not now.levels:
+            raise UserError(
+                f"{now.queries} queries show no level of agreement of the {stand_in}, which would "
+                "then answer without a gate; the bundle keeps the gates that it has. Give more "
+                "held-out queries; if these are some hundred, train the stand-in again"
+            )
 
 
 def measure_gates(

@@ -1,5 +1,6 @@
 """parm backup: an approximate backup for a deployed model, put into its bundle."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from parity_models.models.bundle import open_bundle
 from parity_models.models.networks import NETWORKS
 from parity_models.training import Settings, progress_bar, train_backup
 from parity_models.training.held_out import find_queries
+from parity_models.training.run import check_settings
 from parity_models.training.subject import imitating
 
 
@@ -39,7 +41,8 @@ def backup(
         str,
         typer.Option(
             help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS.names)}, "
-            "or one of yours, package.module:name."
+            "or one of yours, package.module:name.",
+            metavar="NAME",
         ),
     ],
     out: Annotated[
@@ -70,6 +73,8 @@ def backup(
     ends training early and writes the best so far; a checkpoint beside the bundle allows to
     --resume.
     """
+    settings = Settings(epochs, seconds, seed, device, resume)
+    check_settings(out, settings)
     opened = imitating(open_bundle(bundle, allow_code or ()), imitates)
     k = 1 if opened.manifest.code is None else opened.manifest.code.k
     queries = find_queries(opened, task, inputs, data_dir, metric, flips, k)
@@ -79,7 +84,7 @@ def backup(
             network,
             queries.train,
             out,
-            Settings(epochs, seconds, seed, device, resume, bar, bar.predicted),
+            replace(settings, report=bar, predicted=bar.predicted),
             validation=queries.validation,
             metric=queries.metric,
             output_kind=output_kind,

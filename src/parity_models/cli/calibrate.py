@@ -31,6 +31,7 @@ def calibrate(
         typer.Option(
             help=f"The task whose validation set to use ({', '.join(TASKS.names)}, "
             "or package.module:Class).",
+            metavar="TASK",
         ),
     ] = None,
     data_dir: Annotated[
@@ -45,7 +46,7 @@ def calibrate(
         ),
     ] = None,
     agreement: Agreements = None,
-    seed: Annotated[int, typer.Option(help="Draws the groups.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the groups.", min=0, metavar="N")] = 0,
     allow_code: AllowCode = None,
 ) -> None:
     """Calibrate the gates of a bundle's stand-ins, and write them into it.
@@ -72,7 +73,8 @@ def calibrate(
         k = 1 if manifest.code is None else manifest.code.k
         _, queries = known.load(data_dir).validation.part(k)
         metric = metric or known.metric
-    opened = calibrate_gates(opened, metric_for(opened, metric), queries, agreement or (), seed)
+    judged = metric_for(opened, metric)
+    opened = calibrate_gates(opened, judged, queries, agreement or (), seed, again=True)
     Console().print(calibration_table(opened.manifest.calibration))
 
 

@@ -76,6 +76,9 @@ EXTRAS = {
 COMPLETION = "_PARM_COMPLETE"
 """The variable by which a shell asks what could come next: see `parm completion`."""
 
+_NUMBERS = {"int_parsing": "a whole number", "float_parsing": "a number"}
+"""What must be typed, by pydantic's name for the error."""
+
 _OURS = (
     "This is a fault of parm, not yours: please report it, with what PARM_DEBUG=1 shows beside it"
 )
@@ -168,7 +171,20 @@ class _Subcommand(TyperCommand):
         else:
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
             app.command(cls=getattr(module, "COMMAND", None))(entry)
-        return typer.main.get_command(app).make_context(*args, **kwargs)
+        try:
+            return typer.main.get_command(app).make_context(*args, **kwargs)
+        except typer.BadParameter as error:
+            error.message = _in_words(error)
+            raise
+
+
+def _in_words(error: typer.BadParameter) -> str:
+    """What the error says, with the value that was typed where it is not the number it must be."""
+    listed: list[Any] = getattr(error.__cause__, "errors", list)()  # of pydantic, by Typer
+    wanted = _NUMBERS.get(listed[0]["type"]) if listed else None
+    if wanted:
+        return f"{listed[0]['input']!r} is not {wanted}"
+    return str(error.message).removeprefix("Value error, ")
 
 
 def _extra_for(error: Exception) -> str | None:

@@ -44,6 +44,8 @@ from parity_models.training import (
     train_parity,
 )
 from parity_models.training.held_out import Queries, find_queries
+from parity_models.training.recipes import check_recipe
+from parity_models.training.run import check_settings
 from parity_models.training.slots import STACKED, check_slots, default_slot, train_slots
 from parity_models.training.subject import imitating, subject_of
 
@@ -61,13 +63,14 @@ ParityNetwork = Annotated[
     ),
 ]
 ParityQueries = Annotated[
-    int, typer.Option("--r", help="Parity queries, and parity models, per group.")
+    int, typer.Option("--r", help="Parity queries, and parity models, per group.", metavar="N")
 ]
 RecipeName = Annotated[
     str,
     typer.Option(
         help="distilled is the best known here; published trains sum or concatenation with "
-        "subtraction as the paper does, to compare with."
+        "subtraction as the paper does, to compare with.",
+        metavar="[distilled|published]",
     ),
 ]
 
@@ -79,7 +82,7 @@ def parity(
     deployed: DeployedFolder = None,
     task: OwnTask = None,
     inputs: Inputs = None,
-    k: Annotated[int, typer.Option("--k", help="Queries in a coding group.")] = 2,
+    k: Annotated[int, typer.Option("--k", help="Queries in a coding group.", metavar="N")] = 2,
     r: ParityQueries = 1,
     encoder: EncoderName = None,
     decoder: DecoderName = None,
@@ -111,6 +114,9 @@ def parity(
     source = deployed_of(model, deployed)
     usual = ("sum", "subtraction") if recipe == "published" else ("stack", "separate")
     spec = choose_code(context, encoder or usual[0], decoder or usual[1], k, r)
+    check_recipe(recipe, spec)
+    settings = Settings(epochs, seconds, seed, device, resume)
+    check_settings(out, settings)
     with open_deployed(source, (), allow_code or (), inputs) as opened:
         bundle = imitating(opened, imitates)
         queries = find_queries(bundle, task, inputs, data_dir, metric, flips, k)
@@ -121,7 +127,7 @@ def parity(
             network = _default_network(bundle, spec, queries)
             typer.echo(f"parity network: {network}")
         with progress_bar(f"parity model ({spec})", "A_d") as bar:
-            ending = Settings(epochs, seconds, seed, device, resume, bar, bar.predicted)
+            ending = replace(settings, report=bar, predicted=bar.predicted)
             said = {"metric": queries.metric, "output_kind": output_kind}
             if not plain:
                 outcome = train_slots(bundle, spec, network, queries.train, out, ending, **said)

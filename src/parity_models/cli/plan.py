@@ -30,7 +30,7 @@ def share(written: str | float) -> float:
     except ValueError:
         raise typer.BadParameter(f"{written!r} is no share; write it as 30% or 0.3") from None
     if not 0 <= value < 1:
-        raise typer.BadParameter(f"{written!r} must be 0 or more, and less than all")
+        raise typer.BadParameter(f"{written!r} is not from 0 to below 1; write it as 30% or 0.3")
     return value
 
 

@@ -25,7 +25,7 @@ DataDir = Annotated[
         metavar="DIR",
     ),
 ]
-GroupSeed = Annotated[int, typer.Option("--seed", help="Draws the groups.", min=0)]
+GroupSeed = Annotated[int, typer.Option("--seed", help="Draws the groups.", min=0, metavar="N")]
 
 
 def task_of(bundle: Bundle, name: str | None) -> Task | None:

@@ -37,14 +37,21 @@ def rehearse(
             metavar="FILE",
         ),
     ] = None,
-    instances: Annotated[int, typer.Option(help="Instances of each run.", min=2, max=64)] = 4,
+    instances: Annotated[
+        int, typer.Option(help="Instances of each run.", min=2, max=64, metavar="N")
+    ] = 4,
     seconds: Annotated[
-        float, typer.Option(help="How long each of the two runs takes.", min=1, max=600)
+        float,
+        typer.Option(
+            help="How long each of the two runs takes.", min=1, max=600, metavar="SECONDS"
+        ),
     ] = 4.0,
     rate: Annotated[
         float | None,
         typer.Option(
-            help="Queries per second. By default three tenths of what they carry.", min=0.1
+            help="Queries per second. By default three tenths of what they carry.",
+            min=0.1,
+            metavar="NUMBER",
         ),
     ] = None,
     json: Json = None,

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from parity_models.cli.accuracy import calibrate_gates, measure_accuracy, measure_gates
+from parity_models.cli.duration import Duration
 from parity_models.errors import UserError
 from parity_models.evaluation.inference_table import inference_table, slowdown
 from parity_models.evaluation.queries import metric_for
@@ -23,6 +24,7 @@ Epochs = Annotated[
         min=1,
         help="End after so many passes over the data; by default what suits the network on two "
         "cores, unless --seconds is given.",
+        metavar="N",
     ),
 ]
 Seconds = Annotated[
@@ -30,14 +32,22 @@ Seconds = Annotated[
     typer.Option(
         help="End after so much time; the learning rate is annealed to fit. With --epochs, what "
         "comes first.",
+        metavar="SECONDS",
+        parser=Duration("s"),
     ),
 ]
 Seed = Annotated[
-    int, typer.Option(help="Fixes initial weights and order of data.", min=0, max=2**32 - 1)
+    int,
+    typer.Option(
+        help="Fixes initial weights and order of data.", min=0, max=2**32 - 1, metavar="N"
+    ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="Train on this: cpu, cuda, cuda:1, mps. By default the fastest there is."),
+    typer.Option(
+        help="Train on this: cpu, cuda, cuda:1, mps. By default the fastest there is.",
+        metavar="NAME",
+    ),
 ]
 DeployedFile = Annotated[
     Path | None,
@@ -135,6 +145,12 @@ def tell(outcome: Outcome) -> None:
         typer.echo(
             f"warning: a parity model takes {slower:.1f} times as long as the deployed model, so "
             "its instances keep up with less; choose a faster one with --parity-network",
+            err=True,
+        )
+    if fitted.diverged:
+        typer.echo(
+            f"warning: the training diverged in epoch {fitted.epochs} and ended there, so the best "
+            "epoch has learned little; train again with another --seed or network",
             err=True,
         )
     typer.echo(

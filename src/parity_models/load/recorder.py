@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from parity_models.errors import LoadError, UserError
 from parity_models.scheduling import DEPLOYED, Source
+from parity_models.serving.unreachable import why_unreachable
 from parity_models.simulation.recording import POINTS, Recording, Runs
 
 STEP: Final = 1.0
@@ -214,7 +215,7 @@ async def _look(session: aiohttp.ClientSession, url: str) -> Seen:
     except TimeoutError as error:
         raise LoadError(f"{url} has sent nothing for {PATIENCE:g} s") from error
     except aiohttp.ClientError as error:
-        raise LoadError(f"no server answers at {url}: {error}") from error
+        raise LoadError(f"no server answers at {url}: {why_unreachable(error)}") from error
     try:
         return Seen(content.decode(errors="replace"), at)
     except LoadError as error:

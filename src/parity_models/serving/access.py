@@ -53,7 +53,10 @@ class Access(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise UserError("TLS needs a certificate and its key; give tls_cert and tls_key")
+            raise UserError(
+                "TLS needs a certificate and its key; give both, --tls-cert and "
+                "--tls-key (in Python tls_cert and tls_key)"
+            )
 
     def certificate(self) -> "Certificate | None":
         """The certificate, if there is one. Raises UserError if it cannot be used."""

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -59,7 +59,8 @@ class Fitted:
     """How a training run ended, with the module at its best epoch.
 
     `epochs` and `seconds` include those of the runs that were resumed. One that was `interrupted`
-    is `resumable` if there is a checkpoint to go on from, so after its first epoch.
+    is `resumable` if there is a checkpoint to go on from, so after its first epoch. One that
+    `diverged`, in its last epoch, ended there.
     """
 
     score: float
@@ -68,6 +69,7 @@ class Fitted:
     seconds: float
     interrupted: bool
     resumable: bool
+    diverged: bool = False
 
 
 def fit(
@@ -108,7 +110,8 @@ def fit(
         resumable = loop.state.best is not None
         if not resumable:
             loop.judge()
-    return _at_best(problem.module, loop.state, loop.seconds, interrupted, resumable)
+    fitted = _at_best(problem.module, loop.state, loop.seconds, interrupted, resumable)
+    return replace(fitted, diverged=loop.diverged)
 
 
 class _Loop:
@@ -135,6 +138,8 @@ class _Loop:
         self._began = began
         self._score = state.best_score
         self._told = 0.0
+        self.diverged = False
+        """Did the last epoch end with weights that are not finite? No further one mends them."""
         self._spent = budget.spent(state.epochs, self.seconds)
 
     @property
@@ -143,7 +148,7 @@ class _Loop:
 
     @property
     def over(self) -> bool:
-        return self._spent >= 1 and self.state.best is not None
+        return self.state.best is not None and (self._spent >= 1 or self.diverged)
 
     def epoch(self) -> None:
         """Train for one, or until the budget is spent, and judge what came of it."""
@@ -165,7 +170,8 @@ class _Loop:
 
     def judge(self) -> None:
         """An epoch is over."""
-        self._score = _score(self._problem)
+        self.diverged = not _is_sound(self._problem.module)
+        self._score = math.nan if self.diverged else self._problem.score()
         self.state = self.state.after_epoch(self._problem.module, self._score, self.seconds)
         self._spent = self._budget.spent(self.state.epochs, self.seconds)
 
@@ -195,7 +201,6 @@ def _at_best(
     return Fitted(state.best_score, state.best_epoch, state.epochs, seconds, interrupted, resumable)
 
 
-def _score(problem: Problem) -> float:
-    """The problem's score; NaN if its module has diverged."""
-    sound = all(bool(weights.isfinite().all()) for weights in problem.module.state_dict().values())
-    return problem.score() if sound else math.nan
+def _is_sound(module: nn.Module) -> bool:
+    """Are all weights finite?"""
+    return all(bool(weights.isfinite().all()) for weights in module.state_dict().values())

@@ -84,25 +84,32 @@ def deployed_recipe(recipe: Recipe, name: str) -> Recipe:
     return _as_published(recipe)
 
 
-def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
-    """`recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
-
-    Raises TrainingError for another style, and for codes that were not published.
-    """
-    if style == "distilled":
-        if spec.decoder != "subtraction":
-            return recipe
-        # Sums of predictions are never learned to the end; those of mirrored queries are more.
-        return replace(recipe, epochs=SUBTRACTION_EPOCHS * recipe.epochs, mirror=False)
-    if style != "published":
+def check_recipe(style: str, spec: CodeSpec) -> None:
+    """Raise TrainingError for another style, and for a code that the paper has not."""
+    if style not in get_args(Style):
         raise TrainingError(
             f"no recipe is called {style!r}; there are {', '.join(get_args(Style))}"
         )
+    if style != "published":
+        return
     if spec.encoder not in PUBLISHED_ENCODERS or spec.decoder != "subtraction":
         raise TrainingError(
             f"the published recipe is for {' and '.join(PUBLISHED_ENCODERS)} with subtraction, not "
             f"{spec.encoder} with {spec.decoder}; leave --recipe out for the best known here"
         )
+
+
+def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
+    """`recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
+
+    Raises TrainingError for another style, and for codes that were not published.
+    """
+    check_recipe(style, spec)
+    if style == "distilled":
+        if spec.decoder != "subtraction":
+            return recipe
+        # Sums of predictions are never learned to the end; those of mirrored queries are more.
+        return replace(recipe, epochs=SUBTRACTION_EPOCHS * recipe.epochs, mirror=False)
     published = replace(_as_published(recipe), epochs=150)
     return published if spec.k == 2 else replace(published, batch=32)
 

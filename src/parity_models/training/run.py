@@ -78,6 +78,15 @@ def check_place(out: Path) -> None:
         raise BundleError(f"{why}; choose another folder")
 
 
+def check_settings(out: Path, settings: Settings) -> None:
+    """Raise what a `Run` would raise at once: before anything else takes its time.
+
+    BundleError if `out` is no place for a bundle, TrainingError for a device that is not there.
+    """
+    check_place(Path(out).resolve())
+    choose_device(settings.device)
+
+
 class Run:
     """One training that will write a bundle to `out`, from its first preparations on.
 

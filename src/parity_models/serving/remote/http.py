@@ -13,6 +13,7 @@ import msgspec
 from parity_models.serving.http.answer_body import TooLongError, read_body
 from parity_models.serving.remote.upstream import BusyError, Fault, UnitError, UpstreamError
 from parity_models.serving.rest.protocol import HEADER_LENGTH
+from parity_models.serving.unreachable import why_unreachable
 
 MAX_TEXT = 300
 """Bytes of an error's text that are kept."""
@@ -66,8 +67,10 @@ class HttpConnections:
                 return await self._try(method, path, limit, body, headers)
         except aiohttp.ClientConnectorError as error:
             if error.os_error.errno in _OWN_WANTS:
-                raise BusyError(f"cannot be connected to for now: {error}") from error
-            raise UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {error}") from error
+                reason = why_unreachable(error)
+                raise BusyError(f"cannot be connected to for now: {reason}") from error
+            reason = why_unreachable(error)
+            raise UpstreamError(Fault.UNREACHABLE, f"cannot be reached: {reason}") from error
         except TooLongError as error:
             raise UpstreamError(Fault.GARBAGE, f"answered {error}") from error
         except (aiohttp.ClientResponseError, ValueError) as error:
