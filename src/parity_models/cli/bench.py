@@ -23,6 +23,7 @@ from parity_models.lab.costs.live_page import (
     measure_page,
 )
 from parity_models.lab.costs.overhead import ROUNDS, OverheadReport, measure_overhead
+from parity_models.lab.costs.ray_clients import Effort
 from parity_models.lab.costs.throughput import SECONDS, Throughput
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.policies import POLICIES, NoRedundancy
@@ -47,6 +48,7 @@ PolicyName = Annotated[
     ),
 ]
 Instances = Annotated[int, typer.Option(help="Instances of the deployed model.", min=1)]
+Quick = Annotated[bool, typer.Option("--quick", help="Measure briefly; the numbers are rougher.")]
 
 
 @bench.command()
@@ -75,9 +77,7 @@ def overhead(
             metavar="URLS",
         ),
     ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Take seconds; the numbers are rougher.")
-    ] = False,
+    quick: Quick = False,
 ) -> None:
     """Measure an infer over HTTP beside the same call to ONNX Runtime in process.
 
@@ -241,6 +241,7 @@ def on_ray(
     instances: Annotated[
         int, typer.Option(help="Instances of the deployed model, for each frontend.", min=1)
     ] = 2,
+    quick: Quick = False,
 ) -> None:
     """Measure coded serving on Ray beside a plain Ray Serve app, and two frontends beside one.
 
@@ -249,9 +250,10 @@ def on_ray(
     instances are emulated accelerators: each takes a drawn time for a unit and holds no core.
     All that is compared is asked in turns, by closed-loop clients.
     """
-    from parity_models.lab.costs.ray_serve import CLIENTS, measure_ray  # imports Ray, an extra
+    from parity_models.lab.costs.ray_serve import measure_ray  # imports Ray, an extra
 
-    report = measure_ray(None if bundle is None else open_bundle(bundle), instances)
+    effort = Effort(rounds=1, calls=10, seconds=0.3) if quick else Effort()
+    report = measure_ray(None if bundle is None else open_bundle(bundle), instances, effort)
     console = Console()
     console.print(
         f"The network {report.model} on Ray {report.ray}, {report.cores} cores; policy: "
@@ -267,7 +269,7 @@ def on_ray(
     table.add_section()
     table.add_row("ratio", f"{report.ratio_p50:.2f}x", "", f"{report.ratio_requests:.2f}x")
     console.print(table)
-    console.print(f"Latencies: of one client; requests/s: of {CLIENTS}.", highlight=False)
+    console.print(f"Latencies: of one client; requests/s: of {report.clients}.", highlight=False)
     console.print(
         f"Emulated accelerators, {report.service_time_ms:.0f} ms a unit, {report.instances} for "
         f"each frontend: one frontend carries {report.one_frontend_requests_per_second:.0f} "

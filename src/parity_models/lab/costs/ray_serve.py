@@ -13,14 +13,12 @@ share instances, not how many processes this machine's cores can run.
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Protocol, Self
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -37,6 +35,7 @@ from tqdm import tqdm
 from parity_models.codes import CodeSpec
 from parity_models.faults import FaultPlan, LogNormal, Slowdowns
 from parity_models.lab.costs.bare_client import BareClient, BareConnection
+from parity_models.lab.costs.ray_clients import Clients, Effort, latencies, rates
 from parity_models.load.wire import ModelMetadata
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
@@ -51,12 +50,6 @@ from parity_models.serving.ray.options import ClusterOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
 """Of the generated model: a 3 kB query of float32, as the published MLP takes."""
-CLIENTS = 16
-ROUNDS = 10
-CALLS = 100
-"""Requests of the single client in a round."""
-SECONDS = 2.0
-"""For which many clients send requests in a round."""
 SERVICE_TIME = 0.05
 """Median seconds of an emulated accelerator for a unit."""
 CLIENTS_EACH = 4
@@ -92,30 +85,30 @@ class RayReport(msgspec.Struct, frozen=True):
     ratio_frontends: float
 
 
-def measure_ray(bundle: Bundle | None = None, instances: int = 2) -> RayReport:
+def measure_ray(bundle: Bundle | None, instances: int, effort: Effort) -> RayReport:
     """Serve `bundle`, or a generated MLP with parity, and measure.
 
     There are `instances` of the deployed model and what parity adds, and as many for each of
     the frontends.
     """
     if bundle is not None:
-        return _measure(bundle, instances)
+        return _measure(bundle, instances, effort)
     with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
-        return _measure(_generate(Path(folder)), instances)
+        return _measure(_generate(Path(folder)), instances, effort)
 
 
-def _measure(bundle: Bundle, instances: int) -> RayReport:
+def _measure(bundle: Bundle, instances: int, effort: Effort) -> RayReport:
     # Parity for every group, whether anything is slow or not: that is what it costs at most.
     parity = None if bundle.manifest.code is None else PolicyChoice(Parity.name)
     options = ServeOptions(instances=instances, policy=parity)
-    with _cluster() as url, tqdm(total=3 * ROUNDS, desc="rounds") as progress:
-        plain, coded = beside_plain(url, bundle, options, progress)
-        one, two = one_and_two_frontends(url, bundle, options, progress)
+    with _cluster() as url, tqdm(total=3 * effort.rounds, desc="rounds") as progress:
+        plain, coded = _beside_plain(url, bundle, options, effort, progress)
+        one, two = _one_and_two_frontends(url, bundle, options, effort, progress)
     return RayReport(
         model=bundle.manifest.deployed.network,
         policy=Plan(bundle, options).choice.name,
         instances=len(Plan(bundle, options).roles),
-        clients=CLIENTS,
+        clients=effort.clients,
         ray=ray.__version__,
         cores=len(os.sched_getaffinity(0)),
         plain=plain,
@@ -129,28 +122,26 @@ def _measure(bundle: Bundle, instances: int) -> RayReport:
     )
 
 
-def beside_plain(
-    url: str, bundle: Bundle, options: ServeOptions, progress: "tqdm[Any]"
+def _beside_plain(
+    url: str, bundle: Bundle, options: ServeOptions, effort: Effort, progress: "tqdm[Any]"
 ) -> tuple[Carried, Carried]:
     """What a plain application and ours carry, on the Serve that listens at `url`."""
-    replicas = len(Plan(bundle, options).roles)
+    replicas, row, many = len(Plan(bundle, options).roles), _row(bundle), effort.clients
     onnx = bundle.deployed_path.read_bytes()
     with (
         _deployed("plain", _plain_app(onnx, bundle.manifest.deployed.input, replicas)),
         _deployed("coded", _coded_app(bundle, options, frontends=1)),
-        _Clients(partial(_PlainClient, f"{url}/plain"), _row(bundle), CLIENTS) as straight,
-        _Clients(partial(_coded_client, f"{url}/coded", bundle), _row(bundle), CLIENTS) as through,
+        Clients(partial(_PlainClient, f"{url}/plain"), row, many) as straight,
+        Clients(partial(_coded_client, f"{url}/coded", bundle), row, many) as through,
     ):
-        rates = _rates([straight, through], progress)
-        latencies = _latencies([straight, through], progress)
-    plain, coded = (
-        Carried(p50, p99, rate) for (p50, p99), rate in zip(latencies, rates, strict=True)
-    )
+        carried = rates([straight, through], effort, progress)
+        took = latencies([straight, through], effort, progress)
+    plain, coded = (Carried(p50, p99, rate) for (p50, p99), rate in zip(took, carried, strict=True))
     return plain, coded
 
 
-def one_and_two_frontends(
-    url: str, bundle: Bundle, options: ServeOptions, progress: "tqdm[Any]"
+def _one_and_two_frontends(
+    url: str, bundle: Bundle, options: ServeOptions, effort: Effort, progress: "tqdm[Any]"
 ) -> tuple[float, float]:
     """Requests a second of one frontend and of two, each with instances as in `options`."""
     slow = Slowdowns(mean_between=0, mean_length=1, delay=LogNormal(SERVICE_TIME, 0.05))
@@ -160,10 +151,10 @@ def one_and_two_frontends(
     with (
         _deployed("one", _coded_app(bundle, one, frontends=1)),
         _deployed("two", _coded_app(bundle, two, frontends=2)),
-        _Clients(partial(_coded_client, f"{url}/one", bundle), _row(bundle), clients) as few,
-        _Clients(partial(_coded_client, f"{url}/two", bundle), _row(bundle), 2 * clients) as many,
+        Clients(partial(_coded_client, f"{url}/one", bundle), _row(bundle), clients) as few,
+        Clients(partial(_coded_client, f"{url}/two", bundle), _row(bundle), 2 * clients) as many,
     ):
-        rate_of_one, rate_of_two = _rates([few, many], progress)
+        rate_of_one, rate_of_two = rates([few, many], effort, progress)
     return rate_of_one, rate_of_two
 
 
@@ -252,12 +243,6 @@ def _deployed(name: str, app: Application) -> Iterator[None]:
 # Clients
 
 
-class _Client(Protocol):
-    def infer(self, row: NDArray[Any]) -> object: ...
-
-    def close(self) -> None: ...
-
-
 def _row(bundle: Bundle) -> NDArray[Any]:
     takes = bundle.manifest.deployed.input
     return np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
@@ -279,68 +264,3 @@ class _PlainClient:
 
     def close(self) -> None:
         self._connection.close()
-
-
-class _Clients:
-    """So many clients of one application, each on a thread and a connection of its own."""
-
-    def __init__(self, connect: Callable[[], _Client], row: NDArray[Any], clients: int) -> None:
-        self._connect = connect
-        self._row = row
-        self._count = clients
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._threads = stack.enter_context(ThreadPoolExecutor(self._count))
-            self._clients = [
-                stack.enter_context(closing(self._connect())) for _ in range(self._count)
-            ]
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def one_by_one(self, calls: int) -> list[float]:
-        """Seconds of each of so many requests of a single client."""
-        times = []
-        for _ in range(calls):
-            start = perf_counter()
-            self._clients[0].infer(self._row)
-            times.append(perf_counter() - start)
-        return times
-
-    def all_at_once(self, seconds: float) -> int:
-        """How many requests all clients together have answered in this time."""
-        end = perf_counter() + seconds
-        return sum(self._threads.map(partial(self._until, end), self._clients))
-
-    def _until(self, end: float, client: _Client) -> int:
-        answered = 0
-        while True:
-            client.infer(self._row)
-            if perf_counter() > end:
-                return answered
-            answered += 1
-
-
-def _latencies(ways: Sequence[_Clients], progress: "tqdm[Any]") -> list[list[float]]:
-    """p50 and p99 in milliseconds of a single client of each, in turns round by round."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(ROUNDS):
-        for way, taken in zip(ways, times, strict=True):
-            taken += way.one_by_one(CALLS)
-        progress.update()
-    return [(np.quantile(taken, [0.5, 0.99]) * 1e3).tolist() for taken in times]
-
-
-def _rates(ways: Sequence[_Clients], progress: "tqdm[Any]") -> list[float]:
-    """Requests a second of all clients of each, in turns round by round."""
-    for way in ways:
-        way.all_at_once(SECONDS)
-    answered = [0 for _ in ways]
-    for _ in range(ROUNDS):
-        for number, way in enumerate(ways):
-            answered[number] += way.all_at_once(SECONDS)
-        progress.update()
-    return [count / (ROUNDS * SECONDS) for count in answered]
