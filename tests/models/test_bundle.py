@@ -1,5 +1,7 @@
 """A bundle opens as it was written, and is written whole or not at all."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,36 @@ def test_a_bundle_opens_as_it_was_written(original: Bundle) -> None:
     assert code is not None
     assert (code.spec, code.query_shape, code.output_shape) == (CODE, (4,), (3,))
     assert {path.name for path in original.path.iterdir()} == set(FILES)
+
+
+AT_ONCE = """
+import sys, threading
+from parity_models.models.bundle import open_bundle
+
+sys.setswitchinterval(1e-6)
+together = threading.Barrier(8)
+
+
+def open_it():
+    together.wait()
+    open_bundle(sys.argv[1])
+
+
+threads = [threading.Thread(target=open_it) for _ in range(8)]
+for each in threads:
+    each.start()
+for each in threads:
+    each.join()
+"""
+
+
+def test_the_first_bundles_of_a_process_may_be_opened_by_several_threads_at_once(
+    original: Bundle,
+) -> None:
+    for _ in range(3):  # what one thread does to another is up to chance
+        command = [sys.executable, "-c", AT_ONCE, str(original.path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_models_of_a_bundle_run_batches_of_any_size(original: Bundle) -> None:

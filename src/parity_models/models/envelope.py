@@ -161,6 +161,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     held_out: Annotated[int, msgspec.Meta(ge=0)]
 
 
+_FILE = msgspec.msgpack.Decoder(_File)
+"""Made here, and not by the threads that open bundles: see manifest.py."""
+
+
 def encode_envelope(envelope: Envelope) -> bytes:
     """The content of an envelope's file: MessagePack."""
     return msgspec.msgpack.encode(
@@ -182,7 +186,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 def decode_envelope(content: bytes) -> Envelope:
     """The envelope in a file's `content`; BundleError says what is wrong with it."""
     try:
-        file = msgspec.msgpack.decode(content, type=_File)
+        file = _FILE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
     envelope = Envelope(

@@ -251,3 +251,9 @@ class _Header(msgspec.Struct):
 
 def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
+
+
+# What msgspec knows of a class is made when it is first asked for, and another thread that asks
+# meanwhile ends the process (msgspec 0.22). Bundles are opened by several threads at once.
+for _kind in (_Header, _Digest, Manifest):
+    msgspec.json.Decoder(_kind)
