@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
@@ -18,8 +19,12 @@ from histories import check_nothing_is_left
 from observed_world import observed_history
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.repository.managed import Settings
+from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.server import RepositoryServer
 from parity_models.serving.server import ServeOptions, Server
-from parity_models.serving.tracing import Tracing
+from parity_models.serving.tracing import QuerySpans
+from repositories import write_version
 from served import INPUTS, OUTPUTS, queries, write_linear_bundle
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -65,16 +70,51 @@ async def test_a_request_s_spans_are_beneath_the_client_s(tmp_path: Path) -> Non
     assert (request.context.trace_id, request.parent.span_id) == (int(TRACE, 16), int(PARENT, 16))
     assert called.context.trace_id == request.context.trace_id
     assert dict(request.attributes)["parm.sources"].split(",")
+    assert of_version(request) == of_version(called) == ("model", "1")
     within = beneath(found, request)
     assert len(within["queue"]) == 4
     assert {span.attributes["parm.role"] for span in within["run"]} == {"deployed"}
     for name in ("queue", "run"):
         for span in within[name]:
+            assert of_version(span) == ("model", "1")
             assert request.start_time <= span.end_time
             assert span.start_time <= span.end_time
     if "stand-in" in within:  # it is there if there was an instance for it in time
         assert within["encode"]
         assert {span.attributes["parm.role"] for span in within["stand-in"]} == {"parity-0"}
+
+
+async def test_of_a_repository_spans_say_the_version_and_a_canary_s_request_has_runs_of_both(
+    tmp_path: Path,
+) -> None:
+    spans = Spans()
+    for version in ("1", "2"):
+        write_version(tmp_path / "models", "digits", version)
+    write_version(tmp_path / "models", "prices", "7")
+    options = ServeOptions(policy=PolicyChoice("none"), instances=1, port=0)
+    settings = Settings(lambda bundle: options, RolloutOptions())
+    server = RepositoryServer(tmp_path / "models", options, settings, spans.provider)
+    data = np.ones((1, 8)).tolist()
+    tensor = {"name": "input", "shape": [1, 8], "datatype": "FP32", "data": data}
+    async with server, httpx.AsyncClient(base_url=server.url) as client:
+        await server.repository.load("digits", {"version": "1"})
+        await server.repository.load("digits", {"version": "2", "canary": "50%"})
+        for name in ("digits", "digits", "prices"):
+            answer = await client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
+            assert answer.is_success, answer.text
+    found = spans.ended()
+    runs = {}
+    for request in found["infer"]:
+        within = beneath(found, request)
+        runs[of_version(request)] = {of_version(run) for run in within["run"]}
+        assert len(within["queue"]) == len(within["run"])
+    one, two, seven = ("digits", "1"), ("digits", "2"), ("prices", "7")
+    assert runs.pop(seven) == {seven}
+    assert runs == {one: {one}, two: {one, two}}
+
+
+def of_version(span: Any) -> tuple[str, str]:
+    return span.attributes["parm.model"], span.attributes["parm.version"]
 
 
 def call(address: str) -> None:
@@ -102,7 +142,8 @@ def beneath(found: dict[str, list[Any]], parent: Any) -> dict[str, Sequence[Any]
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=50, deadline=None)
 def test_nothing_is_remembered_of_any_history(seed: int) -> None:
-    world, k = observed_history(seed, lambda: Tracing(TracerProvider(), {}))
+    tracer = TracerProvider().get_tracer("test")
+    world, k = observed_history(seed, lambda: QuerySpans(tracer, {}, {}))
     check_nothing_is_left(world, k)
-    assert isinstance(world.observer, Tracing)
+    assert isinstance(world.observer, QuerySpans)
     assert world.observer.remembered == 0

@@ -117,7 +117,7 @@ def serve(
     )
     server: Server | RepositoryServer | None = None
     if repository is not None:
-        server = _of_repository(context, repository, options, allow_code or ())
+        server = _of_repository(context, repository, options, allow_code or (), logging)
     elif given_options(context, "rollout"):
         raise UserError("--canary and its options need --repository beside them")
     elif opened is not None and not issubclass(chosen.kind, RayEngine):
@@ -151,16 +151,19 @@ def _run(server: "Server | RepositoryServer") -> None:
 
 
 def _of_repository(
-    context: typer.Context, folder: Path, options: ServeOptions, allow_code: Collection[str]
+    context: typer.Context,
+    folder: Path,
+    options: ServeOptions,
+    allow_code: Collection[str],
+    logging: Logging,
 ) -> "RepositoryServer":
     # Only now: whoever serves one bundle need not wait for it.
     from parity_models.serving.repository.managed import Settings
     from parity_models.serving.repository.server import RepositoryServer
 
-    if given_options(context, "logging").get("traces"):
-        raise UserError("traces are of a server of one bundle; leave --traces out")
     rollout = RolloutOptions(**given_options(context, "rollout"))
-    return RepositoryServer(folder, options, Settings(lambda bundle: options, rollout, allow_code))
+    settings = Settings(lambda bundle: options, rollout, allow_code)
+    return RepositoryServer(folder, options, settings, _traces(logging))
 
 
 def _traces(logging: Logging) -> Any:
@@ -220,11 +223,11 @@ def _said(server: "Server | RepositoryServer") -> Iterator[str]:
     if not isinstance(server, Server):
         names = ", ".join(server.repository.names) or "no model"
         yield f"serving {names} at {_urls(server)}"
-        return
-    yield (
-        f"serving {server.model.name} at {_urls(server)} (policy {server.policy}; instances: "
-        f"{_instances(server)}{_gates(server)})"
-    )
+    else:
+        yield (
+            f"serving {server.model.name} at {_urls(server)} (policy {server.policy}; instances: "
+            f"{_instances(server)}{_gates(server)})"
+        )
     if server.feed is not None:
         asks = " (it asks for a token)" if server.takes_tokens else ""
         yield f"watch it at {server.url}/ui/{asks}"

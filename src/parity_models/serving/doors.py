@@ -18,11 +18,14 @@ from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.page.feed import Feed
 from parity_models.serving.rest.messages import Handler
 from parity_models.serving.rest.service import Rest
 from parity_models.serving.watched import Reread, watch
 
 if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
     from parity_models.serving.grpc.server import GrpcServer
     from parity_models.serving.tracing import Tracing
 
@@ -75,6 +78,11 @@ class Doors:
         """The base URL, as http://127.0.0.1:8000; known once HTTP is open."""
         return url_of(self._socket, "http" if self._certificate is None else "https")
 
+    @property
+    def takes_tokens(self) -> bool:
+        """Do clients have to show one?"""
+        return self._tokens is not None
+
     def open_http(self, instances: int) -> None:
         """Bind, if there is a port, and take requests over HTTP; leave descriptors for `instances`.
 
@@ -105,7 +113,7 @@ class Doors:
             each.drain()
 
     async def close(self) -> None:
-        """Close what is open, after the answers that are under way."""
+        """Close what is open, after the answers that are under way, and send all spans."""
         if self._watching is not None:
             self._watching.cancel()
             with suppress(asyncio.CancelledError):
@@ -114,6 +122,8 @@ class Doors:
             await self._grpc.stop()
         for each in self._https:
             await each.stop()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
 
     def rest(self, pages: Mapping[str, tuple[str, Handler]] | None = None) -> Rest:
         """The protocol over HTTP, with these pages beside it, for whatever carries it."""
@@ -170,6 +180,16 @@ class Doors:
             self._watching = asyncio.create_task(watch(*watched))
 
 
+def tracing_to(provider: "TracerProvider | None") -> "Tracing | None":
+    """What makes spans for the provider, if there is one."""
+    if provider is None:
+        return None
+    # Only now: whoever wants no spans need not have what makes them.
+    from parity_models.serving.tracing import Tracing
+
+    return Tracing(provider)
+
+
 def _all(path: str) -> bool:
     return True
 
@@ -188,6 +208,13 @@ class AtDoors(ABC):
     """A server that is reached through its `_doors`, and runs while its context lasts."""
 
     _doors: Doors
+    feed: Feed | None
+    """What its live page shows first, if there is to be one."""
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Do clients have to show one?"""
+        return self._doors.takes_tokens
 
     @property
     def url(self) -> str:

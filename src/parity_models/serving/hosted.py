@@ -1,6 +1,7 @@
 """A bundle's models on the instances of an engine, and the frontend over them."""
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
@@ -9,26 +10,34 @@ from parity_models.serving.engine import Parts
 from parity_models.serving.golden import Golden, golden_of
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.sampler import feed_of
 from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.served_model import VERSION
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
 
 
 class Hosted:
     """A bundle that is served, by a frontend of its own over an engine of its own.
 
     `policy` is the policy's name, `roles` what each instance runs, `model` the deployed model as
-    clients see it, and `notes` what a user may not expect. `starts_at_once` as in Parts. Raises
-    UserError for options that do not fit the bundle.
+    clients see it, and `notes` what a user may not expect; `feed` is what a live page shows of it,
+    if there is to be one. `version` None: there is but this one. `starts_at_once` as in Parts.
+    `tracing` makes spans of what happens to queries. Raises UserError for options that do not fit
+    the bundle.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         options: ServeOptions,
-        version: str = VERSION,
+        version: str | None = None,
         starts_at_once: int | None = None,
+        tracing: "Tracing | None" = None,
     ) -> None:
-        plan = Plan(bundle, options, version)
+        plan = Plan(bundle, options, version or VERSION)
         self.policy, self.roles, self.model = plan.choice.name, plan.roles, plan.model
         self.notes = plan.notes
         if options.faults is not None:
@@ -60,6 +69,12 @@ class Hosted:
         )
         self.engine = options.engine.kind.build(options.engine.settings, parts)
         self.frontend = plan.frontend(self.engine, self.metrics, self._golden)
+        if tracing is not None:
+            tracing.observe(self.frontend, self.model)
+        self.feed: Feed | None = None
+        if options.ui:
+            title = self.model.name + ("" if version is None else f" version {version}")
+            self.feed = feed_of(self.frontend, self.metrics, model=title, policy=self.policy)
 
     def begin_faults(self) -> None:
         """Let the time of the options' fault plan begin now; without one, nothing happens."""

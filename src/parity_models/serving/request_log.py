@@ -41,11 +41,22 @@ _EXEMPLAR = 100
 class RequestLog:
     """A request from when its head came: `id` is the client's, or one that is made here.
 
-    `id_in_body` is the protocol's own id, which counts where there is no header. `sources` are
-    those of its rows, once it is answered.
+    `id_in_body` is the protocol's own id, which counts where there is no header. Once it is
+    answered, `sources` are those of its rows, and `model` and `version` say who answered.
     """
 
-    __slots__ = ("_began", "_given", "_trace", "method", "path", "sources", "span", "trace_id")
+    __slots__ = (
+        "_began",
+        "_given",
+        "_trace",
+        "method",
+        "model",
+        "path",
+        "sources",
+        "span",
+        "trace_id",
+        "version",
+    )
 
     def __init__(
         self,
@@ -60,6 +71,7 @@ class RequestLog:
         self._given = given if given is not None and _ID.fullmatch(given) else None
         self._began = time.monotonic()
         self.sources: Sequence[str] = ()
+        self.model = self.version = ""
         self.span: Any = None
         """The span of OpenTelemetry that describes it, if it is sampled."""
         found = None if traceparent is None else _TRACEPARENT.fullmatch(traceparent)
@@ -78,6 +90,10 @@ class RequestLog:
         """The body says this id."""
         if self._given is None and id is not None and _ID.fullmatch(id):
             self._given = id
+
+    def answered(self, model: str, version: str, sources: Sequence[str]) -> None:
+        """A version of a model has answered it, with rows from these sources."""
+        self.model, self.version, self.sources = model, version, sources
 
     @property
     def trace_headers(self) -> dict[str, str]:

@@ -6,21 +6,17 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from parity_models.models.bundle import Bundle
-from parity_models.serving.doors import AtDoors, Doors
+from parity_models.serving.doors import AtDoors, Doors, tracing_to
 from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.hosted import Hosted
 from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.routes import Page
-from parity_models.serving.page.sampler import feed_of
+from parity_models.serving.page.routes import Page, Sides
 from parity_models.serving.rest.asgi import AsgiApp
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-
-    from parity_models.serving.tracing import Tracing
 
 __all__ = ["ServeOptions", "Server"]
 
@@ -43,18 +39,15 @@ class Server(AtDoors):
     ) -> None:
         options = options or ServeOptions()
         self._options = options
-        self._hosted = hosted = Hosted(bundle, options)
+        tracing = tracing_to(traces)
+        self._hosted = hosted = Hosted(bundle, options, tracing=tracing)
         self.policy, self.roles, self.model = hosted.policy, hosted.roles, hosted.model
         self.notes = hosted.notes
         self._engine, self._frontend = hosted.engine, hosted.frontend
-        self._tracing = None if traces is None else _traced(self._frontend, traces)
-        self.feed: Feed | None = None
-        """What its live page shows, if there is to be one."""
+        self.feed = hosted.feed
         page = None
-        if options.ui:
-            name = self.model.name
-            self.feed = feed_of(self._frontend, hosted.metrics, model=name, policy=self.policy)
-            page = Page(name, {self.policy: lambda: self.feed})
+        if self.feed is not None:
+            page = Page(self.model.name, Sides({self.policy: lambda: hosted.feed}))
         models = OneModel(self._frontend, self.model)
         self._doors = Doors(
             models,
@@ -62,7 +55,7 @@ class Server(AtDoors):
             options,
             pages=None if page is None else page.routes(),
             open_paths=() if page is None else page.open_paths,
-            tracing=self._tracing,
+            tracing=tracing,
         )
 
     @property
@@ -74,11 +67,6 @@ class Server(AtDoors):
         """The protocol as an ASGI application, to mount into another one. It answers while this
         server runs."""
         return AsgiApp(self._doors.rest())
-
-    @property
-    def takes_tokens(self) -> bool:
-        """Do clients have to show one?"""
-        return self._options.access.tokens is not None
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -140,12 +128,3 @@ class Server(AtDoors):
         if self.feed is not None:
             self.feed.close()
         await self._doors.close()
-        if self._tracing is not None:
-            await asyncio.to_thread(self._tracing.close)
-
-
-def _traced(frontend: Frontend, traces: "TracerProvider") -> "Tracing":
-    # Only now: whoever wants no spans need not have what makes them.
-    from parity_models.serving.tracing import traced
-
-    return traced(frontend, traces)

@@ -7,8 +7,9 @@
       encode, decode       of the coding group that the query is in
 
 A request to an upstream is beneath the run, or stand-in, of the first query in its unit that has
-one. Only requests that are sampled have any. This module needs OpenTelemetry: it is imported where
-somebody asks for spans.
+one. Only requests that are sampled have any. They say which version of which model they are of; a
+canary's request has runs of two. This module needs OpenTelemetry: it is imported where somebody
+asks for spans.
 """
 
 import time
@@ -20,7 +21,7 @@ from opentelemetry.propagate import extract, inject
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 
 from parity_models import __version__
 from parity_models.scheduling import (
@@ -39,6 +40,7 @@ from parity_models.serving.asked import Asked
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.observer import Observer
 from parity_models.serving.request_log import RequestLog
+from parity_models.serving.served_model import ServedModel
 
 
 def exporting() -> TracerProvider:
@@ -50,23 +52,18 @@ def exporting() -> TracerProvider:
     return provider
 
 
-def traced(frontend: Frontend, provider: TracerProvider) -> "Tracing":
-    """Spans of what the frontend, which is not started yet, does, with the tracer of `provider`."""
-    return frontend.observed_by(partial(Tracing, provider))
+class Tracing:
+    """Makes spans with the tracer of `provider`: of requests, and of what is observed."""
 
-
-class Tracing(Observer):
-    """Makes spans with the tracer of `provider`, of what happens to `requests`, by query."""
-
-    def __init__(self, provider: TracerProvider, requests: Mapping[int, Asked]) -> None:
+    def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("parity_models", __version__)
-        self._requests = requests
-        self._epoch = time.time_ns() - time.monotonic_ns()
-        self._units: dict[int, Sequence[Span]] = {}
-        self._queued: set[int] = set()
-        """Queries that are sampled and have run already, so that they are not queued any more."""
-        self._members: dict[int, Sequence[int]] = {}
+
+    def observe(self, frontend: Frontend, model: ServedModel) -> None:
+        """Make spans of what a frontend, which is not started yet, does for the queries of `model`,
+        until it ends."""
+        about = {"parm.model": model.name, "parm.version": model.version}
+        frontend.observed_by(partial(QuerySpans, self._tracer, about))
 
     @contextmanager
     def request(self, log: RequestLog, carrier: Mapping[str, str]) -> Iterator[None]:
@@ -80,11 +77,29 @@ class Tracing(Observer):
             log.trace_id = f"{span.get_span_context().trace_id:032x}"
             yield
             if log.sources:
+                span.set_attribute("parm.model", log.model)
+                span.set_attribute("parm.version", log.version)
                 span.set_attribute("parm.sources", ",".join(log.sources))
 
     def close(self) -> None:
         """Send what waits to be sent."""
         self._provider.shutdown()
+
+
+class QuerySpans(Observer):
+    """Makes spans of what happens to `requests`, by query; each says what is `about` them all."""
+
+    def __init__(
+        self, tracer: Tracer, about: Mapping[str, str], requests: Mapping[int, Asked]
+    ) -> None:
+        self._tracer = tracer
+        self._about = about
+        self._requests = requests
+        self._epoch = time.time_ns() - time.monotonic_ns()
+        self._units: dict[int, Sequence[Span]] = {}
+        self._queued: set[int] = set()
+        """Queries that are sampled and have run already, so that they are not queued any more."""
+        self._members: dict[int, Sequence[int]] = {}
 
     @property
     def remembered(self) -> int:
@@ -137,12 +152,16 @@ class Tracing(Observer):
             if is_own and query not in self._queued:
                 self._queued.add(query)
                 self._whole(parent, "queue", self._requests[query].arrived, now)
-            attributes = {"parm.role": run.role, "parm.instance": run.instance}
+            of_unit: dict[str, str | int] = {
+                "parm.role": run.role,
+                "parm.instance": run.instance,
+                "parm.batch": len(run.subjects),
+            }
             spans.append(
                 self._tracer.start_span(
                     "run" if is_own else "stand-in",
                     set_span_in_context(parent),
-                    attributes={**attributes, "parm.batch": len(run.subjects)},
+                    attributes={**self._about, **of_unit},
                     start_time=self._at(now),
                 )
             )
@@ -170,7 +189,9 @@ class Tracing(Observer):
 
     def _whole(self, parent: Span, name: str, began: float, ended: float) -> None:
         context = set_span_in_context(parent)
-        span = self._tracer.start_span(name, context, start_time=self._at(began))
+        span = self._tracer.start_span(
+            name, context, attributes=self._about, start_time=self._at(began)
+        )
         span.end(self._at(ended))
 
     def _span(self, query: int) -> Span | None:

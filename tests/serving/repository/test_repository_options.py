@@ -21,8 +21,6 @@ from repositories import write_version
         (("--engine", "ray"), "engine ray, which serves one bundle"),
         (("--deployed", "http://127.0.0.1:1"), "engine remote, which serves one bundle"),
         (("--name", "x"), "name is for a server of one bundle"),
-        (("--ui",), "ui is for a server of one bundle"),
-        (("--traces",), "leave --traces out"),
         (("--bundle", "y"), "not both"),
         (("--canary", "5"), "a share like 5%"),
         (("--canary", "0%"), "above 0%"),

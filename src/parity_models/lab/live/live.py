@@ -36,7 +36,7 @@ from parity_models.serving.http.server import HttpServer
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
-from parity_models.serving.page.routes import Controls, Page
+from parity_models.serving.page.routes import Controls, Page, Sides
 from parity_models.serving.plan import Plan, default_policy
 from parity_models.serving.rest.service import Rest
 from parity_models.serving.server import ServeOptions
@@ -80,7 +80,7 @@ class Live:
     def page(self) -> Page:
         """The page of both."""
         feeds = {"left": lambda: self.stages[0].feed, "right": lambda: self.stages[1].feed}
-        return Page("live demo", feeds, self._control, self._controls)
+        return Page("live demo", Sides(feeds), self._control, self._controls)
 
     async def offer(self) -> None:
         """Ask both sides the same queries at the same times, until cancelled."""

@@ -193,7 +193,7 @@ class InferenceService:
             log.id_in_body(asked.id)
         model, answers = await version.answer(asked, timeout)
         if log is not None:
-            log.sources = answers.sources
+            log.answered(model.name, model.version, answers.sources)
         return encode_response(model, asked, answers.outputs, answers.sources)
 
     @contextmanager

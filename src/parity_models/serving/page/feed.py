@@ -13,8 +13,6 @@ from typing import Protocol
 
 import msgspec
 
-from parity_models.serving.page.frames import Frame
-
 WATCHED = 0.25
 """Seconds between two frames."""
 
@@ -31,12 +29,12 @@ _log = logging.getLogger(__name__)
 
 
 class Sampled(Protocol):
-    """Where frames come from: a Sampler."""
+    """Where frames come from, as a Sampler: of one kind each."""
 
     def tick(self) -> None:
         """Look at what has to be looked at even if nobody watches."""
 
-    def frame(self, *, whole: bool) -> Frame:
+    def frame(self, *, whole: bool) -> msgspec.Struct:
         """How it is, and what is new, or all there is."""
 
 
@@ -111,5 +109,5 @@ def _put(watcher: asyncio.Queue[bytes | None], event: bytes | None) -> None:
     watcher.put_nowait(event)
 
 
-def _event(frame: Frame) -> bytes:
+def _event(frame: msgspec.Struct) -> bytes:
     return b"data: " + msgspec.json.encode(frame) + b"\n\n"

@@ -131,3 +131,46 @@ class Frame(Struct, frozen=True):
     requests_sent: int
     events: tuple[Event, ...]
     points: tuple[Point, ...]
+
+
+class VersionView(Struct, frozen=True):
+    """A version of a model in a repository.
+
+    `role` is current, canary or, of one that takes no requests, empty; `share` is the share of the
+    model's requests that it takes. `state` and `reason` are those of the repository's index.
+    `watched`: there are frames of it.
+    """
+
+    version: str
+    role: str
+    state: str
+    reason: str
+    share: float
+    watched: bool
+
+
+class ModelView(Struct, frozen=True):
+    """A model in a repository, and its versions that were ever asked for, oldest first."""
+
+    name: str
+    versions: tuple[VersionView, ...]
+
+
+class ModelEvent(Struct, frozen=True):
+    """What became of a version of a model, `at` seconds since 1970."""
+
+    number: int
+    at: float
+    model: str
+    version: str
+    kind: str
+    text: str
+
+
+class ModelsFrame(Struct, frozen=True):
+    """How the models of a repository are, by their names, and what has happened since the frame
+    before."""
+
+    at: float
+    models: tuple[ModelView, ...]
+    events: tuple[ModelEvent, ...]

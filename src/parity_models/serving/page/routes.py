@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from importlib.resources import files
+from typing import Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
@@ -64,15 +65,49 @@ class Controls(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What the page is to show."""
+    """What the page is to show: `sides` that stay, or `models`, which is where to follow those of a
+    repository."""
 
     title: str
     sides: tuple[Side, ...]
     controls: Controls | None
+    models: str | None = None
+
+
+class Shown(Protocol):
+    """What there is to watch."""
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The servers that the page shows for good."""
+
+    @property
+    def models(self) -> str | None:
+        """Where frames of a repository's models are, if the page is to show one."""
+
+    def feed(self, asked: Mapping[str, str]) -> Feed | None:
+        """The feed that the parameters of an address ask for; None: it is not there now."""
+
+
+class Sides:
+    """Servers that are watched side by side: `feeds` by name; None: not there for now."""
+
+    models: str | None = None
+
+    def __init__(self, feeds: Mapping[str, Callable[[], Feed | None]]) -> None:
+        self._feeds: Sequence[Callable[[], Feed | None]] = list(feeds.values())
+        self.sides = tuple(Side(name, f"events?side={n}") for n, name in enumerate(feeds))
+
+    def feed(self, asked: Mapping[str, str]) -> Feed | None:
+        """That of a side, by its number; the first by default."""
+        number = asked.get("side", "0")
+        if number not in map(str, range(len(self._feeds))):
+            return None
+        return self._feeds[int(number)]()
 
 
 class Page:
-    """The routes of a page that shows these `feeds`, by name; None: not there for now.
+    """The routes of a page of what is `shown`.
 
     `control` carries out a request of the demo's page, whose body it gets, or raises UserError;
     `controls` says what may be asked, without the token, which is drawn here.
@@ -81,12 +116,12 @@ class Page:
     def __init__(
         self,
         title: str,
-        feeds: Mapping[str, Callable[[], Feed | None]],
+        shown: Shown,
         control: Callable[[bytes], Awaitable[None]] | None = None,
         controls: Callable[[str], Controls] | None = None,
     ) -> None:
         self._title = title
-        self._feeds = feeds
+        self._shown = shown
         self._control = control
         self._controls = controls
         self._token = secrets.token_urlsafe(32)
@@ -120,27 +155,20 @@ class Page:
         return Response(200, content, ((b"content-type", media_type), *_OURS))
 
     async def _about(self, request: Request) -> Response:
-        sides = tuple(
-            Side(name, f"events?side={number}") for number, name in enumerate(self._feeds)
-        )
         controls = None if self._controls is None else self._controls(self._token)
-        return json_response(About(self._title, sides, controls), headers=_OURS)
+        shown = self._shown
+        about = About(self._title, shown.sides, controls, shown.models)
+        return json_response(about, headers=_OURS)
 
     async def _events(self, request: Request) -> Response:
-        feed = self._feed(request.target)
+        asked = parse_qs(urlsplit(request.target).query)
+        feed = self._shown.feed({name: values[0] for name, values in asked.items()})
         if feed is None:
-            return error_response("this server is not there now; ask again soon", 503)
+            return error_response("what is asked for is not there now; ask again soon", 503)
         if feed.full:
             return error_response("too many watch already; close another page", 503)
         pieces = None if request.method == "HEAD" else feed.follow()
         return Response(200, b"", _EVENTS, pieces)
-
-    def _feed(self, target: str) -> Feed | None:
-        number = parse_qs(urlsplit(target).query).get("side", ["0"])[0]
-        feeds: Sequence[Callable[[], Feed | None]] = list(self._feeds.values())
-        if number not in map(str, range(len(feeds))):
-            return None
-        return feeds[int(number)]()
 
     async def _do(self, request: Request) -> Response:
         assert self._control is not None

@@ -45,6 +45,7 @@ from parity_models.serving.ray.roster import (
 from parity_models.serving.ray.store import BundleFiles
 from parity_models.serving.rest.asgi import AsgiApp, rest_app
 from parity_models.serving.rest.messages import Request, Response, metrics_response
+from parity_models.serving.served_model import ServedModel
 from parity_models.serving.worker.models import warm_model
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
@@ -191,7 +192,7 @@ class Frontends:
         models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
         golden = await asyncio.to_thread(golden_of, bundle, models, roles)
         self._frontend = plan.frontend(engine, self._metrics, golden)
-        self._tracing = _tracing(self._frontend) if traces else None
+        self._tracing = _tracing(self._frontend, self._model) if traces else None
         self._grpc = RayGrpc(
             self._frontend, self._model, self._metrics, self._limits.max_body, self._tracing
         )
@@ -249,12 +250,14 @@ class Frontends:
         self._folder.cleanup()
 
 
-def _tracing(frontend: Frontend) -> "Tracing":
+def _tracing(frontend: Frontend, model: ServedModel) -> "Tracing":
     """Spans of what a frontend does, which are sent as its environment says."""
     # Only now: whoever wants no spans need not have what makes them.
-    from parity_models.serving.tracing import exporting, traced
+    from parity_models.serving.tracing import Tracing, exporting
 
-    return traced(frontend, exporting())
+    tracing = Tracing(exporting())
+    tracing.observe(frontend, model)
+    return tracing
 
 
 def deployment_name(files: BundleFiles, key: SocketKey) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parity_models.errors import ParityModelsError, ServingError, UserError
 from parity_models.models.bundle import open_bundle
@@ -21,6 +21,10 @@ from parity_models.serving.repository.layout import OptionsFor, options_of, vers
 from parity_models.serving.repository.metrics import RepositoryMetrics
 from parity_models.serving.repository.options import RolloutOptions
 from parity_models.serving.repository.rollout import Actions, Phase, Rollout, Start
+from parity_models.serving.repository.shown import History, ShownModel
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +36,7 @@ class Settings:
     options_for: OptionsFor
     rollout: RolloutOptions
     allow_code: Collection[str] = ()
+    tracing: "Tracing | None" = None
 
 
 class _Running(ServedVersion):
@@ -45,12 +50,15 @@ class _Running(ServedVersion):
 class ManagedModel:
     """A model by the name of its `folder`, none of whose versions runs at first."""
 
-    def __init__(self, folder: Path, settings: Settings, metrics: RepositoryMetrics) -> None:
+    def __init__(
+        self, folder: Path, settings: Settings, metrics: RepositoryMetrics, history: History
+    ) -> None:
         self.name = folder.name
         self._folder = folder
         self._settings = settings
         self._metrics = metrics
         self._rollout = Rollout(settings.rollout)
+        self.shown = ShownModel(self.name, self._rollout, history)
         self._running: dict[str, _Running] = {}
         self._canary: Canary | None = None
         self._changing = asyncio.Lock()
@@ -87,6 +95,7 @@ class ManagedModel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for running in self._running.values():
             await running.hosted.frontend.stop()
+        self.shown.end()
 
     async def _load(self, version: str | None, share: float | None) -> None:
         async with self._changing:
@@ -112,6 +121,7 @@ class ManagedModel:
 
     async def _start(self, version: str, share: float | None) -> None:
         """Load a version and warm it; then the rollout goes on with it."""
+        self.shown.happened(version, "loading", "is being loaded")
         try:
             hosted = await self._warm(version, share)
         except ParityModelsError as error:
@@ -119,16 +129,19 @@ class ManagedModel:
             self._rollout.failed(version, why)
             self._metrics.ended(self.name, "failed to load")
             _log.error("%s version %s cannot be loaded: %s", self.name, version, why)
+            self.shown.happened(version, "failed", f"cannot be loaded: {why}")
             raise InvalidRequestError(
                 f"version {version} of model {self.name!r} cannot be loaded: {why}"
             ) from error
         except BaseException as error:
             self._rollout.failed(version, f"loading it broke off: {error!r}")
+            self.shown.happened(version, "failed", f"cannot be loaded: it broke off: {error!r}")
             raise
         hosted.begin_faults()
         self._running[version] = _Running(hosted)
         for note in hosted.notes:
             _log.warning("%s version %s: %s", self.name, version, note)
+        self.shown.happened(version, "loaded", "is loaded")
         had = self._rollout.current is not None
         self._act(self._rollout.loaded(now(), version))
         _log.info("%s version %s is loaded", self.name, version)
@@ -140,9 +153,12 @@ class ManagedModel:
         hosted = await asyncio.to_thread(self._hosted, version)
         if share is not None:
             self._check_canary(hosted)
+        if hosted.feed is not None:
+            self.shown.starts(version, hosted.feed)
         try:
             await hosted.start()
         except BaseException:
+            self.shown.ends(version)
             await hosted.frontend.stop()
             raise
         return hosted
@@ -152,7 +168,7 @@ class ManagedModel:
         options = options_of(self._folder, bundle, self._settings.options_for)
         # What starts beside a version that serves is not to take all cores from it.
         gently = None if self._rollout.current is None else max(1, (os.cpu_count() or 1) // 4)
-        return Hosted(bundle, options, version, gently)
+        return Hosted(bundle, options, version, gently, self._settings.tracing)
 
     def _check_canary(self, hosted: Hosted) -> None:
         """Raises ServingError for a canary that cannot answer the old version's requests."""
@@ -171,8 +187,11 @@ class ManagedModel:
             version = action.version
             reason = self._rollout.states[version].reason
             _log.info("%s version %s is unloaded: %s", self.name, version, reason)
+            kind = "went back" if reason.startswith("went back") else "ending"
+            self.shown.happened(version, kind, f"takes no more requests: {reason}")
             self._stopping[version] = self._task(self._stop(version))
         self._canary = self._make_canary()
+        self.shown.traffic_may_have_changed()
 
     def _make_canary(self) -> Canary | None:
         rollout = self._rollout
@@ -201,7 +220,9 @@ class ManagedModel:
         running = self._running[version]
         try:
             await running.hosted.frontend.drain()
+            self.shown.happened(version, "drained", "has answered all that it was asked, and ends")
         finally:
+            self.shown.ends(version)
             await running.hosted.frontend.stop()
             del self._running[version]
             del self._stopping[version]
@@ -223,8 +244,7 @@ class ManagedModel:
     @property
     def versions(self) -> Sequence[str]:
         """Those that take requests, the current one first."""
-        both = (self._rollout.current, self._rollout.canary)
-        return [version for version in both if version is not None]
+        return list(self._rollout.traffic.shares)
 
     @property
     def running(self) -> dict[str, ServedVersion]:
@@ -234,10 +254,7 @@ class ManagedModel:
     @property
     def share(self) -> dict[str, float]:
         """The share of requests that each takes."""
-        current, canary = self._rollout.current, self._rollout.canary
-        canaries = self._rollout.share if canary is not None else 0.0
-        shares = {} if current is None else {current: 1 - canaries}
-        return shares if canary is None else shares | {canary: canaries}
+        return self._rollout.traffic.shares
 
     @property
     def why_unready(self) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.frames import ModelView
 from parity_models.serving.repository.layout import scan
 from parity_models.serving.repository.managed import ManagedModel, Settings
 from parity_models.serving.repository.metrics import RepositoryMetrics
 from parity_models.serving.repository.options import share_of
+from parity_models.serving.repository.shown import History
 from parity_models.serving.served_model import ServedModel
 
 
@@ -24,6 +27,7 @@ class Repository:
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.metrics = RepositoryMetrics(self._registries, self._shares)
+        self.history = History()
         self._folder = folder
         self._settings = settings
         self._models: dict[str, ManagedModel] = {}
@@ -44,6 +48,11 @@ class Repository:
     async def drain(self) -> None:
         """Take no more requests; returns when all that were taken have ended."""
         await asyncio.gather(*(each.unload() for each in self._models.values()))
+
+    def end_feeds(self) -> None:
+        """Tell those no more who watch models."""
+        for each in self._models.values():
+            each.shown.end()
 
     async def close(self) -> None:
         """End all models, whatever they were asked."""
@@ -106,12 +115,29 @@ class Repository:
     async def unload(self, name: str) -> None:
         await self._known(name).unload()
 
+    # What a page shows
+
+    def views(self) -> list[ModelView]:
+        """How the models are, by their names."""
+        return [model.shown.view for _, model in sorted(self._models.items())]
+
+    def feed(self, name: str | None, version: str | None) -> Feed | None:
+        """What is shown of a version, by default the current one, of a model, by default the first;
+        None: it does not run."""
+        if name is None:
+            name = min(self.names, default="")
+        model = self._models.get(name)
+        return None if model is None else model.shown.feed(version)
+
     def _model(self, name: str) -> ManagedModel:
         model = self._models.get(name)
         if model is None:
-            model = ManagedModel(self._folder / name, self._settings, self.metrics)
+            model = self._made(name)
             self._models[name] = model
         return model
+
+    def _made(self, name: str) -> ManagedModel:
+        return ManagedModel(self._folder / name, self._settings, self.metrics, self.history)
 
     def _known(self, name: str) -> ManagedModel:
         model = self._models.get(name)

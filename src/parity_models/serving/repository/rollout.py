@@ -45,6 +45,20 @@ class Stop(NamedTuple):
 Actions = list[Start | Stop]
 
 
+class Traffic(NamedTuple):
+    """The versions that take requests, and the share of them that the canary takes."""
+
+    current: str | None
+    canary: str | None
+    share: float
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of requests that each takes, the current one first."""
+        shares = {} if self.current is None else {self.current: 1 - self.share}
+        return shares if self.canary is None else shares | {self.canary: self.share}
+
+
 @dataclass
 class State:
     """What the index says of a version."""
@@ -130,6 +144,10 @@ class Rollout:
         return self._make_current(version) if self.evidence.is_enough(now) else []
 
     # Questions
+
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self.current, self.canary, self.share if self.canary is not None else 0.0)
 
     def phase(self, version: str) -> Phase:
         state = self.states.get(version)

@@ -1,14 +1,22 @@
 """A server of a repository: its models, and the protocols in front."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from parity_models.errors import UserError
-from parity_models.serving.doors import AtDoors, Doors
+from parity_models.serving.doors import AtDoors, Doors, tracing_to
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.routes import Page
 from parity_models.serving.repository.managed import Settings
 from parity_models.serving.repository.repository import Repository, check_engine
+from parity_models.serving.repository.shown import ModelsSampler, ShownModels
 from parity_models.serving.rest.messages import Request, Response, metrics_response
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 _INSTANCES = 64
 """Instances, of all models together, that there are descriptors for at least."""
@@ -18,22 +26,41 @@ class RepositoryServer(AtDoors):
     """Serves the bundles in `folder`, NAME/VERSION, over the Open Inference Protocol.
 
     `options` are those of the server, and of each model as far as `settings` do not say otherwise.
+    `traces` gets the spans of requests.
     Raises UserError for options that are for one bundle, and files that cannot be used.
     """
 
-    def __init__(self, folder: Path, options: ServeOptions, settings: Settings) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: ServeOptions,
+        settings: Settings,
+        traces: "TracerProvider | None" = None,
+    ) -> None:
         check_engine(options.engine)
         for option, given in {
             "name": options.name,
-            "ui": options.ui,
             "placements": options.placements,
         }.items():
             if given:
                 raise UserError(f"{option} is for a server of one bundle; leave it out")
         self._options = options
-        self.repository = Repository(folder, settings)
-        metrics = self.repository.metrics.server
-        self._doors = Doors(self.repository, metrics, options, read_metrics=self._read_metrics)
+        tracing = tracing_to(traces)
+        self.repository = Repository(folder, replace(settings, tracing=tracing))
+        page = None
+        self.feed: Feed | None = None
+        if options.ui:
+            self.feed = Feed(ModelsSampler(self.repository.views, self.repository.history))
+            page = Page(folder.resolve().name, ShownModels(self.feed, self.repository.feed))
+        self._doors = Doors(
+            self.repository,
+            self.repository.metrics.server,
+            options,
+            read_metrics=self._read_metrics,
+            pages=None if page is None else page.routes(),
+            open_paths=() if page is None else page.open_paths,
+            tracing=tracing,
+        )
 
     async def start(self) -> None:
         """Bind, and load all models; returns when all are loaded that can be.
@@ -41,12 +68,13 @@ class RepositoryServer(AtDoors):
         Raises UserError if it cannot listen where it should.
         """
         self._doors.open_http(_INSTANCES)
+        if self.feed is not None:
+            self.feed.start()
         try:
             await self._doors.open_others()
             await self.repository.start()
         except BaseException:
-            await self.repository.close()
-            await self._doors.close()
+            await self._close()
             raise
 
     async def stop(self) -> None:
@@ -55,11 +83,21 @@ class RepositoryServer(AtDoors):
         self.repository.retire()
         try:
             await asyncio.sleep(self._options.shutdown_delay)
+            self._end_feeds()
             self._doors.drain()
             await self.repository.drain()
         finally:
-            await self.repository.close()
-            await self._doors.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        self._end_feeds()
+        await self.repository.close()
+        await self._doors.close()
+
+    def _end_feeds(self) -> None:
+        if self.feed is not None:
+            self.feed.close()
+        self.repository.end_feeds()
 
     async def _read_metrics(self, request: Request) -> Response:
         return metrics_response(request, self.repository.metrics)

@@ -280,7 +280,7 @@ class Rest:
             request.log.id_in_body(asked.id)
         model, answers = await version.answer(asked, asked.timeout)
         if request.log is not None:
-            request.log.sources = answers.sources
+            request.log.answered(model.name, model.version, answers.sources)
         return model, answers
 
     async def _v1_models(self, request: Request) -> Response:

@@ -35,8 +35,17 @@ class Chart {
     this.say = say;
     this.frame = el("div", { className: "chart", role: "img" });
     this.element = el("figure", {}, el("figcaption", {}, title), this.frame);
+    this.ending = new AbortController();
     new ResizeObserver(() => this.resize()).observe(this.frame);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.rebuild());
+    matchMedia("(prefers-color-scheme: dark)")
+      .addEventListener("change", () => this.rebuild(), { signal: this.ending.signal });
+  }
+
+  // It is shown no more, and nothing is to keep it.
+  end() {
+    this.ending.abort();
+    this.plot?.destroy();
+    this.plot = null;
   }
 
   show(points) {

@@ -31,3 +31,7 @@ export function percent(share) {
 export function clock(at) {
   return new Date(1000 * at).toLocaleTimeString();
 }
+
+export function block(title, ...content) {
+  return el("div", { className: "block" }, el("h3", {}, title), ...content);
+}

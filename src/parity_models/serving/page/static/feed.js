@@ -1,5 +1,5 @@
-// Follows a server's events, for ever, and keeps what has come: the first frame of a connection has
-// everything, later ones what is new.
+// Follows events, connection after connection, until a signal (of an AbortController) ends it: the
+// first frame of a connection has everything, later ones what is new.
 
 import { ask } from "./access.js";
 
@@ -8,30 +8,41 @@ const REQUESTS = 24;
 const EVENTS = 100;
 const RETRY = 500; // milliseconds
 
-export async function follow(url, show, away) {
+// Shows each frame, and whether it is the first of a connection.
+export async function frames(url, show, away, signal) {
   for (;;) {
-    const state = { points: [], requests: new Map(), events: [] };
-    for await (const data of events(url)) {
-      const frame = JSON.parse(data);
-      state.fresh = merge(state, frame);
-      state.frame = frame;
-      show(state);
+    let first = true;
+    for await (const data of events(url, signal)) {
+      show(JSON.parse(data), first);
+      first = false;
     }
+    if (signal?.aborted) return;
     away();
     await new Promise((done) => setTimeout(done, RETRY));
   }
 }
 
+// Of a server: keeps what has come, and shows all of it.
+export function follow(url, show, away, signal) {
+  let state;
+  return frames(url, (frame, first) => {
+    if (first) state = { points: [], requests: new Map(), events: [] };
+    state.fresh = merge(state, frame);
+    state.frame = frame;
+    show(state);
+  }, away, signal);
+}
+
 // The data of server-sent events, until they end. Not by EventSource, which sends no token.
-async function* events(url) {
+async function* events(url, signal) {
   let text = "";
   let reader;
   try {
-    const answer = await ask(url);
+    const answer = await ask(url, { signal });
     if (!answer.ok) return;
     reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   } catch {
-    return; // there is no server
+    return; // there is no server, or nobody wants to know any more
   }
   for (;;) {
     const piece = await reader.read().catch(() => ({ done: true }));

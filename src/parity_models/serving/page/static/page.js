@@ -1,8 +1,10 @@
-// The live page: asks what there is to watch, and shows each server beside the other.
+// The live page: asks what there is to watch, and shows each server beside the other, or the models
+// of a repository.
 
 import { ask } from "./access.js";
 import { showControls } from "./controls.js";
 import { follow } from "./feed.js";
+import { showModels } from "./models.js";
 import { Side } from "./side.js";
 
 const about = await (await ask("about")).json();
@@ -11,6 +13,8 @@ document.getElementById("title").textContent = about.title;
 const main = document.getElementById("sides");
 main.dataset.sides = about.sides.length;
 const controls = about.controls && showControls(about.controls, about.sides);
+
+if (about.models) showModels(about.models, main);
 
 about.sides.forEach((each, number) => {
   const side = new Side(each.name, about.sides.length > 1, controls);

@@ -1,7 +1,8 @@
 // One server: everything that is shown of it.
 
 import { latencyChart, loadChart } from "./charts.js";
-import { clock, el, ms, percent, rate, write } from "./dom.js";
+import { block, el, ms, percent, rate, write } from "./dom.js";
+import { Events } from "./events.js";
 import { Instances } from "./instances.js";
 import { Requests } from "./requests.js";
 
@@ -18,10 +19,9 @@ export class Side {
     this.gates = el("ul", { className: "gates" });
     this.instances = new Instances(controls);
     this.requests = new Requests();
-    this.events = el("ol", { className: "events", role: "log", "aria-live": "polite", tabIndex: 0 });
+    this.events = new Events();
     this.latency = latencyChart();
     this.load = loadChart();
-    this.lastEvent = 0;
     this.element = el("section", { className: "side" },
       el("h2", {}, named ? `${name} ` : "", this.state, " ", this.policy),
       this.facts,
@@ -31,7 +31,7 @@ export class Side {
         block("Latency", this.tails.element, this.latency.element),
         block("Where answers come from", this.sources, this.load.element),
         block("Coding groups and stand-ins", this.requests.element),
-        block("Events", this.events)));
+        block("Events", this.events.element)));
   }
 
   show(state) {
@@ -48,7 +48,7 @@ export class Side {
     this.showSources(frame);
     this.showGates(frame.gates);
     this.requests.show(state.requests);
-    this.showEvents(state.events);
+    this.events.show(state.events);
     if (state.fresh) {
       this.latency.show(state.points);
       this.load.show(state.points);
@@ -59,7 +59,14 @@ export class Side {
     write(this.state, "no connection");
     this.state.dataset.state = "gone";
     this.element.classList.add("away");
-    this.lastEvent = 0;
+    this.events.startAnew();
+  }
+
+  // It is shown no more.
+  end() {
+    this.element.remove();
+    this.latency.end();
+    this.load.end();
   }
 
   showSources(frame) {
@@ -96,20 +103,6 @@ export class Side {
     });
   }
 
-  showEvents(events) {
-    if (this.lastEvent === 0) this.events.replaceChildren();
-    for (const event of events) {
-      if (event.number <= this.lastEvent) continue;
-      this.lastEvent = event.number;
-      this.events.prepend(el("li", { "data-kind": event.kind },
-        el("time", {}, clock(event.at)), " ", el("span", {}, event.text)));
-    }
-    while (this.events.children.length > 100) this.events.lastChild.remove();
-  }
-}
-
-function block(title, ...content) {
-  return el("div", { className: "block" }, el("h3", {}, title), ...content);
 }
 
 class Tails {
