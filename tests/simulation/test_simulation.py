@@ -73,6 +73,22 @@ def test_the_tail_of_exponential_service_without_waiting_is_exponential() -> Non
     assert np.mean(latencies > 3 * SERVICE) == pytest.approx(exp(-3), rel=0.1)
 
 
+def test_each_further_row_of_a_batch_adds_its_share_to_the_time_of_the_first() -> None:
+    simulation = workload(
+        arrivals=np.zeros(4),
+        instances=1,
+        parity_instances=0,
+        service={DEPLOYED: Constant(1.0)},
+        faults=FaultPlan(),
+        config=SchedulerConfig(max_batch=8),
+        further_rows={DEPLOYED: 0.5},
+    )
+    result = simulate(simulation, EqualResources())
+    # The first is run at once, by itself; the others came meanwhile.
+    assert result.latencies.tolist() == [1.0, 3.0, 3.0, 3.0]
+    assert (result.units, result.busy) == ({DEPLOYED: 2}, {DEPLOYED: 3.0})
+
+
 def test_the_same_seed_gives_the_same_result() -> None:
     first, second = (simulate(workload(queries=2000), Adaptive(StandIns(CODE))) for _ in range(2))
     np.testing.assert_array_equal(first.latencies, second.latencies)

@@ -1,6 +1,7 @@
 """`parm plan` says which policy and how many instances, and what is nearest where nothing fits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -9,11 +10,12 @@ import pytest
 
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan, LogNormal
 from parity_models.models.bundle import with_calibration
 from parity_models.models.gate import Calibration, GateLevel
-from parity_models.scheduling import BACKUP, DEPLOYED
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.policies import StandIns
 from parity_models.sizing.goal import Goal
 from parity_models.sizing.plans import Sized, Sizing, nearest
@@ -88,13 +90,56 @@ def test_where_nothing_fits_the_nearest_is_named() -> None:
     assert near.missed[0].startswith("p99 ")
 
 
+def test_a_parity_model_is_planned_with_its_own_time() -> None:
+    role = parity_role(0)
+    times = {DEPLOYED: MODEL, role: MODEL / 4}
+    service = {each: LogNormal(seconds, 0.05) for each, seconds in times.items()}
+    code = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
+    quick = Served(times, service, 0.0, StandIns(code), 1.0, 0.99)
+    (adaptive,) = (
+        plan for plan in sizing(quick, instances=6).size().plans if plan.policy.name == "adaptive"
+    )
+    assert adaptive.stand_in == "parity model"
+    assert adaptive.outcome.units[role] > 0
+    assert adaptive.outcome.stood_in > 0
+    assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
+
+
+def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
+    alone = known(backup=False)
+    batched = replace(alone, max_batch=8, further_rows={DEPLOYED: 0.1})
+    assert batched.query == pytest.approx(MODEL * 1.7 / 8)
+    few = {"rate": 150.0, "instances": 2, "spare": 0.1, "contention": '{"seed": 1}'}
+    one_by_one, together = (sizing(each, **few).size().plans[0] for each in (alone, batched))
+    assert one_by_one.missed
+    assert not together.missed
+    assert together.outcome.units[DEPLOYED] < 2000
+    assert "--max-batch 8" in together.flags
+    assert "--max-batch" not in one_by_one.flags
+
+
+def test_what_further_rows_add_is_measured_and_taken_out_of_recorded_times(
+    tmp_path: Path,
+) -> None:
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    kept = recording(rows=3.0)
+    found = served(bundle, None, kept, max_batch=4)
+    assert found.further_rows.keys() == {DEPLOYED, BACKUP}
+    further = found.further_rows[DEPLOYED]
+    assert 0 <= further < 1  # of a model that takes next to nothing
+    assert found.seconds[DEPLOYED] == pytest.approx(0.01 / (1 + 2 * further))
+    goal = Goal(queries=1000, instances=8, max_batch=4)
+    assert Sizing(found, goal, kept).size().plans
+
+
 def test_without_a_load_there_is_nothing_to_size_for() -> None:
     with pytest.raises(UserError, match="give --rate, or --recorded"):
         Sizing(known(), Goal(), None)
 
 
 def test_a_recording_of_batches_is_refused() -> None:
-    with pytest.raises(UserError, match=r"had 4\.0 queries on average, and plans are for one"):
+    with pytest.raises(UserError, match=r"had 4\.0 queries on average.* give --max-batch"):
         Sizing(known(), Goal(), recording(rows=4.0))
 
 

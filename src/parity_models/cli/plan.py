@@ -12,6 +12,7 @@ from parity_models.cli.json_file import Json, write_json
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.options import declared_in, make_options
+from parity_models.scheduling import DEPLOYED
 from parity_models.simulation.recording import Recording, read_recording
 from parity_models.sizing.goal import Goal
 from parity_models.sizing.plans import Plan, Sized, Sizing, nearest, times_of
@@ -57,7 +58,7 @@ def plan(
     goal = make_options(Goal, {**given_options(context, "plan"), "spare": spare}, flag_of)
     recording = None if goal.recorded is None else read_recording(Path(goal.recorded))
     opened = open_bundle(bundle)
-    known = served(opened, goal.agreement, recording)
+    known = served(opened, goal.agreement, recording, goal.max_batch)
     sizing = Sizing(known, goal, recording)
     console = Console()
     with console.status("simulating") as status:
@@ -77,6 +78,11 @@ def _print(console: Console, known: Served, found: Sized, recording: Recording |
     times = ", ".join(f"{role} {ms:.2f} ms" for role, ms in times_of(known).items())
     where = "where the bundle was made" if recording is None else "recorded"
     console.print(f"A unit takes, {where}: {times}. Load: {found.rate:.4g} queries/s.")
+    if known.max_batch > 1:
+        console.print(
+            f"Each further query in a unit, of up to {known.max_batch}, adds "
+            f"{known.further_rows[DEPLOYED]:.0%} to the time of the model."
+        )
     if recording is not None:
         console.print(
             f"The recorded server had p50 {recording.p50_ms:.1f}, p99 {recording.p99_ms:.1f}, "

@@ -1,7 +1,7 @@
 """What a policy does to a load, summed up; and what all policies of one comparison meet."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -42,7 +42,8 @@ class Course:
 
     Queries arrive at the times `arrivals` (n,), of which the first `warm_up` do not count.
     `service` says how long a unit of each role takes; a role that it does not name takes as long
-    as one of the deployed model. `overhead` comes to every unit.
+    as one of the deployed model. A unit has up to `max_batch` queries, and each after the first
+    adds a share `further_rows` of that, by role. `overhead` comes to every unit.
     """
 
     arrivals: NDArray[np.float64]
@@ -52,6 +53,8 @@ class Course:
     faults: FaultPlan
     overhead: float = DISPATCH
     seed: int = 0
+    max_batch: int = 1
+    further_rows: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,6 @@ def outcome_of(
     choice: PolicyChoice,
     stand_ins: StandIns,
     coverage: float = 1.0,
-    config: SchedulerConfig | None = None,
 ) -> Outcome:
     """Simulate a policy with the stand-ins that a bundle has, which may answer a share `coverage`
     of the queries. Raises UserError if no query is answered."""
@@ -89,9 +91,10 @@ def outcome_of(
         course.service,
         faults=msgspec.structs.replace(course.faults, coverage=coverage),
         overhead=course.overhead,
-        config=config or SchedulerConfig(),
+        config=SchedulerConfig(max_batch=course.max_batch),
         seed=course.seed,
         warm_up=course.warm_up,
+        further_rows=course.further_rows,
     )
     result = simulate(simulation, *choice.build(stand_ins))
     sources, latencies = result.sources[course.warm_up :], result.latencies[course.warm_up :]

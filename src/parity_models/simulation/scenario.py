@@ -36,10 +36,11 @@ class Simulation:
     What happens while the first `warm_up` queries arrive does not count as work.
 
     `arrivals` (n,) are the times at which queries arrive, in order. `service` is how long a unit
-    takes, by role; a role that is not named takes as long as DEPLOYED. `restart` is how long an
-    instance that was killed or recycled is away. `overhead` is added to every dispatch (the
-    engine's round trip). Units come by `links`, if there are any. Instance i is on node i modulo
-    `nodes`; None: each has a node to itself.
+    takes, by role; a role that is not named takes as long as DEPLOYED. Each row of
+    a unit after the first adds a share `further_rows` of that, by role; by default nothing, as on
+    an accelerator that is not full. `restart` is how long an instance that was killed or recycled
+    is away. `overhead` is added to every dispatch (the engine's round trip). Units come by `links`,
+    if there are any. Instance i is on node i modulo `nodes`; None: each has a node to itself.
 
     An instance that hears that its unit is cancelled computes no more, as with the local engine.
     What is on its way to it gets there nevertheless, and faults hold it.
@@ -57,6 +58,7 @@ class Simulation:
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
     seed: int = 0
     warm_up: int = 0
+    further_rows: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

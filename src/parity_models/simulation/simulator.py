@@ -268,7 +268,8 @@ class _Driver:
             row = simulation.links.row
             there = instance.link.arrival(there, rows * row.get(role, row[DEPLOYED]))
         service = simulation.service
-        done = there + service.get(role, service[DEPLOYED]).draw(self._random)
+        took = service.get(role, service[DEPLOYED]).draw(self._random)
+        done = there + took * (1 + simulation.further_rows.get(role, 0.0) * (rows - 1))
         if instance.faults is not None:
             done = instance.faults.release(there, done, role)
         return there, done + simulation.overhead

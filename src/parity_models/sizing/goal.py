@@ -48,6 +48,15 @@ class Goal(Options):
             at_most=1000,
         ),
     ] = None
+    max_batch: Annotated[
+        int,
+        Option(
+            "Queries that an instance runs at once, as one batch. What each adds to a batch's time "
+            "is measured on this machine.",
+            at_least=1,
+            at_most=256,
+        ),
+    ] = 1
     rate: Annotated[
         float | None,
         Option("Queries per second. By default those of --recorded.", above=0, at_most=1e6),

@@ -47,6 +47,7 @@ class Plan:
 
     `stand_in` names what answers besides the model. `agreement` is the share of all answers that
     say what the model says; None: nobody knows. `missed` says in words what of the goal is not met.
+    Units have up to `max_batch` queries.
     """
 
     policy: PolicyChoice
@@ -55,6 +56,7 @@ class Plan:
     outcome: Outcome
     agreement: float | None
     missed: tuple[str, ...]
+    max_batch: int = 1
 
     @property
     def name(self) -> str:
@@ -68,6 +70,7 @@ class Plan:
         given = f"--policy {self.policy.name} --instances {self.instances} --parity-instances 0"
         urgency = self.policy.options.get("urgency")
         given += "" if urgency is None else f" --urgency {urgency:g}"
+        given += "" if self.max_batch == 1 else f" --max-batch {self.max_batch}"
         return given + (
             "" if self.policy.dispatch is None else f" --dispatch {self.policy.dispatch}"
         )
@@ -88,11 +91,10 @@ class Sizing:
     def __init__(self, served: Served, goal: Goal, recording: Recording | None) -> None:
         if goal.rate is None and recording is None:
             raise UserError("there is no load to size for; give --rate, or --recorded")
-        if recording is not None and recording.rows > BATCHED:
+        if recording is not None and recording.rows > BATCHED and goal.max_batch == 1:
             raise UserError(
                 f"units of the recorded server had {recording.rows:.1f} queries on average, and "
-                "plans are for one in a unit: record it with --max-batch 1, or simulate batches "
-                "with parm simulate --max-batch"
+                "the plan is for one in a unit; give --max-batch as that server has it"
             )
         self._served = served
         self._goal = goal
@@ -112,7 +114,7 @@ class Sizing:
     @property
     def least(self) -> int:
         """Instances without which the load and what is to be spare cannot be had."""
-        return max(1, ceil(self.rate * self._served.unit / (1 - self._goal.spare)))
+        return max(1, ceil(self.rate * self._served.query / (1 - self._goal.spare)))
 
     def size(self, told: Told = lambda text: None) -> Sized:
         """Try the policies, with as many instances as there are, or as few as will do.
@@ -122,7 +124,7 @@ class Sizing:
         """
         if self.least > MOST_INSTANCES:
             raise UserError(
-                f"{self.rate:g} queries/s of {1e3 * self._served.unit:.1f} ms take "
+                f"{self.rate:g} queries/s of {1e3 * self._served.query:.1f} ms take "
                 f"{self.least:,} instances, more than the {MOST_INSTANCES:,} that are simulated; "
                 "plan for a part of the load"
             )
@@ -192,13 +194,16 @@ class Sizing:
             self._faults(instances),
             served.overhead,
             goal.seed,
+            served.max_batch,
+            served.further_rows,
         )
         outcome = outcome_of(course, choice, asks, served.coverage)
         agreement: float | None = 1.0
         if asks:
             known = served.agreement
             agreement = None if known is None else 1 - outcome.stood_in * (1 - known)
-        return Plan(choice, _named(asks), instances, outcome, agreement, _missed(goal, outcome))
+        missed = _missed(goal, outcome)
+        return Plan(choice, _named(asks), instances, outcome, agreement, missed, served.max_batch)
 
     def _faults(self, instances: int) -> FaultPlan:
         plan = self._asked_for
