@@ -28,7 +28,7 @@ API = {
     "": [],
     "codes": [],
     "scheduling": ["port"],
-    "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope", "gate"],
+    "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope", "named_envelope", "gate"],
     "tasks": ["task"],
     "training": [],
     "evaluation": [],

@@ -166,7 +166,7 @@ def test_an_envelope_comes_out_of_a_bundle_as_it_went_in(tmp_path: Path) -> None
     envelope = fit_envelope(train, DIGITS.validation.inputs, outputs_of(train))
     bundle = open_bundle(bundle_with(envelope, tmp_path))
     found = bundle.envelope()
-    assert found is not None
+    assert isinstance(found, Envelope)
     assert encode_envelope(found) == encode_envelope(envelope)
     both = np.concatenate([test, RNG.uniform(LOW, HIGH, test.shape).astype(np.float32)])
     np.testing.assert_array_equal(found.unlike(both), envelope.unlike(both))
@@ -199,7 +199,7 @@ def test_bytes_that_are_no_envelope_are_refused(damage: str) -> None:
     if damage == "cut":
         content = content[: len(content) // 2]
     elif damage == "nan":
-        center = envelope.center.tobytes()
+        center = envelope.numbers.center.tobytes()
         content = content.replace(center, np.full(len(center) // 4, np.nan, "<f4").tobytes())
     elif damage == "short":
         content = content.replace(b"\x01\x08\x08", b"\x01\x08\x09")

@@ -11,14 +11,20 @@ import pytest
 
 from parity_models.models.bundle import open_bundle
 from parity_models.models.named_inputs import padded
+from parity_models.models.signature import Tensor
+from parity_models.training.named_envelope import fit_named_envelope
 from served import ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
 
 INFER = "/v2/models/model/infer"
 
 
+TEXT = (Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",)))
+
 SLOW = {"service_times": {"deployed": {"type": "constant", "seconds": 0.3}}}
 """Predictions come later than what stand-ins say."""
+
+OUTPUTS = np.array([[-9, -9, -9], [9, 9, 9]], np.float32)
 
 
 @pytest.fixture(scope="module", params=["backup", "reconstruction"])
@@ -29,7 +35,9 @@ def source(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def client(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     backed = source == "backup"
-    bundle = write_text_bundle(tmp_path_factory.mktemp("bundle"), backed=backed, coded=not backed)
+    folder = tmp_path_factory.mktemp("bundle")
+    envelope = fit_named_envelope(TEXT, texts(2000, 16), texts(500, 16), OUTPUTS)
+    bundle = write_text_bundle(folder, backed=backed, coded=not backed, envelope=envelope)
     policy = "approximate-backup" if backed else "parity"
     with (
         ServerProcess(str(bundle), "--policy", policy, "--faults", json.dumps(SLOW)) as server,
@@ -38,9 +46,14 @@ def client(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ht
         yield client
 
 
-def ask(client: httpx.Client, length: int, outputs: list[str]) -> set[str]:
-    """The sources of two rows, which say what those say."""
+def ask(
+    client: httpx.Client, length: int, outputs: list[str], *, masked: int | None = None
+) -> set[str]:
+    """The sources of two rows, which say what those say; the word at place `masked` is hidden."""
     queries = texts(2, length, seed=length)
+    if masked is not None:
+        queries["ids"][:, masked] = 1
+        queries["mask"][:, masked] = 0
     tensors = [
         {"name": name, "datatype": "INT64", "shape": each.shape, "data": each.ravel().tolist()}
         for name, each in queries.items()
@@ -85,3 +98,9 @@ def test_requests_for_other_outputs_are_answered_by_the_model(
     client: httpx.Client, outputs: list[str]
 ) -> None:
     assert ask(client, 5, outputs) == {"model"}
+
+
+def test_queries_unlike_those_that_stand_ins_learned_from_are_answered_by_the_model(
+    client: httpx.Client,
+) -> None:
+    assert ask(client, 16, ["logits"], masked=0) == {"model"}

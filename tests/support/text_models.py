@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.models.named_envelope import NamedEnvelope
 from parity_models.models.named_inputs import cut, padded
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis
@@ -88,7 +89,13 @@ def export_text(network: nn.Module, path: Path, outputs: Sequence[str], *slots: 
     return path
 
 
-def write_text_bundle(folder: Path, *, backed: bool = False, coded: bool = False) -> Path:
+def write_text_bundle(
+    folder: Path,
+    *,
+    backed: bool = False,
+    coded: bool = False,
+    envelope: NamedEnvelope | None = None,
+) -> Path:
     """A bundle of it; the bag is its backup, and in each slot of a parity model for two queries."""
     network = TextModel()
     bag = WordBag(network)
@@ -105,6 +112,7 @@ def write_text_bundle(folder: Path, *, backed: bool = False, coded: bool = False
         parity=[made(SlotBags(bag), "slots", ("slots",), 2)] if coded else [],
         code=STACK if coded else None,
         imitated="logits" if backed or coded else None,
+        envelope=envelope,
     ).path
 
 

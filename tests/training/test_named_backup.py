@@ -8,6 +8,7 @@ import pytest
 from commands import invoke
 from parity_models.errors import DataError, TrainingError, UserError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.named_envelope import NamedEnvelope
 from parity_models.models.named_inputs import load_named, padded
 from parity_models.models.servable import read_servable
 from parity_models.training import Settings, train_backup
@@ -55,6 +56,10 @@ def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(folder
     assert agreed.mean() > 0.8
     beyond = {**queries, "ids": queries["ids"] + WORDS}  # ids that there are not
     assert np.isfinite(backup(padded(beyond, signature, [4]))).all()
+    envelope = bundle.envelope()
+    assert isinstance(envelope, NamedEnvelope)
+    assert envelope.unlike(padded(texts(500, 16, 1), signature, [16])).mean() <= 0.02
+    assert envelope.unlike(padded(beyond, signature, [4])).all()
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,7 @@ def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_that_it_is_m
     bundle = open_bundle(out)
     accuracy = bundle.manifest.accuracy
     assert bundle.isolated
+    assert isinstance(bundle.envelope(), NamedEnvelope)
     assert bundle.manifest.backup is not None
     assert bundle.manifest.backup.slot
     assert accuracy is not None

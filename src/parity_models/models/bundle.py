@@ -41,11 +41,7 @@ from parity_models.models.bundle_fit import (
     check_slotwise,
     code_of,
 )
-from parity_models.models.envelope import (
-    ENVELOPE,
-    Envelope,
-    decode_envelope,
-)
+from parity_models.models.envelope import ENVELOPE
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.manifest import (
     Accuracy,
@@ -60,6 +56,7 @@ from parity_models.models.manifest import (
     digest_of,
     encode_manifest,
 )
+from parity_models.models.named_envelope import AnyEnvelope, decode_any
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import TensorSpec
@@ -125,7 +122,7 @@ class Bundle:
             code.isolated and all(parity.slotwise for parity in self.manifest.parity)
         )
 
-    def envelope(self) -> Envelope | None:
+    def envelope(self) -> AnyEnvelope | None:
         """The envelope of the inputs that stand-ins learned from.
 
         None for a bundle without stand-ins and for one of before there were envelopes. Raises
@@ -193,7 +190,7 @@ def write_bundle(
     accuracy: Accuracy | None = None,
     inference_times: InferenceTimes | None = None,
     calibration: Mapping[StandIn, Calibration] | None = None,
-    envelope: Envelope | None = None,
+    envelope: AnyEnvelope | None = None,
     files: Mapping[str, bytes | Path] | None = None,
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
@@ -232,7 +229,7 @@ def write_bundle(
 
 
 def _check_and_write(
-    folder: Path, manifest: Manifest, files: Mapping[str, bytes], envelope: Envelope | None
+    folder: Path, manifest: Manifest, files: Mapping[str, bytes], envelope: AnyEnvelope | None
 ) -> Bundle:
     encoded = encode_manifest(manifest)
     try:
@@ -314,13 +311,13 @@ def _read_manifest(folder: Path) -> tuple[Manifest, str]:
         raise BundleError(f"{path} {error}") from error
 
 
-def _read_envelope(folder: Path, manifest: Manifest) -> Envelope | None:
+def _read_envelope(folder: Path, manifest: Manifest) -> AnyEnvelope | None:
     if manifest.envelope is None:
         return None
     path = folder / manifest.envelope.file
     content = read_stored(path, manifest.envelope)
     try:
-        envelope = decode_envelope(content)
+        envelope = decode_any(content)
     except BundleError as error:
         raise BundleError(f"{path} {error}") from error
     check_envelope(path, manifest, envelope)

@@ -9,7 +9,7 @@ import msgspec
 from parity_models.errors import BundleError, ModelError
 from parity_models.models.bundle_files import MANIFEST, read_file
 from parity_models.models.bundle_fit import check_batches
-from parity_models.models.envelope import ENVELOPE, Envelope, encode_envelope
+from parity_models.models.envelope import ENVELOPE
 from parity_models.models.manifest import (
     BackupFile,
     EnvelopeFile,
@@ -17,6 +17,7 @@ from parity_models.models.manifest import (
     ParityFile,
     StoredFile,
 )
+from parity_models.models.named_envelope import AnyEnvelope, encode_any
 from parity_models.models.onnx_model import MAX_MODEL_BYTES, OnnxModel
 from parity_models.models.signature import Signature
 
@@ -70,8 +71,8 @@ class Contents:
         fields = msgspec.structs.asdict(self.add_model(file, model))
         return BackupFile(**fields, slot=model.slot)
 
-    def add_envelope(self, envelope: Envelope) -> EnvelopeFile:
-        stored = self.add(ENVELOPE, encode_envelope(envelope))
+    def add_envelope(self, envelope: AnyEnvelope) -> EnvelopeFile:
+        stored = self.add(ENVELOPE, encode_any(envelope))
         return EnvelopeFile(
             stored.file, stored.sha256, stored.size, envelope.false_alarms, envelope.held_out
         )

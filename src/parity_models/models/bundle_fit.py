@@ -8,9 +8,9 @@ from parity_models.codes import NO_NETWORKS, Code, CodeSpec, Networks
 from parity_models.codes.encoders import NamedShape
 from parity_models.errors import BundleError, CodeError, ModelError
 from parity_models.models.bundle_files import read_stored
-from parity_models.models.envelope import Envelope
 from parity_models.models.isolation import find_leak, is_slot
 from parity_models.models.manifest import Manifest, ModelFile
+from parity_models.models.named_envelope import AnyEnvelope, NamedEnvelope
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Signature, Tensor
 
@@ -237,13 +237,17 @@ def _loaded(model: ModelFile, contents: Mapping[str, bytes]) -> OnnxModel:
     return OnnxModel(contents[model.file], signature=model.signature)
 
 
-def check_envelope(path: Path, manifest: Manifest, envelope: Envelope) -> None:
+def check_envelope(path: Path, manifest: Manifest, envelope: AnyEnvelope) -> None:
     """The envelope at `path` is of the deployed model's inputs and of the imitated output."""
     inputs, output = manifest.deployed.signature.inputs, manifest.imitated_output
-    for role, found, tensors in (
-        ("inputs", envelope.shape, inputs),
-        ("outputs", envelope.output_shape, () if output is None else (output,)),
-    ):
+    outputs = ("outputs", envelope.outputs.shape, () if output is None else (output,))
+    compared: list[tuple[str, tuple[int | str, ...], Sequence[Tensor]]] = [outputs]
+    if not isinstance(envelope, NamedEnvelope):
+        compared.append(("inputs", envelope.numbers.shape, inputs))
+    elif envelope.inputs != inputs:
+        said, needed = (", ".join(map(str, each)) for each in (envelope.inputs, inputs))
+        raise BundleError(f"{path} is of the inputs {said}, the deployed model's are {needed}")
+    for role, found, tensors in compared:
         if [found] != [each.shape for each in tensors]:
             needed = " and ".join(map(_dims, tensors))
             raise BundleError(

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
+from parity_models.models.stored_array import Floats, Shape, StoredArray, load, store
 
 Array = NDArray[Any]
-Floats = NDArray[np.float32]
 
 ENVELOPE = "envelope.msgpack"
 """The file of an envelope in a bundle."""
@@ -51,45 +51,35 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True, eq=False)
-class Envelope:
-    """What inputs and outputs of a deployed model are like where its stand-ins were trained.
+class Numbers:
+    """What one input of numbers is like where stand-ins were trained.
 
-    `center` and `spread` (both of `shape`, or broadcast to it) are mean and deviation of inputs;
-    `components` (m, values) the weighted principal components of their deviations, m may be 0;
-    `limits` bound what is computed with them. `low` and `high` (of `output_shape`, or broadcast to
-    it) bound what outputs can be. `false_alarms` is the share of `held_out` honest inputs that are
-    called unlike. All arrays are float32.
+    `center` and `spread` (both of `shape`, or broadcast to it; of one value where an axis of
+    `shape` is dynamic, and so has a name) are mean and deviation of inputs; `components` (m,
+    values) the weighted principal components of their deviations, m may be 0; `limits` bound what
+    is computed with them. All arrays are float32.
     """
 
-    shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
+    shape: tuple[int | str, ...]
     center: Floats
     spread: Floats
     components: Floats
     limits: Limits
-    low: Floats
-    high: Floats
-    false_alarms: float
-    held_out: int
 
-    @np.errstate(over="ignore", invalid="ignore")
-    def unlike(self, rows: Array) -> NDArray[np.bool_]:
-        """For each of `rows` (n, *shape), of any number type: is it unlike the training inputs?
+    def like(self, row: Array) -> bool:
+        """Is an input (*shape), of any number type, like the training inputs?
 
-        What is not finite is. Takes some 10 µs for a row of a thousand values.
+        What is not finite is not. NumPy may warn of overflow.
         """
+        energy, tails, roughness, distance = self.measure(row)
         limits = self.limits
-        unlike = np.empty(len(rows), np.bool_)
-        for i, row in enumerate(rows):
-            energy, tails, roughness, distance = self.measure(row)
-            # So that NaN is unlike.
-            unlike[i] = not (
-                energy <= limits.energy
-                and tails <= limits.tails
-                and roughness <= limits.roughness
-                and distance <= limits.distance
-            )
-        return unlike
+        # NaN is below no limit.
+        return (
+            energy <= limits.energy
+            and tails <= limits.tails
+            and roughness <= limits.roughness
+            and distance <= limits.distance
+        )
 
     def measure(self, row: Array) -> tuple[float, float, float, float]:
         """Energy, tails, roughness and distance of an input (*shape); NumPy may warn of overflow.
@@ -110,25 +100,62 @@ class Envelope:
             distance -= float(along.dot(along))
         return energy / values, tails / values, roughness / values, distance / values
 
+    @cached_property
+    def _scale(self) -> Floats:
+        return self._flat(1 / self.spread)
+
+    @cached_property
+    def _shift(self) -> Floats:
+        return self._flat(self.center / self.spread)
+
+    def _flat(self, values: Array) -> Floats:
+        fixed = tuple(size for size in self.shape if isinstance(size, int))
+        shape = fixed if len(fixed) == len(self.shape) else (1,)
+        return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32).reshape(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """What outputs can be: `low` and `high`, of `shape` or broadcast to it, bound them."""
+
+    shape: tuple[int, ...]
+    low: Floats
+    high: Floats
+
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:
-        """For each of `outputs` (n, *output_shape): can the deployed model not give such a one?
+        """For each of `outputs` (n, *shape): can the deployed model not give such a one?
 
         That is so if a value is not finite, or far outside what F gave for the training inputs.
         """
         possible = (outputs >= self.low) & (outputs <= self.high)
         return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
 
-    @cached_property
-    def _scale(self) -> Floats:
-        return _flat(1 / self.spread, self.shape)
 
-    @cached_property
-    def _shift(self) -> Floats:
-        return _flat(self.center / self.spread, self.shape)
+@dataclass(frozen=True, eq=False)
+class Envelope:
+    """What the one float32 input of a deployed model, and its outputs, are like where its stand-ins
+    were trained.
 
+    `false_alarms` is the share of `held_out` honest inputs that are called unlike.
+    """
 
-def _flat(values: Array, shape: tuple[int, ...]) -> Floats:
-    return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32).reshape(-1)
+    numbers: Numbers
+    outputs: Reach
+    false_alarms: float
+    held_out: int
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def unlike(self, rows: Array) -> NDArray[np.bool_]:
+        """For each of `rows` (n, *shape), of any number type: is it unlike the training inputs?
+
+        What is not finite is. Takes some 10 µs for a row of a thousand values.
+        """
+        like = self.numbers.like
+        return np.fromiter((not like(row) for row in rows), np.bool_, len(rows))
+
+    def impossible(self, outputs: Array) -> NDArray[np.bool_]:
+        """For each of `outputs` (n, *output shape): can the deployed model not give such a one?"""
+        return self.outputs.impossible(outputs)
 
 
 def _long_dot(a: Floats, b: Floats) -> Any:
@@ -137,26 +164,16 @@ def _long_dot(a: Floats, b: Floats) -> Any:
 
 # In a bundle
 
-_Axis = Annotated[int, msgspec.Meta(ge=0, le=2**28)]
-_Shape = Annotated[tuple[_Axis, ...], msgspec.Meta(max_length=32)]
-
-
-class _Stored(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An array of little-endian float32."""
-
-    shape: _Shape
-    values: bytes
-
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    shape: _Shape
-    output_shape: _Shape
-    center: _Stored
-    spread: _Stored
-    components: _Stored
+    shape: Shape
+    output_shape: Shape
+    center: StoredArray
+    spread: StoredArray
+    components: StoredArray
     limits: Limits
-    low: _Stored
-    high: _Stored
+    low: StoredArray
+    high: StoredArray
     false_alarms: Annotated[float, msgspec.Meta(ge=0, le=1)]
     held_out: Annotated[int, msgspec.Meta(ge=0)]
 
@@ -167,16 +184,17 @@ _FILE = msgspec.msgpack.Decoder(_File)
 
 def encode_envelope(envelope: Envelope) -> bytes:
     """The content of an envelope's file: MessagePack."""
+    numbers, outputs = envelope.numbers, envelope.outputs
     return msgspec.msgpack.encode(
         _File(
-            envelope.shape,
-            envelope.output_shape,
-            _store(envelope.center),
-            _store(envelope.spread),
-            _store(envelope.components),
-            envelope.limits,
-            _store(envelope.low),
-            _store(envelope.high),
+            tuple(size for size in numbers.shape if isinstance(size, int)),
+            outputs.shape,
+            store(numbers.center),
+            store(numbers.spread),
+            store(numbers.components),
+            numbers.limits,
+            store(outputs.low),
+            store(outputs.high),
             envelope.false_alarms,
             envelope.held_out,
         )
@@ -189,43 +207,41 @@ def decode_envelope(content: bytes) -> Envelope:
         file = _FILE.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
-    envelope = Envelope(
-        file.shape,
-        file.output_shape,
-        _load("center", file.center, file.shape),
-        _load("spread", file.spread, file.shape),
-        _load("components", file.components, None),
-        file.limits,
-        _load("low", file.low, file.output_shape),
-        _load("high", file.high, file.output_shape),
+    stored = (file.center, file.spread, file.components)
+    return Envelope(
+        load_numbers(file.shape, *stored, file.limits),
+        load_reach(file.output_shape, file.low, file.high),
         file.false_alarms,
         file.held_out,
     )
-    components = envelope.components.shape
-    if len(components) != 2 or components[1] != prod(file.shape):
-        raise BundleError(
-            f"has components {list(components)} for inputs of shape {list(file.shape)}"
-        )
-    if not (envelope.spread > 0).all():
+
+
+def load_numbers(
+    shape: tuple[int | str, ...],
+    center: StoredArray,
+    spread: StoredArray,
+    components: StoredArray,
+    limits: Limits,
+) -> Numbers:
+    """Numbers of a bundle. Raises BundleError for arrays that do not fit their `shape`."""
+    fixed = tuple(size for size in shape if isinstance(size, int))
+    dynamic = len(fixed) < len(shape)
+    fits = () if dynamic else fixed
+    numbers = Numbers(
+        shape,
+        load("center", center, fits),
+        load("spread", spread, fits),
+        load("components", components),
+        limits,
+    )
+    found, values = numbers.components.shape, prod(fixed)
+    if len(found) != 2 or (found[0] if dynamic else found[1] != values):
+        raise BundleError(f"has components {list(found)} for inputs of shape {list(shape)}")
+    if not (numbers.spread > 0).all():
         raise BundleError("has a spread that is not positive")
-    return envelope
+    return numbers
 
 
-def _store(array: Floats) -> _Stored:
-    return _Stored(array.shape, array.astype("<f4").tobytes())
-
-
-def _load(name: str, stored: _Stored, fits: tuple[int, ...] | None) -> Floats:
-    if prod(stored.shape) * 4 != len(stored.values):
-        raise BundleError(f"has {len(stored.values)} bytes of {name} {list(stored.shape)}")
-    array = np.frombuffer(stored.values, "<f4").astype(np.float32).reshape(stored.shape)
-    if not np.isfinite(array).all():
-        raise BundleError(f"has values of {name} that are not finite")
-    if fits is not None:
-        try:
-            fitting = np.broadcast_shapes(stored.shape, fits) == fits
-        except ValueError:
-            fitting = False
-        if not fitting:
-            raise BundleError(f"has {name} of shape {list(stored.shape)} for {list(fits)}")
-    return array
+def load_reach(shape: tuple[int, ...], low: StoredArray, high: StoredArray) -> Reach:
+    """What outputs can be, of a bundle. Raises BundleError for arrays that do not fit `shape`."""
+    return Reach(shape, load("low", low, shape), load("high", high, shape))

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.models.bundle import Bundle
-from parity_models.models.envelope import Envelope
+from parity_models.models.envelope import Numbers
+from parity_models.models.named_envelope import AnyEnvelope, numbers_in
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import Layout, TensorSpec, tensors_in
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
@@ -86,20 +87,21 @@ def golden_queries(
     return (np.concatenate(kept), np.concatenate(outputs)) if kept else None
 
 
-def golden_rows(queries: Layout, envelope: Envelope | None, count: int) -> Array:
+def golden_rows(queries: Layout, envelope: AnyEnvelope | None, count: int) -> Array:
     """Queries (count, *shape) that lie as `queries` says, far from the mean by the envelope, drawn
     by a fixed seed.
 
-    Without an envelope the mean is taken for 0 and the deviation for 1. Integers are 0 and 1 then:
-    they may be indices.
+    Where it does not say it, the mean is taken for 0 and the deviation for 1. Integers are 0 and 1
+    then: they may be indices.
     """
     drawn = {
-        spec.name: _rows(spec, envelope, count, _SEED + i) for i, spec in enumerate(queries.tensors)
+        spec.name: _rows(spec, numbers_in(envelope, spec.name), count, _SEED + i)
+        for i, spec in enumerate(queries.tensors)
     }
     return queries.join(drawn)
 
 
-def _rows(spec: TensorSpec, envelope: Envelope | None, count: int, seed: int) -> Array:
+def _rows(spec: TensorSpec, numbers: Numbers | None, count: int, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     values = prod(spec.shape)
     rows = np.empty((count, values))
@@ -107,11 +109,11 @@ def _rows(spec: TensorSpec, envelope: Envelope | None, count: int, seed: int) ->
         run = min(RUNS[i % len(RUNS)], ceil(values / len(RUNS)))
         row[:] = np.repeat(rng.choice((-1.0, 1.0), ceil(values / run)), run)[:values]
     rows = rows.reshape(count, *spec.shape)
-    if spec.dtype.kind == "b" or (spec.dtype.kind != "f" and envelope is None):
+    if spec.dtype.kind == "b" or (spec.dtype.kind != "f" and numbers is None):
         return (rows > 0).astype(spec.dtype)
     rows *= rng.uniform(FAR / 2, FAR, rows.shape)
-    if envelope is not None:
-        rows = envelope.center + envelope.spread * rows
+    if numbers is not None:
+        rows = numbers.center + numbers.spread * rows
     dtype: np.dtype[Any] = spec.dtype
     if dtype.kind == "f":
         most = float(np.finfo(dtype).max)

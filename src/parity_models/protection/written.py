@@ -29,7 +29,7 @@ def write_protected(
     model = deployed.stored(manifest.deployed)
     training = _training(prepared, chosen)
     run_ms = min(chosen.ms.items())[1]
-    envelope = envelope_of(chosen.trainee.lessons)
+    envelope = envelope_of(chosen.trainee.lessons, prepared.teaching.subject)
     files = {WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {}
     if isinstance(made, NewModel):
         bundle = write_bundle(

@@ -188,6 +188,6 @@ def _with_backup(
         inference_times=measure_models(deployed, parity, backup, sizes),
         calibration={name: gate for name, gate in manifest.calibration.items() if name != "backup"},
         # That of a parity model, to which more depends on it, stays.
-        envelope=bundle.envelope() or envelope_of(learned.lessons),
+        envelope=bundle.envelope() or envelope_of(learned.lessons, learned.subject),
         files={stored.file: bundle.path / stored.file for stored in manifest.files},
     )

@@ -1,6 +1,6 @@
 """Fitting the envelope of a stand-in to the inputs it is trained on, see `models.envelope`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import ceil, prod
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.envelope import MAX_PROJECTION, Envelope, Limits
+from parity_models.models.envelope import MAX_PROJECTION, Envelope, Limits, Numbers, Reach
 from parity_models.training.scaling import channel_axis
 
 Array = NDArray[Any]
@@ -53,37 +53,40 @@ def fit_envelope(
     With `mirrored`, inputs turned left to right count as well. False alarms are counted among
     `held_out` (h, *shape).
     """
+    numbers = fit_numbers(inputs, FALSE_ALARMS, mirrored=mirrored)
+    envelope = Envelope(numbers, reach(outputs), 0.0, min(len(held_out), MEASURED))
+    alarms = envelope.unlike(spaced(held_out, MEASURED))
+    return replace(envelope, false_alarms=float(alarms.mean()))
+
+
+def fit_numbers(inputs: Array, false_alarms: float, *, mirrored: bool = False) -> Numbers:
+    """What float32 `inputs` (n, *shape) are like, which a share `false_alarms` of honest ones are
+    not, at most."""
     shape, values = inputs.shape[1:], prod(inputs.shape[1:])
-    some = np.random.default_rng(0).permutation(_spaced(inputs, FITTED // values))
+    some = np.random.default_rng(0).permutation(spaced(inputs, FITTED // values))
     if mirrored:
         some = np.stack([some, some[..., ::-1]], axis=1).reshape(-1, *shape)
     channels = channel_axis(shape)
     alike = () if channels is None else tuple(set(range(1, some.ndim)) - {1 + channels})
     center, spread = _spread(some, alike, by_channel=channels is not None and values > EACH)
-    low, high = _reach(outputs)
-    envelope = Envelope(
-        shape,
-        outputs.shape[1:],
-        center,
-        spread,
-        np.empty((0, values), np.float32),
-        Limits(0, 0, 0, 0),
-        low,
-        high,
-        0.0,
-        min(len(held_out), MEASURED),
-    )
-    components = _components(envelope, some)
+    blank = Numbers(shape, center, spread, np.empty((0, values), np.float32), Limits(0, 0, 0, 0))
+    components = _components(blank, some)
     if len(components):
-        measured = _measure_apart(envelope, some)
+        measured = _measure_apart(blank, some)
     else:
-        measured = _measure(envelope, _spaced(inputs, MEASURED))
-    envelope = replace(envelope, components=components, limits=_limits(measured))
-    alarms = envelope.unlike(_spaced(held_out, MEASURED))
-    return replace(envelope, false_alarms=float(alarms.mean()))
+        measured = _measure(blank, spaced(inputs, MEASURED))
+    return replace(blank, components=components, limits=_limits(measured, false_alarms))
 
 
-def _spaced(rows: Array, most: int) -> Array:
+def fit_values(rows: Sequence[Array], shape: tuple[int | str, ...], false_alarms: float) -> Numbers:
+    """The same of float32 inputs of dynamic shape, whose values are of one kind."""
+    values = np.concatenate([row.reshape(-1) for row in rows])
+    center, spread = map(np.asarray, _spread(values, (), by_channel=False))
+    blank = Numbers(shape, center, spread, np.empty((0, 1), np.float32), Limits(0, 0, 0, 0))
+    return replace(blank, limits=_limits(_measure(blank, rows), false_alarms))
+
+
+def spaced(rows: Array, most: int) -> Array:
     """At most `most` rows of all, but not fewer than 2 (if there are), evenly spaced."""
     return rows[:: ceil(len(rows) / max(most, 2))]
 
@@ -110,43 +113,43 @@ def _spread(rows: Array, alike: tuple[int, ...], *, by_channel: bool) -> tuple[A
     return center[0].astype(np.float32), spread[0].astype(np.float32)
 
 
-def _measure_apart(envelope: Envelope, rows: Array) -> Array:
+def _measure_apart(numbers: Numbers, rows: Array) -> Array:
     """The four numbers (n, 4) of each of `rows`, by components fitted to rows of other folds."""
     folds = np.array_split(rows, FOLDS)
     return np.concatenate(
         [
-            _measure(replace(envelope, components=_components(envelope, others)), fold)
+            _measure(replace(numbers, components=_components(numbers, others)), fold)
             for i, fold in enumerate(folds)
             if len(others := np.concatenate(folds[:i] + folds[i + 1 :]))
         ]
     )
 
 
-def _measure(envelope: Envelope, rows: Array) -> Array:
+def _measure(numbers: Numbers, rows: Iterable[Array]) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.array([envelope.measure(row) for row in rows])
+        return np.array([numbers.measure(row) for row in rows])
 
 
-def _limits(measured: Array) -> Limits:
+def _limits(measured: Array, false_alarms: float) -> Limits:
     # Inputs that lie far beyond all others are not what a stand-in should be asked about.
     farness = np.sqrt(np.sqrt(measured[:, 1]))
     usual, far = np.quantile(farness, (0.5, COMMON))
     measured = measured[farness <= usual + STRAY * (far - usual) + NEGLIGIBLE]
-    share = FALSE_ALARMS / measured.shape[1]
+    share = false_alarms / measured.shape[1]
     reached = np.quantile(measured, 1 - share, axis=0, method="higher")
     middle = np.median(measured, axis=0)
     limits: Sequence[float] = (middle + MARGIN * (reached - middle) + NEGLIGIBLE).tolist()
     return Limits(*limits)
 
 
-def _components(envelope: Envelope, rows: Array) -> Array:
+def _components(numbers: Numbers, rows: Array) -> Array:
     """Principal components (m, values) of deviations, weighted so that what their squares leave of
     the energy is what is unlike `rows` (n, *shape)."""
-    values = prod(envelope.shape)
+    values = prod(rows.shape[1:])
     number = min(MAX_PROJECTION // values, values // 2, len(rows) // 4, MOST_COMPONENTS)
     if number < FEWEST_COMPONENTS:
         return np.empty((0, values), np.float32)
-    z = ((rows - envelope.center) / envelope.spread).reshape(len(rows), values)
+    z = ((rows - numbers.center) / numbers.spread).reshape(len(rows), values)
     z = np.clip(z, -10, 10)
     variances, directions = np.linalg.eigh(z.T.astype(np.float64) @ z / len(z))
     rest = max(variances[:-number].mean(), NEGLIGIBLE * variances.mean())
@@ -155,16 +158,18 @@ def _components(envelope: Envelope, rows: Array) -> Array:
     return np.ascontiguousarray(weighted.T, np.float32)
 
 
-def _reach(outputs: Array) -> tuple[Array, Array]:
-    """Bounds of what outputs can be: as far again beyond F's as those are from one another."""
-    one = prod(outputs.shape[1:]) > EACH
+def reach(outputs: Array) -> Reach:
+    """What outputs can be: as far again beyond F's (n, *shape) as those are from one another."""
+    shape = outputs.shape[1:]
+    one = prod(shape) > EACH
     outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]
     low = outputs.min(axis=None if one else 0)
     high = outputs.max(axis=None if one else 0)
     span = (high - low).astype(np.float64)
     span = np.maximum(span, 1e-3 * np.abs(outputs).max() + NEGLIGIBLE)
     most = np.finfo(np.float32).max
-    return (
-        np.clip(low - span, -most, most).astype(np.float32),
-        np.clip(high + span, -most, most).astype(np.float32),
+    return Reach(
+        shape,
+        np.asarray(np.clip(low - span, -most, most), np.float32),
+        np.asarray(np.clip(high + span, -most, most), np.float32),
     )

@@ -7,15 +7,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from parity_models.models.envelope import Envelope
+from parity_models.models.named_envelope import AnyEnvelope
 from parity_models.tasks import Split
 from parity_models.tasks.output_kind import OutputKind, choose_output_kind
 from parity_models.tasks.unlabelled import labels_from
 from parity_models.training.envelope import fit_envelope
 from parity_models.training.inputs import check_telling, part
 from parity_models.training.likeness import Likeness
+from parity_models.training.named_envelope import fit_named_envelope
 from parity_models.training.queries import predict, predict_both_ways
-from parity_models.training.rows import Queries, Rows, on_device
+from parity_models.training.rows import Queries, Rows, on_device, tensor
 from parity_models.training.subject import Subject
 
 
@@ -101,13 +102,18 @@ def lessons_of(
     )
 
 
-def envelope_of(lessons: Lessons) -> Envelope | None:
-    """Which inputs are like those that the lessons are of; None where nothing tells."""
-    if isinstance(lessons.inputs, Rows) or isinstance(lessons.held_out.inputs, Rows):
-        return None
+def envelope_of(lessons: Lessons, subject: Subject) -> AnyEnvelope:
+    """Which queries of `subject` are like those that the lessons are of."""
+    inputs, held_out = lessons.inputs, lessons.held_out.inputs
+    predictions = lessons.predictions[0].cpu().numpy()
+    if isinstance(inputs, Rows):
+        assert isinstance(held_out, Rows)
+        signature = subject.signature
+        queries, others = inputs.arrays(signature), held_out.arrays(signature)
+        return fit_named_envelope(signature.inputs, queries, others, predictions)
     return fit_envelope(
-        lessons.inputs.cpu().numpy(),
-        lessons.held_out.inputs.cpu().numpy(),
-        lessons.predictions[0].cpu().numpy(),
+        inputs.cpu().numpy(),
+        tensor(held_out).cpu().numpy(),
+        predictions,
         mirrored=lessons.mirrored,
     )

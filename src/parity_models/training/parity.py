@@ -236,7 +236,7 @@ def with_parity(
         calibration={
             name: gate for name, gate in manifest.calibration.items() if kept and name == "backup"
         },
-        envelope=envelope_of(lessons),
+        envelope=envelope_of(lessons, subject_of(deployed)),
         files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
     )
 

@@ -26,7 +26,7 @@ from parity_models.lab.reliability.table_result import TableResult
 from parity_models.load.rest import rest_target
 from parity_models.load.target import NoAnswerError, Target
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.envelope import Envelope
+from parity_models.models.named_envelope import AnyEnvelope
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -140,7 +140,7 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
     return float(np.concatenate(agreed).mean()), float(held.mean())
 
 
-def _unlike(envelope: Envelope | None, rows: Array) -> NDArray[np.bool_]:
+def _unlike(envelope: AnyEnvelope | None, rows: Array) -> NDArray[np.bool_]:
     return np.zeros(len(rows), np.bool_) if envelope is None else envelope.unlike(rows)
 
 
