@@ -29,6 +29,15 @@ from parity_models.training.trainee import Trainee
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A trained candidate as it is exported, to be measured."""
+
+    candidate: Candidate
+    made: NewModel | ParityModels
+    trainee: Trainee
+
+
+@dataclass(frozen=True)
 class Finalist:
     """A trained candidate, measured.
 
@@ -120,18 +129,18 @@ def bundle_with(
 
 
 def measure(
-    trainees: Sequence[Trainee],
+    entries: Sequence[Entry],
     deployed: Bundle,
     queries: Measured,
     level: float,
     batches: Sequence[int],
     folder: Path,
 ) -> tuple[dict[int, float], list[Finalist]]:
-    """Milliseconds of the deployed model by batch size, and every trainee, measured.
+    """Milliseconds of the deployed model by batch size, and every entry, measured.
 
     All are timed side by side. `folder` is for bundles that are needed meanwhile.
     """
-    made = [trainee.exported() for trainee in trainees]
+    made = [entry.made for entry in entries]
     first = [each if isinstance(each, NewModel) else each.models[0] for each in made]
     slots = [None if isinstance(each, NewModel) else each.slot for each in made]
     alone = [slot for slot in slots if slot is not None]
@@ -142,10 +151,10 @@ def measure(
     least = min(batches)
     slot_ms = iter(times[least][1 + len(first) :])
     finalists = []
-    for place, (trainee, each, slot) in enumerate(zip(trainees, made, slots, strict=True)):
+    for place, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
         ms = {batch: taken[1 + place] for batch, taken in times.items()}
-        bundle = bundle_with(deployed, each, folder / str(place), trainee.candidate.code)
-        judged = _judge(trainee, each, bundle, queries, level)
+        bundle = bundle_with(deployed, entry.made, folder / str(place), entry.candidate.code)
+        judged = _judge(entry, bundle, queries, level)
         finalists.append(
             replace(
                 judged,
@@ -157,15 +166,9 @@ def measure(
     return base, finalists
 
 
-def _judge(
-    trainee: Trainee,
-    made: NewModel | ParityModels,
-    bundle: Bundle,
-    queries: Measured,
-    level: float,
-) -> Finalist:
+def _judge(entry: Entry, bundle: Bundle, queries: Measured, level: float) -> Finalist:
     """All but the times."""
-    stand_in: StandIn = "backup" if trainee.candidate.code is None else "reconstruction"
+    stand_in: StandIn = "backup" if entry.candidate.code is None else "reconstruction"
     metric = queries.metric
     calibration: dict[StandIn, Calibration] = {}
     if len(queries.calibration):
@@ -186,9 +189,9 @@ def _judge(
     if queries.labels is not None:
         accuracy = score(metric, answers.outputs, queries.labels[answers.rows])
     return Finalist(
-        trainee.candidate,
-        made,
-        trainee,
+        entry.candidate,
+        entry.made,
+        entry.trainee,
         {},
         None,
         0.0,

@@ -13,9 +13,10 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.protection.advice import Advice, able, advise
 from parity_models.protection.audience import Audience
-from parity_models.protection.finalists import Finalist, Measured, measure
+from parity_models.protection.finalists import Entry, Finalist, Measured, measure
 from parity_models.protection.preparing import Prepared, prepare
 from parity_models.protection.simulated import Plan, Simulations
+from parity_models.protection.slots import in_slots
 from parity_models.protection.wishes import Wishes
 from parity_models.protection.written import write_protected
 from parity_models.tasks.output_kind import OutputKind
@@ -134,8 +135,10 @@ def _finish(
     queries: Measured = prepared.measured
     batches = sorted({1, wishes.max_batch})
     with TemporaryDirectory() as temporary:
+        entries = [Entry(each.candidate, each.exported(), each) for each in found.finalists]
+        coded, refused = in_slots(entries, prepared.teaching.subject)
         base, finalists = measure(
-            found.finalists, deployed, queries, wishes.agreement, batches, Path(temporary)
+            [*entries, *coded], deployed, queries, wishes.agreement, batches, Path(temporary)
         )
     capable = able(finalists, wishes)
     left = max(0.0, end - time.monotonic())
@@ -159,7 +162,7 @@ def _finish(
         [*others, *plans],
         simulations.queries,
         advice,
-        found.dropped,
+        found.dropped | refused,
         len(queries.test),
         found.interrupted,
     )

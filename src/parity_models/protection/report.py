@@ -38,6 +38,9 @@ def frontier_table(found: Protected) -> Table:
             row.append("" if each.accuracy is None else f"{100 * each.accuracy:.1f}")
         table.add_row(*row)
     table.caption = "in brackets: intervals that hold the true value in 95 of 100 cases"
+    slotwise = {each.candidate.network for each in finalists if each.slot_ms is not None}
+    if slotwise:
+        table.caption += f"; parity models of {', '.join(sorted(slotwise))} are k runs of it in one"
     return table
 
 

@@ -20,6 +20,7 @@ from parity_models.models.export import export_named
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.signature import Signature
 from parity_models.models.signature import Tensor as Output
+from parity_models.tasks.output_kind import OutputKind
 from parity_models.training.backup import exported_backup, imitate, served_as
 from parity_models.training.candidates import SLACK
 from parity_models.training.named_candidates import propose_named
@@ -81,17 +82,29 @@ def train_slots(
         least=code.k,
     )
     module, kind = learned.module, learned.lessons.output_kind
+    alone = exported_backup(module, network, subject, kind)
+    made = exported_slots(module, alone, subject, kind, code)
+    sizes = commonest(inputs, subject.signature)
+    written = with_parity(bundle, out, code, made, learned.lessons, learned.training, sizes)
+    return learned.run.end(written, learned.fitted)
+
+
+def exported_slots(
+    module: nn.Module, alone: NewModel, subject: Subject, kind: OutputKind, code: Code
+) -> ParityModels:
+    """The parity model of `code` (see `check_slots`) that runs a trained backup in each slot, and
+    that backup by itself, exported as `alone`. Its answers are of `kind`.
+
+    Raises TrainingError for a module that takes no named inputs.
+    """
+    network = alone.network
     if not isinstance(module, NamedModule):
         raise TrainingError(f"{network} makes no module for named inputs; choose another")
     signature = _parity_signature(code, subject)
     served = Slots(served_as(module, subject, kind), code.k)
     model = NewModel(export_named(served, signature), network, slotwise=True, signature=signature)
-    alone = exported_backup(module, network, subject, kind)
     slot = NewModel(alone.onnx, f"{network}, one slot", slot=True, signature=alone.signature)
-    made = ParityModels([model], {}, slot)
-    sizes = commonest(inputs, subject.signature)
-    written = with_parity(bundle, out, code, made, learned.lessons, learned.training, sizes)
-    return learned.run.end(written, learned.fitted)
+    return ParityModels([model], {}, slot)
 
 
 def default_slot(bundle: Bundle, subject: Subject, inputs: NDArray[Any], k: int) -> str:

@@ -30,6 +30,7 @@ from parity_models.training.recipes import Recipe, parity_recipe
 from parity_models.training.reconstruction import Reconstruction
 from parity_models.training.schedule import Budget
 from parity_models.training.search_state import Done
+from parity_models.training.slots import exported_slots
 from parity_models.training.stand_in_network import stand_in_network
 from parity_models.training.subject import Subject
 from parity_models.training.worth import coverage, worth
@@ -145,6 +146,12 @@ class Trainee:
         if isinstance(module, CodedNetworks):
             return exported_parity(module, network, kind)
         return exported_backup(module, network, self._teaching.subject, kind)
+
+    def in_slots(self, code: Code, alone: NewModel) -> ParityModels:
+        """The parity model that runs this backup for named inputs, exported as `alone`, in each
+        slot of `code`."""
+        kind, subject = self.lessons.output_kind, self._teaching.subject
+        return exported_slots(self._problem.module, alone, subject, kind, code)
 
 
 Made = tuple[Imitation | Reconstruction, Recipe, Lessons]
