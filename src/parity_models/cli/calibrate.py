@@ -8,6 +8,7 @@ from rich.console import Console
 
 from parity_models.cli.accuracy import Agreements, calibrate_gates
 from parity_models.cli.code import AllowCode
+from parity_models.cli.queries import DataDir
 from parity_models.errors import UserError
 from parity_models.evaluation import calibration_table
 from parity_models.evaluation.queries import load_rows, metric_for
@@ -34,9 +35,7 @@ def calibrate(
             metavar="TASK",
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
-    ] = None,
+    data_dir: DataDir = None,
     metric: Annotated[
         str | None,
         typer.Option(

@@ -1,5 +1,6 @@
 """parm parity: parity models for a deployed model, bundled with it."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +38,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.models.networks import NETWORKS
 from parity_models.training import (
+    Outcome,
     Settings,
     default_network,
     open_deployed,
@@ -120,32 +122,44 @@ def parity(
     with open_deployed(source, (), allow_code or (), inputs) as opened:
         bundle = imitating(opened, imitates)
         queries = find_queries(bundle, task, inputs, data_dir, metric, flips, k)
-        plain = subject_of(bundle).plain
-        if encoder is None and not plain:
+        if encoder is None and not subject_of(bundle).plain:
             spec = replace(spec, encoder_options={**spec.encoder_options, **STACKED})
         if network is None:
             network = _default_network(bundle, spec, queries)
             typer.echo(f"parity network: {network}")
-        with progress_bar(f"parity model ({spec})", "A_d") as bar:
-            ending = replace(settings, report=bar, predicted=bar.predicted)
-            said = {"metric": queries.metric, "output_kind": output_kind}
-            if not plain:
-                outcome = train_slots(bundle, spec, network, queries.train, out, ending, **said)
-            else:
-                outcome = train_parity(
-                    bundle,
-                    spec,
-                    queries.train,
-                    out,
-                    ending,
-                    network=network,
-                    validation=queries.validation,
-                    mirrored=queries.flips,
-                    recipe=recipe,
-                    **said,
-                )
+        told = {"metric": queries.metric, "output_kind": output_kind}
+        outcome = _train(bundle, spec, network, queries, out, settings, recipe, told)
     measure(outcome.bundle, queries, agreement or ())
     tell(outcome)
+
+
+def _train(
+    bundle: Bundle,
+    spec: CodeSpec,
+    network: str,
+    queries: Queries,
+    out: Path,
+    settings: Settings,
+    recipe: str,
+    told: Mapping[str, str | None],
+) -> Outcome:
+    """Train the parity models, with a progress bar. `told`: the metric, and what outputs are."""
+    with progress_bar(f"parity model ({spec})", "A_d") as bar:
+        watched = replace(settings, report=bar, predicted=bar.predicted)
+        if not subject_of(bundle).plain:
+            return train_slots(bundle, spec, network, queries.train, out, watched, **told)
+        return train_parity(
+            bundle,
+            spec,
+            queries.train,
+            out,
+            watched,
+            network=network,
+            validation=queries.validation,
+            mirrored=queries.flips,
+            recipe=recipe,
+            **told,
+        )
 
 
 def _default_network(bundle: Bundle, spec: CodeSpec, queries: Queries) -> str:

@@ -19,16 +19,18 @@ from parity_models.tasks.user_data import load_inputs
 DRAWN = 64
 """Queries that are made up where none are given."""
 
+Break = Annotated[
+    Harm,
+    typer.Option(
+        "--break",
+        help="What is done to one instance: stop it now and then, kill it, or slow it down.",
+    ),
+]
+
 
 def rehearse(
     bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")],
-    harm: Annotated[
-        Harm,
-        typer.Option(
-            "--break",
-            help="What is done to one instance: stop it now and then, kill it, or slow it down.",
-        ),
-    ] = Harm.STOP,
+    harm: Break = Harm.STOP,
     inputs: Annotated[
         Path | None,
         typer.Option(
