@@ -10,16 +10,18 @@ OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 
 class Written:
-    """Metrics whose text says how often they were written, which takes `seconds` each time."""
+    """Metrics whose text says how often they were written, which takes `seconds` of computing and
+    `waiting` each time."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, waiting: float = 0.0) -> None:
         self.now = 0.0
         self.times = 0
         self.seconds = seconds
-        self.scrapes = Scrapes(self.write, lambda: self.now)
+        self.waiting = waiting
+        self.scrapes = Scrapes(self.write, lambda: self.now, lambda: self.times * seconds)
 
     async def write(self, request: Request) -> Response:
-        self.now += self.seconds
+        self.now += self.seconds + self.waiting
         self.times += 1
         return Response(200, b"%d" % self.times)
 
@@ -45,6 +47,12 @@ async def test_who_asks_a_few_times_always_gets_what_is() -> None:
     assert [await written.ask() for _ in range(5)] == [b"1", b"2", b"3", b"4", b"5"]
     for asked in range(6, 100):
         written.now += 1.0
+        assert int(await written.ask()) == asked
+
+
+async def test_waiting_for_the_metrics_of_others_costs_nothing() -> None:
+    written = Written(0.001, waiting=0.3)
+    for asked in range(1, 1000):
         assert int(await written.ask()) == asked
 
 

@@ -18,11 +18,21 @@ SAVED = 0.5
 
 class Scrapes:
     """A handler of requests for metrics: what `read` answers or, when the time for that is used up,
-    what it answered last in the same format. `clock` gives seconds."""
+    what it answered last in the same format.
 
-    def __init__(self, read: Handler, clock: Callable[[], float] = time.perf_counter) -> None:
+    `clock` gives seconds, and `spent` those that this thread has computed: where other processes
+    are asked for their metrics, waiting for them costs nothing.
+    """
+
+    def __init__(
+        self,
+        read: Handler,
+        clock: Callable[[], float] = time.monotonic,
+        spent: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._read = read
         self._clock = clock
+        self._spent = spent
         self._last: dict[str, Response] = {}  # by media type, of which there are few
         self._left, self._counted = SAVED, clock()
 
@@ -34,6 +44,7 @@ class Scrapes:
         last = self._last.get(media_type)
         if last is not None and self._left <= 0:
             return last
+        spent = self._spent()
         response = self._last[media_type] = await self._read(request)
-        self._left -= self._clock() - now
+        self._left -= self._spent() - spent
         return response
