@@ -2,14 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.named_envelope import NamedEnvelope
 from parity_models.models.named_inputs import load_named
-from parity_models.models.servable import read_servable
 from parity_models.protection import Queries, Wishes, protect_model
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, measure
@@ -18,7 +16,7 @@ from parity_models.protection.slots import in_slots
 from parity_models.training.candidates import Candidate
 from parity_models.training.subject import imitating
 from parity_models.training.trainee import Trainee
-from text_models import BUCKETS, TextModel, export_text, texts
+from text_models import TextModel, write_text_folder
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = TextModel()
     with torch.no_grad():
         model.head.bias[0] += 2
-    file = export_text(model, made / "text.onnx", ("logits", "hidden"))
-    content, signature = read_servable(file, {"length": BUCKETS})
-    write_bundle(made / "deployed", deployed=NewModel(content, "own", signature=signature))
-    queries = texts(2000, 16)
-    np.savez(made / "inputs.npz", ids=queries["ids"], mask=queries["mask"])
+    write_text_folder(made, model)
     return made
 
 

@@ -45,6 +45,16 @@ class TextModel(nn.Module):
         return self.head(pooled), hidden
 
 
+def write_text_folder(folder: Path, model: TextModel) -> None:
+    """Write the model with both of its outputs, a bundle of it in `deployed`, and queries of any
+    length in inputs.npz."""
+    file = export_text(model, folder / "text.onnx", ("logits", "hidden"))
+    content, signature = read_servable(file, {"length": BUCKETS})
+    write_bundle(folder / "deployed", deployed=NewModel(content, "own", signature=signature))
+    queries = texts(2000, 16)
+    np.savez(folder / "inputs.npz", ids=queries["ids"], mask=queries["mask"])
+
+
 class WordBag(nn.Module):
     """A backup of it: the same inputs to logits, from the mean of embeddings alone."""
 

@@ -7,24 +7,19 @@ import pytest
 
 from commands import invoke
 from parity_models.errors import DataError, TrainingError, UserError
-from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.named_envelope import NamedEnvelope
 from parity_models.models.named_inputs import load_named, padded
-from parity_models.models.servable import read_servable
 from parity_models.training import Settings, train_backup
 from parity_models.training.subject import imitating
-from text_models import BUCKETS, WORDS, TextModel, expected, export_text, texts
+from text_models import WORDS, TextModel, expected, texts, write_text_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a text model of two outputs, a bundle of it, and queries of any length."""
     made = tmp_path_factory.mktemp("named")
-    file = export_text(TextModel(), made / "text.onnx", ("logits", "hidden"))
-    content, signature = read_servable(file, {"length": BUCKETS})
-    write_bundle(made / "deployed", deployed=NewModel(content, "own", signature=signature))
-    queries = texts(2000, 16)
-    np.savez(made / "inputs.npz", ids=queries["ids"], mask=queries["mask"])
+    write_text_folder(made, TextModel())
     return made
 
 

@@ -1,5 +1,8 @@
-"""Metrics are written anew for a share of the time only, and are current where few ask."""
+"""Metrics are written for a share of the time only, and are never older than the question."""
 
+import asyncio
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,17 +21,22 @@ class Written:
         self.times = 0
         self.seconds = seconds
         self.waiting = waiting
-        self.scrapes = Scrapes(self.write, lambda: self.now, lambda: self.times * seconds)
+        self.scrapes = Scrapes(
+            self.write, lambda: self.now, self.sleep, lambda: self.times * seconds
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0)
+        self.now += seconds
 
     async def write(self, request: Request) -> Response:
         self.now += self.seconds + self.waiting
         self.times += 1
         return Response(200, b"%d" % self.times)
 
-    async def ask(self, accept: str = "text/plain") -> bytes:
-        return (
-            await self.scrapes(request_of("GET", "/metrics", [(b"accept", accept.encode())]))
-        ).content
+    async def ask(self, accept: str = "text/plain") -> int:
+        request = request_of("GET", "/metrics", [(b"accept", accept.encode())])
+        return int((await self.scrapes(request)).content)
 
 
 @given(st.lists(st.floats(0, 0.2), max_size=300), st.floats(0.001, 0.1))
@@ -36,37 +44,57 @@ async def test_however_often_they_are_asked_for_a_share_of_the_time_is_used(
     waits: list[float], seconds: float
 ) -> None:
     written = Written(seconds)
-    for wait in waits:
+    for asked, wait in enumerate(waits, 1):
         written.now += wait
-        assert int(await written.ask()) >= 1
+        assert await written.ask() == asked
     assert written.times * seconds <= SAVED + SHARE * written.now + seconds
 
 
-async def test_who_asks_a_few_times_always_gets_what_is() -> None:
+async def test_all_who_wait_get_what_is_written_once() -> None:
+    written = Written(1.0)
+    assert await written.ask() == 1
+    asked = [asyncio.create_task(written.ask()) for _ in range(100)]
+    assert await asyncio.gather(*asked) == [2] * 100
+    assert await written.ask() == 3
+
+
+async def test_who_asks_now_and_then_waits_for_nothing() -> None:
     written = Written(0.008)
-    assert [await written.ask() for _ in range(5)] == [b"1", b"2", b"3", b"4", b"5"]
-    for asked in range(6, 100):
+    for asked in range(1, 100):
         written.now += 1.0
-        assert int(await written.ask()) == asked
+        before = written.now
+        assert await written.ask() == asked
+        assert written.now - before == pytest.approx(written.seconds)
 
 
 async def test_waiting_for_the_metrics_of_others_costs_nothing() -> None:
     written = Written(0.001, waiting=0.3)
     for asked in range(1, 1000):
-        assert int(await written.ask()) == asked
+        assert await written.ask() == asked
+    assert written.now < 1000 * (0.001 + 0.3)
+
+
+async def test_a_client_that_goes_keeps_no_other_waiting() -> None:
+    written = Written(1.0)
+    assert await written.ask() == 1
+    gone, stays = (asyncio.create_task(written.ask()) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert await stays == 2
 
 
 async def test_each_format_has_an_answer_of_its_own() -> None:
     written = Written(1.0)
-    assert await written.ask() == b"1"
-    assert await written.ask(OPEN_METRICS) == b"2"
-    assert await written.ask() == b"1"
-    assert await written.ask(OPEN_METRICS) == b"2"
+    answers = await asyncio.gather(written.ask(), written.ask(OPEN_METRICS), written.ask())
+    assert answers[0] == answers[2] != answers[1]
 
 
 async def test_versions_that_nobody_has_heard_of_are_no_formats_of_their_own() -> None:
     written = Written(1.0)
-    for number in range(100):
-        for kind in ("text/plain", "application/openmetrics-text"):
-            await written.ask(f"{kind}; version=1.0.0.{number}, {kind};version=9.{number}.0")
+    accepted = [
+        f"{kind}; version=1.0.0.{number}, {kind};version=9.{number}.0"
+        for number in range(100)
+        for kind in ("text/plain", "application/openmetrics-text")
+    ]
+    await asyncio.gather(*map(written.ask, accepted))
     assert written.times == 1
