@@ -195,7 +195,9 @@ def test_its_backup_is_evaluated_and_calibrated_on_queries_of_several_inputs(
 
 def test_a_backup_of_another_output_is_refused(text_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(text_bundle)
-    deployed, backup = map(bundle.stored, (bundle.manifest.deployed, bundle.manifest.backup))  # type: ignore[arg-type]
+    manifest = bundle.manifest
+    assert manifest.backup is not None
+    deployed, backup = bundle.stored(manifest.deployed), bundle.stored(manifest.backup)
     with pytest.raises(BundleError, match="does not name the output that its backup imitates"):
         write_bundle(tmp_path / "b", deployed=deployed, backup=backup)
     with pytest.raises(BundleError, match="has no fixed shape"):
