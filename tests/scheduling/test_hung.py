@@ -31,7 +31,7 @@ from parity_models.scheduling.dispatch import (
     RoundRobin,
     SingleQueue,
 )
-from parity_models.scheduling.policies import Adaptive, StandIns
+from parity_models.scheduling.policies import Adaptive, Replication, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 from scheduling_world import ORIGINALS, World, code
@@ -135,6 +135,33 @@ def test_a_query_that_hangs_instances_is_poison() -> None:
         world.pass_time(1.5)
     assert world.failures[query].reason is Reason.POISON
     assert len(world.roles) == 8
+
+
+def test_who_ran_beside_poison_and_then_alone_on_a_slow_instance_is_not_taken_for_it() -> None:
+    policy = Replication(Replication.Options(copies=2))
+    world = World(Scheduler(policy, SchedulerConfig(max_batch=2)), max_batch=2)
+    for i in range(4):
+        world.join(f"{i}", ORIGINALS)
+    for _ in range(120):
+        world.arrive(2)
+        world.pass_time(0.01)
+        for instance in list(world.running):
+            world.finish(instance)
+    poison, honest = world.arrive(2)
+    both = [name for name, run in world.running.items() if {*run.subjects} == {poison, honest}]
+    assert len(both) == 2, "each batch of copies has both"
+    for instance in both:
+        world.leave(instance)
+        world.join(f"{instance}.1", ORIGINALS)
+    (slow,) = (name for name, run in world.running.items() if run.subjects == (honest,))
+    world.pass_time(2.0)
+    assert world.recycled[slow].reason is RecycleReason.HUNG
+    world.leave(slow)
+    world.join(f"{slow}.1", ORIGINALS)
+    assert honest not in world.failures
+    (well,) = (name for name, run in world.running.items() if run.subjects == (honest,))
+    world.finish(well)
+    assert honest in world.answers
 
 
 MILDER = {

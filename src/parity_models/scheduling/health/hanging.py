@@ -62,6 +62,7 @@ class Hanging:
             elif self._members.may_lose(member):
                 took = f"for {now - unit.started:.3g} s, more than {limit:.3g} s"
                 why = f"has had a unit of {unit.role} {took}"
+                unit.hung = True
                 self._members.end(member, RecycleReason.HUNG, why)
             else:
                 self._over_limit[unit.id] = since

@@ -13,6 +13,9 @@ well be the reason: then it is tried alone once, for their sake.
 An instance may have been broken when the unit began: by what it had been given before, and has not
 finished. Where an upstream restarts what ended, the next query would be taken for the reason. Such
 a loss is held against no query: it is tried again as if the instance had turned it away.
+
+An instance that hung may have been slow for reasons of its own, where one that ended seldom has.
+So a query that is poison has run alone on one that ended, or on two that hung.
 """
 
 from parity_models.scheduling.actions import DEPLOYED, Reason
@@ -22,7 +25,10 @@ from parity_models.scheduling.port import HealthPort
 from parity_models.scheduling.work import Query, Task, Unit
 
 ENOUGH = 3
-"""A query is poison once so many instances were lost while they ran it."""
+"""A query is poison once so many instances were lost while they ran it, ..."""
+
+PROOF, ENDED, HUNG = 2, 2, 1
+"""... and what happened to those that ran it alone weighs so much: each that ended, or hung."""
 
 
 class Poison:
@@ -55,7 +61,8 @@ class Poison:
             if task.role != DEPLOYED:
                 self._port.drop(task)
         for query in suspects:
-            query.lost_alone |= unit.sound and len(suspects) == 1
+            if unit.sound and len(suspects) == 1:
+                query.proof += HUNG if unit.hung else ENDED
             self._port.tell((query.id,), self._policy.suspected, self._port, query)
             kept = self._keep_one(query)
             if kept is not None or _is_poison(query):
@@ -110,4 +117,4 @@ class Poison:
 
 
 def _is_poison(query: Query) -> bool:
-    return query.kills >= ENOUGH and query.lost_alone
+    return query.kills >= ENOUGH and query.proof >= PROOF
