@@ -1,4 +1,7 @@
-"""A user's own engine, and its options, serve as built-in ones do."""
+"""A user's own engine, and its options, serve as built-in ones do.
+
+On Ray, Ray is the engine; simulated instances have none.
+"""
 
 import re
 from pathlib import Path

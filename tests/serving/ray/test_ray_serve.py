@@ -239,6 +239,27 @@ def test_the_options_of_one_s_own_policy_are_arguments(bundle: Path) -> None:
     assert options.agreement == 0.9
 
 
+def test_a_policy_and_a_rule_of_one_s_own_are_served(bundle: Path, ray_url: str) -> None:
+    given = {
+        "bundle": str(bundle),
+        "cpus_per_instance": SMALL,
+        "cpus_per_frontend": SMALL,
+        "policy": POLICY,
+        "again_after": 1,
+        "dispatch": RULE,
+        "scans": 2,
+        "faults": '{"service_time": {"type": "constant", "seconds": 0.02}}',
+    }
+    try:
+        serve.run(build(AppArgs.model_validate(given)), name="own-policy", route_prefix="/again")
+        client = Client(f"{ray_url}/again")
+        with client.asking():
+            client.more()
+        until(lambda: client.metric("parm_redundant_tasks_total") > 0, "nothing is sent again", 60)
+    finally:
+        serve.delete("own-policy")
+
+
 def test_a_code_of_one_s_own_is_served_where_it_is_allowed_and_spans_say_where_time_went(
     ray_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,90 @@
+"""An experiment file may name a policy and a code of one's own: they run, simulated and for real.
+
+An engine has no place in it: simulated instances have none, and `parm reproduce engines` runs the
+real ones of the same file on each engine whose accelerators the laboratory can emulate.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from commands import Here, assert_refused
+from own_coders import DECODER, ENCODER
+from own_engine import ENGINE
+from own_policy import POLICY, RULE
+from small_experiment import train_briefly
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+FILE = f"""
+title = "One's own"
+axis = "load"
+points = [{{ load = 0.3 }}]
+real_queries = 100
+simulated_queries = 300
+warm_up = 20
+
+[setting]
+instances = 2
+shuffles = 0
+service = {{ type = "constant", seconds = 0.004 }}
+encoder = "{ENCODER}"
+decoder = "{DECODER}"
+encoder_options = {{ gain = 3.0 }}
+decoder_options = {{ divisor = 3.0 }}
+
+[[series]]
+label = "own policy"
+policy = {{ name = "{POLICY}", again_after = 0.0001, dispatch = "{RULE}", scans = 3 }}
+
+[[series]]
+label = "own policy, hardly ever"
+policy = {{ name = "{POLICY}", again_after = 9.0 }}
+real = false
+
+[[series]]
+label = "own code"
+policy = {{ name = "parity" }}
+setting = {{ slow_every = 0.2, slow_spell = 0.1, slow_factor = 20.0 }}
+"""
+
+
+def test_they_run_and_their_options_count(
+    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(SUPPORT)  # where their modules are found, by servers as well
+    file, work, out = tmp_path / "own.toml", tmp_path / "work", tmp_path / "own.md"
+    file.write_text(FILE)
+    train_briefly(work, file)
+    where = ("--figure", file, "--network", "emulated", "--out", out, "--work", work)
+    done = parm_here("reproduce", "latency", *where)
+    assert done.returncode == 0, done.stderr
+    real, simulated = out.read_text().split("\nSimulated, ")
+    assert column(simulated, "own policy", "work") > 1.5
+    assert column(simulated, "own policy, hardly ever", "work") == 1
+    assert column(real, "own policy", "failed") == 0
+    for runs in (real, simulated):
+        assert column(runs, "own code", "reconstructed") > 0
+
+
+def column(runs: str, series: str, name: str) -> float:
+    """What a report's table says of a series."""
+    table = [line.strip("| ").split(" | ") for line in runs.splitlines() if line.startswith("| ")]
+    (heading,) = (row for row in table if "policy" in row)
+    (row,) = (row for row in table if series in row)
+    return float(row[heading.index(name)].strip("%"))
+
+
+def test_an_option_out_of_range_is_refused(parm_here: Here, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    for wrong, reason in [
+        (("again_after = 9.0", "again_after = 10.0"), "again_after must be above 0 and 9 s"),
+        (("gain = 3.0", "gain = 0.0"), "gain must be above 0"),
+        (("scans = 3", "scan = 3"), "scan is no option of the policy"),
+    ]:
+        file.write_text(FILE.replace(*wrong))
+        assert_refused(parm_here("reproduce", "latency", "--figure", file), reason)
+
+
+def test_engines_are_chosen_elsewhere(parm_here: Here) -> None:
+    assert_refused(parm_here("simulate", "--engine", ENGINE), "No such option: --engine")
