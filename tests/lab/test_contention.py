@@ -20,9 +20,9 @@ import pytest
 from parity_models.errors import ContentionError, ServingError
 from parity_models.faults import Constant, Pauses
 from parity_models.lab.contention.apply import Contended, contended
+from parity_models.lab.contention.contention_plan import Contention, Hogs, Tenant
 from parity_models.lab.contention.namespaces import NAMES, PREFIX, configure
 from parity_models.lab.contention.network import star
-from parity_models.lab.contention.plan import Contention, Hogs, Tenant
 from parity_models.lab.latency.served import Served, served
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
@@ -218,7 +218,7 @@ ABORTED = """
 import asyncio, sys
 from pathlib import Path
 from parity_models.lab.contention.apply import contended
-from parity_models.lab.contention.plan import Contention
+from parity_models.lab.contention.contention_plan import Contention
 from parity_models.simulation.network import Network
 
 async def main():

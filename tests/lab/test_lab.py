@@ -21,7 +21,7 @@ from parity_models.lab.reliability.known_model import (
 )
 from parity_models.lab.reliability.ledger import Kind
 from parity_models.lab.reliability.overload import OverloadResult
-from parity_models.lab.reliability.report import write_report
+from parity_models.lab.reliability.reliability_report import write_report
 from parity_models.lab.reliability.requests import Mix, draw, http_request
 from parity_models.lab.reliability.servers import instances_up, read_metrics
 from parity_models.lab.reliability.soak import Sample, growth_claims

@@ -15,8 +15,8 @@ from commands import Here, assert_refused, parm
 from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation.approaches import plain_approach
+from parity_models.lab.accuracy.accuracy_report import approaches, write_report
 from parity_models.lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
-from parity_models.lab.accuracy.report import approaches, write_report
 from parity_models.lab.accuracy.results import CodeResult, DeployedResult, ModelResults
 from parity_models.lab.accuracy.rivals import behind, berrut_of
 from parity_models.lab.accuracy.run import MatrixRun

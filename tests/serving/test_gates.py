@@ -23,7 +23,7 @@ from parity_models.scheduling.choice import choose
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.gates import ChosenGate, choose_gates, ungated
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.server import ServeOptions, Server
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 

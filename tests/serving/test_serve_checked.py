@@ -22,7 +22,7 @@ from parity_models.models.bundle_files import MANIFEST
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.golden import golden_of
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.plan import model_files
 from parity_models.serving.server import ServeOptions, Server
 

@@ -20,8 +20,8 @@ from observed_world import observed_history
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.repository.managed import Settings
-from parity_models.serving.repository.options import RolloutOptions
-from parity_models.serving.repository.server import RepositoryServer
+from parity_models.serving.repository.repository_server import RepositoryServer
+from parity_models.serving.repository.rollout_options import RolloutOptions
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans
 from repositories import write_version

@@ -14,8 +14,8 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.asked import Answers
 from parity_models.serving.errors import RequestError
+from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
-from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel

@@ -14,8 +14,8 @@ from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.asked import Answers
 from parity_models.serving.errors import OverloadedError
+from parity_models.serving.http.http_server import HttpServer
 from parity_models.serving.http.listening import listen, url_of
-from parity_models.serving.http.server import HttpServer
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel

@@ -11,7 +11,7 @@ from engine_conformance import (
     Joined,
 )
 from parity_models.models.pinned_model import PinnedModel
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""

@@ -12,8 +12,8 @@ from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import Dataset, Split, Task, find_task
 from parity_models.training import Settings, train_backup, train_deployed, train_parity
+from parity_models.training.device_queries import mirror, mirror_boxes
 from parity_models.training.distillation import calibrate
-from parity_models.training.queries import mirror, mirror_boxes
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from parity_models.lab.costs.throughput import SECONDS, Throughput
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.policies import POLICIES, NoRedundancy
 from parity_models.serving.engines import EngineChoice
-from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.remote.remote_engine import RemoteEngine
 
 bench = typer.Typer(
     add_completion=False,

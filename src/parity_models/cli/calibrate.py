@@ -11,7 +11,7 @@ from parity_models.cli.code import AllowCode
 from parity_models.cli.queries import DataDir
 from parity_models.errors import UserError
 from parity_models.evaluation import calibration_table
-from parity_models.evaluation.queries import load_rows, metric_for
+from parity_models.evaluation.judged_queries import load_rows, metric_for
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.tasks import METRICS, TASKS, Task, choose_task, find_task, is_ours
 

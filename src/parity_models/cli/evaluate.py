@@ -13,7 +13,7 @@ from parity_models.cli.json_file import Json, write_json
 from parity_models.cli.queries import BundleFolder, DataDir, GroupSeed, TestTask, task_of
 from parity_models.errors import BundleError, UserError
 from parity_models.evaluation.inference_table import inference_table
-from parity_models.evaluation.queries import JudgedQueries, own_queries, test_set
+from parity_models.evaluation.judged_queries import JudgedQueries, own_queries, test_set
 from parity_models.models.bundle import Accuracy, Bundle, open_bundle, with_accuracy
 from parity_models.tasks import METRICS
 

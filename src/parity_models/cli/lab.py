@@ -335,7 +335,7 @@ def report(
     Exits with 1 if a target is missed.
     """
     from parity_models.cli.report_file import check_report, typed_command
-    from parity_models.lab.reliability.report import write_report
+    from parity_models.lab.reliability.reliability_report import write_report
 
     check_report(out)
     met = write_report(results, out, typed_command())

@@ -30,7 +30,7 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import make_options
 from parity_models.serving.engines import ENGINES
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.ray_engine import RayEngine
 
 INTERRUPTED = 130
 

@@ -11,7 +11,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
 from parity_models.serving.ray.cluster import served_on_ray
-from parity_models.serving.ray.options import ClusterOptions
+from parity_models.serving.ray.cluster_options import ClusterOptions
 
 
 def serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None:

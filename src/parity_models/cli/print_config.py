@@ -16,7 +16,7 @@ from parity_models.serving.engines import ENGINES
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.rollout_options import RolloutOptions
 
 _HEAD = """\
 # The options of parm serve: those that are given, and from where, and as comments the defaults.

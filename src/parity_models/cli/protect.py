@@ -28,7 +28,7 @@ from parity_models.evaluation.interval import too_few
 from parity_models.options import make_options
 from parity_models.protection import Protected, Wishes, protect_model
 from parity_models.protection.audience import Audience
-from parity_models.protection.report import (
+from parity_models.protection.frontier_table import (
     as_json,
     dropped_table,
     frontier_table,

@@ -15,8 +15,8 @@ from parity_models.cli.reproduce_real import real
 from parity_models.errors import ContentionError, UserError
 from parity_models.lab.contention.namespaces import check_privileges
 from parity_models.lab.latency.experiment import experiment_names, figures_of, load_experiment
+from parity_models.lab.latency.latency_report import emulated, write_report
 from parity_models.lab.latency.real_trial import Laboratory
-from parity_models.lab.latency.report import emulated, write_report
 from parity_models.lab.latency.reproduce_latency import (
     PRESETS,
     Plan,

@@ -7,8 +7,8 @@ import typer
 from rich.console import Console
 
 from parity_models.cli.report_file import check_report, typed_command
+from parity_models.lab.accuracy.accuracy_report import write_report
 from parity_models.lab.accuracy.matrix import PRESETS, DeployedCell, load_matrix
-from parity_models.lab.accuracy.report import write_report
 from parity_models.lab.accuracy.results import ModelResults
 from parity_models.lab.accuracy.run import MatrixRun
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from parity_models.cli.report_file import check_report
 from parity_models.lab.real.measure import measure
 from parity_models.lab.real.prepared import Prepared
-from parity_models.lab.real.report import write_report
+from parity_models.lab.real.real_report import write_report
 from parity_models.lab.real.results import RealResult, digest
 from parity_models.lab.result_cache import ResultCache
 

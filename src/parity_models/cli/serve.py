@@ -30,12 +30,12 @@ from parity_models.serving.engines import ENGINES
 from parity_models.serving.garbage import search_seldom
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
-from parity_models.serving.ray.engine import RayEngine
-from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.serving.repository.rollout_options import RolloutOptions
 from parity_models.serving.server import ServeOptions, Server
 
 if TYPE_CHECKING:
-    from parity_models.serving.repository.server import RepositoryServer
+    from parity_models.serving.repository.repository_server import RepositoryServer
 
 COMMAND = configured_command_for(
     serve=Declared(ServeOptions),
@@ -159,7 +159,7 @@ def _of_repository(
 ) -> "RepositoryServer":
     # Only now: whoever serves one bundle need not wait for it.
     from parity_models.serving.repository.managed import Settings
-    from parity_models.serving.repository.server import RepositoryServer
+    from parity_models.serving.repository.repository_server import RepositoryServer
 
     rollout = RolloutOptions(**given_options(context, "rollout"))
     settings = Settings(lambda bundle: options, rollout, allow_code)

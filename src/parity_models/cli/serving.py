@@ -14,11 +14,11 @@ from parity_models.options import options_of
 from parity_models.serving.access import Access
 from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
 from parity_models.serving.limits import Limits
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import default_policy
-from parity_models.serving.ray.engine import RayEngine
-from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.serving.remote.remote_engine import RemoteEngine
 
 EngineName = Annotated[
     str | None,

@@ -11,7 +11,7 @@ from parity_models.cli.accuracy import calibrate_gates, measure_accuracy, measur
 from parity_models.cli.duration import Duration
 from parity_models.errors import UserError
 from parity_models.evaluation.inference_table import inference_table, slowdown
-from parity_models.evaluation.queries import metric_for
+from parity_models.evaluation.judged_queries import metric_for
 from parity_models.models.bundle import Bundle, with_accuracy
 from parity_models.tasks import METRICS
 from parity_models.tasks.output_kind import OUTPUT_KINDS

@@ -17,9 +17,7 @@ from parity_models.faults.distributions import (
     Spell,
     Uniform,
 )
-from parity_models.faults.neighbours import Neighbours
-from parity_models.faults.pace import ColdStart, Degradation, Factor
-from parity_models.faults.plan import (
+from parity_models.faults.fault_plan import (
     MAX_PLAN_BYTES,
     FaultPlan,
     Kill,
@@ -27,6 +25,8 @@ from parity_models.faults.plan import (
     RandomKills,
     load_fault_plan,
 )
+from parity_models.faults.neighbours import Neighbours
+from parity_models.faults.pace import ColdStart, Degradation, Factor
 from parity_models.faults.shuffles import Shuffles, Transfers
 from parity_models.faults.slowness import Pauses, Slowdowns
 from parity_models.faults.spells import Spells

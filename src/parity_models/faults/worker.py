@@ -3,8 +3,8 @@
 from random import Random
 
 from parity_models.faults.distributions import SLICE, Constant, Distribution, Exponential
+from parity_models.faults.fault_plan import FaultPlan, among
 from parity_models.faults.neighbours import Neighbour
-from parity_models.faults.plan import FaultPlan, among
 from parity_models.faults.shuffles import Transfers
 from parity_models.faults.slowness import course_of
 from parity_models.faults.spells import Spells

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from parity_models.codes import CodeSpec
 from parity_models.evaluation.calibration import LEVELS, calibrate_answers
 from parity_models.evaluation.interval import Interval, score_interval
+from parity_models.evaluation.judged_queries import judged_shape
 from parity_models.evaluation.predictor import deployed_predictor
-from parity_models.evaluation.queries import judged_shape
 from parity_models.evaluation.stand_ins import answers_of
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.by_bucket import commonest

@@ -7,7 +7,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from parity_models.protection.finalists import Finalist
-from parity_models.protection.report import on_frontier
+from parity_models.protection.frontier_table import on_frontier
 
 INK, FAINT, ON, OFF = "#222222", "#8a8a8a", "#0068a8", "#b0b0b0"
 

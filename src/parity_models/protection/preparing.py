@@ -14,10 +14,10 @@ from parity_models.protection.wishes import Wishes
 from parity_models.tasks.unlabelled import choose_metric
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import choose_device, place
+from parity_models.training.device_queries import BATCH, predict
 from parity_models.training.held_out import Queries
 from parity_models.training.inputs import check_inputs, check_rows_apart
 from parity_models.training.lessons import lessons_of
-from parity_models.training.queries import BATCH, predict
 from parity_models.training.rows import Rows, on_device
 from parity_models.training.run import digest
 from parity_models.training.stand_in_network import queried

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from parity_models.evaluation.calibration import check_levels
-from parity_models.faults.plan import FaultPlan
+from parity_models.faults.fault_plan import FaultPlan
 from parity_models.options import Option, Options
 from parity_models.simulation.recording import load_contention
 from parity_models.tasks.output_kind import OUTPUT_KINDS

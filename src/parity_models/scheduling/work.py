@@ -42,8 +42,8 @@ class Unit:
     """A batch of tasks that runs on one instance since `started`.
 
     Where it has no tasks, it is a golden query of the role `golden` instead. `sound`: what the
-    instance was given before, it has finished, so that it was well when this unit began. `hung`: its
-    instance is replaced because this unit does not end.
+    instance was given before, it has finished, so that it was well when this unit began. `hung`:
+    its instance is replaced because this unit does not end.
     """
 
     id: int
@@ -78,8 +78,8 @@ class Query:
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
     deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
     `spoiled`: what a stand-in said may not be given, and none is asked again. `kills` counts
-    the units with its input that were running when their instance left; `proof` weighs those of them
-    that had no other pending query's input.
+    the units with its input that were running when their instance left; `proof` weighs those of
+    them that had no other pending query's input.
     """
 
     id: int

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Self
 from parity_models.errors import UserError
 from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.descriptors import allow_descriptors
+from parity_models.serving.http.http_server import HttpServer
 from parity_models.serving.http.listening import listen, url_of
-from parity_models.serving.http.server import HttpServer
 from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
@@ -26,7 +26,7 @@ from parity_models.serving.watched import Reread, watch
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-    from parity_models.serving.grpc.server import GrpcServer
+    from parity_models.serving.grpc.grpc_server import GrpcServer
     from parity_models.serving.tracing import Tracing
 
 _SCRAPERS = 32
@@ -158,7 +158,7 @@ class Doors:
 
     async def _start_grpc(self, port: int) -> None:
         # Only now: whoever speaks HTTP alone need not wait for gRPC.
-        from parity_models.serving.grpc.server import GrpcServer
+        from parity_models.serving.grpc.grpc_server import GrpcServer
 
         self._grpc = GrpcServer(
             self._models,

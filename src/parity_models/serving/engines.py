@@ -7,9 +7,9 @@ from typing import Any
 from parity_models.options import Spell, Value
 from parity_models.registry import Registry
 from parity_models.serving.engine import Engine
-from parity_models.serving.local.engine import LocalEngine
-from parity_models.serving.ray.engine import RayEngine
-from parity_models.serving.remote.engine import RemoteEngine
+from parity_models.serving.local.local_engine import LocalEngine
+from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.serving.remote.remote_engine import RemoteEngine
 
 ENGINES = Registry[Engine]("engine", Engine, LocalEngine, RemoteEngine, RayEngine)
 """The engines."""

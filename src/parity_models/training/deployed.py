@@ -17,8 +17,8 @@ from parity_models.tasks.metrics import Kind
 from parity_models.tasks.user_data import check_varied
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
+from parity_models.training.device_queries import mirror, mirror_boxes, predict
 from parity_models.training.own_network import named_network
-from parity_models.training.queries import mirror, mirror_boxes, predict
 from parity_models.training.recipes import deployed_recipe, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from parity_models.models.networks.network import NamedModule
 from parity_models.tasks import score
 from parity_models.training.device import run_reduced
+from parity_models.training.device_queries import mirror, predict
 from parity_models.training.lessons import Lessons
-from parity_models.training.queries import mirror, predict
 from parity_models.training.rows import tensor
 from parity_models.training.scaling import Rescaled, channel_axis, scaled
 

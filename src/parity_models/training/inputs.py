@@ -11,7 +11,7 @@ from parity_models.errors import DataError, ModelError
 from parity_models.models.tensor import tensors_in
 from parity_models.tasks import Split
 from parity_models.tasks.user_data import check_queries, check_varied
-from parity_models.training.queries import predict
+from parity_models.training.device_queries import predict
 from parity_models.training.rows import Queries
 from parity_models.training.subject import Subject
 

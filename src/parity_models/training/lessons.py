@@ -11,11 +11,11 @@ from parity_models.models.named_envelope import AnyEnvelope
 from parity_models.tasks import Split
 from parity_models.tasks.output_kind import OutputKind, choose_output_kind
 from parity_models.tasks.unlabelled import labels_from
+from parity_models.training.device_queries import predict, predict_both_ways
 from parity_models.training.envelope import fit_envelope
 from parity_models.training.inputs import check_telling, part
 from parity_models.training.likeness import Likeness
 from parity_models.training.named_envelope import fit_named_envelope
-from parity_models.training.queries import predict, predict_both_ways
 from parity_models.training.rows import Queries, Rows, on_device, tensor
 from parity_models.training.subject import Subject
 

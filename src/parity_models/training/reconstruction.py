@@ -14,10 +14,10 @@ from parity_models.codes import Code
 from parity_models.codes.sets import some_sets
 from parity_models.tasks import score
 from parity_models.training.device import run_reduced
+from parity_models.training.device_queries import BATCH, mirror, predict
 from parity_models.training.distillation import calibrate
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.lessons import Lessons
-from parity_models.training.queries import BATCH, mirror, predict
 from parity_models.training.recipes import Style
 from parity_models.training.rows import tensor
 from parity_models.training.scaling import channel_axis, scaled

@@ -14,7 +14,7 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.by_bucket import run_by_bucket
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.weights import has_weights, load_deployed
-from parity_models.training.queries import BATCH
+from parity_models.training.device_queries import BATCH
 from parity_models.training.rows import Rows
 from parity_models.training.subject import subject_of
 

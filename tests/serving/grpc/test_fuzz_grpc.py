@@ -26,8 +26,8 @@ from parity_models.serving.errors import (
     RequestError,
     TooLargeError,
 )
+from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
-from parity_models.serving.grpc.server import GrpcServer
 from parity_models.serving.grpc.service import SERVICE, InferenceService
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics

@@ -10,7 +10,7 @@ import pytest
 
 from parity_models.errors import ServingError
 from parity_models.models.pinned_model import PinnedModel
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.local.placement import Addresses, Placement
 from parity_models.serving.worker.device import Device
 from served import predictions, queries, until, write_linear_bundle

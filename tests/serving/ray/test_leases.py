@@ -15,7 +15,7 @@ import zmq
 from engine_conformance import DEPLOYED, SLOW, Events, Failed, Finished, Left, row
 from onnx_models import moody_model
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Roster, Seat
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets

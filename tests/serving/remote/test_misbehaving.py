@@ -11,7 +11,7 @@ import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote import engine as remote
+from parity_models.serving.remote import remote_engine as remote
 from parity_models.serving.remote.rest import RestClient
 from parity_models.serving.remote.upstream import UpstreamError
 from upstream_engines import ROW, WEIGHTS, engine_for, two, using

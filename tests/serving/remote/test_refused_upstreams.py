@@ -12,9 +12,9 @@ from fake_upstream import FakeUpstream, server_context
 from parity_models.errors import ServingError, UserError
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.fleet import Fleet as Upstreams
 from parity_models.serving.remote.fleet import parse_upstreams
+from parity_models.serving.remote.remote_engine import RemoteEngine
 from parity_models.serving.remote.upstream import Upstream, UpstreamError
 from upstream_engines import ROW, WEIGHTS, engine_for, using
 

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from parity_models.serving.repository.evidence import Evidence, Seen, least_share
-from parity_models.serving.repository.options import RolloutOptions
 from parity_models.serving.repository.rollout import Actions, Phase, Rollout, Start, Stop
+from parity_models.serving.repository.rollout_options import RolloutOptions
 
 VERSIONS = st.sampled_from(["1", "2", "3"])
 SHARES = st.sampled_from([None, 0.05, 0.5, 0.75])

@@ -16,8 +16,8 @@ from browser import chromium
 from commands import parm
 from parity_models.serving.page.frames import ModelView
 from parity_models.serving.repository.evidence import Seen
-from parity_models.serving.repository.options import RolloutOptions
 from parity_models.serving.repository.rollout import Rollout
+from parity_models.serving.repository.rollout_options import RolloutOptions
 from parity_models.serving.repository.shown import KEPT, History, ModelsSampler, ShownModel
 from repositories import INPUTS, write_version
 from served import ServerProcess, until

@@ -23,7 +23,7 @@ from parity_models.faults import Constant, FaultPlan
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.ray.engine import RayEngine
+from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.ray.roster import FrontendReport, Seat
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.wire import (

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from parity_models.errors import ContentionError
-from parity_models.lab.contention.plan import Contention
+from parity_models.lab.contention.contention_plan import Contention
 from parity_models.lab.contention.process import Begin, Ready, Spec
 from parity_models.load.child import Child, child
 from parity_models.serving.local.placement import Placement

@@ -15,7 +15,7 @@ from random import Random
 import msgspec
 
 from parity_models.faults import Exponential, Spells
-from parity_models.lab.contention.plan import Hogs
+from parity_models.lab.contention.contention_plan import Hogs
 
 _LOOK = 0.05
 """Seconds between two looks at the clock, and at whether the parent is still there."""

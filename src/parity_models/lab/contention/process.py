@@ -19,10 +19,10 @@ from typing import NoReturn
 
 import msgspec
 
+from parity_models.lab.contention.contention_plan import Contention
 from parity_models.lab.contention.hogs import hogs
 from parity_models.lab.contention.network import FRONTEND_ADDRESS, Star, machine_address, star
 from parity_models.lab.contention.pauses import pause_workers, steps
-from parity_models.lab.contention.plan import Contention
 from parity_models.lab.contention.shuffles import start_shuffles
 from parity_models.lab.contention.tenant import tenant
 from parity_models.load.child import exit_code, tell

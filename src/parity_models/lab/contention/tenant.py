@@ -18,14 +18,14 @@ import uvloop
 
 from parity_models.errors import ParityModelsError, ServingError
 from parity_models.faults import FaultPlan
-from parity_models.lab.contention.plan import Tenant
+from parity_models.lab.contention.contention_plan import Tenant
 from parity_models.models.bundle import open_bundle
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import DEPLOYED, SchedulerConfig
 from parity_models.scheduling.policies import NoRedundancy
 from parity_models.serving.errors import RequestError
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
 

@@ -41,8 +41,8 @@ from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import NoRedundancy
 from parity_models.serving.engines import EngineChoice
-from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.fleet import fleet_of, parse_upstreams
+from parity_models.serving.remote.remote_engine import RemoteEngine
 from parity_models.serving.remote.upstream import Upstream
 from parity_models.serving.server import ServeOptions
 

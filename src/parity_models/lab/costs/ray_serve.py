@@ -46,7 +46,7 @@ from parity_models.serving.http.listening import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
 from parity_models.serving.ray.app import application
-from parity_models.serving.ray.options import ClusterOptions
+from parity_models.serving.ray.cluster_options import ClusterOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
 """Of the generated model: a 3 kB query of float32, as the published MLP takes."""

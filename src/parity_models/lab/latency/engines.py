@@ -13,8 +13,8 @@ from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
-from parity_models.serving.remote.engine import RemoteEngine
 from parity_models.serving.remote.fleet import Fleet
+from parity_models.serving.remote.remote_engine import RemoteEngine
 
 
 class EngineName(StrEnum):

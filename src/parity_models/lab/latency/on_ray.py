@@ -14,7 +14,7 @@ from parity_models.lab.latency.served import ServeSpec
 from parity_models.load.child import exit_code, keep_output
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.ray.cluster import served_on_ray
-from parity_models.serving.ray.options import ClusterOptions
+from parity_models.serving.ray.cluster_options import ClusterOptions
 
 CPUS = 0.05
 """What each replica reserves: emulated accelerators hold no core."""

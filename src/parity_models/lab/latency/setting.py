@@ -30,7 +30,7 @@ from parity_models.faults import (
     Spell,
     Uniform,
 )
-from parity_models.lab.contention.plan import Contention, Hogs, Tenant
+from parity_models.lab.contention.contention_plan import Contention, Hogs, Tenant
 from parity_models.options import Value
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.simulation import Links

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from parity_models.lab.latency.report import provenance
+from parity_models.lab.latency.latency_report import provenance
 from parity_models.lab.latency.reproduce_latency import Plan
 from parity_models.lab.latency.setting import Setting
 from parity_models.lab.latency.trial import (

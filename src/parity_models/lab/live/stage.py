@@ -16,7 +16,7 @@ from parity_models.scheduling import BACKUP
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.asked import Answers
 from parity_models.serving.errors import RequestError
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.server import ServeOptions, Server
 

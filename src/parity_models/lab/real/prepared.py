@@ -20,7 +20,7 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.evaluation.queries import load_rows
+from parity_models.evaluation.judged_queries import load_rows
 from parity_models.lab.real.results import digest
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.named_inputs import read_named

@@ -29,14 +29,14 @@ from parity_models.scheduling.choice import PolicyChoice, choose, declared_optio
 from parity_models.serving.limits import Limits
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, default_policy, model_files
+from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.deployments import (
     STOP_PATIENCE,
     Frontends,
     Instances,
     RosterDeployment,
 )
-from parity_models.serving.ray.engine import RayEngine
-from parity_models.serving.ray.options import ClusterOptions
+from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.ray.scaling import Utilisation
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey

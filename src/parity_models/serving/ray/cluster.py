@@ -20,8 +20,8 @@ from parity_models.models.bundle import Bundle
 from parity_models.serving.http.listening import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.ray.app import application, pools_of
+from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.grpc import add_inference
-from parity_models.serving.ray.options import ClusterOptions
 
 APP = "parity-models"
 """The application's name on the cluster."""

@@ -31,10 +31,9 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan, model_files
-from parity_models.serving.ray.engine import PATIENCE, RayEngine, holder_of
 from parity_models.serving.ray.frames import largest_frame
 from parity_models.serving.ray.grpc import RayGrpc
-from parity_models.serving.ray.metrics import Together
+from parity_models.serving.ray.ray_engine import PATIENCE, RayEngine, holder_of
 from parity_models.serving.ray.roster import (
     INTERVAL,
     FrontendReport,
@@ -43,6 +42,7 @@ from parity_models.serving.ray.roster import (
     Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
+from parity_models.serving.ray.summed_metrics import Together
 from parity_models.serving.rest.asgi import AsgiApp, rest_app
 from parity_models.serving.rest.messages import Request, Response, metrics_response
 from parity_models.serving.served_model import ServedModel

@@ -8,7 +8,7 @@ a share lies beyond what is allowed. With enough evidence, the shares themselves
 from math import sqrt
 from typing import NamedTuple
 
-from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.rollout_options import RolloutOptions
 
 CERTAIN = 3.0
 """Standard deviations of the bound: looked at again and again, chance seldom gets that far."""

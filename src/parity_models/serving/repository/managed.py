@@ -18,9 +18,9 @@ from parity_models.serving.models import IndexEntry, ServedVersion, why_unready
 from parity_models.serving.repository.canary import Canary, agreement_of
 from parity_models.serving.repository.evidence import Seen
 from parity_models.serving.repository.layout import OptionsFor, options_of, versions_in
-from parity_models.serving.repository.metrics import RepositoryMetrics
-from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.repository_metrics import RepositoryMetrics
 from parity_models.serving.repository.rollout import Actions, Phase, Rollout, Start
+from parity_models.serving.repository.rollout_options import RolloutOptions
 from parity_models.serving.repository.shown import History, ShownModel
 
 if TYPE_CHECKING:

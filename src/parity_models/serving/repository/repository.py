@@ -13,8 +13,8 @@ from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.frames import ModelView
 from parity_models.serving.repository.layout import scan
 from parity_models.serving.repository.managed import ManagedModel, Settings
-from parity_models.serving.repository.metrics import RepositoryMetrics
-from parity_models.serving.repository.options import share_of
+from parity_models.serving.repository.repository_metrics import RepositoryMetrics
+from parity_models.serving.repository.rollout_options import share_of
 from parity_models.serving.repository.shown import History
 from parity_models.serving.served_model import ServedModel
 

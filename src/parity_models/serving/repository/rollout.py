@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from parity_models.serving.repository.evidence import Evidence, Seen
-from parity_models.serving.repository.options import RolloutOptions
+from parity_models.serving.repository.rollout_options import RolloutOptions
 
 
 class Phase(StrEnum):

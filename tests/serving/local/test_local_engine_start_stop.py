@@ -26,7 +26,7 @@ from local_engines import FOREVER, running
 from onnx_models import linear_model, moody_model
 from parity_models.errors import ModelError, ServingError
 from parity_models.models.pinned_model import PinnedModel
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.worker.models import load
 from parity_models.serving.worker.wire import AssignedModel
 

@@ -29,7 +29,7 @@ from parity_models.errors import FaultPlanError
 from parity_models.faults import Constant, FaultPlan, Kill
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.engine import Engine
-from parity_models.serving.local.engine import LocalEngine
+from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.local.placement import Addresses, Placement
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.wire import Failed as WorkerFailed

@@ -10,8 +10,8 @@ from parity_models.models.bundle import open_bundle
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.repository.layout import options_of, scan
-from parity_models.serving.repository.options import RolloutOptions
 from parity_models.serving.repository.repository import asked_by
+from parity_models.serving.repository.rollout_options import RolloutOptions
 from repositories import write_version
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from parity_models.errors import UserError
-from parity_models.lab.latency.report import provenance
+from parity_models.lab.latency.latency_report import provenance
 from parity_models.lab.reliability.chaos_result import ChaosResult, Claim, Row
 from parity_models.lab.reliability.course import EVENTS
 from parity_models.lab.reliability.liars import LiarsResult

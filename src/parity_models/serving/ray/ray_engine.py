@@ -21,7 +21,7 @@ from zmq.utils.monitor import recv_monitor_message
 from parity_models.errors import ServingError
 from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.ray.options import ClusterOptions
+from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
 from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
 from parity_models.serving.worker.socket_key import SocketKey

@@ -24,7 +24,7 @@ from parity_models.serving.grpc.inference_pb2 import (
 from parity_models.serving.grpc.methods import handler_of
 from parity_models.serving.grpc.service import SERVICE, InferenceService
 from parity_models.serving.grpc.unread import UnreadAnswers
-from parity_models.serving.http.server import GRACE
+from parity_models.serving.http.http_server import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models

@@ -19,9 +19,9 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.engine import Engine
 from parity_models.serving.plan import model_files
 from parity_models.serving.ray.app import InstancePool, instances_app, roster_app
+from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.deployments import deployment_name
-from parity_models.serving.ray.engine import RayEngine
-from parity_models.serving.ray.options import ClusterOptions
+from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
 from ray_cluster import SMALL, kill_replica
