@@ -81,12 +81,12 @@ async def test_a_client_knows_whether_its_request_was_read() -> None:
         unread = HttpClients(f"http://127.0.0.1:{nobody.getsockname()[1]}")
         with pytest.raises(UnreadError):
             async with asyncio.timeout(0.2):
-                await unread.get("/")
+                await unread.ask(b"GET / HTTP/1.1\r\n\r\n", say_if_unread=True)
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
+        read = HttpClients(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1.0):
-                await HttpClients(f"http://127.0.0.1:{port}").get("/")
+                await read.ask(b"GET / HTTP/1.1\r\n\r\n", say_if_unread=True)
 
 
 async def test_a_client_reads_answers_in_chunks_as_those_of_ray_s_proxy() -> None:

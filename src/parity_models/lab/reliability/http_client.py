@@ -131,14 +131,15 @@ class HttpClients:
             raise BrokenError(f"not connected: {error.strerror}") from error
         return protocol
 
-    async def ask(self, request: bytes) -> HttpAnswer:
+    async def ask(self, request: bytes, *, say_if_unread: bool = False) -> HttpAnswer:
         """The answer to a whole request. Raises BrokenError; hangs up if it is cancelled, which is
-        an UnreadError where the server has not read the request."""
+        an UnreadError where the server has not read the request and that is to be said: to find
+        out takes as long as the system has sockets."""
         connection = await self.connect()
         try:
             answer = await connection.ask(request)
         except asyncio.CancelledError:
-            unread = connection.is_unread
+            unread = say_if_unread and connection.is_unread
             connection.abort()
             if unread:
                 raise UnreadError("the request was not read") from None

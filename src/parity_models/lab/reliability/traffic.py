@@ -135,7 +135,8 @@ class Traffic:
             self._ledger.broken(number, _now(), str(error), expected=expected)
 
     async def _ask_http(self, number: int, drawn: Drawn) -> None:
-        answer = await self._http.ask(http_request(drawn, number, self._http.authority))
+        request = http_request(drawn, number, self._http.authority)
+        answer = await self._http.ask(request, say_if_unread=True)
         if answer.status != 200 or drawn.rows is None:
             if answer.status == 200:
                 self._ledger.answered(number, _now(), [False], [Source.MODEL], lied_to=False)
