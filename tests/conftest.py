@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -36,6 +37,15 @@ def ray_url() -> Iterator[str]:
 
     with local_ray() as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser for the tests of pages in a module."""
+    from browser import chromium
+
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

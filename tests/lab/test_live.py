@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from browser import chromium
+from browser import opened
 from commands import parm
 from onnx_models import linear_model
 from parity_models.cli.demo_live import gated
@@ -42,15 +42,10 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def page(url: str) -> Iterator[Page]:
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(url)
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with opened(browser, url, width=1400, height=1000, refused=True) as page:
         expect(page.locator(".side .badge")).to_have_text(["ready", "ready"])
         yield page
-        assert complaints == []
 
 
 def ask(url: str, what: dict[str, Any], token: str = "", host: str = "") -> httpx.Response:

@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from parity_models.lab.reliability.rollout import PhaseResult, _claims, run_rollout
+from parity_models.lab.reliability.rollout import PhaseResult, rollout_claims, run_rollout
 
 
 def test_a_rollout_under_load_fails_and_mixes_nothing(tmp_path: Path) -> None:
@@ -35,9 +35,9 @@ def phase(name: str, p999: float, **ends: int) -> PhaseResult:
 
 def test_what_must_hold_is_computed() -> None:
     before = phase("before", 10.0, one=99)
-    good = _claims((before, phase("rollouts", 15.0, one=100)))
+    good = rollout_claims((before, phase("rollouts", 15.0, one=100)))
     assert [claim.met for claim in good] == [True, True, True]
     bad = PhaseResult(
         "rollouts", 3, {"failed: 503": 1, "mixed: 1 and 2": 1, "1": 1}, 1.0, 2.0, 16.0
     )
-    assert [claim.met for claim in _claims((before, bad))] == [False, False, False]
+    assert [claim.met for claim in rollout_claims((before, bad))] == [False, False, False]

@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from parity_models.lab.contention.shuffles import _transfer
+from parity_models.lab.contention.shuffles import transfer
 
 
 def test_a_transfer_whose_receiver_fails_closes_both_ends_and_ends_its_thread() -> None:
@@ -18,6 +18,6 @@ def test_a_transfer_whose_receiver_fails_closes_both_ends_and_ends_its_thread() 
     with open(os.memfd_create("zeros"), "wb") as zeros:
         zeros.truncate(1 << 20)
         with pytest.raises(OSError, match="Bad file descriptor"):
-            _transfer(zeros.fileno(), sender, receiver, time.monotonic() + 60, Event())
+            transfer(zeros.fileno(), sender, receiver, time.monotonic() + 60, Event())
     assert sender.fileno() == -1
     assert set(threading.enumerate()) <= before

@@ -4,7 +4,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
+
+REFUSED = "Failed to load resource"
+"""How a browser's complaint of a refused request begins."""
 
 
 @contextmanager
@@ -19,3 +22,19 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, url: str, width: int = 1280, height: int = 720, refused: bool = False
+) -> Iterator[Page]:
+    """The page of this address in a window of its own. Nothing in it may complain, but of requests
+    that are `refused`, where some are meant to be."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(url)
+    yield page
+    page.close()
+    assert not [each for each in complaints if not (refused and each.startswith(REFUSED))]

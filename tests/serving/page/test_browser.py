@@ -8,27 +8,15 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browser import chromium
+from browser import opened
 from served import ServerProcess
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture
 def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
-    page = browser.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text))
-    page.goto(f"{server.url}/ui/")
-    expect(page.locator(".badge")).to_have_text("ready")
-    yield page
-    page.close()
-    assert complaints == []
+    with opened(browser, f"{server.url}/ui/") as page:
+        expect(page.locator(".badge")).to_have_text("ready")
+        yield page
 
 
 def test_it_shows_within_a_second_that_an_instance_was_killed(

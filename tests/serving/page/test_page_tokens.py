@@ -8,7 +8,6 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from browser import chromium
 from commands import parm
 from served import ServerProcess
 
@@ -22,12 +21,6 @@ def server(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     options = ("--ui", "--tokens", str(tokens), "--policy", "none", "--instances", "1")
     with ServerProcess(bundle, *options) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
 
 
 def test_the_page_s_files_are_open_and_what_it_tells_is_not(server: ServerProcess) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from browser import chromium
+from browser import opened
 from commands import parm
 from parity_models.serving.page.frames import ModelView
 from parity_models.serving.repository.evidence import Seen
@@ -172,22 +172,11 @@ def test_parm_top_shows_the_first_model(server: ServerProcess) -> None:
     assert "first version 1" in shown.stdout
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
-    page = browser.new_page()
-    complaints: list[str] = []
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.goto(f"{server.url}/ui/")
-    expect(page.locator(".badge")).to_have_text("ready")
-    yield page
-    page.close()
-    assert complaints == []
+    with opened(browser, f"{server.url}/ui/") as page:
+        expect(page.locator(".badge")).to_have_text("ready")
+        yield page
 
 
 def test_a_model_is_chosen_and_stays_chosen(page: Page) -> None:

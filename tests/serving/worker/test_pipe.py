@@ -9,7 +9,7 @@ from threading import Thread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.serving.worker.pipe import EngineEnd, WorkerEnd, _Messages, _parts
+from parity_models.serving.worker.pipe import EngineEnd, Messages, WorkerEnd, parts_of
 from parity_models.serving.worker.wire import Frame, MessageError
 
 MESSAGES = st.lists(
@@ -25,8 +25,8 @@ def plain(frames: Sequence[Frame]) -> list[bytes]:
 def test_messages_are_cut_from_pieces_of_any_size(
     messages: list[list[bytes]], pieces: list[int]
 ) -> None:
-    stream = b"".join(b"".join(_parts(message)) for message in messages)
-    cutter = _Messages()
+    stream = b"".join(b"".join(parts_of(message)) for message in messages)
+    cutter = Messages()
     got: list[list[bytes]] = []
     for piece in [*pieces, len(stream)]:
         data, stream = stream[:piece], stream[piece:]
@@ -37,7 +37,7 @@ def test_messages_are_cut_from_pieces_of_any_size(
 @given(st.binary(max_size=100))
 def test_noise_is_no_message_or_is_refused(noise: bytes) -> None:
     try:
-        for frames in _Messages().of(noise):
+        for frames in Messages().of(noise):
             assert frames
     except MessageError:
         pass

@@ -49,12 +49,16 @@ def _run_lane(course: Iterator[Leg], machines: Star, start: float, stop: Event) 
                 return
             with suppress(OSError):  # not even a connection got through: the link is that busy
                 sender, receiver = machines.connect(leg.source, leg.target)
-                _transfer(zeros.fileno(), sender, receiver, start + leg.end, stop)
+                transfer(zeros.fileno(), sender, receiver, start + leg.end, stop)
 
 
-def _transfer(
+def transfer(
     zeros: int, sender: socket.socket, receiver: socket.socket, end: float, stop: Event
 ) -> None:
+    """Send the file `zeros`, over and over, until `end` of time.monotonic(), or `stop` is set.
+
+    Both ends are closed afterwards, whatever happens. Raises OSError if the receiver fails.
+    """
     with sender, receiver:
         sender.settimeout(None)
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _POLL)

@@ -11,7 +11,7 @@ import json
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -141,7 +141,7 @@ async def run_rollout(
         ),
         columns=("phase", "requests", "ended", "p50 (ms)", "p99 (ms)", "p99.9 (ms)"),
         rows=tuple(map(_row, phases)),
-        claims=_claims(phases),
+        claims=rollout_claims(phases),
         date=datetime.now(UTC).isoformat(timespec="minutes"),
     )
 
@@ -277,7 +277,8 @@ def _row(phase: PhaseResult) -> tuple[str, ...]:
     return phase.name, f"{phase.requests:,}", ends, *(f"{each:.0f}" for each in times)
 
 
-def _claims(phases: tuple[PhaseResult, ...]) -> tuple[Claim, ...]:
+def rollout_claims(phases: Sequence[PhaseResult]) -> tuple[Claim, ...]:
+    """What must hold of the phases, of which one is called before and one rollouts."""
     by_name = {phase.name: phase for phase in phases}
     before, during = by_name["before"], by_name["rollouts"]
     failed, mixed = (

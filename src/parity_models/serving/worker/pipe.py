@@ -41,7 +41,7 @@ class EngineEnd:
         self._loop = asyncio.get_running_loop()
         self._socket, self._other = socket.socketpair()
         self._socket.setblocking(False)
-        self._messages = _Messages()
+        self._messages = Messages()
         self._unsent = b""
 
     @property
@@ -56,7 +56,7 @@ class EngineEnd:
 
     def send(self, frames: Sequence[Frame]) -> None:
         """Send a message; what the system does not take at once is sent when it does."""
-        parts = _parts(frames)
+        parts = parts_of(frames)
         size = sum(map(len, parts))
         sent = 0
         if not self._unsent:
@@ -140,7 +140,7 @@ class WorkerEnd:
     def __init__(self, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         os.set_inheritable(descriptor, False)
-        self._messages = _Messages()
+        self._messages = Messages()
         self._received: deque[Sequence[Frame]] = deque()
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLIN)
@@ -163,14 +163,14 @@ class WorkerEnd:
 
     def send(self, frames: Sequence[Frame]) -> None:
         """Send a message, if the engine is still there."""
-        parts = _parts(frames)
+        parts = parts_of(frames)
         with suppress(OSError):
             sent = self._socket.sendmsg(parts)
             if sent < sum(map(len, parts)):
                 self._socket.sendall(b"".join(parts)[sent:])
 
 
-def _parts(frames: Sequence[Frame]) -> list[Frame]:
+def parts_of(frames: Sequence[Frame]) -> list[Frame]:
     """What is sent for a message, in bytes."""
     parts: list[Frame] = [memoryview(frame).cast("B") for frame in frames[1:]]
     parts.append(frames[0])
@@ -178,7 +178,7 @@ def _parts(frames: Sequence[Frame]) -> list[Frame]:
     return [sizes, *parts] if len(parts) <= _PARTS else [sizes, b"".join(parts)]
 
 
-class _Messages:
+class Messages:
     """Cuts messages out of what comes in pieces of any size."""
 
     def __init__(self) -> None:
