@@ -1,6 +1,7 @@
 """Fault plans are read from files, and refused with the reason."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,24 +65,69 @@ def test_a_plan_is_read_from_a_file_or_given_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("plan", "reason"),
     [
-        ("{", "is not a fault plan"),
-        ('{"sed": 1}', "unknown field `sed`"),
-        ('{"seed": "one"}', "Expected `int`"),
-        ('{"pauses": {"mean_between": 1}}', "missing required field `length`"),
-        ('{"service_time": {"type": "normal", "mean": 1}}', "Invalid value 'normal'"),
-        ('{"service_time": {"type": "constant", "seconds": -1}}', ">= 0"),
-        ('{"service_time": {"type": "constant", "seconds": NaN}}', "malformed"),
-        ('{"service_time": {"type": "uniform", "low": 2, "high": 1}}', "must not be above high"),
-        ('{"service_time": {"type": "empirical", "seconds": []}}', "length >= 1"),
-        ('{"kills": [{"worker": -1, "at": 1}]}', ">= 0"),
-        ('{"random_kills": {"mean_between": 0}}', ">= 0.001"),
-        ('{"degradation": {"sets": 0, "turn": 1}}', ">= 1"),
-        ('{"cold_start": {"factor": 0, "length": 1}}', ">= 0.01"),
+        ("{", "it ends too early; is a bracket or a quote not closed?"),
+        ('{\n "seed": 1,\n}', "it is no JSON: trailing comma in object at line 3, column 1"),
+        (
+            '{"service_time": {"type": "constant", "seconds": NaN}}',
+            "invalid character at line 1, col",
+        ),
+        ('{"a": ' + "[" * 9999, "it is nested too deeply"),
+        ('{"sed": 1}', "it has no 'sed'; did you mean seed?"),
+        ('{"colour": 1}', "it has no 'colour'; there are seed, service_time, "),
+        ('{"seed": "one"}', 'seed must be a whole number, not "one"'),
+        ('{"kills": 3}', "kills must be a list, not 3"),
+        ('{"computing": "yes"}', 'computing must be true or false, not "yes"'),
+        ('{"service_time": 3}', "service_time must be a table of names and values, not 3"),
+        ('{"pauses": {"mean_between": 1}}', "pauses needs 'length'"),
+        (
+            '{"service_time": {"seconds": 1}}',
+            "service_time needs 'type', one of constant, uniform, exponential, lognormal, empir",
+        ),
+        (
+            '{"service_time": {"type": "normal", "mean": 1}}',
+            "service_time.type is one of constant, uniform, exponential, lognormal, empirical, "
+            'not "normal"; did you mean lognormal?',
+        ),
+        (
+            '{"service_time": {"type": "constant", "second": 1}}',
+            "service_time has no 'second'; did you mean seconds?",
+        ),
+        (
+            '{"service_time": {"type": "constant", "seconds": -1}}',
+            "service_time.seconds must be 0 or more, got -1",
+        ),
+        (
+            '{"service_time": {"type": "uniform", "low": 2, "high": 1}}',
+            "service_time: low (2.0) must not be above high (1.0)",
+        ),
+        (
+            '{"service_time": {"type": "empirical", "seconds": []}}',
+            "service_time.seconds must have 1 or more elements, but has 0",
+        ),
+        (
+            '{"service_times": {"deployed": {"type": "constant", "seconds": 1}, '
+            '"backup": {"type": "constant", "seconds": -1}}}',
+            "service_times.backup.seconds must be 0 or more, got -1",
+        ),
+        (
+            '{"kills": [{"worker": 1, "at": 1}, {"worker": -1, "at": 1}]}',
+            "kills[1].worker must be 0",
+        ),
+        (
+            '{"random_kills": {"mean_between": 0}}',
+            "random_kills.mean_between must be 0.001 or more",
+        ),
+        ('{"degradation": {"sets": 0, "turn": 1}}', "degradation.sets must be 1 or more, got 0"),
+        ('{"cold_start": {"factor": 0, "length": 1}}', "cold_start.factor must be 0.01 or more"),
+        ('{"coverage": 2}', "coverage must be 1 or less, got 2"),
+        ('{"neighbours": {"rate": 0}}', "neighbours.rate must be above 0, got 0"),
     ],
 )
 def test_what_is_no_plan_is_refused_with_the_reason(plan: str, reason: str) -> None:
-    with pytest.raises(FaultPlanError, match=reason):
+    with pytest.raises(FaultPlanError, match=re.escape(reason)) as refused:
         load_fault_plan(plan)
+    assert str(refused.value).startswith("the fault plan is not a fault plan: ")
+    assert str(refused.value).endswith("; see docs/reference/faults.md")
 
 
 def test_files_that_are_no_plans_are_refused_by_name(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from parity_models.documents import read_json
 from parity_models.errors import FaultPlanError
 from parity_models.faults.distributions import Distribution, Duration, Spell
 from parity_models.faults.neighbours import Neighbours
@@ -136,8 +137,8 @@ def load_fault_plan(source: str | Path) -> FaultPlan:
     else:
         name, content = str(source), _read(Path(source))
     try:
-        return msgspec.json.decode(content, type=FaultPlan)
-    except (ValueError, RecursionError) as error:  # UTF-8 and nesting included
+        return read_json(content, FaultPlan)
+    except ValueError as error:
         raise FaultPlanError(
             f"{name} is not a fault plan: {error}; see docs/reference/faults.md"
         ) from error

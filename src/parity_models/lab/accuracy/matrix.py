@@ -16,6 +16,7 @@ from parity_models.codes import (
     TrainingFreeCode,
 )
 from parity_models.codes.code import check_spec
+from parity_models.documents import read_toml
 from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.tasks import choose_task
@@ -175,9 +176,9 @@ def load_matrix(name: str) -> Matrix:
             f"{', '.join(PRESETS)}"
         ) from error
     try:
-        matrix = msgspec.toml.decode(content, type=Matrix)
+        matrix = read_toml(content, Matrix)
         matrix.check()
-    except (ValueError, RecursionError, UserError) as error:
+    except (ValueError, UserError) as error:
         raise UserError(
             f"{name} is not a matrix: {error}; see docs/research/accuracy.md"
         ) from error

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from parity_models.codes.code import check_spec
+from parity_models.documents import as_struct, read_toml
 from parity_models.errors import UserError
 from parity_models.lab.latency.setting import Setting
 from parity_models.scheduling.choice import PolicyChoice, choose
@@ -131,7 +132,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         changes = self.setting | self.points[point] | series.setting
         if self.in_words:
             del changes[self.axis]
-        return msgspec.convert(changes, Setting)
+        return as_struct(changes, Setting)
 
     @property
     def in_words(self) -> bool:
@@ -151,7 +152,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return [float(point[self.axis]) for point in self.points]
 
     def check(self) -> None:
-        """Raise msgspec.ValidationError or UserError for a setting that cannot be."""
+        """Raise ValueError or UserError for a setting that cannot be."""
         if not self.points or not self.series:
             raise UserError("an experiment needs a point and a series at least")
         for name, indices in (("real", self.real), ("undisturbed", self.undisturbed)):
@@ -195,7 +196,7 @@ def load_experiment(name: str) -> Experiment:
             content = stream.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise UserError(f"it is longer than {MAX_BYTES} bytes")
-        experiment = msgspec.toml.decode(content, type=Experiment)
+        experiment = read_toml(content, Experiment)
         series = tuple(each for one in experiment.series for each in one.swept_out())
         experiment = msgspec.structs.replace(experiment, series=series)
         experiment.check()
@@ -204,7 +205,7 @@ def load_experiment(name: str) -> Experiment:
         raise UserError(
             f"cannot read the experiment {name}: {error.strerror}; give a file, or one of {known}"
         ) from error
-    except (ValueError, RecursionError, UserError) as error:
+    except (ValueError, UserError) as error:
         raise UserError(
             f"{name} is not an experiment: {error}; see docs/research/latency.md"
         ) from error
