@@ -86,6 +86,8 @@ def serve(world: World, random: Random, poison: set[int]) -> int:
             roles = world.roles[instance]
             world.leave(instance)
             world.join(f"{instance.split('.')[0]}.{lost}", roles)
+        elif world.running[instance].unit in world.cancelled and random.random() < 0.5:
+            world.fail(instance)  # as engines say of what they have ended
         else:
             world.finish(instance)
     return lost
@@ -165,14 +167,53 @@ def test_an_instance_that_was_broken_when_a_query_began_is_held_against_nobody()
     world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=100.0)))
     world.join("0", ORIGINALS)
     (query,) = world.arrive(1)
-    for i in range(5):
+    for i in range(3):
         world.turn_away(f"{i}", 0.1)
         world.pass_time(0.2)
         world.join(f"{i + 1}", ORIGINALS)
         assert world.running[f"{i}"].subjects == (query,)
         world.leave(f"{i}")
-    world.finish("5")
+    world.finish("3")
     assert world.answers.keys() == {query}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_instances_had_before_hides_no_query_of_death(finished: bool) -> None:
+    """They have finished it, or it was cancelled: their last clients hung up."""
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=100.0)))
+    for i in range(8):
+        world.join(f"{i}", ORIGINALS)
+    before = world.arrive(8)
+    if not finished:
+        world.abandon(*before)
+    for i in range(8):
+        if finished:
+            world.finish(f"{i}")
+        else:
+            world.fail(f"{i}")
+    (poison,) = world.arrive(1)
+    for lost in range(8):
+        for instance in list(world.running):
+            world.leave(instance)
+            world.join(f"again-{lost}", ORIGINALS)
+    assert world.failures[poison].reason is Reason.POISON
+    assert world.failures.keys() == {poison} | (set() if finished else set(before))
+    assert "3 instances were lost" in world.failures[poison].detail
+
+
+def test_no_query_is_excused_for_ever() -> None:
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(deadline=1000.0)))
+    world.join("0", ORIGINALS)
+    (poison,) = world.arrive(1)
+    for i in range(20):
+        if poison in world.failures:
+            break
+        world.turn_away(f"{i}", 0.1)
+        world.pass_time(0.2)
+        world.join(f"{i + 1}", ORIGINALS)
+        world.leave(f"{i}")
+    assert world.failures[poison].reason is Reason.POISON
+    assert len(world.roles) == 1
 
 
 def test_random_kills_fail_nobody() -> None:

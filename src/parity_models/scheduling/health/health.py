@@ -68,7 +68,8 @@ class Health:
         """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
         member = self._members.by_name[unit.instance]
         took = self._port.now - unit.started
-        member.sound = finished
+        if finished or any(task.wanted for task in unit.tasks):  # it was not cancelled
+            member.sound = finished
         if finished:
             self._hanging.finished(unit.role, took)
             self._failing.did_well(member, unit)

@@ -12,7 +12,7 @@ well be the reason: then it is tried alone once, for their sake.
 
 An instance may have been broken when the unit began: by what it had been given before, and has not
 finished. Where an upstream restarts what ended, the next query would be taken for the reason. Such
-a loss is held against no query: it is tried again as if the instance had turned it away.
+a loss is held against no query, so often: it is tried again as if the instance had turned it away.
 
 An instance that hung may have been slow for reasons of its own, where one that ended seldom has.
 So a query that is poison has run alone on one that ended, or on two that hung.
@@ -26,6 +26,9 @@ from parity_models.scheduling.work import Query, Task, Unit
 
 ENOUGH = 3
 """A query is poison once so many instances were lost while they ran it, ..."""
+
+EXCUSED = 3
+"""So many losses are not held against a query: its instances had not finished what came before."""
 
 PROOF, ENDED, HUNG = 2, 2, 1
 """... and what happened to those that ran it alone weighs so much: each that ended, or hung."""
@@ -48,20 +51,22 @@ class Poison:
 
     def lost(self, unit: Unit) -> None:
         """An instance has left, and this unit with it."""
-        suspects: dict[Query, None] = {}
+        suspects: dict[Query, bool] = {}
         for task in unit.tasks:
-            if task.wanted:
-                task.failed_on.append(unit.instance)
-                task.turned_away += not unit.sound
+            held = unit.sound
             for query_id in self._policy.carries(task):
                 query = self._port.pending_query(query_id)
                 if query is not None and query not in suspects:
-                    query.kills += unit.sound
-                    suspects[query] = None
+                    suspects[query] = held = unit.sound or query.excused >= EXCUSED
+                    query.kills += held
+                    query.excused += not held
+            if task.wanted:
+                task.failed_on.append(unit.instance)
+                task.turned_away += not held
             if task.role != DEPLOYED:
                 self._port.drop(task)
-        for query in suspects:
-            if unit.sound and len(suspects) == 1:
+        for query, held in suspects.items():
+            if held and len(suspects) == 1:
                 query.proof += HUNG if unit.hung else ENDED
             self._port.tell((query.id,), self._policy.suspected, self._port, query)
             kept = self._keep_one(query)
