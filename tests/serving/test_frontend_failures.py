@@ -24,6 +24,7 @@ from parity_models.serving.errors import (
     InternalError,
     PoisonError,
 )
+from parity_models.serving.observer import Observer
 from puppet_engine import CODE, WEIGHTS, asked, metric, queries, serving, settle
 
 
@@ -85,6 +86,34 @@ async def test_a_thousand_requests_can_fail_at_the_same_moment() -> None:
         for unit in list(engine.units):
             engine.finish(unit)
         assert len((await answer).sources) == 1
+
+
+class Faulty(Observer):
+    """Raises whatever it is told."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name.startswith("_"):
+            return super().__getattribute__(name)
+
+        def told(*about: object, **more: object) -> None:
+            raise RuntimeError(f"fails when told of {name}")
+
+        return told
+
+
+async def test_what_watches_the_server_hinders_nobody_when_it_fails() -> None:
+    policy = Parity(CODE, Parity.Options(pool=Pool.DEDICATED))
+    async with serving(policy) as (frontend, engine):
+        frontend.observed_by(lambda requests: Faulty())
+        rows = queries(4)
+        request = await asked(frontend.infer(rows))
+        engine.lose(engine.units[0].instance, "again")
+        while engine.units:
+            engine.finish(engine.units[-1])
+        np.testing.assert_allclose((await request).outputs, rows @ WEIGHTS, rtol=1e-4)
+        assert metric(frontend, "parm_observer_errors_total") > 4
+        assert metric(frontend, "parm_actions_failed_total") == 0
+        assert metric(frontend, "parm_redundant_tasks_total", kind="parity", fate="sent") > 0
 
 
 async def test_where_the_engine_fails_its_query_gets_an_error_and_the_rest_goes_on() -> None:

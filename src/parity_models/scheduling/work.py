@@ -78,8 +78,8 @@ class Query:
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
     deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
     `spoiled`: what a stand-in said may not be given, and none is asked again. `kills` counts
-    the units with its input that were running when their instance left, but for those `excused`; `proof` weighs those of
-    them that had no other pending query's input.
+    the units with its input that were running when their instance left, but for those `excused`;
+    `proof` weighs those of them that had no other pending query's input.
     """
 
     id: int

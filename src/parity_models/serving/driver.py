@@ -44,7 +44,7 @@ from parity_models.serving.busy_time import BusyTime
 from parity_models.serving.engine import Engine
 from parity_models.serving.golden import Golden, is_right
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.observer import Observer
+from parity_models.serving.observer import Observers
 from parity_models.serving.passed_on import headers_of
 from parity_models.serving.poison import Poison
 from parity_models.serving.quarantine import Quarantine
@@ -90,7 +90,7 @@ class Driver:
         self._golden = golden
         self._tensors = Tensors(code, rules.imitated)
         self._parity_rows = self._tensors.parity_rows
-        self.observers: list[Observer] = [RedundantWork(metrics)]
+        self.observers = Observers(metrics, RedundantWork(metrics))
         """Those who are told of everything."""
         self.requests = self._tensors.requests
         """The request of each query that is remembered, by the query's id."""
@@ -158,15 +158,13 @@ class Driver:
     ) -> None:
         if self._started:
             self._metrics.restarts.inc()
-        for each in self.observers:
-            each.instance_joined(now(), instance, roles, node)
+        self.observers.instance_joined(now(), instance, roles, node)
         self.carry_out(self._scheduler.instance_joined(now(), instance, roles, node))
 
     def instance_left(self, instance: str, why: str) -> None:
         for id in [id for id, run in self.units.items() if run.instance == instance]:
             self._lose(id)
-        for each in self.observers:
-            each.instance_left(now(), instance, why)
+        self.observers.instance_left(now(), instance, why)
         self.carry_out(self._scheduler.instance_left(now(), instance))
 
     def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
@@ -209,13 +207,11 @@ class Driver:
 
     def _ended(self, unit: Run | Verify, *, finished: bool) -> None:
         self.busy.end(unit.unit, now())
-        for each in self.observers:
-            each.unit_ended(now(), unit, finished=finished)
+        self.observers.unit_ended(now(), unit, finished=finished)
 
     def _refused(self, queries: Collection[int]) -> None:
         if queries:
-            for each in self.observers:
-                each.refused(now(), queries)
+            self.observers.refused(now(), queries)
 
     # The scheduler's actions
 
@@ -231,8 +227,7 @@ class Driver:
 
     def _do_all(self, actions: Sequence[Action]) -> None:
         if actions:
-            for each in self.observers:
-                each.acted(now(), actions)
+            self.observers.acted(now(), actions)
         for action in actions:
             try:
                 self._do[type(action)](action)
@@ -277,8 +272,7 @@ class Driver:
         self._tensors.encode(action)
         ended = now()
         self._metrics.encode.observe(ended - started)
-        for each in self.observers:
-            each.encoded(started, ended, action)
+        self.observers.encoded(started, ended, action)
         self._metrics.group_wait.observe(action.group_wait)
 
     def _decode(self, action: Decode) -> None:
@@ -292,8 +286,7 @@ class Driver:
         ]
         ended = now()
         self._metrics.decode.observe(ended - started)
-        for each in self.observers:
-            each.decoded(started, ended, action)
+        self.observers.decoded(started, ended, action)
         self._refused([action.members[slot] for slot in wrong])
         self._report(self._scheduler.decoded, action.group, wrong)
 
@@ -304,7 +297,7 @@ class Driver:
 
     def _cancel(self, action: Cancel) -> None:
         run = self.units.get(action.unit)
-        if run is not None and not any(each.spares(run) for each in self.observers):
+        if run is not None and not self.observers.spares(run):
             self._engine.cancel(action.instance, action.unit)
 
     def _compare(self, action: Compare) -> None:

@@ -117,7 +117,7 @@ class Frontend:
         """What `make` makes is told from now on of all that happens; it is given the requests that
         are under way, by query. To be called before the start."""
         observer = make(self._requests)
-        self._driver.observers.append(observer)
+        self._driver.observers.add(observer)
         return observer
 
     def watch(self, epoch: float) -> Watch:

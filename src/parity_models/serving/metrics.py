@@ -278,6 +278,9 @@ class Metrics:
     undone = _Declared(
         Counter, "parm_actions_failed", "Actions of the scheduler that could not be carried out."
     )
+    observer_errors = _Declared(
+        Counter, "parm_observer_errors", "Errors of what watches the server, which hindered nobody."
+    )
     repairs = _Declared(
         Counter,
         "parm_repairs",

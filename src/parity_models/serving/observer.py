@@ -1,8 +1,14 @@
 """Who is told what a server does, as it does it."""
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeVar
 
 from parity_models.scheduling import Action, Decode, Encode, Run, Verify
+from parity_models.serving.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+Said = TypeVar("Said")
 
 
 class Observer:
@@ -41,3 +47,68 @@ class Observer:
     def headers(self, unit: Run) -> Mapping[str, str]:
         """What is to be said, as headers, to another server that runs this unit."""
         return {}
+
+
+class Observers(Observer):
+    """Several, each of which is told of everything. What one raises hinders neither the others nor
+    the server: it is logged, the first time, and counted."""
+
+    def __init__(self, metrics: Metrics, *observers: Observer) -> None:
+        self._metrics = metrics
+        self._all = list(observers)
+        self._at_fault: set[Observer] = set()
+
+    def add(self, observer: Observer) -> None:
+        """Tell this one, too, from now on."""
+        self._all.append(observer)
+
+    def acted(self, now: float, actions: Sequence[Action]) -> None:
+        for each in self._all:
+            self._tell(each, each.acted, now, actions)
+
+    def instance_joined(
+        self, now: float, instance: str, roles: frozenset[str], node: str | None
+    ) -> None:
+        for each in self._all:
+            self._tell(each, each.instance_joined, now, instance, roles, node)
+
+    def instance_left(self, now: float, instance: str, why: str) -> None:
+        for each in self._all:
+            self._tell(each, each.instance_left, now, instance, why)
+
+    def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
+        for each in self._all:
+            self._tell(each, each.unit_ended, now, unit, finished=finished)
+
+    def encoded(self, began: float, ended: float, action: Encode) -> None:
+        for each in self._all:
+            self._tell(each, each.encoded, began, ended, action)
+
+    def decoded(self, began: float, ended: float, action: Decode) -> None:
+        for each in self._all:
+            self._tell(each, each.decoded, began, ended, action)
+
+    def refused(self, now: float, queries: Collection[int]) -> None:
+        for each in self._all:
+            self._tell(each, each.refused, now, queries)
+
+    def spares(self, unit: Run | Verify) -> bool:
+        return any(self._tell(each, each.spares, unit) for each in self._all)
+
+    def headers(self, unit: Run) -> Mapping[str, str]:
+        said: dict[str, str] = {}
+        for each in self._all:
+            said |= self._tell(each, each.headers, unit) or {}
+        return said
+
+    def _tell(
+        self, observer: Observer, event: Callable[..., Said], *about: object, **more: object
+    ) -> Said | None:
+        try:
+            return event(*about, **more)
+        except Exception:
+            self._metrics.observer_errors.inc()
+            if observer not in self._at_fault:
+                self._at_fault.add(observer)
+                _log.exception("%s failed; no query is the worse for it", type(observer).__name__)
+            return None

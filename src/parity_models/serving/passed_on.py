@@ -1,6 +1,6 @@
 """What other servers are told of the requests that a unit is for: their ids, and their trace."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from parity_models.scheduling import Run
 from parity_models.serving.observer import Observer
@@ -8,15 +8,12 @@ from parity_models.serving.request_log import MAX_ID, REQUEST_ID, TRACEPARENT, R
 from parity_models.serving.tensors import Tensors
 
 
-def headers_of(unit: Run, tensors: Tensors, observers: Sequence[Observer]) -> Mapping[str, str]:
+def headers_of(unit: Run, tensors: Tensors, observer: Observer) -> Mapping[str, str]:
     """The headers, or metadata, of a request that has another server run the unit.
 
     What an observer has to say (a span of its own) goes before what clients said.
     """
-    headers = headers_for(tensors.requests_of(unit))
-    for each in observers:
-        headers |= each.headers(unit)
-    return headers
+    return {**headers_for(tensors.requests_of(unit)), **observer.headers(unit)}
 
 
 def headers_for(requests: Iterable[RequestLog]) -> dict[str, str]:
