@@ -72,11 +72,25 @@ def test_a_unit_that_takes_far_longer_than_units_do_has_its_instance_replaced(
     assert query in world.answers
 
 
-def test_it_is_told_before_its_query_expires() -> None:
-    world = experienced(4, seconds=1.0, deadline=10.0)
+@pytest.mark.parametrize(
+    ("seconds", "deadline"), [(1.0, 10.0), (0.01, 10.0), (0.01, 1.2), (0.01, 1.0), (0.01, 0.6)]
+)
+def test_it_is_told_before_its_query_expires(seconds: float, deadline: float) -> None:
+    world = experienced(4, seconds=seconds, deadline=deadline)
+    (query,) = world.arrive(1)
+    world.pass_time(0.97 * deadline)
+    ((hung, action),) = world.recycled.items()
+    assert action.reason is RecycleReason.HUNG
+    world.leave(hung)
+    world.finish(next(iter(world.running)))
+    assert query in world.answers
+
+
+def test_a_deadline_however_short_has_no_instance_replaced_within_half_a_second() -> None:
+    world = experienced(4, deadline=0.1)
     world.arrive(1)
-    world.pass_time(9.0)
-    assert {action.reason for action in world.recycled.values()} == {RecycleReason.HUNG}
+    world.pass_time(0.5)
+    assert not world.recycled
 
 
 def test_nothing_is_told_before_it_is_known_how_long_units_take() -> None:

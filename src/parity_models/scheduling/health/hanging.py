@@ -9,9 +9,10 @@ from parity_models.scheduling.port import HealthPort
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Unit
 
-SECOND_LOOK = 0.25
-"""Seconds after which a unit that is over its limit is looked at again. Where the server itself
-was held up, the reports of finished units are only waiting to be read."""
+SECOND_LOOK, OF_DEADLINE = 0.25, 0.125
+"""Seconds after which a unit that is over its limit is looked at again, or this share of the
+deadline if that is sooner. Where the server itself was held up, the reports of finished units are
+only waiting to be read."""
 
 
 class Hanging:
@@ -25,6 +26,7 @@ class Hanging:
         self._members = members
         self._deadline = deadline
         self._limits = RunLimits(deadline)
+        self._second_look = min(SECOND_LOOK, OF_DEADLINE * deadline)
         self._watch: Timer | None = None
         self._over_limit: dict[int, float] = {}
 
@@ -56,9 +58,9 @@ class Hanging:
             since = before.get(unit.id, now)
             if now < unit.started + limit:
                 next_look = min(next_look, unit.started + limit)
-            elif now < since + SECOND_LOOK:
+            elif now < since + self._second_look:
                 self._over_limit[unit.id] = since
-                next_look = min(next_look, since + SECOND_LOOK)
+                next_look = min(next_look, since + self._second_look)
             elif self._members.may_lose(member):
                 took = f"for {now - unit.started:.3g} s, more than {limit:.3g} s"
                 why = f"has had a unit of {unit.role} {took}"

@@ -3,8 +3,9 @@
 FACTOR = 20
 """A unit hangs once it has taken so many times as long as the longest recent one of its work."""
 
-AT_LEAST = 1.0
-"""Seconds that a unit is given whatever the others take."""
+AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
+"""Seconds that a unit is given whatever the others take; the last one of the deadline, if that is
+less, but long enough for a machine that is busy with something else for a moment."""
 
 BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
 """It is told before queries expire, at this share of the server's deadline, where that is so many
@@ -29,6 +30,7 @@ class RunLimits:
 
     def __init__(self, deadline: float) -> None:
         self._deadline = deadline
+        self._at_least = min(AT_LEAST, max(SHORTEST, OF_DEADLINE * deadline))
         self._roles: dict[str, _Longest] = {}
 
     def finished(self, role: str, seconds: float) -> None:
@@ -44,7 +46,7 @@ class RunLimits:
             return None
         longest = known.longest
         in_time = max(BEFORE_DEADLINE * self._deadline, LEAST_FACTOR * longest)
-        return max(AT_LEAST, min(FACTOR * longest, in_time))
+        return max(self._at_least, min(FACTOR * longest, in_time))
 
 
 class _Longest:
