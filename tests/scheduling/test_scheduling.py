@@ -3,14 +3,24 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from histories import STEP_NAMES, Setup, check_nothing_is_left, draw_setup, history, run_history
+from histories import (
+    STEP_NAMES,
+    Setup,
+    check_nothing_is_left,
+    draw_setup,
+    draw_verification,
+    history,
+    run_history,
+)
 from parity_models.scheduling import (
     NoRedundancy,
     Parity,
@@ -27,7 +37,10 @@ STEPS = st.lists(st.tuples(st.sampled_from(STEP_NAMES), st.integers(0, 1000)), m
 
 @st.composite
 def setups(draw: st.DrawFn) -> Setup:
-    return draw_setup(lambda options: draw(st.sampled_from(options)))
+    def choose(options: Sequence[Any]) -> Any:
+        return draw(st.sampled_from(options))
+
+    return draw_verification(draw_setup(choose), choose)
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,7 +5,7 @@ again and again. `run_history` drives a World (which checks every action) throug
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
 from random import Random
@@ -146,6 +146,12 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
     )
 
 
+def draw_verification(setup: Setup, choose: Callable[[Sequence[Any]], Any]) -> Setup:
+    """The setup, perhaps with golden queries now and then; `choose` picks one of some options."""
+    config = replace(setup.config, verify_every=choose([0, 0, 1, 3]))
+    return replace(setup, config=config)
+
+
 def _one_of(names: Sequence[str], choice: int) -> str:
     return names[choice % len(names)]
 
@@ -210,6 +216,14 @@ BUSY_STEPS: dict[str, Callable[[World, str, int], None]] = {
 }
 """What may happen to an instance that runs a unit."""
 
+VERIFYING_STEPS: dict[str, Callable[[World, str], None]] = {
+    "finish": lambda world, instance: world.verify(instance),
+    "end": lambda world, instance: world.verify(instance, right=False),
+    "fail": lambda world, instance: world.fail_to_verify(instance),
+    "busy": lambda world, instance: world.turn_away_golden(instance, 0.1),
+}
+"""What the same steps come to on an instance that answers a golden query."""
+
 STEP_NAMES = [
     *["arrive"] * 3,
     *["finish"] * 4,
@@ -227,7 +241,9 @@ def history(random: Random) -> tuple[Setup, list[tuple[str, int]]]:
     often |= {"arrive": random.choice([2, 4]), "finish": random.choice([1, 4, 6])}
     often["time"] = random.choice([1, 3])
     names = random.choices(list(often), list(often.values()), k=random.randint(20, 250))
-    return draw_setup(random.choice), [(name, random.randint(0, 1000)) for name in names]
+    setup = draw_setup(random.choice)
+    steps = [(name, random.randint(0, 1000)) for name in names]
+    return draw_verification(setup, random.choice), steps
 
 
 def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
@@ -249,8 +265,14 @@ def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
         elif step == "report":
             if world.unreported:
                 world.report(_one_of(sorted(world.unreported), choice))
-        elif world.running:
-            BUSY_STEPS[step](world, _one_of(sorted(world.running), choice), choice)
+        elif busy := sorted(world.running | world.verifying):
+            instance = _one_of(busy, choice)
+            if instance in world.verifying:
+                VERIFYING_STEPS[step](world, instance)
+            else:
+                BUSY_STEPS[step](world, instance, choice)
+            if setup.config.verify_every and instance in world.roles:
+                world.compare(instance, agreed=choice % 3 > 0)
     return world
 
 
@@ -260,9 +282,12 @@ def check_nothing_is_left(world: World, k: int) -> None:
         world.report(instance)
     for _ in range(2):
         for _ in range(3000):
-            if not world.running:
+            if world.verifying:
+                world.verify(min(world.verifying))
+            elif world.running:
+                world.finish(min(world.running))
+            else:
                 break
-            world.finish(min(world.running))
         for instance in sorted(world.recycled):
             world.leave(instance)
         world.pass_time(100.0)
@@ -275,6 +300,7 @@ def check_nothing_is_left(world: World, k: int) -> None:
     assert scheduler.pending == 0
     assert not any(scheduler.queue_depths().values())
     assert not world.running
+    assert not world.verifying
     assert scheduler.running() == dict.fromkeys(world.roles)
     # What stays is padding: at most 2k - 2 answered queries and an open group, for those who may
     # share one.

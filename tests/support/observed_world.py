@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 from histories import Setup, history, run_history
-from parity_models.scheduling import Action, Policy
+from parity_models.scheduling import Action, Policy, Run, Verify
 from parity_models.serving.observer import Observer
 from scheduling_world import World
 
@@ -24,7 +24,8 @@ class ObservedWorld(World):
         super().join(instance, roles, node)
 
     def leave(self, instance: str) -> None:
-        lost = self.running.get(instance) or self.unreported.get(instance)
+        lost: Run | Verify | None = self.running.get(instance) or self.unreported.get(instance)
+        lost = lost or self.verifying.get(instance)
         if lost is not None:
             self.observer.unit_ended(self.now, lost, finished=False)
         self.observer.instance_left(self.now, instance, "is gone")
@@ -37,6 +38,18 @@ class ObservedWorld(World):
     def fail(self, instance: str) -> None:
         self.observer.unit_ended(self.now, self.running[instance], finished=False)
         super().fail(instance)
+
+    def verify(self, instance: str, *, right: bool = True) -> None:
+        self.observer.unit_ended(self.now, self.verifying[instance], finished=True)
+        super().verify(instance, right=right)
+
+    def fail_to_verify(self, instance: str) -> None:
+        self.observer.unit_ended(self.now, self.verifying[instance], finished=False)
+        super().fail_to_verify(instance)
+
+    def turn_away_golden(self, instance: str, seconds: float) -> None:
+        self.observer.unit_ended(self.now, self.verifying[instance], finished=False)
+        super().turn_away_golden(instance, seconds)
 
     def turn_away(self, instance: str, seconds: float) -> None:
         self.observer.unit_ended(self.now, self.running[instance], finished=False)

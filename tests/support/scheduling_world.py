@@ -167,6 +167,10 @@ class World:
         unit = self.verifying.pop(instance).unit
         self.do(self.scheduler.unit_failed(self.now, unit, "the model raised"))
 
+    def turn_away_golden(self, instance: str, seconds: float) -> None:
+        unit = self.verifying.pop(instance).unit
+        self.do(self.scheduler.unit_failed(self.now, unit, "is busy", busy=seconds))
+
     def compare(self, instance: str, *, agreed: bool) -> None:
         self.do(self.scheduler.compared(self.now, instance, agreed))
 

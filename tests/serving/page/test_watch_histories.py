@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from histories import check_nothing_is_left
 from observed_world import observed_history
-from parity_models.scheduling import Run, Source
+from parity_models.scheduling import Source
 from parity_models.serving.page.stand_in_requests import KEPT
 from parity_models.serving.page.watch import Watch
 
@@ -17,9 +17,10 @@ def test_what_is_shown_is_what_happened_and_nothing_piles_up(seed: int) -> None:
     watch = world.observer
     assert isinstance(watch, Watch)
     shown = {view.name: view.running for view in watch.seats.views(world.now, {})}
-    running: dict[str, Run] = world.running | world.unreported
+    running = {name: run.role for name, run in (world.running | world.unreported).items()}
+    running |= dict.fromkeys(world.verifying, "golden query")
     for name in world.roles:
-        assert shown[name] == (running[name].role if name in running else "")
+        assert shown[name] == running.get(name, "")
     for request in watch.requests.since(0.0, world.now):
         stood_in = {q for q in request.queries if world.answers.get(q) in STAND_INS}
         if request.role != "copy":
