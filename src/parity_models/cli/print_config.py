@@ -17,6 +17,7 @@ from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.repository.rollout_options import RolloutOptions
+from parity_models.serving.repository.sharing_options import SharingOptions
 
 _HEAD = """\
 # The options of parm serve: those that are given, and from where, and as comments the defaults.
@@ -49,6 +50,7 @@ def config_in_force(context: typer.Context, options: ServeOptions, named: Mappin
     }
     if named.get("repository") is not None:
         sections["rollout"] = ("New versions", options_of(RolloutOptions))
+        sections["sharing"] = ("Instances that models share", options_of(SharingOptions))
     if policy is not None:
         sections["policy"] = ("The policy", options_of(POLICIES.find(policy.name).Options))
     if policy is not None and policy.dispatch is not None:

@@ -32,6 +32,7 @@ from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.repository.rollout_options import RolloutOptions
+from parity_models.serving.repository.sharing_options import SharingOptions
 from parity_models.serving.server import ServeOptions, Server
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ COMMAND = configured_command_for(
     access=Declared(Access),
     logging=Declared(Logging),
     rollout=Declared(RolloutOptions),
+    sharing=Declared(SharingOptions),
     engine=ENGINES,
     **KINDS,
 )
@@ -120,6 +122,8 @@ def serve(
         server = _of_repository(context, repository, options, allow_code or (), logging)
     elif given_options(context, "rollout"):
         raise UserError("--canary and its options need --repository beside them")
+    elif given_options(context, "sharing"):
+        raise UserError("--shared-instances and --reserve need --repository beside them")
     elif opened is not None and not issubclass(chosen.kind, RayEngine):
         server = Server(opened, options, _traces(logging))
     if print_config:
@@ -162,7 +166,14 @@ def _of_repository(
     from parity_models.serving.repository.repository_server import RepositoryServer
 
     rollout = RolloutOptions(**given_options(context, "rollout"))
-    settings = Settings(lambda bundle: options, rollout, allow_code)
+    sharing = SharingOptions(**given_options(context, "sharing"))
+    for option in ("instances", "parity_instances"):
+        if sharing.shared_instances is not None and option in given_options(context, "serve"):
+            raise UserError(
+                f"give {spelling_in(context)(option)}, for each model, or --shared-instances, for "
+                "all of them together, not both"
+            )
+    settings = Settings(lambda bundle: options, rollout, sharing, allow_code)
     return RepositoryServer(folder, options, settings, _traces(logging))
 
 

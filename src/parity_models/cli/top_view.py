@@ -20,6 +20,7 @@ _STYLES = {
     "suspected": "yellow",
     "verifying": "cyan",
     "ejected": "red",
+    "leaving": "dim",
     "gone": "bold red",
 }
 _OUTCOMES = {"answered": "green", "refused": "red", "lost": "red", "running": "cyan"}

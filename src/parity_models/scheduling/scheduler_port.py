@@ -19,6 +19,7 @@ from parity_models.scheduling.actions import (
     Cancel,
     Compare,
     Decode,
+    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -294,6 +295,9 @@ class SchedulerPort:
 
     def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
         self.actions.append(Recycle(instance, reason, why))
+
+    def dismiss(self, instance: str) -> None:
+        self.actions.append(Dismiss(instance))
 
     # For the scheduler
 

@@ -27,6 +27,7 @@ from parity_models.scheduling import (
     Cancel,
     Compare,
     Decode,
+    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -50,16 +51,14 @@ from parity_models.serving.poison import Poison
 from parity_models.serving.quarantine import Quarantine
 from parity_models.serving.redundant_work import RedundantWork
 from parity_models.serving.replies import Replies
-from parity_models.serving.self_check import SelfCheck
+from parity_models.serving.resizing import Resizing
+from parity_models.serving.self_check import CHECK_INTERVAL, SelfCheck
 from parity_models.serving.stand_ins import StandInRules, StandIns
 from parity_models.serving.tensors import Tensors
 from parity_models.serving.wake_up import WakeUp
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic
-
-CHECK_INTERVAL = 1.0
-"""Seconds between two self-checks."""
 
 _log = logging.getLogger(__name__)
 
@@ -107,6 +106,7 @@ class Driver:
             compared=partial(self._report, scheduler.compared),
             gate_turned=partial(self._report, scheduler.gate_turned),
         )
+        self.resizing = Resizing(engine, scheduler, self.carry_out)
         self._self_check = SelfCheck()
         self._check_timer: asyncio.TimerHandle | None = None
         self._wake_up = WakeUp(lambda: self.carry_out(scheduler.time_passed(now())))
@@ -125,6 +125,7 @@ class Driver:
             Compare: self._compare,
             Verify: self._verify,
             Recycle: self._recycle,
+            Dismiss: lambda action: self._engine.dismiss(action.instance),
             ForgetQueries: self._tensors.forget_queries,
             ForgetGroup: self._stand_ins.forget_group,
             WakeAt: lambda action: self._wake_up.set(action.time),
@@ -156,7 +157,7 @@ class Driver:
     def instance_joined(
         self, instance: str, roles: frozenset[str], node: str | None = None
     ) -> None:
-        if self._started:
+        if self._started and not self.resizing.came():
             self._metrics.restarts.inc()
         self.observers.instance_joined(now(), instance, roles, node)
         self.carry_out(self._scheduler.instance_joined(now(), instance, roles, node))

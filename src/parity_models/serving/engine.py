@@ -82,14 +82,15 @@ class Engine(ABC):
 
     A subclass says its `name`, its `Options`, and what it can do: `takes_faults`, have a fault plan
     injected; `takes_placements`, run each instance where it is told to; `takes_several`, be there
-    several times in one process, each time for another bundle. It runs as many instances as it is
-    asked for, unless it has `fixed_roles`.
+    several times in one process, each time for another bundle; `grows`, have more instances or
+    fewer while it runs. It runs as many instances as it is asked for, unless it has `fixed_roles`.
     """
 
     name: ClassVar[str]
     takes_faults: ClassVar[bool] = False
     takes_placements: ClassVar[bool] = False
     takes_several: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
@@ -152,6 +153,29 @@ class Engine(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Stop all instances and leave nothing behind; the listener hears nothing more."""
+
+    @property
+    def places(self) -> int:
+        """How many instances it keeps up, or tries to."""
+        raise ServingError(f"the engine {self.name} does not grow")
+
+    @property
+    def ending(self) -> int:
+        """How many it kept up once whose processes have not ended yet."""
+        raise ServingError(f"the engine {self.name} does not grow")
+
+    def add(self, roles: frozenset[str]) -> None:
+        """Keep one more instance up, which joins when it is warm."""
+        raise ServingError(f"the engine {self.name} does not grow")
+
+    def dismiss(self, instance: str) -> None:
+        """Keep one instance less up: end this one, which has no unit. It leaves, which is reported;
+        one that is gone is ignored."""
+        raise ServingError(f"the engine {self.name} does not grow")
+
+    def give_up_place(self) -> bool:
+        """Keep one instance less up, of those that are not up now; False: all of them are."""
+        raise ServingError(f"the engine {self.name} does not grow")
 
     def inject_faults(self, plan: FaultPlan) -> None:
         """Let the time of a fault plan begin now. Raises ServingError if it takes none."""

@@ -30,6 +30,10 @@ class Difference:
         return f"instance {self.instance} is believed to have {believed}, and has {real}"
 
 
+CHECK_INTERVAL = 1.0
+"""Seconds between two self-checks."""
+
+
 class SelfCheck:
     """Compares the two now and then.
 

@@ -26,6 +26,8 @@ class State(StrEnum):
     """It gets no work."""
     VERIFYING = "verifying"
     """It answers golden queries."""
+    LEAVING = "leaving"
+    """It is not needed any more: it ends what it has, and goes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -33,8 +35,8 @@ class Member:
     """An instance. It is ejected, or rests, while `timer` runs.
 
     `is_in`: it is given units. `sound`: it has finished what it was given last. `over`: nothing is
-    left for it but leaving. `served` counts the queries of each role that it ran since it was last
-    verified.
+    left for it but leaving. `retires`: it goes as soon as it has no unit. `served` counts the
+    queries of each role that it ran since it was last verified.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Member:
     is_in: bool = False
     sound: bool = True
     over: bool = False
+    retires: bool = False
     recycled: bool = False
     doubted: bool = False
     doubted_until: float = 0.0
@@ -57,6 +60,8 @@ class Member:
 
     @property
     def state(self) -> State:
+        if self.retires:
+            return State.LEAVING
         if self.verifying:
             return State.VERIFYING
         if not self.is_in:
@@ -87,7 +92,7 @@ class Members:
         self._port.cancel_timer(member.timer)
         if member.is_in:
             self._dispatch.leave(instance)
-        if member.recycled:
+        if member.recycled and not member.retires:
             self._away.append((member.roles, self._port.now + REPLACED_WITHIN))
 
     def let_in(self, member: Member) -> None:
@@ -108,7 +113,11 @@ class Members:
         now = self._port.now
         self._away = [away for away in self._away if away[1] > now]
         for role in member.roles:
-            alike = [other for other in self.by_name.values() if role in other.roles]
+            alike = [
+                other
+                for other in self.by_name.values()
+                if role in other.roles and not other.retires
+            ]
             away = sum(role in roles for roles, _ in self._away)
             out = away + sum(not other.is_in for other in alike)
             if 2 * (out + 1) > len(alike) + away:

@@ -3,22 +3,23 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
 
 import zmq
 
-from parity_models.errors import FaultPlanError, ParityModelsError, ServingError
+from parity_models.errors import FaultPlanError, ServingError
 from parity_models.faults import FaultPlan
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener, Parts
-from parity_models.serving.local.placement import Addresses, Placement
+from parity_models.serving.local.placement import Addresses, Place, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.worker.copies import ModelCopies
+from parity_models.serving.worker.copies import ModelCopies, copied
 from parity_models.serving.worker.wire import (
     Exit,
     Hello,
@@ -47,14 +48,15 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     `heartbeat_timeout` seconds, or has had a unit for `unit_timeout` seconds, is killed. Either
     is started again, with a back-off, until it works. Worker i serves the i-th of the roles the
     engine is started with; as an instance it is called "i", and "i.n" after n restarts. It runs
-    at the i-th of `placements`, or at Placement() if there are none. Faults can be injected only if
-    it `allows_faults`. At first, as many workers start at a time as `starts_at_once`, or all.
-    `worker` makes each life of one.
+    at the i-th of `placements`, or at Placement() if there are none, as do those that are added.
+    Faults can be injected only if it `allows_faults`. At first, as many workers start at a time as
+    `starts_at_once`, or all. `worker` makes each life of one.
     """
 
     name = "local"
     takes_faults = True
     takes_placements = True
+    grows = True
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> "LocalEngine":
@@ -94,7 +96,8 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         self._having_turns: set[int] = set()
         self._endpoints: dict[str, str] = {}
         self._to_join: set[int] = set()
-        self._supervisors: list[asyncio.Task[None]] = []
+        self._places: dict[int, Place] = {}
+        self._lives: defaultdict[int, Iterator[int]] = defaultdict(count)
         self._stopping = asyncio.Event()
         self._faults: tuple[FaultPlan, float] | None = None
         self._kills: list[asyncio.Task[None]] = []
@@ -113,25 +116,23 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         used = {role: self._models[role] for role in sorted(frozenset[str]().union(*roles))}
         self._open(listener)
         try:
-            self._copies = await _copied(used)
+            self._copies = await copied(used)
             self._started = self._loop.create_future()
             reports = [self._reports_endpoint(place.link) for place in placements]
             self._listen()
             self._to_join.update(range(len(roles)))
-            self._supervisors = [
-                asyncio.create_task(self._supervise(number, *each))
-                for number, each in enumerate(zip(roles, placements, reports, strict=True))
-            ]
+            for number, each in enumerate(zip(roles, placements, reports, strict=True)):
+                self._fill(Place(number, *each))
             await self._started
         except BaseException:
-            if self._supervisors:
+            if self._copies is not None:
                 await self.stop()
             else:
                 self._leave_nothing()
             raise
 
     async def stop(self) -> None:
-        if self._stopping.is_set() or not self._supervisors:
+        if self._stopping.is_set() or self._copies is None:
             return
         self._stopping.set()
         self._deafen()
@@ -142,11 +143,15 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                 worker.tell(Exit(worker.instance))
             else:
                 worker.kill("was stopped")
+        for place in self._places.values():
+            place.closed.set()
+        supervisors = {place.supervisor for place in self._places.values()}
         try:
-            _, alive = await asyncio.wait(self._supervisors, timeout=GRACE)
-            if alive:
+            if supervisors:
+                _, supervisors = await asyncio.wait(supervisors, timeout=GRACE)
+            if supervisors:
                 self._kill_all()
-                await asyncio.wait(alive)
+                await asyncio.wait(supervisors)
         finally:
             self._kill_all()
             self._leave_nothing()
@@ -156,6 +161,37 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         if worker is not None and worker.joined:
             worker.recycled = True
             worker.kill(why)
+
+    @property
+    def places(self) -> int:
+        return sum(not place.closed.is_set() for place in self._places.values())
+
+    @property
+    def ending(self) -> int:
+        return len(self._places) - self.places
+
+    def add(self, roles: frozenset[str]) -> None:
+        number = next(number for number in count() if number not in self._places)
+        self._fill(Place(number, roles, Placement()))
+
+    def dismiss(self, instance: str) -> None:
+        worker = self._workers.get(instance)
+        if worker is not None and worker.joined:
+            self._give_up_place(worker.number)
+
+    def give_up_place(self) -> bool:
+        up = {each.number for each in self._workers.values() if each.joined and not each.ended}
+        for number, place in self._places.items():
+            if number not in up and not place.closed.is_set():
+                self._give_up_place(number)
+                return True
+        return False
+
+    def _give_up_place(self, number: int) -> None:
+        self._places[number].closed.set()
+        for worker in self._workers.values():
+            if worker.number == number:
+                worker.kill("is not needed any more")
 
     def pids(self) -> dict[str, int]:
         """The process ids of the workers that are up, by instance."""
@@ -175,7 +211,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         """
         if not self._allows_faults:
             raise FaultPlanError("the engine was not started for faults; give it allows_faults")
-        plan.check(len(self._supervisors))
+        plan.check(len(self._places))
         start = time.monotonic() if start is None else start
         self._faults = (plan, start)
         for worker in self._workers.values():
@@ -184,8 +220,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
         for kill in self._kills:
             kill.cancel()
         self._kills = [
-            asyncio.create_task(self._kill_by_plan(number, plan, start))
-            for number in range(len(self._supervisors))
+            asyncio.create_task(self._kill_by_plan(number, plan, start)) for number in self._places
         ]
 
     async def _kill_by_plan(self, number: int, plan: FaultPlan, start: float) -> None:
@@ -222,17 +257,20 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
 
     # Supervision
 
-    async def _supervise(
-        self, number: int, roles: frozenset[str], placement: Placement, reports: str | None
-    ) -> None:
+    def _fill(self, place: Place) -> None:
+        """Have a worker in this place from now on."""
+        self._places[place.number] = place
+        place.supervisor = asyncio.create_task(self._supervise(place))
+
+    async def _supervise(self, place: Place) -> None:
+        """Have one worker after the other in a place, until it is given up."""
         assert self._copies is not None
-        models = {role: self._copies.assigned[role] for role in sorted(roles)}
+        number = place.number
+        models = {role: self._copies.assigned[role] for role in sorted(place.roles)}
         broken, recycled = Backoff(), Backoff(LONG_SERVICE)
         await self._take_turn(number)
-        for life in count():
-            if self._stopping.is_set():
-                self._pass_turn(number)
-                return
+        while not place.closed.is_set():
+            life = next(self._lives[number])
             instance = f"{number}.{life}" if life else f"{number}"
             began = self._loop.time()
             worker: WorkerProcess | None = None
@@ -241,10 +279,10 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
                     number,
                     instance,
                     models,
-                    placement,
+                    place.placement,
                     self._take,
                     context=self._context,
-                    reports=reports,
+                    reports=place.reports,
                     allows_faults=self._allows_faults,
                 )
                 self._workers[instance] = worker
@@ -265,14 +303,16 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             if served:
                 # Not called from here: a listener's mistake must not end the supervision.
                 self._loop.call_soon(self._listener.instance_left, instance, why)
+            if place.closed.is_set():
+                _log.info("worker %s %s", instance, why)
+                break
             backoff = recycled if worker is not None and worker.recycled else broken
             pause = backoff.after(self._loop.time() - began if served else 0.0)
             _log.warning("worker %s %s; it is restarted in %.1f s", instance, why, pause)
-            try:
-                await asyncio.wait_for(self._stopping.wait(), pause)
-            except TimeoutError:
-                continue
-            return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(place.closed.wait(), pause)
+        self._pass_turn(number)
+        del self._places[number]
 
     async def _take_turn(self, number: int) -> None:
         """Wait until the worker may start for the first time."""
@@ -307,14 +347,3 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     def _kill_all(self) -> None:
         for worker in self._workers.values():
             worker.kill("was stopped")
-
-
-async def _copied(models: Mapping[str, PinnedModel]) -> ModelCopies:
-    """The models' copies, made aside of the event loop."""
-    copying = asyncio.ensure_future(asyncio.to_thread(ModelCopies, models))
-    try:
-        return await asyncio.shield(copying)
-    except asyncio.CancelledError:
-        with suppress(ParityModelsError):
-            (await copying).close()
-        raise

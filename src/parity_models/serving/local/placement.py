@@ -1,6 +1,7 @@
 """Where a worker of the local engine runs, and how it is reached there."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -25,3 +26,19 @@ class Placement:
     link: Addresses | None = None
     device: str | None = None
     node: str | None = None
+
+
+@dataclass(eq=False)
+class Place:
+    """A worker's place in an engine, for all its lives, which its `supervisor` sees to.
+
+    `reports`: the endpoint at which the engine listens to it, if it has a link. `closed` when it is
+    to have no worker any more.
+    """
+
+    number: int
+    roles: frozenset[str]
+    placement: Placement
+    reports: str | None = None
+    closed: asyncio.Event = field(default_factory=asyncio.Event)
+    supervisor: asyncio.Task[None] = field(init=False)

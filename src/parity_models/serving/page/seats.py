@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from statistics import median
 
 from parity_models.scheduling import BACKUP, DEPLOYED, Source
@@ -31,6 +32,7 @@ class _Seat:
     role: str = ""
     unit: int = 0
     began: float = 0.0
+    dismissed: bool = False
     gone: float | None = None
     why: str = ""
 
@@ -41,14 +43,13 @@ class Seats:
     def __init__(self) -> None:
         self._seats: dict[str, _Seat] = {}
         self._gone: list[_Seat] = []
-        self._last_place = 0
 
     def joined(self, name: str, roles: frozenset[str], node: str | None) -> str | None:
         """An instance is up: the name of the one that it came for, if there is one."""
         before = self._predecessor(name, roles, node)
         if before is None:
-            self._last_place += 1
-            place = self._last_place
+            taken = {seat.place for seat in (*self._seats.values(), *self._gone)}
+            place = next(place for place in count(1) if place not in taken)
         else:
             self._gone.remove(before)
             place = before.place
@@ -56,12 +57,18 @@ class Seats:
         return None if before is None else before.name
 
     def left(self, now: float, name: str, why: str) -> None:
-        """An instance is gone."""
+        """An instance is gone; the place of one that was dismissed is free."""
         seat = self._seats.pop(name, None)
-        if seat is not None:
+        if seat is not None and not seat.dismissed:
             seat.gone, seat.why, seat.role = now, why, ""
             self._gone.append(seat)
             del self._gone[:-MAX_GONE]
+
+    def dismissed(self, name: str) -> None:
+        """An instance is not needed any more, and goes."""
+        seat = self._seats.get(name)
+        if seat is not None:
+            seat.dismissed = True
 
     def started(self, now: float, name: str, unit: int, role: str) -> None:
         """An instance has a unit: of one of its roles, or one to verify it."""

@@ -14,6 +14,7 @@ from parity_models.scheduling import (
     Answer,
     Cancel,
     Compare,
+    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -70,6 +71,7 @@ class Watch(Observer):
             Encode: lambda now, action: self.requests.encoded(action.group, action.members),
             ForgetGroup: lambda now, action: self.requests.group_forgotten(action.group),
             Recycle: self._recycle,
+            Dismiss: lambda now, action: self.seats.dismissed(action.instance),
         }
 
     # What the driver tells

@@ -60,10 +60,13 @@ def _is_version(name: str) -> bool:
     return name.isascii() and name.isdigit() and not name.startswith("0")
 
 
-def options_of(folder: Path, bundle: Bundle, options_for: OptionsFor) -> ServeOptions:
+def options_of(
+    folder: Path, bundle: Bundle, options_for: OptionsFor, *, shares: bool = False
+) -> ServeOptions:
     """How a bundle of the model in `folder` is served: as its settings say, or as all are.
 
-    Raises UserError for settings that cannot be.
+    Where it `shares` instances with others, it cannot say how many it has. Raises UserError for
+    settings that cannot be.
     """
     options = replace(options_for(bundle), name=folder.name)
     path = folder / SETTINGS
@@ -76,9 +79,21 @@ def options_of(folder: Path, bundle: Bundle, options_for: OptionsFor) -> ServeOp
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
     try:
-        return _with(options, {key.replace("-", "_"): value for key, value in given.items()})
+        keys = {key.replace("-", "_"): value for key, value in given.items()}
+        if shares:
+            _check_shares(keys)
+        return _with(options, keys)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def _check_shares(given: Mapping[str, Any]) -> None:
+    for key in given:
+        if key in ("instances", "parity_instances"):
+            raise UserError(
+                f"{_key(key)} is not for a model that shares instances with others; leave it out, "
+                "and reserve some with --reserve NAME=N"
+            )
 
 
 def _with(options: ServeOptions, given: Mapping[str, Any]) -> ServeOptions:

@@ -5,22 +5,26 @@ import logging
 import os
 from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parity_models.errors import ParityModelsError, ServingError, UserError
-from parity_models.models.bundle import open_bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.frontend import now
 from parity_models.serving.hosted import Hosted
 from parity_models.serving.models import IndexEntry, ServedVersion, why_unready
+from parity_models.serving.options import ServeOptions
 from parity_models.serving.repository.canary import Canary, agreement_of
 from parity_models.serving.repository.evidence import Seen
+from parity_models.serving.repository.instances import SharedInstances
 from parity_models.serving.repository.layout import OptionsFor, options_of, versions_in
 from parity_models.serving.repository.repository_metrics import RepositoryMetrics
 from parity_models.serving.repository.rollout import Actions, Phase, Rollout, Start
 from parity_models.serving.repository.rollout_options import RolloutOptions
+from parity_models.serving.repository.sharing import Work
+from parity_models.serving.repository.sharing_options import SharingOptions
 from parity_models.serving.repository.shown import History, ShownModel
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ class Settings:
 
     options_for: OptionsFor
     rollout: RolloutOptions
+    sharing: SharingOptions = field(default_factory=SharingOptions)
     allow_code: Collection[str] = ()
     tracing: "Tracing | None" = None
 
@@ -48,15 +53,24 @@ class _Running(ServedVersion):
 
 
 class ManagedModel:
-    """A model by the name of its `folder`, none of whose versions runs at first."""
+    """A model by the name of its `folder`, none of whose versions runs at first.
+
+    Its instances are its own, or those that it has of `shared` ones.
+    """
 
     def __init__(
-        self, folder: Path, settings: Settings, metrics: RepositoryMetrics, history: History
+        self,
+        folder: Path,
+        settings: Settings,
+        metrics: RepositoryMetrics,
+        history: History,
+        shared: SharedInstances | None,
     ) -> None:
         self.name = folder.name
         self._folder = folder
         self._settings = settings
         self._metrics = metrics
+        self._shared = shared
         self._rollout = Rollout(settings.rollout)
         self.shown = ShownModel(self.name, self._rollout, history)
         self._running: dict[str, _Running] = {}
@@ -150,7 +164,13 @@ class ManagedModel:
 
     async def _warm(self, version: str, share: float | None) -> Hosted:
         """The version, with instances that are warm. Nothing is left of it if that fails."""
-        hosted = await asyncio.to_thread(self._hosted, version)
+        bundle, options = await asyncio.to_thread(self._opened, version)
+        if self._shared is not None:
+            options = await self._shared.admit(self.name, options)
+        # What starts beside a version that serves is not to take all cores from it.
+        gently = None if self._rollout.current is None else max(1, (os.cpu_count() or 1) // 4)
+        parts = (bundle, options, version, gently, self._settings.tracing)
+        hosted = await asyncio.to_thread(Hosted, *parts)
         if share is not None:
             self._check_canary(hosted)
         if hosted.feed is not None:
@@ -163,12 +183,10 @@ class ManagedModel:
             raise
         return hosted
 
-    def _hosted(self, version: str) -> Hosted:
+    def _opened(self, version: str) -> tuple[Bundle, ServeOptions]:
         bundle = open_bundle(self._folder / version, self._settings.allow_code)
-        options = options_of(self._folder, bundle, self._settings.options_for)
-        # What starts beside a version that serves is not to take all cores from it.
-        gently = None if self._rollout.current is None else max(1, (os.cpu_count() or 1) // 4)
-        return Hosted(bundle, options, version, gently, self._settings.tracing)
+        shares = self._shared is not None
+        return bundle, options_of(self._folder, bundle, self._settings.options_for, shares=shares)
 
     def _check_canary(self, hosted: Hosted) -> None:
         """Raises ServingError for a canary that cannot answer the old version's requests."""
@@ -228,6 +246,12 @@ class ManagedModel:
             del self._stopping[version]
             self._rollout.stopped(version)
 
+    def _give_back_instances(self) -> None:
+        """Where no version runs or starts, others may have its instances."""
+        starts = any(each.phase is Phase.LOADING for each in self._rollout.states.values())
+        if self._shared is not None and not self._running and not starts:
+            self._shared.leave(self.name)
+
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -236,8 +260,31 @@ class ManagedModel:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
+        self._give_back_instances()
         if not task.cancelled():
             task.exception()  # whoever asked for it may have gone
+
+    # Shared instances: it is a Sharer
+
+    @property
+    def work(self) -> Work | None:
+        current = self._rollout.current
+        if current is None:
+            return None
+        frontend = self._running[current].hosted.frontend
+        return Work(frontend.asked, frontend.busy, frontend.rate)
+
+    async def shrink_to(self, instances: int) -> None:
+        running = list(self._running.values())
+        await asyncio.gather(*(each.hosted.frontend.shrink_to(instances) for each in running))
+
+    def grow_to(self, instances: int) -> None:
+        for each in self._running.values():
+            each.hosted.frontend.grow_to(instances)
+
+    def tell(self, kind: str, what: str) -> None:
+        if self._rollout.current is not None:
+            self.shown.happened(self._rollout.current, kind, what)
 
     # Questions
 

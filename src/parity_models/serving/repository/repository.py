@@ -11,6 +11,7 @@ from parity_models.serving.errors import InvalidRequestError, NotFoundError, Una
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.frames import ModelView
+from parity_models.serving.repository.instances import SharedInstances
 from parity_models.serving.repository.layout import scan
 from parity_models.serving.repository.managed import ManagedModel, Settings
 from parity_models.serving.repository.repository_metrics import RepositoryMetrics
@@ -32,13 +33,28 @@ class Repository:
         self._settings = settings
         self._models: dict[str, ManagedModel] = {}
         self._state = "starting"
-        scan(folder)
+        self._shared: SharedInstances | None = None
+        there = scan(folder)
+        sharing = settings.sharing
+        if sharing.shared_instances is not None:
+            unknown = ", ".join(name for name in sharing.reserves if name not in there)
+            if unknown:
+                raise UserError(
+                    f"instances are reserved for {unknown}, and the repository {folder} has "
+                    f"{', '.join(there) or 'no model'}"
+                )
+            self._shared = SharedInstances(sharing, lambda: self._models, self.metrics)
 
     # Its life
 
     async def start(self) -> None:
         """Load the newest version of every model that can be loaded; returns when all are."""
-        await asyncio.gather(*(self._model(name).start() for name in scan(self._folder)))
+        found = scan(self._folder)
+        if self._shared is not None:
+            self._shared.begin(name for name, versions in found.items() if versions)
+        await asyncio.gather(*(self._model(name).start() for name in found))
+        if self._shared is not None:
+            self._shared.start()
         self._state = ""
 
     def retire(self) -> None:
@@ -47,6 +63,8 @@ class Repository:
 
     async def drain(self) -> None:
         """Take no more requests; returns when all that were taken have ended."""
+        if self._shared is not None:
+            await self._shared.stop()
         await asyncio.gather(*(each.unload() for each in self._models.values()))
 
     def end_feeds(self) -> None:
@@ -56,6 +74,8 @@ class Repository:
 
     async def close(self) -> None:
         """End all models, whatever they were asked."""
+        if self._shared is not None:
+            await self._shared.stop()
         await asyncio.gather(*(each.close() for each in self._models.values()))
 
     # Models
@@ -137,7 +157,8 @@ class Repository:
         return model
 
     def _made(self, name: str) -> ManagedModel:
-        return ManagedModel(self._folder / name, self._settings, self.metrics, self.history)
+        folder, settings = self._folder / name, self._settings
+        return ManagedModel(folder, settings, self.metrics, self.history, self._shared)
 
     def _known(self, name: str) -> ManagedModel:
         model = self._models.get(name)
@@ -209,10 +230,16 @@ def _of_config(config: object) -> dict[str, str]:
     return found
 
 
-def check_engine(engine: Any) -> None:
-    """Raises UserError for an engine that serves one bundle alone."""
+def check_engine(engine: Any, *, shares: bool) -> None:
+    """Raises UserError for an engine that serves one bundle alone, or, where models are to share
+    instances, cannot have more of them or fewer while it runs."""
     if not engine.kind.takes_several:
         raise UserError(
             f"a repository is not for the engine {engine.name}, which serves one bundle; start a "
             "server for each model, or use the engine local"
+        )
+    if shares and not engine.kind.grows:
+        raise UserError(
+            f"instances are not shared with the engine {engine.name}; leave --shared-instances "
+            "out, or use the engine local"
         )

@@ -7,6 +7,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.repository.evidence import Seen
+from parity_models.serving.repository.sharing import Sharing
 
 OF_SERVER = frozenset(
     {
@@ -44,6 +45,14 @@ class RepositoryMetrics:
             ["model", "outcome"],
             registry=self._own,
         )
+        self._moves = Counter(
+            "parm_instance_moves",
+            "Shared instances that a model got, by it and by the model that gave it, if one did.",
+            ["model", "giver"],
+            registry=self._own,
+        )
+        self.sharing: Sharing | None = None
+        """Who has how many of the instances that models share, if they do."""
         self._canary_requests = Counter(
             "parm_canary_requests",
             "Requests asked of a canary and of the old version, by model, version and outcome.",
@@ -56,6 +65,10 @@ class RepositoryMetrics:
             ["model", "version", "outcome"],
             registry=self._own,
         )
+
+    def moved(self, taker: str, giver: str | None) -> None:
+        """A shared instance was given to a model, by another one or by none."""
+        self._moves.labels(taker, giver or "").inc()
 
     def saw(self, model: str, version: str, seen: Seen) -> None:
         """A request was asked of a canary."""
@@ -87,6 +100,24 @@ class RepositoryMetrics:
         for about, value in self._shares().items():
             share.add_metric(about, value)
         yield from (*families.values(), share, *self._own.collect())
+        if self.sharing is not None:
+            yield from _of_sharing(self.sharing)
+
+
+def _of_sharing(sharing: Sharing) -> Iterable[Metric]:
+    has = GaugeMetricFamily(
+        "parm_shared_instances", "Shared instances that a model has.", labels=["model"]
+    )
+    for model, instances in sharing.has.items():
+        has.add_metric([model], instances)
+    loads = GaugeMetricFamily(
+        "parm_shared_instances_load",
+        "How many instances a model's queries keep busy, as sharing sees it.",
+        labels=["model"],
+    )
+    for model, load in sharing.loads.items():
+        loads.add_metric([model], load)
+    return has, loads
 
 
 def _add(families: dict[str, Metric], metric: Metric, labels: Mapping[str, str]) -> None:

@@ -37,7 +37,10 @@ class RepositoryServer(AtDoors):
         settings: Settings,
         traces: "TracerProvider | None" = None,
     ) -> None:
-        check_engine(options.engine)
+        shared = settings.sharing.shared_instances
+        check_engine(options.engine, shares=shared is not None)
+        if shared is not None and options.faults is not None:
+            raise UserError("faults are for instances that stay; leave out shared_instances")
         for option, given in {
             "name": options.name,
             "placements": options.placements,
@@ -45,6 +48,7 @@ class RepositoryServer(AtDoors):
             if given:
                 raise UserError(f"{option} is for a server of one bundle; leave it out")
         self._options = options
+        self._shared_instances = shared or 0
         tracing = tracing_to(traces)
         self.repository = Repository(folder, replace(settings, tracing=tracing))
         page = None
@@ -67,7 +71,7 @@ class RepositoryServer(AtDoors):
 
         Raises UserError if it cannot listen where it should.
         """
-        self._doors.open_http(_INSTANCES)
+        self._doors.open_http(max(_INSTANCES, 2 * self._shared_instances))
         if self.feed is not None:
             self.feed.start()
         try:

@@ -4,13 +4,15 @@ A copy is a file without a name: whatever becomes of the bundle's folder, or of 
 temporary files, workers that are started later load what was checked at the start.
 """
 
+import asyncio
 import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import IO
 
-from parity_models.errors import ServingError
+from parity_models.errors import ParityModelsError, ServingError
 from parity_models.models.pinned_model import PinnedModel, check_sha256
 from parity_models.serving.worker.wire import AssignedModel
 
@@ -57,6 +59,17 @@ class ModelCopies:
                 f"{error.strerror}; set TMPDIR to a folder with room for it"
             ) from error
         return file.fileno()
+
+
+async def copied(models: Mapping[str, PinnedModel]) -> ModelCopies:
+    """The models' copies, made aside of the event loop."""
+    copying = asyncio.ensure_future(asyncio.to_thread(ModelCopies, models))
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        with suppress(ParityModelsError):
+            (await copying).close()
+        raise
 
 
 def read_copy(assigned: AssignedModel) -> bytes:
