@@ -227,3 +227,29 @@ def test_a_slowness_that_begins_suddenly_replaces_few(factor: int) -> None:
             world.leave(instance)
             world.join(f"again-{replaced}", ORIGINALS)
     assert replaced == 0
+
+
+def test_at_most_half_are_out_whoever_ended_the_others() -> None:
+    world = experienced(8, deadline=1000.0)
+    for ended_by_the_engine in ("0", "1", "2"):
+        world.leave(ended_by_the_engine)
+    world.arrive(5)
+    world.pass_time(20.0)
+    assert len(world.recycled) == 1
+
+
+@pytest.mark.parametrize("there", [2, 3, 4])
+def test_of_a_fleet_those_that_are_long_gone_or_never_came_count_as_out(there: int) -> None:
+    fleet = (ORIGINALS,) * 4
+    world = experienced(there, deadline=1000.0, fleet=fleet)
+    world.pass_time(100.0)
+    world.arrive(there)
+    world.pass_time(100.0)
+    assert len(world.recycled) == there - 2
+    for instance in list(world.recycled):
+        world.leave(instance)
+    world.pass_time(100.0)
+    assert not world.recycled
+    world.join("again", ORIGINALS)
+    world.pass_time(100.0)
+    assert len(world.recycled) == 1

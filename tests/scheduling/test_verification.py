@@ -275,3 +275,20 @@ def test_whatever_happens_no_instance_is_lost_and_no_query_has_no_end(
 
 
 OVER = (RecycleReason.QUARANTINED, RecycleReason.HUNG)
+
+
+def test_those_on_the_node_of_a_liar_are_verified_next() -> None:
+    world = World(Scheduler(NoRedundancy(), SchedulerConfig(verify_every=3)))
+    for instance, node in (("0", "a"), ("1", "a"), ("2", "a"), ("3", "b"), ("4", None)):
+        world.join(instance, ORIGINALS, node)
+        if instance != "0":
+            world.verify(instance)
+    world.arrive(1)
+    (busy,) = world.running
+    world.verify("0", right=False)
+    beside = {"1", "2"}
+    assert world.verifying.keys() == beside - {busy}
+    world.finish(busy)
+    assert world.verifying.keys() == beside
+    verify_all(world)
+    assert {state for name, state in world.scheduler.instances() if name != "0"} == {State.UP}

@@ -16,7 +16,8 @@ class SchedulerConfig:
     suspected; 0: never. `compare_one_in`: of so many outputs of stand-ins that come too late to be
     needed, one is had all the same, and compared with the deployed model's. `compare_every`: at
     most once in so many seconds a query that the deployed model has answered is run on a stand-in
-    as well, to be compared, if an instance is idle; 0: never.
+    as well, to be compared, if an instance is idle; 0: never. `fleet`: the roles of each instance
+    that there always is to be, where that is given; those that are not there count as out for good.
     """
 
     max_batch: int = 1
@@ -27,6 +28,7 @@ class SchedulerConfig:
     verify_every: int = 0
     compare_one_in: int = 20
     compare_every: float = 10.0
+    fleet: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("verify_every", "compare_every"):

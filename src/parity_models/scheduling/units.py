@@ -13,8 +13,7 @@ class Units:
         self._port = port
         self._policy, self._config = port.policy, port.config
         self._dispatch, self._admission = port.dispatch, port.admission
-        verify_every, deadline = port.config.verify_every, port.config.deadline
-        self.health = Health(port, port.dispatch, verify_every=verify_every, deadline=deadline)
+        self.health = Health(port, port.dispatch, port.config)
         self.poison = Poison(port, port.policy, port.dispatch, port.config.max_attempts)
 
     def start(self) -> bool:

@@ -74,6 +74,8 @@ class Plan:
         stand_ins = stand_ins_of(bundle, options.engine if needs.needs_stand_in else None)
         self._policy, self._dispatch = self.choice.build(stand_ins)
         self.roles = _roles(self.choice, self._policy, bundle, options)
+        engine = options.engine
+        self._is_fixed = engine.kind.fixed_roles(engine.settings, bundle) is not None
         used = frozenset[str]().union(*self.roles)
         self._gates = choose_gates(bundle, used, options.agreement)
         self.model = _served_model(bundle, options, self._gates, used, version)
@@ -107,6 +109,7 @@ class Plan:
                 default_prediction=options.default_prediction is not None,
                 verify_every=options.verify_every,
                 compare_every=options.compare_every,
+                fleet=tuple(self.roles) if self._is_fixed else (),
             ),
             self.model.signature,
             self._code,

@@ -9,8 +9,8 @@ dispatched to it:
     leaving     it is not needed any more: it ends what it has, and is dismissed
 
 Out for failing or hanging are never more than half of the instances that run a role, those counted
-that were recycled and are not back. A liar is out whatever the others are: a wrong answer is worse
-than none.
+that left and are not back, whoever ended them. A liar is out whatever the others are: a wrong
+answer is worse than none. Those on its node are verified next, as they may lie for the same reason.
 
 Coming in and verification are here; failing.py and hanging.py see to what they are named after.
 What counts as failing and lying is weighed in outliers.py, what counts as hung in run_limits.py.
@@ -20,6 +20,7 @@ from collections import Counter
 from functools import partial
 
 from parity_models.scheduling.actions import DEPLOYED, RecycleReason
+from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health.failing import Failing
 from parity_models.scheduling.health.hanging import Hanging
@@ -32,19 +33,17 @@ from parity_models.scheduling.work import Unit
 class Health:
     """Decides which instances a dispatch rule has; acts through the port.
 
-    `verify_every`: an instance answers a golden query of a role after so many queries of that
-    role; 0: never.
+    An instance answers a golden query of a role after `config.verify_every` queries of that role;
+    0: never.
     """
 
-    def __init__(
-        self, port: HealthPort, dispatch: Dispatch, *, verify_every: int, deadline: float
-    ) -> None:
+    def __init__(self, port: HealthPort, dispatch: Dispatch, config: SchedulerConfig) -> None:
         self._port = port
         self._dispatch = dispatch
-        self._verify_every = verify_every
-        self._members = Members(port, dispatch)
+        self._verify_every = config.verify_every
+        self._members = Members(port, dispatch, config.fleet)
         self._failing = Failing(port, dispatch, self._members, self._come_in)
-        self._hanging = Hanging(port, self._members, deadline)
+        self._hanging = Hanging(port, self._members, config.deadline)
         self._disagreements = Outliers()
         self._probes: Counter[str] = Counter()
 
@@ -95,6 +94,7 @@ class Health:
         if not right:
             why = f"answered a golden query of the role {unit.role} wrongly"
             self._members.end(member, RecycleReason.QUARANTINED, why)
+            self._suspect_beside(member)
         elif member.retires:
             self._dismiss(member)
         elif not member.over:
@@ -130,9 +130,7 @@ class Health:
         if not self._disagreements.stands_out(instance):
             member.suspected &= not self._disagreements.is_clear(instance)
             return
-        member.suspected = True
-        if self._verify_every and member.is_in and self._dispatch.occupy(instance):
-            self._verify_again(member)
+        self._suspect(member)
 
     def retire(self) -> None:
         """Of those that run the deployed model, have one less: of the instances that get no work
@@ -173,6 +171,18 @@ class Health:
             self._port.dismiss(member.name)
 
     # Coming in, and verification
+
+    def _suspect(self, member: Member) -> None:
+        """Verify it at once, or after its present unit."""
+        member.suspected = True
+        if self._verify_every and member.is_in and self._dispatch.occupy(member.name):
+            self._verify_again(member)
+
+    def _suspect_beside(self, liar: Member) -> None:
+        if liar.node is not None:
+            for other in self._members.by_name.values():
+                if other.is_in and other.node == liar.node:
+                    self._suspect(other)
 
     def _come_in(self, member: Member) -> None:
         member.timer = None

@@ -1,8 +1,10 @@
 """The instances that are up: which of them are in, and how many may be out."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from parity_models.scheduling.actions import RecycleReason
 from parity_models.scheduling.dispatch import Dispatch
@@ -13,7 +15,8 @@ BACK_OFF, LONGEST_BACK_OFF = 1.0, 60.0
 """Seconds for which an instance is ejected the first time, and at most; they double each time."""
 
 REPLACED_WITHIN = 30.0
-"""Seconds for which a recycled instance that has left counts as out, if no other joins for it."""
+"""Seconds for which an instance that has left counts as out, if no other joins for it; after that
+the pool counts as smaller, unless its size is given."""
 
 
 class State(StrEnum):
@@ -46,7 +49,6 @@ class Member:
     sound: bool = True
     over: bool = False
     retires: bool = False
-    recycled: bool = False
     doubted: bool = False
     doubted_until: float = 0.0
     suspected: bool = False
@@ -70,13 +72,19 @@ class Member:
 
 
 class Members:
-    """The instances that have joined and not left; lets them in and puts them out."""
+    """The instances that have joined and not left; lets them in and puts them out.
 
-    def __init__(self, port: HealthPort, dispatch: Dispatch) -> None:
+    `fleet`: the roles of each instance that there always is to be; none: that is not given.
+    """
+
+    def __init__(
+        self, port: HealthPort, dispatch: Dispatch, fleet: Sequence[frozenset[str]]
+    ) -> None:
         self._port = port
         self._dispatch = dispatch
         self.by_name: dict[str, Member] = {}
-        self._away: list[tuple[frozenset[str], float]] = []
+        self._replaced_within = inf if fleet else REPLACED_WITHIN
+        self._away = [(roles, inf) for roles in fleet]
 
     def add(self, instance: str, roles: frozenset[str], node: str | None) -> Member:
         """An instance has joined; it is not in yet."""
@@ -92,13 +100,13 @@ class Members:
         self._port.cancel_timer(member.timer)
         if member.is_in:
             self._dispatch.leave(instance)
-        if member.recycled and not member.retires:
-            self._away.append((member.roles, self._port.now + REPLACED_WITHIN))
+        self._forget_away()
+        if not member.retires:
+            self._away.append((member.roles, self._port.now + self._replaced_within))
 
     def let_in(self, member: Member) -> None:
         """It is given units from now on."""
         member.is_in = True
-        member.recycled = False
         self._dispatch.join(member.name, member.roles, member.node)
 
     def put_out(self, member: Member) -> None:
@@ -110,8 +118,7 @@ class Members:
         """Would at most half of the instances of each of its roles be out without this one?"""
         if not member.is_in:
             return True
-        now = self._port.now
-        self._away = [away for away in self._away if away[1] > now]
+        self._forget_away()
         for role in member.roles:
             alike = [
                 other
@@ -126,7 +133,6 @@ class Members:
 
     def recycle(self, member: Member, reason: RecycleReason, why: str) -> None:
         """It is to be replaced; until then it may come in again."""
-        member.recycled = True
         self._port.recycle(member.name, reason, why)
 
     def end(self, member: Member, reason: RecycleReason, why: str) -> None:
@@ -135,3 +141,6 @@ class Members:
             self.put_out(member)
         member.over = True
         self.recycle(member, reason, why)
+
+    def _forget_away(self) -> None:
+        self._away = [away for away in self._away if away[1] > self._port.now]
