@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from parity_models.serving.backoff import Backoff
 from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
@@ -17,6 +19,9 @@ from parity_models.serving.remote.upstream import (
 MIN_REST, MAX_REST = 0.05, 5.0
 """Seconds for which a busy upstream is left alone: at least, and at most."""
 
+FORGIVEN = 60.0
+"""Seconds without a recycled slot after which the next one is away for as short as the first."""
+
 LOG_INTERVAL = 1.0
 """Seconds between two errors of units of one upstream that are logged."""
 
@@ -25,18 +30,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Link:
-    """An upstream; `running` units by instance. `in_use`: it is not ejected.
+    """Upstream `number`; `running` units by instance. `in_use`: it is not ejected.
 
     `verdict` is of its first check: what keeps it from being used for now, or None. `fault` ends
-    its use. `doubted` is set where a check has to tell whose the errors of its units are.
+    its use. `doubted` is set where a check has to tell whose the errors of its units are, or why
+    a slot was recycled. Slots that are `away` come back after a check, from that time on.
     """
 
+    number: int
     upstream: Upstream
     client: UpstreamClient
     models: Mapping[str, UpstreamModel]
     verdict: asyncio.Future[UpstreamError | None]
     fault: asyncio.Future[UpstreamError]
     running: dict[str, tuple[int, asyncio.Task[None]]] = field(default_factory=dict)
+    away: dict[int, float] = field(default_factory=dict)
     in_use: bool = False
     failures: int = 0
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,6 +52,9 @@ class Link:
     _next_rest: float = MIN_REST
     _log_from: float = 0.0
     _kept_for: Fault | None = None
+    _lives: Counter[int] = field(default_factory=Counter)
+    _returns: Backoff = field(default_factory=lambda: Backoff(FORGIVEN))
+    _recycled: float = 0.0
 
     def admit(self) -> None:
         """It has passed its checks."""
@@ -51,18 +62,38 @@ class Link:
         self.in_use = True
         self.well()
         self.doubted.clear()
+        self.away.clear()
 
     def eject(self, error: UpstreamError) -> None:
         self.in_use = False
         if not self.fault.done():
             self.fault.set_result(error)
 
+    def instance(self, slot: int) -> str:
+        """A name for this slot that no instance has had."""
+        life = self._lives[slot]
+        self._lives[slot] += 1
+        return f"{self.number}.{slot}.{life}" if life else f"{self.number}.{slot}"
+
+    def recycle(self, instance: str) -> None:
+        """Keep the slot of this instance out until the upstream has passed a check."""
+        now = asyncio.get_running_loop().time()
+        slot = int(instance.split(".")[1])
+        self.away[slot] = now + self._returns.after(now - self._recycled)
+        self._recycled = now
+        self.doubted.set()
+
+    def due(self) -> list[int]:
+        """The slots that are to come back, if a check lets them."""
+        now = asyncio.get_running_loop().time()
+        return [slot for slot, until in self.away.items() if until <= now]
+
     def keep(self, error: UpstreamError) -> None:
         """It stays in use in spite of a doubt."""
         if self._kept_for is not error.fault:
             self._kept_for = error.fault
             _log.warning(
-                "upstream %s %s; it stays in use, as no more than half of the upstreams with its "
+                "upstream %s %s; it stays in use, as no more than half of the instances with its "
                 "models are ejected for that",
                 self.upstream.url,
                 error,
@@ -97,3 +128,28 @@ class Link:
         if not error.certain:
             self.doubted.set()
         return max(self.rest(), 1e-3)
+
+
+def check_enough(links: Sequence[Link], verdicts: Sequence[UpstreamError | None]) -> None:
+    """Raises UpstreamError if there is a role that no upstream in use runs."""
+    in_use = [link for link, away in zip(links, verdicts, strict=True) if away is None]
+    missing = _roles(links) - _roles(in_use)
+    for link, away in zip(links, verdicts, strict=True):
+        if away is not None and missing & link.upstream.roles:
+            role = min(missing & link.upstream.roles)
+            text = f"no upstream that runs {role} is there: {link.upstream.url} {away}"
+            raise UpstreamError(away.fault, text)
+
+
+def _roles(links: Sequence[Link]) -> frozenset[str]:
+    return frozenset[str]().union(*(link.upstream.roles for link in links))
+
+
+def fault_of(url: str, error: Exception) -> UpstreamError:
+    """What is wrong with an upstream where `error` was raised; an unforeseen one is logged."""
+    if isinstance(error, UpstreamError):
+        return error
+    if isinstance(error, BusyError):
+        return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
+    _log.error("upstream %s made something fail that should not", url, exc_info=error)
+    return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {error!r}")

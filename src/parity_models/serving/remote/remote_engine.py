@@ -6,8 +6,9 @@ back-off, and its instances join again when it passes the checks of the start. S
 that is away at the start. Units answered with errors may be the units' own fault, so they only
 make it pass those checks in between. One that is busy stays, and is left alone for a while.
 
-What load may look like (DOUBTS) never ejects more than half of the upstreams with one model. What
-upstreams say stays in the log: clients hear only which instance failed.
+What load may look like (DOUBTS) never ejects more than half of the instances with one model. An
+instance that the scheduler has recycled leaves alone: its upstream is checked, and the others go on
+unless it fails. What upstreams say stays in the log: clients hear only which instance failed.
 """
 
 import asyncio
@@ -15,7 +16,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from parity_models.serving.http.answer_size import MAX_HEAD
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
 from parity_models.serving.remote.fleet import Fleet, FleetOptions, fleet_of
-from parity_models.serving.remote.link import Link
+from parity_models.serving.remote.link import Link, check_enough, fault_of
 from parity_models.serving.remote.upstream import (
     DOUBTS,
     BusyError,
@@ -129,17 +129,17 @@ class RemoteEngine(Engine):
             client = client_of(upstream, tls, credentials, MAX_HEAD + self._max_batch * row)
             self._links.append(
                 Link(
-                    upstream, client, models, self._loop.create_future(), self._loop.create_future()
+                    len(self._links),
+                    upstream,
+                    client,
+                    models,
+                    self._loop.create_future(),
+                    self._loop.create_future(),
                 )
             )
-        self._supervisors = [
-            asyncio.create_task(self._supervise(number, link))
-            for number, link in enumerate(self._links)
-        ]
+        self._supervisors = [asyncio.create_task(self._supervise(link)) for link in self._links]
         try:
-            _check_enough(
-                self._links, await asyncio.gather(*(each.verdict for each in self._links))
-            )
+            check_enough(self._links, await asyncio.gather(*(each.verdict for each in self._links)))
         except BaseException:
             await self.stop()
             raise
@@ -164,7 +164,9 @@ class RemoteEngine(Engine):
     def recycle(self, instance: str, why: str) -> None:
         link = self._instances.get(instance)
         if link is not None:
-            link.eject(UpstreamError(Fault.RECYCLED, f"is to be checked anew: {why}"))
+            self._leave(instance, f"is to be checked anew: {why}")
+            link.recycle(instance)
+            self._metrics.ejections.labels(link.upstream.url, Fault.RECYCLED).inc()
 
     def running(self) -> Mapping[str, int | None]:
         return {
@@ -228,31 +230,40 @@ class RemoteEngine(Engine):
             self._listener.unit_finished(unit, outputs)
 
     def _eject(self, link: Link, error: Exception) -> bool:
-        """Eject the upstream for what it has done, unless that is a doubt and half of those with
-        its models are out; has it been?"""
-        fault = _fault(link.upstream.url, error)
-        if fault.fault in DOUBTS and not all(map(self._spares, link.upstream.roles)):
+        """Eject the upstream for what it has done, unless that is a doubt and more than half of
+        the instances with its models would be out; has it been?"""
+        fault = fault_of(link.upstream.url, error)
+        if fault.fault in DOUBTS and not self._spares(link):
             link.keep(fault)
             return False
         link.eject(fault)
         return True
 
-    def _spares(self, role: str) -> bool:
-        """Can another upstream that runs the work be ejected for a doubt?"""
-        among = [link for link in self._links if role in link.upstream.roles]
-        return 2 * (1 + sum(not link.in_use for link in among)) <= len(among)
+    def _spares(self, link: Link) -> bool:
+        """Would half of the instances of each of its roles be there without this upstream?"""
+        there = [each for each in self._instances.values() if each.in_use]
+        if link not in there:
+            return True
+        for role in link.upstream.roles:
+            alike = sum(
+                each.upstream.concurrency for each in self._links if role in each.upstream.roles
+            )
+            left = sum(role in each.upstream.roles for each in there if each is not link)
+            if 2 * left < alike:
+                return False
+        return True
 
     # Upstreams
 
-    async def _supervise(self, number: int, link: Link) -> None:
+    async def _supervise(self, link: Link) -> None:
         url = link.upstream.url
         backoff = Backoff()
         reason = None
-        for life in count():
+        while True:
             try:
                 await self._checks.check(url, link.client, link.models)
             except Exception as error:
-                fault = _fault(url, error)
+                fault = fault_of(url, error)
                 if not link.verdict.done() and fault.fault not in _AWAY:
                     link.verdict.set_exception(UpstreamError(fault.fault, f"{url} {fault}"))
                     return
@@ -266,13 +277,8 @@ class RemoteEngine(Engine):
                 continue
             began = self._loop.time()
             link.admit()
-            suffix = f".{life}" if life else ""
-            instances = [f"{number}.{slot}{suffix}" for slot in range(link.upstream.concurrency)]
-            for instance in instances:
-                self._instances[instance] = link
-                # Not called from here: a listener's mistake must not end the supervision.
-                roles, node = link.upstream.roles, self._fleet.node(link.upstream)
-                self._loop.call_soon(self._listener.instance_joined, instance, roles, node)
+            for slot in range(link.upstream.concurrency):
+                self._join(link, slot)
             if link.verdict.done():
                 _log.warning("upstream %s is well and gets units", url)
             else:
@@ -283,17 +289,26 @@ class RemoteEngine(Engine):
                 reason = fault.fault
             finally:
                 health.cancel()
-            for instance in instances:
-                del self._instances[instance]
-                self._loop.call_soon(self._listener.instance_left, instance, str(fault))
-            for _, task in link.running.values():
-                task.cancel()
-            link.running.clear()
+            for instance in [name for name, each in self._instances.items() if each is link]:
+                self._leave(instance, str(fault))
             self._metrics.ejections.labels(url, reason).inc()
             _log.warning("upstream %s %s; it gets no units until it is well", url, fault)
-            # One that is recycled again and again is asked less and less often.
-            good = 0.0 if reason is Fault.RECYCLED else self._loop.time() - began
-            await asyncio.sleep(backoff.after(good))
+            await asyncio.sleep(backoff.after(self._loop.time() - began))
+
+    def _join(self, link: Link, slot: int) -> None:
+        instance = link.instance(slot)
+        self._instances[instance] = link
+        # Not called from here: a listener's mistake must not end the supervision.
+        roles, node = link.upstream.roles, self._fleet.node(link.upstream)
+        self._loop.call_soon(self._listener.instance_joined, instance, roles, node)
+
+    def _leave(self, instance: str, why: str) -> None:
+        """The instance is gone, and its unit with it."""
+        link = self._instances.pop(instance)
+        running = link.running.pop(instance, None)
+        if running is not None:
+            running[1].cancel()
+        self._loop.call_soon(self._listener.instance_left, instance, why)
 
     async def _watch(self, link: Link) -> None:
         """Eject the upstream when it does not say that it is ready, or is doubted with reason."""
@@ -304,10 +319,13 @@ class RemoteEngine(Engine):
             if link.rest():
                 await asyncio.sleep(link.rest())
             try:
-                if link.doubted.is_set():
+                if link.doubted.is_set() or link.due():
                     link.failures = 0
                     link.doubted.clear()
                     await self._checks.check(link.upstream.url, link.client, link.models)
+                    for slot in link.due() if link.in_use else ():
+                        del link.away[slot]
+                        self._join(link, slot)
                     continue
                 async with asyncio.timeout(PATIENCE):
                     for name in link.upstream.models.values():
@@ -319,28 +337,3 @@ class RemoteEngine(Engine):
                 self._eject(link, UpstreamError(Fault.TIMEOUT, text))
             except Exception as error:
                 self._eject(link, error)
-
-
-def _check_enough(links: Sequence[Link], verdicts: Sequence[UpstreamError | None]) -> None:
-    """Raises UpstreamError if there is a role that no upstream in use runs."""
-    in_use = [link for link, away in zip(links, verdicts, strict=True) if away is None]
-    missing = _roles(links) - _roles(in_use)
-    for link, away in zip(links, verdicts, strict=True):
-        if away is not None and missing & link.upstream.roles:
-            role = min(missing & link.upstream.roles)
-            text = f"no upstream that runs {role} is there: {link.upstream.url} {away}"
-            raise UpstreamError(away.fault, text)
-
-
-def _roles(links: Sequence[Link]) -> frozenset[str]:
-    return frozenset[str]().union(*(link.upstream.roles for link in links))
-
-
-def _fault(url: str, error: Exception) -> UpstreamError:
-    """What is wrong with an upstream where `error` was raised; an unforeseen one is logged."""
-    if isinstance(error, UpstreamError):
-        return error
-    if isinstance(error, BusyError):
-        return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
-    _log.error("upstream %s made something fail that should not", url, exc_info=error)
-    return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {error!r}")
