@@ -44,10 +44,11 @@ class FakeUpstream:
 
     `mode` says how it answers from now on; health checks are only bad when it is AWAY. When it is
     PICKY, rows with a value above 1 are the client's mistake: none that it is checked with is one.
-    Over REST it reads and writes JSON data unless it is `binary`; when it is NULL, a number there
-    is none. When it is HELD, units wait for `release`. When it is BUSY, units are turned away: as
-    `busy` says, with an HTTP status or a gRPC one, to be tried again after `retry_after` if there
-    is one. With `tls`, https or grpcs: the context, or the key and the certificate.
+    Over REST it reads and writes JSON data unless it is `binary`, and says that it is `software`;
+    when it is NULL, a number there is none. When it is HELD, units wait for `release`; `abandoned`
+    counts those whose clients did not. When it is BUSY, units are turned away: as `busy` says, with
+    an HTTP status or a gRPC one, to be tried again after `retry_after` if there is one. With `tls`,
+    https or grpcs: the context, or the key and the certificate.
     """
 
     def __init__(
@@ -58,12 +59,14 @@ class FakeUpstream:
         versions: tuple[str, ...] = ("1",),
         input_shape: tuple[int, ...] | None = None,
         binary: bool = True,
+        software: str | None = None,
         tls: Any = None,
     ) -> None:
         self.mode = WELL
         self.busy: int | grpc.StatusCode = 503
         self.retry_after: str | float | None = None
         self.asked = 0
+        self.abandoned = 0
         self.heard: list[dict[str, str]] = []
         self.release = asyncio.Event()
         self._closing = asyncio.Event()
@@ -72,6 +75,7 @@ class FakeUpstream:
         self._versions = versions
         self._shape = (-1, *(input_shape or weights.shape[:1]))
         self._binary = binary
+        self._software = software
         self._tls = tls
 
     async def __aenter__(self) -> Self:
@@ -87,7 +91,7 @@ class FakeUpstream:
                     web.post("/v1/models/model:predict", self._predict),
                 ]
             )
-            self._runner = web.AppRunner(app, shutdown_timeout=0.1)
+            self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
             await self._runner.setup()
             site = web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=self._tls)
             await site.start()
@@ -135,10 +139,18 @@ class FakeUpstream:
     def _dislikes(self, data: bytes) -> bool:
         return self.mode == PICKY and bool((np.frombuffer(data, np.float32) > 1).any())
 
+    async def _released(self) -> None:
+        try:
+            await self.release.wait()
+        except asyncio.CancelledError:
+            self.abandoned += 1
+            raise
+
     # REST
 
     async def _about(self, request: web.Request) -> web.Response:
-        return web.json_response({"extensions": ["binary_tensor_data"] if self._binary else []})
+        extensions = ["binary_tensor_data"] if self._binary else []
+        return web.json_response({"name": self._software, "extensions": extensions})
 
     async def _ready(self, request: web.Request) -> web.Response:
         return web.Response(status=503 if self.mode == AWAY else 200)
@@ -189,7 +201,7 @@ class FakeUpstream:
         if self.mode == HUNG:
             await self._closing.wait()
         if self.mode == HELD:
-            await self.release.wait()
+            await self._released()
             return None
         if self.mode == ERROR:
             return web.json_response({"error": "not today"}, status=500)
@@ -254,7 +266,7 @@ class FakeUpstream:
         if self.mode == HUNG:
             await self._closing.wait()
         if self.mode == HELD:
-            await self.release.wait()
+            await self._released()
             return self._response(ModelInferRequest.FromString(request).raw_input_contents[0])
         if self.mode == ERROR:
             await context.abort(grpc.StatusCode.INTERNAL, "not today")

@@ -61,6 +61,8 @@ class GrpcClient:
     An answer may have `max_answer` bytes. Made on the event loop that it is used on.
     """
 
+    abandons = True  # what is cancelled here ends its call, which is part of the protocol
+
     def __init__(
         self, address: str, credentials: grpc.ChannelCredentials | None, max_answer: int
     ) -> None:

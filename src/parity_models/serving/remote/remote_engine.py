@@ -159,7 +159,15 @@ class RemoteEngine(Engine):
         link.running[instance] = (unit, task)
 
     def cancel(self, instance: str, unit: int) -> None:
-        """An upstream works on whatever becomes of the connection: it is busy until it answers."""
+        """End the call if the upstream notices; others work on, and are busy until they answer."""
+        link = self._instances.get(instance)
+        if link is None or not link.client.abandons:
+            return
+        running, task = link.running.get(instance, (None, None))
+        if task is not None and running == unit:
+            del link.running[instance]
+            task.cancel()
+            self._loop.call_soon(self._listener.unit_failed, unit, "was cancelled")
 
     def recycle(self, instance: str, why: str) -> None:
         link = self._instances.get(instance)

@@ -31,6 +31,7 @@ from parity_models.serving.rest.protocol import (
     BINARY,
     HEADER_LENGTH,
     NO_DATA,
+    SOFTWARE,
     ModelMetadata,
     OutputParameters,
     RequestedOutput,
@@ -52,23 +53,26 @@ class RestClient:
     def __init__(self, url: str, tls: SSLContext) -> None:
         self._http = HttpConnections(url, tls)
         self._binary = False
+        self.abandons = False
 
     async def check_ready(self, model: str) -> None:
         await self._http.ask("GET", f"{_path(model)}/ready", MAX_HEAD)
 
     async def metadata(self, model: str) -> ModelMetadata:
-        self._binary = await self._reads_binary()
+        about = await self._server()
+        self._binary = BINARY in about.extensions
+        self.abandons = about.name == SOFTWARE  # others may work on, and still be busy
         text, _ = await self._http.ask("GET", _path(model), MAX_HEAD)
         return decode(_METADATA, text)
 
-    async def _reads_binary(self) -> bool:
+    async def _server(self) -> ServerMetadata:
         try:
             text, _ = await self._http.ask("GET", "/v2", MAX_HEAD)
         except UpstreamError as error:
             if error.fault is not Fault.MISMATCH:
                 raise
-            return False  # it does not say what it is; JSON is what every server reads
-        return BINARY in decode(_SERVER, text).extensions
+            return ServerMetadata()  # it does not say what it is; JSON is what every server reads
+        return decode(_SERVER, text)
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]

@@ -114,6 +114,10 @@ class UpstreamClient(Protocol):
     Every method raises UpstreamError where it is at fault, and BusyError where it is busy.
     """
 
+    @property
+    def abandons(self) -> bool:
+        """Does the upstream give up a unit whose `infer` is cancelled?"""
+
     async def check_ready(self, model: str) -> None:
         """Does the model take units now?"""
 

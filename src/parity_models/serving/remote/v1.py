@@ -57,6 +57,8 @@ _NAMED_ROWS = msgspec.json.Decoder(list[dict[str, Raw]])
 class V1Client:
     """Connections to the server at `url`, made on the event loop that they are used on."""
 
+    abandons = False
+
     def __init__(self, url: str, tls: SSLContext) -> None:
         self._http = HttpConnections(url, tls)
 

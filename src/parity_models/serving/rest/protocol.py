@@ -11,6 +11,9 @@ from msgspec import Meta, Raw, Struct
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""
 
+SOFTWARE = "parity-models"
+"""What servers of this software call themselves."""
+
 BINARY = "binary_tensor_data"
 """What servers call the extension that tensors are sent by as binary data."""
 

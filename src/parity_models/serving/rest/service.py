@@ -40,7 +40,12 @@ from parity_models.serving.rest.messages import (
     refusal,
 )
 from parity_models.serving.rest.paths import Asks, model_path, path_of
-from parity_models.serving.rest.protocol import BINARY, HEADER_LENGTH, ServerMetadata
+from parity_models.serving.rest.protocol import (
+    BINARY,
+    HEADER_LENGTH,
+    SOFTWARE,
+    ServerMetadata,
+)
 from parity_models.serving.rest.scrapes import Scrapes
 from parity_models.serving.rest.v1 import predict_response, read_predict, status_response
 from parity_models.serving.served_model import InferRequest, ServedModel
@@ -298,7 +303,7 @@ class Rest:
 
     async def _server_metadata(self, request: Request) -> Response:
         extensions = (BINARY, *self._models.extensions)
-        about = ServerMetadata("parity-models", __version__, extensions)
+        about = ServerMetadata(SOFTWARE, __version__, extensions)
         only = self._models.only
         if only is not None:
             about = replace(
