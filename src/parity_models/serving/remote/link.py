@@ -19,6 +19,9 @@ from parity_models.serving.remote.upstream import (
 MIN_REST, MAX_REST = 0.05, 5.0
 """Seconds for which a busy upstream is left alone: at least, and at most."""
 
+LONG_REST = 60.0
+"""Seconds for which it may ask to be left alone, where others are there meanwhile."""
+
 FORGIVEN = 60.0
 """Seconds without a recycled slot after which the next one is away for as short as the first."""
 
@@ -49,6 +52,7 @@ class Link:
     failures: int = 0
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
     _busy_until: float = 0.0
+    _rests_long: bool = False
     _next_rest: float = MIN_REST
     _log_from: float = 0.0
     _kept_for: Fault | None = None
@@ -117,13 +121,21 @@ class Link:
         """For how many seconds from now the upstream is to be left alone; 0 if it is not."""
         return max(0.0, self._busy_until - asyncio.get_running_loop().time())
 
-    def turned_away(self, error: BusyError) -> float:
-        """Leave the upstream alone as long as it asks for, within MIN_REST and MAX_REST; where it
-        does not say, for twice as long as the last time. Returns the seconds from now."""
+    @property
+    def is_there(self) -> bool:
+        """Is it in use, and takes units within MAX_REST?"""
+        return self.in_use and not (self._rests_long and self.rest())
+
+    def turned_away(self, error: BusyError, *, is_spared: bool) -> float:
+        """Leave the upstream alone as long as it asks for, for MIN_REST at least and MAX_REST at
+        most, or LONG_REST if it `is_spared`; where it does not say, for twice as long as the last
+        time. Returns the seconds from now."""
         if not self.rest():
             self._next_rest, rest = min(2 * self._next_rest, MAX_REST), self._next_rest
             if error.after is not None:
-                rest = min(max(error.after, MIN_REST), MAX_REST)
+                longest = LONG_REST if is_spared else MAX_REST
+                rest = min(max(error.after, MIN_REST), longest)
+            self._rests_long = rest > MAX_REST
             self._busy_until = asyncio.get_running_loop().time() + rest
         if not error.certain:
             self.doubted.set()

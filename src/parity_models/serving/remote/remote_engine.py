@@ -215,7 +215,7 @@ class RemoteEngine(Engine):
             async with asyncio.timeout(self._unit_timeout):
                 outputs = await link.client.infer(model, rows, self._listener.headers_of(unit))
         except BusyError as error:
-            rest = link.turned_away(error)
+            rest = link.turned_away(error, is_spared=self._spares(link))
             self._metrics.upstream_busy.labels(link.upstream.url).inc()
             del link.running[instance]
             self._listener.unit_failed(unit, f"instance {instance} is busy", busy=rest)
@@ -249,7 +249,7 @@ class RemoteEngine(Engine):
 
     def _spares(self, link: Link) -> bool:
         """Would half of the instances of each of its roles be there without this upstream?"""
-        there = [each for each in self._instances.values() if each.in_use]
+        there = [each for each in self._instances.values() if each.is_there]
         if link not in there:
             return True
         for role in link.upstream.roles:
@@ -339,7 +339,7 @@ class RemoteEngine(Engine):
                     for name in link.upstream.models.values():
                         await link.client.check_ready(name)
             except BusyError as error:
-                link.turned_away(error)
+                link.turned_away(error, is_spared=self._spares(link))
             except TimeoutError:
                 text = f"did not say within {PATIENCE:g} s whether it is ready"
                 self._eject(link, UpstreamError(Fault.TIMEOUT, text))
