@@ -214,3 +214,31 @@ async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
         gc.collect()
         kept = sum(ref() is not None for ref in alive)
         assert kept <= 3  # padding for lonely queries, and the group that is open
+
+
+async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
+    async with serving(Parity(CODE, Parity.Options(max_group_wait=0.001))) as (frontend, engine):
+        alive = []
+        for _ in range(3):
+            rows = queries(201)
+            request = frontend.ask(rows)
+            alive += [weakref.ref(rows), weakref.ref(request.outputs)]
+            while not request.future.done():
+                for unit in list(engine.units):
+                    engine.finish(unit)
+                await settle()
+            np.testing.assert_allclose(request.outputs, rows @ WEIGHTS, atol=1e-4)
+            del request, rows, unit
+        kept = frontend._driver.requests
+        assert 0 < len(kept) < 10, "padding for lonely queries, and the group that is open"
+        await settle()
+        gc.collect()
+        assert not any(ref() is not None for ref in alive)
+        # Padding is of use still: a lonely query has its group.
+        lonely = frontend.ask(queries(1))
+        await asyncio.sleep(0.01)
+        while engine.units:
+            engine.finish(engine.units[0])
+            await settle()
+        assert metric(frontend, "parm_actions_failed_total") == 0
+        assert lonely.future.done()

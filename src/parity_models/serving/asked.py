@@ -59,6 +59,26 @@ class Asked(Struct, eq=False):
     def queries(self) -> range:
         return range(self.first, self.first + len(self.rows))
 
+    def alone(self, row: int) -> "Asked":
+        """One row of it, copied, that nobody waits for: what it keeps is its own."""
+        query, only = self.first + row, slice(row, row + 1)
+        nobody: asyncio.Future[Answers] = self.future.get_loop().create_future()
+        nobody.cancel()
+        here = [key for key in ((query, source) for source in Source) if key in self.at_hand]
+        return Asked(
+            first=query,
+            arrived=self.arrived,
+            rows=self.rows[only].copy(),
+            outputs=self.outputs[only].copy(),
+            future=nobody,
+            unanswered=1,
+            due=self.due,
+            request=self.request,
+            sources=self.sources[only],
+            at_hand={key: self.at_hand[key].copy() for key in here},
+            ran_on={key: self.ran_on[key] for key in here if key in self.ran_on},
+        )
+
     def fail(self, error: RequestError) -> None:
         """End it with this error, unless it has ended."""
         if not self.future.done():

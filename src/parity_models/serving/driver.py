@@ -93,6 +93,7 @@ class Driver:
         """Those who are told of everything."""
         self.requests = self._tensors.requests
         """The request of each query that is remembered, by the query's id."""
+        self.remember = self._tensors.remember
         self._replies = Replies(self.requests, metrics, default, poison, rules.imitated)
         self.units: dict[int, Run | Verify] = {}
         """The units that the engine has."""

@@ -222,8 +222,7 @@ class Frontend:
             if unlike:
                 apart = [asked.first + row for row in unlike]
                 self._metrics.unlike.inc(len(unlike))
-        for query in queries:
-            self._requests[query] = asked
+        self._driver.remember(asked)
         deadline = None if timeout is None else arrived + min(timeout, self._deadline)
         alike = (rows.shape[1:], rows.dtype)
         self._driver.carry_out(

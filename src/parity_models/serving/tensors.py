@@ -42,7 +42,7 @@ class Group:
 class Tensors:
     """Inputs, outputs and parity queries, by the ids of queries and of groups.
 
-    `requests` has the request of each query; `parity_rows` the row of `code` of each parity work.
+    `requests` has the request of each query, or what is left of one that has ended; `parity_rows` the row of `code` of each parity work.
     Where the deployed model has several outputs, its predictions are records, of which stand-ins
     imitate the field `imitated`.
     """
@@ -53,6 +53,19 @@ class Tensors:
         self._groups: dict[int, Group] = {}
         self.requests: dict[int, Asked] = {}
         self.parity_rows = {parity_role(j): j for j in range(code.r if code else 0)}
+
+    def remember(self, asked: Asked) -> None:
+        """A request's queries are under way. When it has ended, those of its rows that are still
+        remembered, as padding say, are kept each for itself: else one of them would keep all."""
+        for query in asked.queries:
+            self.requests[query] = asked
+        if len(asked.rows) > 1:
+            asked.future.add_done_callback(lambda _: self._part(asked))
+
+    def _part(self, asked: Asked) -> None:
+        for row, query in enumerate(asked.queries):
+            if query in self.requests:
+                self.requests[query] = asked.alone(row)
 
     def row(self, query: int) -> NDArray[Any]:
         """The query's input: (*input shape)."""
