@@ -28,6 +28,12 @@ GUIDE = (ROOT / "docs" / "how-to" / "monitor.md").read_text()
 SCRAPED = {"up"}
 """Series that Prometheus itself makes."""
 
+PROBES = {
+    "startup": "/v2/health/ready",
+    "readiness": "/v2/health/ready",
+    "liveness": "/v2/health/live",
+}
+
 VARIABLES = {"$__rate_interval": "5m", "$job": "x", "${datasource}": "x"}
 
 
@@ -195,7 +201,19 @@ def test_kserve_s_runtime_serves_its_own_protocols(parm_here: Here) -> None:
     assert_refused(parm_here(command, bundle, *arguments), "there is no bundle at /mnt/models")
     (port,) = container["ports"]
     assert f"--port={port['containerPort']}" in arguments
-    assert container["readinessProbe"]["httpGet"]["port"] == port["containerPort"]
+    for probe, path in PROBES.items():
+        asked = {"path": path, "port": port["containerPort"]}
+        assert container[f"{probe}Probe"]["httpGet"] == asked
+    assert "--min-ready=2" in arguments
+
+
+def test_the_probes_of_the_deployment_ask_what_they_should() -> None:
+    text = (EXAMPLES / "kubernetes" / "deployment.yaml").read_text()
+    objects = {each["kind"]: each for each in yaml.safe_load_all(text)}
+    (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    for probe, path in PROBES.items():
+        assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "http"}
+    assert "--min-ready=2" in container["args"]
 
 
 def test_kubernetes_objects_are_about_the_same_pods() -> None:

@@ -161,6 +161,9 @@ async def test_a_worker_that_runs_another_model_is_replaced_and_named(
                     break
             lie.unlink()
             assert list(server.frontend.quarantined) == ["0"]
+            async with httpx.AsyncClient(base_url=server.url) as client:
+                about = (await client.get(f"/v2/models/{server.model.name}")).json()
+            assert about["quarantined_instances"] == ["0"]
             while not any(each.startswith("0.") for each in server._engine.running()):
                 await asyncio.sleep(0.01)
             for _ in range(300):

@@ -42,7 +42,8 @@ class Group:
 class Tensors:
     """Inputs, outputs and parity queries, by the ids of queries and of groups.
 
-    `requests` has the request of each query, or what is left of one that has ended; `parity_rows` the row of `code` of each parity work.
+    `requests` has the request of each query, or what is left of one that has ended; `parity_rows`
+    the row of `code` of each parity work.
     Where the deployed model has several outputs, its predictions are records, of which stand-ins
     imitate the field `imitated`.
     """

@@ -55,7 +55,8 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
 
     `bundle_digest` and `model_sha256`, the digest of the bundle's manifest and the hash of the
     model's file, are told by this software's servers, and so are the `gates` of stand-ins, by the
-    source of answers, and the `exact_outputs`, which no stand-in gives.
+    source of answers, the `exact_outputs`, which no stand-in gives, and the instances that were
+    found to answer wrongly, the latest last.
     """
 
     name: str
@@ -67,6 +68,7 @@ class ModelMetadata(Struct, frozen=True, omit_defaults=True):
     model_sha256: str | None = None
     gates: dict[str, GateMetadata] = {}
     exact_outputs: tuple[str, ...] = ()
+    quarantined_instances: tuple[str, ...] = ()
 
 
 class TensorParameters(Struct, omit_defaults=True):

@@ -325,9 +325,13 @@ class Rest:
         return json_response({})
 
     async def _model_metadata(self, request: Request) -> Response:
-        model = self._models.find(request.model, request.version).model
-        versions = tuple(self._models.versions(model.name))
-        return json_response(replace(model.metadata, versions=versions))
+        found = self._models.find(request.model, request.version)
+        about = replace(
+            found.model.metadata,
+            versions=tuple(self._models.versions(found.model.name)),
+            quarantined_instances=tuple(found.frontend.quarantined),
+        )
+        return json_response(about)
 
     async def _model_ready(self, request: Request) -> Response:
         try:
