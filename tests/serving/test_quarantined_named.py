@@ -1,4 +1,4 @@
-"""The instances that answered wrongly are named in their model's metadata, where there are several, too."""
+"""Instances that answered wrongly are named in the metadata of their model, of several, too."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

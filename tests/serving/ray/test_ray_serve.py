@@ -239,6 +239,14 @@ def test_the_options_of_one_s_own_policy_are_arguments(bundle: Path) -> None:
     assert options.agreement == 0.9
 
 
+def test_requests_that_wait_at_a_proxy_are_bounded(bundle: Path) -> None:
+    frontends = build(
+        AppArgs.model_validate({"bundle": str(bundle), "max_queue": 7})
+    )._bound_deployment
+    assert frontends.max_ongoing_requests == 114
+    assert frontends.max_queued_requests == 114
+
+
 def test_a_policy_and_a_rule_of_one_s_own_are_served(bundle: Path, ray_url: str) -> None:
     given = {
         "bundle": str(bundle),

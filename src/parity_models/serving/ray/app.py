@@ -160,11 +160,14 @@ def application(
             instances_app(roster, files, models, pool, cluster, key, options.faults, first)
         )
         first += pool.least
+    # A frontend's own queue says when there is too much, with an error that tells clients so. As
+    # many wait at each of Ray's proxies, should a frontend hang or be lost: then those refuse.
+    most = 2 * options.max_queue + 100
     frontends = serve.deployment(
         name="Frontends",
         num_replicas=cluster.frontends,
-        # A frontend's own queue says when there is too much, with an error that tells clients so.
-        max_ongoing_requests=2 * options.max_queue + 100,
+        max_ongoing_requests=most,
+        max_queued_requests=most,
         ray_actor_options={
             "num_cpus": cluster.cpus_per_frontend,
             "resources": cluster.resources_per_frontend or {},
