@@ -7,7 +7,7 @@ import grpc
 import httpx
 import pytest
 
-from grpc_served import Waiting
+from grpc_served import Waiting, method
 from http_served import MODEL
 from parity_models.serving.errors import InvalidRequestError, NotFoundError
 from parity_models.serving.grpc.grpc_server import GrpcServer
@@ -86,7 +86,7 @@ async def test_grpc_names_them(name: str, liars: tuple[str, ...]) -> None:
     server = GrpcServer(Two(), Metrics(), limits, ByteBudget(limits.max_in_flight))
     url = await server.start("127.0.0.1", 0)
     async with grpc.aio.insecure_channel(url.removeprefix("grpc://")) as channel:
-        call = channel.unary_unary(METADATA)(ModelMetadataRequest(name=name).SerializeToString())
+        call = method(channel, METADATA)(ModelMetadataRequest(name=name).SerializeToString())
         told = dict(await call.trailing_metadata() or ())
     await server.stop()
     assert told.get("quarantined-instances", "") == ",".join(liars)

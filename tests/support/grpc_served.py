@@ -67,6 +67,10 @@ class Served:
         name = "parm_connections_ended_total"
         return self.metrics.registry.get_sample_value(name, labels) or 0
 
+    def refused(self, why: str) -> float:
+        labels = {"why": why}
+        return self.metrics.registry.get_sample_value("parm_refused_total", labels) or 0
+
     def requests(self, status: int) -> float:
         labels = {"code": str(status)}
         return self.metrics.registry.get_sample_value("parm_requests_total", labels) or 0

@@ -154,7 +154,7 @@ class Admission:
         rate = self._rate(now, instances)
         if waiting + queries > self._max_queue:
             wait = 0.0 if rate is None else waiting / rate
-            detail = f"{waiting} queries wait, and at most {self._max_queue} may"
+            detail = f"{waiting} queries wait, and at most {self._max_queue} may (max_queue)"
             return self._overloaded(detail, wait)
         if rate is None:
             return None

@@ -30,6 +30,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.observer import Observer
 from parity_models.serving.page.watch import Watch
 from parity_models.serving.poison import Poison
+from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT
 from parity_models.serving.screen import Screen
 from parity_models.serving.stand_ins import StandInRules
@@ -192,7 +193,7 @@ class Frontend:
         if self._closing or not self._started:
             state = "stopping" if self._closing else "starting"
             raise UnavailableError(
-                f"the server is {state} and takes no queries; try again later", retry_after=1.0
+                f"the server is {state} and takes no queries; try again later", retry_after=soon()
             )
         arrived = now()
         if self._poison:

@@ -6,6 +6,7 @@ from typing import Annotated
 from parity_models.errors import UserError
 from parity_models.options import BYTES, SECONDS, Option, Options
 from parity_models.serving.errors import OverloadedError
+from parity_models.serving.refusals import Refused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +96,8 @@ class ByteBudget:
         if self.held + size > self.most:
             raise OverloadedError(
                 f"the requests in flight hold {self.held} bytes, and {size} more would exceed the "
-                f"{self.most} this server holds at once; try again later",
-                retry_after=1.0,
+                f"{self.most} this server holds at once (max_in_flight); try again later",
+                why=Refused.MAX_IN_FLIGHT,
             )
 
     def hold(self, size: int) -> None:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.scheduling import Reason, RecycleReason, Source
+from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
 _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STEPS), 10, 30)
@@ -86,6 +87,9 @@ class Metrics:
         "parm_connections_ended",
         "Connections refused, or ended, by the limit that they met.",
         "limit",
+    )
+    refusals = _Declared(
+        Counter, "parm_refused", "Requests and connections refused, by why.", "why", known=Refused
     )
     bytes_in_flight = _Declared(
         Gauge,
@@ -309,11 +313,11 @@ class Metrics:
 
     def certificate_expires(self, at: Callable[[], float]) -> None:
         """There is a certificate that ends `at` this Unix time."""
-        name = "parm_certificate_expires_seconds"
-        gauge = Gauge(
-            name, "When the server's certificate ends, in Unix time.", registry=self.registry
+        name, text = (
+            "parm_certificate_expires_seconds",
+            "When the server's certificate ends (Unix).",
         )
-        gauge.set_function(at)
+        Gauge(name, text, registry=self.registry).set_function(at)
 
     def read(self, name: str, help_text: str, values: Callable[[], Mapping[str, int]]) -> None:
         """A gauge by role, whose values are asked for when the metrics are."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
+from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.protocol import GateMetadata, ModelMetadata, TensorMetadata
 
 VERSION = "1"
@@ -226,8 +227,9 @@ class ServedModel:
             self._check_size(tensor.name, axis, shape[at], sizes)
         if rows > self.max_rows:
             raise TooLargeError(
-                f"the request has {rows} rows, this server takes up to {self.max_rows} at once; "
-                "send several requests"
+                f"the request has {rows} rows, this server takes up to {self.max_rows} at once "
+                "(max_queue); send several requests",
+                why=Refused.MAX_QUEUE,
             )
         return rows
 

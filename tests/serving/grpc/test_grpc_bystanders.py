@@ -32,6 +32,7 @@ async def test_streams_of_health_keep_no_prediction_out() -> None:
         for each in refused:
             assert await each.code() is StatusCode.RESOURCE_EXHAUSTED
             assert "at most 5 streams of health" in await each.details()
+        assert served.refused("streams") == len(refused)
         assert (await stubs[0].Check(QUESTION)).status == SERVING
         await asyncio.gather(infer(request()), infer(request()))
         for each in watching:

@@ -16,6 +16,7 @@ from parity_models.serving.grpc.calls import Calls
 from parity_models.serving.grpc.methods import abort
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.grpc.service import SERVICE, Context
+from parity_models.serving.metrics import Metrics
 
 _OWN = f"/{SERVICE.full_name}/"
 
@@ -25,13 +26,14 @@ _Handler = Any
 
 class BystandersBounded(grpc.aio.ServerInterceptor):
     """Bounds other services than the protocol's own as `calls` has it: the time and the bytes of
-    their messages, and the number of their streams.
+    their messages, and the number of their streams. What it refuses, `metrics` count.
 
     So they all take streams of messages. On the wire, one message is no different from that.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, metrics: Metrics) -> None:
         self._calls = calls
+        self._metrics = metrics
 
     async def intercept_service(
         self,
@@ -53,7 +55,7 @@ class BystandersBounded(grpc.aio.ServerInterceptor):
             try:
                 message = await self._read(messages)
             except RequestError as error:
-                await _refuse(context, error)
+                await self._refuse(context, error)
             return await answer(message, context)
 
         return answered
@@ -67,7 +69,7 @@ class BystandersBounded(grpc.aio.ServerInterceptor):
                     async for answer in answers(asked, context):
                         yield answer
             except RequestError as error:
-                await _refuse(context, error)
+                await self._refuse(context, error)
 
         return streamed
 
@@ -87,6 +89,7 @@ class BystandersBounded(grpc.aio.ServerInterceptor):
                 "the message is none of those that the method takes"
             ) from error
 
-
-async def _refuse(context: Context, error: RequestError) -> NoReturn:
-    await abort(context, code_of(error), text_of(error), metadata_of(error))
+    async def _refuse(self, context: Context, error: RequestError) -> NoReturn:
+        if error.why is not None:
+            self._metrics.refusals.labels(error.why).inc()
+        await abort(context, code_of(error), text_of(error), metadata_of(error))

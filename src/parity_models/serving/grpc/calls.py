@@ -18,6 +18,7 @@ from parity_models.serving.errors import (
     RequestError,
 )
 from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.refusals import Refused
 
 _Message = TypeVar("_Message")
 
@@ -28,8 +29,6 @@ server's health, which a busy server answers too."""
 _PROMPT = 0.2
 """Seconds within which a message mostly arrives whole. gRPC does not say how long it will be: one
 that takes longer is counted as if it were the longest."""
-
-_RETRY_AFTER = 1.0
 
 
 class Calls:
@@ -49,9 +48,9 @@ class Calls:
         """Count a call while it is under way. Raises OverloadedError for one too many."""
         if self._running >= self._limits.max_rpcs:
             raise OverloadedError(
-                f"the server takes at most {self._limits.max_rpcs} gRPC calls at a time; try again "
-                "later",
-                retry_after=_RETRY_AFTER,
+                f"the server takes at most {self._limits.max_rpcs:,} gRPC calls at a time "
+                "(max_rpcs); try again later",
+                why=Refused.MAX_RPCS,
             )
         self._running += 1
         try:
@@ -65,9 +64,9 @@ class Calls:
         many."""
         if self._lasting >= self._limits.max_connections:
             raise OverloadedError(
-                f"the server takes at most {self._limits.max_connections} streams of health and "
-                "reflection at a time; try again later",
-                retry_after=_RETRY_AFTER,
+                f"the server takes at most {self._limits.max_connections:,} streams of health and "
+                "reflection at a time (max_connections); try again later",
+                why=Refused.STREAMS,
             )
         self._lasting += 1
         try:
@@ -89,8 +88,9 @@ class Calls:
                     prompt.cancel()
         except TimeoutError:
             raise slow.refusal or DeadlineError(
-                f"the message was not whole within {self._limits.body_timeout:g} s; send it faster "
-                "or send fewer rows at once"
+                f"the message was not whole within {self._limits.body_timeout:g} s (body_timeout); "
+                "send it faster or send fewer rows at once",
+                why=Refused.BODY_TIMEOUT,
             ) from None
         except StopAsyncIteration:
             raise InvalidRequestError("the call has no message") from None
@@ -102,8 +102,9 @@ class Calls:
         if self._slow >= self._most_slow:
             raise OverloadedError(
                 f"the server takes at most {self._most_slow} gRPC messages that arrive slowly at a "
-                "time; try again later",
-                retry_after=_RETRY_AFTER,
+                f"time: each may have {self._limits.max_body} bytes (max_body), and together they "
+                f"have half of {self._budget.most} (max_in_flight); try again later",
+                why=Refused.SLOW_MESSAGES,
             )
         self._budget.take(self._limits.max_body)
         self._slow += 1

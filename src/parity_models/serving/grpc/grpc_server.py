@@ -62,7 +62,7 @@ class GrpcServer:
         calls = Calls(limits, budget)
         shown = () if tokens is None else (TokensShown(tokens, metrics),)
         self._server = grpc.aio.server(
-            interceptors=(*shown, BystandersBounded(calls)),
+            interceptors=(*shown, BystandersBounded(calls, metrics)),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
         )

@@ -56,7 +56,11 @@ def handler_of(
 
     def sent(answer: _Method) -> _Method:
         async def answered(messages: AsyncIterator[bytes], context: Context) -> Message:
-            message = await answer(messages, context)
+            try:
+                message = await answer(messages, context)
+            except RequestError as error:
+                service.refused(error)
+                raise
             unread.sent(context, message.ByteSize())
             return message
 

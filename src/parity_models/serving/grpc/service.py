@@ -196,6 +196,11 @@ class InferenceService:
             log.answered(model.name, model.version, answers.sources)
         return encode_response(model, asked, answers.outputs, answers.sources)
 
+    def refused(self, error: RequestError) -> None:
+        """A call ends with this error: count why, if it was refused."""
+        if error.why is not None:
+            self._metrics.refusals.labels(error.why).inc()
+
     @contextmanager
     def counting(self) -> Iterator["Counted"]:
         """Count a request, by how it ends inside."""

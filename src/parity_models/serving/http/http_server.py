@@ -20,6 +20,7 @@ from parity_models.serving.http.connection import HttpConnection
 from parity_models.serving.http.listening import BACKLOG, turn_away
 from parity_models.serving.http.patience import REFUSED_TIMEOUT
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Response, refusal
 from parity_models.serving.rest.service import Rest
 
@@ -237,13 +238,16 @@ class HttpServer:
         if len(self._connections) - len(self._refusing) >= most:
             self.ended("max_connections")
             text = f"the server takes at most {most:,} connections (max_connections)"
+            why = Refused.MAX_CONNECTIONS
         elif files != resource.RLIM_INFINITY and descriptor >= files - _RESERVE:
             # Descriptors are numbered from below, so this one tells how many are in use.
             self.ended("descriptors")
             text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
+            why = Refused.DESCRIPTORS
         else:
             return None
-        return refusal(OverloadedError(f"{text}; try again later", retry_after=1.0))
+        self._metrics.refusals.labels(why).inc()
+        return refusal(OverloadedError(f"{text}; try again later", why=why))
 
     async def _look(self) -> None:
         """End what is late, now and again."""

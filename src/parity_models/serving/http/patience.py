@@ -7,6 +7,7 @@ from math import inf
 
 from parity_models.serving.errors import LateRequestError
 from parity_models.serving.limits import Limits
+from parity_models.serving.refusals import Refused
 
 REFUSED_TIMEOUT = 0.5
 """Seconds that a connection which is one too many has for its headers, and for TLS's handshake
@@ -64,5 +65,6 @@ class Patience:
             what, limit = ("body", "body_timeout")
         return LateRequestError(
             f"the request's {what} did not come whole within the {limit} of "
-            f"{getattr(self._limits, limit):g} s"
+            f"{getattr(self._limits, limit):g} s",
+            why=Refused(limit),
         )

@@ -6,12 +6,18 @@ knows nothing of sockets, of time, or of answers that are under way.
 
 import logging
 from collections import deque
-from http import HTTPStatus
 from typing import Protocol
 
 import httptools
 
-from parity_models.serving.errors import InvalidRequestError, RequestError
+from parity_models.serving.errors import (
+    ConnectError,
+    HeadTooLargeError,
+    InvalidRequestError,
+    RequestError,
+    TransferCodingError,
+)
+from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Body, Request, Response, error_response, request_of
 from parity_models.serving.rest.service import Rest
 
@@ -110,7 +116,7 @@ class HttpReader:
                 self._malformed(error)
                 data = b""
         if self.begun and self._head > MAX_HEAD and not self._receiver.ended:
-            self.refuse(_head_too_long())
+            self.fail(_head_too_long())
 
     def refuse(self, answer: Response, *, whole: bool = False) -> None:
         """Let this answer be the connection's last, whatever else the client sends; `whole`: it has
@@ -125,7 +131,8 @@ class HttpReader:
 
     def fail(self, error: RequestError) -> None:
         """Let the request that arrives end with this error, and the connection with it."""
-        request = _NONE if self.incoming is None else self.incoming.request
+        incoming = self.incoming  # which may have an answer by its head, and was counted with that
+        request = _NONE if incoming is None or incoming.answer else incoming.request
         self.refuse(self._rest.refused(request, error))
 
     def abandon(self) -> None:
@@ -160,7 +167,7 @@ class HttpReader:
             return
         parser = self._parser
         if self._head > MAX_HEAD and self._head_size() > MAX_HEAD:
-            self.refuse(_head_too_long())
+            self.fail(_head_too_long())
             raise _Enough
         method = parser.get_method().decode("latin-1")
         request = request_of(method, self._target.decode("latin-1"), self._fields)
@@ -200,7 +207,7 @@ class HttpReader:
             return
         if len(self._receiver.waiting) >= MAX_PIPELINED:
             text = f"a connection takes at most {MAX_PIPELINED} requests ahead of their answers"
-            self.refuse(error_response(text, 400))
+            self.fail(InvalidRequestError(text, why=Refused.PIPELINED))
             raise _Enough
         if incoming.body is not None:
             incoming.request.body = incoming.body.whole()
@@ -228,16 +235,17 @@ class HttpReader:
                 return self._refused
         if request.method == "CONNECT":
             incoming.keeps = False
-            self.refuse(error_response("this is no proxy", HTTPStatus.METHOD_NOT_ALLOWED))
+            self.fail(ConnectError("this is no proxy"))
             raise _Enough
         if not request.target.isascii():
             incoming.keeps = False
-            return error_response("the request's target is not ASCII; percent-encode it", 400)
+            text = "the request's target is not ASCII; percent-encode it"
+            return self._rest.refused(request, InvalidRequestError(text, why=Refused.HTTP))
         coding = request.headers.get("transfer-encoding", "chunked")
         if coding.lower() != "chunked":
             incoming.keeps = False
             text = f"transfer coding {coding[:40]!r} is not read here; send chunked or none"
-            return error_response(text, 501)
+            return self._rest.refused(request, TransferCodingError(text))
         refused = self._rest.begin(request)
         if refused is None:
             try:
@@ -254,7 +262,8 @@ class HttpReader:
             text = "the server failed to read the request; its log says why"
             self.refuse(error_response(text, 500))
             return
-        self.fail(InvalidRequestError(f"this is not HTTP/1.1 as it should be: {error}"))
+        text = f"this is not HTTP/1.1 as it should be: {error}"
+        self.fail(InvalidRequestError(text, why=Refused.HTTP))
 
     def _head_size(self) -> int:
         return len(self._target) + sum(
@@ -262,6 +271,5 @@ class HttpReader:
         )
 
 
-def _head_too_long() -> Response:
-    text = f"the request's line and headers are longer than {MAX_HEAD} bytes"
-    return error_response(text, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+def _head_too_long() -> HeadTooLargeError:
+    return HeadTooLargeError(f"the request's line and headers are longer than {MAX_HEAD} bytes")

@@ -25,6 +25,7 @@ from parity_models.serving.grpc.service import (
 )
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
+from parity_models.serving.refusals import Refused
 from parity_models.serving.request_log import (
     CURRENT,
     REQUEST_ID,
@@ -75,7 +76,8 @@ class RayGrpc:
             if len(request) > self._max_message:
                 raise TooLargeError(
                     f"the message is larger than the {self._max_message} bytes this server takes "
-                    "at once; send fewer rows at once"
+                    "at once (max_body); send fewer rows at once",
+                    why=Refused.MAX_BODY,
                 )
             message = (
                 self._service.read(request)
@@ -86,6 +88,7 @@ class RayGrpc:
                 response: Message = await getattr(self._service, method)(message, _Call(context))
             return response
         except RequestError as error:
+            self._service.refused(error)
             code, details = code_of(error), text_of(error)
             trailing = metadata_of(error)
             if trailing:

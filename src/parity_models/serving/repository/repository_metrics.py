@@ -14,6 +14,7 @@ OF_SERVER = frozenset(
         "parm_requests_unauthorized",
         "parm_connections",
         "parm_connections_ended",
+        "parm_refused",
         "parm_bytes_in_flight",
         "parm_certificate_expires_seconds",
     }

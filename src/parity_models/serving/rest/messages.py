@@ -3,21 +3,15 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from math import ceil
-from typing import Any
 
 import msgspec
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from parity_models.serving.errors import (
-    OverloadedError,
-    RequestError,
-    TooLargeError,
-    UnauthorizedError,
-)
+from parity_models.serving.errors import RequestError, TooLargeError, UnauthorizedError
 from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.refusals import Refused, whole_seconds
 from parity_models.serving.request_log import REQUEST_ID, TRACEPARENT, TRACESTATE, RequestLog
 from parity_models.serving.tokens import CHALLENGE
 
@@ -147,8 +141,9 @@ class Body:
 def too_large(most: int) -> TooLargeError:
     """The error of a body that is larger than `most` bytes."""
     return TooLargeError(
-        f"the body is larger than the {most} bytes this server takes at once; send fewer rows at "
-        "once"
+        f"the body is larger than the {most} bytes this server takes at once (max_body); send "
+        "fewer rows at once",
+        why=Refused.MAX_BODY,
     )
 
 
@@ -183,12 +178,10 @@ def error_response(text: str, status: int, headers: Headers = ()) -> Response:
 
 
 def refusal(error: RequestError) -> Response:
-    """The answer to a request that ends with this error, with when to try again, if that is known:
-    whole seconds, 1 or more."""
+    """The answer to a request that ends with this error, with when to try again, if that is
+    known."""
     if isinstance(error, UnauthorizedError):
         return error_response(str(error), error.status, ((b"www-authenticate", CHALLENGE),))
-    later: Any = error.retry_after
-    if later is None and isinstance(error, OverloadedError):
-        later = 1
-    headers = () if later is None else ((b"retry-after", b"%d" % max(1, ceil(later))),)
+    later = error.retry_after
+    headers = () if later is None else ((b"retry-after", b"%d" % whole_seconds(later)),)
     return error_response(str(error), error.status, headers)

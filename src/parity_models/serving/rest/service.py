@@ -26,6 +26,7 @@ from parity_models.serving.errors import (
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion, why_unready
+from parity_models.serving.refusals import Refused
 from parity_models.serving.request_log import CURRENT
 from parity_models.serving.rest import repository
 from parity_models.serving.rest.codec import RequestReader, encode_response
@@ -129,6 +130,8 @@ class Rest:
             self._admit(request)
             refused = self._route(request)
             if refused is not None:
+                why = Refused.NOT_FOUND if refused.status == 404 else Refused.METHOD
+                self._metrics.refusals.labels(why).inc()
                 self._ended(request, refused.status)
             elif request.counts:
                 encoding_of(request)
@@ -138,6 +141,8 @@ class Rest:
 
     def refused(self, request: Request, error: RequestError) -> Response:
         """The answer to a request that ends with this error before it is answered."""
+        if error.why is not None:
+            self._metrics.refusals.labels(error.why).inc()
         self._ended(request, error.status)
         return refusal(error)
 

@@ -1,0 +1,57 @@
+"""Why requests are refused, for those who count that, and when they may be sent again."""
+
+import random
+from enum import StrEnum
+from random import Random
+
+SOON = 1.0
+"""Seconds after which it is worth trying again where nothing is known but that it may be."""
+
+_RANDOM = Random()
+
+
+class Refused(StrEnum):
+    """Why a request, or a connection, is refused: the limit that it met, or what is wrong with it.
+
+    These are all that there are: what a client sends never becomes a label of a metric.
+    """
+
+    MAX_CONNECTIONS = "max_connections"
+    DESCRIPTORS = "descriptors"
+    MAX_RPCS = "max_rpcs"
+    STREAMS = "streams"
+    SLOW_MESSAGES = "slow_messages"
+    MAX_BODY = "max_body"
+    MAX_IN_FLIGHT = "max_in_flight"
+    MAX_QUEUE = "max_queue"
+    ADMISSION = "admission"
+    UNAVAILABLE = "unavailable"
+    HEAD_TIMEOUT = "head_timeout"
+    BODY_TIMEOUT = "body_timeout"
+    HEAD_SIZE = "head_size"
+    PIPELINED = "pipelined"
+    COSTLY = "costly"
+    HTTP = "http"
+    CONNECT = "connect"
+    TRANSFER_CODING = "transfer_coding"
+    CONTENT_ENCODING = "content_encoding"
+    NOT_FOUND = "not_found"
+    METHOD = "method"
+    INVALID = "invalid"
+    NOT_ACCEPTABLE = "not_acceptable"
+    FORBIDDEN = "forbidden"
+
+
+def soon() -> float:
+    """Seconds until a refused client may try again, if no better is known: jittered, so that not
+    all come at once."""
+    return random.uniform(SOON, 2 * SOON)
+
+
+def whole_seconds(seconds: float, chance: Random = _RANDOM) -> int:
+    """The seconds as HTTP takes them (RFC 9110, section 10.2.3): whole, and 1 or more.
+
+    They are rounded up or down at random, so that their mean is what they were, and whoever had
+    different ones still has.
+    """
+    return max(1, int(seconds + chance.random()))

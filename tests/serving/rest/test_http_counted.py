@@ -1,0 +1,103 @@
+"""What is refused over HTTP is counted, by the limit that it met or by what is wrong with it."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from http_served import INFER, Served, binary, body, eventually, get, post, serving
+from parity_models.serving.refusals import Refused
+
+LOAD = "/v2/repository/models/model/load"
+CASES = {
+    Refused.HTTP: (b"nonsense\r\n\r\n", 400, "HTTP/1.1"),
+    Refused.HEAD_SIZE: (b"GET /v2 HTTP/1.1\r\nX: " + b"y" * 70_000 + b"\r\n\r\n", 431, "65536"),
+    Refused.CONNECT: (b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", 405, "no proxy"),
+    Refused.TRANSFER_CODING: (
+        f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".encode(),
+        501,
+        "transfer coding",
+    ),
+    Refused.CONTENT_ENCODING: (
+        f"POST {INFER} HTTP/1.1\r\nContent-Encoding: br\r\nContent-Length: 1\r\n\r\n.".encode(),
+        415,
+        "content encoding",
+    ),
+    Refused.NOT_FOUND: (get("/nowhere"), 404, "nothing is at /nowhere"),
+    Refused.METHOD: (post(b"", path="/v2"), 405, "method POST"),
+    Refused.FORBIDDEN: (
+        f"POST {LOAD} HTTP/1.1\r\nOrigin: http://evil\r\nContent-Length: 0\r\n\r\n".encode(),
+        403,
+        "",
+    ),
+    Refused.INVALID: (post(b"[]"), 400, ""),
+    Refused.COSTLY: (post(b" " * 900_000), 413, ""),
+    Refused.MAX_BODY: (
+        f"POST {INFER} HTTP/1.1\r\nContent-Length: 1000001\r\n\r\n".encode(),
+        413,
+        "1000000 bytes this server takes at once (max_body)",
+    ),
+    Refused.ADMISSION: (post(body(-2, 0, 0, 0)), 503, "too much waits"),
+    Refused.HEAD_TIMEOUT: (b"GET /v2 HTTP/1.1\r\nX", 408, "head_timeout of 0.4 s"),
+    Refused.BODY_TIMEOUT: (
+        f"POST {INFER} HTTP/1.1\r\nContent-Length: 9\r\n\r\n".encode(),
+        408,
+        "body_timeout of 0.3 s",
+    ),
+}
+
+
+def refused(served: Served) -> dict[str, float]:
+    """What was counted, by why."""
+    counts = {each.value: served.counted("parm_refused_total", why=each) for each in Refused}
+    return {why: count for why, count in counts.items() if count}
+
+
+@pytest.mark.parametrize(("why", "case"), CASES.items(), ids=list(CASES))
+async def test_it_is_counted_once_and_told(why: Refused, case: tuple[bytes, int, str]) -> None:
+    sent, status, text = case
+    limits: dict[str, Any] = {"max_body": 10**6, "head_timeout": 0.4, "body_timeout": 0.3}
+    async with serving(**limits) as served:
+        client = await served.connect()
+        client.send(sent)
+        told, _, content = await client.answer()
+        assert (told, text in content.decode()) == (status, True), content
+        client.close()
+        assert refused(served) == {why: 1}
+
+
+async def test_what_json_cannot_say_is_counted() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        nan = np.full((1, 4), np.nan, np.float32)
+        client.send(
+            binary(nan).replace(b'"binary_data_output": true', b'"binary_data_output": null')
+        )
+        status, _, content = await client.answer()
+        assert (status, b"not finite" in content) == (406, True)
+        assert refused(served) == {"not_acceptable": 1}
+
+
+async def test_rows_beyond_the_limit_are_counted_and_told_its_name() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        head = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [2001, 4], "data": ['
+        client.send(post(head + b",".join([b"0"] * 8004) + b"]}]}"))
+        status, _, content = await client.answer()
+        assert (status, b"takes up to 2000 at once (max_queue)" in content) == (413, True)
+        assert refused(served) == {"max_queue": 1}
+
+
+async def test_more_requests_ahead_of_their_answers_than_are_taken_are_counted() -> None:
+    async with serving() as served:
+        served.echo.may.clear()
+        client = await served.connect()
+        client.send(post(body()) * 70)
+        await eventually(lambda: refused(served) == {"pipelined": 1}, "nothing is refused")
+        served.echo.may.set()
+        answers = [await client.answer() for _ in range(66)]
+        assert [status for status, _, _ in answers] == [200] * 65 + [400]
+        assert b"at most 64 requests" in answers[-1][2]
+        await asyncio.sleep(0)
+        assert served.counted("parm_requests_total", code="400") == 1
