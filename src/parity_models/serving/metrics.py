@@ -83,10 +83,7 @@ class Metrics:
     )
     connections = _Declared(Gauge, "parm_connections", "HTTP connections that are open.")
     connections_ended = _Declared(
-        Counter,
-        "parm_connections_ended",
-        "Connections refused, or ended, by the limit that they met.",
-        "limit",
+        Counter, "parm_connections_ended", "Connections refused, or ended, by limit.", "limit"
     )
     refusals = _Declared(
         Counter, "parm_refused", "Requests and connections refused, by why.", "why", known=Refused
