@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from parity_models.serving.asked import Answerer, Answers
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.rest.protocol import ModelMetadata
 from parity_models.serving.served_model import InferRequest, ServedModel
 
 REPOSITORY = "model_repository"
@@ -39,6 +41,14 @@ class ServedVersion:
         self.frontend = frontend
         self.model = model
         self.metrics = metrics
+
+    def metadata(self, versions: Sequence[str]) -> ModelMetadata:
+        """What the server says of it, and of the `versions` of its model that take requests."""
+        return replace(
+            self.model.metadata,
+            versions=tuple(versions),
+            quarantined_instances=tuple(self.frontend.quarantined),
+        )
 
     async def answer(
         self, asked: InferRequest, timeout: float | None

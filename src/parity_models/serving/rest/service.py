@@ -331,12 +331,7 @@ class Rest:
 
     async def _model_metadata(self, request: Request) -> Response:
         found = self._models.find(request.model, request.version)
-        about = replace(
-            found.model.metadata,
-            versions=tuple(self._models.versions(found.model.name)),
-            quarantined_instances=tuple(found.frontend.quarantined),
-        )
-        return json_response(about)
+        return json_response(found.metadata(self._models.versions(found.model.name)))
 
     async def _model_ready(self, request: Request) -> Response:
         try:
