@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from parity_models.cli.code import AllowCode
-from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
+from parity_models.cli.credentials import Token
+from parity_models.cli.extensions import (
+    Declared,
+    command_for,
+    flag_of,
+    given_options,
+    spelling_in,
+)
 from parity_models.cli.json_file import write_json
 from parity_models.cli.load_report import print_report
 from parity_models.cli.policy import KINDS, DispatchName, PolicyName
@@ -22,6 +29,7 @@ from parity_models.cli.serving import (
 from parity_models.cli.signals import on_signals
 from parity_models.errors import UserError
 from parity_models.load import Direct
+from parity_models.load.credentials import Credentials
 from parity_models.load.options import LoadOptions
 from parity_models.load.plan import LoadPlan, plan_load
 from parity_models.load.report import report_of, write_histogram, write_latencies
@@ -87,6 +95,7 @@ def load(
     out: Out = None,
     latencies: Latencies = None,
     histogram: Histogram = None,
+    token: Token = None,
     engine: EngineName = None,
     policy: PolicyName = None,
     dispatch: DispatchName = None,
@@ -106,7 +115,7 @@ def load(
         "dispatch": dispatch,
         "default_prediction": default_prediction,
     }
-    plan = _plan(context, url, bundle, allow_code, serving)
+    plan = _plan(context, url, bundle, token, allow_code, serving)
     check_file(out, latencies, histogram)
     result, interrupted = _offer(plan)
     report = report_of(plan.spec, result)
@@ -124,6 +133,7 @@ def _plan(
     context: typer.Context,
     url: str | None,
     bundle: Path | None,
+    token: str | None,
     allow_code: list[str] | None,
     serving: Mapping[str, str | None],
 ) -> LoadPlan:
@@ -137,8 +147,12 @@ def _plan(
         for_bundles = {**serving, "allow_code": allow_code}
         named = [name for name, value in for_bundles.items() if value is not None]
         others = given_options(context, "serve", "engine", *KINDS)
+        ca_file = others.pop("ca_file", None)
         _refuse((*named, *others), "for --bundle; a server has its own")
-        return asyncio.run(plan_load(options, url=url))
+        credentials = Credentials(token, None if ca_file is None else Path(ca_file))
+        return asyncio.run(plan_load(options, url=url, credentials=credentials))
+    if token is not None and spelling_in(context)("token") == flag_of("token"):
+        _refuse(["token"], "for a server; --bundle goes without")
     _refuse(given.keys() & {"model", "binary"}, "for a server; --bundle goes without")
     opened = open_bundle(bundle, allow_code or ())
     training = opened.manifest.deployed_training

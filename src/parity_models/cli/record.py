@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 from tqdm import tqdm
 
+from parity_models.cli.credentials import CaFile, Token
 from parity_models.cli.duration import Duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.report_file import check_file
+from parity_models.load.credentials import Credentials
 from parity_models.load.recorder import STEP
 from parity_models.load.recorder import record as record_server
 from parity_models.scheduling import DEPLOYED
@@ -29,6 +31,8 @@ def record(
             parser=Duration("s"),
         ),
     ] = 60.0,
+    token: Token = None,
+    ca_file: CaFile = None,
 ) -> None:
     """Record how long a running server's units take and when it is asked, from its metrics.
 
@@ -37,8 +41,10 @@ def record(
     Record it under its usual load.
     """
     check_file(out)
+    credentials = Credentials(token, ca_file)
     with tqdm(total=seconds, unit="s", desc="recording") as bar:
-        found = asyncio.run(record_server(url, seconds, lambda _: bar.update(STEP) and None))
+        recording = record_server(url, seconds, lambda _: bar.update(STEP) and None, credentials)
+        found = asyncio.run(recording)
     write_json(out, found)
     typer.echo(_said(found))
     typer.echo(f"{out} holds it; size by it with: parm plan BUNDLE --recorded {out}")

@@ -1,10 +1,8 @@
 """parm top: what a server does, as it does it, in a terminal."""
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated
 
 import aiohttp
@@ -13,9 +11,11 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
+from parity_models.cli.credentials import CaFile, Token
 from parity_models.cli.top_metrics import Scrapes, scrape
 from parity_models.cli.top_view import Seen, view
 from parity_models.errors import UserError
+from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.recorder import split_address
 from parity_models.serving.page.frames import Frame
 from parity_models.serving.unreachable import why_unreachable
@@ -35,22 +35,8 @@ def top(
         str, typer.Argument(help="The server's URL, as parm serve prints it.", metavar="URL")
     ] = "http://127.0.0.1:8000",
     once: Annotated[bool, typer.Option("--once", help="Print how it is now, and exit.")] = False,
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PARM_TOKEN",
-            help="The bearer token to show; others on this machine cannot read it from the "
-            "variable.",
-            metavar="TOKEN",
-        ),
-    ] = None,
-    ca_file: Annotated[
-        Path | None,
-        typer.Option(
-            help="The certificates to trust over https, a PEM file; by default the system's.",
-            metavar="FILE",
-        ),
-    ] = None,
+    token: Token = None,
+    ca_file: CaFile = None,
 ) -> None:
     """Show what a server does, as it does it, in a terminal.
 
@@ -59,37 +45,27 @@ def top(
     Into a pipe it prints how it is now.
     """
     console = Console()
-    base = _base(url)
+    base, credentials = _base(url), Credentials(token, ca_file)
+    once = once or not console.is_terminal
     try:
-        tls = ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(
-            f"cannot read certificates from {ca_file}: {error}; give a PEM file"
-        ) from error
-    try:
-        asyncio.run(show(console, base, once=once or not console.is_terminal, token=token, tls=tls))
+        asyncio.run(show(console, base, once=once, credentials=credentials))
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
 
 
 async def show(
-    console: Console,
-    url: str,
-    *,
-    once: bool,
-    token: str | None = None,
-    tls: ssl.SSLContext | None = None,
+    console: Console, url: str, *, once: bool, credentials: Credentials = ANONYMOUS
 ) -> None:
     """Draw what the server at `url` tells as it does; `once`: the first. Raises UserError where
     that ends, or there is nothing."""
     seen = Seen()
     if once:
-        async for frame in _frames(url, token, tls):
+        async for frame in _frames(url, credentials):
             seen.add(frame)
             console.print(view(seen))
             return
     with Live(console=console, screen=True, auto_refresh=False) as screen:
-        async for frame in _frames(url, token, tls):
+        async for frame in _frames(url, credentials):
             seen.add(frame)
             screen.update(view(seen), refresh=True)
     raise UserError(f"the server at {url} has ended")
@@ -101,16 +77,15 @@ def _base(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-async def _frames(url: str, token: str | None, tls: ssl.SSLContext | None) -> AsyncIterator[Frame]:
+async def _frames(url: str, credentials: Credentials) -> AsyncIterator[Frame]:
     """The frames of a server, until it ends. Raises UserError where there are none."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         async with aiohttp.ClientSession(
             url,
-            connector=aiohttp.TCPConnector(ssl=True if tls is None else tls),
+            connector=aiohttp.TCPConnector(ssl=credentials.tls),
             timeout=timeout,
-            headers=headers,
+            headers=credentials.headers,
             read_bufsize=MAX_FRAME,
         ) as session:
             async with session.get("/ui/events") as events:

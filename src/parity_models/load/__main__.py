@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from parity_models.load.child import commands, exit_code, tell
+from parity_models.load.credentials import Credentials
 from parity_models.load.generator import Load, prepare_load
 from parity_models.load.processes import READY, REPORT_EVERY, STARTED
 from parity_models.load.spec import LoadSpec
@@ -33,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
-    async with prepare_load(spec, turn, spec.processes) as load:
+    credentials = Credentials.of_environment()
+    async with prepare_load(spec, turn, spec.processes, credentials=credentials) as load:
         lines = await commands()
         _tell(READY)
         if not (start := await lines.readline()):

@@ -8,7 +8,7 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,10 +68,18 @@ class Child:
 
 
 @asynccontextmanager
-async def child(command: Sequence[str]) -> AsyncIterator[Child]:
-    """Run `command` while the context lasts, from its first line of output on."""
+async def child(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Child]:
+    """Run `command` while the context lasts, from its first line of output on; without an
+    `environment`, in this process's."""
     process = await asyncio.create_subprocess_exec(
-        *command, stdin=PIPE, stdout=PIPE, start_new_session=True, limit=MAX_MESSAGE
+        *command,
+        stdin=PIPE,
+        stdout=PIPE,
+        env=environment,
+        start_new_session=True,
+        limit=MAX_MESSAGE,
     )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.queries import Queries, open_axes, read_queries
 from parity_models.load.rest import rest_target
 from parity_models.load.result import SOURCES, LoadResult
@@ -27,14 +28,19 @@ NOT_SENT = -1
 
 
 async def offer_load(
-    spec: LoadSpec, started: Callable[[], None], *, max_kept: int = MAX_KEPT
+    spec: LoadSpec,
+    started: Callable[[], None],
+    *,
+    max_kept: int = MAX_KEPT,
+    credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
     """Offer the whole load from this process; return what became of every counted query.
 
     `started` is called when the first counted query is due. Of outputs `max_kept` bytes at most are
-    kept. Raises LoadError if the server or its model cannot be found or the data do not fit.
+    kept. A server is shown the `credentials`. Raises LoadError if the server or its model cannot be
+    found or the data do not fit.
     """
-    async with prepare_load(spec, 0, 1, max_kept) as load:
+    async with prepare_load(spec, 0, 1, max_kept, credentials) as load:
         load.start(asyncio.get_running_loop().time() + LEAD, started)
         await load.finish()
     return load.result()
@@ -42,23 +48,27 @@ async def offer_load(
 
 @asynccontextmanager
 async def prepare_load(
-    spec: LoadSpec, turn: int, turns: int, max_kept: int = MAX_KEPT
+    spec: LoadSpec,
+    turn: int,
+    turns: int,
+    max_kept: int = MAX_KEPT,
+    credentials: Credentials = ANONYMOUS,
 ) -> AsyncIterator["Load"]:
     """Those requests of the load that are number `turn` of each `turns`, ready to be sent."""
     queries = read_queries(spec.data, spec.labels)
     due = spec.due()
-    async with _target(spec) as target:
+    async with _target(spec, credentials) as target:
         queries = queries.fitting(target.model, spec.metric, spec.output)
         yield Load(spec, queries, due, slice(turn, None, turns), target, max_kept)
 
 
-def _target(spec: LoadSpec) -> AbstractAsyncContextManager[Target]:
+def _target(spec: LoadSpec, credentials: Credentials) -> AbstractAsyncContextManager[Target]:
     if spec.direct is not None:
         # Only now: a load over sockets starts without all that serves.
         from parity_models.load.direct import direct_target
 
         return direct_target(spec.direct, spec.output)
-    return rest_target(spec.url, spec.model, spec.binary, spec.output)
+    return rest_target(spec.url, spec.model, spec.binary, spec.output, credentials)
 
 
 class Load:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from parity_models.errors import UserError
+from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.options import LoadOptions
 from parity_models.load.processes import offer_load_from_own_process
 from parity_models.load.rest import find_model
@@ -22,12 +23,14 @@ from parity_models.tasks import Task, choose_task, find_task
 class LoadPlan:
     """A load, whose queries are those of a task's test set unless `task` is None.
 
-    `spec` names these by words; its `data` are a file otherwise.
+    `spec` names these by words; its `data` are a file otherwise. A server is shown the
+    `credentials`.
     """
 
     spec: LoadSpec
     task: Task | None
     data_dir: Path | None
+    credentials: Credentials = ANONYMOUS
 
     async def offer(self, stop: asyncio.Event, started: Callable[[], None]) -> LoadResult:
         """Offer the load from processes of its own, until `stop` is set.
@@ -42,7 +45,9 @@ class LoadPlan:
                 test = self.task.load(self.data_dir).test
                 np.savez(path, inputs=test.inputs, labels=test.labels)
                 spec = msgspec.structs.replace(spec, data=str(path))
-            return await offer_load_from_own_process(spec, started, stop=stop)
+            return await offer_load_from_own_process(
+                spec, started, stop=stop, credentials=self.credentials
+            )
 
 
 async def plan_load(
@@ -51,11 +56,12 @@ async def plan_load(
     url: str | None = None,
     direct: Direct | None = None,
     trained_on: str | None = None,
+    credentials: Credentials = ANONYMOUS,
 ) -> LoadPlan:
     """The load on the server at `url`, or on `direct`, whose model was `trained_on` a task.
 
-    Raises UserError if nothing says which queries to send, and LoadError for a load that cannot be,
-    or a server that does not say which model it has.
+    The server is shown the `credentials`. Raises UserError if nothing says which queries to send,
+    and LoadError for a load that cannot be, or a server that does not say which model it has.
     """
     spec = LoadSpec(
         url=url or "",
@@ -82,8 +88,9 @@ async def plan_load(
         data = f"the test set of {task.name}"
         spec = msgspec.structs.replace(spec, data=data, metric=task.metric)
     if url is not None and options.model is None:
-        spec = msgspec.structs.replace(spec, model=await find_model(url))
-    return LoadPlan(spec, task, None if options.data_dir is None else Path(options.data_dir))
+        spec = msgspec.structs.replace(spec, model=await find_model(url, credentials))
+    data_dir = None if options.data_dir is None else Path(options.data_dir)
+    return LoadPlan(spec, task, data_dir, credentials)
 
 
 def _task(name: str | None, trained_on: str | None) -> Task:

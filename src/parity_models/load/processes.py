@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from parity_models.errors import LoadError
 from parity_models.load.child import Child, child
+from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.generator import LEAD
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
@@ -37,11 +38,12 @@ async def offer_load_from_own_process(
     prefix: Sequence[str] = (),
     *,
     stop: asyncio.Event | None = None,
+    credentials: Credentials = ANONYMOUS,
 ) -> LoadResult:
     """Like `offer_load`, from `spec.processes` new processes, gone when this returns or raises.
 
-    Their commands begin with `prefix`. Once `stop` is set no more queries are sent, and the
-    result has those that were.
+    Their commands begin with `prefix`. A server is shown the `credentials`. Once `stop` is set no
+    more queries are sent, and the result has those that were.
     """
     with TemporaryDirectory(prefix="parm-load-") as folder:
         spec_path = Path(folder, "spec.json")
@@ -52,14 +54,17 @@ async def offer_load_from_own_process(
                 (*prefix, sys.executable, "-m", __package__, str(spec_path), str(result), str(turn))
                 for turn, result in enumerate(results)
             ]
-            children = await _start(commands, stack)
+            children = await _start(commands, stack, credentials)
             await _run(children, spec, started, stop or asyncio.Event())
         return LoadResult.merge([LoadResult.load(result) for result in results])
 
 
-async def _start(commands: Sequence[Sequence[str]], stack: AsyncExitStack) -> list[Child]:
+async def _start(
+    commands: Sequence[Sequence[str]], stack: AsyncExitStack, credentials: Credentials
+) -> list[Child]:
     """Start all generators at once; they are ready, and end with the `stack`."""
-    starting = (stack.enter_async_context(child(command)) for command in commands)
+    environment = credentials.environment
+    starting = (stack.enter_async_context(child(command, environment)) for command in commands)
     # All are waited for, whatever becomes of one, so that none is left behind.
     children = []
     for generator in await asyncio.gather(*starting, return_exceptions=True):

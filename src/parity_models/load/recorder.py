@@ -16,6 +16,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from parity_models.errors import LoadError, UserError
+from parity_models.load.credentials import ANONYMOUS, Credentials, hint
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.serving.unreachable import why_unreachable
 from parity_models.simulation.recording import POINTS, Recording, Runs
@@ -164,16 +165,23 @@ def _quantiles(before: Counts, after: Counts, shares: Iterable[float]) -> tuple[
 
 
 async def record(
-    url: str, seconds: float, told: Callable[[float], None] = lambda done: None
+    url: str,
+    seconds: float,
+    told: Callable[[float], None] = lambda done: None,
+    credentials: Credentials = ANONYMOUS,
 ) -> Recording:
     """Record the server at `url` for so many seconds; `told` hears after each step of how many.
 
-    `url` is the server's address, or that of its metrics. Raises UserError for what is none,
-    LoadError where nobody answers, or what answers says too little.
+    `url` is the server's address, or that of its metrics; the server is shown the `credentials`.
+    Raises UserError for what is none, LoadError where nobody answers, or what answers says too
+    little.
     """
     metrics = metrics_url(url)
     timeout = aiohttp.ClientTimeout(total=PATIENCE)
-    async with aiohttp.ClientSession(timeout=timeout) as session:
+    connector = aiohttp.TCPConnector(ssl=credentials.tls)
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=credentials.headers
+    ) as session:
         begin = time.monotonic()
         seen = [await _look(session, metrics)]
         for step in range(1, max(1, round(seconds / STEP)) + 1):
@@ -211,7 +219,8 @@ async def _look(session: aiohttp.ClientSession, url: str) -> Seen:
             content = await response.read()
             if response.status != 200:
                 text = content[:200].decode(errors="replace")
-                raise LoadError(f"{url} refuses (HTTP {response.status}): {text}")
+                why = f"{text.strip()}{hint(response.status)}"
+                raise LoadError(f"{url} refuses (HTTP {response.status}): {why}")
     except TimeoutError as error:
         raise LoadError(f"{url} has sent nothing for {PATIENCE:g} s") from error
     except aiohttp.ClientError as error:

@@ -11,6 +11,7 @@ import aiohttp
 from yarl import URL
 
 from parity_models.errors import LoadError
+from parity_models.load.credentials import ANONYMOUS, Credentials, hint
 from parity_models.load.target import Ask, NoAnswerError
 from parity_models.load.wire import (
     HEADER_LENGTH,
@@ -85,27 +86,36 @@ class RestTarget:
 
 @asynccontextmanager
 async def rest_target(
-    url: str, model: str, binary: bool, output: str | None = None
+    url: str,
+    model: str,
+    binary: bool,
+    output: str | None = None,
+    credentials: Credentials = ANONYMOUS,
 ) -> AsyncIterator[RestTarget]:
-    """The model of the server at `url`. Raises LoadError if one of them is not there."""
-    async with _session() as session:
+    """The model of the server at `url`, which is shown the `credentials`.
+
+    Raises LoadError if one of them is not there.
+    """
+    async with _session(credentials) as session:
         path = f"{_base(url)}/v2/models/{quote(model, safe='')}"
         status, content = await _ask(session, url, "GET", path)
         if status != HTTPStatus.OK:
-            raise LoadError(f"{url} has no model {model!r} (HTTP {status})")
+            raise LoadError(f"{url} has no model {model!r} (HTTP {status}){hint(status)}")
         infer = URL(f"{path}/infer", encoded=True)
         about = read_model(model, content)
         about.output(output)
         yield RestTarget(session, infer, about, binary, output)
 
 
-async def find_model(url: str) -> str:
+async def find_model(url: str, credentials: Credentials = ANONYMOUS) -> str:
     """The name of the only model of the server at `url`.
 
     Raises LoadError if there are several, or the server cannot be asked or does not say.
     """
-    async with _session() as session:
+    async with _session(credentials) as session:
         status, content = await _ask(session, url, "POST", f"{_base(url)}/v2/repository/index")
+    if hint(status):
+        raise LoadError(f"{url} refuses (HTTP {status}){hint(status)}")
     names = read_index(content) if status == HTTPStatus.OK else []
     if not names:
         raise LoadError(f"{url} does not say which models it has; name one with --model")
@@ -114,13 +124,18 @@ async def find_model(url: str) -> str:
     return names[0]
 
 
-def _session() -> aiohttp.ClientSession:
+def _session(credentials: Credentials) -> aiohttp.ClientSession:
     # The generator has its own limits, of queries in flight and of their time.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION)
+    connector = aiohttp.TCPConnector(
+        limit=0, keepalive_timeout=IDLE_CONNECTION, ssl=credentials.tls
+    )
     writes = aiohttp.TraceConfig()
     writes.on_request_chunk_sent.append(_before_write)
     return aiohttp.ClientSession(
-        connector=connector, timeout=aiohttp.ClientTimeout(), trace_configs=[writes]
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(),
+        headers=credentials.headers,
+        trace_configs=[writes],
     )
 
 
