@@ -7,14 +7,8 @@ SERVERS := .servers
 .DEFAULT_GOAL := help
 .PHONY: help setup servers demo lint docs docs-serve check test explore format compiled dist protos clean
 
-# Tests of what computes and decides, without processes, servers or training.
-QUICK := $(wildcard tests/cli/test_cli.py tests/cli/test_simulate_command.py tests/codes/test_*.py tests/faults/test_*.py tests/scheduling/test_*.py \
-  tests/models/test_bundle*.py tests/serving/test_comparison.py tests/serving/test_frontend*.py \
-  tests/serving/*/test_*_codec.py tests/serving/local/test_placement.py tests/test_*.py \
-  tests/load/test_load_*.py tests/lab/test_ledger.py tests/lab/test_contention_plan.py \
-  tests/lab/test_settings.py tests/lab/test_experiment_files.py tests/lab/test_latency_targets.py \
-  tests/simulation/test_service_times.py)
-RAY := tests/serving/ray tests/lab/test_bench_ray.py tests/lab/test_ray_engines.py
+# By the marks of tests, which pyproject.toml lists.
+QUICK := not slow and not servers and not ray and not root
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -65,15 +59,15 @@ docs-serve: setup ## Show the documentation at http://127.0.0.1:8080 while it is
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8080
 
 check: lint docs ## Lint, documentation and the quick tests, in under three minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q $(QUICK)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q -m "$(QUICK)"
 
 # Clusters of Ray one after the other, as each wants both cores.
 test: lint docs servers ## Lint, documentation, all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile $(RAY:%=--ignore=%)
-	OMP_NUM_THREADS=1 $(BIN)/pytest $(RAY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 explore: setup ## The tests of properties, with inputs that no run has tried before
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m hypothesis --hypothesis-profile explore $(RAY:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m "hypothesis and not ray" --hypothesis-profile explore
 
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .

@@ -64,6 +64,7 @@ def test_commands_in_pages_have_the_options_that_they_are_given(page: Path) -> N
                 assert word.split("=")[0] in known, line
 
 
+@pytest.mark.slow
 def test_the_policy_of_the_guide_shortens_the_tail(capsys: pytest.CaptureFixture[str]) -> None:
     guide = (ROOT / "docs" / "how-to" / "own-policy.md").read_text()
     exec("".join(re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)), {})

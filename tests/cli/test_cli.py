@@ -156,6 +156,7 @@ def test_the_users_mistakes_exit_with_2_and_one_line(
 BROKEN = "import parity_models.cli.evaluate as e; e.open_bundle = lambda *given: 1 / 0"
 
 
+@pytest.mark.slow
 def test_our_mistakes_exit_with_1_and_show_a_traceback_only_when_asked_for() -> None:
     plain = parm("evaluate", "bundle", before=BROKEN)
     assert plain.returncode == 1
@@ -184,6 +185,7 @@ def test_an_interrupt_exits_with_130_and_no_traceback() -> None:
 # evaluate
 
 
+@pytest.mark.slow
 def test_evaluate_prints_writes_and_keeps_the_numbers(digits_bundle: Path, tmp_path: Path) -> None:
     report = tmp_path / "new" / "report.json"
     outcome = parm("evaluate", digits_bundle, "--json", report, "--seed", 3)
@@ -220,6 +222,7 @@ def test_evaluate_refuses_what_it_cannot_judge(
     assert parm_here("evaluate", nameless.path, "--task", "digits").returncode == 0
 
 
+@pytest.mark.slow
 def test_from_a_task_to_a_measured_bundle_in_three_commands(
     parm_here: Here, tmp_path: Path
 ) -> None:
@@ -254,6 +257,7 @@ sys.meta_path.insert(0, Absent())
 """
 
 
+@pytest.mark.slow
 def test_the_serving_path_runs_without_torch() -> None:
     script = f"""{NO_TORCH}
 import importlib, pkgutil
@@ -282,6 +286,7 @@ sys.exit(" ".join(each for each in {late!r} if each in sys.modules))
     assert outcome.stderr.strip() == ""
 
 
+@pytest.mark.slow
 def test_commands_of_the_serving_path_run_without_torch(digits_bundle: Path) -> None:
     script = f"""{NO_TORCH}
 from parity_models.cli.main import main

@@ -21,6 +21,8 @@ from served import (
     write_linear_bundle,
 )
 
+pytestmark = pytest.mark.slow
+
 ROWS = 40
 
 

@@ -31,6 +31,8 @@ from parity_models.serving.page.frames import (
 )
 from served import ServerProcess, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 FAST, SLOW = Percentiles(100, 10.0, 20.0, 30.0), Percentiles(100, 10.0, 200.0, 300.0)
 
 

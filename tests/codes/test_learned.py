@@ -21,6 +21,8 @@ from parity_models.training import Settings, train_backup, train_deployed, train
 from parity_models.training.learned import CodedNetworks
 from served import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 DIGITS = find_task("digits")
 
 

@@ -81,6 +81,7 @@ def test_what_a_bundle_names_is_imported_only_if_it_is_allowed(bundle: Path) -> 
     assert code.spec == OWN
 
 
+@pytest.mark.slow
 def test_opening_a_bundle_runs_nothing_that_it_names(tmp_path: Path) -> None:
     (tmp_path / "innocent.py").write_text("from own_coders import Amplified as Coder")
     spec = CodeSpec("innocent:Coder", "subtraction", 2)
@@ -103,6 +104,7 @@ def run_python(program: str, folder: Path) -> None:
     subprocess.run([parm()[0], "-c", program], cwd=folder, check=True)
 
 
+@pytest.mark.slow
 def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Path) -> None:
     out, bare = tmp_path / "coded", write_linear_bundle(tmp_path, coded=False)
     np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(60, INPUTS)).astype("f"))

@@ -37,6 +37,7 @@ def settled(network: nn.Module, *shape: int) -> nn.Module:
     ("k", "shape"),
     [(2, (1, 28, 28)), (3, (3, 9, 11)), (8, (1, 28, 28)), (2, (3, 40)), (3, (40, 3))],
 )
+@pytest.mark.slow
 def test_it_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
     stacked = (k * shape[0], *shape[1:])
     network = settled(slotwise(k, shape), *stacked)

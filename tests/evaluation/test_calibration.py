@@ -23,6 +23,8 @@ from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
 from parity_models.tasks.agreeing import SAME_BOX, Agreement, agreement_for
 from parity_models.tasks.task import Split
 
+pytestmark = pytest.mark.slow
+
 Floats = NDArray[np.float64]
 DRAWS = 300
 

@@ -18,6 +18,8 @@ from parity_models.models.bundle import Bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings, train_deployed, train_parity
 
+pytestmark = pytest.mark.slow
+
 TASK = find_task("digits")
 DIGITS = TASK.load()
 ROWS = DIGITS.test.inputs

@@ -25,6 +25,8 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
 from served import INPUTS, predictions, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 EQUAL_RESOURCES = PolicyChoice("equal-resources")
 
 

@@ -9,6 +9,8 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.policies import NoRedundancy
 from served import write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 
 async def test_servers_with_and_without_a_page_are_asked_alike(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path))

@@ -9,6 +9,8 @@ from parity_models.lab.costs.start import measure_start
 from parity_models.models.bundle import open_bundle
 from served import write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_start_is_from_the_process_to_the_answer_that_it_serves(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))

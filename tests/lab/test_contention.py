@@ -30,6 +30,8 @@ from parity_models.serving.server import ServeOptions
 from parity_models.simulation.network import Network
 from served import predictions, queries, until, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 WORKERS = 3
 
 

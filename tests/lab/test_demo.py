@@ -13,6 +13,8 @@ from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings
 
+pytestmark = pytest.mark.slow
+
 SHORT = Scenario(
     instances=2,
     parity_instances=1,

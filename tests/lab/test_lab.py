@@ -30,6 +30,8 @@ from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.metrics import Metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> KnownModel:

@@ -73,6 +73,7 @@ def test_what_nobody_read_has_no_end_either_but_is_told_apart() -> None:
     assert what_failed(ledger).endswith("no end within 2.0 s, and it was not even read")
 
 
+@pytest.mark.slow
 async def test_a_client_knows_whether_its_request_was_read() -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(2**16)

@@ -24,6 +24,8 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks import find_task
 from served import queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

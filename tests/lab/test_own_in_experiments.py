@@ -14,6 +14,8 @@ from own_engine import ENGINE
 from own_policy import POLICY, RULE
 from small_experiment import train_briefly
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = Path(__file__).parents[1] / "support"
 
 FILE = f"""

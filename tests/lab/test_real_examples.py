@@ -24,6 +24,8 @@ from parity_models.lab.real.prepared import Prepared
 from parity_models.models.bundle import Bundle
 from parity_models.tasks import find_task
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples" / "real"
 WORDS = ("[PAD]", "[UNK]", "where", "is", "my", "card", "money", "cash", "please", "now")
 Load = Callable[[str], ModuleType]

@@ -13,6 +13,8 @@ from parity_models.lab.real.measure import same_neighbours
 from parity_models.lab.real.results import RealResult, StandInResult
 from parity_models.lab.real.targets import targets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:

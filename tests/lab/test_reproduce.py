@@ -8,6 +8,7 @@ from commands import Here, assert_refused
 from small_experiment import SIMULATED
 
 
+@pytest.mark.slow
 def test_reproduce_writes_a_report_and_pictures_and_reuses_what_was_run(
     parm_here: Here, tmp_path: Path
 ) -> None:

@@ -24,6 +24,8 @@ from parity_models.lab.accuracy.targets import targets
 from parity_models.lab.accuracy.time_left import TimeLeft
 from parity_models.models.bundle import Accuracy
 
+pytestmark = pytest.mark.slow
+
 TINY = """
 title = "Tiny"
 

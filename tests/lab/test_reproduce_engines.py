@@ -20,6 +20,8 @@ from parity_models.models.bundle import open_bundle
 from served import predictions, queries, write_linear_bundle
 from small_experiment import SMALL, train_briefly
 
+pytestmark = pytest.mark.slow
+
 
 async def test_an_emulated_fleet_predicts_and_takes_its_time(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path))

@@ -3,7 +3,11 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from parity_models.lab.reliability.rollout import PhaseResult, rollout_claims, run_rollout
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_rollout_under_load_fails_and_mixes_nothing(tmp_path: Path) -> None:

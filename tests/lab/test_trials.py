@@ -13,6 +13,8 @@ from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.scheduling.choice import PolicyChoice
 from small_experiment import SIMULATED, brief, train_briefly
 
+pytestmark = pytest.mark.slow
+
 
 def trial(mode: Mode, queries: int) -> Trial:
     return Trial(

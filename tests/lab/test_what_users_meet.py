@@ -81,6 +81,7 @@ def test_what_cannot_be_is_refused(change: dict[str, Any], reason: str) -> None:
         trial(**change)
 
 
+@pytest.mark.slow
 def test_each_of_them_makes_the_tail_longer() -> None:
     calm = simulate_trial(trial())
     for change in (

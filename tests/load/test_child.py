@@ -3,7 +3,11 @@
 import asyncio
 import sys
 
+import pytest
+
 from parity_models.load.child import child
+
+pytestmark = pytest.mark.slow
 
 NOISY = """
 import subprocess, sys

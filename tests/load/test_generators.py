@@ -16,6 +16,8 @@ from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.load.latency import summarise
 from parity_models.load.result import LoadResult
 
+pytestmark = pytest.mark.slow
+
 
 async def test_several_processes_send_one_schedule(data: str) -> None:
     seen: list[int] = []

@@ -19,6 +19,7 @@ from parity_models.load.target import NoAnswerError
 from parity_models.scheduling import Source
 
 
+@pytest.mark.slow
 async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: str) -> None:
     seen: list[int] = []
 

@@ -57,6 +57,7 @@ for each in threads:
 """
 
 
+@pytest.mark.slow
 def test_the_first_bundles_of_a_process_may_be_opened_by_several_threads_at_once(
     original: Bundle,
 ) -> None:

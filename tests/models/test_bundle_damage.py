@@ -16,6 +16,7 @@ from whole_bundle import FILES
 
 
 @pytest.mark.parametrize("file", FILES)
+@pytest.mark.slow
 def test_a_file_cut_short_anywhere_is_refused_by_name(bundle: Path, file: str) -> None:
     path = bundle / file
     whole = path.read_bytes()

@@ -209,6 +209,7 @@ def test_bytes_that_are_no_envelope_are_refused(damage: str) -> None:
         decode_envelope(content)
 
 
+@pytest.mark.slow
 def test_training_records_the_envelope(tmp_path: Path) -> None:
     task, once = find_task("digits"), Settings(epochs=1)
     train, test = DIGITS.train.inputs, DIGITS.test.inputs

@@ -67,6 +67,7 @@ JUNK = SCALARS | st.lists(SCALARS, max_size=3) | st.dictionaries(st.text(max_siz
 
 @fuzz(150)
 @given(seed=st.integers(0, 2**32), junk=st.lists(JUNK, min_size=1, max_size=3))
+@pytest.mark.slow
 def test_forged_manifests_are_refused_or_describe_the_bundle(
     original: Path, copy: Path, seed: int, junk: list[Any]
 ) -> None:

@@ -227,6 +227,7 @@ def test_it_comes_out_of_its_file_as_it_went_in(
     np.testing.assert_array_equal(again.unlike_in(queries), envelope.unlike_in(queries))
 
 
+@pytest.mark.slow
 def test_a_bundle_of_other_inputs_refuses_it(
     envelopes: dict[str, NamedEnvelope], tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Axis, Signature, Tensor
 from text_models import WORDS, texts
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 LENGTH = {"length": Axis((4, 8))}
 TEXT = (Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",)))

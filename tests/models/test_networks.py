@@ -12,6 +12,8 @@ from parity_models.models.networks import NETWORKS, build_network
 from parity_models.models.networks.network import Scalable
 from parity_models.models.onnx_model import OnnxModel
 
+pytestmark = pytest.mark.slow
+
 Shape = tuple[int, ...]
 
 BUILDS = [

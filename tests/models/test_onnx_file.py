@@ -151,6 +151,7 @@ def test_models_that_cannot_be_deployed_are_refused(
     assert not (tmp_path / "bundle").exists()
 
 
+@pytest.mark.slow
 def test_modules_that_cannot_be_deployed_are_refused(tmp_path: Path) -> None:
     class Two(nn.Module):
         def forward(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

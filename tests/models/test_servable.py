@@ -49,6 +49,7 @@ def text_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text_bundle(tmp_path_factory.mktemp("text"), backed=True)
 
 
+@pytest.mark.slow
 def test_a_transformer_has_its_axes_found_in_inputs_and_outputs(text_bundle: Path) -> None:
     manifest = open_bundle(text_bundle).manifest
     assert manifest.deployed.signature == Signature(

@@ -41,6 +41,7 @@ def given(folder: Path, *more: str) -> list[str]:
     return ["protect", *files, "--out", str(folder / "bundle"), *QUICK, *more]
 
 
+@pytest.mark.slow
 def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder: Path) -> None:
     result = invoke(*given(folder, "--explain", "--json", str(folder / "found.json")))
     assert result.exit_code == 0, result.output
@@ -83,6 +84,7 @@ def searched(
     return found, seen
 
 
+@pytest.mark.slow
 def test_ctrl_c_writes_the_best_so_far_and_the_search_can_be_resumed(folder: Path) -> None:
     found, _ = searched(folder, "cut", 1)
     assert found.interrupted
@@ -133,6 +135,7 @@ def test_where_nothing_keeps_within_the_work_the_nearest_is_named() -> None:
         advise(plans, plans, [plan("none", 3.0, 0.0)], Wishes(extra_work=0.1))
 
 
+@pytest.mark.slow
 def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing() -> None:
     simulations = Simulations(Wishes(), 25.0, 0.0, 1)
     assert simulations.queries == 3000

@@ -18,6 +18,8 @@ from parity_models.training.subject import imitating
 from parity_models.training.trainee import Trainee
 from text_models import TextModel, write_text_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -198,6 +198,7 @@ MILDER = {
 
 @pytest.mark.parametrize("plan", MILDER)
 @pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.slow
 def test_slow_instances_are_not_replaced(plan: str, adaptive: bool) -> None:
     simulation = Simulation(
         arrivals=poisson_arrivals(60.0, 5000 if adaptive else 20_000, seed=2),

@@ -216,6 +216,7 @@ def test_no_query_is_excused_for_ever() -> None:
     assert len(world.roles) == 1
 
 
+@pytest.mark.slow
 def test_random_kills_fail_nobody() -> None:
     random = Random(4)
     for policy in POLICIES:

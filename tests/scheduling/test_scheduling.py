@@ -52,6 +52,7 @@ def test_every_query_is_answered_once_or_failed_once_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("seeds", [range(start, start + 250) for start in range(0, 1000, 250)])
+@pytest.mark.slow
 def test_so_it_is_in_long_histories_of_all_kinds(seeds: range) -> None:
     for seed in seeds:
         setup, steps = history(Random(seed))

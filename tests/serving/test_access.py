@@ -12,6 +12,8 @@ from tritonclient.grpc import service_pb2
 from access_files import LATER, OTHER, TOKEN, Files, trusting
 from served import INPUTS, ServerProcess, predictions, queries, until, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "inference.GRPCInferenceService"
 
 

@@ -69,6 +69,7 @@ def test_a_closed_gate_opens_when_answers_agree_again(level: float) -> None:
     assert watch.open
 
 
+@pytest.mark.slow
 def test_one_instance_that_answers_wrongly_does_not_close_a_gate() -> None:
     watch = AgreementWatch(0.99)
     for number, (_, makers) in zip(range(3000), comparisons(1.0, 0), strict=False):

@@ -26,6 +26,8 @@ from parity_models.serving.in_process import Serving
 from parity_models.serving.options import ServeOptions
 from served import ServerProcess, until
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 GUIDES = ROOT / "docs" / "how-to"
 SHAPE = (1, 8, 8)

@@ -12,6 +12,8 @@ from parity_models.errors import UserError
 from parity_models.serving.descriptors import LEAST, OF_A_WORKER, SPARE, allow_descriptors
 from served import ServerProcess, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 NEEDED = 1000 + 2 * OF_A_WORKER + SPARE
 
 

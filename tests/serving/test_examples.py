@@ -11,6 +11,8 @@ import yaml
 
 from commands import Here, assert_refused
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OWN_KINDS = {"InferenceService", "Kustomization", "RayService", "ServiceMonitor", "ServingRuntime"}
 """Kinds that Kubernetes does not have by itself."""

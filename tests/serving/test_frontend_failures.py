@@ -72,6 +72,7 @@ async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> No
         assert (await request).sources == [Source.MODEL]
 
 
+@pytest.mark.slow
 async def test_a_thousand_requests_can_fail_at_the_same_moment() -> None:
     async with serving(NoRedundancy(), max_queue=10_000, deadline=0.5) as (frontend, engine):
         requests = [frontend.ask(queries(2)).future for _ in range(2000)]

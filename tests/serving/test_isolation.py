@@ -104,6 +104,7 @@ def test_a_parity_model_that_mixes_slots_cannot_be_called_slotwise(
         write(tmp_path, weights, slotwise=True)
 
 
+@pytest.mark.slow
 def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> None:
     digits, once = find_task("digits").load(None), Settings(epochs=1)
     task, inputs = find_task("digits"), digits.train.inputs

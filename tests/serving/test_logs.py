@@ -19,6 +19,8 @@ from parity_models.serving.logs import JsonFormatter, LogFormat, Logging, LogLev
 from parity_models.serving.request_log import RequestLog
 from served import INPUTS, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 
 class Logged:
     """`parm serve` that logs to a file."""

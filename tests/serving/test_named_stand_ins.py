@@ -16,6 +16,8 @@ from parity_models.training.named_envelope import fit_named_envelope
 from served import ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
 
+pytestmark = pytest.mark.slow
+
 INFER = "/v2/models/model/infer"
 
 

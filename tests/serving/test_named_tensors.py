@@ -31,6 +31,8 @@ from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess
 from text_models import expected, texts, write_text_bundle
 
+pytestmark = pytest.mark.slow
+
 INFER = "/v2/models/model/infer"
 
 

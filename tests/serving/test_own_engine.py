@@ -21,6 +21,8 @@ from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, predictions, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "own-engine.md"
 SUPPORT = Path(__file__).parent.parent / "support"
 

@@ -157,6 +157,7 @@ def test_runs_are_timed_by_role_and_class_of_instance() -> None:
 @given(st.integers(0, 2**32 - 1))
 @example(16522)  # a copy runs in one batch with another query's original
 @settings(max_examples=150, deadline=None)
+@pytest.mark.slow
 def test_counts_add_up_in_any_history(seed: int) -> None:
     metrics = Metrics()
     world, k = observed_history(seed, lambda: RedundantWork(metrics))

@@ -32,6 +32,8 @@ from served import (
     write_linear_bundle,
 )
 
+pytestmark = pytest.mark.slow
+
 SLOW = json.dumps({"service_time": {"type": "constant", "seconds": 0.3}})
 """A fault plan: every unit takes at least this long."""
 

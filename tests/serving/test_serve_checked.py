@@ -26,6 +26,8 @@ from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.plan import model_files
 from parity_models.serving.server import ServeOptions, Server
 
+pytestmark = pytest.mark.slow
+
 PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, parity_instances=0)
 
 

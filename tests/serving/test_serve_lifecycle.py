@@ -26,6 +26,8 @@ from served import (
     write_linear_bundle,
 )
 
+pytestmark = pytest.mark.slow
+
 ROWS = queries(1)
 
 

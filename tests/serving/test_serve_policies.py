@@ -24,6 +24,8 @@ from parity_models.scheduling.dispatch import RULES
 from parity_models.serving.server import ServeOptions, Server
 from served import OUTPUTS, ServerProcess, predictions, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 SUPPORT = Path(__file__).parent.parent / "support"
 
 ROWS = 8

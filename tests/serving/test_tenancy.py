@@ -16,6 +16,8 @@ from parity_models.serving.server import ServeOptions
 from parity_models.serving.tenancy import with_tenant
 from served import ServerProcess, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 ROWS = np.zeros((1, 2), np.float32)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.trace import TracerProvider
@@ -26,6 +27,8 @@ from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans
 from repositories import write_version
 from served import INPUTS, OUTPUTS, queries, write_linear_bundle
+
+pytestmark = pytest.mark.slow
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = f"00-{TRACE}-{PARENT}-01"

@@ -125,6 +125,7 @@ def test_a_course_tells_every_leg_once_as_the_lanes_have_it(seed: int, steps: li
     assert {leg for leg in everything if leg.end >= now} <= set(told)
 
 
+@pytest.mark.slow
 def test_a_simulation_with_links_meets_the_same_course_whatever_the_policy() -> None:
     simulation = Simulation(
         poisson_arrivals(300, 5000, seed=2),

@@ -48,6 +48,7 @@ def workload(load: float = 0.5, queries: int = 10_000, **changes: Any) -> Simula
     return Simulation(**(settings | changes))
 
 
+@pytest.mark.slow
 def test_waiting_is_what_erlang_says_for_exponential_service() -> None:
     servers, load = 4, 3.2
     waits = load**servers / factorial(servers) / (1 - load / servers)
@@ -65,6 +66,7 @@ def test_waiting_is_what_erlang_says_for_exponential_service() -> None:
     assert mean == pytest.approx(1.0 + share_waiting / (servers - load), rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_tail_of_exponential_service_without_waiting_is_exponential() -> None:
     simulation = workload(
         load=0.01, service={DEPLOYED: Exponential(SERVICE)}, faults=FaultPlan(), queries=50_000
@@ -99,6 +101,7 @@ def p999(result: SimulationResult) -> float:
     return float(np.percentile(result.latencies, 99.9))
 
 
+@pytest.mark.slow
 def test_parity_shortens_the_tail_that_slow_instances_make() -> None:
     equal = simulate(workload(), EqualResources())
     for policy in (
@@ -177,6 +180,7 @@ def test_queries_that_fail_are_counted_as_failed() -> None:
     np.testing.assert_array_equal(np.isnan(result.latencies), failed)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_queries() -> None:
     peaks = []
     for queries in (2_000, 20_000):
@@ -189,6 +193,7 @@ def test_memory_does_not_grow_with_the_number_of_queries() -> None:
 
 
 @pytest.mark.parametrize("policy", [ApproximateBackup, lambda: Parity(CODE)])
+@pytest.mark.slow
 def test_stand_ins_answer_no_query_beyond_their_coverage(policy: Callable[[], Policy]) -> None:
     def answered(coverage: float) -> set[int]:
         result = simulate(

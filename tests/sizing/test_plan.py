@@ -164,6 +164,7 @@ def test_a_recording_has_load_times_and_contention(tmp_path: Path) -> None:
     assert alone.p99_ms > 45  # a third of the units took 50 ms
 
 
+@pytest.mark.slow
 def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here: Here) -> None:
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)

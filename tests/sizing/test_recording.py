@@ -73,6 +73,7 @@ def test_what_are_no_metrics_of_a_server_is_said(text: str) -> None:
 
 
 @given(st.lists(st.floats(1e-4, 9.0), min_size=100, max_size=300))
+@pytest.mark.slow
 def test_the_mean_is_exact_and_quantiles_are_in_order_whatever_was_seen(
     times: list[float],
 ) -> None:

@@ -15,10 +15,6 @@ os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    # Replicas find the tests' own policies and codes.
-    "PYTHONPATH": os.pathsep.join(
-        [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    ),
 }
 
 import httpx
@@ -37,6 +33,9 @@ SMALL = 0.01
 def init_ray(**options: Any) -> Any:
     """Start a cluster's head: ray.init, once more where the machine is too busy to start Ray's
     processes within the 30 s that Ray gives them."""
+    # Replicas find the tests' own policies and codes.
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     tries = 3
     while True:
         try:

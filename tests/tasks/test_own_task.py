@@ -10,6 +10,8 @@ from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import choose_task, find_task
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "own-task.md"
 
 

@@ -52,6 +52,7 @@ def test_synthetic_speech_is_a_task_with_speakers_apart(tmp_path: Path) -> None:
 
 
 @needs_garments
+@pytest.mark.slow
 def test_synthetic_boxes_hold_the_garment(tmp_path: Path) -> None:
     run("synth-boxes", "--out", str(tmp_path / "a"), "--images", "40")
     data = find_task("localization").load(tmp_path / "a")

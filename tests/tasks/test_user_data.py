@@ -204,6 +204,7 @@ def test_a_folder_that_is_too_large_is_refused_before_memory_is_taken_for_it(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(st.data())
+@pytest.mark.slow
 def test_a_damaged_file_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / data.draw(st.sampled_from(["x.npy", "x.npz"]))
     np.save(path, QUERIES) if path.suffix == ".npy" else np.savez(path, QUERIES)

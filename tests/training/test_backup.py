@@ -15,6 +15,8 @@ from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from parity_models.training import Outcome, Settings, train_backup, train_parity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("network", ["linear", "mlp"])
 def test_a_backup_imitates_the_deployed_model_without_labels(

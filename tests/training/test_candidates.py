@@ -10,6 +10,8 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.candidates import SLACK, Candidate, families, propose
 from parity_models.training.costs import Costs
 
+pytestmark = pytest.mark.slow
+
 Shape = tuple[int, ...]
 
 

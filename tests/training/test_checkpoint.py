@@ -18,6 +18,8 @@ from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from trainings import Train, fail_at, weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("network", ["mlp", "resnet-small"])
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from parity_models.training.halving import MARGIN, keep
 from parity_models.training.worth import coverage, worth
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class One:

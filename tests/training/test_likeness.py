@@ -14,6 +14,8 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.output_kind import choose_output_kind
 from parity_models.training import Settings, open_deployed, train_backup, train_parity
 
+pytestmark = pytest.mark.slow
+
 Array = np.ndarray[Any, Any]
 RNG = np.random.default_rng(0)
 NUMBERS = RNG.normal(size=(50, 9)).astype(np.float32)

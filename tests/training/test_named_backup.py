@@ -14,6 +14,8 @@ from parity_models.training import Settings, train_backup
 from parity_models.training.subject import imitating
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

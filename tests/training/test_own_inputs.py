@@ -17,6 +17,8 @@ from parity_models.evaluation import evaluate
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.training import Settings, train_parity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("inputs", "arguments", "reason"),

@@ -18,6 +18,8 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Settings, open_deployed, train_backup, train_parity
 from parity_models.training.choose_network import choose_network
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
     parm: Parm, digits: Path, tmp_path: Path

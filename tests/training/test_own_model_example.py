@@ -5,10 +5,13 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 
 from own_models import Parm
 from parity_models.models.bundle import open_bundle
 from served import ServerProcess
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_example_leads_to_a_served_bundle(parm: Parm, tmp_path: Path) -> None:

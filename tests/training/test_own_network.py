@@ -10,6 +10,8 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.own_code import load_own
 
+pytestmark = pytest.mark.slow
+
 FACTORIES = """
 from torch import nn
 

@@ -16,6 +16,8 @@ from parity_models.training.recipes import draw_as_published
 from parity_models.training.schedule import Budget, Constant, OneCycle
 from trainings import Train
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_tighter_of_two_limits_counts() -> None:
     budget = Budget(epochs=10, seconds=100)

@@ -15,6 +15,8 @@ from parity_models.training import Settings, train_backup, train_parity
 from parity_models.training.own_network import Factory
 from parity_models.training.scaling import Scaled, channel_axis, plain, scaled
 
+pytestmark = pytest.mark.slow
+
 SCALES = np.array([1e-2, 1, 30, 4e3, 0.5, 200])
 OFFSETS = np.array([0, -5, 1e3, 1e4, 7, 0])
 RAW = (np.random.default_rng(0).normal(size=(1200, 6)) * SCALES + OFFSETS).astype(np.float32)

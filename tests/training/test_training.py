@@ -17,6 +17,8 @@ from parity_models.models.networks import NETWORKS
 from parity_models.training import Outcome, Settings, train_parity
 from trainings import Train, fail_at, weights
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_deployed_model_is_accurate_and_its_bundle_says_how_it_was_trained(
     deployed: Outcome,

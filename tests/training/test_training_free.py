@@ -36,6 +36,8 @@ from parity_models.evaluation.predictor import Array
 from parity_models.models.networks import build_network
 from parity_models.tasks import Split
 
+pytestmark = pytest.mark.slow
+
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -15,6 +15,8 @@ from parity_models.training import Settings, train_backup, train_deployed, train
 from parity_models.training.device_queries import mirror, mirror_boxes
 from parity_models.training.distillation import calibrate
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "spec", [CodeSpec("stack", "separate", 2), CodeSpec("sum", "subtraction", 2)]

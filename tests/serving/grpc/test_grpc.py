@@ -30,6 +30,8 @@ from served import (
     write_linear_bundle,
 )
 
+pytestmark = pytest.mark.slow
+
 SERVICE = "inference.GRPCInferenceService"
 
 

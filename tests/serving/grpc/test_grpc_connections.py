@@ -14,6 +14,8 @@ from grpc import StatusCode
 from grpc_served import INFER, method, request, serving, until
 from parity_models.serving.grpc.unread import close_connection
 
+pytestmark = pytest.mark.slow
+
 
 async def test_the_connection_of_a_client_that_has_stopped_is_closed() -> None:
     """The client is a process that stops once it has asked, and its answer is large."""

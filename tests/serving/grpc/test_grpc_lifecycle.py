@@ -29,6 +29,8 @@ from served import (
     write_linear_bundle,
 )
 
+pytestmark = pytest.mark.slow
+
 SLOW = json.dumps({"service_time": {"type": "constant", "seconds": 0.5}})
 
 

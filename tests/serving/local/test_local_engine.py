@@ -36,6 +36,8 @@ from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
 from parity_models.serving.worker.wire import Heartbeat, InjectFaults, Lease, encode
 
+pytestmark = pytest.mark.slow
+
 
 class LocalFleet(Fleet):
     def __init__(self, model: Path) -> None:

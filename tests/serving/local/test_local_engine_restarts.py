@@ -24,6 +24,8 @@ from onnx_models import moody_model
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.local.process import WorkerProcess
 
+pytestmark = pytest.mark.slow
+
 
 async def test_a_killed_worker_is_replaced_and_its_unit_not_heard_of(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")

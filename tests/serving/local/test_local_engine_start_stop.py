@@ -30,6 +30,8 @@ from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.worker.models import load
 from parity_models.serving.worker.wire import AssignedModel
 
+pytestmark = pytest.mark.slow
+
 
 async def test_workers_run_what_was_pinned_whatever_becomes_of_the_file(tmp_path: Path) -> None:
     def replace(path: Path) -> None:

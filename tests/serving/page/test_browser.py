@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 from browser import opened
 from served import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:

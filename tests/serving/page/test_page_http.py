@@ -13,6 +13,8 @@ import pytest
 from parity_models.serving.page.feed import MAX_WATCHERS
 from served import ServerProcess, predictions, queries, until
 
+pytestmark = pytest.mark.slow
+
 
 def frames(response: httpx.Response) -> Iterator[dict[str, Any]]:
     for line in response.iter_lines():

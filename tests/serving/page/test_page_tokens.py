@@ -11,6 +11,8 @@ from playwright.sync_api import Browser, expect
 from commands import parm
 from served import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "a-token-of-the-server"
 
 

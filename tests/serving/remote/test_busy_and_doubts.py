@@ -113,6 +113,7 @@ async def test_an_upstream_that_stays_busy_is_asked_less_and_less_often(model: P
 
 
 @pytest.mark.parametrize("mode", [fake.AWAY, fake.ERROR, fake.HUNG])
+@pytest.mark.slow
 async def test_no_more_than_half_are_ejected_for_doubts(
     model: Path, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,8 @@ from parity_models.serving.remote.fleet import Fleet as Upstreams
 from parity_models.serving.remote.remote_engine import RemoteEngine
 from parity_models.serving.remote.upstream import Upstream
 
+pytestmark = pytest.mark.slow
+
 
 class RemoteFleet(Fleet):
     """Two servers of the moody model, the second with the name of a parity model too."""

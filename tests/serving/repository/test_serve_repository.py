@@ -20,6 +20,8 @@ from http_served import post, serving
 from repositories import INPUTS, WEIGHTS, write_version
 from served import ServerProcess, is_alive, until
 
+pytestmark = pytest.mark.slow
+
 ROWS = np.random.default_rng(1).normal(size=(3, INPUTS)).astype(np.float32)
 OPTIONS = ("--instances", "2", "--policy", "none", "--grpc-port", "0", "--verify-every", "0")
 

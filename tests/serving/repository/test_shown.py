@@ -22,6 +22,8 @@ from parity_models.serving.repository.shown import KEPT, History, ModelsSampler,
 from repositories import INPUTS, write_version
 from served import ServerProcess, until
 
+pytestmark = pytest.mark.slow
+
 ROWS = np.random.default_rng(1).normal(size=(3, INPUTS)).astype(np.float32)
 
 

@@ -19,6 +19,8 @@ from parity_models.training.envelope import fit_envelope
 from rest_requests import INFER
 from served import INPUTS, ServerProcess, predictions, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 0.05
 """Seconds for an answer, where the request may have no end."""
 ALLOWED = {200, 400, 404, 405, 406, 408, 411, 413, 414, 415, 417, 426, 431, 501, 503, 504, 505}

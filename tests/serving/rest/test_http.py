@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from http_served import INFER, Loop, body, eventually, get, post, serving
 
+pytestmark = pytest.mark.slow
+
 
 def test_connections_are_kept_and_closed_as_http_says(run: Loop) -> None:
     async def test() -> None:

@@ -4,7 +4,11 @@ import asyncio
 import socket
 import struct
 
+import pytest
+
 from http_served import Loop, body, eventually, get, post, serving
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_client_that_goes_away_has_its_query_abandoned(run: Loop) -> None:

@@ -4,9 +4,12 @@ import asyncio
 import json
 import socket
 
+import pytest
 import uvloop
 
 from http_served import INFER, Loop, body, eventually, get, post, serving
+
+pytestmark = pytest.mark.slow
 
 
 def test_bodies_are_refused_by_their_declared_size_before_they_are_read(run: Loop) -> None:

@@ -9,6 +9,8 @@ import pytest
 from rest_requests import assert_served
 from served import ServerProcess
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "text",

@@ -7,6 +7,8 @@ import pytest
 
 from http_served import Echo, Loop, binary, body, eventually, get, post, serving
 
+pytestmark = pytest.mark.slow
+
 
 def test_slow_headers_and_slow_bodies_end_with_408(run: Loop) -> None:
     async def test() -> None:

@@ -16,6 +16,8 @@ from tritonclient.utils import InferenceServerException
 from rest_requests import INFER, assert_served, binary_request, changed, triton_input
 from served import INPUTS, ServerProcess, queries
 
+pytestmark = pytest.mark.slow
+
 MAX_BODY = 2**20
 
 

@@ -45,6 +45,8 @@ from parity_models.serving.worker.wire import (
 )
 from worker_bench import ROW, Bench, endpoints
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 20_000 if os.environ.get("PARM_FUZZ") == "long" else 200
 
 fuzzed = settings(

@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from onnx_models import linear_model
+
+pytestmark = pytest.mark.slow
 
 CANCELS = """
 import os
