@@ -34,6 +34,7 @@ class Cluster:
         self.key = SocketKey.new()
         self.workers: list[Worker] = []
         self.cut_off: set[str] = set()
+        self.fails: BaseException = OSError("nobody is there")
 
     def add(self) -> Worker:
         sockets = WorkerSockets(ANY_PORT, ANY_PORT, key=self.key)
@@ -50,7 +51,7 @@ class Cluster:
 
     async def ask(self, report: FrontendReport) -> tuple[Seat, ...]:
         if report.frontend in self.cut_off:
-            raise OSError("nobody is there")
+            raise self.fails
         return self.roster.frontend_seen(0.0, report)
 
     def engine(self, name: str) -> RayEngine:
@@ -169,6 +170,37 @@ async def test_without_a_roster_instances_stay_as_they_are(
         cluster.cut_off.clear()
         await runs(engine, events, instance, 2)
         assert events.nothing_more()
+
+
+async def test_a_cancelled_question_to_the_roster_does_not_end_the_asking(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.add()
+    cluster.fails = asyncio.CancelledError()
+    async with cluster.frontend("f") as (engine, events, instance):
+        cluster.cut_off.add("f")
+        while "no word from the roster" not in caplog.text:
+            await asyncio.sleep(0.05)
+        cluster.cut_off.clear()
+        cluster.add()
+        async with asyncio.timeout(60):
+            other = (await events.arrival()).instance
+        await runs(engine, events, instance, 1)
+        await runs(engine, events, other, 2)
+
+
+async def test_a_seat_that_cannot_be_leased_keeps_no_other_from_being_leased(
+    cluster: Cluster,
+) -> None:
+    cluster.add()
+    async with cluster.frontend("f") as (engine, events, _):
+        nowhere = Seat("a", "b", DEPLOYED, "n", "no://where", "no://where")
+        cluster.roster.instance_seen(0.0, InstanceReport(nowhere))
+        cluster.add()
+        async with asyncio.timeout(60):
+            other = (await events.arrival()).instance
+        await runs(engine, events, other, 1)
+        assert len(engine.running()) == 2
 
 
 async def test_garbage_for_a_worker_is_ignored(cluster: Cluster) -> None:

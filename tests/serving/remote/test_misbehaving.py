@@ -149,6 +149,41 @@ async def test_what_nobody_foresaw_ejects_the_upstream_until_it_is_over(
         await events.arrival()
 
 
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("it cannot be said")
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("method", ["infer", "check_ready"])
+async def test_an_error_that_cannot_be_said_ends_no_supervision(
+    model: Path, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    async def fail(*arguments: Any) -> None:
+        nonlocal tries
+        tries += 1
+        raise UnspeakableError
+
+    async with (
+        FakeUpstream("http", WEIGHTS) as upstream,
+        using(model, upstream) as (engine, events, instance),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(RestClient, method, fail)
+            if method == "infer":
+                engine.run(instance, 1, "deployed", [ROW])
+            assert "UnspeakableError" in await events.departure(instance)
+            while tries < 3:
+                await asyncio.sleep(0.01)
+        back = await events.arrival()
+        upstream.mode = fake.SHORT
+        engine.run(back.instance, 2, "deployed", [ROW])
+        await events.departure(back.instance)  # it is supervised as before
+
+
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 async def test_an_idle_upstream_that_is_not_ready_is_ejected_by_its_health_check(
     model: Path, scheme: str

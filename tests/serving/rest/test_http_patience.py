@@ -96,3 +96,32 @@ def test_a_client_that_does_not_read_is_cut_off_and_holds_the_budget_till_then(r
             assert served.counted("parm_connections_ended_total", limit="write timeout") == 1
 
     run(test())
+
+
+def test_what_ends_late_connections_goes_on_after_an_error(
+    run: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken:
+        def labels(self, limit: str) -> None:
+            raise ZeroDivisionError("nobody foresaw this")
+
+    async def test() -> None:
+        async with serving(idle_timeout=0.2) as served:
+            well = served.metrics.connections_ended
+            vars(served.metrics)["connections_ended"] = Broken()
+            for _ in range(2):
+                clients = [await served.connect() for _ in range(3)]
+                for client in clients:
+                    client.send(get("/v2"))
+                    assert (await client.answer())[0] == 200
+                for client in clients:
+                    assert await asyncio.wait_for(client.rest(), 20) == b""
+            assert "nobody foresaw this" in caplog.text
+            vars(served.metrics)["connections_ended"] = well
+            client = await served.connect()
+            client.send(get("/v2"))
+            assert (await client.answer())[0] == 200
+            assert await asyncio.wait_for(client.rest(), 20) == b""
+            assert served.counted("parm_connections_ended_total", limit="idle timeout") == 1
+
+    run(test())

@@ -259,4 +259,5 @@ class HttpServer:
                     connection.check(now)
                 except Exception:
                     _log.exception("a connection could not be ended in time")
-                    connection.abort()
+                    with suppress(Exception):
+                        connection.abort()

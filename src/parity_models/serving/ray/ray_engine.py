@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import zmq
 from numpy.typing import NDArray
@@ -54,6 +54,8 @@ LINGER = 200
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 AskRoster = Callable[[FrontendReport], Awaitable[tuple[Seat, ...]]]
 
 
@@ -63,9 +65,13 @@ class LeasedWorker(WorkerLink):
     def __init__(self, instance: str, seat: Seat, context: Context, key: SocketKey) -> None:
         units, control = SocketChannel(context), SocketChannel(context)
         super().__init__(instance, seat.roles, units, control)
-        for channel, endpoint in ((units, seat.units), (control, seat.control)):
-            key.reach(channel.socket)
-            channel.socket.connect(endpoint)
+        try:
+            for channel, endpoint in ((units, seat.units), (control, seat.control)):
+                key.reach(channel.socket)
+                channel.socket.connect(endpoint)
+        except BaseException:
+            super().close()
+            raise
         self.seat = seat
         self.leaving = False
         self._loop = asyncio.get_running_loop()
@@ -212,13 +218,16 @@ class RayEngine(WorkerEngine[LeasedWorker]):
 
     async def _keep_in_touch(self) -> None:
         reachable = True
+        me = asyncio.current_task()
         while True:
             lost = tuple(self._lost)
             held = tuple(worker.seat for worker in self._workers.values())
             try:
                 async with asyncio.timeout(PATIENCE):
                     seats = await self._roster(FrontendReport(self._name, self._bundle, held, lost))
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
+                if me is not None and me.cancelling():
+                    raise  # it is this that is to end, not only what the roster was asked
                 if reachable:
                     _log.warning("no word from the roster: %r; instances stay as they are", error)
                 reachable = False
@@ -236,13 +245,24 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         for worker in list(self._workers.values()):
             if granted.pop(worker.seat.key, None) is None:
                 worker.leaving = True
-                self._part(worker)
+                self._try(self._part, worker)
         for seat in granted.values():
-            self._lease(seat)
+            self._try(self._lease, seat)
+
+    def _try(self, step: Callable[[T], None], about: T) -> None:
+        """What fails for one seat is not to keep the others from theirs."""
+        try:
+            step(about)
+        except Exception as error:
+            self._got_over("follow", error)
 
     def _lease(self, seat: Seat) -> None:
         instance = f"{seat.key}.{next(self._lives)}@{self._name}"
-        worker = LeasedWorker(instance, seat, self._context, self._key)
+        try:
+            worker = LeasedWorker(instance, seat, self._context, self._key)
+        except Exception:
+            self._lost.add(seat.key)
+            raise
         worker.when_disconnected(lambda: self._lose(worker, "has broken its connection"))
         worker.tell_before_units(Lease(instance, self._endpoint))
         self._workers[instance] = worker

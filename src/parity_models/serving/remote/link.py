@@ -164,4 +164,8 @@ def fault_of(url: str, error: Exception) -> UpstreamError:
     if isinstance(error, BusyError):
         return UpstreamError(Fault.NOT_READY, f"cannot be checked: it {error}")
     _log.error("upstream %s made something fail that should not", url, exc_info=error)
-    return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {error!r}")
+    try:
+        said = repr(error)
+    except Exception:  # supervision does not end by what an error says of itself
+        said = type(error).__name__
+    return UpstreamError(Fault.GARBAGE, f"made something fail that should not: {said}")
