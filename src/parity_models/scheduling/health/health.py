@@ -179,10 +179,12 @@ class Health:
             self._verify_again(member)
 
     def _suspect_beside(self, liar: Member) -> None:
-        if liar.node is not None:
-            for other in self._members.by_name.values():
-                if other.is_in and other.node == liar.node:
-                    self._suspect(other)
+        members = self._members.by_name.values()
+        if liar.node is None or all(each.node == liar.node for each in members):
+            return  # a node that all share tells nothing
+        for other in members:
+            if other.is_in and other.node == liar.node:
+                self._suspect(other)
 
     def _come_in(self, member: Member) -> None:
         member.timer = None
