@@ -140,10 +140,10 @@ async def test_a_frontend_that_is_stopped_undrained_lets_nobody_wait() -> None:
 
 async def test_a_server_without_an_instance_of_the_model_is_not_ready() -> None:
     async with serving(NoRedundancy(), instances=1) as (frontend, engine):
-        engine.listener.instance_left("0", "killed")
+        engine.leave("0")
         assert not frontend.ready
         assert frontend.instances_up() == frontend.queue_depths() == {DEPLOYED: 0}
-        engine.listener.instance_joined("0.1", frozenset({DEPLOYED}))
+        engine.join("0.1", frozenset({DEPLOYED}))
         assert frontend.ready
 
 
@@ -152,7 +152,7 @@ async def test_the_copies_of_a_query_run_on_the_nodes_that_the_engine_names() ->
         Replication(Replication.Options(copies=2)), instances=0, parity_instances=0
     ) as (frontend, engine):
         for instance in ("a1", "a2", "b1"):
-            engine.listener.instance_joined(instance, frozenset({DEPLOYED}), instance[0])
+            engine.join(instance, frozenset({DEPLOYED}), instance[0])
         request = await asked(frontend.infer(queries(1)))
         assert {unit.instance for unit in engine.units} == {"a1", "b1"}
         engine.finish(engine.units[0])

@@ -85,11 +85,18 @@ class Puppet(Engine):
         self.units.remove(unit)
         self.listener.unit_failed(unit.id, detail)
 
-    def lose(self, instance: str, replacement: str) -> None:
+    def join(self, instance: str, roles: frozenset[str], node: str | None = None) -> None:
+        self.roles[instance] = roles
+        self.listener.instance_joined(instance, roles, node)
+
+    def leave(self, instance: str) -> frozenset[str]:
         self.units = [unit for unit in self.units if unit.instance != instance]
-        roles = self.roles[replacement] = self.roles.pop(instance)
+        roles = self.roles.pop(instance)
         self.listener.instance_left(instance, "killed")
-        self.listener.instance_joined(replacement, roles)
+        return roles
+
+    def lose(self, instance: str, replacement: str) -> None:
+        self.join(replacement, self.leave(instance))
 
 
 @asynccontextmanager
@@ -101,8 +108,10 @@ async def serving(
     screen: Screen | None = None,
     gates: Mapping[Source, ChosenGate] | None = None,
     golden: Mapping[str, Golden] | None = None,
+    repairs: int = 0,
     **config: Any,
 ) -> AsyncIterator[tuple[Frontend, Puppet]]:
+    """A frontend over a puppet. Scheduler and engine may differ as often as `repairs` says."""
     engine = Puppet()
     code = CODE if isinstance(policy, Parity) else None
     frontend = Frontend(
@@ -127,8 +136,11 @@ async def serving(
             await asyncio.sleep(0)
             for unit in list(engine.units):
                 engine.finish(unit)
+        frontend._driver._check()
+        frontend._driver._check()
         await frontend.stop()
     assert engine.stopped
+    assert metric(frontend, "parm_repairs_total") == repairs
 
 
 def metric(frontend: Frontend, name: str, **labels: str) -> float:

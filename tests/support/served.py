@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -64,6 +64,7 @@ def predictions(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 class ServerProcess:
     """`parm serve` with these arguments, on a free port; killed at the end if still there.
 
+    Unless it has been told to end by then, what its scheduler believed was never to be repaired.
     `before` is called in its process, first of all.
     """
 
@@ -83,6 +84,8 @@ class ServerProcess:
         self.grpc_address = grpc[1] if grpc else ""
         metrics = re.search(r"metrics at (\S+)", line)
         self.metrics_url = metrics[1] if metrics else f"{self.url}/metrics"
+        self._tokens = arguments[arguments.index("--tokens") + 1] if "--tokens" in arguments else ""
+        self._signalled = False
 
     def workers(self) -> list[int]:
         """The process ids of the workers that are up."""
@@ -97,6 +100,7 @@ class ServerProcess:
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M))
 
     def signal(self, number: signal.Signals) -> None:
+        self._signalled = True
         self.process.send_signal(number)
 
     def wait(self) -> int:
@@ -113,14 +117,32 @@ class ServerProcess:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.wait()
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.wait()
-        _text(self.process.stdout).close()
+        try:
+            if kind is None and not self._signalled and self.process.poll() is None:
+                self._check_repairs()
+        finally:
+            if self.process.poll() is None:
+                self.process.terminate()
+                try:
+                    self.wait()
+                except subprocess.TimeoutExpired:
+                    self.process.kill()
+                    self.wait()
+            _text(self.process.stdout).close()
+
+    def _check_repairs(self) -> None:
+        headers = {}
+        if self._tokens:
+            headers["Authorization"] = f"Bearer {Path(self._tokens).read_text().split()[0]}"
+        answers = []
+
+        def scraped() -> bool:
+            with suppress(httpx.HTTPError), httpx.Client(verify=False, headers=headers) as client:
+                answers.append(client.get(self.metrics_url))
+            return bool(answers) and answers[-1].status_code == 200
+
+        until(scraped, "the metrics cannot be read")
+        assert not re.findall(r"^parm_repairs_total\S* [^0].*$", answers[-1].text, re.M)
 
 
 @contextmanager
