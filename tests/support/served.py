@@ -133,7 +133,9 @@ class ServerProcess:
     def _check_repairs(self) -> None:
         headers = {}
         if self._tokens:
-            headers["Authorization"] = f"Bearer {Path(self._tokens).read_text().split()[0]}"
+            lines = Path(self._tokens).read_text().splitlines()
+            token = next(each for each in lines if each and not each.startswith(("#", "sha256:")))
+            headers["Authorization"] = f"Bearer {token}"
         answers = []
 
         def scraped() -> bool:
