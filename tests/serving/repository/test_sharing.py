@@ -1,6 +1,7 @@
 """Which model has how many of the shared instances: decisions, without a server."""
 
 from collections import Counter
+from random import Random
 
 import pytest
 from hypothesis import given, settings
@@ -146,6 +147,23 @@ def test_a_load_that_wavers_moves_nothing() -> None:
     for at in range(200):
         models.loads["a"] = 1.1 if at % 8 < 4 else 1.6
         assert models.look() is None
+
+
+@pytest.mark.parametrize("takes", [0.02, 0.2, 2.0])
+def test_chance_moves_hardly_anything_however_long_queries_take(takes: float) -> None:
+    random = Random(1)
+    sharing = Sharing(3, {})
+    sharing.begin(["a", "b"])
+    asked, moves = Counter[str](), 0
+    due = {name: random.expovariate(0.6 / takes) for name in sharing.has}
+    for look in range(1, 1200):
+        for name in due:
+            while due[name] < look * STEP:
+                asked[name] += 1
+                due[name] += random.expovariate(0.6 / takes)
+        works = {name: Work(asked[name], 0, 1 / takes) for name in due}
+        moves += sharing.look(look * STEP, works) is not None
+    assert moves <= 20, "in ten minutes, where both are at the edge of giving and of getting"
 
 
 def test_what_nobody_has_goes_to_who_needs_it_most() -> None:

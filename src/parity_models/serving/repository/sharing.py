@@ -26,8 +26,12 @@ BUSY, IDLE = 0.75, 0.6
 """The share of time that a model's instances are busy, at which it is short of them, or has enough
 to give one away."""
 
-RISES, FALLS = 1.5, 5.0
-"""Seconds over which a load is averaged: for a model to be short, and to have some to spare."""
+RISES, RISES_RUNS = 2.0, 30
+"""A load is averaged over so many seconds, and at least so many times what a query takes: chance
+makes the load of few and long queries waver."""
+
+FALLS = 3
+"""A model has some to spare only if it would have by an average over so many times longer."""
 
 _ROUNDING = 1e-9
 
@@ -62,9 +66,11 @@ class _Load:
         if before is None or now <= before or asked < 0:
             return
         passed = now - before
-        load = asked / passed / work.rate if work.rate > 0 else float(work.busy)
-        self.now += (load - self.now) * (1 - exp(-passed / RISES))
-        self.lately += (load - self.lately) * (1 - exp(-passed / FALLS))
+        load, rises = float(work.busy), RISES
+        if work.rate > 0:
+            load, rises = asked / passed / work.rate, max(RISES, RISES_RUNS / work.rate)
+        self.now += (load - self.now) * (1 - exp(-passed / rises))
+        self.lately += (load - self.lately) * (1 - exp(-passed / (FALLS * rises)))
 
 
 class Sharing:
