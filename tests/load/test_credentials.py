@@ -20,6 +20,8 @@ from parity_models.serving.access import Access
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 
 class Guarded:
     """A server over TLS that asks for a token, and the files that go with it."""

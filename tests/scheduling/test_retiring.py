@@ -19,6 +19,7 @@ def setups(draw: st.DrawFn) -> Setup:
     return draw_setup(lambda options: draw(st.sampled_from(options)))
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(setups(), STEPS)
 def test_every_query_is_answered_once_or_failed_once_though_instances_retire(

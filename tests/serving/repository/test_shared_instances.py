@@ -17,7 +17,9 @@ from parity_models.serving.repository.repository import check_engine
 from repositories import write_version
 from served import ServerProcess, until, write_linear_bundle
 
-STEPS = 80_000
+pytestmark = pytest.mark.slow
+
+STEPS = 50_000
 """Of the moody model: long enough for clients to keep instances busy, on any machine."""
 
 

@@ -76,6 +76,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 12), st.dictionaries(st.sampled_from(NAMES), st.integers(1, 4)), STEPS)
 def test_no_model_has_less_than_its_least_and_all_of_them_no_more_than_there_are(

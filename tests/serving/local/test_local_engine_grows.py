@@ -15,6 +15,8 @@ from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.server import ServeOptions, Server
 from served import is_alive, predictions, queries, write_linear_bundle
 
+pytestmark = pytest.mark.slow
+
 UNNEEDED = "is not needed any more"
 
 
