@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from difflib import get_close_matches
+from importlib.resources.abc import Traversable
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +31,18 @@ BOUNDS = {">=": "{} or more", "<=": "{} or less", ">": "above {}", "<": "below {
 
 SHOWN = 40
 """Characters of a wrong value that are shown."""
+
+MAX_BYTES = 1 << 20
+"""Of a document, if nothing else is said."""
+
+
+def content_of(file: Traversable, most: int = MAX_BYTES) -> bytes:
+    """What is in a file. Raises OSError, and ValueError for one of more than `most` bytes."""
+    with file.open("rb") as stream:
+        content: bytes = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"it has more than {most >> 20} MiB")
+    return content
 
 
 def read_json(content: bytes, kind: type[T]) -> T:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from parity_models.documents import MAX_BYTES
 from parity_models.errors import FaultPlanError
 from parity_models.faults import (
-    MAX_PLAN_BYTES,
     Constant,
     Exponential,
     FaultPlan,
@@ -132,12 +132,12 @@ def test_what_is_no_plan_is_refused_with_the_reason(plan: str, reason: str) -> N
 
 def test_files_that_are_no_plans_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(bytes(range(256)))
-    (tmp_path / "long").write_bytes(b" " * (MAX_PLAN_BYTES + 1))
+    (tmp_path / "long").write_bytes(b" " * (MAX_BYTES + 1))
     for file, reason in [
         (tmp_path / "none", "cannot read"),
         (tmp_path, "cannot read"),
         (tmp_path / "binary", "is not a fault plan"),
-        (tmp_path / "long", "is longer than"),
+        (tmp_path / "long", "it has more than 1 MiB"),
     ]:
         with pytest.raises(FaultPlanError, match=reason) as error:
             load_fault_plan(str(file))

@@ -18,7 +18,6 @@ from parity_models.faults.distributions import (
     Uniform,
 )
 from parity_models.faults.fault_plan import (
-    MAX_PLAN_BYTES,
     FaultPlan,
     Kill,
     Lie,
@@ -34,7 +33,6 @@ from parity_models.faults.worker import WorkerFaults
 
 __all__ = [
     "MAX_MEASURED",
-    "MAX_PLAN_BYTES",
     "ColdStart",
     "Constant",
     "Degradation",

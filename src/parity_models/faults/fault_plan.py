@@ -8,16 +8,13 @@ from typing import Annotated
 
 import msgspec
 
-from parity_models.documents import read_json
+from parity_models.documents import content_of, read_json
 from parity_models.errors import FaultPlanError
 from parity_models.faults.distributions import Distribution, Duration, Spell
 from parity_models.faults.neighbours import Neighbours
 from parity_models.faults.pace import ColdStart, Degradation, Factor, Pace
 from parity_models.faults.shuffles import Shuffles
 from parity_models.faults.slowness import Pauses, Slowdowns
-
-MAX_PLAN_BYTES = 1 << 20
-"""A longer plan is not read."""
 
 
 class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -132,27 +129,17 @@ def load_fault_plan(source: str | Path) -> FaultPlan:
 
     Raises FaultPlanError if it cannot be read or is not a plan.
     """
-    if isinstance(source, str) and source.lstrip().startswith("{"):
-        name, content = "the fault plan", source.encode()
-    else:
-        name, content = str(source), _read(Path(source))
+    given = isinstance(source, str) and source.lstrip().startswith("{")
+    name = "the fault plan" if given else str(source)
     try:
+        content = str(source).encode() if given else content_of(Path(source))
         return read_json(content, FaultPlan)
+    except OSError as error:
+        raise FaultPlanError(f"cannot read the fault plan {name}: {error.strerror}") from error
     except ValueError as error:
         raise FaultPlanError(
             f"{name} is not a fault plan: {error}; see docs/reference/faults.md"
         ) from error
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_PLAN_BYTES + 1)
-    except OSError as error:
-        raise FaultPlanError(f"cannot read the fault plan {path}: {error.strerror}") from error
-    if len(content) > MAX_PLAN_BYTES:
-        raise FaultPlanError(f"{path} is longer than {MAX_PLAN_BYTES} bytes: not a fault plan")
-    return content
 
 
 def among(worker: int, workers: Sequence[int] | None) -> bool:

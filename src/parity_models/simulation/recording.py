@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.documents import content_of, read_json
 from parity_models.errors import UserError
 from parity_models.faults import (
     MAX_MEASURED,
@@ -146,8 +147,8 @@ def read_recording(path: Path) -> Recording:
 def decode_recording(content: bytes, name: str) -> Recording:
     """The recording in `content`, of a file of this name. Raises UserError for anything else."""
     try:
-        return msgspec.json.decode(content, type=Recording)
-    except (ValueError, RecursionError) as error:
+        return read_json(content, Recording)
+    except ValueError as error:
         raise UserError(
             f"{name} is no recording: {error}; make one with: parm record URL --out FILE"
         ) from error
@@ -167,10 +168,8 @@ def load_contention(source: str) -> FaultPlan:
 
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        return content_of(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    if len(content) > MAX_BYTES:
-        raise UserError(f"{path} has more than {MAX_BYTES >> 20} MiB: it is no recording")
-    return content
+    except ValueError as error:
+        raise UserError(f"{path} is no recording: {error}") from error

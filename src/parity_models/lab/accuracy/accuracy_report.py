@@ -1,10 +1,7 @@
 """The report of a matrix: tables for people, with the pictures beside it."""
 
-import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from itertools import chain
-from os import cpu_count
 from pathlib import Path
 
 from parity_models.evaluation.approaches import Approach, parity_approach, plain_approach
@@ -18,8 +15,7 @@ from parity_models.lab.accuracy.figures import (
 from parity_models.lab.accuracy.results import CodeResult, ModelResults
 from parity_models.lab.accuracy.rivals import behind, berrut_of
 from parity_models.lab.accuracy.targets import targets
-
-SOFTWARE = ("torch", "onnxruntime", "numpy")
+from parity_models.lab.report_page import TRAINING, provenance, targets_table
 
 
 def write_report(
@@ -57,24 +53,16 @@ def _report(
 ) -> Iterator[str]:
     measured = [model.deployed.date for model in results]
     measured += [one.date for model in results for one in model.codes]
-    dates = sorted(measured)
-    software = ", ".join(f"{name} {version(name)}" for name in SOFTWARE)
     yield f"# {title}\n"
     if not complete:
         yield "**Interrupted**: this is what was measured until then.\n"
-    yield f"`{command}`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on {cpu_count()}"
-    yield f"cores ({platform.machine()}); parity-models {version('parity-models')}, {software}.\n"
+    yield from provenance(command, TRAINING, measured)
     yield "A_a is the accuracy of the deployed model, A_d that of reconstructions alone, with every"
     yield "member of every group of the test set unavailable in turn, and A_o that of all answers"
     yield "with a share of predictions unavailable. *Time* is a parity model's inference time over"
     yield "the deployed model's, *Berrut* A_d of Berrut coding (ApproxIFER) with the same k and r;"
     yield "*training* is in seconds.\n"
-    yield "## Targets\n"
-    yield "| what | wanted | measured | met |"
-    yield "|---|---|---|---|"
-    for target in targets(results):
-        met = "yes" if target.met else "**no**"
-        yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
+    yield from targets_table(targets(results))
     yield "\n## By task and network\n"
     yield f"![A_a and A_d by task and network]({path.stem}/models.png)\n"
     yield "| task, network | metric | A_a | best code at the smallest k | A_d | lost | agree |"

@@ -16,7 +16,7 @@ from parity_models.codes import (
     TrainingFreeCode,
 )
 from parity_models.codes.code import check_spec
-from parity_models.documents import read_toml
+from parity_models.documents import content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.tasks import choose_task
@@ -25,9 +25,6 @@ from parity_models.training.recipes import parity_recipe, recipe_for
 
 FILES = resources.files("parity_models.lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
-MAX_BYTES = 1 << 20
-"""A longer file is not read."""
-
 Seconds = Annotated[float, Meta(gt=0, le=1e6)]
 Epochs = Annotated[int, Meta(ge=1, le=100_000)]
 K = Annotated[int, Meta(ge=2, le=64)]
@@ -168,16 +165,13 @@ def load_matrix(name: str) -> Matrix:
     """
     file: Any = FILES / f"{name}.toml" if name in PRESETS else Path(name)
     try:
-        with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES)
+        matrix = read_toml(content_of(file), Matrix)
+        matrix.check()
     except OSError as error:
         raise UserError(
             f"cannot read the matrix {name}: {error.strerror}; give a file, or one of "
             f"{', '.join(PRESETS)}"
         ) from error
-    try:
-        matrix = read_toml(content, Matrix)
-        matrix.check()
     except (ValueError, UserError) as error:
         raise UserError(
             f"{name} is not a matrix: {error}; see docs/research/accuracy.md"

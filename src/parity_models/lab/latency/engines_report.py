@@ -11,10 +11,10 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from parity_models.lab.latency.engines import EngineName
 from parity_models.lab.latency.figures import PALETTE
-from parity_models.lab.latency.latency_report import provenance
 from parity_models.lab.latency.reproduce_latency import FigureResult
 from parity_models.lab.latency.trial import SHARES, Mode, TrialResult
 from parity_models.lab.plots import FAINT, INK
+from parity_models.lab.report_page import provenance
 from parity_models.scheduling import Source
 
 WANTED = 2.0

@@ -11,14 +11,12 @@ import msgspec
 from msgspec import Meta
 
 from parity_models.codes.code import check_spec
-from parity_models.documents import as_struct, read_toml
+from parity_models.documents import as_struct, content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.lab.latency.setting import Setting
 from parity_models.scheduling.choice import PolicyChoice, choose
 
 FILES = resources.files("parity_models.lab.latency") / "experiments"
-MAX_BYTES = 1 << 20
-"""A longer file is not read."""
 
 
 class Picture(StrEnum):
@@ -192,11 +190,7 @@ def load_experiment(name: str) -> Experiment:
     """
     file = FILES / f"{name}.toml" if name in experiment_names() else Path(name)
     try:
-        with file.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise UserError(f"it is longer than {MAX_BYTES} bytes")
-        experiment = read_toml(content, Experiment)
+        experiment = read_toml(content_of(file), Experiment)
         series = tuple(each for one in experiment.series for each in one.swept_out())
         experiment = msgspec.structs.replace(experiment, series=series)
         experiment.check()

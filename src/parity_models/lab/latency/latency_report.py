@@ -1,10 +1,6 @@
 """The report of the latency figures, as Markdown: what was run, the tables, the pictures."""
 
-import os
-import platform
 from collections.abc import Iterator, Sequence
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 from parity_models.lab.latency.experiment import Picture
@@ -13,22 +9,14 @@ from parity_models.lab.latency.kept import NEAR, calm_point, kept
 from parity_models.lab.latency.reproduce_latency import FigureResult, Plan
 from parity_models.lab.latency.targets import collapses, targets
 from parity_models.lab.latency.trial import PARTS, Emulation, Mode, TrialResult
+from parity_models.lab.report_page import provenance, targets_table
 from parity_models.scheduling import Source
-
-LIBRARIES = ("parity-models", "numpy", "onnxruntime", "pyzmq")
 
 
 def write_report(path: Path, results: Sequence[FigureResult], command: str) -> None:
     """Write the report; the pictures are in the folder beside it that has its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(_report(path, results, command)) + "\n")
-
-
-def provenance(command: str) -> Iterator[str]:
-    """What was run, when, and on what."""
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    yield f"`{command}`, {date.today().isoformat()}, on {os.cpu_count()} cores"
-    yield f"({platform.machine()}, Python {platform.python_version()}, {versions}).\n"
 
 
 def emulated(plan: Plan) -> str:
@@ -86,12 +74,7 @@ def _report(path: Path, results: Sequence[FigureResult], command: str) -> Iterat
     yield "is real is solid, and what is simulated is dashed where there is a real run, else solid."
     yield "Simulated runs meet the same transfers over simulated links, and drawn equivalents of"
     yield "other contention.\n"
-    yield "## Targets\n"
-    yield "| what | wanted | measured | met |"
-    yield "|---|---|---|---|"
-    for target in targets(results):
-        met = {True: "yes", False: "**no**", None: ""}[target.met]
-        yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
+    yield from targets_table(targets(results))
     yield ""
     yield "## Figures\n"
     yield "| figure | command |"

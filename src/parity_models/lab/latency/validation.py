@@ -7,7 +7,6 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from parity_models.lab.latency.latency_report import provenance
 from parity_models.lab.latency.reproduce_latency import Plan
 from parity_models.lab.latency.setting import Setting
 from parity_models.lab.latency.trial import (
@@ -20,6 +19,7 @@ from parity_models.lab.latency.trial import (
     outside_ms,
 )
 from parity_models.lab.latency.trial_cache import TrialCache
+from parity_models.lab.report_page import provenance
 
 CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
 """What a setting says of contention."""

@@ -1,13 +1,11 @@
 """The report on real models: targets, then a row for each stand-in."""
 
-import platform
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
-from os import cpu_count
 from pathlib import Path
 
 from parity_models.lab.real.results import RealResult, StandInResult
 from parity_models.lab.real.targets import targets
+from parity_models.lab.report_page import TRAINING, provenance, targets_table
 
 EXPLAINED = """\
 Backups for models and queries of others, which the programs in `examples/real/` prepare
@@ -18,8 +16,6 @@ that the gate of level 0.99 lets it answer, *agree there* how many of those answ
 the time of one query on one thread of ONNX Runtime, each query as long as it is: the median of
 queries, each run several times and undisturbed (the least)."""
 
-SOFTWARE = ("torch", "onnxruntime", "numpy")
-
 
 def write_report(path: Path, results: Sequence[RealResult], command: str) -> None:
     """Write the page to `path`, which was made by `command`."""
@@ -28,18 +24,10 @@ def write_report(path: Path, results: Sequence[RealResult], command: str) -> Non
 
 
 def _report(results: Sequence[RealResult], command: str) -> Iterator[str]:
-    dates = sorted(result.date for result in results)
-    software = ", ".join(f"{name} {version(name)}" for name in SOFTWARE)
     yield "# Real models\n"
-    yield f"`{command}`, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, on {cpu_count()}"
-    yield f"cores ({platform.machine()}); parity-models {version('parity-models')}, {software}.\n"
+    yield from provenance(command, TRAINING, (result.date for result in results))
     yield f"{EXPLAINED}\n"
-    yield "## Targets\n"
-    yield "| what | wanted | measured | met |"
-    yield "|---|---|---|---|"
-    for target in targets(results):
-        met = "yes" if target.met else "**no**"
-        yield f"| {target.what} | {target.wanted} | {target.measured} | {met} |"
+    yield from targets_table(targets(results))
     for result in results:
         yield from _model(result)
 

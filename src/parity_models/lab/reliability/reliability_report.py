@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 
 from parity_models.errors import UserError
-from parity_models.lab.latency.latency_report import provenance
 from parity_models.lab.reliability.chaos_result import ChaosResult, Claim, Row
 from parity_models.lab.reliability.course import EVENTS
 from parity_models.lab.reliability.liars import LiarsResult
@@ -16,6 +15,7 @@ from parity_models.lab.reliability.plots import plot_soak
 from parity_models.lab.reliability.soak import SoakResult
 from parity_models.lab.reliability.table_result import TableResult
 from parity_models.lab.reliability.timeouts import TimeoutsResult
+from parity_models.lab.report_page import provenance
 
 FAILURES = 10
 """Failures of a run that are shown."""
