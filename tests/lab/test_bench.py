@@ -157,11 +157,12 @@ async def test_what_a_request_costs_is_judged_by_the_numbers_beside_it(bundle: P
     rows = {(name, clients): numbers for name, clients, *numbers in result.rows}
     assert list(rows)[:6] == [(server, clients) for clients in ("1", "16") for server in servers]
     assert len(rows) == 6 + 2 * len(LAYERS)
-    cpu, rate, share, latency = result.claims
+    cpu, rate, share, latency, cpu_of_batches = result.claims
     assert cpu.found == f"{rows[servers[0], '16'][2]} µs"
     assert cpu.met == (float(cpu.found.removesuffix(" µs")) <= 270)
     assert rate.met == (float(rate.found.removesuffix("x")) >= 1.4)
     assert share.met == (float(share.found.removesuffix("x")) <= 270 / 363)
+    assert cpu_of_batches.found == f"{rows[servers[1], '16'][2]} µs"
     assert latency.found == f"{rows[servers[0], '1'][1]} and {rows[other.url, '1'][1]} ms"
 
 

@@ -23,7 +23,8 @@ def costs(
         str | None,
         typer.Option(
             help="Compare with these servers, which run the same model already, as of a version "
-            "before: http://HOST:PORT or http://HOST:PORT/MODEL, separated by commas.",
+            "before: one that runs batches of one, then one of up to four. http://HOST:PORT or "
+            "http://HOST:PORT/MODEL, separated by commas.",
             metavar="URLS",
         ),
     ] = None,

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from itertools import zip_longest
 
 import numpy as np
 
+from parity_models.errors import UserError
 from parity_models.lab.costs.http_layers import OURS, HttpLayersReport, measure_http_layers
 from parity_models.lab.costs.overhead import generated_bundle, targets_of, whole_request
 from parity_models.lab.costs.processes import with_descendants
@@ -28,7 +30,7 @@ from parity_models.serving.server import ServeOptions
 INSTANCES = 2
 """Of the deployed model; the policy has one more."""
 BATCHES = (1, 4)
-"""The largest batches of the servers that are measured; the first is what is judged."""
+"""The largest batches of the servers that are measured."""
 MOST_CPU_US = 270.0
 """Processor time that a request may cost, ..."""
 CPU_BEFORE_US = 363.0
@@ -45,10 +47,13 @@ async def run_costs(
 ) -> TableResult:
     """Measure the default policy of `bundle`, or of a generated one, on the local engine.
 
-    `against`: URLs of servers of the same model that run already, as of a version before; they are
-    what the target of requests/s is judged by. Raises UserError for URLs that are none of HTTP or
-    HTTP layers that are not installed, LoadError for servers that do not answer.
+    `against`: URLs of servers of the same model that run already, as of a version before: one that
+    runs batches of one, and then, if there is to be such a comparison, one of batches of up to four.
+    Raises UserError for URLs that are none of HTTP, for more of them, or for HTTP layers that are
+    not installed, LoadError for servers that do not answer.
     """
+    if len(against) > len(BATCHES):
+        raise UserError(f"--against takes {len(BATCHES)} URLs at most, got {len(against)}")
     with generated_bundle(bundle) as bundle:
         policy = default_policy(bundle)
         measured = await _measure(bundle, policy, against, rounds)
@@ -114,31 +119,37 @@ def _row(name: str, each: Throughput) -> tuple[str, ...]:
 
 
 def _claims(measured: Mapping[str, Mapping[int, Throughput]]) -> Iterator[Claim]:
-    (name, ours), *others = measured.items()
-    cpu = ours[_MANY].cpu_us
-    yield Claim(
-        f"`{name}`, {_MANY} clients: at most {MOST_CPU_US:g} µs of processor time a request, "
-        "of all processes",
-        "not to be seen" if cpu is None else f"{cpu:.0f} µs",
-        cpu is not None and cpu <= MOST_CPU_US,
-    )
-    for other, theirs in others[len(BATCHES) - 1 :]:
-        ratio = ours[_MANY].requests_per_second / theirs[_MANY].requests_per_second
+    """What must hold of each server of ours, beside the one of `against` in the same place."""
+    names = list(measured)
+    ours, others = names[: len(BATCHES)], names[len(BATCHES) :]
+    for name, other in zip_longest(ours, others):
+        few, many = (measured[name][clients] for clients in CLIENTS)
+        cpu = many.cpu_us
         yield Claim(
-            f"{_MANY} clients: at least {AS_MANY:g}x the requests/s of {other}",
+            f"`{name}`, {_MANY} clients: at most {MOST_CPU_US:g} µs of processor time a request, "
+            "of all processes",
+            "not to be seen" if cpu is None else f"{cpu:.0f} µs",
+            cpu is not None and cpu <= MOST_CPU_US,
+        )
+        if other is None:
+            continue
+        few_there, many_there = (measured[other][clients] for clients in CLIENTS)
+        ratio = many.requests_per_second / many_there.requests_per_second
+        yield Claim(
+            f"`{name}`, {_MANY} clients: at least {AS_MANY:g}x the requests/s of {other}",
             f"{ratio:.2f}x",
             ratio >= AS_MANY,
         )
-        theirs_cpu = theirs[_MANY].cpu_us
-        if cpu is not None and theirs_cpu is not None:
+        if cpu is not None and many_there.cpu_us is not None:
             share = MOST_CPU_US / CPU_BEFORE_US
             yield Claim(
-                f"{_MANY} clients: at most {share:.2f}x the processor time a request of {other}",
-                f"{cpu / theirs_cpu:.2f}x",
-                cpu <= share * theirs_cpu,
+                f"`{name}`, {_MANY} clients: at most {share:.2f}x the processor time a request of "
+                f"{other}",
+                f"{cpu / many_there.cpu_us:.2f}x",
+                cpu <= share * many_there.cpu_us,
             )
         yield Claim(
-            f"{_FEW} client: p50 no higher than that of {other}",
-            f"{ours[_FEW].p50_ms:.3f} and {theirs[_FEW].p50_ms:.3f} ms",
-            ours[_FEW].p50_ms <= theirs[_FEW].p50_ms,
+            f"`{name}`, {_FEW} client: p50 no higher than that of {other}",
+            f"{few.p50_ms:.3f} and {few_there.p50_ms:.3f} ms",
+            few.p50_ms <= few_there.p50_ms,
         )
