@@ -48,9 +48,9 @@ async def run_costs(
     """Measure the default policy of `bundle`, or of a generated one, on the local engine.
 
     `against`: URLs of servers of the same model that run already, as of a version before: one that
-    runs batches of one, and then, if there is to be such a comparison, one of batches of up to four.
-    Raises UserError for URLs that are none of HTTP, for more of them, or for HTTP layers that are
-    not installed, LoadError for servers that do not answer.
+    runs batches of one, then, if that is to be compared, one of batches of up to four. Raises
+    UserError for URLs that are none of HTTP, for more of them, or for HTTP layers that are not
+    installed, LoadError for servers that do not answer.
     """
     if len(against) > len(BATCHES):
         raise UserError(f"--against takes {len(BATCHES)} URLs at most, got {len(against)}")
