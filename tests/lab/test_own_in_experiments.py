@@ -82,7 +82,7 @@ def test_an_option_out_of_range_is_refused(parm_here: Here, tmp_path: Path) -> N
     for wrong, reason in [
         (("again_after = 9.0", "again_after = 10.0"), "again_after must be above 0 and 9 s"),
         (("gain = 3.0", "gain = 0.0"), "gain must be above 0"),
-        (("scans = 3", "scan = 3"), "scan is no option of the policy"),
+        (("scans = 3", "scan = 3"), "did you mean scans?"),
     ]:
         file.write_text(FILE.replace(*wrong))
         assert_refused(parm_here("reproduce", "latency", "--figure", file), reason)

@@ -37,8 +37,10 @@ def test_its_options_are_checked_as_it_says() -> None:
         choose(POLICY, {"again_after": 10})
     with pytest.raises(UserError, match="again_after must be a float, got 'soon'"):
         choose(POLICY, {"again_after": "soon"})
-    with pytest.raises(UserError, match="scans is no option of the policy"):
+    with pytest.raises(UserError, match=r"scans is no option of the policy .*; leave it out"):
         choose(POLICY, {"scans": 7})
+    with pytest.raises(UserError, match=r"again is no option .*; did you mean again_after"):
+        choose(POLICY, {"again": 7})
 
 
 def test_what_is_no_policy_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from parity_models.errors import UserError
@@ -87,6 +88,17 @@ def _has(kind: type[Policy] | type[Dispatch], option: str) -> bool:
     return any(declared.name == option for declared in options_of(kind.Options))
 
 
+def _no_option(name: str, dispatch: str | None, option: str, spell: Spell) -> str:
+    """What to say of an option that neither the policy nor the dispatch rule has."""
+    said = f"{spell(option)} is no option of the policy {name}"
+    if having := [each.name for each in POLICIES if _has(each, option)]:
+        whose = ", ".join(having)
+        return f"{said} but of {whose}; leave it out or choose another {spell('policy')}"
+    if near := get_close_matches(option, [o.name for o in declared_options(name, dispatch)], 1):
+        return f"{said}; did you mean {spell(near[0])}?"
+    return f"{said}; leave it out or choose another {spell('policy')}"
+
+
 def _options(
     name: str, options: Mapping[str, Any], dispatch: str | None, spell: Spell = str
 ) -> tuple[Options, Options | None]:
@@ -100,12 +112,7 @@ def _options(
         elif rule is not None and _has(rule, option):
             of_rule[option] = value
         else:
-            having = [each.name for each in POLICIES if _has(each, option)]
-            whose = f" but of {', '.join(having)}" if having else ""
-            raise UserError(
-                f"{spell(option)} is no option of the policy {name}{whose}; leave it out or "
-                f"choose another {spell('policy')}"
-            )
+            raise UserError(_no_option(name, dispatch, option, spell))
     return (
         make_options(policy.Options, of_policy, spell),
         None if rule is None else make_options(rule.Options, of_rule, spell),

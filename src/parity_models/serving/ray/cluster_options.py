@@ -1,4 +1,4 @@
-"""What of a Ray cluster an application takes."""
+"""The cluster resources that an application on Ray uses, and how it is scaled."""
 
 from dataclasses import dataclass
 from typing import Annotated
