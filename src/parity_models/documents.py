@@ -33,7 +33,7 @@ SHOWN = 40
 """Characters of a wrong value that are shown."""
 
 MAX_BYTES = 1 << 20
-"""Of a document, if nothing else is said."""
+"""The size of a document, at most, where nothing else is said."""
 
 
 def content_of(file: Traversable, most: int = MAX_BYTES) -> bytes:

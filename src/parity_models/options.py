@@ -225,7 +225,7 @@ def options_of(kind: type[Options]) -> list[OptionField]:
 
 
 def declared_in(kind: type) -> list[OptionField]:
-    """Of any dataclass, the fields that are declared as options, in order.
+    """The fields of any dataclass that are declared as options, in order.
 
     Raises TypeError for one whose type cannot be.
     """

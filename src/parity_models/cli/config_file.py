@@ -94,7 +94,7 @@ def read_config(path: Path) -> ConfigFile:
 
 
 def configured_command_for(**kinds: FlagSource) -> type[ExtensionCommand]:
-    """As `command_for`, of a command whose options may also come from a file and variables."""
+    """Like `command_for`, for a command whose options may also come from a file and variables."""
     return type("Command", (_ConfiguredCommand,), {"kinds": kinds})
 
 

@@ -114,7 +114,7 @@ def _rise(new: Scrape, old: Scrape, metric: str) -> float:
 
 
 def _percentiles(new: Scrape, old: Scrape) -> Percentiles | None:
-    """Of the answers between two scrapes, within their buckets as if spread evenly there."""
+    """Those of the answers between two scrapes, as if these were spread evenly within buckets."""
     counts = {le: new.latencies[le] - old.latencies[le] for le in sorted(new.latencies)}
     total = counts.get(inf, 0)
     if total <= 0:

@@ -30,7 +30,7 @@ def inference_table(bundle: Bundle) -> Table:
 
 
 def slowdown(bundle: Bundle) -> float | None:
-    """How many times as long as the deployed model parity models take, if that is longer."""
+    """How many times as long parity models take as the deployed model, where they take longer."""
     times = bundle.manifest.inference_times
     if times is None or times.parity is None or times.parity <= SLOWER * times.deployed:
         return None

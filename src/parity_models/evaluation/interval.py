@@ -12,7 +12,7 @@ Array = NDArray[Any]
 Interval = tuple[float, float]
 
 FEWEST = 30
-"""Of fewer queries an accuracy says nothing."""
+"""An accuracy over fewer queries says nothing."""
 
 NORMAL = 1.96
 """Deviations of a normal distribution that 95 of 100 cases are within."""

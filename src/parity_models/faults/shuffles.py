@@ -38,7 +38,7 @@ class Transfers:
         self._spells: dict[int, list[tuple[float, float]]] = {}
 
     def active(self, worker: int, time: float) -> int:
-        """Of how many transfers is the worker an end at `time`?"""
+        """The number of transfers that run at `time` and have the worker at an end."""
         self._draw_until(time)
         spells = [spell for spell in self._spells.get(worker, ()) if spell[1] > time]
         self._spells[worker] = spells

@@ -40,7 +40,7 @@ _COUNTERS = (
 
 
 Counts = dict[float, float]
-"""How many took so long or less, by that time in seconds: a histogram's buckets."""
+"""The buckets of a histogram: for each time in seconds, how many took so long or less."""
 
 
 def _counts() -> Counts:

@@ -115,7 +115,7 @@ def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audien
 def _affordable(
     queries: Queries, row_seconds: float, wishes: Wishes, audience: Audience
 ) -> Queries:
-    """As many of the queries as there is time to predict for."""
+    """A part of the queries that the model can predict in the time that there is."""
     validation = queries.validation
     if validation is not None and len(validation) > JUDGING:
         validation = validation.take(np.sort(_some(len(validation), JUDGING)))

@@ -47,7 +47,7 @@ from parity_models.serving.remote.upstream import Upstream
 from parity_models.serving.server import ServeOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
-"""Of the generated model: a 3 kB query of float32, as the published MLP takes."""
+"""The generated model's inputs: a query is 3 kB of float32, as the published MLP takes."""
 ROUNDS, CALLS = 50, 100
 WARM_UP = 300
 

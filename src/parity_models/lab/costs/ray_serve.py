@@ -49,7 +49,7 @@ from parity_models.serving.ray.app import application
 from parity_models.serving.ray.cluster_options import ClusterOptions
 
 INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
-"""Of the generated model: a 3 kB query of float32, as the published MLP takes."""
+"""The generated model's inputs: a query is 3 kB of float32, as the published MLP takes."""
 SERVICE_TIME = 0.05
 """Median seconds of an emulated accelerator for a unit."""
 CLIENTS_EACH = 4

@@ -22,7 +22,7 @@ from parity_models.lab.costs.processes import cpu_seconds
 CLIENTS = (1, 16)
 ROUNDS = 6
 SECONDS = 0.7
-"""Of each round of each server."""
+"""How long a round of each server lasts."""
 WARM_UP = 0.3
 TIMEOUT = 10.0
 

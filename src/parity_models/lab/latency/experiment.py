@@ -29,7 +29,7 @@ class Picture(StrEnum):
 
 
 Value = bool | int | float | str
-"""Of an option."""
+"""What an option may be set to."""
 
 
 class TunedBy(StrEnum):

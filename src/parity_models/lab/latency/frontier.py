@@ -1,4 +1,4 @@
-"""Who is on the frontier: no other has both a shorter tail and instances busy for less time."""
+"""The frontier: series that no other has both a shorter tail and less busy time than."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ PARITY = "adaptive, parity"
 
 
 class Wanted(NamedTuple):
-    """How many times hedging's latency is to be that of the series `label`, from load to load."""
+    """How many times as long as the series `label` hedging is to take, at loads `low` to `high`."""
 
     label: str
     mode: Mode

@@ -139,7 +139,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     memory_mb: float | None = None
 
     def share(self, source: Source) -> float:
-        """Of the answers, how many came from `source`."""
+        """The share of answers that came from `source`."""
         return self.sources.get(source, 0) / self.answered
 
 

@@ -31,7 +31,7 @@ class Row(msgspec.Struct, frozen=True):
     p999_ms: float | None
     full_strength: float | None
     unread: int = 0
-    """Of those without an end, the ones that the process which listens has not even read."""
+    """The queries without an end that the listening process has not even read."""
 
 
 class Claim(msgspec.Struct, frozen=True):

@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 MODEL = "model"
 """The name it is served under."""
 EXPONENT_BITS = range(23, 31)
-"""Of a float32."""
+"""The bits of a float32's exponent."""
 
 
 @dataclass(frozen=True)

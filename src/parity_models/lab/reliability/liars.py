@@ -35,7 +35,7 @@ from parity_models.simulation.arrivals import poisson_arrivals
 SERVICE = 0.01
 """Median seconds that an instance takes for a unit."""
 LOAD = 0.6
-"""Of what the instances can do."""
+"""The load, as a share of what the instances can do."""
 CALM = 3.0
 """Seconds before each lie in which the policy learns how long units take."""
 WITHIN = 500

@@ -24,9 +24,9 @@ from parity_models.lab.reliability.requests import POISON
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
 SIGMA = 0.2
-"""Of the logarithm of a unit's time, which is log-normal."""
+"""Standard deviation of the logarithm of a unit's time, which is log-normal."""
 DESCRIPTORS = 256
-"""That the process has to which clients connect: enough for all but for more connections."""
+"""Of the process that clients connect to: enough for everything but further connections."""
 RESTART = 1.0
 """Seconds after which what runs upstreams starts one again."""
 STARTS = 3

@@ -42,7 +42,7 @@ class QueriedInput:
 
     @property
     def values(self) -> int:
-        """Of integers from 0, how many different ones there may be."""
+        """How many different values integers from 0 may have."""
         return len(self.table) if self.table is not None else int(self.high) + 1
 
 
