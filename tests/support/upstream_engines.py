@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine_conformance import DEPLOYED, Events
+from engine_conformance import DEPLOYED, Events, Left
 from fake_upstream import FakeUpstream
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.metrics import Metrics
@@ -61,3 +61,13 @@ async def two(scheme: str) -> AsyncIterator[tuple[FakeUpstream, FakeUpstream]]:
     """Upstreams of which one may be ejected for a doubt."""
     async with FakeUpstream(scheme, WEIGHTS) as one, FakeUpstream(scheme, WEIGHTS) as other:
         yield one, other
+
+
+async def left(events: Events, count: int) -> set[str]:
+    """The next so many instances that leave."""
+    gone: set[str] = set()
+    while len(gone) < count:
+        event = await events.next()
+        if isinstance(event, Left):
+            gone.add(event.instance)
+    return gone

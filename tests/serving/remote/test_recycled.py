@@ -4,20 +4,10 @@ import asyncio
 from pathlib import Path
 
 import fake_upstream as fake
-from engine_conformance import Events, Failed, Joined, Left
+from engine_conformance import Failed, Joined, Left
 from fake_upstream import FakeUpstream
 from parity_models.serving.remote.remote_engine import MAX_FAILURES
-from upstream_engines import ROW, WEIGHTS, two, using
-
-
-async def left(events: Events, count: int) -> set[str]:
-    """The next so many instances that leave."""
-    gone: set[str] = set()
-    while len(gone) < count:
-        event = await events.next()
-        if isinstance(event, Left):
-            gone.add(event.instance)
-    return gone
+from upstream_engines import ROW, WEIGHTS, left, two, using
 
 
 async def test_a_recycled_slot_leaves_with_its_unit_and_comes_back_alone(model: Path) -> None:

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.remote.upstream import (
@@ -25,10 +26,21 @@ LONG_REST = 60.0
 FORGIVEN = 60.0
 """Seconds without a recycled slot after which the next one is away for as short as the first."""
 
+SILENT = 1.0
+"""Seconds of units that were cancelled, and none that it answered, after which it is checked."""
+
 LOG_INTERVAL = 1.0
 """Seconds between two errors of units of one upstream that are logged."""
 
 _log = logging.getLogger(__name__)
+
+
+class Running(NamedTuple):
+    """A unit that an instance has had `since` a time of the loop's, and the task that asks."""
+
+    unit: int
+    task: asyncio.Task[None]
+    since: float
 
 
 @dataclass(eq=False)
@@ -36,8 +48,9 @@ class Link:
     """Upstream `number`; `running` units by instance. `in_use`: it is not ejected.
 
     `verdict` is of its first check: what keeps it from being used for now, or None. `fault` ends
-    its use. `doubted` is set where a check has to tell whose the errors of its units are, or why
-    a slot was recycled. Slots that are `away` come back after a check, from that time on.
+    its use. `doubted` is set where a check has to tell whose the errors of its units are, why a
+    slot was recycled, or whether it would have answered units that were cancelled. Slots that are
+    `away` come back after a check, from that time on.
     """
 
     number: int
@@ -46,11 +59,12 @@ class Link:
     models: Mapping[str, UpstreamModel]
     verdict: asyncio.Future[UpstreamError | None]
     fault: asyncio.Future[UpstreamError]
-    running: dict[str, tuple[int, asyncio.Task[None]]] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
     away: dict[int, float] = field(default_factory=dict)
     in_use: bool = False
     failures: int = 0
     doubted: asyncio.Event = field(default_factory=asyncio.Event)
+    _silent: float = 0.0
     _busy_until: float = 0.0
     _rests_long: bool = False
     _next_rest: float = MIN_REST
@@ -106,8 +120,19 @@ class Link:
     def well(self) -> None:
         """It has run a unit, or passed its checks."""
         self.failures = 0
+        self._silent = 0.0
         self._next_rest = MIN_REST
         self._kept_for = None
+
+    def cancelled(self, instance: str) -> None:
+        """End its instance's unit, which nobody needs any more. One that hangs has all of its units
+        cancelled, sooner than any takes too long: a check has to tell."""
+        running = self.running.pop(instance)
+        running.task.cancel()
+        self._silent += asyncio.get_running_loop().time() - running.since
+        if self._silent >= SILENT:
+            self._silent = 0.0
+            self.doubted.set()
 
     def failed(self, instance: str, error: Exception) -> str:
         """Log what a unit came to; returns what clients may know of it."""

@@ -29,7 +29,7 @@ from parity_models.serving.http.answer_size import MAX_HEAD
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
 from parity_models.serving.remote.fleet import Fleet, FleetOptions, fleet_of
-from parity_models.serving.remote.link import Link, check_enough, fault_of
+from parity_models.serving.remote.link import Link, Running, check_enough, fault_of
 from parity_models.serving.remote.upstream import (
     DOUBTS,
     BusyError,
@@ -149,24 +149,23 @@ class RemoteEngine(Engine):
         if link is None:
             return
         if instance in link.running:
-            raise ValueError(f"instance {instance} still has unit {link.running[instance][0]}")
+            raise ValueError(f"instance {instance} still has unit {link.running[instance].unit}")
         model = link.models.get(role)
         if model is None:
             wrong = f"instance {instance} does not run {role}"
             self._loop.call_soon(self._listener.unit_failed, unit, wrong)
             return
         task = self._loop.create_task(self._run(link, instance, unit, model, rows))
-        link.running[instance] = (unit, task)
+        link.running[instance] = Running(unit, task, self._loop.time())
 
     def cancel(self, instance: str, unit: int) -> None:
         """End the call if the upstream notices; others work on, and are busy until they answer."""
         link = self._instances.get(instance)
         if link is None or not link.client.abandons:
             return
-        running, task = link.running.get(instance, (None, None))
-        if task is not None and running == unit:
-            del link.running[instance]
-            task.cancel()
+        running = link.running.get(instance)
+        if running is not None and running.unit == unit:
+            link.cancelled(instance)
             self._loop.call_soon(self._listener.unit_failed, unit, "was cancelled")
 
     def recycle(self, instance: str, why: str) -> None:
@@ -178,7 +177,7 @@ class RemoteEngine(Engine):
 
     def running(self) -> Mapping[str, int | None]:
         return {
-            instance: link.running[instance][0] if instance in link.running else None
+            instance: link.running[instance].unit if instance in link.running else None
             for instance, link in self._instances.items()
         }
 
@@ -189,7 +188,7 @@ class RemoteEngine(Engine):
     async def stop(self) -> None:
         tasks = [*self._supervisors]
         for link in self._links:
-            tasks += [task for _, task in link.running.values()]
+            tasks += [running.task for running in link.running.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -315,7 +314,7 @@ class RemoteEngine(Engine):
         link = self._instances.pop(instance)
         running = link.running.pop(instance, None)
         if running is not None:
-            running[1].cancel()
+            running.task.cancel()
         self._loop.call_soon(self._listener.instance_left, instance, why)
 
     async def _watch(self, link: Link) -> None:
