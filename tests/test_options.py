@@ -89,6 +89,8 @@ def test_defaults_are_written_as_users_type_them() -> None:
         ("wait", 0, "--wait must be above 0, got 0; never is too long"),
         ("wait", float("nan"), "--wait must be above 0, got nan"),
         ("cups", "red", "--cups takes amounts by name, as gpu=1,disk=0.5, not 'red'"),
+        ("cups", "red=nan", "--cups must be amounts of 0 or more by name"),
+        ("cups", "red=1, blue=1, red=2", "--cups has two amounts of red"),
         ("cups", "red=-1", "--cups must be amounts of 0 or more by name"),
         ("cups", {"red": "one"}, "--cups must be amounts of 0 or more by name"),
         ("hot", 1, "--hot must be a bool, got 1"),

@@ -135,13 +135,18 @@ class OptionField:
         return f"{'an' if self.kind is int else 'a'} {self.kind.__name__}"
 
     def _amounts(self, text: str, spell: Spell) -> Amounts:
+        amounts: Amounts = {}
         try:
-            pairs = [pair.split("=") for pair in text.split(",")]
-            return {name: float(amount) for name, amount in pairs}
+            for name, amount in (pair.split("=") for pair in text.split(",")):
+                name = name.strip()
+                if name in amounts:
+                    raise UserError(f"{spell(self.name)} has two amounts of {name}")
+                amounts[name] = float(amount)
         except ValueError:
             raise UserError(
                 f"{spell(self.name)} takes amounts by name, as gpu=1,disk=0.5, not {text!r}"
             ) from None
+        return amounts
 
     @staticmethod
     def _is_amount(value: Any) -> bool:
