@@ -226,6 +226,19 @@ def test_a_unit_that_hangs_is_late_though_none_ever_was() -> None:
     assert runs(world) == [DEPLOYED] * 2
 
 
+def test_a_query_is_answered_though_all_recent_units_were_turned_away() -> None:
+    world = world_of(stand_ins=BOTH)
+    (query,) = world.arrive(1)
+    for _ in range(1100):
+        (busy,) = world.running
+        world.turn_away(busy, 0.001)
+        world.pass_time(0.002)
+    world.pass_time(3.0)
+    assert not world.failures
+    world.finish(max(world.running))
+    assert query in world.answers
+
+
 def test_nothing_is_sent_while_many_wait() -> None:
     world = world_of(2, stand_ins=BACKUPS)
     world.arrive(200)

@@ -47,6 +47,19 @@ def test_nothing_is_known_to_begin_with() -> None:
     assert not list(RunTimes().ages())
 
 
+def test_what_is_known_stays_known_while_all_units_are_cut_short() -> None:
+    known = RunTimes(window=10, every=10)
+    for _ in range(10):
+        known.add(1.0, finished=True)
+    before = known.left(0.5, 0.6)
+    assert not any(known.add(0.001, finished=False) for _ in range(20)), "nothing is new"
+    assert (known.median, known.share_longer(1.0)) == (1.0, 0.0)
+    assert known.left(0.5, 0.6) == before
+    for _ in range(10):
+        known.add(2.0, finished=True)
+    assert known.median == 2.0
+
+
 @given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1), st.floats(0, 8.9))
 def test_what_is_left_of_units_is_their_mean_beyond_an_age(times: list[float], age: float) -> None:
     known = run_times(*((time, True) for time in [*times, 9.0]))

@@ -25,7 +25,8 @@ class RunTimes:
     without it, the more slow units redundancy cuts short, the less slow all would seem. Where
     nearly all that are late are cut short, it would rest on the one or two that are not, and swing
     with them: so a unit that is cut short past the median is taken to run AGAIN times as long.
-    Times in seconds.
+    Where all were cut short, as by upstreams that are busy, what was known stays known. Times in
+    seconds.
     """
 
     def __init__(self, *, window: int = 1000, every: int = 50) -> None:
@@ -56,8 +57,7 @@ class RunTimes:
         if self._until_update:
             return False
         self._until_update = self.every
-        self._estimate()
-        return True
+        return self._estimate()
 
     @property
     def median(self) -> float | None:
@@ -107,7 +107,8 @@ class RunTimes:
         moment = left * (until + since) / 2
         return (left + self._left[index]) / share, (moment + self._moments[index]) / share
 
-    def _estimate(self) -> None:
+    def _estimate(self) -> bool:
+        """Renew the estimates, if a unit of the window has finished; has one?"""
         times, shares = [], []
         share = -1.0
         at_risk = len(self._ranked)
@@ -117,6 +118,8 @@ class RunTimes:
                 times.append(seconds)
                 shares.append(share)
             at_risk -= 1
+        if not times:
+            return False
         self._times, self._shares = times, shares
         self._left, self._moments = [0.0] * len(times), [0.0] * len(times)
         left = moment = 0.0
@@ -126,3 +129,4 @@ class RunTimes:
             left += area
             moment += area * (start + until) / 2
             self._left[index], self._moments[index] = left, moment
+        return True
