@@ -20,6 +20,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    ServerMetadataResponse,
 )
 
 WELL = "well"
@@ -99,6 +100,7 @@ class FakeUpstream:
         else:
             self._server = grpc.aio.server()
             methods = {
+                "ServerMetadata": self._about_grpc,
                 "ModelReady": self._ready_grpc,
                 "ModelMetadata": self._metadata_grpc,
                 "ModelInfer": self._infer_grpc,
@@ -253,6 +255,11 @@ class FakeUpstream:
         if name != "model":
             await context.abort(grpc.StatusCode.NOT_FOUND, f"no model {name}")
         return ModelReadyResponse(ready=self.mode != AWAY).SerializeToString()
+
+    async def _about_grpc(self, request: bytes, context: Any) -> bytes:
+        if self._software is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not here")
+        return ServerMetadataResponse(name=self._software).SerializeToString()
 
     async def _metadata_grpc(self, request: bytes, context: Any) -> bytes:
         about = ModelMetadataResponse(name="model", versions=self._versions)

@@ -64,12 +64,18 @@ async def test_a_unit_that_is_cancelled_before_it_was_sent_is_never_sent(
         assert upstream.asked == asked + 1
 
 
-@pytest.mark.parametrize("protocol", PredictionProtocol)
-async def test_over_rest_others_are_busy_until_they_answer(
-    model: Path, protocol: PredictionProtocol
+@pytest.mark.parametrize(
+    ("scheme", "protocol", "software"),
+    [
+        *(("http", protocol, "triton") for protocol in PredictionProtocol),
+        *(("grpc", PredictionProtocol.V2, software) for software in ("triton", None)),
+    ],
+)
+async def test_others_are_busy_until_they_answer(
+    model: Path, scheme: str, protocol: PredictionProtocol, software: str | None
 ) -> None:
     async with (
-        FakeUpstream("http", WEIGHTS, software="triton") as upstream,
+        FakeUpstream(scheme, WEIGHTS, software=software) as upstream,
         using(model, upstream, protocol=protocol) as (engine, events, instance),
     ):
         upstream.mode = fake.HELD
@@ -108,7 +114,7 @@ async def test_an_upstream_is_checked_that_answers_none_of_the_units_that_are_ca
 
 async def test_an_upstream_that_answers_between_cancelled_units_is_left_alone(model: Path) -> None:
     async with (
-        FakeUpstream("grpc", WEIGHTS) as upstream,
+        FakeUpstream("grpc", WEIGHTS, software=SOFTWARE) as upstream,
         using(model, upstream, concurrency=2) as (engine, events, _),
     ):
         asked = upstream.asked

@@ -19,6 +19,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    ServerMetadataResponse,
 )
 from parity_models.serving.grpc.service import MODEL_SHA256
 from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
@@ -35,7 +36,7 @@ from parity_models.serving.remote.upstream import (
     tensors_of,
 )
 from parity_models.serving.request_log import REQUEST_ID
-from parity_models.serving.rest.protocol import ModelMetadata, TensorMetadata
+from parity_models.serving.rest.protocol import SOFTWARE, ModelMetadata, TensorMetadata
 
 MAX_TEXT = 300
 """Characters of an error's text that are kept."""
@@ -61,8 +62,6 @@ class GrpcClient:
     An answer may have `max_answer` bytes. Made on the event loop that it is used on.
     """
 
-    abandons = True  # what is cancelled here ends its call, which is part of the protocol
-
     def __init__(
         self, address: str, credentials: grpc.ChannelCredentials | None, max_answer: int
     ) -> None:
@@ -73,7 +72,9 @@ class GrpcClient:
             if credentials is None
             else grpc.aio.secure_channel(address, credentials, options)
         )
+        self.abandons = False
         # Bytes both ways: what cannot be read is not gRPC's to log.
+        self._server = self._method("ServerMetadata")
         self._ready = self._method("ModelReady")
         self._metadata = self._method("ModelMetadata")
         self._infer = self._method("ModelInfer")
@@ -84,6 +85,7 @@ class GrpcClient:
             raise UpstreamError(Fault.NOT_READY, f"says that model {model!r} is not ready")
 
     async def metadata(self, model: str) -> ModelMetadata:
+        self.abandons = await self._is_this_software()
         request = ModelMetadataRequest(name=model).SerializeToString()
         call = self._metadata(request)
         about = _read(ModelMetadataResponse, await _answer(call))
@@ -96,6 +98,16 @@ class GrpcClient:
         return ModelMetadata(
             about.name, inputs, outputs, tuple(about.versions), model_sha256=hashed
         )
+
+    async def _is_this_software(self) -> bool:
+        """Others may not take a cancelled call well: Triton 2.51 crashes now and then."""
+        try:
+            about = _read(ServerMetadataResponse, await _answer(self._server(b"")))
+        except UpstreamError as error:
+            if error.fault is not Fault.MISMATCH:
+                raise
+            return False  # it does not say what it is
+        return bool(about.name == SOFTWARE)
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
