@@ -73,6 +73,22 @@ def test_an_answered_query_is_run_on_the_backup_once_in_a_while() -> None:
     assert comparisons(world) == [BACKUP, BACKUP]
 
 
+def test_what_runs_on_to_be_compared_is_compared_instead() -> None:
+    world = world_of(adaptive(backup=True), instances=3)
+    world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))  # all are compared
+    answer(world)
+    world.pass_time(EVERY)
+    (query,) = world.arrive(1)
+    world.pass_time(6.0)
+    assert {run.role for run in world.running.values()} == {DEPLOYED, BACKUP}
+    world.finish(next(name for name, run in world.running.items() if run.role == DEPLOYED))
+    assert world.answers[query] is Source.MODEL
+    assert comparisons(world) == [BACKUP]
+    finish_all(world)
+    answer(world)
+    assert comparisons(world) == [BACKUP, BACKUP]
+
+
 def test_of_a_parity_model_so_many_answered_queries_are_encoded_as_are_in_a_group() -> None:
     world = world_of(adaptive(parity=True))
     answer(world)

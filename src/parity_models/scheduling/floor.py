@@ -101,7 +101,8 @@ class Floor:
         return actions
 
     def settle(self) -> None:
-        """All that can start has started: what has not is given up."""
+        """All that can start has started, or another unit is compared: what has not started is
+        given up."""
         if self._task is not None:
             self._dispatch.remove(self._task)
             self._task.wanted = False

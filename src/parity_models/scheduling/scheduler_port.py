@@ -143,8 +143,11 @@ class SchedulerPort:
         if unit is None:
             self.dispatch.remove(task)
         elif not any(other.wanted for other in unit.tasks):
-            action = Compare if self.samples.takes(unit) else Cancel
-            self.actions.append(action(unit.instance, unit.id))
+            if self.samples.takes(unit):
+                self.floor.settle()  # one comparison at a time, and this one costs less
+                self.actions.append(Compare(unit.instance, unit.id))
+            else:
+                self.actions.append(Cancel(unit.instance, unit.id))
 
     def keep_apart(self, query: Query, apart: list[Task], group: int | None = None) -> None:
         original = query.original
