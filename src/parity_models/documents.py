@@ -47,27 +47,28 @@ def content_of(file: Traversable, most: int = MAX_BYTES) -> bytes:
 
 def read_json(content: bytes, kind: type[T]) -> T:
     """The struct that a JSON document describes. Raises ValueError that says what is wrong."""
-    try:
-        document = msgspec.json.decode(content)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except UnicodeDecodeError:
-        raise ValueError("it is no text in UTF-8") from None
-    except msgspec.DecodeError as error:
-        raise ValueError(_malformed(content, str(error))) from error
-    return as_struct(document, kind)
+    return _read(content, kind, msgspec.json.decode, lambda said: _malformed(content, said))
 
 
 def read_toml(content: bytes, kind: type[T]) -> T:
     """The struct that a TOML document describes. Raises ValueError that says what is wrong."""
+    return _read(content, kind, msgspec.toml.decode, lambda said: f"it is no TOML: {said}")
+
+
+def _read(
+    content: bytes,
+    kind: type[T],
+    decode: Callable[[bytes], Any],
+    in_words: Callable[[str], str],
+) -> T:
     try:
-        document = msgspec.toml.decode(content)
+        document = decode(content)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     except UnicodeDecodeError:
         raise ValueError("it is no text in UTF-8") from None
     except msgspec.DecodeError as error:
-        raise ValueError(f"it is no TOML: {error}") from error
+        raise ValueError(in_words(str(error))) from error
     return as_struct(document, kind)
 
 

@@ -48,6 +48,7 @@ from parity_models.serving.grpc.inference_pb2 import (
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.request_log import CURRENT
+from parity_models.serving.rest.protocol import SOFTWARE
 from parity_models.serving.served_model import InferRequest
 from parity_models.serving.tenancy import with_tenant
 
@@ -100,7 +101,7 @@ class InferenceService:
         if self._models.only is not None:
             _name_bundle(self._models.only, context)
         return ServerMetadataResponse(
-            name="parity-models", version=__version__, extensions=self._models.extensions
+            name=SOFTWARE, version=__version__, extensions=self._models.extensions
         )
 
     async def ModelReady(self, request: ModelReadyRequest, context: Context) -> ModelReadyResponse:
