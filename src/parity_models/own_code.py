@@ -11,8 +11,9 @@ from parity_models.errors import UserError
 def load_own(reference: str) -> Any:
     """What `reference`, a `package.module:name`, names; modules in the current folder count.
 
-    Only for what the user typed: never for names out of files or sockets. Raises UserError for
-    a module or name that is not there, and for a module that cannot be imported.
+    Only for what the user typed, or wrote into an experiment that they run: never for names out of
+    bundles or sockets. Raises UserError for a module or name that is not there, and for a module
+    that cannot be imported.
     """
     module, _, name = reference.partition(":")
     if not module or not name.isidentifier():

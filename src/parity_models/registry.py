@@ -72,10 +72,18 @@ class Registry(Generic[T]):
         return self._built_in[name]
 
     def parse(self, text: str, spell: Spell = str) -> tuple[type[T], Any]:
-        """The class and the `Options` that a name stands for, with options after it or without.
+        """The class and the `Options` that a text stands for, as `read` reads it.
 
-        Options are NAME@OPTION=VALUE,OPTION=VALUE; the value of the first may stand alone,
-        NAME@VALUE. Raises UserError as `options` does.
+        Raises UserError as `options` does.
+        """
+        name, given = self.read(text, spell)
+        return self.find(name), self.options(name, given, spell)
+
+    def read(self, text: str, spell: Spell = str) -> tuple[str, dict[str, Any]]:
+        """The name and the options that a text gives: NAME, or NAME@OPTION=VALUE,OPTION=VALUE.
+
+        The value of the first option may stand alone, NAME@VALUE. Raises UserError as `find` does,
+        and for values that are none of their option's type.
         """
         name, at, rest = text.partition("@")
         kind: Any = self.find(name)
@@ -86,7 +94,7 @@ class Registry(Generic[T]):
             if not equals and not given and declared:
                 option, value = next(iter(declared)), part
             given[option] = declared[option].read(value, spell) if option in declared else value
-        return kind, self.options(name, given, spell)
+        return name, given
 
     def options(self, name: str, given: Mapping[str, Any], spell: Spell = str) -> Any:
         """The `Options` of the extension of this name, with the values that are given.

@@ -1,4 +1,4 @@
-"""An engine as users write one: models in the server's own process, with an option of its own."""
+"""Engines as users write them: models in the server's own process, with options of their own."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import Option
 from parity_models.serving.engine import Engine, EngineListener, Parts
@@ -45,7 +46,12 @@ class InProcess(Engine):
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         if instance in self._roles:
             self._units[instance] = unit
-            asyncio.get_running_loop().call_soon(self._finish, instance, unit, role, rows)
+            delay = self.seconds(instance, role)
+            asyncio.get_running_loop().call_later(delay, self._finish, instance, unit, role, rows)
+
+    def seconds(self, instance: str, role: str) -> float:
+        """How long a unit that begins now is to take."""
+        return 0.0
 
     def _finish(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         if self._units.get(instance) == unit:
@@ -74,4 +80,33 @@ class InProcess(Engine):
         self._units.clear()
 
 
-ENGINE = f"{__name__}:InProcess"
+class Emulated(InProcess):
+    """Its instances emulate accelerators: units take as long as a fault plan says, or longer."""
+
+    name = "emulated"
+    takes_faults = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(InProcess.Options):
+        """What can be set."""
+
+        pace: Annotated[float, Option("How many times as long units take.", at_least=1)] = 1.0
+
+    def __init__(self, options: Any, parts: Parts) -> None:
+        super().__init__(options, parts)
+        self._pace: float = options.pace
+        self._began = 0.0
+        self._faults: dict[str, WorkerFaults] = {}
+
+    def inject_faults(self, plan: FaultPlan) -> None:
+        self._began = asyncio.get_running_loop().time()
+        self._faults = {each: WorkerFaults(plan, i) for i, each in enumerate(self._roles)}
+
+    def seconds(self, instance: str, role: str) -> float:
+        if instance not in self._faults:
+            return 0.0
+        now = asyncio.get_running_loop().time() - self._began
+        return self._pace * (self._faults[instance].release(now, now, role) - now)
+
+
+ENGINE, EMULATED = f"{__name__}:InProcess", f"{__name__}:Emulated"

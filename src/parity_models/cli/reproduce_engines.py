@@ -1,19 +1,21 @@
 """parm reproduce engines: one experiment on every engine."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
 from parity_models.cli.report_file import check_report, typed_command
 from parity_models.errors import UserError
-from parity_models.lab.latency.engines import EngineName
+from parity_models.lab.latency.engines import check_engine
 from parity_models.lab.latency.engines_report import write_engines
-from parity_models.lab.latency.experiment import load_experiment
+from parity_models.lab.latency.experiment import Experiment, load_experiment
 from parity_models.lab.latency.real_trial import Laboratory
 from parity_models.lab.latency.reproduce_latency import (
     PRESETS,
@@ -25,6 +27,8 @@ from parity_models.lab.latency.reproduce_latency import (
 )
 from parity_models.lab.latency.trial import Emulation, Mode
 from parity_models.lab.latency.trial_cache import TrialCache
+from parity_models.serving.engines import ENGINES, EngineChoice
+from parity_models.serving.ray.ray_engine import RayEngine
 
 
 def engines(
@@ -35,10 +39,12 @@ def engines(
         ),
     ] = "engines",
     engine: Annotated[
-        list[EngineName] | None,
+        list[str] | None,
         typer.Option(
-            help="An engine to run it on; may be given several times. By default all that are "
-            "installed.",
+            help=f"An engine to run it on: {', '.join(ENGINES.names)}, or your own as "
+            "package.module:Class, with its options after it as @OPTION=VALUE,...; may be given "
+            "several times. By default those that the experiment names, or all that are installed.",
+            metavar="ENGINE",
             show_default=False,
         ),
     ] = None,
@@ -58,28 +64,39 @@ def engines(
     before is not run again: an interrupted run goes on.
     """
     check_report(out)
-    installed = find_spec("ray") is not None
-    chosen = engine or [each for each in EngineName if each is not EngineName.RAY or installed]
-    if EngineName.RAY in chosen and not installed:
-        raise UserError(
-            "there is no Ray here; install it with `pip install 'parity-models[ray]'`, or choose "
-            "other engines"
-        )
-    plan = Plan(figure, load_experiment(figure), PRESETS["quick"], seed, Emulation.EVERYTHING)
+    experiment = load_experiment(figure)
+    chosen = _chosen(experiment, engine or ())
+    plan = Plan(figure, experiment, PRESETS["quick"], seed, Emulation.EVERYTHING)
     laboratory = Laboratory(work / "bundles")
     simulated = TrialCache(work / "trials")
     run_trials(plan.tuning_trials(), simulated, laboratory.run)
     plan = plan.tuned(simulated)
     trials = [trial for trial in plan.all_trials() if trial.mode is Mode.REAL]
     results = {}
-    for each in dict.fromkeys(chosen):
-        cache = TrialCache(work / "trials" / each)
+    for name, each in chosen.items():
+        cache = TrialCache(work / "trials" / quote(name, safe=""))
         if to_run := missing(trials, cache):
             minutes = ceil(expected_seconds(to_run) / 60)
             Console(stderr=True).print(
-                f"{each}: {len(to_run)} runs, about {minutes} min.", highlight=False
+                f"{name}: {len(to_run)} runs, about {minutes} min.", highlight=False
             )
             run_trials(to_run, cache, replace(laboratory, engine=each).run)
-        results[each] = collect(plan, cache)
+        results[name] = collect(plan, cache)
     write_engines(out, results, typed_command())
     Console().print(f"Wrote {out} and its picture.", highlight=False)
+
+
+def _chosen(experiment: Experiment, typed: Sequence[str]) -> dict[str, EngineChoice]:
+    """The engines to run on, by what they are called in the report."""
+    installed = find_spec("ray") is not None
+    chosen = [EngineChoice(*ENGINES.read(text)) for text in typed] or experiment.chosen_engines
+    if not chosen:
+        chosen = [EngineChoice(each.name) for each in ENGINES if each is not RayEngine or installed]
+    if not installed and any(each.kind is RayEngine for each in chosen):
+        raise UserError(
+            "there is no Ray here; install it with `pip install 'parity-models[ray]'`, or choose "
+            "other engines"
+        )
+    for each in chosen:
+        check_engine(each)
+    return {str(each): each for each in chosen}

@@ -3,42 +3,52 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from enum import StrEnum
 from functools import partial
 
+from parity_models.errors import UserError
 from parity_models.lab.latency.served import Served, served
 from parity_models.lab.latency.upstreams import emulated_fleet
 from parity_models.models.bundle import Bundle
+from parity_models.registry import is_own
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
+from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.fleet import Fleet
 from parity_models.serving.remote.remote_engine import RemoteEngine
 
+WHAT = {
+    "local": "worker processes of one server",
+    "remote": "servers of the Open Inference Protocol, over REST",
+    "ray": "replicas on Ray Serve, on a cluster of this machine alone",
+}
+"""What the built-in engines are here."""
 
-class EngineName(StrEnum):
-    """What runs the instances of a real trial."""
 
-    LOCAL = "local"
-    """Worker processes."""
-    REMOTE = "remote"
-    """Servers of the Open Inference Protocol; here with emulated accelerators, in one process."""
-    RAY = "ray"
-    """Replicas on Ray Serve; here on a cluster of this machine alone."""
+def check_engine(engine: EngineChoice) -> None:
+    """Raise UserError for an engine that cannot run real trials: whose instances can emulate
+    nothing, or a built-in one with options, which it is given here."""
+    if not is_own(engine.name):
+        if engine.options:
+            raise UserError(
+                f"the engine {engine.name} is set up by the experiment: leave out its options"
+            )
+    elif not engine.kind.takes_faults:
+        raise UserError(
+            f"the engine {engine.name} takes no faults, so it can emulate no accelerator: set "
+            "takes_faults and define inject_faults (docs/how-to/own-engine.md)"
+        )
 
 
 @asynccontextmanager
 async def served_on(
-    engine: EngineName, bundle: Bundle, options: ServeOptions, prefix: Sequence[str] = ()
+    engine: EngineChoice, bundle: Bundle, options: ServeOptions, prefix: Sequence[str] = ()
 ) -> AsyncIterator[Served]:
     """Serve `bundle` with the instances of `options` on an engine, with their faults; `prefix` as
     of `served`."""
     serve = partial(served, bundle.path, prefix=prefix, allow_code=bundle.allowed)
-    if engine is EngineName.LOCAL:
-        async with serve(options) as server:
-            yield server
-    elif engine is EngineName.REMOTE:
+    if engine.kind is RemoteEngine:
         roles = Plan(bundle, options).roles
         fleet_of = emulated_fleet(bundle.path, roles, options.faults, bundle.allowed)
         async with (
@@ -46,9 +56,12 @@ async def served_on(
             serve(replace(options, faults=None, engine=_over(fleet))) as server,
         ):
             yield replace(server, instances=instances)
-    else:
+    elif engine.kind is RayEngine:
         # Imported there alone: it needs Ray.
         async with serve(options, module="parity_models.lab.latency.on_ray") as server:
+            yield server
+    else:
+        async with serve(replace(options, engine=engine)) as server:
             yield server
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-from parity_models.lab.latency.engines import EngineName
+from parity_models.lab.latency.engines import WHAT
 from parity_models.lab.latency.figures import PALETTE
 from parity_models.lab.latency.reproduce_latency import FigureResult
 from parity_models.lab.latency.trial import SHARES, Mode, TrialResult
@@ -20,15 +20,10 @@ from parity_models.scheduling import Source
 WANTED = 2.0
 """How many times smaller than equal resources' the gap of a parity policy is to be."""
 
-WHAT = {
-    EngineName.LOCAL: "worker processes of one server",
-    EngineName.REMOTE: "servers of the Open Inference Protocol, over REST",
-    EngineName.RAY: "replicas on Ray Serve, on a cluster of this machine alone",
-}
 
-
-def write_engines(path: Path, results: Mapping[EngineName, FigureResult], command: str) -> None:
-    """Write the report, and its picture into the folder beside it that has its name."""
+def write_engines(path: Path, results: Mapping[str, FigureResult], command: str) -> None:
+    """Write the report of results by engine, and its picture into the folder beside it that has its
+    name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = path.with_suffix("") / "latency.png"
     _draw(picture, results)
@@ -36,7 +31,7 @@ def write_engines(path: Path, results: Mapping[EngineName, FigureResult], comman
 
 
 def _report(
-    path: Path, picture: Path, results: Mapping[EngineName, FigureResult], command: str
+    path: Path, picture: Path, results: Mapping[str, FigureResult], command: str
 ) -> Iterator[str]:
     first = next(iter(results.values()))
     plan = first.plan
@@ -52,7 +47,9 @@ def _report(
     yield f"resources' gap divided by this one's, and is to be {WANTED:g} or more; *send* is how"
     yield "late the load generator sent, at p99; *busy* is how long instances were busy for each"
     yield "query (Ray does not tell).\n"
-    yield from (f"- **{engine}**: {WHAT[engine]}" for engine in results)
+    yield from (
+        f"- **{engine}**: {WHAT.get(engine, 'an engine of your own')}" for engine in results
+    )
     yield f"\n![{plan.experiment.title}]({picture.relative_to(path.parent)})\n"
     yield (
         f"| {plan.experiment.axis} | engine | policy | p50 | p99 | p99.9 | gap | shrinks | met "
@@ -80,7 +77,7 @@ def _row(names: tuple[str, ...], here: TrialResult, baseline: TrialResult) -> st
     )
 
 
-def _draw(path: Path, results: Mapping[EngineName, FigureResult]) -> None:
+def _draw(path: Path, results: Mapping[str, FigureResult]) -> None:
     """A panel for each engine: the share of queries that took longer, at the last real point."""
     with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
         figure = Figure(figsize=(4 * len(results), 4), dpi=140, layout="constrained")

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, LoadError
 from parity_models.faults import FaultPlan
 from parity_models.lab.contention.apply import contended
-from parity_models.lab.latency.engines import EngineName, served_on
+from parity_models.lab.latency.engines import served_on
 from parity_models.lab.latency.served import Served
 from parity_models.lab.latency.setting import QUERY_SHAPE
 from parity_models.lab.latency.trial import Emulation, Trial, TrialResult, result_of
@@ -24,7 +24,9 @@ from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import Source
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.local.placement import Placement
+from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Settings, train_backup, train_deployed, train_parity
@@ -46,7 +48,7 @@ class Laboratory:
     """
 
     folder: Path
-    engine: EngineName = EngineName.LOCAL
+    engine: EngineChoice = field(default_factory=EngineChoice)
     training: Settings = TRAINING
 
     def run(self, trial: Trial) -> TrialResult:
@@ -103,7 +105,7 @@ class Laboratory:
                 server.begin_faults()
                 if contention is not None:
                     contention.begin(server.pid)
-                if self.engine is not EngineName.RAY:
+                if self.engine.kind is not RayEngine:
                     counting.append(asyncio.create_task(_busy_by(warm, server)))
 
             here = msgspec.structs.replace(load, url=server.url)
