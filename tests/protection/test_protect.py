@@ -45,7 +45,7 @@ def given(folder: Path, *more: str) -> list[str]:
 def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder: Path) -> None:
     result = invoke(*given(folder, "--explain", "--json", str(folder / "found.json")))
     assert result.exit_code == 0, result.output
-    for said in ("stand-ins found", "simulated", "hedging", "Recommended: ", "95 of 100", "logits"):
+    for said in ("stand-ins found", "simulated", "hedging", "Recommended", "95 of 100", "logits"):
         assert said in result.output
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
@@ -126,7 +126,7 @@ def test_too_few_queries_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def plan(name: str, p99: float, extra: float) -> Plan:
-    return Plan(name, None, PolicyChoice("equal-resources"), 1.0, p99, p99, 1.0, 0.0, extra)
+    return Plan(name, (), PolicyChoice("equal-resources"), 1.0, p99, p99, 1.0, 0.0, extra)
 
 
 def test_where_nothing_keeps_within_the_work_the_nearest_is_named() -> None:

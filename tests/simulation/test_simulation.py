@@ -12,12 +12,14 @@ import pytest
 from parity_models.codes import Code, CodeSpec
 from parity_models.faults import Constant, Exponential, FaultPlan, Kill, Slowdowns
 from parity_models.scheduling import (
+    BACKUP,
     DEPLOYED,
     EqualResources,
     Parity,
     Policy,
     SchedulerConfig,
     Source,
+    parity_role,
 )
 from parity_models.scheduling.policies import (
     Adaptive,
@@ -99,6 +101,20 @@ def test_the_same_seed_gives_the_same_result() -> None:
 
 def p999(result: SimulationResult) -> float:
     return float(np.percentile(result.latencies, 99.9))
+
+
+@pytest.mark.parametrize("good", ["backup", "reconstruction"])
+def test_of_two_stand_ins_the_one_is_asked_that_may_answer(good: str) -> None:
+    few = {"backup": 0.02, "reconstruction": 0.02} | {good: 0.98}
+    service = {BACKUP: Constant(SERVICE / 4), parity_role(0): Constant(SERVICE / 4)}
+    simulation = workload(
+        service={DEPLOYED: Constant(SERVICE), **service},
+        faults=msgspec.structs.replace(SLOW, coverages=few),
+    )
+    units = simulate(simulation, Adaptive(StandIns(CODE, backup=True))).units
+    asked = {"backup": units.get(BACKUP, 0), "reconstruction": units.get(parity_role(0), 0)}
+    other = next(each for each in asked if each != good)
+    assert asked[good] > 2 * asked[other]
 
 
 @pytest.mark.slow
@@ -195,18 +211,27 @@ def test_memory_does_not_grow_with_the_number_of_queries() -> None:
 @pytest.mark.parametrize("policy", [ApproximateBackup, lambda: Parity(CODE)])
 @pytest.mark.slow
 def test_stand_ins_answer_no_query_beyond_their_coverage(policy: Callable[[], Policy]) -> None:
-    def answered(coverage: float) -> set[int]:
-        result = simulate(
-            workload(faults=msgspec.structs.replace(SLOW, coverage=coverage)), policy()
-        )
+    def answered(faults: FaultPlan) -> set[int]:
+        result = simulate(workload(faults=faults), policy())
         return set(np.flatnonzero(result.sources != SOURCES.index(Source.MODEL)))
 
-    half = answered(HALF.coverage)
+    half = answered(msgspec.structs.replace(SLOW, coverage=HALF.coverage))
     assert half
-    assert not any(HALF.refuses(query) for query in half)
-    assert not answered(0.0)
-    refused = [HALF.refuses(query) for query in range(10_000)]
-    assert np.mean(refused) == pytest.approx(0.5, abs=0.02)
+    assert not any(HALF.refuses(query, Source.BACKUP) for query in half)
+    assert not answered(msgspec.structs.replace(SLOW, coverage=0.0))
+    each_half = {Source.BACKUP: 0.5, Source.RECONSTRUCTION: 0.5}
+    assert answered(msgspec.structs.replace(SLOW, coverages=each_half)) == half
+
+
+def test_each_stand_in_has_a_coverage_and_the_same_queries_are_hard_for_all() -> None:
+    plan = msgspec.structs.replace(HALF, coverages={"backup": 0.8})
+    refused = {
+        source: {query for query in range(10_000) if plan.refuses(query, source)}
+        for source in (Source.BACKUP, Source.RECONSTRUCTION)
+    }
+    assert len(refused[Source.BACKUP]) == pytest.approx(2_000, abs=200)
+    assert len(refused[Source.RECONSTRUCTION]) == pytest.approx(5_000, abs=200)
+    assert refused[Source.BACKUP] < refused[Source.RECONSTRUCTION]
 
 
 def test_work_during_the_warm_up_is_not_counted() -> None:

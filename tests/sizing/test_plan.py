@@ -29,7 +29,7 @@ def known(coverage: float = 1.0, *, backup: bool = True) -> Served:
     """A model of 20 ms, with a backup of 2 ms that agrees in 99 % of cases."""
     times = {DEPLOYED: MODEL, BACKUP: STAND_IN}
     service = {role: LogNormal(each, 0.05) for role, each in times.items()}
-    return Served(times, service, 0.0, StandIns(None, backup), coverage, 0.99)
+    return Served(times, service, 0.0, StandIns(None, backup), {"backup": coverage}, 0.99)
 
 
 def sizing(served: Served | None = None, **goal: object) -> Sizing:
@@ -95,7 +95,7 @@ def test_a_parity_model_is_planned_with_its_own_time() -> None:
     times = {DEPLOYED: MODEL, role: MODEL / 4}
     service = {each: LogNormal(seconds, 0.05) for each, seconds in times.items()}
     code = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
-    quick = Served(times, service, 0.0, StandIns(code), 1.0, 0.99)
+    quick = Served(times, service, 0.0, StandIns(code), {}, 0.99)
     (adaptive,) = (
         plan for plan in sizing(quick, instances=6).size().plans if plan.policy.name == "adaptive"
     )
@@ -203,11 +203,11 @@ def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here:
 def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     bundle = linear_bundle(tmp_path, weights, backup=weights)
-    assert (served(bundle, None, None).coverage, served(bundle, None, None).agreement) == (1, None)
+    assert (served(bundle, None, None).coverage, served(bundle, None, None).agreement) == ({}, None)
     level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
     calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
     bundle = with_calibration(bundle, {"backup": calibration})
     found = served(bundle, None, None)
-    assert (found.coverage, found.agreement) == (0.8, 0.995)
+    assert (found.coverage, found.agreement) == ({"backup": 0.8}, 0.995)
     with pytest.raises(UserError, match=r"0\.999"):
         served(bundle, 0.999, None)

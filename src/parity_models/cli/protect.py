@@ -72,8 +72,9 @@ def protect(
 
     Backups and parity models of several sizes learn from the model's own predictions; labels are
     not needed. Those that others beat are dropped, the others are trained for longer, calibrated,
-    timed, and simulated under your load. The one with the lowest p99 within --extra-work is
-    written. Ctrl-C ends the search early and writes the best so far; --resume goes on.
+    timed, and simulated under your load, the best backup and the best parity model together, too.
+    What has the lowest p99 within --extra-work is written. Ctrl-C ends the search early and writes
+    the best so far; --resume goes on.
     """
     began = time.monotonic()
     source = deployed_of(model, deployed)

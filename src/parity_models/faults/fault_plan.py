@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -15,6 +15,8 @@ from parity_models.faults.neighbours import Neighbours
 from parity_models.faults.pace import ColdStart, Degradation, Factor, Pace
 from parity_models.faults.shuffles import Shuffles
 from parity_models.faults.slowness import Pauses, Slowdowns
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,6 +57,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first one; `degradation` and `cold_start` are for some of them at some times.
     `computing`: that time is spent computing instead, as a model does that has no accelerator.
     `coverage`: stand-ins may answer this share of queries; what they say to the others is refused.
+    `coverages` says otherwise for some of them, by the source of their answers.
     `poison`: a worker that runs an input whose first element is this value dies of it.
     """
 
@@ -62,7 +65,8 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service_time: Distribution | None = None
     service_times: dict[str, Distribution] = {}
     computing: bool = False
-    coverage: Annotated[float, msgspec.Meta(ge=0, le=1)] = 1.0
+    coverage: Share = 1.0
+    coverages: dict[Literal["backup", "reconstruction"], Share] = {}
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
     generations: tuple[Factor, ...] = ()
@@ -101,11 +105,16 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             at += self.random_kills.mean_between * rng.expovariate(1.0)
             yield at
 
-    def refuses(self, query: int) -> bool:
-        """May no stand-in answer the query of this number, 0 or more?"""
-        if self.coverage == 1:
+    def refuses(self, query: int, source: str) -> bool:
+        """May the stand-in with this source not answer the query of this number, 0 or more?
+
+        What one with a larger coverage may not answer, no other may: the same queries are hard.
+        """
+        told = (share for name, share in self.coverages.items() if name == source)
+        coverage = next(told, self.coverage)
+        if coverage == 1:
             return False
-        return Random(f"{self.seed}/gate {query}").random() >= self.coverage
+        return Random(f"{self.seed}/gate {query}").random() >= coverage
 
     def pace(self, worker: int) -> Pace | None:
         """How many times as long the worker's units take; None: never other than usual."""

@@ -1,4 +1,4 @@
-"""Which stand-in to take, and what it would cost to do better, in words and numbers."""
+"""Which stand-ins to take, and what it would cost to do better, in words and numbers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,11 +35,24 @@ def able(finalists: Sequence[Finalist], wishes: Wishes) -> list[Finalist]:
     )
 
 
+def two_together(plans: Sequence[Plan], wishes: Wishes) -> tuple[Finalist, ...]:
+    """The parity model and the backup, of plans with one stand-in each, that are the best by
+    themselves within the extra work; () where there are not both."""
+    within = [plan for plan in plans if plan.extra_work <= wishes.extra_work]
+    found: list[Finalist] = []
+    for coded in (True, False):
+        alike = [plan for plan in within if (plan.finalists[0].candidate.code is not None) == coded]
+        if not alike:
+            return ()
+        found += min(alike, key=lambda plan: plan.p99_ms).finalists
+    return tuple(found)
+
+
 def advise(
     plans: Sequence[Plan], at_full: Sequence[Plan], others: Sequence[Plan], wishes: Wishes
 ) -> Advice:
-    """The plan within the extra work with the lowest p99; of those that are about the same, the
-    one whose stand-in saves most.
+    """The plan within the extra work with the lowest p99; of those that are about the same, one
+    with a single stand-in, the one that saves most.
 
     `at_full` are the stand-ins without regard to the extra work, `others` the plans without one.
     Raises UserError, with the nearest, if no plan keeps within the extra work.
@@ -54,15 +67,15 @@ def advise(
         )
     lowest = min(plan.p99_ms for plan in within)
     alike = [plan for plan in within if plan.p99_ms <= ALIKE * lowest]
-    best = max(alike, key=lambda plan: (_worth(plan), -plan.p99_ms))
+    best = max(alike, key=lambda plan: (-len(plan.finalists), _worth(plan), -plan.p99_ms))
     sentences = [_recommended(best, others), *_compared(best, others), _better(best, at_full)]
     more = _agreeing_more(best, plans)
     return Advice(best, tuple(filter(None, [*sentences, more])))
 
 
 def _worth(plan: Plan) -> float:
-    """What its stand-in saves for a late query, as the gate and the times say."""
-    return 0.0 if plan.finalist is None else worth(plan.finalist.covered, plan.finalist.share)
+    """What its stand-ins save for a late query, at most, as the gate and the times say."""
+    return max((worth(each.covered, each.share) for each in plan.finalists), default=0.0)
 
 
 def _above(extra: float) -> float:
@@ -70,15 +83,28 @@ def _above(extra: float) -> float:
 
 
 def _recommended(plan: Plan, others: Sequence[Plan]) -> str:
-    finalist = plan.finalist
-    assert finalist is not None
     without = others[0]
     return (
-        f"Recommended: {finalist.name}. It takes {finalist.share:.2f} of the model's time and may "
-        f"answer {finalist.covered:.1%} of queries. Simulated: p99 {plan.p99_ms:.2f} ms, not "
+        f"Recommended{' together' * (len(plan.finalists) > 1)}: {_described(plan.finalists)} "
+        f"Simulated: p99 {plan.p99_ms:.2f} ms, not "
         f"{without.p99_ms:.2f}; p99.9 {plan.p999_ms:.2f} ms, not {without.p999_ms:.2f}; for "
         f"{plan.extra_work:.1%} more work."
     )
+
+
+def _described(finalists: Sequence[Finalist]) -> str:
+    if len(finalists) == 1:
+        (one,) = finalists
+        return (
+            f"{one.name}. It takes {one.share:.2f} of the model's time and may answer "
+            f"{one.covered:.1%} of queries."
+        )
+    each = (
+        f"{one.name} (takes {one.share:.2f} of the model's time, may answer {one.covered:.1%} of "
+        "queries)"
+        for one in finalists
+    )
+    return f"{' and '.join(each)}. Each late query is asked of the better one for it, live."
 
 
 def _compared(plan: Plan, others: Sequence[Plan]) -> list[str]:
@@ -109,13 +135,9 @@ def _better(plan: Plan, at_full: Sequence[Plan]) -> str:
 
 
 def _agreeing_more(plan: Plan, plans: Sequence[Plan]) -> str | None:
-    assert plan.finalist is not None
-    mine = plan.finalist
-    more = [
-        each.finalist
-        for each in plans
-        if each.finalist is not None and each.finalist.agreement > mine.agreement
-    ]
+    mine = max(plan.finalists, key=lambda each: each.agreement)
+    others = [each for other in plans for each in other.finalists]
+    more = [each for each in others if each.agreement > mine.agreement]
     if not more:
         return None
     best = max(more, key=lambda each: each.agreement)

@@ -44,8 +44,9 @@ class Finalist:
     `ms` are milliseconds of a run by batch size, `slot_ms` of its backup by itself if it is a
     parity model that has one. `agreement` is its score with the deployed model's predictions as
     labels, on queries that none was fitted to, and `interval` that score's; `accuracy` is
-    against labels, where there are any. `covered` is the share of those
-    queries that the gate of the wanted level lets it answer; 0 where that level was not shown.
+    against labels, where there are any. `coverage` is the share of those queries that the gate of
+    the wanted level lets it answer, and lets its backup by itself; 0 where that level was not
+    shown.
     """
 
     candidate: Candidate
@@ -57,7 +58,7 @@ class Finalist:
     agreement: float
     interval: Interval | None
     accuracy: float | None
-    covered: float
+    coverage: dict[StandIn, float]
     calibration: dict[StandIn, Calibration]
 
     @property
@@ -68,6 +69,17 @@ class Finalist:
     def stand_in(self) -> StandIn:
         """What its answers' source is."""
         return "backup" if self.candidate.code is None else "reconstruction"
+
+    @property
+    def covered(self) -> float:
+        """The share of queries that it may answer."""
+        return self.coverage.get(self.stand_in, 0.0)
+
+    @property
+    def slot(self) -> NewModel | None:
+        """Its backup by itself, if it is a parity model that has one which may answer."""
+        made = self.made
+        return made.slot if isinstance(made, ParityModels) and self.coverage.get("backup") else None
 
 
 @dataclass(frozen=True)
@@ -198,7 +210,7 @@ def _judge(entry: Entry, bundle: Bundle, queries: Measured, level: float) -> Fin
         score(metric, answers.outputs, right),
         score_interval(metric, answers.outputs, right),
         accuracy,
-        _covered(calibration.get(stand_in), level),
+        {name: _covered(each, level) for name, each in calibration.items()},
         calibration,
     )
 
@@ -207,7 +219,7 @@ def _levels(level: float) -> tuple[float, ...]:
     return tuple(sorted({*LEVELS, level}))
 
 
-def _covered(calibration: Calibration | None, level: float) -> float:
+def _covered(calibration: Calibration, level: float) -> float:
     """The share of queries that the gate of `level` lets through."""
-    found = None if calibration is None else calibration.at_least(level)
+    found = calibration.at_least(level)
     return 0.0 if found is None else found.coverage

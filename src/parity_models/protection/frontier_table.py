@@ -115,6 +115,7 @@ def as_json(found: Protected) -> dict[str, Any]:
         "plans": [
             {
                 "name": plan.name,
+                "stand_ins": [each.name for each in plan.finalists],
                 "p50_ms": plan.p50_ms,
                 "p99_ms": plan.p99_ms,
                 "p999_ms": plan.p999_ms,

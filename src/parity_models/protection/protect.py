@@ -1,4 +1,4 @@
-"""From a deployed model and unlabelled queries to a bundle with the best stand-in, in a given time.
+"""From a deployed model and unlabelled queries to a bundle with the best stand-ins, in some time.
 
 Measure the model; propose candidates; train them by successive halving; calibrate and measure what
 is left; simulate it under the user's load; recommend; write.
@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.protection.advice import Advice, able, advise
+from parity_models.protection.advice import Advice, able, advise, two_together
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, Finalist, Measured, measure
 from parity_models.protection.preparing import Prepared, prepare
@@ -75,7 +75,8 @@ def protect_model(
     audience: Audience | None = None,
     began: float | None = None,
 ) -> Protected:
-    """Find the best stand-in for the model of `deployed`, and write a bundle with both to `out`.
+    """Find the best stand-in for the model of `deployed`, or a backup and a parity model that are
+    better together, and write a bundle with them to `out`.
 
     Beside it, in the folder OUT.protect, is what is needed to resume. Ctrl-C ends the search, and
     the best so far is written. Raises DataError for queries that do not fit, ModelError for a model
@@ -142,16 +143,17 @@ def _finish(
         )
     capable = able(finalists, wishes)
     left = max(0.0, end - time.monotonic())
+    # One for each, one for two of them together, and hedging.
     simulations = Simulations(
-        wishes, base[1], left - min(WRITING, MOST_WRITING * left), len(capable) + 1
+        wishes, base[1], left - min(WRITING, MOST_WRITING * left), len(capable) + 2
     )
     others = [simulations.without, simulations.hedging()]
-    tried = [simulations.with_stand_in(each) for each in capable]
+    tried = [simulations.with_stand_ins(each) for each in capable]
+    if company := two_together([each[-1] for each in tried], wishes):
+        tried.append(simulations.with_stand_ins(*company))
     plans, at_full = [each[-1] for each in tried], [each[0] for each in tried]
     advice = advise(plans, at_full, others, wishes)
-    chosen = advice.plan.finalist
-    assert chosen is not None
-    bundle = write_protected(deployed, prepared, chosen, base[1], out)
+    bundle = write_protected(deployed, prepared, advice.plan.finalists, base[1], out)
     return Protected(
         bundle,
         queries.metric,

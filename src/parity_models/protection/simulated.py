@@ -6,7 +6,7 @@ model; it does not depend on what contention does to either.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -40,14 +40,16 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """A policy with a stand-in, or with none, and what it did in the simulation.
+    """A policy with `finalists` for stand-ins, or with none, and what it did in the simulation.
+
+    Of two finalists the second is a backup, which is used in place of a slot of the first.
 
     Latencies are those of answered queries, in ms; `answered` the share that were, `stood_in` the
     share that a stand-in answered. `extra_work` is in runs of the deployed model for each query.
     """
 
     name: str
-    finalist: Finalist | None
+    finalists: tuple[Finalist, ...]
     policy: PolicyChoice
     p50_ms: float
     p99_ms: float
@@ -87,55 +89,57 @@ class Simulations:
     def _calibrated(self, seconds: float, plans: int) -> Plan:
         """The plan without a stand-in, of as many queries as there is time for."""
         began = time.monotonic()
-        name = EqualResources.name
-        first = self._run("no redundancy", None, PolicyChoice(name), StandIns(None, False), {}, 1.0)
+        first = self._without()
         took = max(1e-3, time.monotonic() - began)
         # Adaptive takes some three times as long as this.
         affordable = int(LEAST_QUERIES * seconds / (3 * took * max(1, plans)))
         self.queries = min(MOST_QUERIES, max(LEAST_QUERIES, affordable))
         if self.queries == LEAST_QUERIES:
             return first
-        return self._run("no redundancy", None, PolicyChoice(name), StandIns(None, False), {}, 1.0)
+        return self._without()
+
+    def _without(self) -> Plan:
+        return self._run("no redundancy", (), PolicyChoice(EqualResources.name), StandIns(), {})
 
     def hedging(self) -> Plan:
         """Copies of what is late: what a stand-in has to beat."""
         choice = PolicyChoice(Hedging.name, dispatch="latency-aware")
-        return self._run("hedging", None, choice, StandIns(None, False), {}, 1.0)
+        return self._run("hedging", (), choice, StandIns(), {})
 
-    def with_stand_in(self, finalist: Finalist) -> list[Plan]:
-        """The finalist, asked for late queries: with the policy's urgency, and with ever less as
-        long as the extra work is more than is wanted."""
-        plans = [self._adaptive(finalist, None)]
+    def with_stand_ins(self, *finalists: Finalist) -> list[Plan]:
+        """Parity models, a backup, or both in this order, asked for late queries: with the policy's
+        urgency, and with ever less as long as the extra work is more than is wanted."""
+        plans = [self._adaptive(finalists, None)]
         urgency = Adaptive.Options().urgency
         while plans[-1].extra_work > self._wishes.extra_work and len(plans) <= TRIES:
             urgency /= LESS_URGENT
-            plans.append(self._adaptive(finalist, urgency))
+            plans.append(self._adaptive(finalists, urgency))
         return plans
 
-    def _adaptive(self, finalist: Finalist, urgency: float | None) -> Plan:
+    def _adaptive(self, finalists: tuple[Finalist, ...], urgency: float | None) -> Plan:
         options = {} if urgency is None else {"urgency": urgency}
         choice = PolicyChoice(Adaptive.name, options)
-        code, spec = None, finalist.candidate.code
-        run_ms = min(finalist.ms.items())[1] / 1e3
+        code: Code | None = None
         service: dict[str, float] = {}
-        if spec is None:
-            service[BACKUP] = run_ms
-        else:
+        for each in finalists:
+            spec, seconds = each.candidate.code, min(each.ms.items())[1] / 1e3
+            if spec is None:  # rather than a slot of the parity model
+                service[BACKUP] = seconds
+                continue
             code = Code(spec, (1,), (1,))
-            service |= {parity_role(j): run_ms for j in range(spec.r)}
-        if finalist.slot_ms is not None:
-            service[BACKUP] = finalist.slot_ms / 1e3
+            service |= {parity_role(j): seconds for j in range(spec.r)}
+            if each.slot is not None and each.slot_ms is not None:
+                service[BACKUP] = each.slot_ms / 1e3
         has = StandIns(code, BACKUP in service)
-        return self._run(finalist.name, finalist, choice, has, service, finalist.covered)
+        return self._run(together(finalists), finalists, choice, has, service)
 
     def _run(
         self,
         name: str,
-        finalist: Finalist | None,
+        finalists: tuple[Finalist, ...],
         choice: PolicyChoice,
         stand_ins: StandIns,
         service: Mapping[str, float],
-        covered: float,
     ) -> Plan:
         wishes = self._wishes
         times = {DEPLOYED: self._seconds, **service}
@@ -148,11 +152,11 @@ class Simulations:
             self._faults,
             seed=wishes.seed,
         )
-        found = outcome_of(course, choice, stand_ins, covered)
+        found = outcome_of(course, choice, stand_ins, coverage_of(finalists))
         work = sum(times.get(role, self._seconds) * n for role, n in found.units.items())
         return Plan(
             name,
-            finalist,
+            finalists,
             choice,
             found.p50_ms,
             found.p99_ms,
@@ -161,3 +165,13 @@ class Simulations:
             found.stood_in,
             work / (self.queries * self._seconds) - 1,
         )
+
+
+def together(finalists: Sequence[Finalist]) -> str:
+    """What they are called in one."""
+    return " + ".join(each.name for each in finalists)
+
+
+def coverage_of(finalists: Sequence[Finalist]) -> dict[str, float]:
+    """The share of queries that each stand-in of a bundle with these may answer, by source."""
+    return {name: share for each in finalists for name, share in each.coverage.items()}

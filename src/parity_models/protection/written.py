@@ -1,5 +1,6 @@
-"""The bundle with the chosen stand-in, with all that was measured of it."""
+"""The bundle with the chosen stand-ins, with all that was measured of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,55 +15,73 @@ from parity_models.models.bundle import (
     with_accuracy,
     write_bundle,
 )
+from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.weights import WEIGHTS, has_weights
 from parity_models.protection.finalists import Finalist
 from parity_models.protection.preparing import Prepared
 from parity_models.tasks.unlabelled import labels_from
 from parity_models.training.lessons import envelope_of
+from parity_models.training.parity import ParityModels
 
 
 def write_protected(
-    deployed: Bundle, prepared: Prepared, chosen: Finalist, deployed_ms: float, out: Path
+    deployed: Bundle,
+    prepared: Prepared,
+    chosen: Sequence[Finalist],
+    deployed_ms: float,
+    out: Path,
 ) -> Bundle:
-    """Write the deployed model and the chosen stand-in to `out`, whole or not at all."""
-    made, manifest = chosen.made, deployed.manifest
-    model = deployed.stored(manifest.deployed)
-    training = _training(prepared, chosen)
-    run_ms = min(chosen.ms.items())[1]
-    envelope = envelope_of(chosen.trainee.lessons, prepared.teaching.subject)
-    files = {WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {}
-    if isinstance(made, NewModel):
-        bundle = write_bundle(
-            out,
-            deployed=model,
-            backup=made,
-            imitated=manifest.imitated,
-            name=manifest.name,
-            deployed_training=manifest.deployed_training,
-            backup_training=training,
-            inference_times=InferenceTimes(deployed_ms, None, run_ms),
-            calibration=chosen.calibration,
-            envelope=envelope,
-            files=files,
-        )
-    else:
-        bundle = write_bundle(
-            out,
-            deployed=model,
-            parity=made.models,
-            coders=made.coders,
-            backup=made.slot,
-            code=chosen.candidate.code,
-            imitated=manifest.imitated,
-            name=manifest.name,
-            deployed_training=manifest.deployed_training,
-            parity_training=training,
-            inference_times=InferenceTimes(deployed_ms, run_ms, chosen.slot_ms),
-            calibration=chosen.calibration,
-            envelope=envelope,
-            files=files,
-        )
+    """Write the deployed model and what was chosen, a backup or a parity model or both, to `out`,
+    whole or not at all.
+
+    Without a backup among them, the parity model's slot is one, if it may answer.
+    """
+    manifest = deployed.manifest
+    coded, backup = _of(chosen, coded=True), _of(chosen, coded=False)
+    models = ParityModels([], {}, None)
+    calibration: dict[StandIn, Calibration] = {}
+    slot, slot_ms = None, None
+    if coded is not None and isinstance(coded.made, ParityModels):
+        models, slot = coded.made, coded.slot
+        slot_ms = None if slot is None else coded.slot_ms
+        calibration |= {
+            name: gate
+            for name, gate in coded.calibration.items()
+            if name == "reconstruction" or slot is not None
+        }
+    if backup is not None and isinstance(backup.made, NewModel):
+        slot, slot_ms = backup.made, _ms(backup)
+        calibration |= backup.calibration
+    # Where only one has learned from queries that were turned, its envelope is the wider one.
+    lessons = min((each.trainee.lessons for each in chosen), key=lambda each: each.mirrored)
+    bundle = write_bundle(
+        out,
+        deployed=deployed.stored(manifest.deployed),
+        parity=models.models,
+        coders=models.coders,
+        backup=slot,
+        code=None if coded is None else coded.candidate.code,
+        imitated=manifest.imitated,
+        name=manifest.name,
+        deployed_training=manifest.deployed_training,
+        parity_training=None if coded is None else _training(prepared, coded),
+        backup_training=None if backup is None else _training(prepared, backup),
+        inference_times=InferenceTimes(deployed_ms, None if coded is None else _ms(coded), slot_ms),
+        calibration=calibration,
+        envelope=envelope_of(lessons, prepared.teaching.subject),
+        files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
+    )
     return with_accuracy(bundle, _accuracy(bundle, prepared))
+
+
+def _of(chosen: Sequence[Finalist], *, coded: bool) -> Finalist | None:
+    """The parity model among them, or the backup."""
+    found = (each for each in chosen if (each.candidate.code is not None) == coded)
+    return next(found, None)
+
+
+def _ms(finalist: Finalist) -> float:
+    return min(finalist.ms.items())[1]
 
 
 def _training(prepared: Prepared, chosen: Finalist) -> Training:

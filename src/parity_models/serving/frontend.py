@@ -72,7 +72,7 @@ class Frontend:
         gates: Mapping[Source, ChosenGate] | None = None,
         golden: Mapping[str, Golden] | None = None,
         min_ready: int = 1,
-        refuses: Callable[[int], bool] = lambda query: False,
+        refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
         self._scheduler = Scheduler(policy, config, dispatch)
         self._deadline = config.deadline

@@ -125,10 +125,11 @@ class Plan:
         )
 
 
-def _refuses(options: ServeOptions) -> Callable[[int], bool]:
-    """Which queries no stand-in may answer, by their ids, as the fault plan has it drawn."""
+def _refuses(options: ServeOptions) -> Callable[[int, Source], bool]:
+    """Which queries a stand-in may not answer, by their ids, as the fault plan has it drawn."""
     plan = FaultPlan() if options.faults is None else options.faults
-    return lambda query: plan.refuses(query - 1)  # ids begin with 1, a plan's numbers with 0
+    # Ids begin with 1, a plan's numbers with 0.
+    return lambda query, source: plan.refuses(query - 1, source)
 
 
 def model_files(bundle: Bundle) -> dict[str, ModelFile]:

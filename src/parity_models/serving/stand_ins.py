@@ -20,13 +20,13 @@ class StandInRules:
     """Which outputs of stand-ins may answer, and how many are compared with predictions.
 
     Those may not that the `screen` sorts out, that their gate among `gates` refuses, or that are
-    for a query, by its id, which a fault plan `refuses`. `compare_one_in` is as for Comparison.
+    for a query, by its id, that a fault plan `refuses` them. `compare_one_in` is as for Comparison.
     Where the deployed model has several outputs, stand-ins give the one that is `imitated`.
     """
 
     screen: Screen
     gates: Mapping[Source, ChosenGate]
-    refuses: Callable[[int], bool]
+    refuses: Callable[[int, Source], bool]
     compare_one_in: int
     imitated: str | None = None
 
@@ -61,7 +61,8 @@ class StandIns:
         if impossible:
             self._metrics.impossible.inc(len(impossible))
         refused = self._gates.refused(source, outputs)
-        planned = [row for row, query in enumerate(queries) if self._rules.refuses(query)]
+        refuses = self._rules.refuses
+        planned = [row for row, query in enumerate(queries) if refuses(query, source)]
         return sorted({*impossible, *refused, *planned})
 
     def finished(self, run: Run, outputs: NDArray[Any]) -> None:

@@ -80,16 +80,16 @@ def outcome_of(
     course: Course,
     choice: PolicyChoice,
     stand_ins: StandIns,
-    coverage: float = 1.0,
+    coverage: Mapping[str, float] | None = None,
 ) -> Outcome:
-    """Simulate a policy with the stand-ins that a bundle has, which may answer a share `coverage`
-    of the queries. Raises UserError if no query is answered."""
+    """Simulate a policy with the stand-ins that a bundle has. One whose source has a
+    `coverage` may answer this share of the queries. Raises UserError if no query is answered."""
     simulation = Simulation(
         course.arrivals,
         course.instances,
         0,
         course.service,
-        faults=msgspec.structs.replace(course.faults, coverage=coverage),
+        faults=msgspec.structs.replace(course.faults, coverage=1.0, coverages=dict(coverage or {})),
         overhead=course.overhead,
         config=SchedulerConfig(max_batch=course.max_batch),
         seed=course.seed,

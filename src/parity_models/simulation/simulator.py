@@ -28,6 +28,7 @@ from parity_models.scheduling import (
     Recycle,
     Run,
     Scheduler,
+    Source,
     Verify,
     WakeAt,
 )
@@ -161,7 +162,11 @@ class _Driver:
                 do(action)
         while self._decoded:
             decode = self._decoded.pop()
-            refused = [slot for slot in decode.slots if self._refuses(decode.members[slot])]
+            refused = [
+                slot
+                for slot in decode.slots
+                if self._refuses(decode.members[slot], Source.RECONSTRUCTION)
+            ]
             self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
 
     # Events
@@ -178,7 +183,9 @@ class _Driver:
     def _finish(self, run: Run) -> None:
         if self._running.pop(run.unit, None) is None:
             return  # it was cancelled
-        refused = [q for q in run.subjects if run.role == BACKUP and self._refuses(q)]
+        refused: list[int] = []
+        if run.role == BACKUP:
+            refused = [query for query in run.subjects if self._refuses(query, Source.BACKUP)]
         self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused))
 
     def _cut(self, unit: int) -> None:

@@ -25,16 +25,16 @@ class Served:
 
     `seconds` is how long a unit of each role takes undisturbed, the median, and `service` how that
     is drawn; `overhead` comes to every unit. Units have up to `max_batch` queries, and each after
-    the first adds a share `further_rows` to their time, by role. `stand_ins` may answer a share
-    `coverage` of queries, of which the share `agreement` says what the model says; None: nobody
-    knows.
+    the first adds a share `further_rows` to their time, by role. `coverage` is the share of queries
+    that each stand-in may answer, by source, where it has a gate; of those answers the share
+    `agreement`, of the worst of them, says what the model says; None: nobody knows.
     """
 
     seconds: Mapping[str, float]
     service: Mapping[str, Distribution]
     overhead: float
     stand_ins: StandIns
-    coverage: float
+    coverage: Mapping[str, float]
     agreement: float | None
     max_batch: int = 1
     further_rows: Mapping[str, float] = field(default_factory=dict)
@@ -109,11 +109,11 @@ def _measured_now(bundle: Bundle, rows: int) -> dict[str, float]:
     return dict(zip(files, inference_times(models, rows), strict=True))
 
 
-def _gated(bundle: Bundle, agreement: float | None) -> tuple[float, float | None]:
-    """The share of queries that stand-ins may answer, and how often they are right then."""
+def _gated(bundle: Bundle, agreement: float | None) -> tuple[dict[str, float], float | None]:
+    """The shares of queries that stand-ins may answer, and how often they are right then."""
     gates = choose_gates(bundle, list(model_files(bundle)), agreement)
     if gates:
-        levels = [each.level for each in gates.values()]
-        return min(each.coverage for each in levels), min(each.agreement for each in levels)
+        covered = {str(source): each.level.coverage for source, each in gates.items()}
+        return covered, min(each.level.agreement for each in gates.values())
     accuracy = bundle.manifest.accuracy
-    return 1.0, None if accuracy is None else accuracy.agreement
+    return {}, None if accuracy is None else accuracy.agreement

@@ -1,0 +1,161 @@
+"""A backup and a parity model in one bundle, where parm protect finds them better together."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnx_models import linear_model
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import Bundle, NewModel, open_bundle
+from parity_models.protection import Queries, Wishes
+from parity_models.protection.advice import advise, two_together
+from parity_models.protection.audience import Audience
+from parity_models.protection.finalists import Entry, Finalist, measure
+from parity_models.protection.preparing import Prepared, prepare
+from parity_models.protection.simulated import Plan, Simulations, coverage_of
+from parity_models.protection.written import write_protected
+from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.plan import Plan as ServingPlan
+from parity_models.training import open_deployed
+from parity_models.training.candidates import Candidate
+from parity_models.training.parity import ParityModels
+from parity_models.training.trainee import Trainee
+
+pytestmark = pytest.mark.slow
+
+SHAPE = (6,)
+INPUTS = np.random.default_rng(0).normal(size=(2000, *SHAPE)).astype(np.float32)
+CANDIDATES = (
+    Candidate("mlp@0.25", CodeSpec("stack", "separate", 2), 1.0),
+    Candidate("linear", None, 0.2),
+)
+LEVEL = 0.2
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    folder = tmp_path_factory.mktemp("together")
+    weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    linear_model(folder / "model.onnx", SHAPE, (4,), 3 * weights)
+    with open_deployed(folder / "model.onnx", SHAPE) as bundle:
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def prepared(deployed: Bundle) -> Prepared:
+    queries = Queries(INPUTS[:1400], None, INPUTS[1400:1700], INPUTS[1700:], None, None, False)
+    return prepare(deployed, queries, Wishes(agreement=LEVEL), Audience())
+
+
+@pytest.fixture(scope="module")
+def finalists(
+    deployed: Bundle, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
+) -> list[Finalist]:
+    """A parity model and a backup that have learned for a second."""
+    folder = tmp_path_factory.mktemp("finalists")
+    entries = []
+    for candidate in CANDIDATES:
+        trainee = Trainee(candidate, prepared.teaching)
+        trainee.train(1.0, 0, folder / f"{candidate.slug}.checkpoint", False, None)
+        entries.append(Entry(candidate, trainee.exported(), trainee))
+    return measure(entries, deployed, prepared.measured, LEVEL, [1], folder / "bundles")[1]
+
+
+def plan(name: str, finalists: Sequence[Finalist], p99: float, extra: float = 0.05) -> Plan:
+    policy = PolicyChoice("adaptive")
+    return Plan(name, tuple(finalists), policy, 1.0, p99, 2 * p99, 1.0, 0.1, extra)
+
+
+def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(
+    deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
+) -> None:
+    write_protected(deployed, prepared, finalists, 1.0, tmp_path / "both")
+    bundle = open_bundle(tmp_path / "both")
+    manifest, (parity, backup) = bundle.manifest, finalists
+    assert manifest.code == parity.candidate.code
+    assert manifest.backup is not None
+    assert (manifest.backup.network, manifest.backup.slot) == ("linear", False)
+    assert manifest.calibration["reconstruction"] == parity.calibration["reconstruction"]
+    assert manifest.calibration["backup"] == backup.calibration["backup"]
+    assert manifest.inference_times is not None
+    assert (manifest.inference_times.parity, manifest.inference_times.backup) == (
+        parity.ms[1],
+        backup.ms[1],
+    )
+    assert None not in (manifest.parity_training, manifest.backup_training, manifest.envelope)
+    served = ServingPlan(bundle, ServeOptions(agreement=LEVEL))
+    assert served.choice.name == "adaptive"
+    assert served.roles[0] == {DEPLOYED, BACKUP, parity_role(0)}
+    assert served.model.gates.keys() == {"backup", "reconstruction"}
+
+
+def test_of_a_parity_model_alone_the_slot_is_a_backup_only_if_it_may_answer(
+    deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
+) -> None:
+    parity, backup = finalists
+    assert isinstance(parity.made, ParityModels)
+    assert isinstance(backup.made, NewModel)
+    sure = replace(
+        parity,
+        made=replace(parity.made, slot=backup.made),
+        coverage=parity.coverage | {"backup": 0.9},
+        calibration=parity.calibration | backup.calibration,
+        slot_ms=1.0,
+    )
+    unsure = replace(sure, coverage=parity.coverage | {"backup": 0.0})
+    for one, backups in ((sure, 1), (unsure, 0)):
+        bundle = write_protected(deployed, prepared, [one], 1.0, tmp_path / str(backups))
+        assert (bundle.manifest.backup is not None) == bool(backups)
+        assert len(bundle.manifest.calibration) == 1 + backups
+
+
+def test_they_are_simulated_each_with_its_time_and_its_coverage(
+    finalists: list[Finalist],
+) -> None:
+    parity, backup = finalists
+    slow = replace(parity, ms={1: 20.0}, coverage={"reconstruction": 0.9, "backup": 0.5})
+    quick = replace(backup, ms={1: 2.0}, coverage={"backup": 0.7})
+    assert coverage_of([slow, quick]) == {"reconstruction": 0.9, "backup": 0.7}
+    simulations = Simulations(Wishes(load=0.3, extra_work=1.0), 25.0, 0.0, 1)
+    (both,) = simulations.with_stand_ins(slow, quick)
+    assert both.name == f"{parity.name} + {backup.name}"
+    assert both.finalists == (slow, quick)
+    (alone,) = simulations.with_stand_ins(slow)
+    assert both.p99_ms < simulations.without.p99_ms
+    assert both.p99_ms < alone.p99_ms  # which takes ten times as long
+
+
+def test_the_best_of_each_kind_within_the_work_are_tried_together(
+    finalists: list[Finalist],
+) -> None:
+    parity, backup = finalists
+    others = replace(parity, share=0.5), replace(backup, share=0.1)
+    plans = [
+        plan("parity", [parity], 3.0),
+        plan("better parity", [others[0]], 2.0),
+        plan("dear parity", [parity], 1.0, extra=0.5),
+        plan("backup", [backup], 2.5),
+        plan("worse backup", [others[1]], 4.0),
+    ]
+    assert two_together(plans, Wishes(extra_work=0.1)) == (others[0], backup)
+    assert two_together(plans[:3], Wishes(extra_work=0.1)) == ()
+
+
+def test_two_are_recommended_only_if_they_are_clearly_better_than_one(
+    finalists: list[Finalist],
+) -> None:
+    parity, backup = finalists
+    alone = [plan(parity.name, [parity], 3.0), plan(backup.name, [backup], 2.0)]
+    without = [plan("no redundancy", (), 9.0)]
+    for p99, chosen in ((1.95, (backup,)), (1.5, (parity, backup))):
+        plans = [*alone, plan("both", finalists, p99)]
+        advice = advise(plans, plans, without, Wishes(extra_work=0.1))
+        assert advice.plan.finalists == chosen
+        told = "Recommended together: " if len(chosen) > 1 else "Recommended: "
+        assert advice.sentences[0].startswith(told)
+        assert all(each.name in advice.sentences[0] for each in chosen)
