@@ -1,4 +1,4 @@
-"""Becomes a Triton on this machine: triton.py REPOSITORY HTTP_PORT GRPC_PORT.
+"""Becomes a Triton on this machine: triton.py REPOSITORY HTTP_PORT GRPC_PORT [OPTION ...].
 
 The server is that of the wheel nvidia-pytriton, which `make servers` puts into .servers/triton. Of
 backends it has the one for Python, which ../onnxruntime makes one for ONNX models, run by this
@@ -15,7 +15,7 @@ HERE = Path(__file__).resolve().parent
 WHEEL = HERE.parent.parent / ".servers" / "triton"
 
 
-def main(repository: str, http_port: str, grpc_port: str) -> None:
+def main(repository: str, http_port: str, grpc_port: str, *options: str) -> None:
     server = WHEEL / "pytriton" / "tritonserver"
     if not server.exists():
         sys.exit(f"there is no Triton at {WHEEL}; make servers installs it")
@@ -47,6 +47,7 @@ def main(repository: str, http_port: str, grpc_port: str) -> None:
             f"--grpc-port={grpc_port}",
             "--allow-metrics=false",
             "--exit-timeout-secs=1",
+            *options,
         ],
         environment,
     )

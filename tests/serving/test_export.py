@@ -33,6 +33,7 @@ def test_triton_s_repository_has_a_config_and_a_version(
         assert (config.name, config.backend) == (name, "onnxruntime")
         assert config.max_batch_size > 1
         assert [group.count for group in config.instance_group] == [1]
+        assert config.version_policy.HasField("all")
         for tensors, of, size in [
             (config.input, "input", INPUTS),
             (config.output, "output", OUTPUTS),

@@ -24,10 +24,13 @@ def export(
             show_default=False,
         ),
     ] = None,
+    version: Annotated[
+        int, typer.Option(help="The version that the models are of there.", min=1, metavar="N")
+    ] = 1,
     allow_code: AllowCode = None,
 ) -> None:
     """Write a bundle's models as a repository that Triton or MLServer loads as it is, to be used
     as upstreams of `parm serve --deployed URLS --parity URLS`."""
     opened = open_bundle(bundle, allow_code or ())
-    export_repository(opened, format, out, name)
+    export_repository(opened, format, out, name, str(version))
     typer.echo(f"wrote {out}")

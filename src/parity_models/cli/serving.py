@@ -70,8 +70,8 @@ def options_of_server(
     logging = given_options(context, "logging")
     of_policy = policy_options(context)
     choice = None
+    _refuse_what_is_not_for(engine, bundle, {**given, **access, **logging})
     if bundle is not None:
-        _refuse_what_is_not_for(engine, bundle, {**given, **access, **logging})
         policy = policy or default_policy(bundle, engine)
     if policy is not None:
         choice = choose_policy(policy, of_policy, dispatch)
@@ -97,9 +97,15 @@ def chosen_engine(context: typer.Context, name: str | None) -> EngineChoice:
     return choose_engine(name or usual.name, given, flag_of)
 
 
-def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle, given: Mapping[str, Any]) -> None:
+def _refuse_what_is_not_for(
+    engine: EngineChoice, bundle: Bundle | None, given: Mapping[str, Any]
+) -> None:
     """Raises UserError for options that say nothing with this engine."""
-    if engine.kind.fixed_roles(engine.settings, bundle) is not None:
+    if bundle is None:
+        is_fixed = issubclass(engine.kind, RemoteEngine)
+    else:
+        is_fixed = engine.kind.fixed_roles(engine.settings, bundle) is not None
+    if is_fixed:
         refused: Sequence[str] = ("instances", "parity_instances")
         why = "it has the instances that it is given"
     elif issubclass(engine.kind, RayEngine):

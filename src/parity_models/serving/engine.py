@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from parity_models import options
-from parity_models.errors import ServingError
+from parity_models.errors import ServingError, UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
 from parity_models.models.pinned_model import PinnedModel
@@ -103,6 +103,28 @@ class Engine(ABC):
         Raises UserError for options that do not fit the bundle.
         """
         return None
+
+    @classmethod
+    def check_several(cls, options: Any) -> None:
+        """Raises UserError if it serves one bundle alone, or these `Options` are for one."""
+        if not cls.takes_several:
+            raise UserError(
+                f"a repository is not for the engine {cls.name}, which serves one bundle; start a "
+                "server for each model, or use the engine local"
+            )
+
+    @classmethod
+    def options_of_model(
+        cls,
+        given: Mapping[str, options.Value],
+        own: Mapping[str, options.Value],
+        bundle: Bundle,
+        model: str,
+        version: str,
+    ) -> Mapping[str, options.Value]:
+        """The options for a version of a repository's model: those `given` for all models, and its
+        `own`. Raises UserError for those that cannot be."""
+        return {**given, **own}
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> "Engine":

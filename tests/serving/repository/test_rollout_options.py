@@ -1,5 +1,6 @@
 """What `parm serve --repository` refuses, in one sentence each."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,11 @@ import pytest
 from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.remote.fleet import fleet_of
+from parity_models.serving.remote.upstream import Upstream
 from parity_models.serving.repository.layout import options_of, scan
 from parity_models.serving.repository.repository import asked_by
 from parity_models.serving.repository.rollout_options import RolloutOptions
@@ -19,7 +23,15 @@ from repositories import write_version
     ("options", "reason"),
     [
         (("--engine", "ray"), "engine ray, which serves one bundle"),
-        (("--deployed", "http://127.0.0.1:1"), "engine remote, which serves one bundle"),
+        (("--deployed", "http://a/x"), 'upstream-model = "x"'),
+        (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
+        (("--deployed", "http://a", "--upstream-model", "x"), "write {model} into 'x'"),
+        (("--deployed", "http://a", "--upstream-version", "2"), "leave out upstream_version"),
+        (("--deployed", "http://a", "--instances", "2"), "leave --instances out"),
+        (
+            ("--deployed", "http://a", "--shared-instances", "2"),
+            "not shared with the engine remote",
+        ),
         (("--name", "x"), "name is for a server of one bundle"),
         (("--bundle", "y"), "not both"),
         (("--canary", "5"), "a share like 5%"),
@@ -67,6 +79,61 @@ def test_settings_of_a_model_say_how_it_is_served(tmp_path: Path) -> None:
     assert options.policy is not None
     assert options.policy.options == {"hedge_delay": 0.05}
     assert options.name == "one"
+
+
+def upstreams_of(folder: Path, version: str = "1") -> Sequence[Upstream]:
+    """Those of a bundle in a server in front of http://a, with stand-ins on http://b."""
+    bundle = open_bundle(folder / version)
+    engine = EngineChoice("remote", {"deployed": "http://a", "parity": "http://b"})
+    options = options_of(
+        folder, bundle, lambda bundle: ServeOptions(engine=engine), version=version
+    )
+    return fleet_of(options.engine.settings, bundle).upstreams
+
+
+def test_upstreams_are_asked_for_the_version_of_the_folder(tmp_path: Path) -> None:
+    write_version(tmp_path, "one", "3")
+    # The bundle has no parity model, whatever other models of the repository have.
+    assert upstreams_of(tmp_path / "one", "3") == (
+        Upstream("http://a", {"deployed": "one"}, version="3"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "upstream"),
+    [
+        ('upstream-model = "two"', Upstream("http://a", {"deployed": "two"}, version="1")),
+        ('upstream-model = "{model}-{version}"', Upstream("http://a", {"deployed": "one-1"})),
+        (
+            'deployed = "http://c/two"\nconcurrency = 3',
+            Upstream("http://c", {"deployed": "two"}, 3, version="1"),
+        ),
+    ],
+)
+def test_a_model_says_where_and_what_it_is_upstream(
+    tmp_path: Path, settings: str, upstream: Upstream
+) -> None:
+    write_version(tmp_path, "one", "1")
+    (tmp_path / "one" / "serve.toml").write_text(settings)
+    assert upstreams_of(tmp_path / "one") == (upstream,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ('upstream-version = "1"', "leave out upstream-version"),
+        ("instances = 2", "leave instances out with the engine remote"),
+        ('parity = "http://b"', "has no parity model"),
+        ("concurrency = 0", "concurrency must be from 1"),
+    ],
+)
+def test_what_a_model_cannot_say_of_upstreams_is_named(
+    tmp_path: Path, settings: str, reason: str
+) -> None:
+    write_version(tmp_path, "one", "1")
+    (tmp_path / "one" / "serve.toml").write_text(settings)
+    with pytest.raises(UserError, match=reason):
+        upstreams_of(tmp_path / "one")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ from parity_models.serving.rest.protocol import ModelMetadata
 PATIENCE = 5.0
 """Seconds an upstream has for a health check, and for each check before it is used."""
 
+LOADING = 120.0
+"""Seconds an upstream has to load a model that it is told to load."""
+
 TOLERANCE = 0.05
 """How far an upstream's prediction may be from the bundle's, as a share of the largest value:
 room for other precisions, not for other weights."""
@@ -40,9 +43,15 @@ class Reference:
 
 
 class Checks:
-    """Compares upstreams with the bundle's models, ONNX files by role, and with each other."""
+    """Compares upstreams with the bundle's models, ONNX files by role, and with each other.
 
-    def __init__(self, models: Mapping[str, PinnedModel], roles: Iterable[str]) -> None:
+    With `loads`, upstreams are told to load models that are not ready.
+    """
+
+    def __init__(
+        self, models: Mapping[str, PinnedModel], roles: Iterable[str], *, loads: bool = False
+    ) -> None:
+        self._loads = loads
         self.references: dict[str, Reference] = {}
         self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
         for role in sorted(roles):
@@ -59,27 +68,30 @@ class Checks:
         them, and they run; BusyError if it cannot be told for now."""
         for role, model in models.items():
             reference = self.references[role]
+            if self._loads:
+                await _load_unless_ready(client, model)
             try:
                 async with asyncio.timeout(PATIENCE):
-                    await client.check_ready(model.name)
-                    about = await client.metadata(model.name)
+                    await client.check_ready(model)
+                    about = await client.metadata(model)
                     if about is not None:
                         check_metadata(about, model)
                         _check_sha256(about, reference.sha256)
-                        versions = tuple(sorted(about.versions or ()))
-                        self._check_versions(url, model.name, role, versions)
+                        if model.version is None:
+                            versions = tuple(sorted(about.versions or ()))
+                            self._check_versions(url, model.name, role, versions)
                     prediction = await client.infer(model, [reference.query], {})
             except TimeoutError:
                 text = f"did not answer within {PATIENCE:g} s"
                 raise UpstreamError(Fault.TIMEOUT, text) from None
             except UnitError as error:
-                text = f"cannot run model {model.name!r}: it {error}"
+                text = f"cannot run {model}: it {error}"
                 raise UpstreamError(Fault.ERRORS, text) from error
             pairs = zip(
                 tensors_in(prediction[0, ...]), tensors_in(reference.prediction), strict=True
             )
             for predicted, expected in pairs:
-                _compare(predicted, expected, model.name)
+                _compare(predicted, expected, model)
 
     def _check_versions(self, url: str, model: str, role: str, versions: tuple[str, ...]) -> None:
         other, others = self._versions.setdefault(role, (url, versions))
@@ -88,6 +100,27 @@ class Checks:
                 Fault.MISMATCH,
                 f"has versions {list(versions)} of model {model!r}, {other} has {list(others)}",
             )
+
+
+async def _load_unless_ready(client: UpstreamClient, model: UpstreamModel) -> None:
+    """Raises UpstreamError or BusyError where that cannot be."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await client.check_ready(model)
+        return
+    except TimeoutError:
+        return  # which is told where it is checked
+    except UpstreamError as error:
+        if error.fault not in (Fault.NOT_READY, Fault.MISMATCH):
+            raise
+    try:
+        async with asyncio.timeout(LOADING):
+            await client.load(model)
+    except TimeoutError:
+        text = f"did not load {model} within {LOADING:g} s"
+        raise UpstreamError(Fault.TIMEOUT, text) from None
+    except UnitError as error:
+        raise UpstreamError(Fault.MISMATCH, f"cannot load {model}: it {error}") from error
 
 
 def _check_sha256(about: ModelMetadata, expected: str) -> None:
@@ -101,7 +134,7 @@ def _check_sha256(about: ModelMetadata, expected: str) -> None:
         )
 
 
-def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> None:
+def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: UpstreamModel) -> None:
     """Raises UpstreamError unless the prediction is the bundle's, within TOLERANCE."""
     expected = expected.astype(np.float64)
     scale = float(np.abs(expected).max())
@@ -109,6 +142,6 @@ def _compare(prediction: NDArray[Any], expected: NDArray[Any], model: str) -> No
     if not off <= TOLERANCE * scale:
         raise UpstreamError(
             Fault.MISMATCH,
-            f"predicts something else with model {model!r} than the bundle's model does: {off:.3g} "
+            f"predicts something else with {model} than the bundle's model does: {off:.3g} "
             f"off, where the largest value is {scale:.3g}; make the bundle from what runs there",
         )

@@ -32,8 +32,10 @@ class Format(StrEnum):
     MLSERVER = "mlserver"
 
 
-def export_repository(bundle: Bundle, format: Format, out: Path, name: str | None = None) -> None:
-    """Write the models of `bundle` into the new folder `out`.
+def export_repository(
+    bundle: Bundle, format: Format, out: Path, name: str | None = None, version: str = "1"
+) -> None:
+    """Write the models of `bundle`, as this `version` of them, into the new folder `out`.
 
     `name` is the deployed model's, by default the bundle's; the parity models and the backup are
     called after it. Raises UserError, with nothing left behind, if the folder cannot be written, or
@@ -64,13 +66,13 @@ def export_repository(bundle: Bundle, format: Format, out: Path, name: str | Non
             new = Path(beside, "new")
             for model_name, (model, path) in models.items():
                 (new / model_name).mkdir(parents=True)
-                write(new / model_name, model_name, model, path)
+                write(new / model_name, model_name, version, model, path)
             new.rename(out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from error
 
 
-def _write_triton(folder: Path, name: str, model: ModelFile, path: Path) -> None:
+def _write_triton(folder: Path, name: str, version: str, model: ModelFile, path: Path) -> None:
     batch = model.signature.batch
 
     def tensor(each: Tensor) -> str:
@@ -81,8 +83,8 @@ def _write_triton(folder: Path, name: str, model: ModelFile, path: Path) -> None
     def all_of(tensors: Sequence[Tensor]) -> str:
         return ", ".join(map(tensor, tensors))
 
-    (folder / "1").mkdir()
-    shutil.copyfile(path, folder / "1" / "model.onnx")
+    (folder / version).mkdir()
+    shutil.copyfile(path, folder / version / "model.onnx")
     (folder / "config.pbtxt").write_text(
         f"name: {json.dumps(name)}\n"
         'backend: "onnxruntime"\n'
@@ -91,10 +93,12 @@ def _write_triton(folder: Path, name: str, model: ModelFile, path: Path) -> None
         f"output [ {all_of(model.signature.outputs)} ]\n"
         # As many units at once as the remote engine sends where it is not told otherwise.
         "instance_group [ { count: 1 } ]\n"
+        # A version takes the place of another where that is asked for, and not for being newer.
+        "version_policy { all { } }\n"
     )
 
 
-def _write_mlserver(folder: Path, name: str, model: ModelFile, path: Path) -> None:
+def _write_mlserver(folder: Path, name: str, version: str, model: ModelFile, path: Path) -> None:
     first = model.signature.batch or -1
 
     def tensor(each: Tensor) -> dict[str, object]:
@@ -106,10 +110,10 @@ def _write_mlserver(folder: Path, name: str, model: ModelFile, path: Path) -> No
         "name": name,
         "implementation": f"{_MLSERVER_RUNTIME.name.removesuffix('.py')}.OnnxModel",
         "platform": "onnxruntime_onnx",
-        "versions": ["1"],
+        "versions": [version],
         "inputs": [tensor(each) for each in model.signature.inputs],
         "outputs": [tensor(each) for each in model.signature.outputs],
-        "parameters": {"uri": "./model.onnx", "version": "1"},
+        "parameters": {"uri": "./model.onnx", "version": version},
     }
     (folder / "model-settings.json").write_text(json.dumps(settings, indent=2) + "\n")
 

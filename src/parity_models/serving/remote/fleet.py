@@ -1,7 +1,7 @@
 """The fleet of the remote engine: its upstreams, by the URLs that users give."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
-from parity_models.options import Option, Options
+from parity_models.options import Option, Options, Value
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.serving.remote.upstream import (
     MAX_CONCURRENCY,
@@ -60,6 +60,28 @@ class FleetOptions(Options):
             "does: v2, the Open Inference Protocol, or v1, `instances` in and `predictions` out."
         ),
     ] = Upstream.protocol
+    upstream_model: Annotated[
+        str | None,
+        Option(
+            "What the deployed model is called on servers whose URL does not name it, by default "
+            "as in the bundle; the others are called after it. With --repository it may have "
+            "{model} and {version} in it; by default {model}."
+        ),
+    ] = None
+    upstream_version: Annotated[
+        str | None,
+        Option(
+            "The version of the models that servers are asked for; by default that which each "
+            "chooses. With --repository it is the bundle's, unless the name has it."
+        ),
+    ] = None
+    load_upstream: Annotated[
+        bool,
+        Option(
+            "Tell servers that have a model not ready to load it, by the model-repository "
+            "extension, as Triton does with --model-control-mode=explicit."
+        ),
+    ] = False
     ca_file: Annotated[
         str | None,
         Option(
@@ -72,11 +94,13 @@ class FleetOptions(Options):
 class Fleet:
     """Upstreams, and `ca_file`: the certificates that vouch for https and grpcs.
 
-    `ca_file` None: the system's. Raises UserError if there are no upstreams.
+    `ca_file` None: the system's. With `loads`, upstreams are told to load models that they have not
+    ready. Raises UserError if there are no upstreams.
     """
 
     upstreams: tuple[Upstream, ...]
     ca_file: Path | None = None
+    loads: bool = False
 
     def __post_init__(self) -> None:
         if not self.upstreams:
@@ -116,15 +140,65 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
             f"backup --from {bundle.path} --network linear --out BUNDLE`"
         )
     upstreams = parse_upstreams(
-        bundle.manifest.name,
+        options.upstream_model or bundle.manifest.name,
         code.r if code is not None else 0,
         deployed=_urls(options.deployed),
         parity=_urls(options.parity),
         backup=_urls(options.backup),
         concurrency=options.concurrency,
         protocol=options.protocol,
+        version=options.upstream_version,
     )
-    return Fleet(upstreams, None if options.ca_file is None else Path(options.ca_file))
+    ca_file = None if options.ca_file is None else Path(options.ca_file)
+    return Fleet(upstreams, ca_file, options.load_upstream)
+
+
+def check_for_several(options: FleetOptions) -> None:
+    """Raises UserError for options that say of all models what can only be true of one."""
+    for url in (*_urls(options.deployed), *_urls(options.parity), *_urls(options.backup)):
+        _, path, _ = _split(url)
+        if path:
+            raise UserError(
+                f"{url!r} names one model, and a repository may have several: leave out the path, "
+                "and give models that have other names upstream a line in their serve.toml, "
+                f'upstream-model = "{path}"'
+            )
+    name = options.upstream_model
+    if name is not None and "{model}" not in name:
+        raise UserError(
+            f"upstream_model is for all models of a repository: write {{model}} into {name!r}, or "
+            "give it in the serve.toml of the model"
+        )
+    if options.upstream_version is not None:
+        raise UserError(
+            "leave out upstream_version: each version of a repository is asked for as such, or is "
+            "part of upstream_model, as {version}"
+        )
+
+
+def options_of_model(
+    given: Mapping[str, Value], own: Mapping[str, Value], bundle: Bundle, model: str, version: str
+) -> Mapping[str, Value]:
+    """The options for a version of a repository's model: those `given` for all models, as far as
+    the bundle has what they are for, and the model's `own`.
+
+    Raises UserError for those of its own that cannot be.
+    """
+    if "upstream_version" in own:
+        raise UserError(
+            "leave out upstream-version: each version is asked for as such, or is part of "
+            "upstream-model, as {version}"
+        )
+    lacks = {
+        "parity": bundle.manifest.code is None,
+        "backup": bundle.manifest.backup is None,
+    }
+    options = {each: value for each, value in given.items() if not lacks.get(each)} | dict(own)
+    name = str(options.get("upstream_model", "{model}"))
+    if "{version}" not in name:
+        options["upstream_version"] = version
+    options["upstream_model"] = name.replace("{model}", model).replace("{version}", version)
+    return options
 
 
 def parse_upstreams(
@@ -136,13 +210,15 @@ def parse_upstreams(
     backup: Sequence[str] = (),
     concurrency: int = Upstream.concurrency,
     protocol: PredictionProtocol = Upstream.protocol,
+    version: str | None = None,
 ) -> tuple[Upstream, ...]:
     """The upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
     Where a URL has no path, the deployed model is called `name`, parity model j `name`-parity-j,
     and the backup `name`-backup, as `parm export` calls them. A server in several lists runs
-    several models. `concurrency` and `protocol` are of those whose URLs do not say theirs. Raises
-    UserError for URLs that are none, given twice, or contradict each other.
+    several models. `concurrency` and `protocol` are of those whose URLs do not say theirs, and
+    `version` is that of all models. Raises UserError for URLs that are none, given twice, or
+    contradict each other.
     """
     models: dict[str, dict[str, str]] = {}
     said: dict[str, dict[str, int | PredictionProtocol]] = {}
@@ -169,7 +245,11 @@ def parse_upstreams(
         for what, value in own.items():
             if before.setdefault(what, value) != value:
                 raise UserError(f"{base} is given with {what} {before[what]} and {value}")
-    usual: dict[str, Any] = {"concurrency": concurrency, "protocol": protocol}
+    usual: dict[str, Any] = {
+        "concurrency": concurrency,
+        "protocol": protocol,
+        "version": version,
+    }
     return tuple(Upstream(base, named, **(usual | said[base])) for base, named in models.items())
 
 

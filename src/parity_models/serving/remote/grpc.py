@@ -19,6 +19,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
+    RepositoryModelLoadRequest,
     ServerMetadataResponse,
 )
 from parity_models.serving.grpc.service import MODEL_SHA256
@@ -30,6 +31,7 @@ from parity_models.serving.remote.upstream import (
     UpstreamError,
     UpstreamModel,
     check_answered,
+    check_loads,
     check_output,
     outputs_from,
     side_by_side,
@@ -78,26 +80,34 @@ class GrpcClient:
         self._ready = self._method("ModelReady")
         self._metadata = self._method("ModelMetadata")
         self._infer = self._method("ModelInfer")
+        self._load = self._method("RepositoryModelLoad")
 
-    async def check_ready(self, model: str) -> None:
-        request = ModelReadyRequest(name=model).SerializeToString()
-        if not _read(ModelReadyResponse, await _answer(self._ready(request))).ready:
-            raise UpstreamError(Fault.NOT_READY, f"says that model {model!r} is not ready")
+    async def check_ready(self, model: UpstreamModel) -> None:
+        request = ModelReadyRequest(name=model.name, version=model.version or "")
+        answer = await _answer(self._ready(request.SerializeToString()))
+        if not _read(ModelReadyResponse, answer).ready:
+            if model.version is not None:
+                await self.metadata(model)  # which fails if there is no such version
+            raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
-    async def metadata(self, model: str) -> ModelMetadata:
+    async def load(self, model: UpstreamModel) -> None:
+        check_loads(SOFTWARE if await self._is_this_software() else "", model)
+        request = RepositoryModelLoadRequest(model_name=model.name)
+        await _answer(self._load(request.SerializeToString()))
+
+    async def metadata(self, model: UpstreamModel) -> ModelMetadata:
         self.abandons = await self._is_this_software()
-        request = ModelMetadataRequest(name=model).SerializeToString()
+        about = ModelMetadataRequest(name=model.name, version=model.version or "")
+        request = about.SerializeToString()
         call = self._metadata(request)
-        about = _read(ModelMetadataResponse, await _answer(call))
+        said = _read(ModelMetadataResponse, await _answer(call))
         sha256 = dict(await call.trailing_metadata() or ()).get(MODEL_SHA256)
         inputs, outputs = (
             tuple(TensorMetadata(each.name, each.datatype, tuple(each.shape)) for each in tensors)
-            for tensors in (about.inputs, about.outputs)
+            for tensors in (said.inputs, said.outputs)
         )
         hashed = sha256 if isinstance(sha256, str) else None
-        return ModelMetadata(
-            about.name, inputs, outputs, tuple(about.versions), model_sha256=hashed
-        )
+        return ModelMetadata(said.name, inputs, outputs, tuple(said.versions), model_sha256=hashed)
 
     async def _is_this_software(self) -> bool:
         """Others may not take a cancelled call well: Triton 2.51 crashes now and then."""
@@ -113,7 +123,11 @@ class GrpcClient:
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
     ) -> NDArray[Any]:
         kind, tensors = tensors_of(rows, model.signature)
-        request = ModelInferRequest(model_name=model.name, id=headers.get(REQUEST_ID, ""))
+        request = ModelInferRequest(
+            model_name=model.name,
+            model_version=model.version or "",
+            id=headers.get(REQUEST_ID, ""),
+        )
         for spec, values in tensors.items():
             shape = (len(rows), *spec.shape)
             request.inputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
@@ -127,7 +141,7 @@ class GrpcClient:
             _check_busy(error)
             if error.code() is StatusCode.UNAVAILABLE:
                 # Said by a server with too much to do, or here, of a connection that is gone.
-                await self.check_ready(model.name)
+                await self.check_ready(model)
                 raise BusyError(f"is busy: {_text(error)}", certain=False) from error
             if error.code() is StatusCode.CANCELLED:
                 raise _unreachable(error) from error

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -176,6 +176,19 @@ def check_enough(links: Sequence[Link], verdicts: Sequence[UpstreamError | None]
             role = min(missing & link.upstream.roles)
             text = f"no upstream that runs {role} is there: {link.upstream.url} {away}"
             raise UpstreamError(away.fault, text)
+
+
+def is_spared(link: Link, links: Iterable[Link], by_instance: Iterable[Link]) -> bool:
+    """Would half of the instances of each of its roles be there without this upstream?"""
+    there = [each for each in by_instance if each.is_there]
+    if link not in there:
+        return True
+    for role in link.upstream.roles:
+        alike = sum(each.upstream.concurrency for each in links if role in each.upstream.roles)
+        left = sum(role in each.upstream.roles for each in there if each is not link)
+        if 2 * left < alike:
+            return False
+    return True
 
 
 def _roles(links: Sequence[Link]) -> frozenset[str]:

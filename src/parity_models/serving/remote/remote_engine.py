@@ -28,8 +28,14 @@ from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.http.answer_size import MAX_HEAD
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
-from parity_models.serving.remote.fleet import Fleet, FleetOptions, fleet_of
-from parity_models.serving.remote.link import Link, Running, check_enough, fault_of
+from parity_models.serving.remote.fleet import (
+    Fleet,
+    FleetOptions,
+    check_for_several,
+    fleet_of,
+    options_of_model,
+)
+from parity_models.serving.remote.link import Link, Running, check_enough, fault_of, is_spared
 from parity_models.serving.remote.upstream import (
     DOUBTS,
     BusyError,
@@ -62,7 +68,6 @@ class RemoteEngine(Engine):
     """
 
     name = "remote"
-    takes_several = False
 
     @dataclass(frozen=True, kw_only=True)
     class Options(FleetOptions):
@@ -71,6 +76,9 @@ class RemoteEngine(Engine):
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
         return fleet_of(options, bundle).roles
+
+    check_several = staticmethod(check_for_several)
+    options_of_model = staticmethod(options_of_model)
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> "RemoteEngine":
@@ -113,7 +121,9 @@ class RemoteEngine(Engine):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         works_there = frozenset[str]().union(*roles)
-        self._checks = await asyncio.to_thread(Checks, self._models, works_there)
+        self._checks = await asyncio.to_thread(
+            Checks, self._models, works_there, loads=self._fleet.loads
+        )
         tls, credentials = trust(self._fleet.ca_file)
         for upstream in self._fleet.upstreams:
             models = {}
@@ -124,7 +134,7 @@ class RemoteEngine(Engine):
                         f"the model {name!r} takes {signature.batch} rows at once and no other "
                         "number; serve it with the engine local, or export it with a free one"
                     )
-                models[role] = UpstreamModel(name, signature)
+                models[role] = UpstreamModel(name, signature, upstream.version)
             row = max(model.signature.largest.output.row_bytes for model in models.values())
             client = client_of(upstream, tls, credentials, MAX_HEAD + self._max_batch * row)
             self._links.append(
@@ -247,18 +257,7 @@ class RemoteEngine(Engine):
         return True
 
     def _spares(self, link: Link) -> bool:
-        """Would half of the instances of each of its roles be there without this upstream?"""
-        there = [each for each in self._instances.values() if each.is_there]
-        if link not in there:
-            return True
-        for role in link.upstream.roles:
-            alike = sum(
-                each.upstream.concurrency for each in self._links if role in each.upstream.roles
-            )
-            left = sum(role in each.upstream.roles for each in there if each is not link)
-            if 2 * left < alike:
-                return False
-        return True
+        return is_spared(link, self._links, self._instances.values())
 
     # Upstreams
 
@@ -335,8 +334,8 @@ class RemoteEngine(Engine):
                         self._join(link, slot)
                     continue
                 async with asyncio.timeout(PATIENCE):
-                    for name in link.upstream.models.values():
-                        await link.client.check_ready(name)
+                    for model in link.models.values():
+                        await link.client.check_ready(model)
             except BusyError as error:
                 link.turned_away(error, is_spared=self._spares(link))
             except TimeoutError:

@@ -20,6 +20,7 @@ from parity_models.serving.remote.upstream import (
     UpstreamError,
     UpstreamModel,
     check_answered,
+    check_loads,
     check_output,
     outputs_from,
     side_by_side,
@@ -55,15 +56,20 @@ class RestClient:
         self._binary = False
         self.abandons = False
 
-    async def check_ready(self, model: str) -> None:
+    async def check_ready(self, model: UpstreamModel) -> None:
         await self._http.ask("GET", f"{_path(model)}/ready", MAX_HEAD)
 
-    async def metadata(self, model: str) -> ModelMetadata:
+    async def metadata(self, model: UpstreamModel) -> ModelMetadata:
         about = await self._server()
         self._binary = BINARY in about.extensions
         self.abandons = about.name == SOFTWARE  # others may work on, and still be busy
         text, _ = await self._http.ask("GET", _path(model), MAX_HEAD)
         return decode(_METADATA, text)
+
+    async def load(self, model: UpstreamModel) -> None:
+        check_loads((await self._server()).name, model)
+        path = f"/v2/repository/models/{quote(model.name, safe='')}/load"
+        await self._http.ask("POST", path, MAX_HEAD, b"{}", {"Content-Type": "application/json"})
 
     async def _server(self) -> ServerMetadata:
         try:
@@ -81,7 +87,7 @@ class RestClient:
         write = _binary_request if self._binary else _json_request
         body, own = write(kind, tensors, len(rows), headers.get(REQUEST_ID))
         limit = MAX_HEAD + JSON_VALUE * len(rows) * kind.output.row_values
-        path = f"{_path(model.name)}/infer"
+        path = f"{_path(model)}/infer"
         answer, length = await self._http.ask("POST", path, limit, body, {**headers, **own})
         try:
             end = json_end(length, len(answer)) if length else len(answer)
@@ -126,8 +132,9 @@ _METADATA = msgspec.json.Decoder(ModelMetadata)
 _SERVER = msgspec.json.Decoder(ServerMetadata)
 
 
-def _path(model: str) -> str:
-    return f"/v2/models/{quote(model, safe='')}"
+def _path(model: UpstreamModel) -> str:
+    path = f"/v2/models/{quote(model.name, safe='')}"
+    return path if model.version is None else f"{path}/versions/{model.version}"
 
 
 def _binary_request(

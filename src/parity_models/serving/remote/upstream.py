@@ -12,7 +12,7 @@ from parity_models.errors import ServingError, UserError
 from parity_models.models.signature import Kind, Signature, Tensor
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.rest.protocol import ModelMetadata, TensorMetadata
+from parity_models.serving.rest.protocol import SOFTWARE, ModelMetadata, TensorMetadata
 from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
 
 MAX_CONCURRENCY = 1000
@@ -70,7 +70,8 @@ class BusyError(Exception):
 class Upstream:
     """A server at `url` (scheme://host:port), and the names its models have there, by role.
 
-    It gets up to `concurrency` units at a time. Raises UserError if that is out of range, or its
+    It gets up to `concurrency` units at a time, and is asked for this `version` of its models, or
+    for that which it chooses. Raises UserError if the concurrency is out of range, or the
     `protocol` is none of the URL's.
     """
 
@@ -78,6 +79,7 @@ class Upstream:
     models: Mapping[str, str] = field(hash=False)
     concurrency: int = 1
     protocol: PredictionProtocol = PredictionProtocol.V2
+    version: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.concurrency <= MAX_CONCURRENCY:
@@ -102,10 +104,14 @@ class Upstream:
 
 @dataclass(frozen=True)
 class UpstreamModel:
-    """A model as an upstream has to have it."""
+    """A model as an upstream has to have it, in this `version`, or in that which it chooses."""
 
     name: str
     signature: Signature
+    version: str | None = None
+
+    def __str__(self) -> str:
+        return f"model {self.name!r}" + (f" version {self.version}" if self.version else "")
 
 
 class UpstreamClient(Protocol):
@@ -118,11 +124,15 @@ class UpstreamClient(Protocol):
     def abandons(self) -> bool:
         """Does the upstream give up a unit whose `infer` is cancelled?"""
 
-    async def check_ready(self, model: str) -> None:
+    async def check_ready(self, model: UpstreamModel) -> None:
         """Does the model take units now?"""
 
-    async def metadata(self, model: str) -> ModelMetadata | None:
+    async def metadata(self, model: UpstreamModel) -> ModelMetadata | None:
         """What the upstream says of the model; None where its protocol has no way to ask."""
+
+    async def load(self, model: UpstreamModel) -> None:
+        """Have the upstream load the model, by the model-repository extension. Raises UnitError
+        too."""
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
@@ -146,7 +156,7 @@ def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
         if len(specs) != len(wanted):
             raise UpstreamError(
                 Fault.MISMATCH,
-                f"has model {model.name!r} with {len(specs)} {role}s, not "
+                f"has {model} with {len(specs)} {role}s, not "
                 f"{'one' if len(wanted) == 1 else len(wanted)}",
             )
         given = {each.name: each for each in specs}
@@ -155,7 +165,7 @@ def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
             if not _is_same(found, tensor, signature):
                 raise UpstreamError(
                     Fault.MISMATCH,
-                    f"has model {model.name!r} with {role} {found.name!r} {found.datatype} "
+                    f"has {model} with {role} {found.name!r} {found.datatype} "
                     f"{list(found.shape)}, the bundle's has {tensor.name!r} {tensor.datatype} "
                     f"[-1{''.join(f', {each}' for each in tensor.shape)}]",
                 )
@@ -175,6 +185,17 @@ def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> boo
         and found.shape[0] == -1
         and all(map(fits, found.shape[1:], tensor.shape))
     )
+
+
+def check_loads(software: str | None, model: UpstreamModel) -> None:
+    """Raises UpstreamError for an upstream of this `software` that is not to be told to load it."""
+    if software == SOFTWARE:
+        raise UpstreamError(
+            Fault.MISMATCH,
+            f"has no {model} that is ready, and is not told to load it: it serves one version of a "
+            "model at a time, so that one that is still asked would end; load it there under a "
+            "name of its own",
+        )
 
 
 def tensors_of(

@@ -62,22 +62,26 @@ class V1Client:
     def __init__(self, url: str, tls: SSLContext) -> None:
         self._http = HttpConnections(url, tls)
 
-    async def check_ready(self, model: str) -> None:
+    async def check_ready(self, model: UpstreamModel) -> None:
         text, _ = await self._http.ask("GET", _path(model), MAX_HEAD)
         status = decode(_STATUS, text)
         states = [each.state for each in status.model_version_status]
         if str(status.ready).lower() == "false" or (states and "AVAILABLE" not in states):
-            raise UpstreamError(Fault.NOT_READY, f"says that model {model!r} is not ready")
+            raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
 
-    async def metadata(self, model: str) -> None:
+    async def metadata(self, model: UpstreamModel) -> None:
         return None
+
+    async def load(self, model: UpstreamModel) -> None:
+        text = f"has no {model} that is ready, and V1 has no way to have it loaded"
+        raise UpstreamError(Fault.MISMATCH, text)
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
     ) -> NDArray[Any]:
         kind, body = instances_of(rows, model.signature)
         limit = MAX_HEAD + len(rows) * _row_limit(kind)
-        path = f"{_path(model.name)}:predict"
+        path = f"{_path(model)}:predict"
         answer, _ = await self._http.ask("POST", path, limit, body, {**headers, **_HEADERS})
         return predictions_from(answer, kind, len(rows))
 
@@ -122,8 +126,9 @@ def predictions_from(answer: bytes, kind: Kind, rows: int) -> NDArray[Any]:
     )
 
 
-def _path(model: str) -> str:
-    return f"/v1/models/{quote(model, safe='')}"
+def _path(model: UpstreamModel) -> str:
+    path = f"/v1/models/{quote(model.name, safe='')}"
+    return path if model.version is None else f"{path}/versions/{model.version}"
 
 
 def _row_limit(kind: Kind) -> int:

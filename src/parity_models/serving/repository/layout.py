@@ -5,16 +5,19 @@ Anything else is left alone. A model may bring `serve.toml`, which says how it i
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
-from parity_models.options import declared_in
+from parity_models.options import OptionField, declared_in
+from parity_models.options import options_of as declared_options_of
 from parity_models.scheduling.choice import choose, declared_options
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.served_model import VERSION
 
 SETTINGS = "serve.toml"
 
@@ -61,55 +64,88 @@ def _is_version(name: str) -> bool:
 
 
 def options_of(
-    folder: Path, bundle: Bundle, options_for: OptionsFor, *, shares: bool = False
+    folder: Path,
+    bundle: Bundle,
+    options_for: OptionsFor,
+    *,
+    version: str = VERSION,
+    shares: bool = False,
 ) -> ServeOptions:
-    """How a bundle of the model in `folder` is served: as its settings say, or as all are.
+    """How the bundle of a `version` of the model in `folder` is served: as its settings say, or as
+    all are.
 
     Where it `shares` instances with others, it cannot say how many it has. Raises UserError for
     settings that cannot be.
     """
     options = replace(options_for(bundle), name=folder.name)
     path = folder / SETTINGS
+    given = _read(path)
+    engine = options.engine
+    try:
+        declared = {each.name: each for each in declared_options_of(engine.kind.Options)}
+        own = _taken(given, declared)
+        values = engine.kind.options_of_model(engine.options, own, bundle, folder.name, version)
+        options = replace(options, engine=EngineChoice(engine.name, values))
+        _check_instances(given, options.engine, bundle, shares=shares)
+        return _with(options, given, declared)
+    except UserError as error:
+        raise UserError(f"{path}: {error}" if given else str(error)) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What settings say, by the names of options; nothing if there are none. Raises UserError."""
     try:
         given = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        return options
+        return {}
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
-    try:
-        keys = {key.replace("-", "_"): value for key, value in given.items()}
-        if shares:
-            _check_shares(keys)
-        return _with(options, keys)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    return {key.replace("-", "_"): value for key, value in given.items()}
 
 
-def _check_shares(given: Mapping[str, Any]) -> None:
+def _check_instances(
+    given: Mapping[str, Any], engine: EngineChoice, bundle: Bundle, *, shares: bool
+) -> None:
     for key in given:
-        if key in ("instances", "parity_instances"):
+        if key not in ("instances", "parity_instances"):
+            continue
+        if shares:
             raise UserError(
                 f"{_key(key)} is not for a model that shares instances with others; leave it out, "
                 "and reserve some with --reserve NAME=N"
             )
+        if engine.kind.fixed_roles(engine.settings, bundle) is not None:
+            raise UserError(
+                f"leave {_key(key)} out with the engine {engine.name}: it has the instances that "
+                "it is given"
+            )
 
 
-def _with(options: ServeOptions, given: Mapping[str, Any]) -> ServeOptions:
-    declared = {each.name: each for each in declared_in(ServeOptions) if each.name in _PER_MODEL}
-    changed = {
+def _taken(given: Mapping[str, Any], declared: Mapping[str, OptionField]) -> dict[str, Any]:
+    """Those of the options that are declared, in their own units."""
+    return {
         key: declared[key].convert(declared[key].from_typed(value, _key), _key)
         for key, value in given.items()
         if key in declared
     }
-    of_policy = {key: value for key, value in given.items() if key not in declared}
+
+
+def _with(
+    options: ServeOptions, given: Mapping[str, Any], of_engine: Collection[str]
+) -> ServeOptions:
+    declared = {each.name: each for each in declared_in(ServeOptions) if each.name in _PER_MODEL}
+    changed = _taken(given, declared)
+    of_policy = {
+        key: value for key, value in given.items() if key not in declared and key not in of_engine
+    }
     policy = of_policy.pop("policy", None)
     if policy is None:
         for key in of_policy:
             raise UserError(
                 f"{_key(key)} is no option of a model: there are "
-                f"{', '.join(map(_key, _PER_MODEL))}, and policy with its options"
+                f"{', '.join(map(_key, (*_PER_MODEL, *of_engine)))}, and policy with its options"
             )
         return replace(options, **changed)
     if not isinstance(policy, str):

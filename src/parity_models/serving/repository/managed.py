@@ -185,8 +185,8 @@ class ManagedModel:
 
     def _opened(self, version: str) -> tuple[Bundle, ServeOptions]:
         bundle = open_bundle(self._folder / version, self._settings.allow_code)
-        shares = self._shared is not None
-        return bundle, options_of(self._folder, bundle, self._settings.options_for, shares=shares)
+        shares, how = self._shared is not None, self._settings.options_for
+        return bundle, options_of(self._folder, bundle, how, version=version, shares=shares)
 
     def _check_canary(self, hosted: Hosted) -> None:
         """Raises ServingError for a canary that cannot answer the old version's requests."""

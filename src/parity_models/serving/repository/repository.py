@@ -231,13 +231,9 @@ def _of_config(config: object) -> dict[str, str]:
 
 
 def check_engine(engine: Any, *, shares: bool) -> None:
-    """Raises UserError for an engine that serves one bundle alone, or, where models are to share
-    instances, cannot have more of them or fewer while it runs."""
-    if not engine.kind.takes_several:
-        raise UserError(
-            f"a repository is not for the engine {engine.name}, which serves one bundle; start a "
-            "server for each model, or use the engine local"
-        )
+    """Raises UserError for an engine that serves one bundle alone, or has options for one, and for
+    one that, where models are to share instances, cannot have more of them or fewer."""
+    engine.kind.check_several(engine.settings)
     if shares and not engine.kind.grows:
         raise UserError(
             f"instances are not shared with the engine {engine.name}; leave --shared-instances "

@@ -1,0 +1,166 @@
+"""`parm serve --repository` in front of servers that run the models already, all of them real."""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from fleet_servers import ExplicitTriton
+from parity_models.models.bundle import open_bundle
+from parity_models.serving.remote.export import Format, export_repository
+from repositories import write_version
+from served import ServerProcess, until
+from served_repositories import Load, Repository
+
+pytestmark = pytest.mark.slow
+
+QUICK = ("--canary-time", "0.5", "--canary-predictions", "60", "--grpc-port", "0")
+PATIENCE = 120.0
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What upstreams serve: each version has a name of its own."""
+    there = tmp_path_factory.mktemp("upstream") / "models"
+    write_version(there, "first-1", "1")
+    write_version(there, "first-2", "1", times=2)
+    write_version(there, "first-3", "1", times=-1)
+    write_version(there, "other-7", "1", times=7)
+    return there
+
+
+@pytest.fixture(scope="module")
+def fleet(there: Path) -> Iterator[Sequence[ServerProcess]]:
+    """Two servers of this software."""
+    options = ("--instances", "1", "--policy", "none", "--grpc-port", "0")
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(ServerProcess("--repository", str(there), *options))
+            for _ in range(2)
+        ]
+
+
+@pytest.fixture(scope="module")
+def front(
+    there: Path, fleet: Sequence[ServerProcess], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Repository]:
+    one, other = fleet
+    here = tmp_path_factory.mktemp("front") / "models"
+    shutil.copytree(there / "first-1" / "1", here / "first" / "1")
+    shutil.copytree(there / "other-7" / "1", here / "other" / "7")
+    shutil.copytree(there / "first-2" / "1", here / "mine" / "1")
+    (here / "mine" / "serve.toml").write_text('upstream-model = "first-2"\n')
+    urls = f"{one.url},grpc://{other.grpc_address}"
+    with ServerProcess(
+        *("--repository", str(here), "--deployed", urls),
+        *("--upstream-model", "{model}-{version}", "--policy", "hedging", *QUICK),
+    ) as server:
+        yield Repository(here, server)
+
+
+def test_each_model_is_asked_where_it_is_called_otherwise(front: Repository) -> None:
+    assert front.infer("first") == ("1", 1.0)
+    assert front.infer("other") == ("7", 7.0)
+    assert front.infer("mine") == ("1", 2.0)  # version 1 of first-2 there
+    text = httpx.get(f"{front.server.url}/metrics").text
+    up = 'parm_instances_up{model="first",role="deployed",version="1",work="deployed"} 2.0'
+    assert up in text
+    assert not front.server.workers()
+
+
+def test_all_requests_go_to_a_new_version_at_once(there: Path, front: Repository) -> None:
+    shutil.copytree(there / "first-2" / "1", front.folder / "first" / "2")
+    with Load(front.server.url, "first") as load:
+        until(lambda: len(load.answers) > 20, "nobody is answered")
+        front.load("first")
+        at = len(load.answers)
+        until(lambda: len(load.answers) > at + 20, "nobody is answered")
+    assert load.failures == []
+    assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
+    assert set(load.answers[-10:]) == {("2", 2.0)}
+
+
+def test_a_canary_that_upstreams_run_beside_the_old_version_goes_back(
+    there: Path, front: Repository
+) -> None:
+    shutil.copytree(there / "first-3" / "1", front.folder / "first" / "3")
+    config = {"parameters": {"canary": {"string_value": "50%"}}}
+    front.http.load_model("first", config=json.dumps(config))
+    with Load(front.server.url, "first") as load:
+        until(lambda: front.state("first", "3")[0] == "UNAVAILABLE", "it stays a canary")
+    assert load.failures == []
+    assert "predictions differ from the old version's" in front.state("first", "3")[1]
+    assert front.infer("first") == ("2", 2.0)
+
+
+def test_a_version_that_upstreams_lack_is_refused_and_the_old_one_goes_on(
+    front: Repository,
+) -> None:
+    before = front.infer("other")
+    write_version(front.folder, "other", "9", times=9)
+    response = httpx.post(f"{front.server.url}/v2/repository/models/other/load", timeout=30)
+    assert response.status_code == 400
+    assert "cannot be loaded: " in response.json()["error"]
+    assert "other-9" in response.json()["error"]
+    assert front.infer("other") == before
+
+
+def test_a_server_of_this_software_is_not_told_to_load(
+    there: Path, fleet: Sequence[ServerProcess], tmp_path: Path
+) -> None:
+    """It would end the version that it has."""
+    shutil.copytree(there / "first-2" / "1", tmp_path / "models" / "first-1" / "2")
+    urls = fleet[0].url, f"grpc://{fleet[1].grpc_address}"
+    for url in urls:
+        with ServerProcess(
+            *("--repository", str(tmp_path / "models"), "--deployed", url, "--load-upstream"),
+        ) as server:
+            (entry,) = httpx.post(f"{server.url}/v2/repository/index").json()
+            assert "is not told to load it" in entry["reason"]
+
+
+@pytest.mark.servers
+def test_tritons_are_told_to_load_and_run_both_versions_in_a_rollout(tmp_path: Path) -> None:
+    here, there = tmp_path / "models", tmp_path / "upstream"
+    there.mkdir()
+
+    def release(version: str, times: float) -> None:
+        bundle = open_bundle(write_version(here, "first", version, times=times))
+        new = tmp_path / f"new-{version}"
+        export_repository(bundle, Format.TRITON, new, "first", version)
+        (there / "first").mkdir(exist_ok=True)
+        (new / "first" / version).rename(there / "first" / version)
+        (new / "first" / "config.pbtxt").rename(there / "first" / "config.pbtxt")
+
+    release("1", 1.0)
+    with ExplicitTriton(there) as one, ExplicitTriton(there) as other:
+        one.wait_until_ready()
+        other.wait_until_ready()
+        urls = f"{one.url},{other.grpc_url}"
+        with ServerProcess(
+            *("--repository", str(here), "--deployed", urls, "--load-upstream", *QUICK)
+        ) as server:
+            front = Repository(here, server)
+            assert front.infer("first") == ("1", 1.0)
+            release("2", 2.0)
+            with Load(server.url, "first") as load:
+                until(lambda: len(load.answers) > 20, "nobody is answered", PATIENCE)
+                config = {"parameters": {"canary": {"string_value": "50%"}}}
+                front.http.load_model("first", config=json.dumps(config))
+                until(
+                    lambda: front.state("first", "1")[0] == "UNAVAILABLE",
+                    "it stays a canary",
+                    PATIENCE,
+                )
+            assert load.failures == []
+            assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
+            assert front.infer("first") == ("2", 2.0)
+            assert server.metric("parm_upstream_ejections_total") == 0
+            one.kill()
+            one.start()
+            up = r'parm_instances_up\{.*version="2".*\}'
+            until(lambda: server.metric(up) == 2, "it is not told to load again", PATIENCE)

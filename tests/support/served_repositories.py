@@ -1,0 +1,90 @@
+"""A server of a repository for tests, and clients that tell its versions apart."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+
+from repositories import INPUTS, WEIGHTS
+from served import ServerProcess
+
+ROWS = np.random.default_rng(1).normal(size=(3, INPUTS)).astype(np.float32)
+
+
+class Repository:
+    """A folder and the server of it."""
+
+    def __init__(self, folder: Path, server: ServerProcess) -> None:
+        self.folder = folder
+        self.server = server
+        self.http: Any = triton_http.InferenceServerClient(server.url.removeprefix("http://"))
+        self.grpc: Any = triton_grpc.InferenceServerClient(server.grpc_address)
+
+    def state(self, name: str, version: str) -> tuple[str, str]:
+        """State and reason in the index."""
+        for each in self.http.get_model_repository_index():
+            if (each["name"], each["version"]) == (name, version):
+                return each["state"], each.get("reason", "")
+        raise AssertionError(f"{name} {version} is not in the index")
+
+    def load(self, name: str) -> None:
+        """As load_model, from any thread."""
+        url = f"{self.server.url}/v2/repository/models/{name}/load"
+        assert httpx.post(url, json={}, timeout=30).status_code == 200
+
+    def infer(self, name: str, version: str = "") -> tuple[str, float]:
+        """The version that answers, and how many times the weights it has."""
+        found = ask(self.server.url, name, version)
+        return found["model_version"], times_of(found["outputs"][0]["data"])
+
+
+def ask(url: str, name: str, version: str = "", client: Any = httpx) -> dict[str, Any]:
+    tensor = {"name": "input", "shape": ROWS.shape, "datatype": "FP32", "data": ROWS.tolist()}
+    path = f"/v2/models/{name}/versions/{version}" if version else f"/v2/models/{name}"
+    response = client.post(f"{url}{path}/infer", json={"inputs": [tensor]}, timeout=20)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def times_of(data: list[float]) -> float:
+    """How many times the weights all of the predictions have; fails for mixed ones."""
+    ratios = np.array(data).reshape(len(ROWS), -1) / (ROWS @ WEIGHTS)
+    np.testing.assert_allclose(ratios, ratios[0, 0], rtol=1e-3)
+    return round(float(ratios[0, 0]), 3)
+
+
+class Load:
+    """Clients that ask one after the other while inside; what they were answered."""
+
+    def __init__(self, url: str, name: str, clients: int = 2) -> None:
+        self.answers: list[tuple[str, float]] = []
+        self.failures: list[str] = []
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(url, name)) for _ in range(clients)
+        ]
+
+    def _ask(self, url: str, name: str) -> None:
+        with httpx.Client() as client:
+            while not self._over.is_set():
+                try:
+                    found = ask(url, name, client=client)
+                    data = found["outputs"][0]["data"]
+                    self.answers.append((found["model_version"], times_of(data)))
+                except (AssertionError, httpx.HTTPError) as error:
+                    self.failures.append(str(error))
+
+    def __enter__(self) -> "Load":
+        for each in self._threads:
+            each.start()
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        self._over.set()
+        for each in self._threads:
+            each.join()
