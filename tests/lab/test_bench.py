@@ -153,7 +153,8 @@ async def test_what_a_request_costs_is_judged_by_the_numbers_beside_it(bundle: P
     policy = PolicyChoice("none")
     async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
         result = await run_costs(open_bundle(bundle), [other.url], rounds=1)
-    servers = ["parm serve --max-batch 1", "parm serve --max-batch 4", other.url]
+    ours = ["parm serve --max-batch 1, the default", "parm serve --max-batch 4"]
+    servers = [*ours, other.url]
     rows = {(name, clients): numbers for name, clients, *numbers in result.rows}
     assert list(rows)[:6] == [(server, clients) for clients in ("1", "16") for server in servers]
     assert len(rows) == 6 + 2 * len(LAYERS)

@@ -115,7 +115,7 @@ def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
     assert not together.missed
     assert together.outcome.units[DEPLOYED] < 2000
     assert "--max-batch 8" in together.flags
-    assert "--max-batch" not in one_by_one.flags
+    assert "--max-batch 1" in one_by_one.flags
 
 
 def test_what_further_rows_add_is_measured_and_taken_out_of_recorded_times(

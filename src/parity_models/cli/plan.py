@@ -13,6 +13,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.options import declared_in, make_options
 from parity_models.scheduling import DEPLOYED
+from parity_models.serving.plan import default_batch
 from parity_models.simulation.recording import Recording, read_recording
 from parity_models.sizing.goal import Goal
 from parity_models.sizing.plans import Plan, Sized, Sizing, nearest, times_of
@@ -58,7 +59,7 @@ def plan(
     goal = make_options(Goal, {**given_options(context, "plan"), "spare": spare}, flag_of)
     recording = None if goal.recorded is None else read_recording(Path(goal.recorded))
     opened = open_bundle(bundle)
-    known = served(opened, goal.agreement, recording, goal.max_batch)
+    known = served(opened, goal.agreement, recording, goal.max_batch or default_batch(opened))
     sizing = Sizing(known, goal, recording)
     console = Console()
     with console.status("simulating") as status:

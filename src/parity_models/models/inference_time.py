@@ -7,6 +7,7 @@ from statistics import median
 import numpy as np
 
 from parity_models.models.bundle import InferenceTimes, NewModel
+from parity_models.models.manifest import BATCH
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 
@@ -29,12 +30,18 @@ def measure_models(
     """
     others = {"parity": parity[0] if parity else None, "backup": backup}
     here = {role: model for role, model in others.items() if model is not None}
-    times = inference_times(
-        [OnnxModel(each.onnx, signature=each.signature) for each in (deployed, *here.values())],
-        sizes=sizes,
-    )
+    models = [OnnxModel(each.onnx, signature=each.signature) for each in (deployed, *here.values())]
+    times = inference_times(models, sizes=sizes)
     measured = dict(zip(here, times[1:], strict=True))
-    return InferenceTimes(times[0], measured.get("parity"), measured.get("backup"))
+    return InferenceTimes(
+        times[0], measured.get("parity"), measured.get("backup"), batch_time(deployed, sizes)
+    )
+
+
+def batch_time(deployed: NewModel, sizes: Sizes | None = None) -> float:
+    """Median milliseconds that a model takes for a BATCH, measured as by `inference_times`."""
+    model = OnnxModel(deployed.onnx, signature=deployed.signature)
+    return inference_times([model], BATCH, sizes)[0]
 
 
 def inference_times(

@@ -114,15 +114,29 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recipe: dict[str, str | int | float | bool]
 
 
+BATCH = 4
+"""Queries in a batch whose time is known beside that of one."""
+
+
 class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Median milliseconds for a batch of one on one thread, where the bundle was made.
 
-    All parity models have one network, so one time. Ratios mean more than the times.
+    All parity models have one network, so one time; `deployed_batch` is that of the deployed model
+    for a BATCH. Ratios mean more than the times.
     """
 
     deployed: Milliseconds
     parity: Milliseconds | None
     backup: Milliseconds | None
+    deployed_batch: Milliseconds | None = None
+
+    @property
+    def batches_pay(self) -> bool:
+        """Does the deployed model run a BATCH in the time of two queries, or less?
+
+        Then the queries of one have their answers sooner, on average, than one after the other.
+        """
+        return self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,6 +16,7 @@ from parity_models.models.bundle import (
     write_bundle,
 )
 from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.inference_time import batch_time
 from parity_models.models.weights import WEIGHTS, has_weights
 from parity_models.protection.finalists import Finalist
 from parity_models.protection.preparing import Prepared
@@ -37,6 +38,7 @@ def write_protected(
     Without a backup among them, the parity model's slot is one, if it may answer.
     """
     manifest = deployed.manifest
+    model = deployed.stored(manifest.deployed)
     coded, backup = _of(chosen, coded=True), _of(chosen, coded=False)
     models = ParityModels([], {}, None)
     calibration: dict[StandIn, Calibration] = {}
@@ -56,7 +58,7 @@ def write_protected(
     lessons = min((each.trainee.lessons for each in chosen), key=lambda each: each.mirrored)
     bundle = write_bundle(
         out,
-        deployed=deployed.stored(manifest.deployed),
+        deployed=model,
         parity=models.models,
         coders=models.coders,
         backup=slot,
@@ -66,7 +68,12 @@ def write_protected(
         deployed_training=manifest.deployed_training,
         parity_training=None if coded is None else _training(prepared, coded),
         backup_training=None if backup is None else _training(prepared, backup),
-        inference_times=InferenceTimes(deployed_ms, None if coded is None else _ms(coded), slot_ms),
+        inference_times=InferenceTimes(
+            deployed_ms,
+            None if coded is None else _ms(coded),
+            slot_ms,
+            batch_time(model, prepared.measured.sizes),
+        ),
         calibration=calibration,
         envelope=envelope_of(lessons, prepared.teaching.subject),
         files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},

@@ -61,7 +61,7 @@ class Hosted:
             bundle=bundle,
             models=self._models,
             metrics=self.metrics,
-            max_batch=options.max_batch,
+            max_batch=plan.max_batch,
             unit_timeout=options.unit_timeout,
             placements=options.placements,
             allows_faults=options.faults is not None,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
+from parity_models.models.manifest import BATCH
 from parity_models.models.signature import Signature
 from parity_models.scheduling import (
     BACKUP,
@@ -38,6 +39,13 @@ def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
     return Adaptive.name if stand_ins_of(bundle, engine) else NoRedundancy.name
 
 
+def default_batch(bundle: Bundle) -> int:
+    """How many queries run as one batch, if nobody says a word on it: a BATCH where that pays, as
+    was measured when the bundle was made, else 1."""
+    times = bundle.manifest.inference_times
+    return BATCH if times is not None and times.batches_pay else 1
+
+
 _UNSCREENED = (
     "the bundle does not say which inputs its parity model learned from, so that one client's "
     "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
@@ -59,10 +67,10 @@ class Plan:
     """How a bundle is served: policy, code, instances and limits, each made once and checked.
 
     `choice` is the policy with its options, `roles` what each instance runs, and `model` the
-    deployed model as clients see it, in this `version`. `notes` say what a user may not expect:
-    stand-ins that answer without a gate, or without an envelope, where nobody asked for that. What
-    it reads of the bundle's folder is what was checked when the bundle was opened. Raises UserError
-    for options that do not fit the bundle.
+    deployed model as clients see it, in this `version`. A unit has up to `max_batch` queries.
+    `notes` say what a user may not expect: stand-ins that answer without a gate, or without an
+    envelope, where nobody asked for that. What it reads of the bundle's folder is what was checked
+    when the bundle was opened. Raises UserError for options that do not fit the bundle.
     """
 
     def __init__(self, bundle: Bundle, options: ServeOptions, version: str = VERSION) -> None:
@@ -79,6 +87,9 @@ class Plan:
         used = frozenset[str]().union(*self.roles)
         self._gates = choose_gates(bundle, used, options.agreement)
         self.model = _served_model(bundle, options, self._gates, used, version)
+        # What was measured here says nothing of upstreams, nor of times that a fault plan gives.
+        measured = not self._is_fixed and options.faults is None
+        self.max_batch = options.max_batch or (default_batch(bundle) if measured else 1)
         self._options = options
         self._code = code if needs.needs_code or (needs.needs_stand_in and stand_ins.code) else None
         self._default = _default(options, self.model.signature)
@@ -103,7 +114,7 @@ class Plan:
             engine,
             self._policy,
             SchedulerConfig(
-                max_batch=options.max_batch,
+                max_batch=self.max_batch,
                 max_queue=options.max_queue,
                 deadline=options.deadline,
                 default_prediction=options.default_prediction is not None,

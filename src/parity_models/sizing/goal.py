@@ -49,14 +49,14 @@ class Goal(Options):
         ),
     ] = None
     max_batch: Annotated[
-        int,
+        int | None,
         Option(
-            "Queries that an instance runs at once, as one batch. What each adds to a batch's time "
-            "is measured on this machine.",
+            "Queries that an instance runs at once, as one batch; by default as parm serve has it. "
+            "What each adds to a batch's time is measured on this machine.",
             at_least=1,
             at_most=256,
         ),
-    ] = 1
+    ] = None
     rate: Annotated[
         float | None,
         Option("Queries per second. By default those of --recorded.", above=0, at_most=1e6),

@@ -70,7 +70,7 @@ class Plan:
         given = f"--policy {self.policy.name} --instances {self.instances} --parity-instances 0"
         urgency = self.policy.options.get("urgency")
         given += "" if urgency is None else f" --urgency {urgency:g}"
-        given += "" if self.max_batch == 1 else f" --max-batch {self.max_batch}"
+        given += f" --max-batch {self.max_batch}"
         return given + (
             "" if self.policy.dispatch is None else f" --dispatch {self.policy.dispatch}"
         )
@@ -91,7 +91,7 @@ class Sizing:
     def __init__(self, served: Served, goal: Goal, recording: Recording | None) -> None:
         if goal.rate is None and recording is None:
             raise UserError("there is no load to size for; give --rate, or --recorded")
-        if recording is not None and recording.rows > BATCHED and goal.max_batch == 1:
+        if recording is not None and recording.rows > BATCHED and served.max_batch == 1:
             raise UserError(
                 f"units of the recorded server had {recording.rows:.1f} queries on average, and "
                 "the plan is for one in a unit; give --max-batch as that server has it"

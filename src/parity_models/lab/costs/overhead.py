@@ -36,6 +36,7 @@ from parity_models.lab.costs.throughput import (
 from parity_models.lab.latency.served import served
 from parity_models.load.wire import ModelMetadata, RequestWriter
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.inference_time import measure_models
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
@@ -202,7 +203,13 @@ def generated_bundle(bundle: Bundle | None) -> Iterator[Bundle]:
     )
     code = CodeSpec("sum", "subtraction", k=2)
     with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
-        yield write_bundle(Path(folder, "bundle"), deployed=deployed, parity=[parity], code=code)
+        yield write_bundle(
+            Path(folder, "bundle"),
+            deployed=deployed,
+            parity=[parity],
+            code=code,
+            inference_times=measure_models(deployed, [parity], None),
+        )
 
 
 def _take_turns(rounds: int, *calls: Callable[[], Any]) -> list[list[float]]:

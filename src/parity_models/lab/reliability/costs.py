@@ -24,7 +24,7 @@ from parity_models.lab.reliability.table_result import TableResult
 from parity_models.load.wire import ModelMetadata
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.plan import default_policy
+from parity_models.serving.plan import default_batch, default_policy
 from parity_models.serving.server import ServeOptions
 
 INSTANCES = 2
@@ -86,7 +86,8 @@ async def _measure(
             choice = PolicyChoice(policy)
             options = ServeOptions(policy=choice, instances=INSTANCES, port=0, max_batch=batch)
             server = await stack.enter_async_context(served(bundle.path, options))
-            names[server.url] = f"parm serve --max-batch {batch}"
+            default = ", the default" if batch == default_batch(bundle) else ""
+            names[server.url] = f"parm serve --max-batch {batch}{default}"
             pids = frozenset(with_descendants([server.pid]))
             targets.append(MeasuredServer(server.url, whole_request(server.url, model, row), pids))
         for other in targets_of(against, model, row):

@@ -185,7 +185,7 @@ class Frontends:
             deployment_name(files, key),
             _address(),
             key,
-            max_frame=largest_frame(_outputs(bundle), options.max_batch),
+            max_frame=largest_frame(_outputs(bundle), plan.max_batch),
             unit_timeout=options.unit_timeout,
             metrics=self._metrics,
         )
