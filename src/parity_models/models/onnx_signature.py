@@ -66,7 +66,8 @@ def _fixed(tensor: Declared) -> Tensor:
     if len(row) < len(tensor.shape) - 1:
         raise ModelError(
             f"has {tensor}; only the batch axis may be free here, so export it with the others "
-            "fixed, or bound them in a bundle: parm bundle --axis NAME=SIZE"
+            "fixed, bound them in a bundle (parm bundle --axis NAME=SIZE), or give queries that "
+            "bound them with --inputs"
         )
     try:
         return Tensor(tensor.name, tensor.datatype, row)

@@ -90,6 +90,8 @@ def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audien
     options: Options = {
         "model": deployed.manifest.deployed.sha256,
         "inputs": sha256,
+        "flips": queries.flips,
+        "imitates": subject.output.name,
         "metric": lessons.metric,
         "output-kind": lessons.output_kind,
         "agreement": wishes.agreement,

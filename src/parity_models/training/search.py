@@ -126,9 +126,16 @@ class Search:
             except TrainingError as error:
                 self._dropped[trainee.name] = str(error)
                 continue
-            trained.append(trainee)
+            except KeyboardInterrupt:  # before or after its epochs: what it was before counts
+                self._interrupted = True
+            if trainee.epochs:
+                trained.append(trainee)
+            if self._interrupted and rung > 0:
+                return list(trainees)
             if self._interrupted:
-                return trained if rung == 0 else list(trainees)
+                if not trained:
+                    raise KeyboardInterrupt
+                return trained
         if not trained:
             raise TrainingError("no candidate could be trained; see what `parm parity` says of it")
         return trained

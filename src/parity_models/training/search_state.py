@@ -81,9 +81,10 @@ class SearchFolder:
             ) from error
         changed = [name for name, was in searched.options.items() if options.get(name) != was]
         if changed:
+            flags = " and another ".join(f"--{name}" for name in changed)
             raise TrainingError(
-                f"the search in {self.path} had another {', '.join(changed)}; resume with the same "
-                "or run without --resume"
+                f"the search in {self.path} was begun with another {flags}; resume it with the "
+                "same, or begin anew without --resume"
             )
         return searched
 

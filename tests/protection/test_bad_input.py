@@ -1,0 +1,135 @@
+"""What parm protect cannot work with is one sentence and exit code 2, and nothing is written."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from commands import Here, assert_refused
+from onnx_models import linear_model
+from text_models import TextModel, texts, write_text_folder
+
+pytestmark = pytest.mark.slow
+
+ROWS = np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32)
+TEXTS = texts(400, 16)
+LONG = texts(400, 20)
+
+
+def centred(path: Path) -> None:
+    """A model whose output for a row is what is left of it without the mean of its batch."""
+    rows = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 6]) for name in "xy"]
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "centred", rows[:1], rows[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), path)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a plain model, one of named inputs, and a bundle of that bounded at 16."""
+    folder = tmp_path_factory.mktemp("models")
+    write_text_folder(folder, TextModel())
+    weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    linear_model(folder / "plain.onnx", (6,), (4,), 3 * weights)
+    centred(folder / "centred.onnx")
+    np.save(folder / "rows.npy", ROWS)
+    return folder
+
+
+PLAIN = "--model {models}/plain.onnx --inputs {models}/rows.npy"
+TEXT = "--model {models}/text.onnx --imitates logits --inputs wrong.npz"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "arguments", "reason"),
+    [
+        ({"ids": TEXTS["ids"]}, TEXT, "holds ids; the model takes ids, mask"),
+        (TEXTS | {"mask": TEXTS["mask"] + 0.5}, TEXT, "'mask' in the file of queries is float64"),
+        (
+            TEXTS | {"ids": TEXTS["ids"][:, 0]},
+            TEXT,
+            "'ids' in the file of queries has rows of shape []",
+        ),
+        (TEXTS | {"ids": LONG["ids"]}, TEXT, "along the axis 'length' that they share"),
+        (TEXTS | {"ids": TEXTS["ids"][:-1]}, TEXT, "unequal numbers of rows"),
+        (
+            LONG,
+            "--from {models}/deployed --imitates logits --inputs wrong.npz",
+            "wrong.npz holds a query of 20 along 'length'; the bundle's model takes 16 at most",
+        ),
+        (TEXTS, TEXT.replace("logits", "words"), "the model has no output 'words'"),
+        (TEXTS, TEXT.replace("--imitates logits", ""), "say which one stand-ins are to imitate"),
+        (
+            {},
+            "--model {models}/text.onnx --imitates logits",
+            "give queries that bound them with --inputs",
+        ),
+        ({"x": ROWS[:, :5]}, "--model {models}/plain.onnx --inputs x.npy", "of shape (n, 6)"),
+        (
+            {},
+            "--model {models}/centred.onnx --inputs {models}/rows.npy",
+            "depends on the others in its batch",
+        ),
+        ({}, f"{PLAIN} --contention none.json", "cannot read none.json"),
+        ({}, f"{PLAIN} --contention {{models}}/rows.npy", "rows.npy is not a fault plan"),
+        ({}, f'{PLAIN} --contention {{"kills":[{{"worker":99,"at":1}}]}}', "names worker 99"),
+        ({}, f'{PLAIN} --contention {{"slow":1}}', "fault plan"),
+        ({}, f"{PLAIN} --out {{models}}", "is not a bundle that could be replaced"),
+        ({}, f"{PLAIN} --resume", "there is nothing to resume in"),
+    ],
+)
+def test_before_anything_is_trained(
+    parm_here: Here,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arrays: dict[str, Any],
+    arguments: str,
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("wrong.npz", **arrays)
+    if "x" in arrays:
+        np.save("x.npy", arrays["x"])
+    before = {each.name for each in (*tmp_path.iterdir(), *models.iterdir())}
+    given = [each.replace("{models}", str(models)) for each in arguments.split()]
+    assert_refused(parm_here("protect", "--out", "bundle", "--minutes", "0.1", *given), reason)
+    assert {each.name for each in (*tmp_path.iterdir(), *models.iterdir())} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (("--extra-work", "0.000001"), "no stand-in keeps within --extra-work 1e-06: the nearest"),
+        (("--agreement", "0.9999", "--extra-work", "10"), "the nearest is"),
+    ],
+)
+def test_after_a_search_that_found_nothing_good_enough_which_can_be_resumed(
+    parm_here: Here,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: tuple[str, ...],
+    reason: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given: Callable[..., list[str]] = lambda *added: [  # noqa: E731
+        *PLAIN.format(models=models).split(),
+        *("--out", "bundle", "--minutes", "0.1"),
+        *added,
+    ]
+    usual = ("--agreement", "0.1") if "--agreement" not in more else ()
+    refused = parm_here("protect", *given(*usual, *more))
+    assert_refused(refused, reason)
+    assert [each.name for each in tmp_path.iterdir()] == ["bundle.protect"]
+    if usual:
+        again = parm_here("protect", *given(*usual, "--extra-work", "10", "--resume"))
+        assert again.returncode == 0, again.stderr
+        assert (tmp_path / "bundle" / "manifest.json").exists()

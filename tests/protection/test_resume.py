@@ -1,0 +1,175 @@
+"""A search that was cut off goes on where it was, in real processes."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from torch import Tensor
+
+from commands import Here, assert_refused, parm
+from onnx_models import linear_model
+from parity_models.models.bundle import open_bundle
+from parity_models.protection import Queries, Wishes
+from parity_models.protection.audience import Audience
+from parity_models.protection.preparing import prepare
+from parity_models.training import open_deployed
+from parity_models.training.candidates import Candidate
+from parity_models.training.search import Search
+from parity_models.training.search_state import Proposed, Searched, SearchFolder
+
+pytestmark = pytest.mark.slow
+
+INPUTS = np.random.default_rng(0).normal(size=(2000, 6)).astype(np.float32)
+PATIENCE = 120.0
+"""Seconds for a process to get on, on a machine that has other things to do."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("model.onnx", "other.onnx")):
+        weights = np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32)
+        linear_model(tmp_path / name, (6,), (4,), 3 * weights)
+    np.save("inputs.npy", INPUTS)
+    np.save("others.npy", INPUTS + 1)
+    return tmp_path
+
+
+def command(*more: str) -> list[str]:
+    usual = ("--model", "model.onnx", "--inputs", "inputs.npy", "--out", "bundle")
+    wanted = ("--minutes", "0.3", "--agreement", "0.1", "--extra-work", "10", "--seed", "3")
+    return ["protect", *usual, *wanted, *more]
+
+
+@contextmanager
+def running(*more: str) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        parm(*command(*more)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def state(folder: Path) -> Searched | None:
+    try:
+        content = (folder / "bundle.protect" / "search.json").read_bytes()
+    except FileNotFoundError:
+        return None
+    return msgspec.json.decode(content, type=Searched)
+
+
+def await_state(
+    folder: Path, process: "subprocess.Popen[str]", reached: Callable[[Searched], bool]
+) -> Searched:
+    """What has been done, once that is so."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = state(folder)
+        if found is not None and reached(found):
+            return found
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        time.sleep(0.02)
+    raise AssertionError("the search does not get on")
+
+
+def rounds(searched: Searched) -> int:
+    """How many trainings are over."""
+    return sum(map(len, searched.done.values()))
+
+
+def assert_kept(before: Searched, after: Searched) -> None:
+    """Nothing that was over before has been trained again: it took as long, to the digit."""
+    assert after.proposed == before.proposed
+    for slug, done in before.done.items():
+        assert after.done[slug][: len(done)] == done
+
+
+def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(folder: Path, parm_here: Here) -> None:
+    with running() as process:
+        first = await_state(folder, process, lambda found: rounds(found) >= 1)
+        process.kill()
+    first = state(folder) or first
+    assert not (folder / "bundle").exists()
+    for more, flag in (
+        (("--inputs", "others.npy"), "--inputs"),
+        (("--model", "other.onnx"), "--model"),
+        (("--agreement", "0.2"), "--agreement"),
+        (("--seed", "4"), "--seed"),
+        (("--flips",), "--flips"),
+    ):
+        refused = parm_here(*command("--resume", *more))
+        assert_refused(refused, f"was begun with another {flag}; resume it with the same")
+        assert state(folder) == first
+    with running("--resume") as process:
+        await_state(folder, process, lambda found: rounds(found) > rounds(first))
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert "interrupted: this is the best so far" in said
+    second = state(folder)
+    assert second is not None
+    assert_kept(first, second)
+    assert open_bundle(folder / "bundle").manifest.calibration
+    with running("--resume") as process:
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert "interrupted" not in said
+    assert not list((folder / "bundle.protect").iterdir())
+
+
+def test_a_damaged_state_is_refused(folder: Path, parm_here: Here) -> None:
+    with running() as process:
+        await_state(folder, process, lambda found: True)
+        process.kill()
+    file = folder / "bundle.protect" / "search.json"
+    file.write_bytes(file.read_bytes()[:-20])
+    assert_refused(parm_here(*command("--resume")), "search.json is damaged")
+
+
+class Cut(SearchFolder):
+    """Ctrl-C comes when what was trained is about to be kept, or to be trained, the n-th time."""
+
+    def __init__(self, path: Path, *, saved: int = 0, begun: int = 0) -> None:
+        super().__init__(path)
+        self._saved, self._begun = saved, begun
+
+    def save(self, candidate: Candidate, weights: dict[str, Tensor]) -> None:
+        self._saved -= 1
+        if self._saved == 0:
+            raise KeyboardInterrupt
+        super().save(candidate, weights)
+
+    def checkpoint(self, candidate: Candidate, rung: int) -> Path:
+        self._begun -= 1
+        if self._begun == 0:
+            raise KeyboardInterrupt
+        return super().checkpoint(candidate, rung)
+
+
+def test_ctrl_c_between_two_trainings_leaves_what_was_trained(folder: Path) -> None:
+    queries = Queries(INPUTS[:1400], None, INPUTS[1400:1700], INPUTS[1700:], None, None, False)
+    with open_deployed(folder / "model.onnx", (6,)) as bundle:
+        prepared = prepare(bundle, queries, Wishes(), Audience())
+    proposed = (Proposed("linear", None, 0.5), Proposed("mlp@0.25", None, 0.9))
+    searched = Searched(prepared.options, proposed, 1.0)
+    for cut, trained in (({"saved": 1}, 1), ({"saved": 2}, 2), ({"begun": 2}, 1)):
+        search_folder = Cut(folder / "search", **cut)
+        search_folder.begin(searched)
+        found = Search(prepared.teaching, searched, search_folder).run(3.0)
+        assert found.interrupted
+        assert len(found.finalists) + len(found.dropped) == trained
+    with pytest.raises(KeyboardInterrupt):  # there is nothing that could be written
+        Search(prepared.teaching, searched, Cut(folder / "search", begun=1)).run(3.0)
