@@ -9,14 +9,28 @@ from parity_models.scheduling import DEPLOYED
 from parity_models.serving.engine import Parts
 from parity_models.serving.golden import Golden, golden_of
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.sampler import feed_of
 from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.served_model import VERSION
+from parity_models.serving.worker.models import warm_model
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
+
+
+def try_out(bundle: Bundle, options: ServeOptions, version: str) -> None:
+    """Load and run what instances of a bundle would run, here and one after the other.
+
+    Raises UserError for options that do not fit the bundle, and ModelError for a model that cannot
+    be run.
+    """
+    used = frozenset[str]().union(*Plan(bundle, options, version).roles)
+    for role, model in model_files(bundle).items():
+        if role in used:
+            warm_model(bundle.pinned(model).load(), model.file)
 
 
 class Hosted:
@@ -88,3 +102,11 @@ class Hosted:
         """
         self._golden |= await asyncio.to_thread(golden_of, self.bundle, self._models, self.roles)
         await self.frontend.start(self.roles)
+
+
+class HostedVersion(ServedVersion):
+    """A bundle that is served as a version of a model."""
+
+    def __init__(self, hosted: Hosted) -> None:
+        super().__init__(hosted.frontend, hosted.model, hosted.metrics)
+        self.hosted = hosted

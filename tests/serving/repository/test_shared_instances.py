@@ -1,5 +1,6 @@
 """Models that share instances: `parm serve --repository --shared-instances` as a process."""
 
+import hashlib
 import re
 import threading
 from collections.abc import Iterator
@@ -7,11 +8,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from msgspec import structs
 
 from commands import Here, assert_refused
-from onnx_models import moody_model
+from onnx_models import failing_model, moody_model
 from parity_models.errors import UserError
-from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.bundle import NewModel, open_bundle, write_bundle
+from parity_models.models.bundle_files import MANIFEST
+from parity_models.models.manifest import encode_manifest
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.repository.repository import check_engine
 from repositories import write_version
@@ -28,6 +32,19 @@ def write_moody(repository: Path, name: str, version: str = "1") -> None:
     moody_model(onnx)
     (repository / name).mkdir(parents=True, exist_ok=True)
     write_bundle(repository / name / version, deployed=NewModel(onnx, "moody"))
+
+
+def write_failing(repository: Path, name: str) -> None:
+    """A bundle like one from a machine on which its model runs."""
+    write_moody(repository, name)
+    bundle = open_bundle(repository / name / "1")
+    failing_model(bundle.deployed_path)
+    content = bundle.deployed_path.read_bytes()
+    stored = structs.replace(
+        bundle.manifest.deployed, sha256=hashlib.sha256(content).hexdigest(), size=len(content)
+    )
+    manifest = encode_manifest(structs.replace(bundle.manifest, deployed=stored))
+    (bundle.path / MANIFEST).write_bytes(manifest)
 
 
 class Load:
@@ -164,6 +181,24 @@ def test_models_come_and_go_and_others_have_their_instances_meanwhile(
     assert load.failures == []
     shared.rest_at(one=1, other=1, third=1, fourth=1)
     until(lambda: len(shared.server.workers()) == 4, "there are more workers than instances")
+
+
+def test_a_version_that_cannot_run_takes_no_instance_from_others(
+    shared: Shared, tmp_path: Path
+) -> None:
+    workers, models = set(shared.server.workers()), tmp_path / "models"
+    (models / "third").mkdir()
+    write_linear_bundle(tmp_path, backed=True).rename(models / "third" / "1")
+    (models / "third" / "serve.toml").write_text('policy = "approximate-backup"\n')
+    refused = shared.post("third/load")
+    assert refused.status_code == 400
+    assert "models that run on instances of their own" in refused.text
+    write_failing(models, "fourth")
+    refused = shared.post("fourth/load")
+    assert refused.status_code == 400
+    assert "indices element out of data bounds" in refused.text
+    assert shared.has() == {"one": 2, "other": 2}
+    assert set(shared.server.workers()) == workers
 
 
 @pytest.mark.parametrize(

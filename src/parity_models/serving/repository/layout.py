@@ -74,8 +74,8 @@ def options_of(
     """How the bundle of a `version` of the model in `folder` is served: as its settings say, or as
     all are.
 
-    Where it `shares` instances with others, it cannot say how many it has. Raises UserError for
-    settings that cannot be.
+    Where it `shares` instances with others, it cannot say how many it has; here it has the least.
+    Raises UserError for settings that cannot be.
     """
     options = replace(options_for(bundle), name=folder.name)
     path = folder / SETTINGS
@@ -87,7 +87,10 @@ def options_of(
         values = engine.kind.options_of_model(engine.options, own, bundle, folder.name, version)
         options = replace(options, engine=EngineChoice(engine.name, values))
         _check_instances(given, options.engine, bundle, shares=shares)
-        return _with(options, given, declared)
+        options = _with(options, given, declared)
+        if shares:
+            options = replace(options, instances=options.min_ready, parity_instances=0)
+        return options
     except UserError as error:
         raise UserError(f"{path}: {error}" if given else str(error)) from error
 

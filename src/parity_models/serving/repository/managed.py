@@ -13,7 +13,7 @@ from parity_models.errors import ParityModelsError, ServingError, UserError
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.frontend import now
-from parity_models.serving.hosted import Hosted
+from parity_models.serving.hosted import Hosted, HostedVersion, try_out
 from parity_models.serving.models import IndexEntry, ServedVersion, why_unready
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.repository.canary import Canary, agreement_of
@@ -44,14 +44,6 @@ class Settings:
     tracing: "Tracing | None" = None
 
 
-class _Running(ServedVersion):
-    """A version that runs."""
-
-    def __init__(self, hosted: Hosted) -> None:
-        super().__init__(hosted.frontend, hosted.model, hosted.metrics)
-        self.hosted = hosted
-
-
 class ManagedModel:
     """A model by the name of its `folder`, none of whose versions runs at first.
 
@@ -73,7 +65,7 @@ class ManagedModel:
         self._shared = shared
         self._rollout = Rollout(settings.rollout)
         self.shown = ShownModel(self.name, self._rollout, history)
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, HostedVersion] = {}
         self._canary: Canary | None = None
         self._changing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -152,7 +144,7 @@ class ManagedModel:
             self.shown.happened(version, "failed", f"cannot be loaded: it broke off: {error!r}")
             raise
         hosted.begin_faults()
-        self._running[version] = _Running(hosted)
+        self._running[version] = HostedVersion(hosted)
         for note in hosted.notes:
             _log.warning("%s version %s: %s", self.name, version, note)
         self.shown.happened(version, "loaded", "is loaded")
@@ -186,7 +178,10 @@ class ManagedModel:
     def _opened(self, version: str) -> tuple[Bundle, ServeOptions]:
         bundle = open_bundle(self._folder / version, self._settings.allow_code)
         shares, how = self._shared is not None, self._settings.options_for
-        return bundle, options_of(self._folder, bundle, how, version=version, shares=shares)
+        options = options_of(self._folder, bundle, how, version=version, shares=shares)
+        if shares:  # what fails is to take no instances from others
+            try_out(bundle, options, version)
+        return bundle, options
 
     def _check_canary(self, hosted: Hosted) -> None:
         """Raises ServingError for a canary that cannot answer the old version's requests."""
