@@ -1,6 +1,7 @@
 """What the live page shows of a repository."""
 
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -218,6 +219,36 @@ def test_a_canary_is_seen_to_come_to_be_compared_and_to_go_back(
     expect(releases).to_contain_text("version 2 has answered all")
     expect(page.locator("main .side")).to_have_count(1)
     expect(page.get_by_role("row", name="2 unavailable")).to_be_visible()
+
+
+def test_models_that_share_no_instances_show_none(page: Page) -> None:
+    expect(page.locator(".versions")).to_be_visible()
+    expect(page.get_by_text("Shared instances")).to_be_hidden()
+
+
+def test_shared_instances_are_seen_to_move_to_a_model_that_is_loaded(
+    browser: Browser, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    for name in ("first", "second"):
+        write_version(models, name, "1")
+    options = ("--shared-instances", "5", "--reserve", "first=2", "--policy", "none", "--ui")
+    with (
+        ServerProcess("--repository", str(models), *options) as server,
+        opened(browser, f"{server.url}/ui/?model=second") as page,
+    ):
+        sharing = page.locator(".sharing tbody")
+        expect(sharing.get_by_role("row")).to_have_text([re.compile("first32"), "second210.0"])
+        expect(sharing.locator("[aria-current=true]")).to_contain_text("second")
+        page.get_by_label("Model", exact=True).select_option("first")
+        expect(sharing.locator("[aria-current=true]")).to_contain_text("first")
+        write_version(models, "third", "1")
+        load(server, "third")
+        expect(sharing.get_by_role("row", name="first 2 2")).to_be_visible()
+        expect(sharing.get_by_role("row", name="third 1 1")).to_be_visible()
+        answer = httpx.post(f"{server.url}/v2/repository/models/second/unload", timeout=30)
+        assert answer.status_code == 200
+        expect(sharing.get_by_role("row", name="second 0 1")).to_be_visible()
 
 
 def test_a_server_that_stops_waits_for_no_watcher(folder: Path) -> None:

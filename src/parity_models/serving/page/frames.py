@@ -149,11 +149,24 @@ class VersionView(Struct, frozen=True):
     watched: bool
 
 
+class SharedView(Struct, frozen=True):
+    """What a model has of the instances that models share: as many as `has`, never fewer than its
+    `least` while it is served. `load` is how many of them its queries keep busy."""
+
+    has: int
+    least: int
+    load: float
+
+
 class ModelView(Struct, frozen=True):
-    """A model in a repository, and its versions that were ever asked for, oldest first."""
+    """A model in a repository, and its versions that were ever asked for, oldest first.
+
+    `shared` is None where models share no instances.
+    """
 
     name: str
     versions: tuple[VersionView, ...]
+    shared: SharedView | None = None
 
 
 class ModelEvent(Struct, frozen=True):

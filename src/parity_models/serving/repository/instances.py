@@ -8,6 +8,7 @@ from typing import Protocol
 
 from parity_models.serving.frontend import now
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.page.frames import SharedView
 from parity_models.serving.repository.repository_metrics import RepositoryMetrics
 from parity_models.serving.repository.sharing import Move, Sharing, Work
 from parity_models.serving.repository.sharing_options import SharingOptions
@@ -73,6 +74,12 @@ class SharedInstances:
     def leave(self, name: str) -> None:
         """No version of the model runs any more, or is being started."""
         self._sharing.leave(name)
+
+    def view(self, name: str) -> SharedView:
+        """What a page shows of a model's instances."""
+        sharing = self._sharing
+        has, load = sharing.has.get(name, 0), sharing.loads.get(name, 0.0)
+        return SharedView(has, sharing.least_of(name), load)
 
     def start(self) -> None:
         """Look at the loads from now on."""

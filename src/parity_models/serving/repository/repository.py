@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
@@ -139,7 +141,10 @@ class Repository:
 
     def views(self) -> list[ModelView]:
         """How the models are, by their names."""
-        return [model.shown.view for _, model in sorted(self._models.items())]
+        views = [model.shown.view for _, model in sorted(self._models.items())]
+        if self._shared is None:
+            return views
+        return [structs.replace(each, shared=self._shared.view(each.name)) for each in views]
 
     def feed(self, name: str | None, version: str | None) -> Feed | None:
         """What is shown of a version, by default the current one, of a model, by default the first;

@@ -98,6 +98,10 @@ class Sharing:
         """Places that nobody has."""
         return self._total - sum(self.has.values())
 
+    def least_of(self, name: str) -> int:
+        """The least that a model has, or would have if it were served."""
+        return self.least.get(name, self._reserves.get(name, 1))
+
     @property
     def loads(self) -> dict[str, float]:
         """How many instances each model keeps busy."""

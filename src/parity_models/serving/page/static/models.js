@@ -8,6 +8,7 @@ import { Side } from "./side.js";
 
 const EVENTS = 200;
 const HEADINGS = ["version", "state", "of requests", ""];
+const SHARED = ["model", "instances", "at least", "busy"];
 
 export function showModels(url, main) {
   const models = new Models(main);
@@ -25,12 +26,13 @@ class Models {
     this.choice = el("select", { id: "model" });
     this.choice.addEventListener("change", () => this.choose(this.choice.value));
     this.rows = el("tbody");
+    this.sharing = el("tbody");
+    this.shared = block("Shared instances", table("sharing", SHARED, this.sharing));
     this.events = new Events();
     this.element = el("section", { id: "models", className: "side", "aria-label": "Models" },
       el("h2", {}, el("label", { htmlFor: "model" }, "Model"), " ", this.choice),
-      block("Versions", el("table", { className: "versions" },
-        el("thead", {}, el("tr", {}, ...HEADINGS.map((text) => el("th", { scope: "col" }, text)))),
-        this.rows)),
+      this.shared,
+      block("Versions", table("versions", HEADINGS, this.rows)),
       block("Releases", this.events.element));
   }
 
@@ -44,6 +46,7 @@ class Models {
     this.past = [...this.past, ...frame.events].slice(-EVENTS);
     this.showNames();
     const model = this.models.find((each) => each.name === this.choice.value);
+    this.showShared(model);
     this.showVersions(model?.versions ?? []);
     this.showSides(model);
     this.events.show(this.past.filter((event) => event.model === model?.name));
@@ -69,17 +72,21 @@ class Models {
     if (names.includes(this.wanted)) this.choice.value = this.wanted;
   }
 
+  // All models, as they have the instances together; nothing where they share none.
+  showShared(chosen) {
+    const models = this.models.filter((model) => model.shared);
+    this.shared.hidden = models.length === 0;
+    fill(this.sharing, models, (row, { name, shared }) => {
+      row.ariaCurrent = name === chosen?.name ? "true" : null;
+      return [name, `${shared.has}`, `${shared.least}`, shared.load.toFixed(1)];
+    });
+  }
+
   showVersions(versions) {
-    while (this.rows.children.length < versions.length) {
-      this.rows.append(el("tr", {}, el("th", { scope: "row" }), el("td"), el("td"), el("td")));
-    }
-    [...this.rows.children].forEach((row, number) => {
-      const version = versions[number];
-      if (version === undefined) return row.remove();
+    fill(this.rows, versions, (row, version) => {
       const state = version.role || version.state.toLowerCase();
       row.dataset.state = state;
-      const texts = [version.version, state, version.share ? percent(version.share) : "–", version.reason];
-      texts.forEach((text, column) => write(row.children[column], text));
+      return [version.version, state, version.share ? percent(version.share) : "–", version.reason];
     });
   }
 
@@ -115,4 +122,20 @@ class Models {
       this.sides.delete(version);
     }
   }
+}
+
+function table(className, headings, body) {
+  const columns = headings.map((text) => el("th", { scope: "col" }, text));
+  return el("table", { className }, el("thead", {}, el("tr", {}, ...columns)), body);
+}
+
+// Lets the body of a table have a row of four texts for each of the items.
+function fill(body, items, texts) {
+  while (body.children.length < items.length) {
+    body.append(el("tr", {}, el("th", { scope: "row" }), el("td"), el("td"), el("td")));
+  }
+  [...body.children].forEach((row, number) => {
+    if (number >= items.length) return row.remove();
+    texts(row, items[number]).forEach((text, column) => write(row.children[column], text));
+  });
 }
