@@ -9,9 +9,10 @@ import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from signal import SIGKILL
 from typing import TextIO
 
 from parity_models.errors import ParityModelsError, ServingError, UserError
@@ -96,7 +97,10 @@ async def child(
             async with asyncio.timeout(STOP_TIMEOUT):
                 await process.wait()
         except TimeoutError:
-            process.kill()
+            # Process.kill would take the exit status from asyncio, which waits for it.
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, SIGKILL)
             await process.wait()
 
 

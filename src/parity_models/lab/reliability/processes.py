@@ -83,8 +83,10 @@ class ServeProcess:
         """SIGTERM, and SIGKILL if that is not enough."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+        # Process.send_signal would ask for the exit status, and take it from asyncio, which waits
+        # for it and would report 255 in its place.
+        if self.running:
+            send(self._process.pid, signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_TIMEOUT):
                 await self._process.wait()
