@@ -11,6 +11,8 @@ from http_served import INFER, Loop, body, eventually, get, post, serving
 
 pytestmark = pytest.mark.slow
 
+CHUNKED = get(INFER, "Transfer-Encoding: chunked\r\n", "POST")
+
 
 def test_bodies_are_refused_by_their_declared_size_before_they_are_read(run: Loop) -> None:
     async def test() -> None:
@@ -26,7 +28,7 @@ def test_bodies_are_refused_by_their_declared_size_before_they_are_read(run: Loo
             # A client that sends all the same reads the answer all the same.
             client = await served.connect()
             chunks = b"".join(b"64\r\n" + bytes(100) + b"\r\n" for _ in range(18))
-            client.send(f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            client.send(CHUNKED)
             client.send(chunks)
             status, _, content = await client.answer()
             assert (status, b"larger than the 1000 bytes" in content) == (413, True)
@@ -65,7 +67,7 @@ def test_all_requests_in_flight_share_a_budget_of_bytes(run: Loop) -> None:
             assert (await second.answer())[0] == 200
             # What comes in chunks is paid for as it comes, and given back when it does not.
             served.echo.may.clear()
-            first.send(f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+            first.send(CHUNKED)
             first.send(b"3e8\r\n" + bytes(1000) + b"\r\n")
             await eventually(lambda: served.budget.held == 1000, "nothing is paid for")
             first.close()
@@ -77,7 +79,7 @@ def test_all_requests_in_flight_share_a_budget_of_bytes(run: Loop) -> None:
 async def test_trailers_beyond_the_limit_are_refused() -> None:
     async with serving() as served:
         client = await served.connect()
-        client.send(f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        client.send(CHUNKED)
         client.send(b"2\r\n{}\r\n0\r\nTrailer: ")
         for _ in range(100):
             client.send(b"x" * 10_000)
@@ -91,7 +93,7 @@ async def test_headers_beyond_the_limit_are_refused() -> None:
     async with serving() as served:
         for more in ("X: " + "y" * 70_000, "".join(f"X-{i}: y\r\n" for i in range(8000))):
             client = await served.connect()
-            client.send(f"GET /v2 HTTP/1.1\r\n{more}\r\n\r\n".encode())
+            client.send(get("/v2", f"{more}\r\n"))
             status, error = await client.error()
             assert status == 431
             assert "longer than 65536 bytes" in error

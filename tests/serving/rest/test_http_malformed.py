@@ -6,6 +6,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
+from http_served import get
 from rest_requests import assert_served
 from served import ServerProcess
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.slow
         b"POST /v2/models/model/infer HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /v2/models/\xff\xfe/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
         b"GET /v2 HTTP/9.9\r\n\r\n",
-        b"POST /v2/models/model/infer HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        get("/v2/models/model/infer", "Transfer-Encoding: chunked\r\n", "POST") + b"zz\r\n",
         b"POST /v2/models/model/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf",
     ],
 )
@@ -40,7 +41,7 @@ def test_malformed_http_ends_its_connection_only(
 def test_endless_headers_are_cut_off(http: httpx.Client, server: ServerProcess) -> None:
     for endless in (b"x" * 1000, b"X-More: and more\r\n" * 50):
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(b"GET /v2 HTTP/1.1\r\nX-First: ")
+            connection.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\nX-First: ")
             sent = 0
             with suppress(ConnectionError):
                 while sent < 100 * 2**20:

@@ -5,6 +5,7 @@ knows nothing of sockets, of time, or of answers that are under way.
 """
 
 import logging
+import re
 from collections import deque
 from typing import Protocol
 
@@ -31,6 +32,9 @@ MAX_PIPELINED = 64
 
 _SMALL = 64 * 2**10
 """Bytes of the body of a refused request that are read and dropped to keep its connection."""
+
+_HOST = re.compile(r"(\[[0-9A-Fa-fv:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?")
+"""What a Host header may say (RFC 3986, sections 3.2.2 and 3.2.3)."""
 
 _NONE = Request("", "", {})
 """What stands for a request whose head is not there."""
@@ -160,7 +164,7 @@ class HttpReader:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.incoming is None:  # else it is a trailer, which nobody has asked for
-            self._fields.append((name, value))
+            self._fields.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         if self.incoming is not None:  # it is told again what it knows
@@ -237,6 +241,9 @@ class HttpReader:
             incoming.keeps = False
             self.fail(ConnectError("this is no proxy"))
             raise _Enough
+        if unclear := self._unclear(request):
+            self.fail(InvalidRequestError(unclear, why=Refused.HTTP))
+            raise _Enough
         if not request.target.isascii():
             incoming.keeps = False
             text = "the request's target is not ASCII; percent-encode it"
@@ -253,6 +260,21 @@ class HttpReader:
             except RequestError as error:
                 refused = self._rest.refused(request, error)
         return refused
+
+    def _unclear(self, request: Request) -> str | None:
+        """What a head leaves open that it must not (RFC 9112, sections 3.2 and 6.1), if anything:
+        for whom the request is, or where it ends."""
+        hosts = request.values("host")
+        if len(hosts) > 1:
+            return f"a request has one Host header, this one has {len(hosts)}"
+        is_old = self._parser.get_http_version() == "1.0"
+        if not hosts and not is_old:
+            return "a request of HTTP/1.1 has a Host header, this one has none"
+        if hosts and _HOST.fullmatch(hosts[0]) is None:
+            return f"the Host header {hosts[0][:40]!r} is no host with or without a port"
+        if is_old and "transfer-encoding" in request.headers:
+            return "HTTP/1.0 knows no Transfer-Encoding; send a Content-Length"
+        return None
 
     def _malformed(self, error: httptools.HttpParserError) -> None:
         if self._receiver.ended:  # what is wrong comes after the last request that is read

@@ -1,0 +1,126 @@
+"""Heads of requests as RFC 9112 has them: nothing that two readers could understand in two ways is
+answered, so that no request can hide in another."""
+
+import asyncio
+
+import pytest
+
+from http_served import INFER, body, get, post, serving
+
+LIVE = b"GET /v2/health/live HTTP/1.1\r\n"
+POST = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n".encode()
+KEPT_OLD = POST.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\n"
+BODY = body()
+LENGTH = b"Content-Length: %d\r\n" % len(BODY)
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+SIZE = b"%x\r\n" % len(BODY)
+CHUNKS = SIZE + BODY + b"\r\n0\r\n\r\n"
+UPGRADE = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+
+REFUSED = {
+    # Section 3.2
+    "no Host": LIVE + b"\r\n",
+    "two Hosts": LIVE + b"Host: x\r\nHost: x\r\n\r\n",
+    "two Hosts in HTTP/1.0": LIVE.replace(b"1.1", b"1.0") + b"Host: x\r\nHost: y\r\n\r\n",
+    "a space in Host": LIVE + b"Host: x y\r\n\r\n",
+    "a path in Host": LIVE + b"Host: x/y\r\n\r\n",
+    "a user in Host": LIVE + b"Host: x@y\r\n\r\n",
+    "two hosts in one Host": LIVE + b"Host: x, y\r\n\r\n",
+    "a port that is none": LIVE + b"Host: x:y\r\n\r\n",
+    "no ASCII in Host": LIVE + b"Host: \xc3\xa4\r\n\r\n",
+    # Section 2.2
+    "lines end in LF": LIVE.replace(b"\r", b"") + b"Host: x\n\n",
+    "one line ends in LF": LIVE + b"Host: x\nX: y\r\n\r\n",
+    "the head ends in LF": LIVE + b"Host: x\r\n\n",
+    "a line ends in CR": LIVE + b"Host: x\rX: y\r\n\r\n",
+    "CR in a value": LIVE + b"Host: x\r\nX: a\rb\r\n\r\n",
+    "CR CR LF": LIVE + b"Host: x\r\r\n\r\n",
+    "NUL in a value": LIVE + b"Host: x\r\nX: a\0b\r\n\r\n",
+    "space before the first header": LIVE + b" X: y\r\nHost: x\r\n\r\n",
+    # Section 3
+    "a tab in the first line": LIVE.replace(b" ", b"\t", 1) + b"Host: x\r\n\r\n",
+    "a space in the target": LIVE.replace(b"live", b"li ve") + b"Host: x\r\n\r\n",
+    "a space after the version": LIVE.replace(b"1.1", b"1.1 ") + b"Host: x\r\n\r\n",
+    "HTTP/0.9": b"GET /v2/health/live\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "another version": LIVE.replace(b"1.1", b"1.2") + b"Host: x\r\n\r\n",
+    "a method in lower case": b"g" + LIVE[1:] + b"Host: x\r\n\r\n",
+    # Section 5
+    "space before the colon": LIVE + b"Host: x\r\nX : y\r\n\r\n",
+    "a tab before the colon": POST + b"Transfer-Encoding\t: chunked\r\n\r\n" + CHUNKS,
+    "a folded line": LIVE + b"Host: x\r\nX: a\r\n b\r\n\r\n",
+    "a folded length": POST + LENGTH.replace(b" ", b"\r\n ") + b"\r\n" + BODY,
+    "a folded coding": POST + CHUNKED.replace(b" ", b"\r\n ") + b"\r\n" + CHUNKS,
+    "no name": LIVE + b"Host: x\r\n: y\r\n\r\n",
+    "no colon": LIVE + b"Host: x\r\nX\r\n\r\n",
+    "a name that is none": LIVE + b"Host: x\r\nX(: y\r\n\r\n",
+    # Section 6
+    "a length and a coding": POST + LENGTH + CHUNKED + b"\r\n" + CHUNKS,
+    "a coding and a length": POST + CHUNKED + LENGTH + b"\r\n" + CHUNKS,
+    "two lengths": POST + LENGTH + b"Content-Length: 1\r\n\r\n" + BODY,
+    "one length twice": POST + LENGTH + LENGTH + b"\r\n" + BODY,
+    "a list of lengths": POST + b"Content-Length: 1, 1\r\n\r\n" + BODY,
+    "a signed length": POST + LENGTH.replace(b": ", b": +") + b"\r\n" + BODY,
+    "a negative length": POST + LENGTH.replace(b": ", b": -") + b"\r\n" + BODY,
+    "a length in base 16": POST + b"Content-Length: 0x%x\r\n\r\n" % len(BODY) + BODY,
+    "a length with an underscore": POST + b"Content-Length: 1_0\r\n\r\n" + BODY,
+    "a length with a space": POST + b"Content-Length: 1 0\r\n\r\n" + BODY,
+    "no length": POST + b"Content-Length:\r\n\r\n" + BODY,
+    "an endless length": POST + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n" + BODY,
+    "chunked twice": POST + CHUNKED + CHUNKED + b"\r\n" + CHUNKS,
+    "chunked, chunked": POST + b"Transfer-Encoding: chunked, chunked\r\n\r\n" + CHUNKS,
+    "chunked is not last": POST + b"Transfer-Encoding: chunked, gzip\r\n\r\n" + CHUNKS,
+    "a vertical tab": POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n" + CHUNKS,
+    "no coding": POST + b"Transfer-Encoding:\r\n" + LENGTH + b"\r\n" + BODY,
+    "chunks in HTTP/1.0": KEPT_OLD + CHUNKED + b"\r\n" + CHUNKS,
+    "an upgrade of both": POST + UPGRADE + LENGTH + CHUNKED + b"\r\n" + CHUNKS,
+    "an upgrade of two lengths": POST + UPGRADE + LENGTH + LENGTH + b"\r\n" + BODY,
+    # Section 7.1
+    "a chunk in base 0x16": POST + CHUNKED + b"\r\n0x" + CHUNKS,
+    "a signed chunk": POST + CHUNKED + b"\r\n+" + CHUNKS,
+    "space after a chunk's size": POST + CHUNKED + b"\r\n" + CHUNKS.replace(b"\r", b" \r", 1),
+    "a chunk that ends in LF": POST + CHUNKED + b"\r\n" + CHUNKS.replace(b"\r", b"", 1),
+    "LF in an extension": POST + CHUNKED + b"\r\n" + CHUNKS.replace(b"\r", b";a\nb\r", 1),
+    "CR in an extension": POST + CHUNKED + b"\r\n" + CHUNKS.replace(b"\r", b";a\rb\r", 1),
+    "a chunk longer than its size": POST + CHUNKED + b"\r\n" + SIZE + BODY + b"XX0\r\n\r\n",
+    "a chunk of 2^68 bytes": POST + CHUNKED + b"\r\n100000000000000" + CHUNKS,
+    "a length as a trailer": POST + CHUNKED + b"\r\n" + CHUNKS[:-2] + LENGTH + b"\r\n",
+    "a coding as a trailer": POST + CHUNKED + b"\r\n" + CHUNKS[:-2] + CHUNKED + b"\r\n",
+}
+
+ANSWERED = {
+    "a port": LIVE + b"Host: x:8000\r\n\r\n",
+    "no port after a colon": LIVE + b"Host: x:\r\n\r\n",
+    "IPv6": LIVE + b"Host: [::1]:8000\r\n\r\n",
+    "an empty Host": LIVE + b"Host:\r\n\r\n",
+    "HTTP/1.0 kept alive": LIVE.replace(b"1.1", b"1.0") + b"Connection: keep-alive\r\n\r\n",
+    "an empty line before": b"\r\n" + LIVE + b"Host: x\r\n\r\n",
+    "an absolute target": b"GET http://x/v2/health/live HTTP/1.1\r\nHost: y\r\n\r\n",
+    "a body of a GET": LIVE + b"Host: x\r\nContent-Length: 3\r\n\r\nabc",
+    "space after values": POST + b"Transfer-Encoding: \t chunked  \r\n\r\n" + CHUNKS,
+    "capitals": POST + b"TRANSFER-ENCODING: ChUnKeD\r\n\r\n" + CHUNKS,
+    "an extension": POST + CHUNKED + b"\r\n" + CHUNKS.replace(b"\r", b";a=b\r", 1),
+    "a Host as a trailer": POST + CHUNKED + b"\r\n" + CHUNKS[:-2] + b"Host: y\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", REFUSED.values(), ids=list(REFUSED))
+async def test_it_is_refused_once_and_nothing_after_it_is_read(sent: bytes) -> None:
+    async with serving() as served:
+        client = await served.connect()
+        client.send(sent, post(BODY))
+        status, error = await asyncio.wait_for(client.error(), 20)
+        assert status == 400, error
+        assert served.echo.asked == 0
+        assert served.counted("parm_refused_total", why="http") == 1
+        client.close()
+
+
+@pytest.mark.parametrize("sent", ANSWERED.values(), ids=list(ANSWERED))
+async def test_it_is_answered_and_so_is_what_comes_after_it(sent: bytes) -> None:
+    async with serving() as served:
+        client = await served.connect()
+        client.send(sent, get("/v2"))
+        assert (await client.answer())[0] == 200
+        assert b'"extensions"' in (await client.answer())[2]
+        client.close()
