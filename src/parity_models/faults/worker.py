@@ -6,6 +6,7 @@ from parity_models.faults.distributions import SLICE, Constant, Distribution, Ex
 from parity_models.faults.fault_plan import FaultPlan, among
 from parity_models.faults.neighbours import Neighbour
 from parity_models.faults.shuffles import Transfers
+from parity_models.faults.sliced_random import SlicedRandom
 from parity_models.faults.slowness import course_of
 from parity_models.faults.spells import Spells
 
@@ -19,7 +20,7 @@ class WorkerFaults:
     def __init__(self, plan: FaultPlan, worker: int, transfers: Transfers | None = None) -> None:
         self._plan = plan
         self._worker = worker
-        self._unit = Random(0)
+        self._unit = SlicedRandom(plan.seed_of(worker, "units"))
         self._slow: Spells | None = None
         self._delay: Distribution = Constant(0.0)
         self._slow_factor = 1.0
@@ -123,8 +124,7 @@ class WorkerFaults:
         return factor * self._slow_factor if self._is_slow(began) else factor
 
     def _rng(self, began: float) -> Random:
-        # A new one would cost twice as much, and has the same numbers.
-        self._unit.seed(self._plan.seed_of(self._worker, f"unit {began // SLICE:.0f}"))
+        self._unit.begin(int(began // SLICE))
         return self._unit
 
     def _service(self, rng: Random, role: str) -> float:
