@@ -135,6 +135,34 @@ def test_those_recycled_and_not_yet_replaced_count_as_out() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rest", "counts_as_out"), [(60.0, True), (1.0, False)])
+def test_those_that_are_busy_for_long_count_as_out(
+    rule: type[Dispatch], rest: float, counts_as_out: bool
+) -> None:
+    world = pool(rule)
+    resting = [f"{i}" for i in range(1, 1 + INSTANCES // 2)]
+    while resting:
+        world.arrive(1)
+        for instance in list(world.running):
+            if instance in resting:
+                resting.remove(instance)
+                world.turn_away(instance, rest)
+            else:
+                world.finish(instance)
+    for _ in range(300):
+        world.arrive(INSTANCES // 2)
+        for instance in list(world.running):
+            (world.fail if instance.startswith("bad") else world.finish)(instance)
+    assert ("bad0" in world.recycled) is not counts_as_out
+    world.pass_time(rest + 1.0)
+    for _ in range(300):
+        world.arrive(INSTANCES)
+        for instance in list(world.running):
+            (world.fail if instance.startswith("bad") else world.finish)(instance)
+    assert "bad0" in world.recycled, "they are back"
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_an_instance_alone_is_never_out(rule: type[Dispatch]) -> None:
     world = World(Scheduler(NoRedundancy(), dispatch=rule()))
     world.join("bad", ORIGINALS)

@@ -9,8 +9,9 @@ dispatched to it:
     leaving     it is not needed any more: it ends what it has, and is dismissed
 
 Out for failing or hanging are never more than half of the instances that run a role, those counted
-that left and are not back, whoever ended them. A liar is out whatever the others are: a wrong
-answer is worse than none. Those on its node are verified next, as they may lie for the same reason.
+that left and are not back, whoever ended them, and those that are busy for long. A liar is out
+whatever the others are: a wrong answer is worse than none. Those on its node are verified next, as
+they may lie for the same reason.
 
 Coming in and verification are here; failing.py and hanging.py see to what they are named after.
 What counts as failing and lying is weighed in outliers.py, what counts as hung in run_limits.py.
@@ -24,7 +25,13 @@ from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health.failing import Failing
 from parity_models.scheduling.health.hanging import Hanging
-from parity_models.scheduling.health.members import BACK_OFF, Member, Members, State
+from parity_models.scheduling.health.members import (
+    BACK_OFF,
+    SHORT_REST,
+    Member,
+    Members,
+    State,
+)
 from parity_models.scheduling.health.outliers import Outliers
 from parity_models.scheduling.port import HealthPort
 from parity_models.scheduling.work import Unit
@@ -225,11 +232,13 @@ class Health:
             self._members.let_in(member)
 
     def _rest(self, member: Member, seconds: float) -> None:
+        member.rests_long = seconds > SHORT_REST
         at = self._port.now + seconds
         member.timer = self._port.set_timer(at, partial(self._rested, member))
 
     def _rested(self, member: Member) -> None:
         member.timer = None
+        member.rests_long = False
         self._dispatch.idle(member.name, 0.0, finished=False)
 
 

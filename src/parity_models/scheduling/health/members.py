@@ -18,6 +18,9 @@ REPLACED_WITHIN = 30.0
 """Seconds for which an instance that has left counts as out, if no other joins for it; after that
 the pool counts as smaller, unless its size is given."""
 
+SHORT_REST = 5.0
+"""Seconds for which an instance may be busy, and still counts as one that takes units."""
+
 
 class State(StrEnum):
     """What an operator may know of an instance."""
@@ -37,15 +40,17 @@ class State(StrEnum):
 class Member:
     """An instance. It is ejected, or rests, while `timer` runs.
 
-    `is_in`: it is given units. `sound`: it has finished what it was given last. `over`: nothing is
-    left for it but leaving. `retires`: it goes as soon as it has no unit. `served` counts the
-    queries of each role that it ran since it was last verified.
+    `is_in`: it is given units, if it does not rest; `rests_long`: for more than SHORT_REST.
+    `sound`: it has finished what it was given last. `over`: nothing is left for it but leaving.
+    `retires`: it goes as soon as it has no unit. `served` counts the queries of each role that it
+    ran since it was last verified.
     """
 
     name: str
     roles: frozenset[str]
     node: str | None
     is_in: bool = False
+    rests_long: bool = False
     sound: bool = True
     over: bool = False
     retires: bool = False
@@ -59,6 +64,11 @@ class Member:
     back_off: float = BACK_OFF
     proven: int = 0
     timer: Timer | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Does it take units, now or soon?"""
+        return self.is_in and not self.rests_long
 
     @property
     def state(self) -> State:
@@ -115,8 +125,9 @@ class Members:
         member.is_in = member.doubted = False
 
     def may_lose(self, member: Member) -> bool:
-        """Would at most half of the instances of each of its roles be out without this one?"""
-        if not member.is_in:
+        """Would at most half of the instances of each of its roles be out without this one? One
+        that rests for long is out, too."""
+        if not member.is_there:
             return True
         self._forget_away()
         for role in member.roles:
@@ -126,7 +137,7 @@ class Members:
                 if role in other.roles and not other.retires
             ]
             away = sum(role in roles for roles, _ in self._away)
-            out = away + sum(not other.is_in for other in alike)
+            out = away + sum(not other.is_there for other in alike)
             if 2 * (out + 1) > len(alike) + away:
                 return False
         return True

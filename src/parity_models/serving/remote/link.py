@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from parity_models.scheduling.health import SHORT_REST
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.remote.upstream import (
     BusyError,
@@ -17,7 +18,7 @@ from parity_models.serving.remote.upstream import (
     UpstreamModel,
 )
 
-MIN_REST, MAX_REST = 0.05, 5.0
+MIN_REST, MAX_REST = 0.05, SHORT_REST
 """Seconds for which a busy upstream is left alone: at least, and at most."""
 
 LONG_REST = 60.0
