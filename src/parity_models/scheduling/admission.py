@@ -11,9 +11,10 @@ not been empty for a second, a query is taken only if its wait is short: the con
 Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling Queue Delay,
 ACM Queue 10(5), 2012).
 
-Clients may give up sooner than their deadlines say: see patience.py. Then the newest query runs
-first, as its client is the most likely to be there still, and one that has waited so long that it
-cannot be answered before its client goes is refused then (adaptive last-in first-out; Maurer, too).
+Clients of a tenant may give up sooner than their deadlines say: see patience.py. Then its newest
+query runs first, as its client is the most likely to be there still, unless one waits whose client
+does not give up; and one that has waited so long that it cannot be answered before its client goes
+is refused then (adaptive last-in first-out; Maurer, too).
 While there are more queries than can be answered, some have to go in any case; so nearly no
 instance idles, and nearly none runs what nobody waits for.
 
@@ -22,12 +23,12 @@ and where nothing has run for a while, nothing is expected. So no estimate, howe
 server up: what runs corrects it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from random import Random
 
 from parity_models.scheduling.actions import Reason
-from parity_models.scheduling.patience import Patience
+from parity_models.scheduling.patience import PatienceByTenant
 from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Unit
 
@@ -80,7 +81,7 @@ class Admission:
         self._max_queue = max_queue
         self._max_batch = max_batch
         self._random = Random(seed)
-        self._patience = Patience()
+        self._patience = PatienceByTenant()
         self._runs = RecentDurations(window=100, every=KNOWN)
         self._units = 0
         self._running = 0
@@ -112,17 +113,17 @@ class Admission:
         """A query that did not wait was answered, or failed."""
         self._ended += 1
 
-    def answered(self) -> None:
-        """A query was answered."""
-        self._patience.answered()
+    def answered(self, tenant: Hashable) -> None:
+        """A query of this tenant was answered."""
+        self._patience.answered(tenant)
 
-    def given_up(self, now: float, waited: float) -> None:
-        """A client has given a query up, for which it had waited so long."""
-        self._patience.given_up(now, waited, takes=self._runs.quantile(LONG_RUN) or 0.0)
+    def given_up(self, now: float, waited: float, tenant: Hashable) -> None:
+        """A client of this tenant has given a query up, for which it had waited so long."""
+        self._patience.given_up(now, waited, self._runs.quantile(LONG_RUN) or 0.0, tenant)
 
-    def wanted_until(self, now: float, due: float) -> float:
-        """When the client of a query that arrives now, and is due then, gives it up."""
-        return min(due, now + self._patience.limit(now))
+    def wanted_until(self, now: float, due: float, tenant: Hashable) -> float:
+        """When the client of a tenant's query that arrives now, and is due then, gives it up."""
+        return min(due, now + self._patience.limit(now, tenant))
 
     @property
     def typical_run(self) -> float:
@@ -134,12 +135,13 @@ class Admission:
         now: float,
         due: float,
         queries: int,
+        tenant: Hashable,
         *,
         waiting: int,
         instances: int,
         idle: Callable[[], int],
     ) -> Refusal | None:
-        """Why these queries, which are due at one time, are not taken; None: they are.
+        """Why these queries of a tenant, which are due at one time, are not taken; None: they are.
 
         `waiting` queries wait for `instances`, of which so many are `idle`.
         """
@@ -158,7 +160,7 @@ class Admission:
             return self._overloaded(detail, wait)
         if rate is None:
             return None
-        left = self.wanted_until(now, due) - now
+        left = self.wanted_until(now, due, tenant) - now
         run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
         wait = waiting / rate
         impatient = now + left < due

@@ -42,6 +42,7 @@ class Queries:
             port.now,
             due,
             len(queries),
+            tenant,
             waiting=len(port.waiting),
             instances=self._dispatch.up(DEPLOYED),
             idle=partial(self._dispatch.idle_for, DEPLOYED),
@@ -50,16 +51,17 @@ class Queries:
             port.refuse(queries, refusal)
             return
         # Once it is too late to start it, it is looked at whether it still waits.
-        wanted_until = admission.wanted_until(port.now, due)
+        wanted_until = admission.wanted_until(port.now, due, tenant)
         too_late = wanted_until - admission.typical_run
+        goes_first = wanted_until < due and not port.patient
         for query_id in queries:
             original = Task(DEPLOYED, query_id, kind)
             query = Query(query_id, kind, now, [original], due, tenant, query_id in exact)
             original.apart.append(query.tasks)
             look = partial(self._too_late, query, wanted_until)
             query.timer = port.timers.set(too_late, look)
-            port.admit(query)
-            self._dispatch.add(original, first=wanted_until < due)
+            port.admit(query, is_patient=wanted_until == due)
+            self._dispatch.add(original, first=goes_first)
             port.tell((query_id,), self._policy.arrived, port, query)
 
     def failed(self, queries: Iterable[int], reason: Reason, detail: str) -> None:
@@ -70,7 +72,7 @@ class Queries:
             if query is None:
                 continue
             if reason is Reason.ABANDONED:
-                self._admission.given_up(now, now - query.arrived)
+                self._admission.given_up(now, now - query.arrived, query.tenant)
             self._port.fail(query, reason, detail)
 
     def decoded(self, group: int, wrong: Collection[int]) -> None:

@@ -57,6 +57,8 @@ class SchedulerPort:
         """Those that have been neither answered nor failed."""
         self.waiting: set[int] = set()
         """Those of them of which no task has run yet, or all that ran have failed."""
+        self.patient: set[int] = set()
+        """Those of them of which no task has run yet, and whose clients wait until they are due."""
         self.running: dict[str, Unit | None] = {}
         """The unit of each instance that is up; None: it has none."""
         self.units: dict[int, Unit] = {}
@@ -222,7 +224,7 @@ class SchedulerPort:
 
     def answer(self, query: Query, source: Source) -> None:
         self.actions.append(Answer(query.id, source))
-        self.admission.answered()
+        self.admission.answered(query.tenant)
         self._resolve(query)
 
     def fail(
@@ -235,6 +237,7 @@ class SchedulerPort:
         del self.queries[query.id]
         if query.id in self.waiting:
             self.waiting.remove(query.id)
+            self.patient.discard(query.id)
         else:
             self.admission.query_ended()
         self.timers.cancel(query.timer)
@@ -246,10 +249,12 @@ class SchedulerPort:
 
     # The memory of queries
 
-    def admit(self, query: Query) -> None:
-        """The query is pending from now on, and waits."""
+    def admit(self, query: Query, *, is_patient: bool) -> None:
+        """The query is pending from now on, and waits; `is_patient`: until it is due."""
         self.queries[query.id] = query
         self.waiting.add(query.id)
+        if is_patient:
+            self.patient.add(query.id)
         self._holds[query.id] = 1
 
     def refuse(self, queries: Iterable[int], why: Refusal) -> None:
@@ -326,6 +331,7 @@ class SchedulerPort:
         return (
             len(self.queries)
             + len(self.waiting)
+            + len(self.patient)
             + len(self.units)
             + len(self._decodes)
             + len(self._holds)
