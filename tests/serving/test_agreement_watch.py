@@ -1,11 +1,17 @@
 """A gate closes soon when a stand-in agrees too seldom, hardly ever else, and opens again."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from parity_models.serving.agreement_watch import REMEMBERED, AgreementWatch
+from parity_models.serving.agreement_watch import (
+    MAX_TENANTS,
+    REMEMBERED,
+    AgreementWatch,
+    AgreementWatches,
+)
 
 LEVELS = pytest.mark.parametrize("level", [0.9, 0.97, 0.99, 0.999])
 
@@ -81,3 +87,63 @@ def test_one_instance_that_answers_wrongly_does_not_close_a_gate() -> None:
 def test_where_one_instance_makes_everything_it_counts() -> None:
     watch = AgreementWatch(0.99)
     assert any(watch.saw(False, ["only", "only"]) for _ in range(100))
+
+
+def test_one_tenant_whose_queries_disagree_closes_a_gate_for_itself_alone() -> None:
+    watches = AgreementWatches(0.99)
+    # Honest queries disagree at the level of the gate.
+    for number, (agreed, makers) in zip(range(20_000), comparisons(0.99, 0), strict=False):
+        absurd = number % 10 != 0
+        turned = watches.saw(agreed and not absurd, makers, "absurd" if absurd else "honest")
+        assert not turned.for_all, number
+    assert watches.open
+    assert not watches.is_open_for("absurd")
+    assert watches.is_open_for("honest")
+    assert watches.is_open_for(None)
+    for _, (_, makers) in zip(range(1000), comparisons(1.0, 1), strict=False):
+        watches.saw(True, makers, "absurd")
+    assert watches.is_open_for("absurd")
+
+
+@LEVELS
+def test_what_one_tenant_asked_is_not_held_against_others_later(level: float) -> None:
+    watches = AgreementWatches(level)
+    for number, (_, makers) in zip(range(2000), comparisons(1.0, 0), strict=False):
+        watches.saw(number % 10 == 0, makers, "honest" if number % 10 == 0 else "absurd")
+    for agreed, makers in itertools.islice(comparisons(level, 1), 20_000):
+        watches.saw(agreed, makers, "honest")
+        assert watches.is_open_for("honest")
+
+
+def test_a_gate_that_a_tenant_alone_closed_is_open_for_others() -> None:
+    watches = AgreementWatches(0.99)
+    while watches.open:
+        watches.saw(False, ["0", "1"], "absurd")
+    assert not watches.is_open_for("absurd")
+    assert watches.is_open_for("honest")
+    while watches.is_open_for("honest"):  # which has to be so itself
+        watches.saw(False, ["0", "1"], "honest")
+
+
+def test_what_many_tenants_see_closes_a_gate_for_all() -> None:
+    watches = AgreementWatches(0.99)
+    names = ["a", "b", None]
+    for number, (agreed, makers) in zip(range(1000), comparisons(0.8, 0), strict=False):
+        watches.saw(agreed, makers, names[number % 3])
+    assert not watches.open
+    assert not any(watches.is_open_for(tenant) for tenant in [*names, "another"])
+    for number, (agreed, makers) in zip(range(3000), comparisons(1.0, 0), strict=False):
+        watches.saw(agreed, makers, names[number % 3])
+    assert all(watches.is_open_for(tenant) for tenant in [*names, "another"])
+
+
+def test_no_more_than_so_many_tenants_are_watched_alone() -> None:
+    watches = AgreementWatches(0.99)
+    for number in range(3 * MAX_TENANTS):
+        watches.saw(False, ["0", "1"], f"{number}")
+        watches.saw(True, ["0", "1"], f"good {number}")
+    assert len(watches) == MAX_TENANTS
+    for number in range(3 * MAX_TENANTS):
+        for _ in range(1000):
+            watches.saw(True, ["0", "1"], f"{number}")
+    assert len(watches) == 0, "nothing speaks against them any more"

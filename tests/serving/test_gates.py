@@ -182,10 +182,12 @@ async def test_a_backup_s_answers_are_compared_with_the_model_s() -> None:
         assert metric(frontend, "parm_stand_in_answers_disagreed_total", source="backup") == 1
 
 
-async def compared(frontend: Frontend, engine: Puppet, wrong: bool) -> None:
+async def compared(
+    frontend: Frontend, engine: Puppet, wrong: bool, tenant: str | None = None
+) -> None:
     """A group whose predictions are both here before its parity output, which may be wrong."""
     rows = queries(2)
-    request = await asked(frontend.infer(rows))
+    request = await asked(frontend.infer(rows, tenant=tenant))
     one, other, parity = engine.units
     engine.finish(one)
     engine.finish(other)
@@ -200,9 +202,9 @@ async def compared(frontend: Frontend, engine: Puppet, wrong: bool) -> None:
         engine.finish(parity)
 
 
-async def sources(frontend: Frontend, engine: Puppet) -> list[Source]:
+async def sources(frontend: Frontend, engine: Puppet, tenant: str | None = None) -> list[Source]:
     """Those of the answers to a group, one of whose predictions comes after its parity output."""
-    request = await asked(frontend.infer(queries(2)))
+    request = await asked(frontend.infer(queries(2), tenant=tenant))
     late, other, parity = engine.units
     engine.finish(other)
     engine.finish(parity)
@@ -239,6 +241,30 @@ async def test_a_gate_closes_when_answers_disagree_and_opens_when_they_agree_aga
         assert is_open()
         assert "answers again" in caplog.text
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
+
+
+async def test_a_tenant_whose_queries_disagree_keeps_nobody_from_being_answered_by_stand_ins(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    gates = {Source.RECONSTRUCTION: chosen(-100.0, level=0.9)}
+    parity = Parity(CODE, DEDICATED)
+    by_stand_in = [Source.RECONSTRUCTION, Source.MODEL]
+    async with serving(parity, 2, 1, gates=gates, compare_one_in=1) as (frontend, engine):
+        for _ in range(40):
+            await compared(frontend, engine, wrong=True, tenant="absurd")
+            await compared(frontend, engine, wrong=False, tenant="honest")
+        assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
+        assert await sources(frontend, engine, "absurd") == [Source.MODEL] * 2
+        assert await sources(frontend, engine, "honest") == by_stand_in
+        assert await sources(frontend, engine) == by_stand_in
+        refused = "parm_stand_in_answers_refused_total"
+        assert metric(frontend, refused, source="reconstruction", reason="tenant") == 1
+        assert "for queries of the tenant 'absurd': it answers none of them" in caplog.text
+        for _ in range(100):
+            await compared(frontend, engine, wrong=False, tenant="absurd")
+        assert metric(frontend, "parm_gate_open", source="reconstruction") == 1
+        assert await sources(frontend, engine, "absurd") == by_stand_in
 
 
 async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(

@@ -9,10 +9,10 @@ agreement is at its level or above, however long it goes on. A closed gate is te
 round, and opens at 1 / TOO_SOON.
 """
 
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Hashable, Iterable, Sequence
 from math import log
-from typing import Final
+from typing import Final, NamedTuple
 
 ODDS: Final = 3.0
 """How many times worse than at the level the odds of disagreement are to be found out soon."""
@@ -27,47 +27,174 @@ REMEMBERED: Final = 4096
 """Comparisons of a test at most of which it is known which instances they are of."""
 
 
+REMEMBERED_OF_ONE: Final = 512
+"""Likewise, of a test of one tenant's queries."""
+
+LOOK_EVERY: Final = 64
+"""Comparisons after which it is looked again whose they are, where they were of one alone; to look
+takes milliseconds."""
+
+MAX_TENANTS: Final = 256
+"""Tenants whose queries have a test of their own: of those that disagree, the latest."""
+
+
+class _Seen(NamedTuple):
+    """A comparison for a query of `tenant`, made and checked by the instances `makers`."""
+
+    agreed: bool
+    makers: Sequence[str]
+    tenant: Hashable
+
+
 class AgreementWatch:
     """Watches comparisons of answers, of which a share `level` should agree: is the gate open?
 
     What one instance answers wrongly says nothing of the stand-in: a gate does not close if without
-    the instance that took part in most disagreements the others' comparisons speak for it.
+    the instance that took part in most disagreements the others' comparisons speak for it. Nor does
+    it say much what one tenant asks: others' comparisons have to prove the gate wrong as well.
     """
 
-    def __init__(self, level: float) -> None:
+    def __init__(self, level: float, remembered: int = REMEMBERED) -> None:
         wrong = 1 - level
         suspected = ODDS * wrong / (1 + (ODDS - 1) * wrong)
         self._gain = {False: log(suspected / wrong), True: log((1 - suspected) / level)}
         self._evidence = 0.0
-        self._seen: deque[tuple[bool, Sequence[str]]] = deque(maxlen=REMEMBERED)
+        self._until_look = 0
+        self._seen: deque[_Seen] = deque(maxlen=remembered)
         self.open = True
+        self.closed_by: frozenset[Hashable] = frozenset()
+        """The tenants whose comparisons closed it last."""
 
-    def saw(self, agreed: bool, makers: Sequence[str]) -> bool:
-        """An answer has been compared, made and checked by the instances `makers`: has the gate
-        opened or closed thereby?"""
+    @property
+    def suspects(self) -> bool:
+        """Is it closed, or does anything speak against it?"""
+        return not self.open or self._evidence > 0
+
+    def saw(self, agreed: bool, makers: Sequence[str], tenant: Hashable = None) -> bool:
+        """An answer to a query of `tenant` has been compared, made and checked by the instances
+        `makers`: has the gate opened or closed thereby?"""
         gain = self._gain[agreed]
         self._evidence = max(0.0, self._evidence + (gain if self.open else -gain))
         if not self._evidence:
-            self._seen.clear()
+            self._begin()
             return False
         if self.open:
-            self._seen.append((agreed, makers))
+            self._seen.append(_Seen(agreed, makers, tenant))
         if self._evidence < -log(FALSELY if self.open else TOO_SOON):
             return False
-        if self.open and not self._is_of_many():
-            return False
+        if self.open:
+            if not self._is_of_many():
+                return False
+            self.closed_by = frozenset(seen.tenant for seen in self._seen)
         self.open = not self.open
-        self._evidence = 0.0
-        self._seen.clear()
+        self._begin()
         return True
 
+    def _begin(self) -> None:
+        """Begin a test."""
+        self._evidence = 0.0
+        self._seen.clear()
+        self._until_look = 0
+
     def _is_of_many(self) -> bool:
-        """Do others, if there are any, than the one that disagreed most speak against the gate?"""
+        """Is the evidence of more than one tenant and one instance, where there are several?"""
+        if self._until_look:
+            self._until_look -= 1
+            if self._until_look:
+                return False
+            # Of what was of one alone, it is to be forgotten what is not remembered any more.
+            self._evidence = self._evidence_of(self._seen)
+            if self._evidence < -log(FALSELY):
+                return False
+        if self._is_of_one_tenant() or self._is_of_one_instance():
+            self._until_look = LOOK_EVERY
+            return False
+        return True
+
+    def _is_of_one_tenant(self) -> bool:
+        """Do the comparisons of others than the tenant whose speak most against the gate, if there
+        are any, not prove it wrong?"""
+        against: dict[Hashable, float] = {}
+        for seen in self._seen:
+            against[seen.tenant] = against.get(seen.tenant, 0.0) + self._gain[seen.agreed]
+        worst = max(against, key=against.__getitem__)
+        others = [seen for seen in self._seen if seen.tenant != worst]
+        return bool(others) and self._evidence_of(others) < -log(FALSELY)
+
+    def _is_of_one_instance(self) -> bool:
+        """Do the comparisons of others than the instance that took part in most disagreements, if
+        there are any, speak for the gate?"""
         disagreements = Counter(
-            maker for agreed, makers in self._seen if not agreed for maker in set(makers)
+            maker for seen in self._seen if not seen.agreed for maker in set(seen.makers)
         )
         if not disagreements:
-            return True
+            return False
         ((worst, _),) = disagreements.most_common(1)
-        others = [self._gain[agreed] for agreed, makers in self._seen if worst not in makers]
-        return not others or sum(others) > 0
+        others = [self._gain[seen.agreed] for seen in self._seen if worst not in seen.makers]
+        return bool(others) and sum(others) <= 0
+
+    def _evidence_of(self, comparisons: Iterable[_Seen]) -> float:
+        """What speaks against the gate in these alone, in their order."""
+        evidence = 0.0
+        for seen in comparisons:
+            evidence = max(0.0, evidence + self._gain[seen.agreed])
+        return evidence
+
+
+class Turned(NamedTuple):
+    """Has a gate opened or closed for everybody, or for a tenant's queries?"""
+
+    for_all: bool
+    for_one: bool
+
+
+class AgreementWatches:
+    """Watches all comparisons, and those of each tenant's queries: for whom is the gate open?
+
+    One tenant's queries close it for that tenant alone. If no other tenant's were compared
+    meanwhile, it counts as closed for all, and others are answered still.
+    """
+
+    def __init__(self, level: float) -> None:
+        self._level = level
+        self._all = AgreementWatch(level)
+        self._of: OrderedDict[Hashable, AgreementWatch] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many tenants are watched by themselves."""
+        return len(self._of)
+
+    @property
+    def open(self) -> bool:
+        """Is it open for all but single tenants?"""
+        return self._all.open
+
+    @property
+    def open_for_all(self) -> bool:
+        """Is it closed for nobody?"""
+        return self._all.open and all(own.open for own in self._of.values())
+
+    @property
+    def watches_some(self) -> bool:
+        """Is there anybody for whom it is closed, or may soon be?"""
+        return bool(self._of) or not self._all.open
+
+    def is_open_for(self, tenant: Hashable) -> bool:
+        """May the stand-in answer queries of this tenant?"""
+        own = self._of.get(tenant)
+        if own is not None and not own.open:
+            return False
+        closed_by = self._all.closed_by
+        return self._all.open or (len(closed_by) == 1 and tenant not in closed_by)
+
+    def saw(self, agreed: bool, makers: Sequence[str], tenant: Hashable) -> Turned:
+        """An answer to a query of `tenant` has been compared, made and checked by `makers`."""
+        own = self._of.get(tenant)
+        if own is None and not agreed:
+            own = self._of[tenant] = AgreementWatch(self._level, REMEMBERED_OF_ONE)
+            if len(self._of) > MAX_TENANTS:
+                self._of.popitem(last=False)
+        turned = own is not None and own.saw(agreed, makers, tenant)
+        if own is not None and not own.suspects:
+            del self._of[tenant]
+        return Turned(self._all.saw(agreed, makers, tenant), turned)

@@ -52,6 +52,7 @@ class Asked(Struct, eq=False):
     due: float
     request: RequestLog | None
     sources: list[Source]
+    tenant: str | None = None
     at_hand: dict[tuple[int, Source], NDArray[Any]] = {}
     ran_on: dict[tuple[int, Source], str] = {}
 
@@ -75,6 +76,7 @@ class Asked(Struct, eq=False):
             due=self.due,
             request=self.request,
             sources=self.sources[only],
+            tenant=self.tenant,
             at_hand={key: self.at_hand[key].copy() for key in here},
             ran_on={key: self.ran_on[key] for key in here if key in self.ran_on},
         )

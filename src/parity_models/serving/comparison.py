@@ -19,10 +19,11 @@ from parity_models.serving.metrics import Metrics
 
 
 class Made(NamedTuple):
-    """An output (*shape), and the instance that made it."""
+    """An output (*shape), the instance that made it, and, of a query's, whose query it was."""
 
     output: NDArray[Any]
     instance: str
+    tenant: str | None = None
 
 
 Outputs = Sequence[Made | None]
@@ -107,7 +108,9 @@ class Comparison:
     def backup(self, backup: Made, prediction: Made) -> None:
         """A backup's output and the prediction for the same query are here."""
         makers = (backup.instance, prediction.instance)
-        agreed = self._gates.compared(Source.BACKUP, backup.output, prediction.output, makers)
+        agreed = self._gates.compared(
+            Source.BACKUP, backup.output, prediction.output, makers, prediction.tenant
+        )
         for maker in makers:
             self._tell(maker, agreed)
 
@@ -133,7 +136,11 @@ class Comparison:
                 self._count(reconstruction, prediction.output)
                 makers = [made.instance for made in (prediction, *parities) if made is not None]
                 agreed = self._gates.compared(
-                    Source.RECONSTRUCTION, reconstruction, prediction.output, makers
+                    Source.RECONSTRUCTION,
+                    reconstruction,
+                    prediction.output,
+                    makers,
+                    prediction.tenant,
                 )
             self._metrics.disagreements.inc(not agreed)
             for maker in makers:

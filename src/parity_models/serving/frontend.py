@@ -214,6 +214,7 @@ class Frontend:
             due=arrived + (self._deadline if timeout is None else min(timeout, self._deadline)),
             request=CURRENT.get(),
             sources=[Source.MODEL] * count,
+            tenant=tenant,
         )
         self._last_query += count
         queries = asked.queries

@@ -12,7 +12,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
 from parity_models.scheduling import BACKUP, DEPLOYED, Source
-from parity_models.serving.agreement_watch import AgreementWatch
+from parity_models.serving.agreement_watch import AgreementWatches
 from parity_models.serving.metrics import Metrics
 from parity_models.tasks.agreeing import Agreement
 
@@ -132,7 +132,7 @@ class Gates:
             for source, each in chosen.items()
         }
         self._watches = {
-            source: AgreementWatch(each.level.level) for source, each in chosen.items()
+            source: AgreementWatches(each.level.level) for source, each in chosen.items()
         }
         self._metrics = metrics
         self._tell = turned
@@ -140,7 +140,7 @@ class Gates:
             metrics.gate_open.labels(source).set(1)
             metrics.gate_agreement.labels(source).set(each.level.level)
             metrics.gate_coverage.labels(source).set(each.level.coverage)
-            for reason in ("gate", "closed"):
+            for reason in ("gate", "closed", "tenant"):
                 metrics.refused_answers.labels(source, reason)
 
     def is_closed(self, source: Source) -> bool:
@@ -148,24 +148,34 @@ class Gates:
         watch = self._watches.get(source)
         return watch is not None and not watch.open
 
-    def refused(self, source: Source, outputs: Array) -> Sequence[int]:
-        """The rows of a stand-in's `outputs` (n, *output shape) that may not answer."""
+    def refused(
+        self, source: Source, outputs: Array, tenants: Sequence[str | None]
+    ) -> Collection[int]:
+        """The rows of a stand-in's `outputs` (n, *output shape) that may not answer, each for a
+        query of its tenant."""
         gate = self._gates.get(source)
         if gate is None:
             return ()
-        unsure = gate.refused(outputs)
-        count = int(unsure.sum())
-        self._metrics.refused_answers.labels(source, "gate").inc(count)
-        if not self._watches[source].open:
-            self._metrics.refused_answers.labels(source, "closed").inc(len(outputs) - count)
-            return range(len(outputs))
-        return [int(row) for row in np.flatnonzero(unsure)]
+        unsure = {int(row) for row in np.flatnonzero(gate.refused(outputs))}
+        count = self._metrics.refused_answers
+        count.labels(source, "gate").inc(len(unsure))
+        watches = self._watches[source]
+        if not watches.watches_some:
+            return unsure
+        shut = {row for row, tenant in enumerate(tenants) if not watches.is_open_for(tenant)}
+        count.labels(source, "tenant" if watches.open else "closed").inc(len(shut - unsure))
+        return unsure | shut
 
     def compared(
-        self, source: Source, output: Array, prediction: Array, makers: Sequence[str]
+        self,
+        source: Source,
+        output: Array,
+        prediction: Array,
+        makers: Sequence[str],
+        tenant: str | None,
     ) -> bool:
-        """A stand-in's `output` and the model's `prediction` (*output shape) for the same query are
-        here, made by the instances `makers`: do they agree?
+        """A stand-in's `output` and the model's `prediction` (*output shape) for the same query of
+        `tenant` are here, made by the instances `makers`: do they agree?
 
         If the output may answer, that speaks for or against the gate.
         """
@@ -177,15 +187,20 @@ class Gates:
         self._metrics.compared_answers.labels(source).inc()
         if not agreed:
             self._metrics.disagreed_answers.labels(source).inc()
-        watch = self._watches.get(source)
-        if watch is not None and watch.saw(agreed, makers):
-            self._turned(source, watch.open)
+        watches = self._watches.get(source)
+        if watches is not None:
+            turned = watches.saw(agreed, makers, tenant)
+            if turned.for_all:
+                self._turned(source, watches.open)
+            elif turned.for_one:
+                self._turned_for(source, tenant, watches.is_open_for(tenant))
+            if turned.for_all or turned.for_one:
+                self._metrics.gate_open.labels(source).set(watches.open_for_all)
         return agreed
 
     def _turned(self, source: Source, is_open: bool) -> None:
         self._tell(source, is_open)
         level = self._chosen[source].level.level
-        self._metrics.gate_open.labels(source).set(is_open)
         if is_open:
             _log.warning("the %s agrees in %g of cases again, and answers again", source, level)
         else:
@@ -195,6 +210,16 @@ class Gates:
                 source,
                 level,
             )
+
+    def _turned_for(self, source: Source, tenant: str | None, is_open: bool) -> None:
+        _log.warning(
+            "the %s agrees in %s %g of cases for queries of the tenant %r: it answers %s",
+            source,
+            "at least" if is_open else "less than",
+            self._chosen[source].level.level,
+            tenant,
+            "them again" if is_open else "none of them until it does again",
+        )
 
 
 _SAME_CLASS = Agreement("classes", 0.0)

@@ -60,7 +60,8 @@ class StandIns:
         impossible = self._rules.screen.impossible(outputs)
         if impossible:
             self._metrics.impossible.inc(len(impossible))
-        refused = self._gates.refused(source, outputs)
+        tenants = [self._tensors.tenant(query) for query in queries]
+        refused = self._gates.refused(source, outputs, tenants)
         refuses = self._rules.refuses
         planned = [row for row, query in enumerate(queries) if refuses(query, source)]
         return sorted({*impossible, *refused, *planned})

@@ -68,6 +68,11 @@ class Tensors:
             if query in self.requests:
                 self.requests[query] = asked.alone(row)
 
+    def tenant(self, query: int) -> str | None:
+        """Who asked the query, as far as that is known."""
+        asked = self.requests.get(query)
+        return None if asked is None else asked.tenant
+
     def row(self, query: int) -> NDArray[Any]:
         """The query's input: (*input shape)."""
         asked = self.requests[query]
@@ -129,7 +134,7 @@ class Tensors:
             return None
         if source is Source.MODEL:
             output = self._imitated_of(output)
-        return Made(output, asked.ran_on[query, source])
+        return Made(output, asked.ran_on[query, source], asked.tenant)
 
     def _imitated_of(self, prediction: NDArray[Any]) -> NDArray[Any]:
         """Of the deployed model's outputs for a query, the one that stand-ins give."""
