@@ -1,12 +1,14 @@
 """Connections over real sockets end by either side, and no query is lost or left behind."""
 
 import asyncio
+import gc
 import socket
 import struct
 
 import pytest
 
 from http_served import Loop, body, eventually, get, post, serving
+from parity_models.serving.http.connection import HttpConnection
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +31,26 @@ def test_a_client_that_goes_away_has_its_query_abandoned(run: Loop) -> None:
             assert served.echo.asked == 1
 
     run(test())
+
+
+def test_connections_that_have_ended_leave_no_garbage_to_search_for(run: Loop) -> None:
+    async def test() -> None:
+        async with serving() as served:
+            for _ in range(5):
+                client = await served.connect()
+                client.send(post(body()), post(bytes(100))[:-50])
+                assert (await client.answer())[0] == 200
+                client.close()
+                del client
+            await eventually(lambda: served.server.connections == 0, "they do not end")
+            assert not [each for each in gc.get_objects() if isinstance(each, HttpConnection)]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(test())
+    finally:
+        gc.enable()
 
 
 def test_a_client_that_sends_no_more_gets_the_answers_to_what_it_has_sent(run: Loop) -> None:

@@ -42,24 +42,35 @@ class UnreadAnswers:
     def sent(self, context: ServicerContext[Any, Any], size: int) -> None:
         """The call is answered with so many bytes, from now on."""
         self._budget.hold(size)
-        loop = asyncio.get_running_loop()
-        seconds = self._write_timeout + size / LEAST_RATE
-        timer: asyncio.TimerHandle
+        answer = _Answer(context, size)
+        self._wait(answer)
+        # A class, in its stub.
+        context.add_done_callback(lambda _: self._over(answer))  # type: ignore[arg-type]
 
-        def late() -> None:
-            nonlocal timer
-            timer = loop.call_later(seconds, late)  # where it cannot be closed now
-            if close_connection(context.peer(), self.port):
-                self._ended()
-            else:
-                _log.warning("an answer is not read, and its connection is not found")
+    def _wait(self, answer: "_Answer") -> None:
+        seconds = self._write_timeout + answer.size / LEAST_RATE
+        answer.timer = asyncio.get_running_loop().call_later(seconds, self._late, answer)
 
-        def over(_: ServicerContext[Any, Any]) -> None:
-            timer.cancel()
-            self._budget.give_back(size)
+    def _late(self, answer: "_Answer") -> None:
+        self._wait(answer)  # where it cannot be closed now
+        if close_connection(answer.context.peer(), self.port):
+            self._ended()
+        else:
+            _log.warning("an answer is not read, and its connection is not found")
 
-        timer = loop.call_later(seconds, late)
-        context.add_done_callback(over)  # type: ignore[arg-type]  # a class, in its stub
+    def _over(self, answer: "_Answer") -> None:
+        answer.timer.cancel()  # which lets go of the answer, so that it is gone at once
+        self._budget.give_back(answer.size)
+
+
+class _Answer:
+    """An answer of so many bytes to a call."""
+
+    timer: asyncio.TimerHandle
+
+    def __init__(self, context: ServicerContext[Any, Any], size: int) -> None:
+        self.context = context
+        self.size = size
 
 
 def close_connection(peer: str, port: int) -> bool:

@@ -101,7 +101,7 @@ class HttpConnection(asyncio.Protocol):
         self._unread.gone()
         if self._task is not None:
             self._task.cancel()
-        self._reader.abandon()
+        self._reader.close()
         if self._busy is not None:
             self.waiting.append(self._busy)
         for incoming in self.waiting:

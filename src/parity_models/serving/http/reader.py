@@ -147,6 +147,12 @@ class HttpReader:
             self.incoming = None
         self.begun = False
 
+    def close(self) -> None:
+        """Nothing comes any more. What it holds that holds itself lets go, so that it is gone at
+        once, and not when garbage is next searched for, which is seldom."""
+        self.abandon()
+        del self._parser, self._receiver
+
     @property
     def knows_continue(self) -> bool:
         """Does the client know the status 100, unlike those of HTTP/1.0?"""
