@@ -2,15 +2,19 @@
 
 import signal
 from collections import Counter
+from dataclasses import replace
 from threading import Event
 from typing import NoReturn
 
 import typer
 
+from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
+from parity_models.serving.engines import EngineChoice
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
 from parity_models.serving.ray.cluster import served_on_ray
+from parity_models.serving.ray.cluster_engine import ClusterEngine
 from parity_models.serving.ray.cluster_options import ClusterOptions
 
 
@@ -35,6 +39,17 @@ def serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None
     except KeyboardInterrupt:
         if not ready:
             raise typer.Exit(130) from None
+
+
+def with_instances_on_ray(options: ServeOptions) -> ServeOptions:
+    """The options of a server here whose instances are on the cluster of its engine, which is Ray.
+
+    Raises UserError for faults, which they do not take.
+    """
+    if options.faults is not None:
+        raise UserError("faults are not for a repository on Ray; leave them out")
+    engine = f"{ClusterEngine.__module__}:{ClusterEngine.__qualname__}"
+    return replace(options, engine=EngineChoice(engine, options.engine.options))
 
 
 def _interrupt(*_: object) -> NoReturn:

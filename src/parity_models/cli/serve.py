@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,7 @@ from parity_models.cli.serving import (
 )
 from parity_models.cli.signals import on_signals
 from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.serving.access import Access
 from parity_models.serving.engines import ENGINES
 from parity_models.serving.garbage import search_seldom
@@ -118,8 +118,9 @@ def serve(
         faults=faults,
     )
     server: Server | RepositoryServer | None = None
+    around: AbstractContextManager[None] = nullcontext()
     if repository is not None:
-        server = _of_repository(context, repository, options, allow_code or (), logging)
+        server, around = _of_repository(context, repository, options, allow_code or (), logging)
     elif given_options(context, "rollout"):
         raise UserError("--canary and its options need --repository beside them")
     elif given_options(context, "sharing"):
@@ -139,12 +140,26 @@ def serve(
         }
         typer.echo(config_in_force(context, options, named), nl=False)
     elif server is not None:
-        _run(server)
+        with around:
+            _run(server)
     elif opened is not None:
-        # Only now: whoever does not use Ray need not have it.
-        from parity_models.cli.on_ray import serve_on_ray
+        _serve_on_ray(opened, options, traces=logging.traces)
 
-        serve_on_ray(opened, options, traces=logging.traces)
+
+def _serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None:
+    # Only now: whoever does not use Ray need not have it.
+    from parity_models.cli.on_ray import serve_on_ray
+
+    serve_on_ray(bundle, options, traces=traces)
+
+
+def _on_ray(options: ServeOptions) -> tuple[ServeOptions, AbstractContextManager[None]]:
+    """The options of a server of a repository with its instances on Ray, and what it runs in."""
+    # Only now: whoever does not use Ray need not have it.
+    from parity_models.cli.on_ray import with_instances_on_ray
+    from parity_models.serving.ray.cluster_engine import connected
+
+    return with_instances_on_ray(options), connected(options.engine.settings)
 
 
 def _run(server: "Server | RepositoryServer") -> None:
@@ -160,7 +175,8 @@ def _of_repository(
     options: ServeOptions,
     allow_code: Collection[str],
     logging: Logging,
-) -> "RepositoryServer":
+) -> "tuple[RepositoryServer, AbstractContextManager[None]]":
+    """The server, and what it runs in."""
     # Only now: whoever serves one bundle need not wait for it.
     from parity_models.serving.repository.managed import Settings
     from parity_models.serving.repository.repository_server import RepositoryServer
@@ -173,8 +189,11 @@ def _of_repository(
                 f"give {spelling_in(context)(option)}, for each model, or --shared-instances, for "
                 "all of them together, not both"
             )
+    around: AbstractContextManager[None] = nullcontext()
+    if issubclass(options.engine.kind, RayEngine):
+        options, around = _on_ray(options)
     settings = Settings(lambda bundle: options, rollout, sharing, allow_code)
-    return RepositoryServer(folder, options, settings, _traces(logging))
+    return RepositoryServer(folder, options, settings, _traces(logging)), around
 
 
 def _traces(logging: Logging) -> Any:

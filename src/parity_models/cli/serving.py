@@ -108,7 +108,7 @@ def _refuse_what_is_not_for(
     if is_fixed:
         refused: Sequence[str] = ("instances", "parity_instances")
         why = "it has the instances that it is given"
-    elif issubclass(engine.kind, RayEngine):
+    elif bundle is not None and issubclass(engine.kind, RayEngine):
         of_access = (each.name for each in options_of(Access))
         refused = ("min_ready", "shutdown_delay", "ui", "access_log", *of_access)
         why = "Ray Serve's own proxies are what clients and probes reach"

@@ -22,7 +22,6 @@ from repositories import write_version
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--engine", "ray"), "engine ray, which serves one bundle"),
         (("--deployed", "http://a/x"), 'upstream-model = "x"'),
         (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
         (("--deployed", "http://a", "--upstream-model", "x"), "write {model} into 'x'"),

@@ -207,6 +207,7 @@ def instances_app(
     key: SocketKey,
     faults: FaultPlan | None = None,
     first: int = 0,
+    beside: Sequence[Application] = (),
 ) -> Application:
     """A pool of instances of `models`, by role; see Instances for the rest."""
     deployment = serve.deployment(
@@ -219,7 +220,7 @@ def instances_app(
         **_replicas(pool, cluster),
         **_DEPLOYMENT,
     )
-    return deployment(Instances).bind(roster, files, models, key, faults, first)
+    return deployment(Instances).bind(roster, files, models, key, faults, first, list(beside))
 
 
 def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> list[InstancePool]:
@@ -238,7 +239,7 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
             extra = math.ceil(options.parity_instances * growth)
         grown = replace(options, instances=cluster.max_instances, parity_instances=extra)
         most = Counter(Plan(bundle, grown).roles)
-    pools = [InstancePool(_name(roles), roles, least[roles], most[roles]) for roles in least]
+    pools = pools_for(least, most)
     for pool in pools:
         if pool.most < pool.least:
             raise UserError(
@@ -255,6 +256,16 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
         if options.faults.kills or options.faults.random_kills:
             raise UserError("a fault plan's kills are for local workers; on Ray, leave them out")
     return pools
+
+
+def pools_for(
+    least: Mapping[frozenset[str], int], most: Mapping[frozenset[str], int] | None = None
+) -> list[InstancePool]:
+    """A pool for each set of roles, of `least` to `most` instances; by default always `least`."""
+    return [
+        InstancePool(_name(roles), roles, count, (most or least)[roles])
+        for roles, count in least.items()
+    ]
 
 
 def _name(roles: frozenset[str]) -> str:

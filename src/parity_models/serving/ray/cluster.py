@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import RLock
 
 import ray
 from ray import serve
@@ -33,6 +34,10 @@ LATE = 1.0
 """Seconds after the server's deadline at which Ray's proxies end a request themselves: the frontend
 that it was passed to hangs, or is gone, and another is not there yet."""
 
+SERVE_API = RLock()
+"""Held while Serve is called from one of several threads: how it describes deployments changes a
+setting of the process for a moment, and fails where another thread does so, too (Ray 2.60)."""
+
 START_TIMEOUT = 300.0
 """Seconds all replicas have to start: images and models may have to reach new nodes."""
 
@@ -52,7 +57,7 @@ def served_on_ray(
         raise UserError("Ray Serve's proxies listen on a port; give one")
     address, cpus = cluster.address, _cpus(bundle, options, cluster)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _connect(address, cpus)
+    connect(address, cpus)
     try:
         ran_before = _check_room(address, cpus)
         if ran_before and options.grpc_port is not None:
@@ -73,7 +78,8 @@ def served_on_ray(
             host = "127.0.0.1" if options.host == "0.0.0.0" else options.host
             address_of = f"[{host}]" if ":" in host else host
             url = f"http://{address_of}:{port}"
-            _deploy(application(bundle, options, cluster, traces=traces))
+            deploy(application(bundle, options, cluster, traces=traces), APP, "/")
+            wait_for(APP)
             _check_answers(url)
             yield url if grpc is None else f"{url} and grpc://{address_of}:{grpc.port}"
         finally:
@@ -90,7 +96,9 @@ def _cpus(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> flo
     return instances * cluster.cpus_per_instance + cluster.frontends * cluster.cpus_per_frontend
 
 
-def _connect(address: str | None, cpus: float) -> None:
+def connect(address: str | None, cpus: float) -> None:
+    """Have the cluster at this address, or a new one on this machine, which counts so many CPUs or
+    one for each that it has. Raises UserError for one that cannot be reached."""
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # CPUs are only what Ray counts; as many instances as asked for may run on this machine.
@@ -165,18 +173,25 @@ def _free_port(host: str, port: int) -> int:
         ) from error
 
 
-def _deploy(app: Application) -> None:
-    """Returns once all replicas run."""
+def deploy(app: Application, name: str, route: str | None) -> None:
+    """Deploy an application by this name, at this route of Serve's proxies or at none.
+
+    Raises UserError if the cluster does not take it.
+    """
+    target = RunTarget(target=app, name=name, route_prefix=route)
     try:
-        run_many(
-            [RunTarget(target=app, name=APP, route_prefix="/")],
-            wait_for_applications_running=False,
-        )
+        with SERVE_API:
+            run_many([target], wait_for_applications_running=False)
     except RayServeException as error:
         raise UserError(f"the cluster does not take the application: {error}") from error
+
+
+def wait_for(name: str) -> None:
+    """Returns once all replicas of an application run. Raises ServingError if they do not start."""
     end = time.monotonic() + START_TIMEOUT
     while True:
-        status = serve.status().applications[APP]
+        with SERVE_API:
+            status = serve.status().applications[name]
         if status.status == "RUNNING":
             return
         failed = status.status in ("DEPLOY_FAILED", "UNHEALTHY")

@@ -88,7 +88,8 @@ class Instances:
     """One instance a replica: a worker with `models`, by role, and the deployment's `key`.
 
     As a target of autoscaling it reports its utilisation. `faults` are suffered by the instance
-    whose number in the plan is `first` more than the replica's rank, from its start on.
+    whose number in the plan is `first` more than the replica's rank, from its start on. `beside`
+    are further pools of an application that has no frontends.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -99,6 +100,7 @@ class Instances:
         key: SocketKey,
         faults: FaultPlan | None,
         first: int,
+        beside: Sequence[DeploymentHandle[Any]],
     ) -> None:
         warm = {
             role: warm_model(
@@ -106,10 +108,10 @@ class Instances:
             )
             for role, model in models.items()
         }
-        address = f"tcp://{_address()}:*"
+        endpoint = f"tcp://{address()}:*"
         context = serve.get_replica_context()
         max_frame = largest_frame(model.signature.largest.input for model in warm.values())
-        sockets = WorkerSockets(address, address, key=key, max_frame=max_frame)
+        sockets = WorkerSockets(endpoint, endpoint, key=key, max_frame=max_frame)
         self._worker = Worker(warm, sockets, faults=_faults(faults, first + context.rank.rank))
         self._seat = Seat(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
@@ -183,9 +185,9 @@ class Frontends:
             roster.frontend_seen.remote,
             serve.get_replica_context().replica_id.unique_id,
             deployment_name(files, key),
-            _address(),
+            address(),
             key,
-            max_frame=largest_frame(_outputs(bundle), plan.max_batch),
+            max_frame=largest_frame(outputs_of(bundle), plan.max_batch),
             unit_timeout=options.unit_timeout,
             metrics=self._metrics,
         )
@@ -304,12 +306,13 @@ def _faults(plan: FaultPlan | None, number: int) -> tuple[float, WorkerFaults] |
     return None if plan is None else (time.monotonic(), WorkerFaults(plan, number))
 
 
-def _address() -> str:
+def address() -> str:
     """This node's IP address, as other nodes reach it."""
     return str(ray.util.get_node_ip_address())
 
 
-def _outputs(bundle: Bundle) -> list[Layout]:
+def outputs_of(bundle: Bundle) -> list[Layout]:
+    """The largest output of each of a bundle's models."""
     manifest = bundle.manifest
     backups = () if manifest.backup is None else (manifest.backup,)
     models = (manifest.deployed, *manifest.parity, *backups)

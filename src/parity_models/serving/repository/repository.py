@@ -241,6 +241,6 @@ def check_engine(engine: Any, *, shares: bool) -> None:
     engine.kind.check_several(engine.settings)
     if shares and not engine.kind.grows:
         raise UserError(
-            f"instances are not shared with the engine {engine.name}; leave --shared-instances "
-            "out, or use the engine local"
+            f"instances are not shared with the engine {engine.kind.name}; leave "
+            "--shared-instances out, or use the engine local"
         )
