@@ -1,17 +1,20 @@
-"""What pages, messages and comments point to is there; commands in pages have their options."""
+"""What pages, messages and comments point to is there; commands in pages can be typed."""
 
 import re
 import shlex
-from collections.abc import Iterator
-from functools import cache
+import sys
+from itertools import takewhile
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import numpy as np
 import pytest
+import typer
+from typer.exceptions import TyperException
 
 from parity_models.cli.main import command
-from parity_models.errors import UndecodableError
+from parity_models.errors import UndecodableError, UserError
 
 ROOT = Path(__file__).parent.parent
 OUTSIDE = sorted(ROOT.glob("*.md"))
@@ -23,6 +26,7 @@ TEXTS = [
     if path.suffix in (".py", ".yaml", ".yml", ".toml", ".md")
 ]
 TRITONS = "docs/protocol/extension_"
+COMMAND = re.compile(r"(?:\$ )?(?:\w+=\S+ )*(?:sudo |\.venv/bin/)?(parm [a-z-].*)", re.DOTALL)
 
 
 def name(path: Path) -> str:
@@ -54,14 +58,27 @@ def test_the_readme_is_read_in_a_minute() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_commands_in_pages_have_the_options_that_they_are_given(page: Path) -> None:
-    for line, words in commands_in(page.read_text()):
-        known = options(*subcommand(words))
-        if re.search("--(policy|encoder|decoder|engine) mine:", line):
-            continue  # it brings options of its own
-        for word in words:
-            if word.startswith("--"):
-                assert word.split("=")[0] in known, line
+def test_commands_in_pages_can_be_typed(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    found = blocks(page.read_text())
+    classes = [block for block in found if re.search("^class ", block, re.MULTILINE)]
+    Path("mine.py").write_text("\n".join(classes))
+    Path("parm.toml").write_text("".join(each for each in found if each.startswith("# parm.toml")))
+    for block in found:
+        for line in block.replace("\\\n", " ").splitlines():
+            if command_in := COMMAND.match(line.strip()):
+                assert problem_of(command_in[1]) == "", line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_in_sentences_have_the_options_that_they_are_given(page: Path) -> None:
+    prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose):
+        if command_in := COMMAND.match(span):
+            assert not problem_of(command_in[1]).startswith("No such"), span
 
 
 @pytest.mark.slow
@@ -108,34 +125,26 @@ def of_the_code_guide(name: str, *shape: Any, **options: Any) -> Any:
     return names[name](*shape, names[name].Options(**options))
 
 
-def commands_in(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Each line of a block of shell commands that runs parm, with its words after that."""
-    for block in re.findall(r"^```(?:sh|console)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            if (line := line.removeprefix("$ ")).startswith("parm "):
-                yield line, shlex.split(line, comments=True)[1:]
+def blocks(text: str) -> list[str]:
+    """What is between fences, without what it is indented by."""
+    fenced = re.finditer(r"^( *)```\w+\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    return [dedent(each[2]) for each in fenced]
 
 
-def subcommand(words: list[str]) -> tuple[str, ...]:
-    """The subcommand, and the one below it where there is one."""
-    if len(words) > 1 and options(words[0], words[1]):
-        return words[0], words[1]
-    return (words[0],)
-
-
-@cache
-def options(first: str, *rest: str) -> frozenset[str]:
-    """The options of a subcommand; none where there is no such subcommand."""
-    context = command().commands[first].make_context(first, [], resilient_parsing=True)
-    for below in rest:
-        commands = getattr(context.command, "commands", {})
-        if below not in commands:
-            return frozenset()
-        context = commands[below].make_context(below, [], resilient_parsing=True)
-    parameters = context.command.get_params(context)
-    return frozenset(
-        name
-        for parameter in parameters
-        if parameter.param_type_name == "option"
-        for name in [*parameter.opts, *parameter.secondary_opts]
-    )
+def problem_of(line: str) -> str:
+    """What is wrong with a command; empty if it could run. What it is piped to is left out."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    words = list(takewhile(lambda word: not set(word) <= set("|&;<>"), lexer))
+    commands: dict[str, Any] = {"parm": command()}
+    try:
+        while words and commands:
+            if words[0] not in commands:
+                return f"No such command: {words[0]}"
+            context = commands[words[0]].make_context(words[0], words[1:])
+            commands, words = getattr(context.command, "commands", {}), words[1:]
+    except typer.Exit:  # it has shown its help
+        pass
+    except (TyperException, UserError) as error:
+        return str(error)
+    return ""
