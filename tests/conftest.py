@@ -52,9 +52,9 @@ def browser() -> Iterator[Any]:
 def parm_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     """Runs `parm` in this process: starting one, with its imports, takes a second or several."""
 
-    def run(*arguments: object) -> Outcome:
+    def run(*arguments: object, columns: int = 100) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["parm", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("PARM_DEBUG", "0")
         with pytest.raises(SystemExit) as ended:
             main()

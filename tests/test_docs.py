@@ -1,5 +1,6 @@
 """What pages, messages and comments point to is there; commands in pages can be typed."""
 
+import json
 import re
 import shlex
 import sys
@@ -13,6 +14,7 @@ import pytest
 import typer
 from typer.exceptions import TyperException
 
+from commands import Here
 from parity_models.cli.main import command
 from parity_models.errors import UndecodableError, UserError
 
@@ -53,6 +55,22 @@ def test_files_that_pages_name_are_there(page: Path) -> None:
         assert any(any(place.glob(path)) for place in places), path
 
 
+def test_what_decides_what_is_where_the_architecture_page_says() -> None:
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+    table = page.partition("## What decides what")[2].partition("\n## ")[0]
+    source = "".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    named = re.findall(r"`(\w+)\.(\w+)`", table)
+    assert len(named) > 10
+    for name, member in named:
+        if member == "py":
+            assert list((ROOT / "src").rglob(f"{name}.py")), name
+        else:
+            bodies = re.findall(
+                rf"^class {name}\b.*?(?=^class |\Z)", source, re.DOTALL | re.MULTILINE
+            )
+            assert any(f"def {member}(" in body for body in bodies), f"{name}.{member}"
+
+
 def test_the_readme_is_read_in_a_minute() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
 
@@ -87,6 +105,28 @@ def test_the_policy_of_the_guide_shortens_the_tail(capsys: pytest.CaptureFixture
     exec("".join(re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)), {})
     tails = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert tails[1] < tails[0] / 2
+
+
+@pytest.mark.slow
+def test_the_table_of_the_sizing_guide_is_what_simulations_say(
+    parm_here: Here, tmp_path: Path
+) -> None:
+    guide = (ROOT / "docs" / "how-to" / "size-a-deployment.md").read_text()
+    of = ("simulate", "--instances", 4, "--load", 0.5, "--queries", 20_000)
+    backup = ("--stand-in", "backup", "--backup-time", "5ms")
+    for row, policy, more in (
+        ("equal-resources", "equal-resources", ()),
+        ("hedging", "hedging", ()),
+        ("adaptive, parity models", "adaptive", ()),
+        ("adaptive, a backup of a fifth of the model's time", "adaptive", backup),
+    ):
+        told = parm_here(*of, "--policy", policy, *more, "--json", tmp_path / "simulated.json")
+        assert told.returncode == 0, told.stderr
+        found = json.loads((tmp_path / "simulated.json").read_text())["policies"][policy]
+        named = ("p50_ms", "p99_ms", "p999_ms", "work", "busy_ms")
+        (cells,) = re.findall(rf"^\| {row} \| (.*) \|$", guide, re.MULTILINE)
+        says = [float(cell) for cell in cells.split(" | ")]
+        assert says == pytest.approx([found[name] for name in named], rel=0.1), row
 
 
 def test_the_encoder_of_the_guide_adds_queries_up() -> None:

@@ -185,11 +185,13 @@ def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here:
         "30%",
         "--json",
         str(tmp_path / "out"),
+        columns=80,
     )
     assert told.returncode == 0, told.stderr
     assert "Take " in told.stdout
     assert "The recorded server had p50 10.0, p99 50.0" in told.stdout
     assert f"parm serve {bundle} --policy " in told.stdout
+    assert "…" not in told.stdout, "the table is cut"
     assert json.loads((tmp_path / "out").read_text())["plans"]
     never = parm_here(*of, "--p99", "1ms", "--instances", "4", "--contention", str(calm))
     assert_refused(never, "no plan fits: the nearest is")

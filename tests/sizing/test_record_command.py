@@ -60,8 +60,9 @@ def test_a_rehearsal_shows_the_tails_and_who_answers(
 ) -> None:
     out = tmp_path / "rehearsed.json"
     of = ("rehearse", str(bundle.path), "--instances", "2", "--seconds", "1", "--rate", "150")
-    told = parm_here(*of, "--json", str(out))
+    told = parm_here(*of, "--json", str(out), columns=80)
     assert told.returncode == 0, told.stderr
+    assert "…" not in told.stdout, "the table is cut"
     for said in ("stopped now and then", "equal-resources", "adaptive", "backup", "stand-in"):
         assert said in told.stdout
     found = json.loads(out.read_text())

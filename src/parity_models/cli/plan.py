@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -94,9 +95,14 @@ def _print(console: Console, known: Served, found: Sized, recording: Recording |
 
 
 def _table(plans: list[Plan]) -> Table:
-    table = Table(pad_edge=False, caption="simulated; times in ms", caption_justify="right")
-    table.add_column("policy")
-    table.add_column("stand-in")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        caption="simulated; times in ms",
+        caption_justify="right",
+    )
+    table.add_column("policy", overflow="fold")
+    table.add_column("stand-in", overflow="fold")
     for heading in (
         "inst.",
         "p50",
@@ -107,8 +113,8 @@ def _table(plans: list[Plan]) -> Table:
         "agrees",
         "stood\nin",
     ):
-        table.add_column(heading, justify="right")
-    table.add_column("misses")
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("misses", overflow="fold")
     for plan in plans:
         outcome = plan.outcome
         table.add_row(

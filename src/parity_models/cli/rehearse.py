@@ -6,6 +6,7 @@ from typing import Annotated
 import numpy as np
 import typer
 import uvloop
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -92,15 +93,17 @@ def rehearse(
 def _table(found: Rehearsed, harm: Harm) -> Table:
     done = {Harm.KILL: "killed", Harm.STOP: "stopped now and then", Harm.SLOW: "slow"}[harm]
     table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
         title=f"one instance is {done}; a query takes {found.usual_ms:.1f} ms, "
         f"{found.rate:.0f} are asked a second",
         title_justify="left",
         caption="times in ms",
         caption_justify="right",
     )
-    table.add_column("policy")
+    table.add_column("policy", overflow="fold")
     for heading in ("p50", "p99", "longest", *map(str, Source), "failed"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for run in (found.without, found.with_stand_ins):
         table.add_row(
             run.policy,

@@ -73,7 +73,7 @@ def gate_table(results: Sequence[GateResult], metric: str) -> Table:
     """The results in per cent, one row for each stand-in and level."""
     table = Table(title="gates: where stand-ins may answer", title_justify="left")
     table.add_column("stand-in", min_width=_WIDEST)
-    for column in ("level", "answers", "agree with F", metric, "F, the same"):
+    for column in ("level", "answers", "agree\nwith F", metric, "F, the\nsame"):
         table.add_column(column, justify="right")
     for stand_in, result in _named(results):
         table.add_row(

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -19,6 +19,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.routes import Page
 from parity_models.serving.rest.messages import Handler
 from parity_models.serving.rest.service import Rest
 from parity_models.serving.watched import Reread, watch
@@ -37,8 +38,7 @@ class Doors:
     """The protocols in front of `models`, as `options` have it; opened and closed once.
 
     `metrics` count connections and what of requests is no model's; `read_metrics` answers /metrics
-    in their place. `pages` are further handlers by path, `open_paths` those that take no token.
-    `tracing` makes spans of requests. Raises
+    in their place. `page` shows what the server does. `tracing` makes spans of requests. Raises
     UserError for files that cannot be used.
     """
 
@@ -49,16 +49,14 @@ class Doors:
         options: ServeOptions,
         *,
         read_metrics: Handler | None = None,
-        pages: Mapping[str, tuple[str, Handler]] | None = None,
-        open_paths: Collection[str] = (),
+        page: Page | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._models = models
         self._metrics = metrics
         self._options = options
         self._read_metrics = read_metrics
-        self._pages = pages
-        self._open_paths = open_paths
+        self._page = page
         self._tracing = tracing
         self._budget = ByteBudget(options.limits.max_in_flight)
         self._certificate = options.access.certificate()
@@ -125,8 +123,8 @@ class Doors:
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
 
-    def rest(self, pages: Mapping[str, tuple[str, Handler]] | None = None) -> Rest:
-        """The protocol over HTTP, with these pages beside it, for whatever carries it."""
+    def rest(self, page: Page | None = None) -> Rest:
+        """The protocol over HTTP, with this page beside it, for whatever carries it."""
         apart = self._options.access.metrics_port is not None
         return Rest(
             self._models,
@@ -136,8 +134,8 @@ class Doors:
             self._read_metrics,
             tokens=self._tokens,
             has=METRICS.__ne__ if apart else _all,
-            pages=pages,
-            open_paths=self._open_paths,
+            pages=None if page is None else page.routes(),
+            open_paths=() if page is None else page.open_paths,
             tracing=self._tracing,
         )
 
@@ -146,7 +144,7 @@ class Doors:
         certificate, servers = self._certificate, []
         if self._options.port is not None:
             tls = None if certificate is None else lambda: certificate.context
-            servers.append(HttpServer(self.rest(self._pages), self._metrics, tls))
+            servers.append(HttpServer(self.rest(self._page), self._metrics, tls))
         if self._options.access.metrics_port is not None:
             has = (METRICS, *HEALTH).__contains__
             few = replace(self._options.limits, max_connections=_SCRAPERS)
@@ -239,6 +237,23 @@ class AtDoors(ABC):
     @abstractmethod
     async def stop(self) -> None:
         """Refuse new requests, answer those in flight, and stop."""
+
+    async def _open(self, instances: int, start: Callable[[], Awaitable[None]]) -> None:
+        """Bind, leaving descriptors for `instances`, and `start` what is served; nothing is left
+        open if that fails."""
+        self._doors.open_http(instances)
+        if self.feed is not None:
+            self.feed.start()
+        try:
+            await self._doors.open_others()
+            await start()
+        except BaseException:
+            await self._close()
+            raise
+
+    @abstractmethod
+    async def _close(self) -> None:
+        """Close the doors, and end what is served if it has not been ended."""
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -53,8 +53,7 @@ class Server(AtDoors):
             models,
             hosted.metrics,
             options,
-            pages=None if page is None else page.routes(),
-            open_paths=() if page is None else page.open_paths,
+            page=page,
             tracing=tracing,
         )
 
@@ -89,15 +88,7 @@ class Server(AtDoors):
         It is live, but not ready, before. Raises UserError if it cannot listen where it should,
         and ServingError, with nothing left running, if an instance does not start.
         """
-        self._doors.open_http(len(self.roles))
-        if self.feed is not None:
-            self.feed.start()
-        try:
-            await self._doors.open_others()
-            await self._hosted.start()
-        except BaseException:
-            await self._close()
-            raise
+        await self._open(len(self.roles), self._hosted.start)
 
     async def stop(self) -> None:
         """Be ready no more; after the options' `shutdown_delay`, refuse new requests, answer those

@@ -61,8 +61,7 @@ class RepositoryServer(AtDoors):
             self.repository.metrics.server,
             options,
             read_metrics=self._read_metrics,
-            pages=None if page is None else page.routes(),
-            open_paths=() if page is None else page.open_paths,
+            page=page,
             tracing=tracing,
         )
 
@@ -71,15 +70,7 @@ class RepositoryServer(AtDoors):
 
         Raises UserError if it cannot listen where it should.
         """
-        self._doors.open_http(max(_INSTANCES, 2 * self._shared_instances))
-        if self.feed is not None:
-            self.feed.start()
-        try:
-            await self._doors.open_others()
-            await self.repository.start()
-        except BaseException:
-            await self._close()
-            raise
+        await self._open(max(_INSTANCES, 2 * self._shared_instances), self.repository.start)
 
     async def stop(self) -> None:
         """Be ready no more; after the options' `shutdown_delay`, refuse new requests, answer those
