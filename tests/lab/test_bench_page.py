@@ -21,3 +21,13 @@ async def test_servers_with_and_without_a_page_are_asked_alike(tmp_path: Path) -
     assert cost.rate * cost.seconds == pytest.approx(50)
     assert cost.watchers == 2
     assert cost.without > 0
+
+
+async def test_servers_of_several_models_are_asked_for_each(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path))
+    cost = await live_page.measure_page(
+        bundle, policy=NoRedundancy.name, rate=50, seconds=1, models=3, warm_up=0.2, watchers=2
+    )
+    assert (cost.models, cost.watchers) == (3, 2)
+    assert cost.rate * cost.seconds == pytest.approx(50)
+    assert cost.without > 0

@@ -290,16 +290,27 @@ def live_page(
     ] = 100.0,
     seconds: Annotated[float, typer.Option(help="How long it counts.", min=1)] = 60.0,
     watchers: Annotated[int, typer.Option(help="How many watch.", min=0, max=32)] = WATCHERS,
+    models: Annotated[
+        int | None,
+        typer.Option(
+            help="Serve a repository of so many models, all of them the bundle; they are asked in "
+            "turn. By default each server has one bundle.",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Measure what the live page costs: nobody watches, or some do.
+    """Measure what the live page costs, watched or not, and what metrics cost.
 
-    Serves a model three times at once: without a page, with one that nobody watches, and with one
-    that --watchers do; asks each the same queries at a steady pace, and compares the processor time
-    of the servers' own processes.
+    Serves a model four times at once: without a page, with one that nobody watches, with one that
+    --watchers do, and without one where metrics are scraped each second; asks each the same queries
+    at a steady pace, and compares the processor time of the servers' own processes.
     """
     opened = None if bundle is None else open_bundle(bundle)
     cost = asyncio.run(
-        measure_page(opened, policy=policy, rate=rate, seconds=seconds, watchers=watchers)
+        measure_page(
+            opened, policy=policy, rate=rate, seconds=seconds, watchers=watchers, models=models
+        )
     )
     table = Table()
     for column in ("", "of a core", "at most", ""):
@@ -311,9 +322,12 @@ def live_page(
     ):
         met = "met" if share <= most else "not met"
         table.add_row(words, f"{share:+.2%}", f"{most:.0%}", met)
+    table.add_row("metrics that are scraped each second", f"{cost.scraped:+.2%}", "", "")
     console = Console()
+    has = "" if cost.models is None else f", which has {cost.models} models"
     console.print(
-        f"{cost.rate:.0f} queries/s of each server, for {cost.seconds:.0f} s; policy: {policy}.",
+        f"{cost.rate:.0f} queries/s of each server{has}, for {cost.seconds:.0f} s; "
+        f"policy: {policy}.",
         highlight=False,
     )
     console.print(table)

@@ -1,20 +1,23 @@
-"""What the live page costs a server in processor time: with nobody watching, and with some.
+"""What the live page and metrics cost a server in processor time: with nobody watching, with some
+who do, and with metrics that are scraped.
 
 The servers run at once and are asked the same queries in turns, at a steady pace, so that whatever
 else the machine does hits them alike. Counted is the time of the server's own process: its workers
-do nothing else with a page than without.
+do nothing else with a page than without. A server may have several models, which are asked in turn.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from time import perf_counter
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import msgspec
 import numpy as np
 
 from parity_models.errors import LoadError
+from parity_models.lab.costs import served_repository
 from parity_models.lab.costs.bare_client import BareClient
 from parity_models.lab.costs.overhead import generated_bundle
 from parity_models.lab.costs.processes import cpu_seconds
@@ -32,17 +35,25 @@ UNWATCHED_AT_MOST, WATCHED_AT_MOST = 0.01, 0.05
 
 WATCHERS = 10
 
+SCRAPE_EVERY = 1.0
+"""Seconds between two scrapes: more often than Prometheus scrapes by default."""
+
 
 class PageCost(msgspec.Struct, frozen=True):
     """Shares of a core: of a server without a page, and what one costs more with a page that nobody
-    watches, and with one that `watchers` do."""
+    watches, with one that `watchers` do, and without a page where metrics are scraped.
+
+    `models` are those of a repository; None: each serves one bundle.
+    """
 
     seconds: float
     rate: float
     watchers: int
+    models: int | None
     without: float
     unwatched: float
     watched: float
+    scraped: float
 
 
 async def measure_page(
@@ -51,58 +62,91 @@ async def measure_page(
     policy: str,
     rate: float,
     seconds: float,
+    models: int | None = None,
     warm_up: float = WARM_UP,
     watchers: int = WATCHERS,
 ) -> PageCost:
-    """Serve `bundle`, or a generated MLP, three times at once, ask each `rate` queries a second for
-    `seconds` after `warm_up` seconds, and compare."""
-    with generated_bundle(bundle) as bundle:
+    """Serve `bundle`, or a generated MLP, four times at once, ask each `rate` queries a second for
+    `seconds` after `warm_up` seconds, and compare.
+
+    With `models`, each server has a repository of so many, all of them the bundle; who watches has
+    the list of models before them, and one of them.
+    """
+    names = [f"model-{number}" for number in range(models or 0)]
+    with (
+        generated_bundle(bundle) as bundle,
+        served_repository.copies_of(bundle, names) if names else nullcontext() as folder,
+    ):
+        what, module = bundle.path, served.__module__
+        if folder is not None:
+            what, module = folder, served_repository.__name__
         choice = PolicyChoice(policy)
         async with AsyncExitStack() as stack:
             servers = [
                 await stack.enter_async_context(
-                    served(bundle.path, ServeOptions(policy=choice, instances=1, port=0, ui=ui))
+                    served(
+                        what, ServeOptions(policy=choice, instances=1, port=0, ui=ui), module=module
+                    )
                 )
-                for ui in (False, True, True)
+                for ui in (False, True, True, False)
             ]
-            for _ in range(watchers):
-                await stack.enter_async_context(_watching(servers[-1].url))
-            await _ask(bundle, servers, rate, warm_up)
+            for number in range(watchers):
+                for of in _watched(names, number):
+                    await stack.enter_async_context(_watching(servers[2].url, of))
+            await stack.enter_async_context(_scraping(servers[3].url))
+            asked = names or [bundle.manifest.name]
+            await _ask(bundle, asked, servers, rate, warm_up)
             before = [cpu_seconds([server.pid]) for server in servers]
-            took = await _ask(bundle, servers, rate, seconds)
-            asked = int(rate * seconds) / took  # less than it should be where the machine is busy
+            took = await _ask(bundle, asked, servers, rate, seconds)
             shares = [
                 (cpu_seconds([server.pid]) - spent) / took
                 for server, spent in zip(servers, before, strict=True)
             ]
-    without, unwatched, watched = shares
-    return PageCost(took, asked, watchers, without, unwatched - without, watched - without)
+    without, *others = shares
+    more = [each - without for each in others]
+    # The rate is less than it should be where the machine is busy.
+    return PageCost(took, int(rate * seconds) / took, watchers, models, without, *more)
 
 
-async def _ask(bundle: Bundle, servers: Sequence[Served], rate: float, seconds: float) -> float:
-    """Ask every server so often, for so long; returns how long it took."""
+def _watched(models: Sequence[str], number: int) -> Sequence[str]:
+    """The queries of what a watcher's page follows."""
+    if not models:
+        return ("",)
+    return ("?of=models", f"?model={models[number % len(models)]}&version=1")
+
+
+async def _ask(
+    bundle: Bundle, models: Sequence[str], servers: Sequence[Served], rate: float, seconds: float
+) -> float:
+    """Ask every server so often, for so long, its models in turn; returns how long it took."""
     deployed = bundle.manifest.deployed
     takes = deployed.input
-    model = ModelMetadata.of(bundle.manifest.name, takes, deployed.output)
     row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
-    clients = [BareClient(server.url, model) for server in servers]
+    clients = [
+        [
+            BareClient(server.url, ModelMetadata.of(name, takes, deployed.output))
+            for server in servers
+        ]
+        for name in models
+    ]
     began = perf_counter()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(began + number / rate - perf_counter())
-        for client in clients:
+        for client in clients[number % len(clients)]:
             client.infer(row)
-    for client in clients:
-        client.close()
+    for of_model in clients:
+        for client in of_model:
+            client.close()
     return perf_counter() - began
 
 
 @asynccontextmanager
-async def _watching(url: str) -> AsyncIterator[None]:
-    """Somebody watches the page of the server at `url`. Raises LoadError if that cannot be."""
+async def _watching(url: str, of: str) -> AsyncIterator[None]:
+    """Somebody watches this of the server at `url`. Raises LoadError if that cannot be."""
     at = urlsplit(url)
     reader, writer = await asyncio.open_connection(at.hostname, at.port)
     with closing(writer):
-        writer.write(f"GET /ui/events HTTP/1.1\r\nHost: {at.netloc}\r\n\r\n".encode())
+        writer.write(f"GET /ui/events{of} HTTP/1.1\r\nHost: {at.netloc}\r\n\r\n".encode())
         if b" 200 " not in await reader.readline():
             raise LoadError(f"{url} has no page to watch")
         reading = asyncio.create_task(_drop(reader))
@@ -115,3 +159,23 @@ async def _watching(url: str) -> AsyncIterator[None]:
 async def _drop(reader: asyncio.StreamReader) -> None:
     while await reader.read(1 << 16):
         pass
+
+
+@asynccontextmanager
+async def _scraping(url: str) -> AsyncIterator[None]:
+    """The metrics of the server at `url` are read again and again."""
+
+    def scrape() -> None:
+        with urlopen(f"{url}/metrics") as answer:
+            answer.read()
+
+    async def again_and_again() -> None:
+        while True:
+            await asyncio.to_thread(scrape)
+            await asyncio.sleep(SCRAPE_EVERY)
+
+    scraping = asyncio.create_task(again_and_again())
+    try:
+        yield
+    finally:
+        scraping.cancel()
