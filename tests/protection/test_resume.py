@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,11 +19,12 @@ from onnx_models import linear_model
 from parity_models.models.bundle import open_bundle
 from parity_models.protection import Queries, Wishes
 from parity_models.protection.audience import Audience
-from parity_models.protection.preparing import prepare
+from parity_models.protection.preparing import Prepared, prepare
 from parity_models.training import open_deployed
 from parity_models.training.candidates import Candidate
 from parity_models.training.search import Search
-from parity_models.training.search_state import Proposed, Searched, SearchFolder
+from parity_models.training.search_state import Done, Proposed, Searched, SearchFolder
+from parity_models.training.trainee import Trainee
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +141,12 @@ def test_a_damaged_state_is_refused(folder: Path, parm_here: Here) -> None:
     assert_refused(parm_here(*command("--resume")), "search.json is damaged")
 
 
+def prepared_for(folder: Path) -> Prepared:
+    queries = Queries(INPUTS[:1400], None, INPUTS[1400:1700], INPUTS[1700:], None, None, False)
+    with open_deployed(folder / "model.onnx", (6,)) as bundle:
+        return prepare(bundle, queries, Wishes(), Audience())
+
+
 class Cut(SearchFolder):
     """Ctrl-C comes when what was trained is about to be kept, or to be trained, the n-th time."""
 
@@ -159,10 +167,33 @@ class Cut(SearchFolder):
         return super().checkpoint(candidate, rung)
 
 
+def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) -> None:
+    names = ("linear", "mlp@0.25", "mlp@0.5", "mlp")
+    prepared = prepared_for(folder)
+    proposed = tuple(Proposed(name, None, 0.9) for name in names)
+    searched = Searched(prepared.options, proposed, 1.0)
+    done = Done(score=0.5, covered=0.5, seconds=0.0, epochs=1)
+    for judging, resumed, untried in (
+        (0.0, {}, []),
+        (9.0, {}, names[2:]),
+        (9.0, {"mlp": done}, ["mlp@0.5"]),
+    ):
+        search_folder = SearchFolder(folder / "search")
+        search_folder.begin(searched)
+        teaching = replace(prepared.teaching, judging=judging)
+        state = msgspec.structs.replace(
+            searched, done={name: (each,) for name, each in resumed.items()}
+        )
+        for name in resumed:
+            candidate = Candidate(name, None, 0.9)
+            search_folder.save(candidate, Trainee(candidate, teaching).state())
+        found = Search(teaching, state, search_folder).run(20.0 if not judging else 1.0)
+        told = [name for name, why in found.dropped.items() if why.startswith("not tried")]
+        assert told == [f"backup {name}" for name in untried]
+
+
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(folder: Path) -> None:
-    queries = Queries(INPUTS[:1400], None, INPUTS[1400:1700], INPUTS[1700:], None, None, False)
-    with open_deployed(folder / "model.onnx", (6,)) as bundle:
-        prepared = prepare(bundle, queries, Wishes(), Audience())
+    prepared = prepared_for(folder)
     proposed = (Proposed("linear", None, 0.5), Proposed("mlp@0.25", None, 0.9))
     searched = Searched(prepared.options, proposed, 1.0)
     for cut, trained in (({"saved": 1}, 1), ({"saved": 2}, 2), ({"begun": 2}, 1)):

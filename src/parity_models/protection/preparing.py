@@ -41,13 +41,17 @@ FEWEST = 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """What candidates learn from, what they are measured by, and what determines the search."""
+    """What candidates learn from, what they are measured by, and what determines the search.
+
+    `measuring` are the seconds that the deployed model took for the queries of `measured`.
+    """
 
     teaching: Teaching
     measured: Measured
     options: Options
     task: str
     inputs_sha256: str
+    measuring: float
 
 
 def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audience) -> Prepared:
@@ -67,7 +71,8 @@ def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audien
     some = on_device(queries.train[:BATCH], subject, device)
     check_rows_apart(model, some)
     sha256 = digest(queries.train)
-    queries = _affordable(queries, _seconds_a_row(model, some), wishes, audience)
+    row_seconds = _seconds_a_row(model, some)
+    queries = _affordable(queries, row_seconds, wishes, audience)
     lessons = lessons_of(
         model,
         subject,
@@ -79,10 +84,12 @@ def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audien
         mirrored=queries.flips,
         least=8,
     )
+    learned = time.monotonic()
     measured = Measured.by(
         deployed, queries.calibration, queries.test, queries.test_labels, lessons.metric
     )
-    took = time.monotonic() - began
+    now = time.monotonic()
+    measuring, took = now - learned, now - began
     audience.say(
         f"the model's predictions are {lessons.output_kind}, judged by {lessons.metric}; it took "
         f"{took:.0f} s to predict for {len(queries.train):,} queries to learn from"
@@ -106,11 +113,13 @@ def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audien
             wishes.agreement,
             wishes.seed,
             () if subject.plain else queried(deployed, queries.train),
+            row_seconds * len(lessons.held_out.inputs),
         ),
         measured,
         options,
         deployed.manifest.task,
         sha256,
+        measuring,
     )
 
 

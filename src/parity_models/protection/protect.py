@@ -25,14 +25,20 @@ from parity_models.training.costs import Costs
 from parity_models.training.held_out import Queries
 from parity_models.training.named_candidates import propose_named
 from parity_models.training.run import check_place
-from parity_models.training.search import Found, Search
+from parity_models.training.search import FINALISTS, Found, Search
 from parity_models.training.search_state import Proposed, Searched, SearchFolder
 
 FINISHING = 22.0
-"""Seconds for what comes after the search; ..."""
+"""Seconds for what comes after the search, at least, besides running the finalists; ..."""
 
 MOST_FINISHING = 0.4
-"""... of short times at most this share."""
+"""... of all at most this share."""
+
+PROPOSALS = 2.0
+"""It takes so many times as long as to propose candidates, as it exports and times as many."""
+
+REPEATED = 2
+"""Simulations of each stand-in, on average: one that takes too much work is tried again."""
 
 LEAST_SEARCHING = 0.1
 """The search has this share of the time, even if what comes before it took too long."""
@@ -92,10 +98,11 @@ def protect_model(
     total = 60 * wishes.minutes
     prepared = prepare(deployed, queries, wishes, audience)
     folder = SearchFolder(out.with_name(f"{out.name}.protect"))
+    prepared_at = time.monotonic()
     searched = _searched(deployed, prepared, folder, wishes.resume)
     search = Search(prepared.teaching, searched, folder, audience.searching)
-    end = began + total
-    left = end - _finishing(total) - time.monotonic()
+    now, end = time.monotonic(), began + total
+    left = end - _finishing(total, now - prepared_at, prepared.measuring) - now
     found = search.run(max(left, LEAST_SEARCHING * total))
     audience.searched()
     finished = _finish(deployed, prepared, found, out, wishes, end)
@@ -104,8 +111,12 @@ def protect_model(
     return finished
 
 
-def _finishing(total: float) -> float:
-    return min(FINISHING, MOST_FINISHING * total)
+def _finishing(total: float, proposing: float, measuring: float) -> float:
+    """Seconds of the `total` for what comes after the search, where candidates were proposed in so
+    many, and the deployed model ran in so many for the queries that finalists are measured by."""
+    # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
+    running = (FINALISTS + 1) * measuring
+    return min(max(FINISHING, PROPOSALS * proposing) + running, MOST_FINISHING * total)
 
 
 def _searched(deployed: Bundle, prepared: Prepared, folder: SearchFolder, resume: bool) -> Searched:
@@ -143,10 +154,9 @@ def _finish(
         )
     capable = able(finalists, wishes)
     left = max(0.0, end - time.monotonic())
-    # One for each, one for two of them together, and hedging.
-    simulations = Simulations(
-        wishes, base[1], left - min(WRITING, MOST_WRITING * left), len(capable) + 2
-    )
+    # Each by itself, two together, and hedging.
+    count = REPEATED * (len(capable) + 1) + 1
+    simulations = Simulations(wishes, base[1], left - min(WRITING, MOST_WRITING * left), count)
     others = [simulations.without, simulations.hedging()]
     tried = [simulations.with_stand_ins(each) for each in capable]
     if company := two_together([each[-1] for each in tried], wishes):

@@ -27,7 +27,10 @@ FINALISTS = 4
 """Candidates that are trained to the end, at most."""
 
 LEAST_SECONDS = 1.0
-"""What a candidate needs of the first rung: if there is not as much, fewer are tried."""
+"""What a candidate needs of the first rung, at least: if there is not as much, fewer are tried."""
+
+JUDGED = 2.0
+"""It needs so many times what it takes to be judged, too."""
 
 SHORTEST = 0.1
 """Seconds of a training at least, so that some steps are taken."""
@@ -100,11 +103,18 @@ class Search:
         return Found(self._keep(left, FINALISTS, MARGIN), self._dropped, self._interrupted)
 
     def _entrants(self, seconds: float) -> list[Trainee]:
-        candidates = self._searched.candidates
-        most = max(2, int(RUNGS[0] * seconds / LEAST_SECONDS))
-        for candidate in candidates[most:]:
-            self._dropped[candidate.name] = "not tried: there are not enough --minutes"
-        return [Trainee(each, self._teaching) for each in candidates[:most]]
+        """Those that there is time for in the first rung, two at least, and those that were in it
+        before."""
+        entrants: list[Trainee] = []
+        left = RUNGS[0] * seconds
+        for candidate in self._searched.candidates:
+            judging = JUDGED * candidate.share * self._teaching.judging
+            left -= max(LEAST_SECONDS, judging)
+            if left >= 0 or len(entrants) < 2 or candidate.slug in self._resumed:
+                entrants.append(Trainee(candidate, self._teaching))
+            else:
+                self._dropped[candidate.name] = "not tried: there are not enough --minutes"
+        return entrants
 
     def _rung(
         self, trainees: Sequence[Trainee], rung: int, began: float, end: float, seconds: float

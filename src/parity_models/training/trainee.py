@@ -40,7 +40,8 @@ from parity_models.training.worth import coverage, worth
 class Teaching:
     """What all candidates of a search learn from: F's bundle, F as a module, and the lessons.
 
-    `queried` says what queries of named inputs are like, `level` is the agreement that is wanted.
+    `queried` says what queries of named inputs are like, `level` is the agreement that is wanted,
+    `judging` how many seconds F takes for the queries that candidates are judged by.
     """
 
     bundle: Bundle
@@ -50,6 +51,7 @@ class Teaching:
     level: float
     seed: int
     queried: Queried = ()
+    judging: float = 0.0
 
 
 class Trainee:
