@@ -111,10 +111,27 @@ async def test_the_bytes_of_all_messages_have_a_budget() -> None:
 
 async def test_a_message_beyond_the_limit_is_refused() -> None:
     async with serving(max_body=2000) as (served, infer):
-        with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as error:
+        with pytest.raises(grpc.aio.AioRpcError, match=r"larger than max \(.* vs\. 2000") as error:
             await infer(request(1000))
         assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
         assert served.frontend.asked == 0
+        # It is seen as a call that is over before its message is there: gRPC does not say why.
+        await until(lambda: served.requests(499) == 1)
+        assert served.requests(400) == served.refused("invalid") == 0
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "connection"])
+async def test_a_call_given_up_before_its_message_is_there_is_no_invalid_one(how: str) -> None:
+    async with serving() as (served, _), served.channel() as channel:
+        ask: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = channel.stream_unary(INFER)
+        call = ask(timeout=0.3 if how == "deadline" else None)
+        await call.wait_for_connection()
+        if how == "cancel":
+            call.cancel()
+        elif how == "connection":
+            await channel.close()
+        await until(lambda: served.requests(499) == 1)
+        assert served.requests(400) == served.refused("invalid") == 0
 
 
 async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -> None:

@@ -53,7 +53,7 @@ class BystandersBounded(grpc.aio.ServerInterceptor):
     def _answered(self, answer: Any) -> Any:
         async def answered(messages: AsyncIterator[Any], context: Context) -> Any:
             try:
-                message = await self._read(messages)
+                message = await _decoded(self._calls.read(messages))
             except RequestError as error:
                 await self._refuse(context, error)
             return await answer(message, context)
@@ -65,7 +65,11 @@ class BystandersBounded(grpc.aio.ServerInterceptor):
             try:
                 with self._calls.lasting():
                     several = handler.request_streaming
-                    asked = self._all(messages) if several else await self._read(messages)
+                    asked = (
+                        self._all(messages)
+                        if several
+                        else await _decoded(self._calls.read(messages))
+                    )
                     async for answer in answers(asked, context):
                         yield answer
             except RequestError as error:
@@ -77,19 +81,18 @@ class BystandersBounded(grpc.aio.ServerInterceptor):
         """The messages, until one does not come in time."""
         try:
             while True:
-                yield await self._read(messages)
-        except (DeadlineError, InvalidRequestError):  # the latter where there are no more
+                yield await _decoded(self._calls.next(messages))
+        except (DeadlineError, InvalidRequestError, StopAsyncIteration):
             return
-
-    async def _read(self, messages: AsyncIterator[Any]) -> Any:
-        try:
-            return await self._calls.read(messages)
-        except DecodeError as error:
-            raise InvalidRequestError(
-                "the message is none of those that the method takes"
-            ) from error
 
     async def _refuse(self, context: Context, error: RequestError) -> NoReturn:
         if error.why is not None:
             self._metrics.refusals.labels(error.why).inc()
         await abort(context, code_of(error), text_of(error), metadata_of(error))
+
+
+async def _decoded(message: Awaitable[Any]) -> Any:
+    try:
+        return await message
+    except DecodeError as error:
+        raise InvalidRequestError("the message is none of those that the method takes") from error

@@ -30,6 +30,10 @@ _PROMPT = 0.2
 """Seconds within which a message mostly arrives whole. gRPC does not say how long it will be: one
 that takes longer is counted as if it were the longest."""
 
+_ENDING = 0.05
+"""Seconds within which gRPC cancels a call that is over, having said that no message comes: its
+client has given it up, or the message is larger than gRPC takes, of which gRPC has told it."""
+
 
 class Calls:
     """Bounds the calls of one server, by its `limits`; `budget` is shared with other protocols."""
@@ -77,6 +81,14 @@ class Calls:
     async def read(self, messages: AsyncIterator[_Message]) -> _Message:
         """The call's message. Raises DeadlineError if it does not arrive in time, OverloadedError
         if too many arrive slowly, InvalidRequestError if there is none."""
+        try:
+            return await self.next(messages)
+        except StopAsyncIteration:
+            await asyncio.sleep(_ENDING)
+            raise InvalidRequestError("the call has no message") from None
+
+    async def next(self, messages: AsyncIterator[_Message]) -> _Message:
+        """A message of the call, likewise. Raises StopAsyncIteration after the last one."""
         loop = asyncio.get_running_loop()
         slow = _Slow(self)
         try:
@@ -92,8 +104,6 @@ class Calls:
                 "send it faster or send fewer rows at once",
                 why=Refused.BODY_TIMEOUT,
             ) from None
-        except StopAsyncIteration:
-            raise InvalidRequestError("the call has no message") from None
         finally:
             slow.end()
 
