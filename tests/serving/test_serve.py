@@ -194,7 +194,12 @@ def queries_arrived(server: ServerProcess) -> float:
     return waiting + running + server.metric("parm_query_latency_seconds_count")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def in_a_terminal() -> None:
+    """Whatever runs the tests may be started to outlive its own."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
     bundle: Path, number: signal.Signals
 ) -> None:
@@ -202,7 +207,7 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
     coded = ["--policy", "parity", "--max-group-wait", "1000"]
     arguments = [*coded, "--instances", "2", "--faults", json.dumps(plan)]
     with (
-        ServerProcess(str(bundle), *arguments) as server,
+        ServerProcess(str(bundle), *arguments, before=in_a_terminal) as server,
         httpx.Client(base_url=server.url, timeout=30) as client,
         ThreadPoolExecutor(16) as pool,
     ):
@@ -220,6 +225,16 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
             assert server.wait() == 0
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{server.url}/v2/health/live")
+
+
+def test_a_server_started_by_nohup_outlives_its_terminal(bundle: Path) -> None:
+    def by_nohup() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    with ServerProcess(str(bundle), before=by_nohup) as server:
+        server.signal(signal.SIGHUP)
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            assert [infer(client, seed).status_code for seed in range(3)] == [200] * 3
 
 
 def test_a_second_signal_does_not_wait_for_answers(bundle: Path) -> None:

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import typer
 
+from parity_models.cli.signals import hangups_count
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.serving.engines import EngineChoice
@@ -19,8 +20,8 @@ from parity_models.serving.ray.cluster_options import ClusterOptions
 
 
 def serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None:
-    """Serve by the options' engine, which is Ray, until Ctrl-C or SIGTERM; a second one does not
-    wait for what is under way. With `traces`, frontends send spans."""
+    """Serve by the options' engine, which is Ray, until Ctrl-C, SIGTERM or SIGHUP; a second one
+    does not wait for what is under way. With `traces`, frontends send spans."""
     cluster: ClusterOptions = options.engine.settings
     plan = Plan(bundle, options)
     alike = Counter(" + ".join(sorted(roles)) for roles in plan.roles)
@@ -29,6 +30,8 @@ def serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None
     try:
         with served_on_ray(bundle, options, cluster, traces=traces) as url:
             signal.signal(signal.SIGTERM, _interrupt)  # Ray's own would end with another status
+            if hangups_count():
+                signal.signal(signal.SIGHUP, _interrupt_once)
             ready = True
             typer.echo(
                 f"serving {plan.model.name} at {url} (policy "
@@ -53,4 +56,9 @@ def with_instances_on_ray(options: ServeOptions) -> ServeOptions:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _interrupt_once(*_: object) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise KeyboardInterrupt
