@@ -12,6 +12,18 @@ import pytest
 from grpc import StatusCode
 
 from grpc_served import INFER, method, request, serving, until
+from http2_frames import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+    PREFACE,
+    SETTINGS,
+    call_headers,
+    frame,
+)
 from parity_models.serving.grpc.unread import close_connection
 
 pytestmark = pytest.mark.slow
@@ -99,23 +111,11 @@ async def ask_and_never_read(address: str, message: bytes) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
 
     def send(kind: int, flags: int, stream: int, payload: bytes) -> None:
-        head = struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream)
-        writer.write(head + payload)
+        writer.write(frame(kind, flags, stream, payload))
 
-    headers = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": INFER,
-        ":authority": address,
-        "content-type": "application/grpc",
-        "te": "trailers",
-    }
-    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    writer.write(PREFACE)
     send(SETTINGS, 0, 0, struct.pack(">HI", 4, 0))  # SETTINGS_INITIAL_WINDOW_SIZE
-    fields = (each.encode() for pair in headers.items() for each in pair)
-    literal = [bytes([len(each)]) + each for each in fields]  # RFC 7541, section 6.2.2
-    block = b"".join(b"\0" + name + value for name, value in zip(*[iter(literal)] * 2, strict=True))
-    send(HEADERS, END_HEADERS, 1, block)
+    send(HEADERS, END_HEADERS, 1, call_headers(address, INFER))
     data = struct.pack(">BI", 0, len(message)) + message
     for start in range(0, len(data), 16_000):
         piece = data[start : start + 16_000]
@@ -128,11 +128,6 @@ async def ask_and_never_read(address: str, message: bytes) -> None:
                 send(PING, ACK, 0, payload)
     except (asyncio.IncompleteReadError, ConnectionResetError):
         writer.close()
-
-
-DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
-END_STREAM, END_HEADERS, ACK = 1, 4, 1
-"""Of RFC 9113, section 6."""
 
 
 async def test_the_connection_too_many_is_closed() -> None:

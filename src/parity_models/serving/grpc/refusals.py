@@ -21,9 +21,9 @@ _CODES = {
     504: StatusCode.DEADLINE_EXCEEDED,
 }
 
-MAX_TEXT = 1000
-"""Characters of an error that surely go through: they travel in a header, with a client's names
-in them."""
+MAX_TEXT, MAX_WIRE = 1000, 3000
+"""Characters of an error that surely go through, and their bytes on the wire: they travel in a
+header, with a client's names in them."""
 
 _DETAILS = "grpc-status-details-bin"
 """The metadata that has a google.rpc.Status."""
@@ -39,7 +39,15 @@ def code_of(error: RequestError) -> StatusCode:
 
 def text_of(error: RequestError) -> str:
     """What the client is told, cut to what a header holds."""
-    return str(error)[:MAX_TEXT]
+    text = str(error)[:MAX_TEXT]
+    size = 0
+    for at, character in enumerate(text):
+        # gRPC writes what is no printable ASCII as %XX, byte by byte.
+        is_plain = " " <= character <= "~" and character != "%"
+        size += 1 if is_plain else 3 * len(character.encode(errors="replace"))
+        if size > MAX_WIRE:
+            return text[:at]
+    return text
 
 
 def metadata_of(error: RequestError) -> tuple[tuple[str, bytes], ...]:

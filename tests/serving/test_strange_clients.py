@@ -1,0 +1,149 @@
+"""What clients of a real server do that its own clients never would hurts nobody else."""
+
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+import grpc_requests
+from http2_frames import (
+    CANCEL,
+    END_HEADERS,
+    HEADERS,
+    PREFACE,
+    RST_STREAM,
+    SETTINGS,
+    call_headers,
+    frame,
+)
+from rest_requests import assert_served, triton_input
+from served import ServerProcess, predictions, queries, until, write_linear_bundle
+
+pytestmark = pytest.mark.slow
+
+INFER = "/inference.GRPCInferenceService/ModelInfer"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"))
+    with ServerProcess(str(bundle), "--grpc-port", "0") as process:
+        yield process
+        assert process.metric("parm_instance_restarts_total") == 0
+        until(lambda: process.metric("parm_bytes_in_flight") == 0, "something is held for ever")
+
+
+@pytest.fixture(scope="module")
+def http(server: ServerProcess) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+def given_up(server: ServerProcess) -> float:
+    return server.metric('parm_requests_total{code="499"}')
+
+
+def assert_answers(server: ServerProcess, http: httpx.Client) -> None:
+    assert_served(http)
+    result = grpc_requests.infer(server.grpc_address, seed=1).as_numpy("output")
+    np.testing.assert_allclose(result, predictions(queries(1, 1)), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_that_are_no_numbers_leave_those_beside_them_right(server: ServerProcess) -> None:
+    rows = queries(9, seed=5)
+    rows[[1, 4, 7]] = np.array([[np.nan], [np.inf], [-3e38]], np.float32)
+    with triton.InferenceServerClient(server.url.removeprefix("http://")) as client:
+        outputs = client.infer("model", [triton_input(rows)]).as_numpy("output")
+    good = [0, 2, 3, 5, 6, 8]
+    np.testing.assert_allclose(outputs[good], predictions(rows[good]), rtol=1e-4, atol=1e-6)
+
+
+def test_calls_that_are_opened_and_left_hold_nothing(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    before, end = given_up(server), Event()
+
+    def nothing() -> Iterator[bytes]:
+        end.wait(60)
+        yield from ()
+
+    channels = [
+        grpc.insecure_channel(server.grpc_address, [("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(4)
+    ]
+    methods: list[grpc.StreamUnaryMultiCallable[bytes, bytes]]
+    methods = [channel.stream_unary(INFER) for channel in channels]
+    calls = [method.future(nothing()) for method in methods]
+    until(lambda: server.metric("parm_bytes_in_flight") > 0, "no call arrives")
+    for channel in channels:
+        channel.close()
+    end.set()
+    assert {call.code() for call in calls} == {grpc.StatusCode.CANCELLED}
+    until(lambda: given_up(server) == before + len(calls), "calls are under way still")
+    assert_answers(server, http)
+
+
+def test_streams_that_are_reset_as_soon_as_they_are_opened_keep_nobody_waiting(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    """Rapid reset, CVE-2023-44487."""
+    host, port = server.grpc_address.rsplit(":", 1)
+    headers = call_headers(server.grpc_address, INFER)
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(PREFACE + frame(SETTINGS, 0, 0, b""))
+            try:
+                for stream in range(1, 2001, 2):
+                    opened = frame(HEADERS, END_HEADERS, stream, headers)
+                    connection.sendall(opened + frame(RST_STREAM, 0, stream, CANCEL))
+            except ConnectionError:
+                pass  # the server may have enough
+            assert_answers(server, http)
+    assert server.metric('parm_refused_total{why="invalid"}') == 0
+
+
+def test_names_that_fill_a_header_many_times_over_are_told_in_part(server: ServerProcess) -> None:
+    for name in ("\N{GRINNING FACE}" * 2000, "\0" * 2000, "%" * 9000):
+        with (
+            triton_grpc.InferenceServerClient(server.grpc_address) as client,
+            pytest.raises(InferenceServerException, match="no model is called") as error,
+        ):
+            client.infer(name, [grpc_requests.triton_input(queries(1))])
+        assert grpc_requests.code_of(error) == "NOT_FOUND"
+
+
+def test_a_server_that_stood_still_for_a_while_goes_on_as_if_nothing_had_been(
+    server: ServerProcess, http: httpx.Client
+) -> None:
+    answered = 0
+    stop = Event()
+
+    def ask(seed: int) -> int:
+        nonlocal answered
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not stop.is_set():
+                assert_served(client)
+                answered += 1
+        return seed
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, seed) for seed in range(4)]
+        until(lambda: answered > 20, "nothing is answered")
+        server.process.send_signal(signal.SIGSTOP)
+        Event().wait(3.0)
+        server.process.send_signal(signal.SIGCONT)
+        before = answered
+        until(lambda: answered > before + 20, "nothing is answered any more")
+        stop.set()
+        assert [each.result() for each in asking] == list(range(4))
+    assert server.metric("parm_query_failures_total") == 0
+    assert_answers(server, http)
