@@ -1,9 +1,11 @@
 """What pages, messages and comments point to is there; commands in pages can be typed."""
 
+import ast
 import json
 import re
 import shlex
 import sys
+from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
 from textwrap import dedent
@@ -14,6 +16,7 @@ import pytest
 import typer
 from typer.exceptions import TyperException
 
+import parity_models
 from commands import Here
 from parity_models.cli.main import command
 from parity_models.errors import UndecodableError, UserError
@@ -92,6 +95,18 @@ def test_commands_in_pages_can_be_typed(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_what_python_in_pages_imports_is_there(page: Path) -> None:
+    for block in blocks(page.read_text(), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("parity_models"):
+                module = import_module(str(node.module))
+                for each in node.names:
+                    assert hasattr(module, each.name), f"{node.module}.{each.name}"
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "parity_models":
+                assert hasattr(parity_models, node.attr), node.attr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_sentences_have_the_options_that_they_are_given(page: Path) -> None:
     prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose):
@@ -165,9 +180,9 @@ def of_the_code_guide(name: str, *shape: Any, **options: Any) -> Any:
     return names[name](*shape, names[name].Options(**options))
 
 
-def blocks(text: str) -> list[str]:
+def blocks(text: str, language: str = r"\w+") -> list[str]:
     """What is between fences, without what it is indented by."""
-    fenced = re.finditer(r"^( *)```\w+\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
+    fenced = re.finditer(rf"^( *)```{language}\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
     return [dedent(each[2]) for each in fenced]
 
 
