@@ -1,6 +1,8 @@
 """The adaptive policy asks at once for queries on instances that are known to be slow."""
 
-from adaptive_world import BACKUPS, BOTH, PARITY, SOME_SLOW, answer_some, runs
+import pytest
+
+from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs
 from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Task, Unit
@@ -72,6 +74,26 @@ def test_what_a_backup_says_is_the_answer_at_the_deadline() -> None:
     world.finish(list(world.running)[1])
     world.pass_time(0.6)
     assert world.answers == {0: Source.BACKUP}
+
+
+@pytest.mark.parametrize(("stand_ins", "sent"), [(BACKUPS, BACKUP), (CODE, PARITY)])
+def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
+    stand_ins: StandIns, sent: str
+) -> None:
+    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW), interference=undisturbed())
+    world = World(Scheduler(policy), code())
+    world.join("fast", policy.roles(1, 0)[0])
+    answer_some(world)
+    world.arrive(1, exact=True)
+    for instance in "abc":
+        world.join(instance, policy.roles(1, 0)[0])
+    ran(world, policy, 9.0, *"abc")
+    world.arrive(1)
+    world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED] * 2
+    assert world.queued(sent) == 1
+    world.finish("fast")
+    assert world.running["fast"].role == sent
 
 
 def test_a_query_that_is_refused_early_is_copied_before_it_is_late() -> None:

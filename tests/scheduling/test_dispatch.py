@@ -2,12 +2,21 @@
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.scheduling import NoRedundancy, Scheduler
-from parity_models.scheduling.dispatch import LatencyAware, PowerOfTwoChoices, Prequal, RoundRobin
+from parity_models.scheduling import DEPLOYED, NoRedundancy, Scheduler
+from parity_models.scheduling.dispatch import (
+    RULES,
+    Dispatch,
+    LatencyAware,
+    PowerOfTwoChoices,
+    Prequal,
+    RoundRobin,
+)
 from parity_models.scheduling.dispatch.prequal import Probe, ProbePool
+from parity_models.scheduling.work import Task
 from scheduling_world import ORIGINALS, World
 
 
@@ -31,6 +40,22 @@ def test_power_of_two_choices_prefers_the_shorter_queue() -> None:
         world.join(instance, ORIGINALS)
     world.arrive(2)
     assert set(world.running) == {"a", "b"}
+
+
+@pytest.mark.parametrize("rule", list(RULES), ids=lambda rule: rule.name)
+def test_instances_to_avoid_get_a_task_only_while_no_others_are_up(rule: type[Dispatch]) -> None:
+    dispatch = rule.build(rule.Options())
+    avoided = {"a", "b"}
+    for instance in "abc":
+        dispatch.join(instance, ORIGINALS, None)
+    dispatch.occupy("c")
+    dispatch.add(Task(DEPLOYED, 1, "image", avoid=avoided))
+    assert not list(dispatch.assign(1)), "it waits for c"
+    dispatch.idle("c", 1.0)
+    assert [instance for instance, _ in dispatch.assign(1)] == ["c"]
+    dispatch.leave("c")
+    dispatch.add(Task(DEPLOYED, 2, "image", avoid=avoided))
+    assert [instance in avoided for instance, _ in dispatch.assign(1)] == [True]
 
 
 def test_latency_aware_takes_the_recently_slow_last() -> None:

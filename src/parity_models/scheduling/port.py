@@ -58,13 +58,18 @@ class Port(Protocol):
         apart: list[Task],
         *,
         preemptible: bool = False,
+        avoid: Collection[str] = (),
     ) -> Task:
-        """Queue a task of redundant work. It joins the tasks `apart`: see `keep_apart`."""
+        """Queue a task of redundant work. It joins the tasks `apart`: see `keep_apart`.
 
-    def copy(self, query: Query, *, last: bool = False) -> None:
+        It is not given to the instances to `avoid`, as long as others are up.
+        """
+
+    def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
         """Queue a copy of the query, to run the deployed model on another instance.
 
-        It goes to the head of the queue, for it is as old as its query; `last`, to the end.
+        It goes to the head of the queue, for it is as old as its query; `last`, to the end. It is
+        not given to the instances to `avoid`, as long as others are up.
         """
 
     def held_back(self, role: str) -> None:

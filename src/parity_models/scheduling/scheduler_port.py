@@ -115,20 +115,21 @@ class SchedulerPort:
         apart: list[Task],
         *,
         preemptible: bool = False,
+        avoid: Collection[str] = (),
     ) -> Task:
         query = self.queries.get(subject) if role == BACKUP else None
         group = None if query is None else query.original.group
-        task = Task(role, subject, kind, group, preemptible, apart=[apart])
+        task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
         apart.append(task)
         self._queue(task)
         return task
 
-    def copy(self, query: Query, *, last: bool = False) -> None:
+    def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
         if query.id not in self.queries:
             return
         group = query.original.group
         apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]
-        task = Task(DEPLOYED, query.id, query.kind, group, apart=apart)
+        task = Task(DEPLOYED, query.id, query.kind, group, apart=apart, avoid=avoid)
         for tasks in apart:
             tasks.append(task)
         self._queue(task, first=not last)

@@ -1,6 +1,6 @@
 """What is queued and run: tasks, units, and the queries they are for."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 from parity_models.scheduling.actions import DEPLOYED
@@ -14,7 +14,8 @@ class Task:
     Tasks with the same subject (copies of a query), or with the same `group` (its coding group, if
     it is of a member of one), never share a batch, else one slow instance would hold up all of
     them. `apart` are lists of tasks, this one in each, that run on different instances and nodes,
-    as far as there are enough. A `preemptible` task runs only on capacity that originals do not
+    as far as there are enough; so do they, after that, on other instances than those to `avoid`.
+    A `preemptible` task runs only on capacity that originals do not
     need; one that is `alone` shares its batch with no other. One that is `comparing` is for nobody
     but the comparison with what the deployed model has answered; no policy knows of it (floor.py).
     A task is queued, or running as part of a unit, or over. Of the instances that it failed on, as
@@ -35,6 +36,7 @@ class Task:
     turned_away: int = 0
     charge: tuple[str, float] | None = None
     apart: list[list["Task"]] = field(default_factory=list)
+    avoid: Collection[str] = ()
 
 
 @dataclass(slots=True, eq=False)

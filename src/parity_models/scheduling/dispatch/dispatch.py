@@ -174,15 +174,15 @@ class Dispatch(ABC):
         """The instances that can run the task, without those that others are better suited than.
 
         First comes that an instance has not failed the task, then that it has nothing that the
-        task is to run apart from, then that its node has not.
+        task is to run apart from, then that its node has not, then that it is not to be avoided.
         """
         suited = self._up.get(task.role, [])
         taken = self._taken(task)
-        if not taken and not task.failed_on:
+        if not (taken or task.failed_on or task.avoid):
             return suited
         nodes = self._nodes_of(taken)
         beside = [instance for instance in suited if self._node[instance] in nodes]
-        for worse in (task.failed_on, taken, beside):
+        for worse in (task.failed_on, taken, beside, task.avoid):
             suited = [instance for instance in suited if instance not in worse] or suited
         return suited
 

@@ -102,7 +102,7 @@ class SingleQueue(Dispatch):
 
     def _may_run(self, task: Task, instance: str) -> bool:
         beside = self.nodes and self._node[instance] in self._nodes_of(self._taken(task))
-        if beside or instance in task.failed_on:
+        if beside or instance in task.failed_on or instance in task.avoid:
             return instance in self._suited(task)
         return True
 

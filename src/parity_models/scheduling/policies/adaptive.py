@@ -236,14 +236,15 @@ class Adaptive(Policy):
 
     def _copy(self, port: Port, query: Query) -> None:
         self._tasks(port, query)
-        port.copy(query)
+        port.copy(query, avoid=self._risk.slow)
 
     def _back_up(self, port: Port, query: Query) -> None:
-        port.submit(BACKUP, query.id, query.kind, self._tasks(port, query))
+        apart = self._tasks(port, query)
+        port.submit(BACKUP, query.id, query.kind, apart, avoid=self._risk.slow)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
         assert self._groups is not None
-        group = self._groups.form(port, members, rows)
+        group = self._groups.form(port, members, rows, self._risk.slow)
         for query in members:
             self._tasks(port, query).extend(group.tasks)
 

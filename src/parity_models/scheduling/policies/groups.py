@@ -21,6 +21,7 @@ from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
+from typing import Any
 
 from parity_models.scheduling.actions import DEPLOYED, Decode, Encode, parity_role
 from parity_models.scheduling.policies.erasures import Erasures
@@ -106,7 +107,9 @@ class CodingGroups:
         sharers = (queries[0].kind, queries[0].tenant)
         return len(self._padding.get(sharers, ())) >= self._code.k - len(queries)
 
-    def form(self, port: Port, queries: Sequence[Query], rows: int) -> CodingGroup:
+    def form(
+        self, port: Port, queries: Sequence[Query], rows: int, avoid: Collection[str]
+    ) -> CodingGroup:
         """Have queries of one kind and tenant reconstructed from so many parity queries.
 
         For queries that turn out late. The group is filled up with answered ones (`can_form`).
@@ -119,7 +122,7 @@ class CodingGroups:
             self._enter(port, group, query)
         self._fill(port, group, padding[:missing])
         group.parities = [False] * self._code.r
-        self._submit(port, group, rows, preemptible=False)
+        self._submit(port, group, rows, preemptible=False, avoid=avoid)
         return group
 
     def keep(self, port: Port, query: Query) -> None:
@@ -276,9 +279,9 @@ class CodingGroups:
     def _send(self, port: Port, group: CodingGroup) -> None:
         self._submit(port, group, self._code.r, preemptible=True)
 
-    def _submit(self, port: Port, group: CodingGroup, rows: int, *, preemptible: bool) -> None:
+    def _submit(self, port: Port, group: CodingGroup, rows: int, **how: Any) -> None:
         group.tasks = [
-            port.submit(parity_role(j), group.id, group.kind, group.units, preemptible=preemptible)
+            port.submit(parity_role(j), group.id, group.kind, group.units, **how)
             for j in range(rows)
         ]
 

@@ -56,9 +56,10 @@ class Risk:
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
         self.worth_a_place = inf
         """The age from which on a unit is worth a place in a parity query."""
+        self.slow: set[str] = set()
+        """The instances on which the last unit of the deployed model was late."""
         self._run_times = run_times
         self._on_slow = StandIn(run_times)
-        self._slow: set[str] = set()
         self._interference = interference
         self._places = places
         self._newest = newest
@@ -95,14 +96,14 @@ class Risk:
         if unit.role != DEPLOYED:
             self.stand_ins[_measured(unit.role)].ran(took, finished=finished)
             return
-        if unit.instance in self._slow:
+        if unit.instance in self.slow:
             self._on_slow.ran(took, finished=finished)
         if 0 < self.late < took:
-            self._slow.add(unit.instance)
-            if len(self._slow) > port.up(DEPLOYED):
-                self._slow = {unit.instance}  # some of the others are gone
+            self.slow.add(unit.instance)
+            if len(self.slow) > port.up(DEPLOYED):
+                self.slow.intersection_update((unit.instance,))  # some of the others are gone
         elif finished:
-            self._slow.discard(unit.instance)
+            self.slow.discard(unit.instance)
         if self._run_times.add(took, finished=finished):
             self._learn(port)
 
@@ -152,7 +153,7 @@ class Risk:
 
     def _kind(self, query: Query, task: Task) -> str:
         """What runs like this task; a copy on a slow instance is given the time of any."""
-        slow = task is query.original and task.unit and task.unit.instance in self._slow
+        slow = task is query.original and task.unit and task.unit.instance in self.slow
         return SLOW if slow else _measured(task.role)
 
 
