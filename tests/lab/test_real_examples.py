@@ -139,22 +139,26 @@ def test_embeddings_have_length_1(example: Load, packages: Path, tmp_path: Path)
 
 def test_files_become_what_magika_takes(example: Load, packages: Path, tmp_path: Path) -> None:
     files = tmp_path / "files"
-    files.mkdir()
+    program = example("file_types")
     for i in range(30):
-        (files / f"{i}.txt").write_text(f"   file number {i}, with white space around  \n")
+        file = files / f"{'abcdefghijkl'[i % 12]}-{i}.0" / f"{i}.txt"
+        file.parent.mkdir(parents=True)
+        file.write_text(f"   file number {i}, with white space around  \n")
+        judged = program.is_judged(file)
+        assert judged == program.is_judged(file.parents[1] / f"{file.parent.name}2" / "other")
     (files / "long.bin").write_bytes(bytes(range(1, 256)) * 40)
     (files / "empty").touch()
-    program = example("file_types")
     program.main([files], packages, tmp_path / "out")
     assert (tmp_path / "out" / "model.onnx").read_bytes() == b"a model"
     with (
         np.load(tmp_path / "out" / "inputs.npz") as rest,
         np.load(tmp_path / "out" / "test.npz") as test,
     ):
+        assert len(test["bytes"]) > 0
         rows = np.concatenate([rest["bytes"], test["bytes"]])
     assert rows.shape == (31, 2048)
     assert rows.dtype == np.int32
-    row = program.features(files / "7.txt")
+    row = program.features(next(files.glob("*/7.txt")))
     said = b"file number 7, with white space around"
     assert bytes(row[: len(said)].tolist()) == said
     assert set(row[len(said) : 1024]) == {*b" \n", 256}

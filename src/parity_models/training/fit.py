@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
+from parity_models.models.networks.network import NamedModule
 from parity_models.training.checkpoint import Checkpoint, Options, load_checkpoint, save_checkpoint
 from parity_models.training.schedule import Budget, Schedule
 
@@ -58,7 +59,8 @@ class Problem(Protocol):
 class Fitted:
     """How a training run ended, with the module at its best epoch.
 
-    `epochs` and `seconds` include those of the runs that were resumed. One that was `interrupted`
+    `epochs` and `seconds` include those of the runs that were resumed; `best_epoch` 0 is how the
+    module began. One that was `interrupted`
     is `resumable` if there is a checkpoint to go on from, so after its first epoch. One that
     `diverged`, in its last epoch, ended there.
     """
@@ -100,6 +102,8 @@ def fit(
     loop = _Loop(problem, schedule, budget, seed, optimizer, state, report, began)
     interrupted = resumable = False
     try:
+        if state.best is None and _has_learned(problem.module):
+            loop.begin()
         loop.tell(state.epochs + 1)
         while not loop.over:
             loop.epoch()
@@ -107,7 +111,7 @@ def fit(
             loop.tell()
     except KeyboardInterrupt:
         interrupted = True
-        resumable = loop.state.best is not None
+        resumable = loop.state.epochs > 0
         if not resumable:
             loop.judge()
     fitted = _at_best(problem.module, loop.state, loop.seconds, interrupted, resumable)
@@ -149,6 +153,13 @@ class _Loop:
     @property
     def over(self) -> bool:
         return self.state.best is not None and (self._spent >= 1 or self.diverged)
+
+    def begin(self) -> None:
+        """Take the module as it is for the best so far: training may make it worse."""
+        module = self._problem.module
+        state = self.state.after_epoch(module, self._problem.score(), self.seconds)
+        self.state = replace(state, epochs=0, best_epoch=0)
+        self._score = self.state.best_score
 
     def epoch(self) -> None:
         """Train for one, or until the budget is spent, and judge what came of it."""
@@ -199,6 +210,11 @@ def _at_best(
     module.load_state_dict(state.best)
     module.eval()
     return Fitted(state.best_score, state.best_epoch, state.epochs, seconds, interrupted, resumable)
+
+
+def _has_learned(module: nn.Module) -> bool:
+    """Does the module predict well before it is trained?"""
+    return isinstance(module, NamedModule) and module.learned
 
 
 def _is_sound(module: nn.Module) -> bool:

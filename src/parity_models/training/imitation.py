@@ -61,4 +61,4 @@ def _foreign(module: nn.Module, lessons: Lessons, targets: Tensor | None) -> nn.
     if isinstance(inputs, Tensor):
         return scaled(module, inputs, targets, channel_axis(tuple(inputs.shape[1:])))
     assert isinstance(module, NamedModule)  # which scales its inputs itself
-    return module if targets is None else Rescaled.towards(module, targets)
+    return module if targets is None or module.learned else Rescaled.towards(module, targets)

@@ -10,8 +10,11 @@ from torch import nn
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.networks import NETWORKS, NamedNetwork
+from parity_models.models.networks.bytes import MOST_VALUES
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_tables import find_tables
+from parity_models.models.own_layers import OwnLayers, find_layers
+from parity_models.models.signature import Signature
 from parity_models.training.own_network import named_network
 from parity_models.training.recipes import Recipe, recipe_for
 from parity_models.training.subject import Subject
@@ -69,4 +72,24 @@ def queried(bundle: Bundle, rows: NDArray[Any]) -> Queried:
     signature = deployed.signature
     tables = find_tables(bundle.content(deployed), [each.name for each in signature.inputs])
     arrays = signature.kind_of(rows[0, ...]).input.split(rows)
-    return describe(arrays, signature.inputs, tables)
+    layers = _layers(bundle.content(deployed), signature, arrays)
+    return describe(arrays, signature.inputs, tables, layers)
+
+
+def _layers(
+    content: bytes, signature: Signature, arrays: dict[str, NDArray[Any]]
+) -> OwnLayers | None:
+    """The layers of a model that takes one row of small integers."""
+    taken = signature.inputs[0]
+    array = arrays[taken.name]
+    if (
+        len(signature.inputs) > 1
+        or taken.axes
+        or len(taken.shape) != 1
+        or array.dtype.kind not in "iu"
+    ):
+        return None
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= MOST_VALUES:
+        return None
+    return find_layers(content, taken.name, taken.dtype, array.shape[1], high + 1)

@@ -9,6 +9,7 @@ from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mlp import MLP
 from parity_models.models.networks.network import Effort, Grid, NamedNetwork, Network, Shape
+from parity_models.models.networks.own_layers import OwnLayersNetwork
 from parity_models.models.networks.published import VGG11, ResNet18, ResNet152
 from parity_models.models.networks.quadratic import Quadratic
 from parity_models.models.networks.resnet import SmallResNet
@@ -31,6 +32,7 @@ NETWORKS = Registry[Network](
     Text,
     Features,
     Bytes,
+    OwnLayersNetwork,
 )
 """The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
 quarter of the channels."""

@@ -117,7 +117,12 @@ class NamedNetwork(Network):
 
 
 class NamedModule(nn.Module):
-    """Takes a tensor (n, *shape) for each input, in the deployed model's order."""
+    """Takes a tensor (n, *shape) for each input, in the deployed model's order.
+
+    `learned`: it predicts as the deployed model does before it is trained.
+    """
+
+    learned: ClassVar[bool] = False
 
     def served(self) -> nn.Module:
         """The module as it is exported: what can be computed before is."""

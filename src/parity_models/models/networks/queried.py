@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.models.own_layers import OwnLayers
 from parity_models.models.signature import Tensor
 
 Floats = NDArray[np.float32]
@@ -22,7 +23,8 @@ class QueriedInput:
     They hold values from `low` to `high`. `constant`: always the same. `mask`: 1 where integers of
     another input of that shape are content, 0 where they are padding. `mean`, `deviation` and
     `highest`, of the shape of a row, are there where no axis is dynamic. `table` (values, width)
-    are the vectors that the deployed model looks its integers up in, where they were found.
+    are the vectors that the deployed model looks its integers up in, `layers` all of its layers,
+    where they were found.
     """
 
     tensor: Tensor
@@ -34,6 +36,7 @@ class QueriedInput:
     deviation: Floats | None = None
     highest: Floats | None = None
     table: Floats | None = None
+    layers: OwnLayers | None = None
 
     @property
     def whole(self) -> bool:
@@ -54,9 +57,11 @@ def describe(
     arrays: Mapping[str, NDArray[Any]],
     inputs: Sequence[Tensor],
     tables: Mapping[str, Floats] | None = None,
+    layers: OwnLayers | None = None,
 ) -> Queried:
-    """What queries `arrays` (n, ...), by input, show of these `inputs`; `tables` as found."""
-    return tuple(_describe(each, arrays, inputs, tables or {}) for each in inputs)
+    """What queries `arrays` (n, ...), by input, show of these `inputs`; `tables`, and the `layers`
+    of a model with one input, as found."""
+    return tuple(_describe(each, arrays, inputs, tables or {}, layers) for each in inputs)
 
 
 def _describe(
@@ -64,6 +69,7 @@ def _describe(
     arrays: Mapping[str, NDArray[Any]],
     inputs: Sequence[Tensor],
     tables: Mapping[str, Floats],
+    layers: OwnLayers | None,
 ) -> QueriedInput:
     array = arrays[tensor.name]
     mean = deviation = highest = None
@@ -83,6 +89,7 @@ def _describe(
         deviation,
         highest,
         tables.get(tensor.name),
+        layers,
     )
 
 

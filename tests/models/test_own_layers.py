@@ -1,0 +1,80 @@
+"""The deployed model's own layers are found in its graph, and answer for it, also in integers."""
+
+import numpy as np
+import pytest
+import torch
+
+from byte_models import ALIKE, CLASSES, LENGTH, SIGNATURE, TAKEN, UNLIKE, VALUES, contents, exported
+from parity_models.errors import TrainingError
+from parity_models.models.export import export_named
+from parity_models.models.networks import NETWORKS, NamedNetwork
+from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.own_layers import Thinned
+from parity_models.models.networks.queried import Queried, describe
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.own_layers import OwnLayers, find_layers
+
+pytestmark = pytest.mark.slow
+
+
+def found(content: bytes) -> OwnLayers | None:
+    return find_layers(content, TAKEN.name, TAKEN.dtype, LENGTH, VALUES)
+
+
+def told(layers: OwnLayers | None) -> Queried:
+    return describe({TAKEN.name: contents(50)}, (TAKEN,), layers=layers)
+
+
+def built(name: str, queried: Queried) -> NamedModule:
+    kind, options = NETWORKS.parse(name)
+    assert issubclass(kind, NamedNetwork)
+    return kind.build_named(options, queried, (CLASSES,))
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_own_layers_say_what_the_model_says_before_they_are_trained(name: str) -> None:
+    content = exported(ALIKE[name]())
+    layers = found(content)
+    assert layers is not None
+    module = built("own-layers", told(layers)).eval()
+    rows = contents(400, seed=1)
+    model = OnnxModel(content, signature=SIGNATURE)
+    with torch.no_grad():
+        said = module(torch.from_numpy(rows)).numpy()
+    assert (said.argmax(1) == model(rows).argmax(1)).mean() > 0.9
+    served = OnnxModel(export_named(module.served(), SIGNATURE), signature=SIGNATURE)
+    np.testing.assert_allclose(served(rows), said, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(served(rows[:1]), said[:1], rtol=1e-3, atol=1e-3)
+    assert np.isfinite(served(3 * rows + VALUES)).all()  # values that there are not
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_other_layers_are_not_taken_for_these(name: str) -> None:
+    layers = found(exported(UNLIKE[name]()))
+    assert layers is None
+    with pytest.raises(TrainingError, match="own-layers takes"):
+        built("own-layers", told(layers))
+
+
+def test_a_model_that_looks_up_no_such_values_has_no_layers_that_are_found() -> None:
+    content = exported(ALIKE["characters"]())
+    assert find_layers(content, TAKEN.name, TAKEN.dtype, LENGTH, 10 * VALUES) is None
+
+
+def test_fewer_maps_take_less_and_the_gradient_is_that_of_a_convolution() -> None:
+    module = built("own-layers@0.5", told(found(exported(ALIKE["files"]()))))
+    assert isinstance(module, Thinned)
+    kernel = module.kernel
+    assert kernel.shape[0] == 8
+    rows = torch.from_numpy(contents(70))
+    module(rows).square().sum().backward()
+    got = kernel.grad
+    assert got is not None
+    entering = torch.cat([module.enter(part.long()) for part in rows.split(32)])
+    step = module.reach / 127
+    entering = (entering / step).round().clamp(-128, 127) * step
+    plain = module.rounded_kernel().detach().requires_grad_()
+    largest = torch.nn.functional.conv1d(entering.transpose(1, 2), plain).amax(2)
+    module.leave(largest + module.offset).square().sum().backward()
+    assert plain.grad is not None
+    torch.testing.assert_close(got, plain.grad, rtol=1e-3, atol=1e-4)
