@@ -75,12 +75,25 @@ def test_a_closed_gate_opens_when_answers_agree_again(level: float) -> None:
     assert watch.open
 
 
+@pytest.mark.parametrize("instances", [4, 6, 12])
+@LEVELS
+def test_one_instance_that_answers_wrongly_does_not_close_a_gate(
+    level: float, instances: int
+) -> None:
+    """The others disagree as often as the level lets them. It is found within 500 queries."""
+    closed = 0
+    for seed in range(20):
+        watch = AgreementWatch(level)
+        for agreed, makers in itertools.islice(comparisons(level, seed, instances), 500):
+            closed += watch.saw(agreed and "instance-3" not in makers, makers)
+    assert closed <= 2
+
+
 @pytest.mark.slow
-def test_one_instance_that_answers_wrongly_does_not_close_a_gate() -> None:
+def test_an_instance_that_answers_wrongly_does_not_hide_what_others_do() -> None:
     watch = AgreementWatch(0.99)
-    for number, (_, makers) in zip(range(3000), comparisons(1.0, 0), strict=False):
-        assert not watch.saw("instance-3" not in makers, makers), number
-    # It does not hide what others do, either.
+    for _, makers in itertools.islice(comparisons(1.0, 0), 3000):
+        assert not watch.saw("instance-3" not in makers, makers)
     assert turns_after(watch, 0.8, 1, 4 * REMEMBERED) is not None
 
 

@@ -11,7 +11,7 @@ round, and opens at 1 / TOO_SOON.
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable, Iterable, Sequence
-from math import log
+from math import ceil, log
 from typing import Final, NamedTuple
 
 ODDS: Final = 3.0
@@ -23,16 +23,15 @@ FALSELY: Final = 1e-6
 TOO_SOON: Final = 1e-3
 """The probability that a test opens it though the odds are still ODDS times those of the level."""
 
-REMEMBERED: Final = 4096
+REMEMBERED: Final = 16384
 """Comparisons of a test at most of which it is known which instances they are of."""
-
 
 REMEMBERED_OF_ONE: Final = 512
 """Likewise, of a test of one tenant's queries."""
 
-LOOK_EVERY: Final = 64
-"""Comparisons after which it is looked again whose they are, where they were of one alone; to look
-takes milliseconds."""
+LOOK_EVERY: Final = 1 / 32
+"""Comparisons after which it is looked again whose they are, where they were of one alone, as a
+share of those that are remembered: to look at all of them takes milliseconds."""
 
 MAX_TENANTS: Final = 256
 """Tenants whose queries have a test of their own: of those that disagree, the latest."""
@@ -49,9 +48,9 @@ class _Seen(NamedTuple):
 class AgreementWatch:
     """Watches comparisons of answers, of which a share `level` should agree: is the gate open?
 
-    What one instance answers wrongly says nothing of the stand-in: a gate does not close if without
-    the instance that took part in most disagreements the others' comparisons speak for it. Nor does
-    it say much what one tenant asks: others' comparisons have to prove the gate wrong as well.
+    What one instance answers wrongly says nothing of the stand-in: a gate does not close unless
+    without the instance that took part in most disagreements the others' comparisons speak against
+    it, too. Nor does what one tenant asks say much: those of others have to prove the gate wrong.
     """
 
     def __init__(self, level: float, remembered: int = REMEMBERED) -> None:
@@ -107,7 +106,7 @@ class AgreementWatch:
             if self._evidence < -log(FALSELY):
                 return False
         if self._is_of_one_tenant() or self._is_of_one_instance():
-            self._until_look = LOOK_EVERY
+            self._until_look = ceil(LOOK_EVERY * len(self._seen))
             return False
         return True
 
@@ -123,15 +122,15 @@ class AgreementWatch:
 
     def _is_of_one_instance(self) -> bool:
         """Do the comparisons of others than the instance that took part in most disagreements, if
-        there are any, speak for the gate?"""
+        there are any, not even speak against the gate by 1 / TOO_SOON?"""
         disagreements = Counter(
             maker for seen in self._seen if not seen.agreed for maker in set(seen.makers)
         )
         if not disagreements:
             return False
         ((worst, _),) = disagreements.most_common(1)
-        others = [self._gain[seen.agreed] for seen in self._seen if worst not in seen.makers]
-        return bool(others) and sum(others) <= 0
+        others = [seen for seen in self._seen if worst not in seen.makers]
+        return bool(others) and self._evidence_of(others) < -log(TOO_SOON)
 
     def _evidence_of(self, comparisons: Iterable[_Seen]) -> float:
         """What speaks against the gate in these alone, in their order."""
