@@ -166,14 +166,14 @@ class OptionField:
             raise UserError(f"{spell(self.name)} is a number of {typed}, not {value}")
         return int(in_unit)
 
-    def read(self, text: str, spell: Spell) -> Any:
+    def read(self, text: str) -> Any:
         """The value that is written like this. Raises UserError if it is none of the type."""
         try:
             if self.kind is bool:
                 return {"true": True, "false": False}[text.lower()]
             return self.kind(text) if self.kind in (int, float) else text
         except (ValueError, KeyError):
-            raise UserError(f"{spell(self.name)} must be {self._a_kind}, got {text!r}") from None
+            raise UserError(f"{self.name} must be {self._a_kind}, got {text!r}") from None
 
     def convert(self, value: Any, spell: Spell) -> Any:
         """The value in the option's type; raises UserError if it is none, or out of range."""

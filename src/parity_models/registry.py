@@ -71,15 +71,15 @@ class Registry(Generic[T]):
             )
         return self._built_in[name]
 
-    def parse(self, text: str, spell: Spell = str) -> tuple[type[T], Any]:
+    def parse(self, text: str) -> tuple[type[T], Any]:
         """The class and the `Options` that a text stands for, as `read` reads it.
 
         Raises UserError as `options` does.
         """
-        name, given = self.read(text, spell)
-        return self.find(name), self.options(name, given, spell)
+        name, given = self.read(text)
+        return self.find(name), self.options(name, given)
 
-    def read(self, text: str, spell: Spell = str) -> tuple[str, dict[str, Any]]:
+    def read(self, text: str) -> tuple[str, dict[str, Any]]:
         """The name and the options that a text gives: NAME, or NAME@OPTION=VALUE,OPTION=VALUE.
 
         The value of the first option may stand alone, NAME@VALUE. Raises UserError as `find` does,
@@ -93,7 +93,7 @@ class Registry(Generic[T]):
             option, equals, value = part.partition("=")
             if not equals and not given and declared:
                 option, value = next(iter(declared)), part
-            given[option] = declared[option].read(value, spell) if option in declared else value
+            given[option] = declared[option].read(value) if option in declared else value
         return name, given
 
     def options(self, name: str, given: Mapping[str, Any], spell: Spell = str) -> Any:

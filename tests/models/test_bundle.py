@@ -69,7 +69,7 @@ def test_the_first_bundles_of_a_process_may_be_opened_by_several_threads_at_once
 
 def test_models_of_a_bundle_run_batches_of_any_size(original: Bundle) -> None:
     deployed = OnnxModel(original.deployed_path)
-    (parity,) = [OnnxModel(path, threads=2, spinning=True) for path in original.parity_paths]
+    (parity,) = [OnnxModel(path, threads=2) for path in original.parity_paths]
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(9, 4)).astype(np.float32)
     together = deployed(rows)

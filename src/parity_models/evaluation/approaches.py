@@ -94,7 +94,6 @@ def evaluate_training_free(
     labels: Array,
     *,
     metric: str = "top-1",
-    batch: int = BATCH,
     seed: int = 0,
 ) -> Approach:
     """Measure a code that runs coded queries on F itself: `run`.
@@ -106,7 +105,7 @@ def evaluate_training_free(
     as many as labels.
     """
     groups = _groups(code.k, inputs, labels, seed)
-    outputs = _run_coded(run, code, inputs, groups, batch)
+    outputs = _run_coded(run, code, inputs, groups)
 
     right = labels[groups]
     available = _accuracy(code, outputs, right, [()], metric)
@@ -143,7 +142,7 @@ def fit_nested_regression(
     tried: list[tuple[float, NestedRegressionCode]] = []
     for smooth_in in SMOOTHNESS:
         encoder = NestedRegressionCode(k, r, smooth_in)
-        outputs = _run_coded(run, encoder, inputs, groups, BATCH)
+        outputs = _run_coded(run, encoder, inputs, groups)
         for smooth_out in SMOOTHNESS:
             code = NestedRegressionCode(k, r, smooth_in, smooth_out)
             sets = some_sets(code.coded, r, seed)
@@ -160,13 +159,11 @@ def _groups(k: int, inputs: Array, labels: Array, seed: int) -> Array:
     return draw_groups(len(inputs), k, seed)[: len(inputs) // k]
 
 
-def _run_coded(
-    run: Run, code: TrainingFreeCode, inputs: Array, groups: Array, batch: int
-) -> list[Array]:
+def _run_coded(run: Run, code: TrainingFreeCode, inputs: Array, groups: Array) -> list[Array]:
     """F's outputs (groups, *output shape) for each coded query."""
     outputs: list[list[Array]] = [[] for _ in range(code.coded)]
-    for start in range(0, len(groups), batch):
-        members = groups[start : start + batch]
+    for start in range(0, len(groups), BATCH):
+        members = groups[start : start + BATCH]
         coded = code.encode([inputs[rows] for rows in members.T])
         for queries, parts in zip(coded, outputs, strict=True):
             parts.append(run(queries))

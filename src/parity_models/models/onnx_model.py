@@ -30,11 +30,9 @@ class OnnxModel:
 
     `model` is the file's path or its content. Its `signature` is given where the file does not say
     all of it: bounds of dynamic axes, the sizes of outputs, a batch axis that is not free. Only the
-    file itself is read: weights kept in
-    further files are refused, since nothing vouches for those. `threads` compute within one
-    call; `spinning` lets them burn their core while they wait, which speeds up a process that
-    has the machine to itself and ruins the others' speed where it has not. Raises ModelError
-    for a file that cannot be read or is not such a model.
+    file itself is read: weights kept in further files are refused, since nothing vouches for those.
+    `threads` compute within one call; they hold no core while they wait, which would ruin the speed
+    of other processes. Raises ModelError for a file that cannot be read or is not such a model.
     """
 
     def __init__(
@@ -43,12 +41,11 @@ class OnnxModel:
         *,
         signature: Signature | None = None,
         threads: int = 1,
-        spinning: bool = False,
     ) -> None:
         content = model if isinstance(model, bytes) else read_model(model)
         subject = "it" if isinstance(model, bytes) else str(model)
         try:
-            self._session = open_session(content, threads, spinning)
+            self._session = open_session(content, threads)
             if signature is None:
                 signature = fixed_signature(self._session)
             else:
@@ -114,15 +111,13 @@ class OnnxModel:
         return kind.output.join(outputs)
 
 
-def open_session(
-    content: bytes, threads: int = 1, spinning: bool = False
-) -> onnxruntime.InferenceSession:
+def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
     """The model in `content`, ready to run. Raises ModelError, whose text has no subject."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = FATAL_ONLY
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", _NO_FOLDER

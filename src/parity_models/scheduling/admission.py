@@ -77,10 +77,10 @@ class Admission:
     It counts units of the deployed model that were not preemptible work.
     """
 
-    def __init__(self, max_queue: int, max_batch: int = 1, seed: int = 0) -> None:
+    def __init__(self, max_queue: int, max_batch: int = 1) -> None:
         self._max_queue = max_queue
         self._max_batch = max_batch
-        self._random = Random(seed)
+        self._random = Random(0)
         self._patience = PatienceByTenant()
         self._runs = RecentDurations(window=100, every=KNOWN)
         self._units = 0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,7 +77,6 @@ async def run_timeouts(
     folder: Path,
     seed: int,
     seconds: float,
-    policies: Sequence[str] = POLICIES,
     say: Callable[[PolicyTimeouts], None],
 ) -> TimeoutsResult:
     """Ask servers on worker processes, one for each policy; `say` is told of each.
@@ -86,7 +85,7 @@ async def run_timeouts(
     """
     model = write_known_model(folder, seed)
     found = []
-    for policy in policies:
+    for policy in POLICIES:
         options = ("--policy", policy)
         server = LocalServer(model, folder, deadline=10.0, service=SERVICE, options=options)
         async with running(server) as run:
