@@ -193,6 +193,8 @@ def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here:
     assert f"parm serve {bundle} --policy " in told.stdout
     assert "…" not in told.stdout, "the table is cut"
     assert json.loads((tmp_path / "out").read_text())["plans"]
+    alone = parm_here(*of, "--rate", "2", "--p99", "9s", "--contention", str(calm))
+    assert "with 1 instance: p50" in alone.stdout, alone.stderr
     never = parm_here(*of, "--p99", "1ms", "--instances", "4", "--contention", str(calm))
     assert_refused(never, "no plan fits: the nearest is")
     for flag in ("--recorded", "--contention"):

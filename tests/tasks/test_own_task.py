@@ -70,6 +70,23 @@ def test_options_after_the_names_are_theirs_and_are_kept(here: Path) -> None:
             run("train", *wrong, "--out", "g")
 
 
+def test_a_matrix_of_accuracies_may_name_them_with_their_options(here: Path) -> None:
+    task, sized = f"{here.name}:Waves@noise=0.5", f"{here.name}:Sized@units=7"
+    Path("own.toml").write_text(f"""
+        title = "One's own"
+        [[deployed]]
+        task = "{task}"
+        network = "{sized}"
+        epochs = 1
+        codes = [{{ encoder = "stack", decoder = "separate", k = 2, epochs = 1 }}]
+        backups = [{{ network = "{here.name}:Narrow", epochs = 1 }}]
+    """)
+    run("reproduce", "accuracy", "--preset", "own.toml", "--out", "own.md", "--work", "work")
+    report = Path("own.md").read_text()
+    assert f"## {task}, {sized}" in report
+    assert f"approximate backup, {here.name}:Narrow" in report
+
+
 def test_one_of_ours_has_options_that_a_bundle_may_name() -> None:
     assert find_task("localization@side=32").options.side == 32
     assert find_task("cats-vs-dogs@32").options.side == 32

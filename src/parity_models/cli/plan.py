@@ -134,7 +134,7 @@ def _table(plans: list[Plan]) -> Table:
 def _recommended(bundle: Path, best: Plan, found: Sized) -> str:
     outcome = best.outcome
     said = (
-        f"Take {best.name} with {best.instances} instances: p50 {outcome.p50_ms:.1f}, p99 "
+        f"Take {best.name} with {_counted(best.instances)}: p50 {outcome.p50_ms:.1f}, p99 "
         f"{outcome.p99_ms:.1f}, p99.9 {outcome.p999_ms:.1f} ms; {outcome.busy_ms:.1f} ms of an "
         f"instance for each query, {outcome.spare:.0%} spare.\n"
     )
@@ -147,9 +147,13 @@ def _recommended(bundle: Path, best: Plan, found: Sized) -> str:
 def _nothing(found: Sized, enough: Plan | None, goal: Goal) -> str:
     near = nearest(found.plans, goal)
     said = (
-        f"no plan fits: the nearest is {near.name} with {near.instances} instances, which has "
+        f"no plan fits: the nearest is {near.name} with {_counted(near.instances)}, which has "
         f"{', '.join(near.missed)}"
     )
     if enough is not None:
-        return f"{said}; {enough.name} fits with {enough.instances} instances"
+        return f"{said}; {enough.name} fits with {_counted(enough.instances)}"
     return f"{said}; give it more time, a faster model, or a stand-in"
+
+
+def _counted(instances: int) -> str:
+    return "1 instance" if instances == 1 else f"{instances} instances"
