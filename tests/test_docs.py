@@ -114,6 +114,29 @@ def test_commands_in_sentences_have_the_options_that_they_are_given(page: Path) 
             assert not problem_of(command_in[1]).startswith("No such"), span
 
 
+@pytest.mark.parametrize(
+    ("page", "subcommand"), [("serving", "serve"), ("policies", "serve"), ("load", "load")]
+)
+def test_flags_in_tables_are_there_with_their_defaults(page: str, subcommand: str) -> None:
+    context = command().commands[subcommand].make_context(subcommand, [], resilient_parsing=True)
+    parameters: list[Any] = context.command.get_params(context)
+    help_of = {flag: each.help or "" for each in parameters for flag in each.opts}
+    compared = 0
+    for line in (ROOT / "docs" / "reference" / f"{page}.md").read_text().splitlines():
+        if not line.startswith("| `--"):
+            continue
+        first, default, *_ = line.removeprefix("| ").split(" | ")
+        flags = re.findall(r"`(--[\w-]+)[^`]*`", first)
+        assert set(flags) <= help_of.keys(), line
+        said = default.replace("`", "").split(", ")
+        for flag, one in zip(flags, said, strict=False):
+            declared = re.search(r"\[default: (.*)\]", help_of[flag])
+            if declared is not None and len(said) == len(flags):
+                assert re.sub(r" (ms|s|MiB)$", "", one) == declared[1], line
+                compared += 1
+    assert compared > 1
+
+
 @pytest.mark.slow
 def test_the_policy_of_the_guide_shortens_the_tail(capsys: pytest.CaptureFixture[str]) -> None:
     guide = (ROOT / "docs" / "how-to" / "own-policy.md").read_text()
