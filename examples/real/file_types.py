@@ -35,7 +35,7 @@ LEAST = 16
 SHARE = 8
 """One of so many folders is judged by."""
 
-NETWORKS = {"own-layers": 400.0, "own-layers@0.5": 600.0, "own-layers@0.25": 600.0, "bytes": 400.0}
+NETWORKS = {"own-layers": 240.0, "own-layers@0.5": 400.0}
 """What stands in for it, and the seconds that it learns, with those that magika predicts."""
 
 
