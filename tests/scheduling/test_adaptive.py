@@ -133,6 +133,7 @@ def test_a_query_whose_stand_in_is_refused_is_copied_at_once() -> None:
         world.pass_time(1.1)
         assert runs(world) == [DEPLOYED, role]
         world.finish(list(world.running)[1])
+        world.pass_time(0.001)
         assert runs(world) == [DEPLOYED] * 2
         assert 4 not in world.answers
 

@@ -102,6 +102,7 @@ def test_a_query_that_is_refused_early_is_copied_before_it_is_late() -> None:
     world.arrive(1)
     world.pass_time(0.01)
     world.finish(list(world.running)[1])
+    world.pass_time(0.001)
     assert runs(world) == [DEPLOYED] * 2
     assert not world.answers
 

@@ -28,15 +28,24 @@ def test_fewer_units_take_longer_than_a_longer_time(units: list[tuple[float, boo
     assert all(0 <= after <= before for before, after in pairwise(shares))
 
 
-def test_units_cut_short_count_until_they_were() -> None:
-    known = run_times((1, True), (2, False), (3, True), (4, False), (5, True))
-    assert known.share_longer(1) == pytest.approx(4 / 5)
-    assert known.share_longer(3) == pytest.approx(4 / 5 * 2 / 3)
+def test_units_cut_short_before_the_median_say_nothing() -> None:
+    known = RunTimes(every=5)
+    for seconds in (1, 2, 3, 4, 5):
+        known.add(seconds, finished=True)
+    assert not any(known.add(2.9, finished=False) for _ in range(5))
+    assert known.median == 3
+    for _ in range(5):
+        known.add(3.0, finished=False)
     assert known.median == 5
+    assert known.share_longer(5.9) == 0.5, "past it, they run for twice as long"
 
 
 def test_units_cut_short_do_not_hide_that_units_are_slow() -> None:
-    known = run_times(*[(1.0, True)] * 8, (1.2, False), (1.2, False))
+    known = RunTimes(every=10)
+    for _ in range(10):
+        known.add(1.0, finished=True)
+    for number in range(10):
+        known.add(1.0 if number < 6 else 1.2, finished=number < 6)
     assert known.share_longer(2.0) == pytest.approx(0.2)
 
 

@@ -5,11 +5,12 @@ from math import inf
 from typing import Any
 
 from parity_models.scheduling.actions import Source
+from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.policies.benefit import Benefit, Choice
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import Query, Unit
+from parity_models.scheduling.work import Query, Task, Unit
 
 QUARTER = 0.25
 """The share of units that are late."""
@@ -102,6 +103,20 @@ class AllAlike(Adaptive):
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         alike = replace(unit, instance="any")
         super().unit_ended(port, alike, finished=finished)
+
+
+class _Anywhere(LatencyAware):
+    def _may_run(self, task: Task, instance: str) -> bool:
+        return True
+
+
+class SentAnywhere(Adaptive):
+    """What is sent is not kept off slow instances, which only take last."""
+
+    name = "sent-anywhere"
+
+    def dispatch(self) -> Dispatch:
+        return _Anywhere()
 
 
 class GivenAtOnce(Adaptive):

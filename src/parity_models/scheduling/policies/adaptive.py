@@ -5,8 +5,7 @@ Every query runs on the deployed model. While it does, its age is watched. Once 
 (benefit.py) and what is measured of each:
 
     the backup, for this query alone;
-    a parity query of this one and of others that run long enough to be worth a place in it,
-    filled up with answered ones;
+    a parity query of this one and of others that are late, filled up with answered ones;
     an exact copy, which is all that an exact query gets, or one whose stand-in's answer was
     refused.
 
@@ -14,20 +13,20 @@ If that is late as well, the next is sent, by the same rule. What a backup says 
 late is kept until then. Nothing of this is preemptible: it is for the oldest queries. It is dear
 while the load is high, and nothing is sent under overload. As long as no run times are known, a
 query is late that has used up half of its time. Recently slow instances take last
-(dispatch.LatencyAware).
+(dispatch.LatencyAware), and nothing of this as long as others are up.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import Annotated, Any
+from typing import Annotated
 
 from parity_models.options import Option
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.benefit import Benefit, Choice
-from parity_models.scheduling.policies.erasures import StandIns, rows_needed
+from parity_models.scheduling.policies.erasures import NoCode, StandIns, rows_needed
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.policy import Policy
@@ -75,10 +74,6 @@ class Adaptive(Policy):
             ),
         ] = 100.0
 
-    @classmethod
-    def build(cls, options: Any, stand_ins: StandIns) -> Policy:
-        return cls(stand_ins, options)
-
     def __init__(
         self,
         stand_ins: StandIns,
@@ -90,12 +85,12 @@ class Adaptive(Policy):
         benefit = self.RULE((options or self.Options()).urgency)
         self.interference = Interference() if interference is None else interference
         self.asks = stand_ins
-        self._code = stand_ins.code
-        self._rows = [] if self._code is None else rows_needed(self._code)
-        self._groups = None if self._code is None else CodingGroups(self._code, max_wait=None)
+        self._code = stand_ins.code or NoCode()
+        self._rows = rows_needed(self._code)
+        self._groups = CodingGroups(self._code, max_wait=None)
         roles = [BACKUP] * stand_ins.backup + [PARITY] * bool(self._rows)
         known = RunTimes(every=100) if run_times is None else run_times
-        self._risk = Risk(benefit, known, self.interference, roles, len(self._rows), self.NEWEST)
+        self._risk = Risk(benefit, known, self.interference, roles, self.NEWEST)
         self._alone: dict[int, Query] = {}
         """The queries whose original runs, and nothing else; the oldest first."""
         self._asked: dict[int, list[Task]] = {}
@@ -104,9 +99,8 @@ class Adaptive(Policy):
         """The queries whose backup's answer is here, and not given yet."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
-        parity = () if self._code is None else map(parity_role, range(self._code.r))
-        backup = {BACKUP} & self._risk.stand_ins.keys()
-        return [frozenset({DEPLOYED, *backup, *parity})] * (instances + parity_instances)
+        roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
+        return [frozenset(roles)] * (instances + parity_instances)
 
     def dispatch(self) -> Dispatch:
         return LatencyAware()
@@ -130,7 +124,7 @@ class Adaptive(Policy):
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         self.interference.starts(task)
-        if self._groups is not None and task.role != BACKUP:
+        if task.role != BACKUP:
             self._groups.redundancy_starts(port, task)
         for query_id in self.carries(task):
             query = port.pending_query(query_id)
@@ -139,12 +133,9 @@ class Adaptive(Policy):
 
     def _watch(self, port: Port, query: Query, task: Task) -> None:
         """Look at the query once this task of it is at risk."""
-        self._look_at(port, query, self._at_risk(port, query, task))
-
-    def _at_risk(self, port: Port, query: Query, task: Task) -> float:
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
-        return (port.now + query.due) / 2 if age is None else began + age
+        self._look_at(port, query, (port.now + query.due) / 2 if age is None else began + age)
 
     def _look_at(self, port: Port, query: Query, at: float) -> None:
         if query.id not in self._kept:  # else it is answered soon
@@ -176,11 +167,10 @@ class Adaptive(Policy):
     def _send_unmeasured(self, port: Port, query: Query, tasks: Sequence[Task]) -> None:
         """Send what is cheapest, once each, if nothing waits for an instance."""
         taken = [task.role for task in tasks]
+        may_be_stood_in_for = BACKUP in self._risk.stand_ins and not (query.exact or query.spoiled)
         if port.queued(DEPLOYED):
             self._watch(port, query, query.original)
-            return
-        may_be_stood_in_for = BACKUP in self._risk.stand_ins and not (query.exact or query.spoiled)
-        if may_be_stood_in_for and BACKUP not in taken and port.up(BACKUP):
+        elif may_be_stood_in_for and BACKUP not in taken and port.up(BACKUP):
             self._back_up(port, query)
         elif taken.count(DEPLOYED) == 1 and port.up(DEPLOYED) > 1:
             self._copy(port, query)
@@ -201,32 +191,32 @@ class Adaptive(Policy):
             return saved - risk.benefit.cost(choice, waiting)
 
         if port.up(DEPLOYED) > taken.count(DEPLOYED):
-            yield worth(risk.copy()), DEPLOYED, partial(self._copy, port, query)
+            yield worth(risk.choice(DEPLOYED)), DEPLOYED, partial(self._copy, port, query)
         if query.exact or query.spoiled:
             return
         if BACKUP in risk.stand_ins and port.up(BACKUP) > taken.count(BACKUP):
             yield worth(risk.choice(BACKUP)), BACKUP, partial(self._back_up, port, query)
-        if self._groups is None or PARITY in taken or not port.up(PARITY):
+        if PARITY not in risk.stand_ins or PARITY in taken or not port.up(PARITY):
             return
-        company = self._company(port, query, tasks)
-        if self._groups.can_form([query, *company]):
-            rows, parity = self._rows[len(company)], risk.choice(PARITY)
+        members = [query, *self._company(port, query, tasks)]
+        if self._groups.can_form(members):
+            rows, parity = self._rows[len(members) - 1], risk.choice(PARITY)
             choice = Choice(parity.takes, rows * parity.takes, parity.coverage)
-            send = partial(self._reconstruct, port, [query, *company], rows)
-            yield worth(choice, company), PARITY, send
+            send = partial(self._reconstruct, port, members, rows)
+            yield worth(choice, members[1:]), PARITY, send
 
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
-        """The other queries that run for so long that they are worth a place in a parity query."""
+        """Other queries that are late, as many as there are places for in a parity query."""
         company: list[Query] = []
         # No two of one batch: one instance would hold up both.
         units = {task.unit for task in tasks}
         for other in self._alone.values():
             unit = other.original.unit
-            if len(company) == len(self._rows) - 1:
+            if len(company) >= len(self._rows) - 1:
                 break
             if unit is None or unit in units:
                 continue
-            if port.now - unit.started < self._risk.worth_a_place:
+            if port.now - unit.started < self._risk.late:
                 break
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
             if alike and not (other.exact or other.kills or other.spoiled):
@@ -243,7 +233,6 @@ class Adaptive(Policy):
         port.submit(BACKUP, query.id, query.kind, apart, avoid=self._risk.slow)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
-        assert self._groups is not None
         group = self._groups.form(port, members, rows, self._risk.slow)
         for query in members:
             self._tasks(port, query).extend(group.tasks)
@@ -262,20 +251,16 @@ class Adaptive(Policy):
     # Answers
 
     def predicted(self, port: Port, task: Task) -> None:
-        if self._groups is None:
-            return
         self._groups.predicted(port, task)
         query = port.pending_query(task.subject)
-        if query is not None and not query.exact and not query.kills:
+        if self._rows and query is not None and not query.exact and not query.kills:
             self._groups.keep(port, query)
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
-        if task.role != BACKUP:
-            if self._groups is not None:
-                self._groups.redundancy_finished(port, task)
-            return
         query = port.pending_query(task.subject)
-        if query is not None and not query.spoiled:
+        if task.role != BACKUP:
+            self._groups.redundancy_finished(port, task)
+        elif query is not None and not query.spoiled:
             self._risk.stand_ins[BACKUP].answered(may_be_given=True)
             self._give(port, query)
 
@@ -293,44 +278,32 @@ class Adaptive(Policy):
         role = BACKUP if source is Source.BACKUP else PARITY
         self._risk.stand_ins[role].answered(may_be_given=False)
         self._drop_backups(port, self._asked.get(query.id, ()))
-        at = self._at_risk(port, query, query.original)
-        if at > port.now:
-            self._look_at(port, query, at)
-        else:
-            self._look(port, query)
+        self._watch(port, query, query.original)
 
     def resolved(self, port: Port, query: Query) -> None:
         self._alone.pop(query.id, None)
         self._kept.discard(query.id)
         self._drop_backups(port, self._asked.pop(query.id, ()))
-        if self._groups is not None:
-            if query.decoding:
-                self._risk.stand_ins[PARITY].answered(may_be_given=True)
-            self._groups.resolved(port, query)
+        if query.decoding:
+            self._risk.stand_ins[PARITY].answered(may_be_given=True)
+        self._groups.resolved(port, query)
 
     def urgent(self, port: Port, query: Query) -> None:
         if query.id in self._kept:
             port.answer(query, Source.BACKUP)
-        elif self._groups is not None:
+        else:
             self._groups.urgent(port, query)
 
     def carries(self, task: Task) -> Collection[int]:
-        if self._groups is None or task.role == BACKUP:
-            return (task.subject,)
-        return self._groups.carries(task)
+        return (task.subject,) if task.role == BACKUP else self._groups.carries(task)
 
     def exposes(self, port: Port, query: Query) -> int:
         tasks = self._asked.get(query.id, ())
         return sum(task.unit is not None and task.role != DEPLOYED for task in tasks)
 
-    def may_answer(self, port: Port, query: Query) -> bool:
-        return self.exposes(port, query) > 0
-
     def suspected(self, port: Port, query: Query) -> None:
         queued = [task for task in self._asked.get(query.id, ()) if task.unit is None]
         self._drop_backups(port, queued)
-        if self._groups is None:
-            return
         self._groups.suspected(port, query)
         for task in queued:
             for other in map(port.pending_query, self.carries(task)):

@@ -71,17 +71,12 @@ class Benefit:
 
         The query had waited for `before` when its unit began.
         """
-        then = age + choice.takes
-        saved = choice.coverage * self._saved_from(then, running, age, before)
-        if choice.coverage < 1:
-            refused = self._saved_from(then + self.median, running, age, before)
-            saved += (1 - choice.coverage) * refused
-        return saved
-
-    def _saved_from(self, then: float, running: RunTimes, age: float, before: float) -> float:
         late_from = self.median - before
-        left, moment = running.left(age, max(then, late_from))
-        return self._urgency * (moment - late_from * left) / self.median
+        saved = 0.0
+        for chance, wait in ((choice.coverage, 0.0), (1 - choice.coverage, self.median)):
+            left, moment = running.left(age, max(age + choice.takes + wait, late_from))
+            saved += chance * (moment - late_from * left)
+        return self._urgency * saved / self.median
 
     def cost(self, choice: Choice, waiting: float = 0.0) -> float:
         """What it costs; `waiting` are the queries that wait, for each instance, and each as many
@@ -96,10 +91,10 @@ class Benefit:
 
         `early`: it may be asked for as it begins, else once the first of its kind have ended.
         """
-        worth, at = 0.0, inf
         cost = self.cost(choice)
-        for age, longer in chain([(0.0, running.share_longer(0.0))] * early, running.ages()):
-            then = longer * (self.saved(choice, running, age, before) - cost)
-            if then > worth:
-                worth, at = then, age
-        return worth, at
+        ages = chain([(0.0, 1.0)] * early, running.ages())
+        worth = [
+            (longer * (self.saved(choice, running, age, before) - cost), age)
+            for age, longer in ages
+        ]
+        return max([*worth, (0.0, inf)])

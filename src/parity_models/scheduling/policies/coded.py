@@ -76,9 +76,6 @@ class CodedPolicy(Policy):
     def suspected(self, port: Port, query: Query) -> None:
         self.groups.suspected(port, query)
 
-    def may_answer(self, port: Port, query: Query) -> bool:
-        return self.groups.may_answer(port, query)
-
     def urgent(self, port: Port, query: Query) -> None:
         self.groups.urgent(port, query)
 

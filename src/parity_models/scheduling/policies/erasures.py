@@ -24,6 +24,18 @@ class Erasures(Protocol):
         """
 
 
+class NoCode:
+    """Stands for the code of a bundle that has none: it has no places, and no rows."""
+
+    k = r = 0
+
+    def decodable(
+        self, available: tuple[bool, ...], parities: tuple[bool, ...]
+    ) -> tuple[bool, ...]:
+        """None: there are no slots."""
+        return ()
+
+
 @dataclass(frozen=True)
 class StandIns:
     """The stand-ins of a bundle: parity models for a `code`, and a `backup`."""

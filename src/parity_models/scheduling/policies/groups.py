@@ -168,10 +168,6 @@ class CodingGroups:
             group.parities[group.tasks.index(task)] = True
             self._decode(port, group)
 
-    def may_answer(self, port: Port, query: Query) -> bool:
-        group = self.of(query)
-        return group is not None and any(task.unit for task in group.tasks)
-
     def urgent(self, port: Port, query: Query) -> None:
         group = self.of(query)
         if group is not None:

@@ -10,7 +10,7 @@ by it (benefit.py).
 
 Until it is known what originals take undisturbed, the least is spare. Where everything has become
 slower for another reason, redundant work is dear until originals have run alone often enough to
-tell. Where they have not run alone for long, it is learned anew.
+tell; redundant work that is dear lets them run alone.
 """
 
 from parity_models.scheduling.recent import RecentDurations
@@ -22,9 +22,6 @@ much, as long as this share of those at most take."""
 
 STEP = 0.02
 """By how much one original changes the spare share."""
-
-FORGOTTEN = 20_000
-"""After how many originals, of which none ran alone, it is no longer known how long they take."""
 
 LEAST = 0.02
 """The least that is spare: what hangs is worth a copy though it slows others down."""
@@ -42,7 +39,6 @@ class Interference:
         self._calm_since = 0.0
         self._alone = RecentDurations(window=100, every=20)
         self._limit: float | None = None
-        self._since_alone = 0
         self._share = 0.0
 
     @property
@@ -62,15 +58,10 @@ class Interference:
                 self._calm_since = now
             return
         took = now - unit.started
-        self._since_alone += 1
-        if finished and not self._redundant and self._calm_since <= unit.started:
-            self._since_alone = 0
-            if self._alone.add(took):
-                median, most = self._alone.quantile(0.5) or 0.0, self._alone.quantile(WIDE) or 0.0
-                self._limit = max(LIMIT * median, most)
-        elif self._since_alone > FORGOTTEN:
-            self._since_alone, self._share, self._limit = 0, 0.0, None
-            self._alone = RecentDurations(window=100, every=20)
+        alone = finished and not self._redundant and self._calm_since <= unit.started
+        if alone and self._alone.add(took):
+            median, most = self._alone.quantile(0.5) or 0.0, self._alone.quantile(WIDE) or 0.0
+            self._limit = max(LIMIT * median, most)
         if self._limit is None:
             return
         longer = took > self._limit

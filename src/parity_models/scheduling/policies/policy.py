@@ -36,8 +36,10 @@ class Policy:
 
     @classmethod
     def build(cls, options: Any, stand_ins: StandIns) -> "Policy":
-        """A policy with these `Options`, and the code, where it needs one."""
+        """A policy with these `Options`, and the code or all stand-ins, where it needs them."""
         make: Callable[..., Policy] = cls
+        if cls.needs_stand_in:
+            return make(stand_ins, options)
         return make(stand_ins.code, options) if cls.needs_code else make(options)
 
     def __init__(self, options: Any = None) -> None:
@@ -85,8 +87,11 @@ class Policy:
         """The query may end instances: start no redundant work with its input any more."""
 
     def may_answer(self, port: Port, query: Query) -> bool:
-        """May redundant work under way still answer this query, which waits for an instance?"""
-        return False
+        """May redundant work under way still answer this query, which waits for an instance?
+
+        By default what `exposes` counts may.
+        """
+        return self.exposes(port, query) > 0
 
     def urgent(self, port: Port, query: Query) -> None:
         """The query's instance failed or its deadline is here: answer it now if that can be."""

@@ -8,7 +8,6 @@ would be run twice.)
 """
 
 from collections.abc import Collection
-from math import inf
 
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.policies.benefit import Benefit, Choice
@@ -36,9 +35,9 @@ deployed model's own."""
 class Risk:
     """Measures what runs, and applies the rule `benefit` to it.
 
-    `run_times` are those of the deployed model, `stand_ins` the roles that may be asked besides;
-    a parity query has so many `places`. With the weight `newest`, the load follows what is new
-    whenever estimates are renewed. Times in seconds.
+    `run_times` are those of the deployed model, `stand_ins` the roles that may be asked besides.
+    With the weight `newest`, the load follows what is new whenever estimates are renewed. Times in
+    seconds.
     """
 
     def __init__(
@@ -47,21 +46,17 @@ class Risk:
         run_times: RunTimes,
         interference: Interference,
         stand_ins: Collection[str],
-        places: int,
         newest: float,
     ) -> None:
         self.benefit = benefit
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.late = 0.0
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
-        self.worth_a_place = inf
-        """The age from which on a unit is worth a place in a parity query."""
         self.slow: set[str] = set()
         """The instances on which the last unit of the deployed model was late."""
         self._run_times = run_times
-        self._on_slow = StandIn(run_times)
+        self._measured = {SLOW: StandIn(run_times), **self.stand_ins}
         self._interference = interference
-        self._places = places
         self._newest = newest
         self._ages: dict[tuple[str, bool], float] = {}
         self._busy, self._since, self._load = 0.0, 0.0, 0.0
@@ -71,12 +66,10 @@ class Risk:
         """From which age on this task of the query is at risk; None while that is unknown."""
         return self._ages.get((self._kind(query, task), query.exact or query.spoiled))
 
-    def copy(self) -> Choice:
-        """To run the deployed model once more."""
-        return Choice(EXACT * self.benefit.median, self.benefit.median)
-
     def choice(self, role: str) -> Choice:
-        """To ask this stand-in."""
+        """To ask this stand-in, or the deployed model once more."""
+        if role == DEPLOYED:
+            return Choice(EXACT * self.benefit.median, self.benefit.median)
         stand_in = self.stand_ins[role]
         return Choice(stand_in.takes, stand_in.takes, stand_in.coverage)
 
@@ -84,9 +77,9 @@ class Risk:
         """What is saved of the query's waiting, whose newest task that runs is this one."""
         began = query.arrived if newest is None or newest.unit is None else newest.unit.started
         kind = DEPLOYED if newest is None else self._kind(query, newest)
-        known = [self._run_times, self._running(kind)] if kind == SLOW else [self._running(kind)]
+        known = {DEPLOYED, SLOW} if kind == SLOW else {kind}
         now, before = port.now - began, began - query.arrived
-        return max(self.benefit.saved(choice, running, now, before) for running in known)
+        return max(self.benefit.saved(choice, self._running(each), now, before) for each in known)
 
     def ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has run this unit, to its end or not."""
@@ -94,10 +87,10 @@ class Risk:
         self._busy += took
         self._interference.ended(port.now, unit, finished=finished)
         if unit.role != DEPLOYED:
-            self.stand_ins[_measured(unit.role)].ran(took, finished=finished)
+            self._measured[measured(unit.role)].ran(took, finished=finished)
             return
         if unit.instance in self.slow:
-            self._on_slow.ran(took, finished=finished)
+            self._measured[SLOW].ran(took, finished=finished)
         if 0 < self.late < took:
             self.slow.add(unit.instance)
             if len(self.slow) > port.up(DEPLOYED):
@@ -113,49 +106,38 @@ class Risk:
         if capacity > 0:
             self._load += self._newest * (min(1.0, self._busy / capacity) - self._load)
         self._busy, self._since = 0.0, port.now
-        for stand_in in self.stand_ins.values():
-            stand_in.not_asked(self._run_times.every)
+        for each in self._measured.values():
+            each.not_asked(self._run_times.every)
         self._decide()
 
     def _decide(self) -> None:
-        median = self._run_times.median
-        if not median:
+        if not self._run_times.median:
             return
-        self.benefit.learn(median, self._load, self._interference.spare)
-        choices = [self.copy(), *map(self.choice, self.stand_ins)]
-        at_once = [Choice(0.0, choice.cost) for choice in choices]
-        self.late = self._earliest(self._worth(at_once, DEPLOYED), DEPLOYED)
-        for kind in (DEPLOYED, SLOW, *self.stand_ins):
-            worth = self._worth(choices, kind)
-            self._ages[kind, False] = self._earliest(worth, kind)
-            self._ages[kind, True] = self._earliest(worth[:1], kind)
-        for exact in (False, True):
-            self._ages[SLOW, exact] = min(self._ages[SLOW, exact], self._ages[DEPLOYED, exact])
-        if PARITY in self.stand_ins:
-            parity = self.choice(PARITY)
-            place = Choice(parity.takes, parity.cost / self._places, parity.coverage)
-            self.worth_a_place = self.benefit.at_risk(place, self._run_times)[1]
+        self.benefit.learn(self._run_times.median, self._load, self._interference.spare)
+        choices = [self.choice(role) for role in (DEPLOYED, *self.stand_ins)]
+        self.late = self._earliest([Choice(0.0, each.cost) for each in choices], DEPLOYED)
+        for kind in (DEPLOYED, *self._measured):
+            self._ages[kind, False] = self._earliest(choices, kind)
+            self._ages[kind, True] = self._earliest(choices[:1], kind)
 
-    def _worth(self, choices: Collection[Choice], kind: str) -> list[tuple[float, float]]:
-        """What each of these is worth at best, and from which age on it is to be asked for."""
-        running, early = self._running(kind), kind == SLOW
+    def _earliest(self, choices: Collection[Choice], kind: str) -> float:
+        """From which age on the best of these is to be asked for, of units of this kind."""
+        running = self._running(kind)
         before = self._ages[DEPLOYED, False] if kind in self.stand_ins else 0.0
-        return [self.benefit.at_risk(each, running, before, early=early) for each in choices]
-
-    def _earliest(self, worth: Collection[tuple[float, float]], kind: str) -> float:
-        """From which age on the best of these is to be asked for."""
-        return min(max(worth)[1], BEYOND * self._running(kind).longest)
+        early = kind == SLOW
+        worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
+        at = min(max(worth)[1], BEYOND * running.longest)
+        return min(at, self._earliest(choices, DEPLOYED)) if early else at
 
     def _running(self, kind: str) -> RunTimes:
-        if kind == DEPLOYED:
-            return self._run_times
-        return (self._on_slow if kind == SLOW else self.stand_ins[kind]).run_times
+        return self._run_times if kind == DEPLOYED else self._measured[kind].run_times
 
     def _kind(self, query: Query, task: Task) -> str:
         """What runs like this task; a copy on a slow instance is given the time of any."""
         slow = task is query.original and task.unit and task.unit.instance in self.slow
-        return SLOW if slow else _measured(task.role)
+        return SLOW if slow else measured(task.role)
 
 
-def _measured(role: str) -> str:
+def measured(role: str) -> str:
+    """The role whose measures this one has."""
     return role if role in (DEPLOYED, BACKUP) else PARITY

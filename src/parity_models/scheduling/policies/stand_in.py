@@ -31,8 +31,7 @@ class StandIn:
     @property
     def takes(self) -> float:
         """The median; to be asked for once that of the deployed model is known."""
-        own, deployed = self._own.median, self._deployed.median
-        return PRESUMED * (deployed or 0.0) if own is None else own
+        return self._own.median or PRESUMED * (self._deployed.median or 0.0)
 
     def ran(self, seconds: float, *, finished: bool) -> None:
         """A unit of it has run for so long, to its end or not."""
