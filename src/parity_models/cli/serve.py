@@ -27,7 +27,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.serving.access import Access
 from parity_models.serving.engines import ENGINES
-from parity_models.serving.garbage import search_seldom
+from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
 from parity_models.serving.ray.ray_engine import RayEngine
@@ -229,7 +229,7 @@ async def _serve_until(asked_to_stop: asyncio.Event, server: "Server | Repositor
         await asyncio.wait((starting,))
         return
     await starting
-    search_seldom()
+    freeze_modules()
     try:
         for line in _said(server):
             _tell(line)

@@ -16,7 +16,7 @@ from parity_models.load.credentials import Credentials
 from parity_models.load.generator import Load, prepare_load
 from parity_models.load.processes import READY, REPORT_EVERY, STARTED
 from parity_models.load.spec import LoadSpec
-from parity_models.serving.garbage import search_seldom
+from parity_models.serving.garbage import freeze_modules
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,7 +40,7 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
         _tell(READY)
         if not (start := await lines.readline()):
             return
-        search_seldom()
+        freeze_modules()
         load.start(float(start), partial(_tell, STARTED))
         others = (
             asyncio.create_task(_report(load)),

@@ -2,18 +2,14 @@
 
 import gc
 
-THRESHOLDS = (1_000, 10, 100)
-"""How many more objects there are before the youngest are searched for garbage; after how many such
-searches those that survived one are, and after how many of these all."""
 
-
-def search_seldom() -> None:
-    """Never search what has been made so far for garbage, and all that is made from now on seldom.
+def freeze_modules() -> None:
+    """Never search what has been made so far for garbage.
 
     Imported modules are hundreds of thousands of objects that will never be garbage, and looking at
-    all of them takes tens of milliseconds, in which every query waits. The youngest are few, and
-    searched often: what they hold would be memory that the process keeps.
+    all of them takes tens of milliseconds, in which every query waits. What is made from now on is
+    little, and searched as often as Python has it: garbage that waits makes memory grow for good,
+    by the gaps between what lasts.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*THRESHOLDS)

@@ -30,7 +30,7 @@ from parity_models.load.wire import ModelMetadata
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import NoRedundancy
-from parity_models.serving.garbage import search_seldom
+from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.http.listening import listen
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
@@ -140,7 +140,7 @@ async def _serve(spec: ServeSpec) -> None:
     async with Server(bundle, spec.options) as server:
         app = rest_app(OneModel(server.frontend, server.model), Metrics(bundle.digest))
         async with _on_uvicorn(app) as uvicorn, _on_granian(app) as granian:
-            search_seldom()
+            freeze_modules()
             tell(f"{server.url} {uvicorn} {granian}")
             await (await commands()).read()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from parity_models.lab.latency.served import ServeSpec, main
 from parity_models.load.child import commands, tell
 from parity_models.models.bundle import Bundle
-from parity_models.serving.garbage import search_seldom
+from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.repository.managed import Settings
 from parity_models.serving.repository.repository_server import RepositoryServer
 from parity_models.serving.repository.rollout_options import RolloutOptions
@@ -32,7 +32,7 @@ async def serve(spec: ServeSpec) -> None:
     """Serve the repository that the spec names as its bundle until standard input ends."""
     settings = Settings(lambda bundle: spec.options, RolloutOptions(), allow_code=spec.allow_code)
     async with RepositoryServer(Path(spec.bundle), spec.options, settings) as server:
-        search_seldom()
+        freeze_modules()
         tell(server.url)
         async for _ in await commands():
             pass

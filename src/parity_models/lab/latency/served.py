@@ -15,7 +15,7 @@ import uvloop
 from parity_models.errors import ServingError, UserError
 from parity_models.load.child import Child, child, commands, exit_code, tell
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.garbage import search_seldom
+from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
@@ -80,7 +80,7 @@ async def served(
 
 async def _serve(spec: ServeSpec) -> None:
     async with Server(open_bundle(spec.bundle, spec.allow_code), spec.options) as server:
-        search_seldom()
+        freeze_modules()
         tell(server.url)
         async for line in await commands():
             if line == BEGIN_FAULTS:

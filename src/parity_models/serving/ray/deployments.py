@@ -25,7 +25,7 @@ from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import Layout
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.garbage import search_seldom
+from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.golden import golden_of
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
@@ -199,7 +199,7 @@ class Frontends:
             self._frontend, self._model, self._metrics, self._limits.max_body, self._tracing
         )
         await self._frontend.start(share(roles, frontends))
-        search_seldom()
+        freeze_modules()
 
     def __serve_build_asgi_app__(self) -> AsgiApp:
         models = OneModel(self._frontend, self._model)
