@@ -268,13 +268,14 @@ class _Bench:
         now = _now()
         if now < counts.since:
             return
-        counts.cut += cut
-        counts.broken += broken
         if answer is not None and answer.status == 200:
             counts.latencies.append(now - due)
             counts.good += now < counts.until and now - due <= useful
-        elif answer is not None:
-            self._refused(answer, counts)
+        elif due >= counts.since:  # of as many as are counted as offered
+            counts.cut += cut
+            counts.broken += broken
+            if answer is not None:
+                self._refused(answer, counts)
 
     def _refused(self, answer: HttpAnswer, counts: _Counts) -> None:
         counts.refusals[error_class(answer.status, error_text(answer))] += 1
