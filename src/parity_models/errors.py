@@ -34,7 +34,11 @@ class TrainingError(UserError):
 
 
 class ServingError(ParityModelsError):
-    """An engine or server that cannot start."""
+    """An engine or server that cannot start; one that `passes` may start later, unchanged."""
+
+    @property
+    def passes(self) -> bool:
+        return False
 
 
 class FaultPlanError(UserError):

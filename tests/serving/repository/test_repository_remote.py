@@ -9,12 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fleet_servers import ExplicitTriton
+from fleet_servers import ExplicitTriton, Parm
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.remote.export import Format, export_repository
 from repositories import write_version
 from served import ServerProcess, until
-from served_repositories import Load, Repository
+from served_repositories import Load, Repository, ask
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +121,25 @@ def test_a_server_of_this_software_is_not_told_to_load(
         ) as server:
             (entry,) = httpx.post(f"{server.url}/v2/repository/index").json()
             assert "is not told to load it" in entry["reason"]
+
+
+def test_a_model_whose_server_comes_late_is_served_then(tmp_path: Path) -> None:
+    bundle = write_version(tmp_path / "models", "another", "1")
+    with Parm(bundle) as upstream:
+        upstream.kill()
+        with ServerProcess(
+            *("--repository", str(tmp_path / "models"), "--deployed", upstream.url),
+        ) as server:
+            (entry,) = httpx.post(f"{server.url}/v2/repository/index").json()
+            assert entry["state"] != "READY"
+            assert httpx.get(f"{server.url}/v2/health/ready").status_code == 503
+            upstream.start()
+            until(
+                lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 200,
+                "its server is there, and it is not served",
+                PATIENCE,
+            )
+            assert ask(server.url, "another")["model_version"] == "1"
 
 
 @pytest.mark.servers

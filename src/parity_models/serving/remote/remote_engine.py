@@ -48,9 +48,6 @@ from parity_models.serving.remote.upstream import (
 MAX_FAILURES = 3
 """Units in a row that an upstream answers with errors until it is checked as at the start."""
 
-_AWAY = (Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT)
-"""Faults that pass: of a server that is not there yet, not of one that is not what it must be."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -270,7 +267,7 @@ class RemoteEngine(Engine):
                 await self._checks.check(url, link.client, link.models)
             except Exception as error:
                 fault = fault_of(url, error)
-                if not link.verdict.done() and fault.fault not in _AWAY:
+                if not link.verdict.done() and not fault.passes:
                     link.verdict.set_exception(UpstreamError(fault.fault, f"{url} {fault}"))
                     return
                 if not link.verdict.done():

@@ -42,12 +42,20 @@ DOUBTS = frozenset({Fault.NOT_READY, Fault.TIMEOUT, Fault.ERRORS})
 """Faults that load may look like, or many upstreams have at once for a reason that they share."""
 
 
+AWAY = frozenset({Fault.UNREACHABLE, Fault.NOT_READY, Fault.TIMEOUT})
+"""Faults that pass: of a server that is not there yet, not of one that is not what it must be."""
+
+
 class UpstreamError(ServingError, UserError):
     """An upstream that cannot be used, by `fault`."""
 
     def __init__(self, fault: Fault, message: str) -> None:
         super().__init__(message)
         self.fault = fault
+
+    @property
+    def passes(self) -> bool:
+        return self.fault in AWAY
 
 
 class UnitError(Exception):

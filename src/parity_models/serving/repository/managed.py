@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Collection, Coroutine, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,12 +72,19 @@ class ManagedModel:
 
     # Changes
 
-    async def start(self) -> None:
-        """Load the newest version that can be; what is wrong with newer ones is in the index."""
+    async def start(self) -> bool:
+        """Load the newest version that can be; what is wrong with newer ones is in the index.
+
+        Returns whether there is none yet as the newest has nobody to run it, which passes.
+        """
         for version in reversed(self._versions()):
-            with suppress(UserError):
+            try:
                 await self.load(version, None)
-                return
+                return False
+            except UserError as error:
+                if isinstance(error.__cause__, ServingError) and error.__cause__.passes:
+                    return True
+        return False
 
     async def load(self, version: str | None, share: float | None) -> None:
         """Serve a version, the newest by default, at first with a `share` of requests; returns when

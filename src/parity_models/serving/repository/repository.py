@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from parity_models.errors import UserError
+from parity_models.serving.backoff import Backoff
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
 from parity_models.serving.page.feed import Feed
@@ -34,6 +35,7 @@ class Repository:
         self._folder = folder
         self._settings = settings
         self._models: dict[str, ManagedModel] = {}
+        self._awaited: dict[str, asyncio.Task[None]] = {}
         self._state = "starting"
         self._shared: SharedInstances | None = None
         there = scan(folder)
@@ -54,7 +56,10 @@ class Repository:
         found = scan(self._folder)
         if self._shared is not None:
             self._shared.begin(name for name, versions in found.items() if versions)
-        await asyncio.gather(*(self._model(name).start() for name in found))
+        passes = await asyncio.gather(*(self._model(name).start() for name in found))
+        for name, is_awaited in zip(found, passes, strict=True):
+            if is_awaited:
+                self._awaited[name] = asyncio.create_task(self._start_again(self._model(name)))
         if self._shared is not None:
             self._shared.start()
         self._state = ""
@@ -67,6 +72,8 @@ class Repository:
         """Take no more requests; returns when all that were taken have ended."""
         if self._shared is not None:
             await self._shared.stop()
+        for name in list(self._awaited):
+            self._await_no_more(name)
         await asyncio.gather(*(each.unload() for each in self._models.values()))
 
     def end_feeds(self) -> None:
@@ -78,6 +85,8 @@ class Repository:
         """End all models, whatever they were asked."""
         if self._shared is not None:
             await self._shared.stop()
+        for name in list(self._awaited):
+            self._await_no_more(name)
         await asyncio.gather(*(each.close() for each in self._models.values()))
 
     # Models
@@ -132,10 +141,13 @@ class Repository:
             raise UnavailableError(f"the server is {self._state}; try again later")
         if name not in self._models and name not in scan(self._folder):
             raise self._unknown(name)
+        self._await_no_more(name)
         await self._model(name).load(version, share)
 
     async def unload(self, name: str) -> None:
-        await self._known(name).unload()
+        model = self._known(name)
+        self._await_no_more(name)
+        await model.unload()
 
     # What a page shows
 
@@ -153,6 +165,19 @@ class Repository:
             name = min(self.names, default="")
         model = self._models.get(name)
         return None if model is None else model.shown.feed(version)
+
+    async def _start_again(self, model: ManagedModel) -> None:
+        """Start it until it can be: whoever runs it may come later."""
+        backoff = Backoff()
+        await asyncio.sleep(backoff.after(0.0))
+        while await model.start():
+            await asyncio.sleep(backoff.after(0.0))
+
+    def _await_no_more(self, name: str) -> None:
+        """Somebody else says what becomes of the model."""
+        waiting = self._awaited.pop(name, None)
+        if waiting is not None:
+            waiting.cancel()
 
     def _model(self, name: str) -> ManagedModel:
         model = self._models.get(name)
