@@ -192,6 +192,24 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) 
         assert told == [f"backup {name}" for name in untried]
 
 
+def test_when_the_time_is_over_each_has_been_trained_once_and_goes_on_when_resumed(
+    folder: Path,
+) -> None:
+    prepared = prepared_for(folder)
+    proposed = (Proposed("linear", None, 0.5), Proposed("mlp@0.25", None, 0.9))
+    searched = Searched(prepared.options, proposed, 1.0)
+    search_folder = SearchFolder(folder / "search")
+    search_folder.begin(searched)
+    found = Search(prepared.teaching, searched, search_folder).run(0.01)
+    assert not found.interrupted
+    before = search_folder.read(prepared.options)
+    assert [len(done) for done in before.done.values()] == [1, 1]
+    Search(prepared.teaching, before, search_folder).run(3.0)
+    after = search_folder.read(prepared.options)
+    assert_kept(before, after)
+    assert rounds(after) > 2
+
+
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(folder: Path) -> None:
     prepared = prepared_for(folder)
     proposed = (Proposed("linear", None, 0.5), Proposed("mlp@0.25", None, 0.9))

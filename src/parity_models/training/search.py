@@ -86,7 +86,10 @@ class Search:
         self._interrupted = False
 
     def run(self, seconds: float) -> Found:
-        """Train for so many more seconds. Raises TrainingError if no candidate could be trained."""
+        """Train for so many more seconds, but each candidate once at least.
+
+        Raises TrainingError if no candidate could be trained.
+        """
         spent = sum(done[-1].seconds for done in self._resumed.values())
         began = time.monotonic() - spent
         seconds += spent
@@ -126,6 +129,9 @@ class Search:
                 trained.append(trainee)
                 continue
             now = time.monotonic()
+            if rung > 0 and now >= began + seconds:  # it stays as it is
+                trained.append(trainee)
+                continue
             slot = max(SHORTEST, (end - now) / (len(trainees) - place))
             best = max((each.score for each in trained), default=None)
             tell = self._telling(
