@@ -9,7 +9,7 @@ import pytest
 
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, NewModel, open_bundle
+from parity_models.models.bundle import Bundle, InferenceTimes, NewModel, open_bundle
 from parity_models.protection import Queries, Wishes
 from parity_models.protection.advice import advise, two_together
 from parity_models.protection.audience import Audience
@@ -35,6 +35,7 @@ CANDIDATES = (
     Candidate("linear", None, 0.2),
 )
 LEVEL = 0.2
+TIMES = InferenceTimes(1.0, None, None, 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def plan(name: str, finalists: Sequence[Finalist], p99: float, extra: float = 0.
 def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(
     deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
 ) -> None:
-    write_protected(deployed, prepared, finalists, 1.0, tmp_path / "both")
+    write_protected(deployed, prepared, finalists, TIMES, tmp_path / "both")
     bundle = open_bundle(tmp_path / "both")
     manifest, (parity, backup) = bundle.manifest, finalists
     assert manifest.code == parity.candidate.code
@@ -83,6 +84,7 @@ def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(
     assert manifest.calibration["reconstruction"] == parity.calibration["reconstruction"]
     assert manifest.calibration["backup"] == backup.calibration["backup"]
     assert manifest.inference_times is not None
+    assert manifest.inference_times.deployed_batch == 1.5
     assert (manifest.inference_times.parity, manifest.inference_times.backup) == (
         parity.ms[1],
         backup.ms[1],
@@ -109,7 +111,7 @@ def test_of_a_parity_model_alone_the_slot_is_a_backup_only_if_it_may_answer(
     )
     unsure = replace(sure, coverage=parity.coverage | {"backup": 0.0})
     for one, backups in ((sure, 1), (unsure, 0)):
-        bundle = write_protected(deployed, prepared, [one], 1.0, tmp_path / str(backups))
+        bundle = write_protected(deployed, prepared, [one], TIMES, tmp_path / str(backups))
         assert (bundle.manifest.backup is not None) == bool(backups)
         assert len(bundle.manifest.calibration) == 1 + backups
 

@@ -187,7 +187,10 @@ def _pooled(seen: Watched, node: onnx.NodeProto, kernel: Floats) -> tuple[str, F
     """The first tensor with one value of each map, what is added to maps, and the activation."""
     largest = _flat(seen.computed.get(node.output[0])).max(axis=2)
     none = np.zeros(len(kernel), np.float32)
-    within = seen.constants[node.input[2]] if len(node.input) > 2 and node.input[2] else none
+    bias = node.input[2] if len(node.input) > 2 else ""
+    if bias and bias not in seen.constants:
+        raise OtherLayersError
+    within = seen.constants[bias] if bias else none
     offsets = [none]
     for after in seen.behind(node.output[0]):
         offsets += [

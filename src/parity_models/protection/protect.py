@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from parity_models.models.bundle import Bundle
+from parity_models.models.bundle import Bundle, InferenceTimes
+from parity_models.models.inference_time import batch_time
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.protection.advice import Advice, able, advise, two_together
 from parity_models.protection.audience import Audience
@@ -152,6 +153,8 @@ def _finish(
         base, finalists = measure(
             [*entries, *coded], deployed, queries, wishes.agreement, batches, Path(temporary)
         )
+    own = deployed.stored(deployed.manifest.deployed)
+    times = InferenceTimes(base[1], None, None, batch_time(own, queries.sizes))
     capable = able(finalists, wishes)
     left = max(0.0, end - time.monotonic())
     # Each by itself, two together, and hedging.
@@ -163,7 +166,7 @@ def _finish(
         tried.append(simulations.with_stand_ins(*company))
     plans, at_full = [each[-1] for each in tried], [each[0] for each in tried]
     advice = advise(plans, at_full, others, wishes)
-    bundle = write_protected(deployed, prepared, advice.plan.finalists, base[1], out)
+    bundle = write_protected(deployed, prepared, advice.plan.finalists, times, out)
     return Protected(
         bundle,
         queries.metric,

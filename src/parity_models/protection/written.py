@@ -16,7 +16,6 @@ from parity_models.models.bundle import (
     write_bundle,
 )
 from parity_models.models.gate import Calibration, StandIn
-from parity_models.models.inference_time import batch_time
 from parity_models.models.weights import WEIGHTS, has_weights
 from parity_models.protection.finalists import Finalist
 from parity_models.protection.preparing import Prepared
@@ -29,16 +28,15 @@ def write_protected(
     deployed: Bundle,
     prepared: Prepared,
     chosen: Sequence[Finalist],
-    deployed_ms: float,
+    times: InferenceTimes,
     out: Path,
 ) -> Bundle:
     """Write the deployed model and what was chosen, a backup or a parity model or both, to `out`,
-    whole or not at all.
+    whole or not at all; `times` are those of the deployed model.
 
     Without a backup among them, the parity model's slot is one, if it may answer.
     """
     manifest = deployed.manifest
-    model = deployed.stored(manifest.deployed)
     coded, backup = _of(chosen, coded=True), _of(chosen, coded=False)
     models = ParityModels([], {}, None)
     calibration: dict[StandIn, Calibration] = {}
@@ -54,11 +52,11 @@ def write_protected(
     if backup is not None and isinstance(backup.made, NewModel):
         slot, slot_ms = backup.made, _ms(backup)
         calibration |= backup.calibration
-    # Where only one has learned from queries that were turned, its envelope is the wider one.
+    # The narrower envelope: that of one which did not learn from mirrored queries, if there is one.
     lessons = min((each.trainee.lessons for each in chosen), key=lambda each: each.mirrored)
     bundle = write_bundle(
         out,
-        deployed=model,
+        deployed=deployed.stored(manifest.deployed),
         parity=models.models,
         coders=models.coders,
         backup=slot,
@@ -68,11 +66,8 @@ def write_protected(
         deployed_training=manifest.deployed_training,
         parity_training=None if coded is None else _training(prepared, coded),
         backup_training=None if backup is None else _training(prepared, backup),
-        inference_times=InferenceTimes(
-            deployed_ms,
-            None if coded is None else _ms(coded),
-            slot_ms,
-            batch_time(model, prepared.measured.sizes),
+        inference_times=msgspec.structs.replace(
+            times, parity=None if coded is None else _ms(coded), backup=slot_ms
         ),
         calibration=calibration,
         envelope=envelope_of(lessons, prepared.teaching.subject),

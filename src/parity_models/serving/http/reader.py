@@ -149,7 +149,7 @@ class HttpReader:
 
     def close(self) -> None:
         """Nothing comes any more. What it holds that holds itself lets go, so that it is gone at
-        once, and not when garbage is next searched for, which is seldom."""
+        once, and not when garbage is next searched for."""
         self.abandon()
         del self._parser, self._receiver
 
