@@ -132,6 +132,8 @@ def test_a_gate_that_a_tenant_alone_closed_is_open_for_others() -> None:
     watches = AgreementWatches(0.99)
     while watches.open:
         watches.saw(False, ["0", "1"], "absurd")
+    assert watches.closed_by == {"absurd"}
+    assert watches.tenants_shut_out == 1
     assert not watches.is_open_for("absurd")
     assert watches.is_open_for("honest")
     while watches.is_open_for("honest"):  # which has to be so itself
@@ -144,10 +146,50 @@ def test_what_many_tenants_see_closes_a_gate_for_all() -> None:
     for number, (agreed, makers) in zip(range(1000), comparisons(0.8, 0), strict=False):
         watches.saw(agreed, makers, names[number % 3])
     assert not watches.open
+    assert watches.closed_by == set(names)
     assert not any(watches.is_open_for(tenant) for tenant in [*names, "another"])
     for number, (agreed, makers) in zip(range(3000), comparisons(1.0, 0), strict=False):
         watches.saw(agreed, makers, names[number % 3])
     assert all(watches.is_open_for(tenant) for tenant in [*names, "another"])
+    assert not watches.closed_by
+    assert not watches.tenants_shut_out
+
+
+def test_tenants_that_disagree_once_each_open_no_gate_that_is_closed_for_another() -> None:
+    watches = AgreementWatches(0.99)
+    while watches.is_open_for("bad"):
+        watches.saw(True, ["0", "1"], "good")
+        watches.saw(False, ["0", "1"], "bad")
+    assert watches.open
+    assert watches.tenants_shut_out == 1
+    for number in range(2 * MAX_TENANTS):
+        watches.saw(False, ["0", "1"], f"{number}")
+        for _ in range(100):
+            watches.saw(True, ["0", "1"], "good")
+    assert len(watches) == MAX_TENANTS
+    assert not watches.is_open_for("bad")
+    assert watches.tenants_shut_out == 1
+
+
+def test_whoever_disagrees_again_and_again_is_not_forgotten() -> None:
+    watches = AgreementWatches(0.99)
+    for step in range(20):
+        watches.saw(False, ["0", "1"], "often")
+        for number in range(MAX_TENANTS // 2):
+            watches.saw(False, ["0", "1"], f"{step} {number}")
+            for _ in range(100):
+                watches.saw(True, ["0", "1"], "good")
+    assert not watches.is_open_for("often")
+
+
+def test_where_all_who_are_watched_are_shut_out_nobody_is_watched_instead() -> None:
+    watches = AgreementWatches(0.99)
+    for number in range(MAX_TENANTS + 1):
+        for _ in range(100):
+            watches.saw(False, ["0", "1"], f"{number}")
+    assert len(watches) == MAX_TENANTS
+    assert watches.tenants_shut_out == MAX_TENANTS
+    assert not any(watches.is_open_for(f"{number}") for number in range(MAX_TENANTS))
 
 
 def test_no_more_than_so_many_tenants_are_watched_alone() -> None:

@@ -254,7 +254,8 @@ async def test_a_tenant_whose_queries_disagree_keeps_nobody_from_being_answered_
         for _ in range(40):
             await compared(frontend, engine, wrong=True, tenant="absurd")
             await compared(frontend, engine, wrong=False, tenant="honest")
-        assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
+        assert metric(frontend, "parm_gate_open", source="reconstruction") == 1
+        assert metric(frontend, "parm_gate_tenants_shut_out", source="reconstruction") == 1
         assert await sources(frontend, engine, "absurd") == [Source.MODEL] * 2
         assert await sources(frontend, engine, "honest") == by_stand_in
         assert await sources(frontend, engine) == by_stand_in
@@ -263,8 +264,28 @@ async def test_a_tenant_whose_queries_disagree_keeps_nobody_from_being_answered_
         assert "for queries of the tenant 'absurd': it answers none of them" in caplog.text
         for _ in range(100):
             await compared(frontend, engine, wrong=False, tenant="absurd")
-        assert metric(frontend, "parm_gate_open", source="reconstruction") == 1
+        assert metric(frontend, "parm_gate_tenants_shut_out", source="reconstruction") == 0
         assert await sources(frontend, engine, "absurd") == by_stand_in
+
+
+async def test_a_gate_that_one_tenant_closed_is_said_to_answer_others_still(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    gates = {Source.RECONSTRUCTION: chosen(-100.0, level=0.9)}
+    parity = Parity(CODE, DEDICATED)
+    async with serving(parity, 2, 1, gates=gates, compare_one_in=1) as (frontend, engine):
+        for _ in range(40):
+            await compared(frontend, engine, wrong=True, tenant="absurd")
+        assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
+        assert metric(frontend, "parm_gate_tenants_shut_out", source="reconstruction") == 1
+        assert "of the tenant 'absurd' alone" in caplog.text
+        assert "others are still answered" in caplog.text
+        assert "nobody" not in caplog.text
+        assert await sources(frontend, engine, "absurd") == [Source.MODEL] * 2
+        refused = "parm_stand_in_answers_refused_total"
+        assert metric(frontend, refused, source="reconstruction", reason="tenant") == 1
+        assert metric(frontend, refused, source="reconstruction", reason="closed") == 0
 
 
 async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(

@@ -34,7 +34,8 @@ LOOK_EVERY: Final = 1 / 32
 share of those that are remembered: to look at all of them takes milliseconds."""
 
 MAX_TENANTS: Final = 256
-"""Tenants whose queries have a test of their own: of those that disagree, the latest."""
+"""Tenants whose queries have a test of their own: those for whom the gate is closed, and the latest
+of those that disagree."""
 
 
 class _Seen(NamedTuple):
@@ -169,9 +170,18 @@ class AgreementWatches:
         return self._all.open
 
     @property
-    def open_for_all(self) -> bool:
-        """Is it closed for nobody?"""
-        return self._all.open and all(own.open for own in self._of.values())
+    def closed_by(self) -> frozenset[Hashable]:
+        """The tenants whose queries closed it for all; none while it is open. If it is one alone,
+        others are answered still."""
+        return frozenset() if self._all.open else self._all.closed_by
+
+    @property
+    def tenants_shut_out(self) -> int:
+        """The number of tenants whose own queries closed it for them."""
+        shut_out = {tenant for tenant, own in self._of.items() if not own.open}
+        if len(self.closed_by) == 1:
+            shut_out |= self.closed_by
+        return len(shut_out)
 
     @property
     def watches_some(self) -> bool:
@@ -183,17 +193,30 @@ class AgreementWatches:
         own = self._of.get(tenant)
         if own is not None and not own.open:
             return False
-        closed_by = self._all.closed_by
-        return self._all.open or (len(closed_by) == 1 and tenant not in closed_by)
+        closed_by = self.closed_by
+        return not closed_by or (len(closed_by) == 1 and tenant not in closed_by)
 
     def saw(self, agreed: bool, makers: Sequence[str], tenant: Hashable) -> Turned:
         """An answer to a query of `tenant` has been compared, made and checked by `makers`."""
         own = self._of.get(tenant)
-        if own is None and not agreed:
-            own = self._of[tenant] = AgreementWatch(self._level, REMEMBERED_OF_ONE)
-            if len(self._of) > MAX_TENANTS:
-                self._of.popitem(last=False)
+        if own is not None and not agreed:
+            self._of.move_to_end(tenant)
+        elif not agreed:
+            own = self._watch(tenant)
         turned = own is not None and own.saw(agreed, makers, tenant)
         if own is not None and not own.suspects:
             del self._of[tenant]
         return Turned(self._all.saw(agreed, makers, tenant), turned)
+
+    def _watch(self, tenant: Hashable) -> AgreementWatch | None:
+        """Watch one more by itself. If there is no room, the one that has not disagreed for longest
+        is forgotten, of those for whom the gate is open; None if it is open for none of them."""
+        if len(self._of) >= MAX_TENANTS:
+            for oldest, own in self._of.items():
+                if own.open:
+                    del self._of[oldest]
+                    break
+            else:
+                return None
+        self._of[tenant] = AgreementWatch(self._level, REMEMBERED_OF_ONE)
+        return self._of[tenant]

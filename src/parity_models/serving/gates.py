@@ -1,7 +1,7 @@
 """The gates of a server: which outputs of its stand-ins may answer, and whether they keep to it."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -138,6 +138,7 @@ class Gates:
         self._tell = turned
         for source, each in chosen.items():
             metrics.gate_open.labels(source).set(1)
+            metrics.gate_tenants_shut_out.labels(source).set(0)
             metrics.gate_agreement.labels(source).set(each.level.level)
             metrics.gate_coverage.labels(source).set(each.level.coverage)
             for reason in ("gate", "closed", "tenant"):
@@ -163,7 +164,8 @@ class Gates:
         if not watches.watches_some:
             return unsure
         shut = {row for row, tenant in enumerate(tenants) if not watches.is_open_for(tenant)}
-        count.labels(source, "tenant" if watches.open else "closed").inc(len(shut - unsure))
+        reason = "closed" if _is_closed_for_all(watches.closed_by) else "tenant"
+        count.labels(source, reason).inc(len(shut - unsure))
         return unsure | shut
 
     def compared(
@@ -191,24 +193,34 @@ class Gates:
         if watches is not None:
             turned = watches.saw(agreed, makers, tenant)
             if turned.for_all:
-                self._turned(source, watches.open)
+                self._turned(source, watches.closed_by)
             elif turned.for_one:
                 self._turned_for(source, tenant, watches.is_open_for(tenant))
             if turned.for_all or turned.for_one:
-                self._metrics.gate_open.labels(source).set(watches.open_for_all)
+                self._metrics.gate_open.labels(source).set(watches.open)
+                shut_out = self._metrics.gate_tenants_shut_out
+                shut_out.labels(source).set(watches.tenants_shut_out)
         return agreed
 
-    def _turned(self, source: Source, is_open: bool) -> None:
-        self._tell(source, is_open)
+    def _turned(self, source: Source, closed_by: Collection[Hashable]) -> None:
+        self._tell(source, not closed_by)
         level = self._chosen[source].level.level
-        if is_open:
+        if not closed_by:
             _log.warning("the %s agrees in %g of cases again, and answers again", source, level)
-        else:
+        elif _is_closed_for_all(closed_by):
             _log.warning(
                 "the %s agrees in less than %g of cases, and answers nobody until it does again; "
                 "are queries as they were when it was trained and calibrated?",
                 source,
                 level,
+            )
+        else:
+            _log.warning(
+                "the %s agrees in less than %g of cases, which were queries of the tenant %r alone:"
+                " it answers none of them until it does again, and others are still answered",
+                source,
+                level,
+                *closed_by,
             )
 
     def _turned_for(self, source: Source, tenant: str | None, is_open: bool) -> None:
@@ -220,6 +232,12 @@ class Gates:
             tenant,
             "them again" if is_open else "none of them until it does again",
         )
+
+
+def _is_closed_for_all(closed_by: Collection[Hashable]) -> bool:
+    """Is a gate that these tenants' queries closed closed for all? Where it was those of a single
+    tenant that has a name, others are answered still."""
+    return len(closed_by) > 1 or None in closed_by
 
 
 _SAME_CLASS = Agreement("classes", 0.0)

@@ -198,16 +198,16 @@ class Metrics:
         "source",
     )
     disagreed_answers = _Declared(
-        Counter,
-        "parm_stand_in_answers_disagreed",
-        "Those that did not say what the model said.",
-        "source",
+        Counter, "parm_stand_in_answers_disagreed", "Those that did not say the same.", "source"
     )
     gate_open = _Declared(
         Gauge,
         "parm_gate_open",
-        "1: the stand-in may answer; 0: it agrees too seldom, and may not until it does again.",
+        "1: the stand-in may answer, if not all tenants; 0: it agrees too seldom, and may not.",
         "source",
+    )
+    gate_tenants_shut_out = _Declared(
+        Gauge, "parm_gate_tenants_shut_out", "Tenants that the stand-in may not answer.", "source"
     )
     gate_agreement = _Declared(
         Gauge,

@@ -134,7 +134,7 @@ class Watch(Observer):
         closed = {gate.source for gate in gates if not gate.open}
         for source in sorted(closed - self._closed):
             why = "it agrees with the model too seldom"
-            self._happened(now, "gate closed", f"the {source} answers nobody: {why}")
+            self._happened(now, "gate closed", f"the {source} is out of service: {why}")
         for source in sorted(self._closed - closed):
             self._happened(now, "gate open", f"the {source} answers again")
         self._closed = closed
