@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from parity_models.serving.agreement_watch import (
     MAX_TENANTS,
@@ -169,6 +171,28 @@ def test_tenants_that_disagree_once_each_open_no_gate_that_is_closed_for_another
     assert len(watches) == MAX_TENANTS
     assert not watches.is_open_for("bad")
     assert watches.tenants_shut_out == 1
+
+
+SAID = st.tuples(st.sampled_from("abc"), st.sampled_from([0.0, 0.9, 1.0]), st.integers(1, 40))
+OTHERS = st.just(("others", 0.0, MAX_TENANTS + 1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(SAID, OTHERS), max_size=15))
+def test_a_gate_opens_and_closes_for_nobody_unless_that_is_told(
+    steps: list[tuple[str, float, int]],
+) -> None:
+    watches = AgreementWatches(0.9)
+    made = comparisons(0.5, 0)
+    for step, (name, agreement, times) in enumerate(steps):
+        for number in range(times):
+            _, makers = next(made)
+            before = [watches.is_open_for(tenant) for tenant in "abc"], watches.tenants_shut_out
+            tenant = f"{step} {number}" if name == "others" else name
+            turned = watches.saw(number / times < agreement, makers, tenant)
+            after = [watches.is_open_for(tenant) for tenant in "abc"], watches.tenants_shut_out
+            assert turned.for_all or turned.for_one or before == after
+            assert len(watches) <= MAX_TENANTS
 
 
 def test_whoever_disagrees_again_and_again_is_not_forgotten() -> None:
