@@ -5,17 +5,27 @@ from pathlib import Path
 
 import pytest
 import trustme
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream, server_context
 from parity_models.errors import ServingError, UserError
 from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import TensorSpec
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.remote.clients import client_of, trust
 from parity_models.serving.remote.fleet import Fleet as Upstreams
 from parity_models.serving.remote.fleet import parse_upstreams
 from parity_models.serving.remote.remote_engine import RemoteEngine
-from parity_models.serving.remote.upstream import Upstream, UpstreamError
+from parity_models.serving.remote.upstream import (
+    PredictionProtocol,
+    Upstream,
+    UpstreamError,
+    UpstreamModel,
+)
 from upstream_engines import ROW, WEIGHTS, engine_for, using
 
 
@@ -99,6 +109,28 @@ async def test_tls_to_an_upstream_is_trusted_by_its_authority_alone(
 
 
 # URLs
+
+
+@pytest.mark.parametrize("protocol", PredictionProtocol)
+async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtocol) -> None:
+    heard = []
+
+    async def answer(request: web.Request) -> web.Response:
+        heard.append(request.raw_path)
+        return web.json_response({})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with TestServer(app, skip_url_asserts=True) as server:
+        url = f"http://{server.host}:{server.port}"
+        upstream = Upstream(url, {"deployed": "m"}, protocol=protocol)
+        tls, credentials = trust(None)
+        client = client_of(upstream, tls, credentials, 1000)
+        tensor = TensorSpec("x", "FP32", (2,))
+        await client.check_ready(UpstreamModel("a/b", Signature.of(tensor, tensor), "1/2?3 #4"))
+        await client.close()
+    (path,) = heard
+    assert path.startswith(f"/{protocol}/models/a%2Fb/versions/1%2F2%3F3%20%234")
 
 
 def test_urls_name_servers_and_models() -> None:

@@ -134,7 +134,9 @@ _SERVER = msgspec.json.Decoder(ServerMetadata)
 
 def _path(model: UpstreamModel) -> str:
     path = f"/v2/models/{quote(model.name, safe='')}"
-    return path if model.version is None else f"{path}/versions/{model.version}"
+    if model.version is None:
+        return path
+    return f"{path}/versions/{quote(model.version, safe='')}"
 
 
 def _binary_request(
