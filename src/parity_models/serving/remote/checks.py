@@ -13,6 +13,7 @@ from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import tensors_in
 from parity_models.serving.remote.upstream import (
     Fault,
+    NeverToldError,
     UnitError,
     UpstreamClient,
     UpstreamError,
@@ -103,7 +104,7 @@ class Checks:
 
 
 async def _load_unless_ready(client: UpstreamClient, model: UpstreamModel) -> None:
-    """Raises UpstreamError or BusyError where that cannot be."""
+    """Raises UpstreamError or BusyError where that cannot be, or is still to be waited for."""
     try:
         async with asyncio.timeout(PATIENCE):
             await client.check_ready(model)
@@ -113,9 +114,14 @@ async def _load_unless_ready(client: UpstreamClient, model: UpstreamModel) -> No
     except UpstreamError as error:
         if error.fault not in (Fault.NOT_READY, Fault.MISMATCH):
             raise
+        unready = error
     try:
         async with asyncio.timeout(LOADING):
             await client.load(model)
+    except NeverToldError as error:
+        if unready.fault is Fault.NOT_READY:  # perhaps it starts
+            raise unready from error
+        raise
     except TimeoutError:
         text = f"did not load {model} within {LOADING:g} s"
         raise UpstreamError(Fault.TIMEOUT, text) from None

@@ -58,6 +58,13 @@ class UpstreamError(ServingError, UserError):
         return self.fault in AWAY
 
 
+class NeverToldError(UpstreamError):
+    """An upstream that is not to be told to load a model that it has not ready."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Fault.MISMATCH, message)
+
+
 class UnitError(Exception):
     """An upstream's answer to a unit is an error; it may be the unit's own."""
 
@@ -139,8 +146,10 @@ class UpstreamClient(Protocol):
         """What the upstream says of the model; None where its protocol has no way to ask."""
 
     async def load(self, model: UpstreamModel) -> None:
-        """Have the upstream load the model, by the model-repository extension. Raises UnitError
-        too."""
+        """Have the upstream load the model, by the model-repository extension.
+
+        Raises UnitError too, and NeverToldError where that is not to be.
+        """
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
@@ -196,13 +205,12 @@ def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> boo
 
 
 def check_loads(software: str | None, model: UpstreamModel) -> None:
-    """Raises UpstreamError for an upstream of this `software` that is not to be told to load it."""
+    """Raises NeverToldError for an upstream of a `software` that is not to be told to load it."""
     if software == SOFTWARE:
-        raise UpstreamError(
-            Fault.MISMATCH,
+        raise NeverToldError(
             f"has no {model} that is ready, and is not told to load it: it serves one version of a "
             "model at a time, so that one that is still asked would end; load it there under a "
-            "name of its own",
+            "name of its own"
         )
 
 

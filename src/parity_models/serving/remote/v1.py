@@ -22,6 +22,7 @@ from parity_models.serving.http.answer_size import JSON_VALUE, MAX_HEAD
 from parity_models.serving.remote.http import HttpConnections, decode
 from parity_models.serving.remote.upstream import (
     Fault,
+    NeverToldError,
     UnitError,
     UpstreamError,
     UpstreamModel,
@@ -73,8 +74,7 @@ class V1Client:
         return None
 
     async def load(self, model: UpstreamModel) -> None:
-        text = f"has no {model} that is ready, and V1 has no way to have it loaded"
-        raise UpstreamError(Fault.MISMATCH, text)
+        raise NeverToldError(f"has no {model} that is ready, and V1 has no way to have it loaded")
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
@@ -128,7 +128,9 @@ def predictions_from(answer: bytes, kind: Kind, rows: int) -> NDArray[Any]:
 
 def _path(model: UpstreamModel) -> str:
     path = f"/v1/models/{quote(model.name, safe='')}"
-    return path if model.version is None else f"{path}/versions/{model.version}"
+    if model.version is None:
+        return path
+    return f"{path}/versions/{quote(model.version, safe='')}"
 
 
 def _row_limit(kind: Kind) -> int:
