@@ -109,4 +109,16 @@ class Emulated(InProcess):
         return self._pace * (self._faults[instance].release(now, now, role) - now)
 
 
-ENGINE, EMULATED = f"{__name__}:InProcess", f"{__name__}:Emulated"
+class Delayed(InProcess):
+    """It has an option that a policy has, too."""
+
+    name = "delayed"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(InProcess.Options):
+        """What can be set."""
+
+        hedge_delay: Annotated[float, Option("What the policy hedging means otherwise.")] = 1.0
+
+
+ENGINE, EMULATED, DELAYED = (f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Delayed"))

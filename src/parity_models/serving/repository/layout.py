@@ -153,7 +153,13 @@ def _with(
         return replace(options, **changed)
     if not isinstance(policy, str):
         raise UserError(f"policy is a name, not {policy!r}")
-    fields = {each.name: each for each in declared_options(policy)}
+    fields = {each.name: each for each in declared_options(policy, of_policy.get("dispatch"))}
+    for key in given:
+        if key in fields and key in of_engine:
+            raise UserError(
+                f"{_key(key)} is an option of the engine {options.engine.name}, and of the policy "
+                f"{policy} or its dispatch rule, too; rename that of the one that is your own"
+            )
     values = {
         key: fields[key].from_typed(value, _key) if key in fields else value
         for key, value in of_policy.items()
