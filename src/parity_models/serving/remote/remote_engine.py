@@ -48,6 +48,8 @@ from parity_models.serving.remote.upstream import (
 MAX_FAILURES = 3
 """Units in a row that an upstream answers with errors until it is checked as at the start."""
 
+_IS_OUT = "upstream %s %s; it gets no units until it is well"
+
 _log = logging.getLogger(__name__)
 
 
@@ -146,10 +148,14 @@ class RemoteEngine(Engine):
             )
         self._supervisors = [asyncio.create_task(self._supervise(link)) for link in self._links]
         try:
-            check_enough(self._links, await asyncio.gather(*(each.verdict for each in self._links)))
+            faults = await asyncio.gather(*(each.verdict for each in self._links))
+            check_enough(self._links, faults)
         except BaseException:
             await self.stop()
             raise
+        for link, fault in zip(self._links, faults, strict=True):
+            if fault is not None:
+                _log.warning(_IS_OUT, link.upstream.url, fault)
 
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         link = self._instances.get(instance)
@@ -273,9 +279,9 @@ class RemoteEngine(Engine):
                 if not link.verdict.done():
                     link.verdict.set_result(fault)
                     self._metrics.ejections.labels(url, fault.fault).inc()
-                if fault.fault is not reason:
-                    _log.warning("upstream %s %s; it gets no units until it is well", url, fault)
-                    reason = fault.fault
+                elif fault.fault is not reason:
+                    _log.warning(_IS_OUT, url, fault)
+                reason = fault.fault
                 await asyncio.sleep(backoff.after(0.0))
                 continue
             began = self._loop.time()
@@ -295,7 +301,7 @@ class RemoteEngine(Engine):
             for instance in [name for name, each in self._instances.items() if each is link]:
                 self._leave(instance, str(fault))
             self._metrics.ejections.labels(url, reason).inc()
-            _log.warning("upstream %s %s; it gets no units until it is well", url, fault)
+            _log.warning(_IS_OUT, url, fault)
             await asyncio.sleep(backoff.after(self._loop.time() - began))
 
     def _join(self, link: Link, slot: int) -> None:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 
+from parity_models.errors import ServingError
 from parity_models.models.bundle import Bundle
 from parity_models.models.tensor import tensors_in
 from parity_models.scheduling import Source
@@ -30,6 +31,15 @@ def agreement_of(bundle: Bundle) -> Agreement:
     for calibration in (bundle.manifest.calibration or {}).values():
         return Agreement(calibration.kind, calibration.tolerance)
     return Agreement("classes", 0.0)
+
+
+def check_tensors(new: ServedModel, old: ServedModel, version: str) -> None:
+    """Raises ServingError for a canary that cannot answer requests of the `old` version."""
+    if new.signature != old.signature:
+        raise ServingError(
+            f"its tensors are not those of version {version}, so that no request fits both; "
+            "load it without a canary"
+        )
 
 
 class Canary(ServedVersion):

@@ -15,7 +15,7 @@ from parity_models.serving.frontend import now
 from parity_models.serving.hosted import Hosted, HostedVersion, try_out
 from parity_models.serving.models import IndexEntry, ServedVersion, why_unready
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.repository.canary import Canary, agreement_of
+from parity_models.serving.repository.canary import Canary, agreement_of, check_tensors
 from parity_models.serving.repository.evidence import Seen
 from parity_models.serving.repository.instances import SharedInstances
 from parity_models.serving.repository.layout import OptionsFor, options_of, versions_in
@@ -73,13 +73,14 @@ class ManagedModel:
     # Changes
 
     async def start(self) -> bool:
-        """Load the newest version that can be; what is wrong with newer ones is in the index.
+        """Load the newest version that can be, unless one is served; what is wrong with newer ones
+        is in the index. What was wrong the last time, too, is not told again.
 
         Returns whether there is none yet as the newest has nobody to run it, which passes.
         """
         for version in reversed(self._versions()):
             try:
-                await self.load(version, None)
+                await asyncio.shield(self._task(self._load(version, None, is_start=True)))
                 return False
             except UserError as error:
                 if isinstance(error.__cause__, ServingError) and error.__cause__.passes:
@@ -109,8 +110,12 @@ class ManagedModel:
             await running.hosted.frontend.stop()
         self.shown.end()
 
-    async def _load(self, version: str | None, share: float | None) -> None:
+    async def _load(
+        self, version: str | None, share: float | None, *, is_start: bool = False
+    ) -> None:
         async with self._changing:
+            if is_start and self._rollout.current is not None:
+                return
             versions = self._versions()
             if not versions:
                 raise InvalidRequestError(
@@ -125,29 +130,34 @@ class ManagedModel:
             stopping = self._stopping.get(version)
             if stopping is not None:
                 await asyncio.wait((stopping,))
+            known = self._rollout.states.get(version) if is_start else None
             actions = self._rollout.load(version, share)
             if Start(version) in actions:
-                await self._start(version, share)
+                await self._start(version, share, "" if known is None else known.reason)
             else:
                 self._act(actions)
 
-    async def _start(self, version: str, share: float | None) -> None:
-        """Load a version and warm it; then the rollout goes on with it."""
-        self.shown.happened(version, "loading", "is being loaded")
+    async def _start(self, version: str, share: float | None, known: str) -> None:
+        """Load and warm a version for the rollout; a failure for a `known` reason is not told."""
+        if not known:
+            self.shown.happened(version, "loading", "is being loaded")
         try:
             hosted = await self._warm(version, share)
         except ParityModelsError as error:
             why = str(error)
             self._rollout.failed(version, why)
-            self._metrics.ended(self.name, "failed to load")
-            _log.error("%s version %s cannot be loaded: %s", self.name, version, why)
-            self.shown.happened(version, "failed", f"cannot be loaded: {why}")
+            if why != known:
+                self._metrics.ended(self.name, "failed to load")
+                _log.error("%s version %s cannot be loaded: %s", self.name, version, why)
+                self.shown.happened(version, "failed", f"cannot be loaded: {why}")
             raise InvalidRequestError(
                 f"version {version} of model {self.name!r} cannot be loaded: {why}"
             ) from error
         except BaseException as error:
-            self._rollout.failed(version, f"loading it broke off: {error!r}")
-            self.shown.happened(version, "failed", f"cannot be loaded: it broke off: {error!r}")
+            why = f"loading it broke off: {error!r}"
+            self._rollout.failed(version, why)
+            if why != known:
+                self.shown.happened(version, "failed", f"cannot be loaded: {why}")
             raise
         hosted.begin_faults()
         self._running[version] = HostedVersion(hosted)
@@ -169,8 +179,9 @@ class ManagedModel:
         gently = None if self._rollout.current is None else max(1, (os.cpu_count() or 1) // 4)
         parts = (bundle, options, version, gently, self._settings.tracing)
         hosted = await asyncio.to_thread(Hosted, *parts)
-        if share is not None:
-            self._check_canary(hosted)
+        current = self._rollout.current
+        if share is not None and current is not None:
+            check_tensors(hosted.model, self._running[current].model, current)
         if hosted.feed is not None:
             self.shown.starts(version, hosted.feed)
         try:
@@ -188,17 +199,6 @@ class ManagedModel:
         if shares:  # what fails is to take no instances from others
             try_out(bundle, options, version)
         return bundle, options
-
-    def _check_canary(self, hosted: Hosted) -> None:
-        """Raises ServingError for a canary that cannot answer the old version's requests."""
-        current = self._rollout.current
-        if current is None:
-            return
-        if self._running[current].model.signature != hosted.model.signature:
-            raise ServingError(
-                f"its tensors are not those of version {current}, so that no request fits both; "
-                "load it without a canary"
-            )
 
     def _act(self, actions: Actions) -> None:
         """Carry out what is to be stopped, and choose among those that are left."""

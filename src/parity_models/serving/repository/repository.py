@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from parity_models.serving.repository.repository_metrics import RepositoryMetric
 from parity_models.serving.repository.rollout_options import share_of
 from parity_models.serving.repository.shown import History
 from parity_models.serving.served_model import ServedModel
+
+_log = logging.getLogger(__name__)
 
 
 class Repository:
@@ -59,7 +62,7 @@ class Repository:
         passes = await asyncio.gather(*(self._model(name).start() for name in found))
         for name, is_awaited in zip(found, passes, strict=True):
             if is_awaited:
-                self._awaited[name] = asyncio.create_task(self._start_again(self._model(name)))
+                self._await(name)
         if self._shared is not None:
             self._shared.start()
         self._state = ""
@@ -141,8 +144,16 @@ class Repository:
             raise UnavailableError(f"the server is {self._state}; try again later")
         if name not in self._models and name not in scan(self._folder):
             raise self._unknown(name)
+        waiting = self._awaited.get(name)
+        if waiting is not None:
+            waiting.cancel()
+        try:
+            await self._model(name).load(version, share)
+        except BaseException:
+            if waiting is not None and self._awaited.get(name) is waiting:
+                self._await(name)
+            raise
         self._await_no_more(name)
-        await self._model(name).load(version, share)
 
     async def unload(self, name: str) -> None:
         model = self._known(name)
@@ -166,12 +177,23 @@ class Repository:
         model = self._models.get(name)
         return None if model is None else model.shown.feed(version)
 
+    def _await(self, name: str) -> None:
+        self._awaited[name] = asyncio.create_task(self._start_again(self._model(name)))
+
     async def _start_again(self, model: ManagedModel) -> None:
         """Start it until it can be: whoever runs it may come later."""
         backoff = Backoff()
-        await asyncio.sleep(backoff.after(0.0))
-        while await model.start():
+        known = ""
+        waits = True
+        while waits:
             await asyncio.sleep(backoff.after(0.0))
+            try:
+                waits = await model.start()
+            except Exception as error:
+                if repr(error) != known:
+                    known = repr(error)
+                    _log.exception("%s cannot be started; it is tried again", model.name)
+        del self._awaited[model.name]
 
     def _await_no_more(self, name: str) -> None:
         """Somebody else says what becomes of the model."""
