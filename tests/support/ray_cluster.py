@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +58,33 @@ def local_ray() -> Iterator[str]:
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+@contextmanager
+def other_cluster(cpus: int) -> Iterator[str]:
+    """A cluster in a process of its own, on which Serve does not run; gives its address."""
+    program = (
+        "import sys, ray_cluster\n"
+        f"head = ray_cluster.init_ray(num_cpus={cpus})\n"
+        "print(head.address_info['gcs_address'], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
+    ) as head:
+        assert head.stdin is not None
+        assert head.stdout is not None
+        try:
+            address = head.stdout.readline().strip()
+            assert address, "the cluster does not start"
+            yield address
+        finally:
+            head.stdin.close()
 
 
 def start_serve(where: ProxyLocation = ProxyLocation.HeadOnly) -> str:

@@ -12,6 +12,7 @@ from threading import RLock
 import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.api import RunTarget, run_many
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.exceptions import RayServeException
@@ -49,9 +50,10 @@ def served_on_ray(
     """Serve a bundle on the cluster at its address, or on a new one on this machine, for as long as
     the context lasts; gives the URL, or both if there is gRPC. With `traces` it sends spans.
 
-    Whatever was started is stopped at the end: the application; Serve, unless it ran before; the
-    cluster, if it is a new one. Raises UserError for a cluster that cannot be reached, is too
-    small or serves such an application already, and ServingError if replicas do not start.
+    Whatever was started is stopped at the end: the application; Serve, unless it ran before or
+    others use it; the cluster, if it is a new one. Raises UserError for a cluster that cannot be
+    reached, is too small, serves such an application already or runs Serve without proxies, and
+    ServingError if replicas do not start.
     """
     if options.port is None:
         raise UserError("Ray Serve's proxies listen on a port; give one")
@@ -85,7 +87,7 @@ def served_on_ray(
         finally:
             serve.delete(APP)
             if not ran_before:
-                serve.shutdown()
+                stop_serve()
     finally:
         ray.shutdown()
 
@@ -147,7 +149,29 @@ def _check_room(address: str | None, cpus: float) -> bool:
             f"the replicas reserve {cpus:g} CPUs and the cluster at {address} has {free:g} free; "
             "add nodes, or lower --instances, --frontends or --cpus-per-instance"
         )
-    return bool(running.proxies)
+    runs = serve_runs()
+    if runs and not running.proxies:
+        raise UserError(
+            "Serve runs on the cluster without proxies, which a bundle needs: `parm serve "
+            "--repository` started it so. Serve the bundle as a model of that repository, or end "
+            "that server, start Serve with `serve start`, and then both"
+        )
+    return runs
+
+
+def serve_runs() -> bool:
+    """Does Serve run on the cluster? Its proxies would not tell: a repository starts it without."""
+    try:
+        ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def stop_serve() -> None:
+    """Stop Serve, unless others have applications there, or have stopped it."""
+    if serve_runs() and not serve.status().applications:
+        serve.shutdown()
 
 
 def _grpc_options(options: ServeOptions) -> gRPCOptions | None:

@@ -25,7 +25,14 @@ from parity_models.options import Value, options_of
 from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.plan import model_files
 from parity_models.serving.ray.app import instances_app, pools_for, roster_app
-from parity_models.serving.ray.cluster import SERVE_API, connect, deploy, wait_for
+from parity_models.serving.ray.cluster import (
+    SERVE_API,
+    connect,
+    deploy,
+    serve_runs,
+    stop_serve,
+    wait_for,
+)
 from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.deployments import address, deployment_name, outputs_of
 from parity_models.serving.ray.frames import largest_frame
@@ -51,13 +58,13 @@ def connected(cluster: ClusterOptions) -> Iterator[None]:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     connect(cluster.address, os.cpu_count() or 1)
     try:
-        ran_before = bool(serve.status().proxies)
+        ran_before = serve_runs()
         serve.start(ProxyLocation.Disabled)
         try:
             yield
         finally:
-            if not ran_before and not serve.status().applications:
-                serve.shutdown()
+            if not ran_before:
+                stop_serve()
     finally:
         ray.shutdown()
 
