@@ -81,3 +81,17 @@ def test_a_repository_goes_on_where_the_bundle_s_server_that_started_serve_ends(
             assert repository.infer("first") == ("1", 1.0)
             assert repository.infer("other") == ("7", 7.0)
             end(server)
+
+
+def test_of_models_that_start_together_those_without_room_are_refused(
+    address: str, folder: Path
+) -> None:
+    with repository_at(address, folder, "--instances", "2", "--policy", "none") as server:
+        repository = Repository(folder, server)
+        versions = [("first", "1"), ("other", "7")]
+        states = {version: repository.state(*version) for version in versions}
+        (served,) = [name for name, version in versions if states[name, version][0] == "READY"]
+        (refused,) = [each for each in versions if each[0] != served]
+        assert "reserve 2 CPUs and the cluster has 1 free" in states[refused][1]
+        assert repository.infer(served)[0] in ("1", "7")
+        end(server)

@@ -7,7 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from threading import RLock
+from threading import Event, RLock
 
 import ray
 from ray import serve
@@ -81,7 +81,7 @@ def served_on_ray(
             address_of = f"[{host}]" if ":" in host else host
             url = f"http://{address_of}:{port}"
             deploy(application(bundle, options, cluster, traces=traces), APP, "/")
-            wait_for(APP)
+            wait_for(APP, Event())
             _check_answers(url)
             yield url if grpc is None else f"{url} and grpc://{address_of}:{grpc.port}"
         finally:
@@ -210,8 +210,11 @@ def deploy(app: Application, name: str, route: str | None) -> None:
         raise UserError(f"the cluster does not take the application: {error}") from error
 
 
-def wait_for(name: str) -> None:
-    """Returns once all replicas of an application run. Raises ServingError if they do not start."""
+def wait_for(name: str, ended: Event) -> None:
+    """Returns once all replicas of an application run.
+
+    Raises ServingError if they do not start, or once its start is `ended`.
+    """
     end = time.monotonic() + START_TIMEOUT
     while True:
         with SERVE_API:
@@ -228,7 +231,8 @@ def wait_for(name: str) -> None:
             ]
             problem = "cannot start" if failed else f"did not start within {START_TIMEOUT:g} s"
             raise ServingError(f"replicas {problem}: {'; '.join(why) or status.message}")
-        time.sleep(0.1)
+        if ended.wait(0.1):
+            raise ServingError("its start was ended")
 
 
 def _check_answers(url: str) -> None:

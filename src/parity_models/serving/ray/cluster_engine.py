@@ -12,6 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from threading import Event
 from typing import Any
 
 import ray
@@ -37,6 +38,7 @@ from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.deployments import address, deployment_name, outputs_of
 from parity_models.serving.ray.frames import largest_frame
 from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.serving.ray.room import Room
 from parity_models.serving.ray.roster import FrontendReport, Seat
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
@@ -46,6 +48,14 @@ _PER_INSTANCE = ("cpus_per_instance", "resources_per_instance")
 
 _OF_SERVER = ("address", *_PER_INSTANCE)
 """Options that say something where the server is no replica and nothing is scaled."""
+
+
+def _free_cpus() -> float:
+    return float(ray.available_resources().get("CPU", 0.0))
+
+
+_ROOM = Room(_free_cpus)
+"""On the cluster that this process is connected to."""
 
 
 @contextmanager
@@ -87,6 +97,7 @@ class ClusterEngine(RayEngine):
                     f"leave {each.name} out with a repository on Ray: the server itself is the one "
                     "frontend, and each version has the instances that it is given"
                 )
+        _check_resources(options.address, options.resources_per_instance)
 
     @classmethod
     def options_of_model(
@@ -100,7 +111,9 @@ class ClusterEngine(RayEngine):
         for each in own:
             if each not in _PER_INSTANCE:
                 raise UserError(f"{each.replace('_', '-')} is for all models; leave it out here")
-        return {**given, **own}
+        values = {**given, **own}
+        _check_resources(values.get("address"), values.get("resources_per_instance"))
+        return values
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> Engine:
@@ -112,6 +125,7 @@ class ClusterEngine(RayEngine):
         self._files = BundleFiles(parts.bundle.digest, parts.bundle.allowed)
         self._app = f"parm-{_name(parts.bundle)}-{uuid.uuid4().hex[:8]}"
         self._handle: Any = None
+        self._ended = Event()
         key = SocketKey.new()
         super().__init__(
             self._ask_roster,
@@ -130,7 +144,8 @@ class ClusterEngine(RayEngine):
             await asyncio.shield(deploying)
             await super().start(roles, listener)
         except BaseException:
-            await self._delete()  # which ends the wait for its replicas
+            self._ended.set()
+            await self._delete()
             await asyncio.wait((deploying,))
             await self._delete()
             raise
@@ -146,16 +161,13 @@ class ClusterEngine(RayEngine):
     def _deploy(self, roles: Sequence[frozenset[str]]) -> None:
         """Raises ServingError if there is no room for the instances, or they do not start."""
         cpus = len(roles) * self._reserved.cpus_per_instance
-        free = ray.available_resources().get("CPU", 0.0)
-        if free < cpus:
-            raise ServingError(
-                f"its instances reserve {cpus:g} CPUs and the cluster has {free:g} free; add "
-                "nodes, unload a model, or lower --instances or --cpus-per-instance"
-            )
-        put_bundle(self._parts.bundle)
-        with SERVE_API:
-            deploy(self._application(roles), self._app, None)
-        wait_for(self._app)
+        with _ROOM.promised(cpus, self._ended):
+            put_bundle(self._parts.bundle)
+            with SERVE_API:
+                if self._ended.is_set():  # so that nothing is deployed after it was deleted
+                    raise ServingError("its start was ended")
+                deploy(self._application(roles), self._app, None)
+            wait_for(self._app, self._ended)
         with SERVE_API:
             self._handle = serve.get_deployment_handle("Roster", self._app)
 
@@ -183,6 +195,14 @@ class ClusterEngine(RayEngine):
     async def _delete(self) -> None:
         with suppress(Exception):  # where the cluster is gone, so is the application
             await asyncio.to_thread(_delete, self._app)
+
+
+def _check_resources(address: Value | None, resources: Value | None) -> None:
+    if resources and address is None:
+        raise UserError(
+            "resources_per_instance needs --address beside it: a cluster that is started here has "
+            "no such resources"
+        )
 
 
 def _delete(app: str) -> None:
