@@ -111,6 +111,7 @@ class Thinned(NamedModule):
                 self.reach.copy_(entering.abs().amax((1, 2)).mean())
             step = self.reach / LARGEST
             entering = (entering / step).round().clamp(-LARGEST - 1, LARGEST) * step
+        # torch declares no types for `apply`.
         found: Tensor = _Largest.apply(entering, kernel)  # type: ignore[no-untyped-call]
         return found
 

@@ -44,7 +44,7 @@ class UnreadAnswers:
         self._budget.hold(size)
         answer = _Answer(context, size)
         self._wait(answer)
-        # A class, in its stub.
+        # grpc's stubs name a class of callbacks, where it takes any function.
         context.add_done_callback(lambda _: self._over(answer))  # type: ignore[arg-type]
 
     def _wait(self, answer: "_Answer") -> None:
