@@ -18,7 +18,10 @@ class Limits(Options):
 
     max_connections: Annotated[
         int,
-        Option("HTTP connections at a time; further ones are refused (503).", at_least=1),
+        Option(
+            "Connections at a time, of HTTP and of gRPC each; further ones are refused.",
+            at_least=1,
+        ),
     ] = 1024
     max_rpcs: Annotated[
         int, Option("gRPC calls for predictions at a time; more are refused.", at_least=1)

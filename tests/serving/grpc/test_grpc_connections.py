@@ -5,13 +5,17 @@ import signal
 import socket
 import struct
 import sys
+import time
 from asyncio.subprocess import PIPE
+from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import grpc
 import pytest
 from grpc import StatusCode
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from grpc_served import INFER, method, request, serving, until
+from grpc_served import INFER, READY, method, request, serving, until
 from http2_frames import (
     ACK,
     DATA,
@@ -24,7 +28,9 @@ from http2_frames import (
     call_headers,
     frame,
 )
-from parity_models.serving.grpc.unread import close_connection
+from parity_models.serving.errors import OverloadedError
+from parity_models.serving.grpc.calls import RESERVE
+from parity_models.serving.grpc.connections import Connections
 
 pytestmark = pytest.mark.slow
 
@@ -86,13 +92,15 @@ def test_the_connection_of_a_peer_alone_is_closed(host: str, peer: str) -> None:
         port = server.getsockname()[1]
         with socket.create_connection((host, port)) as client, server.accept()[0] as accepted:
             name = peer.format(client.getsockname()[1])
-            assert not close_connection(name, port + 1)
-            assert not close_connection(peer.format(1), port)
+            here, elsewhere = Connections(1), Connections(1)
+            here.port, elsewhere.port = port, port + 1
+            assert not elsewhere.close(name)
+            assert not here.close(peer.format(1))
             accepted.sendall(b"still there")
             assert client.recv(100) == b"still there"
-            assert close_connection(name, port)
+            assert here.close(name)
             assert client.recv(100) == b""
-    assert not close_connection("unix:", port)
+    assert not here.close("unix:")
 
 
 async def test_an_answer_that_is_read_in_time_keeps_its_connection() -> None:
@@ -130,14 +138,87 @@ async def ask_and_never_read(address: str, message: bytes) -> None:
         writer.close()
 
 
-async def test_the_connection_too_many_is_closed() -> None:
+async def test_the_connection_too_many_is_told_so_until_another_one_ends() -> None:
     async with serving(max_connections=2) as (served, infer):
         served.frontend.go.set()
         await infer(request())
-        async with served.channel() as second:
-            await method(second)(request())
-            async with served.channel() as third:
-                with pytest.raises(grpc.aio.AioRpcError) as error:
-                    await method(third)(request(), timeout=10)
-                assert error.value.code() is StatusCode.UNAVAILABLE
+        async with served.channel() as third:
+            async with served.channel() as second:
+                await method(second)(request())
+                for name in (INFER, READY):
+                    text = r"takes at most 2 gRPC connections \(max_connections\)"
+                    with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
+                        await method(third, name)(b"")
+                    assert error.value.code() is StatusCode.RESOURCE_EXHAUSTED
+                assert served.refused("max_connections") == 2
+                health: Any = health_pb2_grpc.HealthStub(third)  # its stubs name no method
+                assert (await health.Check(health_pb2.HealthCheckRequest())).status
+                await infer(request())
+
+            async def is_taken() -> bool:
+                try:
+                    await method(third)(request())
+                except grpc.aio.AioRpcError:
+                    return False
+                return True
+
+            async with asyncio.timeout(20):
+                while not await is_taken():
+                    await asyncio.sleep(0.01)
             await infer(request())
+
+
+async def test_connections_beyond_those_that_can_be_told_are_closed() -> None:
+    async with serving(max_connections=1) as (served, infer), AsyncExitStack() as stack:
+        served.frontend.go.set()
+        await infer(request())
+        host, port = served.address.rsplit(":", 1)
+        for _ in range(RESERVE):
+            _, writer = await asyncio.open_connection(host, int(port))
+            stack.callback(writer.close)
+        reader, writer = await asyncio.open_connection(host, int(port))
+        stack.callback(writer.close)
+        async with asyncio.timeout(20):
+            with suppress(ConnectionResetError):
+                while await reader.read(1000):
+                    pass
+        await infer(request())
+
+
+def test_connections_that_have_ended_make_room() -> None:
+    """So often that looking for them takes no more than a share of the time."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        connections = Connections(2)
+        connections.port = port
+
+        def connect() -> socket.socket:
+            client = socket.create_connection(("127.0.0.1", port))
+            accepted.append(server.accept()[0])
+            return client
+
+        def name(client: socket.socket) -> str:
+            return f"ipv4:127.0.0.1:{client.getsockname()[1]}"
+
+        accepted: list[socket.socket] = []
+        first, second, third = connect(), connect(), connect()
+        for client in (first, second, first):
+            connections.admit(name(client))
+        with pytest.raises(OverloadedError, match="at most 2 gRPC connections"):
+            connections.admit(name(third))
+        first.close()
+        accepted[0].close()
+        until_admitted(connections, name(third))
+        with pytest.raises(OverloadedError):
+            connections.admit(f"ipv4:127.0.0.1:{port}")
+        for each in (second, third, *accepted):
+            each.close()
+
+
+def until_admitted(connections: Connections, peer: str) -> None:
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends:
+        with suppress(OverloadedError):
+            return connections.admit(peer)
+        time.sleep(0.01)
+    raise AssertionError("a connection that has ended makes no room")

@@ -118,6 +118,7 @@ async def test_a_message_beyond_the_limit_is_refused() -> None:
         # It is seen as a call that is over before its message is there: gRPC does not say why.
         await until(lambda: served.requests(499) == 1)
         assert served.requests(400) == served.refused("invalid") == 0
+        assert served.refused("no_message") == 1
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "connection"])
@@ -132,6 +133,7 @@ async def test_a_call_given_up_before_its_message_is_there_is_no_invalid_one(how
             await channel.close()
         await until(lambda: served.requests(499) == 1)
         assert served.requests(400) == served.refused("invalid") == 0
+        assert served.refused("no_message") == 1
 
 
 async def test_a_message_that_would_be_large_once_parsed_is_refused_unparsed() -> None:

@@ -7,7 +7,7 @@ budget of all requests.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -23,8 +23,8 @@ from parity_models.serving.refusals import Refused
 _Message = TypeVar("_Message")
 
 RESERVE = 100
-"""Calls beyond the limit that are let in far enough to be told of it, and those that ask for the
-server's health, which a busy server answers too."""
+"""Calls, and connections, beyond their limits that are let in far enough to be told of them, and
+calls that ask for the server's health, which a busy server answers too."""
 
 _PROMPT = 0.2
 """Seconds within which a message mostly arrives whole. gRPC does not say how long it will be: one
@@ -36,11 +36,15 @@ client has given it up, or the message is larger than gRPC takes, of which gRPC 
 
 
 class Calls:
-    """Bounds the calls of one server, by its `limits`; `budget` is shared with other protocols."""
+    """Bounds the calls of one server, by its `limits`; `budget` is shared with other protocols.
 
-    def __init__(self, limits: Limits, budget: ByteBudget) -> None:
+    `unsent` is told of each call that is over before its message is there.
+    """
+
+    def __init__(self, limits: Limits, budget: ByteBudget, unsent: Callable[[], None]) -> None:
         self._limits = limits
         self._budget = budget
+        self._unsent = unsent
         self._running = 0
         self._lasting = 0
         self._slow = 0
@@ -82,10 +86,14 @@ class Calls:
         """The call's message. Raises DeadlineError if it does not arrive in time, OverloadedError
         if too many arrive slowly, InvalidRequestError if there is none."""
         try:
-            return await self.next(messages)
-        except StopAsyncIteration:
-            await asyncio.sleep(_ENDING)
-            raise InvalidRequestError("the call has no message") from None
+            try:
+                return await self.next(messages)
+            except StopAsyncIteration:
+                await asyncio.sleep(_ENDING)
+        except asyncio.CancelledError:
+            self._unsent()
+            raise
+        raise InvalidRequestError("the call has no message")
 
     async def next(self, messages: AsyncIterator[_Message]) -> _Message:
         """A message of the call, likewise. Raises StopAsyncIteration after the last one."""

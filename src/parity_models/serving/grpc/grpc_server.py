@@ -17,6 +17,7 @@ from parity_models.errors import UserError
 from parity_models.serving.grpc.admission import TokensShown
 from parity_models.serving.grpc.bystanders import BystandersBounded
 from parity_models.serving.grpc.calls import RESERVE, Calls
+from parity_models.serving.grpc.connections import Connections
 from parity_models.serving.grpc.health import Health
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
@@ -28,6 +29,7 @@ from parity_models.serving.http.http_server import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
+from parity_models.serving.refusals import Refused
 from parity_models.serving.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -59,7 +61,8 @@ class GrpcServer:
         tokens: Tokens | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
-        calls = Calls(limits, budget)
+        refused = metrics.refusals.labels
+        calls = Calls(limits, budget, unsent=refused(Refused.NO_MESSAGE).inc)
         shown = () if tokens is None else (TokensShown(tokens, metrics),)
         self._server = grpc.aio.server(
             interceptors=(*shown, BystandersBounded(calls, metrics)),
@@ -68,8 +71,9 @@ class GrpcServer:
         )
         service = InferenceService(models, metrics)
         ended = metrics.connections_ended.labels("write timeout").inc
-        self._unread = UnreadAnswers(budget, limits.write_timeout, ended)
-        handler = handler_of(service, calls, self._unread, tracing)
+        self._connections = Connections(limits.max_connections)
+        unread = UnreadAnswers(budget, limits.write_timeout, self._connections, ended)
+        handler = handler_of(service, calls, self._connections, unread, tracing)
         self._server.add_generic_rpc_handlers((handler,))
         self._stopping = asyncio.Event()
         health = Health(models, self._stopping)
@@ -94,7 +98,7 @@ class GrpcServer:
                 f"cannot listen on {host} port {port} for gRPC; choose another host or port (port "
                 "0 takes any that is free)"
             ) from error
-        self._unread.port = port
+        self._connections.port = port
         await self._server.start()
         return f"{'grpc' if tls is None else 'grpcs'}://{host}:{port}"
 
@@ -111,7 +115,7 @@ def _options(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", min(limits.max_body, _MAX_MESSAGE)),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
-        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections + RESERVE),
         ("grpc.max_concurrent_streams", calls),
         ("grpc.server_handshake_timeout_ms", _milliseconds(limits.head_timeout)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_timeout)),

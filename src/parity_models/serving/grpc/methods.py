@@ -14,6 +14,7 @@ from grpc import StatusCode
 
 from parity_models.serving.errors import RequestError, TooLargeError
 from parity_models.serving.grpc.calls import Calls
+from parity_models.serving.grpc.connections import Connections
 from parity_models.serving.grpc.expected_size import MAX_BESIDE
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.grpc.service import (
@@ -45,6 +46,7 @@ _Method = Callable[[AsyncIterator[bytes], Context], Awaitable[Message]]
 def handler_of(
     service: InferenceService,
     calls: Calls,
+    connections: Connections,
     unread: UnreadAnswers,
     tracing: "Tracing | None" = None,
 ) -> grpc.GenericRpcHandler:
@@ -57,6 +59,7 @@ def handler_of(
     def sent(answer: _Method) -> _Method:
         async def answered(messages: AsyncIterator[bytes], context: Context) -> Message:
             try:
+                connections.admit(context.peer())
                 message = await answer(messages, context)
             except RequestError as error:
                 service.refused(error)
