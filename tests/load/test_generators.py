@@ -13,7 +13,7 @@ from aiohttp import web
 from load_served import answer, ignore, say_it_back, serving
 from parity_models.errors import LoadError
 from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
-from parity_models.load.latency import summarise
+from parity_models.load.report import report_of
 from parity_models.load.result import LoadResult
 
 pytestmark = pytest.mark.slow
@@ -85,7 +85,8 @@ async def test_a_load_in_its_own_process_says_when_it_starts(data: str, tmp_path
     assert seen == 100
     assert result.answered.all()
     result.save(tmp_path / "result.npz")
-    assert summarise(LoadResult.load(tmp_path / "result.npz")) == summarise(result)
+    again = LoadResult.load(tmp_path / "result.npz")
+    assert report_of(spec, again) == report_of(spec, result)
 
 
 async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path) -> None:

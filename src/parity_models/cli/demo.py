@@ -7,13 +7,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.cli.demo_live import serve_own, serve_task
 from parity_models.errors import UserError
+from parity_models.scheduling import Source
 from parity_models.serving.access import MAX_PORT
-from parity_models.tasks import TASKS, find_task
+from parity_models.tasks import TASKS, Task, find_task
 
 if TYPE_CHECKING:
     from parity_models.lab.demo import DemoSummary
+    from parity_models.load.report import LoadReport, Percentiles
 
 
 def demo(
@@ -62,33 +63,37 @@ def demo(
     kill, stop, slow down or corrupt an instance there, change the load and the policies, and watch
     the tail. The bundle is the one in --out, if it is there.
     """
-    console = Console()
     if (bundle is None) != (inputs is None):
         raise UserError("a bundle of yours needs queries; give --bundle and --inputs together")
-    if bundle is not None and inputs is not None:
-        if not live:
-            raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
-        serve_own(console, bundle, inputs, port)
+    if bundle is not None and not live:
+        raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
+    chosen = find_task(task)
+    console = Console()
+    console.print("Loading libraries and data, which takes some seconds.", highlight=False)
+    # Imported only now, as it takes those seconds.
+    if not live:
+        _compare(console, out, chosen, seed, data_dir)
         return
-    if live:
-        serve_task(console, find_task(task), out, port, seed=seed, data_dir=data_dir)
+    from parity_models.cli.demo_live import serve_own, serve_task
+
+    if bundle is not None and inputs is not None:
+        serve_own(console, bundle, inputs, port)
     else:
-        _compare(console, out, task, seed, data_dir)
+        serve_task(console, chosen, out, port, seed=seed, data_dir=data_dir)
 
 
-def _compare(console: Console, out: Path, task: str, seed: int, data_dir: Path | None) -> None:
-    # Only now: whoever shows a bundle of theirs need not wait for PyTorch.
+def _compare(console: Console, out: Path, task: Task, seed: int, data_dir: Path | None) -> None:
     from parity_models.lab.demo import run_demo
 
     summary = run_demo(
         out,
-        find_task(task),
+        task,
         seed=seed,
         data_dir=data_dir,
         tell=lambda text: console.print(text, highlight=False),
     )
     console.print(_table(summary))
-    equal, parity = summary.policies["equal_resources"], summary.policies["parity"]
+    equal, parity = (_latency(summary.policies[name]) for name in ("equal_resources", "parity"))
     console.print(
         f"The gap between p99.9 and the median is {equal.gap_ms / parity.gap_ms:.1f} times smaller "
         f"with parity models. See {out / 'latency.png'}; serve it: parm serve {out / 'bundle'}",
@@ -110,7 +115,9 @@ def _table(summary: "DemoSummary") -> Table:
         "accu-\nracy",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for name, latency in summary.policies.items():
+    for name, report in summary.policies.items():
+        latency = _latency(report)
+        rebuilt = report.sources.get(Source.RECONSTRUCTION)
         table.add_row(
             name.replace("_", "\n"),
             *(
@@ -122,9 +129,14 @@ def _table(summary: "DemoSummary") -> Table:
                     latency.gap_ms,
                 )
             ),
-            f"{latency.answered:,}",
-            f"{latency.errors:,}",
-            f"{latency.reconstructed_share:.1%}",
-            f"{latency.accuracy:.2%}",
+            f"{report.answered:,}",
+            f"{sum(report.errors.values()):,}",
+            f"{rebuilt.count / report.answered if rebuilt else 0:.1%}",
+            f"{report.accuracy:.2%}",
         )
     return table
+
+
+def _latency(report: "LoadReport") -> "Percentiles":
+    assert report.latency is not None  # a demo without an answer has no summary
+    return report.latency

@@ -13,13 +13,13 @@ import torch
 from tqdm import tqdm
 
 from parity_models.codes import CodeSpec
-from parity_models.errors import UserError
+from parity_models.errors import LoadError, UserError
 from parity_models.evaluation import evaluate
 from parity_models.faults import FaultPlan, Kill, Slowdowns, Uniform
 from parity_models.lab.comparison import compare
 from parity_models.lab.plots import plot_latency
 from parity_models.load import LoadSpec
-from parity_models.load.latency import LatencySummary, summarise
+from parity_models.load.report import LoadReport, report_of
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Accuracy, Bundle, with_accuracy
 from parity_models.scheduling.choice import PolicyChoice
@@ -84,9 +84,9 @@ class Scenario:
 
 
 class DemoSummary(msgspec.Struct, frozen=True):
-    """The demo's results: latency by policy, and accuracy of predictions and reconstructions."""
+    """The loads by policy, and the accuracy of predictions and of reconstructions."""
 
-    policies: dict[str, LatencySummary]
+    policies: dict[str, LoadReport]
     available_accuracy: float
     degraded_accuracy: float
 
@@ -122,9 +122,9 @@ def run_demo(
         f"{accuracy.degraded_accuracy:.2%} right."
     )
     tell(scenario.describe())
-    results = _serve(bundle, task, dataset, scenario, seed, tell)
+    load, results = _serve(bundle, task, dataset, scenario, seed, tell)
     summary = DemoSummary(
-        {name: summarise(result) for name, result in results.items()},
+        {name: report_of(load, result) for name, result in results.items()},
         accuracy.available_accuracy,
         accuracy.degraded_accuracy,
     )
@@ -199,7 +199,8 @@ def _serve(
     scenario: Scenario,
     seed: int,
     tell: Callable[[str], None],
-) -> dict[str, LoadResult]:
+) -> tuple[LoadSpec, dict[str, LoadResult]]:
+    """What was asked, and what came of it, by policy. Raises LoadError without a single answer."""
     coded = {"max_group_wait": scenario.max_group_wait, "parity_delay": scenario.parity_delay}
     servers = {
         name: ServeOptions(
@@ -227,9 +228,13 @@ def _serve(
             warm_up=scenario.warm_up,
             seed=seed,
         )
-        return asyncio.run(
+        results = asyncio.run(
             compare(bundle.path, servers, load, lambda name: tell(f"Serving: {_words(name)}."))
         )
+    for name, result in results.items():
+        if not result.answered.any():
+            raise LoadError(f"{_words(name)}: no query was answered: {result.errors()}")
+    return load, results
 
 
 def _words(name: str) -> str:
