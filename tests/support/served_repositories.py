@@ -2,7 +2,7 @@
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import numpy as np
@@ -58,28 +58,33 @@ def times_of(data: list[float]) -> float:
     return round(float(ratios[0, 0]), 3)
 
 
-class Load:
-    """Clients that ask one after the other while inside; what they were answered."""
+class Clients:
+    """Clients that ask one request after another while inside.
 
-    def __init__(self, url: str, name: str, clients: int = 2) -> None:
-        self.answers: list[tuple[str, float]] = []
+    Each makes a pause of so many seconds before it asks again. `failures` are what they were told
+    in place of an answer.
+    """
+
+    def __init__(self, clients: int, pause: float = 0.0) -> None:
         self.failures: list[str] = []
+        self._pause = pause
         self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(url, name)) for _ in range(clients)
-        ]
+        self._threads = [threading.Thread(target=self._keep_asking) for _ in range(clients)]
 
-    def _ask(self, url: str, name: str) -> None:
-        with httpx.Client() as client:
+    def ask(self, client: httpx.Client) -> None:
+        """Ask once, and keep what was answered. Raises AssertionError for a wrong answer."""
+        raise NotImplementedError
+
+    def _keep_asking(self) -> None:
+        with httpx.Client(timeout=60) as client:
             while not self._over.is_set():
                 try:
-                    found = ask(url, name, client=client)
-                    data = found["outputs"][0]["data"]
-                    self.answers.append((found["model_version"], times_of(data)))
+                    self.ask(client)
                 except (AssertionError, httpx.HTTPError) as error:
                     self.failures.append(str(error))
+                self._over.wait(self._pause)
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         for each in self._threads:
             each.start()
         return self
@@ -88,3 +93,17 @@ class Load:
         self._over.set()
         for each in self._threads:
             each.join()
+
+
+class Load(Clients):
+    """Clients of a model of `repositories.py`; by whom and with what weights they were answered."""
+
+    def __init__(self, url: str, name: str, clients: int = 2) -> None:
+        super().__init__(clients)
+        self.answers: list[tuple[str, float]] = []
+        self._url = url
+        self._name = name
+
+    def ask(self, client: httpx.Client) -> None:
+        found = ask(self._url, self._name, client=client)
+        self.answers.append((found["model_version"], times_of(found["outputs"][0]["data"])))

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from parity_models.serving.engines import EngineChoice
 from parity_models.serving.repository.repository import check_engine
 from repositories import write_version
 from served import ServerProcess, until, write_linear_bundle
+from served_repositories import Clients
 
 pytestmark = pytest.mark.slow
 
@@ -47,43 +47,21 @@ def write_failing(repository: Path, name: str) -> None:
     (bundle.path / MANIFEST).write_bytes(manifest)
 
 
-class Load:
-    """Clients that ask a model one after the other while inside; what they were told.
-
-    Each makes a pause of so many seconds before it asks again.
-    """
+class MoodyLoad(Clients):
+    """Clients that keep the instances of a moody model busy; which versions answered them."""
 
     def __init__(self, url: str, model: str, clients: int = 4, pause: float = 0.0) -> None:
-        self._pause = pause
+        super().__init__(clients, pause)
         self.versions: list[str] = []
-        self.failures: list[str] = []
-        self._over = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(f"{url}/v2/models/{model}/infer",))
-            for _ in range(clients)
-        ]
+        self._url = f"{url}/v2/models/{model}/infer"
 
-    def _ask(self, url: str) -> None:
+    def ask(self, client: httpx.Client) -> None:
         row = [0.0, float(STEPS)]
         tensor = {"name": "input", "shape": [1, 2], "datatype": "FP32", "data": row}
-        with httpx.Client(timeout=60) as client:
-            while not self._over.is_set():
-                answer = client.post(url, json={"inputs": [tensor]})
-                if answer.status_code != 200 or answer.json()["outputs"][0]["data"] != row:
-                    self.failures.append(answer.text)
-                else:
-                    self.versions.append(answer.json()["model_version"])
-                self._over.wait(self._pause)
-
-    def __enter__(self) -> "Load":
-        for each in self._threads:
-            each.start()
-        return self
-
-    def __exit__(self, *about: object) -> None:
-        self._over.set()
-        for each in self._threads:
-            each.join()
+        answer = client.post(self._url, json={"inputs": [tensor]})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["outputs"][0]["data"] == row, answer.text
+        self.versions.append(answer.json()["model_version"])
 
 
 class Shared:
@@ -140,12 +118,12 @@ def shared(tmp_path: Path) -> Iterator[Shared]:
 def test_instances_follow_the_load_and_no_request_fails(shared: Shared, tmp_path: Path) -> None:
     assert shared.has() == {"one": 2, "other": 2}
     assert len(shared.server.workers()) == 4
-    with Load(shared.url, "one") as load, Load(shared.url, "other", 1, 1.0) as beside:
+    with MoodyLoad(shared.url, "one") as load, MoodyLoad(shared.url, "other", 1, 1.0) as beside:
         until(lambda: shared.has()["one"] > 2, "no instance moves", seconds=120)
     assert load.failures == beside.failures == []
     assert load.versions
     assert beside.versions
-    with Load(shared.url, "other") as load:
+    with MoodyLoad(shared.url, "other") as load:
         shared.rest_at(one=1, other=3)
         write_moody(tmp_path / "models", "other", "2")
         assert shared.post("other/load").status_code == 200
@@ -163,7 +141,7 @@ def test_instances_follow_the_load_and_no_request_fails(shared: Shared, tmp_path
 def test_models_come_and_go_and_others_have_their_instances_meanwhile(
     shared: Shared, tmp_path: Path
 ) -> None:
-    with Load(shared.url, "one", 2, 0.1) as load:
+    with MoodyLoad(shared.url, "one", 2, 0.1) as load:
         assert shared.post("other/unload").status_code == 200
         shared.rest_at(one=4)
         assert shared.has() == {"one": 4}
