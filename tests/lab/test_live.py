@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = ("--bundle", str(bundle), "--inputs", str(folder / "inputs.npy"), "--port", "0")
     demo = subprocess.Popen(parm("demo", "--live", *command), stdout=subprocess.PIPE, text=True)
     assert demo.stdout is not None
+    assert "Loading libraries" in demo.stdout.readline()
+    assert "two servers of 6 instances" in demo.stdout.readline()
     found = re.search(r"http://\S+/ui/", demo.stdout.readline())
     assert found
     yield found[0]
@@ -48,6 +51,13 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
     with opened(browser, url, width=1400, height=1000, refused=True) as page:
         expect(page.locator(".side .badge")).to_have_text(["ready", "ready"])
         yield page
+
+
+def test_it_says_what_it_does_before_it_loads_what_takes_long() -> None:
+    slow = "{'onnxruntime', 'torch', 'zmq'} & sys.modules.keys()"
+    code = f"import sys, parity_models.cli.demo; sys.exit(repr({slow}) if {slow} else 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def ask(url: str, what: dict[str, Any], token: str = "", host: str = "") -> httpx.Response:

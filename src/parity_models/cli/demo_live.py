@@ -12,6 +12,7 @@ from rich.console import Console
 from parity_models.cli.accuracy import calibrate_gates
 from parity_models.errors import UserError
 from parity_models.lab.live.live import live
+from parity_models.lab.live.stage import Scene
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
@@ -62,8 +63,13 @@ def gated(bundle: Bundle, task: Task, dataset: Dataset, seed: int = 0) -> Bundle
 
 
 def _serve(console: Console, bundle: Bundle, inputs: NDArray[Any], port: int) -> None:
+    scene = Scene()
+    console.print(
+        f"Starting both sides: two servers of {scene.workers} instances each.", highlight=False
+    )
+
     async def until_interrupted() -> None:
-        async with live(bundle, inputs, port=port) as url:
+        async with live(bundle, inputs, scene, port=port) as url:
             console.print(f"Watch it at {url} (Ctrl-C ends it)", highlight=False)
             await asyncio.Event().wait()
 

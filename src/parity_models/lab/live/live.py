@@ -135,14 +135,13 @@ _HARM: dict[type, Callable[[Stage, int], None]] = {
 
 @asynccontextmanager
 async def live(
-    bundle: Bundle, inputs: NDArray[Any], *, scene: Scene | None = None, port: int = 0
+    bundle: Bundle, inputs: NDArray[Any], scene: Scene, *, port: int = 0
 ) -> AsyncIterator[str]:
     """Run the demo while the context lasts; gives the page's URL, on this machine.
 
     Raises UserError if the inputs do not fit or the port cannot be had, ServingError if a side
     does not start.
     """
-    scene = scene or Scene()
     model = bundle.manifest.deployed.input
     if inputs.shape[1:] != model.shape or not len(inputs):
         raise UserError(f"the inputs are {list(inputs.shape)}, and the model takes rows of {model}")
