@@ -31,7 +31,7 @@ def main(bundle: str, extras: str) -> None:
         refused = subprocess.run(
             [PARM, "train", "--task", "digits"], capture_output=True, text=True
         )
-        assert "parity-models[train]" in refused.stderr, refused.stderr
+        assert "pip install '.[train]'" in refused.stderr, refused.stderr
     with served(bundle) as url:
         row = {"name": "input", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
         request = urllib.request.Request(

@@ -1,6 +1,11 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
 
+def install(extra: str) -> str:
+    """How to install an `extra`, as messages say it: the package is on no index yet."""
+    return f"in a clone of the repository, pip install '.[{extra}]'"
+
+
 class ParityModelsError(Exception):
     """Base of every error this package raises on purpose."""
 

@@ -23,7 +23,7 @@ from parity_models.cli.training import (
     OwnTask,
     deployed_of,
 )
-from parity_models.errors import UserError
+from parity_models.errors import UserError, install
 from parity_models.evaluation.interval import too_few
 from parity_models.options import make_options
 from parity_models.protection import Protected, Wishes, protect_model
@@ -122,7 +122,7 @@ def _show(found: Protected, explain: bool, wishes: Wishes) -> None:
 
 def _draw(found: Protected, path: Path, level: float) -> None:
     if find_spec("matplotlib") is None:
-        typer.echo("for a picture of the frontier: pip install 'parity-models[bench]'")
+        typer.echo(f"for a picture of the frontier: {install('bench')}")
         return
     from parity_models.protection.picture import draw_frontier  # an extra of its own
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from parity_models.cli.report_file import check_report, typed_command
-from parity_models.errors import UserError
+from parity_models.errors import UserError, install
 from parity_models.lab.latency.engines import check_engine
 from parity_models.lab.latency.engines_report import write_engines
 from parity_models.lab.latency.experiment import Experiment, load_experiment
@@ -93,10 +93,7 @@ def _chosen(experiment: Experiment, typed: Sequence[str]) -> dict[str, EngineCho
     if not chosen:
         chosen = [EngineChoice(each.name) for each in ENGINES if each is not RayEngine or installed]
     if not installed and any(each.kind is RayEngine for each in chosen):
-        raise UserError(
-            "there is no Ray here; install it with `pip install 'parity-models[ray]'`, or choose "
-            "other engines"
-        )
+        raise UserError(f"there is no Ray here; {install('ray')}, or choose other engines")
     for each in chosen:
         check_engine(each)
     return {str(each): each for each in chosen}

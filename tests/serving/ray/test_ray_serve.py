@@ -344,7 +344,7 @@ main()
     command = [sys.executable, "-c", program, "serve", str(bundle)]
     done = subprocess.run([*command, "--engine", "ray"], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'parity-models[ray]'" in done.stderr
+    assert "pip install '.[ray]'" in done.stderr
 
 
 def test_serving_does_not_import_ray() -> None:
