@@ -57,6 +57,7 @@ def main(folder: Path) -> None:
         output_names=["scores"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         dynamo=True,
+        verbose=False,
     )
     np.save(folder / "inputs.npy", inputs[rest])
 
