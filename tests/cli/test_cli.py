@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
 from parity_models import __version__
 from parity_models.cli.duration import Duration
+from parity_models.cli.main import command as command_line
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
 from parity_models.tasks import find_task
@@ -85,6 +88,22 @@ def test_help_of_every_command_names_its_arguments(parm_here: Here, command: str
         assert flag in outcome.stdout
 
 
+def commands_below(entry: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
+    """A command's context and those of its subcommands, each with what is typed for it."""
+    context = entry.make_context(path[-1], [], resilient_parsing=True)
+    yield context, path
+    for name, below in getattr(context.command, "commands", {}).items():
+        yield from commands_below(below, (*path, name))
+
+
+def test_help_says_what_to_type_and_not_what_python_makes_of_it() -> None:
+    for name, entry in command_line().commands.items():
+        for context, path in commands_below(entry, (name,)):
+            said = context.get_help()
+            for noise in ("<int", "<float", "<str", "<path", "<list", "range>", "x>=", "<=x"):
+                assert noise not in said, (path, noise)
+
+
 def test_help_lists_every_command_and_version_tells_it() -> None:
     listed = parm("--help").stdout
     for command in FLAGS:
@@ -131,6 +150,9 @@ def test_what_is_no_time_is_refused(written: str) -> None:
         ("serve nowhere --deadline soon", "or one with a unit, as 50ms"),
         ("serve nowhere --instances two", "'two' is not a whole number"),
         ("serve nowhere --urgency high", "'high' is not a number"),
+        ("bench page --rate high", "'high' is not a number"),
+        ("lab chaos --minutes 0", "must be 0.01 or more, got 0"),
+        ("demo --port 99999", "must be 65535 or less, got 99999"),
         ("rehearse nowhere --break burn", "'--break': 'burn' is not one of"),
         ("plan nowhere --spare 30", "write it as 30% or 0.3"),
         ("record http://127.0.0.1:1 --out x", "http://127.0.0.1:1/metrics: Connection refused"),
@@ -314,7 +336,7 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
     arguments: str, extra: str
 ) -> None:
     outcome = parm(*arguments.split(), before=NO_TORCH)
-    assert_refused(outcome, f"pip install 'parity-models[{extra}]'")
+    assert_refused(outcome, f"in a clone of the repository, pip install '.[{extra}]'")
 
 
 def test_approaches_are_compared_and_written_to_a_file(

@@ -1,5 +1,6 @@
 """parm lab: experiments that prove what is claimed of the server."""
 
+import asyncio
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,7 @@ lab = typer.Typer(
 Out = Annotated[
     Path, typer.Option(help="The folder for results and logs, from which `report` is made.")
 ]
+EngineName = Annotated[str, typer.Option("--engine", help="local, remote or ray.")]
 Seed = Annotated[int, typer.Option(help="Fixes the course of events and the load.", min=0)]
 Quick = Annotated[bool, typer.Option("--quick", help="Take seconds, not minutes.")]
 
@@ -46,7 +48,7 @@ def engine_of(name: str) -> "Engine":
 
 @lab.command()
 def chaos(
-    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    engine: EngineName = "local",
     minutes: Annotated[float, typer.Option(help="About how long.", min=0.01)] = 5.0,
     seed: Seed = 0,
     rate: Annotated[float, typer.Option(help="Requests a second, of 2.8 queries.", min=1)] = 70.0,
@@ -65,8 +67,6 @@ def chaos(
     rude clients and absurd inputs, drawn from the seed. Exits with 1 if a query did not get one
     right answer or one clear error.
     """
-    import asyncio
-
     from parity_models.lab.reliability.chaos import run_chaos
 
     tested = engine_of(engine)
@@ -92,7 +92,7 @@ def chaos(
 
 @lab.command()
 def overload(
-    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    engine: EngineName = "local",
     seconds: Annotated[float, typer.Option(help="Of each load, at least.", min=1)] = 10.0,
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
@@ -102,8 +102,6 @@ def overload(
 
     With and without clients that give up. Exits with 1 if a target is missed.
     """
-    import asyncio
-
     from parity_models.lab.reliability.overload import DEADLINES, FACTORS, Overload, run_overload
 
     console = Console(stderr=True, highlight=False)
@@ -140,8 +138,6 @@ def timeouts(
 
     Exits with 1 if it does not answer at once, or if there was a 500.
     """
-    import asyncio
-
     from parity_models.lab.reliability.timeouts import PolicyTimeouts, run_timeouts
 
     console = Console(stderr=True, highlight=False)
@@ -173,8 +169,6 @@ def rollout(
     Exits with 1 if a request fails, versions are mixed in an answer, or p99.9 rises by more than
     half.
     """
-    import asyncio
-
     from parity_models.lab.reliability.rollout import run_rollout
 
     console = Console(stderr=True, highlight=False)
@@ -200,7 +194,7 @@ def rollout(
 
 @lab.command()
 def soak(
-    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    engine: EngineName = "local",
     minutes: Annotated[float, typer.Option(help="How long.", min=0.1)] = 60.0,
     load: Annotated[float, typer.Option(help="Of what the instances can do.", min=0.01)] = 0.7,
     seed: Seed = 0,
@@ -210,8 +204,6 @@ def soak(
 
     Exits with 1 if memory grows by 1 % or more after the first ten minutes, or descriptors do.
     """
-    import asyncio
-
     from parity_models.lab.reliability.soak import Sample, run_soak
 
     console = Console(stderr=True, highlight=False)
@@ -242,7 +234,7 @@ def soak(
 
 @lab.command()
 def liars(
-    engine: Annotated[str, typer.Option(help="local, remote or ray.")] = "local",
+    engine: EngineName = "local",
     honest: Annotated[
         int, typer.Option(help="Queries of the honest load, which is simulated.", min=1)
     ] = 1_000_000,
@@ -254,8 +246,6 @@ def liars(
 
     Exits with 1 if that takes more than 500 of its queries, or if an honest one is quarantined.
     """
-    import asyncio
-
     from parity_models.lab.reliability.liars import FLIPS, run_liars
 
     console = Console(stderr=True, highlight=False)

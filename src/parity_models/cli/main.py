@@ -16,7 +16,8 @@ from typer.completion import completion_init  # type: ignore[attr-defined]  # no
 from typer.core import TyperCommand, TyperGroup
 
 from parity_models import __version__
-from parity_models.errors import ParityModelsError, UserError
+from parity_models.cli.plain_help import plain
+from parity_models.errors import ParityModelsError, UserError, install
 
 COMMANDS = {
     "Protect a model": {
@@ -76,8 +77,13 @@ EXTRAS = {
 COMPLETION = "_PARM_COMPLETE"
 """The variable by which a shell asks what could come next: see `parm completion`."""
 
-_NUMBERS = {"int_parsing": "a whole number", "float_parsing": "a number"}
-"""What must be typed, by pydantic's name for the error."""
+_WANTED = {
+    "int_parsing": "{input!r} is not a whole number",
+    "float_parsing": "{input!r} is not a number",
+    "greater_than_equal": "must be {ge:g} or more, got {input}",
+    "less_than_equal": "must be {le:g} or less, got {input}",
+}
+"""What is wrong with a number, by pydantic's name for the error."""
 
 _OURS = (
     "This is a fault of parm, not yours: please report it, with what PARM_DEBUG=1 shows beside it"
@@ -100,7 +106,7 @@ def main() -> None:
     except Exception as error:
         extra = _extra_for(error)
         if extra is not None:
-            _exit(2, f"{error}; pip install 'parity-models[{extra}]'", error)
+            _exit(2, f"{error}; {install(extra)}", error)
         _exit(1, f"{type(error).__name__}: {error}. {_OURS}", error)
 
 
@@ -159,6 +165,13 @@ class _Grouped(TyperGroup):
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(widest), help) for name, help in commands.items()])
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _in_words(error)
+            raise
+
 
 class _Subcommand(TyperCommand):
     """Stands for a subcommand in `parm --help`, and turns into it when it is used."""
@@ -171,19 +184,15 @@ class _Subcommand(TyperCommand):
         else:
             app = typer.Typer(add_completion=False, rich_markup_mode=None)
             app.command(cls=getattr(module, "COMMAND", None))(entry)
-        try:
-            return typer.main.get_command(app).make_context(*args, **kwargs)
-        except typer.BadParameter as error:
-            error.message = _in_words(error)
-            raise
+        return plain(typer.main.get_command(app)).make_context(*args, **kwargs)
 
 
 def _in_words(error: typer.BadParameter) -> str:
     """What the error says, with the value that was typed where it is not the number it must be."""
     listed: list[Any] = getattr(error.__cause__, "errors", list)()  # of pydantic, by Typer
-    wanted = _NUMBERS.get(listed[0]["type"]) if listed else None
+    wanted = _WANTED.get(listed[0]["type"]) if listed else None
     if wanted:
-        return f"{listed[0]['input']!r} is not {wanted}"
+        return wanted.format(input=listed[0]["input"], **listed[0].get("ctx", {}))
     return str(error.message).removeprefix("Value error, ")
 
 
