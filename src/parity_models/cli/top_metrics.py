@@ -1,12 +1,13 @@
 """What a server's metrics tell, as frames: less than its page does, but of any server."""
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf, isinf
+from math import inf
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from parity_models.load.recorder import quantiles_between
 from parity_models.scheduling import DEPLOYED
 from parity_models.serving.page.frames import Frame, GateView, Percentiles, Point, Tail
 from parity_models.serving.page.latencies import MINUTES, NOW
@@ -114,24 +115,12 @@ def _rise(new: Scrape, old: Scrape, metric: str) -> float:
 
 
 def _percentiles(new: Scrape, old: Scrape) -> Percentiles | None:
-    """Those of the answers between two scrapes, as if these were spread evenly within buckets."""
-    counts = {le: new.latencies[le] - old.latencies[le] for le in sorted(new.latencies)}
-    total = counts.get(inf, 0)
+    """Those of the answers between two scrapes."""
+    total = int(new.latencies[inf] - old.latencies[inf])
     if total <= 0:
         return None
-    return Percentiles(total, *(1e3 * _quantile(counts, share) for share in (0.5, 0.99, 0.999)))
-
-
-def _quantile(counts: Mapping[float, int], share: float) -> float:
-    rank = share * counts[inf]
-    lower, below = 0.0, 0
-    for upper, up_to in counts.items():
-        if up_to >= rank:
-            if isinf(upper):
-                return lower
-            return lower + (upper - lower) * (rank - below) / max(1, up_to - below)
-        lower, below = upper, up_to
-    return lower
+    found = quantiles_between(old.latencies, new.latencies, (0.5, 0.99, 0.999))
+    return Percentiles(total, *(1e3 * seconds for seconds in found))
 
 
 def _gates(new: Scrape, old: Scrape) -> Iterable[GateView]:

@@ -113,7 +113,7 @@ def recording_of(seen: list[Seen], model: str) -> Recording:
     answers = {source: int(last.answers[source] - first.answers[source]) for source in last.answers}
     total = {name: last.totals[name] - first.totals[name] for name in _COUNTERS}
     compared = int(total["parm_stand_in_answers_compared_total"])
-    wait = _quantiles(first.latencies, last.latencies, (0.5, 0.99, 0.999))
+    wait = quantiles_between(first.latencies, last.latencies, (0.5, 0.99, 0.999))
     seconds = last.at - first.at
     return Recording(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,13 +141,15 @@ def _runs(before: Counts, after: Counts, seconds: float) -> Runs | None:
     if units < 1:
         return None
     mean = seconds / units
-    quantiles = np.asarray(_quantiles(before, after, np.linspace(0, 1, POINTS)))
+    quantiles = np.asarray(quantiles_between(before, after, np.linspace(0, 1, POINTS)))
     # Buckets are wide, but the mean is known.
     scale = mean / quantiles.mean() if quantiles.mean() > 0 else 1.0
     return Runs(units, mean, tuple((scale * quantiles).tolist()))
 
 
-def _quantiles(before: Counts, after: Counts, shares: Iterable[float]) -> tuple[float, ...]:
+def quantiles_between(
+    before: Mapping[float, float], after: Mapping[float, float], shares: Iterable[float]
+) -> tuple[float, ...]:
     """The quantiles at `shares` of what came to a histogram's buckets, alike within each of them;
     what is beyond the last is given its bound."""
     bounds = sorted(bound for bound in after if bound < inf)

@@ -13,20 +13,12 @@ from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from parity_models.errors import UserError
-from parity_models.lab.costs.overhead import generated_bundle, whole_request
-from parity_models.lab.costs.processes import with_descendants
-from parity_models.lab.costs.throughput import (
-    ROUNDS,
-    MeasuredServer,
-    Throughput,
-    measure_throughput,
-)
+from parity_models.errors import UserError, install
+from parity_models.lab.costs.asked import Asked, generated_bundle
+from parity_models.lab.costs.throughput import ROUNDS, Throughput, measure_throughput
 from parity_models.lab.latency.served import ServeSpec, main, served
 from parity_models.load.child import commands, tell
-from parity_models.load.wire import ModelMetadata
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import NoRedundancy
@@ -39,7 +31,6 @@ from parity_models.serving.server import ServeOptions, Server
 
 OURS, UVICORN, GRANIAN = LAYERS = "ours", "uvicorn", "granian"
 LOCALHOST = "127.0.0.1"
-MISSING = "install what the layers are compared with: pip install 'parity-models[bench]'"
 
 
 class HttpLayersReport(msgspec.Struct, frozen=True):
@@ -66,22 +57,17 @@ async def measure_http_layers(
     """
     versions = _versions()
     with generated_bundle(bundle) as bundle:
-        manifest = bundle.manifest
-        takes = manifest.deployed.input
-        model = ModelMetadata.of(manifest.name, takes, manifest.deployed.output)
-        row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
+        asked = Asked.of(bundle)
         options = ServeOptions(policy=PolicyChoice(policy), instances=instances, port=0)
         async with served(bundle.path, options, module=__name__) as server:
-            pids = frozenset(with_descendants([server.pid]))
             urls = dict(zip(server.url.split(), LAYERS, strict=True))
             # Nothing else is due on this event loop, so the measurement may block it.
             throughput = measure_throughput(
-                [MeasuredServer(url, whole_request(url, model, row), pids) for url in urls],
-                rounds=rounds,
+                [asked.measured(server, url) for url in urls], rounds=rounds
             )
     return HttpLayersReport(
         policy,
-        row.nbytes,
+        asked.row.nbytes,
         versions,
         tuple(urls[each.url] for each in throughput),
         tuple(throughput),
@@ -93,7 +79,7 @@ def _versions() -> dict[str, str]:
         import granian
         import uvicorn
     except ImportError as error:
-        raise UserError(f"{error.name} is missing; {MISSING}") from error
+        raise UserError(f"{error.name} is missing; {install('bench')}") from error
     return {UVICORN: uvicorn.__version__, GRANIAN: granian.__version__}
 
 

@@ -14,15 +14,12 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import msgspec
-import numpy as np
 
 from parity_models.errors import LoadError
 from parity_models.lab.costs import served_repository
-from parity_models.lab.costs.bare_client import BareClient
-from parity_models.lab.costs.overhead import generated_bundle
-from parity_models.lab.costs.processes import cpu_seconds
+from parity_models.lab.costs.asked import Asked, generated_bundle
 from parity_models.lab.latency.served import Served, served
-from parity_models.load.wire import ModelMetadata
+from parity_models.lab.processes import cpu_seconds
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
@@ -119,21 +116,13 @@ async def _ask(
     bundle: Bundle, models: Sequence[str], servers: Sequence[Served], rate: float, seconds: float
 ) -> float:
     """Ask every server so often, for so long, its models in turn; returns how long it took."""
-    deployed = bundle.manifest.deployed
-    takes = deployed.input
-    row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
-    clients = [
-        [
-            BareClient(server.url, ModelMetadata.of(name, takes, deployed.output))
-            for server in servers
-        ]
-        for name in models
-    ]
+    asked = Asked.of(bundle)
+    clients = [[asked.of_name(name).client(server.url) for server in servers] for name in models]
     began = perf_counter()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(began + number / rate - perf_counter())
         for client in clients[number % len(clients)]:
-            client.infer(row)
+            client.infer(asked.row)
     for of_model in clients:
         for client in of_model:
             client.close()

@@ -8,25 +8,19 @@ much processor time, beside other servers of the same model.
 """
 
 import gc
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
-from parity_models.lab.costs.bare_client import BareClient
-from parity_models.lab.costs.processes import processes_at, with_descendants
+from parity_models.lab.costs.asked import Asked, generated_bundle
 from parity_models.lab.costs.throughput import (
     SECONDS,
     MeasuredServer,
@@ -34,9 +28,8 @@ from parity_models.lab.costs.throughput import (
     measure_throughput,
 )
 from parity_models.lab.latency.served import served
-from parity_models.load.wire import ModelMetadata, RequestWriter
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
-from parity_models.models.inference_time import measure_models
+from parity_models.lab.processes import processes_at
+from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
@@ -47,8 +40,6 @@ from parity_models.serving.remote.remote_engine import RemoteEngine
 from parity_models.serving.remote.upstream import Upstream
 from parity_models.serving.server import ServeOptions
 
-INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
-"""The generated model's inputs: a query is 3 kB of float32, as the published MLP takes."""
 ROUNDS, CALLS = 50, 100
 WARM_UP = 300
 
@@ -112,28 +103,22 @@ async def _measure(
 ) -> OverheadReport:
     manifest, engine = bundle.manifest, options.engine
     assert options.policy is not None
-    takes = manifest.deployed.input
-    model = ModelMetadata.of(manifest.name, takes, manifest.deployed.output)
-    row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
+    asked = Asked.of(bundle)
+    row = asked.row
     upstream = _asked_directly(bundle, engine) if engine.name == RemoteEngine.name else None
-    others = targets_of(against, model, row)
+    others = targets_of(against, asked)
     async with served(bundle.path, options) as server:
         with ExitStack() as stack:
-            through = stack.enter_context(closing(BareClient(server.url, model)))
+            through = stack.enter_context(closing(asked.client(server.url)))
             if upstream is None:
                 direct = partial(OnnxModel(bundle.deployed_path), row[np.newaxis])
             else:
-                there = replace(model, name=upstream.models[DEPLOYED])
-                straight = stack.enter_context(closing(BareClient(upstream.url, there)))
+                there = asked.of_name(upstream.models[DEPLOYED])
+                straight = stack.enter_context(closing(there.client(upstream.url)))
                 direct = partial(straight.infer, row)
             # Nothing else is due on this event loop, so the measurement may block it.
             times = _take_turns(rounds, direct, partial(through.infer, row))
-        this = MeasuredServer(
-            server.url,
-            whole_request(server.url, model, row),
-            frozenset(with_descendants([server.pid])),
-        )
-        throughput = measure_throughput([this, *others], seconds=seconds)
+        throughput = measure_throughput([asked.measured(server), *others], seconds=seconds)
     direct_latency, served_latency = map(_latency, times)
     return OverheadReport(
         model=manifest.deployed.network,
@@ -150,33 +135,22 @@ async def _measure(
     )
 
 
-def targets_of(
-    against: Sequence[str], model: ModelMetadata, row: NDArray[Any]
-) -> list[MeasuredServer]:
+def targets_of(against: Sequence[str], asked: Asked) -> list[MeasuredServer]:
     """Servers of the same model that run already, by their URLs. Raises UserError for one that is
     not of HTTP."""
     if not against:
         return []
     targets = []
-    for upstream in parse_upstreams(model.name, 0, deployed=against):
-        at = urlsplit(upstream.url)
+    for upstream in parse_upstreams(asked.model.name, 0, deployed=against):
+        url = upstream.url
+        at = urlsplit(url)
         if at.scheme != "http":
-            raise UserError(f"{upstream.url} is no URL of http, over which servers are compared")
-        there = replace(model, name=upstream.models[DEPLOYED])
+            raise UserError(f"{url} is no URL of http, over which servers are compared")
+        request = asked.of_name(upstream.models[DEPLOYED]).request(url)
         here = at.hostname in ("localhost", "127.0.0.1", "::1")
         pids = processes_at(at.port or 80) if here else ()
-        targets.append(
-            MeasuredServer(upstream.url, whole_request(upstream.url, there, row), frozenset(pids))
-        )
+        targets.append(MeasuredServer(url, request, frozenset(pids)))
     return targets
-
-
-def whole_request(url: str, model: ModelMetadata, row: NDArray[Any]) -> bytes:
-    """A whole request for this row (*input shape), head and body."""
-    body, head = RequestWriter(model).rows(row[np.newaxis])
-    headers = {"Host": urlsplit(url).netloc, **head, "Content-Length": str(len(body))}
-    lines = [f"POST {model.path} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
-    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def _asked_directly(bundle: Bundle, engine: EngineChoice) -> Upstream:
@@ -184,32 +158,6 @@ def _asked_directly(bundle: Bundle, engine: EngineChoice) -> Upstream:
         if upstream.url.startswith("http:") and DEPLOYED in upstream.models:
             return upstream
     raise UserError("no server of the deployed model has a URL of http, over which it is measured")
-
-
-@contextmanager
-def generated_bundle(bundle: Bundle | None) -> Iterator[Bundle]:
-    """`bundle`; without one, a generated MLP and a parity model of random weights, while the
-    context lasts."""
-    if bundle is not None:
-        yield bundle
-        return
-    # Imported here: torch is not needed to measure a bundle.
-    from parity_models.models.export import export_onnx
-    from parity_models.models.networks import build_network
-
-    deployed, parity = (
-        NewModel(export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE), "mlp")
-        for _ in range(2)
-    )
-    code = CodeSpec("sum", "subtraction", k=2)
-    with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
-        yield write_bundle(
-            Path(folder, "bundle"),
-            deployed=deployed,
-            parity=[parity],
-            code=code,
-            inference_times=measure_models(deployed, [parity], None),
-        )
 
 
 def _take_turns(rounds: int, *calls: Callable[[], Any]) -> list[list[float]]:

@@ -12,12 +12,10 @@ share instances, not how many processes this machine's cores can run.
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,12 +30,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from tqdm import tqdm
 
-from parity_models.codes import CodeSpec
 from parity_models.faults import FaultPlan, LogNormal, Slowdowns
-from parity_models.lab.costs.bare_client import BareClient, BareConnection
+from parity_models.lab.costs.asked import Asked, generated_bundle
+from parity_models.lab.costs.bare_client import BareConnection
 from parity_models.lab.costs.ray_clients import Clients, Effort, latencies, rates
-from parity_models.load.wire import ModelMetadata
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling.choice import PolicyChoice
@@ -48,8 +45,6 @@ from parity_models.serving.plan import Plan
 from parity_models.serving.ray.app import application
 from parity_models.serving.ray.cluster_options import ClusterOptions
 
-INPUT_SHAPE, OUTPUT_SHAPE = (784,), (10,)
-"""The generated model's inputs: a query is 3 kB of float32, as the published MLP takes."""
 SERVICE_TIME = 0.05
 """Median seconds of an emulated accelerator for a unit."""
 CLIENTS_EACH = 4
@@ -91,10 +86,8 @@ def measure_ray(bundle: Bundle | None, instances: int, effort: Effort) -> RayRep
     There are `instances` of the deployed model and what parity adds, and as many for each of
     the frontends.
     """
-    if bundle is not None:
+    with generated_bundle(bundle) as bundle:
         return _measure(bundle, instances, effort)
-    with tempfile.TemporaryDirectory(prefix="parm-bench-") as folder:
-        return _measure(_generate(Path(folder)), instances, effort)
 
 
 def _measure(bundle: Bundle, instances: int, effort: Effort) -> RayReport:
@@ -126,13 +119,13 @@ def _beside_plain(
     url: str, bundle: Bundle, options: ServeOptions, effort: Effort, progress: "tqdm[Any]"
 ) -> tuple[Carried, Carried]:
     """What a plain application and ours carry, on the Serve that listens at `url`."""
-    replicas, row, many = len(Plan(bundle, options).roles), _row(bundle), effort.clients
+    replicas, asked, many = len(Plan(bundle, options).roles), Asked.of(bundle), effort.clients
     onnx = bundle.deployed_path.read_bytes()
     with (
         _deployed("plain", _plain_app(onnx, bundle.manifest.deployed.input, replicas)),
         _deployed("coded", _coded_app(bundle, options, frontends=1)),
-        Clients(partial(_PlainClient, f"{url}/plain"), row, many) as straight,
-        Clients(partial(_coded_client, f"{url}/coded", bundle), row, many) as through,
+        Clients(partial(_PlainClient, f"{url}/plain"), asked.row, many) as straight,
+        Clients(partial(asked.client, f"{url}/coded"), asked.row, many) as through,
     ):
         carried = rates([straight, through], effort, progress)
         took = latencies([straight, through], effort, progress)
@@ -147,26 +140,15 @@ def _one_and_two_frontends(
     slow = Slowdowns(mean_between=0, mean_length=1, delay=LogNormal(SERVICE_TIME, 0.05))
     one = replace(options, faults=FaultPlan(slowdowns=slow))
     two = replace(one, instances=2 * one.instances)
-    clients = CLIENTS_EACH * len(Plan(bundle, one).roles)
+    clients, asked = CLIENTS_EACH * len(Plan(bundle, one).roles), Asked.of(bundle)
     with (
         _deployed("one", _coded_app(bundle, one, frontends=1)),
         _deployed("two", _coded_app(bundle, two, frontends=2)),
-        Clients(partial(_coded_client, f"{url}/one", bundle), _row(bundle), clients) as few,
-        Clients(partial(_coded_client, f"{url}/two", bundle), _row(bundle), 2 * clients) as many,
+        Clients(partial(asked.client, f"{url}/one"), asked.row, clients) as few,
+        Clients(partial(asked.client, f"{url}/two"), asked.row, 2 * clients) as many,
     ):
         rate_of_one, rate_of_two = rates([few, many], effort, progress)
     return rate_of_one, rate_of_two
-
-
-def _generate(folder: Path) -> Bundle:
-    # Imported here: torch is not needed to measure a bundle.
-    from parity_models.models.export import export_onnx
-    from parity_models.models.networks import build_network
-
-    onnx = export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE)
-    model = NewModel(onnx, "mlp")
-    code = CodeSpec("sum", "subtraction", 2)
-    return write_bundle(folder / "bundle", deployed=model, parity=[model], code=code)
 
 
 # Applications
@@ -241,16 +223,6 @@ def _deployed(name: str, app: Application) -> Iterator[None]:
 
 
 # Clients
-
-
-def _row(bundle: Bundle) -> NDArray[Any]:
-    takes = bundle.manifest.deployed.input
-    return np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
-
-
-def _coded_client(url: str, bundle: Bundle) -> BareClient:
-    model = bundle.manifest.deployed
-    return BareClient(url, ModelMetadata.of(bundle.manifest.name, model.input, model.output))
 
 
 class _PlainClient:

@@ -10,7 +10,7 @@ from time import perf_counter
 import msgspec
 
 from parity_models.errors import ServingError
-from parity_models.lab.costs.overhead import generated_bundle
+from parity_models.lab.costs.asked import generated_bundle
 from parity_models.models.bundle import Bundle
 
 AT_MOST = 2.5

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from parity_models.errors import LoadError
-from parity_models.lab.costs.processes import cpu_seconds
+from parity_models.lab.processes import cpu_seconds
 
 CLIENTS = (1, 16)
 ROUNDS = 6

@@ -5,23 +5,14 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from itertools import zip_longest
 
-import numpy as np
-
 from parity_models.errors import UserError
+from parity_models.lab.costs.asked import Asked, generated_bundle
 from parity_models.lab.costs.http_layers import OURS, HttpLayersReport, measure_http_layers
-from parity_models.lab.costs.overhead import generated_bundle, targets_of, whole_request
-from parity_models.lab.costs.processes import with_descendants
-from parity_models.lab.costs.throughput import (
-    CLIENTS,
-    ROUNDS,
-    MeasuredServer,
-    Throughput,
-    measure_throughput,
-)
+from parity_models.lab.costs.overhead import targets_of
+from parity_models.lab.costs.throughput import CLIENTS, ROUNDS, Throughput, measure_throughput
 from parity_models.lab.latency.served import served
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.table_result import TableResult
-from parity_models.load.wire import ModelMetadata
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.plan import default_batch, default_policy
@@ -75,10 +66,7 @@ async def _measure(
 ) -> dict[str, Mapping[int, Throughput]]:
     """What each server carried for each number of clients, the servers by name: ours by their
     largest batch, then those of `against`."""
-    manifest = bundle.manifest
-    takes = manifest.deployed.input
-    model = ModelMetadata.of(manifest.name, takes, manifest.deployed.output)
-    row = np.random.default_rng(0).random(takes.shape).astype(takes.dtype)
+    asked = Asked.of(bundle)
     names: dict[str, str] = {}
     targets = []
     async with AsyncExitStack() as stack:
@@ -88,9 +76,8 @@ async def _measure(
             server = await stack.enter_async_context(served(bundle.path, options))
             default = ", the default" if batch == default_batch(bundle) else ""
             names[server.url] = f"parm serve --max-batch {batch}{default}"
-            pids = frozenset(with_descendants([server.pid]))
-            targets.append(MeasuredServer(server.url, whole_request(server.url, model, row), pids))
-        for other in targets_of(against, model, row):
+            targets.append(asked.measured(server))
+        for other in targets_of(against, asked):
             names[other.url] = other.url
             targets.append(other)
         # Nothing else is due on this event loop, so the measurement may block it.

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from parity_models.lab.reliability.processes import send
+from parity_models.lab.processes import send
 from parity_models.lab.reliability.rude import RudeClients
 from parity_models.lab.reliability.servers import DESCRIPTORS, INSTANCES, TestedServer
 from parity_models.lab.reliability.traffic import Traffic

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from parity_models.lab.reliability.processes import unread_bytes
+from parity_models.lab.processes import unread_bytes
 
 FRESH = 3.0
 """Seconds for which an idle connection is used again: less than servers keep them."""

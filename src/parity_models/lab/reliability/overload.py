@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 
 from parity_models.faults import LogNormal
+from parity_models.lab.processes import resident
 from parity_models.lab.reliability.best_admission import best_goodput
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.http_client import BrokenError, HttpAnswer, HttpClients
 from parity_models.lab.reliability.known_model import write_known_model
 from parity_models.lab.reliability.ledger import Kind, error_class
-from parity_models.lab.reliability.processes import resident
 from parity_models.lab.reliability.requests import Drawn, http_request
 from parity_models.lab.reliability.running import running
 from parity_models.lab.reliability.servers import INSTANCES, SERVERS, SIGMA, Engine, TestedServer

@@ -25,15 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError
+from parity_models.lab.processes import command_line, descendants, send
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.http_client import BrokenError, HttpAnswer, HttpClients
 from parity_models.lab.reliability.known_model import MODEL, KnownModel, write_versions
-from parity_models.lab.reliability.processes import (
-    ServeProcess,
-    command_line,
-    descendants,
-    send,
-)
+from parity_models.lab.reliability.serve_process import ServeProcess
 from parity_models.lab.reliability.servers import SIGMA, WORKER
 from parity_models.lab.reliability.table_result import TableResult
 from parity_models.lab.reliability.traffic import error_text

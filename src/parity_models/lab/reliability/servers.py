@@ -11,15 +11,11 @@ from enum import StrEnum
 from pathlib import Path
 
 from parity_models.errors import ServingError
+from parity_models.lab.processes import command_line, descendants, send
 from parity_models.lab.reliability.http_client import BrokenError, HttpClients
 from parity_models.lab.reliability.known_model import MODEL, KnownModel
-from parity_models.lab.reliability.processes import (
-    ServeProcess,
-    command_line,
-    descendants,
-    send,
-)
 from parity_models.lab.reliability.requests import POISON
+from parity_models.lab.reliability.serve_process import ServeProcess
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from parity_models.lab.processes import descriptors, resident
 from parity_models.lab.reliability.chaos_result import Claim, Judged, claims_of
 from parity_models.lab.reliability.known_model import write_known_model
 from parity_models.lab.reliability.ledger import Ledger
-from parity_models.lab.reliability.processes import descriptors, resident
 from parity_models.lab.reliability.requests import Mix
 from parity_models.lab.reliability.running import Running, offered, running
 from parity_models.lab.reliability.servers import INSTANCES, SERVERS, Engine

@@ -1,17 +1,16 @@
-"""`parm serve` as a child process, and what /proc knows of it and of its own children."""
+"""`parm serve` as a child process."""
 
 import asyncio
 import os
 import re
-import resource
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from parity_models.errors import ServingError
+from parity_models.lab.processes import limit_descriptors, send
 
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 60.0
@@ -98,78 +97,3 @@ class ServeProcess:
         assert self._process is not None
         send(self._process.pid, signal.SIGKILL)
         await self._process.wait()
-
-
-def send(pid: int, number: signal.Signals) -> bool:
-    """Send a signal; False if there is no such process any more."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def descendants(pid: int) -> list[int]:
-    """The process's children, theirs, and so on; without it."""
-    found = []
-    todo = [pid]
-    while todo:
-        for task in _tasks(todo.pop()):
-            with suppress(OSError):
-                children = [int(child) for child in (task / "children").read_text().split()]
-                found += children
-                todo += children
-    return found
-
-
-def command_line(pid: int) -> str:
-    """What the process was started as, or calls itself; empty if it is gone."""
-    try:
-        return (
-            Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        )
-    except OSError:
-        return ""
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that it has in use; 0 if it is gone."""
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * resource.getpagesize()
-
-
-def descriptors(pid: int) -> int:
-    """How many files and sockets it has open; 0 if it is gone."""
-    try:
-        return len(os.listdir(f"/proc/{pid}/fd"))
-    except OSError:
-        return 0
-
-
-def unread_bytes(local: int, remote: int) -> int:
-    """What is in the TCP socket at port `local` of this machine, whose other end is at port
-    `remote`, and was not read by its process; 0 if there is no such socket."""
-    for table in ("tcp", "tcp6"):
-        with suppress(OSError):
-            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-                _, here, there, _, queues, *_ = line.split()
-                ports = (int(each.rpartition(":")[2], 16) for each in (here, there))
-                if tuple(ports) == (local, remote):
-                    return int(queues.partition(":")[2], 16)
-    return 0
-
-
-def limit_descriptors(pid: int, most: int) -> None:
-    """Let it have so many descriptors at most; children that it starts likewise."""
-    with suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
-
-
-def _tasks(pid: int) -> list[Path]:
-    try:
-        return list(Path(f"/proc/{pid}/task").iterdir())
-    except OSError:
-        return []

@@ -1,0 +1,113 @@
+"""What Linux tells of processes, in /proc: their children, processor time, memory and sockets."""
+
+import os
+import resource
+import signal
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+_PROC = Path("/proc")
+_LISTENS = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
+
+
+def processes_at(port: int) -> set[int]:
+    """Ids of this machine's processes that listen on a TCP port, with their descendants; none
+    where that cannot be known: for a server elsewhere, or of another user."""
+    wanted = {
+        f"socket:[{fields[9]}]"
+        for fields in _sockets()
+        if fields[3] == _LISTENS and _port(fields[1]) == port
+    }
+    holders = set()
+    for folder in _PROC.glob("[0-9]*"):
+        with suppress(OSError):
+            if any(os.readlink(file) in wanted for file in (folder / "fd").iterdir()):
+                holders.add(int(folder.name))
+    return holders.union(*map(descendants, holders))
+
+
+def descendants(pid: int) -> list[int]:
+    """The process's children, theirs, and so on; without it."""
+    found = []
+    todo = [pid]
+    while todo:
+        for file in _PROC.glob(f"{todo.pop()}/task/*/children"):
+            with suppress(OSError):
+                children = [int(child) for child in file.read_text().split()]
+                found += children
+                todo += children
+    return found
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system time that these processes have had so far, all their threads together."""
+    ticks = 0
+    for pid in pids:
+        with suppress(OSError):
+            fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def command_line(pid: int) -> str:
+    """What the process was started as, or calls itself; empty if it is gone."""
+    try:
+        typed = (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return ""
+    return typed.replace(b"\0", b" ").decode(errors="replace")
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that it has in use; 0 if it is gone."""
+    try:
+        pages = int((_PROC / str(pid) / "statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize()
+
+
+def descriptors(pid: int) -> int:
+    """How many files and sockets it has open; 0 if it is gone."""
+    try:
+        return len(os.listdir(_PROC / str(pid) / "fd"))
+    except OSError:
+        return 0
+
+
+def unread_bytes(local: int, remote: int) -> int:
+    """What is in the TCP socket at port `local` of this machine, whose other end is at port
+    `remote`, and was not read by its process; 0 if there is no such socket."""
+    for _, here, there, _, queues, *_ in _sockets():
+        if (_port(here), _port(there)) == (local, remote):
+            return int(queues.partition(":")[2], 16)
+    return 0
+
+
+def limit_descriptors(pid: int, most: int) -> None:
+    """Let it have so many descriptors at most; children that it starts likewise."""
+    with suppress(ProcessLookupError):
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+
+
+def send(pid: int, number: signal.Signals) -> bool:
+    """Send a signal; False if there is no such process any more."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _sockets() -> Iterator[list[str]]:
+    """The fields of each TCP socket of this machine, as /proc/net/tcp has them."""
+    for name in ("tcp", "tcp6"):
+        with suppress(OSError):
+            for line in (_PROC / "net" / name).read_text().splitlines()[1:]:
+                yield line.split()
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2], 16)
