@@ -66,7 +66,7 @@ FLAGS = {
     "--max-group-wait --parity-delay --answer --answer-after --copies --hedge-delay "
     "--hedge-quantile --hedge-budget --default-prediction",
     "load": "URL --bundle --model --binary --task --inputs --labels --batch --rate --trace --speed "
-    "--queries --duration --warmup --processes --connections --timeout --out --latencies "
+    "--queries --duration --warm-up --processes --connections --timeout --out --latencies "
     "--histogram --policy",
     "plan": "BUNDLE --p50 --p99 --p999 --spare --instances --rate --recorded --contention "
     "--agreement --queries --seed --json",

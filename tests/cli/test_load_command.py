@@ -70,7 +70,7 @@ def test_every_answer_is_counted_judged_and_kept(
     out, latencies = tmp_path / "new" / "out.json", tmp_path / "latencies.parquet"
     done = load(
         server.url, "--inputs", data / "queries.npz", "--rate", 200, "--queries", 200,
-        "--warmup", 0.2, "--processes", 2, "--batch", 2, "--seed", 3, "--out", out,
+        "--warm-up", 0.2, "--processes", 2, "--batch", 2, "--seed", 3, "--out", out,
         "--latencies", latencies, "--histogram", tmp_path / "out.hgrm",
         *(["--binary"] if form == "binary" else []),
     )  # fmt: skip

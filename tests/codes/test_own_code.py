@@ -145,7 +145,18 @@ def test_help_has_its_options(parm_here: Here) -> None:
 
 def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    short = ("--queries", 300, "--warm-up", 0, "--shuffles", 0, "--json", out, "--policy", "parity")
+    short = (
+        "--queries",
+        300,
+        "--warm-up-queries",
+        0,
+        "--shuffles",
+        0,
+        "--json",
+        out,
+        "--policy",
+        "parity",
+    )
     coders = ("--encoder", ENCODER, "--decoder", DECODER)
     done = parm_here("simulate", *coders, "--gain", 3, "--divisor", 3, *short)
     assert done.returncode == 0, done.stderr

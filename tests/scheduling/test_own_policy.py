@@ -52,7 +52,7 @@ def test_what_is_no_policy_is_refused() -> None:
 
 def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    short = ("--queries", 300, "--warm-up", 0, "--shuffles", 0, "--json", out)
+    short = ("--queries", 300, "--warm-up-queries", 0, "--shuffles", 0, "--json", out)
     flags = ("--policy", POLICY, "--again-after", "1ms", f"--dispatch={RULE}", "--scans", 3)
     done = parm_here("simulate", *flags, *short)
     assert done.returncode == 0, done.stderr

@@ -90,7 +90,7 @@ class LoadOptions(Options):
             at_least=0,
         ),
     ] = None
-    warmup: Annotated[
+    warm_up: Annotated[
         float,
         Option(
             "Time before that, whose queries are not counted.",

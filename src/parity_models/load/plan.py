@@ -82,7 +82,7 @@ async def plan_load(
         max_in_flight=options.connections,
         processes=options.processes,
     )
-    spec = lasting(spec, options.warmup, options.lasts)
+    spec = lasting(spec, options.warm_up, options.lasts)
     task = None if options.inputs is not None else _task(options.task, trained_on)
     if task is not None:
         data = f"the test set of {task.name}"

@@ -69,7 +69,9 @@ class SimulationOptions(Options):
             f"Queries to simulate; by default {QUERIES:,}, or all of --arrivals.", at_least=LEAST
         ),
     ] = None
-    warm_up: Annotated[int, Option("Further queries, before; not counted.", at_least=0)] = 1000
+    warm_up_queries: Annotated[int, Option("Further queries, before; not counted.", at_least=0)] = (
+        1000
+    )
     service_time: Annotated[
         float, Option("Median service time of a batch.", unit=SECONDS, above=0)
     ] = 0.025
@@ -181,8 +183,8 @@ def plan_simulation(
     """
     arrivals, queries, rate = None, options.queries or QUERIES, options.rate
     if options.arrivals is not None:
-        arrivals = _arrivals(options.arrivals, options.queries, options.warm_up)
-        queries = len(arrivals) - options.warm_up
+        arrivals = _arrivals(options.arrivals, options.queries, options.warm_up_queries)
+        queries = len(arrivals) - options.warm_up_queries
         rate = float(len(arrivals) / arrivals[-1])
     try:
         setting = _setting(options, rate, stand_ins, code)
@@ -194,7 +196,7 @@ def plan_simulation(
         deadline=options.deadline,
         default_prediction=options.default_prediction,
     )
-    return SimulationPlan(setting, config, queries, options.warm_up, options.seed, arrivals)
+    return SimulationPlan(setting, config, queries, options.warm_up_queries, options.seed, arrivals)
 
 
 def _setting(
