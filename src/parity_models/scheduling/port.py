@@ -100,7 +100,10 @@ class Port(Protocol):
         """Cancel a timer; one that has fired or is None is left alone."""
 
     def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
-        """Call back at a time, if the query has not ended by then and has no newer alarm."""
+        """Call back at a time, if the query has not ended by then and has no newer alarm.
+
+        Never at once: what is not yet to be done would else be looked at for ever, at one time.
+        """
 
     # Answers
 

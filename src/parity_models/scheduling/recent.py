@@ -9,7 +9,7 @@ class RecentDurations:
     def __init__(self, *, window: int = 1000, every: int = 50) -> None:
         self._recent: deque[float] = deque(maxlen=window)
         self._ranked: list[float] = []
-        self._every = every
+        self.every = every
         self._until_update = every
 
     def add(self, seconds: float) -> bool:
@@ -18,7 +18,7 @@ class RecentDurations:
         self._until_update -= 1
         if self._until_update:
             return False
-        self._until_update = self._every
+        self._until_update = self.every
         self._ranked = sorted(self._recent)
         return True
 

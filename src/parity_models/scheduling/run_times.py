@@ -1,9 +1,10 @@
 """How long units run, estimated from the recent ones, those cut short included."""
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterator
 from itertools import accumulate
+
+from parity_models.scheduling.recent import RecentDurations
 
 STEP = 0.75
 """Of two ages that are told apart, the share of units that reach the later one, of those that
@@ -14,7 +15,7 @@ AGAIN = 2.0
 law of Pareto, with the exponent 1)."""
 
 
-class RunTimes:
+class RunTimes(RecentDurations):
     """The run times of the last `window` units; estimates are renewed every `every` of them.
 
     Of a unit that was cancelled, or whose instance left, it is known only that it would have taken
@@ -25,53 +26,46 @@ class RunTimes:
     """
 
     def __init__(self, *, window: int = 1000, every: int = 50) -> None:
-        self.every = every
-        self._until_update = every
-        self._recent: deque[float] = deque(maxlen=window)
-        self._times: list[float] = []
+        super().__init__(window=window, every=every)
         # The sums of the so many longest times, and of their squares.
         self._sums: list[float] = []
         self._squares: list[float] = []
 
-    def add(self, seconds: float, *, finished: bool) -> bool:
+    def add(self, seconds: float, *, finished: bool = True) -> bool:
         """A unit has run for so long, to its end or not; were the estimates renewed?"""
         if not finished:
             if self.median is None or seconds < self.median:
                 return False
             seconds *= AGAIN
-        self._recent.append(seconds)
-        self._until_update -= 1
-        if self._until_update:
+        if not super().add(seconds):
             return False
-        self._until_update = self.every
-        self._times = sorted(self._recent)
-        self._sums = list(accumulate(reversed(self._times), initial=0.0))
-        squares = (seconds**2 for seconds in reversed(self._times))
+        self._sums = list(accumulate(reversed(self._ranked), initial=0.0))
+        squares = (seconds**2 for seconds in reversed(self._ranked))
         self._squares = list(accumulate(squares, initial=0.0))
         return True
 
     @property
     def median(self) -> float | None:
         """Half of the units take longer; None while that is unknown."""
-        return self._times[(len(self._times) - 1) // 2] if self._times else None
+        return self._ranked[(len(self._ranked) - 1) // 2] if self._ranked else None
 
     @property
     def longest(self) -> float:
         """The longest that a unit is known to have run."""
-        return self._times[-1] if self._times else 0.0
+        return self._ranked[-1] if self._ranked else 0.0
 
     def share_longer(self, seconds: float) -> float:
         """The share of units that take longer than this."""
-        return self._longer(seconds) / len(self._times) if self._times else 1.0
+        return self._longer(seconds) / len(self._ranked) if self._ranked else 1.0
 
     def ages(self) -> Iterator[tuple[float, float]]:
         """The ages at which one may decide about a unit, and the shares of units that take longer:
         each is reached by fewer."""
-        longer = len(self._times) - 1
+        longer = len(self._ranked) - 1
         while longer > 0:
-            age = self._times[-1 - longer]
+            age = self._ranked[-1 - longer]
             longer = self._longer(age)
-            yield age, longer / len(self._times)
+            yield age, longer / len(self._ranked)
             longer = int(longer * STEP)
 
     def left(self, age: float, since: float) -> tuple[float, float]:
@@ -90,4 +84,4 @@ class RunTimes:
         return left / running, moment / running
 
     def _longer(self, seconds: float) -> int:
-        return len(self._times) - bisect_right(self._times, seconds)
+        return len(self._ranked) - bisect_right(self._ranked, seconds)

@@ -37,7 +37,7 @@ from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.floor import Floor
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.samples import Samples
-from parity_models.scheduling.timers import Timer, Timers
+from parity_models.scheduling.timers import LEAST_DELAY, Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
 
 _log = logging.getLogger(__name__)
@@ -186,6 +186,7 @@ class SchedulerPort:
 
     def set_alarm(self, query: Query, at: float, callback: Callable[[], None]) -> None:
         self.timers.cancel(query.alarm)
+        at = max(at, self.now + LEAST_DELAY)
         query.alarm = self.set_timer(at, callback, (query.id,))
 
     def tell(

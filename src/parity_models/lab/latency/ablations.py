@@ -8,6 +8,7 @@ from parity_models.scheduling.actions import Source
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.policies.benefit import Benefit, Choice
+from parity_models.scheduling.policies.risk import Risk
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
@@ -37,22 +38,30 @@ class _Flat(Benefit):
     STEEPNESS = 0
 
 
+class _FlatRisk(Risk):
+    RULE = _Flat
+
+
 class FlatPrice(Adaptive):
     """Instance time has one price at every load."""
 
     name = "flat-price"
-    RULE = _Flat
+    RISK = _FlatRisk
 
 
 class _Linear(Benefit):
     STEEPNESS = 1
 
 
+class _LinearRisk(Risk):
+    RULE = _Linear
+
+
 class LinearPrice(Adaptive):
     """The price of instance time grows with 1 / (1 - load) alone."""
 
     name = "linear-price"
-    RULE = _Linear
+    RISK = _LinearRisk
 
 
 class RefusedAndWaits(Adaptive):
@@ -81,18 +90,26 @@ class _Quantile(Benefit):
         return 1.0, next(late, inf)
 
 
+class _QuantileRisk(Risk):
+    RULE = _Quantile
+
+
 class AtTheQuantile(Adaptive):
     """Asked at the age that three quarters of units do not reach, whatever it is worth."""
 
     name = "at-the-quantile"
-    RULE = _Quantile
+    RISK = _QuantileRisk
+
+
+class _SlowRisk(Risk):
+    NEWEST = 0.02
 
 
 class SlowLoad(Adaptive):
     """The load is averaged over ten times as long."""
 
     name = "slow-load"
-    NEWEST = 0.02
+    RISK = _SlowRisk
 
 
 class AllAlike(Adaptive):

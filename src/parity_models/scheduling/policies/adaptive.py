@@ -19,13 +19,11 @@ query is late that has used up half of its time. Recently slow instances take la
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Annotated
 
 from parity_models.options import Option
 from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
-from parity_models.scheduling.policies.benefit import Benefit, Choice
 from parity_models.scheduling.policies.erasures import NoCode, StandIns, rows_needed
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.interference import Interference
@@ -33,7 +31,6 @@ from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.risk import PARITY, Risk
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query, Task, Unit
 
 Offer = tuple[float, str, Callable[[], None]]
@@ -55,11 +52,8 @@ class Adaptive(Policy):
     """How many tasks of a query run at most: one that is slow wherever it runs is slow itself, and
     one that ends instances is not to end more of them."""
 
-    NEWEST = 0.2
-    """The weight in the load of what is new whenever estimates are renewed."""
-
-    RULE = Benefit
-    """What it is worth to ask."""
+    RISK = Risk
+    """What decides from which ages on queries are at risk, and what it is worth to ask."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Policy.Options):
@@ -82,15 +76,14 @@ class Adaptive(Policy):
         run_times: RunTimes | None = None,
         interference: Interference | None = None,
     ) -> None:
-        benefit = self.RULE((options or self.Options()).urgency)
-        self.interference = Interference() if interference is None else interference
         self.asks = stand_ins
         self._code = stand_ins.code or NoCode()
         self._rows = rows_needed(self._code)
         self._groups = CodingGroups(self._code, max_wait=None)
         roles = [BACKUP] * stand_ins.backup + [PARITY] * bool(self._rows)
-        known = RunTimes(every=100) if run_times is None else run_times
-        self._risk = Risk(benefit, known, self.interference, roles, self.NEWEST)
+        urgency = (options or self.Options()).urgency
+        known = run_times or RunTimes(every=100)
+        self._risk = self.RISK(urgency, known, interference or Interference(), roles)
         self._alone: dict[int, Query] = {}
         """The queries whose original runs, and nothing else; the oldest first."""
         self._asked: dict[int, list[Task]] = {}
@@ -116,14 +109,14 @@ class Adaptive(Policy):
         if query is None:
             return
         if task is not query.original:
-            self.interference.starts(task)
+            self._risk.interference.starts(task)
         elif query.id not in self._asked:
             self._alone.pop(query.id, None)  # it ran before, and failed
             self._alone[query.id] = query
         self._watch(port, query, task)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
-        self.interference.starts(task)
+        self._risk.interference.starts(task)
         if task.role != BACKUP:
             self._groups.redundancy_starts(port, task)
         for query_id in self.carries(task):
@@ -139,7 +132,6 @@ class Adaptive(Policy):
 
     def _look_at(self, port: Port, query: Query, at: float) -> None:
         if query.id not in self._kept:  # else it is answered soon
-            at = max(at, port.now + LEAST_DELAY)
             port.set_alarm(query, at, partial(self._look, port, query))
 
     # What is at risk is answered otherwise
@@ -150,78 +142,62 @@ class Adaptive(Policy):
         runs = [task for task in tasks if task.unit is not None]
         if query.kills or len(runs) >= self.MOST:
             return  # one that may end instances is tried alone
-        if not self._risk.late:
-            self._send_unmeasured(port, query, tasks)
-            return
         newest = max(runs, key=_started, default=None)
         if newest is None and not port.is_placed(query.original):
             return  # it waits in the queue, as all else would, and is looked at once it runs
         offers = self._offers(port, query, tasks, newest)
-        worth, role, send = max(offers, key=itemgetter(0), default=NONE)
+        worth, role, send = max(offers, key=lambda offer: offer[0], default=NONE)
         if worth > 0:
             send()
-            return
-        port.held_back(role)
-        self._look_at(port, query, port.now + self._risk.benefit.median)
-
-    def _send_unmeasured(self, port: Port, query: Query, tasks: Sequence[Task]) -> None:
-        """Send what is cheapest, once each, if nothing waits for an instance."""
-        taken = [task.role for task in tasks]
-        may_be_stood_in_for = BACKUP in self._risk.stand_ins and not (query.exact or query.spoiled)
-        if port.queued(DEPLOYED):
-            self._watch(port, query, query.original)
-        elif may_be_stood_in_for and BACKUP not in taken and port.up(BACKUP):
-            self._back_up(port, query)
-        elif taken.count(DEPLOYED) == 1 and port.up(DEPLOYED) > 1:
-            self._copy(port, query)
+        else:
+            port.held_back(role)
+            again = self._risk.benefit.median or (query.due - port.now) / 2
+            self._look_at(port, query, port.now + again)
 
     def _offers(
         self, port: Port, query: Query, tasks: Sequence[Task], newest: Task | None
     ) -> Iterator[Offer]:
-        """What may be sent for the query now."""
-        risk, taken = self._risk, [task.role for task in tasks]
-        # Who waits now will be as late as this query was when it began.
-        waited = max(0.0, _started(query.original) - query.arrived)
-        lateness = 1 + waited / risk.benefit.median
-        waiting = lateness * port.queued(DEPLOYED) / max(1, port.up(DEPLOYED))
+        """What may be sent for the query now; of what is worth the same, the cheapest first."""
+        risk, taken, queued = self._risk, [task.role for task in tasks], port.queued(DEPLOYED)
 
-        def worth(choice: Choice, company: Sequence[Query] = ()) -> float:
+        def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
+            if not risk.late:  # as nothing is known: once each, while nothing waits
+                return float(not queued and role not in taken[1:])
+            choice = risk.choice(role, rows)
             saved = risk.saved(port, choice, query, newest)
             saved += sum(risk.saved(port, choice, each, each.original) for each in company)
+            # Who waits now will be as late as this query was when it began.
+            waited = max(0.0, _started(query.original) - query.arrived)
+            lateness = 1 + waited / risk.benefit.median
+            waiting = lateness * queued / max(1, port.up(DEPLOYED))
             return saved - risk.benefit.cost(choice, waiting)
 
+        exact = query.exact or query.spoiled
+        if BACKUP in risk.stand_ins and port.up(BACKUP) > taken.count(BACKUP) and not exact:
+            yield worth(BACKUP), BACKUP, partial(self._back_up, port, query)
         if port.up(DEPLOYED) > taken.count(DEPLOYED):
-            yield worth(risk.choice(DEPLOYED)), DEPLOYED, partial(self._copy, port, query)
-        if query.exact or query.spoiled:
-            return
-        if BACKUP in risk.stand_ins and port.up(BACKUP) > taken.count(BACKUP):
-            yield worth(risk.choice(BACKUP)), BACKUP, partial(self._back_up, port, query)
-        if PARITY not in risk.stand_ins or PARITY in taken or not port.up(PARITY):
-            return
-        members = [query, *self._company(port, query, tasks)]
-        if self._groups.can_form(members):
-            rows, parity = self._rows[len(members) - 1], risk.choice(PARITY)
-            choice = Choice(parity.takes, rows * parity.takes, parity.coverage)
-            send = partial(self._reconstruct, port, members, rows)
-            yield worth(choice, members[1:]), PARITY, send
+            yield worth(DEPLOYED), DEPLOYED, partial(self._copy, port, query)
+        if self._rows and port.up(PARITY) and PARITY not in taken and not exact:
+            members = [query, *self._company(port, query, tasks)]
+            if self._groups.can_form(members):
+                rows = self._rows[len(members) - 1]
+                send = partial(self._reconstruct, port, members, rows)
+                yield worth(PARITY, rows, members[1:]), PARITY, send
 
     def _company(self, port: Port, query: Query, tasks: Sequence[Task]) -> list[Query]:
         """Other queries that are late, as many as there are places for in a parity query."""
         company: list[Query] = []
         # No two of one batch: one instance would hold up both.
-        units = {task.unit for task in tasks}
+        units = {None, *(task.unit for task in tasks)}
         for other in self._alone.values():
-            unit = other.original.unit
-            if len(company) >= len(self._rows) - 1:
-                break
-            if unit is None or unit in units:
-                continue
-            if port.now - unit.started < self._risk.late:
+            late = port.now - _started(other.original) >= self._risk.late
+            if not late or len(company) >= len(self._rows) - 1:
                 break
             alike = (other.kind, other.tenant) == (query.kind, query.tenant)
-            if alike and not (other.exact or other.kills or other.spoiled):
+            barred = other.exact or other.kills or other.spoiled or other.original.unit in units
+            if alike and not barred:
                 company.append(other)
-                units.add(unit)
+                units.add(other.original.unit)
         return company
 
     def _copy(self, port: Port, query: Query) -> None:
@@ -266,8 +242,7 @@ class Adaptive(Policy):
 
     def _give(self, port: Port, query: Query) -> None:
         """Answer with what the backup says, once the query is late."""
-        unit = query.original.unit
-        late = port.now if unit is None else unit.started + self._risk.late
+        late = _started(query.original) + self._risk.late
         if port.now >= late:
             port.answer(query, Source.BACKUP)
         else:

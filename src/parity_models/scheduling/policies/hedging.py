@@ -17,7 +17,6 @@ from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.recent import RecentDurations
-from parity_models.scheduling.timers import LEAST_DELAY
 from parity_models.scheduling.work import Query
 
 
@@ -74,8 +73,7 @@ class Hedging(Policy):
     def _watch(self, port: Port, query: Query) -> None:
         delay = self._delay or self._latencies.quantile(self._quantile)
         if delay is not None:
-            at = port.now + max(delay, LEAST_DELAY)
-            port.set_alarm(query, at, partial(self._hedge, port, query))
+            port.set_alarm(query, port.now + delay, partial(self._hedge, port, query))
 
     def _hedge(self, port: Port, query: Query) -> None:
         if query.kills:

@@ -33,22 +33,27 @@ deployed model's own."""
 
 
 class Risk:
-    """Measures what runs, and applies the rule `benefit` to it.
+    """Measures what runs, and applies the rule of benefit.py to it, with this `urgency`.
 
     `run_times` are those of the deployed model, `stand_ins` the roles that may be asked besides.
-    With the weight `newest`, the load follows what is new whenever estimates are renewed. Times in
-    seconds.
+    Times in seconds.
     """
+
+    RULE = Benefit
+    """What it is worth to ask."""
+
+    NEWEST = 0.2
+    """The weight in the load of what is new whenever estimates are renewed."""
 
     def __init__(
         self,
-        benefit: Benefit,
+        urgency: float,
         run_times: RunTimes,
         interference: Interference,
         stand_ins: Collection[str],
-        newest: float,
     ) -> None:
-        self.benefit = benefit
+        self.benefit = self.RULE(urgency)
+        self.interference = interference
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.late = 0.0
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
@@ -56,8 +61,6 @@ class Risk:
         """The instances on which the last unit of the deployed model was late."""
         self._run_times = run_times
         self._measured = {SLOW: StandIn(run_times), **self.stand_ins}
-        self._interference = interference
-        self._newest = newest
         self._ages: dict[tuple[str, bool], float] = {}
         self._busy, self._since, self._load = 0.0, 0.0, 0.0
         self._decide()
@@ -66,12 +69,12 @@ class Risk:
         """From which age on this task of the query is at risk; None while that is unknown."""
         return self._ages.get((self._kind(query, task), query.exact or query.spoiled))
 
-    def choice(self, role: str) -> Choice:
-        """To ask this stand-in, or the deployed model once more."""
+    def choice(self, role: str, rows: int = 1) -> Choice:
+        """To ask this stand-in, with so many parity queries, or the deployed model once more."""
         if role == DEPLOYED:
             return Choice(EXACT * self.benefit.median, self.benefit.median)
         stand_in = self.stand_ins[role]
-        return Choice(stand_in.takes, stand_in.takes, stand_in.coverage)
+        return Choice(stand_in.takes, rows * stand_in.takes, stand_in.coverage)
 
     def saved(self, port: Port, choice: Choice, query: Query, newest: Task | None) -> float:
         """What is saved of the query's waiting, whose newest task that runs is this one."""
@@ -85,7 +88,7 @@ class Risk:
         """An instance has run this unit, to its end or not."""
         took = port.now - unit.started
         self._busy += took
-        self._interference.ended(port.now, unit, finished=finished)
+        self.interference.ended(port.now, unit, finished=finished)
         if unit.role != DEPLOYED:
             self._measured[measured(unit.role)].ran(took, finished=finished)
             return
@@ -104,7 +107,7 @@ class Risk:
         """The run times are known anew, and so is the load."""
         capacity = (port.now - self._since) * port.up(DEPLOYED)
         if capacity > 0:
-            self._load += self._newest * (min(1.0, self._busy / capacity) - self._load)
+            self._load += self.NEWEST * (min(1.0, self._busy / capacity) - self._load)
         self._busy, self._since = 0.0, port.now
         for each in self._measured.values():
             each.not_asked(self._run_times.every)
@@ -113,7 +116,7 @@ class Risk:
     def _decide(self) -> None:
         if not self._run_times.median:
             return
-        self.benefit.learn(self._run_times.median, self._load, self._interference.spare)
+        self.benefit.learn(self._run_times.median, self._load, self.interference.spare)
         choices = [self.choice(role) for role in (DEPLOYED, *self.stand_ins)]
         self.late = self._earliest([Choice(0.0, each.cost) for each in choices], DEPLOYED)
         for kind in (DEPLOYED, *self._measured):
