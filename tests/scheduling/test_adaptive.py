@@ -49,6 +49,23 @@ def test_before_run_times_are_known_what_has_used_half_of_its_time_is_late(
     assert len(world.answers) == 1
 
 
+def test_before_run_times_are_known_each_thing_is_sent_once_the_cheapest_first() -> None:
+    world = world_of(stand_ins=BOTH, units=[])
+    answer_some(world)
+    (query,) = world.arrive(1)
+    deadline = SchedulerConfig().deadline
+    sent = [DEPLOYED]
+    for role in (BACKUP, DEPLOYED):
+        world.pass_time(deadline * 0.51)
+        deadline *= 0.5
+        sent.append(role)
+        assert runs(world) == sent
+    world.pass_time(deadline * 0.9)
+    assert runs(world) == sent, "three run at most"
+    world.finish(max(world.running))
+    assert query in world.answers
+
+
 def test_nothing_is_sent_where_all_units_take_as_long() -> None:
     world = world_of(stand_ins=BOTH, units=[(1.0, True)] * 100)
     world.arrive(2)
