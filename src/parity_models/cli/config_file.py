@@ -51,11 +51,12 @@ class ConfigFile:
     def typed(self, keys: Mapping[str, Any]) -> dict[str, Any]:
         """The values as they would be typed, by the names of parameters; `keys` are the parameters
         by their keys. Raises UserError for other keys, and values that no option takes."""
-        for key in self.values:
+        for key, value in self.values.items():
             if key not in keys:
                 near = get_close_matches(key, keys, 1)
                 meant = f"did you mean {near[0]}?" if near else "parm serve --help lists the flags"
-                raise UserError(f"{self.path} has an unknown key {key!r}; {meant}")
+                table = f"; tables like [{key}] have no place in it" * isinstance(value, dict)
+                raise UserError(f"{self.path} has an unknown key {key!r}{table}; {meant}")
         return {
             keys[key].name: self._typed(key, value, keys[key]) for key, value in self.values.items()
         }
