@@ -1,10 +1,13 @@
 """Which versions of a model run and take requests: whatever happens, in whatever order."""
 
+import random
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from parity_models.serving.repository.evidence import Evidence, Seen, least_share
+from parity_models.serving.repository.evidence import Evidence, Seen
 from parity_models.serving.repository.rollout import Actions, Phase, Rollout, Start, Stop
 from parity_models.serving.repository.rollout_options import RolloutOptions
 
@@ -163,16 +166,50 @@ def test_a_canary_that_fails_what_the_old_version_answers_goes_back() -> None:
 
 def test_with_all_evidence_the_share_itself_is_judged() -> None:
     evidence = Evidence(RolloutOptions(canary_predictions=100, canary_time=0.0), 0.0)
-    evidence.add(Seen(compared=99, differed=11))
-    assert not evidence.why_worse(0.0)
+    evidence.add(Seen(compared=99, differed=10))
     evidence.add(Seen(compared=1))
-    assert "11 of 100 predictions differ" in evidence.why_worse(0.0)
+    assert not evidence.why_worse(0.0)
+    evidence.add(Seen(compared=9, differed=1))
+    assert "11 of 109 predictions differ" in evidence.why_worse(0.0)
 
 
-def test_the_bound_is_wilsons() -> None:
-    assert abs(least_share(0, 10)) < 1e-9
-    assert abs(least_share(50, 100) - 0.3563) < 1e-4  # (0.545 - 0.1566) / 1.09
-    assert least_share(1000, 1000) > 0.99
+@pytest.mark.parametrize("seen", [Seen(compared=1, differed=1), Seen(failed=True)])
+def test_one_request_says_nothing_of_a_canary(seen: Seen) -> None:
+    evidence = Evidence(RolloutOptions(), 0.0)
+    evidence.add(seen)
+    assert not evidence.why_worse(0.0)
+    for _ in range(2):
+        evidence.add(seen)
+    assert "3 of 3" in evidence.why_worse(0.0)
+
+
+@pytest.mark.parametrize(("differ", "fail"), [(0.08, 0.005), (0.1, 0.01)])
+def test_a_canary_that_is_good_enough_hardly_ever_goes_back_before_its_time(
+    differ: float, fail: float
+) -> None:
+    """It is judged after every one of its requests."""
+    rng = random.Random(0)
+    went_back = 0
+    for _ in range(400):
+        evidence = Evidence(RolloutOptions(), 0.0)
+        for _ in range(300):
+            differed, failed = rng.random() < differ, rng.random() < fail
+            evidence.add(Seen(failed=failed, compared=1, differed=differed))
+            if evidence.why_worse(0.0):
+                went_back += 1
+                break
+    assert went_back <= 4
+
+
+def test_what_is_not_allowed_at_all_is_worse_at_once_and_what_always_is_never() -> None:
+    strict = RolloutOptions(canary_agreement=1.0, canary_failures=0.0)
+    for seen in (Seen(compared=50, differed=1), Seen(failed=True)):
+        evidence = Evidence(strict, 0.0)
+        evidence.add(seen)
+        assert evidence.why_worse(0.0)
+    evidence = Evidence(RolloutOptions(canary_agreement=0.0), 0.0)
+    evidence.add(Seen(compared=50, differed=50))
+    assert not evidence.why_worse(0.0)
 
 
 def test_loading_the_current_version_again_ends_the_canary() -> None:

@@ -1,17 +1,19 @@
 """What is known of a canary: how often it fails, and how often it says what the old version says.
 
 Every request of a canary is asked of the old version as well, so that both are judged by the same
-ones. It is worse as soon as that is nearly certain: a one-sided confidence bound (Wilson, 1927) of
-a share lies beyond what is allowed. With enough evidence, the shares themselves are judged.
+ones. It is worse as soon as that is nearly certain: a canary that is only just good enough would
+look so bad with a probability of CHANCE at most (Chernoff, 1952; in the form of Hoeffding, 1963,
+equation 2.1). With enough evidence, the shares themselves are judged.
 """
 
-from math import sqrt
+from math import exp, log
 from typing import NamedTuple
 
 from parity_models.serving.repository.rollout_options import RolloutOptions
 
-CERTAIN = 3.0
-"""Standard deviations of the bound: looked at again and again, chance seldom gets that far."""
+CHANCE = 1e-3
+"""The probability of what has been seen, at most, of a canary that fails or differs as often as is
+allowed. It holds for few requests, too: where some may fail, one that does is not enough."""
 
 
 class Seen(NamedTuple):
@@ -70,13 +72,17 @@ class Evidence:
 
 
 def _exceeds(count: int, of: int, allowed: float, enough: bool) -> bool:
-    if not of:
+    if count <= allowed * of * (1 + 1e-9):  # 1 - 0.9 is below 0.1
         return False
-    return least_share(count, of) > allowed or (enough and count / of > allowed)
+    return enough or _chance_at_most(count, of, allowed) <= CHANCE
 
 
-def least_share(count: int, of: int) -> float:
-    """The least share that is likely where `count` of so many were seen: Wilson's lower bound."""
-    share, z = count / of, CERTAIN
-    spread = z * sqrt(share * (1 - share) / of + z * z / (4 * of * of))
-    return (share + z * z / (2 * of) - spread) / (1 + z * z / of)
+def _chance_at_most(count: int, of: int, allowed: float) -> float:
+    """A bound of the probability that so many `of` fail or differ, where a share of `allowed` does
+    and `count` is more than that share."""
+    if not allowed:
+        return 0.0
+    exponent = count * log(count / of / allowed)
+    if count < of:
+        exponent += (of - count) * log((1 - count / of) / (1 - allowed))
+    return exp(-exponent)
