@@ -76,8 +76,8 @@ class RunTimes(RecentDurations):
         """
         running = self._longer(age)
         if not running:
-            longer = max(0.0, 2 * age - since)
-            return longer, longer * (2 * age + since) / 2
+            again = max(0.0, 2 * age - since)
+            return again, again * (2 * age + since) / 2
         longer = self._longer(since)
         left = self._sums[longer] - longer * since
         moment = (self._squares[longer] - longer * since**2) / 2
