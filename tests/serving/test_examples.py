@@ -33,6 +33,14 @@ def test_kubernetes_takes_the_manifests(name: str, document: dict[str, Any]) -> 
     kubernetes_validate.validate(document, "1.30", strict=True)
 
 
+def test_kubernetes_takes_the_containers_of_kserve_s_runtime() -> None:
+    """The rest of the runtime is KServe's own, in test_kserve.py."""
+    runtime = yaml.safe_load((EXAMPLES / "kserve" / "servingruntime.yaml").read_text())
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": runtime["metadata"]}
+    pod["spec"] = {"containers": runtime["spec"]["containers"]}
+    kubernetes_validate.validate(pod, "1.30", strict=True)
+
+
 def test_the_dockerfile_has_nothing_to_be_said_against() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     file = EXAMPLES.parent / "Dockerfile"

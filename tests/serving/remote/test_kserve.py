@@ -77,6 +77,18 @@ async def test_it_is_an_upstream_over_each_of_its_protocols(
             np.testing.assert_allclose(answers.outputs, predictions(rows), rtol=1e-3, atol=1e-5)
 
 
+def test_its_sdk_knows_every_key_of_the_manifests(tmp_path: Path) -> None:
+    reader = TESTS / "servers" / "kserve_keys.py"
+    manifests = [
+        EXAMPLE.with_name(f"{name}.yaml") for name in ("servingruntime", "inferenceservice")
+    ]
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(manifests[0].read_text().replace("autoSelect", "autoselect"))
+    done = subprocess.run([KSERVE, reader, *manifests, wrong], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ServingRuntime.spec.supportedModelFormats.autoselect\n"
+
+
 def test_its_sdk_is_a_client_over_each_of_its_protocols(bundle: Path, tmp_path: Path) -> None:
     """The example, as it is."""
     np.save(tmp_path / "queries.npy", queries(2))
