@@ -146,7 +146,7 @@ def test_reconstructions_worth_nothing_are_warned_about(
     )
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "no better than one prediction for all queries" in result.stderr
+    assert "no better than the same prediction for every query" in result.stderr
 
 
 def test_options_that_do_not_go_together_are_refused(parm: Parm, digits: Path) -> None:

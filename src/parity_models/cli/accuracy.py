@@ -67,7 +67,7 @@ def measure_accuracy(
     least = constant_score(metric, labels)
     if accuracy.degraded_accuracy is not None and accuracy.degraded_accuracy <= least < 1:
         typer.echo(
-            "warning: reconstructions are no better than one prediction for all queries would be "
+            "warning: reconstructions are no better than the same prediction for every query "
             f"({100 * least:.1f} %): train for longer, or choose another --parity-network",
             err=True,
         )

@@ -114,11 +114,10 @@ def _print_overhead(report: OverheadReport) -> None:
     table.add_section()
     table.add_row("difference at p50", f"{report.difference_p50_ms:.3f}")
     table.add_row("ratio at p50", f"{report.ratio_p50:.1f}x")
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"One row of {report.tensor_bytes:,} bytes through the network {report.model}, "
         f"{report.calls:,} calls each way; client: {report.client}; policy: {report.policy}.",
-        highlight=False,
     )
     console.print(table)
     this = report.throughput[0].url
@@ -185,17 +184,15 @@ def encode(
             f"{cost.cached_ratio:.2f}x",
             f"{cost.decode_us:.1f}",
         )
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"Queries of {'x'.join(map(str, costs.query_shape))} {costs.datatype}. Copying one: "
         f"{costs.copy_us:.0f} µs, in cache {costs.cached_copy_us:.0f} µs. All times in µs.",
-        highlight=False,
     )
     console.print(table)
     first = costs.codes[0]
     console.print(
         f"Encoding k={first.k} by {first.encoder}: {costs.ratio:.2f} times one copy.",
-        highlight=False,
     )
     write_json(json, costs)
 
@@ -218,10 +215,9 @@ def http_layers(
     opened = None if bundle is None else open_bundle(bundle)
     report = asyncio.run(measure_http_layers(opened, policy, instances=instances))
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"One row of {report.tensor_bytes:,} bytes; policy: {report.policy}; {versions}.",
-        highlight=False,
     )
     console.print(_throughput(report.layers, report.throughput))
     write_json(json, report)
@@ -254,11 +250,10 @@ def on_ray(
 
     effort = Effort(rounds=1, calls=10, seconds=0.3) if quick else Effort()
     report = measure_ray(None if bundle is None else open_bundle(bundle), instances, effort)
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"The network {report.model} on Ray {report.ray}, {report.cores} cores; policy: "
         f"{report.policy}; {report.instances} instances or replicas.",
-        highlight=False,
     )
     table = Table()
     for column in ("", "p50 ms", "p99 ms", "requests/s"):
@@ -269,13 +264,12 @@ def on_ray(
     table.add_section()
     table.add_row("ratio", f"{report.ratio_p50:.2f}x", "", f"{report.ratio_requests:.2f}x")
     console.print(table)
-    console.print(f"Latencies: of one client; requests/s: of {report.clients}.", highlight=False)
+    console.print(f"Latencies: of one client; requests/s: of {report.clients}.")
     console.print(
         f"Emulated accelerators, {report.service_time_ms:.0f} ms a unit, {report.instances} for "
         f"each frontend: one frontend carries {report.one_frontend_requests_per_second:.0f} "
         f"requests/s, two carry {report.two_frontends_requests_per_second:.0f} "
         f"({report.ratio_frontends:.2f}x).",
-        highlight=False,
     )
     write_json(json, report)
 
@@ -323,12 +317,11 @@ def live_page(
         met = "met" if share <= most else "not met"
         table.add_row(words, f"{share:+.2%}", f"{most:.0%}", met)
     table.add_row("metrics that are scraped each second", f"{cost.scraped:+.2%}", "", "")
-    console = Console()
+    console = Console(highlight=False)
     has = "" if cost.models is None else f", which has {cost.models} models"
     console.print(
         f"{cost.rate:.0f} queries/s of each server{has}, for {cost.seconds:.0f} s; "
         f"policy: {policy}.",
-        highlight=False,
     )
     console.print(table)
     write_json(json, cost)

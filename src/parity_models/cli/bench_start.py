@@ -32,7 +32,7 @@ def start(
     table.add_row("median", f"{times.median:.2f}", f"{AT_MOST:.1f}", met)
     table.add_row("shortest", f"{min(times.seconds):.2f}", "", "")
     table.add_row("longest", f"{max(times.seconds):.2f}", "", "")
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"{starts} starts of {times.bundle!r} with {times.instances} instances.", highlight=False
     )

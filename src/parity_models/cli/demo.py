@@ -68,8 +68,8 @@ def demo(
     if bundle is not None and not live:
         raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
     chosen = find_task(task)
-    console = Console()
-    console.print("Loading libraries and data, which takes some seconds.", highlight=False)
+    console = Console(highlight=False)
+    console.print("Loading libraries and data, which takes some seconds.")
     # Imported only now, as it takes those seconds.
     if not live:
         _compare(console, out, chosen, seed, data_dir)
@@ -90,14 +90,13 @@ def _compare(console: Console, out: Path, task: Task, seed: int, data_dir: Path 
         task,
         seed=seed,
         data_dir=data_dir,
-        tell=lambda text: console.print(text, highlight=False),
+        tell=console.print,
     )
     console.print(_table(summary))
     equal, parity = (_latency(summary.policies[name]) for name in ("equal_resources", "parity"))
     console.print(
         f"The gap between p99.9 and the median is {equal.gap_ms / parity.gap_ms:.1f} times smaller "
         f"with parity models. See {out / 'latency.png'}; serve it: parm serve {out / 'bundle'}",
-        highlight=False,
     )
 
 

@@ -36,14 +36,14 @@ def serve_task(
     dataset = task.load(data_dir)
     there = out / "bundle"
     if there.exists():
-        console.print(f"The bundle is {there}, of before.", highlight=False)
+        console.print(f"Using the bundle {there}.")
         bundle = open_bundle(there)
     else:
         # Only now: whoever shows a bundle of before need not wait for PyTorch.
         from parity_models.lab.demo import train_bundle
         from parity_models.training import Settings
 
-        console.print(f"Training on {task.name}, into {there}.", highlight=False)
+        console.print(f"Training on {task.name}, into {there}.")
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,7 +70,7 @@ def _serve(console: Console, bundle: Bundle, inputs: NDArray[Any], port: int) ->
 
     async def until_interrupted() -> None:
         async with live(bundle, inputs, scene, port=port) as url:
-            console.print(f"Watch it at {url} (Ctrl-C ends it)", highlight=False)
+            console.print(f"Watch it at {url} (Ctrl-C ends it)")
             await asyncio.Event().wait()
 
     try:

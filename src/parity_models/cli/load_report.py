@@ -10,12 +10,11 @@ from parity_models.load.report import LoadReport, Percentiles
 
 def print_report(report: LoadReport) -> None:
     """Print a report, and to standard error a warning if the generator was late itself."""
-    console, spec = Console(), report.load
+    console, spec = Console(highlight=False), report.load
     when = f"Poisson, {spec.rate:g}/s" if spec.trace is None else f"trace {spec.trace}"
     console.print(
         f"{report.queries:,} of {spec.count:,} queries ({when}; {report.offered:.1f}/s were due), "
         f"{report.answered:,} answered, {report.throughput:.1f}/s.",
-        highlight=False,
     )
     if report.latency is not None:
         console.print(_latencies(report.latency))
@@ -26,7 +25,6 @@ def print_report(report: LoadReport) -> None:
     console.print(
         f"The generator sent p50 {late.p50_ms:.2f}, p99 {late.p99_ms:.2f}, max "
         f"{late.max_ms:.2f} ms later than scheduled.",
-        highlight=False,
     )
     if not late.precise:
         typer.echo(

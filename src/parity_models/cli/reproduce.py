@@ -99,7 +99,7 @@ def latency(
     for result in results:
         draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(result.plan))
     write_report(out, results, typed_command())
-    Console().print(f"Wrote {out} and {len(results)} pictures beside it.", highlight=False)
+    Console(highlight=False).print(f"Wrote {out} and {len(results)} pictures beside it.")
 
 
 @reproduce.command()
@@ -160,7 +160,7 @@ def validation(
     plan = Plan(figure, experiment, PRESETS["quick"], seed, known[network])
     compared = compare(plan, points, queries, run, cache)
     write_validation(out, compared, known[network], queries, typed_command())
-    Console().print(f"Wrote {out}.", highlight=False)
+    Console(highlight=False).print(f"Wrote {out}.")
 
 
 def _run(trials: Sequence[Trial], cache: TrialCache, work: Path) -> None:
@@ -173,10 +173,9 @@ def _say_how_long(trials: Sequence[Trial], cache: TrialCache) -> None:
     if to_run := missing(trials, cache):
         real = sum(trial.mode is Mode.REAL for trial in to_run)
         minutes = ceil(expected_seconds(to_run) / 60)
-        Console(stderr=True).print(
+        Console(stderr=True, highlight=False).print(
             f"{real} real and {len(to_run) - real} simulated runs: about {minutes} min. Interrupt "
             "it at any time; the same command goes on where it stopped.",
-            highlight=False,
         )
 
 

@@ -77,13 +77,13 @@ def engines(
         cache = TrialCache(work / "trials" / quote(name, safe=""))
         if to_run := missing(trials, cache):
             minutes = ceil(expected_seconds(to_run) / 60)
-            Console(stderr=True).print(
+            Console(stderr=True, highlight=False).print(
                 f"{name}: {len(to_run)} runs, about {minutes} min.", highlight=False
             )
             run_trials(to_run, cache, replace(laboratory, engine=each).run)
         results[name] = collect(plan, cache)
     write_engines(out, results, typed_command())
-    Console().print(f"Wrote {out} and its picture.", highlight=False)
+    Console(highlight=False).print(f"Wrote {out} and its picture.")
 
 
 def _chosen(experiment: Experiment, typed: Sequence[str]) -> dict[str, EngineChoice]:

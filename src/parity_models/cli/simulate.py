@@ -124,13 +124,12 @@ def _stand_ins(given: list[str] | None) -> tuple[StandInKind, ...]:
 
 
 def _print(plan: SimulationPlan, results: dict[str, TrialResult]) -> None:
-    console, setting = Console(), plan.setting
+    console, setting = Console(highlight=False), plan.setting
     console.print(
         f"Simulated: {setting.instances:,} + {setting.parity_instances:,} instances, "
         f"{plan.queries:,} queries at {setting.queries_per_second:,.0f}/s, {setting.shuffles:,} "
         f"background transfer{'s' * (setting.shuffles != 1)} at a time (--shuffles). Times in ms; "
         "work: units run for each query; busy: how long instances were busy for it.",
-        highlight=False,
     )
     console.print(_table(results))
 

@@ -103,7 +103,7 @@ async def _frames(url: str, credentials: Credentials) -> AsyncIterator[Frame]:
     except aiohttp.ClientError as error:
         raise UserError(f"no server answers at {url}: {why_unreachable(error)}") from error
     except ValueError as error:  # a line too long, not a frame, or no metrics
-        raise UserError(f"{url} tells nothing that this version reads: {error}") from error
+        raise UserError(f"{url} sent something that this version cannot read: {error}") from error
 
 
 async def _from_metrics(url: str, session: aiohttp.ClientSession) -> AsyncIterator[Frame]:

@@ -170,6 +170,8 @@ async def _ask(
     except TimeoutError as error:
         raise LoadError(f"{server} does not answer within {PREPARATION_TIMEOUT:g} s") from error
     except TooLongError as error:
-        raise LoadError(f"{server} answers what is no description: {error}") from error
+        raise LoadError(
+            f"{server} describes its model in a way that cannot be read: {error}"
+        ) from error
     except aiohttp.ClientError as error:
         raise LoadError(f"no server answers at {server}: {why_unreachable(error)}") from error
