@@ -89,7 +89,10 @@ async def child(
             async with asyncio.timeout(START_TIMEOUT):
                 message = (await process.stdout.readline()).decode().strip()
         except TimeoutError:
-            raise ServingError(f"a process was not ready within {START_TIMEOUT:g} s") from None
+            raise ServingError(
+                f"a child process was not ready within {START_TIMEOUT:g} s; the machine has too "
+                "much else to do, or too little memory"
+            ) from None
         yield Child(message, process)
     finally:
         process.stdin.close()
