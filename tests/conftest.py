@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 from commands import Here, Outcome
-from fuzzing import LONG
+from fuzzing import LONG, leave_constants_out
 from parity_models.cli.main import main
 
 # A shell starts what it runs in the background with interrupts ignored, and processes inherit
@@ -22,6 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("parm", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("explore" if LONG else "parm")
+leave_constants_out()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

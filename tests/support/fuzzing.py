@@ -9,6 +9,8 @@ from random import Random
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture import providers
+from hypothesis.internal.constants_ast import Constants
 
 LONG = os.environ.get("PARM_FUZZ") == "long"
 NUMBERS = (b"0", b"-1", b"1", b"255", b"65536", b"4294967296", b"1e999", b"NaN", b"99999999999999")
@@ -22,6 +24,13 @@ def fuzz(examples: int) -> settings:
         deadline=None,
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
+
+
+def leave_constants_out() -> None:
+    """Where inputs are to be the same each time, let Hypothesis take none from the source of the
+    modules that are imported: which ones are depends on the tests that the process has run."""
+    found, none = providers._get_local_constants, Constants()
+    providers._get_local_constants = lambda: none if settings().derandomize else found()
 
 
 @st.composite
