@@ -18,12 +18,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import parity_models
-from fleet_servers import free_ports
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.in_process import Serving
 from parity_models.serving.options import ServeOptions
+from ports import free_ports
 from served import ServerProcess, until
 
 pytestmark = pytest.mark.slow

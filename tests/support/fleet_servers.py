@@ -4,7 +4,6 @@ for tests."""
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -22,11 +21,12 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 
+from ports import free_ports
 from served import ServerProcess, predictions, queries, until
 
 TESTS = Path(__file__).parent.parent
 MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds for what takes few where the machine has nothing else to do."""
 
 SHARED_MEMORY = re.compile(rb"triton_onnxruntime_backend_shm_region_[0-9a-f-]+")
@@ -133,20 +133,19 @@ class MLServer(FleetServer):
 class Parm:
     """`parm serve` of a bundle's deployed model alone, on ports that it keeps."""
 
-    def __init__(self, bundle: Path) -> None:
-        self._bundle = bundle
-        self._ports = ("0", "0")
+    def __init__(self, bundle: Path, *options: str) -> None:
+        self._bundle, self._options = bundle, options
+        self._ports = [str(port) for port in free_ports(2)]
         self.start()
 
     def start(self) -> None:
         port, grpc_port = self._ports
         self._server = ServerProcess(
             *(str(self._bundle), "--policy", "none", "--instances", "1"),
-            *("--port", port, "--grpc-port", grpc_port),
+            *("--port", port, "--grpc-port", grpc_port, *self._options),
         )
         self.url = self._server.url
         self.grpc_url = f"grpc://{self._server.grpc_address}"
-        self._ports = (str(self._server.port), self.grpc_url.rsplit(":", 1)[1])
 
     def kill(self) -> None:
         self._server.signal(signal.SIGKILL)
@@ -232,15 +231,6 @@ def kill_and_mend(
     assert front.metric("parm_requests_total") == load.answered
     assert front.metric("parm_query_latency_seconds_count") == 2 * load.answered
     assert front.metric("parm_upstream_ejections_total") >= len(victims)
-
-
-def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def _shared_memory(pid: int) -> set[str]:

@@ -25,7 +25,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
-from parity_models.serving.http.listening import listen
+from ports import free_ports
 from served import INPUTS, predictions, queries, until
 
 SMALL = 0.01
@@ -88,8 +88,7 @@ def other_cluster(cpus: int) -> Iterator[str]:
 
 
 def start_serve(where: ProxyLocation = ProxyLocation.HeadOnly) -> str:
-    with listen("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     serve.start(where, HTTPOptions(host="127.0.0.1", port=port))
     return f"http://127.0.0.1:{port}"
 
@@ -161,4 +160,4 @@ class Client:
     def more(self, answers: int = 20) -> None:
         """Wait until so many more queries are answered."""
         enough = self.answered + answers
-        until(lambda: self.answered >= enough, "queries are not answered", 60)
+        until(lambda: self.answered >= enough, "queries are not answered", 120)

@@ -10,10 +10,11 @@ import httpx
 import numpy as np
 import pytest
 
-from fleet_servers import PATIENCE, TESTS, free_ports
+from fleet_servers import PATIENCE, TESTS
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.server import ServeOptions, Server
+from ports import free_ports
 from served import WEIGHTS, ServerProcess, predictions, queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.servers

@@ -1,6 +1,5 @@
 """What is refused of a fleet: other models, strange certificates, URLs that are none."""
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from parity_models.serving.remote.upstream import (
     UpstreamError,
     UpstreamModel,
 )
+from ports import free_ports
 from upstream_engines import ROW, WEIGHTS, engine_for, using
 
 
@@ -33,8 +33,7 @@ from upstream_engines import ROW, WEIGHTS, engine_for, using
 async def test_upstreams_that_are_not_what_they_must_be_are_refused(
     model: Path, scheme: str
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
 
     async def refusal(*upstreams: FakeUpstream | Upstream) -> str:
         each = tuple(

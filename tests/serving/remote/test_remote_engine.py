@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine_conformance import EngineConformance, Fleet
-from fleet_servers import Parm
+from fleet_servers import PATIENCE, Parm
 from onnx_models import moody_model
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.pinned_model import PinnedModel
@@ -30,7 +30,9 @@ class RemoteFleet(Fleet):
         model = NewModel(self._model, "moody")
         bundle = write_bundle(folder / "bundle", deployed=model, parity=[], code=None)
         self._scheme = scheme
-        self._servers = [Parm(bundle.path) for _ in range(2)]
+        # The machine may be busy.
+        patient = ("--deadline", str(PATIENCE))
+        self._servers = [Parm(bundle.path, *patient) for _ in range(2)]
 
     def engine(self) -> RemoteEngine:
         urls = [
@@ -41,9 +43,8 @@ class RemoteFleet(Fleet):
             Upstream(urls[1], {"deployed": "model", "parity-0": "model"}),
         )
         models = dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model))
-        # The machine may be busy.
         return RemoteEngine(
-            models, Upstreams(upstreams), Metrics(), max_batch=8, unit_timeout=200.0
+            models, Upstreams(upstreams), Metrics(), max_batch=8, unit_timeout=PATIENCE
         )
 
     def kill(self, engine: Engine, number: int) -> None:
