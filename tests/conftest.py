@@ -1,11 +1,13 @@
 """What holds for all tests."""
 
+import inspect
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import settings
 
@@ -23,6 +25,11 @@ settings.register_profile("parm", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("explore" if LONG else "parm")
 leave_constants_out()
+
+# Five seconds are httpx's own patience; a server on a busy machine may need more, and a test that
+# hangs is ended by pytest.
+patience = inspect.signature(httpx.get).parameters["timeout"].default
+patience.connect = patience.read = patience.write = patience.pool = 120.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

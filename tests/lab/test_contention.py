@@ -93,7 +93,7 @@ async def test_shuffles_go_through_the_workers_links(tmp_path: Path) -> None:
     async with contended(plan, 2, tmp_path) as contention:
         machine = contention.placements[0].prefix[-1]
         contention.begin(os.getpid())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while min(sent(machine), received(machine)) < 500_000:
                 await asyncio.sleep(0.02)
         assert shaped(machine)

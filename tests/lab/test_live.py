@@ -42,7 +42,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert found
     yield found[0]
     demo.send_signal(2)
-    demo.communicate(timeout=30)
+    demo.communicate(timeout=60)
     assert demo.returncode == 130
 
 
@@ -81,39 +81,39 @@ def test_both_sides_are_asked_alike_and_killed_alike(page: Page) -> None:
     sides = page.locator(".side")
     expect(sides).to_have_count(2)
     # Agreement is told of before anything was compared, and where there is nothing to compare.
-    expect(sides.first.locator(".gates")).to_contain_text("it has no gate", timeout=20_000)
+    expect(sides.first.locator(".gates")).to_contain_text("it has no gate")
     expect(sides.last.locator(".gates")).to_have_text("no stand-in answers with this policy")
     for side in sides.all():
-        expect(side.locator(".facts")).not_to_contain_text("0.0 queries/s", timeout=20_000)
+        expect(side.locator(".facts")).not_to_contain_text("0.0 queries/s")
     sides.first.locator(".cell").first.get_by_role("button", name="Kill").click()
     for side in sides.all():
-        expect(side.locator(".events")).to_contain_text("signal 9", timeout=5000)
+        expect(side.locator(".events")).to_contain_text("signal 9")
     for side in sides.all():
-        expect(side.locator(".events")).to_contain_text("is up", timeout=30_000)
+        expect(side.locator(".events")).to_contain_text("is up")
 
 
 def test_an_instance_that_is_corrupted_is_found_out_on_both_sides(page: Page) -> None:
     page.locator(".cell").nth(1).get_by_role("button", name="Corrupt").click()
     for side in page.locator(".side").all():
-        expect(side.locator(".events")).to_contain_text("golden query", timeout=60_000)
+        expect(side.locator(".events")).to_contain_text("golden query")
     page.locator(".cell").nth(1).get_by_role("button", name="Corrupt").click()
 
 
 def test_the_load_can_be_changed(page: Page) -> None:
     page.get_by_label("Load").fill("0")
     for side in page.locator(".side").all():
-        expect(side.locator(".facts")).to_contain_text("0.0 queries/s", timeout=20_000)
+        expect(side.locator(".facts")).to_contain_text("0.0 queries/s")
     page.get_by_label("Load").fill("40")
     for side in page.locator(".side").all():
-        expect(side.locator(".facts")).not_to_contain_text("0.0 queries/s", timeout=20_000)
+        expect(side.locator(".facts")).not_to_contain_text("0.0 queries/s")
 
 
 def test_the_policy_of_a_side_can_be_changed(page: Page) -> None:
     right = page.locator(".side").nth(1)
     expect(right.locator("h2")).to_contain_text("policy equal-resources")
     page.get_by_label("right").select_option("hedging")
-    expect(right.locator("h2")).to_contain_text("policy hedging", timeout=60_000)
-    expect(right.locator(".badge")).to_have_text("ready", timeout=60_000)
+    expect(right.locator("h2")).to_contain_text("policy hedging")
+    expect(right.locator(".badge")).to_have_text("ready")
 
 
 def test_the_bundle_of_a_task_has_a_gate_calibrated_on_what_it_was_not_trained_on(

@@ -15,14 +15,14 @@ from parity_models.load.child import keep_output
 tell = keep_output()
 print("noise")
 subprocess.run(["echo", "noise"])
-left_behind = subprocess.Popen(["sleep", "20"])
+left_behind = subprocess.Popen(["sleep", "90"])
 tell("ready")
 sys.stdin.read()
 """
 
 
 async def test_only_the_child_itself_is_heard_and_only_it_is_waited_for() -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         async with child((sys.executable, "-c", NOISY)) as process:
             assert process.message == "ready"
             process.end_input()

@@ -130,7 +130,7 @@ async def serving(
         await asyncio.sleep(0)
     yield frontend, engine
     await starting
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         drained = asyncio.create_task(frontend.drain())
         while not drained.done():
             await asyncio.sleep(0)

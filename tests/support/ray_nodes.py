@@ -116,7 +116,7 @@ class Cluster:
         first = len(self.nodes) + 2
         new = [Node(number, self._bridge, self._gcs) for number in range(first, first + nodes)]
         self.nodes += new
-        until(lambda: all(node.id() for node in new), "the nodes do not come up", 150)
+        until(lambda: all(node.id() for node in new), "the nodes do not come up", 240)
 
 
 def remove_stale_bridges() -> None:

@@ -105,7 +105,7 @@ class ServerProcess:
 
     def wait(self) -> int:
         """The exit status, once all output has been read."""
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=120)
         return self.process.returncode
 
     def __enter__(self) -> Self:
@@ -164,8 +164,8 @@ def is_alive(pid: int) -> bool:
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
-def until(condition: Callable[[], bool], otherwise: str, seconds: float = 20.0) -> None:
-    """Wait for a condition that another process brings about."""
+def until(condition: Callable[[], bool], otherwise: str, seconds: float = 120.0) -> None:
+    """Wait for a condition that another process brings about, on a machine that may be busy."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, otherwise

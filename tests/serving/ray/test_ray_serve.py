@@ -38,7 +38,7 @@ from served import (
 )
 from span_collector import collecting
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 
@@ -109,13 +109,13 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
 
 
 def _serves_scales_and_survives(name: str, url: str) -> None:
-    until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 180)
+    until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 240)
     client = Client(url)
 
     def up() -> float:
         return client.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
-    until(lambda: up() == 3, "not all instances are there", 90)
+    until(lambda: up() == 3, "not all instances are there", 240)
     with client.asking(1, pause=0.1):
         client.more()
         # Whoever knows who serves whom is gone, and is back.
@@ -123,16 +123,16 @@ def _serves_scales_and_survives(name: str, url: str) -> None:
         client.more()
         # Six clients keep more than three instances busy.
         with client.asking(6, pause=0):
-            until(lambda: up() > 3, "there are no more instances", 120)
-        until(lambda: up() == 3, "there are not fewer instances again", 120)
+            until(lambda: up() > 3, "there are no more instances", 240)
+        until(lambda: up() == 3, "there are not fewer instances again", 240)
         client.more()
     assert client.metric("parm_query_failures_total") == 0
     assert client.metric("parm_query_latency_seconds_count") == client.answered
     # What a lost frontend had is the other's, until that is back.
     kill_replica("Frontends", replica_ids(name, "Frontends")[0])
-    until(lambda: _answers(client), "nobody answers", 90)
-    until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 120)
-    until(lambda: up() == 3, "not all instances are there", 90)
+    until(lambda: _answers(client), "nobody answers", 240)
+    until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 240)
+    until(lambda: up() == 3, "not all instances are there", 240)
 
 
 def _answers(client: Client) -> bool:
@@ -263,7 +263,7 @@ def test_a_policy_and_a_rule_of_one_s_own_are_served(bundle: Path, ray_url: str)
         client = Client(f"{ray_url}/again")
         with client.asking():
             client.more()
-        until(lambda: client.metric("parm_redundant_tasks_total") > 0, "nothing is sent again", 60)
+        until(lambda: client.metric("parm_redundant_tasks_total") > 0, "nothing is sent again", 240)
     finally:
         serve.delete("own-policy")
 
@@ -296,11 +296,11 @@ def test_a_code_of_one_s_own_is_served_where_it_is_allowed_and_spans_say_where_t
             client = Client(f"{ray_url}/own")
             with client.asking():
                 client.more()
-                until(lambda: client.sources["reconstruction"] > 0, "nothing is reconstructed", 60)
+                until(lambda: client.sources["reconstruction"] > 0, "nothing is reconstructed", 240)
             with httpx.Client(headers={"traceparent": f"00-{trace}-{parent}-01"}) as http:
                 client.ask(http)
             wanted = {"infer", "queue", "run"}
-            until(lambda: wanted <= collector.of(trace).keys(), "no spans have come", 60)
+            until(lambda: wanted <= collector.of(trace).keys(), "no spans have come", 240)
         finally:
             serve.delete("own-code")
     spans = collector.of(trace)
