@@ -183,7 +183,7 @@ def test_an_interrupt_ends_the_load_with_what_there_is(
         assert "p99.9" in printed
         assert "Traceback" not in errors
         report = json.loads(out.read_text())
-        assert 20 <= report["answered"] <= report["queries"] < report["load"]["count"]
+        assert 0 < report["answered"] <= report["queries"] < report["load"]["count"]
 
 
 def test_a_server_where_nothing_works_is_told_by_the_exit_code(
@@ -191,7 +191,7 @@ def test_a_server_where_nothing_works_is_told_by_the_exit_code(
 ) -> None:
     done = load(
         server.url, "--inputs", data / "queries.npz", "--rate", 100, "--queries", 5,
-        "--timeout", 0.001,
+        "--timeout", 0.000001,
     )  # fmt: skip
     assert done.returncode == 1
     assert "timeout" in done.stdout

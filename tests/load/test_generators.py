@@ -64,22 +64,30 @@ async def test_a_load_that_is_stopped_keeps_what_there_is(data: str) -> None:
         spec = LoadSpec(url=url, data=data, rate=100, count=100_000, timeout=600, processes=2)
         result = await offer_load_from_own_process(spec, ignore, stop=stop)
     assert 29 <= result.answered.sum() < 100_000
-    assert result.errors() == {"interrupted": 1}
-    assert len(result) == seen
+    (interrupted,) = result.errors().items()  # others may have been on their way, too
+    assert interrupted == ("interrupted", len(result) - result.answered.sum())
+    assert len(result) >= seen
 
 
 async def test_a_load_in_its_own_process_says_when_it_starts(data: str, tmp_path: Path) -> None:
     seen_at_start = []
     seen = 0
+    started = asyncio.Event()
 
     async def handle(request: web.Request, row: np.ndarray[Any, Any]) -> web.Response:
         nonlocal seen
+        if seen == 99:
+            await started.wait()  # which it could not if that were told at the end
         seen += 1
         return answer(row)
 
+    def start() -> None:
+        seen_at_start.append(seen)
+        started.set()
+
     async with serving(handle) as url:
         spec = LoadSpec(url=url, data=data, rate=200, count=50, warm_up=50)
-        result = await offer_load_from_own_process(spec, lambda: seen_at_start.append(seen))
+        result = await offer_load_from_own_process(spec, start)
     assert len(seen_at_start) == 1
     assert 0 < seen_at_start[0] < 100
     assert seen == 100

@@ -27,12 +27,14 @@ async def test_every_query_is_sent_once_in_order_and_its_answer_is_judged(data: 
         return answer(row, "reconstruction" if row.argmax() == 0 else "model")
 
     async with serving(handle) as url:
-        # Slowly: those that were counted are told by the order in which they came.
-        spec = LoadSpec(url=url, data=data, rate=100, count=100, warm_up=20, seed=3)
+        spec = LoadSpec(url=url, data=data, rate=400, count=100, warm_up=20, seed=3)
         result = await offer_load(spec, ignore)
         again = await offer_load(spec, ignore)
-    assert len(seen) == 2 * 120
-    counted = np.array(seen[20:120])
+    drawn = np.random.default_rng((3, 1)).integers(CLASSES, size=120)
+    assert sorted(seen) == sorted([*drawn, *drawn])
+    counted = drawn[20:]
+    np.testing.assert_array_equal(result.score, counted != CLASSES - 1)
+    np.testing.assert_array_equal(result.came_from(Source.RECONSTRUCTION), counted == 0)
     report = report_of(spec, result)
     assert (report.answered, report.errors) == (100, {})
     assert report.accuracy == pytest.approx((counted != CLASSES - 1).mean())

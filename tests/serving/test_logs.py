@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Logged:
     def end(self) -> list[dict[str, Any]]:
         """End it; the objects that it logged."""
         self.process.terminate()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=60)
         return [json.loads(line) for line in self.file.read_text().splitlines()]
 
 
@@ -62,6 +63,7 @@ def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
     server = Logged(bundle, tmp_path / "log", *arguments)
     rows = queries(1)
     tensor = {"name": "input", "shape": [1, INPUTS], "datatype": "FP32", "data": rows.tolist()}
+    before = time.monotonic()
     with httpx.Client(base_url=server.url) as client:
         named = {"X-Request-Id": "from-the-header"}
         path = "/v2/models/model/infer"
@@ -84,6 +86,7 @@ def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
         refused: Any = caught.value  # its stub says nothing of what it carries
         assert ("x-request-id", "of-a-call") in list(refused.initial_metadata())
     lines = [line for line in server.end() if line["logger"] == "parity_models.access"]
+    took = time.monotonic() - before
     assert [(each["method"], each["path"], each["status"]) for each in lines] == [
         ("POST", path, 200),
         ("POST", path, 200),
@@ -93,7 +96,8 @@ def test_requests_are_logged_as_json_with_their_ids(tmp_path: Path) -> None:
     ids = ["from-the-header", "in-body", made.headers["x-request-id"], "of-a-call"]
     assert [each["request_id"] for each in lines] == ids
     assert [each["sources"] for each in lines] == [["model"], ["model"], [], []]
-    assert all(0 <= each["seconds"] < 20 for each in lines)
+    assert all(each["seconds"] >= 0 for each in lines)
+    assert sum(each["seconds"] for each in lines) <= took, "they came one after the other"
 
 
 def test_a_record_is_one_line_of_json_whatever_it_says() -> None:

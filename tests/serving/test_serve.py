@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -72,7 +73,7 @@ def test_workers_killed_one_after_another_under_load_cost_no_request(
         stop = threading.Event()
 
         def load(client_number: int) -> None:
-            with httpx.Client(base_url=server.url, timeout=30) as client:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
                 while not stop.is_set():
                     response = infer(client, answered[client_number])
                     assert response.status_code == 200, response.text
@@ -133,11 +134,14 @@ def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> No
         httpx.Client(base_url=server.url) as client,
         ThreadPoolExecutor() as pool,
     ):
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
         running = pool.submit(infer, client, 0)
         until(lambda: server.metric("parm_units_in_flight") == 1, "nothing runs")
         waiting = [pool.submit(infer, client, seed) for seed in (1, 2)]
         until(lambda: server.metric("parm_queue_depth") == 2, "nothing waits")
         refused = infer(client, 3)
+        os.kill(worker, signal.SIGCONT)
         assert refused.status_code == 503
         assert "overloaded: 2 queries wait, and at most 2 may" in refused.json()["error"]
         assert int(refused.headers["retry-after"]) >= 1
@@ -145,7 +149,9 @@ def test_a_request_s_timeout_ends_in_504_and_overload_in_503(bundle: Path) -> No
             assert future.result().status_code == 200
         late = infer(client, 4, timeout=1000)
         assert late.status_code == 504
-        assert "deadline exceeded: no answer within 0.00" in late.json()["error"]
+        told = re.search(r"deadline exceeded: no answer within (\S+) s", late.json()["error"])
+        assert told
+        assert 0.001 <= float(told[1]) < 10, "its own time, and not the server's"
         assert server.metric("parm_query_failures_total") == 2
         assert infer(client, 5).status_code == 200
 
@@ -205,10 +211,10 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
 ) -> None:
     plan = {"service_time": {"type": "constant", "seconds": 1.0}}
     coded = ["--policy", "parity", "--max-group-wait", "1000"]
-    arguments = [*coded, "--instances", "2", "--faults", json.dumps(plan)]
+    arguments = [*coded, "--instances", "2", "--deadline", "60", "--faults", json.dumps(plan)]
     with (
         ServerProcess(str(bundle), *arguments, before=in_a_terminal) as server,
-        httpx.Client(base_url=server.url, timeout=30) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor(16) as pool,
     ):
         assert client.get("/v2/health/ready").json() == {"ready": True}
@@ -233,7 +239,7 @@ def test_a_server_started_by_nohup_outlives_its_terminal(bundle: Path) -> None:
 
     with ServerProcess(str(bundle), before=by_nohup) as server:
         server.signal(signal.SIGHUP)
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             assert [infer(client, seed).status_code for seed in range(3)] == [200] * 3
 
 
@@ -242,7 +248,7 @@ def test_a_second_signal_does_not_wait_for_answers(bundle: Path) -> None:
     arguments = ["--policy", "none", "--deadline", "90", "--faults", json.dumps(plan)]
     with (
         ServerProcess(str(bundle), *arguments) as server,
-        httpx.Client(base_url=server.url, timeout=30) as client,
+        httpx.Client(base_url=server.url, timeout=60) as client,
         ThreadPoolExecutor() as pool,
     ):
         request = pool.submit(infer, client, 0)
@@ -256,14 +262,12 @@ def test_a_second_signal_does_not_wait_for_answers(bundle: Path) -> None:
 
 
 def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(parm("serve", str(bundle), "--port", str(port)))
+    process = subprocess.Popen(parm("serve", str(bundle), "--port", "0"))
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     until(lambda: bool(children.read_text()), "no worker starts")
     workers = [int(child) for child in children.read_text().split()]
     process.terminate()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     until(lambda: not any(map(is_alive, workers)), "workers are still there")
 
 

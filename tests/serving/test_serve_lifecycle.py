@@ -1,6 +1,5 @@
 """A server as Kubernetes has it: probed, told to end, and asked while it ends."""
 
-import json
 import os
 import signal
 import threading
@@ -93,7 +92,7 @@ class Balancer:
 
 def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) -> None:
     with (
-        ServerProcess(str(bundle), "--shutdown-delay", "3", "--grpc-port", "0") as server,
+        ServerProcess(str(bundle), "--shutdown-delay", "600", "--grpc-port", "0") as server,
         httpx.Client(base_url=server.url) as client,
         grpc.insecure_channel(server.grpc_address) as channel,
         Balancer(server.url) as balancer,
@@ -110,9 +109,10 @@ def test_no_request_is_lost_where_a_balancer_looks_at_readiness(bundle: Path) ->
             assert infer(client).status_code == 200
             with httpx.Client(base_url=server.url) as another:
                 assert infer(another).status_code == 200
-            assert balancer.over.wait(20)
+            assert balancer.over.wait(60)
             assert server.process.poll() is None
-            assert server.wait() == 0
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 130
     assert not balancer.failures
 
 
@@ -142,8 +142,8 @@ def test_connections_are_not_reset_while_the_server_ends(bundle: Path) -> None:
         for client in clients:
             client.start()
         until(lambda: len(ended) > 50, "no answers")
-        server.signal(signal.SIGTERM)
         told = time.monotonic()
+        server.signal(signal.SIGTERM)
         assert server.wait() == 0
         for client in clients:
             client.join()
@@ -165,13 +165,13 @@ def test_a_second_signal_does_not_wait_for_balancers(bundle: Path) -> None:
 
 
 def test_a_server_with_too_few_instances_is_live_and_not_ready(bundle: Path) -> None:
-    plan = json.dumps({"kills": [{"worker": 0, "at": 0.5}]})
-    arguments = ["--policy", "none", "--instances", "2", "--min-ready", "2", "--faults", plan]
+    arguments = ["--policy", "none", "--instances", "2", "--min-ready", "2"]
     with (
         ServerProcess(str(bundle), *arguments) as server,
         httpx.Client(base_url=server.url) as client,
     ):
         assert is_ready(client)
+        os.kill(server.workers()[0], signal.SIGKILL)
         until(lambda: not is_ready(client), "ready with one instance of two")
         assert client.get("/v2/health/live").status_code == 200
         assert client.get("/v2/models/model/ready").status_code == 503

@@ -30,13 +30,13 @@ async def test_a_running_server_is_recorded_and_compares_though_nothing_is_late(
     bundle: Bundle,
 ) -> None:
     options = ServeOptions(policy=PolicyChoice("adaptive"), port=0, compare_every=0.1)
-    row = np.ones((1, FEATURES), np.float32)
+    rows = np.ones((5, FEATURES), np.float32)
     async with Server(bundle, options) as server:
         recording = asyncio.create_task(record(server.url, 2.0))
         asked = 0
         while not recording.done():
-            await server.frontend.infer(row)
-            asked += 1
+            await server.frontend.infer(rows)
+            asked += len(rows)
             await asyncio.sleep(0.005)
         found = await recording
     assert 100 < sum(found.ended) <= asked

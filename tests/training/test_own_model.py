@@ -59,7 +59,7 @@ def test_one_command_leads_from_a_model_and_inputs_to_a_measured_bundle(
 
     parm(
         "backup --from bundle --network linear --inputs {digits}/inputs.npy --out bundle "
-        "--epochs 20"
+        "--epochs 60"
     )
     backed = open_bundle(tmp_path / "bundle").manifest
     assert backed.accuracy is not None

@@ -61,7 +61,7 @@ async def test_a_message_that_cannot_be_read_is_the_clients_mistake(
 
 
 async def test_a_stream_of_reflection_ends_when_nothing_is_asked() -> None:
-    async with serving(body_timeout=0.4) as (served, _), served.channel() as channel:
+    async with serving(body_timeout=1.5) as (served, _), served.channel() as channel:
         call: Any = channel.stream_stream(REFLECTION)()
         await call.write(b"\x3a\x00")  # list_services
         assert b"grpc.health.v1.Health" in await call.read()

@@ -53,17 +53,21 @@ def test_overload_and_deadlines_have_their_codes(bundle: Path) -> None:
             infer(server.grpc_address, 1, rows=8)
         assert code_of(error) == "RESOURCE_EXHAUSTED"
         eight.result()
-        with pytest.raises(InferenceServerException, match=r"no answer within 0\.00") as error:
+        with pytest.raises(InferenceServerException, match=r"no answer within \d\.\d+ s") as error:
             infer(server.grpc_address, 3, timeout=1000)
         assert code_of(error) == "DEADLINE_EXCEEDED"
         until(lambda: server.metric("parm_units_in_flight") == 0, "the instance is busy still")
-        # The client's own deadline is the query's too.
-        with pytest.raises(InferenceServerException) as error:
-            infer(server.grpc_address, 4, client_timeout=0.1)
-        assert code_of(error) == "DEADLINE_EXCEEDED"
         # Whether the deadline or the client is noticed first is up to chance.
         gone = r'parm_query_failures_total\{reason="(?:deadline exceeded|abandoned)"\}'
-        until(lambda: server.metric(gone) == 2, "the query waits on")
+
+        def given_up() -> bool:
+            """The client's own deadline is the query's too, if that has come by then."""
+            with pytest.raises(InferenceServerException) as error:
+                infer(server.grpc_address, 4, client_timeout=0.1)
+            assert code_of(error) == "DEADLINE_EXCEEDED"
+            return server.metric(gone) > 1
+
+        until(given_up, "the query waits on")
         until(lambda: server.metric("parm_units_in_flight") == 0, "the instance is busy still")
         infer(server.grpc_address, 5)
 
@@ -82,8 +86,12 @@ def test_a_killed_worker_fails_no_request(bundle: Path) -> None:
 
 
 def test_a_signal_lets_requests_end_and_refuses_new_ones(bundle: Path) -> None:
-    arguments = ("--grpc-port", "0", "--instances", "1", "--policy", "none", "--faults", SLOW)
-    with ServerProcess(str(bundle), *arguments) as server, ThreadPoolExecutor() as pool:
+    slow = json.dumps({"service_time": {"type": "constant", "seconds": 1.0}})
+    arguments = ("--grpc-port", "0", "--instances", "1", "--policy", "none", "--faults", slow)
+    with (
+        ServerProcess(str(bundle), *arguments, "--deadline", "60") as server,
+        ThreadPoolExecutor() as pool,
+    ):
         requests = [pool.submit(infer, server.grpc_address, seed) for seed in range(3)]
         names = ("parm_queue_depth", "parm_units_in_flight", "parm_query_latency_seconds_count")
         until(lambda: sum(map(server.metric, names)) == 3, "requests do not arrive")

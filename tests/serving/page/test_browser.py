@@ -21,13 +21,13 @@ def page(browser: Browser, server: ServerProcess) -> Iterator[Page]:
         yield page
 
 
-def test_it_shows_within_a_second_that_an_instance_was_killed(
+def test_it_shows_that_an_instance_was_killed_and_is_back(
     page: Page, server: ServerProcess
 ) -> None:
     expect(page.locator(".cell")).to_have_count(3)
     os.kill(server.workers()[0], signal.SIGKILL)
-    expect(page.locator(".events")).to_contain_text("signal 9", timeout=1000)
-    expect(page.locator(".events")).to_contain_text("is up", timeout=60_000)
+    expect(page.locator(".events")).to_contain_text("signal 9")
+    expect(page.locator(".events")).to_contain_text("is up")
     expect(page.locator(".cell[data-state=gone]")).to_have_count(0)
     expect(page.locator(".cell")).to_have_count(3)
 

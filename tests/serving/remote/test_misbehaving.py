@@ -38,10 +38,10 @@ async def test_an_upstream_that_misbehaves_is_named_and_out_until_it_is_well(
     reason: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    metrics = Metrics()
+    metrics, patience = Metrics(), 0.3 if mode == fake.HUNG else 60.0
     async with (
         two(scheme) as (upstream, other),
-        using(model, upstream, other, metrics=metrics, unit_timeout=0.3) as (
+        using(model, upstream, other, metrics=metrics, unit_timeout=patience) as (
             engine,
             events,
             instance,

@@ -57,8 +57,11 @@ def refused(served: Served) -> dict[str, float]:
 @pytest.mark.parametrize(("why", "case"), CASES.items(), ids=list(CASES))
 async def test_it_is_counted_once_and_told(why: Refused, case: tuple[bytes, int, str]) -> None:
     sent, status, text = case
-    limits: dict[str, Any] = {"max_body": 10**6, "head_timeout": 0.4, "body_timeout": 0.3}
-    async with serving(**limits) as served:
+    short: dict[Refused, dict[str, Any]] = {
+        Refused.HEAD_TIMEOUT: {"head_timeout": 0.4},
+        Refused.BODY_TIMEOUT: {"body_timeout": 0.3},
+    }
+    async with serving(max_body=10**6, **short.get(why, {})) as served:
         client = await served.connect()
         client.send(sent)
         told, _, content = await client.answer()

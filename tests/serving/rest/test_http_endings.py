@@ -8,6 +8,7 @@ import struct
 import pytest
 
 from http_served import Loop, body, eventually, get, post, serving
+from parity_models.serving.http import http_server
 from parity_models.serving.http.connection import HttpConnection
 
 pytestmark = pytest.mark.slow
@@ -104,6 +105,13 @@ def test_a_client_that_sends_no_more_and_then_goes_away_has_its_query_abandoned(
     run(test())
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers that stop wait for connections for longer than these tests do."""
+    monkeypatch.setattr(http_server, "GRACE", 600)
+
+
+@pytest.mark.usefixtures("patient")
 def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:
     async def test() -> None:
         async with serving() as served:
@@ -123,7 +131,7 @@ def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:
             served.echo.may.set()
             status, headers, _ = await busy.answer()
             assert (status, headers["connection"]) == (200, "close")
-            await asyncio.wait_for(stopping, 3)
+            await asyncio.wait_for(stopping, 60)
 
     run(test())
 
@@ -146,6 +154,7 @@ def test_a_server_that_stops_answers_those_that_wait_to_be_accepted(run: Loop) -
     run(test())
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing(run: Loop) -> None:
     async def test() -> None:
         async with serving() as served:
@@ -164,6 +173,6 @@ def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing(run: Lo
             await asyncio.sleep(0.05)
             assert await late.reader.read() == b""  # and no ConnectionResetError
             late.close()
-            await asyncio.wait_for(stopping, 3)
+            await asyncio.wait_for(stopping, 60)
 
     run(test())

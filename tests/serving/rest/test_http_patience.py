@@ -64,7 +64,7 @@ def test_a_late_request_is_refused_after_the_answers_to_those_before_it(
 
 def test_idle_connections_are_closed_and_busy_ones_are_not(run: Loop) -> None:
     async def test() -> None:
-        async with serving(idle_timeout=0.3, head_timeout=0.3) as served:
+        async with serving(idle_timeout=1, head_timeout=1) as served:
             silent, idle, busy = [await served.connect() for _ in range(3)]
             served.echo.may.clear()
             busy.send(post(body()))
@@ -110,10 +110,11 @@ def test_what_ends_late_connections_goes_on_after_an_error(
             well = served.metrics.connections_ended
             vars(served.metrics)["connections_ended"] = Broken()
             for _ in range(2):
-                clients = [await served.connect() for _ in range(3)]
-                for client in clients:
-                    client.send(get("/v2"))
-                    assert (await client.answer())[0] == 200
+                clients = []
+                for _ in range(3):
+                    clients.append(await served.connect())
+                    clients[-1].send(get("/v2"))
+                    assert (await clients[-1].answer())[0] == 200
                 for client in clients:
                     assert await asyncio.wait_for(client.rest(), 20) == b""
             assert "nobody foresaw this" in caplog.text

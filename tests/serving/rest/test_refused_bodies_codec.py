@@ -1,6 +1,5 @@
 """What does not fit the model, or is no message, is refused with the reason."""
 
-import time
 from contextlib import suppress
 
 import msgspec
@@ -20,15 +19,14 @@ from rest_bodies import model_of, request
 @pytest.mark.parametrize("order", ["shape first", "data first", "no shape"])
 def test_json_far_larger_than_its_tensor_is_refused_unread(order: str) -> None:
     array = np.zeros((1, 64), np.float32)
-    data, shape = b'"data":[' + b"0.5," * 2**21 + b"0]", b'"shape":[1,64]'
+    # Whoever reads it finds that it is no JSON.
+    data, shape = b'"data":[' + b"0.5," * 2**21 + b",0]", b'"shape":[1,64]'
     if order == "no shape":
         shape = b'"name":"x"' + b" " * 5000 + b',"shape":[1,64],"more":"' + b"x" * 5000 + b'"'
     pair = (shape, data) if order == "shape first" else (data, shape)
     body = b'{"inputs":[{"name":"x","datatype":"FP32",' + b",".join(pair) + b"}]}"
-    started = time.process_time()
     with pytest.raises(TooLargeError, match=r"of JSON; .* rows of .* take up to"):
         decode_request(body, None, model_of(array))
-    assert time.process_time() - started < 0.02  # reading it takes more than 0.1 s
 
 
 def test_a_json_object_before_binary_data_has_a_limit() -> None:
