@@ -25,6 +25,7 @@ from parity_models.training.candidates import Candidate
 from parity_models.training.search import Search
 from parity_models.training.search_state import Done, Proposed, Searched, SearchFolder
 from parity_models.training.trainee import Trainee
+from slow_network import PREDICTING
 
 pytestmark = pytest.mark.slow
 
@@ -208,6 +209,19 @@ def test_when_the_time_is_over_each_has_been_trained_once_and_goes_on_when_resum
     after = search_folder.read(prepared.options)
     assert_kept(before, after)
     assert rounds(after) > 2
+
+
+def test_what_takes_longer_to_judge_than_there_is_time_is_trained_once(folder: Path) -> None:
+    prepared = prepared_for(folder)
+    proposed = (Proposed("slow_network:SlowToPredict", None, 0.5),)
+    searched = Searched(prepared.options, proposed, 1.0)
+    search_folder = SearchFolder(folder / "search")
+    search_folder.begin(searched)
+    # Of this the last round has half, in which it is judged neither once nor twice.
+    found = Search(prepared.teaching, searched, search_folder).run(2 * PREDICTING)
+    assert [each.name for each in found.finalists] == ["backup slow_network:SlowToPredict"]
+    [done] = search_folder.read(prepared.options).done.values()
+    assert len(done) == 1
 
 
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(folder: Path) -> None:

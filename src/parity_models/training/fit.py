@@ -85,14 +85,17 @@ def fit(
     resume: bool,
     report: Report | None,
     began: float,
+    known: float | None = None,
 ) -> Fitted:
     """Train the problem's module until the budget is spent and leave it at its best epoch.
 
     After every epoch `checkpoint` holds all that is needed to go on. With `resume` the run goes
     on from there; TrainingError if it is not there or its run had other `options`. Time counts
-    from `began` (of time.monotonic), so that preparations are within the budget. Ctrl-C ends
-    training early. An epoch's randomness depends on `seed` and its number alone, so that a
-    resumed run does what an uninterrupted one would have done.
+    from `began` (of time.monotonic), so that preparations are within the budget; so is judging the
+    module, as far as it is known how long that takes. `known` is the score of a module that was
+    trained before: training does not make it worse. Ctrl-C ends training early. An epoch's
+    randomness depends on `seed` and its number alone, so that a resumed run does what an
+    uninterrupted one would have done.
     """
     optimizer = schedule.optimizer(problem.module.parameters())
     state = Checkpoint()
@@ -102,8 +105,8 @@ def fit(
     loop = _Loop(problem, schedule, budget, seed, optimizer, state, report, began)
     interrupted = resumable = False
     try:
-        if state.best is None and _has_learned(problem.module):
-            loop.begin()
+        if state.best is None and (known is not None or _has_learned(problem.module)):
+            loop.begin(known)
         loop.tell(state.epochs + 1)
         while not loop.over:
             loop.epoch()
@@ -142,9 +145,10 @@ class _Loop:
         self._began = began
         self._score = state.best_score
         self._told = 0.0
+        self._judging = 0.0  # seconds that it took the last time
         self.diverged = False
         """Did the last epoch end with weights that are not finite? No further one mends them."""
-        self._spent = budget.spent(state.epochs, self.seconds)
+        self._spent = self._used(state.epochs)
 
     @property
     def seconds(self) -> float:
@@ -154,12 +158,13 @@ class _Loop:
     def over(self) -> bool:
         return self.state.best is not None and (self._spent >= 1 or self.diverged)
 
-    def begin(self) -> None:
+    def begin(self, known: float | None) -> None:
         """Take the module as it is for the best so far: training may make it worse."""
-        module = self._problem.module
-        state = self.state.after_epoch(module, self._problem.score(), self.seconds)
+        score = self._judged() if known is None else known
+        state = self.state.after_epoch(self._problem.module, score, self.seconds)
         self.state = replace(state, epochs=0, best_epoch=0)
         self._score = self.state.best_score
+        self._spent = self._used(0)
 
     def epoch(self) -> None:
         """Train for one, or until the budget is spent, and judge what came of it."""
@@ -172,7 +177,7 @@ class _Loop:
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
-            self._spent = self._budget.spent(epochs + step / steps, self.seconds)
+            self._spent = self._used(epochs + step / steps)
             if self._spent == 1:
                 break
             if step < steps and self.seconds - self._told > REPORT_EVERY:
@@ -182,9 +187,19 @@ class _Loop:
     def judge(self) -> None:
         """An epoch is over."""
         self.diverged = not _is_sound(self._problem.module)
-        self._score = math.nan if self.diverged else self._problem.score()
+        self._score = math.nan if self.diverged else self._judged()
         self.state = self.state.after_epoch(self._problem.module, self._score, self.seconds)
-        self._spent = self._budget.spent(self.state.epochs, self.seconds)
+        self._spent = self._used(self.state.epochs)
+
+    def _judged(self) -> float:
+        began = time.monotonic()
+        score = self._problem.score()
+        self._judging = time.monotonic() - began
+        return score
+
+    def _used(self, epochs: float) -> float:
+        """How much of the budget is spent, if the module has to be judged once more."""
+        return self._budget.spent(epochs, self.seconds + self._judging)
 
     def tell(self, epoch: int | None = None) -> None:
         """Report where the run is: in `epoch`, or at the end of the last one."""

@@ -32,9 +32,6 @@ LEAST_SECONDS = 1.0
 JUDGED = 2.0
 """It needs so many times what it takes to be judged, too."""
 
-SHORTEST = 0.1
-"""Seconds of a training at least, so that some steps are taken."""
-
 
 @dataclass(frozen=True)
 class Searching:
@@ -129,10 +126,10 @@ class Search:
                 trained.append(trainee)
                 continue
             now = time.monotonic()
-            if rung > 0 and now >= began + seconds:  # it stays as it is
+            slot = max(0.0, (end - now) / (len(trainees) - place))
+            if rung > 0 and slot <= JUDGED * trainee.judging:  # it stays as it is
                 trained.append(trainee)
                 continue
-            slot = max(SHORTEST, (end - now) / (len(trainees) - place))
             best = max((each.score for each in trained), default=None)
             tell = self._telling(
                 trainee, rung, place, len(trainees), best, began, now, slot, seconds
@@ -144,7 +141,7 @@ class Search:
                 continue
             except KeyboardInterrupt:  # before or after its epochs: what it was before counts
                 self._interrupted = True
-            if trainee.epochs:
+            if trainee.trained:
                 trained.append(trainee)
             if self._interrupted and rung > 0:
                 return list(trainees)

@@ -35,6 +35,9 @@ from parity_models.training.stand_in_network import stand_in_network
 from parity_models.training.subject import Subject
 from parity_models.training.worth import coverage, worth
 
+SHORTEST = 0.1
+"""Seconds of a training at least, so that some steps are taken."""
+
 
 @dataclass(frozen=True)
 class Teaching:
@@ -55,7 +58,10 @@ class Teaching:
 
 
 class Trainee:
-    """A candidate, its networks, and how good they are: 0 until they are trained."""
+    """A candidate, its networks, and how good they are: 0 until they are `trained`.
+
+    `judging` is how many seconds it takes to be judged: estimated, until it was.
+    """
 
     def __init__(self, candidate: Candidate, teaching: Teaching) -> None:
         self.candidate = candidate
@@ -63,6 +69,8 @@ class Trainee:
         self.covered = 0.0
         self.seconds = 0.0
         self.epochs = 0
+        self.trained = False
+        self.judging = candidate.share * teaching.judging
         self._teaching = teaching
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(teaching.seed)
@@ -91,37 +99,38 @@ class Trainee:
     def train(
         self, seconds: float, rung: int, checkpoint: Path, resume: bool, report: Report | None
     ) -> Fitted:
-        """Go on for so many seconds, with a learning rate that is annealed by then.
+        """Go on for so many seconds, in which it is judged, too, with a learning rate that is
+        annealed by then.
 
         What it was before is kept where that was better.
         """
-        module = self._problem.module
-        before = {name: each.clone() for name, each in module.state_dict().items()}
+        known = self.score if self.trained else None
         with computing(self._recipe.threaded):
             fitted = fit(
                 self._problem,
                 self._recipe.schedule,
-                Budget(seconds=seconds),
+                Budget(seconds=max(SHORTEST, seconds - self.judging)),
                 seed=self._teaching.seed + rung,
                 checkpoint=checkpoint,
                 options=self.recipe | {"rung": rung},
                 resume=resume,
                 report=report,
                 began=time.monotonic(),
+                known=known,
             )
-        if fitted.score < self.score:
-            module.load_state_dict(before)
-            module.eval()
-        else:
+        if fitted.best_epoch or known is None:
             self.score = fitted.score
             self.judge()
         self.seconds += fitted.seconds
         self.epochs += fitted.epochs
+        self.trained = True
         return fitted
 
     def judge(self) -> None:
         """Find out for how many queries it may answer, as it looks."""
+        began = time.monotonic()
         answers, predictions = self._problem.answers()
+        self.judging = time.monotonic() - began
         self.covered = coverage(self.lessons.metric, answers, predictions, self._teaching.level)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -137,6 +146,7 @@ class Trainee:
         """Be as after an earlier training; with its weights, if it was the last one."""
         self.score, self.covered = done.score, done.covered
         self.seconds, self.epochs = done.seconds, done.epochs
+        self.trained = True
         if weights is not None:
             self._problem.module.load_state_dict(weights)
             self._problem.module.eval()
