@@ -17,6 +17,7 @@ from parity_models.protection.advice import advise
 from parity_models.protection.audience import Audience
 from parity_models.protection.simulated import Plan, Simulations
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.plan import default_batch
 from parity_models.simulation.course import standard_contention
 from parity_models.training import open_deployed
 from parity_models.training.search import Searching
@@ -64,6 +65,8 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
     measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
     assert min(abs(same.mean() - each) for each in measured) < 0.1
     assert not list((folder / "bundle.protect").glob("*"))
+    assert found["scene"]["max_batch"] == default_batch(bundle)
+    assert found["recommended"] in {each["name"] for each in found["plans"]}
 
 
 def searched(
@@ -137,7 +140,7 @@ def test_where_nothing_keeps_within_the_work_the_nearest_is_named() -> None:
 
 @pytest.mark.slow
 def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing() -> None:
-    simulations = Simulations(Wishes(), 25.0, 0.0, 1)
+    simulations = Simulations(Wishes(), {1: 25.0}, 0.0, 1)
     assert simulations.queries == 3000
     assert simulations.rate == pytest.approx(0.5 * 12 / 0.0254)
     assert simulations.without.extra_work == pytest.approx(0, abs=0.01)
@@ -147,3 +150,17 @@ def test_simulations_are_as_long_as_there_is_time_for_and_hedging_beats_nothing(
     shuffles = standard_contention(12, 0.025).shuffles
     assert shuffles is not None
     assert shuffles.transfers == 4
+
+
+@pytest.mark.slow
+def test_batches_are_simulated_with_their_times() -> None:
+    busy = Wishes(load=0.95, contention="{}")
+    alone = Simulations(busy, {1: 25.0, 4: 100.0}, 0.0, 1)
+    dear = Simulations(busy, {1: 25.0, 4: 100.0}, 0.0, 1, max_batch=4)
+    cheap = Simulations(busy, {1: 25.0, 4: 28.0}, 0.0, 1, max_batch=4)
+    assert alone.rate == dear.rate == cheap.rate
+    assert cheap.scene.max_batch == 4
+    assert cheap.without.p99_ms < 0.8 * alone.without.p99_ms < 1.2 * dear.without.p99_ms
+    # In batches work is less; only what redundancy adds is more work.
+    assert cheap.without.extra_work == 0
+    assert 0 <= cheap.hedging().extra_work < 0.2

@@ -107,7 +107,7 @@ def test_of_a_parity_model_alone_the_slot_is_a_backup_only_if_it_may_answer(
         made=replace(parity.made, slot=backup.made),
         coverage=parity.coverage | {"backup": 0.9},
         calibration=parity.calibration | backup.calibration,
-        slot_ms=1.0,
+        slot_ms={1: 1.0},
     )
     unsure = replace(sure, coverage=parity.coverage | {"backup": 0.0})
     for one, backups in ((sure, 1), (unsure, 0)):
@@ -123,7 +123,7 @@ def test_they_are_simulated_each_with_its_time_and_its_coverage(
     slow = replace(parity, ms={1: 20.0}, coverage={"reconstruction": 0.9, "backup": 0.5})
     quick = replace(backup, ms={1: 2.0}, coverage={"backup": 0.7})
     assert coverage_of([slow, quick]) == {"reconstruction": 0.9, "backup": 0.7}
-    simulations = Simulations(Wishes(load=0.3, extra_work=1.0), 25.0, 0.0, 1)
+    simulations = Simulations(Wishes(load=0.3, extra_work=1.0), {1: 25.0}, 0.0, 1)
     (both,) = simulations.with_stand_ins(slow, quick)
     assert both.name == f"{parity.name} + {backup.name}"
     assert both.finalists == (slow, quick)

@@ -91,6 +91,7 @@ def test_each_further_row_of_a_batch_adds_its_share_to_the_time_of_the_first() -
     # The first is run at once, by itself; the others came meanwhile.
     assert result.latencies.tolist() == [1.0, 3.0, 3.0, 3.0]
     assert (result.units, result.busy) == ({DEPLOYED: 2}, {DEPLOYED: 3.0})
+    assert result.rows == {DEPLOYED: 4}
 
 
 def test_the_same_seed_gives_the_same_result() -> None:

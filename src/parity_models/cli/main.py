@@ -16,6 +16,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]  # no
 from typer.core import TyperCommand, TyperGroup
 
 from parity_models import __version__
+from parity_models.cli.began import begin
 from parity_models.cli.plain_help import plain
 from parity_models.errors import ParityModelsError, UserError, install
 
@@ -177,6 +178,8 @@ class _Subcommand(TyperCommand):
     """Stands for a subcommand in `parm --help`, and turns into it when it is used."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("parent") is not None:
+            begin(kwargs["parent"])
         module = import_module(f"parity_models.cli.{self.name}")
         entry = getattr(module, str(self.name))
         if isinstance(entry, typer.Typer):

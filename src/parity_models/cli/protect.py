@@ -1,6 +1,5 @@
 """parm protect: from a model and its queries to a bundle with the best stand-in."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from parity_models.cli.began import began
 from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
 from parity_models.cli.json_file import Json, write_json
 from parity_models.cli.queries import DataDir
@@ -76,14 +76,13 @@ def protect(
     What has the lowest p99 within --extra-work is written. Ctrl-C ends the search early and writes
     the best so far; --resume goes on.
     """
-    began = time.monotonic()
     source = deployed_of(model, deployed)
     wishes = make_options(Wishes, given_options(context, "protect"), flag_of)
     with open_deployed(source, (), queries=inputs) as opened:
         bundle = imitating(opened, imitates)
         queries = find_queries(bundle, task, inputs, data_dir, metric, flips, GROUP)
         with _audience() as audience:
-            found = protect_model(bundle, queries, out, wishes, audience, began)
+            found = protect_model(bundle, queries, out, wishes, audience, began(context))
     _show(found, explain, wishes)
     _draw(found, picture or out.with_name(f"{out.name}.svg"), wishes.agreement)
     write_json(json, as_json(found))
@@ -106,16 +105,18 @@ def _show(found: Protected, explain: bool, wishes: Wishes) -> None:
     console.print(frontier_table(found))
     if sentence := too_few(found.test_queries):
         typer.echo(sentence, err=True)
-    console.print(plan_table(found.plans, found.queries))
+    console.print(plan_table(found.plans, found.scene))
     if explain and found.dropped:
         console.print(dropped_table(found.dropped))
     for sentence in found.advice.sentences:
         typer.echo(sentence)
-    urgency = found.advice.plan.urgency
-    typer.echo(
-        f"{found.bundle.path} holds it; serve it with: parm serve {found.bundle.path} "
-        f"--agreement {wishes.agreement:g}" + (f" --urgency {urgency:g}" if urgency else "")
-    )
+    flags = {
+        "agreement": wishes.agreement,
+        "urgency": found.advice.plan.urgency,
+        "max-batch": wishes.max_batch,
+    }
+    said = "".join(f" --{name} {value:g}" for name, value in flags.items() if value)
+    typer.echo(f"{found.bundle.path} holds it; serve it with: parm serve {found.bundle.path}{said}")
     if found.interrupted:
         typer.echo("interrupted: this is the best so far; the same command with --resume goes on")
 

@@ -138,6 +138,11 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         return self.deployed_batch is not None and self.deployed_batch <= 2 * self.deployed
 
+    @property
+    def batch(self) -> int:
+        """How many queries run at once if nobody says a word on it: a BATCH where that pays."""
+        return BATCH if self.batches_pay else 1
+
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle holds: the deployed model, its code and one parity model per row of it, and

@@ -1,6 +1,6 @@
 """What the search found, measured: times in ONNX Runtime, agreement, and the gate's coverage."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Entry:
 class Finalist:
     """A trained candidate, measured.
 
-    `ms` are milliseconds of a run by batch size, `slot_ms` of its backup by itself if it is a
+    `ms` are milliseconds of a run by batch size, `slot_ms` those of its backup by itself if it is a
     parity model that has one. `agreement` is its score with the deployed model's predictions as
     labels, on queries that none was fitted to, and `interval` that score's; `accuracy` is
     against labels, where there are any. `coverage` is the share of those queries that the gate of
@@ -53,7 +53,7 @@ class Finalist:
     made: NewModel | ParityModels
     trainee: Trainee
     ms: dict[int, float]
-    slot_ms: float | None
+    slot_ms: dict[int, float] | None
     share: float
     agreement: float
     interval: Interval | None
@@ -161,10 +161,10 @@ def measure(
     times = {batch: inference_times(models, batch, queries.sizes) for batch in batches}
     base = {batch: taken[0] for batch, taken in times.items()}
     least = min(batches)
-    slot_ms = iter(times[least][1 + len(first) :])
+    alone_at = iter(range(1 + len(first), len(models)))
     finalists = []
     for place, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
-        ms = {batch: taken[1 + place] for batch, taken in times.items()}
+        ms = _at(1 + place, times)
         bundle = bundle_with(deployed, entry.made, folder / str(place), entry.candidate.code)
         judged = _judge(entry, bundle, queries, level)
         finalists.append(
@@ -172,10 +172,15 @@ def measure(
                 judged,
                 ms=ms,
                 share=ms[least] / base[least],
-                slot_ms=None if slot is None else next(slot_ms),
+                slot_ms=None if slot is None else _at(next(alone_at), times),
             )
         )
     return base, finalists
+
+
+def _at(place: int, times: Mapping[int, Sequence[float]]) -> dict[int, float]:
+    """The times of one model, by batch size."""
+    return {batch: taken[place] for batch, taken in times.items()}
 
 
 def _judge(entry: Entry, bundle: Bundle, queries: Measured, level: float) -> Finalist:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 from rich.table import Table
 
 from parity_models.evaluation.interval import Interval
 from parity_models.protection.finalists import Finalist
 from parity_models.protection.protect import Protected
-from parity_models.protection.simulated import Plan
+from parity_models.protection.simulated import Plan, Scene
 
 
 def frontier_table(found: Protected) -> Table:
@@ -62,9 +63,12 @@ def on_frontier(finalists: Sequence[Finalist]) -> set[str]:
     }
 
 
-def plan_table(plans: Sequence[Plan], queries: int) -> Table:
+def plan_table(plans: Sequence[Plan], scene: Scene) -> Table:
     """What each plan does in the simulation."""
-    table = Table(title=f"simulated, {queries:,} queries", title_justify="left")
+    title = f"simulated, {scene.queries:,} queries"
+    if scene.max_batch > 1:
+        title += f", batches of up to {scene.max_batch}"
+    table = Table(title=title, title_justify="left")
     table.add_column("plan", min_width=24)
     for heading in ("p50 ms", "p99", "p99.9", "stood in", "extra work"):
         table.add_column(heading, justify="right")
@@ -111,7 +115,9 @@ def as_json(found: Protected) -> dict[str, Any]:
             for each in found.finalists
         ],
         "test_queries": found.test_queries,
-        "simulated_queries": found.queries,
+        "simulated_queries": found.scene.queries,
+        "scene": msgspec.to_builtins(found.scene),
+        "recommended": found.advice.plan.name,
         "plans": [
             {
                 "name": plan.name,

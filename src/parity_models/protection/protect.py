@@ -11,13 +11,14 @@ from tempfile import TemporaryDirectory
 
 from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
+from parity_models.models.manifest import BATCH
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.protection.advice import Advice, able, advise, two_together
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, Finalist, Measured, measure
 from parity_models.protection.preparing import Prepared, prepare
-from parity_models.protection.simulated import Plan, Simulations
-from parity_models.protection.slots import in_slots
+from parity_models.protection.simulated import Plan, Scene, Simulations
+from parity_models.protection.slots import SLOTS, in_slots
 from parity_models.protection.wishes import Wishes
 from parity_models.protection.written import write_protected
 from parity_models.tasks.output_kind import OutputKind
@@ -56,8 +57,8 @@ class Protected:
     """What came of it: the bundle that was written, and all that was measured on the way.
 
     `base` are the deployed model's milliseconds by batch size, `accuracy` is its own where there
-    are labels, `plans` all that were simulated, each with so many `queries`. `interrupted`: the
-    search was cut off, and can be resumed.
+    are labels, `plans` all that were simulated, each in the same `scene`. `interrupted`: the search
+    was cut off, and can be resumed.
     """
 
     bundle: Bundle
@@ -67,7 +68,7 @@ class Protected:
     accuracy: float | None
     finalists: list[Finalist]
     plans: list[Plan]
-    queries: int
+    scene: Scene
     advice: Advice
     dropped: dict[str, str]
     test_queries: int
@@ -103,7 +104,7 @@ def protect_model(
     searched = _searched(deployed, prepared, folder, wishes.resume)
     search = Search(prepared.teaching, searched, folder, audience.searching)
     now, end = time.monotonic(), began + total
-    left = end - _finishing(total, now - prepared_at, prepared.measuring) - now
+    left = end - _finishing(total, now - prepared_at, prepared) - now
     found = search.run(max(left, LEAST_SEARCHING * total))
     audience.searched()
     finished = _finish(deployed, prepared, found, out, wishes, end)
@@ -112,11 +113,12 @@ def protect_model(
     return finished
 
 
-def _finishing(total: float, proposing: float, measuring: float) -> float:
+def _finishing(total: float, proposing: float, prepared: Prepared) -> float:
     """Seconds of the `total` for what comes after the search, where candidates were proposed in so
-    many, and the deployed model ran in so many for the queries that finalists are measured by."""
+    many."""
     # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
-    running = (FINALISTS + 1) * measuring
+    coded = 0 if prepared.teaching.subject.plain else len(SLOTS)
+    running = (FINALISTS + coded + 1) * prepared.measuring
     return min(max(FINISHING, PROPOSALS * proposing) + running, MOST_FINISHING * total)
 
 
@@ -146,7 +148,7 @@ def _finish(
 ) -> Protected:
     """Measure, simulate, recommend and write."""
     queries: Measured = prepared.measured
-    batches = sorted({1, wishes.max_batch})
+    batches = sorted({1, wishes.max_batch or BATCH})
     with TemporaryDirectory() as temporary:
         entries = [Entry(each.candidate, each.exported(), each) for each in found.finalists]
         coded, refused = in_slots(entries, prepared.teaching.subject)
@@ -154,12 +156,14 @@ def _finish(
             [*entries, *coded], deployed, queries, wishes.agreement, batches, Path(temporary)
         )
     own = deployed.stored(deployed.manifest.deployed)
-    times = InferenceTimes(base[1], None, None, batch_time(own, queries.sizes))
+    of_batch = base[BATCH] if BATCH in base else batch_time(own, queries.sizes)
+    times = InferenceTimes(base[1], None, None, of_batch)
     capable = able(finalists, wishes)
     left = max(0.0, end - time.monotonic())
     # Each by itself, two together, and hedging.
     count = REPEATED * (len(capable) + 1) + 1
-    simulations = Simulations(wishes, base[1], left - min(WRITING, MOST_WRITING * left), count)
+    left -= min(WRITING, MOST_WRITING * left)
+    simulations = Simulations(wishes, base, left, count, wishes.max_batch or times.batch)
     others = [simulations.without, simulations.hedging()]
     tried = [simulations.with_stand_ins(each) for each in capable]
     if company := two_together([each[-1] for each in tried], wishes):
@@ -175,7 +179,7 @@ def _finish(
         queries.accuracy,
         finalists,
         [*others, *plans],
-        simulations.queries,
+        simulations.scene,
         advice,
         found.dropped | refused,
         len(queries.test),

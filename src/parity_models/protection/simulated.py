@@ -1,18 +1,19 @@
 """What stand-ins would do to the tail and to the work, under the user's load: simulated.
 
-The scheduler that serves is driven by `simulation`, with the times that models took here. Extra
-work is how long all units but one for each query would take undisturbed, in runs of the deployed
-model; it does not depend on what contention does to either.
+The scheduler that serves is driven by `simulation`, with the times that models took here, in
+batches as a server has them. Work is how long all units would take undisturbed, and extra work what
+is more of it than without redundancy, in runs of the deployed model for each query; it does not
+depend on what contention does to either.
 """
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from parity_models.codes import Code
-from parity_models.faults import LogNormal
+from parity_models.faults import FaultPlan, LogNormal
 from parity_models.protection.finalists import Finalist
 from parity_models.protection.wishes import Wishes
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
@@ -23,6 +24,8 @@ from parity_models.simulation.course import (
     DISPATCH,
     SPREAD,
     Course,
+    Outcome,
+    added_by_row,
     outcome_of,
     standard_contention,
 )
@@ -65,26 +68,62 @@ class Plan:
         return found
 
 
-class Simulations:
-    """Simulations of one deployed model under one load; `deployed_ms` is how long it runs.
+@dataclass(frozen=True)
+class Scene:
+    """What all simulations of a search meet.
 
-    `seconds` is the time that all of them may take, `plans` how many there will be.
+    `rate` queries a second arrive at so many `instances`, in units of up to `max_batch`, which
+    meet the `contention`. `warm_up` of them come before the `queries` that count; when they arrive
+    follows from `seed`.
     """
 
-    def __init__(self, wishes: Wishes, deployed_ms: float, seconds: float, plans: int) -> None:
+    rate: float
+    instances: int
+    max_batch: int
+    contention: FaultPlan
+    seed: int
+    queries: int
+    warm_up: int
+
+
+Times = Mapping[int, float]
+"""Milliseconds of a run by batch size; that of one query is among them."""
+
+
+class Simulations:
+    """Simulations of one deployed model under one load; `deployed` is how long it runs.
+
+    Units have up to `max_batch` queries, a batch that there is a time for. `seconds` is the time
+    that all of them may take, `plans` how many there will be.
+    """
+
+    def __init__(
+        self, wishes: Wishes, deployed: Times, seconds: float, plans: int, max_batch: int = 1
+    ) -> None:
         self._wishes = wishes
-        self._seconds = deployed_ms / 1e3
-        unit = self._seconds + DISPATCH
+        self._deployed = deployed
+        self._max_batch = max_batch
+        unit = deployed[1] / 1e3 + DISPATCH
         plan = wishes.plan() or standard_contention(wishes.instances, unit)
         self._faults = msgspec.structs.replace(plan, seed=wishes.seed)
-        self._rate = wishes.rate or wishes.load * wishes.instances / unit
+        self.rate = wishes.rate or wishes.load * wishes.instances / unit
+        """Queries a second."""
         self.queries = LEAST_QUERIES
+        self._usual = 0.0  # the work without redundancy
         self.without = self._calibrated(seconds, plans)
 
     @property
-    def rate(self) -> float:
-        """Queries a second."""
-        return self._rate
+    def scene(self) -> Scene:
+        """What all of them meet."""
+        return Scene(
+            self.rate,
+            self._wishes.instances,
+            self._max_batch,
+            self._faults,
+            self._wishes.seed,
+            self.queries,
+            self.queries // WARM_UP,
+        )
 
     def _calibrated(self, seconds: float, plans: int) -> Plan:
         """The plan without a stand-in, of as many queries as there is time for."""
@@ -99,7 +138,10 @@ class Simulations:
         return self._without()
 
     def _without(self) -> Plan:
-        return self._run("no redundancy", (), PolicyChoice(EqualResources.name), StandIns(), {})
+        self._usual = 0.0
+        plan = self._run("no redundancy", (), PolicyChoice(EqualResources.name), StandIns(), {})
+        self._usual = plan.extra_work
+        return replace(plan, extra_work=0.0)
 
     def hedging(self) -> Plan:
         """Copies of what is late: what a stand-in has to beat."""
@@ -120,16 +162,16 @@ class Simulations:
         options = {} if urgency is None else {"urgency": urgency}
         choice = PolicyChoice(Adaptive.name, options)
         code: Code | None = None
-        service: dict[str, float] = {}
+        service: dict[str, Times] = {}
         for each in finalists:
-            spec, seconds = each.candidate.code, min(each.ms.items())[1] / 1e3
+            spec = each.candidate.code
             if spec is None:  # rather than a slot of the parity model
-                service[BACKUP] = seconds
+                service[BACKUP] = each.ms
                 continue
             code = Code(spec, (1,), (1,))
-            service |= {parity_role(j): seconds for j in range(spec.r)}
+            service |= {parity_role(j): each.ms for j in range(spec.r)}
             if each.slot is not None and each.slot_ms is not None:
-                service[BACKUP] = each.slot_ms / 1e3
+                service[BACKUP] = each.slot_ms
         has = StandIns(code, BACKUP in service)
         return self._run(together(finalists), finalists, choice, has, service)
 
@@ -139,21 +181,21 @@ class Simulations:
         finalists: tuple[Finalist, ...],
         choice: PolicyChoice,
         stand_ins: StandIns,
-        service: Mapping[str, float],
+        service: Mapping[str, Times],
     ) -> Plan:
-        wishes = self._wishes
-        times = {DEPLOYED: self._seconds, **service}
-        warm_up = self.queries // WARM_UP
+        scene, times = self.scene, {DEPLOYED: self._deployed, **service}
         course = Course(
-            poisson_arrivals(self._rate, self.queries + warm_up, wishes.seed),
-            warm_up,
-            wishes.instances,
-            {role: LogNormal(each, SPREAD) for role, each in times.items()},
-            self._faults,
-            seed=wishes.seed,
+            poisson_arrivals(scene.rate, scene.queries + scene.warm_up, scene.seed),
+            scene.warm_up,
+            scene.instances,
+            {role: LogNormal(ms[1] / 1e3, SPREAD) for role, ms in times.items()},
+            scene.contention,
+            seed=scene.seed,
+            max_batch=scene.max_batch,
+            further_rows={role: self._added_by_row(ms) for role, ms in times.items()},
         )
         found = outcome_of(course, choice, stand_ins, coverage_of(finalists))
-        work = sum(times.get(role, self._seconds) * n for role, n in found.units.items())
+        work = self._work(found, times) / (scene.queries * self._deployed[1])
         return Plan(
             name,
             finalists,
@@ -163,8 +205,21 @@ class Simulations:
             found.p999_ms,
             found.answered,
             found.stood_in,
-            work / (self.queries * self._seconds) - 1,
+            work - self._usual,
         )
+
+    def _added_by_row(self, ms: Times) -> float:
+        batch = self._max_batch
+        return 0.0 if batch == 1 else added_by_row(ms[1], ms[batch], batch)
+
+    def _work(self, found: Outcome, times: Mapping[str, Times]) -> float:
+        """How many milliseconds all units would take undisturbed."""
+        total = 0.0
+        for role, units in found.units.items():
+            ms = times.get(role, self._deployed)
+            further = found.rows[role] - units
+            total += ms[1] * (units + self._added_by_row(ms) * further)
+        return total
 
 
 def together(finalists: Sequence[Finalist]) -> str:

@@ -38,7 +38,8 @@ class Wishes(Options):
     load: Annotated[
         float,
         Option(
-            "Offered load in the simulation, as a share of what the instances can carry.",
+            "Offered load in the simulation, as a share of what the instances can carry one query "
+            "at a time.",
             above=0,
             at_most=1.5,
         ),
@@ -48,13 +49,15 @@ class Wishes(Options):
     ] = None
     instances: Annotated[int, Option("Instances in the simulation.", at_least=2, at_most=1000)] = 12
     max_batch: Annotated[
-        int,
+        int | None,
         Option(
-            "Queries that an instance runs at once: times are measured for as many, too.",
+            "Queries that wait and are run at once, as one batch, at the most, in the simulation; "
+            "times are measured for as many, too. By default as parm serve has it: 4 where the "
+            "model runs these in the time of two, or less, else 1.",
             at_least=1,
             at_most=1024,
         ),
-    ] = 1
+    ] = None
     contention: Annotated[
         str | None,
         Option(

@@ -43,7 +43,7 @@ def write_protected(
     slot, slot_ms = None, None
     if coded is not None and isinstance(coded.made, ParityModels):
         models, slot = coded.made, coded.slot
-        slot_ms = None if slot is None else coded.slot_ms
+        slot_ms = None if slot is None or coded.slot_ms is None else coded.slot_ms[1]
         calibration |= {
             name: gate
             for name, gate in coded.calibration.items()
@@ -83,7 +83,7 @@ def _of(chosen: Sequence[Finalist], *, coded: bool) -> Finalist | None:
 
 
 def _ms(finalist: Finalist) -> float:
-    return min(finalist.ms.items())[1]
+    return finalist.ms[1]
 
 
 def _training(prepared: Prepared, chosen: Finalist) -> Training:

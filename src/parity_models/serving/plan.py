@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
-from parity_models.models.manifest import BATCH
 from parity_models.models.signature import Signature
 from parity_models.scheduling import (
     BACKUP,
@@ -40,10 +39,10 @@ def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
 
 
 def default_batch(bundle: Bundle) -> int:
-    """How many queries run as one batch, if nobody says a word on it: a BATCH where that pays, as
-    was measured when the bundle was made, else 1."""
+    """How many queries run as one batch, if nobody says a word on it: as was measured when the
+    bundle was made, else 1."""
     times = bundle.manifest.inference_times
-    return BATCH if times is not None and times.batches_pay else 1
+    return 1 if times is None else times.batch
 
 
 _UNSCREENED = (

@@ -57,13 +57,19 @@ class Course:
     further_rows: Mapping[str, float] = field(default_factory=dict)
 
 
+def added_by_row(one: float, several: float, rows: int) -> float:
+    """The share of a unit's time that each of its rows after the first adds, where a unit of one
+    takes `one` and a unit of so many `rows`, 2 or more, takes `several`."""
+    return max(0.0, (several / one - 1) / (rows - 1))
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a policy did. Latencies are those of answered queries, in ms.
 
     `answered` is the share of queries that were, `stood_in` the share that a stand-in answered.
-    `units` are how many ran, by role. `busy_ms` is how long instances were busy for each query,
-    `spare` the share of their time for which they were idle.
+    `units` are how many ran, by role, with so many `rows` in them. `busy_ms` is how long instances
+    were busy for each query, `spare` the share of their time for which they were idle.
     """
 
     p50_ms: float
@@ -72,6 +78,7 @@ class Outcome:
     answered: float
     stood_in: float
     units: Mapping[str, int]
+    rows: Mapping[str, int]
     busy_ms: float
     spare: float
 
@@ -113,6 +120,7 @@ def outcome_of(
         float(answered.mean()),
         float((answered & (sources != SOURCES.index(Source.MODEL))).mean()),
         result.units,
+        result.rows,
         1e3 * busy / len(sources),
         max(0.0, 1 - busy / (course.instances * span)) if span > 0 else 0.0,
     )

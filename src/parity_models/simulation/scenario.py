@@ -65,9 +65,9 @@ class Simulation:
 class SimulationResult:
     """What became of the queries, in order of arrival.
 
-    `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units` and `busy`
-    are how many units ran and how many instance-seconds they took, by role. `recycled` are how many
-    instances were recycled, by reason.
+    `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units`, `busy` and
+    `rows` are how many units ran, how many instance-seconds they took, and how many rows were in
+    them, by role. `recycled` are how many instances were recycled, by reason.
     """
 
     latencies: NDArray[np.float64]
@@ -75,3 +75,4 @@ class SimulationResult:
     units: dict[str, int]
     busy: dict[str, float]
     recycled: dict[RecycleReason, int]
+    rows: dict[str, int] = field(default_factory=dict)

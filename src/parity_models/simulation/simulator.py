@@ -238,8 +238,9 @@ class _Driver:
         there, ends = self._course(instance, run.role, len(run.subjects))
         counted = self._arrived > self._simulation.warm_up
         if counted:
-            units = self._result.units
+            units, rows = self._result.units, self._result.rows
             units[run.role] = units.get(run.role, 0) + 1
+            rows[run.role] = rows.get(run.role, 0) + len(run.subjects)
             self._count_busy(run.role, ends - self._now)
         self._running[run.unit] = _Running(run, instance, there, ends, counted)
         self._at(ends, partial(self._finish, run))

@@ -12,7 +12,7 @@ from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.policies import StandIns
 from parity_models.serving.gates import choose_gates
 from parity_models.serving.plan import model_files, stand_ins_of
-from parity_models.simulation.course import DISPATCH, SPREAD
+from parity_models.simulation.course import DISPATCH, SPREAD, added_by_row
 from parity_models.simulation.recording import Recording
 
 ENOUGH = 20
@@ -97,7 +97,7 @@ def _measured(bundle: Bundle) -> dict[str, float]:
 def _further_rows(bundle: Bundle, rows: int) -> dict[str, float]:
     """The share of a unit's time that each row after the first adds, in units of so many."""
     one, all_of_them = (_measured_now(bundle, count) for count in (1, rows))
-    return {role: max(0.0, (all_of_them[role] / ms - 1) / (rows - 1)) for role, ms in one.items()}
+    return {role: added_by_row(ms, all_of_them[role], rows) for role, ms in one.items()}
 
 
 def _measured_now(bundle: Bundle, rows: int) -> dict[str, float]:
