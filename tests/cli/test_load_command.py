@@ -189,9 +189,10 @@ def test_an_interrupt_ends_the_load_with_what_there_is(
 def test_a_server_where_nothing_works_is_told_by_the_exit_code(
     data: Path, server: ServerProcess
 ) -> None:
+    # Even to read so large requests takes longer.
     done = load(
-        server.url, "--inputs", data / "queries.npz", "--rate", 100, "--queries", 5,
-        "--timeout", 0.000001,
+        server.url, "--inputs", data / "queries.npz", "--rate", 4000, "--queries", 200,
+        "--batch", 40, "--timeout", 0.001,
     )  # fmt: skip
     assert done.returncode == 1
     assert "timeout" in done.stdout

@@ -171,7 +171,9 @@ async def _chaos(random: Random, max_batch: int, pool: Pool | None) -> None:
     policy: Policy = NoRedundancy()
     if pool is not None:
         policy = Parity(CODE, Parity.Options(pool=pool, max_group_wait=0.002))
-    async with serving(policy, 3, 2, max_batch=max_batch, max_attempts=1000) as (frontend, engine):
+    # However slow the machine is, nobody is refused for waiting.
+    patient: dict[str, Any] = {"max_attempts": 1000, "deadline": 3600.0}
+    async with serving(policy, 3, 2, max_batch=max_batch, **patient) as (frontend, engine):
         requests: list[tuple[NDArray[Any], asyncio.Task[Answers]]] = []
         lives = 0
         while len(requests) < 60 or not all(task.done() for _, task in requests):
