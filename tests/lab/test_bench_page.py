@@ -31,3 +31,9 @@ async def test_servers_of_several_models_are_asked_for_each(tmp_path: Path) -> N
     assert (cost.models, cost.watchers) == (3, 2)
     assert cost.rate * cost.seconds == pytest.approx(50)
     assert cost.without > 0
+
+
+def test_each_server_is_the_first_to_be_asked_as_often_as_the_others() -> None:
+    orders = [live_page.in_turn("abcd", number) for number in range(8)]
+    assert all(sorted(order) == list("abcd") for order in orders)
+    assert [order[0] for order in orders] == list("abcd" * 2)

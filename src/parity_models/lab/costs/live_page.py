@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
 from time import perf_counter
+from typing import TypeVar
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -23,6 +24,8 @@ from parity_models.lab.processes import cpu_seconds
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
+
+T = TypeVar("T")
 
 WARM_UP = 3.0
 """Seconds before it counts."""
@@ -121,12 +124,20 @@ async def _ask(
     began = perf_counter()
     for number in range(int(rate * seconds)):
         await asyncio.sleep(began + number / rate - perf_counter())
-        for client in clients[number % len(clients)]:
+        of_model = clients[number // len(servers) % len(clients)]
+        for client in in_turn(of_model, number):
             client.infer(asked.row)
     for of_model in clients:
         for client in of_model:
             client.close()
     return perf_counter() - began
+
+
+def in_turn(servers: Sequence[T], number: int) -> Sequence[T]:
+    """These, with another one first each time: the first after a pause finds the processor's caches
+    cold, and warms them for the others, which run the same code."""
+    first = number % len(servers)
+    return [*servers[first:], *servers[:first]]
 
 
 @asynccontextmanager
