@@ -36,7 +36,6 @@ COMPILED = (
     "scheduling/health/run_limits.py",
     "scheduling/policies/groups.py",
     "scheduling/policies/interference.py",
-    "scheduling/policies/risk.py",
     "scheduling/policies/stand_in.py",
     "simulation/link.py",
     "simulation/network.py",

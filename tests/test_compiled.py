@@ -19,6 +19,31 @@ def compiled() -> list[str]:
     raise AssertionError("hatch_build.py names no modules to compile")
 
 
+def test_nothing_that_stays_python_derives_from_what_is_compiled() -> None:
+    """Python refuses that only when it runs: interpreted classes cannot inherit from compiled."""
+    sources = ROOT / "src"
+    built = {sources / "parity_models" / name for name in compiled()}
+    places = {}
+    for file in built:
+        module = ".".join(file.relative_to(sources).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[node.name] = module
+    derived = []
+    for file in set(sources.rglob("*.py")) - built:
+        imported = set()
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom):  # of the module, or of a package above it
+                imported |= {
+                    each.asname or each.name
+                    for each in node.names
+                    if f"{places.get(each.name)}.".startswith(f"{node.module}.")
+                }
+            elif isinstance(node, ast.ClassDef) and imported & set(map(ast.unparse, node.bases)):
+                derived.append(f"{file.relative_to(sources)}: {node.name}")
+    assert derived == []
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_what_is_compiled_can_be_translated(tmp_path: Path) -> None:
