@@ -1,9 +1,11 @@
 """The live demo: two sides, harmed alike, in a real browser and without one."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,11 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.lab.live.controls import control_of, worker_of
 from parity_models.lab.live.liar import write_liar
+from parity_models.lab.processes import descendants
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks import find_task
-from served import queries, write_linear_bundle
+from served import queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
@@ -90,6 +93,29 @@ def test_both_sides_are_asked_alike_and_killed_alike(page: Page) -> None:
         expect(side.locator(".events")).to_contain_text("signal 9")
     for side in sides.all():
         expect(side.locator(".events")).to_contain_text("is up")
+
+
+def test_an_instance_that_is_stopped_stands_still_for_a_moment_on_both_sides(page: Page) -> None:
+    def standing() -> int:
+        """How many processes of the demo a signal has stopped."""
+        found = 0
+        for pid in descendants(os.getpid()):
+            with suppress(OSError):  # it has ended
+                after_its_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+                found += after_its_name.split()[0] == "T"
+        return found
+
+    page.locator(".cell").nth(2).get_by_role("button", name="Stop").click()
+    until(lambda: standing() == 2, "no two instances stand still")
+    until(lambda: standing() == 0, "instances do not go on")
+
+
+def test_an_instance_that_is_slowed_down_is_shown_to_be_slow_on_both_sides(page: Page) -> None:
+    slow = page.locator(".cell").nth(2).get_by_role("button", name="Slow")
+    slow.click()
+    for side in page.locator(".side").all():
+        expect(side.locator(".cell").nth(2)).to_have_attribute("data-state", "slow", timeout=60_000)
+    slow.click()
 
 
 def test_an_instance_that_is_corrupted_is_found_out_on_both_sides(page: Page) -> None:
