@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from commands import Here, Outcome
 from fuzzing import LONG, leave_constants_out
@@ -21,8 +21,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says how busy the machine is. The same inputs each time, so that a
 # change fails for what it changes; `--hypothesis-profile explore` draws new ones, nightly in CI.
-settings.register_profile("parm", deadline=None, derandomize=True)
-settings.register_profile("explore", deadline=None, derandomize=False, print_blob=True)
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("parm", unhurried, derandomize=True)
+settings.register_profile("explore", unhurried, derandomize=False, print_blob=True)
 settings.load_profile("explore" if LONG else "parm")
 leave_constants_out()
 

@@ -50,9 +50,8 @@ def fitted(problem: Slow, budget: Budget, folder: Path, known: float | None = No
 
 def test_no_epoch_begins_that_could_not_be_judged_in_time(tmp_path: Path) -> None:
     problem = Slow(iter([0.1, 0.2, 0.3, 0.4, 0.5]))
-    found = fitted(problem, Budget(seconds=3.5 * JUDGING), tmp_path)
-    assert found.seconds < 4 * JUDGING
-    assert problem.judged <= 3
+    fitted(problem, Budget(seconds=3.5 * JUDGING), tmp_path)
+    assert 1 <= problem.judged <= 3
 
 
 def test_what_was_trained_before_is_not_judged_again_and_not_made_worse(tmp_path: Path) -> None:
