@@ -133,8 +133,10 @@ async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(bu
         assert each.requests_per_second > 0
         assert each.p50_ms > 0
         assert each.cpu_us is not None
-        # A core has a million µs a second, and a process that does something takes some of them.
-        assert 10 < each.cpu_us < 2e6 * (os.cpu_count() or 1) / each.requests_per_second
+        # A core has a million µs a second.
+        assert each.cpu_us < 2e6 * (os.cpu_count() or 1) / each.requests_per_second
+    # A process that does something takes some of them; ticks of a clock may miss what is little.
+    assert max(each.cpu_us or 0.0 for each in report.throughput) > 10
 
 
 async def test_http_layers_carry_the_same_service_of_one_process(bundle: Path) -> None:
