@@ -10,11 +10,11 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from parity_models import __version__
 from parity_models.scheduling import Reason, RecycleReason, Source
+from parity_models.serving.metric_by_role import ByRole
 from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
@@ -22,6 +22,7 @@ _LATENCIES = (*(scale * step for scale in (1e-3, 1e-2, 1e-1, 1) for step in _STE
 _ERRORS = (1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5)
 _TIMINGS = (*(scale * step for scale in (1e-6, 1e-5, 1e-4) for step in (1, 2, 5)), *_LATENCIES)
 
+HTTP, GRPC = PROTOCOLS = ("http", "grpc")
 
 Kind = TypeVar("Kind", Counter, Gauge, Histogram)
 
@@ -92,6 +93,20 @@ class Metrics:
         Gauge,
         "parm_bytes_in_flight",
         "Bytes of requests under way and of answers that their clients have not read.",
+    )
+    received = _Declared(
+        Counter,
+        "parm_received_bytes",
+        "Bytes that clients sent, by protocol; over gRPC, those of messages.",
+        "protocol",
+        known=PROTOCOLS,
+    )
+    sent = _Declared(
+        Counter,
+        "parm_sent_bytes",
+        "Bytes of answers to clients, by protocol; over gRPC, those of messages.",
+        "protocol",
+        known=PROTOCOLS,
     )
 
     # Queries
@@ -320,29 +335,11 @@ class Metrics:
         """A gauge by role, whose values are asked for when the metrics are."""
         # `work` is the name of the label until version 0.3.
         family = partial(GaugeMetricFamily, name, help_text, labels=["role", "work"])
-        self.registry.register(_ByRole(lambda role: [role, role], family, values))
+        self.registry.register(ByRole(lambda role: [role, role], family, values))
 
     def read_total(
         self, name: str, help_text: str, values: Callable[[], Mapping[str, float]]
     ) -> None:
         """A counter by role, whose values are asked for when the metrics are."""
         family = partial(CounterMetricFamily, name, help_text, labels=["role"])
-        self.registry.register(_ByRole(lambda role: [role], family, values))
-
-
-class _ByRole(Collector):
-    def __init__(
-        self,
-        labels: Callable[[str], list[str]],
-        family: Callable[[], GaugeMetricFamily | CounterMetricFamily],
-        values: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._labels = labels
-        self._family = family
-        self._values = values
-
-    def collect(self) -> Iterable[Metric]:
-        family = self._family()
-        for role, value in self._values().items():
-            family.add_metric(self._labels(role), value)
-        yield family
+        self.registry.register(ByRole(lambda role: [role], family, values))

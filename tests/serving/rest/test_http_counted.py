@@ -104,3 +104,24 @@ async def test_more_requests_ahead_of_their_answers_than_are_taken_are_counted()
         assert b"at most 64 requests" in answers[-1][2]
         await asyncio.sleep(0)
         assert served.counted("parm_requests_total", code="400") == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2000])
+async def test_bytes_are_counted_both_ways(rows: int) -> None:
+    """Small answers go out in one piece with their head, large ones in two."""
+    async with serving() as served:
+        client = await served.connect()
+        values = np.random.default_rng(0).random((rows, 4), np.float32)
+        asked = [
+            binary(values).replace(b'"binary_data_output": true', b'"binary_data_output": null'),
+            get("/nowhere"),
+        ]
+        read = []
+        for each in asked:
+            client.send(each)
+            head = await client.reader.readuntil(b"\r\n\r\n")
+            size = int(head.lower().partition(b"content-length: ")[2].split()[0])
+            read.append(len(head) + len(await client.reader.readexactly(size)))
+        assert (read[0] > 64 * 2**10) == (rows == 2000)
+        assert served.counted("parm_received_bytes_total", protocol="http") == sum(map(len, asked))
+        assert served.counted("parm_sent_bytes_total", protocol="http") == sum(read)

@@ -64,7 +64,9 @@ def handler_of(
             except RequestError as error:
                 service.refused(error)
                 raise
-            unread.sent(context, message.ByteSize())
+            size = message.ByteSize()
+            service.sent(size)
+            unread.sent(context, size)
             return message
 
         return answered
@@ -72,6 +74,7 @@ def handler_of(
     async def infer(messages: AsyncIterator[bytes], context: Context) -> Message:
         with service.counting() as counted, calls.one():
             data = await calls.read(messages)
+            service.received(len(data))
             with calls.holding(len(data)) as held:
                 asked = service.asked(service.read(data), context, counted)
                 del data
@@ -82,6 +85,7 @@ def handler_of(
         method.name: partial(
             _read_and_answered,
             calls,
+            service.received,
             GetMessageClass(method.input_type),
             getattr(service, method.name),
         )
@@ -102,12 +106,14 @@ def handler_of(
 
 async def _read_and_answered(
     calls: Calls,
+    received: Callable[[float], None],
     kind: type[Message],
     answer: Callable[[Any, Context], Awaitable[Message]],
     messages: AsyncIterator[bytes],
     context: Context,
 ) -> Message:
     data = await calls.read(messages)
+    received(len(data))
     if len(data) > MAX_BESIDE:
         raise TooLargeError(
             f"the message has {len(data)} bytes; without a tensor it has at most {MAX_BESIDE}"

@@ -45,7 +45,7 @@ from parity_models.serving.grpc.inference_pb2 import (
     ServerReadyRequest,
     ServerReadyResponse,
 )
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.metrics import GRPC, Metrics
 from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.request_log import CURRENT
 from parity_models.serving.rest.protocol import SOFTWARE
@@ -86,6 +86,8 @@ class InferenceService:
     def __init__(self, models: Models, metrics: Metrics) -> None:
         self._models = models
         self._metrics = metrics
+        self.received = metrics.received.labels(GRPC).inc
+        self.sent = metrics.sent.labels(GRPC).inc
 
     async def ServerLive(self, request: ServerLiveRequest, context: Context) -> ServerLiveResponse:
         return ServerLiveResponse(live=True)

@@ -26,8 +26,9 @@ _STATUS_LINES[AbandonedError.status] = b"HTTP/1.1 499 Client Closed Request\r\n"
 
 def write_answer(
     transport: asyncio.Transport, request: Request, response: Response, date: bytes, last: bool
-) -> None:
-    """Write `response`, with the header `date`; `last`: the connection ends with it."""
+) -> int:
+    """Write `response`, with the header `date`; `last`: the connection ends with it. Returns how
+    many bytes that are."""
     content = response.content
     lines = [_STATUS_LINES[response.status], date]
     lines += [b"%b: %b\r\n" % header for header in response.headers]
@@ -44,9 +45,12 @@ def write_answer(
         content = b""
     if len(content) <= _JOIN:
         lines.append(content)
-        transport.write(b"".join(lines))
-    else:
-        transport.writelines((b"".join(lines), content))
+        whole = b"".join(lines)
+        transport.write(whole)
+        return len(whole)
+    head = b"".join(lines)
+    transport.writelines((head, content))
+    return len(head) + len(content)
 
 
 class Unread:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from ipaddress import ip_address
 from typing import Protocol, cast
@@ -51,6 +51,10 @@ class Connections(Protocol):
     @property
     def date(self) -> bytes:
         """The header with the current date."""
+
+    received: Callable[[float], None]
+    sent: Callable[[float], None]
+    """Told how many bytes come from clients, and how many go to them."""
 
     def lost(self, connection: "HttpConnection") -> None:
         """The connection is over."""
@@ -111,6 +115,7 @@ class HttpConnection(asyncio.Protocol):
         self._server.lost(self)
 
     def data_received(self, data: bytes) -> None:
+        self._server.received(len(data))
         if self.ended:
             self._drop(len(data))
         else:
@@ -277,7 +282,8 @@ class HttpConnection(asyncio.Protocol):
             return
         more = self.waiting or self._reader.incoming is not None
         last = not incoming.keeps or (self._server.closing and not more)
-        write_answer(self._transport, incoming.request, response, self._server.date, last)
+        date = self._server.date
+        self._server.sent(write_answer(self._transport, incoming.request, response, date, last))
         if last:
             self._end()
 
@@ -288,13 +294,15 @@ class HttpConnection(asyncio.Protocol):
         came before, so that little is kept for one that does not."""
         self.ended = True
         self._wait()
-        write_answer(self._transport, incoming.request, response, self._server.date, True)
+        date, sent = self._server.date, self._server.sent
+        sent(write_answer(self._transport, incoming.request, response, date, True))
         try:
             async with aclosing(pieces):
                 async for piece in pieces:
                     if not self._writable:
                         await self._may_write.wait()
                     self._transport.write(piece)
+                    sent(len(piece))
         except Exception:
             _log.exception("an answer could not be written")
         self._task = None

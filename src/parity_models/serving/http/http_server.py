@@ -19,7 +19,7 @@ from parity_models.serving.errors import OverloadedError
 from parity_models.serving.http.connection import HttpConnection
 from parity_models.serving.http.listening import BACKLOG, turn_away
 from parity_models.serving.http.patience import REFUSED_TIMEOUT
-from parity_models.serving.metrics import Metrics
+from parity_models.serving.metrics import HTTP, Metrics
 from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Response, refusal
 from parity_models.serving.rest.service import Rest
@@ -64,6 +64,8 @@ class HttpServer:
         self.limits = rest.limits
         self.closing = False
         self._metrics = metrics
+        self.received: Callable[[float], None] = metrics.received.labels(HTTP).inc
+        self.sent: Callable[[float], None] = metrics.sent.labels(HTTP).inc
         self._tls = tls
         self._connections: set[HttpConnection] = set()
         self._refusing: set[HttpConnection] = set()

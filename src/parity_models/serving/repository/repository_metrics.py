@@ -16,6 +16,8 @@ OF_SERVER = frozenset(
         "parm_connections_ended",
         "parm_refused",
         "parm_bytes_in_flight",
+        "parm_received_bytes",
+        "parm_sent_bytes",
         "parm_certificate_expires_seconds",
     }
 )
