@@ -41,6 +41,21 @@ def test_simulate_takes_options_of_policies_traces_measured_times_and_faults(
     assert all(each["errors"] == 0 for each in report["policies"].values())
 
 
+def test_simulate_has_several_backups(parm_here: Here, tmp_path: Path) -> None:
+    done = parm_here(
+        "simulate", "--queries", "2000", "--policy", "adaptive", "--stand-in", "backup",
+        "--backup-time", "2.5ms", "--coverage", "0.6", "--further-backups", "12.5:0.95",
+        "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "s.json").read_text())
+    (further,) = found["setting"]["further_backups"]
+    assert (further["service"]["median"], further["coverage"]) == (pytest.approx(0.0125), 0.95)
+    sources = found["policies"]["adaptive"]["sources"]
+    assert sources["backup"] > 0
+    assert sources["backup-2"] > 0
+
+
 def test_simulate_has_backups_whose_answers_are_gated(parm_here: Here, tmp_path: Path) -> None:
     done = parm_here(
         "simulate", "--queries", "2000", "--policy", "adaptive", "--stand-in", "backup",
@@ -69,6 +84,10 @@ def test_simulate_has_backups_whose_answers_are_gated(parm_here: Here, tmp_path:
         ("--kill-every 0.00001", "kill_every is 1e-05 s; give 0.1 s or more"),
         ("--stand-in replica", "--stand-in is one of parity, backup, not replica"),
         ("--backup-time 5", "--backup-time needs --stand-in backup"),
+        ("--further-backups 5:0.9", "--further-backups needs --stand-in backup"),
+        ("--stand-in backup --further-backups 5", "takes MS:SHARE,... as 5:0.9,10:0.97"),
+        ("--stand-in backup --further-backups 5:2", "shares from 0 to 1, not '5:2'"),
+        ("--stand-in backup --further-backups 1:1,2:1,3:1,4:1", "names 4 besides the first"),
         ("--coverage -0.1", "--coverage must be from 0 to 1, got -0.1"),
         ("--arrivals absent", "cannot read the trace absent"),
         ("--arrivals absent --rate 3", "give --arrivals or --rate, not both"),

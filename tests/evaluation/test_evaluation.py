@@ -126,7 +126,7 @@ def test_a_bundle_without_a_code_has_only_its_available_accuracy(tmp_path: Path)
     assert accuracy.agreement is None
     assert accuracy.degraded_by_slot == ()
     assert accuracy.overall == {}
-    assert accuracy.backup_accuracy is None
+    assert not accuracy.backup_accuracies
 
 
 def test_slots_of_too_few_queries_for_the_metric_are_left_out(tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_backup_is_judged_on_every_query(coded: bool, tmp_path: Path) -> None:
     accuracy = evaluate(
         bundle, inputs, labels, progress=lambda rows, total: told.append((rows, total))
     )
-    assert accuracy.backup_accuracy == 0.75
+    assert accuracy.backup_accuracies[0] == 0.75
     assert accuracy.available_accuracy < 0.5
     assert {sum(rows for rows, _ in told)} == {total for _, total in told}
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from parity_models.errors import BundleError
 from parity_models.models.bundle import (
     Bundle,
+    InferenceTimes,
     NewModel,
     open_bundle,
     with_accuracy,
@@ -83,24 +85,73 @@ def test_a_bundle_of_only_a_deployed_model_has_no_code(models: Path, tmp_path: P
     opened = open_bundle(tmp_path / "b")
     assert opened.code() is None
     assert opened.parity_paths == ()
-    assert opened.backup_path is None
+    assert not opened.backup_paths
     assert opened.manifest.name == "model"
 
 
 def test_a_manifest_from_before_there_were_backups_opens(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
-        del content["backup"], content["backup_training"], content["accuracy"]["backup_accuracy"]
+        del content["backups"], content["backup_trainings"]
+        del content["accuracy"]["backup_accuracies"]
 
     tamper(bundle, change)
     manifest = open_bundle(bundle).manifest
-    assert manifest.backup is None
+    assert not manifest.backups
     assert manifest.accuracy == ACCURACY
+
+
+def _one_backup(content: dict[str, Any]) -> None:
+    """As in formats 1 and 2."""
+    (content["backup"],) = content.pop("backups")
+    (content["backup_training"],) = content.pop("backup_trainings")
+    del content["accuracy"]["backup_accuracies"]
+    content["accuracy"]["backup_accuracy"] = None
+
+
+def test_a_bundle_of_format_2_opens_with_its_one_backup(bundle: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["format_version"] = 2
+        _one_backup(content)
+        content["accuracy"]["backup_accuracy"] = 0.7
+        content["inference_times"] = {"deployed": 2.0, "parity": 2.0, "backup": 0.5}
+
+    before = open_bundle(bundle).manifest
+    tamper(bundle, change)
+    found = open_bundle(bundle).manifest
+    assert (found.backups, found.backup_trainings) == (before.backups, (TRAINING,))
+    assert found.accuracy is not None
+    assert found.accuracy.backup_accuracies == (0.7,)
+    assert found.inference_times == InferenceTimes(2.0, 2.0, (0.5,))
+
+
+def test_a_bundle_has_up_to_four_backups_in_their_order(models: Path, tmp_path: Path) -> None:
+    model = NewModel(models / "deployed.onnx", "linear")
+    backups = [replace(model, network=f"{number}") for number in range(5)]
+    write_bundle(tmp_path / "b", deployed=model, backups=backups[:4])
+    opened = open_bundle(tmp_path / "b")
+    assert [(role, each.network) for role, each in opened.manifest.backup_roles.items()] == [
+        ("backup", "0"),
+        ("backup-2", "1"),
+        ("backup-3", "2"),
+        ("backup-4", "3"),
+    ]
+    assert [path.name for path in opened.backup_paths][:2] == ["backup.onnx", "backup-2.onnx"]
+    with pytest.raises(BundleError, match="a bundle has 4 backups at most; got 5"):
+        write_bundle(tmp_path / "five", deployed=model, backups=backups)
+    with pytest.raises(BundleError, match="names 2 backups and the times of 1"):
+        write_bundle(
+            tmp_path / "times",
+            deployed=model,
+            backups=backups[:2],
+            inference_times=InferenceTimes(1.0, None, (0.1,)),
+        )
 
 
 def test_a_bundle_of_format_1_opens_as_it_did(bundle: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["format_version"] = 1
         del content["imitated"]
+        _one_backup(content)
         models = [content["deployed"], content["backup"], *content["parity"]]
         for model in [*models, *content["coders"].values()]:
             signature = model.pop("signature")
@@ -141,7 +192,10 @@ def test_a_bundle_that_cannot_be_made_leaves_the_old_one_whole(
     cases: list[tuple[dict[str, Any], str]] = [
         ({"parity": [deployed], "code": CODE}, r"parity-0.onnx has input .* needs FP32 \[8\]"),
         ({"parity": [deployed]}, "names 1 parity models where its code needs 0"),
-        ({"backup": NewModel(models / "parity.onnx", "large")}, r"backup.onnx has input .* needs"),
+        (
+            {"backups": [NewModel(models / "parity.onnx", "large")]},
+            r"backup.onnx has input .* needs",
+        ),
         ({"name": "a/b"}, r"schema: .*\$.name"),
         ({"files": {"../escape": b""}}, r"schema: .*\$.files"),
         ({"files": {"deployed.onnx": b""}}, "two files called deployed.onnx"),

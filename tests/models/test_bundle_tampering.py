@@ -37,7 +37,7 @@ def places(content: Any, prefix: str = "") -> list[str]:
     ("place", "value", "reason"),
     [
         ("format", "zip", "has format 'zip', not 'parity-models-bundle'"),
-        ("format_version", 3, "format version 3, .* reads up to 2; install a newer"),
+        ("format_version", 4, "format version 4, .* reads up to 3; install a newer"),
         ("format_version", 0, "format_version"),
         ("name", "a/b", r"\$.name"),
         ("colour", "red", "unknown field `colour`"),
@@ -79,13 +79,13 @@ def places(content: Any, prefix: str = "") -> list[str]:
         ("parity", [], "names 0 parity models where its code needs 1"),
         ("code", None, "names 1 parity models where its code needs 0"),
         (
-            "backup/signature/inputs/0/shape",
+            "backups/0/signature/inputs/0/shape",
             [5],
             r"a backup for the deployed model needs FP32 \[4\]",
         ),
-        ("backup/signature/outputs/0/datatype", "FP64", r"a backup .* needs FP32 \[3\]"),
+        ("backups/0/signature/outputs/0/datatype", "FP64", r"a backup .* needs FP32 \[3\]"),
         (
-            "backup/signature/outputs/0/name",
+            "backups/0/signature/outputs/0/name",
             "logits",
             "backup.onnx: it has output .*'logits' .* is promised",
         ),

@@ -27,15 +27,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[parity, parity],
-        backup=NewModel(folder / "deployed.onnx", "linear"),
+        backups=[NewModel(folder / "deployed.onnx", "linear")],
         code=CodeSpec("sum", "subtraction", 3, 2),
         envelope=fit_envelope(INPUTS, INPUTS, INPUTS[:, :3]),
     )
 
 
 def models(bundle: Bundle) -> dict[str, OnnxModel]:
-    assert bundle.backup_path is not None
-    paths = [bundle.deployed_path, *bundle.parity_paths, bundle.backup_path]
+    assert bundle.backup_paths
+    paths = [bundle.deployed_path, *bundle.parity_paths, bundle.backup_paths[0]]
     names = ["deployed", "parity-0", "parity-1", "backup"]
     return {name: OnnxModel(path) for name, path in zip(names, paths, strict=True)}
 

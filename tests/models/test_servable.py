@@ -94,7 +94,7 @@ def test_what_is_fixed_to_one_row_is_freed_or_run_alone(tmp_path: Path) -> None:
     write_bundle(tmp_path / "bundle", deployed=fixed)
     assert open_bundle(tmp_path / "bundle").manifest.deployed.signature.batch == 1
     with pytest.raises(BundleError, match="served exact; leave the stand-ins out"):
-        write_bundle(tmp_path / "other", deployed=fixed, backup=fixed)
+        write_bundle(tmp_path / "other", deployed=fixed, backups=[fixed])
     assert not (tmp_path / "other").exists()
 
 
@@ -170,7 +170,7 @@ def test_parm_bundle_says_what_it_made(parm_here: Here, tmp_path: Path, text_bun
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "axis 'length' is padded to 4, 8, 16" in made.stdout
-    assert open_bundle(tmp_path / "bundle").manifest.backup is not None
+    assert open_bundle(tmp_path / "bundle").manifest.backups
 
 
 def test_its_backup_is_evaluated_and_calibrated_on_queries_of_several_inputs(
@@ -187,7 +187,7 @@ def test_its_backup_is_evaluated_and_calibrated_on_queries_of_several_inputs(
     accuracy = open_bundle(bundle).manifest.accuracy
     assert accuracy is not None
     assert accuracy.available_accuracy == 1
-    assert 0.5 < (accuracy.backup_accuracy or 0) < 1
+    assert 0.5 < (accuracy.backup_accuracies[0] or 0) < 1
     done = parm_here("calibrate", bundle, "--inputs", held_out, "--agreement", "0.8")
     assert done.returncode == 0, done.stderr
     calibration = open_bundle(bundle).manifest.calibration["backup"]
@@ -197,11 +197,11 @@ def test_its_backup_is_evaluated_and_calibrated_on_queries_of_several_inputs(
 def test_a_backup_of_another_output_is_refused(text_bundle: Path, tmp_path: Path) -> None:
     bundle = open_bundle(text_bundle)
     manifest = bundle.manifest
-    assert manifest.backup is not None
-    deployed, backup = bundle.stored(manifest.deployed), bundle.stored(manifest.backup)
+    assert manifest.backups
+    deployed, backup = bundle.stored(manifest.deployed), bundle.stored(manifest.backups[0])
     with pytest.raises(BundleError, match="does not name the output that its backup imitates"):
-        write_bundle(tmp_path / "b", deployed=deployed, backup=backup)
+        write_bundle(tmp_path / "b", deployed=deployed, backups=[backup])
     with pytest.raises(BundleError, match="has no fixed shape"):
-        write_bundle(tmp_path / "b", deployed=deployed, backup=backup, imitated="hidden")
+        write_bundle(tmp_path / "b", deployed=deployed, backups=[backup], imitated="hidden")
     with pytest.raises(ModelError, match="where this works with one input of fixed shape"):
         _ = bundle.manifest.deployed.input

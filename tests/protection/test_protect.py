@@ -50,7 +50,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         assert said in result.output
     bundle = open_bundle(folder / "bundle")
     manifest = bundle.manifest
-    assert manifest.backup is not None
+    assert manifest.backups
     assert manifest.calibration
     assert manifest.accuracy is not None
     assert manifest.envelope is not None
@@ -59,7 +59,8 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
     assert found["plans"][0]["name"] == "no redundancy"
     assert all(each["interval"][0] <= each["agreement"] for each in found["finalists"])
     model, backup = (
-        OnnxModel(each) for each in (bundle.deployed_path, folder / "bundle" / manifest.backup.file)
+        OnnxModel(each)
+        for each in (bundle.deployed_path, folder / "bundle" / manifest.backups[0].file)
     )
     same = model(INPUTS).argmax(axis=1) == backup(INPUTS).argmax(axis=1)
     measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]

@@ -95,5 +95,5 @@ def test_backups_are_compared_with_the_same_in_slots(
     for k in (2, 3, 4):
         assert any(name.endswith(f"stack+separate k={k}") for name in told)
     bundle = open_bundle(out)
-    assert bundle.manifest.backup is not None
+    assert bundle.manifest.backups
     assert isinstance(bundle.envelope(), NamedEnvelope)

@@ -11,7 +11,7 @@ from onnx_models import linear_model
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle, InferenceTimes, NewModel, open_bundle
 from parity_models.protection import Queries, Wishes
-from parity_models.protection.advice import advise, two_together
+from parity_models.protection.advice import advise, two_backups, two_together
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, Finalist, measure
 from parity_models.protection.preparing import Prepared, prepare
@@ -35,7 +35,7 @@ CANDIDATES = (
     Candidate("linear", None, 0.2),
 )
 LEVEL = 0.2
-TIMES = InferenceTimes(1.0, None, None, 1.5)
+TIMES = InferenceTimes(1.0, None, (), 1.5)
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +79,18 @@ def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(
     bundle = open_bundle(tmp_path / "both")
     manifest, (parity, backup) = bundle.manifest, finalists
     assert manifest.code == parity.candidate.code
-    assert manifest.backup is not None
-    assert (manifest.backup.network, manifest.backup.slot) == ("linear", False)
+    assert manifest.backups
+    assert (manifest.backups[0].network, manifest.backups[0].slot) == ("linear", False)
     assert manifest.calibration["reconstruction"] == parity.calibration["reconstruction"]
     assert manifest.calibration["backup"] == backup.calibration["backup"]
     assert manifest.inference_times is not None
     assert manifest.inference_times.deployed_batch == 1.5
-    assert (manifest.inference_times.parity, manifest.inference_times.backup) == (
+    assert (manifest.inference_times.parity, *manifest.inference_times.backups) == (
         parity.ms[1],
         backup.ms[1],
     )
-    assert None not in (manifest.parity_training, manifest.backup_training, manifest.envelope)
+    assert None not in (manifest.parity_training, *manifest.backup_trainings, manifest.envelope)
+    assert len(manifest.backup_trainings) == 1
     served = ServingPlan(bundle, ServeOptions(agreement=LEVEL))
     assert served.choice.name == "adaptive"
     assert served.roles[0] == {DEPLOYED, BACKUP, parity_role(0)}
@@ -112,7 +113,7 @@ def test_of_a_parity_model_alone_the_slot_is_a_backup_only_if_it_may_answer(
     unsure = replace(sure, coverage=parity.coverage | {"backup": 0.0})
     for one, backups in ((sure, 1), (unsure, 0)):
         bundle = write_protected(deployed, prepared, [one], TIMES, tmp_path / str(backups))
-        assert (bundle.manifest.backup is not None) == bool(backups)
+        assert len(bundle.manifest.backups) == backups
         assert len(bundle.manifest.calibration) == 1 + backups
 
 
@@ -148,6 +149,57 @@ def test_the_best_of_each_kind_within_the_work_are_tried_together(
     assert two_together(plans[:3], Wishes(extra_work=0.1)) == ()
 
 
+def test_the_two_best_backups_of_the_frontier_are_tried_together(
+    finalists: list[Finalist],
+) -> None:
+    _, backup = finalists
+
+    def one(name: str, share: float, covered: float, p99: float, extra: float = 0.05) -> Plan:
+        found = replace(
+            backup,
+            candidate=replace(backup.candidate, network=name),
+            share=share,
+            coverage={"backup": covered},
+        )
+        return plan(found.name, [found], p99, extra)
+
+    wishes = Wishes(extra_work=0.1)
+    fast, good = one("fast", 0.1, 0.6, 2.0), one("good", 0.2, 0.9, 1.8)
+    vain, best, dear = (
+        one("vain", 0.25, 0.9, 1.7),  # slower than good, and may answer no more
+        one("best", 0.5, 0.95, 2.5),
+        one("dear", 0.05, 0.99, 1.0, extra=0.5),
+    )
+    chosen = two_backups([best, good, vain, fast, dear], wishes)
+    assert chosen == (*fast.finalists, *good.finalists)
+    assert two_backups([good, vain, dear], wishes) == ()
+    alone = [fast, good, vain]
+    advice = advise(alone, alone, [plan("no redundancy", (), 9.0)], wishes)
+    assert advice.together == ()
+    advice = advise([good, vain], [good, vain], [plan("no redundancy", (), 9.0)], wishes)
+    assert "No two backups were tried together" in advice.together[0]
+
+
+def test_two_backups_are_written_each_with_its_gate_the_faster_first(
+    deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
+) -> None:
+    _, backup = finalists
+    slower = replace(backup, ms={1: 2 * backup.ms[1]}, coverage={"backup": 0.9})
+    write_protected(deployed, prepared, [slower, backup], TIMES, tmp_path / "two")
+    bundle = open_bundle(tmp_path / "two")
+    manifest = bundle.manifest
+    assert manifest.inference_times is not None
+    assert manifest.inference_times.backups == (backup.ms[1], slower.ms[1])
+    assert manifest.calibration.keys() == {"backup", "backup-2"}
+    assert len(manifest.backup_trainings) == 2
+    assert manifest.accuracy is not None
+    assert len(manifest.accuracy.backup_accuracies) == 2
+    served = ServingPlan(bundle, ServeOptions(agreement=LEVEL))
+    assert served.roles[0] == {DEPLOYED, "backup", "backup-2"}
+    quick = replace(backup, coverage={"backup": 0.5})
+    assert coverage_of([quick, slower]) == {"backup": 0.5, "backup-2": 0.9}
+
+
 def test_two_are_recommended_only_if_they_are_clearly_better_than_one(
     finalists: list[Finalist],
 ) -> None:
@@ -161,3 +213,6 @@ def test_two_are_recommended_only_if_they_are_clearly_better_than_one(
         told = "Recommended together: " if len(chosen) > 1 else "Recommended: "
         assert advice.sentences[0].startswith(told)
         assert all(each.name in advice.sentences[0] for each in chosen)
+        (said,) = advice.together
+        assert f"together have a p99 of {p99:.2f} ms" in said
+        assert ("two are better" if len(chosen) > 1 else "so that one will do") in said

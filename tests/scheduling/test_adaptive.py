@@ -145,7 +145,7 @@ def test_a_query_whose_stand_in_is_refused_is_copied_at_once() -> None:
     for stand_ins, role in ((BACKUPS, BACKUP), (CODE, PARITY)):
         world = world_of(stand_ins=stand_ins)
         answer_some(world)
-        world.refuses = lambda query: True
+        world.refuses = lambda query, source: True
         world.arrive(1)
         world.pass_time(1.1)
         assert runs(world) == [DEPLOYED, role]

@@ -98,7 +98,7 @@ def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
 
 def test_a_query_that_is_refused_early_is_copied_before_it_is_late() -> None:
     world, _ = slow_world()
-    world.refuses = lambda query: True
+    world.refuses = lambda query, source: True
     world.arrive(1)
     world.pass_time(0.01)
     world.finish(list(world.running)[1])
@@ -122,7 +122,7 @@ def test_an_instance_is_slow_until_it_is_in_time_again() -> None:
 def test_a_refusal_is_held_against_the_stand_in_that_was_refused() -> None:
     world, _ = slow_world(BOTH)
     answer_some(world, 40)
-    world.refuses = lambda query: True
+    world.refuses = lambda query, source: True
     asked: list[str] = []
     for _ in range(60):
         world.arrive(1)

@@ -15,6 +15,7 @@ from parity_models.faults import (
     Uniform,
 )
 from parity_models.scheduling import (
+    BACKUP,
     DEPLOYED,
     EqualResources,
     NoRedundancy,
@@ -209,7 +210,7 @@ def test_slow_instances_are_not_replaced(plan: str, adaptive: bool) -> None:
         config=SchedulerConfig(deadline=10.0),
     )
     result = simulate(
-        simulation, Adaptive(StandIns(code(), backup=True)) if adaptive else EqualResources()
+        simulation, Adaptive(StandIns(code(), (BACKUP,))) if adaptive else EqualResources()
     )
     assert not result.recycled
 

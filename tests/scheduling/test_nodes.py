@@ -50,7 +50,7 @@ POLICIES: dict[str, Callable[[Code], Policy]] = {
         code, Parity.Options(max_group_wait=None, parity_delay=0.5)
     ),
     "adaptive": lambda code: Adaptive(
-        StandIns(code, backup=True),
+        StandIns(code, (BACKUP,)),
         run_times=RunTimes(window=20, every=2),
         interference=undisturbed(),
     ),

@@ -6,6 +6,7 @@ import pytest
 
 from overload import Overload
 from parity_models.scheduling import (
+    BACKUP,
     NoRedundancy,
     Policy,
     Reason,
@@ -80,7 +81,7 @@ def test_answers_are_there_in_time_though_they_have_a_way_to_go(times: float, sh
 
 def test_impatient_clients_cost_no_capacity_under_redundancy_either() -> None:
     overload = Overload(
-        Adaptive(StandIns(code(), backup=True)),
+        Adaptive(StandIns(code(), (BACKUP,))),
         times=3.0,
         deadline=0.1,
         patience=0.033,
@@ -95,7 +96,7 @@ def test_impatient_clients_cost_no_capacity_under_redundancy_either() -> None:
 @pytest.mark.parametrize("deadline", [0.1, 10.0])
 @pytest.mark.parametrize("times", [1.2, 3.0])
 def test_redundancy_takes_no_capacity_from_originals(times: float, deadline: float) -> None:
-    overload = Overload(Adaptive(StandIns(code(), backup=True)), times, deadline, seconds=5).run()
+    overload = Overload(Adaptive(StandIns(code(), (BACKUP,))), times, deadline, seconds=5).run()
     assert overload.goodput >= (0.85 if times == 1.2 else 0.9)
     assert overload.p99() <= deadline
 

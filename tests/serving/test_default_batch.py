@@ -24,7 +24,7 @@ WEIGHTS = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.fl
 def timed(folder: Path, one: float, batch: float | None) -> Bundle:
     """A bundle that says how long its model takes."""
     bundle = linear_bundle(folder, WEIGHTS)
-    times = msgspec.to_builtins(InferenceTimes(one, None, None, batch))
+    times = msgspec.to_builtins(InferenceTimes(one, None, (), batch))
     tamper(bundle.path, lambda manifest: manifest.update(inference_times=times))
     return open_bundle(bundle.path)
 
@@ -52,7 +52,7 @@ def test_times_that_a_fault_plan_gives_are_those_of_single_queries(tmp_path: Pat
 
 def test_bundles_that_are_made_know_it(tmp_path: Path) -> None:
     bundle = linear_bundle(tmp_path, WEIGHTS)
-    times = measure_models(bundle.stored(bundle.manifest.deployed), [], None)
+    times = measure_models(bundle.stored(bundle.manifest.deployed), [], [])
     assert times.deployed_batch is not None
     assert times.deployed_batch > 0
 

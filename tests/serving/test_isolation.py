@@ -70,7 +70,7 @@ def with_backup(
         folder / "bundle",
         deployed=NewModel(folder / "deployed.onnx", "linear"),
         parity=[NewModel(folder / "parity.onnx", "linear", slotwise=slotwise)],
-        backup=NewModel(folder / "backup.onnx", "linear", slot=slot),
+        backups=[NewModel(folder / "backup.onnx", "linear", slot=slot)],
         code=STACK,
     )
 
@@ -113,12 +113,11 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     assert one.bundle.isolated
     other = train_parity(deployed, STACK, inputs, tmp_path / "other", once, network="mlp")
     assert not other.bundle.isolated
-    assert other.bundle.manifest.backup is None
+    assert not other.bundle.manifest.backups
 
-    backup = one.bundle.manifest.backup
-    assert backup is not None
+    (backup,) = one.bundle.manifest.backups
     assert (backup.slot, backup.network) == (True, "resnet-small, one slot")
-    code, path = one.bundle.code(), one.bundle.backup_path
+    code, path = one.bundle.code(), one.bundle.backup_paths[0]
     assert code is not None
     assert path is not None
     alone, parity = OnnxModel(path), OnnxModel(one.bundle.parity_paths[0])
@@ -127,13 +126,12 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     np.testing.assert_allclose(alone(inputs[50:100]), outputs[:, 1], rtol=1e-4, atol=1e-4)
     # It goes with its parity model: another one has a slot of its own.
     again = train_parity(one.bundle, STACK, inputs, tmp_path / "again", once, network="mlp")
-    assert again.bundle.manifest.backup is None
+    assert not again.bundle.manifest.backups
 
 
 def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path) -> None:
     written = with_backup(tmp_path, apart()[:4, :3], slot=True)
-    backup = open_bundle(written.path).manifest.backup
-    assert backup is not None
+    (backup,) = open_bundle(written.path).manifest.backups
     assert written.stored(backup).slot
     with pytest.raises(BundleError, match=r"backup\.onnx is said to be one slot"):
         with_backup(tmp_path, 1.01 * apart()[:4, :3], slot=True)

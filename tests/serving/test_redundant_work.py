@@ -20,7 +20,7 @@ from parity_models.scheduling import (
     Source,
 )
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.redundant_work import FATES, KINDS, RedundantWork
+from parity_models.serving.redundant_work import FATES, USUAL, RedundantWork
 
 ORIGINAL = Run("a", 1, "deployed", (1, 2))
 COPY = Run("b", 2, "deployed", (1,))
@@ -117,7 +117,7 @@ def test_what_is_compared_is_neither_wasted_nor_cancelled() -> None:
     counted.end(ORIGINAL)
     counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetQueries((1, 2)))
     counted.end(BACKUP)
-    counted.work.refused(0.0, [2])
+    counted.work.refused(0.0, [2], Source.BACKUP)
     assert counted.of("backup") == {"sent": 1, "compared": 1}
     assert counted.work.remembered == 0
 
@@ -126,13 +126,27 @@ def test_what_the_gate_refuses_is_counted() -> None:
     counted = Counted()
     counted.act(ORIGINAL, BACKUP, PARITY)
     counted.end(BACKUP, PARITY)
-    counted.work.refused(0.0, [2])
+    counted.work.refused(0.0, [2], Source.BACKUP)
     counted.act(Decode(9, (1, 2), (False, False), (True,), (0,)))
-    counted.work.refused(0.0, [1])
+    counted.work.refused(0.0, [1], Source.RECONSTRUCTION)
     counted.end(ORIGINAL)
     counted.act(Answer(1, Source.MODEL), Answer(2, Source.MODEL), ForgetGroup(9))
     for kind in ("backup", "parity"):
         assert counted.of(kind) == {"sent": 1, "refused": 1, "wasted": 1}
+
+
+def test_each_backup_is_a_kind_of_its_own() -> None:
+    counted = Counted()
+    better = Run("d", 4, "backup-2", (2,))
+    counted.act(ORIGINAL, BACKUP, better)
+    counted.end(BACKUP)
+    counted.work.refused(0.0, [2], Source.BACKUP)
+    counted.end(better)
+    counted.act(Answer(2, Source.BACKUP_2), Answer(1, Source.MODEL))
+    assert counted.of("backup") == {"sent": 1, "refused": 1, "wasted": 1}
+    assert counted.of("backup-2") == {"sent": 1, "answered": 1}
+    counted.end(ORIGINAL)
+    assert counted.work.remembered == 0
 
 
 def test_runs_are_timed_by_role_and_class_of_instance() -> None:
@@ -165,7 +179,7 @@ def test_counts_add_up_in_any_history(seed: int) -> None:
     sources: Sequence[Source] = list(world.answers.values())
     assert isinstance(world.observer, RedundantWork)
     assert world.observer.remembered == 0
-    counts = {kind: {"sent": 0.0, **fates(metrics, kind)} for kind in KINDS}
+    counts = {kind: {"sent": 0.0, **fates(metrics, kind)} for kind in USUAL}
     assert counts["backup"].get("answered", 0) == sources.count(Source.BACKUP)
     assert counts["parity"].get("answered", 0) == sources.count(Source.RECONSTRUCTION)
     for kind in ("copy", "backup"):

@@ -112,7 +112,7 @@ def test_of_two_stand_ins_the_one_is_asked_that_may_answer(good: str) -> None:
         service={DEPLOYED: Constant(SERVICE), **service},
         faults=msgspec.structs.replace(SLOW, coverages=few),
     )
-    units = simulate(simulation, Adaptive(StandIns(CODE, backup=True))).units
+    units = simulate(simulation, Adaptive(StandIns(CODE, (BACKUP,)))).units
     asked = {"backup": units.get(BACKUP, 0), "reconstruction": units.get(parity_role(0), 0)}
     other = next(each for each in asked if each != good)
     assert asked[good] > 2 * asked[other]

@@ -29,7 +29,9 @@ def known(coverage: float = 1.0, *, backup: bool = True) -> Served:
     """A model of 20 ms, with a backup of 2 ms that agrees in 99 % of cases."""
     times = {DEPLOYED: MODEL, BACKUP: STAND_IN}
     service = {role: LogNormal(each, 0.05) for role, each in times.items()}
-    return Served(times, service, 0.0, StandIns(None, backup), {"backup": coverage}, 0.99)
+    return Served(
+        times, service, 0.0, StandIns(None, (BACKUP,) * backup), {"backup": coverage}, 0.99
+    )
 
 
 def sizing(served: Served | None = None, **goal: object) -> Sizing:

@@ -1,13 +1,13 @@
 """Worlds under the adaptive policy, which knows how long units take."""
 
-from parity_models.scheduling import Scheduler, parity_role
+from parity_models.scheduling import BACKUP, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.policies.interference import Interference
 from scheduling_world import World, code, run_times, undisturbed
 
 PARITY = parity_role(0)
-CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backup=True), StandIns(code(), backup=True)
+CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backups=(BACKUP,)), StandIns(code(), (BACKUP,))
 
 SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
 """Most units take a second, one in ten nine seconds."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from parity_models.codes import Code
 from parity_models.scheduling import (
+    BACKUPS,
     DEPLOYED,
     EqualResources,
     NoRedundancy,
@@ -21,6 +22,7 @@ from parity_models.scheduling import (
     Reason,
     Scheduler,
     SchedulerConfig,
+    Source,
 )
 from parity_models.scheduling.dispatch import (
     Dispatch,
@@ -60,12 +62,20 @@ def _learned() -> RunTimes:
 def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Policy:
     has = options["stand_ins"]
     return Adaptive(
-        StandIns(code if "code" in has else None, "backup" in has),
+        StandIns(code if "code" in has else None, BACKUPS[: has.count("backup")]),
         Adaptive.Options(urgency=options["urgency"]),
         run_times=run_times,
         interference=undisturbed(),
     )
 
+
+STAND_INS = [
+    ("code",),
+    ("backup",),
+    ("code", "backup"),
+    ("backup", "backup"),
+    ("code", "backup", "backup"),
+]
 
 OTHERS = ("budget", "copies", "urgency", "stand_ins", "gated")
 """The options that are not those of parity."""
@@ -109,10 +119,11 @@ class Setup:
         world.refuses = self.refuses
         return world, policy
 
-    def refuses(self, query: int) -> bool:
-        """May no stand-in answer this query?"""
+    def refuses(self, query: int, source: Source = Source.RECONSTRUCTION) -> bool:
+        """May the stand-in with this source not answer the query? The second backup may answer
+        more of them than the first."""
         gated: int = self.options["gated"]
-        return query % 4 < gated
+        return query % 4 < gated - (source is Source.BACKUP_2)
 
 
 def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
@@ -132,7 +143,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),
             "urgency": choose([1.0, 100.0, 1e4]),
-            "stand_ins": choose([("code",), ("backup",), ("code", "backup")]),
+            "stand_ins": choose(STAND_INS),
             "gated": choose([0, 0, 1, 4]),
         },
         SchedulerConfig(

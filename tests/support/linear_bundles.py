@@ -20,8 +20,10 @@ def linear_bundle(
     parity: Sequence[Array] = (),
     code: CodeSpec | None = None,
     backup: Array | None = None,
+    further: Sequence[Array] = (),
 ) -> Bundle:
-    """A bundle of linear models with these weights (inputs, outputs)."""
+    """A bundle of linear models with these weights (inputs, outputs); `further` are those of more
+    backups."""
 
     def model(name: str, weights: Array, out_shape: tuple[int, ...]) -> NewModel:
         linear_model(folder / name, (len(weights),), out_shape, weights)
@@ -33,6 +35,9 @@ def linear_bundle(
         folder / "bundle",
         deployed=model("deployed.onnx", deployed, (CLASSES,)),
         parity=[model(f"{j}.onnx", weights, out_shape) for j, weights in enumerate(parity)],
-        backup=None if backup is None else model("backup.onnx", backup, (CLASSES,)),
+        backups=[
+            model(f"backup-{place}.onnx", weights, (CLASSES,))
+            for place, weights in enumerate([*([] if backup is None else [backup]), *further])
+        ],
         code=code,
     )

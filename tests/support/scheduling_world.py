@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling import (
-    BACKUP,
+    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
@@ -31,6 +31,7 @@ from parity_models.scheduling import (
     Verify,
     WakeAt,
     parity_role,
+    source_of,
 )
 from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.health import State
@@ -76,7 +77,7 @@ class World:
     arrived: int = 0
     inputs: set[int] = field(default_factory=set)
     predictions: set[int] = field(default_factory=set)
-    backups: set[int] = field(default_factory=set)
+    backups: set[tuple[int, str]] = field(default_factory=set)
     reconstructed: set[int] = field(default_factory=set)
     members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     parity_outputs: dict[int, set[int]] = field(default_factory=dict)
@@ -98,8 +99,8 @@ class World:
     """Units of which the end was reported."""
     wrong: tuple[int, ...] = ()
     """The slots whose reconstructions cannot be right."""
-    refuses: Callable[[int], bool] = lambda query: False
-    """May no stand-in answer this query?"""
+    refuses: Callable[[int, Source], bool] = lambda query, source: False
+    """May the stand-in with this source not answer this query?"""
 
     def arrive(
         self,
@@ -152,13 +153,15 @@ class World:
         """Report the unit that the instance has run."""
         run = self.unreported.pop(instance)
         for subject in run.subjects:
-            if run.role in (DEPLOYED, BACKUP):
-                at_hand = self.predictions if run.role == DEPLOYED else self.backups
-                at_hand.update({subject} & self.inputs)
+            if run.role == DEPLOYED:
+                self.predictions.update({subject} & self.inputs)
+            elif run.role in BACKUPS:
+                self.backups.update((query, run.role) for query in {subject} & self.inputs)
             elif subject in self.members:
                 self.parity_outputs[subject].add(int(run.role.removeprefix("parity-")))
         self.over.add(run.unit)
-        refused = [q for q in run.subjects if run.role == BACKUP and self.refuses(q)]
+        source, is_backup = source_of(run.role), run.role in BACKUPS
+        refused = [q for q in run.subjects if is_backup and self.refuses(q, source)]
         self.do(self.scheduler.unit_finished(self.now, run.unit, refused))
 
     def fail(self, instance: str) -> None:
@@ -209,7 +212,11 @@ class World:
             getattr(self, f"_{type(action).__name__.lower()}")(action)
         for action in actions:
             if isinstance(action, Decode):
-                refused = [slot for slot in action.slots if self.refuses(action.members[slot])]
+                refused = [
+                    slot
+                    for slot in action.slots
+                    if self.refuses(action.members[slot], Source.RECONSTRUCTION)
+                ]
                 wrong = {*self.wrong, *refused}
                 self.do(self.scheduler.decoded(self.now, action.group, wrong))
         while self.dismissed:
@@ -224,7 +231,7 @@ class World:
         assert states[run.instance] is not State.LEAVING, "what is not needed gets nothing"
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
-        if run.role in (DEPLOYED, BACKUP):
+        if run.role in (DEPLOYED, *BACKUPS):
             assert self.inputs.issuperset(run.subjects)
             for members in self.members.values():
                 self._check_apart(run, members)
@@ -233,7 +240,7 @@ class World:
         self.running[run.instance] = run
 
     def _ended(self, run: Run) -> bool:
-        return run.role in (DEPLOYED, BACKUP) and bool(self.answers.keys() & set(run.subjects))
+        return run.role in (DEPLOYED, *BACKUPS) and bool(self.answers.keys() & set(run.subjects))
 
     def _check_apart(self, run: Run, members: tuple[int, ...]) -> None:
         shared = set(run.subjects) & set(members)
@@ -272,12 +279,14 @@ class World:
         at_hand = {
             Source.MODEL: self.predictions,
             Source.RECONSTRUCTION: self.reconstructed,
-            Source.BACKUP: self.backups,
             Source.DEFAULT: self.inputs,
         }
-        assert answer.query in at_hand[answer.source]
-        stands_in = answer.source in (Source.RECONSTRUCTION, Source.BACKUP)
-        assert not (stands_in and self.refuses(answer.query)), "refused answers are not given"
+        if answer.source in BACKUPS:
+            assert (answer.query, answer.source) in self.backups
+        else:
+            assert answer.query in at_hand[answer.source]
+        refused = answer.source.stands_in and self.refuses(answer.query, answer.source)
+        assert not refused, "refused answers are not given"
         self.answers[answer.query] = answer.source
 
     def _fail(self, fail: Fail) -> None:
@@ -320,7 +329,7 @@ class World:
             assert query in self.answers or query in self.failures
             self.inputs.remove(query)
             self.predictions.discard(query)
-            self.backups.discard(query)
+            self.backups.difference_update([(query, role) for role in BACKUPS])
 
     def _forgetgroup(self, forget: ForgetGroup) -> None:
         del self.members[forget.group]

@@ -25,29 +25,33 @@ INPUTS, OUTPUTS = 784, 10
 WEIGHTS = np.random.default_rng(7).normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
 WEIGHTS /= INPUTS
 SUM = CodeSpec("sum", "subtraction", 2)
+MULTIPLES = {2: "double", 3: "triple"}
+"""How many times as much each backup predicts, and what it is called."""
 
 
 def write_linear_bundle(
     folder: Path,
     *,
     coded: bool = True,
-    backed: bool = False,
+    backed: int = 0,
     code: CodeSpec = SUM,
     envelope: Envelope | None = None,
 ) -> Path:
     """A bundle of a linear model, which is its own exact parity model under sum + subtraction.
 
-    So it is under another linear `code`. Its backup, if it is to have one, predicts twice as much.
+    So it is under another linear `code`. The first of its `backed` backups predicts twice as much,
+    the second three times.
     """
     onnx = folder / "linear.onnx"
     linear_model(onnx, (INPUTS,), (OUTPUTS,), WEIGHTS)
     model = NewModel(onnx, "linear")
-    linear_model(folder / "double.onnx", (INPUTS,), (OUTPUTS,), 2 * WEIGHTS)
+    for times, name in MULTIPLES.items():
+        linear_model(folder / f"{name}.onnx", (INPUTS,), (OUTPUTS,), times * WEIGHTS)
     return write_bundle(
         folder / "bundle",
         deployed=model,
         parity=[model] if coded else [],
-        backup=NewModel(folder / "double.onnx", "double") if backed else None,
+        backups=[NewModel(folder / f"{name}.onnx", name) for name in MULTIPLES.values()][:backed],
         code=code if coded else None,
         envelope=envelope,
     ).path

@@ -118,7 +118,7 @@ def write_text_bundle(
     return write_bundle(
         folder / "bundle",
         deployed=made(network, "text", ("logits", "hidden")),
-        backup=made(bag, "bag", ("logits",)) if backed else None,
+        backups=[made(bag, "bag", ("logits",))] if backed else [],
         parity=[made(SlotBags(bag), "slots", ("slots",), 2)] if coded else [],
         code=STACK if coded else None,
         imitated="logits" if backed or coded else None,

@@ -58,8 +58,7 @@ def test_options_after_the_names_are_theirs_and_are_kept(here: Path) -> None:
     once = ("--task", task, "--epochs", "1")
     run("parity", "--from", "f", *once, "--network", network, "--out", "p")
     run("backup", "--from", "p", *once, "--network", network, "--out", "p")
-    backup = open_bundle(Path("p")).manifest.backup
-    assert backup is not None
+    (backup,) = open_bundle(Path("p")).manifest.backups
     assert backup.network == network
     for wrong, reason in [
         (("--task", f"{here.name}:Waves@noise=-1"), "noise must be 0 or more"),

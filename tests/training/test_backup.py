@@ -12,7 +12,8 @@ from commands import parm
 from own_models import DIGITS, STACK
 from parity_models.errors import DataError, TrainingError
 from parity_models.evaluation import evaluate
-from parity_models.models.bundle import open_bundle
+from parity_models.models.bundle import open_bundle, with_calibration, write_bundle
+from parity_models.models.gate import Calibration, GateLevel
 from parity_models.training import Outcome, Settings, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
@@ -26,14 +27,14 @@ def test_a_backup_imitates_the_deployed_model_without_labels(
         deployed.bundle, network, DIGITS.train.inputs, tmp_path / "bundle", Settings(epochs=20)
     )
     bundle = open_bundle(outcome.bundle.path)
-    assert bundle.manifest.backup is not None
-    assert bundle.manifest.backup.network == network
-    training = bundle.manifest.backup_training
+    assert bundle.manifest.backups
+    assert bundle.manifest.backups[0].network == network
+    (training,) = bundle.manifest.backup_trainings
     assert training is not None
     assert (training.task, training.inputs, training.epochs) == ("digits", 1200, 20)
     accuracy = evaluate(bundle, DIGITS.test.inputs, DIGITS.test.labels)
-    assert accuracy.backup_accuracy is not None
-    assert accuracy.backup_accuracy > 0.9
+    assert accuracy.backup_accuracies
+    assert accuracy.backup_accuracies[0] > 0.9
 
 
 def test_a_bundle_gets_its_backup_before_or_after_its_parity_model(
@@ -46,10 +47,40 @@ def test_a_bundle_gets_its_backup_before_or_after_its_parity_model(
     first = train_backup(coded, "linear", inputs, one, once).bundle.manifest
     second = train_parity(backed, STACK, inputs, other, once).bundle.manifest
     assert first.parity == second.parity == coded.manifest.parity
-    assert first.backup == second.backup == backed.manifest.backup
+    assert first.backups == second.backups == backed.manifest.backups
     assert first.files == second.files == deployed.bundle.manifest.files
     assert open_bundle(one).code() is not None
-    assert open_bundle(other).backup_path is not None
+    assert open_bundle(other).backup_paths[0] is not None
+
+
+def test_a_further_backup_comes_beside_those_that_are_kept_the_fastest_first(
+    deployed: Outcome, tmp_path: Path
+) -> None:
+    inputs, once = DIGITS.train.inputs, Settings(epochs=1)
+    path = tmp_path / "two"
+    slow = train_backup(deployed.bundle, "resnet-small", inputs, path, once).bundle
+    gate = Calibration("classes", 0.0, "scores", 100, 0.05, (GateLevel(0.9, 0.0, 0.8, 0.9),))
+    slow = with_calibration(slow, {"backup": gate})
+    both = train_backup(slow, "linear", inputs, path, once, keep=True).bundle.manifest
+    assert [each.network for each in both.backups] == ["linear", "resnet-small"]
+    assert both.inference_times is not None
+    assert both.inference_times.backups[0] < both.inference_times.backups[1]
+    assert [each and each.recipe["network"] for each in both.backup_trainings] == [
+        "linear",
+        "resnet-small",
+    ]
+    assert both.calibration == {"backup-2": gate}  # it goes where its backup goes
+    accuracy = evaluate(open_bundle(path), DIGITS.test.inputs, DIGITS.test.labels)
+    assert len(accuracy.backup_accuracies) == 2
+    alone = train_backup(open_bundle(path), "linear", inputs, path, once).bundle.manifest
+    assert [each.network for each in alone.backups] == ["linear"]
+    four = write_bundle(
+        tmp_path / "four",
+        deployed=deployed.bundle.stored(deployed.bundle.manifest.deployed),
+        backups=[deployed.bundle.stored(deployed.bundle.manifest.deployed)] * 4,
+    )
+    with pytest.raises(TrainingError, match="has 4 backups, and may not have more"):
+        train_backup(four, "linear", inputs, path, once, keep=True)
 
 
 def test_the_same_seed_gives_the_same_backup_and_another_seed_another(
@@ -63,7 +94,7 @@ def test_the_same_seed_gives_the_same_backup_and_another_seed_another(
             tmp_path / "bundle",
             Settings(epochs=2, seed=seed),
             mirrored=True,
-        ).bundle.manifest.backup
+        ).bundle.manifest.backups
         for seed in (0, 0, 1)
     ]
     assert digests[0] == digests[1] != digests[2]
@@ -98,6 +129,6 @@ def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
     opened = open_bundle(bundle)
     assert opened.code() is not None
     assert opened.manifest.accuracy is not None
-    assert opened.manifest.accuracy.backup_accuracy is not None
-    assert f"{100 * opened.manifest.accuracy.backup_accuracy:.2f}" in done.stdout
+    assert opened.manifest.accuracy.backup_accuracies
+    assert f"{100 * opened.manifest.accuracy.backup_accuracies[0]:.2f}" in done.stdout
     assert list(tmp_path.iterdir()) == [bundle]

@@ -82,8 +82,8 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
     assert training.recipe["output_kind"] == kind
     with open_deployed(outcome.bundle, ()) as bundle:
         backed = train_backup(bundle, "linear", rows, tmp_path / "b", settings).bundle
-    assert backed.backup_path is not None
-    answers = OnnxModel(backed.backup_path)(rows[:40])
+    assert backed.backup_paths
+    answers = OnnxModel(backed.backup_paths[0])(rows[:40])
     parity = OnnxModel(backed.parity_paths[0])(rows[:40].reshape(20, 12)).reshape(40, 9)
     expected = module(torch.from_numpy(rows[:40])).detach().numpy()
     for given in (answers, parity):

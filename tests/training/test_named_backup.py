@@ -39,11 +39,11 @@ def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(folder
     manifest = bundle.manifest
     assert manifest.imitated == "logits"
     assert manifest.accuracy is not None
-    assert manifest.accuracy.backup_accuracy is not None
-    assert manifest.accuracy.backup_accuracy > 0.85
+    assert manifest.accuracy.backup_accuracies
+    assert manifest.accuracy.backup_accuracies[0] > 0.85
     assert manifest.calibration["backup"].levels
-    assert manifest.backup is not None
-    backup = bundle.pinned(manifest.backup).load()
+    assert manifest.backups
+    backup = bundle.pinned(manifest.backups[0]).load()
     signature = manifest.deployed.signature
     queries = texts(200, 4)
     wider = {name: np.pad(each, ((0, 0), (0, 12))) for name, each in queries.items()}
@@ -116,12 +116,12 @@ def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_that_it_is_m
     accuracy = bundle.manifest.accuracy
     assert bundle.isolated
     assert isinstance(bundle.envelope(), NamedEnvelope)
-    assert bundle.manifest.backup is not None
-    assert bundle.manifest.backup.slot
+    assert bundle.manifest.backups
+    assert bundle.manifest.backups[0].slot
     assert accuracy is not None
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.85
-    assert accuracy.backup_accuracy == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
+    assert accuracy.backup_accuracies[0] == pytest.approx(accuracy.degraded_accuracy, abs=0.01)
     assert len(accuracy.degraded_by_slot) == 3
 
 

@@ -38,8 +38,8 @@ def test_a_model_of_files_is_backed_by_its_own_layers(deployed: Bundle, tmp_path
     result = invoke(*command, "--out", str(tmp_path / "backed"))
     assert result.exit_code == 0, result.output
     bundle = open_bundle(tmp_path / "backed")
-    assert bundle.manifest.backup is not None
-    backup = bundle.pinned(bundle.manifest.backup).load()
+    assert bundle.manifest.backups
+    backup = bundle.pinned(bundle.manifest.backups[0]).load()
     rows = contents(300, seed=2)
     said = OnnxModel(deployed.deployed_path, signature=SIGNATURE)(rows)
     answers = backup(rows)

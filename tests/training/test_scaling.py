@@ -44,7 +44,7 @@ def test_queries_and_predictions_of_any_scale_are_learned(
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.95
     backup = train_backup(bundle, "linear", RAW, tmp_path / "b", settings, metric="r2").bundle
-    measured = evaluate(backup, RAW, right, metric="r2").backup_accuracy
+    measured = evaluate(backup, RAW, right, metric="r2").backup_accuracies[0]
     assert measured is not None
     assert measured > 0.95
 

@@ -55,6 +55,14 @@ def backup(
     output_kind: OutputKindName = None,
     agreement: Agreements = None,
     flips: Flips = False,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep",
+            help="Keep the backups that the bundle has: the new one comes beside them, and late "
+            "queries are asked of the best one for them.",
+        ),
+    ] = False,
     epochs: Epochs = None,
     seconds: Seconds = None,
     seed: Seed = 0,
@@ -68,7 +76,7 @@ def backup(
     The backup learns the deployed model's own predictions, for the queries of its task or for
     --inputs: for a model with several inputs, of integers or of lengths that vary, an .npz file
     with an array for each. The bundle that is written holds all that the given one does, and the
-    backup, for `parm serve --policy approximate-backup`. Accuracy is measured on a test set,
+    backup, in place of its own unless you --keep these. Accuracy is measured on a test set,
     printed, and put into the bundle; for --inputs it is agreement with the deployed model. Ctrl-C
     ends training early and writes the best so far; a checkpoint beside the bundle allows to
     --resume.
@@ -89,6 +97,7 @@ def backup(
             metric=queries.metric,
             output_kind=output_kind,
             mirrored=queries.flips,
+            keep=keep,
         )
     measure(outcome.bundle, queries, agreement or ())
     tell(outcome)

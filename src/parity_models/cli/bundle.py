@@ -46,10 +46,10 @@ def bundle(
         ),
     ] = None,
     backup: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(
             help="A cheaper model for the same queries, an ONNX file with the same inputs and one "
-            "output.",
+            "output. May be given several times, the fastest first.",
             metavar="MODEL",
         ),
     ] = None,
@@ -67,12 +67,12 @@ def bundle(
 ) -> None:
     """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
 
-    Axes but the first may be of no fixed size: bound them with --axis, or with queries. A backup of
-    your own may be added; calibrate it afterwards with parm calibrate.
+    Axes but the first may be of no fixed size: bound them with --axis, or with queries. Backups
+    of your own may be added; calibrate them afterwards with parm calibrate.
     """
     check_replaceable(out.resolve())
     signature, written = _write(
-        model, out, inputs, axis or (), padding or (), backup, imitates, name
+        model, out, inputs, axis or (), padding or (), backup or (), imitates, name
     )
     typer.echo("\n".join([*_said(signature), f"wrote {written}"]))
 
@@ -83,21 +83,18 @@ def _write(
     inputs: Path | None,
     axis: Sequence[str],
     padding: Sequence[str],
-    backup: Path | None,
+    backups: Sequence[Path],
     imitates: str | None,
     name: str,
 ) -> tuple[Signature, Path]:
     queries = None if inputs is None else read_named(inputs)
     axes, paddings = _axes(axis), _paddings(padding)
     content, signature = read_servable(model, axes, paddings, queries)
-    stand_in = None
-    if backup is not None:
-        its = read_servable(backup, signature.axes, paddings)
-        stand_in = NewModel(its[0], NETWORK, signature=its[1])
+    read = [read_servable(each, signature.axes, paddings) for each in backups]
     written = write_bundle(
         out,
         deployed=NewModel(content, NETWORK, signature=signature),
-        backup=stand_in,
+        backups=[NewModel(each, NETWORK, signature=its) for each, its in read],
         imitated=imitates,
         name=name,
     )

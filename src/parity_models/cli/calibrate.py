@@ -58,7 +58,7 @@ def calibrate(
     """
     opened = open_bundle(bundle, allow_code or ())
     manifest = opened.manifest
-    if manifest.code is None and manifest.backup is None:
+    if manifest.code is None and not manifest.backups:
         raise UserError(
             f"{bundle} has no stand-in to calibrate; make one with `parm parity --from {bundle} "
             "--out BUNDLE`"

@@ -57,7 +57,10 @@ def protect(
     flips: Flips = False,
     data_dir: DataDir = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Show why each candidate was dropped.")
+        bool,
+        typer.Option(
+            "--explain", help="Show why each candidate was dropped, and why one is taken or two."
+        ),
     ] = False,
     picture: Annotated[
         Path | None,
@@ -72,7 +75,9 @@ def protect(
 
     Backups and parity models of several sizes learn from the model's own predictions; labels are
     not needed. Those that others beat are dropped, the others are trained for longer, calibrated,
-    timed, and simulated under your load, the best backup and the best parity model together, too.
+    timed, and simulated under your load: each alone, the best backup and the best parity model
+    together, and the two best backups. Two are written only if they are better than one by more
+    than chance; --explain says so in numbers.
     What has the lowest p99 within --extra-work is written. Ctrl-C ends the search early and writes
     the best so far; --resume goes on.
     """
@@ -108,6 +113,8 @@ def _show(found: Protected, explain: bool, wishes: Wishes) -> None:
     console.print(plan_table(found.plans, found.scene))
     if explain and found.dropped:
         console.print(dropped_table(found.dropped))
+    for sentence in found.advice.together if explain else ():
+        typer.echo(sentence)
     for sentence in found.advice.sentences:
         typer.echo(sentence)
     flags = {

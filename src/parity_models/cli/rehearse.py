@@ -14,7 +14,7 @@ from parity_models.cli.json_file import Json, write_json
 from parity_models.lab.rehearsal import Harm, Rehearsed, Run
 from parity_models.lab.rehearsal import rehearse as rehearse_bundle
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling import Source
+from parity_models.scheduling import BACKUPS, Source
 from parity_models.tasks.user_data import load_inputs
 
 DRAWN = 64
@@ -102,20 +102,23 @@ def _table(found: Rehearsed, harm: Harm) -> Table:
         caption_justify="right",
     )
     table.add_column("policy", overflow="fold")
-    for heading in ("p50", "p99", "longest", *map(str, Source), "failed"):
+    runs = (found.without, found.with_stand_ins)
+    further = [source for source in BACKUPS[1:] if any(run.sources.get(source) for run in runs)]
+    sources = [source for source in Source if source not in BACKUPS[1:] or source in further]
+    for heading in ("p50", "p99", "longest", *map(str, sources), "failed"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for run in (found.without, found.with_stand_ins):
+    for run in runs:
         table.add_row(
             run.policy,
             *(f"{ms:.1f}" for ms in (run.p50_ms, run.p99_ms, run.longest_ms)),
-            *(f"{run.sources.get(source, 0):,}" for source in Source),
+            *(f"{run.sources.get(source, 0):,}" for source in sources),
             f"{run.failed:,}",
         )
     return table
 
 
 def _said(run: Run, harm: Harm, *, made_up: bool) -> str:
-    stood_in = sum(run.sources.get(each, 0) for each in (Source.RECONSTRUCTION, Source.BACKUP))
+    stood_in = sum(run.sources.get(each, 0) for each in Source if each.stands_in)
     if stood_in:
         return f"{stood_in:,} of {run.answers:,} answers were a stand-in's."
     if harm is Harm.KILL:

@@ -101,6 +101,8 @@ def simulate(
         raise UserError(
             f"--backup-time needs --stand-in backup or --policy {ApproximateBackup.name}"
         )
+    if "further_backups" in given and "backup" not in stand_ins:
+        raise UserError("--further-backups needs --stand-in backup")
     coders: dict[str, Any] = {"encoder": encoder, "decoder": decoder, **coder_options(context)}
     options = make_options(SimulationOptions, given, flag_of)
     plan = plan_simulation(options, stand_ins, coders)
@@ -143,7 +145,7 @@ def _table(results: dict[str, TrialResult]) -> Table:
     if defaults:
         table.add_column("defaults", justify="right")
     for name, result in results.items():
-        stood_in = result.share(Source.RECONSTRUCTION) + result.share(Source.BACKUP)
+        stood_in = sum(result.share(source) for source in Source if source.stands_in)
         table.add_row(
             name,
             *(f"{ms:.1f}" for ms in (result.p50_ms, result.p99_ms, result.p999_ms, result.gap_ms)),

@@ -49,7 +49,7 @@ def evaluate(
     with queries of the first, which count only there. Every member of every group is taken as
     unavailable in turn, with all its group's other predictions and all r parity outputs there;
     for r > 1 also every set of 2 to r members or, where these are very many, some drawn by `seed`.
-    A backup is judged on every query. Models run over `batch` rows at a time, on all cores.
+    Each backup is judged on every query. Models run over `batch` rows at a time, on all cores.
     Raises DataError for arrays that do not fit the bundle, and models whose outputs are not finite.
     """
     code = bundle.code()
@@ -57,8 +57,7 @@ def evaluate(
     total = len(inputs)
     if code is not None:
         total += code.r * ceil(len(inputs) / code.k)
-    if bundle.backup_path is not None:
-        total += len(inputs)
+    total += len(inputs) * len(bundle.manifest.backups)
 
     def tell(rows: int) -> None:
         if progress is not None:
@@ -66,13 +65,13 @@ def evaluate(
 
     predictions = deployed_predictor(bundle, batch=batch, tell=tell)(inputs)
     available = score(metric, predictions, labels)
-    backup = None
-    if bundle.manifest.backup is not None:
-        its = bundle.pinned(bundle.manifest.backup)
-        imitated = predictor(its, batch=batch, tell=tell)(inputs)
-        backup = score(metric, imitated, labels)
+    pinned = map(bundle.pinned, bundle.manifest.backups)
+    imitated = (predictor(each, batch=batch, tell=tell)(inputs) for each in pinned)
+    backups = tuple(score(metric, each, labels) for each in imitated)
     if code is None:
-        return Accuracy(metric, available, None, (), {}, None, len(inputs), backup_accuracy=backup)
+        return Accuracy(
+            metric, available, None, (), {}, None, len(inputs), backup_accuracies=backups
+        )
 
     groups = draw_groups(len(inputs), code.k, seed)
     parity_outputs = run_parities(bundle, code, inputs, groups, batch, tell)
@@ -91,7 +90,7 @@ def evaluate(
         agreement=agreement(metric, alone.outputs, predictions[alone.rows]),
         queries=len(inputs),
         degraded_by_unavailable=tuple(degraded),
-        backup_accuracy=backup,
+        backup_accuracies=backups,
     )
 
 

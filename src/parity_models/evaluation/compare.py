@@ -16,6 +16,7 @@ from parity_models.evaluation.approaches import (
 from parity_models.evaluation.coding_times import coding_times
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle
+from parity_models.scheduling import BACKUPS, Backup
 from parity_models.tasks.task import Split
 
 
@@ -45,9 +46,10 @@ def compare_approaches(
     if code is not None:
         overhead = code.r / code.k * relative_time(bundle, "parity")
         yield parity_approach(str(code.spec), overhead, own, *coding_times(code, test.inputs))
-    if own.backup_accuracy is not None:
-        cost = relative_time(bundle, "backup")
-        yield plain_approach("approximate backup", cost, available, own.backup_accuracy)
+    for role, accuracy in zip(BACKUPS, own.backup_accuracies, strict=False):
+        yield plain_approach(
+            f"approximate {role}", relative_time(bundle, role), available, accuracy
+        )
     yield plain_approach("replication", 1.0, available, available)
     yield evaluate_default(run(test.inputs), test.labels, run(reference.inputs), metric)
     nested = fit_nested_regression(
@@ -57,13 +59,13 @@ def compare_approaches(
         yield evaluate_training_free(run, free, test.inputs, test.labels, metric=metric, seed=seed)
 
 
-def relative_time(bundle: Bundle, role: Literal["parity", "backup"]) -> float:
-    """The inference time of the bundle's parity models or backup over the deployed model's.
+def relative_time(bundle: Bundle, role: Literal["parity", Backup]) -> float:
+    """The inference time of the bundle's parity models or of a backup over the deployed model's.
 
     1 where it was not measured.
     """
     times = bundle.manifest.inference_times
     if times is None:
         return 1.0
-    taken = times.parity if role == "parity" else times.backup
+    taken = times.parity if role == "parity" else times.of_backups.get(role)
     return 1.0 if taken is None else taken / times.deployed

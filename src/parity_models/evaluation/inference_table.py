@@ -18,11 +18,13 @@ def inference_table(bundle: Bundle) -> Table:
         table.add_column(column)
     for column in ("ms", "ratio"):
         table.add_column(column, justify="right")
-    backup = "" if manifest.backup is None else manifest.backup.network
     for model, network, taken in (
         ("deployed", manifest.deployed.network, times.deployed),
         ("parity", manifest.parity[0].network if manifest.parity else "", times.parity),
-        ("backup", backup, times.backup),
+        *(
+            (role, backup.network, times.of_backups.get(role))
+            for role, backup in manifest.backup_roles.items()
+        ),
     ):
         if taken is not None:
             table.add_row(model, network, f"{taken:.3f}", f"{taken / times.deployed:.2f}")

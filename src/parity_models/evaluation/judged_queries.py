@@ -56,7 +56,7 @@ def own_queries(
 def metric_for(bundle: Bundle, metric: str | None) -> str:
     """The metric that the user named, else the one that a stand-in of `bundle` was trained for."""
     manifest = bundle.manifest
-    for training in (manifest.parity_training, manifest.backup_training):
+    for training in (manifest.parity_training, *manifest.backup_trainings):
         trained_for = None if training is None else training.recipe.get("metric")
         if metric is None and isinstance(trained_for, str):
             metric = trained_for

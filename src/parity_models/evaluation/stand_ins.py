@@ -29,9 +29,8 @@ class StandInAnswers:
 def rows_to_run(bundle: Bundle, rows: int) -> int:
     """How many rows stand-ins run for `rows` queries."""
     code = bundle.manifest.code
-    return (0 if code is None else code.r * -(-rows // code.k)) + (
-        0 if bundle.manifest.backup is None else rows
-    )
+    of_parities = 0 if code is None else code.r * -(-rows // code.k)
+    return of_parities + rows * len(bundle.manifest.backups)
 
 
 def answers_of(
@@ -57,9 +56,9 @@ def answers_of(
         found["reconstruction"] = _reconstruct(
             bundle, code, inputs, predictions, seed, alone, tell or _nobody
         )
-    if bundle.manifest.backup is not None:
-        outputs = predictor(bundle.pinned(bundle.manifest.backup), tell=tell)(inputs)
-        found["backup"] = StandInAnswers(outputs, np.arange(len(inputs)))
+    for role, backup in bundle.manifest.backup_roles.items():
+        outputs = predictor(bundle.pinned(backup), tell=tell)(inputs)
+        found[role] = StandInAnswers(outputs, np.arange(len(inputs)))
     return found
 
 

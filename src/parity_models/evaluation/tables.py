@@ -10,6 +10,7 @@ from parity_models.evaluation.gates import GateResult
 from parity_models.evaluation.interval import share_interval
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.models.gate import EVERYTHING, Calibration, StandIn
+from parity_models.scheduling import BACKUPS
 from parity_models.tasks.metrics import METRICS
 
 _WIDEST = max(map(len, get_args(StandIn)))
@@ -34,8 +35,8 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
         table.add_row(what, f"{100 * share:.2f}", ends)
 
     add("A_a  available: the deployed model", accuracy.available_accuracy, sure=True)
-    if accuracy.backup_accuracy is not None:
-        add("     the approximate backup", accuracy.backup_accuracy, sure=True)
+    for role, share in zip(BACKUPS, accuracy.backup_accuracies, strict=False):
+        add(f"     the approximate {role}", share, sure=True)
     if accuracy.degraded_accuracy is None or accuracy.agreement is None:
         return table
     add("A_d  unavailable: reconstructions", accuracy.degraded_accuracy, sure=True)

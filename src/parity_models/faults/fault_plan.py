@@ -17,6 +17,7 @@ from parity_models.faults.shuffles import Shuffles
 from parity_models.faults.slowness import Pauses, Slowdowns
 
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+StandInName = Literal["reconstruction", "backup", "backup-2", "backup-3", "backup-4"]
 
 
 class Kill(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,7 +67,7 @@ class FaultPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     service_times: dict[str, Distribution] = {}
     computing: bool = False
     coverage: Share = 1.0
-    coverages: dict[Literal["backup", "reconstruction"], Share] = {}
+    coverages: dict[StandInName, Share] = {}
     slowdowns: Slowdowns | None = None
     pauses: Pauses | None = None
     generations: tuple[Factor, ...] = ()

@@ -5,6 +5,7 @@
     parity-0.onnx …   one parity model per parity query, if the bundle has a code
     encoder.onnx      the network of a learned encoder; decoder.onnx likewise
     backup.onnx       a cheaper network for the same queries, if the bundle has one
+    backup-2.onnx …   further ones, each slower and better than the one before
     envelope.msgpack  which inputs are like those that parity model and backup learned from
 
 Opening a bundle checks all that can be checked, so that whoever holds a Bundle need not check
@@ -60,6 +61,7 @@ from parity_models.models.named_envelope import AnyEnvelope, decode_any
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import BACKUPS
 
 __all__ = [
     "Accuracy",
@@ -105,8 +107,9 @@ class Bundle:
         return tuple(self.path / model.file for model in self.manifest.parity)
 
     @property
-    def backup_path(self) -> Path | None:
-        return None if self.manifest.backup is None else self.path / self.manifest.backup.file
+    def backup_paths(self) -> tuple[Path, ...]:
+        """The backups' files, the fastest first."""
+        return tuple(self.path / model.file for model in self.manifest.backups)
 
     def stored(self, model: ModelFile) -> "NewModel":
         """A model of this bundle, to be put into another."""
@@ -165,8 +168,8 @@ def open_bundle(path: str | os.PathLike[str], allow_code: Collection[str] = ()) 
     folder = Path(path)
     manifest, digest = _read_manifest(folder)
     check_fit(folder / MANIFEST, manifest, allow_code)
-    backups = () if manifest.backup is None else (manifest.backup,)
-    for model in (manifest.deployed, *manifest.parity, *manifest.coders.values(), *backups):
+    coders = manifest.coders.values()
+    for model in (manifest.deployed, *manifest.parity, *coders, *manifest.backups):
         check_model(folder / model.file, model)
     for stored in manifest.files:
         read_stored(folder / stored.file, stored)
@@ -180,13 +183,13 @@ def write_bundle(
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
     coders: Mapping[Coder, NewModel] | None = None,
-    backup: NewModel | None = None,
+    backups: Sequence[NewModel] = (),
     code: CodeSpec | None = None,
     imitated: str | None = None,
     name: str = "model",
     deployed_training: Training | None = None,
     parity_training: Training | None = None,
-    backup_training: Training | None = None,
+    backup_trainings: Sequence[Training | None] = (),
     accuracy: Accuracy | None = None,
     inference_times: InferenceTimes | None = None,
     calibration: Mapping[StandIn, Calibration] | None = None,
@@ -195,14 +198,17 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle into folder `path`, whole or not at all.
 
-    `imitated` is the output that stand-ins give, of several. `files` are further files to keep
-    beside the models, by name. A bundle that is there already
-    is replaced; any other folder that is not empty is refused. Raises BundleError for that, for
-    models that do not fit each other or the code, for parity models that are said to be slotwise
-    or a backup for a slot of one, and are not, and when the disk refuses.
+    `imitated` is the output that stand-ins give, of several. `backups` come the fastest first: a
+    query that one may not answer is asked of those after it alone. `files` are further files to
+    keep beside the models, by name. A bundle that is there already is replaced; any other folder
+    that is not empty is refused. Raises BundleError for that, for models that do not fit each other
+    or the code, for parity models that are said to be slotwise or a backup for a slot of one, and
+    are not, for more backups than a bundle may have, and when the disk refuses.
     """
     folder = Path(path).resolve()
     check_replaceable(folder)
+    if len(backups) > len(BACKUPS):
+        raise BundleError(f"a bundle has {len(BACKUPS)} backups at most; got {len(backups)}")
     new = Contents()
     manifest = Manifest(
         name=name,
@@ -214,12 +220,15 @@ def write_bundle(
         coders={
             name: new.add_model(f"{name}.onnx", model) for name, model in (coders or {}).items()
         },
-        backup=None if backup is None else new.add_backup("backup.onnx", backup),
+        backups=tuple(
+            new.add_backup(f"{role}.onnx", model)
+            for role, model in zip(BACKUPS, backups, strict=False)
+        ),
         envelope=None if envelope is None else new.add_envelope(envelope),
         files=tuple(new.add(file, content) for file, content in (files or {}).items()),
         deployed_training=deployed_training,
         parity_training=parity_training,
-        backup_training=backup_training,
+        backup_trainings=tuple(backup_trainings),
         accuracy=accuracy,
         inference_times=inference_times,
         calibration=dict(calibration or {}),

@@ -75,14 +75,29 @@ def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
     `allowed`: see `code_of`.
     """
     _check_code(path, manifest, allowed)
-    if manifest.backup is not None:
-        _check_backup(path, manifest, manifest.backup)
+    for backup in manifest.backups:
+        _check_backup(path, manifest, backup)
+    _check_counts(path, manifest)
     output = manifest.imitated_output
     for stand_in, calibration in manifest.calibration.items():
         if calibration.kind == "boxes" and (output is None or output.shape != BOX):
             raise BundleError(
                 f"{path}: the gate of the {stand_in} is one of boxes, predictions of shape "
                 f"{list(BOX)}, where the deployed model's are {output}"
+            )
+
+
+def _check_counts(path: Path, manifest: Manifest) -> None:
+    """What is said of each backup is said of as many as there are."""
+    times, accuracy = manifest.inference_times, manifest.accuracy
+    for what, said in (
+        ("trainings", manifest.backup_trainings),
+        ("times", () if times is None else times.backups),
+        ("accuracies", () if accuracy is None else accuracy.backup_accuracies),
+    ):
+        if said and len(said) != len(manifest.backups):
+            raise BundleError(
+                f"{path} names {len(manifest.backups)} backups and the {what} of {len(said)}"
             )
 
 
@@ -216,21 +231,20 @@ def check_slotwise(
 
 
 def check_slot(manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]) -> None:
-    """A backup that is said to be one slot of a parity model is that. `allowed`: see `code_of`."""
-    code, backup = code_of(manifest, allowed), manifest.backup
-    if backup is None or not backup.slot:
-        return
+    """Backups that are said to be one slot of a parity model are that. `allowed`: see `code_of`."""
+    code = code_of(manifest, allowed)
     parity = manifest.parity[0] if manifest.parity else None
-    if (
-        code is None
-        or parity is None
-        or not parity.slotwise
-        or not is_slot(code, _loaded(parity, contents), _loaded(backup, contents))
-    ):
-        raise BundleError(
-            f"{backup.file} is said to be one slot of the parity model, but answers otherwise than "
-            "the first of that; leave slot out"
-        )
+    for backup in manifest.backups:
+        if backup.slot and (
+            code is None
+            or parity is None
+            or not parity.slotwise
+            or not is_slot(code, _loaded(parity, contents), _loaded(backup, contents))
+        ):
+            raise BundleError(
+                f"{backup.file} is said to be one slot of the parity model, but answers otherwise "
+                "than the first of that; leave slot out"
+            )
 
 
 def _loaded(model: ModelFile, contents: Mapping[str, bytes]) -> OnnxModel:

@@ -12,9 +12,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.scheduling import Backup
+
 Array = NDArray[Any]
 
-StandIn = Literal["reconstruction", "backup"]
+StandIn = Literal["reconstruction", Backup]
 """What answers in the deployed model's place, named as the source of its answers is."""
 
 Kind = Literal["classes", "boxes", "values"]

@@ -15,7 +15,7 @@ from parity_models.models.envelope import Numbers
 from parity_models.models.named_envelope import AnyEnvelope, numbers_in
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import Layout, TensorSpec, tensors_in
-from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling import BACKUPS, DEPLOYED, parity_role
 
 Array = NDArray[Any]
 
@@ -42,7 +42,7 @@ def golden(
     """
     code, deployed = bundle.code(), bundle.manifest.deployed.signature.smallest.input
     rows = golden_rows(deployed, bundle.envelope(), max(count, 0 if code is None else code.k))
-    queries = {DEPLOYED: rows[:count], BACKUP: rows[:count]}
+    queries = dict.fromkeys((DEPLOYED, *BACKUPS), rows[:count])
     if code is not None:
         # Query i is in slot 0 of group i, in slot 1 of the group before, and so on.
         slots = [np.roll(rows, -slot, axis=0)[:count] for slot in range(code.k)]

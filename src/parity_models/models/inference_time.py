@@ -21,20 +21,19 @@ SECONDS = 0.5
 def measure_models(
     deployed: NewModel,
     parity: Sequence[NewModel],
-    backup: NewModel | None,
+    backups: Sequence[NewModel],
     sizes: Sizes | None = None,
 ) -> InferenceTimes:
     """The inference times of the models of one bundle; of parity models, that of the first.
 
     `sizes` as in `inference_times`.
     """
-    others = {"parity": parity[0] if parity else None, "backup": backup}
-    here = {role: model for role, model in others.items() if model is not None}
-    models = [OnnxModel(each.onnx, signature=each.signature) for each in (deployed, *here.values())]
-    times = inference_times(models, sizes=sizes)
-    measured = dict(zip(here, times[1:], strict=True))
+    timed = (deployed, *backups, *parity[:1])
+    models = [OnnxModel(each.onnx, signature=each.signature) for each in timed]
+    own, *others = inference_times(models, sizes=sizes)
+    of_backups, of_parity = others[: len(backups)], others[len(backups) :]
     return InferenceTimes(
-        times[0], measured.get("parity"), measured.get("backup"), batch_time(deployed, sizes)
+        own, of_parity[0] if of_parity else None, tuple(of_backups), batch_time(deployed, sizes)
     )
 
 

@@ -15,9 +15,10 @@ from parity_models.errors import BundleError
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.signature import Signature, Tensor
 from parity_models.models.tensor import TensorSpec
+from parity_models.scheduling import BACKUPS, Backup
 
 FORMAT: Final = "parity-models-bundle"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 """A file directly in the bundle's folder: no separators, so no way out of it."""
@@ -85,8 +86,8 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `degraded_by_slot` the same for each of the k slots; `overall` is A_o by the fraction of
     predictions that is unavailable, as text ("0.1"); `agreement` the share of reconstructions
     that say the same as the deployed model. `degraded_by_unavailable` is A_d with 1 to r of a
-    group's predictions unavailable at once. `backup_accuracy` is that of the approximate backup
-    alone, where there is one. All are values of `metric`, at most 1 (and not below 0 unless it is
+    group's predictions unavailable at once. `backup_accuracies` are those of each
+    backup alone. All are values of `metric`, at most 1 (and not below 0 unless it is
     R²), over `queries` queries. Without a code there are only A_a and the number of queries.
     """
 
@@ -98,7 +99,7 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     agreement: Score | None
     queries: Count
     degraded_by_unavailable: tuple[Score, ...] = ()
-    backup_accuracy: Score | None = None
+    backup_accuracies: tuple[Score, ...] = ()
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -127,8 +128,13 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     deployed: Milliseconds
     parity: Milliseconds | None
-    backup: Milliseconds | None
+    backups: tuple[Milliseconds, ...] = ()
     deployed_batch: Milliseconds | None = None
+
+    @property
+    def of_backups(self) -> dict[str, float]:
+        """Those of the backups, by their roles."""
+        return dict(zip(BACKUPS, self.backups, strict=False))
 
     @property
     def batches_pay(self) -> bool:
@@ -146,7 +152,7 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle holds: the deployed model, its code and one parity model per row of it, and
-    perhaps a backup, a cheaper network for the same queries.
+    perhaps backups, cheaper networks for the same queries, the fastest first.
 
     `name` is the name under which the model is served. Without a code there are no parity
     models. `imitated` is the output of the deployed model that stand-ins give; None: its only one.
@@ -156,7 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """
 
     format: Literal["parity-models-bundle"] = FORMAT
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     name: ModelName = "model"
     created: str
     deployed: ModelFile
@@ -164,12 +170,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     code: CodeSpec | None = None
     parity: tuple[ParityFile, ...] = ()
     coders: dict[Coder, ModelFile] = {}
-    backup: BackupFile | None = None
+    backups: Annotated[tuple[BackupFile, ...], msgspec.Meta(max_length=len(BACKUPS))] = ()
     envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()
     deployed_training: Training | None = None
     parity_training: Training | None = None
-    backup_training: Training | None = None
+    backup_trainings: tuple[Training | None, ...] = ()
     accuracy: Accuracy | None = None
     inference_times: InferenceTimes | None = None
     calibration: dict[StandIn, Calibration] = {}
@@ -187,6 +193,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if self.imitated is None:
             return outputs[0] if len(outputs) == 1 else None
         return next((each for each in outputs if each.name == self.imitated), None)
+
+    @property
+    def backup_roles(self) -> dict[Backup, BackupFile]:
+        """The backups by their roles, which are the sources of their answers as well."""
+        return dict(zip(BACKUPS, self.backups, strict=False))
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -237,19 +248,42 @@ def digest_of(text: bytes) -> str:
 def _upgraded(content: dict[str, Any], version: int) -> dict[str, Any]:
     """The content of a manifest as the newest format has it.
 
-    In format 1 a model has an `input` and an `output` in place of a signature.
+    In format 2 there is one backup, or none. In format 1, a model also has an `input` and an
+    `output` in place of a signature.
     """
+    if version in (1, 2):
+        content = _with_backups(dict(content, format_version=FORMAT_VERSION))
     if version != 1:
         return content
-    content = dict(content, format_version=FORMAT_VERSION)
-    for field in ("deployed", "backup"):
-        content[field] = _with_signature(content.get(field))
+    content["deployed"] = _with_signature(content.get("deployed"))
+    content["backups"] = [_with_signature(each) for each in content["backups"]]
     parity, coders = content.get("parity"), content.get("coders")
     if isinstance(parity, list):
         content["parity"] = [_with_signature(each) for each in parity]
     if isinstance(coders, dict):
         content["coders"] = {name: _with_signature(each) for name, each in coders.items()}
     return content
+
+
+def _with_backups(content: dict[str, Any]) -> dict[str, Any]:
+    """Lists in place of what is said of one backup."""
+    renamed = {"backup": "backups", "backup_training": "backup_trainings"}
+    content = _listed(content, renamed)
+    for part, names in (
+        ("accuracy", {"backup_accuracy": "backup_accuracies"}),
+        ("inference_times", {"backup": "backups"}),
+    ):
+        if isinstance(content.get(part), dict):
+            content[part] = _listed(content[part], names)
+    return content
+
+
+def _listed(content: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """The content with a list, of one or none, under another name for each of these `names`."""
+    found = {name: value for name, value in content.items() if name not in names}
+    for name, many in names.items():
+        found[many] = [] if content.get(name) is None else [content[name]]
+    return found
 
 
 def _with_signature(model: Any) -> Any:

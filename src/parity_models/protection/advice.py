@@ -1,6 +1,6 @@
 """Which stand-ins to take, and what it would cost to do better, in words and numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from parity_models.errors import UserError
@@ -12,10 +12,14 @@ from parity_models.training.worth import worth
 
 @dataclass(frozen=True)
 class Advice:
-    """The plan that is recommended, and sentences that say why and what else there is."""
+    """The plan that is recommended, and sentences that say why and what else there is.
+
+    `together` say of two stand-ins in one bundle why they are taken, or not.
+    """
 
     plan: Plan
     sentences: tuple[str, ...]
+    together: tuple[str, ...] = ()
 
 
 ALIKE = 1.05
@@ -48,6 +52,29 @@ def two_together(plans: Sequence[Plan], wishes: Wishes) -> tuple[Finalist, ...]:
     return tuple(found)
 
 
+def two_backups(plans: Sequence[Plan], wishes: Wishes) -> tuple[Finalist, ...]:
+    """The two backups, of plans with one stand-in each, with the lowest p99 by themselves within
+    the extra work, the faster first; () where no two are on the frontier of time and coverage: one
+    that takes longer and may not answer more adds nothing."""
+    found = [
+        plan
+        for plan in plans
+        if plan.extra_work <= wishes.extra_work and plan.finalists[0].candidate.code is None
+    ]
+    frontier = [plan for plan in found if not any(_beats(other, plan) for other in found)]
+    best = sorted(frontier, key=lambda plan: plan.p99_ms)[:2]
+    if len(best) < 2:
+        return ()
+    return tuple(sorted((plan.finalists[0] for plan in best), key=lambda each: each.share))
+
+
+def _beats(one: Plan, other: Plan) -> bool:
+    """Is its stand-in as fast and may answer as much, and is better in one of them?"""
+    mine, its = one.finalists[0], other.finalists[0]
+    as_good = mine.share <= its.share and mine.covered >= its.covered
+    return as_good and (mine.share, mine.covered) != (its.share, its.covered)
+
+
 def advise(
     plans: Sequence[Plan], at_full: Sequence[Plan], others: Sequence[Plan], wishes: Wishes
 ) -> Advice:
@@ -70,7 +97,36 @@ def advise(
     best = max(alike, key=lambda plan: (-len(plan.finalists), _worth(plan), -plan.p99_ms))
     sentences = [_recommended(best, others), *_compared(best, others), _better(best, at_full)]
     more = _agreeing_more(best, plans)
-    return Advice(best, tuple(filter(None, [*sentences, more])))
+    return Advice(best, tuple(filter(None, [*sentences, more])), _together(plans, wishes))
+
+
+def _together(plans: Sequence[Plan], wishes: Wishes) -> tuple[str, ...]:
+    """Of two together, whether they are better than the better one of them alone."""
+    alone = {plan.finalists[0].name: plan for plan in plans if len(plan.finalists) == 1}
+    said = [_compared_with(plan, alone, wishes) for plan in plans if len(plan.finalists) > 1]
+    backups = [each for each in alone.values() if each.finalists[0].candidate.code is None]
+    if len(backups) > 1 and not two_backups(backups, wishes):
+        said.append(
+            "No two backups were tried together: of those within the extra work one is as fast as "
+            "each other and may answer as many queries."
+        )
+    return tuple(said)
+
+
+def _compared_with(plan: Plan, alone: Mapping[str, Plan], wishes: Wishes) -> str:
+    best = min((alone[each.name] for each in plan.finalists), key=lambda each: each.p99_ms)
+    told = (
+        f"{plan.name} together have a p99 of {plan.p99_ms:.2f} ms for {plan.extra_work:.1%} more "
+        f"work, {best.name} alone {best.p99_ms:.2f} ms for {best.extra_work:.1%}: "
+    )
+    if plan.extra_work > wishes.extra_work:
+        return f"{told}two take more work than --extra-work {wishes.extra_work:g}."
+    better = best.p99_ms > ALIKE * plan.p99_ms
+    return told + (
+        f"two are better, by more than the {ALIKE - 1:.0%} that may be chance."
+        if better
+        else f"not better by more than the {ALIKE - 1:.0%} that may be chance, so that one will do."
+    )
 
 
 def _worth(plan: Plan) -> float:
@@ -104,7 +160,10 @@ def _described(finalists: Sequence[Finalist]) -> str:
         "queries)"
         for one in finalists
     )
-    return f"{' and '.join(each)}. Each late query is asked of the better one for it, live."
+    told = f"{' and '.join(each)}. Each late query is asked of the better one for it, live"
+    if any(one.candidate.code for one in finalists):
+        return f"{told}."
+    return f"{told}; one that the first may not answer is asked of the second, if it is still late."
 
 
 def _compared(plan: Plan, others: Sequence[Plan]) -> list[str]:

@@ -128,13 +128,15 @@ def bundle_with(
     """A bundle for measuring with one stand-in; nothing else of `deployed` is in it."""
     model = deployed.stored(deployed.manifest.deployed)
     if isinstance(made, NewModel):
-        return write_bundle(out, deployed=model, backup=made, imitated=deployed.manifest.imitated)
+        return write_bundle(
+            out, deployed=model, backups=[made], imitated=deployed.manifest.imitated
+        )
     return write_bundle(
         out,
         deployed=model,
         parity=made.models,
         coders=made.coders,
-        backup=made.slot,
+        backups=[] if made.slot is None else [made.slot],
         code=code,
         imitated=deployed.manifest.imitated,
     )

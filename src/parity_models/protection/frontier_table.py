@@ -133,5 +133,6 @@ def as_json(found: Protected) -> dict[str, Any]:
         ],
         "dropped": found.dropped,
         "advice": list(found.advice.sentences),
+        "together": list(found.advice.together),
         "interrupted": found.interrupted,
     }

@@ -13,7 +13,7 @@ from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
 from parity_models.models.manifest import BATCH
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.protection.advice import Advice, able, advise, two_together
+from parity_models.protection.advice import Advice, able, advise, two_backups, two_together
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, Finalist, Measured, measure
 from parity_models.protection.preparing import Prepared, prepare
@@ -83,8 +83,8 @@ def protect_model(
     audience: Audience | None = None,
     began: float | None = None,
 ) -> Protected:
-    """Find the best stand-in for the model of `deployed`, or a backup and a parity model that are
-    better together, and write a bundle with them to `out`.
+    """Find the best stand-in for the model of `deployed`, or two that are better together (two
+    backups, or a parity model and a backup), and write a bundle with them to `out`.
 
     Beside it, in the folder OUT.protect, is what is needed to resume. Ctrl-C ends the search, and
     the best so far is written. Raises DataError for queries that do not fit, ModelError for a model
@@ -157,17 +157,19 @@ def _finish(
         )
     own = deployed.stored(deployed.manifest.deployed)
     of_batch = base[BATCH] if BATCH in base else batch_time(own, queries.sizes)
-    times = InferenceTimes(base[1], None, None, of_batch)
+    times = InferenceTimes(base[1], None, (), of_batch)
     capable = able(finalists, wishes)
     left = max(0.0, end - time.monotonic())
-    # Each by itself, two together, and hedging.
-    count = REPEATED * (len(capable) + 1) + 1
+    # Each by itself, two together of either sort, and hedging.
+    count = REPEATED * (len(capable) + 2) + 1
     left -= min(WRITING, MOST_WRITING * left)
     simulations = Simulations(wishes, base, left, count, wishes.max_batch or times.batch)
     others = [simulations.without, simulations.hedging()]
     tried = [simulations.with_stand_ins(each) for each in capable]
-    if company := two_together([each[-1] for each in tried], wishes):
-        tried.append(simulations.with_stand_ins(*company))
+    alone = [each[-1] for each in tried]
+    for company in (two_together(alone, wishes), two_backups(alone, wishes)):
+        if company:
+            tried.append(simulations.with_stand_ins(*company))
     plans, at_full = [each[-1] for each in tried], [each[0] for each in tried]
     advice = advise(plans, at_full, others, wishes)
     bundle = write_protected(deployed, prepared, advice.plan.finalists, times, out)

@@ -16,7 +16,7 @@ from parity_models.codes import Code
 from parity_models.faults import FaultPlan, LogNormal
 from parity_models.protection.finalists import Finalist
 from parity_models.protection.wishes import Wishes
-from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging, StandIns
 from parity_models.simulation.arrivals import poisson_arrivals
@@ -45,7 +45,8 @@ TRIES = 3
 class Plan:
     """A policy with `finalists` for stand-ins, or with none, and what it did in the simulation.
 
-    Of two finalists the second is a backup, which is used in place of a slot of the first.
+    Of two finalists the second is a backup: where the first is one, a slower and better one, else
+    the one that is used in place of a slot of the first.
 
     Latencies are those of answered queries, in ms; `answered` the share that were, `stood_in` the
     share that a stand-in answered. `extra_work` is in runs of the deployed model for each query.
@@ -149,8 +150,9 @@ class Simulations:
         return self._run("hedging", (), choice, StandIns(), {})
 
     def with_stand_ins(self, *finalists: Finalist) -> list[Plan]:
-        """Parity models, a backup, or both in this order, asked for late queries: with the policy's
-        urgency, and with ever less as long as the extra work is more than is wanted."""
+        """Parity models, a backup, both in this order, or two backups, the faster first, asked for
+        late queries: with the policy's urgency, and with ever less as long as the extra work is
+        more than is wanted."""
         plans = [self._adaptive(finalists, None)]
         urgency = Adaptive.Options().urgency
         while plans[-1].extra_work > self._wishes.extra_work and len(plans) <= TRIES:
@@ -163,16 +165,18 @@ class Simulations:
         choice = PolicyChoice(Adaptive.name, options)
         code: Code | None = None
         service: dict[str, Times] = {}
+        backups = [each for each in finalists if each.candidate.code is None]
+        service |= {role: each.ms for role, each in zip(BACKUPS, backups, strict=False)}
         for each in finalists:
             spec = each.candidate.code
-            if spec is None:  # rather than a slot of the parity model
-                service[BACKUP] = each.ms
+            if spec is None:
                 continue
             code = Code(spec, (1,), (1,))
             service |= {parity_role(j): each.ms for j in range(spec.r)}
-            if each.slot is not None and each.slot_ms is not None:
+            # A backup of its own rather than a slot of the parity model.
+            if not backups and each.slot is not None and each.slot_ms is not None:
                 service[BACKUP] = each.slot_ms
-        has = StandIns(code, BACKUP in service)
+        has = StandIns(code, tuple(role for role in BACKUPS if role in service))
         return self._run(together(finalists), finalists, choice, has, service)
 
     def _run(
@@ -229,4 +233,10 @@ def together(finalists: Sequence[Finalist]) -> str:
 
 def coverage_of(finalists: Sequence[Finalist]) -> dict[str, float]:
     """The share of queries that each stand-in of a bundle with these may answer, by source."""
-    return {name: share for each in finalists for name, share in each.coverage.items()}
+    roles, found = iter(BACKUPS), dict[str, float]()
+    for each in sorted(finalists, key=lambda one: one.candidate.code is None):
+        if each.candidate.code is None:  # rather than a slot of a parity model
+            found[next(roles)] = each.covered
+        else:
+            found |= {str(name): share for name, share in each.coverage.items()}
+    return found

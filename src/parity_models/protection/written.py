@@ -1,6 +1,7 @@
 """The bundle with the chosen stand-ins, with all that was measured of them."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,7 @@ from parity_models.protection.preparing import Prepared
 from parity_models.tasks.unlabelled import labels_from
 from parity_models.training.lessons import envelope_of
 from parity_models.training.parity import ParityModels
+from parity_models.training.ranked import KnownBackup, in_order
 
 
 def write_protected(
@@ -31,27 +33,39 @@ def write_protected(
     times: InferenceTimes,
     out: Path,
 ) -> Bundle:
-    """Write the deployed model and what was chosen, a backup or a parity model or both, to `out`,
-    whole or not at all; `times` are those of the deployed model.
+    """Write the deployed model and what was chosen, backups or a parity model or one of each, to
+    `out`, whole or not at all; `times` are those of the deployed model.
 
     Without a backup among them, the parity model's slot is one, if it may answer.
     """
     manifest = deployed.manifest
-    coded, backup = _of(chosen, coded=True), _of(chosen, coded=False)
+    coded = next((each for each in chosen if each.candidate.code is not None), None)
     models = ParityModels([], {}, None)
     calibration: dict[StandIn, Calibration] = {}
-    slot, slot_ms = None, None
+    timed = [
+        (
+            each.ms[1],
+            KnownBackup(each.made, _training(prepared, each), each.calibration.get("backup")),
+        )
+        for each in chosen
+        if isinstance(each.made, NewModel)
+    ]
     if coded is not None and isinstance(coded.made, ParityModels):
-        models, slot = coded.made, coded.slot
-        slot_ms = None if slot is None or coded.slot_ms is None else coded.slot_ms[1]
-        calibration |= {
-            name: gate
-            for name, gate in coded.calibration.items()
-            if name == "reconstruction" or slot is not None
+        models = coded.made
+        calibration = {
+            name: gate for name, gate in coded.calibration.items() if name == "reconstruction"
         }
-    if backup is not None and isinstance(backup.made, NewModel):
-        slot, slot_ms = backup.made, _ms(backup)
-        calibration |= backup.calibration
+        if not timed and coded.slot is not None and coded.slot_ms is not None:
+            timed = [
+                (coded.slot_ms[1], KnownBackup(coded.slot, None, coded.calibration.get("backup")))
+            ]
+    timed.sort(key=itemgetter(0))
+    times = msgspec.structs.replace(
+        times,
+        parity=None if coded is None else coded.ms[1],
+        backups=tuple(ms for ms, _ in timed),
+    )
+    known = in_order([backup for _, backup in timed], times)
     # The narrower envelope: that of one which did not learn from mirrored queries, if there is one.
     lessons = min((each.trainee.lessons for each in chosen), key=lambda each: each.mirrored)
     bundle = write_bundle(
@@ -59,31 +73,19 @@ def write_protected(
         deployed=deployed.stored(manifest.deployed),
         parity=models.models,
         coders=models.coders,
-        backup=slot,
+        backups=known.backups,
         code=None if coded is None else coded.candidate.code,
         imitated=manifest.imitated,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=None if coded is None else _training(prepared, coded),
-        backup_training=None if backup is None else _training(prepared, backup),
-        inference_times=msgspec.structs.replace(
-            times, parity=None if coded is None else _ms(coded), backup=slot_ms
-        ),
-        calibration=calibration,
+        backup_trainings=known.trainings,
+        inference_times=known.times,
+        calibration=calibration | known.calibration,
         envelope=envelope_of(lessons, prepared.teaching.subject),
         files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
     )
     return with_accuracy(bundle, _accuracy(bundle, prepared))
-
-
-def _of(chosen: Sequence[Finalist], *, coded: bool) -> Finalist | None:
-    """The parity model among them, or the backup."""
-    found = (each for each in chosen if (each.candidate.code is not None) == coded)
-    return next(found, None)
-
-
-def _ms(finalist: Finalist) -> float:
-    return finalist.ms[1]
 
 
 def _training(prepared: Prepared, chosen: Finalist) -> Training:

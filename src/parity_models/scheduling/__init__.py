@@ -6,9 +6,11 @@ it knows ids and times, never arrays, sockets or clocks.
 
 from parity_models.scheduling.actions import (
     BACKUP,
+    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
+    Backup,
     Cancel,
     Compare,
     Decode,
@@ -25,6 +27,7 @@ from parity_models.scheduling.actions import (
     Verify,
     WakeAt,
     parity_role,
+    source_of,
 )
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
@@ -32,9 +35,11 @@ from parity_models.scheduling.scheduler import Scheduler
 
 __all__ = [
     "BACKUP",
+    "BACKUPS",
     "DEPLOYED",
     "Action",
     "Answer",
+    "Backup",
     "Cancel",
     "Compare",
     "Decode",
@@ -57,4 +62,5 @@ __all__ = [
     "Verify",
     "WakeAt",
     "parity_role",
+    "source_of",
 ]

@@ -5,6 +5,7 @@ queries are the driver's; ids of units and groups are the scheduler's. Times are
 """
 
 from enum import StrEnum
+from typing import Literal, get_args
 
 from msgspec import Struct
 
@@ -13,6 +14,10 @@ DEPLOYED = "deployed"
 
 BACKUP = "backup"
 """The role of running an approximate backup: a cheaper network, over the same queries."""
+
+Backup = Literal["backup", "backup-2", "backup-3", "backup-4"]
+BACKUPS: tuple[Backup, ...] = get_args(Backup)
+"""The roles of the backups of a bundle, which may have as many at most: the fastest first."""
 
 
 def parity_role(j: int) -> str:
@@ -26,7 +31,22 @@ class Source(StrEnum):
     MODEL = "model"
     RECONSTRUCTION = "reconstruction"
     BACKUP = "backup"
+    BACKUP_2 = "backup-2"
+    BACKUP_3 = "backup-3"
+    BACKUP_4 = "backup-4"
     DEFAULT = "default"
+
+    @property
+    def stands_in(self) -> bool:
+        """Is it a stand-in's?"""
+        return self not in (Source.MODEL, Source.DEFAULT)
+
+
+def source_of(role: str) -> Source:
+    """What an output of this role answers as; a backup's is called as its role is."""
+    if role == DEPLOYED:
+        return Source.MODEL
+    return Source(role) if role in BACKUPS else Source.RECONSTRUCTION
 
 
 class Reason(StrEnum):
@@ -58,7 +78,7 @@ class RecycleReason(StrEnum):
 class Run(Struct, frozen=True):
     """Run `role` on `instance` over `subjects`, as one batch.
 
-    Subjects are query ids for DEPLOYED and BACKUP, and group ids for parity work (whose parity
+    Subjects are query ids for DEPLOYED and BACKUPS, and group ids for parity work (whose parity
     query was made by an earlier Encode).
     """
 

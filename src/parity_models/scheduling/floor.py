@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from itertools import count
 
 from parity_models.scheduling.actions import (
-    BACKUP,
+    BACKUPS,
     DEPLOYED,
     Compare,
     Encode,
@@ -91,7 +91,7 @@ class Floor:
             run,
             Compare(unit.instance, unit.id),
         ]
-        if task.role != BACKUP:
+        if task.role not in BACKUPS:
             members = tuple(self._kept)
             actions = [Encode(task.subject, members, 0.0), *actions, ForgetGroup(task.subject)]
         self._task = None
@@ -121,7 +121,7 @@ class Floor:
         self._kept.append(query.id)
 
     def _queue(self, role: str, query: Query) -> None:
-        subject = query.id if role == BACKUP else next(self._ids)
+        subject = query.id if role in BACKUPS else next(self._ids)
         task = Task(role, subject, query.kind, preemptible=True, alone=True, comparing=True)
         self._task = task
         self._dispatch.add(task)
@@ -139,7 +139,7 @@ class Floor:
 
 
 def _sizes(stand_ins: StandIns) -> dict[str, int]:
-    sizes = {BACKUP: 1} if stand_ins.backup else {}
+    sizes = dict.fromkeys(stand_ins.backups, 1)
     code = stand_ins.code
     if code is not None and rows_needed(code)[:1] == [1]:
         sizes[parity_role(0)] = code.k

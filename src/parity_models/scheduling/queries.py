@@ -57,6 +57,7 @@ class Queries:
         for query_id in queries:
             original = Task(DEPLOYED, query_id, kind)
             query = Query(query_id, kind, now, [original], due, tenant, query_id in exact)
+            query.backups = () if query.exact else self._policy.asks.backups
             original.apart.append(query.tasks)
             look = partial(self._too_late, query, wanted_until)
             query.timer = port.timers.set(too_late, look)
@@ -96,10 +97,14 @@ class Queries:
                 self._give_up(query)
 
     def refused(self, query_id: int, source: Source) -> None:
-        """What a stand-in says to the query may not be given; it waits for the model."""
+        """What a stand-in says to the query may not be given; it waits for the model, or for one
+        of the backups that come after this one, which are slower and better."""
         query = self._port.queries.get(query_id)
         if query is not None and not query.spoiled:
-            query.spoiled = True
+            # No source comes after that of a reconstruction.
+            query.backups = tuple(role for role in query.backups if role > source)
+            query.spoiled = not query.backups
+            query.refusals += 1
             self._port.tell((query_id,), self._policy.refused, self._port, query, source)
 
     def _too_late(self, query: Query, wanted_until: float) -> None:

@@ -7,7 +7,7 @@ how right the stand-in is (serving/gates.py). One at a time, as it takes an inst
 
 from collections.abc import Mapping
 
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source
+from parity_models.scheduling.actions import DEPLOYED, Source, source_of
 from parity_models.scheduling.work import Unit
 
 
@@ -43,8 +43,7 @@ class Samples:
         if unit.role == DEPLOYED:
             return False
         self._count += 1
-        source = Source.BACKUP if unit.role == BACKUP else Source.RECONSTRUCTION
-        is_due = self._count % self._one_in == 0 or source in self._closed
+        is_due = self._count % self._one_in == 0 or source_of(unit.role) in self._closed
         if self.runs or not is_due:
             return False
         self.take(unit)

@@ -24,7 +24,14 @@ queries begin and end in queries.py, how units do in units.py.
 
 from collections.abc import Collection, Hashable, Iterable, Sequence
 
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Action, Reason, Source
+from parity_models.scheduling.actions import (
+    BACKUPS,
+    DEPLOYED,
+    Action,
+    Reason,
+    Source,
+    source_of,
+)
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import State
@@ -113,8 +120,8 @@ class Scheduler:
             if task.role != DEPLOYED:
                 if usable:
                     port.tell((), self._policy.redundancy_finished, port, task)
-                elif task.role == BACKUP:
-                    self._queries.refused(task.subject, Source.BACKUP)
+                elif task.role in BACKUPS:
+                    self._queries.refused(task.subject, source_of(task.role))
                 continue
             if usable:
                 port.tell((task.subject,), self._policy.predicted, port, task)

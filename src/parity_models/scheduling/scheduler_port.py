@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from parity_models.scheduling.actions import (
-    BACKUP,
+    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
@@ -117,7 +117,7 @@ class SchedulerPort:
         preemptible: bool = False,
         avoid: Collection[str] = (),
     ) -> Task:
-        query = self.queries.get(subject) if role == BACKUP else None
+        query = self.queries.get(subject) if role in BACKUPS else None
         group = None if query is None else query.original.group
         task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
         apart.append(task)

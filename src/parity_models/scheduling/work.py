@@ -78,8 +78,9 @@ class Query:
     `tasks` are the original and its copies; all of them run the deployed model. `timer` is its
     deadline, `alarm` the policy's timer that ends with it. Queries of different
     `tenant` never share a coding group; one that is `exact` joins none, and is answered by the
-    deployed model alone. It fails at `due`. `decoding`: it is being reconstructed;
-    `spoiled`: what a stand-in said may not be given, and none is asked again. `kills` counts
+    deployed model alone. It fails at `due`. `decoding`: it is being reconstructed; `backups`: the
+    roles of those that it may be asked of, the fastest first; `refusals`: how often what
+    a stand-in said was not to be given; `spoiled`: none is asked again. `kills` counts
     the units with its input that were running when their instance left, but for those `excused`;
     `proof` weighs those of them that had no other pending query's input.
     """
@@ -91,7 +92,9 @@ class Query:
     due: float
     tenant: Hashable = None
     exact: bool = False
+    backups: tuple[str, ...] = ()
     decoding: bool = False
+    refusals: int = 0
     spoiled: bool = False
     kills: int = 0
     excused: int = 0

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.scheduling import Run, Source
+from parity_models.scheduling import Run, Source, source_of
 from parity_models.serving.gates import Gates
 from parity_models.serving.metrics import Metrics
 
@@ -90,7 +90,7 @@ class Comparison:
 
     def finished(self, row: int | None, run: Run, outputs: NDArray[Any]) -> None:
         """A unit of a stand-in has finished, with an output for each of its subjects: a parity unit
-        of this `row` of the code, or, None, one of the backup."""
+        of this `row` of the code, or, None, one of a backup."""
         sample = self._sample
         if sample is None or sample.unit != run.unit:
             return
@@ -103,13 +103,14 @@ class Comparison:
                 parities = range(0 if self._code is None else self._code.r)
                 self._compare(here, [made if j == row else None for j in parities])
             elif here[0] is not None:
-                self.backup(made, here[0])
+                self.backup(source_of(run.role), made, here[0])
 
-    def backup(self, backup: Made, prediction: Made) -> None:
-        """A backup's output and the prediction for the same query are here."""
+    def backup(self, source: Source, backup: Made, prediction: Made) -> None:
+        """The output of the backup with this source and the prediction for the same query are
+        here."""
         makers = (backup.instance, prediction.instance)
         agreed = self._gates.compared(
-            Source.BACKUP, backup.output, prediction.output, makers, prediction.tenant
+            source, backup.output, prediction.output, makers, prediction.tenant
         )
         for maker in makers:
             self._tell(maker, agreed)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.scheduling import (
-    BACKUP,
+    BACKUPS,
     Action,
     Answer,
     Cancel,
@@ -40,6 +40,7 @@ from parity_models.scheduling import (
     Source,
     Verify,
     WakeAt,
+    source_of,
 )
 from parity_models.serving.busy_time import BusyTime
 from parity_models.serving.engine import Engine
@@ -181,10 +182,11 @@ class Driver:
             return
         self._tensors.keep(run, outputs)
         unusable: Collection[int] = ()
-        if run.role == BACKUP:
-            rows = self._stand_ins.unusable(Source.BACKUP, run.subjects, outputs)
+        if run.role in BACKUPS:
+            source = source_of(run.role)
+            rows = self._stand_ins.unusable(source, run.subjects, outputs)
             unusable = {run.subjects[row] for row in rows}
-            self._refused(unusable)
+            self._refused(unusable, source)
         try:
             self._stand_ins.finished(run, outputs)
         except Exception:  # a decoder of somebody's own may raise: queries have their answers still
@@ -211,9 +213,9 @@ class Driver:
         self.busy.end(unit.unit, now())
         self.observers.unit_ended(now(), unit, finished=finished)
 
-    def _refused(self, queries: Collection[int]) -> None:
+    def _refused(self, queries: Collection[int], source: Source) -> None:
         if queries:
-            self.observers.refused(now(), queries)
+            self.observers.refused(now(), queries, source)
 
     # The scheduler's actions
 
@@ -289,7 +291,7 @@ class Driver:
         ended = now()
         self._metrics.decode.observe(ended - started)
         self.observers.decoded(started, ended, action)
-        self._refused([action.members[slot] for slot in wrong])
+        self._refused([action.members[slot] for slot in wrong], Source.RECONSTRUCTION)
         self._report(self._scheduler.decoded, action.group, wrong)
 
     def _fail(self, action: Fail) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
-from parity_models.scheduling import BACKUP, DEPLOYED, Source
+from parity_models.scheduling import BACKUPS, Source, source_of
 from parity_models.serving.agreement_watch import AgreementWatches
 from parity_models.serving.metrics import Metrics
 from parity_models.tasks.agreeing import Agreement
@@ -82,11 +82,9 @@ def ungated(bundle: Bundle, roles: Collection[str], agreement: float | None) -> 
 
 def _used(roles: Collection[str]) -> list[StandIn]:
     found: list[StandIn] = []
-    if any(role not in (DEPLOYED, BACKUP) for role in roles):
+    if any(source_of(role) is Source.RECONSTRUCTION for role in roles):
         found.append("reconstruction")
-    if BACKUP in roles:
-        found.append("backup")
-    return found
+    return found + [role for role in BACKUPS if role in roles]
 
 
 def _reaching(

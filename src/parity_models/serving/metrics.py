@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from parity_models import __version__
-from parity_models.scheduling import Reason, RecycleReason, Source
+from parity_models.scheduling import BACKUPS, Reason, RecycleReason, Source
+from parity_models.serving.memo import Memo
 from parity_models.serving.metric_by_role import ByRole
 from parity_models.serving.refusals import Refused
 
@@ -116,6 +117,7 @@ class Metrics:
         "parm_query_latency_seconds",
         "From a query's arrival to its answer, by the answer's source.",
         "source",
+        known=[source for source in Source if source not in BACKUPS[1:]],  # those are of few
         buckets=_LATENCIES,
     )
     failures = _Declared(
@@ -315,7 +317,7 @@ class Metrics:
         for declared in vars(Metrics).values():
             if isinstance(declared, _Declared):
                 declared.make(self)
-        self.latency = {source: self.latency_by_source.labels(source) for source in Source}
+        self.latency: Memo[Source, Histogram] = Memo(self.latency_by_source.labels)
         self.build_info.labels(__version__, bundle_digest).set(1)
 
     def refused(self, why: str, messages: int = 1) -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
-from parity_models.scheduling import Action, Decode, Encode, Run, Verify
+from parity_models.scheduling import Action, Decode, Encode, Run, Source, Verify
 from parity_models.serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class Observer:
     def decoded(self, began: float, ended: float, action: Decode) -> None:
         """Predictions of a group have been reconstructed, in this time."""
 
-    def refused(self, now: float, queries: Collection[int]) -> None:
-        """What a stand-in says to these queries may not be given."""
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
+        """What the stand-in with this source says to these queries may not be given."""
 
     def spares(self, unit: Run | Verify) -> bool:
         """Shall this unit, which is to be cancelled, run on, so that its end is seen?"""
@@ -88,9 +88,9 @@ class Observers(Observer):
         for each in self._all:
             self._tell(each, each.decoded, began, ended, action)
 
-    def refused(self, now: float, queries: Collection[int]) -> None:
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
         for each in self._all:
-            self._tell(each, each.refused, now, queries)
+            self._tell(each, each.refused, now, queries, source)
 
     def spares(self, unit: Run | Verify) -> bool:
         return any(self._tell(each, each.spares, unit) for each in self._all)

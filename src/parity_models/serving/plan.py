@@ -12,7 +12,6 @@ from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.signature import Signature
 from parity_models.scheduling import (
-    BACKUP,
     DEPLOYED,
     Policy,
     SchedulerConfig,
@@ -54,12 +53,14 @@ _UNSCREENED = (
 
 def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
     """The stand-ins of a bundle, those that run somewhere if the engine has fixed roles."""
-    code, backup = bundle.code(), bundle.manifest.backup is not None
+    code, backups = bundle.code(), tuple(bundle.manifest.backup_roles)
     fixed = None if engine is None else engine.kind.fixed_roles(engine.settings, bundle)
     if fixed is None:
-        return StandIns(code, backup)
+        return StandIns(code, backups)
     runs = frozenset[str]().union(*fixed)
-    return StandIns(code if parity_role(0) in runs else None, backup and BACKUP in runs)
+    return StandIns(
+        code if parity_role(0) in runs else None, tuple(role for role in backups if role in runs)
+    )
 
 
 class Plan:
@@ -147,9 +148,7 @@ def model_files(bundle: Bundle) -> dict[str, ModelFile]:
     manifest = bundle.manifest
     files = {DEPLOYED: manifest.deployed}
     files |= {parity_role(j): model for j, model in enumerate(manifest.parity)}
-    if manifest.backup is not None:
-        files[BACKUP] = manifest.backup
-    return files
+    return files | manifest.backup_roles
 
 
 def _roles(
@@ -210,7 +209,7 @@ def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
             f"{bundle.path} has no parity model for the policy {choice.name}; make one with "
             f"`parm parity --from {bundle.path} --out BUNDLE`, or serve with another policy"
         )
-    if choice.policy.needs_backup and bundle.manifest.backup is None:
+    if choice.policy.needs_backup and not bundle.manifest.backups:
         raise UserError(
             f"{bundle.path} has no backup model for the policy {choice.name}; make one with `parm "
             f"backup --from {bundle.path} --network linear --out BUNDLE`, or serve with another "

@@ -6,6 +6,7 @@ from typing import Any
 
 from parity_models.scheduling import (
     BACKUP,
+    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
@@ -18,11 +19,15 @@ from parity_models.scheduling import (
     Source,
     Verify,
 )
+from parity_models.serving.memo import Memo
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.observer import Observer
 
 COPY, PARITY = "copy", "parity"
-KINDS = (COPY, BACKUP, PARITY)
+USUAL = (COPY, BACKUP, PARITY)
+"""Kinds that are shown though nothing of them was sent."""
+OF_QUERIES = (COPY, *BACKUPS)
+"""Kinds of which the tasks are each for one query."""
 
 SENT, ANSWERED, CANCELLED, WASTED = "sent", "answered", "cancelled", "wasted"
 COMPARED, REFUSED = "compared", "refused"
@@ -47,17 +52,18 @@ class RedundantWork(Observer):
         """The class of each instance that is up."""
         self._timed: dict[tuple[str, str], Callable[[float], None]] = {}
         """What a run's time is told, by role and class of the instance."""
-        self._count: dict[tuple[str, str], Callable[[float], None]] = {
-            (kind, fate): metrics.redundant.labels(kind, fate).inc
-            for kind in KINDS
-            for fate in FATES
-        }
+        self._count: Memo[tuple[str, str], Callable[[float], None]] = Memo(
+            lambda key: metrics.redundant.labels(*key).inc
+        )
+        for kind in USUAL:
+            for fate in FATES:
+                metrics.redundant.labels(kind, fate)
         self._units: dict[int, tuple[float, str, Sequence[int]]] = {}
         """Of a unit that runs: since when, the kind of its redundant tasks, and their subjects."""
         self._originals: Counter[int] = Counter()
         """How many units of the deployed model run, or have run to their end, for a query that is
         neither answered nor failed."""
-        self._useless: dict[str, Counter[int]] = {kind: Counter() for kind in KINDS}
+        self._useless: dict[str, Counter[int]] = {kind: Counter() for kind in (*OF_QUERIES, PARITY)}
         """By kind, tasks that ran to their end and have answered nobody yet, by subject."""
         self._running: Counter[tuple[str, int]] = Counter()
         """How many redundant tasks run, by kind and subject."""
@@ -89,12 +95,13 @@ class RedundantWork(Observer):
     def instance_left(self, now: float, instance: str, why: str) -> None:
         self._classes.pop(instance, None)
 
-    def refused(self, now: float, queries: Collection[int]) -> None:
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
         for query in queries:
-            if query in self._groups:
-                self._count[PARITY, REFUSED](1)
-            elif self._useless[BACKUP].get(query):  # else it was compared, or came too late
-                self._count[BACKUP, REFUSED](1)
+            if source is Source.RECONSTRUCTION:
+                if query in self._groups:
+                    self._count[PARITY, REFUSED](1)
+            elif self._useless[source].get(query):  # else it was compared, or came too late
+                self._count[source, REFUSED](1)
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         if isinstance(unit, Verify) or unit.unit not in self._units:
@@ -127,7 +134,7 @@ class RedundantWork(Observer):
             kind, redundant = COPY, [each for each in run.subjects if self._originals[each] > 0]
             self._originals.update(run.subjects)
         else:
-            kind = BACKUP if run.role == BACKUP else PARITY
+            kind = run.role if run.role in BACKUPS else PARITY
             redundant = list(run.subjects)
         self._units[run.unit] = (now, kind, redundant)
         if redundant:
@@ -170,8 +177,8 @@ class RedundantWork(Observer):
 
     def _answer(self, now: float, action: Answer) -> None:
         query = action.query
-        if action.source is Source.BACKUP:
-            self._answered(BACKUP, query)
+        if action.source in BACKUPS:
+            self._answered(action.source, query)
         elif action.source is Source.RECONSTRUCTION:
             self._answered(PARITY, self._groups.get(query, -1))
         elif action.source is Source.MODEL and self._useless[COPY].get(query):
@@ -185,9 +192,9 @@ class RedundantWork(Observer):
         """The query has its answer, or its error: nothing more is run for it."""
         self._originals.pop(query, None)
         self._groups.pop(query, None)
-        if self._running or self._useless[COPY] or self._useless[BACKUP]:
-            self._waste(COPY, query)
-            self._waste(BACKUP, query)
+        if self._running or any(self._useless[kind] for kind in OF_QUERIES):
+            for kind in OF_QUERIES:
+                self._waste(kind, query)
 
     def _answered(self, kind: str, subject: int) -> None:
         self._count[kind, ANSWERED](1)

@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.scheduling import BACKUP, DEPLOYED, ForgetGroup, Run, Source
+from parity_models.scheduling import BACKUPS, DEPLOYED, ForgetGroup, Run, Source
 from parity_models.serving.comparison import Comparison
 from parity_models.serving.gates import ChosenGate, Gates
 from parity_models.serving.metrics import Metrics
@@ -70,14 +70,14 @@ class StandIns:
         """A unit has finished, and its outputs are kept."""
         row = self._tensors.parity_rows.get(run.role)
         if row is None:
-            for backup, prediction in self._tensors.backed(run):
-                self._comparison.backup(backup, prediction)
+            for source, backup, prediction in self._tensors.backed(run):
+                self._comparison.backup(source, backup, prediction)
         if run.role != DEPLOYED:
             self._comparison.finished(row, run, outputs)
 
     def sample(self, run: Run) -> None:
         """Nobody waits for this unit, which runs on to be compared."""
-        predictions = self._tensors.predictions(run) if run.role == BACKUP else None
+        predictions = self._tensors.predictions(run) if run.role in BACKUPS else None
         self._comparison.sample(run.unit, run.subjects, predictions)
 
     def lost(self, unit: int) -> None:

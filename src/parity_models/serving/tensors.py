@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.scheduling import (
-    BACKUP,
+    BACKUPS,
     DEPLOYED,
     Decode,
     Encode,
@@ -21,12 +21,13 @@ from parity_models.scheduling import (
     Run,
     Source,
     parity_role,
+    source_of,
 )
 from parity_models.serving.asked import Asked
 from parity_models.serving.comparison import Made
 from parity_models.serving.request_log import RequestLog
 
-_SOURCES = {DEPLOYED: Source.MODEL, BACKUP: Source.BACKUP}
+_SOURCES = {role: source_of(role) for role in (DEPLOYED, *BACKUPS)}
 """What an output answers as, by the work it came from."""
 
 
@@ -119,13 +120,16 @@ class Tensors:
         made = {query: self._made(query, Source.MODEL) for query in run.subjects}
         return {query: each for query, each in made.items() if each is not None}
 
-    def backed(self, run: Run) -> Iterator[tuple[Made, Made]]:
-        """The outputs of backup and deployed model for a unit's queries, where both are here."""
+    def backed(self, run: Run) -> Iterator[tuple[Source, Made, Made]]:
+        """The outputs of a backup, with its source, and of the deployed model for queries of a unit
+        of either, where both are here."""
+        which = BACKUPS if run.role == DEPLOYED else (run.role,)
         for query in run.subjects:
-            backup = self._made(query, Source.BACKUP)
-            prediction = None if backup is None else self._made(query, Source.MODEL)
-            if backup is not None and prediction is not None:
-                yield backup, prediction
+            for source in map(source_of, which):
+                backup = self._made(query, source)
+                prediction = None if backup is None else self._made(query, Source.MODEL)
+                if backup is not None and prediction is not None:
+                    yield source, backup, prediction
 
     def _made(self, query: int, source: Source) -> Made | None:
         asked = self.requests.get(query)

@@ -25,6 +25,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_
 
 from parity_models import __version__
 from parity_models.scheduling import (
+    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
@@ -143,7 +144,7 @@ class QuerySpans(Observer):
 
     def _run(self, now: float, run: Run) -> None:
         is_own = run.role == DEPLOYED
-        queries = run.subjects if is_own or run.role == "backup" else self._of_groups(run)
+        queries = run.subjects if is_own or run.role in BACKUPS else self._of_groups(run)
         spans = []
         for query in queries:
             parent = self._span(query)

@@ -17,7 +17,7 @@ import numpy as np
 
 from parity_models.faults import FaultPlan, Transfers, WorkerFaults
 from parity_models.scheduling import (
-    BACKUP,
+    BACKUPS,
     DEPLOYED,
     Action,
     Answer,
@@ -31,6 +31,7 @@ from parity_models.scheduling import (
     Source,
     Verify,
     WakeAt,
+    source_of,
 )
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.simulation.link import Link
@@ -184,8 +185,9 @@ class _Driver:
         if self._running.pop(run.unit, None) is None:
             return  # it was cancelled
         refused: list[int] = []
-        if run.role == BACKUP:
-            refused = [query for query in run.subjects if self._refuses(query, Source.BACKUP)]
+        if run.role in BACKUPS:
+            source = source_of(run.role)
+            refused = [query for query in run.subjects if self._refuses(query, source)]
         self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused))
 
     def _cut(self, unit: int) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
-from parity_models.scheduling import BACKUP, DEPLOYED
+from parity_models.scheduling import BACKUPS, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources, Hedging, StandIns
 from parity_models.simulation.arrivals import poisson_arrivals
@@ -217,8 +217,7 @@ class Sizing:
 
 
 def _named(asks: StandIns) -> str:
-    names = {"parity model": asks.code is not None, "backup": asks.backup}
-    return " and ".join(name for name, there in names.items() if there) or "none"
+    return " and ".join([*["parity model"] * (asks.code is not None), *asks.backups]) or "none"
 
 
 def _missed(goal: Goal, outcome: Outcome) -> tuple[str, ...]:
@@ -258,5 +257,5 @@ def nearest(plans: Iterable[Plan], goal: Goal) -> Plan:
 
 def times_of(served: Served) -> Mapping[str, float]:
     """Milliseconds of a unit by role, undisturbed: the deployed model's first."""
-    order = sorted(served.seconds, key=lambda role: (role != DEPLOYED, role == BACKUP, role))
+    order = sorted(served.seconds, key=lambda role: (role != DEPLOYED, role in BACKUPS, role))
     return {role: 1e3 * served.seconds[role] for role in order}

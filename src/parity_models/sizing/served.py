@@ -8,7 +8,7 @@ from parity_models.faults import Distribution, LogNormal
 from parity_models.models.bundle import Bundle
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling import DEPLOYED, parity_role
 from parity_models.scheduling.policies import StandIns
 from parity_models.serving.gates import choose_gates
 from parity_models.serving.plan import model_files, stand_ins_of
@@ -87,7 +87,8 @@ def _measured(bundle: Bundle) -> dict[str, float]:
     """Seconds by role: as the bundle says or, where it does not, measured now."""
     times = bundle.manifest.inference_times
     if times is not None:
-        known = {DEPLOYED: times.deployed, BACKUP: times.backup}
+        known: dict[str, float | None] = {DEPLOYED: times.deployed}
+        known |= times.of_backups
         known |= {parity_role(j): times.parity for j in range(len(bundle.manifest.parity))}
         if all(known.get(role) for role in model_files(bundle)):
             return {role: ms / 1e3 for role, ms in known.items() if ms}

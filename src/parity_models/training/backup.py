@@ -14,10 +14,10 @@ from torch import nn
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.by_bucket import commonest
 from parity_models.models.export import export_named, export_onnx
-from parity_models.models.inference_time import measure_models
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.signature import Sizes
 from parity_models.models.weights import has_weights
+from parity_models.scheduling import BACKUPS
 from parity_models.tasks import Split
 from parity_models.tasks.output_kind import OutputKind
 from parity_models.tasks.unlabelled import choose_metric
@@ -29,6 +29,7 @@ from parity_models.training.imitation import Imitation
 from parity_models.training.inputs import TRIED, check_rows_apart, check_splits
 from parity_models.training.lessons import Lessons, envelope_of, lessons_of
 from parity_models.training.likeness import Converted, answering
+from parity_models.training.ranked import KnownBackup, backups_of, check_room, ranked
 from parity_models.training.rows import on_device
 from parity_models.training.run import Outcome, Run, Settings
 from parity_models.training.scaling import plain
@@ -48,6 +49,7 @@ def train_backup(
     metric: str | None = None,
     output_kind: str | None = None,
     mirrored: bool = False,
+    keep: bool = False,
 ) -> Outcome:
     """Train the network called `network` as a backup for the deployed model of `bundle`.
 
@@ -55,10 +57,13 @@ def train_backup(
     best epoch is chosen by `metric` on `validation`;
     without it, on inputs held out, where F's own predictions count as right. Metric and
     `output_kind` are by default what suits the predictions (`choose_output_kind`). `mirrored`
-    allows to turn queries left to right. Writes to `out` all that `bundle` holds, and the backup.
+    allows to turn queries left to right. Writes to `out` all that `bundle` holds, and the backup:
+    in place of its own, or, to `keep` these, beside them.
     Raises DataError for inputs that do not fit, TrainingError for settings that cannot work and
-    BundleError if `out` is no place for a bundle.
+    backups that are too many, and BundleError if `out` is no place for a bundle.
     """
+    if keep:
+        check_room(bundle)
     learned = imitate(
         bundle,
         network,
@@ -71,10 +76,9 @@ def train_backup(
         mirrored=mirrored,
     )
     backup = exported_backup(learned.module, network, learned.subject, learned.lessons.output_kind)
-    bundle = _with_backup(
-        bundle, out, backup, learned, commonest(inputs, learned.subject.signature)
-    )
-    return learned.run.end(bundle, learned.fitted)
+    sizes = commonest(inputs, learned.subject.signature)
+    written = _with_backup(bundle, out, backup, learned, sizes, keep=keep)
+    return learned.run.end(written, learned.fitted)
 
 
 @dataclass(frozen=True)
@@ -167,26 +171,31 @@ def _with_backup(
     backup: NewModel,
     learned: Learned,
     sizes: Sizes,
+    *,
+    keep: bool,
 ) -> Bundle:
-    """Write all that `bundle` holds to `out`, and the backup; times are those of queries of these
-    `sizes`."""
+    """Write all that `bundle` holds to `out`, and the backup: beside its own, if it is to `keep`
+    these. Times are those of queries of these `sizes`."""
     manifest = bundle.manifest
     deployed = bundle.stored(manifest.deployed)
     parity = [bundle.stored(parity) for parity in manifest.parity]
+    backups = [*(backups_of(bundle) if keep else ()), KnownBackup(backup, learned.training)]
+    known = ranked(deployed, parity, backups, sizes)
+    gates = {name: gate for name, gate in manifest.calibration.items() if name not in BACKUPS}
     return write_bundle(
         out,
         deployed=deployed,
         parity=parity,
         coders={name: bundle.stored(coder) for name, coder in manifest.coders.items()},
-        backup=backup,
+        backups=known.backups,
         code=manifest.code,
         imitated=manifest.imitated,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=manifest.parity_training,
-        backup_training=learned.training,
-        inference_times=measure_models(deployed, parity, backup, sizes),
-        calibration={name: gate for name, gate in manifest.calibration.items() if name != "backup"},
+        backup_trainings=known.trainings,
+        inference_times=known.times,
+        calibration=gates | known.calibration,
         # That of a parity model, to which more depends on it, stays.
         envelope=bundle.envelope() or envelope_of(learned.lessons, learned.subject),
         files={stored.file: bundle.path / stored.file for stored in manifest.files},

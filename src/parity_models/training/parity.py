@@ -16,7 +16,6 @@ from torch import nn
 from parity_models.codes import Code, Coder, CodeSpec, SeparateDecoder
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.export import export_onnx
-from parity_models.models.inference_time import measure_models
 from parity_models.models.isolation import is_slot
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.slotwise import Slotwise
@@ -36,6 +35,7 @@ from parity_models.training.lessons import Lessons, envelope_of, lessons_of
 from parity_models.training.likeness import answering
 from parity_models.training.own_network import Factory
 from parity_models.training.parity_network import ParityNetwork, parity_network
+from parity_models.training.ranked import KnownBackup, backups_of, ranked
 from parity_models.training.recipes import Recipe, draw_as_published, parity_recipe
 from parity_models.training.reconstruction import Reconstruction
 from parity_models.training.rows import on_device
@@ -214,28 +214,28 @@ def with_parity(
     training: Training,
     sizes: Sizes | None = None,
 ) -> Bundle:
-    """Write the deployed model of a bundle to `out`, its own backup, and the parity models; times
+    """Write the deployed model of a bundle to `out`, its own backups, and the parity models; times
     are those of queries of these `sizes`."""
     manifest = deployed.manifest
     stored = deployed.stored(manifest.deployed)
-    kept = None if manifest.backup is None or manifest.backup.slot else manifest.backup
-    backup = made.slot if kept is None else deployed.stored(kept)
+    backups = [each for each in backups_of(deployed) if not each.model.slot]
+    if made.slot is not None and not backups:
+        backups = [KnownBackup(made.slot)]
+    known = ranked(stored, made.models, backups, sizes)
     return write_bundle(
         out,
         deployed=stored,
         parity=made.models,
         coders=made.coders,
-        backup=backup,
+        backups=known.backups,
         code=code.spec,
         imitated=manifest.imitated,
         name=manifest.name,
         deployed_training=manifest.deployed_training,
         parity_training=training,
-        backup_training=manifest.backup_training if kept else None,
-        inference_times=measure_models(stored, made.models, backup, sizes),
-        calibration={
-            name: gate for name, gate in manifest.calibration.items() if kept and name == "backup"
-        },
+        backup_trainings=known.trainings,
+        inference_times=known.times,
+        calibration=known.calibration,
         envelope=envelope_of(lessons, subject_of(deployed)),
         files={WEIGHTS: deployed.path / WEIGHTS} if has_weights(deployed) else {},
     )

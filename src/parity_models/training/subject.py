@@ -75,7 +75,7 @@ def imitating(bundle: Bundle, output: str | None) -> Bundle:
     names = [each.name for each in manifest.deployed.signature.outputs]
     if output not in names:
         raise UserError(f"the model has no output {output!r}; it has {', '.join(names)}")
-    if manifest.imitated is not None and (manifest.parity or manifest.backup):
+    if manifest.imitated is not None and (manifest.parity or manifest.backups):
         raise UserError(
             f"the bundle has stand-ins for the output {manifest.imitated!r}; all of a bundle "
             "imitate one, so leave --imitates out or begin with a bundle without"

@@ -173,8 +173,19 @@ def test_what_became_of_a_backup(
         told.act(Cancel("1", 2))
     told.end(backup, finished=finished)
     if refused:
-        told.watch.refused(told.now, {11})
+        told.watch.refused(told.now, {11}, Source.BACKUP)
     assert [request.outcome for request in told.requests()] == [outcome]
+
+
+def test_what_one_backup_is_refused_another_may_answer() -> None:
+    told = Told()
+    backup, better = run(2, "1", BACKUP, 11), run(3, "2", "backup-2", 11)
+    told.act(run(1, "0", DEPLOYED, 11), backup, better)
+    told.end(backup)
+    told.watch.refused(told.now, {11}, Source.BACKUP)
+    told.end(better)
+    told.act(Answer(11, Source.BACKUP_2))
+    assert [request.outcome for request in told.requests()] == ["refused", "answered"]
 
 
 def test_a_backup_that_runs_for_a_comparison_is_told_from_one_that_is_not_needed() -> None:

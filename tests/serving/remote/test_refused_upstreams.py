@@ -154,6 +154,10 @@ def test_urls_name_servers_and_models() -> None:
     )
     (_, two) = parse_upstreams("m", 2, deployed=["http://a"], parity=["http://b"])
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
+    (_, two) = parse_upstreams("m", 0, 2, deployed=["http://a"], backup=["http://b"])
+    assert two.models == {"backup": "m-backup", "backup-2": "m-backup-2"}
+    with pytest.raises(UserError, match="the bundle has 2 backups, and 'http://b/x' names one"):
+        parse_upstreams("m", 0, 2, deployed=["http://a"], backup=["http://b/x"])
 
 
 @pytest.mark.parametrize(

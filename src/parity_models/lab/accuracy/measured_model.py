@@ -175,8 +175,7 @@ class MeasuredModel:
     def backup(self, cell: BackupCell) -> Approach:
         """Train an approximate backup and measure it."""
         outcome = self._train_stand_in(cell, partial(train_backup, self._bundle, cell.network))
-        path = outcome.bundle.backup_path
-        assert path is not None
+        (path,) = outcome.bundle.backup_paths
         predictions = predictor(path)(self._data.test.inputs)
         return plain_approach(
             str(cell),

@@ -83,5 +83,5 @@ def generated_bundle(bundle: Bundle | None) -> Iterator[Bundle]:
             deployed=deployed,
             parity=[parity],
             code=code,
-            inference_times=measure_models(deployed, [parity], None),
+            inference_times=measure_models(deployed, [parity], []),
         )

@@ -141,5 +141,5 @@ class GivenAtOnce(Adaptive):
 
     name = "given-at-once"
 
-    def _give(self, port: Port, query: Query) -> None:
-        port.answer(query, Source.BACKUP)
+    def _give(self, port: Port, query: Query, source: Source) -> None:
+        port.answer(query, source)

@@ -23,7 +23,7 @@ from parity_models.lab.latency.trial import Emulation, Trial, TrialResult, resul
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.scheduling import Source
+from parity_models.scheduling import BACKUP, Source
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.ray.ray_engine import RayEngine
@@ -155,10 +155,10 @@ class Laboratory:
         or of which it uses what it has."""
         policy, has = trial.policy.policy, trial.setting.stand_ins
         if policy.needs_backup or (policy.needs_stand_in and "parity" not in has):
-            return self._with_backup(self._deployed)
+            return self._with_backups(self._deployed, trial)
         bundle = self._bundle(trial.setting.code)
         both = policy.needs_stand_in and "backup" in has
-        return self._with_backup(bundle) if both else bundle
+        return self._with_backups(bundle, trial) if both else bundle
 
     def _bundle(self, code: CodeSpec) -> Bundle:
         """The deployed model with parity models for `code`, trained once."""
@@ -177,15 +177,20 @@ class Laboratory:
             inputs = self._dataset.train.inputs
             return train_parity(self._deployed, code, inputs, path, self.training).bundle
 
-    def _with_backup(self, bundle: Bundle) -> Bundle:
-        """The bundle with a backup, trained once."""
+    def _with_backups(self, bundle: Bundle, trial: Trial) -> Bundle:
+        """The bundle with as many backups as the setting has, trained once."""
         own = bundle is not self._deployed
-        path = self.folder / (f"{bundle.path.name}-backup" if own else "backup")
+        roles = trial.setting.backup_roles
+        path = self.folder / (f"{bundle.path.name}-{roles[-1]}" if own else roles[-1])
         try:
             return open_bundle(path, bundle.allowed)
         except BundleError:
             inputs = self._dataset.train.inputs
-            return train_backup(bundle, NETWORK, inputs, path, self.training).bundle
+            for role in roles:
+                further = role != BACKUP
+                trained = train_backup(bundle, NETWORK, inputs, path, self.training, keep=further)
+                bundle = trained.bundle
+            return bundle
 
 
 def _on_nodes(placements: Sequence[Placement], trial: Trial) -> tuple[Placement, ...]:

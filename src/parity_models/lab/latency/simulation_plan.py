@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.faults import Exponential, LogNormal
-from parity_models.lab.latency.setting import Setting, StandInKind, mean_of
+from parity_models.lab.latency.setting import FurtherBackup, Setting, StandInKind, mean_of
 from parity_models.lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
 from parity_models.load.trace import read_trace
 from parity_models.options import SECONDS, Option, Options
-from parity_models.scheduling import SchedulerConfig
+from parity_models.scheduling import BACKUPS, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.service_times import read_service_times
 
@@ -99,6 +100,14 @@ class SimulationOptions(Options):
         float,
         Option("The share of queries that the gate lets a stand-in answer.", at_least=0, at_most=1),
     ] = 1.0
+    further_backups: Annotated[
+        str | None,
+        Option(
+            "Further backups, each slower and better than the one before: milliseconds and the "
+            "share of queries that its gate lets it answer, as 5:0.9,10:0.97.",
+            metavar="MS:SHARE,...",
+        ),
+    ] = None
     max_batch: Annotated[
         int, Option("Queries that an instance runs at once.", at_least=1, at_most=64)
     ] = 1
@@ -199,6 +208,29 @@ def plan_simulation(
     return SimulationPlan(setting, config, queries, options.warm_up_queries, options.seed, arrivals)
 
 
+def _further_backups(text: str | None, spread: float) -> tuple[FurtherBackup, ...]:
+    """Those of MS:SHARE,... Raises UserError for anything else."""
+    found = []
+    for each in () if text is None else text.split(","):
+        ms, colon, share = each.partition(":")
+        try:
+            seconds, coverage = float(ms) / 1e3, float(share)
+        except ValueError:
+            seconds, coverage = 0.0, 0.0
+        if not (colon and 0 < seconds < inf and 0 <= coverage <= 1):
+            raise UserError(
+                f"--further-backups takes MS:SHARE,... as 5:0.9,10:0.97, with times above 0 and "
+                f"shares from 0 to 1, not {each!r}"
+            )
+        found.append(FurtherBackup(LogNormal(seconds, spread), coverage))
+    if len(found) >= len(BACKUPS):
+        raise UserError(
+            f"a bundle has {len(BACKUPS)} backups at most; --further-backups names {len(found)} "
+            "besides the first"
+        )
+    return tuple(found)
+
+
 def _setting(
     options: SimulationOptions,
     rate: float | None,
@@ -225,6 +257,7 @@ def _setting(
             mean_of(service) / 2 if backup_time is None else backup_time, options.spread
         ),
         coverage=options.coverage,
+        further_backups=_further_backups(options.further_backups, options.spread),
         shuffles=round(options.instances / 3) if options.shuffles is None else options.shuffles,
         tenants=options.tenants,
         pause_every=options.pause_every,

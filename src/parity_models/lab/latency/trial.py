@@ -74,6 +74,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         _, dispatch = self.policy.build(self.stand_ins)
         policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
         content = msgspec.to_builtins(self) | {"policy": policy}
+        if not self.setting.further_backups:  # as before there were any
+            del content["setting"]["further_backups"]
         return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
 
     @property
@@ -95,7 +97,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         """What the bundle has for the policy."""
         has = self.setting.stand_ins
         code = self.code if "parity" in has or self.policy.policy.needs_code else None
-        return StandIns(code, "backup" in has)
+        return StandIns(code, self.setting.backup_roles if "backup" in has else ())
 
     @property
     def workers(self) -> int:

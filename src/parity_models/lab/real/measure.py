@@ -99,9 +99,8 @@ def measure(prepared: Prepared, seed: int, say: Say) -> RealResult:
 
 
 def judge(bundle: Bundle, truth: Truth, network: str, seconds: float | None) -> StandInResult:
-    """How the backup of `bundle` does."""
-    backup = bundle.manifest.backup
-    assert backup is not None
+    """How the backup of `bundle`, which has one, does."""
+    (backup,) = bundle.manifest.backups
     run = predictor(bundle.pinned(backup))
     answers, held_out = run(truth.test), run(truth.held_out)
     coverage, gated = _gated(truth, answers, held_out)

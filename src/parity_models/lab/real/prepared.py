@@ -82,13 +82,13 @@ class Prepared:
         """A bundle of the model, with one of its `own` stand-ins, for as long as it is needed."""
         queries = read_named(self.folder / "inputs.npz")
         content, signature = read_servable(self.folder / "model.onnx", queries=queries)
-        stand_in = None
+        stand_ins = []
         if backup is not None:
             its = read_servable(backup, signature.axes)
-            stand_in = NewModel(its[0], backup.stem, signature=its[1])
+            stand_ins = [NewModel(its[0], backup.stem, signature=its[1])]
         with TemporaryDirectory() as folder:
             deployed = NewModel(content, self.about.name, signature=signature)
-            yield write_bundle(Path(folder) / "bundle", deployed=deployed, backup=stand_in)
+            yield write_bundle(Path(folder) / "bundle", deployed=deployed, backups=stand_ins)
 
     def rows(self, bundle: Bundle) -> tuple[Array, Array]:
         """Queries to learn from, and those held out."""

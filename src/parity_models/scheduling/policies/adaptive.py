@@ -4,7 +4,7 @@ Every query runs on the deployed model. While it does, its age is watched. Once 
 (risk.py), on a slow instance perhaps at once, the most beneficial of these is sent, by one rule
 (benefit.py) and what is measured of each:
 
-    the backup, for this query alone;
+    a backup, for this query alone; if it is refused, one that comes after it, which is better;
     a parity query of this one and of others that are late, filled up with answered ones;
     an exact copy, which is all that an exact query gets, or one whose stand-in's answer was
     refused.
@@ -22,13 +22,13 @@ from functools import partial
 from typing import Annotated
 
 from parity_models.options import Option
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, Source, parity_role
+from parity_models.scheduling.actions import BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies.erasures import NoCode, StandIns, rows_needed
 from parity_models.scheduling.policies.groups import CodingGroups
 from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.policy import Policy
-from parity_models.scheduling.policies.risk import PARITY, Risk
+from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
@@ -80,7 +80,7 @@ class Adaptive(Policy):
         self._code = stand_ins.code or NoCode()
         self._rows = rows_needed(self._code)
         self._groups = CodingGroups(self._code, max_wait=None)
-        roles = [BACKUP] * stand_ins.backup + [PARITY] * bool(self._rows)
+        roles = [*stand_ins.backups, *[PARITY] * bool(self._rows)]
         urgency = (options or self.Options()).urgency
         known = run_times or RunTimes(every=100)
         self._risk = self.RISK(urgency, known, interference or Interference(), roles)
@@ -88,8 +88,8 @@ class Adaptive(Policy):
         """The queries whose original runs, and nothing else; the oldest first."""
         self._asked: dict[int, list[Task]] = {}
         """All tasks of each query for which something was sent, the original first."""
-        self._kept: set[int] = set()
-        """The queries whose backup's answer is here, and not given yet."""
+        self._kept: dict[int, Source] = {}
+        """The queries of which a backup's answer is here, not given yet, and from which."""
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         roles = {DEPLOYED, *self._risk.stand_ins, *map(parity_role, range(self._code.r))}
@@ -117,7 +117,7 @@ class Adaptive(Policy):
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
         self._risk.interference.starts(task)
-        if task.role != BACKUP:
+        if task.role not in BACKUPS:
             self._groups.redundancy_starts(port, task)
         for query_id in self.carries(task):
             query = port.pending_query(query_id)
@@ -163,7 +163,7 @@ class Adaptive(Policy):
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
             if not risk.late:  # as nothing is known: once each, while nothing waits
                 return float(not queued and role not in taken[1:])
-            choice = risk.choice(role, rows)
+            choice = risk.choice(role, rows, again=query.refusals > 0)
             saved = risk.saved(port, choice, query, newest)
             saved += sum(risk.saved(port, choice, each, each.original) for each in company)
             # Who waits now will be as late as this query was when it began.
@@ -172,11 +172,12 @@ class Adaptive(Policy):
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
             return saved - risk.benefit.cost(choice, waiting)
 
-        exact = query.exact or query.spoiled
-        if BACKUP in risk.stand_ins and port.up(BACKUP) > taken.count(BACKUP) and not exact:
-            yield worth(BACKUP), BACKUP, partial(self._back_up, port, query)
+        for role in query.backups:
+            if port.up(role) > taken.count(role):
+                yield worth(role), role, partial(self._back_up, port, query, role)
         if port.up(DEPLOYED) > taken.count(DEPLOYED):
             yield worth(DEPLOYED), DEPLOYED, partial(self._copy, port, query)
+        exact = query.exact or query.spoiled
         if self._rows and port.up(PARITY) and PARITY not in taken and not exact:
             members = [query, *self._company(port, query, tasks)]
             if self._groups.can_form(members):
@@ -204,9 +205,9 @@ class Adaptive(Policy):
         self._tasks(port, query)
         port.copy(query, avoid=self._risk.slow)
 
-    def _back_up(self, port: Port, query: Query) -> None:
+    def _back_up(self, port: Port, query: Query, role: str) -> None:
         apart = self._tasks(port, query)
-        port.submit(BACKUP, query.id, query.kind, apart, avoid=self._risk.slow)
+        port.submit(role, query.id, query.kind, apart, avoid=self._risk.slow)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
         group = self._groups.form(port, members, rows, self._risk.slow)
@@ -234,43 +235,46 @@ class Adaptive(Policy):
 
     def redundancy_finished(self, port: Port, task: Task) -> None:
         query = port.pending_query(task.subject)
-        if task.role != BACKUP:
+        if task.role not in BACKUPS:
             self._groups.redundancy_finished(port, task)
-        elif query is not None and not query.spoiled:
-            self._risk.stand_ins[BACKUP].answered(may_be_given=True)
-            self._give(port, query)
+        elif query is not None and task.role in query.backups:
+            stand_in = self._risk.stand_ins[task.role]
+            stand_in.answered(may_be_given=True, again=query.refusals > 0)
+            self._give(port, query, source_of(task.role))
 
-    def _give(self, port: Port, query: Query) -> None:
-        """Answer with what the backup says, once the query is late."""
+    def _give(self, port: Port, query: Query, source: Source) -> None:
+        """Answer with what this backup says, once the query is late."""
         late = _started(query.original) + self._risk.late
         if port.now >= late:
-            port.answer(query, Source.BACKUP)
+            port.answer(query, source)
         else:
-            self._kept.add(query.id)
-            port.set_alarm(query, late, partial(port.answer, query, Source.BACKUP))
+            self._kept[query.id] = source
+            port.set_alarm(query, late, partial(port.answer, query, source))
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        role = BACKUP if source is Source.BACKUP else PARITY
-        self._risk.stand_ins[role].answered(may_be_given=False)
-        self._drop_backups(port, self._asked.get(query.id, ()))
+        stand_in = self._risk.stand_ins[measured(source)]
+        stand_in.answered(may_be_given=False, again=query.refusals > 1)
+        tasks = self._asked.get(query.id, ())
+        self._drop_backups(port, [task for task in tasks if task.role not in query.backups])
         self._watch(port, query, query.original)
 
     def resolved(self, port: Port, query: Query) -> None:
         self._alone.pop(query.id, None)
-        self._kept.discard(query.id)
+        self._kept.pop(query.id, None)
         self._drop_backups(port, self._asked.pop(query.id, ()))
         if query.decoding:
-            self._risk.stand_ins[PARITY].answered(may_be_given=True)
+            parity = self._risk.stand_ins[PARITY]
+            parity.answered(may_be_given=True, again=query.refusals > 0)
         self._groups.resolved(port, query)
 
     def urgent(self, port: Port, query: Query) -> None:
         if query.id in self._kept:
-            port.answer(query, Source.BACKUP)
+            port.answer(query, self._kept[query.id])
         else:
             self._groups.urgent(port, query)
 
     def carries(self, task: Task) -> Collection[int]:
-        return (task.subject,) if task.role == BACKUP else self._groups.carries(task)
+        return (task.subject,) if task.role in BACKUPS else self._groups.carries(task)
 
     def exposes(self, port: Port, query: Query) -> int:
         tasks = self._asked.get(query.id, ())
@@ -290,7 +294,7 @@ class Adaptive(Policy):
 
     def _drop_backups(self, port: Port, tasks: Collection[Task]) -> None:
         for task in tasks:
-            if task.role == BACKUP:
+            if task.role in BACKUPS:
                 port.drop(task)
 
 

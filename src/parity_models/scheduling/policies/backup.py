@@ -23,7 +23,7 @@ class ApproximateBackup(Policy):
 
     name = "approximate-backup"
     needs_backup = True
-    asks = StandIns(backup=True)
+    asks = StandIns(backups=(BACKUP,))
 
     @dataclass(frozen=True, kw_only=True)
     class Options(AnswerOptions, Policy.Options):

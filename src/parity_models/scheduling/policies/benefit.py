@@ -12,6 +12,9 @@ A task that takes s and is started now answers its query at a + s, if its answer
 
     saved(a, s) = coverage * L(a + s) + (1 - coverage) * L(a + s + m)
 
+Where a better backup comes after it, that is asked in place of the copy, and what is saved is
+(1 - coverage) times as much as that would save at a + s, and its cost comes to the cost likewise.
+
 Instance time has a price. A queue grows with the load as load / (1 - load) does, so a second of
 instance time adds 1 / (1 - load)^2 to it; and those that wait there are later by 1 / (1 - load),
 so that each second costs them so much more. Where redundant work slows originals down, only a part
@@ -28,6 +31,7 @@ later, it comes too late. It is *late* from the age on at which one would be ask
 price, that answered at once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -41,11 +45,25 @@ FULLEST = 0.99
 @dataclass(frozen=True)
 class Choice:
     """Something that can be asked for: it takes so many seconds of an instance, `cost` of them to
-    be paid for by the query, and its answer may be given with the chance `coverage`."""
+    be paid for by the query, and its answer may be given with the chance `coverage`; else `then` is
+    asked for, or, if that is None, a copy."""
 
     takes: float
     cost: float
     coverage: float = 1.0
+    then: "Choice | None" = None
+
+    def waits(self, median: float) -> Iterable[tuple[float, float]]:
+        """How long after its end the query is answered, each with its chance."""
+        if self.then is None:
+            return (self.coverage, 0.0), (1 - self.coverage, median)
+        later = ((share, self.then.takes + wait) for share, wait in self.then.waits(median))
+        return (self.coverage, 0.0), *(((1 - self.coverage) * share, wait) for share, wait in later)
+
+    def work(self, median: float) -> float:
+        """Instance-seconds that are to be paid for, on average."""
+        else_ = median if self.then is None else self.then.work(median)
+        return self.cost + (1 - self.coverage) * else_
 
 
 class Benefit:
@@ -73,7 +91,7 @@ class Benefit:
         """
         late_from = self.median - before
         saved = 0.0
-        for chance, wait in ((choice.coverage, 0.0), (1 - choice.coverage, self.median)):
+        for chance, wait in choice.waits(self.median):
             left, moment = running.left(age, max(age + choice.takes + wait, late_from))
             saved += chance * (moment - late_from * left)
         return self._urgency * saved / self.median
@@ -81,8 +99,7 @@ class Benefit:
     def cost(self, choice: Choice, waiting: float = 0.0) -> float:
         """What it costs; `waiting` are the queries that wait, for each instance, and each as many
         times as it will be medians late."""
-        takes = choice.cost + (1 - choice.coverage) * self.median
-        return takes * (self._price + self._urgency * waiting * self._delayed)
+        return choice.work(self.median) * (self._price + self._urgency * waiting * self._delayed)
 
     def at_risk(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False

@@ -38,13 +38,13 @@ class NoCode:
 
 @dataclass(frozen=True)
 class StandIns:
-    """The stand-ins of a bundle: parity models for a `code`, and a `backup`."""
+    """The stand-ins of a bundle: parity models for a `code`, and `backups`, by their roles."""
 
     code: Erasures | None = None
-    backup: bool = False
+    backups: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
-        return self.backup or self.code is not None
+        return bool(self.backups) or self.code is not None
 
 
 def rows_needed(code: Erasures) -> list[int]:

@@ -8,8 +8,9 @@ would be run twice.)
 """
 
 from collections.abc import Collection
+from itertools import pairwise
 
-from parity_models.scheduling.actions import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling.actions import BACKUPS, DEPLOYED, parity_role
 from parity_models.scheduling.policies.benefit import Benefit, Choice
 from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.stand_in import StandIn
@@ -59,6 +60,8 @@ class Risk:
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
         self.slow: set[str] = set()
         """The instances on which the last unit of the deployed model was late."""
+        backups: list[str] = [role for role in stand_ins if role in BACKUPS]
+        self._better: dict[str, str] = dict(pairwise(backups))
         self._run_times = run_times
         self._measured = {SLOW: StandIn(run_times), **self.stand_ins}
         self._ages: dict[tuple[str, bool], float] = {}
@@ -69,12 +72,15 @@ class Risk:
         """From which age on this task of the query is at risk; None while that is unknown."""
         return self._ages.get((self._kind(query, task), query.exact or query.spoiled))
 
-    def choice(self, role: str, rows: int = 1) -> Choice:
-        """To ask this stand-in, with so many parity queries, or the deployed model once more."""
+    def choice(self, role: str, rows: int = 1, *, again: bool = False) -> Choice:
+        """To ask this stand-in, with so many parity queries, `again` where another one was refused,
+        or the deployed model once more."""
         if role == DEPLOYED:
             return Choice(EXACT * self.benefit.median, self.benefit.median)
-        stand_in = self.stand_ins[role]
-        return Choice(stand_in.takes, rows * stand_in.takes, stand_in.coverage)
+        stand_in, better = self.stand_ins[role], self._better.get(role)
+        then = None if better is None else self.choice(better, again=True)
+        coverage = stand_in.again if again else stand_in.coverage
+        return Choice(stand_in.takes, rows * stand_in.takes, coverage, then)
 
     def saved(self, port: Port, choice: Choice, query: Query, newest: Task | None) -> float:
         """What is saved of the query's waiting, whose newest task that runs is this one."""
@@ -143,4 +149,4 @@ class Risk:
 
 def measured(role: str) -> str:
     """The role whose measures this one has."""
-    return role if role in (DEPLOYED, BACKUP) else PARITY
+    return role if role == DEPLOYED or role in BACKUPS else PARITY

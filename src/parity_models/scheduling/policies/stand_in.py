@@ -16,7 +16,8 @@ anew: so that one which did badly for a while is asked again."""
 class StandIn:
     """The estimates of one stand-in; `deployed` are the run times of the deployed model.
 
-    `coverage` is the share of its answers that may be given. Times in seconds.
+    `coverage` is the share of its answers that may be given, `again` that of its answers to queries
+    that another one was not to answer, which are harder. Times in seconds.
     """
 
     def __init__(self, deployed: RunTimes) -> None:
@@ -38,9 +39,12 @@ class StandIn:
         self._unasked = 0
         self._own.add(seconds, finished=finished)
 
-    def answered(self, *, may_be_given: bool) -> None:
+    def answered(self, *, may_be_given: bool, again: bool = False) -> None:
         """It has answered a query that waited for it."""
-        self.coverage += NEWEST * (may_be_given - self.coverage)
+        if again:
+            self.again += NEWEST * (may_be_given - self.again)
+        else:
+            self.coverage += NEWEST * (may_be_given - self.coverage)
 
     def not_asked(self, units: int) -> None:
         """The deployed model has run so many units more."""
@@ -51,4 +55,4 @@ class StandIn:
     def _forget(self) -> None:
         self._own = RunTimes(window=300, every=20)
         self._unasked = 0
-        self.coverage = 1.0
+        self.coverage = self.again = 1.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 
-from parity_models.scheduling import BACKUP, DEPLOYED, Source
+from parity_models.scheduling import DEPLOYED, source_of
 from parity_models.scheduling.health import State
 from parity_models.serving.page.frames import InstanceView
 
@@ -94,10 +94,7 @@ class Seats:
     def stand_ins(self) -> set[str]:
         """The sources of the stand-ins that some instance runs."""
         roles = frozenset[str]().union(*(seat.roles for seat in self._seats.values()))
-        return {
-            str(Source.BACKUP if role == BACKUP else Source.RECONSTRUCTION)
-            for role in roles - {DEPLOYED}
-        }
+        return {str(source_of(role)) for role in roles - {DEPLOYED}}
 
     def __len__(self) -> int:
         return len(self._seats)

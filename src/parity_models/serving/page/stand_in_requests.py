@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from parity_models.scheduling import BACKUP, DEPLOYED, Run
+from parity_models.scheduling import BACKUPS, DEPLOYED, Run, Source, source_of
 from parity_models.serving.page.frames import RequestView
 
 KEPT = 60
@@ -53,7 +53,7 @@ class StandInRequests:
     def started(self, now: float, run: Run) -> None:
         """A stand-in, or a copy, begins to run."""
         queries = run.subjects
-        if run.role not in (DEPLOYED, BACKUP):
+        if run.role not in (DEPLOYED, *BACKUPS):
             queries = tuple(q for group in run.subjects for q in self._groups.get(group, ()))
         role = COPY if run.role == DEPLOYED else run.role
         request = _Request(run.unit, role, run.instance, queries, now, now)
@@ -70,11 +70,12 @@ class StandInRequests:
             request.answered.append(query)
             request.outcome, request.changed = "answered", now
 
-    def refused(self, now: float, queries: Collection[int]) -> None:
-        """What a stand-in says to these queries may not be given."""
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
+        """What the stand-in with this source says to these queries may not be given."""
         for request in self._latest:
             if (
                 request.role != COPY
+                and source_of(request.role) is source
                 and not request.answered
                 and not {*queries}.isdisjoint(request.queries)
             ):
@@ -133,5 +134,5 @@ class StandInRequests:
 
     def _of_parity(self, query: int) -> Iterator[_Request]:
         for request in reversed(self._latest):
-            if request.role not in (COPY, BACKUP) and query in request.queries:
+            if request.role not in (COPY, *BACKUPS) and query in request.queries:
                 yield request

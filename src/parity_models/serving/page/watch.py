@@ -114,9 +114,9 @@ class Watch(Observer):
         would have taken for what a stand-in answered?"""
         return isinstance(unit, Run) and unit.role == DEPLOYED and self.tails.spares(unit.subjects)
 
-    def refused(self, now: float, queries: Collection[int]) -> None:
-        """What a stand-in says to these queries may not be given."""
-        self.requests.refused(now, queries)
+    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
+        """What the stand-in with this source says to these queries may not be given."""
+        self.requests.refused(now, queries, source)
 
     # What is looked at now and then
 

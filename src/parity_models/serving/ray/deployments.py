@@ -314,6 +314,5 @@ def address() -> str:
 def outputs_of(bundle: Bundle) -> list[Layout]:
     """The largest output of each of a bundle's models."""
     manifest = bundle.manifest
-    backups = () if manifest.backup is None else (manifest.backup,)
-    models = (manifest.deployed, *manifest.parity, *backups)
+    models = (manifest.deployed, *manifest.parity, *manifest.backups)
     return [model.signature.largest.output for model in models]

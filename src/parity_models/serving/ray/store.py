@@ -68,9 +68,9 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
 
     Raises BundleError if one is not what was checked when the bundle was opened.
     """
-    models = (bundle.manifest.deployed, *bundle.manifest.parity, *bundle.manifest.coders.values())
-    backups = () if bundle.manifest.backup is None else (bundle.manifest.backup,)
-    envelopes = () if bundle.manifest.envelope is None else (bundle.manifest.envelope,)
+    manifest = bundle.manifest
+    models = (manifest.deployed, *manifest.parity, *manifest.coders.values(), *manifest.backups)
+    envelopes = () if manifest.envelope is None else (manifest.envelope,)
     store: Any = (
         ray.remote(_Store)
         .options(
@@ -83,8 +83,8 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
         )
         .remote()
     )
-    ray.get(store.put.remote(MANIFEST, encode_manifest(bundle.manifest)))
-    for stored in (*models, *backups, *envelopes):
+    ray.get(store.put.remote(MANIFEST, encode_manifest(manifest)))
+    for stored in (*models, *envelopes):
         ray.get(store.put.remote(stored.file, bundle.content(stored)))
     return BundleFiles(bundle.digest, bundle.allowed)
 

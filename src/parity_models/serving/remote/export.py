@@ -16,7 +16,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.manifest import ModelFile
 from parity_models.models.signature import Tensor
-from parity_models.scheduling import BACKUP, parity_role
+from parity_models.scheduling import parity_role
 
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
@@ -37,7 +37,7 @@ def export_repository(
 ) -> None:
     """Write the models of `bundle`, as this `version` of them, into the new folder `out`.
 
-    `name` is the deployed model's, by default the bundle's; the parity models and the backup are
+    `name` is the deployed model's, by default the bundle's; the parity models and the backups are
     called after it. Raises UserError, with nothing left behind, if the folder cannot be written, or
     the format cannot hold the models.
     """
@@ -47,8 +47,8 @@ def export_repository(
     models = {name: (bundle.manifest.deployed, bundle.deployed_path)}
     parity = zip(bundle.manifest.parity, bundle.parity_paths, strict=True)
     models |= {f"{name}-{parity_role(j)}": each for j, each in enumerate(parity)}
-    if bundle.manifest.backup is not None and bundle.backup_path is not None:
-        models[f"{name}-{BACKUP}"] = (bundle.manifest.backup, bundle.backup_path)
+    backups = zip(bundle.manifest.backup_roles.items(), bundle.backup_paths, strict=True)
+    models |= {f"{name}-{role}": (backup, path) for (role, backup), path in backups}
     write = {Format.TRITON: _write_triton, Format.MLSERVER: _write_mlserver}[format]
     for model, _ in models.values():
         tensors = (*model.signature.inputs, *model.signature.outputs)

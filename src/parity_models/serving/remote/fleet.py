@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import Option, Options, Value
-from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
 from parity_models.serving.remote.upstream import (
     MAX_CONCURRENCY,
     PredictionProtocol,
@@ -42,7 +42,9 @@ class FleetOptions(Options):
     ] = None
     backup: Annotated[
         str | None,
-        Option("Likewise, of the approximate backup, which is called NAME-backup."),
+        Option(
+            "Likewise, of the approximate backups, which are called NAME-backup, NAME-backup-2, ..."
+        ),
     ] = None
     concurrency: Annotated[
         int,
@@ -134,7 +136,7 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
             f"{bundle.path} has no parity model for the servers of --parity; make one with `parm "
             f"parity --from {bundle.path} --out BUNDLE`"
         )
-    if options.backup is not None and bundle.manifest.backup is None:
+    if options.backup is not None and not bundle.manifest.backups:
         raise UserError(
             f"{bundle.path} has no backup model for the servers of --backup; make one with `parm "
             f"backup --from {bundle.path} --network linear --out BUNDLE`"
@@ -142,6 +144,7 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
     upstreams = parse_upstreams(
         options.upstream_model or bundle.manifest.name,
         code.r if code is not None else 0,
+        len(bundle.manifest.backups),
         deployed=_urls(options.deployed),
         parity=_urls(options.parity),
         backup=_urls(options.backup),
@@ -191,7 +194,7 @@ def options_of_model(
         )
     lacks = {
         "parity": bundle.manifest.code is None,
-        "backup": bundle.manifest.backup is None,
+        "backup": not bundle.manifest.backups,
     }
     options = {each: value for each, value in given.items() if not lacks.get(each)} | dict(own)
     name = str(options.get("upstream_model", "{model}"))
@@ -204,6 +207,7 @@ def options_of_model(
 def parse_upstreams(
     name: str,
     r: int,
+    backups: int = 1,
     *,
     deployed: Sequence[str],
     parity: Sequence[str] = (),
@@ -215,14 +219,19 @@ def parse_upstreams(
     """The upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
     Where a URL has no path, the deployed model is called `name`, parity model j `name`-parity-j,
-    and the backup `name`-backup, as `parm export` calls them. A server in several lists runs
+    and the backups, of which there are `backups`, `name`-backup, `name`-backup-2, ..., as `parm
+    export` calls them. A server in several lists runs
     several models. `concurrency` and `protocol` are of those whose URLs do not say theirs, and
     `version` is that of all models. Raises UserError for URLs that are none, given twice, or
     contradict each other.
     """
     models: dict[str, dict[str, str]] = {}
     said: dict[str, dict[str, int | PredictionProtocol]] = {}
-    roles = {DEPLOYED: [DEPLOYED], "parity": [parity_role(j) for j in range(r)], BACKUP: [BACKUP]}
+    roles: dict[str, Sequence[str]] = {
+        DEPLOYED: [DEPLOYED],
+        "parity": [parity_role(j) for j in range(r)],
+        BACKUP: BACKUPS[:backups],
+    }
     for url, kind in (
         *((url, DEPLOYED) for url in deployed),
         *((url, "parity") for url in parity),
@@ -230,9 +239,12 @@ def parse_upstreams(
     ):
         base, path, own = _split(url)
         if path and len(roles[kind]) != 1:
+            several = f"the code has {r} parity models"
+            if kind == BACKUP:
+                several = f"the bundle has {backups} backups"
             raise UserError(
-                f"the code has {r} parity models, and {url!r} names one; leave out the path, and "
-                f"call them {name}-{parity_role(0)}, ... upstream"
+                f"{several}, and {url!r} names one; leave out the path, and call them "
+                f"{name}-{roles[kind][0]}, ... upstream"
             )
         there = models.setdefault(base, {})
         for role in roles[kind]:

@@ -25,7 +25,9 @@ export const loadChart = () => new Chart("Load and queue", LOAD, false, (point) 
   `${rate(point.asked)} queries a second, ${point.queued} tasks wait`);
 
 function standIns(point) {
-  return (point.answers.backup ?? 0) + (point.answers.reconstruction ?? 0);
+  return Object.entries(point.answers)
+    .filter(([source]) => source === "reconstruction" || source.startsWith("backup"))
+    .reduce((sum, [, answers]) => sum + answers, 0);
 }
 
 class Chart {

@@ -6,7 +6,7 @@ import { Events } from "./events.js";
 import { Instances } from "./instances.js";
 import { Requests } from "./requests.js";
 
-const STAND_INS = ["reconstruction", "backup"];
+const isStandIn = (source) => source === "reconstruction" || source.startsWith("backup");
 
 export class Side {
   constructor(name, named, controls) {
@@ -84,7 +84,7 @@ export class Side {
   }
 
   showGates(gates) {
-    const lines = gates.filter((gate) => STAND_INS.includes(gate.source)).map((gate) => {
+    const lines = gates.filter((gate) => isStandIn(gate.source)).map((gate) => {
       const lately = gate.compared_lately > 0;
       const [agreed, compared] = lately
         ? [gate.agreed_lately, gate.compared_lately] : [gate.agreed, gate.compared];

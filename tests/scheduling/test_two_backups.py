@@ -1,0 +1,149 @@
+"""Of several backups, the one is asked that is worth most; and if that is refused, a better one."""
+
+import numpy as np
+import pytest
+
+from adaptive_world import world_of
+from parity_models.faults import FaultPlan, LogNormal
+from parity_models.scheduling import BACKUPS, DEPLOYED, Scheduler, Source
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Adaptive, StandIns
+from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.course import Course, outcome_of, standard_contention
+from scheduling_world import World, code, port_at, run_times, undisturbed
+
+FAST, BETTER = BACKUPS[:2]
+TWO = StandIns(backups=(FAST, BETTER))
+SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
+
+
+def world_with(instances: int = 6, refused: int = 0) -> World:
+    """The fast backup takes a tenth of the model's time, the better one a fifth. So many answers of
+    the fast one were refused before."""
+    policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW), interference=undisturbed())
+    query = Query(0, "image", 0.0, [Task(DEPLOYED, 0, "image")], 9.0)
+    world = World(Scheduler(policy), code())
+    for instance in range(instances):
+        world.join(f"{instance}", policy.roles(1, 0)[0])
+    port = port_at(1.0, policy, world.roles)
+    for role, seconds in ((FAST, 0.1), (BETTER, 0.2)):
+        for _ in range(20):
+            unit = Unit(-1, "0", [Task(role, 0, "image")], 1.0 - seconds)
+            policy.unit_ended(port, unit, finished=True)
+    for _ in range(refused):
+        policy.refused(port, query, Source.BACKUP)
+    return world
+
+
+def runs(world: World) -> list[str]:
+    return [run.role for run in world.running.values()]
+
+
+def finish(world: World, role: str) -> None:
+    world.finish(next(name for name, run in world.running.items() if run.role == role))
+
+
+def late(world: World) -> None:
+    world.arrive(1)
+    world.pass_time(1.2)
+
+
+def test_the_fast_one_is_asked_first() -> None:
+    world = world_with()
+    late(world)
+    assert runs(world) == [DEPLOYED, FAST]
+    finish(world, FAST)
+    world.pass_time(0.01)
+    assert world.answers == {0: Source.BACKUP}
+
+
+def test_the_better_one_is_asked_first_where_the_fast_one_s_answers_are_mostly_refused() -> None:
+    world = world_with(refused=150)
+    late(world)
+    assert runs(world) == [DEPLOYED, BETTER]
+
+
+def test_a_query_that_the_fast_one_may_not_answer_is_asked_of_the_better_one() -> None:
+    world = world_with()
+    world.refuses = lambda query, source: source is Source.BACKUP
+    late(world)
+    finish(world, FAST)
+    world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED, BETTER]
+    finish(world, BETTER)
+    world.pass_time(0.01)
+    assert world.answers == {0: Source.BACKUP_2}
+    assert world.scheduler.pending == 0
+
+
+def test_a_query_that_none_may_answer_is_copied() -> None:
+    world = world_with()
+    world.refuses = lambda query, source: True
+    late(world)
+    for role in (FAST, BETTER):
+        finish(world, role)
+        world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED] * 2
+    assert not world.answers
+
+
+def test_what_the_better_one_is_refused_the_fast_one_is_not_asked() -> None:
+    world = world_with(refused=150)
+    world.refuses = lambda query, source: True
+    late(world)
+    finish(world, BETTER)
+    world.pass_time(0.01)
+    assert runs(world) == [DEPLOYED] * 2
+
+
+def test_while_nothing_is_known_each_is_asked_once_and_then_the_model() -> None:
+    world = world_of(stand_ins=TWO, units=[])
+    world.arrive(1)
+    for _ in range(3):
+        world.pass_time(5.0 if world.now < 5 else 2.6)
+    assert runs(world) == [DEPLOYED, FAST, BETTER, DEPLOYED][: len(runs(world))]
+    assert FAST in runs(world)
+
+
+@pytest.mark.slow
+def test_two_are_better_than_either_where_the_fast_one_may_answer_few() -> None:
+    """One of a tenth of the model's time that may answer 60 %, one of a half that may 95 %."""
+    unit, load, instances = 0.025, 0.5, 12
+    arrivals = poisson_arrivals(load * instances / unit, 6000, 1)
+    service = {
+        DEPLOYED: LogNormal(unit, 0.05),
+        "fast": LogNormal(0.1 * unit, 0.05),
+        "better": LogNormal(0.5 * unit, 0.05),
+    }
+    coverage = {"fast": 0.6, "better": 0.95}
+    found = {}
+    for names in (("fast",), ("better",), ("fast", "better")):
+        roles = dict(zip(BACKUPS, names, strict=False))
+        course = Course(
+            arrivals,
+            1000,
+            instances,
+            {DEPLOYED: service[DEPLOYED], **{role: service[name] for role, name in roles.items()}},
+            standard_contention(instances, unit),
+        )
+        found[names] = outcome_of(
+            course,
+            PolicyChoice("adaptive"),
+            StandIns(backups=tuple(roles)),
+            {role: coverage[name] for role, name in roles.items()},
+        )
+    both = found["fast", "better"]
+    assert both.units["backup"] > 0
+    assert both.units["backup-2"] > 0
+    assert both.p99_ms < min(found[("fast",)].p99_ms, found[("better",)].p99_ms)
+
+
+def test_a_plan_of_faults_may_say_of_each_which_queries_it_may_answer() -> None:
+    plan = FaultPlan(coverages={"backup": 0.6, "backup-2": 0.9})
+    refused = np.array(
+        [[plan.refuses(query, source) for source in (FAST, BETTER)] for query in range(2000)]
+    )
+    assert refused[:, 0].mean() == pytest.approx(0.4, abs=0.04)
+    assert refused[:, 1].mean() == pytest.approx(0.1, abs=0.03)
+    assert not (refused[:, 1] & ~refused[:, 0]).any()  # what is hard for one is hard for the other
