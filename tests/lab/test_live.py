@@ -57,7 +57,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 
 def test_it_says_what_it_does_before_it_loads_what_takes_long() -> None:
-    slow = "{'onnxruntime', 'torch', 'zmq'} & sys.modules.keys()"
+    slow = "{'numpy', 'onnxruntime', 'rich', 'torch', 'zmq'} & sys.modules.keys()"
     code = f"import sys, parity_models.cli.demo; sys.exit(repr({slow}) if {slow} else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from parity_models.errors import UserError
-from parity_models.scheduling import Source
 from parity_models.serving.access import MAX_PORT
-from parity_models.tasks import TASKS, Task, find_task
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
     from parity_models.lab.demo import DemoSummary
     from parity_models.load.report import LoadReport, Percentiles
+    from parity_models.tasks import Task
 
 
 def demo(
@@ -22,7 +22,7 @@ def demo(
         Path, typer.Option(help="The folder for bundle, summary.json and latency.png.")
     ] = Path("demo"),
     task: Annotated[
-        str, typer.Option(help=f"The task to train for: {', '.join(TASKS.names)}.")
+        str, typer.Option(help="The task to train for; parm data list names them.", metavar="TASK")
     ] = "digits",
     seed: Annotated[
         int, typer.Option(help="Fixes training, load and faults.", min=0, max=2**32 - 1)
@@ -67,10 +67,14 @@ def demo(
         raise UserError("a bundle of yours needs queries; give --bundle and --inputs together")
     if bundle is not None and not live:
         raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
+    typer.echo("Loading libraries and data, which takes some seconds.")
+    # Only now, as it takes those seconds, and far more on a machine that has much else to do.
+    from rich.console import Console
+
+    from parity_models.tasks import find_task
+
     chosen = find_task(task)
     console = Console(highlight=False)
-    console.print("Loading libraries and data, which takes some seconds.")
-    # Imported only now, as it takes those seconds.
     if not live:
         _compare(console, out, chosen, seed, data_dir)
         return
@@ -82,7 +86,7 @@ def demo(
         serve_task(console, chosen, out, port, seed=seed, data_dir=data_dir)
 
 
-def _compare(console: Console, out: Path, task: Task, seed: int, data_dir: Path | None) -> None:
+def _compare(console: "Console", out: Path, task: "Task", seed: int, data_dir: Path | None) -> None:
     from parity_models.lab.demo import run_demo
 
     summary = run_demo(
@@ -100,7 +104,11 @@ def _compare(console: Console, out: Path, task: Task, seed: int, data_dir: Path 
     )
 
 
-def _table(summary: "DemoSummary") -> Table:
+def _table(summary: "DemoSummary") -> "Table":
+    from rich.table import Table
+
+    from parity_models.scheduling import Source
+
     table = Table(caption="latencies in ms", caption_justify="right")
     table.add_column("policy")
     for heading in (
