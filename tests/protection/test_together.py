@@ -57,12 +57,12 @@ def prepared(deployed: Bundle) -> Prepared:
 def finalists(
     deployed: Bundle, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Finalist]:
-    """A parity model and a backup that have learned for a second."""
+    """A parity model and a backup that have learned for three seconds each, which is enough on a busy machine, too."""
     folder = tmp_path_factory.mktemp("finalists")
     entries = []
     for candidate in CANDIDATES:
         trainee = Trainee(candidate, prepared.teaching)
-        trainee.train(1.0, 0, folder / f"{candidate.slug}.checkpoint", False, None)
+        trainee.train(3.0, 0, folder / f"{candidate.slug}.checkpoint", False, None)
         entries.append(Entry(candidate, trainee.exported(), trainee))
     return measure(entries, deployed, prepared.measured, LEVEL, [1], folder / "bundles")[1]
 
