@@ -48,7 +48,8 @@ from parity_models.training import (
 from parity_models.training.held_out import Queries, find_queries
 from parity_models.training.recipes import check_recipe
 from parity_models.training.run import check_settings
-from parity_models.training.slots import STACKED, check_slots, default_slot, train_slots
+from parity_models.training.slots import default_slot, train_slots
+from parity_models.training.stacked import STACKED, check_stacked
 from parity_models.training.subject import imitating, subject_of
 
 COMMAND = CodeCommand
@@ -166,6 +167,6 @@ def _default_network(bundle: Bundle, spec: CodeSpec, queries: Queries) -> str:
     """The network where none is named. Raises CodeError for a code that cannot be."""
     subject = subject_of(bundle)
     if not subject.plain:
-        check_slots(spec, subject)
+        check_stacked(spec, subject)
         return default_slot(bundle, subject, queries.train, spec.k)
     return default_network(bundle, Code(spec, subject.signature.input.shape, subject.output.shape))

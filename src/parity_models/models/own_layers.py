@@ -13,20 +13,22 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from parity_models.models.fits import (
+    EPSILONS,
+    TOLERANCE,
+    Floats,
+    alike,
+    apart,
+    predicts,
+    standardised,
+    standardising,
+)
 from parity_models.models.watched import OtherLayersError, Watched
 
-Floats = NDArray[np.float32]
 Standard = Literal["nothing", "positions", "channels"]
 
 ROWS = 12
 """Rows that the model is watched with, at least."""
-
-TOLERANCE = 2e-3
-"""By how much what a layer is taken to compute may differ from what the model computes, as a share
-of its deviation."""
-
-EPSILONS = (1e-6, 1e-5, 1e-12, 1e-3)
-"""What models add to variances before they divide by their roots."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ def find_layers(
         convolutions = [node for node in graph.node if node.op_type == "Conv"]
         if not len(convolutions) == len(graph.input) == len(graph.output) == 1:
             return None
-        seen = Watched(content, name, _rows(dtype, length, values))
+        seen = Watched(content, {name: _rows(dtype, length, values)})
         return _layers(seen, convolutions[0], values)
     except OtherLayersError:
         return None
@@ -166,18 +168,18 @@ def _table(seen: Watched, before: str, values: int) -> tuple[Floats, Floats]:
         each = tensor.reshape(rows.size, -1)
         table = np.zeros((values, each.shape[1]), np.float32)
         table[rows.ravel()] = each
-        if _alike(table[rows.ravel()], each):
+        if alike(table[rows.ravel()], each):
             return table, tensor
     raise OtherLayersError
 
 
 def _standard(vectors: Floats, entering: Floats) -> tuple[Standard, float, Floats, Floats]:
     """What makes `vectors` (n, positions, channels) to what enters the convolution."""
-    if _alike(vectors, entering):
+    if alike(vectors, entering):
         return "nothing", EPSILONS[0], np.ones(1, np.float32), np.zeros(1, np.float32)
     kinds: tuple[tuple[Standard, int], ...] = (("positions", 1), ("channels", 2))
     for kind, axis in kinds:
-        fitted = _standardising(vectors, entering, axis)
+        fitted = standardising(vectors, entering, axis)
         if fitted is not None:
             return kind, *fitted
     raise OtherLayersError
@@ -206,7 +208,7 @@ def _pooled(seen: Watched, node: onnx.NodeProto, kernel: Floats) -> tuple[str, F
                 continue
             tensor = tensor.reshape(largest.shape)
             fits = [
-                (_apart(ACTIVATIONS[each](largest + offset), tensor), i, each)
+                (apart(ACTIVATIONS[each](largest + offset), tensor), i, each)
                 for i, offset in enumerate(offsets[:2])
                 for each in ACTIVATIONS
             ]
@@ -230,16 +232,16 @@ def _head(seen: Watched, pooled: Floats, name: str) -> tuple[float | None, Float
     if taken is None or taken.shape != pooled.shape:
         raise OtherLayersError
     again, added = None, np.zeros(weights.shape[1], np.float32)
-    if not _alike(pooled, taken):
-        fitted = _standardising(pooled, taken, 1)
+    if not alike(pooled, taken):
+        fitted = standardising(pooled, taken, 1)
         if fitted is None:
             raise OtherLayersError
         again, gain, shift = fitted
         added, weights = shift @ weights, gain[:, None] * weights
-        pooled = _standardised(pooled, 1, again)
+        pooled = standardised(pooled, 1, again)
     for bias in _biases(seen, full[0], behind, weights.shape[1]):
         said = pooled @ weights + added + bias
-        if _predicts(said, seen.computed.get(seen.outputs[0])):
+        if predicts(said, seen.computed.get(seen.outputs[0])):
             return again, weights, np.asarray(added + bias, np.float32)
     raise OtherLayersError
 
@@ -256,52 +258,3 @@ def _biases(
         if each in seen.constants and seen.constants[each].size == outputs
     )
     yield np.zeros(outputs, np.float32)
-
-
-def _predicts(said: Floats, predictions: Any) -> bool:
-    """Are `said` the predictions, or logits of these?"""
-    if predictions is None or predictions.shape != said.shape:
-        return False
-    powers = np.exp(said - said.max(axis=1, keepdims=True))
-    shares = powers / powers.sum(axis=1, keepdims=True)
-    return _alike(said, predictions) or _alike(shares, predictions, 0.05)
-
-
-def _standardising(
-    values: Floats, results: Floats, axis: int
-) -> tuple[float, Floats, Floats] | None:
-    """The epsilon, and the gain and the shift of each place along `axis`, that make `values`,
-    standardised along it, to `results`."""
-    fits = [_line(_standardised(values, axis, each), results, axis) for each in EPSILONS]
-    at = int(np.argmin([fit[0] for fit in fits]))
-    apart, gain, shift = fits[at]
-    return (EPSILONS[at], gain, shift) if apart <= TOLERANCE else None
-
-
-def _standardised(values: Floats, axis: int, epsilon: float) -> Floats:
-    mean, variance = values.mean(axis, keepdims=True), values.var(axis, keepdims=True)
-    return np.asarray((values - mean) / np.sqrt(variance + epsilon), np.float32)
-
-
-def _line(values: Floats, results: Floats, axis: int) -> tuple[float, Floats, Floats]:
-    """The gain and the shift of each place along `axis` that bring `values` nearest to `results`,
-    and how far apart they are then."""
-    one = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1).astype(np.float64)
-    other = np.moveaxis(results, axis, 0).reshape(one.shape).astype(np.float64)
-    mean, wanted = one.mean(1, keepdims=True), other.mean(1, keepdims=True)
-    spread = np.square(one - mean).mean(1, keepdims=True)
-    gain = ((one - mean) * (other - wanted)).mean(1, keepdims=True) / np.maximum(spread, 1e-12)
-    shift = wanted - gain * mean
-    apart = _apart(gain * one + shift, other)
-    return apart, np.asarray(gain.ravel(), np.float32), np.asarray(shift.ravel(), np.float32)
-
-
-def _alike(one: NDArray[Any], other: NDArray[Any], tolerance: float = TOLERANCE) -> bool:
-    """Do they differ by next to nothing?"""
-    return _apart(one, other) <= tolerance
-
-
-def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
-    """By how much they differ, as a share of the deviation of the `other`."""
-    apart = np.sqrt(np.square(one - other, dtype=np.float64).mean())
-    return float(apart / max(float(other.std()), 1e-6))

@@ -4,6 +4,7 @@ Its targets are F's own predictions, so labels are never needed. (The baseline t
 resilience is compared with: Kosaian et al., SOSP 2019, section 5.2.6.)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
+from parity_models.codes import Code
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.by_bucket import commonest
 from parity_models.models.export import export_named, export_onnx
 from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Sizes
 from parity_models.models.weights import has_weights
 from parity_models.scheduling import BACKUPS
@@ -33,9 +36,15 @@ from parity_models.training.ranked import KnownBackup, backups_of, check_room, r
 from parity_models.training.rows import on_device
 from parity_models.training.run import Outcome, Run, Settings
 from parity_models.training.scaling import plain
-from parity_models.training.stand_in_network import queried, stand_in_network
+from parity_models.training.stand_in_network import (
+    StandInNetwork,
+    group_network,
+    queried,
+    stand_in_network,
+)
 from parity_models.training.subject import Subject, subject_of
 from parity_models.training.teacher import load_teacher
+from parity_models.training.together import Together
 
 
 def train_backup(
@@ -105,15 +114,19 @@ def imitate(
     output_kind: str | None,
     mirrored: bool,
     least: int = 1,
+    together: Code | None = None,
 ) -> Learned:
-    """As `train_backup`, but nothing is written; `least` queries are held out, or more."""
+    """As `train_backup`, but nothing is written; `least` queries are held out, or more.
+
+    With `together` the network is one for the k queries of that code at once.
+    """
     subject = subject_of(bundle)
     choose_metric(metric, subject.output.shape)
     check_splits(inputs, validation, subject, least)
     run = Run(out, settings, bundle.manifest.task, inputs)
     model = place(load_teacher(bundle, settings.predicted), run.device)
     check_rows_apart(model, on_device(inputs[:TRIED], subject, run.device))
-    named = stand_in_network(network, subject, lambda: queried(bundle, inputs))
+    named = _network(network, subject, lambda: queried(bundle, inputs), together)
     module = run.build(named.make)
     lessons = lessons_of(
         model,
@@ -130,6 +143,7 @@ def imitate(
     options: Options = {
         "deployed": bundle.manifest.deployed.sha256,
         "network": network,
+        **({"code": str(together.spec)} if together else {}),
         "metric": lessons.metric,
         "output_kind": lessons.output_kind,
         "temperature": TEMPERATURE,
@@ -138,11 +152,23 @@ def imitate(
         "mirror": lessons.mirrored,
         "scaled": foreign,
     }
-    steps = named.recipe.steps_per_epoch(len(lessons.inputs))
-    problem = Imitation(module, lessons, steps=steps, foreign=foreign)
+    problem: Imitation | Together
+    if together is None:
+        steps = named.recipe.steps_per_epoch(len(lessons.inputs))
+        problem = Imitation(module, lessons, steps=steps, foreign=foreign)
+    else:
+        problem = Together.of(module, lessons, together.k, named.recipe)
     fitted = run.fit(problem, named.recipe, options)
     training = run.record(fitted, options)
     return Learned(problem.module, subject, lessons, run, fitted, training)
+
+
+def _network(
+    network: str, subject: Subject, told: Callable[[], Queried], together: Code | None
+) -> StandInNetwork:
+    if together is None:
+        return stand_in_network(network, subject, told)
+    return group_network(network, subject, told, together.k)
 
 
 def exported_backup(

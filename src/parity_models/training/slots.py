@@ -1,36 +1,31 @@
-"""Parity models over named inputs: k queries stacked, and one small network that answers each.
+"""Training parity models over named inputs: k queries stacked, and a network that answers each.
 
-Nothing is lost in a stack, and nothing is computed together: a parity model is k runs of a backup
-in one. What a code adds is that the k queries travel, wait and are batched as one.
+Nothing is lost in a stack. With a network for single queries nothing is computed together either:
+a parity model is k runs of a backup in one. What a code adds then is that the k queries travel,
+wait and are batched as one. A network for k queries at once computes with all of them together.
 """
 
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.errors import CodeError, TrainingError
+from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle, NewModel
-from parity_models.models.bundle_fit import code_over, parity_inputs
 from parity_models.models.by_bucket import commonest
 from parity_models.models.export import export_named
 from parity_models.models.networks.network import NamedModule
-from parity_models.models.signature import Signature
-from parity_models.models.signature import Tensor as Output
 from parity_models.tasks.output_kind import OutputKind
 from parity_models.training.backup import exported_backup, imitate, served_as
 from parity_models.training.candidates import SLACK
 from parity_models.training.named_candidates import propose_named
 from parity_models.training.parity import ParityModels, with_parity
 from parity_models.training.run import Outcome, Settings
-from parity_models.training.stand_in_network import queried
+from parity_models.training.stacked import check_stacked, exported_group, parity_signature
+from parity_models.training.stand_in_network import is_group, queried
 from parity_models.training.subject import Subject, subject_of
-
-STACKED = {"new_axis": True}
-"""The options of the stack encoder that joins queries of any shape and type."""
 
 
 class Slots(nn.Module):
@@ -61,13 +56,14 @@ def train_slots(
     """Train the parity model of the code `spec` for the deployed model of `bundle`, whose queries
     `inputs` are rows of one kind of its signature.
 
-    `network` is one for single queries; by default the most capable of which k take no longer than
-    the deployed model. Writes to `out` that model, the parity model, and its network as a backup.
+    `network` is one for k queries at once, or for single queries; by default the most capable of
+    these of which k take no longer than the deployed model. Writes to `out` that model, the parity
+    model, and of a network for single queries that as a backup.
     Raises CodeError for other codes than a stack along a new first axis with separate outputs, and
     errors as `train_backup` does.
     """
     subject = subject_of(bundle)
-    code = check_slots(spec, subject)
+    code = check_stacked(spec, subject)
     network = network or default_slot(bundle, subject, inputs, code.k)
     learned = imitate(
         bundle,
@@ -80,10 +76,14 @@ def train_slots(
         output_kind=output_kind,
         mirrored=False,
         least=code.k,
+        together=code if is_group(network) else None,
     )
     module, kind = learned.module, learned.lessons.output_kind
-    alone = exported_backup(module, network, subject, kind)
-    made = exported_slots(module, alone, subject, kind, code)
+    if is_group(network):
+        made = exported_group(module, network, subject, kind, code)
+    else:
+        alone = exported_backup(module, network, subject, kind)
+        made = exported_slots(module, alone, subject, kind, code)
     sizes = commonest(inputs, subject.signature)
     written = with_parity(bundle, out, code, made, learned.lessons, learned.training, sizes)
     return learned.run.end(written, learned.fitted)
@@ -92,7 +92,7 @@ def train_slots(
 def exported_slots(
     module: nn.Module, alone: NewModel, subject: Subject, kind: OutputKind, code: Code
 ) -> ParityModels:
-    """The parity model of `code` (see `check_slots`) that runs a trained backup in each slot, and
+    """The parity model of `code` (see `check_stacked`) that runs a trained backup in each slot, and
     that backup by itself, exported as `alone`. Its answers are of `kind`.
 
     Raises TrainingError for a module that takes no named inputs.
@@ -100,7 +100,7 @@ def exported_slots(
     network = alone.network
     if not isinstance(module, NamedModule):
         raise TrainingError(f"{network} makes no module for named inputs; choose another")
-    signature = _parity_signature(code, subject)
+    signature = parity_signature(code, subject)
     served = Slots(served_as(module, subject, kind), code.k)
     model = NewModel(export_named(served, signature), network, slotwise=True, signature=signature)
     slot = NewModel(alone.onnx, f"{network}, one slot", slot=True, signature=alone.signature)
@@ -111,32 +111,7 @@ def default_slot(bundle: Bundle, subject: Subject, inputs: NDArray[Any], k: int)
     """The most capable network of which k runs take no longer than the deployed model; the fastest
     if all take longer."""
     sizes = commonest(inputs, subject.signature)
-    candidates, _ = propose_named(bundle, subject, queried(bundle, inputs), sizes)
+    proposed, _ = propose_named(bundle, subject, queried(bundle, inputs), sizes)
+    candidates = [each for each in proposed if each.code is None]
     fast = [each for each in candidates if k * each.share <= SLACK]
     return (fast or candidates[-1:])[0].network
-
-
-def check_slots(spec: CodeSpec, subject: Subject) -> Code:
-    """The code, if there can be parity models for it."""
-    code = code_over(spec, subject.signature, subject.output.shape)
-    code.encode([subject.signature.smallest.input.zeros(0)] * code.k)  # no rows: types count
-    if (spec.encoder, spec.decoder, dict(spec.encoder_options)) != ("stack", "separate", STACKED):
-        raise CodeError(
-            "for queries of named inputs parity models are trained for the stack encoder along a "
-            "new first axis and the separate decoder: use --encoder stack --new-axis --decoder "
-            "separate"
-        )
-    if spec.r > 1:
-        raise CodeError(
-            "one parity model gives every slot apart, so that more add nothing: use r=1"
-        )
-    return code
-
-
-def _parity_signature(code: Code, subject: Subject) -> Signature:
-    output = subject.output
-    return msgspec.structs.replace(
-        subject.signature,
-        inputs=parity_inputs(code, subject.signature),
-        outputs=(Output(output.name, output.datatype, code.parity_output_shape),),
-    )

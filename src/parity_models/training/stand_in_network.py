@@ -9,10 +9,11 @@ from torch import nn
 
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.bundle import Bundle
-from parity_models.models.networks import NETWORKS, NamedNetwork
+from parity_models.models.networks import NETWORKS, GroupNetwork, NamedNetwork
 from parity_models.models.networks.bytes import MOST_VALUES
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_tables import find_tables
+from parity_models.models.own_encoder import with_encoder
 from parity_models.models.own_layers import OwnLayers, find_layers
 from parity_models.models.signature import Signature
 from parity_models.training.own_network import named_network
@@ -48,6 +49,11 @@ def stand_in_network(
     except UserError as error:
         raise TrainingError(str(error)) from error
     told = describe()
+    if issubclass(kind, GroupNetwork):
+        raise TrainingError(
+            f"{network} answers several queries at once: it is a parity model, not a backup; train "
+            "it with parm parity"
+        )
     if not issubclass(kind, NamedNetwork):
         raise TrainingError(
             f"{network} takes one float32 input of fixed shape, the model {subject.signature}; "
@@ -57,6 +63,28 @@ def stand_in_network(
         lambda: kind.build_named(options, told, subject.output.shape),
         recipe_for(kind, "deployed", ()),
     )
+
+
+def group_network(
+    network: str, subject: Subject, describe: Callable[[], Queried], k: int
+) -> StandInNetwork:
+    """The network called `network` for k queries of `subject` at once, see `is_group`."""
+    kind, options = NETWORKS.parse(network)
+    assert issubclass(kind, GroupNetwork)
+    told = describe()
+    return StandInNetwork(
+        lambda: kind.build_group(options, told, subject.output.shape, k),
+        recipe_for(kind, "parity", ()),
+    )
+
+
+def is_group(network: str) -> bool:
+    """Is it a network for several queries at once? Raises TrainingError for a name that there is
+    not."""
+    try:
+        return issubclass(NETWORKS.parse(network)[0], GroupNetwork)
+    except UserError as error:
+        raise TrainingError(str(error)) from error
 
 
 def fitting(told: Queried) -> list[str]:
@@ -73,7 +101,11 @@ def queried(bundle: Bundle, rows: NDArray[Any]) -> Queried:
     tables = find_tables(bundle.content(deployed), [each.name for each in signature.inputs])
     arrays = signature.kind_of(rows[0, ...]).input.split(rows)
     layers = _layers(bundle.content(deployed), signature, arrays)
-    return describe(arrays, signature.inputs, tables, layers)
+    told = describe(arrays, signature.inputs, tables, layers)
+    output = bundle.manifest.imitated_output
+    if output is None:
+        return told
+    return with_encoder(told, bundle.content(deployed), signature, output.name)
 
 
 def _layers(

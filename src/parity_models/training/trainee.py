@@ -31,8 +31,10 @@ from parity_models.training.reconstruction import Reconstruction
 from parity_models.training.schedule import Budget
 from parity_models.training.search_state import Done
 from parity_models.training.slots import exported_slots
-from parity_models.training.stand_in_network import stand_in_network
+from parity_models.training.stacked import check_stacked, exported_group
+from parity_models.training.stand_in_network import group_network, stand_in_network
 from parity_models.training.subject import Subject
+from parity_models.training.together import Together
 from parity_models.training.worth import coverage, worth
 
 SHORTEST = 0.1
@@ -75,6 +77,8 @@ class Trainee:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(teaching.seed)
             make = _backup if candidate.code is None else _parity
+            if candidate.code is not None and not teaching.subject.plain:
+                make = _together
             self._problem, self._recipe, self.lessons = make(candidate, teaching)
 
     @property
@@ -157,7 +161,11 @@ class Trainee:
         module = self._problem.module
         if isinstance(module, CodedNetworks):
             return exported_parity(module, network, kind)
-        return exported_backup(module, network, self._teaching.subject, kind)
+        subject = self._teaching.subject
+        if self.candidate.code is None:
+            return exported_backup(module, network, subject, kind)
+        code = check_stacked(self.candidate.code, subject)
+        return exported_group(module, network, subject, kind, code)
 
     def in_slots(self, code: Code, alone: NewModel) -> ParityModels:
         """The parity model that runs this backup for named inputs, exported as `alone`, in each
@@ -166,7 +174,7 @@ class Trainee:
         return exported_slots(self._problem.module, alone, subject, kind, code)
 
 
-Made = tuple[Imitation | Reconstruction, Recipe, Lessons]
+Made = tuple[Imitation | Reconstruction | Together, Recipe, Lessons]
 
 
 def _backup(candidate: Candidate, teaching: Teaching) -> Made:
@@ -178,6 +186,14 @@ def _backup(candidate: Candidate, teaching: Teaching) -> Made:
     steps = recipe.steps_per_epoch(len(lessons.inputs))
     foreign = not has_weights(teaching.bundle)
     return Imitation(module, lessons, steps=steps, foreign=foreign), recipe, lessons
+
+
+def _together(candidate: Candidate, teaching: Teaching) -> Made:
+    assert candidate.code is not None
+    k, lessons = candidate.code.k, teaching.lessons
+    network = group_network(candidate.network, teaching.subject, lambda: teaching.queried, k)
+    module = place(network.make(), lessons.inputs.device)
+    return Together.of(module, lessons, k, network.recipe), network.recipe, lessons
 
 
 def _parity(candidate: Candidate, teaching: Teaching) -> Made:

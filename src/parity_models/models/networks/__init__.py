@@ -8,8 +8,16 @@ from parity_models.models.networks.features import Features
 from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mlp import MLP
-from parity_models.models.networks.network import Effort, Grid, NamedNetwork, Network, Shape
+from parity_models.models.networks.network import (
+    Effort,
+    Grid,
+    GroupNetwork,
+    NamedNetwork,
+    Network,
+    Shape,
+)
 from parity_models.models.networks.own_layers import OwnLayersNetwork
+from parity_models.models.networks.own_transformer import OwnTransformer, Superposition
 from parity_models.models.networks.published import VGG11, ResNet18, ResNet152
 from parity_models.models.networks.quadratic import Quadratic
 from parity_models.models.networks.resnet import SmallResNet
@@ -29,10 +37,12 @@ NETWORKS = Registry[Network](
     VGG11,
     ResNet18,
     ResNet152,
+    OwnTransformer,
     Text,
     Features,
     Bytes,
     OwnLayersNetwork,
+    Superposition,
 )
 """The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
 quarter of the channels."""
@@ -65,6 +75,7 @@ __all__ = [
     "Bytes",
     "Effort",
     "Features",
+    "GroupNetwork",
     "LeNet5",
     "Linear",
     "NamedNetwork",

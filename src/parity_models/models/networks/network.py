@@ -104,6 +104,11 @@ class NamedNetwork(Network):
         """Can it learn from such queries?"""
 
     @classmethod
+    def proposals(cls, queried: Queried) -> tuple[str, ...]:
+        """Those of the `proposed` that are worth trying for such queries."""
+        return cls.proposed if cls.takes(queried) else ()
+
+    @classmethod
     @abstractmethod
     def build_named(cls, options: Any, queried: Queried, outputs: Shape) -> "NamedModule":
         """A module for such queries that gives (n, *outputs), freshly initialised."""
@@ -113,6 +118,30 @@ class NamedNetwork(Network):
         raise TrainingError(
             f"{cls.name} takes queries of named inputs, in an .npz file with an array for each; "
             "for one float32 input of fixed shape choose another network"
+        )
+
+
+class GroupNetwork(Network):
+    """A network for k queries of named inputs at once, which are stacked along a new first axis.
+
+    It gives a prediction for each slot, and what is in one slot changes those for the others.
+    """
+
+    @classmethod
+    @abstractmethod
+    def takes(cls, queried: Queried) -> bool:
+        """Can it learn from such queries?"""
+
+    @classmethod
+    @abstractmethod
+    def build_group(cls, options: Any, queried: Queried, outputs: Shape, k: int) -> "NamedModule":
+        """A module that takes (n, k, *shape) of each input and gives (n, k, *outputs)."""
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        raise TrainingError(
+            f"{cls.name} answers several queries of named inputs at once: train it with parm "
+            "parity, and queries in an .npz file with an array for each input"
         )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.models.networks.encoder import Encoder
 from parity_models.models.own_layers import OwnLayers
 from parity_models.models.signature import Tensor
 
@@ -23,8 +24,8 @@ class QueriedInput:
     They hold values from `low` to `high`. `constant`: always the same. `mask`: 1 where integers of
     another input of that shape are content, 0 where they are padding. `mean`, `deviation` and
     `highest`, of the shape of a row, are there where no axis is dynamic. `table` (values, width)
-    are the vectors that the deployed model looks its integers up in, `layers` all of its layers,
-    where they were found.
+    are the vectors that the deployed model looks its integers up in; `layers`, or `encoder`, all of
+    its layers, where they were found.
     """
 
     tensor: Tensor
@@ -37,6 +38,7 @@ class QueriedInput:
     highest: Floats | None = None
     table: Floats | None = None
     layers: OwnLayers | None = None
+    encoder: Encoder | None = None
 
     @property
     def whole(self) -> bool:

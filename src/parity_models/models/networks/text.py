@@ -52,21 +52,20 @@ class Text(NamedNetwork):
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:
-        return _ids(queried) is not None
+        return ids_of(queried) is not None
 
     @classmethod
     def build_named(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
-        ids = _ids(queried)
+        ids = ids_of(queried)
         if ids is None:
             raise TrainingError(
                 "text takes one input of ids (n, length), a mask of its shape, and inputs that are "
                 f"always the same, not {', '.join(str(each.tensor) for each in queried)}"
             )
-        mask = next((i for i, each in enumerate(queried) if each.mask), None)
-        return BagOfWords(options, queried[ids], ids, mask, outputs)
+        return BagOfWords(options, queried[ids], ids, mask_of(queried), outputs)
 
 
-def _ids(queried: Queried) -> int | None:
+def ids_of(queried: Queried) -> int | None:
     """Which input holds the ids of words, if the others say no more than which are padding."""
     told = [i for i, each in enumerate(queried) if not (each.mask or each.constant)]
     if len(told) != 1 or sum(each.mask for each in queried) > 1:
@@ -74,6 +73,11 @@ def _ids(queried: Queried) -> int | None:
     ids = queried[told[0]]
     fits = ids.whole and len(ids.tensor.shape) == 1 and ids.low >= 0
     return told[0] if fits and ids.values > FEWEST_WORDS else None
+
+
+def mask_of(queried: Queried) -> int | None:
+    """Which input tells content from padding."""
+    return next((i for i, each in enumerate(queried) if each.mask), None)
 
 
 class BagOfWords(NamedModule):
