@@ -5,10 +5,18 @@ from pathlib import Path
 
 
 def write_about(
-    folder: Path, name: str, title: str, about: str, networks: dict[str, float] | None = None
+    folder: Path,
+    name: str,
+    title: str,
+    about: str,
+    networks: dict[str, float] | None = None,
+    pairs: dict[str, float] | None = None,
 ) -> None:
     """Say what the model in `folder` is, for `parm reproduce real`, and which networks it trains to
-    stand in for it, for how many seconds."""
-    trained = [{"network": each, "seconds": time} for each, time in (networks or {}).items()]
+    stand in for it, for how many seconds: as backups, and as parity models for `pairs`."""
+    trained: list[dict[str, str | float]] = [
+        {"network": each, "seconds": time} for each, time in (networks or {}).items()
+    ]
+    trained += [{"network": each, "seconds": time, "k": 2} for each, time in (pairs or {}).items()]
     said = {"name": name, "title": title, "about": about, "networks": trained}
     (folder / "about.json").write_text(json.dumps(said, indent=2), encoding="utf-8")

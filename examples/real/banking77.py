@@ -21,6 +21,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.linear_model import LogisticRegression
 
 LOGITS = "logits"
+BACKUPS = {"text@1024": 180.0, "own-transformer@1": 300.0, "own-transformer@2": 300.0}
+"""Trained by `parm reproduce real`, for so many seconds."""
+
+PAIRS = {"superposition": 1200.0}
+"""The same for two queries at once."""
 
 
 def read(file: Path) -> tuple[list[str], list[str]]:
@@ -47,7 +52,8 @@ def with_classifier(
     return model
 
 
-def main(data: Path, packages: Path, out: Path) -> None:
+def main(data: Path, packages: Path, out: Path, *trained: dict[str, float]) -> None:
+    """`trained`: networks for backups, and for pairs of queries, and their seconds."""
     out.mkdir(parents=True, exist_ok=True)
     encoder, tokenizer = find_encoder(packages), find_tokenizer(packages)
     texts, categories = read(data / "train.csv")
@@ -74,6 +80,7 @@ def main(data: Path, packages: Path, out: Path) -> None:
         "Banking77",
         "What a bank's customer wants, of 77 intents (Casanueva et al., 2020): the sentence "
         "encoder MiniLM-L3 and a logistic regression on it, as one ONNX graph.",
+        *trained,
     )
     scored = predict(model, tokenize(tokenizer, test_texts)).argmax(axis=1)
     print(f"{len(texts)} texts, {len(names)} intents, A_a {np.mean(scored == test_labels):.2%}")
@@ -85,4 +92,4 @@ if __name__ == "__main__":
     parser.add_argument("--packages", type=Path, required=True, help="folder of the packages")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     told = parser.parse_args()
-    main(told.data, told.packages, told.out)
+    main(told.data, told.packages, told.out, BACKUPS, PAIRS)

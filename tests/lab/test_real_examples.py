@@ -1,6 +1,7 @@
 """The programs of examples/real prepare real models: here with tiny ones, and a handful of data."""
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from io import BytesIO
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "real"
 WORDS = ("[PAD]", "[UNK]", "where", "is", "my", "card", "money", "cash", "please", "now")
+UNUSED = tuple(f"word{i}" for i in range(30))
+"""Integers of few different values would be taken for something else than words."""
+
 Load = Callable[[str], ModuleType]
 
 
@@ -48,7 +52,7 @@ def packages(tmp_path: Path) -> Path:
     model of files."""
     folder = tmp_path / "packages"
     folder.mkdir()
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, "[UNK]"))
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS + UNUSED)}, "[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     inner = BytesIO()
     with ZipFile(inner, "w") as archive:
@@ -65,7 +69,7 @@ def _encoder() -> bytes:
     value = helper.make_tensor_value_info
     texts = ["batch_size", "sequence_length"]
     constants: dict[str, NDArray[np.generic]] = {
-        "word_embeddings.weight": rng.normal(size=(len(WORDS), 384)).astype(np.float32),
+        "word_embeddings.weight": rng.normal(size=(len(WORDS + UNUSED), 384)).astype(np.float32),
         "last": np.array([-1], np.int64),
         "along": np.array([1], np.int64),
     }
@@ -116,10 +120,17 @@ def test_banking77_is_one_graph_of_ids_and_mask_and_its_backup_is_judged(
     model = onnx.load(out / "model.onnx")
     assert [each.name for each in model.graph.input] == ["input_ids", "attention_mask"]
     assert [each.name for each in model.graph.output] == ["logits"]
+    about = json.loads((out / "about.json").read_text())
+    about["networks"] = [{"network": "text@32", "seconds": 1, "k": 2}]
+    (out / "about.json").write_text(json.dumps(about))
     result = measure(Prepared(out), 0, lambda said: None)
     assert result.available is not None
     assert result.available > 0.9
-    [backup] = result.stand_ins
+    found = {each.network: each for each in result.stand_ins}
+    pair = found.pop("text@32, k = 2")
+    assert pair.degraded is not None  # a second of training promises no more
+    assert pair.relative > 0
+    [backup] = found.values()
     assert backup.agreement > 0.9
     assert backup.degraded is not None
     assert not (out / "backup.onnx").stat().st_size > 100_000_000

@@ -93,6 +93,10 @@ def test_targets_are_judged_among_those_that_are_fast_enough() -> None:
     assert bank.measured.startswith("89.00% (fast")
     [bank] = targets([_result("banking77", _stand_in("fast", 0.04, 0.9, 0.9))])
     assert bank.met
+    superposed = _stand_in("superposition, k = 2", 1.1, 0.88, 0.9)
+    _, parity = targets([_result("banking77", superposed, fast)])
+    assert parity.met
+    assert parity.wanted == "at least 87.00% (A_a less 3%)"
     [none] = targets([_result("banking77", slow)])
     assert not none.met
     assert none.measured == "no stand-in is that fast; the fastest takes 10%"

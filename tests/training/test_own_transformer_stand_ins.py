@@ -51,7 +51,7 @@ def test_a_superposition_is_a_parity_model_whose_slots_are_not_isolated(
     [parity] = bundle.manifest.parity
     assert (parity.network, parity.slotwise) == ("superposition", False)
     assert not bundle.isolated
-    assert bundle.manifest.backup is None
+    assert not bundle.manifest.backups
     assert isinstance(bundle.envelope(), NamedEnvelope)
     code = bundle.code()
     assert code is not None

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.codes import Code, CodeSpec
 from parity_models.evaluation.calibration import calibrate_answers
 from parity_models.evaluation.interval import score_interval
-from parity_models.evaluation.predictor import deployed_predictor, predictor
-from parity_models.evaluation.stand_ins import StandInAnswers
+from parity_models.evaluation.predictor import deployed_predictor
+from parity_models.evaluation.stand_ins import StandInAnswers, answers_of
 from parity_models.lab.real.prepared import Prepared, Trained
 from parity_models.lab.real.results import RealResult, StandInResult
 from parity_models.models.bundle import Bundle, open_bundle
@@ -29,6 +30,8 @@ from parity_models.tasks.metrics import agreement, score
 from parity_models.tasks.output_kind import choose_output_kind
 from parity_models.tasks.unlabelled import labels_from
 from parity_models.training import Settings, train_backup
+from parity_models.training.slots import train_slots
+from parity_models.training.stacked import STACKED
 
 Array = NDArray[Any]
 Say = Callable[[str], None]
@@ -73,9 +76,9 @@ def measure(prepared: Prepared, seed: int, say: Say) -> RealResult:
         truth = _truth(prepared, plain, held_out)
         found = []
         for trained in about.networks:
-            say(f"{about.name}: {trained.network}, trained for {trained.seconds:g} s")
+            say(f"{about.name}: {trained.name}, trained for {trained.seconds:g} s")
             with _trained(plain, trained, learned, truth, seed) as bundle:
-                found.append(judge(bundle, truth, trained.network, trained.seconds))
+                found.append(judge(bundle, truth, trained.name, trained.seconds))
         for own in prepared.own:
             say(f"{about.name}: {own.name}")
             with prepared.bundle(own) as bundle:
@@ -99,14 +102,14 @@ def measure(prepared: Prepared, seed: int, say: Say) -> RealResult:
 
 
 def judge(bundle: Bundle, truth: Truth, network: str, seconds: float | None) -> StandInResult:
-    """How the backup of `bundle`, which has one, does."""
-    (backup,) = bundle.manifest.backups
-    run = predictor(bundle.pinned(backup))
-    answers, held_out = run(truth.test), run(truth.held_out)
+    """How the parity model of `bundle` does, or else its backup."""
+    code, manifest = bundle.code(), bundle.manifest
+    stand_in = manifest.backups[0] if code is None else manifest.parity[0]
+    answers = _answers(bundle, truth.test, truth.said).outputs
+    held_out = _answers(bundle, truth.held_out, truth.said_held_out, independent=True)
     coverage, gated = _gated(truth, answers, held_out)
-    base, took = query_times(
-        [_model(bundle, which) for which in (bundle.manifest.deployed, backup)], truth.test
-    )
+    models = [_model(bundle, which) for which in (manifest.deployed, stand_in)]
+    base, took = query_times(models, truth.test, code)
     right = labels_from(truth.said, truth.metric)
     return StandInResult(
         network=network,
@@ -138,9 +141,9 @@ def same_neighbours(answers: Array, predictions: Array) -> float:
     return float(np.mean(nearest[0] == nearest[1]))
 
 
-def query_times(models: list[OnnxModel], rows: Array) -> list[float]:
+def query_times(models: list[OnnxModel], rows: Array, code: Code | None = None) -> list[float]:
     """Milliseconds that each of the models takes for one of `rows`, undisturbed, each in its own
-    bucket: the median of the first TIMED.
+    bucket: the median of the first TIMED. With a `code`, all but the first take k such rows.
 
     The models take turns, so that whatever else the machine does meets all of them alike.
     """
@@ -149,9 +152,11 @@ def query_times(models: list[OnnxModel], rows: Array) -> list[float]:
     taken: list[list[float]] = [[] for _ in models]
     for place in range(min(len(rows), TIMED)):
         row = rows_of(arrays, signature, [place])
-        for model, times in zip(models, taken, strict=True):
-            model(row)  # the first of a shape takes longer
-            times.append(1000 * min(_seconds(model, row) for _ in range(REPEATED)))
+        parity = row if code is None else code.encode([row] * code.k)[0]
+        feeds = [row, *[parity] * (len(models) - 1)]
+        for model, fed, times in zip(models, feeds, taken, strict=True):
+            model(fed)  # the first of a shape takes longer
+            times.append(1000 * min(_seconds(model, fed) for _ in range(REPEATED)))
     return [median(times) for times in taken]
 
 
@@ -177,16 +182,31 @@ def _trained(
     settings = Settings(seconds=trained.seconds, seed=seed)
     with TemporaryDirectory() as folder:
         out = Path(folder) / "bundle"
-        train_backup(plain, trained.network, learned, out, settings, metric=truth.metric)
+        if trained.k == 1:
+            train_backup(plain, trained.network, learned, out, settings, metric=truth.metric)
+        else:
+            spec = CodeSpec("stack", "separate", trained.k, encoder_options=STACKED)
+            metric = truth.metric
+            train_slots(plain, spec, trained.network, learned, out, settings, metric=metric)
         yield open_bundle(out)
 
 
-def _gated(truth: Truth, answers: Array, held_out: Array) -> tuple[float | None, float | None]:
+def _answers(
+    bundle: Bundle, queries: Array, said: Array, independent: bool = False
+) -> StandInAnswers:
+    """What the stand-in of `bundle` gives for `queries`, in their order."""
+    found = answers_of(bundle, queries, said, independent=independent)
+    given = found["backup" if bundle.manifest.code is None else "reconstruction"]
+    order = np.argsort(given.rows)
+    return StandInAnswers(given.outputs[order], given.rows[order])
+
+
+def _gated(
+    truth: Truth, answers: Array, held_out: StandInAnswers
+) -> tuple[float | None, float | None]:
     """Coverage of the gate at LEVEL on the test, and the agreement of what it lets through."""
     agree = agreement_for(truth.metric, truth.said_held_out)
-    calibration = calibrate_answers(
-        StandInAnswers(held_out, np.arange(len(held_out))), truth.said_held_out, agree, (LEVEL,)
-    )
+    calibration = calibrate_answers(held_out, truth.said_held_out, agree, (LEVEL,))
     if not calibration.levels:
         return None, None
     given = ~Gate(calibration.confidence, calibration.levels[0]).refused(answers)

@@ -35,10 +35,16 @@ HELD_OUT = 10
 
 
 class Trained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A network to train as a backup, and for how long."""
+    """A network to train, and for how long: as a backup, or, with a `k` from 2, as the parity model
+    of so many queries."""
 
     network: str
     seconds: Annotated[float, Meta(gt=0, le=1e5)]
+    k: Annotated[int, Meta(ge=1, le=8)] = 1
+
+    @property
+    def name(self) -> str:
+        return self.network if self.k == 1 else f"{self.network}, k = {self.k}"
 
 
 class About(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
