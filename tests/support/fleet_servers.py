@@ -29,6 +29,10 @@ MLSERVER = TESTS.parent / ".servers" / "mlserver" / "bin" / "mlserver"
 PATIENCE = 240.0
 """Seconds for what takes few where the machine has nothing else to do."""
 
+PATIENTLY = ("--deadline", str(PATIENCE))
+"""For a server that is to refuse nobody while its queue is short, however slow the machine is: a
+standing queue is refused by the share that a wait is of the deadline."""
+
 SHARED_MEMORY = re.compile(rb"triton_onnxruntime_backend_shm_region_[0-9a-f-]+")
 
 

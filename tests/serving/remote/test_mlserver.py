@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fleet_servers import MLServer, Parm, kill_and_mend
+from fleet_servers import PATIENTLY, MLServer, Parm, kill_and_mend
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.remote.export import Format, export_repository
 from served import ServerProcess, write_linear_bundle
@@ -52,6 +52,7 @@ def test_an_mlserver_killed_under_load_fails_no_request_and_comes_back(
         ServerProcess(
             *("--bundle", str(bundle), "--policy", "parity", "--grpc-port", "0"),
             *("--deployed", f"{other.url},{mlserver.url}", "--parity", mlserver.grpc_url),
+            *PATIENTLY,
         ) as front,
     ):
         kill_and_mend(front, [mlserver], 2)

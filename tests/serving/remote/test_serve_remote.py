@@ -10,7 +10,7 @@ import pytest
 
 from commands import Here, assert_refused
 from fake_upstream import BUSY, HUNG, WELL, FakeUpstream
-from fleet_servers import Parm, kill_and_mend
+from fleet_servers import PATIENTLY, Parm, kill_and_mend
 from onnx_models import linear_model
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.scheduling import Source
@@ -51,6 +51,7 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
         ServerProcess(
             *("--bundle", str(bundle), "--deployed", f"{one.url},{two.grpc_url}"),
             *("--parity", f"{parity.url}/model", "--policy", "parity", "--grpc-port", "0"),
+            *PATIENTLY,
         ) as front,
     ):
         kill_and_mend(front, [one, two], 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tritonclient.http
 
-from fleet_servers import Triton, kill_and_mend
+from fleet_servers import PATIENTLY, Triton, kill_and_mend
 from parity_models.errors import UserError
 from parity_models.lab.costs.overhead import measure_overhead
 from parity_models.models.bundle import open_bundle
@@ -84,5 +84,6 @@ def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(
     with ServerProcess(
         *("--bundle", str(bundle), "--deployed", urls, "--parity", urls),
         *("--policy", "parity", "--grpc-port", "0"),
+        *PATIENTLY,
     ) as front:
         kill_and_mend(front, [first, second], 3)
