@@ -57,8 +57,8 @@ def prepared(deployed: Bundle) -> Prepared:
 def finalists(
     deployed: Bundle, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
 ) -> list[Finalist]:
-    """A parity model and a backup that have learned for three seconds each: enough on a busy machine,
-    too."""
+    """A parity model and a backup that have learned for three seconds each: enough on a busy
+    machine, too."""
     folder = tmp_path_factory.mktemp("finalists")
     entries = []
     for candidate in CANDIDATES:
