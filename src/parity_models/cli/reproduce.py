@@ -11,6 +11,7 @@ from rich.console import Console
 from parity_models.cli.report_file import check_report, typed_command
 from parity_models.cli.reproduce_accuracy import accuracy
 from parity_models.cli.reproduce_engines import engines
+from parity_models.cli.reproduce_protect import protect
 from parity_models.cli.reproduce_real import real
 from parity_models.errors import ContentionError, UserError
 from parity_models.lab.contention.namespaces import check_privileges
@@ -41,6 +42,7 @@ def _reproduce() -> None:
 reproduce.command()(accuracy)
 reproduce.command()(engines)
 reproduce.command()(real)
+reproduce.command()(protect)
 
 
 @reproduce.command()

@@ -2,7 +2,6 @@
 
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from statistics import median
 from time import perf_counter
@@ -11,12 +10,11 @@ import msgspec
 
 from parity_models.errors import ServingError
 from parity_models.lab.costs.asked import generated_bundle
+from parity_models.lab.parm import parm
 from parity_models.models.bundle import Bundle
 
 AT_MOST = 2.5
 """Seconds that a start with a small bundle may take."""
-
-_PARM = (sys.executable, "-c", "from parity_models.cli.main import main; main()")
 
 
 class StartTimes(msgspec.Struct, frozen=True):
@@ -38,7 +36,7 @@ def measure_start(bundle: Bundle | None = None, *, instances: int, starts: int) 
     Raises ServingError if one does not start.
     """
     with generated_bundle(bundle) as served:
-        command = (*_PARM, "serve", str(served.path), f"--instances={instances}", "--port=0")
+        command = parm("serve", str(served.path), f"--instances={instances}", "--port=0")
         seconds = [_start(command) for _ in range(starts)]
         return StartTimes(served.manifest.name, instances, seconds)
 

@@ -4,17 +4,16 @@ import asyncio
 import os
 import re
 import signal
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from parity_models.errors import ServingError
+from parity_models.lab.parm import parm
 from parity_models.lab.processes import limit_descriptors, send
 
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 60.0
-_PROGRAM = "from parity_models.cli.main import main; main()"
 
 
 class ServeProcess:
@@ -48,7 +47,7 @@ class ServeProcess:
         """Returns once it is ready. Raises ServingError if it does not get so far."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-c", _PROGRAM, "serve", *self._arguments),
+                *parm("serve", *self._arguments),
                 stdin=DEVNULL,
                 stdout=PIPE,
                 stderr=log,
