@@ -140,7 +140,7 @@ async def test_what_was_simulated_is_run_for_real_with_its_contention(tmp_path: 
         bundle,
         msgspec.structs.replace(found(), scene=scene),
         tmp_path / "queries.npz",
-        0.5,
+        0,
         4.0,
         said.append,
     )
