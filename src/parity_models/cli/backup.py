@@ -31,20 +31,30 @@ from parity_models.training.held_out import find_queries
 from parity_models.training.run import check_settings
 from parity_models.training.subject import imitating
 
+NetworkName = Annotated[
+    str,
+    typer.Option(
+        help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS.names)}, "
+        "or one of yours, package.module:name.",
+        metavar="NAME",
+    ),
+]
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep",
+        help="Keep the backups that the bundle has: the new one comes beside them, and late "
+        "queries are asked of the best one for them.",
+    ),
+]
+
 
 def backup(
     bundle: Annotated[
         Path,
         typer.Option("--from", help="What parm train or parm parity wrote.", metavar="BUNDLE"),
     ],
-    network: Annotated[
-        str,
-        typer.Option(
-            help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS.names)}, "
-            "or one of yours, package.module:name.",
-            metavar="NAME",
-        ),
-    ],
+    network: NetworkName,
     out: Annotated[
         Path, typer.Option(help="The bundle to write; may be the same.", metavar="BUNDLE")
     ],
@@ -55,14 +65,7 @@ def backup(
     output_kind: OutputKindName = None,
     agreement: Agreements = None,
     flips: Flips = False,
-    keep: Annotated[
-        bool,
-        typer.Option(
-            "--keep",
-            help="Keep the backups that the bundle has: the new one comes beside them, and late "
-            "queries are asked of the best one for them.",
-        ),
-    ] = False,
+    keep: Keep = False,
     epochs: Epochs = None,
     seconds: Seconds = None,
     seed: Seed = 0,

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from parity_models.load.report import LoadReport, Percentiles
     from parity_models.tasks import Task
 
+LiveBundle = Annotated[
+    Path | None, typer.Option(help="With --live: this bundle, with --inputs.", metavar="BUNDLE")
+]
+LiveInputs = Annotated[
+    Path | None,
+    typer.Option(help="With --bundle: its queries, an array of rows in .npy.", metavar="FILE"),
+]
+LivePort = Annotated[
+    int,
+    typer.Option(
+        help="With --live: the page's port; 0 takes any that is free.", min=0, max=MAX_PORT
+    ),
+]
+
 
 def demo(
     out: Annotated[
@@ -37,20 +51,9 @@ def demo(
             help="Serve until Ctrl-C instead, and show it on a page on which you harm instances.",
         ),
     ] = False,
-    bundle: Annotated[
-        Path | None,
-        typer.Option(help="With --live: this bundle, with --inputs.", metavar="BUNDLE"),
-    ] = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(help="With --bundle: its queries, an array of rows in .npy.", metavar="FILE"),
-    ] = None,
-    port: Annotated[
-        int,
-        typer.Option(
-            help="With --live: the page's port; 0 takes any that is free.", min=0, max=MAX_PORT
-        ),
-    ] = 8080,
+    bundle: LiveBundle = None,
+    inputs: LiveInputs = None,
+    port: LivePort = 8080,
 ) -> None:
     """Train, serve under injected slowdowns and a kill, and compare the tails.
 

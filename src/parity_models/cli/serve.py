@@ -121,12 +121,10 @@ def serve(
     around: AbstractContextManager[None] = nullcontext()
     if repository is not None:
         server, around = _of_repository(context, repository, options, allow_code or (), logging)
-    elif given_options(context, "rollout"):
-        raise UserError("--canary and its options need --repository beside them")
-    elif given_options(context, "sharing"):
-        raise UserError("--shared-instances and --reserve need --repository beside them")
-    elif opened is not None and not issubclass(chosen.kind, RayEngine):
-        server = Server(opened, options, _traces(logging))
+    else:
+        _need_no_repository(context)
+        if opened is not None and not issubclass(chosen.kind, RayEngine):
+            server = Server(opened, options, _traces(logging))
     if print_config:
         named = {
             "bundle": folder,
@@ -144,6 +142,13 @@ def serve(
             _run(server)
     elif opened is not None:
         _serve_on_ray(opened, options, traces=logging.traces)
+
+
+def _need_no_repository(context: typer.Context) -> None:
+    if given_options(context, "rollout"):
+        raise UserError("--canary and its options need --repository beside them")
+    if given_options(context, "sharing"):
+        raise UserError("--shared-instances and --reserve need --repository beside them")
 
 
 def _serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None:

@@ -94,33 +94,32 @@ def prepare(deployed: Bundle, queries: Queries, wishes: Wishes, audience: Audien
         f"the model's predictions are {lessons.output_kind}, judged by {lessons.metric}; it took "
         f"{took:.0f} s to predict for {len(queries.train):,} queries to learn from"
     )
-    options: Options = {
-        "model": deployed.manifest.deployed.sha256,
-        "inputs": sha256,
-        "flips": queries.flips,
-        "imitates": subject.output.name,
-        "metric": lessons.metric,
-        "output-kind": lessons.output_kind,
-        "agreement": wishes.agreement,
-        "seed": wishes.seed,
-    }
-    return Prepared(
-        Teaching(
-            deployed,
-            subject,
-            model,
-            lessons,
-            wishes.agreement,
-            wishes.seed,
-            () if subject.plain else queried(deployed, queries.train),
-            row_seconds * len(lessons.held_out.inputs),
-        ),
-        measured,
-        options,
-        deployed.manifest.task,
-        sha256,
-        measuring,
+    teaching = Teaching(
+        deployed,
+        subject,
+        model,
+        lessons,
+        wishes.agreement,
+        wishes.seed,
+        () if subject.plain else queried(deployed, queries.train),
+        row_seconds * len(lessons.held_out.inputs),
     )
+    options = _options_of(teaching, sha256, flips=queries.flips)
+    return Prepared(teaching, measured, options, deployed.manifest.task, sha256, measuring)
+
+
+def _options_of(teaching: Teaching, inputs: str, *, flips: bool) -> Options:
+    """What a search that was stopped has to agree in to be resumed; `inputs` is their hash."""
+    return {
+        "model": teaching.bundle.manifest.deployed.sha256,
+        "inputs": inputs,
+        "flips": flips,
+        "imitates": teaching.subject.output.name,
+        "metric": teaching.lessons.metric,
+        "output-kind": teaching.lessons.output_kind,
+        "agreement": teaching.level,
+        "seed": teaching.seed,
+    }
 
 
 def _affordable(
