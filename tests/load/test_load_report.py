@@ -15,12 +15,13 @@ from parity_models.scheduling import Source
 def some_result(queries: int, seed: int) -> LoadResult:
     """Made up: of each ten queries two without an answer, one of them not sent."""
     rng = np.random.default_rng(seed)
-    outcome = np.arange(queries) % 10 % 6
+    not_sent = len(Source) + 1
+    outcome = np.arange(queries) % 10 % (not_sent + 1)
     latency = rng.lognormal(-5, 1, queries)
     return LoadResult(
         scheduled=np.sort(rng.random(queries)),
-        send_delay=np.where(outcome == 5, np.nan, rng.random(queries) * 1e-4),
-        latency=np.where(outcome == 5, np.nan, latency),
+        send_delay=np.where(outcome == not_sent, np.nan, rng.random(queries) * 1e-4),
+        latency=np.where(outcome == not_sent, np.nan, latency),
         score=np.where(outcome >= len(Source), np.nan, rng.integers(2, size=queries)),
         outcome=outcome.astype(np.int16),
         outcomes=np.array([*Source, f"HTTP 50{seed}", "not sent, 4 in flight"]),

@@ -87,7 +87,7 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
 @pytest.mark.parametrize(
     ("name", "inputs", "grid", "reason"),
     [
-        ("perceptron", (4,), (1, 1), "there are linear, mlp"),
+        ("perceptron", (4,), (1, 1), "There are linear, mlp"),
         ("lenet5", (1, 8, 8), (1, 1), "at least 12x12"),
         ("lenet5", (784,), (1, 1), "takes images"),
         ("resnet-small", (784,), (1, 1), "takes images"),

@@ -78,3 +78,14 @@ def test_fewer_maps_take_less_and_the_gradient_is_that_of_a_convolution() -> Non
     module.leave(largest + module.offset).square().sum().backward()
     assert plain.grad is not None
     torch.testing.assert_close(got, plain.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_it_learns_where_the_rest_is_trained_in_16_bits() -> None:
+    module = built("own-layers@0.5", told(found(exported(ALIKE["files"]()))))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module(torch.from_numpy(contents(40))).float().square().sum()
+    loss.backward()
+    assert isinstance(module, Thinned)
+    assert module.kernel.grad is not None
+    assert module.kernel.grad.isfinite().all()
+    assert module.kernel.grad.any()

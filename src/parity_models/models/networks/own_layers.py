@@ -111,8 +111,10 @@ class Thinned(NamedModule):
                 self.reach.copy_(entering.abs().amax((1, 2)).mean())
             step = self.reach / LARGEST
             entering = (entering / step).round().clamp(-LARGEST - 1, LARGEST) * step
-        # torch declares no types for `apply`.
-        found: Tensor = _Largest.apply(entering, kernel)  # type: ignore[no-untyped-call]
+        # All of it in 32 bits, where the rest is trained in 16.
+        with torch.autocast(rows.device.type, enabled=False):
+            # torch declares no types for `apply`.
+            found: Tensor = _Largest.apply(entering.float(), kernel.float())  # type: ignore[no-untyped-call]
         return found
 
     def enter(self, rows: Tensor) -> Tensor:

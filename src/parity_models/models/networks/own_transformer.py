@@ -33,6 +33,7 @@ class OwnTransformer(NamedNetwork):
 
     name = "own-transformer"
     deployed = Effort(6, 32, 2e-4, 1e-2, mirror=False, threaded=True)
+    parity = Effort(6, 32, 2e-4, 1e-2, mirror=False, threaded=True)
     proposed = ("own-transformer",)
 
     @dataclass(frozen=True, kw_only=True)
