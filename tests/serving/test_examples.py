@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from commands import Here, assert_refused
+from service_monitors import check_service_monitor
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +40,14 @@ def test_kubernetes_takes_the_containers_of_kserve_s_runtime() -> None:
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": runtime["metadata"]}
     pod["spec"] = {"containers": runtime["spec"]["containers"]}
     kubernetes_validate.validate(pod, "1.30", strict=True)
+
+
+def test_the_prometheus_operator_takes_the_monitor() -> None:
+    monitor = yaml.safe_load((EXAMPLES / "kubernetes" / "monitoring.yaml").read_text())
+    check_service_monitor(monitor)
+    monitor["spec"]["endpoints"][0]["intervall"] = "5s"
+    with pytest.raises(AssertionError):
+        check_service_monitor(monitor)
 
 
 def test_the_dockerfile_has_nothing_to_be_said_against() -> None:

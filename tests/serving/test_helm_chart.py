@@ -10,6 +10,7 @@ import yaml
 
 from commands import Here, assert_refused
 from parity_models import __version__
+from service_monitors import check_service_monitor
 
 CHART = Path(__file__).parents[2] / "examples" / "helm" / "parity-models"
 ALL: dict[str, Any] = {
@@ -52,7 +53,9 @@ def container(manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def test_kubernetes_takes_what_the_chart_says(values: dict[str, Any]) -> None:
     manifests = rendered(values)
     for kind, manifest in manifests.items():
-        if kind != "ServiceMonitor":  # which is the Prometheus operator's
+        if kind == "ServiceMonitor":  # which is the Prometheus operator's
+            check_service_monitor(manifest)
+        else:
             kubernetes_validate.validate(manifest, "1.30", strict=True)
     assert {"Deployment", "Service", "Pod"} <= set(manifests)
     assert (
