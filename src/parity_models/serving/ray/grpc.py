@@ -6,7 +6,7 @@ would not find them.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -40,16 +40,62 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_TIME_REMAINING = "parm-time-remaining"
+"""The metadata that tells a replica, in seconds, how long the client waits yet."""
+
+_Handler = Any
+"""grpc.RpcMethodHandler, which is generic in its stub alone."""
+
 
 def add_inference(servicer: object, server: Any) -> None:
     """For `grpc_servicer_functions` of Serve's gRPC options: the methods that there are."""
-    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+    handlers: dict[str, _Handler] = {
         method.name: grpc.unary_unary_rpc_method_handler(getattr(servicer, method.name))
         for method in SERVICE.methods
     }
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),)
-    )
+    server.add_generic_rpc_handlers((_Limited(handlers),))
+
+
+class _Limited(grpc.ServiceRpcHandler):
+    """The `handlers`, by method, for which Serve puts its own when it is given this; these are told
+    the client's time limit as metadata, as Serve passes on nothing else of it."""
+
+    def __init__(self, handlers: Mapping[str, _Handler]) -> None:
+        service = self.service_name()
+        self._method_handlers = {f"/{service}/{name}": each for name, each in handlers.items()}
+
+    def service_name(self) -> str:
+        return SERVICE.full_name
+
+    def service(self, details: grpc.HandlerCallDetails) -> _Handler | None:
+        handler = self._method_handlers.get(str(details.method))
+        if handler is None:
+            return None
+        answer: Any = handler.unary_unary
+
+        async def limited(request: bytes, context: Any) -> Any:
+            return await answer(request, _TimeTold(context))
+
+        coding = (handler.request_deserializer, handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(limited, *coding)
+
+
+class _TimeTold:
+    """A call's context, whose metadata says how many seconds the client waits yet."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def invocation_metadata(self) -> list[tuple[str, Any]]:
+        given = self._context.invocation_metadata() or ()
+        metadata = [(key, value) for key, value in given if key != _TIME_REMAINING]
+        seconds = self._context.time_remaining()
+        if seconds is not None:
+            metadata.append((_TIME_REMAINING, f"{seconds:.6f}"))
+        return metadata
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
 
 
 class RayGrpc:
@@ -85,7 +131,7 @@ class RayGrpc:
                 else read_message(GetMessageClass(about.input_type), request)
             )
             with self._traced(method, context):
-                response: Message = await getattr(self._service, method)(message, _Call(context))
+                response: Message = await getattr(self._service, method)(message, RayCall(context))
             return response
         except RequestError as error:
             self._service.refused(error)
@@ -116,14 +162,15 @@ class RayGrpc:
             yield
 
 
-class _Call:
-    """What Serve passes on of a call: metadata both ways, but not the client's time limit."""
+class RayCall:
+    """What Serve passes on of a call: metadata both ways, the client's time limit among them."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
 
-    def time_remaining(self) -> None:
-        return None
+    def time_remaining(self) -> float | None:
+        told = (value for key, value in self.invocation_metadata() if key == _TIME_REMAINING)
+        return next((float(seconds) for seconds in told), None)
 
     def invocation_metadata(self) -> Sequence[tuple[str, str]]:
         metadata: Sequence[tuple[str, str]] = self._context.invocation_metadata()
