@@ -9,6 +9,11 @@ from parity_models.scheduling.policies.benefit import Benefit, Choice
 from scheduling_world import run_times
 
 
+def asking(takes: float, answers: float = 1.0) -> Choice:
+    """A stand-in that answers this share of queries, else a copy."""
+    return Choice(takes + (1 - answers), ((answers, takes), (1 - answers, takes + 1.0)))
+
+
 def benefit(urgency: float = 10.0, load: float = 0.0, spare: float = 1.0) -> Benefit:
     rule = Benefit(urgency)
     rule.learn(1.0, load, spare)
@@ -18,20 +23,20 @@ def benefit(urgency: float = 10.0, load: float = 0.0, spare: float = 1.0) -> Ben
 def test_what_is_saved_is_lateness_weighted_with_lateness() -> None:
     known = run_times(*[(1.0, True)] * 90, *[(3.0, True)] * 10)
     # A tenth of units run from 1 to 3; one asked at 1 that takes 0.5 ends its query at 1.5.
-    saved = benefit().saved(Choice(0.5, 0.5), known, age=1.0)
+    saved = benefit().saved(asking(0.5), known, age=1.0)
     assert saved == pytest.approx(10 * (2.0**2 - 0.5**2) / 2)
 
 
 def test_where_a_stand_in_may_be_refused_a_copy_follows() -> None:
     known = run_times(*[(1.0, True)] * 90, *[(3.0, True)] * 10)
-    saved = benefit().saved(Choice(0.5, 0.5, 0.5), known, age=1.0)
+    saved = benefit().saved(asking(0.5, 0.5), known, age=1.0)
     assert saved == pytest.approx(10 * (0.5 * (2.0**2 - 0.5**2) / 2 + 0.5 * (2.0**2 - 1.5**2) / 2))
-    assert benefit().cost(Choice(0.5, 0.5, 0.5)) == benefit().cost(Choice(1.0, 1.0))
+    assert benefit().cost(asking(0.5, 0.5)) == benefit().cost(asking(1.0))
 
 
 def test_a_query_that_waited_before_it_ran_is_later() -> None:
     known = run_times(*SOME_SLOW)
-    choice = Choice(0.5, 0.5)
+    choice = asking(0.5)
     assert benefit().saved(choice, known, 1.0, before=3.0) > benefit().saved(choice, known, 1.0)
 
 
@@ -40,14 +45,14 @@ def test_instance_time_is_dearer_at_a_higher_load(
     load: float, other: float, spare: float, waiting: float
 ) -> None:
     low, high = sorted((load, other))
-    choice = Choice(1.0, 1.0)
+    choice = asking(1.0)
     cheap = benefit(load=low, spare=spare).cost(choice)
     assert 1 <= cheap <= benefit(load=high, spare=spare).cost(choice)
     assert cheap <= benefit(load=low, spare=spare).cost(choice, waiting)
 
 
 def test_what_comes_before_the_queue_is_empty_is_delayed_as_well() -> None:
-    choice = Choice(1.0, 1.0)
+    choice = asking(1.0)
     for load, delayed in ((0.0, 1), (0.5, 2), (0.9, 10)):
         rule = benefit(load=load)
         dearer = rule.cost(choice, waiting=0.25) - rule.cost(choice)
@@ -55,11 +60,11 @@ def test_what_comes_before_the_queue_is_empty_is_delayed_as_well() -> None:
 
 
 def test_a_unit_is_at_risk_once_most_have_ended_and_it_is_likely_to_take_long() -> None:
-    worth, age = benefit().at_risk(Choice(0.5, 0.5), run_times(*SOME_SLOW))
+    worth, age = benefit().at_risk(asking(0.5), run_times(*SOME_SLOW))
     assert age == 1.0
     assert worth > 0
 
 
 def test_what_is_nearly_done_is_not_at_risk() -> None:
     known = run_times(*[(1.0, True)] * 90, *[(1.4, True)] * 10)
-    assert benefit().at_risk(Choice(0.5, 0.5), known) == (0.0, float("inf"))
+    assert benefit().at_risk(asking(0.5), known) == (0.0, float("inf"))

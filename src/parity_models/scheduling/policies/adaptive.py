@@ -172,11 +172,9 @@ class Adaptive(Policy):
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
             return saved - risk.benefit.cost(choice, waiting)
 
-        for role in query.backups:
+        for role in (*query.backups, DEPLOYED):
             if port.up(role) > taken.count(role):
-                yield worth(role), role, partial(self._back_up, port, query, role)
-        if port.up(DEPLOYED) > taken.count(DEPLOYED):
-            yield worth(DEPLOYED), DEPLOYED, partial(self._copy, port, query)
+                yield worth(role), role, partial(self._ask, port, query, role)
         exact = query.exact or query.spoiled
         if self._rows and port.up(PARITY) and PARITY not in taken and not exact:
             members = [query, *self._company(port, query, tasks)]
@@ -201,13 +199,12 @@ class Adaptive(Policy):
                 units.add(other.original.unit)
         return company
 
-    def _copy(self, port: Port, query: Query) -> None:
-        self._tasks(port, query)
-        port.copy(query, avoid=self._risk.slow)
-
-    def _back_up(self, port: Port, query: Query, role: str) -> None:
-        apart = self._tasks(port, query)
-        port.submit(role, query.id, query.kind, apart, avoid=self._risk.slow)
+    def _ask(self, port: Port, query: Query, role: str) -> None:
+        tasks = self._tasks(port, query)
+        if role == DEPLOYED:
+            port.copy(query, avoid=self._risk.slow)
+        else:
+            port.submit(role, query.id, query.kind, tasks, avoid=self._risk.slow)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
         group = self._groups.form(port, members, rows, self._risk.slow)
@@ -218,12 +215,11 @@ class Adaptive(Policy):
         """All tasks of the query, which run apart. Something is sent for it: it is looked at again
         once that starts."""
         port.cancel_timer(query.alarm)
-        tasks = self._asked.get(query.id)
-        if tasks is None:
-            tasks = self._asked[query.id] = []
-            port.keep_apart(query, tasks)
+        if query.id not in self._asked:
+            self._asked[query.id] = []
+            port.keep_apart(query, self._asked[query.id])
             self._alone.pop(query.id, None)
-        return tasks
+        return self._asked[query.id]
 
     # Answers
 
@@ -238,8 +234,7 @@ class Adaptive(Policy):
         if task.role not in BACKUPS:
             self._groups.redundancy_finished(port, task)
         elif query is not None and task.role in query.backups:
-            stand_in = self._risk.stand_ins[task.role]
-            stand_in.answered(may_be_given=True, again=query.refusals > 0)
+            self._risk.stand_ins[task.role].answered(usable=True, again=query.refusals > 0)
             self._give(port, query, source_of(task.role))
 
     def _give(self, port: Port, query: Query, source: Source) -> None:
@@ -252,8 +247,7 @@ class Adaptive(Policy):
             port.set_alarm(query, late, partial(port.answer, query, source))
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
-        stand_in = self._risk.stand_ins[measured(source)]
-        stand_in.answered(may_be_given=False, again=query.refusals > 1)
+        self._risk.stand_ins[measured(source)].answered(usable=False, again=query.refusals > 1)
         tasks = self._asked.get(query.id, ())
         self._drop_backups(port, [task for task in tasks if task.role not in query.backups])
         self._watch(port, query, query.original)
@@ -263,8 +257,7 @@ class Adaptive(Policy):
         self._kept.pop(query.id, None)
         self._drop_backups(port, self._asked.pop(query.id, ()))
         if query.decoding:
-            parity = self._risk.stand_ins[PARITY]
-            parity.answered(may_be_given=True, again=query.refusals > 0)
+            self._risk.stand_ins[PARITY].answered(usable=True, again=query.refusals > 0)
         self._groups.resolved(port, query)
 
     def urgent(self, port: Port, query: Query) -> None:

@@ -31,7 +31,6 @@ later, it comes too late. It is *late* from the age on at which one would be ask
 price, that answered at once.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -44,26 +43,14 @@ FULLEST = 0.99
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that can be asked for: it takes so many seconds of an instance, `cost` of them to
-    be paid for by the query, and its answer may be given with the chance `coverage`; else `then` is
-    asked for, or, if that is None, a copy."""
+    """Something that can be asked for, and what follows where its answer may not be given.
 
-    takes: float
-    cost: float
-    coverage: float = 1.0
-    then: "Choice | None" = None
+    `work`: the instance-seconds that this is expected to take. `answers`: the chance of each time,
+    in seconds, after which the query is answered.
+    """
 
-    def waits(self, median: float) -> Iterable[tuple[float, float]]:
-        """How long after its end the query is answered, each with its chance."""
-        if self.then is None:
-            return (self.coverage, 0.0), (1 - self.coverage, median)
-        later = ((share, self.then.takes + wait) for share, wait in self.then.waits(median))
-        return (self.coverage, 0.0), *(((1 - self.coverage) * share, wait) for share, wait in later)
-
-    def work(self, median: float) -> float:
-        """Instance-seconds that are to be paid for, on average."""
-        else_ = median if self.then is None else self.then.work(median)
-        return self.cost + (1 - self.coverage) * else_
+    work: float
+    answers: tuple[tuple[float, float], ...]
 
 
 class Benefit:
@@ -91,15 +78,15 @@ class Benefit:
         """
         late_from = self.median - before
         saved = 0.0
-        for chance, wait in choice.waits(self.median):
-            left, moment = running.left(age, max(age + choice.takes + wait, late_from))
+        for chance, after in choice.answers:
+            left, moment = running.left(age, max(age + after, late_from))
             saved += chance * (moment - late_from * left)
         return self._urgency * saved / self.median
 
     def cost(self, choice: Choice, waiting: float = 0.0) -> float:
         """What it costs; `waiting` are the queries that wait, for each instance, and each as many
         times as it will be medians late."""
-        return choice.work(self.median) * (self._price + self._urgency * waiting * self._delayed)
+        return choice.work * (self._price + self._urgency * waiting * self._delayed)
 
     def at_risk(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False

@@ -60,10 +60,9 @@ class Risk:
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
         self.slow: set[str] = set()
         """The instances on which the last unit of the deployed model was late."""
-        backups: list[str] = [role for role in stand_ins if role in BACKUPS]
-        self._better: dict[str, str] = dict(pairwise(backups))
+        self._better = dict(pairwise(role for role in stand_ins if role != PARITY))
         self._run_times = run_times
-        self._measured = {SLOW: StandIn(run_times), **self.stand_ins}
+        self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
         self._ages: dict[tuple[str, bool], float] = {}
         self._busy, self._since, self._load = 0.0, 0.0, 0.0
         self._decide()
@@ -75,20 +74,24 @@ class Risk:
     def choice(self, role: str, rows: int = 1, *, again: bool = False) -> Choice:
         """To ask this stand-in, with so many parity queries, `again` where another one was refused,
         or the deployed model once more."""
+        median = self.benefit.median
         if role == DEPLOYED:
-            return Choice(EXACT * self.benefit.median, self.benefit.median)
+            return Choice(median, ((1.0, EXACT * median),))
         stand_in, better = self.stand_ins[role], self._better.get(role)
-        then = None if better is None else self.choice(better, again=True)
-        coverage = stand_in.again if again else stand_in.coverage
-        return Choice(stand_in.takes, rows * stand_in.takes, coverage, then)
+        then = self.choice(better, again=True) if better else Choice(median, ((1.0, median),))
+        takes, refused = stand_in.takes, 1 - stand_in.accepted[again]
+        later = [(refused * chance, takes + after) for chance, after in then.answers]
+        work = rows * takes + refused * then.work
+        return Choice(work, ((stand_in.accepted[again], takes), *later))
 
     def saved(self, port: Port, choice: Choice, query: Query, newest: Task | None) -> float:
         """What is saved of the query's waiting, whose newest task that runs is this one."""
         began = query.arrived if newest is None or newest.unit is None else newest.unit.started
         kind = DEPLOYED if newest is None else self._kind(query, newest)
-        known = {DEPLOYED, SLOW} if kind == SLOW else {kind}
+        kinds = {DEPLOYED, SLOW} if kind == SLOW else {kind}
+        known = [self._measured[each].run_times for each in kinds]
         now, before = port.now - began, began - query.arrived
-        return max(self.benefit.saved(choice, self._running(each), now, before) for each in known)
+        return max(self.benefit.saved(choice, each, now, before) for each in known)
 
     def ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has run this unit, to its end or not."""
@@ -124,22 +127,20 @@ class Risk:
             return
         self.benefit.learn(self._run_times.median, self._load, self.interference.spare)
         choices = [self.choice(role) for role in (DEPLOYED, *self.stand_ins)]
-        self.late = self._earliest([Choice(0.0, each.cost) for each in choices], DEPLOYED)
-        for kind in (DEPLOYED, *self._measured):
+        least = min([self.benefit.median, *(each.takes for each in self.stand_ins.values())])
+        self.late = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
+        for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
             self._ages[kind, True] = self._earliest(choices[:1], kind)
 
     def _earliest(self, choices: Collection[Choice], kind: str) -> float:
         """From which age on the best of these is to be asked for, of units of this kind."""
-        running = self._running(kind)
+        running = self._measured[kind].run_times
         before = self._ages[DEPLOYED, False] if kind in self.stand_ins else 0.0
         early = kind == SLOW
         worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
         return min(at, self._earliest(choices, DEPLOYED)) if early else at
-
-    def _running(self, kind: str) -> RunTimes:
-        return self._run_times if kind == DEPLOYED else self._measured[kind].run_times
 
     def _kind(self, query: Query, task: Task) -> str:
         """What runs like this task; a copy on a slow instance is given the time of any."""

@@ -3,7 +3,7 @@
 from parity_models.scheduling.run_times import RunTimes
 
 NEWEST = 0.02
-"""The weight of the newest answer in the coverage."""
+"""The weight of the newest answer in the share accepted."""
 
 PRESUMED = 0.5
 """How long a stand-in takes, in median run times of the deployed model, until that is measured."""
@@ -16,8 +16,9 @@ anew: so that one which did badly for a while is asked again."""
 class StandIn:
     """The estimates of one stand-in; `deployed` are the run times of the deployed model.
 
-    `coverage` is the share of its answers that may be given, `again` that of its answers to queries
-    that another one was not to answer, which are harder. Times in seconds.
+    `accepted` is the share of its answers that may be given: for False, of those to queries that it
+    was asked of first; for True, to those that another one was not to answer, which are harder.
+    Times in seconds.
     """
 
     def __init__(self, deployed: RunTimes) -> None:
@@ -39,12 +40,9 @@ class StandIn:
         self._unasked = 0
         self._own.add(seconds, finished=finished)
 
-    def answered(self, *, may_be_given: bool, again: bool = False) -> None:
-        """It has answered a query that waited for it."""
-        if again:
-            self.again += NEWEST * (may_be_given - self.again)
-        else:
-            self.coverage += NEWEST * (may_be_given - self.coverage)
+    def answered(self, *, usable: bool, again: bool = False) -> None:
+        """It has answered a query that waited for it, `again` if another one was not to."""
+        self.accepted[again] += NEWEST * (usable - self.accepted[again])
 
     def not_asked(self, units: int) -> None:
         """The deployed model has run so many units more."""
@@ -55,4 +53,4 @@ class StandIn:
     def _forget(self) -> None:
         self._own = RunTimes(window=300, every=20)
         self._unasked = 0
-        self.coverage = self.again = 1.0
+        self.accepted = {False: 1.0, True: 1.0}
