@@ -208,6 +208,6 @@ def _overload(result: FigureResult, label: str) -> Iterator[Target]:
             for name, of in {"p50": "p50_ms", **PERCENTILES}.items()
         }
         more = here.errors - equal.errors
-        measured = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in ratios.items())
+        measured = ", ".join(f"{name} {ratio:.4g}x" for name, ratio in ratios.items())
         met = max(ratios.values()) <= 1 and more <= 0
         yield Target(what, wanted, f"{measured}, {more:+d} failed", met)
