@@ -1,6 +1,5 @@
 """The extensions of one kind, by name: built-in ones, and users' own."""
 
-import logging
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -10,8 +9,6 @@ from parity_models.options import Spell, make_options, options_of
 from parity_models.own_code import load_own
 
 T = TypeVar("T")
-
-_log = logging.getLogger(__name__)
 
 
 def is_own(name: str) -> bool:
@@ -23,15 +20,10 @@ class Registry(Generic[T]):
     """Classes of one `kind` ("policy"), by their attribute `name`.
 
     A name with a colon is a user's own class, as `package.module:Class`; it derives from `base`.
-    `renamed` are names that are still understood for this version, with those to use.
     """
 
-    def __init__(
-        self, kind: str, base: Any, *built_in: type[T], renamed: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, kind: str, base: Any, *built_in: type[T]) -> None:
         self._kind = kind
-        self._renamed = dict(renamed or {})
-        self._hinted: set[str] = set()
         self._base = base
         self._built_in = {str(vars(each)["name"]): each for each in built_in}
 
@@ -51,17 +43,6 @@ class Registry(Generic[T]):
                 base = f"{self._base.__module__}.{self._base.__qualname__}"
                 raise UserError(f"{name} is no {self._kind}: it must be a subclass of {base}")
             return own
-        new = self._renamed.get(name)
-        if new is not None:
-            if name not in self._hinted:
-                self._hinted.add(name)
-                _log.warning(
-                    "the %s %s is called %s now; the old name goes with the next version",
-                    self._kind,
-                    name,
-                    new,
-                )
-            return self._built_in[new]
         if name not in self._built_in:
             near = get_close_matches(name, self._built_in, 1)
             meant = f"did you mean {near[0]}? There are" if near else "there are"

@@ -9,9 +9,8 @@ from commands import Here, assert_refused
 from own_policy import POLICY, RULE, Again, Oldest
 from parity_models.errors import UserError
 from parity_models.lab.latency.experiment import load_experiment
-from parity_models.registry import Registry
 from parity_models.scheduling.choice import PolicyChoice, choose
-from parity_models.scheduling.policies import NoRedundancy, Policy, StandIns
+from parity_models.scheduling.policies import StandIns
 
 EXPERIMENT = """
 title = "One's own"
@@ -85,11 +84,3 @@ def test_it_is_in_an_experiment_file(tmp_path: Path) -> None:
     file.write_text(EXPERIMENT % (POLICY, "-1.0"))
     with pytest.raises(UserError, match="again_after must be above 0"):
         load_experiment(str(file))
-
-
-def test_an_old_name_is_understood_and_hinted_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    registry = Registry[Policy]("policy", Policy, NoRedundancy, renamed={"nothing": "none"})
-    assert registry.find("nothing") is registry.find("nothing") is NoRedundancy
-    (hint,) = caplog.messages
-    assert hint == "the policy nothing is called none now; the old name goes with the next version"
-    assert choose("adaptive-parity", {}).name == "adaptive"

@@ -24,7 +24,6 @@ POLICIES = Registry[Policy](
     ApproximateBackup,
     Parity,
     Adaptive,
-    renamed={"adaptive-parity": Adaptive.name},
 )
 """The redundancy policies."""
 
