@@ -1,6 +1,6 @@
 """Ask a server by KServe's SDK, over V1, over V2 and over gRPC (pip install kserve).
 
-python client.py http://127.0.0.1:8000 127.0.0.1:8001 MODEL queries.npy
+python client.py http://127.0.0.1:8000 127.0.0.1:8001 MODEL INPUT queries.npy
 """
 
 import asyncio
@@ -16,9 +16,12 @@ from kserve import (
 )
 
 
-async def main(url: str, grpc_address: str, model: str, file: str) -> None:
-    """Ask the model the rows in the file, three times, and print what each answer's rows are."""
-    rows = np.load(file)
+async def main(url: str, grpc_address: str, model: str, name: str, file: str) -> None:
+    """Ask the model four rows of the file, three times, and print the classes they are of.
+
+    They are for the input called `name`.
+    """
+    rows = np.load(file)[:4]
 
     async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
         headers: dict[str, str] = {}
@@ -28,7 +31,7 @@ async def main(url: str, grpc_address: str, model: str, file: str) -> None:
         tell("v1", answer["predictions"], headers["x-parm-source"])
 
     def request() -> InferRequest:
-        tensor = InferInput("input", list(rows.shape), "FP32")
+        tensor = InferInput(name, list(rows.shape), "FP32")
         tensor.set_data_from_numpy(rows, binary_data=True)
         return InferRequest(model, [tensor])
 

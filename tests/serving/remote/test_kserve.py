@@ -96,10 +96,14 @@ def test_its_sdk_is_a_client_over_each_of_its_protocols(bundle: Path, tmp_path: 
     classes = predictions(queries(2)).argmax(axis=1).tolist()
     options = ("--policy", "none", "--instances", "1", "--grpc-port", "0")
     with ServerProcess(str(bundle), *options) as server:
-        arguments = [server.url, server.grpc_address, "model", str(tmp_path / "queries.npy")]
+        asked = ["model", "input", str(tmp_path / "queries.npy")]
         own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(
-            [KSERVE, EXAMPLE, *arguments], env=own, capture_output=True, text=True, timeout=PATIENCE
+            [KSERVE, EXAMPLE, server.url, server.grpc_address, *asked],
+            env=own,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
     assert done.returncode == 0, done.stderr
     expected = [f"{protocol} {classes} model,model" for protocol in ("v1", "v2", "grpc-v2")]
