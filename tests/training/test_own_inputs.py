@@ -130,7 +130,7 @@ def test_labels_of_values_may_be_whole_numbers(parm: Parm, tmp_path: Path) -> No
             assert told["available_accuracy"] == pytest.approx(1, abs=1e-3)
 
 
-def test_reconstructions_worth_nothing_are_warned_about(
+def test_stand_ins_worth_nothing_are_warned_about(
     digits: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -138,15 +138,20 @@ def test_reconstructions_worth_nothing_are_warned_about(
     command = ["parity", "--model", str(digits / "model.onnx"), "--inputs", "few.npy"]
     command += ["--out", "b", "--seconds", "1e-6", "--parity-network", "mynet:zeros"]
     Path("mynet.py").write_text(
+        "from math import prod\n"
         "from torch import nn\n"
         "def zeros(takes, gives):\n"
-        "    layer = nn.Linear(128, 20)\n"
+        "    layer = nn.Linear(prod(takes), prod(gives))\n"
         "    nn.init.zeros_(layer.weight)\n"
         "    return nn.Sequential(nn.Flatten(), layer, nn.Unflatten(1, gives))\n"
     )
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "no better than the same prediction for every query" in result.stderr
+    assert "reconstructions are no better than the same prediction for every" in result.stderr
+    command = ["backup", "--from", "b", "--inputs", "few.npy", "--network", "mynet:zeros"]
+    result = invoke(*command, "--out", "backed", "--seconds", "1e-6")
+    assert result.exit_code == 0, result.output
+    assert "the backup is no better than the same prediction for every query" in result.stderr
 
 
 def test_options_that_do_not_go_together_are_refused(parm: Parm, digits: Path) -> None:

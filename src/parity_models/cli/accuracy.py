@@ -27,6 +27,7 @@ from parity_models.evaluation.interval import too_few
 from parity_models.evaluation.unlabelled import label_by_model
 from parity_models.models.bundle import Accuracy, Bundle, with_calibration
 from parity_models.models.gate import Calibration, StandIn
+from parity_models.scheduling import BACKUPS
 from parity_models.tasks.metrics import constant_score
 from parity_models.tasks.task import Labels
 
@@ -64,14 +65,26 @@ def measure_accuracy(
     Console().print(accuracy_table(bundle, accuracy))
     if warning := too_few(accuracy.queries):
         typer.echo(warning, err=True)
-    least = constant_score(metric, labels)
-    if accuracy.degraded_accuracy is not None and accuracy.degraded_accuracy <= least < 1:
-        typer.echo(
-            "warning: reconstructions are no better than the same prediction for every query "
-            f"({100 * least:.1f} %): train for longer, or choose another --parity-network",
-            err=True,
-        )
+    for warning in _worthless(accuracy, constant_score(metric, labels)):
+        typer.echo(warning, err=True)
     return accuracy
+
+
+def _worthless(accuracy: Accuracy, least: float) -> Iterator[str]:
+    """Warnings of stand-ins that score no better than one prediction for all does: `least`."""
+    judged = [
+        ("reconstructions are", accuracy.degraded_accuracy, "--parity-network"),
+        *(
+            (f"the {role} is", score, "--network")
+            for role, score in zip(BACKUPS, accuracy.backup_accuracies, strict=False)
+        ),
+    ]
+    for said, score, option in judged:
+        if score is not None and score <= least < 1:
+            yield (
+                f"warning: {said} no better than the same prediction for every query "
+                f"({100 * least:.1f} %): train for longer, or choose another {option}"
+            )
 
 
 def calibrate_gates(
