@@ -8,7 +8,6 @@ import struct
 import pytest
 
 from http_served import Loop, body, eventually, get, post, serving
-from parity_models.serving.http import http_server
 from parity_models.serving.http.connection import HttpConnection
 
 pytestmark = pytest.mark.slow
@@ -111,13 +110,6 @@ def test_a_client_that_sends_no_more_and_then_goes_away_has_its_query_abandoned(
     run(test())
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that stop wait for connections for longer than these tests do."""
-    monkeypatch.setattr(http_server, "GRACE", 600)
-
-
-@pytest.mark.usefixtures("patient")
 def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:
     async def test() -> None:
         async with serving() as served:
@@ -132,7 +124,7 @@ def test_a_server_that_stops_finishes_what_is_under_way(run: Loop) -> None:
             late.send(get("/v2/health/ready"))
             status, headers, _ = await late.answer()
             assert (status, headers["connection"]) == (200, "close")
-            stopping = asyncio.create_task(served.server.stop())
+            stopping = asyncio.create_task(served.server.stop(grace=600))
             assert await idle.rest() == b""
             served.echo.may.set()
             status, headers, _ = await busy.answer()
@@ -160,7 +152,6 @@ def test_a_server_that_stops_answers_those_that_wait_to_be_accepted(run: Loop) -
     run(test())
 
 
-@pytest.mark.usefixtures("patient")
 def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing(run: Loop) -> None:
     async def test() -> None:
         async with serving() as served:
@@ -168,7 +159,7 @@ def test_a_request_that_crosses_the_end_of_its_connection_resets_nothing(run: Lo
             for client in (prompt, late):
                 client.send(get())
                 assert (await client.answer())[0] == 200
-            stopping = asyncio.create_task(served.server.stop())
+            stopping = asyncio.create_task(served.server.stop(grace=600))
             await asyncio.sleep(0)
             prompt.send(get())
             status, headers, _ = await prompt.answer()

@@ -99,9 +99,9 @@ class HttpServer:
         """From now on, every answer is the last of its connection."""
         self.closing = True
 
-    async def stop(self) -> None:
+    async def stop(self, grace: float = GRACE) -> None:
         """Accept no more than those that wait for it, and end all connections: idle ones after a
-        moment, the others after the answers that are under way, or some seconds."""
+        moment, the others after the answers that are under way, or `grace` seconds."""
         self.closing = self._stopping = True
         self._pause()
         turn_away(self._socket)
@@ -114,7 +114,7 @@ class HttpServer:
                 for connection in list(self._connections):
                     if connection.idle:
                         connection.half_close()
-            if not await self._emptied(GRACE):
+            if not await self._emptied(grace):
                 for connection in list(self._connections):
                     connection.abort()
                 await self._empty.wait()
