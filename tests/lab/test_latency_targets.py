@@ -5,8 +5,8 @@ import pytest
 
 from parity_models.lab.latency.experiment import load_experiment
 from parity_models.lab.latency.figures import Line
+from parity_models.lab.latency.latency_targets import collapse, targets
 from parity_models.lab.latency.reproduce_latency import PRESETS, FigureResult, Plan
-from parity_models.lab.latency.targets import collapse, targets
 from parity_models.lab.latency.trial import Emulation, Mode, TrialResult, result_of
 from parity_models.lab.target import Target
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from parity_models.lab.latency.experiment import Picture
 from parity_models.lab.latency.frontier import said
 from parity_models.lab.latency.kept import NEAR, calm_point, kept
+from parity_models.lab.latency.latency_targets import collapses, targets
 from parity_models.lab.latency.reproduce_latency import FigureResult, Plan
-from parity_models.lab.latency.targets import collapses, targets
 from parity_models.lab.latency.trial import PARTS, Emulation, Mode, TrialResult
 from parity_models.lab.report_page import provenance, targets_table
 from parity_models.scheduling import Source

@@ -142,7 +142,7 @@ class Superposed(_Reading):
         turns = [nn.init.orthogonal_(torch.empty(width, width)) for _ in range(1, k)]
         turns.insert(0, torch.eye(width))
         self.keys = nn.Parameter(torch.stack(turns))
-        self.slots = nn.ModuleList(Slot(each, deepcopy(encoder.head)) for each in turns)
+        self.slots = nn.ModuleList(Demultiplexer(each, deepcopy(encoder.head)) for each in turns)
         del encoder.head  # each slot has its own
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Superposed(_Reading):
         return torch.stack([slot(pooled[:, place]) for place, slot in slots], dim=1)
 
 
-class Slot(nn.Module):
+class Demultiplexer(nn.Module):
     """What is pooled for a slot (n, 2 * width), from behind and from before the blocks, to (n,
     outputs): what its `key` turned is turned back, and a perceptron takes off the other queries."""
 

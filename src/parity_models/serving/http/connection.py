@@ -40,7 +40,7 @@ _ROUND_TRIPS = (0.001, 0.005, 0.02)
 a machine room, and further away. Later, it is looked at every tick."""
 
 
-class Connections(Protocol):
+class ServerSide(Protocol):
     """What a connection needs of its server."""
 
     rest: Rest
@@ -67,7 +67,7 @@ class HttpConnection(asyncio.Protocol):
     """A connection of `server`; where `refused` says why, it gets that as its one answer (only
     the question whether the server is alive is answered all the same)."""
 
-    def __init__(self, server: Connections, refused: Response | None = None) -> None:
+    def __init__(self, server: ServerSide, refused: Response | None = None) -> None:
         self._server = server
         self._rest = server.rest
         self._refused = refused
