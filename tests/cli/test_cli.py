@@ -4,19 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
 from commands import Here, Outcome, assert_refused
 from onnx_models import linear_model
-from parity_models import __version__
-from parity_models.cli.duration import Duration
-from parity_models.cli.main import command as command_line
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, Training, open_bundle, write_bundle
 from parity_models.tasks import find_task
@@ -51,87 +45,6 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         deployed_training=training,
     )
     return bundle.path
-
-
-# What it offers
-
-FLAGS = {
-    "train": "--task --network --out --epochs --seconds --seed --data-dir --device",
-    "parity": "--from --model --inputs --k --r --encoder --decoder --parity-network --metric "
-    "--flips --out --epochs --seconds --seed",
-    "backup": "--from --network --out --epochs --seconds --seed --data-dir --device --resume",
-    "approaches": "BUNDLE --k --r --degree --task --data-dir --seed --json",
-    "evaluate": "BUNDLE --json --task --data-dir --inputs --labels --metric --seed",
-    "serve": "BUNDLE --policy --dispatch --instances --parity-instances --host --port --pool "
-    "--max-group-wait --parity-delay --answer --answer-after --copies --hedge-delay "
-    "--hedge-quantile --hedge-budget --default-prediction",
-    "load": "URL --bundle --model --binary --task --inputs --labels --batch --rate --trace --speed "
-    "--queries --duration --warm-up --processes --connections --timeout --out --latencies "
-    "--histogram --policy",
-    "plan": "BUNDLE --p50 --p99 --p999 --spare --instances --rate --recorded --contention "
-    "--agreement --queries --seed --json",
-    "record": "URL --out --seconds",
-    "rehearse": "BUNDLE --break --inputs --instances --seconds --rate --json",
-    "demo": "--out",
-    "bench": "overhead encode",
-    "bench overhead": "--json",
-    "bench encode": "--json --bundle",
-}
-
-
-@pytest.mark.parametrize("command", FLAGS)
-def test_help_of_every_command_names_its_arguments(parm_here: Here, command: str) -> None:
-    outcome = parm_here(*command.split(), "--help")
-    assert outcome.returncode == 0, outcome.stderr
-    assert f"parm {command}" in outcome.stdout
-    for flag in FLAGS[command].split():
-        assert flag in outcome.stdout
-
-
-def commands_below(entry: Any, path: tuple[str, ...]) -> Iterator[tuple[Any, tuple[str, ...]]]:
-    """A command's context and those of its subcommands, each with what is typed for it."""
-    context = entry.make_context(path[-1], [], resilient_parsing=True)
-    yield context, path
-    for name, below in getattr(context.command, "commands", {}).items():
-        yield from commands_below(below, (*path, name))
-
-
-def test_help_says_what_to_type_and_not_what_python_makes_of_it() -> None:
-    for name, entry in command_line().commands.items():
-        for context, path in commands_below(entry, (name,)):
-            said = context.get_help()
-            for noise in ("<int", "<float", "<str", "<path", "<list", "range>", "x>=", "<=x"):
-                assert noise not in said, (path, noise)
-
-
-def test_help_lists_every_command_and_version_tells_it() -> None:
-    listed = parm("--help").stdout
-    for command in FLAGS:
-        assert f"\n  {command.split()[0]} " in listed
-    assert parm("--version").stdout == f"parm {__version__}\n"
-
-
-@pytest.mark.parametrize(
-    ("written", "unit", "meant"),
-    [
-        ("2", "s", 2.0),
-        ("2", "ms", 2.0),
-        ("50ms", "s", 0.05),
-        ("0.5 S", "ms", 500.0),
-        ("250us", "ms", 0.25),
-        ("1m", "s", 60.0),
-        ("1h", "min", 60.0),
-        ("1e-3", "s", 0.001),
-    ],
-)
-def test_a_time_may_have_a_unit(written: str, unit: str, meant: float) -> None:
-    assert Duration(unit)(written) == pytest.approx(meant)
-
-
-@pytest.mark.parametrize("written", ["", "s", "1 day", "--", ".", "1.2.3", "nan", "inf", "1e999"])
-def test_what_is_no_time_is_refused(written: str) -> None:
-    with pytest.raises(typer.BadParameter, match="is no time"):
-        Duration("s")(written)
 
 
 # What it exits with

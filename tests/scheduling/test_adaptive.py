@@ -3,6 +3,7 @@
 import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs, world_of
+from estimates import run_times, undisturbed
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -16,7 +17,7 @@ from parity_models.scheduling import (
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
 from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code, port_at, run_times, undisturbed
+from scheduling_world import World, code, port_at
 
 
 def test_every_instance_runs_all_that_the_bundle_has() -> None:

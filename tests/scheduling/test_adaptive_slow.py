@@ -3,10 +3,11 @@
 import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs
+from estimates import run_times, undisturbed
 from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code, port_at, run_times, undisturbed
+from scheduling_world import World, code, port_at
 
 
 def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None:

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adaptive_world import SOME_SLOW
+from estimates import run_times
 from parity_models.scheduling.policies.benefit import Benefit, Choice
-from scheduling_world import run_times
 
 
 def asking(takes: float, answers: float = 1.0) -> Choice:

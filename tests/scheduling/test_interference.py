@@ -2,8 +2,8 @@
 
 from random import Random
 
+from estimates import ran, undisturbed
 from parity_models.scheduling.policies.interference import Interference
-from scheduling_world import ran, undisturbed
 
 
 def allowed(interference: Interference) -> int:

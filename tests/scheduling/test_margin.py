@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimates import run_times
 from parity_models.scheduling import DEPLOYED, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware, SingleQueue
 from parity_models.scheduling.policies import Parity
@@ -11,7 +12,7 @@ from parity_models.scheduling.policies.margin import Margin
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
-from scheduling_world import BOTH, World, code, run_times
+from scheduling_world import BOTH, World, code
 
 
 @given(st.lists(st.floats(0, 4)))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from estimates import undisturbed
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
@@ -35,7 +36,7 @@ from parity_models.scheduling.policies import (
     Tied,
 )
 from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code, undisturbed
+from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {
     "replication": lambda code: Replication(Replication.Options(copies=2)),

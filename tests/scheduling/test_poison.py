@@ -5,6 +5,7 @@ from random import Random
 
 import pytest
 
+from estimates import undisturbed
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
@@ -38,7 +39,7 @@ from parity_models.scheduling.policies import (
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query
-from scheduling_world import LOG, ORIGINALS, STRICT, World, code, undisturbed
+from scheduling_world import LOG, ORIGINALS, STRICT, World, code
 
 RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]
 

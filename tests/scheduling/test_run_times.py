@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from estimates import run_times
 from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import run_times
 
 
 @given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1), st.floats(0, 10))

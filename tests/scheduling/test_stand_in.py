@@ -2,8 +2,8 @@
 
 import pytest
 
+from estimates import run_times
 from parity_models.scheduling.policies.stand_in import FORGOTTEN, StandIn
-from scheduling_world import run_times
 
 
 def test_a_stand_in_is_presumed_fast_until_it_is_measured() -> None:

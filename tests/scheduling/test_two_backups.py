@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from adaptive_world import world_of
+from estimates import run_times, undisturbed
 from parity_models.faults import FaultPlan, LogNormal
 from parity_models.scheduling import BACKUPS, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -11,7 +12,7 @@ from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Query, Task, Unit
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.course import Course, outcome_of, standard_contention
-from scheduling_world import World, code, port_at, run_times, undisturbed
+from scheduling_world import World, code, port_at
 
 FAST, BETTER = BACKUPS[:2]
 TWO = StandIns(backups=(FAST, BETTER))

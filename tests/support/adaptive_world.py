@@ -1,10 +1,11 @@
 """Worlds under the adaptive policy, which knows how long units take."""
 
+from estimates import run_times, undisturbed
 from parity_models.scheduling import BACKUP, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.policies.interference import Interference
-from scheduling_world import World, code, run_times, undisturbed
+from scheduling_world import World, code
 
 PARITY = parity_role(0)
 CODE, BACKUPS, BOTH = StandIns(code()), StandIns(backups=(BACKUP,)), StandIns(code(), (BACKUP,))

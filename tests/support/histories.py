@@ -11,6 +11,7 @@ from itertools import cycle
 from random import Random
 from typing import Any
 
+from estimates import undisturbed
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUPS,
@@ -43,7 +44,7 @@ from parity_models.scheduling.policies import (
     Tied,
 )
 from parity_models.scheduling.run_times import RunTimes
-from scheduling_world import World, code, undisturbed
+from scheduling_world import World, code
 
 TENANTS = (None, None, "one", "other")
 KINDS = ("image", "image", "text")

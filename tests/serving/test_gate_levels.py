@@ -1,0 +1,146 @@
+"""Which level a gate has is chosen, and refused, at the start; a server says it and keeps to it."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from commands import Here
+from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.codes import CodeSpec
+from parity_models.errors import UserError
+from parity_models.models.bundle import Bundle, with_calibration
+from parity_models.models.gate import Calibration, GateLevel, StandIn, confidences
+from parity_models.scheduling import Source
+from parity_models.scheduling.choice import choose
+from parity_models.serving.gates import choose_gates, ungated
+from parity_models.serving.local.local_engine import LocalEngine
+from parity_models.serving.server import ServeOptions, Server
+
+ROLES = {"deployed", "parity-0", "backup"}
+
+
+def calibration(*levels: float, threshold: float = 0.0) -> Calibration:
+    reached = tuple(GateLevel(level, threshold, 0.8, level) for level in levels)
+    return Calibration("classes", 0.0, "scores", 1000, 0.05, reached)
+
+
+def bundle(folder: Path, **calibrations: Calibration) -> Bundle:
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    written = linear_bundle(
+        folder, weights, [weights], CodeSpec("sum", "subtraction", 2), backup=weights
+    )
+    gates: dict[StandIn, Calibration] = {}
+    for stand_in in ("reconstruction", "backup"):
+        if stand_in in calibrations:
+            gates[stand_in] = calibrations[stand_in]
+    return with_calibration(written, gates)
+
+
+def test_without_a_word_the_highest_level_up_to_99_is_taken(tmp_path: Path) -> None:
+    held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98, 0.995), backup=calibration(0.995))
+    found = choose_gates(held, ROLES, None)
+    assert {source: gate.level.level for source, gate in found.items()} == {
+        Source.RECONSTRUCTION: 0.98
+    }
+    (note,) = ungated(held, ROLES, None)
+    assert "the backup answers without a gate, as its calibration reached no level" in note
+    (note,) = ungated(bundle(tmp_path, backup=calibration(0.9)), ROLES, None)
+    assert note.endswith(f"calibrate it with: parm calibrate {tmp_path / 'bundle'}")
+
+
+def test_the_lowest_level_is_taken_that_promises_what_is_asked_for(tmp_path: Path) -> None:
+    held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98, 0.995), backup=calibration(0.97))
+    found = choose_gates(held, {"deployed", "parity-0"}, 0.985)
+    assert {source: gate.level.level for source, gate in found.items()} == {
+        Source.RECONSTRUCTION: 0.995
+    }
+    assert choose_gates(held, ROLES, 0) == {}
+    assert list(ungated(held, ROLES, 0)) == []
+    assert list(ungated(held, {"deployed"}, None)) == []
+
+
+def test_what_cannot_be_promised_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98))
+    with pytest.raises(UserError, match=r"reaches 0\.98: serve with --agreement 0\.98 at most, or"):
+        choose_gates(held, {"deployed", "parity-0"}, 0.99)
+    with pytest.raises(UserError, match=r"no calibration of its backup.*: parm calibrate "):
+        choose_gates(held, ROLES, 0.9)
+    with pytest.raises(UserError, match="this policy has none; leave --agreement out"):
+        choose_gates(held, {"deployed"}, 0.9)
+    held = bundle(tmp_path, reconstruction=calibration())
+    with pytest.raises(UserError, match=r"it reaches no level: calibrate it with more queries"):
+        choose_gates(held, {"deployed", "parity-0"}, 0.9)
+    for wrong in (1.0, -0.1, 99.0):
+        with pytest.raises(UserError, match=r"agreement must be 0 or more and below 1"):
+            ServeOptions(agreement=wrong)
+
+
+def test_the_command_refuses_at_the_start(tmp_path: Path, parm_here: Here) -> None:
+    held = bundle(tmp_path, reconstruction=calibration(0.9))
+    for policy, agreement, said in (
+        ("parity", 0.99, "serve with --agreement 0.9 at most"),
+        ("parity", 99, "0.99 stands for 99 of 100"),
+        ("hedging", 0.9, "this policy has none"),
+        ("approximate-backup", 0.9, "has no calibration of its backup"),
+    ):
+        done = parm_here("serve", held.path, "--policy", policy, "--agreement", agreement)
+        assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_is_unsure(
+    tmp_path: Path,
+) -> None:
+    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    rows = np.random.default_rng(2).normal(size=(64, FEATURES)).astype(np.float32)
+    sure = confidences("scores", rows @ weights)
+    rows = rows[np.argsort(-sure)]
+    held = bundle(tmp_path, reconstruction=calibration(0.97, threshold=float(np.median(sure))))
+    policy = choose("parity", {"pool": "dedicated"})
+    options = ServeOptions(policy=policy, port=0, parity_instances=1, agreement=0.96)
+    async with (
+        Server(held, options) as server,
+        httpx.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+        about = (await client.get("/v2/models/model")).json()
+        assert about["gates"] == {"reconstruction": {"agreement": 0.97, "coverage": 0.8}}
+
+        async def infer(chosen: NDArray[Any]) -> dict[str, str]:
+            tensor = {
+                "name": server.model.signature.input.name,
+                "datatype": "FP32",
+                "shape": list(chosen.shape),
+                "data": chosen.ravel().tolist(),
+            }
+            answer = await client.post("/v2/models/model/infer", json={"inputs": [tensor]})
+            assert answer.status_code == 200, answer.text
+            parameters: dict[str, str] = answer.json()["parameters"]
+            return parameters
+
+        engine = server._engine
+        assert isinstance(engine, LocalEngine)
+        stopped = engine.pids()["0"]
+        refused = 'parm_stand_in_answers_refused_total{reason="gate",source="reconstruction"} 1'
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            unsure = asyncio.create_task(infer(rows[-2:]))
+            async with asyncio.timeout(8):
+                while refused not in (await client.get("/metrics")).text:
+                    await asyncio.sleep(0.02)
+            assert not unsure.done()
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert await unsure == {"source": "model,model"}
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            said = await infer(rows[:2])
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        assert sorted(said["source"].split(",")) == ["model", "reconstruction"]
+        assert sorted(said["agreement"].split(",")) == ["0.97", "1"]
