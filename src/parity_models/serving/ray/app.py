@@ -62,12 +62,18 @@ class InstancePool:
     most: int
 
 
-_SERVE = [
-    field
-    for field in declared_in(ServeOptions)
-    if field.name not in ("host", "port", "grpc_port", "min_ready", "shutdown_delay")
-]
-"""The options of ServeOptions that an application has; the others are Ray Serve's own."""
+_ELSEWHERE = {
+    "engine": "an application on Ray runs on the engine ray",
+    "host": "it is in http_options of Serve's config file",
+    "port": "it is in http_options of Serve's config file",
+    "grpc_port": "it is in grpc_options of Serve's config file",
+    "min_ready": "Serve says when an application is ready",
+    "shutdown_delay": "Serve says how an application ends",
+}
+"""Options of `parm serve` that are no arguments of an application, and why not."""
+
+_SERVE = [field for field in declared_in(ServeOptions) if field.name not in _ELSEWHERE]
+"""The options of ServeOptions that an application has."""
 
 _LIMITS = [field for field in declared_in(Limits) if field.name == "max_body"]
 _CLUSTER = [field for field in declared_in(RayEngine.Options) if field.name != "address"]
@@ -112,10 +118,13 @@ class AppArgs(_Declared):  # type: ignore[misc]  # a base class that is made abo
         return ClusterOptions(**self._given(_CLUSTER))
 
     def _choice(self, policy: str) -> PolicyChoice:
+        further = self.model_extra or {}
+        for name in further.keys() & _ELSEWHERE.keys():
+            raise UserError(f"leave {name} out: {_ELSEWHERE[name]}")
         declared = {each.name: each for each in declared_options(policy, self.dispatch)}
         given = {
             name: declared[name].from_typed(value, str) if name in declared else value
-            for name, value in (self.model_extra or {}).items()
+            for name, value in further.items()
             if value is not None
         }
         return choose(policy, given | {"dispatch": self.dispatch})
