@@ -18,7 +18,6 @@ from parity_models.faults import FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
-from parity_models.serving.ray.app import AppArgs
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, predictions, queries, write_linear_bundle
 
@@ -104,21 +103,6 @@ def test_an_engine_takes_the_faults_that_it_says_it_takes(bundle: Path) -> None:
     with pytest.raises(UserError, match="faults are not for the engine remote"):
         ServeOptions(faults=FaultPlan(), engine=EngineChoice("remote", {"deployed": "http://a:1"}))
     assert [each.name for each in ENGINES if each.takes_faults] == ["local", "ray"]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "why"),
-    [
-        ("engine", ENGINE, "leave engine out: an application on Ray runs on the engine ray"),
-        ("port", 8000, "leave port out: it is in http_options of Serve's config file"),
-    ],
-)
-def test_an_application_on_ray_says_which_options_it_does_not_have(
-    bundle: Path, name: str, value: object, why: str
-) -> None:
-    arguments = AppArgs.model_validate({"bundle": str(bundle), name: value})
-    with pytest.raises(UserError, match=why):
-        arguments.serve_options(open_bundle(bundle))
 
 
 def test_on_ray_there_is_no_server_in_this_process(bundle: Path) -> None:

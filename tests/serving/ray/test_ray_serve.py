@@ -16,16 +16,13 @@ import ray
 import tritonclient.grpc
 import yaml
 from ray import serve
-from ray.serve.schema import ServeDeploySchema
 from tritonclient.utils import InferenceServerException
 
-from commands import Here, assert_refused, parm
+from commands import parm
 from own_coders import DECODER, ENCODER
 from own_policy import POLICY, RULE
 from parity_models.codes import CodeSpec
-from parity_models.errors import BundleError, UserError
-from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.choice import PolicyChoice
+from parity_models.errors import BundleError
 from parity_models.serving.ray.app import AppArgs, build
 from ray_cluster import SMALL, Client, kill_replica, replica_ids
 from served import (
@@ -46,30 +43,6 @@ EXAMPLES = Path(__file__).parents[3] / "examples" / "ray"
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_linear_bundle(tmp_path_factory.mktemp("coded"))
-
-
-def test_the_manifest_has_a_config_that_serve_takes_and_the_config_arguments_that_we_do() -> None:
-    manifest = yaml.safe_load((EXAMPLES / "rayservice.yaml").read_text())
-    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayService")
-    assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
-    for config in (manifest["spec"]["serveConfigV2"], (EXAMPLES / "config.yaml").read_text()):
-        (app,) = ServeDeploySchema.model_validate(yaml.safe_load(config)).applications
-        assert app.import_path == "parity_models.serving.ray.app:build"
-        AppArgs.model_validate(app.args)
-
-
-def test_the_manifests_keep_strangers_out() -> None:
-    cluster = yaml.safe_load((EXAMPLES / "rayservice.yaml").read_text())["spec"]["rayClusterConfig"]
-    assert cluster["authOptions"] == {"mode": "token"}
-    policy = yaml.safe_load((EXAMPLES / "networkpolicy.yaml").read_text())
-    selected = policy["spec"]["podSelector"]["matchLabels"]
-    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert group["template"]["metadata"]["labels"] == selected
-    # All ports are for the cluster's own pods; others have the named ones.
-    for rule in policy["spec"]["ingress"]:
-        (whose,) = rule["from"]
-        if whose["podSelector"].get("matchLabels") != selected:
-            assert {port["port"] for port in rule["ports"]} <= {8000, 8265}
 
 
 def test_the_example_config_serves_scales_and_survives_what_it_loses(
@@ -220,33 +193,6 @@ def refused(bundle: Path, *arguments: str) -> str:
     return str(error)
 
 
-def test_options_that_the_policy_does_not_have_are_refused(bundle: Path) -> None:
-    arguments = AppArgs.model_validate({"bundle": str(bundle), "pool": "dedicated"})
-    with pytest.raises(UserError, match="pool is no option of the policy adaptive"):
-        arguments.serve_options(open_bundle(bundle))
-    arguments = AppArgs.model_validate(
-        {"bundle": str(bundle), "policy": "parity", "answer_after": 5.0}
-    )
-    with pytest.raises(UserError, match="answer_after needs answer deadline"):
-        arguments.serve_options(open_bundle(bundle))
-
-
-def test_the_options_of_one_s_own_policy_are_arguments(bundle: Path) -> None:
-    given = {"policy": POLICY, "again_after": 5, "dispatch": RULE, "scans": 2, "agreement": 0.9}
-    arguments = AppArgs.model_validate({"bundle": str(bundle), **given})
-    options = arguments.serve_options(open_bundle(bundle))
-    assert options.policy == PolicyChoice(POLICY, {"again_after": 0.005, "scans": 2}, RULE)
-    assert options.agreement == 0.9
-
-
-def test_requests_that_wait_at_a_proxy_are_bounded(bundle: Path) -> None:
-    frontends = build(
-        AppArgs.model_validate({"bundle": str(bundle), "max_queue": 7})
-    )._bound_deployment
-    assert frontends.max_ongoing_requests == 114
-    assert frontends.max_queued_requests == 114
-
-
 def test_a_policy_and_a_rule_of_one_s_own_are_served(bundle: Path, ray_url: str) -> None:
     given = {
         "bundle": str(bundle),
@@ -316,41 +262,3 @@ def test_what_a_cluster_cannot_serve_is_refused(bundle: Path, ray_url: str) -> N
     assert "the replicas reserve 31 CPUs and the cluster at" in refused(
         bundle, "--address", address, "--instances", "20"
     )
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (("--engine", "ray", "--address", "ray://head:10001"), "is of a remote driver"),
-        (("--engine", "ray", "--frontends", "5"), "5 frontends need as many instances of the"),
-        (("--engine", "ray", "--max-instances", "1"), "max_instances must be 2 or more"),
-        (("--frontends", "2"), "--frontends is no option of the engine local but of ray"),
-        (("--engine", "ray", "--min-ready", "2"), "leave --min-ready out with the engine ray"),
-    ],
-)
-def test_what_cannot_be_served_on_ray_is_refused(
-    parm_here: Here, bundle: Path, arguments: tuple[str, ...], why: str
-) -> None:
-    assert_refused(parm_here("serve", bundle, *arguments), why)
-
-
-def test_without_ray_its_extra_is_named(bundle: Path) -> None:
-    program = """
-import sys
-sys.modules["ray"] = None  # as if it were not installed
-from parity_models.cli.main import main
-main()
-"""
-    command = [sys.executable, "-c", program, "serve", str(bundle)]
-    done = subprocess.run([*command, "--engine", "ray"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install '.[ray]'" in done.stderr
-
-
-def test_serving_does_not_import_ray() -> None:
-    program = """
-import sys
-import parity_models.cli.serve, parity_models.serving.server
-sys.exit("ray" in sys.modules)
-"""
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
