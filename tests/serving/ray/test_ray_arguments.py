@@ -86,6 +86,17 @@ def test_an_application_on_ray_says_which_options_it_does_not_have(
         arguments.serve_options(open_bundle(bundle))
 
 
+def test_arguments_after_serve_run_are_text(bundle: Path) -> None:
+    given = {"policy": POLICY, "again_after": "5", "scans": "2", "instances": "3"}
+    arguments = AppArgs.model_validate({"bundle": str(bundle), "dispatch": RULE, **given})
+    options = arguments.serve_options(open_bundle(bundle))
+    assert options.policy == PolicyChoice(POLICY, {"again_after": 0.005, "scans": 2}, RULE)
+    assert options.instances == 3
+    arguments = AppArgs.model_validate({"bundle": str(bundle), **given, "again_after": "soon"})
+    with pytest.raises(UserError, match="again_after must be a float, got 'soon'"):
+        arguments.serve_options(open_bundle(bundle))
+
+
 def test_requests_that_wait_at_a_proxy_are_bounded(bundle: Path) -> None:
     frontends = build(
         AppArgs.model_validate({"bundle": str(bundle), "max_queue": 7})

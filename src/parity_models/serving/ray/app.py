@@ -123,7 +123,7 @@ class AppArgs(_Declared):  # type: ignore[misc]  # a base class that is made abo
             raise UserError(f"leave {name} out: {_ELSEWHERE[name]}")
         declared = {each.name: each for each in declared_options(policy, self.dispatch)}
         given = {
-            name: declared[name].from_typed(value, str) if name in declared else value
+            name: _typed(declared[name], value) if name in declared else value
             for name, value in further.items()
             if value is not None
         }
@@ -137,6 +137,11 @@ class AppArgs(_Declared):  # type: ignore[misc]  # a base class that is made abo
             for each, value in given.items()
             if value is not None
         }
+
+
+def _typed(field: OptionField, value: Any) -> Any:
+    """The value in the option's own unit; what follows `serve run` comes as text."""
+    return field.from_typed(field.read(value) if isinstance(value, str) else value, str)
 
 
 def build(args: AppArgs) -> Application:
