@@ -1,0 +1,50 @@
+"""One concept, one file, and names that tell things apart: CONTRIBUTING.md asks it of all code."""
+
+import ast
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "parity_models"
+FILES = [*sorted(SOURCE.rglob("*.py")), *sorted((ROOT / "tests").rglob("*.py"))]
+ROOMS = sorted(path.parent for path in SOURCE.glob("*/__init__.py"))
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def test_no_file_is_about_two_things() -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in FILES}
+    assert not {path: count for path, count in lines.items() if count > 350}
+
+
+def test_a_function_is_seen_at_once() -> None:
+    assert not [
+        f"{path.name}: {node.name}"
+        for path in FILES
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (node.end_lineno or 0) - node.lineno >= 60
+    ]
+
+
+def test_at_most_three_files_have_one_name() -> None:
+    names = Counter(path.name for path in FILES if path.is_relative_to(SOURCE))
+    del names["__init__.py"]
+    assert not {name: count for name, count in names.items() if count > 3}
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_no_room_has_two_classes_of_one_name(room: Path) -> None:
+    names = Counter(
+        node.name
+        for path in room.rglob("*.py")
+        for node in tree_of(path).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert not {name: count for name, count in names.items() if count > 1}
