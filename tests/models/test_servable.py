@@ -125,6 +125,7 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
         ),
         (lambda: None, ["--axis", "m=8,4"], "ascending"),
         (lambda: None, ["--axis", "m=0"], "sizes are 1 or more"),
+        (lambda: None, ["--axis", "m=99999999999"], "cannot be served with axes of that size: a"),
         (lambda: None, ["--axis", "m=8", "--axis", "q=8"], "has no dynamic axis 'q'"),
         (lambda: None, ["--axis", "m=8", "--padding", "q=1"], "has no input 'q' to be padded"),
         (lambda: None, ["--inputs", "none.npz"], "cannot read none.npz"),

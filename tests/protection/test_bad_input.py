@@ -64,6 +64,16 @@ TEXT = "--model {models}/text.onnx --imitates logits --inputs wrong.npz"
             "--from {models}/deployed --imitates logits --inputs wrong.npz",
             "wrong.npz holds a query of 20 along 'length'; the bundle's model takes 16 at most",
         ),
+        (
+            TEXTS | {"ids": TEXTS["ids"] + 10**6},
+            TEXT,
+            "the model cannot run some of the queries: ind",
+        ),
+        (
+            TEXTS | {"ids": np.where(np.arange(400)[:, None] == 300, 10**6, TEXTS["ids"])},
+            TEXT,
+            "idx=1000000 must be within the inclusive range",
+        ),
         (TEXTS, TEXT.replace("logits", "words"), "the model has no output 'words'"),
         (TEXTS, TEXT.replace("--imitates logits", ""), "say which one stand-ins are to imitate"),
         (

@@ -41,8 +41,8 @@ def predictor(
     """The model, run over `batch` rows at a time; `tell` is told how many are done.
 
     Of several outputs it gives the one called `output`. Queries of dynamic shape are run in their
-    own buckets, however far the rows are padded. The function raises DataError for outputs that are
-    not finite.
+    own buckets, however far the rows are padded. The function raises DataError for queries that the
+    model cannot run, and for outputs that are not finite.
     """
     path = model if isinstance(model, Path) else model.path
     loaded = load(model)
@@ -50,7 +50,7 @@ def predictor(
     chosen = signature.outputs[0].name if output is None else output
 
     def checked(rows: Array) -> Array:
-        outputs = loaded(rows)
+        outputs = loaded.predict(rows)
         return finite(outputs if output is None else outputs[chosen], path)
 
     def run(inputs: Array) -> Array:

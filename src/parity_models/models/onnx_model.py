@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from parity_models.errors import ModelError
+from parity_models.errors import DataError, ModelError
 from parity_models.models.onnx_signature import check_signature, fixed_signature
 from parity_models.models.signature import Kind, Signature
 from parity_models.models.tensor import TensorSpec
@@ -94,6 +94,20 @@ class OnnxModel:
             whole = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
             parts.append(self._run(whole, kind, options)[: len(part)])
         return np.concatenate(parts)
+
+    def predict(self, queries: NDArray[Any]) -> NDArray[Any]:
+        """As a call, of queries that a user gave.
+
+        Raises DataError for those that the model cannot run, such as ids that it has no vector for.
+        """
+        try:
+            return self(queries)
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            why = " ".join(str(error).split()).rpartition("Status Message: ")[2]
+            raise DataError(
+                f"the model cannot run some of the queries: {why.rstrip('.')}; leave those out, or "
+                "check that they are what the model takes"
+            ) from error
 
     def _run(
         self, batch: NDArray[Any], kind: Kind, options: onnxruntime.RunOptions | None

@@ -140,7 +140,10 @@ def _output_shapes(
     """The outputs, with the sizes of their axes as trying batches of so many rows shows."""
 
     def shapes_at(sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-        layout = Layout(tuple(each.at(sizes) for each in inputs))
+        try:
+            layout = Layout(tuple(each.at(sizes) for each in inputs))
+        except ValueError as error:
+            raise ModelError(f"cannot be served with axes of that size: {error}") from error
         drawn = layout.split(layout.draw(np.random.default_rng(_SEED), rows))
         feeds = {name: np.ascontiguousarray(each) for name, each in drawn.items()}
         try:
@@ -182,7 +185,8 @@ def _output_shapes(
 
 def _check_rows_apart(model: OnnxModel, queries: Named | None, what: str) -> None:
     """Raise ModelError if what the model predicts for a row depends on the rest of its batch: for
-    the first `queries`, or for rows that are drawn."""
+    the first `queries`, or for rows that are drawn. Raises DataError for queries that it cannot
+    run."""
     kind = model.signature.smallest
     rows = kind.input.draw(np.random.default_rng(_SEED), TRIED)
     if queries is not None:
@@ -190,8 +194,8 @@ def _check_rows_apart(model: OnnxModel, queries: Named | None, what: str) -> Non
         count = min(TRIED, len(next(iter(fitting.values()))))
         rows = rows_of(fitting, model.signature, range(count))
         kind = model.signature.kind_of(rows[0, ...])
-    together = tensors_in(model(rows))
-    alone = [tensors_in(model(rows[i : i + 1])) for i in range(len(rows))]
+    together = tensors_in(model.predict(rows))
+    alone = [tensors_in(model.predict(rows[i : i + 1])) for i in range(len(rows))]
     for spec, whole, *parts in zip(kind.output.tensors, together, *alone, strict=True):
         one_by_one = np.concatenate(parts).astype(np.float64)
         finite = np.isfinite(one_by_one)

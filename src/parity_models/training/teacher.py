@@ -50,9 +50,10 @@ class _Onnx(nn.Module):
     def forward(self, queries: Tensor) -> Tensor:
         """(n, *query_shape) to (n, *output_shape), on the device of `queries`.
 
-        Raises DataError for predictions that are not finite: nothing can be learned from those.
+        Raises DataError for queries that it cannot run, and for predictions that are not finite:
+        nothing can be learned from those.
         """
-        outputs = self._model(np.ascontiguousarray(queries.detach().cpu().numpy()))
+        outputs = self._model.predict(np.ascontiguousarray(queries.detach().cpu().numpy()))
         _check_finite(outputs)
         if self._told is not None:
             self._told(len(outputs))
@@ -75,11 +76,13 @@ class _Named(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         """The inputs' tensors (n, ...), in their order, to (n, *output_shape).
 
-        Raises DataError for predictions that are not finite.
+        Raises DataError for queries that it cannot run, and for predictions that are not finite.
         """
         signature = self._model.signature
         arrays = Rows(tensors, torch.empty(0), ()).arrays(signature)
-        outputs = run_by_bucket(self._model, arrays, signature, self._output, BATCH, self._told)
+        outputs = run_by_bucket(
+            self._model.predict, arrays, signature, self._output, BATCH, self._told
+        )
         _check_finite(outputs)
         return torch.from_numpy(outputs.astype(np.float32, copy=False)).to(tensors[0].device)
 
