@@ -37,13 +37,16 @@ class FleetOptions(Options):
     parity: Annotated[
         str | None,
         Option(
-            "Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is given."
+            "Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is given. Of "
+            "several, NAME-parity-0, NAME-parity-1, ..., a server runs all, or the one that its "
+            "address names."
         ),
     ] = None
     backup: Annotated[
         str | None,
         Option(
-            "Likewise, of the approximate backups, which are called NAME-backup, NAME-backup-2, ..."
+            "Likewise, of the approximate backup, NAME-backup, or of several, NAME-backup, "
+            "NAME-backup-2, ...: a server runs all, or the one that its address names."
         ),
     ] = None
     concurrency: Annotated[
@@ -220,10 +223,11 @@ def parse_upstreams(
 
     Where a URL has no path, the deployed model is called `name`, parity model j `name`-parity-j,
     and the backups, of which there are `backups`, `name`-backup, `name`-backup-2, ..., as `parm
-    export` calls them. A server in several lists runs
-    several models. `concurrency` and `protocol` are of those whose URLs do not say theirs, and
-    `version` is that of all models. Raises UserError for URLs that are none, given twice, or
-    contradict each other.
+    export` calls them. Of several parity models or backups a server runs all, or the one whose
+    usual name is its path. A server in several lists runs several models. `concurrency` and
+    `protocol` are of those whose URLs do not say theirs, and `version` is that of all models.
+    Raises UserError for URLs that are none, given twice, or contradict each other, and where one of
+    the parity models has no server and another has.
     """
     models: dict[str, dict[str, str]] = {}
     said: dict[str, dict[str, int | PredictionProtocol]] = {}
@@ -238,16 +242,8 @@ def parse_upstreams(
         *((url, BACKUP) for url in backup),
     ):
         base, path, own = _split(url)
-        if path and len(roles[kind]) != 1:
-            several = f"the code has {r} parity models"
-            if kind == BACKUP:
-                several = f"the bundle has {backups} backups"
-            raise UserError(
-                f"{several}, and {url!r} names one; leave out the path, and call them "
-                f"{name}-{roles[kind][0]}, ... upstream"
-            )
         there = models.setdefault(base, {})
-        for role in roles[kind]:
+        for role in _roles_of(roles[kind], name, url, path):
             if role in there:
                 raise UserError(
                     f"{base} is given twice; more units at a time are {base}?concurrency=2"
@@ -257,12 +253,34 @@ def parse_upstreams(
         for what, value in own.items():
             if before.setdefault(what, value) != value:
                 raise UserError(f"{base} is given with {what} {before[what]} and {value}")
+    run = {role for there in models.values() for role in there}
+    lacking = [role for role in roles["parity"] if role not in run]
+    if parity and lacking:
+        raise UserError(
+            f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
+            "models; give one that does"
+        )
     usual: dict[str, Any] = {
         "concurrency": concurrency,
         "protocol": protocol,
         "version": version,
     }
     return tuple(Upstream(base, named, **(usual | said[base])) for base, named in models.items())
+
+
+def _roles_of(roles: Sequence[str], name: str, url: str, path: str) -> Sequence[str]:
+    """Which of the roles of a kind the server at `url` runs: all, or the one that its path names,
+    where there are several."""
+    if not path or len(roles) == 1:
+        return roles
+    named = [role for role in roles if path == f"{name}-{role}"]
+    if not named:
+        usual = ", ".join(f"{name}-{role}" for role in roles)
+        raise UserError(
+            f"{url!r} names a model, and there are several for such servers: {usual}; name one of "
+            "these, or leave out the path where a server runs all of them"
+        )
+    return named
 
 
 def _urls(text: str | None) -> Sequence[str]:
