@@ -17,11 +17,13 @@ from encoder_models import (
     exported,
     sentences,
 )
-from parity_models.errors import TrainingError
+from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export_named
 from parity_models.models.named_inputs import padded
 from parity_models.models.networks import NETWORKS, GroupNetwork, NamedNetwork
+from parity_models.models.networks.encoder import Block
 from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.own_transformer import Shallow
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.onnx_tables import find_tables
@@ -107,3 +109,34 @@ def test_a_superposition_gives_each_slot_a_prediction_of_all_of_them() -> None:
 def test_a_superposition_is_no_network_for_one_query() -> None:
     with pytest.raises(TrainingError, match="superposition answers several queries"):
         NETWORKS.parse("superposition")[0].build(None, (4,), (2,), (1, 1))
+
+
+def test_a_share_of_each_perceptron_is_kept_those_units_that_weigh_most() -> None:
+    queried = told(exported("sentence"))
+    kind, options = NETWORKS.parse("own-transformer@2,wide=0.5")
+    assert issubclass(kind, NamedNetwork)
+    thin = kind.build_named(options, queried, (CLASSES,)).eval()
+    whole = backup(queried, BLOCKS)
+    assert isinstance(thin, Shallow)
+    assert isinstance(whole, Shallow)
+    queries = [torch.from_numpy(each) for each in sentences(100, seed=1).values()]
+    for kept, was in zip(thin.encoder.blocks, whole.encoder.blocks, strict=True):
+        assert isinstance(kept, Block)
+        assert isinstance(was, Block)
+        units = was.wide.out_features
+        assert kept.wide.out_features == kept.narrow.in_features == units // 2
+        weighs = was.wide.weight.norm(dim=1) * was.narrow.weight.norm(dim=0)
+        least = (kept.wide.weight.norm(dim=1) * kept.narrow.weight.norm(dim=0)).min()
+        assert (weighs >= least * (1 - 1e-6)).sum() == units // 2
+    with torch.no_grad():
+        said, wanted = thin(*queries), whole(*queries)
+        # What is taken off adds up to nothing where those units are silenced.
+        for kept, was in zip(thin.encoder.blocks, whole.encoder.blocks, strict=True):
+            assert isinstance(kept, Block)
+            assert isinstance(was, Block)
+            gone = ~torch.isin(was.wide.weight[:, 0], kept.wide.weight[:, 0])
+            was.narrow.weight[:, gone] = 0
+        assert not torch.allclose(said, wanted)
+        torch.testing.assert_close(said, whole(*queries), rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="wide must be"):
+        NETWORKS.parse("own-transformer@1,wide=0")

@@ -76,6 +76,21 @@ class Block(nn.Module):
         found: Tensor = self.left(x + self.narrow(ACTIVATIONS[self.activation](self.wide(x))))
         return found
 
+    @torch.no_grad()
+    def thin(self, units: int) -> None:
+        """Keep so many units of the perceptron: those whose weights, in and out, are largest."""
+        weighs = self.wide.weight.norm(dim=1) * self.narrow.weight.norm(dim=0)
+        kept = weighs.topk(units).indices
+        wide, narrow = (
+            nn.Linear(self.wide.in_features, units),
+            nn.Linear(units, self.narrow.out_features),
+        )
+        wide.weight.copy_(self.wide.weight[kept])
+        wide.bias.copy_(self.wide.bias[kept])
+        narrow.weight.copy_(self.narrow.weight[:, kept])
+        narrow.bias.copy_(self.narrow.bias)
+        self.wide, self.narrow = wide, narrow
+
 
 class Head(nn.Module):
     """Full layers on what is pooled (n, width), each after an activation: to (n, outputs)."""
@@ -117,6 +132,12 @@ class Encoder(nn.Module):
         self.entered = entered
         self.blocks = nn.ModuleList(blocks)
         self.pooling, self.head = pooling, head
+
+    def thin(self, share: float) -> None:
+        """Keep a share of the units of each block's perceptron, at least one."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.thin(max(1, round(share * block.wide.out_features)))
 
     @property
     def outputs(self) -> int:

@@ -43,6 +43,14 @@ class OwnTransformer(NamedNetwork):
         layers: Annotated[
             int, Option("How many of the model's blocks are kept, from the first.", at_least=1)
         ] = 1
+        wide: Annotated[
+            float,
+            Option(
+                "The share of the units of each block's perceptron that is kept.",
+                above=0,
+                at_most=1,
+            ),
+        ] = 1.0
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:
@@ -63,7 +71,10 @@ class OwnTransformer(NamedNetwork):
                 f"the model has {len(encoder.blocks)} blocks, not {options.layers}: choose "
                 f"own-transformer@{len(encoder.blocks)} or fewer"
             )
-        return Shallow(encoder.copied(options.layers), queried)
+        kept = encoder.copied(options.layers)
+        if options.wide < 1:
+            kept.thin(options.wide)
+        return Shallow(kept, queried)
 
 
 class Superposition(GroupNetwork):
