@@ -6,7 +6,8 @@ PARM_DATA=real PYTHONPATH=examples/real parm reproduce accuracy \
 
 The archive holds train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, images of 32x32. What is written are
 the records of the binary version (Krizhevsky, 2009), which the task cifar-10 reads. JPEG loses
-something of the images: say "JPEG copy" beside accuracies.
+something of the images: say "JPEG copy" beside accuracies. cifar10-quick.toml and cifar10-long.toml
+are matrices for those who have less time, or more.
 """
 
 from argparse import ArgumentParser

@@ -20,6 +20,17 @@ from onnx import TensorProto, helper
 
 UNIT = "unit"
 
+NETWORKS = {
+    "text@1024": 300.0,
+    "own-transformer@1,wide=0.5": 600.0,
+    "own-transformer@1": 600.0,
+    "own-transformer@2": 600.0,
+}
+"""Trained by `parm reproduce real` to stand in for it, for so many seconds."""
+
+MOST = 60_000
+"""Texts, of those that are given; embeddings want more of them than classes do."""
+
 
 def scaled(encoder: onnx.ModelProto) -> onnx.ModelProto:
     """The encoder, with embeddings of length 1."""
@@ -33,7 +44,7 @@ def scaled(encoder: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def main(texts: list[Path], packages: Path, out: Path, most: int = 14_000) -> None:
+def main(texts: list[Path], packages: Path, out: Path, most: int = MOST) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = [line for file in texts for line in file.read_text(encoding="utf-8").splitlines()]
     lines = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
@@ -49,6 +60,7 @@ def main(texts: list[Path], packages: Path, out: Path, most: int = 14_000) -> No
         "MiniLM embeddings",
         "The sentence encoder MiniLM-L3, whose embeddings are scaled to length 1. The texts are "
         f"{', '.join(file.name for file in texts)}.",
+        NETWORKS,
     )
     print(f"{len(rest)} texts to learn from, {len(test)} to judge")
 

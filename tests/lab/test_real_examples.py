@@ -136,6 +136,39 @@ def test_banking77_is_one_graph_of_ids_and_mask_and_its_backup_is_judged(
     assert not (out / "backup.onnx").stat().st_size > 100_000_000
 
 
+def test_sections_are_judged_by_packages_of_other_sources(
+    example: Load, packages: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    program = example("sections")
+    entries = []
+    for i in range(600):
+        section = ("games", "net", "contrib/net", "web")[i % 4]
+        told = {"games": "money", "web": "cash"}.get(section, "card")
+        words = [*rng.choice(WORDS[2:5] + UNUSED, 3), told]
+        words.append(f"unknown{i}")
+        entries.append(
+            f"Package: p{i}\nSource: s{i // 2} (1.0-{i})\nTag: role::program,\n Section: no\n"
+            f"Description: {' '.join(words)}\n more about: it\n"
+            f"Description-md5: {i}\nSection: {section}\n"
+        )
+    entries.append("Package: rare\nDescription: of its own\nSection: rare\n")
+    entries.append("Package: none\nDescription: in no section\n")
+    (tmp_path / "available").write_text("\n".join(entries))
+    sources = {text: source for source, text, _ in program.packages_in(tmp_path / "available")}
+    train, test = program.read(tmp_path / "available", 20)
+    assert set(train[1]) == {"games", "net", "web"}
+    assert not {sources[text] for text in train[0]} & {sources[text] for text in test[0]}
+    out = tmp_path / "sections"
+    program.main(tmp_path / "available", packages, out, {"text@32": 2.0}, least=20)
+    result = measure(Prepared(out), 0, lambda said: None)
+    assert result.available is not None
+    assert result.available > 0.9
+    assert result.queries == len(test[0])
+    with pytest.raises(SystemExit, match="too few packages"):
+        program.main(tmp_path / "available", packages, out, {}, least=10_000)
+
+
 def test_embeddings_have_length_1(example: Load, packages: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(f"where is {one} {two}" for one in WORDS[2:] for two in WORDS[2:]))
@@ -177,6 +210,40 @@ def test_files_become_what_magika_takes(example: Load, packages: Path, tmp_path:
     assert 256 not in program.features(files / "long.bin")
 
 
+def test_images_with_text_become_maps_that_networks_of_one_s_own_imitate(
+    example: Load, tmp_path: Path
+) -> None:
+    """The detector here says how bright a pixel is."""
+    free = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1], keepdims=1),
+            helper.make_node("Sigmoid", ["mean"], ["sigmoid_0.tmp_0"]),
+        ],
+        "detector",
+        [free("x", TensorProto.FLOAT, ["a", 3, "b", "c"])],
+        [free("sigmoid_0.tmp_0", TensorProto.FLOAT, ["d", 1, "e", "f"])],
+    )
+    opset = [helper.make_opsetid("", 14)]
+    content = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    with ZipFile(tmp_path / "rapidocr.whl", "w") as wheel:
+        wheel.writestr("rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx", content)
+    (tmp_path / "texts.txt").write_text("where is my card\nmoney\n\ncash please\n")
+    program, out = example("text_in_images"), tmp_path / "out"
+    program.main(tmp_path / "texts.txt", tmp_path, [], out, rows=60, test=12)
+    with np.load(out / "inputs.npz") as file:
+        images = file["image"]
+    assert images.shape == (60, 3, 64, 192)
+    assert (images.min(), images.max()) == (-1, 1)
+    about = json.loads((out / "about.json").read_text())
+    about["networks"] = [{"network": "text_maps:SmallMap", "seconds": 5}]
+    (out / "about.json").write_text(json.dumps(about))
+    result = measure(Prepared(out), 0, lambda said: None)
+    assert (result.metric, result.output_kind, result.available) == ("r2", "numbers", None)
+    [small] = result.stand_ins
+    assert np.isfinite(small.agreement)  # seconds of training promise no more
+
+
 def test_films_are_categories_and_numbers(example: Load, tmp_path: Path) -> None:
     data = tmp_path / "ml"
     data.mkdir()
@@ -214,6 +281,6 @@ def test_images_become_records_that_the_task_reads(
     assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 6)
     greens = data.test.inputs[:, 1].mean(axis=(1, 2))
     assert ((greens > 0) == (data.test.labels == 1)).all()
-    assert load_matrix(str(EXAMPLES / "cifar10.toml")).deployed
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    load_matrix(str(EXAMPLES / "cifar10.toml")).check()
+    for matrix in sorted(EXAMPLES.glob("*.toml")):
+        assert load_matrix(str(matrix)).deployed
