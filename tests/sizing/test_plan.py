@@ -60,6 +60,14 @@ def test_all_policies_meet_the_same_load_and_the_stand_in_has_the_lowest_tail(
     assert "--policy adaptive --instances 4" in adaptive.flags
 
 
+def test_hedging_is_tried_with_the_options_that_are_best_where_much_is_spare(four: Sized) -> None:
+    default, tuned = [plan for plan in four.plans if plan.policy.name == "hedging"]
+    assert default.name == "hedging"
+    assert tuned.name == "hedging, hedge-quantile 0.8, hedge-budget 0.3"
+    assert "--hedge-quantile 0.8 --hedge-budget 0.3" in tuned.flags
+    assert tuned.outcome.p99_ms < default.outcome.p99_ms
+
+
 def test_the_plan_that_fits_with_the_least_work_is_taken(four: Sized) -> None:
     assert four.best is not None
     fit = [plan for plan in four.plans if not plan.missed]

@@ -26,6 +26,10 @@ WARM_UP = 10
 LESS_URGENT = 5.0
 """By how much the urgency is divided where redundant work takes too much of what is to be spare."""
 
+HEDGING: tuple[dict[str, float], ...] = ({}, {"hedge_quantile": 0.8, "hedge_budget": 0.3})
+"""The options with which hedging is tried: the defaults, which are the best of those measured where
+instances have little to spare, and the best ones elsewhere (docs/results/late-binding.md)."""
+
 BATCHED = 1.05
 """Queries of a recorded unit, on average, from which on it ran batches."""
 
@@ -60,16 +64,16 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The policy, with its urgency where that is not the default."""
-        urgency = self.policy.options.get("urgency")
-        return self.policy.name if urgency is None else f"{self.policy.name}, urgency {urgency:g}"
+        """The policy, with those of its options that are not the defaults."""
+        given = [f"{_spelt(name)} {value:g}" for name, value in self.policy.options.items()]
+        return ", ".join([self.policy.name, *given])
 
     @property
     def flags(self) -> str:
         """What serves so: the options of parm serve."""
         given = f"--policy {self.policy.name} --instances {self.instances} --parity-instances 0"
-        urgency = self.policy.options.get("urgency")
-        given += "" if urgency is None else f" --urgency {urgency:g}"
+        for name, value in self.policy.options.items():
+            given += f" --{_spelt(name)} {value:g}"
         given += f" --max-batch {self.max_batch}"
         return given + (
             "" if self.policy.dispatch is None else f" --dispatch {self.policy.dispatch}"
@@ -143,7 +147,7 @@ class Sizing:
     def _choices(self) -> list[PolicyChoice]:
         choices = [
             PolicyChoice(EqualResources.name),
-            PolicyChoice(Hedging.name, dispatch="latency-aware"),
+            *(PolicyChoice(Hedging.name, each, dispatch="latency-aware") for each in HEDGING),
         ]
         return choices + [PolicyChoice(Adaptive.name)] * bool(self._served.stand_ins)
 
@@ -214,6 +218,10 @@ class Sizing:
         else:
             plan.check(instances)
         return msgspec.structs.replace(plan, seed=self._goal.seed)
+
+
+def _spelt(option: str) -> str:
+    return option.replace("_", "-")
 
 
 def _named(asks: StandIns) -> str:
