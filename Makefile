@@ -58,12 +58,15 @@ docs: setup ## Build the documentation into build/site, with warnings as errors
 docs-serve: setup ## Show the documentation at http://127.0.0.1:8080 while it is written
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8080
 
-check: lint docs ## Lint, documentation and the quick tests, in under three minutes
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q -m "$(QUICK)"
+# What waits for the disk and the network leaves a core to the others.
+check: setup ## Lint, documentation and the quick tests, in under three minutes
+	$(MAKE) --jobs 2 lint docs
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile -q -m "$(QUICK)"
 
 # Clusters of Ray one after the other, as each wants both cores.
-test: lint docs servers ## Lint, documentation, all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
+test: setup ## Lint, documentation, all tests
+	$(MAKE) --jobs 2 lint docs servers
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile -m "not ray"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 explore: setup ## The tests of properties, with inputs that no run has tried before

@@ -26,8 +26,10 @@ def main(repository: str, http_port: str, grpc_port: str, *options: str) -> None
         (backends / "python" / stub.name, stub),
         (backends / "onnxruntime", HERE / "onnxruntime"),
     ]:
-        with suppress(FileExistsError):
-            link.symlink_to(target)
+        if not link.exists():
+            link.unlink(missing_ok=True)  # where the repository has been moved, it leads nowhere
+            with suppress(FileExistsError):  # two servers that start at once
+                link.symlink_to(target)
     program = server / "bin" / "tritonserver"
     program.chmod(0o755)
     libraries = [str(WHEEL / "nvidia_pytriton.libs"), sysconfig.get_config_var("LIBDIR")]

@@ -209,7 +209,7 @@ def in_a_terminal() -> None:
 def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
     bundle: Path, number: signal.Signals
 ) -> None:
-    plan = {"service_time": {"type": "constant", "seconds": 1.0}}
+    plan = {"service_time": {"type": "constant", "seconds": 0.6}}
     coded = ["--policy", "parity", "--max-group-wait", "1000"]
     arguments = [*coded, "--instances", "2", "--deadline", "60", "--faults", json.dumps(plan)]
     with (
