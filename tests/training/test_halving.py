@@ -19,10 +19,13 @@ class One:
     share: float
     score: float
     worth: float
+    coded: bool = False
 
 
 ONES = st.lists(
-    st.builds(One, st.just("it"), st.floats(0.01, 3), st.floats(0, 1), st.floats(0, 1)),
+    st.builds(
+        One, st.just("it"), st.floats(0.01, 3), st.floats(0, 1), st.floats(0, 1), st.booleans()
+    ),
     min_size=1,
     max_size=20,
 )
@@ -61,6 +64,18 @@ def test_the_best_that_is_not_slower_than_the_model_goes_on_whatever_it_is_worth
     kept = keep(judged, 2)
     assert kept.places == (0, 2)
     assert "2 others are worth more" in kept.dropped[1]
+
+
+def test_the_best_of_both_kinds_go_on() -> None:
+    judged = [
+        One("parity", 0.9, 0.978, 0.1, coded=True),
+        One("other parity", 0.87, 0.96, 0.13, coded=True),
+        One("backup", 0.97, 0.976, 0.03),
+        One("fast backup", 0.45, 0.89, 0.5),
+    ]
+    kept = keep(judged, 3)
+    assert kept.places == (0, 2, 3)
+    assert "3 others are worth more" in kept.dropped[1]
 
 
 def test_a_stand_in_is_worth_what_it_saves_of_the_queries_it_may_answer() -> None:

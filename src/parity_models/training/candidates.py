@@ -14,7 +14,7 @@ from parity_models.errors import CodeError
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import Scalable
 from parity_models.models.networks.published import SMALL
-from parity_models.training.costs import Costs
+from parity_models.training.costs import WIDTHS, Costs
 
 Shape = tuple[int, ...]
 
@@ -43,9 +43,6 @@ LADDERS = {
 }
 """Networks by what queries are: each is slower than those before it, and more capable. All learn in
 minutes from some ten thousand queries."""
-
-WIDTHS = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
-"""Multiples of channels or hidden units that are tried of a network which has them."""
 
 DIVISORS = (1, 4, 10, 2, 30, 1.5)
 """F's time is divided by these, the most telling first."""

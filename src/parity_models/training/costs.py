@@ -1,7 +1,7 @@
 """How long networks would take beside a deployed model F, before there are any to measure.
 
-One network of each family is measured in ONNX Runtime. Others of the family take as much longer or
-shorter as they compute more or less.
+Of each family the narrowest network and the usual one are measured in ONNX Runtime. Others of the
+family lie between or beyond, by how much they compute.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.export import export_onnx
 from parity_models.models.inference_time import inference_times
-from parity_models.models.networks import build_network, family
+from parity_models.models.networks import NETWORKS, build_network, family
+from parity_models.models.networks.network import Scalable
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.parity_network import parity_network
 
@@ -22,15 +23,15 @@ Shape = tuple[int, ...]
 Times = Callable[[Sequence[OnnxModel]], list[float]]
 """Milliseconds that each of some models takes for a batch, measured side by side."""
 
-LAYER = 0.001
-"""Milliseconds that a layer takes at least, however little it computes."""
+WIDTHS = (0.05, 0.1, 0.15, 0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
+"""Multiples of channels or hidden units that are tried of a network which has them."""
 
 
 class Costs:
     """Times of networks for a deployed model's queries, as shares of that model's time.
 
-    `families` are the networks that are measured, at their full width, the cheapest first. Those
-    that cannot take the queries have no cost.
+    `families` are the networks that are measured, the cheapest first. Those that cannot take the
+    queries have no cost.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Costs:
     ) -> None:
         self.query_shape: Shape = deployed.input.shape
         self.output_shape: Shape = deployed.output.shape
-        built = {name: self._build(name, None) for name in families}
+        names = [name for each in families for name in _measured(each)]
         with torch.random.fork_rng(devices=[]):
             models = {
                 name: OnnxModel(
@@ -46,48 +47,42 @@ class Costs:
                         build_network(name, self.query_shape, self.output_shape), self.query_shape
                     )
                 )
-                for name, network in built.items()
-                if network is not None
+                for name in names
+                if self._build(name, None) is not None
             }
         self.deployed_ms, *measured = times([deployed, *models.values()])
         self._ms = dict(zip(models, measured, strict=True))
-        self._work = {name: (self._computes(name, None) or (0, 0))[0] for name in models}
-        self._least = next(iter(self._ms), None)
+        self._work = {name: self._computes(name, None) or 0 for name in models}
 
     def share(self, network: str, code: CodeSpec | None) -> float | None:
         """The time of one run of `network`, for the parity queries of `code` or single queries.
 
         None for a network that cannot take those, or is of no family that was measured.
         """
-        name = family(network)
-        if name not in self._ms or self._least is None:
+        usual = family(network)
+        work = self._computes(network, code) if usual in self._ms else None
+        if work is None:
             return None
-        computed = self._computes(network, code)
-        if computed is None:
-            return None
-        work, layers = computed
-        # What takes time besides computing is in the time of the cheapest.
-        base, base_work = self._ms[self._least], self._work[self._least]
-        more = self._work[name] - base_work
+        narrow = _measured(usual)[0]
+        base, base_work = self._ms[narrow], self._work[narrow]
+        more = self._work[usual] - base_work
         if more <= 0:
             return base * max(1.0, work / max(1, base_work)) / self.deployed_ms
-        slope = max(0.0, self._ms[name] - base) / more
-        least = min(base + LAYER * layers, self._ms[name])
-        return max(least, base + slope * (work - base_work)) / self.deployed_ms
+        slope = max(0.0, self._ms[usual] - base) / more
+        return (base + slope * max(0, work - base_work)) / self.deployed_ms
 
-    def _computes(self, network: str, code: CodeSpec | None) -> tuple[int, int] | None:
-        """Operations of one run, and the layers that they are in."""
+    def _computes(self, network: str, code: CodeSpec | None) -> int | None:
+        """Operations of one run."""
         module = self._build(network, code)
         if module is None:
             return None
-        layers = sum(1 for each in module.modules() if next(each.children(), None) is None)
         shape = self.query_shape
         if code is not None:
             shape = Code(code, self.query_shape, self.output_shape).parity_shape
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             module.eval()(torch.zeros(1, *shape, device="meta"))
-        return int(counter.get_total_flops()), layers
+        return int(counter.get_total_flops())
 
     def _build(self, network: str, code: CodeSpec | None) -> nn.Module | None:
         """The network without weights."""
@@ -99,3 +94,11 @@ class Costs:
                 return parity_network(network, spec).build()
         except TrainingError:
             return None
+
+
+def _measured(name: str) -> tuple[str, ...]:
+    """The networks of a family that are measured: the narrowest, where there is one, and the usual
+    one."""
+    if issubclass(NETWORKS.find(name), Scalable):
+        return f"{name}@{WIDTHS[0]:g}", name
+    return (name,)

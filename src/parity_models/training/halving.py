@@ -11,10 +11,13 @@ MARGIN = 0.005
 
 
 class Judged(Protocol):
-    """A candidate after some training: its time as a share of F's, score and worth."""
+    """A candidate after some training: whether it takes several queries at once, its time as a
+    share of F's, score and worth."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def coded(self) -> bool: ...
     @property
     def share(self) -> float: ...
     @property
@@ -35,8 +38,8 @@ def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN) -> Kept:
     """At most `most`, 2 or more, of the candidates.
 
     What takes longer than another and has a score that is lower by more than `margin` goes. Of the
-    rest those stay that are worth most, and besides the one with the best score that is not slower
-    than F.
+    rest those stay that are worth most, and besides the backup and the parity model with the best
+    scores that are not slower than F.
     """
     dropped: dict[int, str] = {}
     for place, one in enumerate(judged):
@@ -53,8 +56,12 @@ def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN) -> Kept:
             )
     left = [place for place in range(len(judged)) if place not in dropped]
     fast = [place for place in left if judged[place].share <= SLACK] or left
-    anchor = max(fast, key=lambda place: judged[place].score)
-    ranked = sorted(left, key=lambda place: (place != anchor, -judged[place].worth))
+    anchors = {
+        max(those, key=lambda place: judged[place].score)
+        for coded in (False, True)
+        if (those := [place for place in fast if judged[place].coded == coded])
+    }
+    ranked = sorted(left, key=lambda place: (place not in anchors, -judged[place].worth))
     for place in ranked[most:]:
         one = judged[place]
         dropped[place] = (

@@ -86,6 +86,10 @@ class Trainee:
         return self.candidate.name
 
     @property
+    def coded(self) -> bool:
+        return self.candidate.code is not None
+
+    @property
     def share(self) -> float:
         return self.candidate.share
 
