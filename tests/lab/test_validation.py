@@ -9,9 +9,19 @@ import pytest
 
 from parity_models.lab.latency.experiment import load_experiment
 from parity_models.lab.latency.reproduce_latency import PRESETS, Plan
-from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult, result_of
+from parity_models.lab.latency.setting import Setting
+from parity_models.lab.latency.trial import (
+    Emulation,
+    Mode,
+    Trial,
+    TrialResult,
+    besides,
+    result_of,
+    simulate_trial,
+)
 from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.lab.latency.validation import Compared, compare, write_validation
+from parity_models.scheduling.choice import PolicyChoice
 
 
 def result(p50: float, tail: float) -> TrialResult:
@@ -29,6 +39,36 @@ def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
     assert compared.off("p99") == pytest.approx(tail / 100 - 1)
 
 
+def test_what_holds_an_instance_longer_is_told_apart_from_what_an_answer_takes_besides() -> None:
+    def calm(ms: float, busy: float) -> TrialResult:
+        return result_of(np.full(1000, ms / 1e3), 0, {"model": 1000}, busy_ms=busy)
+
+    held, outside = besides(calm(30, 27.5), calm(26, 26))
+    assert held == 1.5
+    np.testing.assert_allclose(outside, 2.5)
+    held, outside = besides(calm(25, 24), calm(26, 26))
+    assert held == 0
+    np.testing.assert_allclose(outside, 0)
+
+
+def test_what_holds_instances_longer_makes_queries_wait() -> None:
+    setting = Setting(shuffles=0, load=0.9)
+    trial = Trial(
+        mode=Mode.SIMULATED,
+        setting=setting,
+        policy=PolicyChoice("equal-resources"),
+        queries=2000,
+        warm_up=100,
+        seed=1,
+    )
+    usual = simulate_trial(trial)
+    longer = simulate_trial(msgspec.structs.replace(trial, held_ms=2.0))
+    assert usual.busy_ms is not None
+    assert longer.busy_ms == pytest.approx(usual.busy_ms + 2, abs=0.1)
+    assert longer.p50_ms == pytest.approx(usual.p50_ms + 2, abs=1)
+    assert longer.p99_ms > usual.p99_ms + 2
+
+
 def test_every_policy_of_every_point_is_run_both_ways_and_judged(tmp_path: Path) -> None:
     cache = TrialCache(tmp_path / "trials")
     ran: list[Trial] = []
@@ -43,8 +83,13 @@ def test_every_policy_of_every_point_is_run_both_ways_and_judged(tmp_path: Path)
     plan = Plan("validation", experiment, PRESETS["quick"], 3, Emulation.NOTHING)
     points = compare(plan, [0, 1], 1000, run, cache)
     simulated = [trial for trial in ran if trial.mode is Mode.SIMULATED]
-    real = [msgspec.structs.replace(trial, mode=Mode.REAL, outside_ms=()) for trial in simulated]
-    assert len(simulated) == 2 * len(experiment.series)
+    real = [
+        msgspec.structs.replace(trial, mode=Mode.REAL, held_ms=0.0, outside_ms=())
+        for trial in simulated
+    ]
+    calm = [trial for trial in simulated if trial.setting.quiet_links]
+    assert len(calm) == 2
+    assert len(simulated) == 2 * len(experiment.series) + len(calm)
     assert all(trial in ran for trial in real), "what is simulated was run for real, links and all"
     assert {trial.network for trial in ran} == {Emulation.NOTHING}
     write_validation(tmp_path / "v.md", points, Emulation.NOTHING, 1000, "parm ...")

@@ -21,6 +21,9 @@ SPREAD = 0.05
 DISPATCH = 0.0004
 """Seconds that a unit takes besides its run: the engine's round trip."""
 
+SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
+"""The shares of queries whose quantiles of latency are kept where all of them matter."""
+
 
 def standard_contention(instances: int, seconds: float) -> FaultPlan:
     """Background transfers as in the paper's experiments, in units of a run of `seconds`.
@@ -65,7 +68,8 @@ def added_by_row(one: float, several: float, rows: int) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy did. Latencies are those of answered queries, in ms.
+    """What a policy did. Latencies are those of answered queries, in ms: some percentiles, and the
+    quantiles at SHARES.
 
     `answered` is the share of queries that were, `stood_in` the share that a stand-in answered.
     `units` are how many ran, by role, with so many `rows` in them. `busy_ms` is how long instances
@@ -75,6 +79,7 @@ class Outcome:
     p50_ms: float
     p99_ms: float
     p999_ms: float
+    quantiles_ms: tuple[float, ...]
     answered: float
     stood_in: float
     units: Mapping[str, int]
@@ -110,13 +115,15 @@ def outcome_of(
         raise UserError(
             "no query was answered in the simulation: offer less --load, or other --contention"
         )
-    p50, p99, p999 = np.quantile(latencies[answered] * 1e3, (0.5, 0.99, 0.999)).tolist()
+    ms = latencies[answered] * 1e3
+    p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
     busy = sum(result.busy.values())
     span = float(course.arrivals[-1] - course.arrivals[course.warm_up])
     return Outcome(
         p50,
         p99,
         p999,
+        tuple(np.quantile(ms, SHARES).tolist()),
         float(answered.mean()),
         float((answered & (sources != SOURCES.index(Source.MODEL))).mean()),
         result.units,

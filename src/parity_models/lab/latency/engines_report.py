@@ -12,10 +12,11 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from parity_models.lab.latency.engines import WHAT
 from parity_models.lab.latency.figures import PALETTE
 from parity_models.lab.latency.reproduce_latency import FigureResult
-from parity_models.lab.latency.trial import SHARES, Mode, TrialResult
+from parity_models.lab.latency.trial import Mode, TrialResult
 from parity_models.lab.plots import FAINT, INK
 from parity_models.lab.report_page import provenance
 from parity_models.scheduling import Source
+from parity_models.simulation.course import SHARES
 
 WANTED = 2.0
 """How many times smaller than equal resources' the gap of a parity policy is to be."""

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
-from parity_models.lab.latency.trial import SHARES, TrialResult
+from parity_models.lab.latency.trial import TrialResult
 from parity_models.lab.plots import COLOURS, FAINT, INK
+from parity_models.simulation.course import SHARES
 
 PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
 

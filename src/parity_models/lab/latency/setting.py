@@ -73,7 +73,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     Contention, of which there may be several kinds; 0 is none:
     `shuffles` background transfers run at all times, through the links that queries take. Where
     there are no links, each lasts for a drawn `transfer` and delays a unit of the two instances it
-    runs between by a drawn `delay`.
+    runs between by a drawn `delay`. With `quiet_links` queries take such links without shuffles.
     `tenants` instances of another tenant are each beside one of ours; theirs is a load of
     `tenant_rate` queries a second in all, each of `tenant_service`.
     `hogs` processes on every core take what they can get of it, in spells of `hog_spell` on
@@ -111,6 +111,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
     further_backups: Annotated[tuple[FurtherBackup, ...], Meta(max_length=len(BACKUPS) - 1)] = ()
     shuffles: Annotated[int, Meta(ge=0, le=100_000)] = 4
+    quiet_links: bool = False
     transfer: Distribution = Uniform(0.7, 1.4)
     delay: Distribution = Exponential(0.02)
     tenants: Annotated[int, Meta(ge=0, le=1000)] = 0
@@ -250,7 +251,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """The contention that is made outside of real workers; on the network only if `links`."""
         plan = Contention(
             seed=seed,
-            network=Network(shuffles=self.shuffles) if links and self.shuffles else None,
+            network=self._network if links else None,
             hogs=self._hogs(tuple(sorted(os.sched_getaffinity(0)))) if self.hogs else None,
             pauses=self._pauses,
             tenant=self._tenant if self.tenants else None,
@@ -259,12 +260,20 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def links(self) -> Links | None:
         """The links of simulated runs, which real ones are shaped to."""
-        if not self.shuffles or self.all_instances == 1:
+        network = self._network
+        if network is None or self.all_instances == 1:
             return None
         code = Code(self.code, QUERY_SHAPE, OUTPUT_SHAPE)
         row = {DEPLOYED: 4 * prod(QUERY_SHAPE)}
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
-        return Links(Network(shuffles=self.shuffles), self.all_instances, row)
+        return Links(network, self.all_instances, row)
+
+    @property
+    def _network(self) -> Network | None:
+        """The links, where there are any."""
+        if not self.shuffles and not self.quiet_links:
+            return None
+        return Network(shuffles=self.shuffles)
 
     def simulated_faults(self, seed: int, seconds: float, *, links: bool = False) -> FaultPlan:
         """`faults`, and all contention as the plan of a simulated run; the shuffles' too, unless

@@ -16,17 +16,17 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
-from parity_models.simulation.course import DISPATCH
+from parity_models.simulation.course import DISPATCH, SHARES
 from parity_models.simulation.scenario import FAILED, SOURCES
 
 FORMAT = 4
 """Results of another format are not read from the cache."""
 
+LATER = (("setting", "further_backups"), ("setting", "quiet_links"), ("", "held_ms"))
+"""What trials have not always had; results of those without are kept."""
+
 PARTS = 40
 """Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
-
-SHARES = np.concatenate([np.linspace(0, 0.99, 100), 1 - np.geomspace(0.01, 1e-4, 60)])
-"""The shares of queries whose quantiles of latency are kept, for pictures."""
 
 
 class Mode(StrEnum):
@@ -55,6 +55,7 @@ class Emulation(StrEnum):
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """What to run. `queries` are counted, after `warm_up` that are not but for all else alike.
 
+    `held_ms`: how long a simulated unit holds its instance besides what is simulated otherwise.
     `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
     SHARES; nothing if there are none.
     """
@@ -66,6 +67,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     warm_up: int
     seed: int
     network: Emulation = Emulation.NOTHING
+    held_ms: float = 0.0
     outside_ms: tuple[float, ...] = ()
 
     @property
@@ -74,8 +76,10 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         _, dispatch = self.policy.build(self.stand_ins)
         policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
         content = msgspec.to_builtins(self) | {"policy": policy}
-        if not self.setting.further_backups:  # as before there were any
-            del content["setting"]["further_backups"]
+        for part, later in LATER:  # as before there was such a thing
+            there = content[part] if part else content
+            if not there[later]:
+                del there[later]
         return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
 
     @property
@@ -204,7 +208,7 @@ def simulate_trial(
         {DEPLOYED: Constant(0.0)},
         faults=setting.simulated_faults(trial.seed, trial.seconds, links=links),
         links=setting.links() if links else None,
-        overhead=DISPATCH,
+        overhead=DISPATCH + trial.held_ms / 1e3,
         nodes=setting.nodes or None,
         config=config or trial.config,
         seed=trial.seed,
@@ -232,7 +236,8 @@ def simulate_trial(
 
 
 def calm_trial(trial: Trial) -> Trial:
-    """A trial at the rate of `trial`, without redundancy, disturbances, or chance in service."""
+    """A trial at the rate of `trial`, over its links if it has any, without redundancy,
+    disturbances, or chance in service."""
     calm = Setting(
         instances=trial.setting.instances,
         k=trial.setting.k,
@@ -240,12 +245,15 @@ def calm_trial(trial: Trial) -> Trial:
         rate=trial.setting.queries_per_second,
         service=Constant(mean_of(trial.setting.service)),
         shuffles=0,
+        quiet_links=bool(trial.setting.shuffles) and trial.network is Emulation.NOTHING,
     )
     return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
-def outside_ms(calm: Trial, result: TrialResult) -> tuple[float, ...]:
-    """What answers of a calm trial, run for real, took besides queue and instance: quantiles at
+def besides(real: TrialResult, simulated: TrialResult) -> tuple[float, tuple[float, ...]]:
+    """What a calm trial, run for real, took besides what is simulated of it, in ms: how long a
+    query held an instance, and what its answer took outside of queue and instance, as quantiles at
     SHARES."""
-    inside = (mean_of(calm.setting.service) + DISPATCH) * 1e3
-    return tuple(max(0.0, ms - inside) for ms in result.quantiles_ms)
+    held = max(0.0, (real.busy_ms or 0.0) - (simulated.busy_ms or 0.0))
+    inside = simulated.p50_ms + held
+    return held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms)

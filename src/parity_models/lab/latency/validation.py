@@ -10,16 +10,16 @@ import numpy as np
 from parity_models.lab.latency.reproduce_latency import Plan
 from parity_models.lab.latency.setting import Setting
 from parity_models.lab.latency.trial import (
-    SHARES,
     Emulation,
     Mode,
     Trial,
     TrialResult,
+    besides,
     calm_trial,
-    outside_ms,
 )
 from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.lab.report_page import provenance
+from parity_models.simulation.course import SHARES
 
 CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
 """What a setting says of contention."""
@@ -61,11 +61,12 @@ class Compared:
 
 @dataclass(frozen=True)
 class Point:
-    """All policies in one setting; `outside` are quantiles at SHARES, in ms, of what real answers
-    take besides queue and instance."""
+    """All policies in one setting; in ms, how long a query has an instance `held` besides what is
+    simulated, and quantiles at SHARES of what answers take `outside` of queue and instance."""
 
     label: str
     setting: Setting
+    held: float
     outside: tuple[float, ...]
     compared: tuple[Compared, ...]
 
@@ -96,11 +97,15 @@ def compare(
         for point in points
     ]
     calm = [calm_trial(trials[0]) for trials in real]
-    run([*calm, *(trial for trials in real for trial in trials)])
-    outside = [outside_ms(trial, cache[trial]) for trial in calm]
+    imagined = [msgspec.structs.replace(each, mode=Mode.SIMULATED) for each in calm]
+    run([*calm, *(trial for trials in real for trial in trials), *imagined])
+    further = [besides(cache[a], cache[b]) for a, b in zip(calm, imagined, strict=True)]
     simulated = [
-        [msgspec.structs.replace(each, mode=Mode.SIMULATED, outside_ms=ms) for each in trials]
-        for trials, ms in zip(real, outside, strict=True)
+        [
+            msgspec.structs.replace(each, mode=Mode.SIMULATED, held_ms=held, outside_ms=outside)
+            for each in trials
+        ]
+        for trials, (held, outside) in zip(real, further, strict=True)
     ]
     run([trial for trials in simulated for trial in trials])
     labels = [series.label for series in experiment.series]
@@ -108,13 +113,13 @@ def compare(
         Point(
             experiment.labels[point],
             trials[0].setting,
-            ms,
+            *ms,
             tuple(
-                Compared(label, cache[trial], cache[imagined])
-                for label, trial, imagined in zip(labels, trials, others, strict=True)
+                Compared(label, cache[trial], cache[other])
+                for label, trial, other in zip(labels, trials, others, strict=True)
             ),
         )
-        for point, trials, others, ms in zip(points, real, simulated, outside, strict=True)
+        for point, trials, others, ms in zip(points, real, simulated, further, strict=True)
     ]
 
 
@@ -133,8 +138,9 @@ def _lines(
     yield from provenance(command)
     yield f"{queries:,} queries a run, with the same arrivals in both. {_CONTENTION_IS[network]}"
     yield "The real runs have processes, sockets, an HTTP server and a client besides. What that"
-    yield "adds to queue and service time was measured beforehand, without redundancy or"
-    yield "disturbances. Simulated answers take a time drawn from those longer. Latencies in ms.\n"
+    yield "adds was measured beforehand, without redundancy or disturbances: simulated units hold"
+    yield "their instances for so much longer, and simulated answers take a time drawn from those"
+    yield "outside of queue and instance longer. Latencies in ms.\n"
     everything = [each for point in points for each in point.compared]
     close = sum(each.close for each in everything)
     worst = max(
@@ -158,7 +164,8 @@ def _point(point: Point) -> Iterator[str]:
     yield f"## {point.label}\n"
     yield f"{setting.instances} + {setting.parity_instances} instances,"
     yield f"{setting.queries_per_second:.0f} queries per second;"
-    yield f"{', '.join(contention) or 'no contention'}. Outside queue and instance:"
+    yield f"{', '.join(contention) or 'no contention'}. An instance is held for"
+    yield f"{point.held:.1f} longer. Outside queue and instance:"
     yield f"{outside[0]:.1f} at the median, {outside[1]:.1f} at p99, {outside[2]:.1f} at p99.9.\n"
     headings = " | ".join(f"{of} real | simulated | off" for of in PERCENTILES)
     yield f"| policy | {headings} | all within {CLOSE:.0%} |"
