@@ -53,9 +53,9 @@ def protect(
 ) -> None:
     """Time parm protect, serve what it recommends, and judge both by what was promised.
 
-    A wide MLP that takes some 3 ms, with 10,000 queries: it is to take its minutes, and the
-    tail that it simulates is to be that of a real run. And an MLP, in 2 minutes: a stand-in as good
-    as the model is to be found. It takes eight minutes, and a few more the first time, as the
+    A residual network that takes some 3 ms, with 10,000 queries: it is to take its minutes, and
+    the tail that it simulates is to be that of a real run. And an MLP, in 2 minutes: a stand-in as
+    good as the model is to be found. It takes eight minutes, and a few more the first time, as the
     models are trained here. What was measured before is not measured again.
     """
     report = out or (Path("protect-quick.md") if in_short else REPORT)

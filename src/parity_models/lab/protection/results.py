@@ -1,8 +1,14 @@
 """What `parm protect` said, how long it took, and what real runs did of what it simulated."""
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from parity_models.protection.simulated import Scene
+from parity_models.simulation.course import DISPATCH, SHARES
+
+DRAWN = 200_000
+"""Answers that are drawn of a simulation and the hop together."""
 
 
 class StandIn(msgspec.Struct, frozen=True):
@@ -17,12 +23,14 @@ class StandIn(msgspec.Struct, frozen=True):
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """Of answers, in ms; a stand-in gave a share `stood_in` of them."""
+    """Of answers, in ms: some percentiles, and the quantiles at SHARES. A stand-in gave a share
+    `stood_in` of them."""
 
     p50_ms: float
     p99_ms: float
     p999_ms: float
     stood_in: float
+    quantiles_ms: tuple[float, ...]
 
 
 class Simulated(Latencies, frozen=True):
@@ -46,6 +54,12 @@ class Found(msgspec.Struct, frozen=True):
 
     def plan(self, name: str) -> Simulated:
         return next(plan for plan in self.plans if plan.name == name)
+
+
+def latencies_of(ms: NDArray[np.float64], stood_in: float) -> Latencies:
+    """Those of answers that took so many `ms` (n,)."""
+    p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
+    return Latencies(p50, p99, p999, stood_in, tuple(np.quantile(ms, SHARES).tolist()))
 
 
 class Search(msgspec.Struct, frozen=True):
@@ -76,6 +90,22 @@ class Tails(msgspec.Struct, frozen=True):
 
     calm: Real
     runs: dict[str, Real]
+
+    def hop_ms(self, found: Found) -> NDArray[np.float64]:
+        """What answers of the calm run took besides the model and its dispatch: quantiles at
+        SHARES, in ms."""
+        inside = found.model_ms["1"] + 1e3 * DISPATCH
+        return np.maximum(0.0, np.asarray(self.calm.quantiles_ms) - inside)
+
+    def as_asked(self, plan: Simulated, found: Found) -> Latencies:
+        """What a plan's clients would see by its simulation: each answer takes a hop longer, which
+        is drawn from those of the calm run."""
+        rng = np.random.default_rng(0)
+        simulated, hop = (
+            np.interp(rng.random(DRAWN), SHARES, quantiles)
+            for quantiles in (plan.quantiles_ms, self.hop_ms(found))
+        )
+        return latencies_of(simulated + hop, plan.stood_in)
 
 
 class Proof(msgspec.Struct, frozen=True):

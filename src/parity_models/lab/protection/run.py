@@ -18,7 +18,7 @@ from parity_models.lab.result_cache import ResultCache
 INSTANCES = 4
 """Of the model, in simulations and for real."""
 
-COMPUTING = 1 / 3
+COMPUTING = 1 / 6
 """The share of the cores that the model takes: instances that want more than there are would slow
 each other down, which no simulation knows of."""
 
@@ -52,7 +52,7 @@ def whole(minutes: float, seconds: float, seed: int) -> tuple[Case, ...]:
 
 def quick(seed: int) -> tuple[Case, ...]:
     """The same with a small model, in seconds."""
-    return (Case(QUICK, 0.3, 3.0, 0.05, seed), Case(QUICK, 0.2, None, 0.05, seed))
+    return (Case(QUICK, 0.15, 2.0, 0.05, seed), Case(QUICK, 0.1, None, 0.05, seed))
 
 
 def prove(cases: Sequence[Case], work: Path, say: Say) -> list[Proof]:

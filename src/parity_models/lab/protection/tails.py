@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from parity_models.errors import LoadError
 from parity_models.lab.comparison import compare
-from parity_models.lab.protection.results import Found, Real, Simulated, Tails
+from parity_models.lab.protection.results import Found, Real, Simulated, Tails, latencies_of
 from parity_models.load import LoadSpec
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import open_bundle
@@ -88,7 +87,6 @@ def _real(result: LoadResult, warm_up: int) -> Real:
     kinds = Counter(result.outcomes[result.outcome[warm_up:][~answered]].tolist())
     if not answered.any():
         raise LoadError(f"no query was answered: {dict(kinds)}; offer less load")
-    milliseconds = 1e3 * result.latency[warm_up:][answered]
-    p50, p99, p999 = np.quantile(milliseconds, (0.5, 0.99, 0.999)).tolist()
     model = result.came_from(Source.MODEL)[warm_up:][answered]
-    return Real(p50, p99, p999, float(1 - model.mean()), len(answered), dict(kinds))
+    took = latencies_of(1e3 * result.latency[warm_up:][answered], float(1 - model.mean()))
+    return Real(**msgspec.structs.asdict(took), queries=int(answered.sum()), failures=dict(kinds))

@@ -45,7 +45,7 @@ def on_time(proof: Proof) -> Iterator[Target]:
             yield Target(what, f"± {CLOSE:.0%}", "not run", None)
             continue
         real = proof.tails.runs[plan.name]
-        far = off(plan, real, field)
+        far = off(proof.tails.as_asked(plan, found), real, field)
         met = abs(far) <= CLOSE and not real.failed
         yield Target(what, f"± {CLOSE:.0%}", f"{far:+.0%}", met)
 
