@@ -66,6 +66,25 @@ def test_the_best_that_is_not_slower_than_the_model_goes_on_whatever_it_is_worth
     assert "2 others are worth more" in kept.dropped[1]
 
 
+def test_slow_learners_go_on_while_there_is_room() -> None:
+    judged = [
+        One("fast, and has learned all it can", 0.03, 0.88, 0.7),
+        One("slow", 0.05, 0.82, 0.5),
+        One("slower", 0.1, 0.66, 0.1),
+        One("hardly begun", 0.25, 0.15, 0.0),
+    ]
+    kept = keep(judged, 4, least=3)
+    assert kept.places == (0, 1, 2)
+    assert "is no slower" in kept.dropped[3]
+    assert keep(judged, 4).places == (0,)
+
+
+@given(ONES, st.integers(2, 8), st.integers(1, 8))
+def test_so_many_go_on_if_there_are_so_many(judged: list[One], most: int, least: int) -> None:
+    kept = keep(judged, most, least=least)
+    assert len(kept.places) >= min(most, least, len(judged))
+
+
 def test_the_best_of_both_kinds_go_on() -> None:
     judged = [
         One("parity", 0.9, 0.978, 0.1, coded=True),

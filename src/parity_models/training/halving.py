@@ -34,11 +34,12 @@ class Kept:
     dropped: dict[int, str]
 
 
-def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN) -> Kept:
+def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN, least: int = 1) -> Kept:
     """At most `most`, 2 or more, of the candidates.
 
-    What takes longer than another and has a score that is lower by more than `margin` goes. Of the
-    rest those stay that are worth most, and besides the backup and the parity model with the best
+    What takes longer than another and has a score that is lower by more than `margin` goes, but
+    the best of these stay while fewer than `least` would: they may learn more slowly. Of the rest
+    those stay that are worth most, and besides the backup and the parity model with the best
     scores that are not slower than F.
     """
     dropped: dict[int, str] = {}
@@ -54,6 +55,9 @@ def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN) -> Kept:
                 f"{best.name} is no slower ({best.share:.2f} of the model's time, not "
                 f"{one.share:.2f}) and scores {best.score:.1%}, not {one.score:.1%}"
             )
+    slower = sorted(dropped, key=lambda place: -judged[place].score)
+    for place in slower[: max(0, least - (len(judged) - len(dropped)))]:
+        del dropped[place]
     left = [place for place in range(len(judged)) if place not in dropped]
     fast = [place for place in left if judged[place].share <= SLACK] or left
     anchors = {

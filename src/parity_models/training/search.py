@@ -26,6 +26,10 @@ MARGINS = (0.03, 0.01)
 FINALISTS = 4
 """Candidates that are trained to the end, at most."""
 
+LEAST = (FINALISTS, 2)
+"""Candidates that go on after a rung, at least, if there are so many: what has learned little by
+then may learn more than what was fast."""
+
 LEAST_SECONDS = 1.0
 """What a candidate needs of the first rung, at least: if there is not as much, fewer are tried."""
 
@@ -99,7 +103,7 @@ class Search:
                 break
             if rung < len(RUNGS) - 1:
                 most = max(FINALISTS, len(left) // 2) if rung == 0 else FINALISTS
-                left = self._keep(left, most, MARGINS[rung])
+                left = self._keep(left, most, MARGINS[rung], LEAST[rung])
         return Found(self._keep(left, FINALISTS, MARGIN), self._dropped, self._interrupted)
 
     def _entrants(self, seconds: float) -> list[Trainee]:
@@ -202,7 +206,9 @@ class Search:
 
         return tell
 
-    def _keep(self, trainees: list[Trainee], most: int, margin: float) -> list[Trainee]:
-        kept = keep(trainees, most, margin)
+    def _keep(
+        self, trainees: list[Trainee], most: int, margin: float, least: int = 1
+    ) -> list[Trainee]:
+        kept = keep(trainees, most, margin, least)
         self._dropped |= {trainees[place].name: why for place, why in kept.dropped.items()}
         return [trainees[place] for place in kept.places]
