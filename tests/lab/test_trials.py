@@ -127,4 +127,4 @@ def test_validation_compares_every_policy_with_what_answers_take_outside(
     report = (tmp_path / "validation.md").read_text()
     assert "| equal resources |" in report
     assert "| adaptive parity |" in report
-    assert "Simulated answers take a time drawn from those longer." in report
+    assert "An instance is held for" in report

@@ -188,7 +188,7 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) 
         for name in resumed:
             candidate = Candidate(name, None, 0.9)
             search_folder.save(candidate, Trainee(candidate, teaching).state())
-        found = Search(teaching, state, search_folder).run(8.0 if not judging else 1.0)
+        found = Search(teaching, state, search_folder).run(20.0 if not judging else 1.0)
         told = [name for name, why in found.dropped.items() if why.startswith("not tried")]
         assert told == [f"backup {name}" for name in untried]
 
