@@ -151,10 +151,12 @@ def test_the_table_of_the_sizing_guide_is_what_simulations_say(
 ) -> None:
     guide = (ROOT / "docs" / "how-to" / "size-a-deployment.md").read_text()
     of = ("simulate", "--instances", 4, "--load", 0.5, "--queries", 20_000)
+    best = ("--hedge-quantile", 0.8, "--hedge-budget", 0.3)
     backup = ("--stand-in", "backup", "--backup-time", "5ms")
     for row, policy, more in (
         ("equal-resources", "equal-resources", ()),
-        ("hedging", "hedging", ()),
+        ("hedging, with its defaults", "hedging", ()),
+        ("hedging, at its best here", "hedging", best),
         ("adaptive, parity models", "adaptive", ()),
         ("adaptive, a backup of a fifth of the model's time", "adaptive", backup),
     ):
