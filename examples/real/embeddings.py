@@ -22,7 +22,7 @@ UNIT = "unit"
 
 NETWORKS = {
     "text@1024": 300.0,
-    "own-transformer@1,wide=0.5": 600.0,
+    "own-transformer@1,wide=0.5": 840.0,
     "own-transformer@1": 600.0,
     "own-transformer@2": 600.0,
 }
