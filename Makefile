@@ -61,12 +61,12 @@ docs-serve: setup ## Show the documentation at http://127.0.0.1:8080 while it is
 # What waits for the disk and the network leaves a core to the others.
 check: setup ## Lint, documentation and the quick tests, in under three minutes
 	$(MAKE) --jobs 2 lint docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile -q -m "$(QUICK)"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q -m "$(QUICK)"
 
 # Clusters of Ray one after the other, as each wants both cores.
 test: setup ## Lint, documentation, all tests
 	$(MAKE) --jobs 2 lint docs servers
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadfile -m "not ray"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 explore: setup ## The tests of properties, with inputs that no run has tried before

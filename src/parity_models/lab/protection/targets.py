@@ -40,7 +40,8 @@ def on_time(proof: Proof) -> Iterator[Target]:
         return
     plan = found.plan(found.recommended)
     for percentile, field in TAIL.items():
-        what = f"{name}: {percentile} of what is recommended, simulated, is that of a real run"
+        plan_is = "of what is recommended, simulated and the hop, is that of a real run"
+        what = f"{name}: {percentile} {plan_is}"
         if proof.tails is None:
             yield Target(what, f"± {CLOSE:.0%}", "not run", None)
             continue
