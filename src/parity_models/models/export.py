@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from parity_models.models.exporter_operators import operators_known
 from parity_models.models.signature import Signature
 
 INPUT, OUTPUT = "input", "output"
@@ -24,7 +25,7 @@ def export_onnx(network: nn.Module, input_shape: tuple[int, ...]) -> bytes:
     """
     # A copy: the caller's network stays on its device and in its mode.
     frozen = deepcopy(network).cpu().eval()
-    with _quiet():
+    with _quiet(), operators_known(), torch.no_grad():
         program = torch.onnx.export(
             frozen,
             # Two rows, because a batch of one would be taken for a constant.
@@ -56,7 +57,7 @@ def export_named(network: nn.Module, signature: Signature) -> bytes:
         {0: batch, **{1 + at: axes[name] for name, at in each.axes.items()}}
         for each in signature.inputs
     )
-    with _quiet():
+    with _quiet(), operators_known(), torch.no_grad():
         program = torch.onnx.export(
             frozen,
             examples,
