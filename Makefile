@@ -4,6 +4,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 SERVERS := .servers
 
+# Python keeps what it has compiled, even where the environment says not to, as in many containers:
+# each process would compile PyTorch again, which takes longer than all else that it does.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup servers demo lint docs docs-serve check test explore format compiled dist protos clean
 
