@@ -16,10 +16,10 @@ from parity_models.faults import Constant, FaultPlan
 from parity_models.lab.comparison import compare
 from parity_models.lab.costs.http_layers import LAYERS, measure_http_layers
 from parity_models.lab.costs.overhead import measure_overhead
-from parity_models.lab.latency.served import served
 from parity_models.lab.plots import plot_latency
 from parity_models.lab.reliability.costs import run_costs
 from parity_models.load import LoadSpec, offer_load
+from parity_models.load.served import served
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions

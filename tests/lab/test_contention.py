@@ -23,9 +23,9 @@ from parity_models.lab.contention.apply import Contended, contended
 from parity_models.lab.contention.contention_plan import Contention, Hogs, Tenant
 from parity_models.lab.contention.namespaces import NAMES, PREFIX, configure
 from parity_models.lab.contention.network import star
-from parity_models.lab.latency.served import Served, served
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
+from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
 from parity_models.simulation.network import Network
 from served import predictions, queries, until, write_linear_bundle

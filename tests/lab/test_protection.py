@@ -20,6 +20,7 @@ from parity_models.lab.protection.results import (
 )
 from parity_models.lab.protection.tails import run_for_real
 from parity_models.lab.protection.targets import on_time, stand_ins
+from parity_models.protection.in_place import InPlace
 from parity_models.protection.simulated import Scene
 from parity_models.simulation.course import SHARES
 from served import predictions, queries, write_linear_bundle
@@ -40,7 +41,9 @@ def found(*stand_ins: StandIn, accuracy: float | None = 0.9) -> Found:
         Simulated(*percentiles(3.4, 20.0, 40.0, 0.0), "no redundancy", 0.0, None),
         Simulated(*percentiles(3.4, 10.0, 20.0, 0.2), "backup mlp", 0.05, 0.2),
     )
-    return Found({"1": 3.0, "4": 11.0}, accuracy, stand_ins, 2000, SCENE, plans, "backup mlp")
+    served = InPlace(1.0, tuple(np.full(len(SHARES), 0.6).tolist()), 900)
+    times = {"1": 3.0, "4": 11.0}
+    return Found(times, accuracy, served, stand_ins, 2000, SCENE, plans, "backup mlp")
 
 
 def proof(
@@ -50,16 +53,14 @@ def proof(
     *stand_ins: StandIn,
     failed: int = 0,
     accuracy: float | None = 0.9,
-    hop: float = 0.0,
 ) -> Proof:
-    calm = Real(*percentiles(3.4 + hop, 3.4 + hop, 3.4 + hop, 0.0), 1000)
     failures = {"timeout": failed} if failed else {}
     runs = {
         "no redundancy": Real(*percentiles(4.1, 21.0, 41.0, 0.0), 9000),
         "backup mlp": Real(*percentiles(4.1, p99, p999, 0.19), 9000, failures),
     }
     search = Search(2.0, seconds, found(*stand_ins, accuracy=accuracy))
-    tails = Tails(calm, runs)
+    tails = Tails(runs)
     return Proof("A net", 0.95, "2026-01-01", (1.0, 2.0), search, tails)
 
 
@@ -78,13 +79,6 @@ def test_minutes_and_tails_are_judged_by_how_far_they_are_off(
 ) -> None:
     judged = list(on_time(proof(seconds, p99, p999, failed=failed, accuracy=None)))
     assert [target.met for target in judged] == met
-
-
-def test_tails_are_judged_with_what_a_calm_run_takes_besides() -> None:
-    _, p99, p999 = on_time(proof(120, 14.0, 24.0, accuracy=None, hop=4.0))
-    assert (p99.measured, p999.measured) == ("+0%", "+0%")
-    _, p99, p999 = on_time(proof(120, 14.0, 24.0, accuracy=None))
-    assert (p99.measured, p999.measured) == ("-29%", "-17%")
 
 
 def test_a_stand_in_that_is_slower_counts_for_nothing() -> None:
@@ -124,15 +118,14 @@ def test_a_search_that_finds_nothing_is_a_target_missed(tmp_path: Path) -> None:
 def test_the_page_has_what_was_judged_and_how_busy_the_machine_was(tmp_path: Path) -> None:
     page = tmp_path / "folder" / "page.md"
     mlp = StandIn("mlp", 0.2, 0.97, None, 0.8)
-    write_report(page, [proof(150, 12.0, 20.0, mlp, accuracy=None, hop=0.6)], "parm ...")
+    write_report(page, [proof(150, 12.0, 20.0, mlp, accuracy=None)], "parm ...")
     said = page.read_text()
     assert "load was 1.0 before, and 2.0" in said
-    assert "0 failed. In the calm run" in said
+    assert "0 failed. In a calm server units held an instance for 1.00 ms besides" in said
     assert "| 120 s ± 10% | 150 s | **no** |" in said
-    assert "| ± 15% | -12% | yes |" in said
-    # A calm answer takes 4.0 ms, of which 3.4 are the model's and the dispatch.
-    assert "the hop takes\n0.60 ms at the median, 0.60 at p99" in said
-    assert "| backup mlp, and the hop | 4.10 | 4.00 | -2% | 12.00 | 10.60 | -12% |" in said
+    assert "| ± 15% | -17% | **no** |" in said
+    assert "0.60 ms more at the median, 0.60 at p99" in said
+    assert "| backup mlp | 4.10 | 3.40 | -17% | 12.00 | 10.00 | -17% |" in said
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_run(
@@ -160,9 +153,9 @@ async def test_what_was_simulated_is_run_for_real_with_its_contention(tmp_path: 
         2.0,
         said.append,
     )
-    assert said == ["calm", "no redundancy", "backup mlp"]
+    assert said == ["no redundancy", "backup mlp"]
     without, protected = tails.runs["no redundancy"], tails.runs["backup mlp"]
-    assert (without.failures, protected.failures, tails.calm.failures) == ({}, {}, {})
+    assert (without.failures, protected.failures) == ({}, {})
     assert without.queries == protected.queries == 80
     assert without.p99_ms > 30
     assert without.stood_in == 0
@@ -176,7 +169,7 @@ def test_all_of_it_on_a_small_model_and_once(parm_here: Here, tmp_path: Path) ->
     first = parm_here(*args)
     assert first.returncode == 0, first.stderr
     said = page.read_text()
-    for heading in ("## Targets", "## A small MLP", "no redundancy, and the hop"):
+    for heading in ("## Targets", "## A small MLP", "| no redundancy |"):
         assert heading in said
     assert said.count("| yes |") + said.count("| **no** |") >= 5
     assert "no redundancy, for real" in first.stderr

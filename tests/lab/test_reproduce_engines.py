@@ -13,8 +13,8 @@ from PIL import Image
 from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.faults import Constant, FaultPlan, Kill
-from parity_models.lab.latency.served import BEGIN_FAULTS
 from parity_models.lab.latency.upstreams import emulated_fleet
+from parity_models.load.served import BEGIN_FAULTS
 from parity_models.load.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.models.bundle import open_bundle
 from served import predictions, queries, write_linear_bundle

@@ -110,7 +110,7 @@ def _show(found: Protected, explain: bool, wishes: Wishes) -> None:
     console.print(frontier_table(found))
     if sentence := too_few(found.test_queries):
         typer.echo(sentence, err=True)
-    console.print(plan_table(found.plans, found.scene))
+    console.print(plan_table(found.plans, found.scene, found.served))
     if explain and found.dropped:
         console.print(dropped_table(found.dropped))
     for sentence in found.advice.together if explain else ():

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
-from parity_models.lab.latency.served import served
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
+from parity_models.load.served import served
 from parity_models.serving.server import ServeOptions
 
 

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from rich.table import Table
 
 from parity_models.evaluation.interval import Interval
 from parity_models.protection.finalists import Finalist
+from parity_models.protection.in_place import InPlace
 from parity_models.protection.protect import Protected
 from parity_models.protection.simulated import Plan, Scene
+from parity_models.simulation.course import SHARES
 
 
 def frontier_table(found: Protected) -> Table:
@@ -63,8 +66,8 @@ def on_frontier(finalists: Sequence[Finalist]) -> set[str]:
     }
 
 
-def plan_table(plans: Sequence[Plan], scene: Scene) -> Table:
-    """What each plan does in the simulation."""
+def plan_table(plans: Sequence[Plan], scene: Scene, served: InPlace | None) -> Table:
+    """What each plan does in the simulation, of a model that takes so long where it is `served`."""
     title = f"simulated, {scene.queries:,} queries"
     if scene.max_batch > 1:
         title += f", batches of up to {scene.max_batch}"
@@ -80,6 +83,12 @@ def plan_table(plans: Sequence[Plan], scene: Scene) -> Table:
             f"{plan.p999_ms:.2f}",
             f"{plan.stood_in:.1%}",
             f"{plan.extra_work:.1%}",
+        )
+    if served is not None:
+        p50, p99 = np.interp((0.5, 0.99), SHARES, served.outside)
+        table.caption = (
+            f"with what a calm server took here besides the model, of {served.queries:,} queries: "
+            f"{served.held:.2f} ms on an instance, {p50:.2f} elsewhere ({p99:.2f} at p99)"
         )
     return table
 
@@ -99,6 +108,7 @@ def as_json(found: Protected) -> dict[str, Any]:
     return {
         "model_ms": {str(batch): ms for batch, ms in found.base.items()},
         "model_accuracy": found.accuracy,
+        "served": None if found.served is None else msgspec.to_builtins(found.served),
         "metric": found.metric,
         "output_kind": found.output_kind,
         "finalists": [

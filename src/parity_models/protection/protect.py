@@ -16,8 +16,9 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.protection.advice import Advice, able, advise, two_backups, two_together
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, Finalist, Measured, measure
+from parity_models.protection.in_place import InPlace, in_place
 from parity_models.protection.preparing import Prepared, prepare
-from parity_models.protection.simulated import Plan, Scene, Simulations
+from parity_models.protection.simulated import Plan, Scene, Simulations, Times, offered
 from parity_models.protection.slots import SLOTS, in_slots
 from parity_models.protection.wishes import Wishes
 from parity_models.protection.written import write_protected
@@ -39,6 +40,13 @@ MOST_FINISHING = 0.4
 PROPOSALS = 2.0
 """It takes so many times as long as to propose candidates, as it exports and times as many."""
 
+SERVED = (0.08, 4.0, 15.0)
+"""The share of the time for a calm run of a server, from when on it is worth its start, and at
+most, in seconds."""
+
+STARTING = 4.0
+"""Seconds that the server and its client take to start, and to end."""
+
 REPEATED = 2
 """Simulations of each stand-in, on average: one that takes too much work is tried again."""
 
@@ -56,7 +64,8 @@ MOST_WRITING = 0.3
 class Protected:
     """What came of it: the bundle that was written, and all that was measured on the way.
 
-    `base` are the deployed model's milliseconds by batch size, `accuracy` is its own where there
+    `base` are the deployed model's milliseconds by batch size, `served` what it takes besides where
+    it is served, if there was time to see; `accuracy` is its own where there
     are labels, `plans` all that were simulated, each in the same `scene`. `interrupted`: the search
     was cut off, and can be resumed.
     """
@@ -65,6 +74,7 @@ class Protected:
     metric: str
     output_kind: OutputKind
     base: dict[int, float]
+    served: InPlace | None
     accuracy: float | None
     finalists: list[Finalist]
     plans: list[Plan]
@@ -107,7 +117,7 @@ def protect_model(
     left = end - _finishing(total, now - prepared_at, prepared) - now
     found = search.run(max(left, LEAST_SEARCHING * total))
     audience.searched()
-    finished = _finish(deployed, prepared, found, out, wishes, end)
+    finished = _finish(deployed, prepared, found, out, wishes, audience, end)
     if not found.interrupted:
         folder.clear()
     return finished
@@ -119,7 +129,16 @@ def _finishing(total: float, proposing: float, prepared: Prepared) -> float:
     # Hardly a finalist is slower than the model. The accuracies take as long as one of them more.
     coded = 0 if prepared.teaching.subject.plain else len(SLOTS)
     running = (FINALISTS + coded + 1) * prepared.measuring
-    return min(max(FINISHING, PROPOSALS * proposing) + running, MOST_FINISHING * total)
+    serving = _serving(total)
+    serving += STARTING if serving else 0.0
+    return min(max(FINISHING, PROPOSALS * proposing) + running + serving, MOST_FINISHING * total)
+
+
+def _serving(total: float) -> float:
+    """Seconds of the `total` for the calm run of a server; 0: none."""
+    share, least, most = SERVED
+    seconds = min(most, share * total)
+    return seconds if seconds >= least else 0.0
 
 
 def _searched(deployed: Bundle, prepared: Prepared, folder: SearchFolder, resume: bool) -> Searched:
@@ -143,8 +162,31 @@ def _proposed(deployed: Bundle, prepared: Prepared) -> tuple[list[Candidate], fl
     return propose(costs), costs.deployed_ms
 
 
+def _served(
+    deployed: Bundle,
+    base: Times,
+    queries: Measured,
+    wishes: Wishes,
+    audience: Audience,
+    left: float,
+) -> InPlace | None:
+    """What the model takes where it is served, unless only so many seconds are `left` that the
+    simulations would have too few."""
+    seconds = _serving(60 * wishes.minutes)
+    if not seconds or left < 2 * (seconds + STARTING):
+        return None
+    rate = offered(wishes, base)
+    return in_place(deployed, queries.sizes, base[1], rate, wishes.instances, seconds, audience.say)
+
+
 def _finish(
-    deployed: Bundle, prepared: Prepared, found: Found, out: Path, wishes: Wishes, end: float
+    deployed: Bundle,
+    prepared: Prepared,
+    found: Found,
+    out: Path,
+    wishes: Wishes,
+    audience: Audience,
+    end: float,
 ) -> Protected:
     """Measure, simulate, recommend and write."""
     queries: Measured = prepared.measured
@@ -159,11 +201,13 @@ def _finish(
     of_batch = base[BATCH] if BATCH in base else batch_time(own, queries.sizes)
     times = InferenceTimes(base[1], None, (), of_batch)
     capable = able(finalists, wishes)
+    in_service = _served(deployed, base, queries, wishes, audience, end - time.monotonic())
     left = max(0.0, end - time.monotonic())
     # Each by itself, two together of either sort, and hedging.
     count = REPEATED * (len(capable) + 2) + 1
     left -= min(WRITING, MOST_WRITING * left)
-    simulations = Simulations(wishes, base, left, count, wishes.max_batch or times.batch)
+    max_batch = wishes.max_batch or times.batch
+    simulations = Simulations(wishes, base, left, count, max_batch, in_service)
     others = [simulations.without, simulations.hedging()]
     tried = [simulations.with_stand_ins(each) for each in capable]
     alone = [each[-1] for each in tried]
@@ -178,6 +222,7 @@ def _finish(
         queries.metric,
         prepared.teaching.lessons.output_kind,
         base,
+        in_service,
         queries.accuracy,
         finalists,
         [*others, *plans],

@@ -1,9 +1,9 @@
 """What stand-ins would do to the tail and to the work, under the user's load: simulated.
 
 The scheduler that serves is driven by `simulation`, with the times that models took here, in
-batches as a server has them. Work is how long all units would take undisturbed, and extra work what
-is more of it than without redundancy, in runs of the deployed model for each query; it does not
-depend on what contention does to either.
+batches as a server has them, and what serving them took besides, where that is known. Work is how
+long all units would take undisturbed, and extra work what is more of it than without redundancy, in
+runs of the deployed model for each query; it does not depend on what contention does to either.
 """
 
 import time
@@ -15,6 +15,7 @@ import msgspec
 from parity_models.codes import Code
 from parity_models.faults import FaultPlan, LogNormal
 from parity_models.protection.finalists import Finalist
+from parity_models.protection.in_place import InPlace
 from parity_models.protection.wishes import Wishes
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
@@ -93,23 +94,40 @@ Times = Mapping[int, float]
 """Milliseconds of a run by batch size; that of one query is among them."""
 
 
+def unit_seconds(deployed: Times) -> float:
+    """How long a unit of one query takes an instance."""
+    return deployed[1] / 1e3 + DISPATCH
+
+
+def offered(wishes: Wishes, deployed: Times) -> float:
+    """Queries a second that are wished, for a model that runs so long."""
+    return wishes.rate or wishes.load * wishes.instances / unit_seconds(deployed)
+
+
 class Simulations:
-    """Simulations of one deployed model under one load; `deployed` is how long it runs.
+    """Simulations of one deployed model under one load; `deployed` is how long it runs, `served`
+    what it takes besides where it is served, if that is known.
 
     Units have up to `max_batch` queries, a batch that there is a time for. `seconds` is the time
     that all of them may take, `plans` how many there will be.
     """
 
     def __init__(
-        self, wishes: Wishes, deployed: Times, seconds: float, plans: int, max_batch: int = 1
+        self,
+        wishes: Wishes,
+        deployed: Times,
+        seconds: float,
+        plans: int,
+        max_batch: int = 1,
+        served: InPlace | None = None,
     ) -> None:
         self._wishes = wishes
         self._deployed = deployed
         self._max_batch = max_batch
-        unit = deployed[1] / 1e3 + DISPATCH
-        plan = wishes.plan() or standard_contention(wishes.instances, unit)
+        self._served = served
+        plan = wishes.plan() or standard_contention(wishes.instances, unit_seconds(deployed))
         self._faults = msgspec.structs.replace(plan, seed=wishes.seed)
-        self.rate = wishes.rate or wishes.load * wishes.instances / unit
+        self.rate = offered(wishes, deployed)
         """Queries a second."""
         self.queries = LEAST_QUERIES
         self._usual = 0.0  # the work without redundancy
@@ -196,9 +214,11 @@ class Simulations:
             scene.instances,
             {role: LogNormal(ms[1] / 1e3, SPREAD) for role, ms in times.items()},
             scene.contention,
-            seed=scene.seed,
-            max_batch=scene.max_batch,
-            further_rows={role: self._added_by_row(ms) for role, ms in times.items()},
+            DISPATCH if self._served is None else self._served.held / 1e3,
+            scene.seed,
+            scene.max_batch,
+            {role: self._added_by_row(ms) for role, ms in times.items()},
+            () if self._served is None else self._served.outside,
         )
         found = outcome_of(course, choice, stand_ins, coverage_of(finalists))
         work = self._work(found, times) / (scene.queries * self._deployed[1])

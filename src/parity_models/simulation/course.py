@@ -46,7 +46,9 @@ class Course:
     Queries arrive at the times `arrivals` (n,), of which the first `warm_up` do not count.
     `service` says how long a unit of each role takes; a role that it does not name takes as long
     as one of the deployed model. A unit has up to `max_batch` queries, and each after the first
-    adds a share `further_rows` of that, by role. `overhead` comes to every unit.
+    adds a share `further_rows` of that, by role. `overhead` comes to every unit. An answer takes
+    some more time outside of queue and instance, of which `outside_ms` are the quantiles at SHARES;
+    by default none.
     """
 
     arrivals: NDArray[np.float64]
@@ -58,6 +60,18 @@ class Course:
     seed: int = 0
     max_batch: int = 1
     further_rows: Mapping[str, float] = field(default_factory=dict)
+    outside_ms: tuple[float, ...] = ()
+
+
+def with_outside(
+    latencies: NDArray[np.float64], outside_ms: tuple[float, ...], seed: int
+) -> NDArray[np.float64]:
+    """Latencies (n,) in seconds, each with a time more that is drawn from those with the quantiles
+    `outside_ms` at SHARES; () adds nothing."""
+    if not outside_ms:
+        return latencies
+    shares = np.random.default_rng((seed, 2)).random(len(latencies))
+    return np.asarray(latencies + np.interp(shares, SHARES, outside_ms) / 1e3)
 
 
 def added_by_row(one: float, several: float, rows: int) -> float:
@@ -115,7 +129,7 @@ def outcome_of(
         raise UserError(
             "no query was answered in the simulation: offer less --load, or other --contention"
         )
-    ms = latencies[answered] * 1e3
+    ms = with_outside(latencies[answered], course.outside_ms, course.seed) * 1e3
     p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
     busy = sum(result.busy.values())
     span = float(course.arrivals[-1] - course.arrivals[course.warm_up])

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from parity_models.codes import CodeSpec
 from parity_models.lab.costs.bare_client import BareClient
 from parity_models.lab.costs.throughput import MeasuredServer
-from parity_models.lab.latency.served import Served
 from parity_models.lab.processes import descendants
+from parity_models.load.served import Served
 from parity_models.load.wire import ModelMetadata, RequestWriter
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.inference_time import measure_models

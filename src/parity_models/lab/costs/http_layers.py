@@ -17,8 +17,8 @@ import msgspec
 from parity_models.errors import UserError, install
 from parity_models.lab.costs.asked import Asked, generated_bundle
 from parity_models.lab.costs.throughput import ROUNDS, Throughput, measure_throughput
-from parity_models.lab.latency.served import ServeSpec, main, served
 from parity_models.load.child import commands, tell
+from parity_models.load.served import ServeSpec, main, served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import NoRedundancy

@@ -19,8 +19,8 @@ import msgspec
 from parity_models.errors import LoadError
 from parity_models.lab.costs import served_repository
 from parity_models.lab.costs.asked import Asked, generated_bundle
-from parity_models.lab.latency.served import Served, served
 from parity_models.lab.processes import cpu_seconds
+from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions

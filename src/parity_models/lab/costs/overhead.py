@@ -27,8 +27,8 @@ from parity_models.lab.costs.throughput import (
     Throughput,
     measure_throughput,
 )
-from parity_models.lab.latency.served import served
 from parity_models.lab.processes import processes_at
+from parity_models.load.served import served
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from parity_models.lab.latency.served import ServeSpec, main
 from parity_models.load.child import commands, tell
+from parity_models.load.served import ServeSpec, main
 from parity_models.models.bundle import Bundle
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.repository.managed import Settings

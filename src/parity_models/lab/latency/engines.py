@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 
 from parity_models.errors import UserError
-from parity_models.lab.latency.served import Served, served
 from parity_models.lab.latency.upstreams import emulated_fleet
+from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle
 from parity_models.registry import is_own
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role

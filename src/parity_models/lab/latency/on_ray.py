@@ -10,8 +10,8 @@ from functools import partial
 
 import msgspec
 
-from parity_models.lab.latency.served import ServeSpec
 from parity_models.load.child import exit_code, keep_output
+from parity_models.load.served import ServeSpec
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.ray.cluster import served_on_ray
 from parity_models.serving.ray.cluster_options import ClusterOptions

@@ -17,11 +17,11 @@ from parity_models.errors import BundleError, LoadError
 from parity_models.faults import FaultPlan
 from parity_models.lab.contention.apply import contended
 from parity_models.lab.latency.engines import served_on
-from parity_models.lab.latency.served import Served
 from parity_models.lab.latency.setting import QUERY_SHAPE
 from parity_models.lab.latency.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
+from parity_models.load.served import Served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
 from parity_models.serving.engines import EngineChoice

@@ -16,7 +16,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
-from parity_models.simulation.course import DISPATCH, SHARES
+from parity_models.simulation.course import DISPATCH, SHARES, with_outside
 from parity_models.simulation.scenario import FAILED, SOURCES
 
 FORMAT = 4
@@ -222,12 +222,8 @@ def simulate_trial(
         for source in Source
         if np.any(sources == SOURCES.index(source))
     }
-    latencies = result.latencies[trial.warm_up :][answered]
-    if trial.outside_ms:
-        shares = np.random.default_rng((trial.seed, 2)).random(len(latencies))
-        latencies = latencies + np.interp(shares, SHARES, trial.outside_ms) / 1e3
     return result_of(
-        latencies,
+        with_outside(result.latencies[trial.warm_up :][answered], trial.outside_ms, trial.seed),
         int(np.sum(~answered)),
         counts,
         work=sum(result.units.values()) / trial.queries,

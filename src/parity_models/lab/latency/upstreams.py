@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
 from parity_models.faults import FaultPlan, WorkerFaults
-from parity_models.lab.latency.served import BEGIN_FAULTS
 from parity_models.load.child import Child, child, commands, tell
+from parity_models.load.served import BEGIN_FAULTS
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED, Source

@@ -9,6 +9,7 @@ import numpy as np
 from parity_models.lab.protection.results import Found, Latencies, Proof, Tails
 from parity_models.lab.protection.targets import CLOSE, off, on_time, stand_ins
 from parity_models.lab.report_page import TRAINING, provenance, targets_table
+from parity_models.protection.in_place import InPlace
 from parity_models.simulation.course import SHARES
 
 PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
@@ -18,10 +19,9 @@ EXPLAINED = f"""\
 with the instances, the batches, the gates and the urgency that were simulated, under the same
 arrivals, while the same contention delays the same workers at the same times. The model and its
 stand-ins really run, on the cores that are here, and clients ask over HTTP. *off* is how far a
-simulated latency is from the real one; the tail's is to be {CLOSE:.0%} at most. Simulations know
-of no HTTP and no client: what these take besides is measured in a calm run, without contention and
-without redundancy. In the rows *and the hop*, by which is judged, each simulated answer takes a
-time drawn from those longer.
+simulated latency is from the real one; the tail's is to be {CLOSE:.0%} at most. What serving
+takes besides the model, in workers, over HTTP and in clients, `parm protect` measures itself, in a
+calm run of some seconds, without contention and without redundancy.
 
 The models learned Fashion-MNIST here. *of F* is a stand-in's time for one query as a share of the
 model's, *agrees* how often it says what the model says, *answers* the share of queries that the
@@ -76,15 +76,12 @@ def _stand_ins(found: Found) -> Iterator[str]:
 
 def _tails(found: Found, tails: Tails) -> Iterator[str]:
     scene = found.scene
-    hop = np.interp((0.5, 0.99), SHARES, tails.hop_ms(found))
     counted = max(real.queries for real in tails.runs.values())
     kinds = sum((Counter(real.failures) for real in tails.runs.values()), Counter[str]())
     told = "".join(f", {number:,} {kind}" for kind, number in kinds.items())
     yield f"\n{scene.instances} instances, {scene.rate:.0f} queries a second, batches of up to"
     yield f"{scene.max_batch}; {scene.queries:,} queries simulated, {counted:,} real;"
-    yield f"{kinds.total():,} failed{told}. In the calm run p50 was {tails.calm.p50_ms:.2f} ms,"
-    yield f"p99 {tails.calm.p99_ms:.2f} ms and p99.9 {tails.calm.p999_ms:.2f} ms: the hop takes"
-    yield f"{hop[0]:.2f} ms at the median, {hop[1]:.2f} at p99. Latencies in ms.\n"
+    yield f"{kinds.total():,} failed{told}. {_besides(found.served)} Latencies in ms.\n"
     headings = " | ".join(f"{of} real | simulated | off" for of in PERCENTILES)
     yield f"| plan | {headings} | stood in, real | simulated |"
     yield "|---" * (3 * len(PERCENTILES) + 3) + "|"
@@ -92,8 +89,16 @@ def _tails(found: Found, tails: Tails) -> Iterator[str]:
         plan = found.plan(name)
         stood_in = f"{real.stood_in:.1%} | {plan.stood_in:.1%}"
         yield f"| {name} | {_compared(plan, real)} | {stood_in} |"
-        asked = tails.as_asked(plan, found)
-        yield f"| {name}, and the hop | {_compared(asked, real)} | {stood_in} |"
+
+
+def _besides(served: InPlace | None) -> str:
+    if served is None:
+        return "There was no time to see what serving takes besides the model."
+    outside = np.interp((0.5, 0.99), SHARES, served.outside)
+    return (
+        f"In a calm server units held an instance for {served.held:.2f} ms besides the model's\n"
+        f"time, and answers took {outside[0]:.2f} ms more at the median, {outside[1]:.2f} at p99."
+    )
 
 
 def _compared(simulated: Latencies, real: Latencies) -> str:

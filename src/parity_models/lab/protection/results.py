@@ -4,11 +4,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.protection.in_place import InPlace
 from parity_models.protection.simulated import Scene
-from parity_models.simulation.course import DISPATCH, SHARES
-
-DRAWN = 200_000
-"""Answers that are drawn of a simulation and the hop together."""
+from parity_models.simulation.course import SHARES
 
 
 class StandIn(msgspec.Struct, frozen=True):
@@ -46,6 +44,7 @@ class Found(msgspec.Struct, frozen=True):
 
     model_ms: dict[str, float]
     model_accuracy: float | None
+    served: InPlace | None
     finalists: tuple[StandIn, ...]
     test_queries: int
     scene: Scene
@@ -86,26 +85,9 @@ class Real(Latencies, frozen=True):
 
 
 class Tails(msgspec.Struct, frozen=True):
-    """Real runs by plan, in the scene of the search; `calm`: without contention or redundancy."""
+    """Real runs by plan, in the scene of the search."""
 
-    calm: Real
     runs: dict[str, Real]
-
-    def hop_ms(self, found: Found) -> NDArray[np.float64]:
-        """What answers of the calm run took besides the model and its dispatch: quantiles at
-        SHARES, in ms."""
-        inside = found.model_ms["1"] + 1e3 * DISPATCH
-        return np.maximum(0.0, np.asarray(self.calm.quantiles_ms) - inside)
-
-    def as_asked(self, plan: Simulated, found: Found) -> Latencies:
-        """What a plan's clients would see by its simulation: each answer takes a hop longer, which
-        is drawn from those of the calm run."""
-        rng = np.random.default_rng(0)
-        simulated, hop = (
-            np.interp(rng.random(DRAWN), SHARES, quantiles)
-            for quantiles in (plan.quantiles_ms, self.hop_ms(found))
-        )
-        return latencies_of(simulated + hop, plan.stood_in)
 
 
 class Proof(msgspec.Struct, frozen=True):

@@ -22,9 +22,6 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, EqualResources
 from parity_models.serving.server import ServeOptions
 
-CALM = 0.25
-"""The calm run is so much shorter than the others."""
-
 WITHOUT = "no redundancy"
 """The plan that has no stand-in."""
 
@@ -37,8 +34,8 @@ async def run_for_real(
     seconds: float,
     starting: Callable[[str], None],
 ) -> Tails:
-    """The recommended plan and the one without redundancy, each for so many seconds, and a calm
-    run. `starting` is told which is next.
+    """The recommended plan and the one without redundancy, each for so many seconds. `starting`
+    is told which is next.
 
     Raises ServingError if a server does not start, LoadError if no query is answered.
     """
@@ -54,16 +51,11 @@ async def run_for_real(
     )
     plans = [found.plan(name) for name in (WITHOUT, found.recommended)]
     servers = {plan.name: _server(plan, found, agreement) for plan in plans}
-    calm = {"calm": _server(plans[0], found, agreement, calm=True)}
-    short = msgspec.structs.replace(load, count=max(1, int(CALM * load.count)))
-    ran = await compare(bundle, calm, short, starting)
     results = await compare(bundle, servers, load, starting)
-    return Tails(
-        _real(ran["calm"], 0), {name: _real(result, warm_up) for name, result in results.items()}
-    )
+    return Tails({name: _real(result, warm_up) for name, result in results.items()})
 
 
-def _server(plan: Simulated, found: Found, agreement: float, *, calm: bool = False) -> ServeOptions:
+def _server(plan: Simulated, found: Found, agreement: float) -> ServeOptions:
     """What serves as the plan says."""
     scene = found.scene
     policy = PolicyChoice(EqualResources.name)
@@ -78,7 +70,7 @@ def _server(plan: Simulated, found: Found, agreement: float, *, calm: bool = Fal
         port=0,
         max_batch=scene.max_batch,
         agreement=level,
-        faults=None if calm else scene.contention,
+        faults=scene.contention,
     )
 
 

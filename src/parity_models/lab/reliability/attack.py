@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
 from parity_models.faults import Constant, Empirical, FaultPlan
-from parity_models.lab.latency.served import served
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.table_result import TableResult
 from parity_models.load.rest import rest_target
+from parity_models.load.served import served
 from parity_models.load.target import NoAnswerError, Target
 from parity_models.models.bundle import Bundle, write_bundle
 from parity_models.models.named_envelope import AnyEnvelope

@@ -10,9 +10,9 @@ from parity_models.lab.costs.asked import Asked, generated_bundle
 from parity_models.lab.costs.http_layers import OURS, HttpLayersReport, measure_http_layers
 from parity_models.lab.costs.overhead import targets_of
 from parity_models.lab.costs.throughput import CLIENTS, ROUNDS, Throughput, measure_throughput
-from parity_models.lab.latency.served import served
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.table_result import TableResult
+from parity_models.load.served import served
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.plan import default_batch, default_policy

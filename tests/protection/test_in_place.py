@@ -1,0 +1,90 @@
+"""What a model takes where it is served, and what simulations make of it."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_models.models.bundle import open_bundle
+from parity_models.models.by_bucket import Sizes
+from parity_models.protection import Wishes
+from parity_models.protection.in_place import InPlace, calm_rate, in_place
+from parity_models.protection.simulated import Simulations
+from parity_models.simulation.course import SHARES
+from served import write_linear_bundle
+from text_models import write_text_bundle
+
+CORES = len(os.sched_getaffinity(0))
+RUN = {1: 10.0}
+
+
+def simulated(served: InPlace | None) -> Simulations:
+    return Simulations(Wishes(instances=4, load=0.3), RUN, 0.1, 1, served=served)
+
+
+def test_the_load_is_what_the_instances_here_would_have_of_it_and_no_contention() -> None:
+    assert calm_rate(100.0, 1, 0.001) == (100.0, 1)
+    assert calm_rate(100.0, 20 * CORES, 0.001) == (pytest.approx(10.0), 2 * CORES)
+    rate, _ = calm_rate(100.0, 2, 0.1)
+    assert rate == pytest.approx(2.5 * CORES)
+
+
+def test_a_calm_server_tells_what_it_takes_besides_the_model(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
+    said: list[str] = []
+    found = in_place(bundle, (), 0.001, 200.0, 2, 1.5, said.append)
+    assert found is not None, said
+    assert (found.queries, said) == (300, [])
+    assert found.held > 0
+    assert len(found.outside) == len(SHARES)
+    assert list(found.outside) == sorted(found.outside)
+    assert found.outside[-1] > 0
+
+
+def test_queries_of_several_inputs_are_asked_too_and_beside_a_running_loop(tmp_path: Path) -> None:
+    bundle = open_bundle(write_text_bundle(tmp_path))
+    sizes: Sizes = tuple(4 for _ in bundle.manifest.deployed.signature.axes)
+
+    async def inside() -> InPlace | None:
+        return in_place(bundle, sizes, 0.001, 300.0, 2, 1.0, said.append)
+
+    said: list[str] = []
+    found = asyncio.run(inside())
+    assert found is not None, said
+    assert found.queries == 300
+
+
+def test_too_few_queries_say_nothing_of_a_tail(tmp_path: Path) -> None:
+    bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
+    said: list[str] = []
+    assert in_place(bundle, (), 0.001, 10.0, 2, 5.0, said.append) is None
+    assert said == []
+
+
+def test_a_model_that_cannot_be_served_here_is_a_sentence(tmp_path: Path) -> None:
+    path = write_linear_bundle(tmp_path, coded=False)
+    opened = open_bundle(path)
+    opened.deployed_path.unlink()
+    said: list[str] = []
+    assert in_place(opened, (), 0.001, 200.0, 2, 1.0, said.append) is None
+    assert len(said) == 1
+    assert said[0].startswith("the model could not be served here, to see what that takes besides:")
+
+
+def test_what_serving_takes_is_part_of_what_is_simulated() -> None:
+    alone = simulated(None).without
+    held = simulated(InPlace(5.0, tuple(np.zeros(len(SHARES)).tolist()), 300)).without
+    # The queue is longer, too.
+    assert held.p50_ms > alone.p50_ms + 4.5
+    assert held.extra_work == 0
+    late = np.where(SHARES > 0.985, 400.0, 1.0)
+    outside = simulated(InPlace(0.4, tuple(late.tolist()), 300)).without
+    assert outside.p50_ms == pytest.approx(alone.p50_ms + 1, abs=0.5)
+    assert outside.p999_ms > 400
+
+
+def test_the_rate_is_that_of_the_models_own_time() -> None:
+    served = InPlace(5.0, tuple(np.zeros(len(SHARES)).tolist()), 300)
+    assert simulated(served).rate == simulated(None).rate
