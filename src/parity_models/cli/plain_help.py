@@ -1,6 +1,8 @@
 """Help in plain words: it says what to type, and not what Python makes of it."""
 
+from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -20,6 +22,7 @@ def plain(command: Any) -> Any:
         parameter.min = parameter.max = None
         if parameter.param_type_name == "argument":
             parameter.display_type_rich = _nothing
+            parameter.get_usage_pieces = partial(_bare, parameter.get_usage_pieces)
         elif parameter.metavar is None and not parameter.is_flag:
             known = getattr(parameter, "type_descriptor", None)  # older Typers have none
             parameter.metavar = None if known is None else _word_for(known.annotation)
@@ -29,6 +32,11 @@ def plain(command: Any) -> Any:
 def _nothing(*, ctx: Any) -> str:
     """An argument is called by its name alone."""
     return ""
+
+
+def _bare(pieces: Callable[[Any], list[str]], ctx: Any) -> list[str]:
+    """What must be given stands in the usage as it is, without Typer's braces."""
+    return [each.strip("{}") for each in pieces(ctx)]
 
 
 def _word_for(kind: Any) -> str:
