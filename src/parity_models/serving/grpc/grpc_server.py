@@ -14,7 +14,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models.errors import UserError
-from parity_models.serving.grpc.admission import TokensShown
 from parity_models.serving.grpc.bystanders import BystandersBounded
 from parity_models.serving.grpc.calls import RESERVE, Calls
 from parity_models.serving.grpc.connections import Connections
@@ -24,6 +23,7 @@ from parity_models.serving.grpc.inference_pb2 import (
 )
 from parity_models.serving.grpc.methods import handler_of
 from parity_models.serving.grpc.service import SERVICE, InferenceService
+from parity_models.serving.grpc.tokens_shown import TokensShown
 from parity_models.serving.grpc.unread import UnreadAnswers
 from parity_models.serving.http.http_server import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
