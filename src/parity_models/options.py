@@ -9,6 +9,7 @@ arguments and reference pages are derived from that:
         copies: Annotated[int, Option("How often each query is sent.", at_least=2)] = 2
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from enum import StrEnum
@@ -36,6 +37,24 @@ BYTES = "bytes"
 TYPED = {"ms": 1e-3, "s": 1.0, "MiB": 2.0**20, "": 1.0}
 """What users type values in, on the command line and in arguments of applications: so many of the
 option's own unit."""
+
+TIMES = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+"""What may follow the number of a time, in seconds."""
+
+_TIME = re.compile(rf"([0-9]+\.?[0-9]*(?:e[+-]?[0-9]+)?)\s*({'|'.join(TIMES)})?", re.IGNORECASE)
+_TIME_NAMES = {"ms": "milliseconds", "s": "seconds", "min": "minutes"}
+
+
+def read_time(written: str, unit: str) -> float:
+    """The time that is written like this, in `unit`; so is a bare number. Raises UserError."""
+    match = _TIME.fullmatch(written.strip())
+    value = inf if match is None else float(match[1])
+    if match is None or value == inf:
+        raise UserError(
+            f"{written!r} is no time; write a number of {_TIME_NAMES[unit]}, or one with a unit, "
+            "as 50ms, 2s, 5m or 1h"
+        )
+    return value if match[2] is None else value * TIMES[match[2].lower()] / TIMES[unit]
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,11 @@ class OptionField:
     option: Option
 
     @property
+    def is_time(self) -> bool:
+        """Is it a time, which may be written with a unit of its own?"""
+        return self.option.unit == SECONDS
+
+    @property
     def default_in_words(self) -> str:
         """The default as users write it; empty if there is none."""
         if self.default is None or self.default is False:
@@ -157,6 +181,11 @@ class OptionField:
         typed = self.option.typed_in
         if self.kind is dict and isinstance(value, str):
             return self._amounts(value, spell)
+        if self.is_time and isinstance(value, str):
+            try:
+                value = read_time(value, typed)
+            except UserError as error:
+                raise UserError(f"{spell(self.name)}: {error}") from None
         if not typed or isinstance(value, bool) or not isinstance(value, int | float):
             return value
         in_unit = value * TYPED[typed]

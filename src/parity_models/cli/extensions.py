@@ -17,7 +17,7 @@ from typer.core import TyperCommand
 
 from parity_models.cli.duration import Duration
 from parity_models.errors import UserError
-from parity_models.options import BYTES, SECONDS, OptionField, Spell, declared_in, options_of
+from parity_models.options import BYTES, OptionField, Spell, declared_in, options_of
 from parity_models.registry import Registry, is_own
 
 Names = str | list[str] | None
@@ -170,7 +170,6 @@ def _parameter(kind: str, field: OptionField, when: str) -> Parameter:
     help = field.option.help
     help = f"{when}{help[0].lower()}{help[1:]}" if when else help
     help += f" [default: {field.default_in_words}]" if field.default_in_words else ""
-    is_time = field.option.unit == SECONDS
     type_: Any = field.kind if field.kind in (bool, int, float) else str
     if field.option.unit == BYTES:
         type_ = float
@@ -180,7 +179,7 @@ def _parameter(kind: str, field: OptionField, when: str) -> Parameter:
         metavar=field.metavar,
         show_default=False,
         callback=store,
-        parser=Duration(field.option.typed_in) if is_time else None,
+        parser=Duration(field.option.typed_in) if field.is_time else None,
     )
     annotation = Annotated[type_ | None, option]
     return Parameter(field.name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

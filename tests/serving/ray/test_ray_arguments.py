@@ -93,7 +93,20 @@ def test_arguments_after_serve_run_are_text(bundle: Path) -> None:
     assert options.policy == PolicyChoice(POLICY, {"again_after": 0.005, "scans": 2}, RULE)
     assert options.instances == 3
     arguments = AppArgs.model_validate({"bundle": str(bundle), **given, "again_after": "soon"})
-    with pytest.raises(UserError, match="again_after must be a float, got 'soon'"):
+    with pytest.raises(UserError, match="again_after: 'soon' is no time; write a number of milli"):
+        arguments.serve_options(open_bundle(bundle))
+
+
+def test_times_among_the_arguments_may_have_a_unit(bundle: Path) -> None:
+    """As on the command line and in a file of `parm serve`."""
+    given = {"bundle": str(bundle), "policy": POLICY, "upscale_delay": "1m"}
+    for deadline, again in (("500ms", "5ms"), (0.5, 5), ("0.5", "0.005s")):
+        arguments = AppArgs.model_validate(given | {"deadline": deadline, "again_after": again})
+        options = arguments.serve_options(open_bundle(bundle))
+        assert (options.deadline, options.policy.options) == (0.5, {"again_after": 0.005})
+        assert arguments.cluster_options().upscale_delay == 60
+    arguments = AppArgs.model_validate(given | {"deadline": "half a second"})
+    with pytest.raises(UserError, match="deadline: 'half a second' is no time; write a number of"):
         arguments.serve_options(open_bundle(bundle))
 
 

@@ -78,9 +78,14 @@ _SERVE = [field for field in declared_in(ServeOptions) if field.name not in _ELS
 _LIMITS = [field for field in declared_in(Limits) if field.name == "max_body"]
 _CLUSTER = [field for field in declared_in(RayEngine.Options) if field.name != "address"]
 
+
+def _type_of(field: OptionField) -> Any:
+    """What an argument may be: of a time a number, or a text with a unit."""
+    return float | str if field.is_time else Amounts if field.kind is dict else field.kind
+
+
 _FIELDS: dict[str, Any] = {
-    field.name: ((Amounts if field.kind is dict else field.kind) | None, None)
-    for field in (*_SERVE, *_LIMITS, *_CLUSTER)
+    field.name: (_type_of(field) | None, None) for field in (*_SERVE, *_LIMITS, *_CLUSTER)
 }
 _Declared: Any = create_model("_Declared", **_FIELDS)
 
@@ -141,7 +146,8 @@ class AppArgs(_Declared):  # type: ignore[misc]  # a base class that is made abo
 
 def _typed(field: OptionField, value: Any) -> Any:
     """The value in the option's own unit; what follows `serve run` comes as text."""
-    return field.from_typed(field.read(value) if isinstance(value, str) else value, str)
+    is_text = isinstance(value, str) and not field.is_time
+    return field.from_typed(field.read(value) if is_text else value, str)
 
 
 def build(args: AppArgs) -> Application:
