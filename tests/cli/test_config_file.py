@@ -99,6 +99,8 @@ def test_every_default_can_be_typed(field: Any) -> None:
         ("max-bach = 2", "has an unknown key 'max-bach'; did you mean max-batch?"),
         ("max_batch = 2", "did you mean max-batch?"),
         ("[limits]\nmax-body = 2", "unknown key 'limits'; tables like [limits] have no place"),
+        ("[policy]\nname = 'none'", "is a table; it takes one value: policy = ..."),
+        ("tokens = { file = 'a' }", "is a table; it takes one value: tokens = ..."),
         ("config = 'other.toml'", "has an unknown key 'config'"),
         ("port = 8000.5", "port in "),
         ("port = true", "it takes no truth value"),

@@ -18,7 +18,9 @@ class Shell(StrEnum):
 
 
 def completion(
-    shell: Annotated[Shell, typer.Argument(help="The shell that the script is for.")],
+    shell: Annotated[
+        Shell, typer.Argument(metavar="SHELL", help="The shell that the script is for.")
+    ],
 ) -> None:
     """Print the script that completes parm's commands and options in a shell.
 

@@ -66,6 +66,8 @@ class ConfigFile:
             texts = [self._text(key, each) for each in value]
             return texts if parameter.multiple else ",".join(texts)
         if isinstance(value, dict):
+            if "=" not in (parameter.metavar or ""):  # as NAME=AMOUNT has it
+                raise UserError(f"{key} in {self.path} is a table; it takes one value: {key} = ...")
             return ",".join(f"{name}={self._text(key, each)}" for name, each in value.items())
         text = self._text(key, value)
         if isinstance(value, bool) != parameter.is_flag and not isinstance(value, str):
