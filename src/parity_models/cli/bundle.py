@@ -116,14 +116,15 @@ def _said(signature: Signature) -> Sequence[str]:
 def _axes(texts: Sequence[str]) -> dict[str, Axis | int]:
     found: dict[str, Axis | int] = {}
     for name, text in _pairs(texts, "--axis").items():
+        parts = text.split(",")
         try:
-            sizes = tuple(map(int, text.split(",")))
+            sizes = tuple(map(int, parts)) if all(each.isdecimal() for each in parts) else (0,)
             if min(sizes) < 1:
-                raise ValueError("sizes are 1 or more")
+                raise ValueError("sizes are whole numbers of 1 or more")
             found[name] = Axis(sizes) if len(sizes) > 1 else sizes[0]
         except ValueError as error:
             raise UserError(
-                f"--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending, not {name}={text!r} "
+                f"--axis takes NAME=SIZE or NAME=SIZE,SIZE,..., ascending, not '{name}={text}' "
                 f"({error})"
             ) from None
     return found
@@ -135,7 +136,7 @@ def _paddings(texts: Sequence[str]) -> dict[str, float]:
         try:
             found[name] = float(text)
         except ValueError:
-            raise UserError(f"--padding takes INPUT=NUMBER, not {name}={text!r}") from None
+            raise UserError(f"--padding takes INPUT=NUMBER, not '{name}={text}'") from None
     return found
 
 

@@ -11,7 +11,7 @@ from parity_models.models.bundle_files import read_stored
 from parity_models.models.isolation import find_leak, is_slot
 from parity_models.models.manifest import Manifest, ModelFile
 from parity_models.models.named_envelope import AnyEnvelope, NamedEnvelope
-from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.onnx_model import OnnxModel, why_it_fails
 from parity_models.models.signature import Signature, Tensor
 
 Shape = tuple[int, ...]
@@ -287,6 +287,6 @@ def check_batches(model: OnnxModel) -> None:
         try:
             found = model(kind.input.zeros(rows)).shape
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            raise ModelError(f"it fails on a batch of {rows}: {error}") from error
+            raise ModelError(f"it fails on a batch of {rows}: {why_it_fails(error)}") from error
         if found != shape:
             raise ModelError(f"it gives shape {found} where it declares {shape}")

@@ -103,10 +103,9 @@ class OnnxModel:
         try:
             return self(queries)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            why = " ".join(str(error).split()).rpartition("Status Message: ")[2]
             raise DataError(
-                f"the model cannot run some of the queries: {why.rstrip('.')}; leave those out, or "
-                "check that they are what the model takes"
+                f"the model cannot run some of the queries: {why_it_fails(error)}; leave those "
+                "out, or check that they are what the model takes"
             ) from error
 
     def _run(
@@ -123,6 +122,12 @@ class OnnxModel:
                     f"{list(shape)}"
                 )
         return kind.output.join(outputs)
+
+
+def why_it_fails(error: Exception) -> str:
+    """What ONNX Runtime says of a run that failed, without the places in its own source."""
+    why = " ".join(str(error).split()).rpartition("Status Message: ")[2]
+    return re.sub(r"^/\S+:\d+ .*? was false\. ", "", why).rstrip(".")
 
 
 def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSession:

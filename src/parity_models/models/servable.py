@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from parity_models.errors import ModelError
 from parity_models.models.named_inputs import Named, axis_for, fit_inputs, rows_of, sizes_in
 from parity_models.models.onnx_file import free_batch, with_weights
-from parity_models.models.onnx_model import OnnxModel, open_session, read_model
+from parity_models.models.onnx_model import (
+    OnnxModel,
+    open_session,
+    read_model,
+    why_it_fails,
+)
 from parity_models.models.onnx_signature import Declared, declared, make_signature
 from parity_models.models.signature import Axis, Signature, Tensor
 from parity_models.models.tensor import Layout, tensors_in
@@ -149,7 +154,10 @@ def _output_shapes(
         try:
             return [each.shape for each in session.run([o.name for o in outputs], feeds)]
         except Exception as error:  # ONNX Runtime's errors share no base class but this
-            raise ModelError(f"fails on {rows} rows of {layout}: {error}") from error
+            flags = " or ".join(f"--axis {name}=SIZE" for name in axes)
+            instead = f"if that is longer than it takes, give a smaller bound, {flags}"
+            why = f"fails on {rows} rows of {layout}: {why_it_fails(error)}"
+            raise ModelError(f"{why}; {instead}" if flags else why) from error
 
     bounds = {name: axis.bound for name, axis in axes.items()}
     largest = shapes_at(bounds)
