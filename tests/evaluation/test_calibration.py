@@ -257,6 +257,9 @@ def test_a_bundle_is_calibrated_and_evaluated_by_commands(tmp_path: Path, parm_h
     assert "gate of the reconstruction: 1000 queries do not show an agreement of 0.999" in (
         done.stdout
     )
+    assert "gate of the backup: none, as 2000 queries show no agreement of 0.9 or more" in (
+        done.stdout
+    )
     calibration = open_bundle(bundle.path).manifest.calibration["reconstruction"]
     levels = [each.level for each in calibration.levels]
     assert levels == [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
@@ -292,3 +295,6 @@ def test_what_cannot_be_calibrated_is_said(tmp_path: Path, parm_here: Here) -> N
         "calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy", "--agreement", 99
     )
     assert (done.returncode, "0.99 stands for 99 of 100" in done.stderr) == (2, True)
+    done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
+    assert (done.returncode, "gate of the reconstruction: none" in done.stdout) == (0, True)
+    assert "calibrated gates" not in done.stdout, "an empty table"

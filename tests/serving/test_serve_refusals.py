@@ -108,5 +108,5 @@ def test_a_port_in_use_is_explained(bundle: Path) -> None:
         port = str(taken.getsockname()[1])
         command = parm("serve", str(bundle), "--port", port)
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert_refused(done, f"cannot listen on 127.0.0.1 port {port}")
+    assert_refused(done, f"cannot listen on 127.0.0.1 port {port}: Address already in use; choose")
     assert not done.stdout

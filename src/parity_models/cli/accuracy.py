@@ -109,7 +109,13 @@ def calibrate_gates(
     for stand_in, calibration in found.items():
         reached = {each.level for each in calibration.levels}
         missed = ", ".join(f"{level:g}" for level in wanted if level not in reached)
-        if missed:
+        if not reached:
+            typer.echo(
+                f"gate of the {stand_in}: none, as {calibration.queries} queries show no agreement "
+                f"of {min(wanted):g} or more; a server would let it answer every query. Calibrate "
+                "with more queries, or train it for longer"
+            )
+        elif missed:
             typer.echo(
                 f"gate of the {stand_in}: {calibration.queries} queries do not show an agreement "
                 f"of {missed}; more of them may"

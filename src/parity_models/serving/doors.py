@@ -1,7 +1,6 @@
 """Where clients come in: HTTP, gRPC, and a port for metrics, over the models of a server."""
 
 import asyncio
-import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -9,7 +8,6 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from parity_models.errors import UserError
 from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.descriptors import allow_descriptors
 from parity_models.serving.http.http_server import HttpServer
@@ -91,14 +89,14 @@ class Doors:
         calls += 0 if options.access.metrics_port is None else _SCRAPERS
         allow_descriptors(limits.max_connections + calls, instances)
         if options.port is not None:
-            self._socket = _listen(options.host, options.port)
+            self._socket = listen(options.host, options.port)
             self._https[0].start(self._socket)
 
     async def open_others(self) -> None:
         """Open the port for metrics, and gRPC's, if there are such. Raises UserError likewise."""
         options = self._options
         if options.access.metrics_port is not None:
-            of_metrics = _listen(options.host, options.access.metrics_port)
+            of_metrics = listen(options.host, options.access.metrics_port)
             self._https[-1].start(of_metrics)
             self.metrics_url = url_of(of_metrics) + METRICS
         if options.grpc_port is not None:
@@ -190,16 +188,6 @@ def tracing_to(provider: "TracerProvider | None") -> "Tracing | None":
 
 def _all(path: str) -> bool:
     return True
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return listen(host, port)
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or "
-            "port (port 0 takes any that is free)"
-        ) from error
 
 
 class AtDoors(ABC):

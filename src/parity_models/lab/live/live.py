@@ -148,10 +148,7 @@ async def live(
     with tempfile.TemporaryDirectory(prefix="parm-live-") as folder:
         policies = fitting_policies(bundle)
         demo = Live(bundle, inputs.astype(model.dtype), scene, Path(folder), policies)
-        try:
-            listening = listen("127.0.0.1", port)
-        except OSError as error:
-            raise UserError(f"cannot listen on port {port}: {error.strerror}") from error
+        listening = listen("127.0.0.1", port)
         server = _page_server(bundle, demo)
         server.start(listening)
         offering: asyncio.Task[None] | None = None

@@ -6,6 +6,8 @@ import struct
 import sys
 from contextlib import suppress
 
+from parity_models.errors import UserError
+
 BACKLOG = 2048
 """Connections that may wait to be accepted."""
 
@@ -25,9 +27,16 @@ _NO_SYN = b"".join(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free. Raises OSError."""
+    """A socket that listens there; port 0 is any that is free. Raises UserError if it cannot."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # what Python adds says it once more
+        raise UserError(
+            f"cannot listen on {host} port {port}: {why}; choose another host or port (port 0 "
+            "takes any that is free)"
+        ) from error
 
 
 def url_of(listening: socket.socket, scheme: str = "http") -> str:

@@ -187,14 +187,8 @@ def _grpc_options(options: ServeOptions) -> gRPCOptions | None:
 
 def _free_port(host: str, port: int) -> int:
     """The port, or one that is free for 0; Ray itself would only log that it cannot have it."""
-    try:
-        with listen(host, port) as reserved:
-            return int(reserved.getsockname()[1])
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another host or port "
-            "(port 0 takes any that is free)"
-        ) from error
+    with listen(host, port) as reserved:
+        return int(reserved.getsockname()[1])
 
 
 def deploy(app: Application, name: str, route: str | None) -> None:
