@@ -74,9 +74,8 @@ def calibrate(
         metric = metric or known.metric
     judged = metric_for(opened, metric)
     opened = calibrate_gates(opened, judged, queries, agreement or (), seed, again=True)
-    calibration = opened.manifest.calibration
-    if any(each.levels for each in calibration.values()):
-        Console().print(calibration_table(calibration))
+    if any(each.levels for each in opened.manifest.calibration.values()):
+        Console().print(calibration_table(opened.manifest.calibration))
 
 
 def _task(bundle: Bundle, name: str | None) -> Task:
