@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from difflib import get_close_matches
-from importlib.resources.abc import Traversable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import inspect
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 T = TypeVar("T")
 
@@ -36,7 +38,7 @@ MAX_BYTES = 1 << 20
 """The size of a document, at most, where nothing else is said."""
 
 
-def content_of(file: Traversable, most: int = MAX_BYTES) -> bytes:
+def content_of(file: "Traversable", most: int = MAX_BYTES) -> bytes:
     """What is in a file. Raises OSError, and ValueError for one of more than `most` bytes."""
     with file.open("rb") as stream:
         content: bytes = stream.read(most + 1)

@@ -209,12 +209,23 @@ assert not any(name.startswith("torch.") for name in sys.modules)
     assert outcome.returncode == 0, outcome.stderr
 
 
-def test_a_server_starts_without_what_it_may_never_use() -> None:
-    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans."""
-    late = ("aiohttp", "grpc", "google.protobuf", "cryptography", "opentelemetry", "numpy.f2py")
+@pytest.mark.parametrize(
+    ("module", "late"),
+    [
+        (
+            "cli.serve",
+            ("aiohttp", "grpc", "google.protobuf", "cryptography", "opentelemetry", "numpy.f2py"),
+        ),
+        ("serving.worker.worker", ("asyncio", "ssl", "zmq", "numpy.random", "importlib.resources")),
+        ("cli.load", ("pyarrow",)),
+    ],
+)
+def test_a_process_starts_without_what_it_may_never_use(module: str, late: tuple[str, ...]) -> None:
+    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans; of
+    ZeroMQ by a worker beside its server, and of Arrow by a load that writes no table."""
     script = f"""
 import sys
-import parity_models.cli.serve
+import parity_models.{module}
 sys.exit(" ".join(each for each in {late!r} if each in sys.modules))
 """
     outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

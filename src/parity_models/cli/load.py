@@ -1,7 +1,7 @@
 """parm load: open-loop load on a server, and what its latencies were."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +32,7 @@ from parity_models.load import Direct
 from parity_models.load.credentials import Credentials
 from parity_models.load.options import LoadOptions
 from parity_models.load.plan import LoadPlan, plan_load
-from parity_models.load.report import report_of, write_histogram, write_latencies
+from parity_models.load.report import report_of, write_histogram
 from parity_models.load.result import LoadResult
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import make_options
@@ -117,16 +117,24 @@ def load(
     }
     plan = _plan(context, url, bundle, token, allow_code, serving)
     check_file(out, latencies, histogram)
+    write_table = _writer_of_tables() if latencies else None
     result, interrupted = _offer(plan)
     report = report_of(plan.spec, result)
     print_report(report)
     write_json(out, report)
-    if latencies is not None:
-        write_latencies(latencies, result)
+    if latencies and write_table:
+        write_table(latencies, result)
     if histogram is not None:
         write_histogram(histogram, result)
     if interrupted or report.answered == 0:
         raise typer.Exit(INTERRUPTED if interrupted else 1)
+
+
+def _writer_of_tables() -> Callable[[Path, LoadResult], None]:
+    # Only now: whoever wants no table need not wait for Arrow.
+    from parity_models.load.latency_table import write_latencies
+
+    return write_latencies
 
 
 def _plan(

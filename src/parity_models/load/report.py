@@ -1,4 +1,4 @@
-"""A load's result in numbers, for people and for files: histogram, table of queries, summary.
+"""A load's result in numbers, for people and for files: summary and histogram.
 
 Latencies are those of answered queries, from the scheduled send, in an HDR histogram of
 microseconds with three significant digits, from which all their percentiles are read.
@@ -8,9 +8,6 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from hdrh.histogram import HdrHistogram
 from numpy.typing import NDArray
 
@@ -116,36 +113,6 @@ def write_histogram(path: Path, result: LoadResult) -> None:
     """Write percentiles as text that HdrHistogram's plotter reads, in microseconds."""
     with path.open("wb") as file:
         histogram_of(result).output_percentile_distribution(file, 1)
-
-
-def write_latencies(path: Path, result: LoadResult) -> None:
-    """Write a Parquet file with a row for each query, in order of arrival.
-
-    Times in seconds: `scheduled` and `sent` since the first query was due, `latency` from the
-    scheduled time. `source`, or `error`; `correct` is the answer's score by the metric: for
-    top-1, 1 or 0. What does not apply is null.
-    """
-    answered = result.answered
-    kinds = pa.DictionaryArray.from_arrays(
-        pa.array(result.outcome), pa.array(result.outcomes.tolist(), pa.string())
-    )
-    nothing = pa.scalar(None, kinds.type)
-    here = pa.array(answered)
-    table = pa.table(
-        {
-            "scheduled": result.scheduled,
-            "sent": _or_null(result.scheduled + result.send_delay),
-            "latency": _or_null(result.latency),
-            "source": pc.if_else(here, kinds, nothing),
-            "correct": _or_null(result.score),
-            "error": pc.if_else(here, nothing, kinds),
-        }
-    )
-    pq.write_table(table, path)
-
-
-def _or_null(values: NDArray[np.float64]) -> pa.Array:
-    return pa.array(values, mask=np.isnan(values))
 
 
 def _percentiles(histogram: HdrHistogram) -> Percentiles:

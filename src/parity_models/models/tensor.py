@@ -111,7 +111,7 @@ class Layout:
         """A batch of `rows` rows of zeros."""
         return np.zeros((rows, *self.shape), self.dtype)
 
-    def draw(self, rng: np.random.Generator, rows: int) -> Array:
+    def draw(self, rng: "np.random.Generator", rows: int) -> Array:
         """A batch of rows that most models take: numbers from 0 to 1, integers 0 or 1."""
         return self.join(
             {

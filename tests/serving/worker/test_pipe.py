@@ -50,7 +50,9 @@ class Ends:
         self.heard: asyncio.Queue[list[bytes]] = asyncio.Queue()
         self.broken: asyncio.Queue[MessageError] = asyncio.Queue()
         self.engine = EngineEnd(
-            lambda frames: self.heard.put_nowait(plain(frames)), self.broken.put_nowait
+            asyncio.get_running_loop(),
+            lambda frames: self.heard.put_nowait(plain(frames)),
+            self.broken.put_nowait,
         )
         self.descriptor = os.dup(self.engine.inherited)
         self.engine.handed_over()

@@ -20,12 +20,8 @@ from parity_models.serving.local.placement import Addresses, Place, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.copies import ModelCopies, copied
-from parity_models.serving.worker.wire import (
-    Exit,
-    Hello,
-    InjectFaults,
-    bind,
-)
+from parity_models.serving.worker.sockets import bind
+from parity_models.serving.worker.wire import Exit, Hello, InjectFaults
 from parity_models.serving.worker.workers import WorkerEngine
 
 START_TIMEOUT = 60.0

@@ -55,9 +55,10 @@ class WorkerProcess(WorkerLink):
         reached: PipeEnds | Endpoints
         with ExitStack() as undo:
             if placement.link is None:
-                units = EngineEnd(heard, self._broken)
+                loop = asyncio.get_running_loop()
+                units = EngineEnd(loop, heard, self._broken)
                 undo.callback(units.close)
-                control = EngineEnd(heard, self._broken)
+                control = EngineEnd(loop, heard, self._broken)
                 self._pipes = (units, control)
                 reached = PipeEnds(units.inherited, control.inherited)
                 super().__init__(instance, frozenset(models), *self._pipes)

@@ -25,6 +25,7 @@ from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
 from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
 from parity_models.serving.worker.socket_key import SocketKey
+from parity_models.serving.worker.sockets import bind
 from parity_models.serving.worker.wire import (
     Cancel,
     Exit,
@@ -33,7 +34,6 @@ from parity_models.serving.worker.wire import (
     Lease,
     Release,
     Report,
-    bind,
 )
 from parity_models.serving.worker.workers import WorkerEngine
 

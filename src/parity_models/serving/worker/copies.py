@@ -5,19 +5,14 @@ temporary files, workers that are started later load what was checked at the sta
 """
 
 import asyncio
-import hashlib
-import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import IO
 
 from parity_models.errors import ParityModelsError, ServingError
-from parity_models.models.pinned_model import PinnedModel, check_sha256
+from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.worker.wire import AssignedModel
-
-MAX_READ = 2**30
-"""Bytes that are read at once; the system's own limit is below the size of the largest model."""
 
 
 class ModelCopies:
@@ -70,16 +65,3 @@ async def copied(models: Mapping[str, PinnedModel]) -> ModelCopies:
         with suppress(ParityModelsError):
             (await copying).close()
         raise
-
-
-def read_copy(assigned: AssignedModel) -> bytes:
-    """The content of a copy. Raises ModelError if it is not what the server checked."""
-    pieces = []
-    at, size = 0, os.fstat(assigned.descriptor).st_size
-    # All who have inherited a descriptor share its position: each reads at places of its own.
-    while piece := os.pread(assigned.descriptor, min(size - at, MAX_READ), at):
-        pieces.append(piece)
-        at += len(piece)
-    content = b"".join(pieces)
-    check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
-    return content

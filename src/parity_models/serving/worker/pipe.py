@@ -8,7 +8,6 @@ A message is the sizes of its frames, preceded by their number (little-endian, 8
 tensors, and the header, which comes last so that tensors lie at addresses that suit them.
 """
 
-import asyncio
 import os
 import select
 import socket
@@ -16,8 +15,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from struct import Struct, pack, unpack_from
+from typing import TYPE_CHECKING
 
 from parity_models.serving.worker.wire import Frame, Lease, MessageError, PipeEnds
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop  # which workers do without
 
 _NUMBER = Struct("<Q")
 _AT_ONCE = 2**16
@@ -27,18 +30,21 @@ _PARTS = 512
 
 
 class EngineEnd:
-    """The end of an engine, on whose event loop it lives: a Channel.
+    """The end of an engine, on whose event `loop` it lives: a Channel.
 
     Once the worker has its end, `heard` is called with each message, or `broken` once, after which
     nothing more is read. Raises OSError where the system has no sockets left.
     """
 
     def __init__(
-        self, heard: Callable[[Sequence[Frame]], None], broken: Callable[[MessageError], None]
+        self,
+        loop: "AbstractEventLoop",
+        heard: Callable[[Sequence[Frame]], None],
+        broken: Callable[[MessageError], None],
     ) -> None:
         self._heard = heard
         self._broken = broken
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._socket, self._other = socket.socketpair()
         self._socket.setblocking(False)
         self._messages = Messages()

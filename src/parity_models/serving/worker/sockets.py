@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import zmq
 
 from parity_models.serving.worker.socket_key import SocketKey, Strangers
-from parity_models.serving.worker.wire import Frame, Lease, MessageError, bind
+from parity_models.serving.worker.wire import Frame, Lease, MessageError
 
 LINGER = 1000
 """Milliseconds for which the last report to an engine is sent after its lease has ended."""
@@ -90,3 +90,11 @@ class WorkerSockets:
         if self._key is not None:
             self._key.reach(socket)
         return socket
+
+
+def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
+    """Bind it; returns the endpoint with the port that it got, where that was open."""
+    socket.bind(endpoint)
+    bound = socket.get(zmq.LAST_ENDPOINT)
+    assert isinstance(bound, bytes)
+    return bound.rstrip(b"\0").decode()

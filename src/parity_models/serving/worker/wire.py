@@ -22,7 +22,6 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 import numpy as np
-import zmq
 from numpy.typing import NDArray
 
 from parity_models.faults import FaultPlan
@@ -233,11 +232,3 @@ def rows_of(frame: Frame, layout: Layout, rows: int) -> NDArray[np.generic]:
     values = np.frombuffer(frame, layout.dtype).reshape(rows, *layout.shape)
     # ZeroMQ hands out small messages where they lie in its receive buffer, at any address.
     return values if values.flags.aligned else values.copy()
-
-
-def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
-    """Bind it; returns the endpoint with the port that it got, where that was open."""
-    socket.bind(endpoint)
-    bound = socket.get(zmq.LAST_ENDPOINT)
-    assert isinstance(bound, bytes)
-    return bound.rstrip(b"\0").decode()

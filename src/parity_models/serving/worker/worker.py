@@ -31,7 +31,6 @@ from parity_models.serving.worker.connection import Connection
 from parity_models.serving.worker.device import Device
 from parity_models.serving.worker.models import load
 from parity_models.serving.worker.pipe import WorkerPipes
-from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.wire import (
     HEARTBEAT,
     Assignment,
@@ -335,6 +334,9 @@ def main() -> NoReturn:
         connection: Connection = WorkerPipes(reached)
         lease = Lease(assigned.instance)
     else:
+        # Only now: a worker beside its engine need not wait for ZeroMQ.
+        from parity_models.serving.worker.sockets import WorkerSockets
+
         connection = WorkerSockets(reached.units, reached.control)
         lease = Lease(assigned.instance, reached.reports)
     worker = Worker(
