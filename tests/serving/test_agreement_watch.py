@@ -23,10 +23,13 @@ def comparisons(
 ) -> Iterator[tuple[bool, list[str]]]:
     """Comparisons for ever, each by two of the instances."""
     rng = np.random.default_rng(seed)
+    names = [f"instance-{one}" for one in range(instances)]
     while True:
-        for chance in rng.random(1000):
-            pair = rng.choice(instances, 2, replace=False)
-            yield bool(chance < agreement), [f"instance-{one}" for one in pair]
+        agreed = (rng.random(1000) < agreement).tolist()
+        ones = rng.integers(instances, size=1000)
+        others = (ones + rng.integers(1, instances, size=1000)) % instances
+        for agrees, one, other in zip(agreed, ones.tolist(), others.tolist(), strict=True):
+            yield agrees, [names[one], names[other]]
 
 
 def turns_after(watch: AgreementWatch, agreement: float, seed: int, most: int) -> int | None:
