@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from hdrh.histogram import HdrHistogram
 
-from commands import Here, assert_refused, parm
+from commands import Here, assert_refused
+from forked import Forked, run
 from served import (
     INPUTS,
     ServerProcess,
@@ -57,10 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        parm("load", *map(str, arguments)),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return run("load", *map(str, arguments))
 
 
 @pytest.mark.parametrize("form", ["binary", "json"])
@@ -139,11 +137,8 @@ def test_a_bundle_is_asked_in_front_of_servers_that_run_its_model(
     assert (served["engine"]["name"], served["deadline"]) == ("remote", 5.0)
 
 
-def running_load(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        parm("load", *map(str, arguments)),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+def running_load(*arguments: object) -> Forked:
+    return Forked("load", *map(str, arguments), read=("stdout", "stderr"))
 
 
 def test_a_server_that_is_killed_is_a_matter_of_errors(

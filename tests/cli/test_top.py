@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 from rich.console import Console
 
-from commands import parm
+import forked
 from parity_models.cli.top import show
 from parity_models.cli.top_metrics import Scrape, Scrapes, scrape
 from parity_models.cli.top_view import Seen, view
@@ -93,7 +93,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(parm("top", *arguments), capture_output=True, text=True, timeout=60)
+    return forked.run("top", *arguments, timeout=60)
 
 
 def test_it_shows_a_real_server(server: ServerProcess) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import forked
 from access_files import OTHER, TOKEN, Files
-from commands import Here, assert_refused, parm
+from commands import Here, assert_refused
 from parity_models.errors import LoadError, UserError
 from parity_models.load.credentials import Credentials
 from parity_models.load.recorder import record
@@ -58,9 +59,7 @@ def run(*arguments: object, token: str | None = None) -> "subprocess.CompletedPr
     environment = {name: value for name, value in os.environ.items() if name != "PARM_TOKEN"}
     if token is not None:
         environment["PARM_TOKEN"] = token
-    return subprocess.run(
-        parm(*map(str, arguments)), capture_output=True, text=True, check=False, env=environment
-    )
+    return forked.run(*map(str, arguments), environment=environment)
 
 
 def test_a_load_is_answered_that_shows_a_token_and_trusts_the_certificate(

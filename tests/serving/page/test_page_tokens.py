@@ -1,14 +1,13 @@
 """A page of a server that asks for tokens: whoever has none sees a form, and nothing else."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-from commands import parm
+import forked
 from served import ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -69,12 +68,7 @@ def test_who_has_none_is_asked_for_one_until_it_is_right(
 def test_parm_top_shows_its_token(
     server: ServerProcess, token: str, status: int, told: str
 ) -> None:
-    done = subprocess.run(
-        parm("top", server.url, "--once"),
-        env=os.environ | {"PARM_TOKEN": token},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    variables = os.environ | {"PARM_TOKEN": token}
+    done = forked.run("top", server.url, "--once", environment=variables, timeout=60)
     assert done.returncode == status
     assert told in done.stdout + done.stderr

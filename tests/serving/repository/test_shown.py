@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+import forked
 from browser import opened
-from commands import parm
 from parity_models.serving.page.frames import ModelView
 from parity_models.serving.repository.evidence import Seen
 from parity_models.serving.repository.rollout import Rollout
@@ -168,9 +167,7 @@ def test_a_version_that_ends_ends_its_events_and_says_that_it_was_drained(
 
 
 def test_parm_top_shows_the_first_model(server: ServerProcess) -> None:
-    shown = subprocess.run(
-        parm("top", server.url, "--once"), capture_output=True, text=True, timeout=60
-    )
+    shown = forked.run("top", server.url, "--once", timeout=60)
     assert shown.returncode == 0, shown.stderr
     assert "first version 1" in shown.stdout
 
