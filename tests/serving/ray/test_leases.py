@@ -15,7 +15,8 @@ import zmq
 from engine_conformance import DEPLOYED, SLOW, Events, Failed, Finished, Left, row
 from onnx_models import moody_model
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.ray.ray_engine import RayEngine
+from parity_models.serving.ray.deployments import say_goodbye
+from parity_models.serving.ray.ray_engine import PATIENCE, RayEngine
 from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Roster, Seat
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
@@ -233,3 +234,19 @@ def test_there_are_as_many_replicas_as_are_busy_for_the_target_s_share_of_the_ti
     for used, wanted in {(1.0, 1.0, 1.0, 1.0): 8, (0.5,) * 4: 4, (0.1, 0.0): 0.4, (): 3}.items():
         context.aggregated_metrics = {"utilisation": dict(zip("abcd", used, strict=False))}
         assert utilised(context) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("leased", "least", "most"), [(False, 0.0, 1.0), (True, PATIENCE, 60.0)])
+async def test_an_instance_that_nobody_has_does_not_wait_for_a_roster_that_has_ended(
+    leased: bool, least: float, most: float
+) -> None:
+    asked = []
+
+    async def report() -> None:
+        asked.append(True)
+        await asyncio.Event().wait()
+
+    began = time.monotonic()
+    await say_goodbye(report, lambda: leased)
+    assert least <= time.monotonic() - began < most
+    assert asked

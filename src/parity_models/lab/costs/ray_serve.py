@@ -43,6 +43,7 @@ from parity_models.serving.http.listening import listen
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
 from parity_models.serving.ray.app import application
+from parity_models.serving.ray.cluster import delete
 from parity_models.serving.ray.cluster_options import ClusterOptions
 
 SERVICE_TIME = 0.05
@@ -219,7 +220,7 @@ def _deployed(name: str, app: Application) -> Iterator[None]:
     try:
         yield
     finally:
-        serve.delete(name)
+        delete(name)
 
 
 # Clients

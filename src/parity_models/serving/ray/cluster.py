@@ -39,8 +39,14 @@ SERVE_API = RLock()
 """Held while Serve is called from one of several threads: how it describes deployments changes a
 setting of the process for a moment, and fails where another thread does so, too (Ray 2.60)."""
 
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at what starts or ends; Serve itself looks once a second."""
+
 START_TIMEOUT = 300.0
 """Seconds all replicas have to start: images and models may have to reach new nodes."""
+
+STOP_TIMEOUT = 60.0
+"""Seconds all replicas have to stop."""
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def served_on_ray(
             _check_answers(url)
             yield url if grpc is None else f"{url} and grpc://{address_of}:{grpc.port}"
         finally:
-            serve.delete(APP)
+            delete(APP)
             if not ran_before:
                 stop_serve()
     finally:
@@ -225,8 +231,25 @@ def wait_for(name: str, ended: Event) -> None:
             ]
             problem = "cannot start" if failed else f"did not start within {START_TIMEOUT:g} s"
             raise ServingError(f"replicas {problem}: {'; '.join(why) or status.message}")
-        if ended.wait(0.1):
+        if ended.wait(LOOK_AGAIN):
             raise ServingError("its start was ended")
+
+
+def delete(name: str) -> None:
+    """Delete an application; returns once its replicas have stopped.
+
+    Raises ServingError if they do not.
+    """
+    with SERVE_API:
+        serve.delete(name, _blocking=False)
+    end = time.monotonic() + STOP_TIMEOUT
+    while True:
+        with SERVE_API:
+            if name not in serve.status().applications:
+                return
+        if time.monotonic() > end:
+            raise ServingError(f"replicas of {name} did not stop within {STOP_TIMEOUT:g} s")
+        time.sleep(LOOK_AGAIN)
 
 
 def _check_answers(url: str) -> None:

@@ -29,6 +29,7 @@ from parity_models.serving.ray.app import instances_app, pools_for, roster_app
 from parity_models.serving.ray.cluster import (
     SERVE_API,
     connect,
+    delete,
     deploy,
     serve_runs,
     stop_serve,
@@ -194,7 +195,7 @@ class ClusterEngine(RayEngine):
 
     async def _delete(self) -> None:
         with suppress(Exception):  # where the cluster is gone, so is the application
-            await asyncio.to_thread(_delete, self._app)
+            await asyncio.to_thread(delete, self._app)
 
 
 def _check_resources(address: Value | None, resources: Value | None) -> None:
@@ -203,11 +204,6 @@ def _check_resources(address: Value | None, resources: Value | None) -> None:
             "resources_per_instance needs --address beside it: a cluster that is started here has "
             "no such resources"
         )
-
-
-def _delete(app: str) -> None:
-    with SERVE_API:
-        serve.delete(app)
 
 
 def _name(bundle: Bundle) -> str:

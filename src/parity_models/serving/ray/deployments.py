@@ -9,7 +9,6 @@ import logging
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -53,6 +52,9 @@ from parity_models.serving.worker.worker import Worker
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
+
+GOODBYE = 0.2
+"""Seconds that the roster has for the last report of an instance that nobody has leased."""
 
 STOP_PATIENCE = 20.0
 """Seconds that a replica that is to stop has for its unit."""
@@ -141,9 +143,7 @@ class Instances:
     async def __del__(self) -> None:
         """Let the frontend find other work for itself: it releases the worker after its unit."""
         self._leaving = True
-        with suppress(Exception):  # where the roster has stopped before
-            async with asyncio.timeout(PATIENCE):
-                await self._report()
+        await say_goodbye(self._report, lambda: self._worker.lease is not None)
         await asyncio.to_thread(self._worker.leave, STOP_PATIENCE)
         self._reports.cancel()
 
@@ -151,6 +151,21 @@ class Instances:
         lease = self._worker.lease
         holder = None if lease is None else holder_of(lease.instance)
         await self._roster.instance_seen.remote(InstanceReport(self._seat, holder, self._leaving))
+
+
+async def say_goodbye(report: Callable[[], Awaitable[None]], leased: Callable[[], bool]) -> None:
+    """Report for the last time, that the roster grants the instance to nobody from now on.
+
+    Returns after PATIENCE seconds at the latest, and after GOODBYE where nobody has it leased: an
+    application that ends as a whole has no roster any more, and that needs no report.
+    """
+    reporting = asyncio.ensure_future(report())
+    for patience in (GOODBYE, PATIENCE - GOODBYE):
+        await asyncio.wait((reporting,), timeout=patience)
+        if reporting.done() or not leased():
+            break
+    reporting.cancel()
+    await asyncio.gather(reporting, return_exceptions=True)
 
 
 class Frontends:
