@@ -67,11 +67,13 @@ check: setup ## Lint, documentation and the quick tests, in under three minutes
 	$(MAKE) --jobs 2 lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -q -m "$(QUICK)"
 
-# Clusters of Ray one after the other, as each wants both cores.
+# Ray's tests are apart, as a cluster beside two workers of other tests would starve. Two beside each other keep
+# two cores busy; those of a cluster of several nodes come first in their worker, in which no other may be yet.
 test: setup ## Lint, documentation, all tests
 	$(MAKE) --jobs 2 lint docs servers
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile -m "not ray"
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m ray \
+	  $$(grep -rl mark.ray tests | sort)
 
 explore: setup ## The tests of properties, with inputs that no run has tried before
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 -m "hypothesis and not ray" --hypothesis-profile explore

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -91,6 +91,11 @@ def start_serve(where: ProxyLocation = ProxyLocation.HeadOnly) -> str:
     (port,) = free_ports(1)
     serve.start(where, HTTPOptions(host="127.0.0.1", port=port))
     return f"http://127.0.0.1:{port}"
+
+
+def eventually(condition: Callable[[], bool], otherwise: str) -> None:
+    """Wait for what a cluster brings about, which needs the cores that looking often would take."""
+    until(condition, otherwise, 240, pause=0.1)
 
 
 def kill_replica(deployment: str, unique_id: str) -> None:

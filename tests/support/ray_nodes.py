@@ -21,8 +21,7 @@ from parity_models.lab.contention.namespaces import (
     processes_in,
     remove,
 )
-from ray_cluster import init_ray
-from served import until
+from ray_cluster import eventually, init_ray
 
 SUBNET = "10.217.83"
 """Of the cluster; the head is .1, in the namespace of the tests."""
@@ -101,6 +100,7 @@ class Cluster:
     """A head in this namespace, and nodes in others."""
 
     def __init__(self, bridge: str) -> None:
+        assert not ray.is_initialized(), "this process has a cluster; run the tests of nodes first"
         self._bridge = bridge
         self.nodes: list[Node] = []
         context = init_ray(
@@ -116,7 +116,7 @@ class Cluster:
         first = len(self.nodes) + 2
         new = [Node(number, self._bridge, self._gcs) for number in range(first, first + nodes)]
         self.nodes += new
-        until(lambda: all(node.id() for node in new), "the nodes do not come up", 240)
+        eventually(lambda: all(node.id() for node in new), "the nodes do not come up")
 
 
 def remove_stale_bridges() -> None:

@@ -171,12 +171,17 @@ def is_alive(pid: int) -> bool:
     return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
 
 
-def until(condition: Callable[[], bool], otherwise: str, seconds: float = 120.0) -> None:
-    """Wait for a condition that another process brings about, on a machine that may be busy."""
+def until(
+    condition: Callable[[], bool], otherwise: str, seconds: float = 120.0, pause: float = 0.005
+) -> None:
+    """Wait for a condition that another process brings about, on a machine that may be busy.
+
+    With a longer `pause` where to look takes processes a while in which they could bring it about.
+    """
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, otherwise
-        time.sleep(0.005)
+        time.sleep(pause)
 
 
 def _text(stream: IO[str] | None) -> IO[str]:

@@ -19,6 +19,7 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.engine import Engine
 from parity_models.serving.plan import model_files
 from parity_models.serving.ray.app import InstancePool, instances_app, roster_app
+from parity_models.serving.ray.cluster import delete
 from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.deployments import deployment_name
 from parity_models.serving.ray.ray_engine import RayEngine
@@ -97,7 +98,7 @@ def fleet(ray_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
     root: Any = serve.deployment(Root)
     serve.run(root.bind(roster, *pools), name="test", route_prefix=None)
     yield RayFleet(files, key)
-    serve.delete("test")
+    delete("test")
 
 
 class TestRayEngine(EngineConformance):

@@ -13,6 +13,7 @@ from ray import serve
 
 from parity_models.models.signature import Tensor
 from parity_models.serving.ray.app import AppArgs, build
+from parity_models.serving.ray.cluster import delete
 from parity_models.training.named_envelope import fit_named_envelope
 from ray_cluster import SMALL, kill_replica, replica_ids
 from served import until
@@ -56,7 +57,7 @@ def url(ray_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         serve.run(build(AppArgs.model_validate(given)), name=APP, route_prefix=f"/{APP}")
         yield f"{ray_url}/{APP}"
     finally:
-        serve.delete(APP)
+        delete(APP)
 
 
 def ask(http: httpx.Client, url: str, length: int, outputs: Sequence[str], seed: int) -> list[str]:

@@ -12,11 +12,12 @@ from parity_models.lab.contention.namespaces import configure
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.ray.app import application
+from parity_models.serving.ray.cluster import delete
 from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.server import ServeOptions
-from ray_cluster import Client, start_serve
+from ray_cluster import Client, eventually, start_serve
 from ray_nodes import BRIDGE, FRONT, ROOM, ray_nodes, remove_stale_bridges
-from served import until, write_linear_bundle
+from served import write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.root, pytest.mark.timeout(900)]
 
@@ -40,20 +41,20 @@ def test_a_node_that_is_lost_under_load_costs_no_request_and_another_takes_its_p
         def up() -> float:
             return client.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
-        until(lambda: up() == 6, "not all instances are there", 240)
+        eventually(lambda: up() == 6, "not all instances are there")
         with client.asking():
             client.more()
             ids = [node.id() for node in cluster.nodes]
             assert Counter(_nodes()) == dict.fromkeys(ids, 2)
             cluster.nodes[0].kill()
-            until(lambda: up() == 4, "the lost instances are still counted", 240)
+            eventually(lambda: up() == 4, "the lost instances are still counted")
             client.more()
             cluster.add(1)
-            until(lambda: up() == 6, "the instances are not replaced", 240)
+            eventually(lambda: up() == 6, "the instances are not replaced")
             client.more()
         assert client.metric("parm_query_failures_total") == 0
         assert client.metric("parm_query_latency_seconds_count") == client.answered
-        serve.delete("test")
+        delete("test")
         serve.shutdown()
 
 

@@ -24,7 +24,8 @@ from own_policy import POLICY, RULE
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.serving.ray.app import AppArgs, build
-from ray_cluster import SMALL, Client, kill_replica, replica_ids
+from parity_models.serving.ray.cluster import delete
+from ray_cluster import SMALL, Client, eventually, kill_replica, replica_ids
 from served import (
     INPUTS,
     ServerProcess,
@@ -78,17 +79,17 @@ def test_the_example_config_serves_scales_and_survives_what_it_loses(
     try:
         _serves_scales_and_survives(name, ray_url)
     finally:
-        serve.delete(name)
+        delete(name)
 
 
 def _serves_scales_and_survives(name: str, url: str) -> None:
-    until(lambda: serve.status().applications[name].status == "RUNNING", "it does not run", 240)
+    eventually(lambda: serve.status().applications[name].status == "RUNNING", "it does not run")
     client = Client(url)
 
     def up() -> float:
         return client.metric(r'parm_instances_up\{role="deployed",work="deployed"\}')
 
-    until(lambda: up() == 3, "not all instances are there", 240)
+    eventually(lambda: up() == 3, "not all instances are there")
     with client.asking(1, pause=0.1):
         client.more()
         # Whoever knows who serves whom is gone, and is back.
@@ -96,16 +97,16 @@ def _serves_scales_and_survives(name: str, url: str) -> None:
         client.more()
         # Six clients keep more than three instances busy.
         with client.asking(6, pause=0):
-            until(lambda: up() > 3, "there are no more instances", 240)
-        until(lambda: up() == 3, "there are not fewer instances again", 240)
+            eventually(lambda: up() > 3, "there are no more instances")
+        eventually(lambda: up() == 3, "there are not fewer instances again")
         client.more()
     assert client.metric("parm_query_failures_total") == 0
     assert client.metric("parm_query_latency_seconds_count") == client.answered
     # What a lost frontend had is the other's, until that is back.
     kill_replica("Frontends", replica_ids(name, "Frontends")[0])
-    until(lambda: _answers(client), "nobody answers", 240)
-    until(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back", 240)
-    until(lambda: up() == 3, "not all instances are there", 240)
+    eventually(lambda: _answers(client), "nobody answers")
+    eventually(lambda: len(replica_ids(name, "Frontends")) == 2, "the frontend is not back")
+    eventually(lambda: up() == 3, "not all instances are there")
 
 
 def _answers(client: Client) -> bool:
@@ -209,9 +210,9 @@ def test_a_policy_and_a_rule_of_one_s_own_are_served(bundle: Path, ray_url: str)
         client = Client(f"{ray_url}/again")
         with client.asking():
             client.more()
-        until(lambda: client.metric("parm_redundant_tasks_total") > 0, "nothing is sent again", 240)
+        eventually(lambda: client.metric("parm_redundant_tasks_total") > 0, "nothing is sent again")
     finally:
-        serve.delete("own-policy")
+        delete("own-policy")
 
 
 def test_a_code_of_one_s_own_is_served_where_it_is_allowed_and_spans_say_where_time_went(
@@ -242,13 +243,13 @@ def test_a_code_of_one_s_own_is_served_where_it_is_allowed_and_spans_say_where_t
             client = Client(f"{ray_url}/own")
             with client.asking():
                 client.more()
-                until(lambda: client.sources["reconstruction"] > 0, "nothing is reconstructed", 240)
+                eventually(lambda: client.sources["reconstruction"] > 0, "nothing is reconstructed")
             with httpx.Client(headers={"traceparent": f"00-{trace}-{parent}-01"}) as http:
                 client.ask(http)
             wanted = {"infer", "queue", "run"}
-            until(lambda: wanted <= collector.of(trace).keys(), "no spans have come", 240)
+            eventually(lambda: wanted <= collector.of(trace).keys(), "no spans have come")
         finally:
-            serve.delete("own-code")
+            delete("own-code")
     spans = collector.of(trace)
     assert spans["infer"].parent_span_id.hex() == parent
     assert spans["run"].parent_span_id == spans["infer"].span_id

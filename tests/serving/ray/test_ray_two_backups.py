@@ -11,8 +11,9 @@ import pytest
 from ray import serve
 
 from parity_models.serving.ray.app import AppArgs, build
-from ray_cluster import SMALL, Client
-from served import INPUTS, predictions, queries, until, write_linear_bundle
+from parity_models.serving.ray.cluster import delete
+from ray_cluster import SMALL, Client, eventually
+from served import INPUTS, predictions, queries, write_linear_bundle
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -41,13 +42,13 @@ def test_what_one_backup_may_not_answer_a_better_one_does(tmp_path: Path, ray_ur
         asked = count()
         with httpx.Client(timeout=60) as http:
             # The frontend has the slow instance a moment later, maybe.
-            until(lambda: "backup-2" in _ask(http, url, next(asked)), "no backup is asked", 240)
+            eventually(lambda: "backup-2" in _ask(http, url, next(asked)), "no backup is asked")
         client = Client(url)
         for kind, fate in (("backup", "refused"), ("backup-2", "answered")):
             labels = rf'{{(?=[^}}]*kind="{kind}")(?=[^}}]*fate="{fate}")[^}}]*}}'
             assert client.metric(f"parm_redundant_tasks_total{labels}") > 0
     finally:
-        serve.delete(APP)
+        delete(APP)
 
 
 def _ask(http: httpx.Client, url: str, seed: int) -> list[str]:

@@ -10,7 +10,7 @@ import ray
 from ray import serve
 
 from commands import Here, assert_refused
-from ray_cluster import SMALL, kill_replica, replica_ids
+from ray_cluster import SMALL, eventually, kill_replica, replica_ids
 from repositories import write_version
 from served import ServerProcess, until
 from served_repositories import Load, Repository
@@ -67,7 +67,7 @@ def test_versions_roll_out_under_load_while_an_instance_is_killed(repository: Re
     assert load.failures == []
     assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
     assert set(load.answers[-10:]) == {("2", 2.0)}
-    until(lambda: not apps("first", "1"), "the old version's instances stay", PATIENCE)
+    eventually(lambda: not apps("first", "1"), "the old version's instances stay")
 
 
 def load_now(repository: Repository, name: str, **parameters: str) -> httpx.Response:
@@ -80,11 +80,11 @@ def test_a_canary_that_says_something_else_goes_back(repository: Repository) -> 
     write_version(repository.folder, "first", "3", times=-1)
     assert load_now(repository, "first", canary="50%").status_code == 200
     with Load(repository.server.url, "first") as load:
-        until(lambda: repository.state("first", "3")[0] != "READY", "it stays", PATIENCE)
+        eventually(lambda: repository.state("first", "3")[0] != "READY", "it stays")
     assert load.failures == []
     assert "predictions differ from the old version's" in repository.state("first", "3")[1]
     assert repository.infer("first") == before
-    until(lambda: not apps("first", "3"), "the canary's instances stay", PATIENCE)
+    eventually(lambda: not apps("first", "3"), "the canary's instances stay")
 
 
 def test_what_does_not_fit_the_cluster_is_refused_and_the_old_version_goes_on(
