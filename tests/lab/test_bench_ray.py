@@ -9,7 +9,7 @@ import pytest
 from commands import parm
 from served import write_linear_bundle
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def test_a_plain_application_and_ours_and_two_frontends_are_measured_in_turns(

@@ -7,7 +7,7 @@ import pytest
 from commands import Here
 from small_experiment import SMALL, train_briefly
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 
 def test_an_experiment_runs_on_ray(parm_here: Here, tmp_path: Path) -> None:

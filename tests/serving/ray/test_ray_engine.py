@@ -27,7 +27,7 @@ from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
 from ray_cluster import SMALL, kill_replica
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 FOREVER = 1e15
 """Steps of the moody model that nobody waits for."""

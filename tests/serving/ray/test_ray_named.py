@@ -19,7 +19,7 @@ from ray_cluster import SMALL, kill_replica, replica_ids
 from served import until
 from text_models import expected, imitated, texts, write_text_bundle
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 APP = "texts"
 SHARED = (Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",)))

@@ -15,10 +15,10 @@ from repositories import write_version
 from served import ServerProcess, until
 from served_repositories import Load, Repository
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 QUICK = ("--canary-time", "0.5", "--canary-predictions", "60", "--grpc-port", "0")
-PATIENCE = 120.0
+PATIENCE = 240.0
 
 
 @pytest.fixture(scope="module")

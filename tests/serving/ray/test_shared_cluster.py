@@ -14,7 +14,7 @@ from repositories import write_version
 from served import ServerProcess, write_linear_bundle
 from served_repositories import Repository
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 SMALL_INSTANCES = ("--cpus-per-instance", str(SMALL), "--instances", "1", "--policy", "none")
 
