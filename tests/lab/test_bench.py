@@ -141,7 +141,7 @@ async def test_overhead_compares_answers_of_a_bundle_over_http_and_in_process(bu
 
 async def test_http_layers_carry_the_same_service_of_one_process(bundle: Path) -> None:
     before = children()
-    report = await measure_http_layers(open_bundle(bundle), rounds=1)
+    report = await measure_http_layers(open_bundle(bundle), rounds=1, seconds=0.3)
     assert report.layers == (*LAYERS, *LAYERS)
     assert len({each.url for each in report.throughput}) == len(LAYERS)
     for each in report.throughput:
@@ -154,7 +154,7 @@ async def test_http_layers_carry_the_same_service_of_one_process(bundle: Path) -
 async def test_what_a_request_costs_is_judged_by_the_numbers_beside_it(bundle: Path) -> None:
     policy = PolicyChoice("none")
     async with served(bundle, ServeOptions(policy=policy, instances=1, port=0)) as other:
-        result = await run_costs(open_bundle(bundle), [other.url], rounds=1)
+        result = await run_costs(open_bundle(bundle), [other.url], rounds=1, seconds=0.3)
     ours = ["parm serve --max-batch 1, the default", "parm serve --max-batch 4"]
     servers = [*ours, other.url]
     rows = {(name, clients): numbers for name, clients, *numbers in result.rows}
@@ -173,7 +173,7 @@ async def test_throughput_is_of_servers_that_answer(bundle: Path) -> None:
     with pytest.raises(UserError, match="no URL of http"):
         await measure_overhead(open_bundle(bundle), against=("grpc://localhost:1",))
     with pytest.raises(LoadError, match="connection to http://localhost:1 broke"):
-        await measure_overhead(open_bundle(bundle), against=("http://localhost:1",))
+        await measure_overhead(open_bundle(bundle), against=("http://localhost:1",), rounds=1)
 
 
 def test_bench_overhead_generates_a_model_to_measure(parm_here: Here, tmp_path: Path) -> None:

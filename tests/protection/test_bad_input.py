@@ -132,7 +132,7 @@ def test_after_a_search_that_found_nothing_good_enough_which_can_be_resumed(
     monkeypatch.chdir(tmp_path)
     given: Callable[..., list[str]] = lambda *added: [  # noqa: E731
         *PLAIN.format(models=models).split(),
-        *("--out", "bundle", "--minutes", "0.1"),
+        *("--out", "bundle", "--minutes", "0.05"),
         *added,
     ]
     usual = ("--agreement", "0.1") if "--agreement" not in more else ()

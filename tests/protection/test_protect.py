@@ -24,7 +24,7 @@ from parity_models.training.search import Searching
 
 SHAPE = (6,)
 INPUTS = np.random.default_rng(0).normal(size=(3000, *SHAPE)).astype(np.float32)
-QUICK = ("--minutes", "0.25", "--agreement", "0.1", "--extra-work", "1")
+QUICK = ("--minutes", "0.15", "--agreement", "0.1", "--extra-work", "1")
 
 
 @pytest.fixture(scope="module")

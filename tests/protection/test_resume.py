@@ -1,6 +1,7 @@
 """A search that was cut off goes on where it was, in real processes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -34,14 +35,38 @@ PATIENCE = 120.0
 """Seconds for a process to get on, on a machine that has other things to do."""
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models and their queries."""
+    made = tmp_path_factory.mktemp("made")
     for seed, name in enumerate(("model.onnx", "other.onnx")):
         weights = np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32)
-        linear_model(tmp_path / name, (6,), (4,), 3 * weights)
-    np.save("inputs.npy", INPUTS)
-    np.save("others.npy", INPUTS + 1)
+        linear_model(made / name, (6,), (4,), 3 * weights)
+    np.save(made / "inputs.npy", INPUTS)
+    np.save(made / "others.npy", INPUTS + 1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def killed(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of it in which a search was killed after its first trainings."""
+    folder = tmp_path_factory.mktemp("killed") / "copy"
+    shutil.copytree(made, folder)
+    with running(folder) as process:
+        await_state(folder, process, lambda found: rounds(found) >= 1)
+        process.kill()
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return copied(made, tmp_path, monkeypatch)
+
+
+def copied(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a folder, for one test, which is in it."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -52,9 +77,10 @@ def command(*more: str) -> list[str]:
 
 
 @contextmanager
-def running(*more: str) -> Iterator["subprocess.Popen[str]"]:
+def running(folder: Path, *more: str) -> Iterator["subprocess.Popen[str]"]:
     with subprocess.Popen(
         parm(*command(*more)),
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -100,11 +126,12 @@ def assert_kept(before: Searched, after: Searched) -> None:
         assert after.done[slug][: len(done)] == done
 
 
-def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(folder: Path, parm_here: Here) -> None:
-    with running() as process:
-        first = await_state(folder, process, lambda found: rounds(found) >= 1)
-        process.kill()
-    first = state(folder) or first
+def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
+    killed: Path, parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(killed, tmp_path, monkeypatch)
+    first = state(folder)
+    assert first is not None
     assert not (folder / "bundle").exists()
     for more, flag in (
         (("--inputs", "others.npy"), "--inputs"),
@@ -116,7 +143,7 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(folder: Path, parm_her
         refused = parm_here(*command("--resume", *more))
         assert_refused(refused, f"was begun with another {flag}; resume it with the same")
         assert state(folder) == first
-    with running("--resume") as process:
+    with running(folder, "--resume") as process:
         await_state(folder, process, lambda found: rounds(found) > rounds(first))
         process.send_signal(signal.SIGINT)
         said, _ = process.communicate(timeout=PATIENCE)
@@ -126,17 +153,16 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(folder: Path, parm_her
     assert second is not None
     assert_kept(first, second)
     assert open_bundle(folder / "bundle").manifest.calibration
-    with running("--resume", "--minutes", "0.1") as process:
-        said, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, said
-    assert "interrupted" not in said
+    done = parm_here(*command("--resume", "--minutes", "0.1"))
+    assert done.returncode == 0, done.stderr
+    assert "interrupted" not in done.stdout + done.stderr
     assert not list((folder / "bundle.protect").iterdir())
 
 
-def test_a_damaged_state_is_refused(folder: Path, parm_here: Here) -> None:
-    with running() as process:
-        await_state(folder, process, lambda found: True)
-        process.kill()
+def test_a_damaged_state_is_refused(
+    killed: Path, parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied(killed, tmp_path, monkeypatch)
     file = folder / "bundle.protect" / "search.json"
     file.write_bytes(file.read_bytes()[:-20])
     assert_refused(parm_here(*command("--resume")), "search.json is damaged")
@@ -174,12 +200,13 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) 
     proposed = tuple(Proposed(name, None, 0.9) for name in names)
     searched = Searched(prepared.options, proposed, 1.0)
     done = Done(score=0.5, covered=0.5, seconds=0.0, epochs=1)
-    for judging, resumed, untried in (
-        (0.0, {}, []),
-        (9.0, {}, names[2:]),
-        (9.0, {"mlp": done}, ["mlp@0.5"]),
+    # There is time for all in the first, which is cut off rather than waited for.
+    for seconds, judging, resumed, untried in (
+        (20.0, 0.0, {}, []),
+        (1.0, 9.0, {}, names[2:]),
+        (1.0, 9.0, {"mlp": done}, ["mlp@0.5"]),
     ):
-        search_folder = SearchFolder(folder / "search")
+        search_folder = Cut(folder / "search", begun=2)
         search_folder.begin(searched)
         teaching = replace(prepared.teaching, judging=judging)
         state = msgspec.structs.replace(
@@ -188,7 +215,7 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) 
         for name in resumed:
             candidate = Candidate(name, None, 0.9)
             search_folder.save(candidate, Trainee(candidate, teaching).state())
-        found = Search(teaching, state, search_folder).run(20.0 if not judging else 1.0)
+        found = Search(teaching, state, search_folder).run(seconds)
         told = [name for name, why in found.dropped.items() if why.startswith("not tried")]
         assert told == [f"backup {name}" for name in untried]
 

@@ -1,6 +1,5 @@
 """An approximate backup is trained from unlabelled queries and kept in the bundle."""
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from commands import parm
+from commands import Here
 from own_models import DIGITS, STACK
 from parity_models.errors import DataError, TrainingError
 from parity_models.evaluation import evaluate
@@ -116,14 +115,12 @@ def test_what_cannot_be_trained_is_refused(deployed: Outcome, tmp_path: Path) ->
 
 
 def test_parm_backup_puts_a_backup_and_its_accuracy_into_the_bundle_it_is_given(
-    deployed: Outcome, tmp_path: Path
+    deployed: Outcome, tmp_path: Path, parm_here: Here
 ) -> None:
     bundle = tmp_path / "bundle"
     train_parity(deployed.bundle, STACK, DIGITS.train.inputs, bundle, Settings(epochs=1))
     arguments = ["--from", str(bundle), "--network", "linear", "--out", str(bundle)]
-    done = subprocess.run(
-        parm("backup", *arguments, "--epochs", "20"), capture_output=True, text=True
-    )
+    done = parm_here("backup", *arguments, "--epochs", "20")
     assert done.returncode == 0, done.stderr
     assert "the approximate backup" in done.stdout
     opened = open_bundle(bundle)

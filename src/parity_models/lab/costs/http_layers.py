@@ -16,7 +16,12 @@ import msgspec
 
 from parity_models.errors import UserError, install
 from parity_models.lab.costs.asked import Asked, generated_bundle
-from parity_models.lab.costs.throughput import ROUNDS, Throughput, measure_throughput
+from parity_models.lab.costs.throughput import (
+    ROUNDS,
+    SECONDS,
+    Throughput,
+    measure_throughput,
+)
 from parity_models.load.child import commands, tell
 from parity_models.load.served import ServeSpec, main, served
 from parity_models.models.bundle import Bundle, open_bundle
@@ -50,8 +55,10 @@ async def measure_http_layers(
     *,
     instances: int = 1,
     rounds: int = ROUNDS,
+    seconds: float = SECONDS,
 ) -> HttpLayersReport:
-    """Serve `bundle`, or a generated MLP, behind all three layers, and ask them in turns.
+    """Serve `bundle`, or a generated MLP, behind all three layers, and ask them in turns, for so
+    many `seconds` each.
 
     Raises UserError where uvicorn or granian is missing, LoadError for a layer that refuses.
     """
@@ -63,7 +70,7 @@ async def measure_http_layers(
             urls = dict(zip(server.url.split(), LAYERS, strict=True))
             # Nothing else is due on this event loop, so the measurement may block it.
             throughput = measure_throughput(
-                [asked.measured(server, url) for url in urls], rounds=rounds
+                [asked.measured(server, url) for url in urls], rounds=rounds, seconds=seconds
             )
     return HttpLayersReport(
         policy,

@@ -9,7 +9,13 @@ from parity_models.errors import UserError
 from parity_models.lab.costs.asked import Asked, generated_bundle
 from parity_models.lab.costs.http_layers import OURS, HttpLayersReport, measure_http_layers
 from parity_models.lab.costs.overhead import targets_of
-from parity_models.lab.costs.throughput import CLIENTS, ROUNDS, Throughput, measure_throughput
+from parity_models.lab.costs.throughput import (
+    CLIENTS,
+    ROUNDS,
+    SECONDS,
+    Throughput,
+    measure_throughput,
+)
 from parity_models.lab.reliability.chaos_result import Claim
 from parity_models.lab.reliability.table_result import TableResult
 from parity_models.load.served import served
@@ -34,9 +40,14 @@ _COLUMNS = ("server", "clients", "requests/s", "p50 ms", "CPU µs/request")
 
 
 async def run_costs(
-    bundle: Bundle | None = None, against: Sequence[str] = (), *, rounds: int = ROUNDS
+    bundle: Bundle | None = None,
+    against: Sequence[str] = (),
+    *,
+    rounds: int = ROUNDS,
+    seconds: float = SECONDS,
 ) -> TableResult:
-    """Measure the default policy of `bundle`, or of a generated one, on the local engine.
+    """Measure the default policy of `bundle`, or of a generated one, on the local engine: each
+    server for so many `seconds` a round.
 
     `against`: URLs of servers of the same model that run already, as of a version before: one that
     runs batches of one, then, if that is to be compared, one of batches of up to four. Raises
@@ -47,8 +58,10 @@ async def run_costs(
         raise UserError(f"--against takes {len(BATCHES)} URLs at most, got {len(against)}")
     with generated_bundle(bundle) as bundle:
         policy = default_policy(bundle)
-        measured = await _measure(bundle, policy, against, rounds)
-        layers = await measure_http_layers(bundle, policy, instances=INSTANCES, rounds=rounds)
+        measured = await _measure(bundle, policy, against, rounds, seconds)
+        layers = await measure_http_layers(
+            bundle, policy, instances=INSTANCES, rounds=rounds, seconds=seconds
+        )
     return TableResult(
         "What a request costs",
         f"{policy} on {INSTANCES} instances and one more, one row of {layers.tensor_bytes:,} bytes "
@@ -62,7 +75,7 @@ async def run_costs(
 
 
 async def _measure(
-    bundle: Bundle, policy: str, against: Sequence[str], rounds: int
+    bundle: Bundle, policy: str, against: Sequence[str], rounds: int, seconds: float
 ) -> dict[str, Mapping[int, Throughput]]:
     """What each server carried for each number of clients, the servers by name: ours by their
     largest batch, then those of `against`."""
@@ -81,7 +94,7 @@ async def _measure(
             names[other.url] = other.url
             targets.append(other)
         # Nothing else is due on this event loop, so the measurement may block it.
-        throughput = measure_throughput(targets, rounds=rounds)
+        throughput = measure_throughput(targets, rounds=rounds, seconds=seconds)
     return {
         name: {each.clients: each for each in throughput if each.url == url}
         for url, name in names.items()
