@@ -2,16 +2,20 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tqdm import tqdm
 
 from commands import parm
+from parity_models.lab.costs.ray_clients import Clients, Effort, rates
 from served import write_linear_bundle
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-
+@pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_a_plain_application_and_ours_and_two_frontends_are_measured_in_turns(
     tmp_path: Path,
 ) -> None:
@@ -27,3 +31,23 @@ def test_a_plain_application_and_ours_and_two_frontends_are_measured_in_turns(
     assert report["instances"] == 2
     for ratio in ("ratio_p50", "ratio_requests", "ratio_frontends"):
         assert f"{report[ratio]:.2f}x" in done.stdout
+
+
+def test_an_application_that_answers_nothing_in_all_rounds_has_more_of_them() -> None:
+    class Busy:
+        """Answers at once from its fourth request on."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def infer(self, row: object) -> None:
+            self.asked += 1
+            time.sleep(0.1 if self.asked <= 3 else 0)
+
+        def close(self) -> None:
+            pass
+
+    effort = Effort(clients=1, rounds=1, seconds=0.02)
+    with Clients(Busy, np.zeros(1), 1) as slow, tqdm(disable=True) as progress:
+        (rate,) = rates([slow], effort, progress)
+    assert rate > 0
