@@ -69,7 +69,7 @@ class FleetServer(ABC):
             assert self._process.poll() is None, self._log.read_text()[-4000:]
             with suppress(httpx.TransportError):
                 return all(
-                    httpx.get(f"{self.url}/v2/models/{model.name}/ready").status_code == 200
+                    httpx.get(f"{self.url}/v2/models/{model.name}/ready", verify=False).is_success
                     for model in self._repository.iterdir()
                     if model.is_dir()
                 )
@@ -114,7 +114,7 @@ class ExplicitTriton(Triton):
     def wait_until_ready(self) -> None:
         def ready() -> bool:
             with suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/v2/health/ready").status_code == 200
+                return httpx.get(f"{self.url}/v2/health/ready", verify=False).is_success
             return False
 
         until(ready, f"{self._log} does not tell that the server is ready", PATIENCE)

@@ -31,6 +31,10 @@ IMPORTED = (
     "parity_models.serving.grpc.grpc_server",
     "parity_models.serving.remote.clients",
     "parity_models.serving.repository.repository_server",
+    # Typer imports it when it reads a command line.
+    "pydantic.fields",
+    "pydantic.type_adapter",
+    "pydantic.types",
 )
 MAX_ORDER = 2**20
 
@@ -188,7 +192,7 @@ def await_order(descriptor: int) -> None:
         import_module(module)
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"{len(threads)} threads have been started by imports"
-    gc.freeze()
+    gc.freeze()  # as a server does: what stays is not looked at again, nor copied for that
     orders = socket.socket(fileno=descriptor)
     os.set_inheritable(descriptor, False)
     while True:
@@ -206,7 +210,6 @@ def await_order(descriptor: int) -> None:
         for each in streams:
             os.close(each)
     orders.close()
-    gc.unfreeze()
     for number, each in enumerate(streams, start=1):
         os.dup2(each, number)
         os.close(each)
