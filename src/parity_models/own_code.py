@@ -1,6 +1,7 @@
 """What users name as `package.module:name` on the command line: code of their own."""
 
 import sys
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def load_own(reference: str) -> Any:
         return getattr(found, name)
     except AttributeError:
         where = getattr(found, "__file__", "built in")
-        raise UserError(f"module {module} ({where}) has no {name!r}") from None
+        near = get_close_matches(name, vars(found), 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"module {module} ({where}) has no {name!r}{meant}") from None
 
 
 def say(error: BaseException) -> str:

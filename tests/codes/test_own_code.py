@@ -65,6 +65,7 @@ def test_it_reconstructs_by_its_own_options() -> None:
         (CodeSpec(ENCODER, "separate", 2), "could not tell the slots apart"),
         (CodeSpec("parity_models.codes:Encoder", DECODER, 2), "cannot be built: .*abstract"),
         (CodeSpec("own_coders:Missing", DECODER, 2), "has no 'Missing'"),
+        (CodeSpec("own_coders:Amplifed", DECODER, 2), "did you mean Amplified?"),
     ],
 )
 def test_it_is_checked_as_it_says(spec: CodeSpec, reason: str) -> None:
