@@ -1,7 +1,9 @@
 """The Ray engine runs units on replicas that the roster leases to it."""
 
+import asyncio
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from engine_conformance import (
 )
 from onnx_models import moody_model
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.serving.engine import Engine
 from parity_models.serving.plan import model_files
 from parity_models.serving.ray.app import InstancePool, instances_app, roster_app
@@ -26,6 +28,7 @@ from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
 from ray_cluster import SMALL, kill_replica
+from whole_bundle import tamper
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -103,3 +106,18 @@ def fleet(ray_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ra
 
 class TestRayEngine(EngineConformance):
     pass
+
+
+def test_a_bundle_that_an_older_version_wrote_reaches_replicas(
+    ray_url: str, tmp_path: Path
+) -> None:
+    def as_in_format_2(content: dict[str, Any]) -> None:
+        content["format_version"] = 2
+        del content["backups"], content["backup_trainings"]
+
+    moody_model(tmp_path / "m.onnx")
+    written = write_bundle(tmp_path / "bundle", deployed=NewModel(tmp_path / "m.onnx", "moody"))
+    tamper(written.path, as_in_format_2)
+    older = open_bundle(written.path)
+    assert older.digest != written.digest
+    assert asyncio.run(put_bundle(older).manifest()) == older.manifest

@@ -123,7 +123,7 @@ class ClusterEngine(RayEngine):
     def __init__(self, cluster: ClusterOptions, parts: Parts) -> None:
         self._cluster = cluster
         self._parts = parts
-        self._files = BundleFiles(parts.bundle.digest, parts.bundle.allowed)
+        self._files = BundleFiles.of(parts.bundle)
         self._app = f"parm-{_name(parts.bundle)}-{uuid.uuid4().hex[:8]}"
         self._handle: Any = None
         self._ended = Event()

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ray
 
@@ -34,10 +34,17 @@ _HEAD = "node:__internal_head__"
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """A bundle that is in a store, by its digest; `allowed` is what Bundle's is."""
+    """A bundle that is in a store, by the digest of its manifest there; `allowed` is what Bundle's
+    is."""
 
     digest: str
     allowed: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Self:
+        """The manifest is stored as the newest format has it, so its digest there is another than
+        that of a bundle which an older version wrote."""
+        return cls(digest_of(encode_manifest(bundle.manifest)), bundle.allowed)
 
     async def manifest(self) -> Manifest:
         """The manifest. Raises ModelError if it is another bundle's, ValueError if the store is
@@ -68,13 +75,13 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
 
     Raises BundleError if one is not what was checked when the bundle was opened.
     """
-    manifest = bundle.manifest
+    files, manifest = BundleFiles.of(bundle), bundle.manifest
     models = (manifest.deployed, *manifest.parity, *manifest.coders.values(), *manifest.backups)
     envelopes = () if manifest.envelope is None else (manifest.envelope,)
     store: Any = (
         ray.remote(_Store)
         .options(
-            name=bundle.digest,
+            name=files.digest,
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -86,7 +93,7 @@ def put_bundle(bundle: Bundle) -> BundleFiles:
     ray.get(store.put.remote(MANIFEST, encode_manifest(manifest)))
     for stored in (*models, *envelopes):
         ray.get(store.put.remote(stored.file, bundle.content(stored)))
-    return BundleFiles(bundle.digest, bundle.allowed)
+    return files
 
 
 def _store(digest: str) -> Any:
