@@ -52,7 +52,7 @@ def whole(minutes: float, seconds: float, seed: int) -> tuple[Case, ...]:
 
 def quick(seed: int) -> tuple[Case, ...]:
     """The same with a small model, in seconds."""
-    return (Case(QUICK, 0.15, 2.0, 0.05, seed), Case(QUICK, 0.1, None, 0.05, seed))
+    return (Case(QUICK, 0.1, 2.0, 0.05, seed), Case(QUICK, 0.05, None, 0.05, seed))
 
 
 def prove(cases: Sequence[Case], work: Path, say: Say) -> list[Proof]:
