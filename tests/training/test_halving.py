@@ -66,6 +66,17 @@ def test_the_best_that_is_not_slower_than_the_model_goes_on_whatever_it_is_worth
     assert "2 others are worth more" in kept.dropped[1]
 
 
+def test_the_best_that_is_surely_not_slower_goes_on_beside_one_that_may_be() -> None:
+    judged = [
+        One("as large as the model", 0.98, 0.99, 0.01),
+        One("half", 0.6, 0.97, 0.1),
+        One("tiny", 0.1, 0.8, 0.7),
+        One("small", 0.2, 0.9, 0.6),
+    ]
+    assert keep(judged, 3).places == (0, 1, 2)
+    assert keep(judged, 2).places == (0, 2)
+
+
 def test_slow_learners_go_on_while_there_is_room() -> None:
     judged = [
         One("fast, and has learned all it can", 0.03, 0.88, 0.7),

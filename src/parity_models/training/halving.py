@@ -9,6 +9,10 @@ from parity_models.training.candidates import SLACK
 MARGIN = 0.005
 """By how much scores of candidates that are trained to the end differ by chance."""
 
+SURELY = 0.9
+"""The share of F's time up to which a candidate is not slower, however far off its estimate is:
+networks of microseconds were measured at up to a tenth more."""
+
 
 class Judged(Protocol):
     """A candidate after some training: whether it takes several queries at once, its time as a
@@ -40,7 +44,8 @@ def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN, least: int
     What takes longer than another and has a score that is lower by more than `margin` goes, but
     the best of these stay while fewer than `least` would: they may learn more slowly. Of the rest
     those stay that are worth most, and besides the backup and the parity model with the best
-    scores that are not slower than F.
+    scores that are not slower than F. Where there is room for more than one that is worth most, so
+    does the best backup that is surely not slower.
     """
     dropped: dict[int, str] = {}
     for place, one in enumerate(judged):
@@ -66,6 +71,13 @@ def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN, least: int
         if (those := [place for place in fast if judged[place].coded == coded])
     }
     ranked = sorted(left, key=lambda place: (place not in anchors, -judged[place].worth))
+    backups = [place for place in fast if not judged[place].coded]
+    surely = [place for place in backups if judged[place].share <= SURELY]
+    best_of_them = max(surely, key=lambda place: judged[place].score, default=None)
+    room = len(anchors) + 1
+    if best_of_them in ranked[room:]:
+        ranked.remove(best_of_them)
+        ranked.insert(room, best_of_them)
     for place in ranked[most:]:
         one = judged[place]
         dropped[place] = (
