@@ -36,7 +36,7 @@ def _nothing(*, ctx: Any) -> str:
 
 def _bare(pieces: Callable[[Any], list[str]], ctx: Any) -> list[str]:
     """What must be given stands in the usage as it is, without Typer's braces."""
-    return [each.strip("{}") for each in pieces(ctx)]
+    return [each.replace("{", "").replace("}", "") for each in pieces(ctx)]
 
 
 def _word_for(kind: Any) -> str:

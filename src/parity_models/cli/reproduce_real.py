@@ -21,7 +21,7 @@ def real(
         list[Path],
         typer.Argument(
             help="What the programs in examples/real/ wrote: a folder for each model.",
-            metavar="FOLDER...",
+            metavar="FOLDER",
             show_default=False,
         ),
     ],
