@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +14,9 @@ SCAN = 4
 """How many batches' worth of queued tasks are looked through to fill one batch."""
 
 Queue = OrderedDict[Task, None]
+
+Worse = Callable[[str], bool]
+"""Is an instance one that others are better suited than?"""
 
 
 class Dispatch(ABC):
@@ -180,11 +183,31 @@ class Dispatch(ABC):
         taken = self._taken(task)
         if not (taken or task.failed_on or task.avoid):
             return suited
-        nodes = self._nodes_of(taken)
-        beside = [instance for instance in suited if self._node[instance] in nodes]
-        for worse in (task.failed_on, taken, beside, task.avoid):
-            suited = [instance for instance in suited if instance not in worse] or suited
+        for worse in self._worse(task, taken):
+            suited = [instance for instance in suited if not worse(instance)] or suited
         return suited
+
+    def _is_suited(self, task: Task, instance: str) -> bool:
+        """Is this one, which can run the task, among those? Without a look at all of them: a queue
+        may be long, and instances many."""
+        applied: list[Worse] = []
+        up = self._up[task.role]
+        for worse in self._worse(task, self._taken(task)):
+            if not worse(instance):
+                applied.append(worse)
+            elif any(not (worse(each) or any(one(each) for one in applied)) for each in up):
+                return False
+        return True
+
+    def _worse(self, task: Task, taken: Set[str]) -> tuple["Worse", ...]:
+        """What makes an instance less suited than others for the task, the worst first."""
+        nodes = self._nodes_of(taken)
+        return (
+            task.failed_on.__contains__,
+            taken.__contains__,
+            lambda instance: self._node[instance] in nodes,
+            task.avoid.__contains__,
+        )
 
     def _taken(self, task: Task) -> set[str]:
         """The instances with tasks that this one is to run apart from."""

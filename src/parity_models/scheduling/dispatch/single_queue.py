@@ -103,7 +103,7 @@ class SingleQueue(Dispatch):
     def _may_run(self, task: Task, instance: str) -> bool:
         beside = self.nodes and self._node[instance] in self._nodes_of(self._taken(task))
         if beside or instance in task.failed_on or instance in task.avoid:
-            return instance in self._suited(task)
+            return self._is_suited(task, instance)
         return True
 
     def _add_idle(self, instance: str, rank: float) -> None:
