@@ -14,9 +14,10 @@ from parity_models.scheduling.dispatch import (
     PowerOfTwoChoices,
     Prequal,
     RoundRobin,
+    SingleQueue,
 )
 from parity_models.scheduling.dispatch.prequal import Probe, ProbePool
-from parity_models.scheduling.work import Task
+from parity_models.scheduling.work import Task, Unit
 from scheduling_world import ORIGINALS, World
 
 
@@ -56,6 +57,31 @@ def test_instances_to_avoid_get_a_task_only_while_no_others_are_up(rule: type[Di
     dispatch.leave("c")
     dispatch.add(Task(DEPLOYED, 2, "image", avoid=avoided))
     assert [instance in avoided for instance, _ in dispatch.assign(1)] == [True]
+
+
+SOME = st.sets(st.sampled_from("abcdef"))
+
+
+@given(idle=st.sampled_from("abcdef"), failed=SOME, taken=SOME, avoid=SOME, shared=st.booleans())
+def test_an_idle_instance_takes_a_task_unless_others_that_are_up_suit_it_better(
+    idle: str, failed: set[str], taken: set[str], avoid: set[str], shared: bool
+) -> None:
+    dispatch = SingleQueue()
+    node = {each: f"node {ord(each) % 2 if shared else each}" for each in "abcdef"}
+    for each in node:
+        dispatch.join(each, ORIGINALS, node[each])
+        if each != idle:
+            dispatch.occupy(each)
+    taken = taken - {idle}
+    running = [Task(DEPLOYED, 2, "image", unit=Unit(1, each, [], 0.0)) for each in sorted(taken)]
+    task = Task(DEPLOYED, 1, "image", failed_on=sorted(failed), avoid=avoid)
+    task.apart.append([task, *running])
+    dispatch.add(task)
+    suited = set(node)
+    beside = {each for each in node if node[each] in {node[one] for one in taken}}
+    for worse in (failed, taken, beside, avoid):
+        suited = suited - worse or suited
+    assert [instance for instance, _ in dispatch.assign(1)] == [idle] * (idle in suited)
 
 
 def test_latency_aware_takes_the_recently_slow_last() -> None:
