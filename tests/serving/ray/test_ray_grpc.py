@@ -47,5 +47,5 @@ async def test_the_clients_time_limit_is_known_to_who_answers() -> None:
         await server.stop(None)
     first, *others = told
     assert first is not None
-    assert 0 < first <= 60
+    assert 0 < first < 61, "gRPC writes a time limit in three digits, rounded up"
     assert others == [None, None]
