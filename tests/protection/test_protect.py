@@ -130,7 +130,7 @@ def test_too_few_queries_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def plan(name: str, p99: float, extra: float) -> Plan:
-    return Plan(name, (), PolicyChoice("equal-resources"), 1.0, p99, p99, (), 1.0, 0.0, extra)
+    return Plan(name, (), PolicyChoice("equal-resources"), 1.0, p99, p99, 1.0, 0.0, extra)
 
 
 def test_where_nothing_keeps_within_the_work_the_nearest_is_named() -> None:

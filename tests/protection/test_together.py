@@ -70,7 +70,7 @@ def finalists(
 
 def plan(name: str, finalists: Sequence[Finalist], p99: float, extra: float = 0.05) -> Plan:
     policy = PolicyChoice("adaptive")
-    return Plan(name, tuple(finalists), policy, 1.0, p99, 2 * p99, (), 1.0, 0.1, extra)
+    return Plan(name, tuple(finalists), policy, 1.0, p99, 2 * p99, 1.0, 0.1, extra)
 
 
 def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(

@@ -33,8 +33,9 @@ def operators_known() -> Iterator[None]:
         table.functions = {operator: list(ways) for operator, ways in table.functions.items()}
         return table
 
+    # Replaced for a while, which types do not provide for: PyTorch has no parameter for the table.
     ONNXRegistry.from_torchlib = classmethod(from_torchlib)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]
+        ONNXRegistry.from_torchlib = original  # type: ignore[method-assign]  # as it was

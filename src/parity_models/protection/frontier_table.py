@@ -135,7 +135,6 @@ def as_json(found: Protected) -> dict[str, Any]:
                 "p50_ms": plan.p50_ms,
                 "p99_ms": plan.p99_ms,
                 "p999_ms": plan.p999_ms,
-                "quantiles_ms": [round(ms, 4) for ms in plan.quantiles_ms],
                 "stood_in": plan.stood_in,
                 "extra_work": plan.extra_work,
                 "urgency": plan.urgency,

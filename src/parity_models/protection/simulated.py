@@ -49,7 +49,7 @@ class Plan:
     Of two finalists the second is a backup: where the first is one, a slower and better one, else
     the one that is used in place of a slot of the first.
 
-    Latencies are those of answered queries, in ms, with their quantiles at SHARES; `answered` is
+    Latencies are those of answered queries, in ms; `answered` is
     the share that were, `stood_in` the share that a stand-in answered. `extra_work` is in runs of
     the deployed model for each query.
     """
@@ -60,7 +60,6 @@ class Plan:
     p50_ms: float
     p99_ms: float
     p999_ms: float
-    quantiles_ms: tuple[float, ...]
     answered: float
     stood_in: float
     extra_work: float
@@ -229,7 +228,6 @@ class Simulations:
             found.p50_ms,
             found.p99_ms,
             found.p999_ms,
-            found.quantiles_ms,
             found.answered,
             found.stood_in,
             work - self._usual,

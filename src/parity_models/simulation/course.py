@@ -82,8 +82,7 @@ def added_by_row(one: float, several: float, rows: int) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a policy did. Latencies are those of answered queries, in ms: some percentiles, and the
-    quantiles at SHARES.
+    """What a policy did. Latencies are those of answered queries, in ms.
 
     `answered` is the share of queries that were, `stood_in` the share that a stand-in answered.
     `units` are how many ran, by role, with so many `rows` in them. `busy_ms` is how long instances
@@ -93,7 +92,6 @@ class Outcome:
     p50_ms: float
     p99_ms: float
     p999_ms: float
-    quantiles_ms: tuple[float, ...]
     answered: float
     stood_in: float
     units: Mapping[str, int]
@@ -137,7 +135,6 @@ def outcome_of(
         p50,
         p99,
         p999,
-        tuple(np.quantile(ms, SHARES).tolist()),
         float(answered.mean()),
         float((answered & (sources != SOURCES.index(Source.MODEL))).mean()),
         result.units,

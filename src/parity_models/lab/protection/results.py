@@ -6,7 +6,6 @@ from numpy.typing import NDArray
 
 from parity_models.protection.in_place import InPlace
 from parity_models.protection.simulated import Scene
-from parity_models.simulation.course import SHARES
 
 
 class StandIn(msgspec.Struct, frozen=True):
@@ -21,14 +20,13 @@ class StandIn(msgspec.Struct, frozen=True):
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """Of answers, in ms: some percentiles, and the quantiles at SHARES. A stand-in gave a share
+    """Of answers, in ms: some percentiles. A stand-in gave a share
     `stood_in` of them."""
 
     p50_ms: float
     p99_ms: float
     p999_ms: float
     stood_in: float
-    quantiles_ms: tuple[float, ...]
 
 
 class Simulated(Latencies, frozen=True):
@@ -58,7 +56,7 @@ class Found(msgspec.Struct, frozen=True):
 def latencies_of(ms: NDArray[np.float64], stood_in: float) -> Latencies:
     """Those of answers that took so many `ms` (n,)."""
     p50, p99, p999 = np.quantile(ms, (0.5, 0.99, 0.999)).tolist()
-    return Latencies(p50, p99, p999, stood_in, tuple(np.quantile(ms, SHARES).tolist()))
+    return Latencies(p50, p99, p999, stood_in)
 
 
 class Search(msgspec.Struct, frozen=True):
