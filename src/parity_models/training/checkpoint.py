@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
@@ -68,11 +68,12 @@ def save_checkpoint(
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(
+        # Not by save_file: what that leaves where it is killed has a name of chance.
+        content = save(
             {name: value.contiguous() for name, value in tensors.items()},
-            beside,
             {"run": json.dumps(run)},
         )
+        beside.write_bytes(content)
         os.replace(beside, path)
     except OSError as error:
         raise TrainingError(f"cannot write the checkpoint {path}: {error}") from error

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from parity_models.codes import CodeSpec
@@ -62,7 +62,7 @@ class SearchFolder:
 
     def clear(self) -> None:
         """Remove what is needed only to go on."""
-        for pattern in ("*.safetensors", "*.checkpoint", STATE):
+        for pattern in ("*.safetensors", "*.checkpoint", "*.new", STATE):
             for file in self.path.glob(pattern):
                 file.unlink(missing_ok=True)
 
@@ -105,7 +105,8 @@ class SearchFolder:
         """Keep a candidate's weights."""
         beside = self.path / f"{candidate.slug}.new"
         try:
-            save_file({name: each.contiguous() for name, each in weights.items()}, beside)
+            # Not by save_file: what that leaves where it is killed has a name of chance.
+            beside.write_bytes(save({name: each.contiguous() for name, each in weights.items()}))
             os.replace(beside, self._weights(candidate))
         except OSError as error:
             raise TrainingError(f"cannot write {self.path}: {error.strerror}") from error
