@@ -19,10 +19,10 @@ def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None
 
 
 def slow_world(stand_ins: StandIns = BACKUPS) -> tuple[World, Adaptive]:
-    """Instances a to d, of which each has been late."""
+    """Instances a to h; a to d, which take first, have been late."""
     policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW), interference=undisturbed())
     world = World(Scheduler(policy), code())
-    for instance in "abcd":
+    for instance in "abcdefgh":
         world.join(instance, policy.roles(1, 0)[0])
     world.pass_time(10.0)
     ran(world, policy, 9.0, *"abcd")
@@ -83,15 +83,16 @@ def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
 ) -> None:
     policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW), interference=undisturbed())
     world = World(Scheduler(policy), code())
-    world.join("fast", policy.roles(1, 0)[0])
-    answer_some(world)
-    world.arrive(1, exact=True)
-    for instance in "abc":
+    for instance in ("fast", "busy"):
         world.join(instance, policy.roles(1, 0)[0])
-    ran(world, policy, 9.0, *"abc")
+    answer_some(world)
+    world.arrive(2, exact=True)
+    for instance in "ab":
+        world.join(instance, policy.roles(1, 0)[0])
+    ran(world, policy, 9.0, *"ab")
     world.arrive(1)
     world.pass_time(0.01)
-    assert runs(world) == [DEPLOYED] * 2
+    assert runs(world) == [DEPLOYED] * 3
     assert world.queued(sent) == 1
     world.finish("fast")
     assert world.running["fast"].role == sent
@@ -120,12 +121,26 @@ def test_an_instance_is_slow_until_it_is_in_time_again() -> None:
     assert runs(world) == [DEPLOYED] * 2, "what is gone says nothing of others"
 
 
+def test_half_of_all_are_slow_at_most_the_newest() -> None:
+    world, policy = slow_world()
+    ran(world, policy, 9.0, *"ef")
+    for early in (False, False, True, True, True, True):  # a to f
+        before = runs(world)
+        world.arrive(1)
+        world.pass_time(0.001)
+        asked = [BACKUP] if early else []
+        assert sorted(runs(world)) == sorted([*before, DEPLOYED, *asked])
+        for instance in list(world.running):
+            if world.running[instance].role != DEPLOYED:
+                world.finish(instance)
+
+
 def test_a_refusal_is_held_against_the_stand_in_that_was_refused() -> None:
     world, _ = slow_world(BOTH)
     answer_some(world, 40)
     world.refuses = lambda query, source: True
     asked: list[str] = []
-    for _ in range(60):
+    for _ in range(120):
         world.arrive(1)
         world.pass_time(1.2)
         asked += [run.role for run in world.running.values() if run.role != DEPLOYED]

@@ -1,10 +1,11 @@
 """From which ages on units are at risk, by what is measured of each role, and the load.
 
 What makes instances slow lasts for longer than a unit. So an instance is *slow* while the last unit
-of the deployed model that it ran was late. Originals on slow instances have run times of their own,
-and may be asked for as they begin; they are trusted no more than others at any age. (On others, no
-unit is asked for before the first have ended: else, where instances are idle and cheap, everything
-would be run twice.)
+of the deployed model that it ran was late; never more than half of all are, the newest: slow ones
+are given work last, and what is given nothing cannot be on time again. Originals on slow instances
+have run times of their own, and may be asked for as they begin; they are trusted no more than
+others at any age. (On others, no unit is asked for before the first have ended: else, where
+instances are idle and cheap, everything would be run twice.)
 """
 
 from collections.abc import Collection
@@ -58,8 +59,8 @@ class Risk:
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.late = 0.0
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
-        self.slow: set[str] = set()
-        """The instances on which the last unit of the deployed model was late."""
+        self.slow: dict[str, None] = {}
+        """The instances on which the last unit of the deployed model was late, the newest last."""
         self._better = dict(pairwise(role for role in stand_ins if role != PARITY))
         self._run_times = run_times
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
@@ -104,11 +105,12 @@ class Risk:
         if unit.instance in self.slow:
             self._measured[SLOW].ran(took, finished=finished)
         if 0 < self.late < took:
-            self.slow.add(unit.instance)
-            if len(self.slow) > port.up(DEPLOYED):
-                self.slow.intersection_update((unit.instance,))  # some of the others are gone
+            self.slow.pop(unit.instance, None)
+            self.slow[unit.instance] = None
+            if 2 * len(self.slow) > port.up(DEPLOYED):
+                del self.slow[next(iter(self.slow))]
         elif finished:
-            self.slow.discard(unit.instance)
+            self.slow.pop(unit.instance, None)
         if self._run_times.add(took, finished=finished):
             self._learn(port)
 
