@@ -45,7 +45,8 @@ def figure(
     )
     name = str(tmp_path / "late.toml")
     plan = Plan(name, load_experiment(name), PRESETS["quick"], 0, Emulation.NOTHING)
-    return FigureResult(plan, tuple(Line(label, here, here) for label, here in results.items()))
+    lines = (Line(label, here, here, instances=[18] * len(here)) for label, here in results.items())
+    return FigureResult(plan, tuple(lines))
 
 
 def judged(tmp_path: Path, ours: Ran) -> dict[tuple[str, str], Target]:
@@ -227,6 +228,25 @@ def test_every_swept_parity_is_compared_with_hedging_that_costs_no_more(tmp_path
     (units, busy) = swept(tmp_path, **hedging, adaptive_parity_x=fine, adaptive_parity_y=worse)
     assert "90%: 0.78x at worst (2 of 2 compared)" in units.measured
     assert (units.met, busy.met) == (False, True)
+
+
+def test_hedging_on_more_instances_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    found = figure(
+        tmp_path,
+        {
+            "equal resources": [result(100, 250)] * 3,
+            "hedging": [ran(60, 1.2)] * 3,
+            "hedging, fewer": [ran(90, 1.2)] * 3,
+            "adaptive parity": [ran(80, 1.2)] * 3,
+        },
+    )
+    lines = [
+        replace(line, family=line.label, instances=[18 if line.label == "hedging" else 15] * 3)
+        for line in found.lines
+    ]
+    for target in parity_alone(FigureResult(found.plan, tuple(lines))):
+        assert "50%: 1.12x at worst (1 of 1 compared)" in target.measured
+        assert target.met
 
 
 def test_a_swept_parity_that_fails_more_queries_is_worse(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ class Line:
     """A series: results by position on the axis, None where there is none.
 
     `chosen` are the options that a tuned series has at each position. Lines that differ in one
-    policy's options alone are of one `family`.
+    policy's options alone are of one `family`. `instances`: how many there are at each position,
+    with those that redundancy adds.
     """
 
     label: str
@@ -32,6 +33,7 @@ class Line:
     real: Sequence[TrialResult | None]
     chosen: Sequence[Mapping[str, object]] = ()
     family: str = ""
+    instances: Sequence[int] = ()
 
     def label_at(self, point: int) -> str:
         """The label, with the options that were chosen there."""

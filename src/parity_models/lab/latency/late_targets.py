@@ -121,24 +121,35 @@ def parity_alone(result: FigureResult) -> Iterator[Target]:
 
 
 def _nowhere_worse(result: FigureResult, cost: str, what: str) -> Target:
-    """Each swept series of parity is compared with the best of the hedging that costs no more; the
-    worst of each load is told. Where no hedging is as cheap there is nothing to compare with."""
+    """Each swept series of parity is compared with the best of the hedging that costs no more on as
+    many instances; the worst of each load is told. Where no hedging is as cheap there is nothing to
+    compare with."""
     wanted = f"1x or more everywhere, {NO_MORE_FAILED}"
     told: list[str] = []
     compared: list[Ratio] = []
     for point, load in enumerate(result.plan.experiment.xs):
-        parity = [line.simulated[point] for line in result.lines if line.family == ALONE]
-        hedging = [line.simulated[point] for line in result.lines if is_hedging(line.label)]
+        parity = [line for line in result.lines if line.family == ALONE]
+        hedging = [line for line in result.lines if is_hedging(line.label)]
         ours, theirs = (
-            [each for each in ran if each and getattr(each, cost) is not None]
-            for ran in (parity, hedging)
+            [
+                (line.instances[point], here)
+                for line in lines
+                if (here := line.simulated[point]) and getattr(here, cost) is not None
+            ]
+            for lines in (parity, hedging)
         )
         if not (ours and theirs) or len(ours + theirs) < len(parity + hedging):
             return Target(what, wanted, NOT_RUN, None)
         ratios = [
             over(cheap, here, "p999_ms")
-            for here in ours
-            if (cheap := [each for each in theirs if getattr(each, cost) <= getattr(here, cost)])
+            for instances, here in ours
+            if (
+                cheap := [
+                    each
+                    for others, each in theirs
+                    if others == instances and getattr(each, cost) <= getattr(here, cost)
+                ]
+            )
         ]
         worst = min(ratios, key=lambda each: (each.more_failed <= 0, each.times), default=None)
         if worst is None:

@@ -236,7 +236,12 @@ def collect(plan: Plan, cache: TrialCache) -> FigureResult:
         ]
         chosen = [{name: each[name] for name in series.tuned} for each in options]
         simulated, real = results[Mode.SIMULATED], results[Mode.REAL]
-        lines.append(Line(series.label, simulated, real, chosen, series.family or series.label))
+        family = series.family or series.label
+        instances = [
+            plan.experiment.at(point, series).all_instances
+            for point in range(len(plan.experiment.points))
+        ]
+        lines.append(Line(series.label, simulated, real, chosen, family, instances))
     return FigureResult(plan, tuple(lines))
 
 
