@@ -17,7 +17,7 @@ from parity_models.codes import Code, Coder, CodeSpec, SeparateDecoder
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.isolation import is_slot
-from parity_models.models.networks import NETWORKS, family
+from parity_models.models.networks import NETWORKS, MIMOConv, family
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
@@ -269,9 +269,10 @@ def build_models(
             # Models that start alike stay alike, and their mean is no better than each.
             model.start_from(deployed, first_layer=j == 0)
             started = True
-        if type(model) is not type(deployed):
+        alike = model.network if isinstance(model, MIMOConv) else model
+        if type(alike) is not type(deployed):
             continue
-        own = model.state_dict()
+        own = alike.state_dict()
         for name, weights in theirs.items():
             mine = own.get(name)
             if mine is None:  # of the same class, but with fewer layers
@@ -282,5 +283,5 @@ def build_models(
             if mine.shape == weights.shape:
                 own[name] = weights
                 started = True
-        model.load_state_dict(own)
+        alike.load_state_dict(own)
     return models, started

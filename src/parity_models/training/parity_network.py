@@ -9,7 +9,7 @@ from torch import nn
 from parity_models.codes import Code, ConcatenationEncoder, SeparateDecoder, StackEncoder
 from parity_models.codes.encoders.concatenation import GRIDS
 from parity_models.errors import TrainingError
-from parity_models.models.networks import SmallResNet, build_network
+from parity_models.models.networks import NETWORKS, MIMOConv, SmallResNet, build_network
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.training.own_network import Factory, named_network
 from parity_models.training.recipes import Recipe, recipe_for
@@ -48,12 +48,18 @@ def parity_network(network: str | Factory, code: Code, *, published: bool = Fals
         shapes = code.parity_shape, code.parity_output_shape
         return ParityNetwork(named.name, lambda: named.build(*shapes, tiles), recipe, tiles)
     grid = tiles
-    if named.kind is SmallResNet and not code.encoder.apart and not published:
+    if named.kind is MIMOConv:
+        grid = _places(code.query_shape)
+    elif named.kind is SmallResNet and not code.encoder.apart and not published:
         grid = _places(code.parity_shape)
     return ParityNetwork(named.name, lambda: _build_named(named.name, code, grid), recipe, grid)
 
 
 def _build_named(name: str, code: Code, grid: tuple[int, int]) -> nn.Module:
+    kind, options = NETWORKS.parse(name)
+    if kind is MIMOConv:
+        _check_stacked(code)
+        return MIMOConv(code.query_shape, code.output_shape, code.k, grid, options.width)
     stacks_slots = (
         isinstance(code.encoder, StackEncoder)
         and isinstance(code.decoder, SeparateDecoder)
@@ -72,6 +78,20 @@ def _build_named(name: str, code: Code, grid: tuple[int, int]) -> nn.Module:
                 # Joined, sequences would pass for one that is longer, or has another time axis.
                 raise
     return build_network(name, code.parity_shape, code.parity_output_shape, grid)
+
+
+def _check_stacked(code: Code) -> None:
+    spec, encoder = code.spec, code.encoder
+    if not isinstance(encoder, StackEncoder) or not isinstance(code.decoder, SeparateDecoder):
+        raise TrainingError(
+            f"mimo-conv answers each of k stacked images, and is no network for {spec.encoder} "
+            f"with {spec.decoder}: use --encoder stack --decoder separate"
+        )
+    if encoder.axis != 0:
+        raise TrainingError(
+            "mimo-conv takes images that are stacked along their first axis, not along axis "
+            f"{encoder.axis}: leave --axis out"
+        )
 
 
 def _tiles(code: Code) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from parity_models.models.networks.bytes import Bytes
 from parity_models.models.networks.features import Features
 from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
+from parity_models.models.networks.mimo_conv import MIMOConv
 from parity_models.models.networks.mlp import MLP
 from parity_models.models.networks.network import (
     Effort,
@@ -43,6 +44,7 @@ NETWORKS = Registry[Network](
     Bytes,
     OwnLayersNetwork,
     Superposition,
+    MIMOConv,
 )
 """The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
 quarter of the channels."""
@@ -78,6 +80,7 @@ __all__ = [
     "GroupNetwork",
     "LeNet5",
     "Linear",
+    "MIMOConv",
     "NamedNetwork",
     "Network",
     "Quadratic",

@@ -13,6 +13,9 @@ from parity_models.models.networks.network import Effort, Grid, Scalable, Shape,
 STAGES = (16, 32, 64)
 """Channels of each stage; all but the first halve height and width."""
 
+SMALLEST = 2 ** (len(STAGES) - 1)
+"""Rows and columns of the smallest image that the stages can shrink."""
+
 Pair = tuple[int, int]
 
 
@@ -41,26 +44,32 @@ class SmallResNet(Scalable, nn.Module):
     ) -> None:
         super().__init__()
         rows, columns = grid
-        smallest = 2 ** (len(STAGES) - 1)
         if (
             len(input_shape) != 3
-            or input_shape[1] < smallest * rows
-            or input_shape[2] < smallest * columns
+            or input_shape[1] < SMALLEST * rows
+            or input_shape[2] < SMALLEST * columns
         ):
             raise TrainingError(
                 "resnet-small takes images of shape (channels, height, width), at least "
-                f"{smallest * rows}x{smallest * columns} here, not inputs of shape "
+                f"{SMALLEST * rows}x{SMALLEST * columns} here, not inputs of shape "
                 f"{input_shape}; use mlp"
             )
         self.output_shape = output_shape
         self.grid = grid
-        channels = [times(width, each) for each in STAGES]
-        self.stem = convolution(input_shape[0], channels[0], (3, 3))
-        self.stages = residual_stages(channels, (3, 3), (2, 2))
-        self.head = nn.Linear(channels[-1] * rows * columns, prod(output_shape))
+        self.channels = [times(width, each) for each in STAGES]
+        self.stem = convolution(input_shape[0], self.channels[0], (3, 3))
+        self.stages = residual_stages(self.channels, (3, 3), (2, 2))
+        self.head = nn.Linear(self.channels[-1] * rows * columns, prod(output_shape))
 
     def forward(self, input: Tensor) -> Tensor:
-        features = self.stages(functional.relu(self.stem(input)))
+        return self.leave(self.stages(self.enter(input)))
+
+    def enter(self, input: Tensor) -> Tensor:
+        """What the stages take, for images."""
+        return functional.relu(self.stem(input))
+
+    def leave(self, features: Tensor) -> Tensor:
+        """The outputs for what the stages give."""
         pooled = functional.adaptive_avg_pool2d(features, self.grid)
         output: Tensor = self.head(pooled.flatten(1))
         return output.reshape(-1, *self.output_shape)
