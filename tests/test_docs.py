@@ -24,6 +24,7 @@ from parity_models.errors import UndecodableError, UserError
 ROOT = Path(__file__).parent.parent
 OUTSIDE = sorted(ROOT.glob("*.md"))
 PAGES = [*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
 TEXTS = [
     path
     for place in ("src", "examples", ".github")
@@ -112,6 +113,14 @@ def test_commands_in_sentences_have_the_options_that_they_are_given(page: Path) 
     for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose):
         if command_in := COMMAND.match(span):
             assert not problem_of(command_in[1]).startswith("No such"), span
+
+
+@pytest.mark.parametrize("page", [each for each in RESULTS if each.stem != "index"], ids=name)
+def test_results_say_which_command_made_them(page: Path) -> None:
+    spans = re.findall(r"(?<!`)`([^`]+)`(?!`)", page.read_text())
+    commands = [found[1] for span in spans if (found := COMMAND.match(span))]
+    assert "" in map(problem_of, commands)
+    assert f"]({page.name})" in (page.parent / "index.md").read_text()
 
 
 @pytest.mark.parametrize(
