@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
+from encoder_models import exported, sentences
 from onnx_models import linear_model
 from own_models import DIGITS
 from parity_models.lab.real.measure import same_neighbours
@@ -56,6 +57,22 @@ def test_each_stand_in_has_a_row_and_is_measured_once(
     changed = parm_here(*args)
     assert "trained for 1 s" in changed.stderr
     assert "A_a 9" not in page.read_text()
+
+
+def test_a_parity_model_whose_slots_are_not_isolated_has_a_row(
+    parm_here: Here, tmp_path: Path
+) -> None:
+    folder, page = tmp_path / "encoder", tmp_path / "page.md"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(exported("sentence"))
+    for seed, name in enumerate(("inputs.npz", "test.npz")):
+        np.savez(folder / name, **sentences(600, seed))  # type: ignore[arg-type]
+    networks = [{"network": "superposition", "seconds": 1, "k": 2}]
+    about = {"name": "encoder", "title": "Encoder", "about": "Sentences.", "networks": networks}
+    (folder / "about.json").write_text(json.dumps(about))
+    made = parm_here("reproduce", "real", folder, "--out", page, "--work", tmp_path / "work")
+    assert made.returncode == 0, made.stderr
+    assert "| superposition, k = 2 | " in page.read_text()
 
 
 def test_a_folder_that_is_no_prepared_model_is_refused(

@@ -206,7 +206,8 @@ def _gated(
 ) -> tuple[float | None, float | None]:
     """Coverage of the gate at LEVEL on the test, and the agreement of what it lets through."""
     agree = agreement_for(truth.metric, truth.said_held_out)
-    calibration = calibrate_answers(held_out, truth.said_held_out, agree, (LEVEL,))
+    said = truth.said_held_out[held_out.rows]
+    calibration = calibrate_answers(held_out, said, agree, (LEVEL,))
     if not calibration.levels:
         return None, None
     given = ~Gate(calibration.confidence, calibration.levels[0]).refused(answers)
