@@ -1,7 +1,7 @@
 """From which ages on units are at risk, by what is measured of each role, and the load.
 
 What makes instances slow lasts for longer than a unit. So an instance is *slow* while the last unit
-of the deployed model that it ran was late; never more than half of all are, the newest: slow ones
+of the deployed model that it ran was late; no more than SLOWEST of all are, the newest: slow ones
 are given work last, and what is given nothing cannot be on time again. Originals on slow instances
 have run times of their own, and may be asked for as they begin; they are trusted no more than
 others at any age. (On others, no unit is asked for before the first have ended: else, where
@@ -28,6 +28,9 @@ SLOW = "slow"
 BEYOND = 1.02
 """A unit that has run so many times as long as any that is known is like none of them, and at risk
 though none was worth asking for: of 1,000 units, one at most does by chance."""
+
+SLOWEST = 2 / 3
+"""The share of the instances that are slow at most."""
 
 EXACT = 0.9
 """A copy is sent rather than a stand-in that takes so much of its time or more: its answer is the
@@ -107,7 +110,7 @@ class Risk:
         if 0 < self.late < took:
             self.slow.pop(unit.instance, None)
             self.slow[unit.instance] = None
-            if 2 * len(self.slow) > port.up(DEPLOYED):
+            while len(self.slow) > SLOWEST * port.up(DEPLOYED):
                 del self.slow[next(iter(self.slow))]
         elif finished:
             self.slow.pop(unit.instance, None)
