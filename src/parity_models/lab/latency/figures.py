@@ -61,7 +61,7 @@ def plot_experiment(
     Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
     """
     with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
-        figure = Figure(figsize=(12, 4.8), dpi=140, layout="constrained")
+        figure = Figure(figsize=(13.5, 4.8), dpi=140, layout="constrained")
         along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
         for line, colour in zip(lines, cycle(PALETTE), strict=False):
             _draw_line(along, xs, line, colour, joined=joined)
@@ -74,7 +74,12 @@ def plot_experiment(
         along.set_xlabel(axis)
         along.set_ylabel("latency in ms")
         along.set_title(title, loc="left", fontweight="bold")
-        along.legend(loc="best", fontsize=8, edgecolor="none", framealpha=0.8)
+        figure.legend(
+            *along.get_legend_handles_labels(),
+            loc="outside right upper",
+            fontsize=8,
+            frameon=False,
+        )
         across.set_yscale("log")
         across.set_ylim(2e-4, 1)
         across.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
