@@ -176,7 +176,7 @@ class Demultiplexer(nn.Module):
         super().__init__()
         width = len(key)
         self.back = nn.Linear(2 * width, width, bias=False)
-        self.wide, self.narrow = nn.Linear(2 * width, 4 * width), nn.Linear(4 * width, width)
+        self.wide, self.narrow = nn.Linear(2 * width, width), nn.Linear(width, width)
         self.head = head
         with torch.no_grad():
             # x @ key @ key.T is x, for a rotation.
