@@ -127,10 +127,12 @@ def test_a_width_scales_every_layer() -> None:
     for kind in (each for each in NETWORKS if issubclass(each, Scalable)):
         name, shape = kind.name, (3, 1, 32) if kind.name == "resnet-1d" else (3, 32, 32)
         with torch.device("meta"):
-            if kind is MIMOConv:  # takes several queries
-                full, half = (MIMOConv(shape, (10,), k=2, width=width) for width in (1.0, 0.5))
-            else:
-                full, half = (build_network(n, shape, (10,)) for n in (name, f"{name}@0.5"))
+            full, half = (
+                MIMOConv(shape, (10,), k=2, width=width)
+                if kind is MIMOConv  # for several queries
+                else build_network(f"{name}@{width}", shape, (10,))
+                for width in (1.0, 0.5)
+            )
         layers = [
             [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
             for network in (full, half)
