@@ -20,8 +20,7 @@ class StandIn(msgspec.Struct, frozen=True):
 
 
 class Latencies(msgspec.Struct, frozen=True):
-    """Of answers, in ms: some percentiles. A stand-in gave a share
-    `stood_in` of them."""
+    """Of answers, in ms: some percentiles. A stand-in gave a share `stood_in` of them."""
 
     p50_ms: float
     p99_ms: float

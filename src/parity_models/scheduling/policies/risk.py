@@ -30,7 +30,8 @@ BEYOND = 1.02
 though none was worth asking for: of 1,000 units, one at most does by chance."""
 
 SLOWEST = 2 / 3
-"""The share of the instances that are slow at most."""
+"""The share of the instances that are slow at most. With more, of two generations too few are left
+for what is sent; with half, the slower generation drives out those that transfers slow down."""
 
 EXACT = 0.9
 """A copy is sent rather than a stand-in that takes so much of its time or more: its answer is the
