@@ -66,7 +66,7 @@ def test_it_can_start_as_a_network_that_sees_every_image_shrunk() -> None:
     torch.manual_seed(1)
     single = settled(build_network("resnet-small", (3, 16, 16), (10,)), 3, 16, 16)
     network = slotwise(2, (3, 16, 16)).eval()
-    network.start_from(single)
+    network.start_from(single, first=True)
     images = torch.randn(5, 2, 3, 16, 16)
     shrunk = images.unflatten(-1, (8, 2)).mean(dim=-1)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_a_start_without_the_first_layer_differs_in_it_alone() -> None:
     single = build_network("resnet-small", (1, 16, 16), (10,))
     network = slotwise(2, (1, 16, 16))
     own = {name: value.clone() for name, value in network.network.state_dict().items()}
-    network.start_from(single, first_layer=False)
+    network.start_from(single, first=False)
     for name, value in network.network.state_dict().items():
         theirs = single.state_dict()[name]
         expected = own[name] if theirs.shape != value.shape else theirs
@@ -101,7 +101,7 @@ def test_sequences_are_folded_in_time_alone() -> None:
     single = settled(build_network("resnet-1d", (3, 40), (10,)), 3, 40)
     network = slotwise(4, (3, 40)).eval()
     assert network.block == (1, 4)
-    network.start_from(single)
+    network.start_from(single, first=True)
     sequences = torch.randn(5, 4, 3, 40)
     shrunk = sequences.unflatten(-1, (10, 4)).mean(dim=-1)
     with torch.no_grad():

@@ -43,6 +43,13 @@ def wrong(input_shape, output_shape):
 def picky(input_shape, output_shape):
     return nn.Linear(3, 4)
 
+def fixed(input_shape, output_shape):
+    return Fixed(input_shape, output_shape)
+
+class Fixed(Own):
+    def forward(self, queries):
+        return super().forward(queries).reshape(len(queries), *self.shape)
+
 number = 4
 """
 
@@ -73,6 +80,7 @@ def test_a_network_may_come_from_a_function_in_the_current_folder(
         ("mine:nothing", "mine:nothing made NoneType, not a torch.nn.Module"),
         ("mine:wrong", "gives (2, 128) for 2 inputs, where (2, 2, 10) is needed"),
         ("mine:picky", "cannot take inputs of shape (2, 8, 8): RuntimeError"),
+        ("mine:fixed", "cannot be served from ONNX: ModelError: it has input 'input' of shape [2, 2, 8, 8]"),
         ("nobody", "there is no network 'nobody'; there are"),
     ],
 )

@@ -13,36 +13,9 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import Scalable
-from parity_models.models.networks.published import SMALL
 from parity_models.training.costs import WIDTHS, Costs
 
 Shape = tuple[int, ...]
-
-LADDERS = {
-    "images": ("linear", "resnet18@0.125", "resnet18@0.25", "resnet18@0.5", "resnet18"),
-    "small images": (
-        "linear",
-        "mlp@0.25",
-        "mlp@0.5",
-        "mlp@0.7",
-        "mlp",
-        "lenet5",
-        "resnet-small@0.5",
-        "resnet-small",
-    ),
-    "sequences": (
-        "linear",
-        "mlp@0.25",
-        "mlp@0.5",
-        "mlp@0.7",
-        "mlp",
-        "resnet-1d@0.5",
-        "resnet-1d",
-    ),
-    "others": ("linear", "mlp@0.25", "mlp@0.5", "mlp@0.7", "mlp"),
-}
-"""Networks by what queries are: each is slower than those before it, and more capable. All learn in
-minutes from some ten thousand queries."""
 
 DIVISORS = (1, 4, 10, 2, 30, 1.5)
 """F's time is divided by these, the most telling first."""
@@ -91,12 +64,11 @@ class Candidate:
 
 
 def ladder(query_shape: Shape) -> tuple[str, ...]:
-    """The networks for queries of a shape, from the fastest to the most capable."""
-    if len(query_shape) == 2:
-        return LADDERS["sequences"]
-    if len(query_shape) != 3:
-        return LADDERS["others"]
-    return LADDERS["small images" if min(query_shape[1:]) < SMALL else "images"]
+    """The networks for queries of a shape, each slower than those before it, and more capable.
+
+    All learn in minutes from some ten thousand queries.
+    """
+    return tuple(name for kind in NETWORKS for name in kind.ladder(query_shape))
 
 
 def families(query_shape: Shape) -> tuple[str, ...]:

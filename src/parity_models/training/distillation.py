@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.models.networks import MIMOConv
-from parity_models.models.networks.slotwise import Slotwise
+from parity_models.models.networks.stacked import Stacked
 from parity_models.tasks.metrics import Kind
 
 TEMPERATURE = 2.0
@@ -61,7 +60,7 @@ def calibrate(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     of boxes that starts at k times the mean box: Kosaian et al., SOSP 2019, section 4.)
     """
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    slots = module.k if isinstance(module, Slotwise | MIMOConv) else 1
+    slots = module.k if isinstance(module, Stacked) else 1
     if not layers or layers[-1].out_features * slots != targets[0].numel():
         return
     last = layers[-1]

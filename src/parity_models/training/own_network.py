@@ -8,10 +8,12 @@ from functools import partial
 import torch
 from torch import nn
 
+from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export_onnx
-from parity_models.models.networks import NETWORKS, Network, build_network, family
-from parity_models.models.networks.network import Grid, Shape
+from parity_models.models.networks import NETWORKS, Network, family
+from parity_models.models.networks.images import Grid, Shape
+from parity_models.models.onnx_model import OnnxModel
 from parity_models.own_code import load_own, say
 from parity_models.registry import is_own
 
@@ -23,17 +25,13 @@ it by name: the rows and columns of images that concatenation tiled."""
 
 @dataclass(frozen=True)
 class NamedNetwork:
-    """A network by name, how it is made for inputs and outputs of some shapes, and for which grid,
-    and the class that says what it is trained with; None: none does."""
+    """A network by name, how it is made for inputs and outputs of some shapes, or for parity
+    queries, and for which grid; and the class that says what it is trained with, or None."""
 
     name: str
     build: Callable[[Shape, Shape, Grid], nn.Module]
+    build_parity: Callable[[Code, Grid], nn.Module]
     kind: type[Network] | None = None
-
-    @property
-    def built_in(self) -> bool:
-        """Is it one of this package's?"""
-        return family(self.name) in NETWORKS.names
 
 
 def named_network(network: str | Factory) -> NamedNetwork:
@@ -45,18 +43,31 @@ def named_network(network: str | Factory) -> NamedNetwork:
     """
     if not isinstance(network, str):
         name = f"{getattr(network, '__module__', '?')}:{getattr(network, '__qualname__', '?')}"
-        return NamedNetwork(name, partial(build_own, name, network))
+        return _made_by(name, network)
+    if is_own(network):
+        factory = load_own(family(network))
+        if not (isinstance(factory, type) and issubclass(factory, Network)):
+            return _made_by(network, factory)
+    try:
+        kind, options = NETWORKS.parse(network)
+    except UserError as error:
+        raise error if is_own(network) else TrainingError(str(error)) from error
+    build, build_parity = partial(kind.build, options), partial(kind.build_parity, options)
     if not is_own(network):
-        try:
-            kind, _ = NETWORKS.parse(network)
-        except UserError as error:
-            raise TrainingError(str(error)) from error
-        return NamedNetwork(network, partial(build_network, network), kind)
-    factory = load_own(family(network))
-    if not (isinstance(factory, type) and issubclass(factory, Network)):
-        return NamedNetwork(network, partial(build_own, network, factory))
-    kind, options = NETWORKS.parse(network)
-    return NamedNetwork(network, partial(build_own, network, partial(kind.build, options)), kind)
+        return NamedNetwork(network, build, build_parity, kind)
+
+    def checked_parity(code: Code, grid: Grid) -> nn.Module:
+        shapes = code.parity_shape, code.parity_output_shape
+        return build_own(network, lambda *_: build_parity(code, grid), *shapes)
+
+    return NamedNetwork(network, partial(build_own, network, build), checked_parity, kind)
+
+
+def _made_by(name: str, factory: Factory) -> NamedNetwork:
+    build = partial(build_own, name, factory)
+    return NamedNetwork(
+        name, build, lambda code, grid: build(code.parity_shape, code.parity_output_shape, grid)
+    )
 
 
 def build_own(
@@ -91,9 +102,9 @@ def build_own(
     if next(network.parameters(), None) is None:
         raise TrainingError(f"the network that {name} made has no weights that could be trained")
     try:
-        export_onnx(network, takes)  # now, not after hours of training
+        OnnxModel(export_onnx(network, takes))  # now, not after hours of training
     except Exception as error:
         raise TrainingError(
-            f"the network that {name} made cannot be exported to ONNX: {say(error)}"
+            f"the network that {name} made cannot be served from ONNX: {say(error)}"
         ) from error
     return network

@@ -17,8 +17,9 @@ from parity_models.codes import Code, Coder, CodeSpec, SeparateDecoder
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.isolation import is_slot
-from parity_models.models.networks import NETWORKS, MIMOConv, family
+from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.slotwise import Slotwise
+from parity_models.models.networks.stacked import Stacked, copy_weights
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 from parity_models.models.weights import WEIGHTS, has_weights
@@ -263,25 +264,10 @@ def build_models(
         return models, False
     started = False
     places = prod(network.places)
-    theirs = deployed.state_dict()
     for j, model in enumerate(models):
-        if isinstance(model, Slotwise) and type(model.network) is type(deployed):
-            # Models that start alike stay alike, and their mean is no better than each.
-            model.start_from(deployed, first_layer=j == 0)
-            started = True
-        alike = model.network if isinstance(model, MIMOConv) else model
-        if type(alike) is not type(deployed):
-            continue
-        own = alike.state_dict()
-        for name, weights in theirs.items():
-            mine = own.get(name)
-            if mine is None:  # of the same class, but with fewer layers
-                continue
-            if mine.ndim == weights.ndim == 2 and mine.shape[1] == places * weights.shape[1]:
-                # The head begins with the weights for the mean of the places.
-                weights = weights.repeat_interleave(places, 1) / places
-            if mine.shape == weights.shape:
-                own[name] = weights
-                started = True
-        alike.load_state_dict(own)
+        if isinstance(model, Stacked):
+            alike = model.start_from(deployed, first=j == 0)
+        else:  # the head begins with the weights for the mean of the places
+            alike = copy_weights(model, deployed, places)
+        started = started or alike
     return models, started

@@ -9,7 +9,7 @@ from torch import nn
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import MLP, Effort, Network, SmallResNet
-from parity_models.models.networks.network import Shape
+from parity_models.models.networks.images import Shape
 from parity_models.training.checkpoint import Options
 from parity_models.training.schedule import Budget, Constant, OneCycle, Schedule
 

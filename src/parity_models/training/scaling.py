@@ -11,8 +11,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from parity_models.models.networks import MLP, Linear
-from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.network import FullLayers, NamedModule
 from parity_models.models.networks.slotwise import Slot, Slotwise
 
 NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
@@ -140,7 +139,7 @@ def unscaled(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
     """`module`, without scaling as steps of their own where its first and last layers can do it."""
-    if not isinstance(module, Scaled) or not isinstance(module.network, Linear | MLP):
+    if not isinstance(module, Scaled) or not isinstance(module.network, FullLayers):
         return module
     if (module.shift * module.inverse).abs().max() > EXACT:
         return module

@@ -5,18 +5,12 @@ from torch import nn
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.networks.bytes import Bytes
 from parity_models.models.networks.features import Features
+from parity_models.models.networks.images import Grid, Shape
 from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
 from parity_models.models.networks.mimo_conv import MIMOConv
 from parity_models.models.networks.mlp import MLP
-from parity_models.models.networks.network import (
-    Effort,
-    Grid,
-    GroupNetwork,
-    NamedNetwork,
-    Network,
-    Shape,
-)
+from parity_models.models.networks.network import Effort, GroupNetwork, NamedNetwork, Network
 from parity_models.models.networks.own_layers import OwnLayersNetwork
 from parity_models.models.networks.own_transformer import OwnTransformer, Superposition
 from parity_models.models.networks.published import VGG11, ResNet18, ResNet152

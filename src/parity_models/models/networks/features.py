@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import Effort, NamedModule, NamedNetwork, Shape
+from parity_models.models.networks.images import Shape
+from parity_models.models.networks.network import Effort, NamedModule, NamedNetwork
 from parity_models.models.networks.queried import Queried, QueriedInput
 from parity_models.options import Option
 

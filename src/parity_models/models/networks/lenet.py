@@ -5,6 +5,7 @@ from math import prod
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
+from parity_models.models.networks.images import Shape, is_small
 from parity_models.models.networks.network import Effort, Scalable, times
 
 SMALLEST = 12
@@ -21,6 +22,10 @@ class LeNet5(Scalable, nn.Module):
     name = "lenet5"
     deployed = Effort(20, 256, 4e-3, 5e-2, mirror=True, threaded=True)
     parity = Effort(30, 256, 4e-3, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def ladder(cls, query_shape: Shape) -> tuple[str, ...]:
+        return (cls.name,) if is_small(query_shape) else ()
 
     def __init__(
         self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], width: float = 1.0

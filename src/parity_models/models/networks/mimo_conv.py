@@ -1,17 +1,21 @@
 """A residual network whose trunk runs once for k images, laid over one another inside it."""
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parity_models.codes import Code, SeparateDecoder, StackEncoder
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import Effort, Grid, Scalable, Shape
+from parity_models.models.networks.images import Grid, Shape, places
+from parity_models.models.networks.network import Effort, Scalable
 from parity_models.models.networks.resnet import SMALLEST, SmallResNet
+from parity_models.models.networks.stacked import Stacked, copy_weights
 
 
-class MIMOConv(Scalable, nn.Module):
+class MIMOConv(Scalable, Stacked):
     """resnet-small for k stacked images at once, at about the cost of one.
 
     Each image passes the stem by itself. Then all channels of a pixel are multiplied by a matrix,
@@ -34,6 +38,25 @@ class MIMOConv(Scalable, nn.Module):
             "mimo-conv answers several images at once: it is a parity model; train it with parm "
             "parity --encoder stack --decoder separate"
         )
+
+    @classmethod
+    def parity_grid(cls, code: Code) -> Grid:
+        return places(code.query_shape)
+
+    @classmethod
+    def build_parity(cls, options: Any, code: Code, grid: Grid) -> nn.Module:
+        spec, encoder = code.spec, code.encoder
+        if not isinstance(encoder, StackEncoder) or not isinstance(code.decoder, SeparateDecoder):
+            raise TrainingError(
+                f"mimo-conv answers each of k stacked images, and is no network for {spec.encoder} "
+                f"with {spec.decoder}: use --encoder stack --decoder separate"
+            )
+        if encoder.axis != 0:
+            raise TrainingError(
+                "mimo-conv takes images that are stacked along their first axis, not along axis "
+                f"{encoder.axis}: leave --axis out"
+            )
+        return cls(code.query_shape, code.output_shape, code.k, grid, options.width)
 
     def __init__(
         self, query_shape: Shape, outputs: Shape, k: int, places: Grid = (1, 1), width: float = 1.0
@@ -63,6 +86,11 @@ class MIMOConv(Scalable, nn.Module):
         found = functional.relu(self.unbind(features))
         outputs: Tensor = self.network.leave(found.reshape(-1, features.shape[1], *found.shape[2:]))
         return outputs.reshape(-1, self.k, *outputs.shape[1:])
+
+    def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
+        """Begin as the deployed model, if that is a resnet-small, for an image that no other is
+        added to."""
+        return copy_weights(self.network, deployed, prod(self.network.grid))
 
 
 def _keys(k: int, width: int) -> Tensor:

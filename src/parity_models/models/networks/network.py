@@ -7,12 +7,12 @@ from typing import Annotated, Any, ClassVar
 from torch import nn
 
 from parity_models import options
+from parity_models.codes import Code
 from parity_models.errors import TrainingError
+from parity_models.models.networks.images import Grid, Shape, tiles
 from parity_models.models.networks.queried import Queried
+from parity_models.models.networks.slotwise import Slotwise, has_slots
 from parity_models.options import Option
-
-Shape = tuple[int, ...]
-Grid = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,42 @@ class Network(ABC):
         sees which slot a feature comes from. Raises TrainingError for inputs that it cannot take.
         """
 
+    @classmethod
+    def parity_grid(cls, code: Code) -> Grid:
+        """The grid that a parity model for `code` has, unless it is trained as published."""
+        return tiles(code)
+
+    @classmethod
+    def slot_by_slot(cls, options: Any) -> bool:
+        """Does a parity model for stacked images or sequences run on each by itself?"""
+        return True
+
+    @classmethod
+    def build_parity(cls, options: Any, code: Code, grid: Grid) -> nn.Module:
+        """A module that takes (n, *parity_shape) of `code` and gives (n, *parity_output_shape).
+
+        By default, what `build` makes: for each slot by itself (see Slotwise), or for the whole
+        parity query. Raises TrainingError for a code that it cannot be for.
+        """
+        if has_slots(code) and cls.slot_by_slot(options):
+            try:
+                return Slotwise(
+                    code.k,
+                    code.query_shape,
+                    lambda shape: cls.build(options, shape, code.output_shape, (1, 1)),
+                )
+            except TrainingError:  # folded queries are too small for it
+                if len(code.query_shape) == 2:
+                    # Joined, sequences would pass for one that is longer, or has another time axis.
+                    raise
+        return cls.build(options, code.parity_shape, code.parity_output_shape, grid)
+
+    @classmethod
+    def ladder(cls, query_shape: Shape) -> tuple[str, ...]:
+        """Its names, with options, that are worth trying for queries of one float32 input, the
+        fastest first. By default there are none."""
+        return ()
+
 
 class Plain(Network):
     """A network that is one module, made with the shapes of its inputs and outputs alone."""
@@ -87,6 +123,15 @@ class Scalable(Network):
         make: Any = cls
         module: nn.Module = make(inputs, outputs, width=options.width)
         return module
+
+
+class FullLayers(Network):
+    """A network of full layers alone, which take inputs of any shape, flattened.
+
+    Its first and last layer can do the scaling of what goes in and comes out.
+    """
+
+    output_shape: Shape
 
 
 class NamedNetwork(Network):

@@ -8,13 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import (
-    Effort,
-    NamedModule,
-    NamedNetwork,
-    Shape,
-    times,
-)
+from parity_models.models.networks.images import Shape
+from parity_models.models.networks.network import Effort, NamedModule, NamedNetwork, times
 from parity_models.models.networks.queried import Queried
 from parity_models.models.own_layers import OwnLayers
 from parity_models.options import Option

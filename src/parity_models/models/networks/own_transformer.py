@@ -11,13 +11,8 @@ from torch.nn import functional
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks.encoder import Encoder
-from parity_models.models.networks.network import (
-    Effort,
-    GroupNetwork,
-    NamedModule,
-    NamedNetwork,
-    Shape,
-)
+from parity_models.models.networks.images import Shape
+from parity_models.models.networks.network import Effort, GroupNetwork, NamedModule, NamedNetwork
 from parity_models.models.networks.queried import Queried
 from parity_models.models.networks.text import ids_of, mask_of
 from parity_models.options import Option

@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet, vgg
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import Effort, Grid, Scalable, Shape, times
-
-SMALL = 64
-"""Images with a shorter side than this keep their size in the first layers of a ResNet, which
-were made for photographs four times as large."""
+from parity_models.models.networks.images import SMALL, Grid, Shape, is_small
+from parity_models.models.networks.network import Effort, Scalable, times
 
 
 class VGG11(Scalable, nn.Module):
@@ -112,6 +109,12 @@ class ResNet18(Scalable):
     def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
         blocks = [2, 2, 2, 2]
         return DeepResNet(cls.name, resnet.BasicBlock, blocks, inputs, outputs, grid, options.width)
+
+    @classmethod
+    def ladder(cls, query_shape: Shape) -> tuple[str, ...]:
+        if len(query_shape) != 3 or is_small(query_shape):
+            return ()
+        return (*(f"{cls.name}@{width}" for width in (0.125, 0.25, 0.5)), cls.name)
 
 
 class ResNet152(Scalable):

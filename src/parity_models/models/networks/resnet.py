@@ -7,8 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parity_models.codes import Code
 from parity_models.errors import TrainingError
-from parity_models.models.networks.network import Effort, Grid, Scalable, Shape, times
+from parity_models.models.networks.images import Grid, Shape, is_small, places
+from parity_models.models.networks.network import Effort, Scalable, times
 
 STAGES = (16, 32, 64)
 """Channels of each stage; all but the first halve height and width."""
@@ -34,6 +36,15 @@ class SmallResNet(Scalable, nn.Module):
     @classmethod
     def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
         return cls(inputs, outputs, grid, options.width)
+
+    @classmethod
+    def parity_grid(cls, code: Code) -> Grid:
+        """Places are seen apart where images lie on one another."""
+        return super().parity_grid(code) if code.encoder.apart else places(code.parity_shape)
+
+    @classmethod
+    def ladder(cls, query_shape: Shape) -> tuple[str, ...]:
+        return (f"{cls.name}@0.5", cls.name) if is_small(query_shape) else ()
 
     def __init__(
         self,

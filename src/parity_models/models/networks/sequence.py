@@ -6,10 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
+from parity_models.models.networks.images import Shape, as_images, image_shape
 from parity_models.models.networks.network import Effort, Scalable, times
 from parity_models.models.networks.resnet import convolution, residual_stages
-
-Shape = tuple[int, ...]
 
 STAGES = (32, 64, 128)
 """Channels of each stage; all but the first halve the steps."""
@@ -33,6 +32,10 @@ class SequenceResNet(Scalable, nn.Module):
     deployed = Effort(15, 128, 1e-2, 5e-2, mirror=False, threaded=True)
     parity = Effort(20, 64, 1e-2, 5e-2, mirror=False, threaded=True)
 
+    @classmethod
+    def ladder(cls, query_shape: Shape) -> tuple[str, ...]:
+        return (f"{cls.name}@0.5", cls.name) if len(query_shape) == 2 else ()
+
     def __init__(self, input_shape: Shape, output_shape: Shape, width: float = 1.0) -> None:
         super().__init__()
         image = image_shape(input_shape)
@@ -53,23 +56,3 @@ class SequenceResNet(Scalable, nn.Module):
         features = self.stages(functional.relu(self.stem(images)))
         output: Tensor = self.head(features.mean((2, 3)))
         return output.reshape(-1, *self.output_shape)
-
-
-def image_shape(shape: Shape) -> Shape:
-    """The shape (channels, 1, time) of a sequence as an image of one row; other shapes as they are.
-
-    The longer axis of a sequence is time; of equal ones the last.
-    """
-    if len(shape) != 2:
-        return shape
-    channels, time = sorted(shape)
-    return channels, 1, time
-
-
-def as_images(queries: Tensor, shape: Shape) -> Tensor:
-    """`queries` (n, *shape), of sequences or images, as images (n, *image_shape(shape))."""
-    if len(shape) != 2:
-        return queries
-    if shape[0] > shape[1]:
-        queries = queries.transpose(1, 2)
-    return queries.unsqueeze(2)

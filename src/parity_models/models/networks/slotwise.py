@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from math import ceil, prod
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.models.networks.sequence import as_images, image_shape
+from parity_models.codes import Code, SeparateDecoder, StackEncoder
+from parity_models.models.networks.images import as_images, image_shape
+from parity_models.models.networks.stacked import Stacked, copy_weights
 
 Shape = tuple[int, ...]
 
 
-class Slotwise(nn.Module):
+class Slotwise(Stacked):
     """Runs the network that `build` makes on each of k images stacked along their channels.
 
     Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of at least
@@ -48,25 +49,10 @@ class Slotwise(nn.Module):
         inside_first = blocks.permute(0, 1, 3, 5, 2, 4)
         return inside_first.reshape(-1, channels * rows * columns, down, across)
 
-    @torch.no_grad()
-    def start_from(self, single: nn.Module, *, first_layer: bool = True) -> None:
-        """Begin with the weights of `single`, the same network built for one image unfolded.
-
-        The first layer, if it is to begin so as well, gives every pixel of a block its share of
-        the weight for their mean: the network begins as `single` on images shrunk by area
-        averaging.
-        """
-        pixels = prod(self.block)
-        own = self.network.state_dict()
-        for name, weights in single.state_dict().items():
-            mine = own.get(name)
-            if mine is None:  # of the same class, but with fewer layers
-                continue
-            grown = mine.ndim == weights.ndim > 1 and mine.shape[1] == weights.shape[1] * pixels
-            if first_layer and grown:
-                weights = weights.repeat_interleave(pixels, 1) / pixels
-            if mine.shape == weights.shape:
-                mine.copy_(weights)
+    def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
+        """Begin as the same network, built for one image unfolded, does on images shrunk by area
+        averaging; the first layer of what is not the `first` parity model begins as it is."""
+        return copy_weights(self.network, deployed, prod(self.block), shared=first)
 
 
 class Slot(nn.Module):
@@ -83,6 +69,16 @@ class Slot(nn.Module):
         """The outputs for queries, each of which `slotwise` would answer so in any slot."""
         outputs: Tensor = self._slotwise.network(self._slotwise.fold(input))
         return outputs
+
+
+def has_slots(code: Code) -> bool:
+    """Are images or sequences stacked along their first axis, and answered one by one?"""
+    return (
+        isinstance(code.encoder, StackEncoder)
+        and isinstance(code.decoder, SeparateDecoder)
+        and code.parity_shape[1:] == code.query_shape[1:]
+        and len(code.query_shape) in (2, 3)
+    )
 
 
 def _block(k: int, height: int) -> tuple[int, int]:
