@@ -80,7 +80,10 @@ def test_a_network_may_come_from_a_function_in_the_current_folder(
         ("mine:nothing", "mine:nothing made NoneType, not a torch.nn.Module"),
         ("mine:wrong", "gives (2, 128) for 2 inputs, where (2, 2, 10) is needed"),
         ("mine:picky", "cannot take inputs of shape (2, 8, 8): RuntimeError"),
-        ("mine:fixed", "cannot be served from ONNX: ModelError: it has input 'input' of shape [2, 2, 8, 8]"),
+        (
+            "mine:fixed",
+            "cannot be served from ONNX: ModelError: it has input 'input' of shape [2, 2, 8, 8]",
+        ),
         ("nobody", "there is no network 'nobody'; there are"),
     ],
 )
