@@ -7,6 +7,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from parity_models.faults import Constant
+from parity_models.lab.latency.besides import besides, calm_trial
 from parity_models.lab.latency.experiment import load_experiment
 from parity_models.lab.latency.reproduce_latency import PRESETS, Plan
 from parity_models.lab.latency.setting import Setting
@@ -15,7 +17,6 @@ from parity_models.lab.latency.trial import (
     Mode,
     Trial,
     TrialResult,
-    besides,
     result_of,
     simulate_trial,
 )
@@ -39,16 +40,43 @@ def test_a_simulation_is_close_if_every_percentile_is_within_15_percent(
     assert compared.off("p99") == pytest.approx(tail / 100 - 1)
 
 
+def calm_of(setting: Setting) -> Trial:
+    equal = PolicyChoice("equal-resources")
+    return calm_trial(
+        Trial(mode=Mode.REAL, setting=setting, policy=equal, queries=1000, warm_up=100, seed=1)
+    )
+
+
 def test_what_holds_an_instance_longer_is_told_apart_from_what_an_answer_takes_besides() -> None:
-    def calm(ms: float, busy: float) -> TrialResult:
+    def ran(ms: float, busy: float) -> TrialResult:
         return result_of(np.full(1000, ms / 1e3), 0, {"model": 1000}, busy_ms=busy)
 
-    held, outside = besides(calm(30, 27.5), calm(26, 26))
-    assert held == 1.5
-    np.testing.assert_allclose(outside, 2.5)
-    held, outside = besides(calm(25, 24), calm(26, 26))
-    assert held == 0
-    np.testing.assert_allclose(outside, 0)
+    calm = calm_of(Setting(shuffles=0))
+    took = besides(calm, ran(30, 27.5), lambda _: ran(26, 26))
+    assert took.held_ms == 1.5
+    np.testing.assert_allclose(took.outside_ms, 2.5)
+    took = besides(calm, ran(25, 24), lambda _: ran(26, 26))
+    assert took.held_ms == 0
+    np.testing.assert_allclose(took.outside_ms, 0)
+
+
+@pytest.mark.parametrize(("p50", "waited"), [(7.4, 1.0), (30.0, 2.0), (5.0, 0.0)])
+def test_of_what_is_computed_a_query_waits_for_what_it_took_longer(
+    p50: float, waited: float
+) -> None:
+    calm = calm_of(
+        Setting(shuffles=0, instances=2, rate=1, service=Constant(0.005), computing=True)
+    )
+    real = result_of(np.full(1000, p50 / 1e3), 0, {"model": 1000}, busy_ms=6.4)
+    real = msgspec.structs.replace(real, workers_ms=6.0, serving_ms=2.0)
+    took = besides(calm, real, simulate_trial)
+    assert took.unit_ms == pytest.approx(1)
+    assert took.held_ms == pytest.approx(0, abs=0.05)  # 5 for the model, 1 besides, 0.4 on the way
+    assert took.serving_ms == pytest.approx(waited, abs=0.05)
+    assert took.serving_ms + took.unseen_ms == pytest.approx(2)
+    again = simulate_trial(msgspec.structs.replace(calm, mode=Mode.SIMULATED, **took._asdict()))
+    beside = took.unseen_ms  # on a machine of one core a unit shares it with that
+    assert again.p50_ms == pytest.approx(max(p50, 6.4), abs=beside + 0.1)
 
 
 def test_what_holds_instances_longer_makes_queries_wait() -> None:

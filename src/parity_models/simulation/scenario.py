@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from parity_models.faults import Distribution, FaultPlan
 from parity_models.scheduling import RecycleReason, SchedulerConfig, Source
+from parity_models.simulation.cores import Cores
 from parity_models.simulation.network import Network
 
 SOURCES = tuple(Source)
@@ -40,7 +41,9 @@ class Simulation:
     a unit after the first adds a share `further_rows` of that, by role; by default nothing, as on
     an accelerator that is not full. `restart` is how long an instance that was killed or recycled
     is away. `overhead` is added to every dispatch (the engine's round trip). Units come by `links`,
-    if there are any. Instance i is on node i modulo `nodes`; None: each has a node to itself.
+    if there are any. With `cores` units are computed on these, which they share, and times of
+    service are seconds of a core. Instance i is on node i modulo `nodes`; None: each has a node to
+    itself.
 
     An instance that hears that its unit is cancelled computes no more, as with the local engine.
     What is on its way to it gets there nevertheless, and faults hold it.
@@ -52,6 +55,7 @@ class Simulation:
     service: Mapping[str, Distribution]
     faults: FaultPlan = field(default_factory=FaultPlan)
     links: Links | None = None
+    cores: Cores | None = None
     restart: float = 1.0
     overhead: float = 0.0
     nodes: int | None = None

@@ -20,6 +20,7 @@ from parity_models.lab.latency.engines import served_on
 from parity_models.lab.latency.setting import QUERY_SHAPE
 from parity_models.lab.latency.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load.computing import Computed
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served
 from parity_models.models.bundle import Bundle, open_bundle
@@ -100,8 +101,10 @@ class Laboratory:
             )
 
             counting: list[asyncio.Task[float]] = []
+            computed: list[Computed] = []
 
             def begin() -> None:
+                computed.append(Computed.until_now(server.pid))
                 server.begin_faults()
                 if contention is not None:
                     contention.begin(server.pid)
@@ -112,7 +115,14 @@ class Laboratory:
             warm = float(here.due()[trial.warm_up])
             result = await offer_load_from_own_process(here, begin, prefix)
             busy = [await server.busy_seconds() - await before for before in counting]
-            return _sum_up(result, trial.warm_up, sum(busy) if busy else None)
+            summed = _sum_up(result, trial.warm_up, sum(busy) if busy else None)
+            if setting.hogs or setting.tenants:
+                return summed  # they compute, too
+            ms = 1e3 / len(result)
+            took = Computed.until_now(server.pid).since(*computed)
+            return msgspec.structs.replace(
+                summed, workers_ms=ms * took.workers, serving_ms=ms * took.serving
+            )
 
     @cached_property
     def _task(self) -> Task:

@@ -33,7 +33,7 @@ from parity_models.faults import (
 from parity_models.lab.contention.contention_plan import Contention, Hogs, Tenant
 from parity_models.options import Value
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
-from parity_models.simulation import Links
+from parity_models.simulation import Cores, Hog, Links
 from parity_models.simulation.arrivals import Bursts
 from parity_models.simulation.network import Network
 
@@ -268,6 +268,17 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
         return Links(network, self.all_instances, row)
 
+    def cores(self, serving: float, unseen: float, unit: float) -> Cores | None:
+        """The cores of simulated runs, which are those of real ones, if models compute on them.
+
+        The seconds that are computed besides are as in `simulation.Cores`.
+        """
+        if not self.computing:
+            return None
+        cores = range(len(os.sched_getaffinity(0)))
+        hogs = [Hog(core, self.hog_gap, self.hog_spell) for core in cores] * self.hogs
+        return Cores(len(cores), serving, unseen, unit, pinned=bool(hogs), hogs=tuple(hogs))
+
     @property
     def _network(self) -> Network | None:
         """The links, where there are any."""
@@ -279,10 +290,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         """`faults`, and all contention as the plan of a simulated run; the shuffles' too, unless
         there are `links`.
 
-        A hog leaves a unit its share of the core only, so that one takes as much longer.
+        A hog leaves a unit its share of the core only, so that one takes as much longer; unless
+        cores are simulated, as they are with `links`.
         """
         slowdowns, neighbours = self._slowdowns, None
-        if self.hogs:
+        if self.hogs and not (links and self.computing):
             longer = Constant(self.hogs * mean_of(self.service))
             slowdowns = Slowdowns(self.hog_gap, self.hog_spell, longer)
         if self.tenants:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.errors import UserError
 from parity_models.faults import Constant
-from parity_models.lab.latency.setting import Setting, mean_of
+from parity_models.lab.latency.setting import Setting
 from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import EqualResources, StandIns
-from parity_models.simulation import Simulation, simulate
+from parity_models.scheduling.policies import StandIns
+from parity_models.simulation import Cores, Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.course import DISPATCH, SHARES, with_outside
 from parity_models.simulation.scenario import FAILED, SOURCES
@@ -22,7 +22,14 @@ from parity_models.simulation.scenario import FAILED, SOURCES
 FORMAT = 4
 """Results of another format are not read from the cache."""
 
-LATER = (("setting", "further_backups"), ("setting", "quiet_links"), ("", "held_ms"))
+LATER = (
+    ("setting", "further_backups"),
+    ("setting", "quiet_links"),
+    ("", "held_ms"),
+    ("", "serving_ms"),
+    ("", "unseen_ms"),
+    ("", "unit_ms"),
+)
 """What trials have not always had; results of those without are kept."""
 
 PARTS = 40
@@ -57,7 +64,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     `held_ms`: how long a simulated unit holds its instance besides what is simulated otherwise.
     `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
-    SHARES; nothing if there are none.
+    SHARES; nothing if there are none. `serving_ms`, `unseen_ms` and `unit_ms` are what is computed
+    besides units, where these are computed: see `simulation.Cores`.
     """
 
     mode: Mode
@@ -69,6 +77,9 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     network: Emulation = Emulation.NOTHING
     held_ms: float = 0.0
     outside_ms: tuple[float, ...] = ()
+    serving_ms: float = 0.0
+    unseen_ms: float = 0.0
+    unit_ms: float = 0.0
 
     @property
     def key(self) -> str:
@@ -80,6 +91,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
             there = content[part] if part else content
             if not there[later]:
                 del there[later]
+        if self.cores is not None and self.mode is Mode.SIMULATED:
+            content["cores"] = self.cores.count  # which were not always simulated
         return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
 
     @property
@@ -104,6 +117,14 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return StandIns(code, self.setting.backup_roles if "backup" in has else ())
 
     @property
+    def cores(self) -> Cores | None:
+        """Those that a simulation has: where contention is real, those of real runs."""
+        if self.network is not Emulation.NOTHING:
+            return None
+        ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
+        return self.setting.cores(*(each / 1e3 for each in ms))
+
+    @property
     def workers(self) -> int:
         """How many of the setting's instances the policy has: all of them, but for none."""
         policy, _ = self.policy.build(self.stand_ins)
@@ -119,7 +140,8 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
 
     `quantiles_ms` are those of SHARES, `course_ms` the p99 of PARTS of the trial, in their order.
     `sources` counts answers by source. `work` is how many units ran for each query, all models
-    together; `busy_ms` how long instances were busy with them; `accuracy` is that of the answers;
+    together; `busy_ms` how long instances were busy with them, `workers_ms` how long workers
+    computed, `serving_ms` server and client, all for each query; `accuracy` is that of the answers;
     `send_delay_p99_ms` how late the load generator sent. None where the mode does not
     know. `date` says when it was run, `seconds` for how long (a simulation: how much of a core's
     time it took), `memory_mb` what a simulation's process took at most.
@@ -140,6 +162,8 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     busy_ms: float | None = None
     accuracy: float | None = None
     send_delay_p99_ms: float | None = None
+    workers_ms: float | None = None
+    serving_ms: float | None = None
     date: str = ""
     seconds: float = 0.0
     memory_mb: float | None = None
@@ -208,6 +232,7 @@ def simulate_trial(
         {DEPLOYED: Constant(0.0)},
         faults=setting.simulated_faults(trial.seed, trial.seconds, links=links),
         links=setting.links() if links else None,
+        cores=trial.cores,
         overhead=DISPATCH + trial.held_ms / 1e3,
         nodes=setting.nodes or None,
         config=config or trial.config,
@@ -229,27 +254,3 @@ def simulate_trial(
         work=sum(result.units.values()) / trial.queries,
         busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
     )
-
-
-def calm_trial(trial: Trial) -> Trial:
-    """A trial at the rate of `trial`, over its links if it has any, without redundancy,
-    disturbances, or chance in service."""
-    calm = Setting(
-        instances=trial.setting.instances,
-        k=trial.setting.k,
-        r=trial.setting.r,
-        rate=trial.setting.queries_per_second,
-        service=Constant(mean_of(trial.setting.service)),
-        shuffles=0,
-        quiet_links=bool(trial.setting.shuffles) and trial.network is Emulation.NOTHING,
-    )
-    return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
-
-
-def besides(real: TrialResult, simulated: TrialResult) -> tuple[float, tuple[float, ...]]:
-    """What a calm trial, run for real, took besides what is simulated of it, in ms: how long a
-    query held an instance, and what its answer took outside of queue and instance, as quantiles at
-    SHARES."""
-    held = max(0.0, (real.busy_ms or 0.0) - (simulated.busy_ms or 0.0))
-    inside = simulated.p50_ms + held
-    return held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms)

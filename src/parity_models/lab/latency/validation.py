@@ -7,16 +7,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from parity_models.lab.latency.besides import Besides, besides, calm_trial
 from parity_models.lab.latency.reproduce_latency import Plan
 from parity_models.lab.latency.setting import Setting
-from parity_models.lab.latency.trial import (
-    Emulation,
-    Mode,
-    Trial,
-    TrialResult,
-    besides,
-    calm_trial,
-)
+from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult
 from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.lab.report_page import provenance
 from parity_models.simulation.course import SHARES
@@ -61,13 +55,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Point:
-    """All policies in one setting; in ms, how long a query has an instance `held` besides what is
-    simulated, and quantiles at SHARES of what answers take `outside` of queue and instance."""
+    """All policies in one setting, and what serving took besides what is simulated of it."""
 
     label: str
     setting: Setting
-    held: float
-    outside: tuple[float, ...]
+    besides: Besides
     compared: tuple[Compared, ...]
 
 
@@ -97,15 +89,16 @@ def compare(
         for point in points
     ]
     calm = [calm_trial(trials[0]) for trials in real]
-    imagined = [msgspec.structs.replace(each, mode=Mode.SIMULATED) for each in calm]
-    run([*calm, *(trial for trials in real for trial in trials), *imagined])
-    further = [besides(cache[a], cache[b]) for a, b in zip(calm, imagined, strict=True)]
+    run([*calm, *(trial for trials in real for trial in trials)])
+
+    def result(trial: Trial) -> TrialResult:
+        run([trial])
+        return cache[trial]
+
+    further = [besides(each, cache[each], result) for each in calm]
     simulated = [
-        [
-            msgspec.structs.replace(each, mode=Mode.SIMULATED, held_ms=held, outside_ms=outside)
-            for each in trials
-        ]
-        for trials, (held, outside) in zip(real, further, strict=True)
+        [msgspec.structs.replace(each, mode=Mode.SIMULATED, **took._asdict()) for each in trials]
+        for trials, took in zip(real, further, strict=True)
     ]
     run([trial for trials in simulated for trial in trials])
     labels = [series.label for series in experiment.series]
@@ -113,13 +106,13 @@ def compare(
         Point(
             experiment.labels[point],
             trials[0].setting,
-            *ms,
+            took,
             tuple(
                 Compared(label, cache[trial], cache[other])
                 for label, trial, other in zip(labels, trials, others, strict=True)
             ),
         )
-        for point, trials, others, ms in zip(points, real, simulated, further, strict=True)
+        for point, trials, others, took in zip(points, real, simulated, further, strict=True)
     ]
 
 
@@ -140,7 +133,8 @@ def _lines(
     yield "The real runs have processes, sockets, an HTTP server and a client besides. What that"
     yield "adds was measured beforehand, without redundancy or disturbances: simulated units hold"
     yield "their instances for so much longer, and simulated answers take a time drawn from those"
-    yield "outside of queue and instance longer. Latencies in ms.\n"
+    yield "outside of queue and instance longer. Where models compute, they share simulated cores"
+    yield "with each other, with server and client, and with what else competes. Latencies in ms.\n"
     everything = [each for point in points for each in point.compared]
     close = sum(each.close for each in everything)
     worst = max(
@@ -160,13 +154,19 @@ def _point(point: Point) -> Iterator[str]:
     contention = [
         f"{kind} {getattr(setting, kind):g}" for kind in CONTENTION if getattr(setting, kind)
     ]
-    outside = np.interp([0.5, 0.99, 0.999], SHARES, point.outside)
+    took = point.besides
+    outside = np.interp([0.5, 0.99, 0.999], SHARES, took.outside_ms)
     yield f"## {point.label}\n"
     yield f"{setting.instances} + {setting.parity_instances} instances,"
     yield f"{setting.queries_per_second:.0f} queries per second;"
     yield f"{', '.join(contention) or 'no contention'}. An instance is held for"
-    yield f"{point.held:.1f} longer. Outside queue and instance:"
-    yield f"{outside[0]:.1f} at the median, {outside[1]:.1f} at p99, {outside[2]:.1f} at p99.9.\n"
+    yield f"{took.held_ms:.1f} longer. Outside queue and instance:"
+    yield f"{outside[0]:.1f} at the median, {outside[1]:.1f} at p99, {outside[2]:.1f} at p99.9."
+    if setting.computing:
+        serving = took.serving_ms + took.unseen_ms
+        yield f"For each query server and client compute {serving:.1f}, of which it waits for"
+        yield f"{took.serving_ms:.1f}; for each unit workers compute {took.unit_ms:.1f} besides."
+    yield ""
     headings = " | ".join(f"{of} real | simulated | off" for of in PERCENTILES)
     yield f"| policy | {headings} | all within {CLOSE:.0%} |"
     yield "|---" * (3 * len(PERCENTILES) + 2) + "|"

@@ -1,0 +1,42 @@
+"""How long processes compute: what a load costs the machine that serves it and asks."""
+
+import resource
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Computed:
+    """Seconds of processor time of all processes that come from this one: of those that a server
+    has started, its `workers`, and of the others, which are `serving`: server and clients."""
+
+    workers: float
+    serving: float
+
+    @classmethod
+    def until_now(cls, server: int) -> Self:
+        """Since they began, those that have ended included; `server` is a process id."""
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        everything = ended.ru_utime + ended.ru_stime + _of(psutil.Process())
+        workers = _of(psutil.Process(server))
+        return cls(workers, everything - workers)
+
+    def since(self, earlier: Self) -> Self:
+        """What has been computed since then."""
+        return type(self)(self.workers - earlier.workers, self.serving - earlier.serving)
+
+
+def _of(parent: psutil.Process) -> float:
+    """Seconds of all processes that come from one, and of those of theirs that have ended."""
+    seconds = 0.0
+    for each in parent.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = each.cpu_times()
+            seconds += times.user + times.system
+            # What a process has waited for is told with it on Linux alone.
+            seconds += getattr(times, "children_user", 0.0)
+            seconds += getattr(times, "children_system", 0.0)
+    return seconds

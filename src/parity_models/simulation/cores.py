@@ -1,0 +1,183 @@
+"""Cores that instances share with each other, with who serves and asks, and with strangers."""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+from parity_models.faults import Exponential
+from parity_models.faults.spells import Spells
+
+At = Callable[[float, Callable[[], None]], None]
+"""Has something happen at a time."""
+
+EXACT = 1e-9
+"""Seconds of work that are as good as none."""
+
+
+@dataclass(frozen=True)
+class Hog:
+    """A process that computes on a core in exponential spells, with exponential times between
+    them, both in seconds on average."""
+
+    core: int
+    mean_between: float
+    mean_length: float
+
+
+@dataclass(frozen=True)
+class Cores:
+    """The cores of one machine, on which models compute, all of them.
+
+    Where instances are `pinned`, instance i is on core i modulo `count`; else they go where there
+    is room, as do those who serve. What computes on a core at the same time has equal parts of it.
+    `serving` are the seconds that server and client compute for each query while it is waited for,
+    half of them before the scheduler hears of it and half after it is answered; `unseen` are those
+    besides, for which nothing waits, and `unit` those that an instance computes for a unit besides
+    its service. `hogs` take theirs in spells.
+    """
+
+    count: int
+    serving: float = 0.0
+    unseen: float = 0.0
+    unit: float = 0.0
+    pinned: bool = False
+    hogs: tuple[Hog, ...] = ()
+
+
+class Job:
+    """Something that computes on a core until it is `done`."""
+
+    __slots__ = ("core", "done", "stopped")
+
+    def __init__(self, core: "_Core", done: Callable[[], None]) -> None:
+        self.core = core
+        self.done = done
+        self.stopped = False
+
+
+class Computing:
+    """What goes on on the cores; times must not decrease."""
+
+    def __init__(self, cores: Cores, seed: int, at: At) -> None:
+        apart = cores.count if cores.pinned else 1
+        courses: list[list[Spells]] = [[] for _ in range(apart)]
+        for number, hog in enumerate(cores.hogs):
+            rng = Random(f"{seed}/hog {number}")
+            spells = Exponential(hog.mean_between), Exponential(hog.mean_length)
+            courses[hog.core % apart].append(Spells(rng, *spells))
+        self._cores = [_Core(cores.count // apart, hogs, at) for hogs in courses]
+        self._serving, self._unseen = cores.serving / 2, cores.unseen / 2
+        self._unit = cores.unit
+
+    def run(self, now: float, instance: int, work: float, done: Callable[[], None]) -> Job:
+        """Have an instance compute a unit whose service takes so many seconds of a core."""
+        return self._cores[instance % len(self._cores)].start(now, work + self._unit, done)
+
+    def serve(self, now: float, done: Callable[[], None]) -> None:
+        """Have server and client compute what they do before a query, or after its answer."""
+        for work, then in ((self._serving, done), (self._unseen, _nothing)):
+            if work:
+                least = min(self._cores, key=lambda core: core.busy(now))
+                least.start(now, work, then)
+            else:
+                then()
+
+    def stop(self, now: float, job: Job) -> None:
+        """It computes no more."""
+        job.core.stop(now, job)
+
+
+def _nothing() -> None:
+    """What nobody waits for is done."""
+
+
+class _Core:
+    """So many cores as one.
+
+    `_each` are the seconds that each of those who compute has had since the beginning, if it has
+    computed since; so whose work is done first does not change when others come or go.
+    """
+
+    def __init__(self, cores: int, hogs: list[Spells], at: At) -> None:
+        self._cores = cores
+        self._at = at
+        self._hogs = hogs
+        self._hogging = 0
+        self._turn = float("inf")
+        """When the next hog begins or ends."""
+        self._now = 0.0
+        self._each = 0.0
+        self._jobs: list[tuple[float, int, Job]] = []
+        self._computing = 0
+        self._order = 0
+        self._look_at_hogs()
+
+    def busy(self, now: float) -> int:
+        """How many compute."""
+        self._advance(now)
+        return self._computing + self._hogging
+
+    @property
+    def _longer(self) -> float:
+        """How many times as long as alone all take that compute now."""
+        return max(1.0, (self._computing + self._hogging) / self._cores)
+
+    def start(self, now: float, work: float, done: Callable[[], None]) -> Job:
+        self._advance(now)
+        self._order += 1
+        job = Job(self, done)
+        heapq.heappush(self._jobs, (self._each + work, self._order, job))
+        self._computing += 1
+        self._await()
+        return job
+
+    def stop(self, now: float, job: Job) -> None:
+        if not job.stopped:
+            self._advance(now)
+            job.stopped = True
+            self._computing -= 1
+            self._await()
+
+    def _advance(self, now: float) -> None:
+        while self._turn <= now:
+            self._pass(self._turn)
+            self._look_at_hogs()
+        self._pass(now)
+
+    def _pass(self, until: float) -> None:
+        if self._computing:
+            self._each += (until - self._now) / self._longer
+        self._now = until
+
+    def _look_at_hogs(self) -> None:
+        courses = [hog.after(self._now) for hog in self._hogs]
+        self._hogging = sum(start <= self._now for start, _ in courses)
+        turns = (stop if start <= self._now else start for start, stop in courses)
+        self._turn = min(turns, default=float("inf"))
+
+    def _await(self) -> None:
+        """Look again when the first may be done, or the next hog begins or ends."""
+        while self._jobs and self._jobs[0][2].stopped:
+            heapq.heappop(self._jobs)
+        if self._jobs:
+            left = (self._jobs[0][0] - self._each) * self._longer
+            self._order += 1
+            time = min(self._now + left, self._turn)
+            self._at(time, partial(self._look, self._order, time))
+
+    def _look(self, order: int, now: float) -> None:
+        if order != self._order:
+            return  # something has begun or stopped since
+        self._advance(now)
+        done: list[Job] = []
+        while self._jobs and self._jobs[0][0] <= self._each + EXACT:
+            job = heapq.heappop(self._jobs)[2]
+            if not job.stopped:
+                job.stopped = True
+                self._computing -= 1
+                done.append(job)
+        self._await()
+        for job in done:
+            job.done()

@@ -1,0 +1,288 @@
+"""What drives the `Scheduler` that serves through a simulation: events, and its actions.
+
+A heap keeps the calendar. An instance takes as long for a unit as its service time and the fault
+plan say (`faults.WorkerFaults`, the code that real workers obey).
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from functools import partial
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from parity_models.faults import FaultPlan, Transfers, WorkerFaults
+from parity_models.scheduling import (
+    BACKUPS,
+    DEPLOYED,
+    Action,
+    Answer,
+    Cancel,
+    Decode,
+    Fail,
+    Policy,
+    Recycle,
+    Run,
+    Scheduler,
+    Source,
+    Verify,
+    WakeAt,
+    source_of,
+)
+from parity_models.scheduling.dispatch import Dispatch
+from parity_models.simulation.instance import Instance, Running
+from parity_models.simulation.link import Link
+from parity_models.simulation.network import Traffic
+from parity_models.simulation.scenario import FAILED, SOURCES, Simulation, SimulationResult
+
+_NUMBERS = {source: number for number, source in enumerate(SOURCES)}
+
+
+class Driver:
+    """A simulation under a policy and a dispatch rule, once."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        policy: Policy,
+        dispatch: Dispatch | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._simulation = simulation
+        self._scheduler = Scheduler(policy, simulation.config, dispatch)
+        self._now = 0.0
+        self._calendar: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self._random = Random(simulation.seed)
+        self._progress = progress
+        count = len(simulation.arrivals)
+        self._result = SimulationResult(
+            np.full(count, np.nan), np.full(count, FAILED, np.int8), {}, {}, {}
+        )
+        self._arrived = 0
+        self._ended = 0
+        self._wake_time: float | None = None
+        self._refuses = simulation.faults.refuses
+        self._decoded: list[Decode] = []
+        self._instances: dict[str, Instance] = {}
+        self._running: dict[int, Running] = {}
+        self._do: dict[type[Action], Callable[[Any], None]] = {
+            Run: self._run,
+            Verify: self._verify,
+            Recycle: self._recycle,
+            Cancel: self._cancel,
+            Decode: self._decode,
+            Answer: self._answer,
+            Fail: self._fail,
+            WakeAt: self._wake_at,
+        }
+        roles = policy.roles(simulation.instances, simulation.parity_instances)
+        plan = simulation.faults
+        faulty = plan != FaultPlan(seed=plan.seed)
+        transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
+        links = simulation.links
+        traffic = Traffic(links.network, links.machines, plan.seed) if links else None
+        for slot, role in enumerate(roles):
+            faults = WorkerFaults(plan, slot, transfers) if faulty else None
+            link = Link(links.network, traffic, slot, plan.seed) if links and traffic else None
+            instance = Instance(slot, role, faults, link)
+            self._join(instance)
+            if plan.kills or plan.random_kills:
+                self._await_kill(instance, plan.kill_times(slot))
+
+    def run(self) -> SimulationResult:
+        count = len(self._simulation.arrivals)
+        if count:
+            self._at(float(self._simulation.arrivals[0]), self._arrive)
+        while self._ended < count:
+            self._now, _, happens = heapq.heappop(self._calendar)
+            happens()
+        return self._result
+
+    def _at(self, time: float, happens: Callable[[], None]) -> None:
+        """Enter into the calendar; of two at one time the first entered happens first."""
+        self._order += 1
+        heapq.heappush(self._calendar, (max(time, self._now), self._order, happens))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            do = self._do.get(type(action))
+            if do is not None:
+                do(action)
+        while self._decoded:
+            decode = self._decoded.pop()
+            refused = [
+                slot
+                for slot in decode.slots
+                if self._refuses(decode.members[slot], Source.RECONSTRUCTION)
+            ]
+            self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
+
+    # Events
+
+    def _arrive(self) -> None:
+        query = self._arrived
+        self._arrived += 1
+        if self._progress is not None and self._arrived % 1000 == 0:
+            self._progress(self._arrived)
+        self._serve(partial(self._admit, query))
+        if self._arrived < len(self._simulation.arrivals):
+            self._at(float(self._simulation.arrivals[self._arrived]), self._arrive)
+
+    def _serve(self, done: Callable[[], None]) -> None:
+        """What server and client do before a query is admitted, or after its answer."""
+        done()
+
+    def _admit(self, query: int) -> None:
+        self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
+
+    def _finish(self, run: Run) -> None:
+        if self._running.pop(run.unit, None) is None:
+            return  # it was cancelled
+        refused: list[int] = []
+        if run.role in BACKUPS:
+            source = source_of(run.role)
+            refused = [query for query in run.subjects if self._refuses(query, source)]
+        self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused))
+
+    def _cut(self, unit: int) -> None:
+        if self._running.pop(unit, None) is not None:
+            self._carry_out(self._scheduler.unit_failed(self._now, unit, "cancelled"))
+
+    def _verified(self, unit: int) -> None:
+        self._carry_out(self._scheduler.unit_verified(self._now, unit, True))
+
+    def _wake(self, time: float) -> None:
+        if time == self._wake_time:
+            self._wake_time = None
+            self._carry_out(self._scheduler.time_passed(self._now))
+
+    def _join(self, instance: Instance) -> None:
+        self._instances[instance.name] = instance
+        nodes = self._simulation.nodes
+        node = None if nodes is None else str(instance.slot % nodes)
+        joined = self._scheduler.instance_joined(self._now, instance.name, instance.roles, node)
+        self._carry_out(joined)
+
+    def _await_kill(self, instance: Instance, times: Iterator[float]) -> None:
+        """The instance is killed at the first of the times at which it is there."""
+        at = next((time for time in times if time >= self._now), None)
+        if at is not None:
+            self._at(at, partial(self._kill, instance, times))
+
+    def _kill(self, instance: Instance, times: Iterator[float]) -> None:
+        self._replace(instance, then=partial(self._await_kill, instance, times))
+
+    def _replace(self, instance: Instance, then: Callable[[], None] | None = None) -> None:
+        """The instance leaves, and joins again under another name."""
+        if self._instances.pop(instance.name, None) is None:  # it has left already
+            if then is not None:
+                then()
+            return
+        self._carry_out(self._scheduler.instance_left(self._now, instance.name))
+        self._at(self._now + self._simulation.restart, partial(self._return, instance, then))
+
+    def _return(self, instance: Instance, then: Callable[[], None] | None) -> None:
+        instance.life += 1
+        self._join(instance)
+        if then is not None:
+            then()
+
+    # Actions
+
+    def _run(self, run: Run) -> None:
+        instance = self._instances[run.instance]
+        counted = self._arrived > self._simulation.warm_up
+        if counted:
+            units, rows = self._result.units, self._result.rows
+            units[run.role] = units.get(run.role, 0) + 1
+            rows[run.role] = rows.get(run.role, 0) + len(run.subjects)
+        there = self._there(instance, run.role, len(run.subjects))
+        running = Running(run, instance, there, counted)
+        self._running[run.unit] = running
+        self._begin(running)
+
+    def _begin(self, running: Running) -> None:
+        run, there = running.run, running.there
+        done = there + self._takes(run.role, len(run.subjects))
+        self._release(running, done)
+        if running.counted:
+            self._count_busy(run.role, running.ends - self._now)
+
+    def _release(self, running: Running, done: float) -> None:
+        """The unit is done, and ends when faults let it."""
+        run, faults = running.run, running.instance.faults
+        ends = done if faults is None else faults.release(running.there, done, run.role)
+        running.ends = ends + self._simulation.overhead
+        self._at(running.ends, partial(self._finish, run))
+
+    def _cancel(self, cancel: Cancel) -> None:
+        running = self._running.get(cancel.unit)
+        if running is None:
+            return
+        instance, heard = running.instance, self._now
+        if instance.link is not None:
+            heard = instance.link.message(heard)
+        self._stop(running, max(heard, running.there))
+
+    def _stop(self, running: Running, at: float) -> None:
+        """The instance hears at this time that its unit is cancelled."""
+        if running.instance.faults is not None:
+            at = running.instance.faults.cut(at)
+        ends = at + self._simulation.overhead
+        if ends < running.ends:
+            if running.counted:
+                self._count_busy(running.run.role, ends - running.ends)
+            self._at(ends, partial(self._cut, running.run.unit))
+
+    def _count_busy(self, role: str, seconds: float) -> None:
+        busy = self._result.busy
+        busy[role] = busy.get(role, 0.0) + seconds
+
+    def _verify(self, verify: Verify) -> None:
+        instance, role = self._instances[verify.instance], verify.role
+        there = self._there(instance, role, 1)
+        ends = there + self._takes(role, 1)
+        if instance.faults is not None:
+            ends = instance.faults.release(there, ends, role)
+        self._at(ends + self._simulation.overhead, partial(self._verified, verify.unit))
+
+    def _there(self, instance: Instance, role: str, rows: int) -> float:
+        """When the input of a unit of this role that is sent now is there."""
+        links = self._simulation.links
+        if instance.link is None or links is None:
+            return self._now
+        return instance.link.arrival(self._now, rows * links.row.get(role, links.row[DEPLOYED]))
+
+    def _takes(self, role: str, rows: int) -> float:
+        simulation, service = self._simulation, self._simulation.service
+        took = service.get(role, service[DEPLOYED]).draw(self._random)
+        return took * (1 + simulation.further_rows.get(role, 0.0) * (rows - 1))
+
+    def _recycle(self, recycle: Recycle) -> None:
+        recycled = self._result.recycled
+        recycled[recycle.reason] = recycled.get(recycle.reason, 0) + 1
+        self._at(self._now, partial(self._replace, self._instances[recycle.instance]))
+
+    def _decode(self, decode: Decode) -> None:
+        self._decoded.append(decode)
+
+    def _answer(self, answer: Answer) -> None:
+        self._serve(partial(self._answered, answer))
+
+    def _answered(self, answer: Answer) -> None:
+        arrived = self._simulation.arrivals[answer.query]
+        self._result.latencies[answer.query] = self._now - arrived
+        self._end(answer.query, _NUMBERS[answer.source])
+
+    def _fail(self, fail: Fail) -> None:
+        self._end(fail.query, FAILED)
+
+    def _end(self, query: int, source: int) -> None:
+        self._result.sources[query] = source
+        self._ended += 1
+
+    def _wake_at(self, wake: WakeAt) -> None:
+        self._wake_time = wake.time
+        self._at(wake.time, partial(self._wake, wake.time))

@@ -1,0 +1,200 @@
+"""Simulated cores are shared in equal parts by all that compute on them."""
+
+import heapq
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity_models.faults import Constant, Exponential, FaultPlan, LogNormal, Pauses, RandomKills
+from parity_models.scheduling import DEPLOYED
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import StandIns
+from parity_models.simulation import Cores, Hog, Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.cores import Computing, Job
+from parity_models.simulation.scenario import FAILED
+
+
+class Calendar:
+    """What happens when."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._entries: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+
+    def at(self, time: float, happens: Callable[[], None]) -> None:
+        self._order += 1
+        heapq.heappush(self._entries, (max(time, self.now), self._order, happens))
+
+    def run(self, until: float = 1e9) -> None:
+        while self._entries and self._entries[0][0] <= until:
+            self.now, _, happens = heapq.heappop(self._entries)
+            happens()
+
+
+Work = tuple[float, float, float | None]
+"""When it begins, how much it is, and after how long it is stopped, if it is."""
+
+WORK = st.lists(
+    st.tuples(st.floats(0, 2), st.floats(0.01, 1), st.none() | st.floats(0.01, 1)),
+    min_size=1,
+    max_size=8,
+)
+
+
+def ends_of(cores: int, works: list[Work]) -> list[float | None]:
+    """When each is done on so many cores; None for one that is stopped first."""
+    calendar = Calendar()
+    computing = Computing(Cores(cores), 0, calendar.at)
+    ends: list[float | None] = [None] * len(works)
+
+    def start(i: int) -> None:
+        def done() -> None:
+            ends[i] = calendar.now
+
+        job = computing.run(calendar.now, i, works[i][1], done)
+        after = works[i][2]
+        if after is not None:
+            calendar.at(calendar.now + after, lambda: computing.stop(calendar.now, job))
+
+    for i, (begin, _, _) in enumerate(works):
+        calendar.at(begin, lambda i=i: start(i))  # type: ignore[misc]
+    calendar.run()
+    return ends
+
+
+def expected(cores: int, works: list[Work], step: float = 1e-3) -> list[float | None]:
+    """The same in small steps."""
+    left = [work for _, work, _ in works]
+    ends: list[float | None] = [None] * len(works)
+    time = 0.0
+    while time < 20:
+        there = [
+            i
+            for i, (begin, _, after) in enumerate(works)
+            if begin <= time and left[i] > 0 and (after is None or time < begin + after)
+        ]
+        for i in there:
+            left[i] -= step * min(1.0, cores / len(there))
+            if left[i] <= 0:
+                ends[i] = time + step
+        time += step
+    return ends
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 3), WORK)
+def test_all_that_compute_have_equal_parts(cores: int, works: list[Work]) -> None:
+    for found, wanted in zip(ends_of(cores, works), expected(cores, works), strict=True):
+        if found is None or wanted is None:
+            continue  # stopped, or at the very time at which it would be done
+        assert found == pytest.approx(wanted, abs=0.02)
+
+
+def test_one_that_is_stopped_is_never_done_and_leaves_its_part_to_the_others() -> None:
+    assert ends_of(1, [(0, 1, None), (0, 1, 0.5)]) == [pytest.approx(1.25), None]
+
+
+def test_a_hog_takes_half_of_a_core_while_it_computes() -> None:
+    calendar = Calendar()
+    computing = Computing(Cores(2, pinned=True, hogs=(Hog(0, 0.0, 1e6),)), 0, calendar.at)
+    ends: dict[int, float] = {}
+    for core in (0, 1):
+        computing.run(0.0, core, 1.0, lambda core=core: ends.update({core: calendar.now}))  # type: ignore[misc]
+    calendar.run(until=10)
+    assert ends == {0: pytest.approx(2), 1: pytest.approx(1)}
+
+
+def test_hogs_come_and_go_as_real_ones_do() -> None:
+    calendar = Calendar()
+    hog = Hog(0, 0.5, 0.5)
+    computing = Computing(Cores(1, hogs=(hog,)), 7, calendar.at)
+    ended: list[float] = []
+    computing.run(0.0, 0, 100.0, lambda: ended.append(calendar.now))
+    calendar.run(until=1000)
+    assert ended == [pytest.approx(150, rel=0.15)]
+
+
+def test_server_and_client_go_where_least_is_done() -> None:
+    calendar = Calendar()
+    computing = Computing(Cores(2, serving=2.0, pinned=True), 0, calendar.at)
+    ended: dict[str, float] = {}
+    computing.run(0.0, 0, 1.0, lambda: ended.update(unit=calendar.now))
+    computing.serve(0.0, lambda: ended.update(served=calendar.now))
+    calendar.run()
+    assert ended == {"unit": pytest.approx(1), "served": pytest.approx(1)}
+
+
+def scene(cores: Cores | None, faults: FaultPlan | None = None) -> Simulation:
+    return Simulation(
+        poisson_arrivals(40 if faults else 100, 3000, 1),
+        4,
+        2,
+        {DEPLOYED: LogNormal(0.02, 0.3), "backup": Constant(0.005)},
+        faults or FaultPlan(),
+        cores=cores,
+        overhead=0.0004,
+        seed=3,
+        warm_up=100,
+    )
+
+
+POLICIES = ("equal-resources", "hedging", "adaptive")
+
+
+def choice(name: str) -> tuple[PolicyChoice, StandIns]:
+    has = StandIns(None, ("backup",)) if name == "adaptive" else StandIns()
+    return PolicyChoice(name), has
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_with_a_core_for_everyone_all_is_as_if_there_were_none(policy: str) -> None:
+    chosen, has = choice(policy)
+    alone = simulate(scene(None), *chosen.build(has))
+    shared = simulate(scene(Cores(6, pinned=True)), *chosen.build(has))
+    np.testing.assert_allclose(np.sort(shared.latencies), np.sort(alone.latencies), rtol=1e-6)
+    assert shared.units == alone.units
+    assert shared.busy == pytest.approx(alone.busy, rel=1e-3)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: str) -> None:
+    faults = FaultPlan(
+        seed=5,
+        service_time=Exponential(0.01),
+        computing=True,
+        pauses=Pauses(2.0, Exponential(0.1)),
+        random_kills=RandomKills(20.0),
+    )
+    hogs = (Hog(0, 1.0, 0.5), Hog(1, 0.0, 1.0))
+    cores = Cores(2, 0.001, 0.0005, 0.0005, pinned=True, hogs=hogs)
+    chosen, has = choice(policy)
+    result = simulate(scene(cores, faults), *chosen.build(has))
+    failed = result.sources == FAILED
+    assert failed.mean() < 0.01
+    assert (result.latencies[~failed] > 0).all()
+    again = simulate(scene(cores, faults), *chosen.build(has))
+    np.testing.assert_array_equal(result.latencies, again.latencies)
+
+
+def test_fewer_cores_make_a_longer_tail() -> None:
+    chosen, has = choice("equal-resources")
+    p99 = [
+        np.quantile(simulate(scene(Cores(count)), *chosen.build(has)).latencies, 0.99)
+        for count in (6, 3)
+    ]
+    assert p99[1] > 1.2 * p99[0]
+
+
+def test_a_stopped_job_may_be_stopped_again() -> None:
+    calendar = Calendar()
+    computing = Computing(Cores(1), 0, calendar.at)
+    job = computing.run(0.0, 0, 1.0, lambda: None)
+    computing.stop(0.5, job)
+    computing.stop(0.6, job)
+    assert isinstance(job, Job)
+    assert job.stopped
