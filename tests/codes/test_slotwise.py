@@ -17,6 +17,7 @@ from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, buil
 from parity_models.models.networks.slotwise import Shape, Slotwise
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.distillation import calibrate
+from parity_models.training.own_network import named_network
 from parity_models.training.parity_network import parity_network
 from parity_models.training.scaling import Scaled, channel_axis, one_slot, scaled
 
@@ -153,6 +154,34 @@ def test_it_is_the_network_for_stacked_sequences_with_separate_outputs(
     spec: CodeSpec, network: str, expected: type[nn.Module]
 ) -> None:
     assert isinstance(parity_network(network, Code(spec, (3, 40), (10,))).build(), expected)
+
+
+def test_fewer_pixels_may_be_folded_than_images_are_stacked() -> None:
+    code = Code(CodeSpec("stack", "separate", 10), (3, 32, 32), (10,))
+    usual, finer, none = (
+        parity_network(f"resnet-small@0.25{fold}", code).build()
+        for fold in ("", ",fold=4", ",fold=1")
+    )
+    assert isinstance(usual, Slotwise)
+    assert isinstance(finer, Slotwise)
+    assert isinstance(none, Slotwise)
+    assert (usual.block, finer.block, none.block) == ((3, 4), (2, 2), (1, 1))
+    assert finer(torch.zeros(2, 30, 32, 32)).shape == (2, 10, 10)
+
+
+@pytest.mark.parametrize(
+    "spec", [CodeSpec("sum", "subtraction", 2), CodeSpec("concatenation", "separate", 2)], ids=str
+)
+def test_folding_is_refused_for_codes_whose_images_are_not_stacked(spec: CodeSpec) -> None:
+    with pytest.raises(TrainingError, match="resnet-small@fold=4 is for images that are stacked"):
+        parity_network("resnet-small@fold=4", Code(spec, (3, 32, 32), (10,))).build()
+
+
+def test_folding_is_refused_for_single_queries() -> None:
+    with pytest.raises(TrainingError, match="lenet5@fold=2 is for parity models"):
+        build_network("lenet5@fold=2", (3, 32, 32), (10,))
+    with pytest.raises(TrainingError, match="lenet5@fold=2 is for parity models"):
+        named_network("lenet5@fold=2").build((3, 32, 32), (10,), (1, 1))
 
 
 def test_sequences_too_short_to_be_folded_are_refused() -> None:

@@ -52,7 +52,12 @@ def named_network(network: str | Factory) -> NamedNetwork:
         kind, options = NETWORKS.parse(network)
     except UserError as error:
         raise error if is_own(network) else TrainingError(str(error)) from error
-    build, build_parity = partial(kind.build, options), partial(kind.build_parity, options)
+
+    def build(inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        kind.check_single(options)
+        return kind.build(options, inputs, outputs, grid)
+
+    build_parity = partial(kind.build_parity, options)
     if not is_own(network):
         return NamedNetwork(network, build, build_parity, kind)
 

@@ -57,6 +57,7 @@ def build_network(name: str, inputs: Shape, outputs: Shape, grid: Grid = (1, 1))
         network, options = NETWORKS.parse(name)
     except UserError as error:
         raise TrainingError(str(error)) from error
+    network.check_single(options)
     return network.build(options, inputs, outputs, grid)
 
 

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks.images import Shape, is_small
-from parity_models.models.networks.network import Effort, Scalable, times
+from parity_models.models.networks.network import Convolutional, Effort, times
 
 SMALLEST = 12
 
 
-class LeNet5(Scalable, nn.Module):
+class LeNet5(Convolutional, nn.Module):
     """Two convolutions and three full layers (LeCun et al., 1998), with ReLU and max pooling.
 
     Takes images (n, channels, height, width) of at least 12x12, gives (n, *output_shape). For

@@ -60,6 +60,11 @@ class Network(ABC):
         """
 
     @classmethod
+    def check_single(cls, options: Any) -> None:
+        """Raise TrainingError for options that models for single queries cannot have."""
+        return
+
+    @classmethod
     def parity_grid(cls, code: Code) -> Grid:
         """The grid that a parity model for `code` has, unless it is trained as published."""
         return tiles(code)
@@ -68,6 +73,11 @@ class Network(ABC):
     def slot_by_slot(cls, options: Any) -> bool:
         """Does a parity model for stacked images or sequences run on each by itself?"""
         return True
+
+    @classmethod
+    def folded(cls, options: Any) -> int:
+        """How many pixels of a stacked image become one place; 0: as many as images are stacked."""
+        return 0
 
     @classmethod
     def build_parity(cls, options: Any, code: Code, grid: Grid) -> nn.Module:
@@ -82,6 +92,7 @@ class Network(ABC):
                     code.k,
                     code.query_shape,
                     lambda shape: cls.build(options, shape, code.output_shape, (1, 1)),
+                    cls.folded(options),
                 )
             except TrainingError:  # folded queries are too small for it
                 if len(code.query_shape) == 2:
@@ -123,6 +134,45 @@ class Scalable(Network):
         make: Any = cls
         module: nn.Module = make(inputs, outputs, width=options.width)
         return module
+
+
+class Convolutional(Scalable):
+    """A network that sees the neighbours of each place."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Scalable.Options):
+        """What can be set."""
+
+        fold: Annotated[
+            int,
+            Option(
+                "Pixels of each stacked image that become one place of a parity model, which takes "
+                "less time by as much; 0 for as many as images are stacked.",
+                at_least=0,
+                at_most=64,
+            ),
+        ] = 0
+
+    @classmethod
+    def check_single(cls, options: Any) -> None:
+        if options.fold:
+            raise TrainingError(
+                f"{cls.name}@fold={options.fold} is for parity models of stacked images alone; "
+                "leave fold out"
+            )
+
+    @classmethod
+    def folded(cls, options: Any) -> int:
+        return int(options.fold)
+
+    @classmethod
+    def build_parity(cls, options: Any, code: Code, grid: Grid) -> nn.Module:
+        if options.fold and not has_slots(code):
+            raise TrainingError(
+                f"{cls.name}@fold={options.fold} is for images that are stacked and answered one "
+                "by one: use --encoder stack --decoder separate, or leave fold out"
+            )
+        return super().build_parity(options, code, grid)
 
 
 class FullLayers(Network):

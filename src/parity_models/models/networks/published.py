@@ -13,10 +13,10 @@ from torchvision.models import resnet, vgg
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks.images import SMALL, Grid, Shape, is_small
-from parity_models.models.networks.network import Effort, Scalable, times
+from parity_models.models.networks.network import Convolutional, Effort, times
 
 
-class VGG11(Scalable, nn.Module):
+class VGG11(Convolutional, nn.Module):
     """VGG-11 with batch normalisation: (n, channels, height, width) to (n, *output_shape).
 
     Takes images of any size from 8x8: poolings that would leave fewer pixels than `grid` has
@@ -98,7 +98,7 @@ class DeepResNet(resnet.ResNet):  # type: ignore[misc]  # torchvision is untyped
         return output.reshape(-1, *self.output_shape)
 
 
-class ResNet18(Scalable):
+class ResNet18(Convolutional):
     """ResNet-18: two basic blocks in each of four stages."""
 
     name = "resnet18"
@@ -117,7 +117,7 @@ class ResNet18(Scalable):
         return (*(f"{cls.name}@{width}" for width in (0.125, 0.25, 0.5)), cls.name)
 
 
-class ResNet152(Scalable):
+class ResNet152(Convolutional):
     """ResNet-152: 3, 8, 36 and 3 bottleneck blocks."""
 
     name = "resnet152"

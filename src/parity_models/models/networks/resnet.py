@@ -10,7 +10,7 @@ from torch.nn import functional
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
 from parity_models.models.networks.images import Grid, Shape, is_small, places
-from parity_models.models.networks.network import Effort, Scalable, times
+from parity_models.models.networks.network import Convolutional, Effort, times
 
 STAGES = (16, 32, 64)
 """Channels of each stage; all but the first halve height and width."""
@@ -21,7 +21,7 @@ SMALLEST = 2 ** (len(STAGES) - 1)
 Pair = tuple[int, int]
 
 
-class SmallResNet(Scalable, nn.Module):
+class SmallResNet(Convolutional, nn.Module):
     """Three stages of one residual block with 16, 32 and 64 channels, times `width`.
 
     (He et al., CVPR 2016.)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks.images import Shape, as_images, image_shape
-from parity_models.models.networks.network import Effort, Scalable, times
+from parity_models.models.networks.network import Convolutional, Effort, times
 from parity_models.models.networks.resnet import convolution, residual_stages
 
 STAGES = (32, 64, 128)
@@ -19,7 +19,7 @@ SIZE = 5
 LEAST_STEPS = 8
 
 
-class SequenceResNet(Scalable, nn.Module):
+class SequenceResNet(Convolutional, nn.Module):
     """Three stages of one residual block with 32, 64 and 128 channels, times `width`, convolved
     over time.
 

@@ -17,19 +17,22 @@ class Slotwise(Stacked):
     """Runs the network that `build` makes on each of k images stacked along their channels.
 
     Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of at least
-    k pixels is folded into the channels of one place (space to depth): no pixel is lost, only the
-    network's first layer grows, and all k images together take about as long as one does
-    unfolded. The slots share the network, so they do not disturb each other, and a group of k
-    trains it k times. Sequences, stacked along their first axis, become images of one row, which
-    are folded along it: `build` makes a network for (channels, 1, time) then.
+    `fold` pixels is folded into the channels of one place (space to depth): no pixel is lost, only
+    the network's first layer grows. With k of them, which is the default, all k images together
+    take about as long as one does unfolded. The slots share the network, so they do not disturb
+    each other, and a group of k trains it k times. Sequences, stacked along their first axis,
+    become images of one row, which are folded along it: `build` makes a network for
+    (channels, 1, time) then.
     """
 
-    def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
+    def __init__(
+        self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module], fold: int = 0
+    ) -> None:
         super().__init__()
         self.k = k
         self.query_shape = query_shape
         self.image_shape = channels, height, width = image_shape(query_shape)
-        self.block = rows, columns = _block(k, height)
+        self.block = rows, columns = _block(fold or k, height)
         folded = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
         self.network = build(folded)
 
@@ -81,12 +84,12 @@ def has_slots(code: Code) -> bool:
     )
 
 
-def _block(k: int, height: int) -> tuple[int, int]:
-    """Rows and columns of the smallest nearly square block that holds k pixels.
+def _block(pixels: int, height: int) -> tuple[int, int]:
+    """Rows and columns of the smallest nearly square block that holds so many pixels.
 
     Images of one row are folded along it alone.
     """
     if height == 1:
-        return 1, k
-    rows = next(rows for rows in range(1, k + 1) if rows * (rows + 1) >= k)
-    return rows, ceil(k / rows)
+        return 1, pixels
+    rows = next(rows for rows in range(1, pixels + 1) if rows * (rows + 1) >= pixels)
+    return rows, ceil(pixels / rows)
