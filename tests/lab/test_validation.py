@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parity_models.faults import Constant
-from parity_models.lab.latency.besides import besides, calm_trial
+from parity_models.lab.latency.besides import besides_of, calm_trial
 from parity_models.lab.latency.experiment import load_experiment
 from parity_models.lab.latency.reproduce_latency import PRESETS, Plan
 from parity_models.lab.latency.setting import Setting
@@ -52,10 +52,10 @@ def test_what_holds_an_instance_longer_is_told_apart_from_what_an_answer_takes_b
         return result_of(np.full(1000, ms / 1e3), 0, {"model": 1000}, busy_ms=busy)
 
     calm = calm_of(Setting(shuffles=0))
-    took = besides(calm, ran(30, 27.5), lambda _: ran(26, 26))
+    took = besides_of(calm, ran(30, 27.5), lambda _: ran(26, 26))
     assert took.held_ms == 1.5
     np.testing.assert_allclose(took.outside_ms, 2.5)
-    took = besides(calm, ran(25, 24), lambda _: ran(26, 26))
+    took = besides_of(calm, ran(25, 24), lambda _: ran(26, 26))
     assert took.held_ms == 0
     np.testing.assert_allclose(took.outside_ms, 0)
 
@@ -69,7 +69,7 @@ def test_of_what_is_computed_a_query_waits_for_what_it_took_longer(
     )
     real = result_of(np.full(1000, p50 / 1e3), 0, {"model": 1000}, busy_ms=6.4)
     real = msgspec.structs.replace(real, workers_ms=6.0, serving_ms=2.0)
-    took = besides(calm, real, simulate_trial)
+    took = besides_of(calm, real, simulate_trial)
     assert took.unit_ms == pytest.approx(1)
     assert took.held_ms == pytest.approx(0, abs=0.05)  # 5 for the model, 1 besides, 0.4 on the way
     assert took.serving_ms == pytest.approx(waited, abs=0.05)

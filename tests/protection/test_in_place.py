@@ -38,7 +38,8 @@ def test_a_calm_server_tells_what_it_takes_besides_the_model(tmp_path: Path) -> 
     found = in_place(bundle, (), 0.001, 200.0, 2, 1.5, said.append)
     assert found is not None, said
     assert (found.queries, said) == (300, [])
-    assert found.held > 0
+    assert found.cores == CORES
+    assert min(found.serving + found.unseen, found.unit) > 0
     assert len(found.outside) == len(SHARES)
     assert list(found.outside) == sorted(found.outside)
     assert found.outside[-1] > 0
@@ -84,6 +85,15 @@ def test_what_serving_takes_is_part_of_what_is_simulated() -> None:
     outside = simulated(InPlace(0.4, tuple(late.tolist()), 300)).without
     assert outside.p50_ms == pytest.approx(alone.p50_ms + 1, abs=0.5)
     assert outside.p999_ms > 400
+
+
+def test_instances_that_share_cores_wait_for_them() -> None:
+    outside = tuple(np.zeros(len(SHARES)).tolist())
+    apart = simulated(InPlace(0.4, outside, 300)).without
+    shared = simulated(InPlace(0.4, outside, 300, serving=1.0, unit=1.0, cores=1)).without
+    assert shared.p50_ms > apart.p50_ms + 1.9
+    assert shared.p99_ms > 1.2 * apart.p99_ms
+    assert shared.extra_work == 0
 
 
 def test_the_rate_is_that_of_the_models_own_time() -> None:

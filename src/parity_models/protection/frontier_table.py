@@ -90,7 +90,18 @@ def plan_table(plans: Sequence[Plan], scene: Scene, served: InPlace | None) -> T
             f"with what a calm server took here besides the model, of {served.queries:,} queries: "
             f"{served.held:.2f} ms on an instance, {p50:.2f} elsewhere ({p99:.2f} at p99)"
         )
+        if served.cores:
+            table.caption += f"; and on {said_of_cores(served)}"
     return table
+
+
+def said_of_cores(served: InPlace) -> str:
+    """What is computed on the cores that instances share."""
+    serving = served.serving + served.unseen
+    return (
+        f"{served.cores} cores that all share, {serving:.2f} ms for a query in server and client, "
+        f"{served.unit:.2f} for a unit in a worker"
+    )
 
 
 def dropped_table(dropped: Mapping[str, str]) -> Table:

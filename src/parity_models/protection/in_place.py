@@ -11,20 +11,26 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from parity_models.errors import LoadError, ParityModelsError
+from parity_models.faults import LogNormal
 from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load.computing import Computed
 from parity_models.load.served import served
 from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Sizes
+from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import EqualResources
+from parity_models.scheduling.policies import EqualResources, StandIns
 from parity_models.serving.server import ServeOptions
-from parity_models.simulation.course import SHARES
+from parity_models.simulation import Cores, Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.besides import Besides, Took, besides
+from parity_models.simulation.course import SHARES, SPREAD
 
 INSTANCES = 2
 """For each core that is here, at most."""
@@ -43,11 +49,36 @@ ROWS = 64
 
 
 class InPlace(msgspec.Struct, frozen=True):
-    """In ms: how long a unit of one query has an instance `held` besides its run, and quantiles at
-    SHARES of what an answer takes `outside` of queue and instance. `queries` were asked."""
+    """What serving takes besides the model, in ms, as in `Besides`; `queries` were asked.
+
+    Where all instances fit on this machine, they share so many `cores` with server and clients; 0
+    where they do not: then what holds an instance includes that it waited for a core here.
+    """
 
     held: float
     outside: tuple[float, ...]
+    queries: int
+    serving: float = 0.0
+    unseen: float = 0.0
+    unit: float = 0.0
+    cores: int = 0
+
+    @property
+    def shared(self) -> Cores | None:
+        """The cores, if instances share them."""
+        if not self.cores:
+            return None
+        besides = Besides(self.held, self.outside, self.serving, self.unseen, self.unit)
+        return besides.cores(self.cores)
+
+
+class _Calm(NamedTuple):
+    """A calm run: what `queries` took, and how long workers, and server and clients, computed for
+    each, in ms."""
+
+    took: Took
+    workers_ms: float
+    serving_ms: float
     queries: int
 
 
@@ -92,19 +123,20 @@ def in_place(
             warm_up=int(WARM_UP * count),
         )
         try:
-            return _apart(_served(deployed.path, here, load, ms))
+            calm = _apart(_served(deployed.path, here, load))
         except ParityModelsError as error:
             say(f"the model could not be served here, to see what that takes besides: {error}")
             return None
+    return _besides(calm, ms, load, here, shared=here == instances)
 
 
-def _apart(run: Coroutine[Any, Any, InPlace]) -> InPlace:
+def _apart(run: Coroutine[Any, Any, _Calm]) -> _Calm:
     """In a thread, as this one may have an event loop that runs."""
     with ThreadPoolExecutor(1) as threads:
         return threads.submit(asyncio.run, run).result()
 
 
-async def _served(bundle: Path, instances: int, load: LoadSpec, ms: float) -> InPlace:
+async def _served(bundle: Path, instances: int, load: LoadSpec) -> _Calm:
     options = ServeOptions(
         policy=PolicyChoice(EqualResources.name),
         instances=instances,
@@ -114,14 +146,54 @@ async def _served(bundle: Path, instances: int, load: LoadSpec, ms: float) -> In
     )
     async with served(bundle, options) as server:
         before = await server.busy_seconds()
+        computed: list[Computed] = []
+
+        def begin() -> None:
+            computed.append(Computed.until_now(server.pid))
+
         there = msgspec.structs.replace(load, url=server.url)
-        result = await offer_load_from_own_process(there, lambda: None)
+        result = await offer_load_from_own_process(there, begin)
+        took = Computed.until_now(server.pid).since(*computed)
         busy = await server.busy_seconds() - before
     answered = result.answered
     if not answered.any():
         raise LoadError(f"no query was answered: {result.errors()}")
-    unit = 1e3 * busy / load.requests
-    outside = np.quantile(1e3 * result.latency[answered], SHARES) - unit
+    ms = 1e3 * result.latency[answered]
+    each = 1e3 / load.requests
+    quantiles = tuple(np.quantile(ms, SHARES).tolist())
+    real = Took(float(np.median(ms)), each * busy, quantiles)
+    return _Calm(real, each * took.workers, each * took.serving, int(answered.sum()))
+
+
+def _besides(calm: _Calm, ms: float, load: LoadSpec, instances: int, *, shared: bool) -> InPlace:
+    """What the calm run took besides a model that runs for `ms`."""
+    if not shared:
+        outside = np.array(calm.took.quantiles_ms) - calm.took.busy_ms
+        held = max(0.0, calm.took.busy_ms - ms)
+        return InPlace(held, tuple(np.maximum(0.0, outside).tolist()), calm.queries)
+    cores = len(os.sched_getaffinity(0))
+
+    def simulated(known: Besides) -> Took:
+        simulation = Simulation(
+            poisson_arrivals(load.rate or 1.0, load.requests, load.seed),
+            instances,
+            0,
+            {DEPLOYED: LogNormal(ms / 1e3, SPREAD)},
+            cores=known.cores(cores),
+            overhead=known.held_ms / 1e3,
+        )
+        result = simulate(simulation, *PolicyChoice(EqualResources.name).build(StandIns()))
+        took = 1e3 * result.latencies[~np.isnan(result.latencies)]
+        busy = 1e3 * sum(result.busy.values()) / len(result.latencies)
+        return Took(float(np.median(took)), busy, tuple(np.quantile(took, SHARES).tolist()))
+
+    known = besides(calm.took, calm.workers_ms - ms, calm.serving_ms, simulated)
     return InPlace(
-        max(0.0, unit - ms), tuple(np.maximum(0.0, outside).tolist()), int(answered.sum())
+        known.held_ms,
+        known.outside_ms,
+        calm.queries,
+        known.serving_ms,
+        known.unseen_ms,
+        known.unit_ms,
+        cores,
     )

@@ -218,6 +218,7 @@ class Simulations:
             scene.max_batch,
             {role: self._added_by_row(ms) for role, ms in times.items()},
             () if self._served is None else self._served.outside,
+            None if self._served is None else self._served.shared,
         )
         found = outcome_of(course, choice, stand_ins, coverage_of(finalists))
         work = self._work(found, times) / (scene.queries * self._deployed[1])

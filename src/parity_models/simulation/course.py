@@ -12,6 +12,7 @@ from parity_models.faults import Distribution, Exponential, FaultPlan, Shuffles,
 from parity_models.scheduling import SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
+from parity_models.simulation.cores import Cores
 from parity_models.simulation.scenario import FAILED, SOURCES, Simulation
 from parity_models.simulation.simulator import simulate
 
@@ -46,7 +47,8 @@ class Course:
     Queries arrive at the times `arrivals` (n,), of which the first `warm_up` do not count.
     `service` says how long a unit of each role takes; a role that it does not name takes as long
     as one of the deployed model. A unit has up to `max_batch` queries, and each after the first
-    adds a share `further_rows` of that, by role. `overhead` comes to every unit. An answer takes
+    adds a share `further_rows` of that, by role. `overhead` comes to every unit. With `cores`
+    instances share these, and times of service are seconds of a core. An answer takes
     some more time outside of queue and instance, of which `outside_ms` are the quantiles at SHARES;
     by default none.
     """
@@ -61,6 +63,7 @@ class Course:
     max_batch: int = 1
     further_rows: Mapping[str, float] = field(default_factory=dict)
     outside_ms: tuple[float, ...] = ()
+    cores: Cores | None = None
 
 
 def with_outside(
@@ -114,6 +117,7 @@ def outcome_of(
         0,
         course.service,
         faults=msgspec.structs.replace(course.faults, coverage=1.0, coverages=dict(coverage or {})),
+        cores=course.cores,
         overhead=course.overhead,
         config=SchedulerConfig(max_batch=course.max_batch),
         seed=course.seed,

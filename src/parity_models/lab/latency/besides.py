@@ -1,7 +1,6 @@
 """What serving takes besides what is simulated of it: measured in a calm run, for real."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import msgspec
 
@@ -10,17 +9,7 @@ from parity_models.lab.latency.setting import Setting, mean_of
 from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
-
-
-class Besides(NamedTuple):
-    """In ms, as a trial has it: how long a unit holds its instance longer, what an answer takes
-    outside of queue and instance, as quantiles at SHARES, and what is computed besides units."""
-
-    held_ms: float
-    outside_ms: tuple[float, ...]
-    serving_ms: float = 0.0
-    unseen_ms: float = 0.0
-    unit_ms: float = 0.0
+from parity_models.simulation.besides import Besides, Took, besides
 
 
 def calm_trial(trial: Trial) -> Trial:
@@ -39,25 +28,23 @@ def calm_trial(trial: Trial) -> Trial:
     return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
-def besides(calm: Trial, real: TrialResult, simulated: Callable[[Trial], TrialResult]) -> Besides:
-    """What a calm trial, whose `real` result is given, took besides what its simulation takes.
-
-    Of what server and client compute, a query waits for as much as it waited for outside of queue
-    and instance; the rest goes on unseen.
-    """
+def besides_of(
+    calm: Trial, real: TrialResult, simulated: Callable[[Trial], TrialResult]
+) -> Besides:
+    """What a calm trial, whose `real` result is given, took besides what its simulation takes."""
     imagined = msgspec.structs.replace(calm, mode=Mode.SIMULATED)
+
+    def took(known: Besides) -> Took:
+        return _took(simulated(msgspec.structs.replace(imagined, **known._asdict())))
+
     if calm.cores is None:
-        bare = simulated(imagined)
-        held = max(0.0, (real.busy_ms or 0.0) - (bare.busy_ms or 0.0))
+        bare = took(Besides(0.0, ()))
+        held = max(0.0, (real.busy_ms or 0.0) - bare.busy_ms)
         inside = bare.p50_ms + held
         return Besides(held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms))
-    service = 1e3 * mean_of(calm.setting.service)
-    unit = max(0.0, (real.workers_ms or 0.0) - service)
-    bare = simulated(msgspec.structs.replace(imagined, unit_ms=unit))
-    held = max(0.0, (real.busy_ms or 0.0) - (bare.busy_ms or 0.0))
-    computed = real.serving_ms or 0.0
-    serving = min(computed, max(0.0, real.p50_ms - bare.p50_ms - held))
-    found = Besides(held, (), serving, computed - serving, unit)
-    whole = simulated(msgspec.structs.replace(imagined, **found._asdict()))
-    pairs = zip(real.quantiles_ms, whole.quantiles_ms, strict=True)
-    return found._replace(outside_ms=tuple(max(0.0, ms - other) for ms, other in pairs))
+    unit = (real.workers_ms or 0.0) - 1e3 * mean_of(calm.setting.service)
+    return besides(_took(real), unit, real.serving_ms or 0.0, took)
+
+
+def _took(result: TrialResult) -> Took:
+    return Took(result.p50_ms, result.busy_ms or 0.0, result.quantiles_ms)

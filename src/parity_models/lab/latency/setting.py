@@ -35,6 +35,7 @@ from parity_models.options import Value
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
 from parity_models.simulation import Cores, Hog, Links
 from parity_models.simulation.arrivals import Bursts
+from parity_models.simulation.besides import Besides
 from parity_models.simulation.network import Network
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
@@ -268,16 +269,13 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
         return Links(network, self.all_instances, row)
 
-    def cores(self, serving: float, unseen: float, unit: float) -> Cores | None:
-        """The cores of simulated runs, which are those of real ones, if models compute on them.
-
-        The seconds that are computed besides are as in `simulation.Cores`.
-        """
+    def cores(self, besides: Besides) -> Cores | None:
+        """The cores of simulated runs, which are those of real ones, if models compute on them."""
         if not self.computing:
             return None
         cores = range(len(os.sched_getaffinity(0)))
         hogs = [Hog(core, self.hog_gap, self.hog_spell) for core in cores] * self.hogs
-        return Cores(len(cores), serving, unseen, unit, pinned=bool(hogs), hogs=tuple(hogs))
+        return besides.cores(len(cores), tuple(hogs), pinned=bool(hogs))
 
     @property
     def _network(self) -> Network | None:

@@ -16,6 +16,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import Cores, Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.besides import Besides
 from parity_models.simulation.course import DISPATCH, SHARES, with_outside
 from parity_models.simulation.scenario import FAILED, SOURCES
 
@@ -122,7 +123,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         if self.network is not Emulation.NOTHING:
             return None
         ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
-        return self.setting.cores(*(each / 1e3 for each in ms))
+        return self.setting.cores(Besides(self.held_ms, self.outside_ms, *ms))
 
     @property
     def workers(self) -> int:

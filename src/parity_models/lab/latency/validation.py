@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from parity_models.lab.latency.besides import Besides, besides, calm_trial
+from parity_models.lab.latency.besides import besides_of, calm_trial
 from parity_models.lab.latency.reproduce_latency import Plan
 from parity_models.lab.latency.setting import Setting
 from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult
 from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.lab.report_page import provenance
+from parity_models.simulation.besides import Besides
 from parity_models.simulation.course import SHARES
 
 CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
@@ -95,7 +96,7 @@ def compare(
         run([trial])
         return cache[trial]
 
-    further = [besides(each, cache[each], result) for each in calm]
+    further = [besides_of(each, cache[each], result) for each in calm]
     simulated = [
         [msgspec.structs.replace(each, mode=Mode.SIMULATED, **took._asdict()) for each in trials]
         for trials, took in zip(real, further, strict=True)

@@ -9,6 +9,7 @@ import numpy as np
 from parity_models.lab.protection.results import Found, Latencies, Proof, Tails
 from parity_models.lab.protection.targets import CLOSE, off, on_time, stand_ins
 from parity_models.lab.report_page import TRAINING, provenance, targets_table
+from parity_models.protection.frontier_table import said_of_cores
 from parity_models.protection.in_place import InPlace
 from parity_models.simulation.course import SHARES
 
@@ -95,9 +96,11 @@ def _besides(served: InPlace | None) -> str:
     if served is None:
         return "There was no time to see what serving takes besides the model."
     outside = np.interp((0.5, 0.99), SHARES, served.outside)
+    shared = f" On {said_of_cores(served)}." if served.cores else ""
     return (
         f"In a calm server units held an instance for {served.held:.2f} ms besides the model's\n"
         f"time, and answers took {outside[0]:.2f} ms more at the median, {outside[1]:.2f} at p99."
+        f"{shared}"
     )
 
 

@@ -19,8 +19,7 @@ INSTANCES = 4
 """Of the model, in simulations and for real."""
 
 COMPUTING = 1 / 6
-"""The share of the cores that the model takes: instances that want more than there are would slow
-each other down, which no simulation knows of."""
+"""The share of the cores that the model takes; server and clients take as much again."""
 
 MOST_LOAD = 0.5
 """The load at most, as a share of what the instances can carry."""
