@@ -71,9 +71,28 @@ def test_simulate_has_backups_whose_answers_are_gated(parm_here: Here, tmp_path:
     assert "reconstruction" not in sources
 
 
+def test_simulate_has_cores_that_instances_share(parm_here: Here, tmp_path: Path) -> None:
+    p99 = {}
+    for cores in ("6", "1"):
+        done = parm_here(
+            "simulate", "--queries", "2000", "--instances", "4", "--load", "0.1", "--shuffles", "0",
+            "--policy", "equal-resources", "--cores", cores, "--serving", "2ms", "--json",
+            tmp_path / "s.json",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "s.json").read_text())
+        assert found["setting"]["cores"] == int(cores)
+        result = found["policies"]["equal-resources"]
+        assert result["p50_ms"] > 26.5  # 25 for the model, 2 for server and client
+        p99[cores] = result["p99_ms"]
+    assert p99["1"] > 1.5 * p99["6"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
+        ("--cores 0", "--cores must be from 1 to 100000, got 0"),
+        ("--serving 2ms", "--serving is computed on --cores: say how many there are"),
         ("--k 1", "--k must be from 2 to 9, got 1"),
         ("--k 10", "--k must be from 2 to 9, got 10"),
         ("--load 0", "--load must be above 0 and 3 or less, got 0"),

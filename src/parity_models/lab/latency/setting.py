@@ -66,10 +66,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     per second, or, where that is None, `load` as a share of what `instances` alone can carry.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
-    for. `encoder` and `decoder`, with their options, are the code's; without a word on it the
-    encoder is the decoder's usual one. Stand-ins may answer a share `coverage` of the queries,
-    drawn for each. `stand_ins` are those that the bundle has for a policy that can do with either;
-    `further_backups` come after its backup.
+    for; in simulations by so many `cores`, 0 for as many as there are here. `encoder` and
+    `decoder`, with their options, are the code's; without a word on it the encoder is the decoder's
+    usual one. Stand-ins may answer a share `coverage` of the queries, drawn for each. `stand_ins`
+    are those that the bundle has for a policy that can do with either; `further_backups` come after
+    its backup.
 
     Contention, of which there may be several kinds; 0 is none:
     `shuffles` background transfers run at all times, through the links that queries take. Where
@@ -108,6 +109,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     service: Distribution = LogNormal(0.025, 0.05)
     backup_service: Distribution = LogNormal(0.0125, 0.05)
     computing: bool = False
+    cores: Annotated[int, Meta(ge=0, le=100_000)] = 0
     stand_ins: Annotated[tuple[StandInKind, ...], Meta(min_length=1)] = ("parity",)
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
     further_backups: Annotated[tuple[FurtherBackup, ...], Meta(max_length=len(BACKUPS) - 1)] = ()
@@ -269,11 +271,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
         return Links(network, self.all_instances, row)
 
-    def cores(self, besides: Besides) -> Cores | None:
-        """The cores of simulated runs, which are those of real ones, if models compute on them."""
+    def simulated_cores(self, besides: Besides) -> Cores | None:
+        """What models compute on, if they do."""
         if not self.computing:
             return None
-        cores = range(len(os.sched_getaffinity(0)))
+        cores = range(self.cores or len(os.sched_getaffinity(0)))
         hogs = [Hog(core, self.hog_gap, self.hog_spell) for core in cores] * self.hogs
         return besides.cores(len(cores), tuple(hogs), pinned=bool(hogs))
 

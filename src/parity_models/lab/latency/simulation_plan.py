@@ -111,6 +111,23 @@ class SimulationOptions(Options):
     max_batch: Annotated[
         int, Option("Queries that an instance runs at once.", at_least=1, at_most=64)
     ] = 1
+    cores: Annotated[
+        int | None,
+        Option(
+            "Cores that all instances compute on, each in equal parts for all that computes there; "
+            "by default each instance has its own.",
+            at_least=1,
+            at_most=100_000,
+        ),
+    ] = None
+    serving: Annotated[
+        float,
+        Option(
+            "What server and clients compute for each query, on these --cores.",
+            unit=SECONDS,
+            at_least=0,
+        ),
+    ] = 0.0
     shuffles: Annotated[
         int | None,
         Option(
@@ -167,6 +184,7 @@ class SimulationPlan:
     warm_up: int
     seed: int
     arrivals: NDArray[np.float64] | None
+    serving: float = 0.0
 
     def run(self, choices: Iterable[PolicyChoice]) -> Iterator[tuple[str, TrialResult]]:
         """What comes of each policy, with its name. Raises UserError if no query is answered."""
@@ -178,6 +196,7 @@ class SimulationPlan:
                 queries=self.queries,
                 warm_up=self.warm_up,
                 seed=self.seed,
+                serving_ms=1e3 * self.serving,
             )
             yield choice.name, simulate_trial(trial, self.arrivals, self.config)
 
@@ -190,6 +209,8 @@ def plan_simulation(
     `code` has the fields of a Setting that say what code there is. Raises UserError for what cannot
     be simulated, and files that cannot be read.
     """
+    if options.serving and options.cores is None:
+        raise UserError("--serving is computed on --cores: say how many there are")
     arrivals, queries, rate = None, options.queries or QUERIES, options.rate
     if options.arrivals is not None:
         arrivals = _arrivals(options.arrivals, options.queries, options.warm_up_queries)
@@ -205,7 +226,9 @@ def plan_simulation(
         deadline=options.deadline,
         default_prediction=options.default_prediction,
     )
-    return SimulationPlan(setting, config, queries, options.warm_up_queries, options.seed, arrivals)
+    return SimulationPlan(
+        setting, config, queries, options.warm_up_queries, options.seed, arrivals, options.serving
+    )
 
 
 def _further_backups(text: str | None, spread: float) -> tuple[FurtherBackup, ...]:
@@ -251,6 +274,8 @@ def _setting(
         load=options.load,
         rate=rate,
         max_batch=options.max_batch,
+        computing=options.cores is not None,
+        cores=options.cores or 0,
         service=service,
         stand_ins=stand_ins,
         backup_service=LogNormal(

@@ -26,6 +26,7 @@ FORMAT = 4
 LATER = (
     ("setting", "further_backups"),
     ("setting", "quiet_links"),
+    ("setting", "cores"),
     ("", "held_ms"),
     ("", "serving_ms"),
     ("", "unseen_ms"),
@@ -119,11 +120,11 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cores(self) -> Cores | None:
-        """Those that a simulation has: where contention is real, those of real runs."""
-        if self.network is not Emulation.NOTHING:
+        """Those that a simulation has: as it is set, or, where contention is real, as real runs."""
+        if self.network is not Emulation.NOTHING and not self.setting.cores:
             return None
         ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
-        return self.setting.cores(Besides(self.held_ms, self.outside_ms, *ms))
+        return self.setting.simulated_cores(Besides(self.held_ms, self.outside_ms, *ms))
 
     @property
     def workers(self) -> int:
