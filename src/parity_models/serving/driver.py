@@ -38,6 +38,7 @@ from parity_models.scheduling import (
     Run,
     Scheduler,
     Source,
+    Spare,
     Verify,
     WakeAt,
     source_of,
@@ -125,6 +126,7 @@ class Driver:
             Fail: self._fail,
             Cancel: self._cancel,
             Compare: self._compare,
+            Spare: lambda action: None,  # observers see when it ends
             Verify: self._verify,
             Recycle: self._recycle,
             Dismiss: lambda action: self._engine.dismiss(action.instance),
@@ -301,7 +303,7 @@ class Driver:
 
     def _cancel(self, action: Cancel) -> None:
         run = self.units.get(action.unit)
-        if run is not None and not self.observers.spares(run):
+        if run is not None:
             self._engine.cancel(action.instance, action.unit)
 
     def _compare(self, action: Compare) -> None:

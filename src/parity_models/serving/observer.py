@@ -40,10 +40,6 @@ class Observer:
     def refused(self, now: float, queries: Collection[int], source: Source) -> None:
         """What the stand-in with this source says to these queries may not be given."""
 
-    def spares(self, unit: Run | Verify) -> bool:
-        """Shall this unit, which is to be cancelled, run on, so that its end is seen?"""
-        return False
-
     def headers(self, unit: Run) -> Mapping[str, str]:
         """What is to be said, as headers, to another server that runs this unit."""
         return {}
@@ -91,9 +87,6 @@ class Observers(Observer):
     def refused(self, now: float, queries: Collection[int], source: Source) -> None:
         for each in self._all:
             self._tell(each, each.refused, now, queries, source)
-
-    def spares(self, unit: Run | Verify) -> bool:
-        return any(self._tell(each, each.spares, unit) for each in self._all)
 
     def headers(self, unit: Run) -> Mapping[str, str]:
         said: dict[str, str] = {}

@@ -61,8 +61,11 @@ def test_some_units_run_on_and_stand_for_those_that_are_cancelled() -> None:
     tails = Tails()
     for query in range(4 * ONE_IN):
         tails.stood_in(10.02, query, arrived=10.0, runs=True)
-        spared = tails.spares([query])
-        assert spared == (query % ONE_IN == 0)
+        spared = query % ONE_IN == 0
+        if spared:
+            tails.spared([query], ONE_IN)
+        else:
+            tails.cancelled([query])
         tails.ended(10.30 if spared else 10.02, [query], known=spared)
     without = tails.without(12.0).now
     assert without is not None
@@ -72,9 +75,15 @@ def test_some_units_run_on_and_stand_for_those_that_are_cancelled() -> None:
     assert tails.owed == 0
 
 
-def test_units_that_no_stand_in_answered_for_are_cancelled() -> None:
+def test_where_one_unit_of_a_query_is_spared_a_copy_that_is_cancelled_changes_nothing() -> None:
     tails = Tails()
-    assert not any(tails.spares([query]) for query in range(2 * ONE_IN))
+    tails.stood_in(10.02, query=1, arrived=10.0, runs=True)
+    tails.spared([1], ONE_IN)
+    tails.cancelled([1, 2])
+    tails.ended(10.30, [1], known=True)
+    without = tails.without(12.0).now
+    assert without is not None
+    assert without.count == ONE_IN
 
 
 def test_where_the_model_was_cut_short_the_time_until_then_is_a_bound_and_is_told() -> None:

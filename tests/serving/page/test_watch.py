@@ -21,6 +21,7 @@ from parity_models.scheduling import (
     RecycleReason,
     Run,
     Source,
+    Spare,
     Verify,
     parity_role,
 )
@@ -227,8 +228,7 @@ def test_the_tail_without_stand_ins_is_that_of_the_models_own_answers() -> None:
     told.act(original, backup)
     told.now = 0.05
     told.end(backup)
-    told.act(Answer(11, Source.BACKUP), Cancel("0", 1))
-    assert told.watch.spares(original)
+    told.act(Answer(11, Source.BACKUP), Spare("0", 1, 4))
     told.now = 0.4
     told.end(original)
     with_stand_ins = told.watch.tails.with_stand_ins(2.0).now

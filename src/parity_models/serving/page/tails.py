@@ -1,13 +1,13 @@
 """Latencies with stand-ins and without: what the tail is, and what it would have been.
 
 A query that a stand-in answered would have waited for the model's own answer. Nobody waits for that
-any more, so its unit is cancelled; but one in ONE_IN of these units runs on, and the time at which
-it ends counts for those that were cancelled as well. Where such a unit is lost, or none was started
-yet, only a lower bound is known: the time until then.
+any more, so its unit is cancelled. But the scheduler spares one in ONE_IN of these units: the time
+at which it ends counts for those that were cancelled as well. Where such a unit is lost, or none
+was started yet, only a lower bound is known: the time until then.
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from parity_models.serving.page.frames import Tail
@@ -40,7 +40,6 @@ class Tails:
         """The queries that a stand-in answered, and whose own answers are still to come."""
         self._settled: deque[tuple[float, bool]] = deque(maxlen=MAX_OWED)
         """When it was settled what a query would have taken alone, and whether it is known."""
-        self._cancelled = 0
 
     def answered(self, now: float, arrived: float) -> None:
         """A query has its answer, which would have come no sooner without stand-ins."""
@@ -66,19 +65,19 @@ class Tails:
                 self._alone.add(now, max(now, owed.answered) - owed.arrived, owed.weight)
                 self._settled.append((now, known))
 
-    def spares(self, queries: Collection[int]) -> bool:
-        """Shall a unit of the model, which is to be cancelled, run on, with these queries?"""
-        owed = [query for query in queries if query in self._owed]
-        if not owed:
-            return False
-        spared = self._cancelled % ONE_IN == 0
-        self._cancelled += 1
-        for query in owed:
-            if spared:
-                self._owed[query].weight = ONE_IN
-            else:
+    def spared(self, queries: Iterable[int], stands_for: int) -> None:
+        """The model's unit with these queries runs on, for so many, the others of which are
+        cancelled."""
+        for query in queries:
+            if query in self._owed:
+                self._owed[query].weight = stands_for
+
+    def cancelled(self, queries: Iterable[int]) -> None:
+        """The model's unit with these queries is cancelled: others stand for them."""
+        for query in queries:
+            owed = self._owed.get(query)
+            if owed is not None and owed.weight == 1:  # else another unit with it was spared
                 del self._owed[query]
-        return spared
 
     @property
     def owed(self) -> int:

@@ -21,6 +21,7 @@ from parity_models.scheduling import (
     Recycle,
     Run,
     Source,
+    Spare,
     Verify,
 )
 from parity_models.scheduling.health import State
@@ -57,6 +58,8 @@ class Watch(Observer):
         self._epoch = epoch
         self._on: Counter[int] = Counter()
         """How many units of the deployed model run each query."""
+        self._originals: dict[int, Sequence[int]] = {}
+        """The queries of each of these units."""
         self._events = 0
         self._last_failure = -QUIET
         self._ejected: set[str] = set()
@@ -66,7 +69,10 @@ class Watch(Observer):
             Verify: self._verify,
             Answer: self._answer,
             Fail: self._fail,
-            Cancel: lambda now, action: self.requests.cancelled(action.instance, action.unit),
+            Cancel: self._cancel,
+            Spare: lambda now, action: self.tails.spared(
+                self._originals.get(action.unit, ()), action.stands_for
+            ),
             Compare: lambda now, action: self.requests.compared(action.instance, action.unit),
             Encode: lambda now, action: self.requests.encoded(action.group, action.members),
             ForgetGroup: lambda now, action: self.requests.group_forgotten(action.group),
@@ -102,17 +108,13 @@ class Watch(Observer):
         self.seats.ended(now, unit.instance, unit.unit, finished=finished)
         self.requests.ended(now, unit.instance, unit.unit, finished=finished)
         if isinstance(unit, Run) and unit.role == DEPLOYED:
+            self._originals.pop(unit.unit, None)
             for query in unit.subjects:
                 if self._on[query] > 1:
                     self._on[query] -= 1
                 else:
                     del self._on[query]
             self.tails.ended(now, unit.subjects, known=finished)
-
-    def spares(self, unit: Run | Verify) -> bool:
-        """Shall this unit, which is to be cancelled, run on, for it to be known how long the model
-        would have taken for what a stand-in answered?"""
-        return isinstance(unit, Run) and unit.role == DEPLOYED and self.tails.spares(unit.subjects)
 
     def refused(self, now: float, queries: Collection[int], source: Source) -> None:
         """What the stand-in with this source says to these queries may not be given."""
@@ -145,7 +147,7 @@ class Watch(Observer):
 
     def remembered(self) -> int:
         """How much is remembered of what is under way: nothing, when nothing is."""
-        return len(self._on) + self.requests.under_way + self.tails.owed
+        return len(self._on) + len(self._originals) + self.requests.under_way + self.tails.owed
 
     def _happened(self, now: float, kind: str, text: str) -> None:
         self._events += 1
@@ -158,11 +160,16 @@ class Watch(Observer):
         if action.role != DEPLOYED:
             self.requests.started(now, action)
             return
+        self._originals[action.unit] = action.subjects
         on = self._on
         copies = not on.keys().isdisjoint(action.subjects)
         on.update(action.subjects)
         if copies:
             self.requests.started(now, action)
+
+    def _cancel(self, now: float, action: Cancel) -> None:
+        self.requests.cancelled(action.instance, action.unit)
+        self.tails.cancelled(self._originals.get(action.unit, ()))
 
     def _verify(self, now: float, action: Verify) -> None:
         self.seats.started(now, action.instance, action.unit, VERIFYING)
