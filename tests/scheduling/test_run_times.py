@@ -10,22 +10,13 @@ from estimates import run_times
 from parity_models.scheduling.run_times import RunTimes
 
 
-@given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1), st.floats(0, 10))
-def test_of_units_that_all_finished_the_share_longer_is_counted(
-    times: list[float], seconds: float
+@given(st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0, 9.0]), min_size=1))
+def test_of_units_that_all_finished_those_that_take_longer_than_an_age_are_counted(
+    times: list[float],
 ) -> None:
     known = run_times(*((time, True) for time in times))
-    assert known.share_longer(seconds) == pytest.approx(
-        sum(time > seconds for time in times) / len(times)
-    )
-
-
-@given(st.lists(st.tuples(st.floats(0.1, 10), st.booleans()), min_size=1))
-def test_fewer_units_take_longer_than_a_longer_time(units: list[tuple[float, bool]]) -> None:
-    known = run_times(*units)
-    shares = [known.share_longer(seconds) for seconds in (0.0, 1.0, 2.0, 5.0, 9.0, 20.0)]
-    assert shares[0] == 1
-    assert all(0 <= after <= before for before, after in pairwise(shares))
+    for age, share in known.ages():
+        assert share == pytest.approx(sum(time > age for time in times) / len(times))
 
 
 def test_units_cut_short_before_the_median_say_nothing() -> None:
@@ -37,7 +28,7 @@ def test_units_cut_short_before_the_median_say_nothing() -> None:
     for _ in range(5):
         known.add(3.0, finished=False)
     assert known.median == 5
-    assert known.share_longer(5.9) == 0.5, "past it, they run for twice as long"
+    assert known.longest == 6, "past it, they run for twice as long"
 
 
 def test_units_cut_short_do_not_hide_that_units_are_slow() -> None:
@@ -46,11 +37,12 @@ def test_units_cut_short_do_not_hide_that_units_are_slow() -> None:
         known.add(1.0, finished=True)
     for number in range(10):
         known.add(1.0 if number < 6 else 1.2, finished=number < 6)
-    assert known.share_longer(2.0) == pytest.approx(0.2)
+    age, late = next(known.ages())
+    assert (age, late) == (1.0, 0.2)
+    assert known.left(1.0, 1.0)[0] == pytest.approx(1.4), "to twice the age at which they were cut"
 
 
 def test_nothing_is_known_to_begin_with() -> None:
-    assert RunTimes().share_longer(1.0) == 1.0
     assert RunTimes().longest == 0.0
     assert run_times((1.0, False)).median is None
     assert not list(RunTimes().ages())
@@ -62,7 +54,7 @@ def test_what_is_known_stays_known_while_all_units_are_cut_short() -> None:
         known.add(1.0, finished=True)
     before = known.left(0.5, 0.6)
     assert not any(known.add(0.001, finished=False) for _ in range(20)), "nothing is new"
-    assert (known.median, known.share_longer(1.0)) == (1.0, 0.0)
+    assert (known.median, known.longest) == (1.0, 1.0)
     assert known.left(0.5, 0.6) == before
     for _ in range(10):
         known.add(2.0, finished=True)
@@ -94,7 +86,7 @@ def test_few_ages_are_told_apart_and_each_is_reached_by_fewer(
     known = run_times(*units)
     ages = list(known.ages())
     assert len(ages) <= 26
-    assert all(share == known.share_longer(age) for age, share in ages)
+    assert all(0 <= share < 1 for _, share in ages)
     for (earlier, more), (later, fewer) in pairwise(ages):
         assert earlier < later
         assert fewer < more
@@ -108,4 +100,7 @@ def test_that_units_are_slow_is_not_forgotten_where_the_slow_ones_are_cut_short(
     known.add(1.35, finished=True)  # the one that was late and not cut short
     for _ in range(9):
         known.add(1.0, finished=True)
-    assert known.share_longer(2.0) > 0.05
+    assert known.longest < 9, "those that ran to their end are forgotten"
+    _, late = next(known.ages())
+    assert late > 0.05
+    assert known.left(1.0, 1.0)[0] > 1, "what is late runs as long again"

@@ -54,10 +54,6 @@ class RunTimes(RecentDurations):
         """The longest that a unit is known to have run."""
         return self._ranked[-1] if self._ranked else 0.0
 
-    def share_longer(self, seconds: float) -> float:
-        """The share of units that take longer than this."""
-        return self._longer(seconds) / len(self._ranked) if self._ranked else 1.0
-
     def ages(self) -> Iterator[tuple[float, float]]:
         """The ages at which one may decide about a unit, and the shares of units that take longer:
         each is reached by fewer."""

@@ -29,7 +29,7 @@ from parity_models.serving.worker.wire import (
     Unit,
     encode,
 )
-from worker_bench import PLAN, ROW, Bench, endpoints
+from worker_bench import PATIENCE, PLAN, ROW, Bench, endpoints
 
 
 @pytest.fixture
@@ -178,9 +178,11 @@ def test_a_frame_that_is_too_large_is_not_taken(bench: Callable[..., Bench]) -> 
     here.serve()
     here.own()
     flood = here.push(endpoints(here.worker)[0], None)
+    cut = flood.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     flood.send_multipart([encode(Unit("mine", 60, "deployed")), bytes(2**17)])
-    time.sleep(0.2)
+    assert cut.poll(PATIENCE), "who sends it is still connected"
     here.runs()
+    assert not [each for each in here.heard if getattr(each, "unit", None) == 60]
 
 
 @pytest.mark.parametrize("allowed", [False, True])

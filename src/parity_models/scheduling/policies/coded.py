@@ -30,18 +30,12 @@ class CodedPolicy(Policy):
 
     needs_code = True
 
-    def __init__(
-        self,
-        code: Erasures,
-        groups: CodingGroups,
-        pool: Pool,
-        run_times: RunTimes | None = None,
-    ) -> None:
+    def __init__(self, code: Erasures, groups: CodingGroups, pool: Pool) -> None:
         self._code = code
         self.asks = StandIns(code)
         self._pool = pool
         self.groups = groups
-        self.run_times = RunTimes() if run_times is None else run_times
+        self.run_times = RunTimes()
         self.margin = Margin(self.run_times)
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
