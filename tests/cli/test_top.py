@@ -9,16 +9,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from prometheus_client import generate_latest
 from rich.console import Console
 
 import forked
 from parity_models.cli.top import show
-from parity_models.cli.top_metrics import Scrape, Scrapes, scrape
 from parity_models.cli.top_view import Seen, view
 from parity_models.errors import UserError
-from parity_models.scheduling import Source
-from parity_models.serving.metrics import Metrics
 from parity_models.serving.page.frames import (
     Event,
     Frame,
@@ -146,42 +142,6 @@ def test_of_a_server_without_a_page_it_shows_what_the_metrics_tell(
     assert shown.returncode == 0, shown.stderr
     assert "model  ready" in " ".join(shown.stdout.split(" "))
     assert "2 of the model are up" in shown.stdout
-
-
-def test_metrics_tell_rates_and_latencies_between_looks_and_agreement() -> None:
-    metrics, scrapes = Metrics(), Scrapes("digits")
-    metrics.read("parm_instances_up", "Up.", lambda: {"deployed": 3, "backup": 3})
-    metrics.read("parm_queue_depth", "Waiting.", lambda: {"deployed": 4, "backup": 1})
-    metrics.latency[Source.MODEL].observe(9.0)  # before the first look
-    metrics.gate_open.labels("backup").set(0)
-    metrics.gate_agreement.labels("backup").set(0.99)
-    assert scrapes.add(look(metrics, 10.0), ready=True) is None
-    for _ in range(98):
-        metrics.latency[Source.MODEL].observe(0.015)
-    for _ in range(2):
-        metrics.latency[Source.BACKUP].observe(0.25)
-    metrics.failures.labels("deadline").inc(10)
-    metrics.compared_answers.labels("backup").inc(50)
-    metrics.disagreed_answers.labels("backup").inc(10)
-    told = scrapes.add(look(metrics, 12.0), ready=True)
-    assert told is not None
-    assert (told.asked, told.failed) == (55, 5)
-    assert (told.answers["model"], told.answers["backup"]) == (49, 1)
-    assert told.further_instances == 3
-    assert told.answered.now is not None
-    assert 10 <= told.answered.now.p50 <= 20
-    assert 200 <= told.answered.now.p99 <= 300
-    seen = Seen()
-    seen.add(told)
-    text = text_of(seen)
-    for words in ("55.0 queries/s", "5 waiting", "80.0% of 50 agree", "99.0%", "GATE CLOSED"):
-        assert words in text
-    anew = scrapes.add(look(Metrics(), 13.0), ready=True)
-    assert anew is None
-
-
-def look(metrics: Metrics, at: float) -> Scrape:
-    return scrape(generate_latest(metrics.registry).decode(), at)
 
 
 async def test_a_server_with_neither_page_nor_metrics_is_said_to_need_one() -> None:

@@ -16,7 +16,12 @@ from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation import calibrate, evaluate_gates
-from parity_models.evaluation.calibration import RISK, learn_threshold, p_value
+from parity_models.evaluation.calibration import (
+    RISK,
+    calibrate_bundle,
+    learn_threshold,
+    p_value,
+)
 from parity_models.evaluation.stand_ins import answers_of
 from parity_models.models.bundle import Bundle, open_bundle, with_calibration
 from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
@@ -198,6 +203,19 @@ def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None
     ]
     assert results[0].coverage == results[0].agreement == results[0].accuracy == 1.0
     assert results[3].agreement == 0.0
+
+
+def test_a_calibration_that_would_take_a_gate_away_leaves_the_bundle_as_it_is(
+    tmp_path: Path,
+) -> None:
+    bundle = calibrate_bundle(subtraction_bundle(tmp_path, 2, 1), inputs(2000))
+    assert bundle.manifest.calibration["reconstruction"].levels
+    with pytest.raises(UserError, match="keeps the gates that it has"):
+        calibrate_bundle(bundle, inputs(20), again=True)
+    assert open_bundle(bundle.path) == bundle
+    bundle = calibrate_bundle(bundle, inputs(20))
+    assert not bundle.manifest.calibration["reconstruction"].levels
+    assert open_bundle(bundle.path) == bundle
 
 
 def test_a_noisy_backup_answers_what_it_is_sure_of(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from parity_models.evaluation import (
     evaluate,
     gate_table,
 )
+from parity_models.evaluation.accuracy import worthless
 
 
 def draw_data(rows: int) -> tuple[Array, Array, Array]:
@@ -44,6 +45,18 @@ def test_nothing_is_lost_where_reconstruction_is_exact(k: int, r: int, tmp_path:
     assert accuracy.degraded_by_unavailable == pytest.approx([75 / 101] * r, abs=1e-3)
     assert accuracy.agreement == 1
     assert accuracy.overall == pytest.approx(dict.fromkeys(map(str, FRACTIONS), 75 / 101))
+
+
+def test_stand_ins_no_better_than_one_prediction_for_all_are_worthless(tmp_path: Path) -> None:
+    inputs, labels, weights = draw_data(100)
+    code = CodeSpec("sum", "subtraction", 2)
+    bundle = linear_bundle(tmp_path, weights, [weights], code, backup=-weights)
+    accuracy = evaluate(bundle, inputs, labels)
+    backup = accuracy.backup_accuracies[0]
+    assert worthless(accuracy, least=backup / 2) == ()
+    assert worthless(accuracy, least=backup) == ("backup",)
+    assert worthless(accuracy, least=0.75) == ("reconstruction", "backup")
+    assert worthless(accuracy, least=1.0) == (), "nothing could be better"
 
 
 @pytest.mark.parametrize("rows", [6, 7, 8, 100])

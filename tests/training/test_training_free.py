@@ -32,6 +32,7 @@ from parity_models.evaluation import (
     fit_nested_regression,
     plain_approach,
 )
+from parity_models.evaluation.compare import group_of
 from parity_models.evaluation.predictor import Array
 from parity_models.models.networks import build_network
 from parity_models.tasks import Split
@@ -280,6 +281,16 @@ def test_inputs_that_do_not_do_are_refused() -> None:
             evaluate_training_free(
                 lambda x: x @ weights, BerrutCode(2, 1), wrong_inputs, wrong_labels
             )
+
+
+def test_approaches_are_compared_for_the_groups_of_the_bundle(tmp_path: Path) -> None:
+    weights = data(1)[2]
+    coded = linear_bundle(tmp_path, weights, [weights] * 2, CodeSpec("sum", "subtraction", 4, 2))
+    assert group_of(coded) == (4, 2)
+    assert group_of(coded, k=3) == (3, 2)
+    assert group_of(coded, r=1) == (4, 1)
+    (tmp_path / "uncoded").mkdir()
+    assert group_of(linear_bundle(tmp_path / "uncoded", weights)) == (2, 1)
 
 
 def test_all_approaches_are_compared_on_the_same_queries(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Measuring a bundle's accuracy and its gates for people: a progress bar, then a table."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -11,23 +11,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
-from parity_models.errors import UserError
 from parity_models.evaluation import (
     LEVELS,
     GateResult,
     accuracy_table,
-    calibrate,
     evaluate,
     evaluate_gates,
     gate_table,
 )
-from parity_models.evaluation.accuracy import Progress
-from parity_models.evaluation.calibration import check_levels
+from parity_models.evaluation.accuracy import Progress, worthless
+from parity_models.evaluation.calibration import calibrate_bundle, check_levels
 from parity_models.evaluation.interval import too_few
 from parity_models.evaluation.unlabelled import label_by_model
-from parity_models.models.bundle import Accuracy, Bundle, with_calibration
-from parity_models.models.gate import Calibration, StandIn
-from parity_models.scheduling import BACKUPS
+from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.tasks.metrics import constant_score
 from parity_models.tasks.task import Labels
 
@@ -65,26 +61,16 @@ def measure_accuracy(
     Console().print(accuracy_table(bundle, accuracy))
     if warning := too_few(accuracy.queries):
         typer.echo(warning, err=True)
-    for warning in _worthless(accuracy, constant_score(metric, labels)):
-        typer.echo(warning, err=True)
+    least = constant_score(metric, labels)
+    for stand_in in worthless(accuracy, least):
+        coded = stand_in == "reconstruction"
+        typer.echo(
+            f"warning: {'reconstructions are' if coded else f'the {stand_in} is'} no better than "
+            f"the same prediction for every query ({100 * least:.1f} %): train for longer, or "
+            f"choose another {'--parity-network' if coded else '--network'}",
+            err=True,
+        )
     return accuracy
-
-
-def _worthless(accuracy: Accuracy, least: float) -> Iterator[str]:
-    """Warnings of stand-ins that score no better than one prediction for all does: `least`."""
-    judged = [
-        ("reconstructions are", accuracy.degraded_accuracy, "--parity-network"),
-        *(
-            (f"the {role} is", score, "--network")
-            for role, score in zip(BACKUPS, accuracy.backup_accuracies, strict=False)
-        ),
-    ]
-    for said, score, option in judged:
-        if score is not None and score <= least < 1:
-            yield (
-                f"warning: {said} no better than the same prediction for every query "
-                f"({100 * least:.1f} %): train for longer, or choose another {option}"
-            )
 
 
 def calibrate_gates(
@@ -98,15 +84,15 @@ def calibrate_gates(
 ) -> Bundle:
     """Calibrate the gates of the bundle's stand-ins on held-out queries, and put them into it.
 
-    Says which of the levels a stand-in cannot reach. With `again`, raises UserError, and leaves the
-    bundle as it is, if a stand-in with a gate would have none afterwards, and so answer everything.
+    Says which of the levels a stand-in cannot reach. With `again`, raises UserError if a stand-in
+    would lose its gate.
     """
     wanted = check_levels({*LEVELS, *levels})
     with _bar("calibrating") as advance:
-        found = calibrate(bundle, inputs, metric=metric, levels=wanted, seed=seed, progress=advance)
-    if again:
-        _check_kept(bundle, found)
-    for stand_in, calibration in found.items():
+        bundle = calibrate_bundle(
+            bundle, inputs, metric=metric, levels=wanted, seed=seed, again=again, progress=advance
+        )
+    for stand_in, calibration in bundle.manifest.calibration.items():
         reached = {each.level for each in calibration.levels}
         missed = ", ".join(f"{level:g}" for level in wanted if level not in reached)
         if not reached:
@@ -120,18 +106,7 @@ def calibrate_gates(
                 f"gate of the {stand_in}: {calibration.queries} queries do not show an agreement "
                 f"of {missed}; more of them may"
             )
-    return with_calibration(bundle, found)
-
-
-def _check_kept(bundle: Bundle, found: Mapping[StandIn, Calibration]) -> None:
-    for stand_in, before in bundle.manifest.calibration.items():
-        now = found.get(stand_in)
-        if before.levels and now is not None and not now.levels:
-            raise UserError(
-                f"{now.queries} queries show no level of agreement of the {stand_in}, which would "
-                "then answer without a gate; the bundle keeps the gates that it has. Give more "
-                "held-out queries; if these are some hundred, train the stand-in again"
-            )
+    return bundle
 
 
 def measure_gates(

@@ -11,6 +11,7 @@ from parity_models.cli.json_file import Json, write_json
 from parity_models.cli.queries import BundleFolder, DataDir, GroupSeed, TestTask, task_of
 from parity_models.errors import UserError
 from parity_models.evaluation import approaches_table, compare_approaches
+from parity_models.evaluation.compare import group_of
 from parity_models.models.bundle import open_bundle
 
 
@@ -46,18 +47,14 @@ def approaches(
     judged = task_of(opened, task)
     if judged is None:
         raise UserError(f"{bundle} does not say what task it is for; name it with --task")
-    code = opened.manifest.code
-    group = {
-        "k": k if k is not None else code.k if code else 2,
-        "r": r if r is not None else code.r if code else 1,
-    }
+    k, r = group_of(opened, k, r)
     data, metric = judged.load(data_dir), judged.metric
     compared = compare_approaches(
-        opened, data.test, data.validation, **group, degree=degree, metric=metric, seed=seed
+        opened, data.test, data.validation, k=k, r=r, degree=degree, metric=metric, seed=seed
     )
     measured = list(tqdm(compared, desc="comparing", unit="approach"))
-    title = f"{bundle}: {metric}, k={group['k']}, r={group['r']}"
+    title = f"{bundle}: {metric}, k={k}, r={r}"
     Console().print(approaches_table(measured, title))
     if json is not None:
-        report = {"bundle": str(bundle), "task": judged.name, "metric": metric, **group}
+        report = {"bundle": str(bundle), "task": judged.name, "metric": metric, "k": k, "r": r}
         write_json(json, {**report, "seed": seed, "approaches": measured})

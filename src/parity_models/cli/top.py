@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.live import Live
 
 from parity_models.cli.credentials import CaFile, Token
-from parity_models.cli.top_metrics import Scrapes, scrape
 from parity_models.cli.top_view import Seen, view
 from parity_models.errors import UserError
 from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.recorder import split_address
+from parity_models.load.scrapes import Scrapes, scrape
 from parity_models.serving.page.frames import Frame
 from parity_models.serving.unreachable import why_unreachable
 

@@ -23,6 +23,8 @@ from parity_models.evaluation.predictor import (
     predictor,
 )
 from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.models.gate import StandIn
+from parity_models.scheduling import BACKUPS
 from parity_models.tasks.metrics import agreement, score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
@@ -119,6 +121,18 @@ def _check(bundle: Bundle, inputs: Array, labels: Array, least: int) -> None:
         raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels")
     if len(inputs) < least:
         raise DataError(f"there are {len(inputs)} inputs; this needs {least} at least")
+
+
+def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
+    """The stand-ins that score no better than the same prediction for every query: `least`.
+
+    None where that is perfect, so that nothing could score better.
+    """
+    scores: dict[StandIn, float | None] = {"reconstruction": accuracy.degraded_accuracy}
+    scores |= dict(zip(BACKUPS, accuracy.backup_accuracies, strict=False))
+    return tuple(
+        stand_in for stand_in, score in scores.items() if score is not None and score <= least < 1
+    )
 
 
 def draw_groups(rows: int, k: int, seed: int) -> Array:

@@ -59,6 +59,16 @@ def compare_approaches(
         yield evaluate_training_free(run, free, test.inputs, test.labels, metric=metric, seed=seed)
 
 
+def group_of(bundle: Bundle, k: int | None = None, r: int | None = None) -> tuple[int, int]:
+    """The k and r to compare approaches with: those given, else the bundle's own code's, else 2
+    and 1."""
+    code = bundle.manifest.code
+    return (
+        k if k is not None else code.k if code else 2,
+        r if r is not None else code.r if code else 1,
+    )
+
+
 def relative_time(bundle: Bundle, role: Literal["parity", Backup]) -> float:
     """The inference time of the bundle's parity models or of a backup over the deployed model's.
 
