@@ -27,3 +27,12 @@ def test_a_time_may_have_a_unit(written: str, unit: str, meant: float) -> None:
 def test_what_is_no_time_is_refused(written: str) -> None:
     with pytest.raises(typer.BadParameter, match="is no time"):
         Duration("s")(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [("5s", "must be 0.1 min or more, got 5s"), ("2h", "must be 60 min or less, got 2h")],
+)
+def test_a_time_out_of_range_is_refused_as_it_was_typed(written: str, reason: str) -> None:
+    with pytest.raises(typer.BadParameter, match=reason):
+        Duration("min", at_least=0.1, at_most=60)(written)

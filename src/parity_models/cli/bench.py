@@ -12,6 +12,7 @@ from rich.table import Table
 
 from parity_models.cli.bench_options import BundleOrMlp
 from parity_models.cli.bench_start import start
+from parity_models.cli.duration import duration
 from parity_models.cli.extensions import naming
 from parity_models.cli.json_file import Json, write_json
 from parity_models.errors import UserError
@@ -282,7 +283,7 @@ def live_page(
     rate: Annotated[
         float, typer.Option(help="Queries a second, of each server.", min=1, max=1000)
     ] = 100.0,
-    seconds: Annotated[float, typer.Option(help="How long it counts.", min=1)] = 60.0,
+    seconds: Annotated[float, duration("How long it counts.", "s", at_least=1)] = 60.0,
     watchers: Annotated[int, typer.Option(help="How many watch.", min=0, max=32)] = WATCHERS,
     models: Annotated[
         int | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from parity_models.cli.duration import duration
 from parity_models.cli.judged import conclude, keep, tell_claims
 from parity_models.cli.lab_costs import costs
 
@@ -49,7 +50,7 @@ def engine_of(name: str) -> "Engine":
 @lab.command()
 def chaos(
     engine: EngineName = "local",
-    minutes: Annotated[float, typer.Option(help="About how long.", min=0.01)] = 5.0,
+    minutes: Annotated[float, duration("About how long.", "min", at_least=0.01)] = 5.0,
     seed: Seed = 0,
     rate: Annotated[float, typer.Option(help="Requests a second, of 2.8 queries.", min=1)] = 70.0,
     out: Out = Path("runs/reliability"),
@@ -93,7 +94,7 @@ def chaos(
 @lab.command()
 def overload(
     engine: EngineName = "local",
-    seconds: Annotated[float, typer.Option(help="Of each load, at least.", min=1)] = 10.0,
+    seconds: Annotated[float, duration("Of each load, at least.", "s", at_least=1)] = 10.0,
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
@@ -129,7 +130,7 @@ def overload(
 
 @lab.command()
 def timeouts(
-    seconds: Annotated[float, typer.Option(help="For each policy.", min=1)] = 60.0,
+    seconds: Annotated[float, duration("For each policy.", "s", at_least=1)] = 60.0,
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
@@ -158,7 +159,7 @@ def timeouts(
 @lab.command()
 def rollout(
     load: Annotated[float, typer.Option(help="Of what the instances can do.", min=0.01)] = 0.8,
-    seconds: Annotated[float, typer.Option(help="Of load before the rollouts.", min=1)] = 60.0,
+    seconds: Annotated[float, duration("Of load before the rollouts.", "s", at_least=1)] = 60.0,
     rollouts: Annotated[int, typer.Option(help="How many, and as many kills alone.", min=1)] = 12,
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
@@ -195,7 +196,7 @@ def rollout(
 @lab.command()
 def soak(
     engine: EngineName = "local",
-    minutes: Annotated[float, typer.Option(help="How long.", min=0.1)] = 60.0,
+    minutes: Annotated[float, duration("How long.", "min", at_least=0.1)] = 60.0,
     load: Annotated[float, typer.Option(help="Of what the instances can do.", min=0.01)] = 0.7,
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
@@ -295,7 +296,7 @@ def attack(
 
 @lab.command()
 def fuzz(
-    minutes: Annotated[float, typer.Option(help="About how long.", min=0.1)] = 30.0,
+    minutes: Annotated[float, duration("About how long.", "min", at_least=0.1)] = 30.0,
     seed: Seed = 0,
 ) -> None:
     """Run the fuzzers of the tests for long: REST, gRPC, ZeroMQ frames, manifests and bundles.

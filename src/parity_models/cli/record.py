@@ -8,7 +8,7 @@ import typer
 from tqdm import tqdm
 
 from parity_models.cli.credentials import CaFile, Token
-from parity_models.cli.duration import Duration
+from parity_models.cli.duration import duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.report_file import check_file
 from parity_models.load.credentials import Credentials
@@ -25,11 +25,7 @@ def record(
     out: Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")],
     seconds: Annotated[
         float,
-        typer.Option(
-            help="How long to record, in seconds or with a unit, as 5m.",
-            metavar="SECONDS",
-            parser=Duration("s"),
-        ),
+        duration("How long to record, in seconds or with a unit, as 5m.", "s"),
     ] = 60.0,
     token: Token = None,
     ca_file: CaFile = None,

@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from parity_models.cli.duration import duration
 from parity_models.cli.json_file import Json, write_json
 from parity_models.lab.rehearsal import Harm, Rehearsed, Run
 from parity_models.lab.rehearsal import rehearse as rehearse_bundle
@@ -45,9 +46,7 @@ def rehearse(
     ] = 4,
     seconds: Annotated[
         float,
-        typer.Option(
-            help="How long each of the two runs takes.", min=1, max=600, metavar="SECONDS"
-        ),
+        duration("How long each of the two runs takes.", "s", at_least=1, at_most=600),
     ] = 4.0,
     rate: Annotated[
         float | None,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from parity_models.cli.duration import duration
 from parity_models.cli.report_file import check_report, typed_command
 from parity_models.lab.protection.protection_report import write_report
 from parity_models.lab.protection.run import prove, quick, whole
@@ -16,15 +17,13 @@ REPORT = Path("docs/results/protect.md")
 def protect(
     minutes: Annotated[
         float,
-        typer.Option(
-            help="The minutes of parm protect for the slow model.", min=0.1, max=1000, metavar="N"
+        duration(
+            "The minutes of parm protect for the slow model.", "min", at_least=0.1, at_most=1000
         ),
     ] = 3.0,
     seconds: Annotated[
         float,
-        typer.Option(
-            help="How long each of two real runs takes.", min=1, max=86_400, metavar="SECONDS"
-        ),
+        duration("How long each of two real runs takes.", "s", at_least=1, at_most=86_400),
     ] = 60.0,
     in_short: Annotated[
         bool,

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from parity_models.cli.accuracy import calibrate_gates, measure_accuracy, measure_gates
-from parity_models.cli.duration import Duration
+from parity_models.cli.duration import duration
 from parity_models.errors import UserError
 from parity_models.evaluation.inference_table import inference_table, slowdown
 from parity_models.evaluation.judged_queries import metric_for
@@ -29,11 +29,10 @@ Epochs = Annotated[
 ]
 Seconds = Annotated[
     float | None,
-    typer.Option(
-        help="End after so much time; the learning rate is annealed to fit. With --epochs, what "
-        "comes first.",
-        metavar="SECONDS",
-        parser=Duration("s"),
+    duration(
+        "End after so much time; the learning rate is annealed to fit. With --epochs, what comes "
+        "first.",
+        "s",
     ),
 ]
 Seed = Annotated[
