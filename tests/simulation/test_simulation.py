@@ -14,6 +14,7 @@ from parity_models.faults import Constant, Exponential, FaultPlan, Kill, Slowdow
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
+    Dismiss,
     EqualResources,
     Parity,
     Policy,
@@ -30,6 +31,7 @@ from parity_models.scheduling.policies import (
 )
 from parity_models.simulation import Simulation, SimulationResult, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.driver import Driver
 from parity_models.simulation.scenario import FAILED, SOURCES
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
@@ -243,3 +245,9 @@ def test_work_during_the_warm_up_is_not_counted() -> None:
     assert later.units[DEPLOYED] == pytest.approx(600, abs=20)
     assert later.busy[DEPLOYED] == pytest.approx(later.units[DEPLOYED] * SERVICE)
     assert np.array_equal(whole.latencies, later.latencies)
+
+
+def test_an_action_that_a_simulation_does_not_know_is_not_skipped() -> None:
+    driver = Driver(workload(queries=10), EqualResources(), None, None)
+    with pytest.raises(TypeError, match="cannot carry out Dismiss"):
+        driver._carry_out([Dismiss("0")])

@@ -19,13 +19,18 @@ from parity_models.scheduling import (
     Action,
     Answer,
     Cancel,
+    Compare,
     Decode,
+    Encode,
     Fail,
+    ForgetGroup,
+    ForgetQueries,
     Policy,
     Recycle,
     Run,
     Scheduler,
     Source,
+    Spare,
     Verify,
     WakeAt,
     source_of,
@@ -35,6 +40,9 @@ from parity_models.simulation.instance import Instance, Running
 from parity_models.simulation.link import Link
 from parity_models.simulation.network import Traffic
 from parity_models.simulation.scenario import FAILED, SOURCES, Simulation, SimulationResult
+
+_OF_NO_USE = frozenset((Encode, Compare, Spare, ForgetQueries, ForgetGroup))
+"""Actions for tensors and for who observes units: a simulation has neither."""
 
 _NUMBERS = {source: number for number, source in enumerate(SOURCES)}
 
@@ -110,6 +118,8 @@ class Driver:
             do = self._do.get(type(action))
             if do is not None:
                 do(action)
+            elif type(action) not in _OF_NO_USE:
+                raise TypeError(f"a simulation cannot carry out {action}")
         while self._decoded:
             decode = self._decoded.pop()
             refused = [
