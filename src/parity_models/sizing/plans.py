@@ -1,7 +1,7 @@
 """Plans, each a policy with so many instances and what it does to a load; and which to take."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
@@ -171,12 +171,13 @@ class Sizing:
         return plan
 
     def _less_urgent(self, plans: Iterable[Plan], told: Told) -> list[Plan]:
-        """Adaptive asks less often where it leaves too little spare."""
+        """A policy with an urgency asks less often where it leaves too little spare."""
         found = []
         for plan in plans:
-            if plan.policy.name == Adaptive.name and plan.outcome.spare < self._goal.spare:
-                options = {"urgency": Adaptive.Options().urgency / LESS_URGENT}
-                choice = PolicyChoice(Adaptive.name, options)
+            urgency = plan.policy.written_out().get("urgency")
+            if urgency is not None and plan.outcome.spare < self._goal.spare:
+                less = {**plan.policy.options, "urgency": urgency / LESS_URGENT}
+                choice = replace(plan.policy, options=less)
                 found.append(self._plan(choice, plan.instances, told))
         return found
 

@@ -167,15 +167,14 @@ async def live(
 
 
 def fitting_policies(bundle: Bundle) -> list[str]:
-    """The policies that the bundle can be served with, on as many instances each."""
-    fitting = []
+    """The policies that the bundle can be served with, on as many instances each: all that there
+    are, for further instances, too."""
+    instances = {}
     for name in POLICIES.names:
-        if name == NoRedundancy.name:
-            continue  # it leaves the further instances out
         with suppress(UserError):
-            Plan(bundle, ServeOptions(policy=PolicyChoice(name)))
-            fitting.append(name)
-    return fitting
+            instances[name] = len(Plan(bundle, ServeOptions(policy=PolicyChoice(name))).roles)
+    most = max(instances.values(), default=0)
+    return [name for name, count in instances.items() if count == most]
 
 
 def _page_server(bundle: Bundle, demo: Live) -> HttpServer:
