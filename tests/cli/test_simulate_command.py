@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
+from own_policy import BACKED
 
 
 def test_simulate_prints_a_table_and_writes_json(parm_here: Here, tmp_path: Path) -> None:
@@ -88,6 +89,18 @@ def test_simulate_has_cores_that_instances_share(parm_here: Here, tmp_path: Path
     assert p99["1"] > 1.5 * p99["6"]
 
 
+def test_simulate_has_a_backup_for_any_policy_that_needs_one(
+    parm_here: Here, tmp_path: Path
+) -> None:
+    done = parm_here(
+        "simulate", "--queries", "500", "--policy", BACKED, "--backup-time", "5ms", "--coverage",
+        "0.5", "--json", tmp_path / "s.json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "s.json").read_text())["policies"].values()
+    assert result["sources"]["backup"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -107,6 +120,14 @@ def test_simulate_has_cores_that_instances_share(parm_here: Here, tmp_path: Path
         ("--stand-in backup --further-backups 5", "takes MS:SHARE,... as 5:0.9,10:0.97"),
         ("--stand-in backup --further-backups 5:2", "shares from 0 to 1, not '5:2'"),
         ("--stand-in backup --further-backups 1:1,2:1,3:1,4:1", "names 4 besides the first"),
+        ("--policy hedging --stand-in backup", "--stand-in needs --policy adaptive beside it"),
+        ("--policy hedging --backup-time 5", "--backup-time needs --stand-in backup or --policy"),
+        ("--policy hedging --coverage 0.5", "--coverage needs --policy"),
+        ("--policy hedging --decoder subtraction", "--decoder needs --policy parity"),
+        ("--policy hedging --encoder sum", "--encoder needs --policy parity"),
+        ("--policy adaptive --stand-in backup --encoder sum", "--encoder needs --policy parity"),
+        ("--pause 5ms", "--pause needs --pause-every beside it"),
+        ("--pause 5ms --pause-every 0", "--pause needs --pause-every beside it"),
         ("--coverage -0.1", "--coverage must be from 0 to 1, got -0.1"),
         ("--arrivals absent", "cannot read the trace absent"),
         ("--arrivals absent --rate 3", "give --arrivals or --rate, not both"),

@@ -100,6 +100,8 @@ def test_both_runs_follow_one_plan_that_the_seed_fixes() -> None:
     [
         (("--task", "nonesuch"), "there is no task 'nonesuch'"),
         (("--out", "/dev/null/demo"), "cannot make the folder"),
+        (("--live", "--bundle", "b", "--inputs", "i"), "--out is for a task; leave it out"),
+        (("--port", "9000"), "--port is for --live; leave it out, or add it"),
         (("--task", "fashion-mnist", "--data-dir", "/nonesuch"), "nonesuch"),
     ],
 )

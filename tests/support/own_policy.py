@@ -1,4 +1,4 @@
-"""A policy and a dispatch rule as users write them: each with an option of its own."""
+"""Policies and a dispatch rule as users write them: one of each with an option of its own."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from parity_models.options import SECONDS, Option
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
-from parity_models.scheduling.policies import Policy
+from parity_models.scheduling.policies import ApproximateBackup, Policy
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query
 
@@ -49,4 +49,10 @@ class Oldest(SingleQueue):
         self.scans = (options or self.Options()).scans
 
 
-POLICY, RULE = f"{__name__}:Again", f"{__name__}:Oldest"
+class Backed(ApproximateBackup):
+    """Every query goes to the backup, too."""
+
+    name = "backed"
+
+
+POLICY, RULE, BACKED = f"{__name__}:Again", f"{__name__}:Oldest", f"{__name__}:Backed"

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from parity_models.load.report import LoadReport, Percentiles
     from parity_models.tasks import Task
 
+PORT = 8080
+"""The live page's port, where none is given."""
+
 LiveBundle = Annotated[
     Path | None, typer.Option(help="With --live: this bundle, with --inputs.", metavar="BUNDLE")
 ]
@@ -24,14 +27,18 @@ LiveInputs = Annotated[
     typer.Option(help="With --bundle: its queries, an array of rows in .npy.", metavar="FILE"),
 ]
 LivePort = Annotated[
-    int,
+    int | None,
     typer.Option(
-        help="With --live: the page's port; 0 takes any that is free.", min=0, max=MAX_PORT
+        help=f"With --live: the page's port, {PORT} without this; 0 takes any that is free.",
+        min=0,
+        max=MAX_PORT,
+        show_default=False,
     ),
 ]
 
 
 def demo(
+    context: typer.Context,
     out: Annotated[
         Path, typer.Option(help="The folder for bundle, summary.json and latency.png.")
     ] = Path("demo"),
@@ -53,7 +60,7 @@ def demo(
     ] = False,
     bundle: LiveBundle = None,
     inputs: LiveInputs = None,
-    port: LivePort = 8080,
+    port: LivePort = None,
 ) -> None:
     """Train, serve under injected slowdowns and a kill, and compare the tails.
 
@@ -66,10 +73,7 @@ def demo(
     kill, stop, slow down or corrupt an instance there, change the load and the policies, and watch
     the tail. The bundle is the one in --out, if it is there.
     """
-    if (bundle is None) != (inputs is None):
-        raise UserError("a bundle of yours needs queries; give --bundle and --inputs together")
-    if bundle is not None and not live:
-        raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
+    _refuse_contradictions(context, live)
     typer.echo("Loading libraries and data, which takes some seconds.")
     # Only now, as it takes those seconds, and far more on a machine that has much else to do.
     from rich.console import Console
@@ -83,10 +87,30 @@ def demo(
         return
     from parity_models.cli.demo_live import serve_own, serve_task
 
+    page = PORT if port is None else port
     if bundle is not None and inputs is not None:
-        serve_own(console, bundle, inputs, port)
+        serve_own(console, bundle, inputs, page)
     else:
-        serve_task(console, chosen, out, port, seed=seed, data_dir=data_dir)
+        serve_task(console, chosen, out, page, seed=seed, data_dir=data_dir)
+
+
+def _refuse_contradictions(context: typer.Context, live: bool) -> None:
+    """Raises UserError for options that say nothing beside the others."""
+    given = {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    if ("bundle" in given) != ("inputs" in given):
+        raise UserError("a bundle of yours needs queries; give --bundle and --inputs together")
+    if "bundle" in given and not live:
+        raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
+    if "port" in given and not live:
+        raise UserError("--port is for --live; leave it out, or add it")
+    for option in ("out", "task", "seed", "data_dir"):
+        if "bundle" in given and option in given:
+            flag = f"--{option.replace('_', '-')}"
+            raise UserError(f"{flag} is for a task; leave it out beside a --bundle of yours")
 
 
 def _compare(console: "Console", out: Path, task: "Task", seed: int, data_dir: Path | None) -> None:

@@ -84,12 +84,12 @@ def latency(
     """
     if preset not in PRESETS:
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
-    check_report(out)
     shuffles = _network(network)
     plans = [
         Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles)
         for name in figures_of(list(figure or ["all"]))
     ]
+    check_report(out)
     cache = TrialCache(work / "trials")
     tuning = [trial for plan in plans for trial in plan.tuning_trials()]
     _say_how_long([*tuning, *(trial for plan in plans for trial in plan.all_trials())], cache)
@@ -141,8 +141,8 @@ def validation(
 
     What the real system adds to queue and service time is measured first.
     """
-    check_report(out)
     experiment = load_experiment(figure)
+    check_report(out)
     points = list(range(len(experiment.points))) if point is None else point
     if max(points) >= len(experiment.points):
         raise UserError(

@@ -45,8 +45,8 @@ def accuracy(
     """
     if out is None:
         out = REPORT if preset in PRESETS else Path(f"{Path(preset).stem}.md")
-    check_report(out)
     matrix = load_matrix(preset)
+    check_report(out)
     console = Console(stderr=True, highlight=False)
     run = MatrixRun(
         matrix, work, seed, lambda said: console.print(said, markup=False, soft_wrap=True)

@@ -63,9 +63,9 @@ def engines(
     Accelerators and contention are emulated in the instances, whatever the engine. What was run
     before is not run again: an interrupted run goes on.
     """
-    check_report(out)
     experiment = load_experiment(figure)
     chosen = _chosen(experiment, engine or ())
+    check_report(out)
     plan = Plan(figure, experiment, PRESETS["quick"], seed, Emulation.EVERYTHING)
     laboratory = Laboratory(work / "bundles")
     simulated = TrialCache(work / "trials")

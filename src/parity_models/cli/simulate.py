@@ -1,5 +1,6 @@
 """parm simulate: policies compared at any scale, by the scheduler that serves."""
 
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -32,10 +33,10 @@ from parity_models.scheduling import Source
 from parity_models.scheduling.policies import (
     POLICIES,
     Adaptive,
-    ApproximateBackup,
     EqualResources,
     Hedging,
     Parity,
+    Policy,
 )
 
 DEFAULT = (EqualResources.name, Hedging.name, Parity.name, Adaptive.name)
@@ -62,10 +63,11 @@ Encoder = Annotated[
     ),
 ]
 Decoder = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help=f"One of {', '.join(DECODERS.names)}, {OWN}.",
+        help=f"One of {', '.join(DECODERS.names)}, {OWN}; by default {SeparateDecoder.name}.",
         metavar="NAME",
+        show_default=False,
         callback=naming(DECODERS),
     ),
 ]
@@ -85,7 +87,7 @@ def simulate(
     policy: Policies = None,
     dispatch: DispatchName = None,
     encoder: Encoder = None,
-    decoder: Decoder = SeparateDecoder.name,
+    decoder: Decoder = None,
     stand_in: StandIn = None,
     json: Json = None,
 ) -> None:
@@ -97,14 +99,18 @@ def simulate(
     names = list(dict.fromkeys(policy or DEFAULT))
     choices = choose_policies(names, policy_options(context), dispatch)
     given, stand_ins = given_options(context, "simulate"), _stand_ins(stand_in)
-    if "backup_time" in given and "backup" not in stand_ins and ApproximateBackup.name not in names:
-        raise UserError(
-            f"--backup-time needs --stand-in backup or --policy {ApproximateBackup.name}"
-        )
-    if "further_backups" in given and "backup" not in stand_ins:
-        raise UserError("--further-backups needs --stand-in backup")
-    coders: dict[str, Any] = {"encoder": encoder, "decoder": decoder, **coder_options(context)}
     options = make_options(SimulationOptions, given, flag_of)
+    coding = [name for name, value in (("encoder", encoder), ("decoder", decoder)) if value]
+    coding += given_options(context, *CODERS)
+    _refuse_unused(
+        {*given, *coding, *(["stand_in"] if stand_in else ())},
+        coding,
+        [choice.policy for choice in choices],
+        stand_ins,
+        pauses=options.pause_every > 0,
+    )
+    decoder = decoder or SeparateDecoder.name
+    coders: dict[str, Any] = {"encoder": encoder, "decoder": decoder, **coder_options(context)}
     plan = plan_simulation(options, stand_ins, coders)
     choose_code(context, plan.setting.code.encoder, decoder, options.k, options.r)
     results = dict(tqdm(plan.run(choices), desc="policies", total=len(choices)))
@@ -123,6 +129,49 @@ def _stand_ins(given: list[str] | None) -> tuple[StandInKind, ...]:
     if unknown := set(given or ()) - set(STAND_INS):
         raise UserError(f"--stand-in is one of {', '.join(STAND_INS)}, not {unknown.pop()}")
     return tuple(kind for kind in STAND_INS if kind in (given or ("parity",)))
+
+
+def _refuse_unused(
+    given: Collection[str],
+    coding: Collection[str],
+    policies: Sequence[type[Policy]],
+    stand_ins: Collection[StandInKind],
+    *,
+    pauses: bool,
+) -> None:
+    """Raises UserError for options that say nothing beside the others; `coding` are the code's."""
+    backup = any(policy.needs_backup for policy in policies)
+    code = any(policy.needs_code for policy in policies)
+    either = any(policy.needs_stand_in for policy in policies)
+    for options, used, needs in (
+        ({"pause"}, pauses, "--pause-every"),
+        ({"stand_in"}, either, _policy_of("needs_stand_in")),
+        (
+            {"backup_time"},
+            backup or "backup" in stand_ins,
+            f"--stand-in backup or {_policy_of('needs_backup')}",
+        ),
+        ({"further_backups"}, "backup" in stand_ins, "--stand-in backup"),
+        (
+            {"coverage"},
+            backup or code or either,
+            _policy_of("needs_stand_in", "needs_code", "needs_backup"),
+        ),
+        (
+            coding,
+            code or (either and "parity" in stand_ins),
+            f"{_policy_of('needs_code')}, or {_policy_of('needs_stand_in')} --stand-in parity",
+        ),
+    ):
+        for option in options:
+            if option in given and not used:
+                raise UserError(f"{flag_of(option)} needs {needs} beside it")
+
+
+def _policy_of(*needs: str) -> str:
+    """The built-in policies that need any of these, as they are asked for."""
+    names = [each.name for each in POLICIES if any(getattr(each, need) for need in needs)]
+    return f"--policy {' or '.join(names)}"
 
 
 def _print(plan: SimulationPlan, results: dict[str, TrialResult]) -> None:

@@ -1,6 +1,7 @@
 """Latency experiments: what one figure compares, read from a file that people can edit."""
 
 from collections import Counter
+from difflib import get_close_matches
 from enum import StrEnum
 from importlib import resources
 from itertools import product
@@ -206,9 +207,12 @@ def load_experiment(name: str) -> Experiment:
         experiment = msgspec.structs.replace(experiment, series=series)
         experiment.check()
     except OSError as error:
-        known = ", ".join(experiment_names())
+        known = experiment_names()
+        near = get_close_matches(name, known, 1)
+        meant = f"did you mean {near[0]}? Give" if near else "give"
         raise UserError(
-            f"cannot read the experiment {name}: {error.strerror}; give a file, or one of {known}"
+            f"cannot read the experiment {name}: {error.strerror}; {meant} a file, or one of "
+            f"{', '.join(known)}"
         ) from error
     except (ValueError, UserError) as error:
         raise UserError(
