@@ -102,14 +102,18 @@ def test_what_is_no_plan_is_refused(document: str) -> None:
         msgspec.json.decode(document, type=Contention)
 
 
-def test_without_root_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(ContentionError, match="takes root"):
-        check_privileges()
+def test_without_root_the_network_is_refused() -> None:
+    user = os.geteuid()
+    os.seteuid(user or 1000)
+    try:
+        with pytest.raises(ContentionError, match="takes root"):
+            check_privileges()
+    finally:
+        os.seteuid(user)
 
 
+@pytest.mark.root
 def test_without_its_tools_the_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ContentionError, match="install the package iproute2"):
         check_privileges()

@@ -1,7 +1,6 @@
 """One experiment on several engines: the same trials, side by side in a report."""
 
 import asyncio
-import sys
 import time
 from pathlib import Path
 
@@ -13,10 +12,12 @@ from PIL import Image
 from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.faults import Constant, FaultPlan, Kill
+from parity_models.lab.latency.engines import choose_engines
 from parity_models.lab.latency.upstreams import emulated_fleet
 from parity_models.load.served import BEGIN_FAULTS
 from parity_models.load.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.models.bundle import open_bundle
+from parity_models.serving.engines import EngineChoice
 from served import predictions, queries, write_linear_bundle
 from small_experiment import SMALL, train_briefly
 
@@ -89,9 +90,14 @@ def test_an_experiment_runs_on_several_engines(parm_here: Here, tmp_path: Path) 
         assert picture.format == "PNG"
 
 
-def test_what_cannot_be_run_is_refused(parm_here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_an_experiment_runs_on_the_other_engines() -> None:
+    assert list(choose_engines([], has_ray=True)) == ["local", "remote", "ray"]
+    assert list(choose_engines([], has_ray=False)) == ["local", "remote"]
+    with pytest.raises(UserError, match="there is no Ray here"):
+        choose_engines([EngineChoice("ray")], has_ray=False)
+
+
+def test_what_cannot_be_run_is_refused(parm_here: Here) -> None:
     assert_refused(
         parm_here("reproduce", "engines", "--out", "folder"), "--out is the report's file"
     )
-    monkeypatch.setitem(sys.modules, "ray", None)  # as where it is not installed
-    assert_refused(parm_here("reproduce", "engines", "--engine", "ray"), "there is no Ray here")

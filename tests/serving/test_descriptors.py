@@ -9,7 +9,13 @@ import pytest
 
 from commands import parm
 from parity_models.errors import UserError
-from parity_models.serving.descriptors import LEAST, OF_A_WORKER, SPARE, allow_descriptors
+from parity_models.serving.descriptors import (
+    LEAST,
+    OF_A_WORKER,
+    SPARE,
+    OpenFiles,
+    allow_descriptors,
+)
 from served import ServerProcess, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -17,19 +23,17 @@ pytestmark = pytest.mark.slow
 NEEDED = 1000 + 2 * OF_A_WORKER + SPARE
 
 
-class Limit:
+class Limit(OpenFiles):
     """The limit of open files of a process that is not this one."""
 
     def __init__(self, soft: int, hard: int) -> None:
         self.limits = (soft, hard)
 
-    def get(self, which: int) -> tuple[int, int]:
-        assert which == resource.RLIMIT_NOFILE
+    def read(self) -> tuple[int, int]:
         return self.limits
 
-    def set(self, which: int, limits: tuple[int, int]) -> None:
-        assert which == resource.RLIMIT_NOFILE
-        self.limits = limits
+    def write(self, soft: int, hard: int) -> None:
+        self.limits = (soft, hard)
 
 
 @pytest.mark.parametrize(
@@ -42,24 +46,16 @@ class Limit:
         (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
     ],
 )
-def test_the_limit_is_raised_to_what_is_needed(
-    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, then: int
-) -> None:
+def test_the_limit_is_raised_to_what_is_needed(soft: int, hard: int, then: int) -> None:
     limit = Limit(soft, hard)
-    monkeypatch.setattr(resource, "getrlimit", limit.get)
-    monkeypatch.setattr(resource, "setrlimit", limit.set)
-    assert allow_descriptors(connections=1000, workers=2)
+    assert allow_descriptors(connections=1000, workers=2, limit=limit)
     assert limit.limits == (then, hard)
 
 
-def test_a_limit_that_is_too_low_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_limit_that_is_too_low_is_told(caplog: pytest.LogCaptureFixture) -> None:
     limit = Limit(256, 512)
-    monkeypatch.setattr(resource, "getrlimit", limit.get)
-    monkeypatch.setattr(resource, "setrlimit", limit.set)
     with caplog.at_level(logging.WARNING):
-        assert not allow_descriptors(connections=1000, workers=2)
+        assert not allow_descriptors(connections=1000, workers=2, limit=limit)
     assert limit.limits == (512, 512)
     assert (
         f"may open 512 files, and 1000 connections and 2 workers may need {NEEDED}" in caplog.text
@@ -67,19 +63,15 @@ def test_a_limit_that_is_too_low_is_told(
     assert "--max-connections" in caplog.text
 
 
-def test_a_limit_that_leaves_no_room_for_clients_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_limit_that_leaves_no_room_for_clients_is_refused() -> None:
     least = LEAST + 2 * OF_A_WORKER + SPARE
     for hard, refused in ((least - 1, True), (least, False)):
         limit = Limit(80, hard)
-        monkeypatch.setattr(resource, "getrlimit", limit.get)
-        monkeypatch.setattr(resource, "setrlimit", limit.set)
         if refused:
             with pytest.raises(UserError, match=f"at most {hard} files .* need {least} "):
-                allow_descriptors(connections=1000, workers=2)
+                allow_descriptors(connections=1000, workers=2, limit=limit)
         else:
-            assert not allow_descriptors(connections=1000, workers=2)
+            assert not allow_descriptors(connections=1000, workers=2, limit=limit)
 
 
 def test_a_server_that_may_open_too_few_files_does_not_start(tmp_path: Path) -> None:

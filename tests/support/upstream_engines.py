@@ -27,6 +27,7 @@ def engine_for(
     unit_timeout = options.pop("unit_timeout", 10.0)
     concurrency = options.pop("concurrency", 1)
     protocol = options.pop("protocol", PredictionProtocol.V2)
+    connect = options.pop("connect", None)
     each = tuple(
         Upstream(upstream.url, {"deployed": "model"}, concurrency, protocol)
         for upstream in upstreams
@@ -38,6 +39,7 @@ def engine_for(
         max_batch=1,
         unit_timeout=unit_timeout,
         health_interval=HEALTH_INTERVAL,
+        connect=connect,
     )
 
 

@@ -1,6 +1,5 @@
 """parm reproduce engines: one experiment on every engine."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from math import ceil
@@ -12,10 +11,9 @@ import typer
 from rich.console import Console
 
 from parity_models.cli.report_file import check_report, typed_command
-from parity_models.errors import UserError, install
-from parity_models.lab.latency.engines import check_engine
+from parity_models.lab.latency.engines import choose_engines
 from parity_models.lab.latency.engines_report import write_engines
-from parity_models.lab.latency.experiment import Experiment, load_experiment
+from parity_models.lab.latency.experiment import load_experiment
 from parity_models.lab.latency.real_trial import Laboratory
 from parity_models.lab.latency.reproduce_latency import (
     PRESETS,
@@ -28,7 +26,6 @@ from parity_models.lab.latency.reproduce_latency import (
 from parity_models.lab.latency.trial import Emulation, Mode
 from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.serving.engines import ENGINES, EngineChoice
-from parity_models.serving.ray.ray_engine import RayEngine
 
 
 def engines(
@@ -64,7 +61,10 @@ def engines(
     before is not run again: an interrupted run goes on.
     """
     experiment = load_experiment(figure)
-    chosen = _chosen(experiment, engine or ())
+    named = [EngineChoice(*ENGINES.read(text)) for text in engine or ()]
+    chosen = choose_engines(
+        named or experiment.chosen_engines, has_ray=find_spec("ray") is not None
+    )
     check_report(out)
     plan = Plan(figure, experiment, PRESETS["quick"], seed, Emulation.EVERYTHING)
     laboratory = Laboratory(work / "bundles")
@@ -84,16 +84,3 @@ def engines(
         results[name] = collect(plan, cache)
     write_engines(out, results, typed_command())
     Console(highlight=False).print(f"Wrote {out} and its picture.")
-
-
-def _chosen(experiment: Experiment, typed: Sequence[str]) -> dict[str, EngineChoice]:
-    """The engines to run on, by what they are called in the report."""
-    installed = find_spec("ray") is not None
-    chosen = [EngineChoice(*ENGINES.read(text)) for text in typed] or experiment.chosen_engines
-    if not chosen:
-        chosen = [EngineChoice(each.name) for each in ENGINES if each is not RayEngine or installed]
-    if not installed and any(each.kind is RayEngine for each in chosen):
-        raise UserError(f"there is no Ray here; {install('ray')}, or choose other engines")
-    for each in chosen:
-        check_engine(each)
-    return {str(each): each for each in chosen}

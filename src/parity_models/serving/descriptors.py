@@ -17,22 +17,35 @@ LEAST = 16
 _log = logging.getLogger(__name__)
 
 
-def allow_descriptors(connections: int, workers: int) -> bool:
+class OpenFiles:
+    """This process's limit of open files."""
+
+    def read(self) -> tuple[int, int]:
+        """The soft limit and the hard one; either may be RLIM_INFINITY."""
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def write(self, soft: int, hard: int) -> None:
+        """Set both. Raises OSError or ValueError where the system does not let it."""
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def allow_descriptors(connections: int, workers: int, limit: OpenFiles | None = None) -> bool:
     """Raise the soft limit of open files, if need be, to what so many connections and workers need.
 
     Where the hard limit is below that, it is raised to that limit, and the log says what is
     missing. Returns whether there are enough. Raises UserError where hardly any client could be
     served.
     """
+    limit = OpenFiles() if limit is None else limit
     besides = OF_A_WORKER * workers + SPARE
     needed = connections + besides
     least = min(connections, LEAST) + besides
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = limit.read()
     if _at_least(soft, needed):
         return True
     possible = needed if _at_least(hard, needed) else hard
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        limit.write(possible, hard)
     except (OSError, ValueError):
         possible = soft
     if possible >= needed:
@@ -57,5 +70,5 @@ def allow_descriptors(connections: int, workers: int) -> bool:
     return False
 
 
-def _at_least(limit: int, needed: int) -> bool:
-    return limit == resource.RLIM_INFINITY or limit >= needed
+def _at_least(most: int, needed: int) -> bool:
+    return most == resource.RLIM_INFINITY or most >= needed

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -129,26 +130,25 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
 
 
 async def test_a_process_that_nobody_took_notice_of_exits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    make = asyncio.create_subprocess_exec
-    strays: list[asyncio.subprocess.Process] = []
+    begun: list[asyncio.subprocess.Process] = []
 
-    async def unwatched(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
-        process = await make(*arguments, **options)
-        if not strays:
-            strays.append(process)
+    async def second_unwatched(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(*arguments, **options)
+        begun.append(process)
+        if len(begun) == 2:
             raise OSError(errno.EMFILE, "no descriptor to watch the process by")
         return process
 
     moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
-        monkeypatch.setattr(asyncio, "create_subprocess_exec", unwatched)
+    worker = partial(WorkerProcess, execute=second_unwatched)
+    async with running(tmp_path / "m.onnx", worker=worker) as (engine, events):
         os.kill(engine.pids()["0"], signal.SIGKILL)
         await events.departure("0")
         assert (await events.arrival()).instance == "0.2"
         async with asyncio.timeout(60):
-            assert await strays[0].wait() == 0
+            assert await begun[1].wait() == 0
         assert events.nothing_more()
 
 

@@ -1,20 +1,24 @@
 """Upstreams that are busy are left alone for a while; no more than half are out for doubts."""
 
 import asyncio
-import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import grpc
 import pytest
 
 import fake_upstream as fake
-from engine_conformance import Failed, Left
+from engine_conformance import Failed, Finished, Left
 from fake_upstream import FakeUpstream
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import link
 from upstream_engines import ROW, WEIGHTS, using
+
+UNITS = 8
+"""More units at a time than an engine keeps connections when it has none."""
 
 
 @pytest.mark.parametrize(
@@ -188,24 +192,33 @@ async def test_what_is_recycled_is_checked_anew(
         assert events.nothing_more()
 
 
-async def test_out_of_descriptors_no_upstream_is_at_fault(
-    model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: Any, **options: Any) -> None:
-        key: Any = None
-        raise aiohttp.ClientConnectorError(key, OSError(errno.EMFILE, "Too many open files"))
-
-    monkeypatch.setattr(aiohttp.ClientConnectorError, "__str__", lambda self: "no descriptors")
+async def test_out_of_descriptors_no_upstream_is_at_fault(model: Path) -> None:
     async with (
         FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream) as (engine, events, instance),
+        using(model, upstream, concurrency=UNITS) as (engine, events, _),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(aiohttp.ClientSession, "request", refuse)
-            engine.run(instance, 1, "deployed", [ROW])
-            event = await events.next()
-            assert isinstance(event, Failed)
-            assert event.busy > 0
-        await asyncio.sleep(event.busy)
-        engine.run(instance, 2, "deployed", [ROW])
-        await events.outputs(2)
+        upstream.mode = fake.HELD
+        with no_further_descriptors():
+            for unit in range(UNITS):
+                engine.run(f"0.{unit}", unit, "deployed", [ROW])
+            first = await events.next()
+        assert isinstance(first, Failed)
+        assert first.busy > 0
+        upstream.mode = fake.WELL
+        upstream.release.set()
+        rest = [await events.next() for _ in range(UNITS - 1)]
+        assert all(isinstance(each, Failed | Finished) for each in rest), rest
+        await asyncio.sleep(first.busy)
+        engine.run(f"0.{first.unit}", UNITS, "deployed", [ROW])
+        await events.outputs(UNITS)
+
+
+@contextmanager
+def no_further_descriptors() -> Iterator[None]:
+    """Let this process open nothing meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,11 +1,13 @@
 """Upstreams that misbehave are named and left out, and taken back when they are well."""
 
 import asyncio
+import ssl
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
@@ -13,7 +15,12 @@ from fake_upstream import FakeUpstream
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import remote_engine as remote
 from parity_models.serving.remote.rest import RestClient
-from parity_models.serving.remote.upstream import UpstreamError
+from parity_models.serving.remote.upstream import (
+    Connect,
+    Upstream,
+    UpstreamError,
+    UpstreamModel,
+)
 from upstream_engines import ROW, WEIGHTS, engine_for, two, using
 
 
@@ -124,29 +131,69 @@ async def test_an_answer_over_grpc_that_is_too_large_is_not_taken(
         assert "larger than max" in caplog.text
 
 
+class FailingClient(RestClient):
+    """Raises `error` from `method`, where there is one; `failed` counts how often."""
+
+    method = ""
+    error: Exception
+    failed = 0
+
+    async def check_ready(self, model: UpstreamModel) -> None:
+        self._fail("check_ready")
+        await super().check_ready(model)
+
+    async def infer(self, *arguments: Any) -> NDArray[Any]:
+        self._fail("infer")
+        return await super().infer(*arguments)
+
+    def _fail(self, method: str) -> None:
+        if method == self.method:
+            self.failed += 1
+            raise self.error
+
+
+def failing(clients: list[FailingClient]) -> Connect:
+    """Makes clients that fail when they are told to."""
+
+    def connect(upstream: Upstream, max_answer: int) -> FailingClient:
+        clients.append(FailingClient(upstream.url, ssl.create_default_context()))
+        return clients[-1]
+
+    return connect
+
+
 @pytest.mark.parametrize("method", ["infer", "check_ready"])
 async def test_what_nobody_foresaw_ejects_the_upstream_until_it_is_over(
-    model: Path, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    model: Path, method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def fail(*arguments: Any) -> None:
-        raise ZeroDivisionError("nobody foresaw this")
-
+    clients: list[FailingClient] = []
     async with (
         FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream) as (engine, events, instance),
+        using(model, upstream, connect=failing(clients)) as (engine, events, instance),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(RestClient, method, fail)
-            if method == "infer":
-                engine.run(instance, 1, "deployed", [ROW])
-            assert "nobody foresaw this" in await events.departure(instance)
-            tries = caplog.text.count("Traceback")
-            while caplog.text.count("Traceback") == tries:
-                await asyncio.sleep(0.01)  # it is tried, and stays out
-            assert events.nothing_more()
-            with pytest.raises(UpstreamError, match="nobody foresaw this"):
-                await engine_for(model, upstream).start([DEPLOYED], Events())
+        (client,) = clients
+        client.error, client.method = ZeroDivisionError("nobody foresaw this"), method
+        if method == "infer":
+            engine.run(instance, 1, "deployed", [ROW])
+        assert "nobody foresaw this" in await events.departure(instance)
+        tries = caplog.text.count("Traceback")
+        while caplog.text.count("Traceback") == tries:
+            await asyncio.sleep(0.01)  # it is tried, and stays out
+        assert events.nothing_more()
+        client.method = ""
         await events.arrival()
+
+
+@pytest.mark.parametrize("method", ["infer", "check_ready"])
+async def test_what_nobody_foresaw_of_an_upstream_ends_the_start(model: Path, method: str) -> None:
+    def connect(upstream: Upstream, max_answer: int) -> FailingClient:
+        client = FailingClient(upstream.url, ssl.create_default_context())
+        client.error, client.method = ZeroDivisionError("nobody foresaw this"), method
+        return client
+
+    async with FakeUpstream("http", WEIGHTS) as upstream:
+        with pytest.raises(UpstreamError, match="nobody foresaw this"):
+            await engine_for(model, upstream, connect=connect).start([DEPLOYED], Events())
 
 
 class UnspeakableError(Exception):
@@ -157,27 +204,20 @@ class UnspeakableError(Exception):
 
 
 @pytest.mark.parametrize("method", ["infer", "check_ready"])
-async def test_an_error_that_cannot_be_said_ends_no_supervision(
-    model: Path, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    tries = 0
-
-    async def fail(*arguments: Any) -> None:
-        nonlocal tries
-        tries += 1
-        raise UnspeakableError
-
+async def test_an_error_that_cannot_be_said_ends_no_supervision(model: Path, method: str) -> None:
+    clients: list[FailingClient] = []
     async with (
         FakeUpstream("http", WEIGHTS) as upstream,
-        using(model, upstream) as (engine, events, instance),
+        using(model, upstream, connect=failing(clients)) as (engine, events, instance),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(RestClient, method, fail)
-            if method == "infer":
-                engine.run(instance, 1, "deployed", [ROW])
-            assert "UnspeakableError" in await events.departure(instance)
-            while tries < 3:
-                await asyncio.sleep(0.01)
+        (client,) = clients
+        client.error, client.method = UnspeakableError(), method
+        if method == "infer":
+            engine.run(instance, 1, "deployed", [ROW])
+        assert "UnspeakableError" in await events.departure(instance)
+        while client.failed < 3:
+            await asyncio.sleep(0.01)
+        client.method = ""
         back = await events.arrival()
         upstream.mode = fake.SHORT
         engine.run(back.instance, 2, "deployed", [ROW])

@@ -5,13 +5,13 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
-from parity_models.errors import UserError
+from parity_models.errors import UserError, install
 from parity_models.lab.latency.upstreams import emulated_fleet
 from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle
 from parity_models.registry import is_own
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
-from parity_models.serving.engines import EngineChoice
+from parity_models.serving.engines import ENGINES, EngineChoice
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import Plan
 from parity_models.serving.ray.ray_engine import RayEngine
@@ -39,6 +39,21 @@ def check_engine(engine: EngineChoice) -> None:
             f"the engine {engine.name} takes no faults, so it can emulate no accelerator: set "
             "takes_faults and define inject_faults (docs/how-to/own-engine.md)"
         )
+
+
+def choose_engines(named: Sequence[EngineChoice], *, has_ray: bool) -> dict[str, EngineChoice]:
+    """The engines to run an experiment on, by what they are called in the report.
+
+    Those `named`, or all built-in ones that are installed. Raises UserError for Ray where there is
+    none, and for engines that cannot run real trials.
+    """
+    installed = (each for each in ENGINES if each is not RayEngine or has_ray)
+    chosen = named or [EngineChoice(each.name) for each in installed]
+    if not has_ray and any(each.kind is RayEngine for each in chosen):
+        raise UserError(f"there is no Ray here; {install('ray')}, or choose other engines")
+    for each in chosen:
+        check_engine(each)
+    return {str(each): each for each in chosen}
 
 
 @asynccontextmanager

@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from signal import SIGKILL, strsignal
 
@@ -35,7 +35,8 @@ class WorkerProcess(WorkerLink):
     `number` counts the engine's workers from 0 and is the same in every life, `instance` is not.
     `recycled` if it is to end although its process is in order. `heard` is called with what it
     sends through its pipes; if its place has a link, it has ZeroMQ sockets instead, and sends to
-    the endpoint `reports`. Raises OSError where the system has no sockets left.
+    the endpoint `reports`. `execute` starts the process. Raises OSError where the system has no
+    sockets left.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class WorkerProcess(WorkerLink):
         context: Context,
         reports: str | None = None,
         allows_faults: bool = False,
+        execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,
     ) -> None:
+        self._execute = execute
         self._pipes: tuple[EngineEnd, ...] = ()
         self._sockets: tuple[SocketChannel, ...] = ()
         reached: PipeEnds | Endpoints
@@ -91,7 +94,7 @@ class WorkerProcess(WorkerLink):
         """
         descriptors = [model.descriptor for model in self._assignment.models.values()]
         descriptors += [pipe.inherited for pipe in self._pipes]
-        self._process = await asyncio.create_subprocess_exec(
+        self._process = await self._execute(
             *self._prefix,
             sys.executable,
             "-P",

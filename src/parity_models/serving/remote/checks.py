@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.errors import UserError
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import tensors_in
@@ -15,6 +16,7 @@ from parity_models.serving.remote.upstream import (
     Fault,
     NeverToldError,
     UnitError,
+    Upstream,
     UpstreamClient,
     UpstreamError,
     UpstreamModel,
@@ -61,6 +63,22 @@ class Checks:
             self.references[role] = Reference(
                 model, query[0, ...], model(query)[0, ...], models[role].sha256
             )
+
+    def models_of(self, upstream: Upstream) -> dict[str, UpstreamModel]:
+        """The models that the upstream has to have, by role.
+
+        Raises UserError for one that takes a fixed number of rows.
+        """
+        models = {}
+        for role, name in upstream.models.items():
+            signature = self.references[role].model.signature
+            if signature.batch:
+                raise UserError(
+                    f"the model {name!r} takes {signature.batch} rows at once and no other "
+                    "number; serve it with the engine local, or export it with a free one"
+                )
+            models[role] = UpstreamModel(name, signature, upstream.version)
+        return models
 
     async def check(
         self, url: str, client: UpstreamClient, models: Mapping[str, UpstreamModel]

@@ -8,7 +8,12 @@ import grpc
 from parity_models.errors import UserError
 from parity_models.serving.remote.grpc import GrpcClient
 from parity_models.serving.remote.rest import RestClient
-from parity_models.serving.remote.upstream import PredictionProtocol, Upstream, UpstreamClient
+from parity_models.serving.remote.upstream import (
+    Connect,
+    PredictionProtocol,
+    Upstream,
+    UpstreamClient,
+)
 from parity_models.serving.remote.v1 import V1Client
 
 
@@ -25,6 +30,12 @@ def trust(ca_file: Path | None) -> tuple[ssl.SSLContext, grpc.ChannelCredentials
             f"cannot read certificates from {ca_file}: {error}; give a PEM file"
         ) from error
     return tls, grpc.ssl_channel_credentials(certificates)
+
+
+def connecting(ca_file: Path | None) -> Connect:
+    """What makes connections to upstreams, trusting as `trust` says, whose errors it raises."""
+    tls, credentials = trust(ca_file)
+    return lambda upstream, max_answer: client_of(upstream, tls, credentials, max_answer)
 
 
 def client_of(

@@ -20,7 +20,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from parity_models.errors import ServingError, UserError
+from parity_models.errors import ServingError
 from parity_models.models.bundle import Bundle
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
@@ -39,6 +39,7 @@ from parity_models.serving.remote.link import Link, Running, check_enough, fault
 from parity_models.serving.remote.upstream import (
     DOUBTS,
     BusyError,
+    Connect,
     Fault,
     UnitError,
     UpstreamError,
@@ -63,7 +64,8 @@ class RemoteEngine(Engine):
     UpstreamError if one is not what it must be or a role has none that is there. Units have up to
     `max_batch` rows. An upstream that has one for `unit_timeout` seconds is ejected. So is one that
     does not say that it is ready, which it is asked every `health_interval` seconds. Instance "u.s"
-    is slot s of upstream u, called "u.s.n" when it joins again.
+    is slot s of upstream u, called "u.s.n" when it joins again. `connect` makes the connections to
+    an upstream, by default as its URL and protocol say.
     """
 
     name = "remote"
@@ -98,6 +100,7 @@ class RemoteEngine(Engine):
         max_batch: int,
         unit_timeout: float = 10.0,
         health_interval: float = 1.0,
+        connect: Connect | None = None,
     ) -> None:
         self._models = models
         self._fleet = fleet
@@ -105,6 +108,7 @@ class RemoteEngine(Engine):
         self._max_batch = max_batch
         self._unit_timeout = unit_timeout
         self._health_interval = health_interval
+        self._connect = connect
         self._links: list[Link] = []
         self._instances: dict[str, Link] = {}
         self._supervisors: list[asyncio.Task[None]] = []
@@ -112,9 +116,6 @@ class RemoteEngine(Engine):
     # Engine
 
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
-        # Only now: whoever runs no fleet need not wait for aiohttp and gRPC.
-        from parity_models.serving.remote.clients import client_of, trust
-
         if list(roles) != self._fleet.roles:
             raise ServingError("the instances to start are not those that the fleet has")
         self._listener = listener
@@ -123,19 +124,16 @@ class RemoteEngine(Engine):
         self._checks = await asyncio.to_thread(
             Checks, self._models, works_there, loads=self._fleet.loads
         )
-        tls, credentials = trust(self._fleet.ca_file)
+        connect = self._connect
+        if connect is None:
+            # Only now: whoever runs no fleet need not wait for aiohttp and gRPC.
+            from parity_models.serving.remote.clients import connecting
+
+            connect = connecting(self._fleet.ca_file)
         for upstream in self._fleet.upstreams:
-            models = {}
-            for role, name in upstream.models.items():
-                signature = self._checks.references[role].model.signature
-                if signature.batch:
-                    raise UserError(
-                        f"the model {name!r} takes {signature.batch} rows at once and no other "
-                        "number; serve it with the engine local, or export it with a free one"
-                    )
-                models[role] = UpstreamModel(name, signature, upstream.version)
+            models = self._checks.models_of(upstream)
             row = max(model.signature.largest.output.row_bytes for model in models.values())
-            client = client_of(upstream, tls, credentials, MAX_HEAD + self._max_batch * row)
+            client = connect(upstream, MAX_HEAD + self._max_batch * row)
             self._links.append(
                 Link(
                     len(self._links),

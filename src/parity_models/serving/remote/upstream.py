@@ -1,6 +1,6 @@
 """Upstreams: the servers a remote engine runs units on, and what it takes to talk to one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -161,6 +161,10 @@ class UpstreamClient(Protocol):
 
     async def close(self) -> None:
         """Close all connections."""
+
+
+Connect = Callable[[Upstream, int], UpstreamClient]
+"""Makes the connections to an upstream, which answers with up to so many bytes."""
 
 
 def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
