@@ -241,6 +241,19 @@ def test_r2_is_of_the_numbers_that_vary() -> None:
         score("r2", constant + 1, constant)
 
 
+def test_r2_of_maps_is_of_all_their_numbers_together() -> None:
+    """Where they hardly vary, a small error is many times the variance."""
+    random = np.random.default_rng(0)
+    labels = random.normal(size=(50, 1, 4, 5)).astype(np.float32)
+    labels[:, :, :, 0] *= 1e-5
+    outputs = (labels + 0.1 * random.normal(size=labels.shape)).astype(np.float32)
+    flat = [each.reshape(50, -1) for each in (labels, outputs)]
+    assert score("r2", *flat[::-1]) < -1e6
+    expected = r2_score(*flat, multioutput="variance_weighted")
+    assert score("r2", outputs, labels) == pytest.approx(expected, abs=1e-5)
+    assert expected > 0.9
+
+
 @pytest.mark.parametrize(
     ("metric", "outputs", "labels"),
     [

@@ -11,7 +11,7 @@ from parity_models.codes import CodeSpec
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.networks import MLP, Linear
-from parity_models.training import Settings, train_backup, train_parity
+from parity_models.training import Settings, open_deployed, train_backup, train_parity
 from parity_models.training.own_network import Factory
 from parity_models.training.scaling import Scaled, channel_axis, plain, scaled
 
@@ -129,3 +129,38 @@ def test_each_channel_has_a_scale(
     module = scaled(nn.Flatten(), 100 * torch.randn(40, *stacked), None, channel_axis(query))
     assert isinstance(module, Scaled)
     assert module.shift.shape == module.inverse.shape == kept
+
+
+class Blurred(nn.Module):
+    """Maps that vary within, hardly at one edge, and not at all at the other."""
+
+    share: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.ones(8))
+        self.share[0], self.share[-1] = 1e-5, 0
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        blurred = nn.functional.avg_pool2d(pictures, 3, 1, 1).mean(dim=1, keepdim=True)
+        return 3 + 20 * blurred * self.share
+
+
+def layers(takes: tuple[int, ...], gives: tuple[int, ...]) -> nn.Module:
+    """Convolutions, which know of no place but the edges."""
+    return nn.Sequential(
+        nn.Conv2d(takes[0], 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, gives[0], 3, padding=1)
+    )
+
+
+def test_maps_that_hardly_vary_at_an_edge_are_learned(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).normal(size=(600, 3, 8, 8)).astype(np.float32)
+    settings = Settings(epochs=12)
+    with open_deployed(Blurred(), pictures.shape[1:]) as deployed:
+        bundle = train_backup(
+            deployed, f"{__name__}:layers", pictures, tmp_path / "b", settings, metric="r2"
+        ).bundle
+    right = predictor(bundle.deployed_path)(pictures)
+    [agreed] = evaluate(bundle, pictures, right, metric="r2").backup_accuracies
+    assert agreed is not None
+    assert agreed > 0.9

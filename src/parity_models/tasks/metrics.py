@@ -3,7 +3,7 @@
 A metric also says what predictions are, and that decides how networks learn them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,18 +69,31 @@ def _area(boxes: Array) -> Array:
     return areas
 
 
-def r2(outputs: Array, labels: Array) -> float:
-    """The share of the variance of `labels` (n, ...) that `outputs` explain, on average.
+def is_map(shape: Sequence[int]) -> bool:
+    """Are predictions of this shape maps: channels, height and width?
 
-    0 is as good as the mean of the labels, and worse is negative. The average is over the numbers
-    of a label that vary; NaN where none does, as of a single query, which gives it no meaning.
+    Their numbers are of one unit, and hardly vary at the edges: they are told of together, where
+    numbers of a row are each by itself.
     """
+    return len(shape) >= 3
+
+
+def r2(outputs: Array, labels: Array) -> float:
+    """The share of the variance of `labels` (n, ...) that `outputs` explain.
+
+    0 is as good as the mean of the labels, and worse is negative. It is the average over the
+    numbers of a label that vary, and of maps the share for all of their numbers together; NaN where
+    none varies, as of a single query, which gives it no meaning.
+    """
+    together = is_map(labels.shape[1:])
     labels = labels.astype(np.float64).reshape(len(labels), -1)
     wrong = np.square(outputs.reshape(labels.shape) - labels).sum(axis=0)
     varied = np.square(labels - labels.mean(axis=0)).sum(axis=0)
     telling = np.ptp(labels, axis=0) > 0
     if not telling.any():
         return float("nan")
+    if together:
+        return float(1 - wrong.sum() / varied.sum())
     return float(np.mean(1 - wrong[telling] / varied[telling]))
 
 

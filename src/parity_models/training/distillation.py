@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.models.networks.stacked import Stacked
-from parity_models.tasks.metrics import Kind
+from parity_models.tasks.metrics import Kind, is_map
 
 TEMPERATURE = 2.0
 """Softens the predictions that are distilled."""
@@ -35,9 +35,12 @@ def deviations(predictions: Tensor) -> Tensor:
     """The deviation of each value of F's `predictions` (ways, n, *output_shape).
 
     One that never varies gets the largest deviation of all, or its errors would weigh without
-    bounds.
+    bounds. All values of a map get one deviation: at its edges they hardly vary, and little else
+    would be learned.
     """
     each = predictions.flatten(0, 1).std(dim=0)
+    if is_map(each.shape):
+        return each.square().mean().sqrt().clamp_min(1e-6).expand_as(each)
     largest = each.max().clamp_min(1e-6)
     return torch.where(each > 1e-6 * largest, each, largest)
 

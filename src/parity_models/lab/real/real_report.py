@@ -10,12 +10,14 @@ from parity_models.lab.report_page import TRAINING, provenance, targets_table
 EXPLAINED = """\
 Stand-ins for models and queries of others, which the programs in `examples/real/` prepare
 ([how](../how-to/real-models.md)). A_a is the model's accuracy, A_d a stand-in's own. *Agreement* is
-how far a stand-in says what the model says: the share of the same classes, or the mean cosine, with
-the interval that holds the true value in 95 of 100 cases. *Coverage* is the share of test queries
-that the gate of level 0.99 lets it answer, *agree there* how many of those answers agree. *ms* is
-the time of one query on one thread of ONNX Runtime, each query as long as it is: the median of
-queries, each run several times and undisturbed (the least). A stand-in with a *k* is a parity
-model: its *ms* are those of one run, for so many queries."""
+how far a stand-in says what the model says: the share of the same classes, the mean cosine, or of
+other numbers the share of their variance that is explained (R²), with the interval that holds the
+true value in 95 of 100 cases. *Coverage* is the share of test queries that the gate of level 0.99
+lets it answer, *agree there* how many of those answers agree
+([what agrees](../explanation/gate.md#what-agrees)). *ms* is the time of one query on one thread of
+ONNX Runtime, each query as long as it is: the median of queries, each run several times and
+undisturbed (the least). A stand-in with a *k* is a parity model: its *ms* are those of
+one run, for so many queries."""
 
 
 def write_report(path: Path, results: Sequence[RealResult], command: str) -> None:
