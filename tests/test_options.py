@@ -1,12 +1,13 @@
 """Options are declared once: what users type becomes values in their units, or a sentence."""
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pytest
 
 from parity_models import options
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.options import (
     BYTES,
     SECONDS,
@@ -140,3 +141,13 @@ def test_every_field_of_options_is_declared() -> None:
         options_of(Undeclared)
     with pytest.raises(UserError, match="port must be from 0 to 9"):
         make_options(Kettle.Options, {"port": 11})
+
+
+def test_an_error_of_options_has_the_names_of_fields_and_of_what_was_typed() -> None:
+    error = OptionError(lambda spell: f"{spell('port')} needs {spell('hot')} beside it")
+    assert str(error) == "port needs hot beside it"
+    assert error.spelled(str.upper) == "PORT needs HOT beside it"
+    assert UserError("of no option").spelled(str.upper) == "of no option"
+    copied = copy(error)  # as pickled
+    assert isinstance(copied, UserError)
+    assert str(copied) == str(error)

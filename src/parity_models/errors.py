@@ -1,5 +1,8 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
+from collections.abc import Callable
+from typing import Any
+
 
 def install(extra: str) -> str:
     """How to install an `extra`, as messages say it: the package is on no index yet."""
@@ -12,6 +15,25 @@ class ParityModelsError(Exception):
 
 class UserError(ParityModelsError):
     """The caller's mistake: exit code 2 on the command line, 4xx over the network."""
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        """The message, with the names of options as `spell` writes them."""
+        return str(self)
+
+
+class OptionError(UserError):
+    """Options that cannot be as they are given: `say` makes the message, of how to spell their
+    names. As a text it has the names of the fields."""
+
+    def __init__(self, say: Callable[[Callable[[str], str]], str]) -> None:
+        super().__init__(say(str))
+        self._say = say
+
+    def spelled(self, spell: Callable[[str], str]) -> str:
+        return self._say(spell)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return UserError, self.args  # other processes need not know how to spell
 
 
 class CodeError(UserError):

@@ -129,6 +129,33 @@ def test_mistakes_in_variables_are_named(
     assert_refused(parm_here("serve", bundle), "PARM_MAX_BATCH")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--min-ready", "9"), "--min-ready is 9, but there are 3 instances"),
+        (("--max-in-flight", "1"), "--max-in-flight (1 MiB) must not be below --max-body (64 MiB)"),
+        (("--default-prediction", "nan"), "--default-prediction must be finite numbers"),
+        (("--tenant-header", "a b"), "--tenant-header is the name of a header"),
+        (("--policy", "hedging", "--agreement", "0.9"), "leave --agreement out"),
+        (("--engine", "ray", "--max-parity-instances", "1"), "--max-parity-instances needs --max-"),
+    ],
+)
+def test_options_that_do_not_fit_are_spelled_as_they_are_typed(
+    bundle: str, parm_here: Here, options: tuple[str, ...], said: str
+) -> None:
+    assert_refused(parm_here("serve", bundle, *options), said)
+
+
+def test_options_that_do_not_fit_are_spelled_as_in_the_file_and_the_variable(
+    bundle: str, file: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("min-ready = 9")
+    refused = parm_here("serve", bundle, "--config", str(file))
+    assert_refused(refused, f"min-ready in {file} is 9, but there are")
+    monkeypatch.setenv("PARM_MIN_READY", "9")
+    assert_refused(parm_here("serve", bundle), "PARM_MIN_READY is 9, but there are")
+
+
 def test_what_is_printed_has_been_checked(bundle: str, parm_here: Here) -> None:
     refused = parm_here("serve", bundle, "--print-config", "--min-ready", "9")
     assert_refused(refused, "the server would never be ready")

@@ -68,11 +68,11 @@ def test_the_lowest_level_is_taken_that_promises_what_is_asked_for(tmp_path: Pat
 
 def test_what_cannot_be_promised_is_refused_with_the_way_out(tmp_path: Path) -> None:
     held = bundle(tmp_path, reconstruction=calibration(0.9, 0.98))
-    with pytest.raises(UserError, match=r"reaches 0\.98: serve with --agreement 0\.98 at most, or"):
+    with pytest.raises(UserError, match=r"reaches 0\.98: serve with agreement 0\.98 at most, or"):
         choose_gates(held, {"deployed", "parity-0"}, 0.99)
     with pytest.raises(UserError, match=r"no calibration of its backup.*: parm calibrate "):
         choose_gates(held, ROLES, 0.9)
-    with pytest.raises(UserError, match="this policy has none; leave --agreement out"):
+    with pytest.raises(UserError, match="this policy has none; leave agreement out"):
         choose_gates(held, {"deployed"}, 0.9)
     held = bundle(tmp_path, reconstruction=calibration())
     with pytest.raises(UserError, match=r"it reaches no level: calibrate it with more queries"):

@@ -82,7 +82,7 @@ def test_policies_out_of_range_are_refused(
         ),
         (["--pool", "dedicated"], "no option of the policy adaptive but of parity;"),
         (["--policy", "replicate"], "replicate"),
-        (["--min-ready", "4"], "min_ready is 4, but there are 3 instances of the deployed model"),
+        (["--min-ready", "4"], "--min-ready is 4, but there are 3 instances of the deployed model"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["--faults", "no-such-file.json"], "no-such-file.json"),
         (["--faults", '{"kills": [{"worker": 9, "at": 1}]}'], "names worker 9"),

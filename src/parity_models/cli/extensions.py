@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 
 from parity_models.cli.duration import Duration
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.options import BYTES, OptionField, Spell, declared_in, options_of
 from parity_models.registry import Registry, is_own
 
@@ -112,6 +112,13 @@ class ExtensionCommand(TyperCommand):
         """The context. Raises UserError for an own extension that is not there."""
         self.add_flags(args)
         return super().make_context(info_name, args, *more, **settings)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what it says of options is spelled as these were given."""
+        try:
+            return super().invoke(ctx)
+        except OptionError as error:
+            raise UserError(error.spelled(spelling_in(ctx))) from error
 
     def add_flags(self, args: Sequence[str]) -> None:
         """Have the flags of all kinds, and of the user's own extensions that `args` name."""

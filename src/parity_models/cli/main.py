@@ -17,6 +17,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from parity_models import __version__
 from parity_models.cli.began import begin
+from parity_models.cli.extensions import flag_of
 from parity_models.cli.plain_help import plain
 from parity_models.errors import ParityModelsError, UserError, install
 
@@ -101,7 +102,7 @@ def main() -> None:
     try:
         command()(prog_name="parm")
     except UserError as error:
-        _exit(2, str(error), error)
+        _exit(2, error.spelled(flag_of), error)
     except ParityModelsError as error:
         _exit(1, str(error), error)
     except Exception as error:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import msgspec
 import numpy as np
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.options import LoadOptions
 from parity_models.load.processes import offer_load_from_own_process
@@ -63,6 +63,20 @@ async def plan_load(
     The server is shown the `credentials`. Raises UserError if nothing says which queries to send,
     and LoadError for a load that cannot be, or a server that does not say which model it has.
     """
+    if (options.rate is None) == (options.trace is None):
+        raise OptionError(
+            lambda spell: (
+                f"give {spell('rate')} or {spell('trace')}, to say when queries are sent, and not "
+                "both"
+            )
+        )
+    if direct is not None and options.processes > 1:
+        raise OptionError(
+            lambda spell: (
+                f"{spell('processes')} is for a server: several processes cannot share a bundle "
+                "that is served in process; leave it out"
+            )
+        )
     spec = LoadSpec(
         url=url or "",
         direct=direct,

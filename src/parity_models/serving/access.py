@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError
 from parity_models.options import Option, Options
 from parity_models.serving.tokens import Tokens
 
@@ -53,9 +53,11 @@ class Access(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise UserError(
-                "TLS needs a certificate and its key; give both, --tls-cert and "
-                "--tls-key (in Python tls_cert and tls_key)"
+            raise OptionError(
+                lambda spell: (
+                    "TLS needs a certificate and its key; give both, "
+                    f"{spell('tls_cert')} and {spell('tls_key')}"
+                )
             )
 
     def certificate(self) -> "Certificate | None":

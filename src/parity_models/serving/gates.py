@@ -8,9 +8,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
+from parity_models.options import Spell
 from parity_models.scheduling import BACKUPS, Source, source_of
 from parity_models.serving.agreement_watch import AgreementWatches
 from parity_models.serving.metrics import Metrics
@@ -45,9 +46,12 @@ def choose_gates(
     if agreement == 0:
         return {}
     if agreement is not None and not used:
-        raise UserError(
-            "an agreement is one of stand-ins, and this policy has none; leave --agreement out, or "
-            "serve with a policy that uses the bundle's parity model or backup"
+        raise OptionError(
+            lambda spell: (
+                "an agreement is one of stand-ins, and this policy has none; leave "
+                f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
+                "model or backup"
+            )
         )
     chosen = {}
     for stand_in in used:
@@ -100,12 +104,18 @@ def _reaching(
         return level
     most = calibration.at_most(1.0)
     most_said = "no level" if most is None else f"{most.level:g}"
-    advice = "" if most is None else f"serve with --agreement {most.level:g} at most, or "
-    raise UserError(
-        f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; it "
-        f"reaches {most_said}: {advice}calibrate it with more queries: "
-        f"parm calibrate {bundle.path} --agreement {agreement:g}"
-    )
+
+    def say(spell: Spell) -> str:
+        lower = (
+            "" if most is None else f"serve with {spell('agreement')} {most.level:g} at most, or "
+        )
+        return (
+            f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
+            f"it reaches {most_said}: {lower}calibrate it with more queries: "
+            f"parm calibrate {bundle.path} --agreement {agreement:g}"
+        )
+
+    raise OptionError(say)
 
 
 class Gates:

@@ -3,7 +3,7 @@
 import asyncio
 from typing import TYPE_CHECKING
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling import DEPLOYED
 from parity_models.serving.engine import Parts
@@ -62,9 +62,11 @@ class Hosted:
             )
         deployed = sum(DEPLOYED in each for each in self.roles)
         if options.min_ready > deployed:
-            raise UserError(
-                f"min_ready is {options.min_ready}, but there are {deployed} instances of the "
-                "deployed model: the server would never be ready"
+            raise OptionError(
+                lambda spell: (
+                    f"{spell('min_ready')} is {options.min_ready}, but there are {deployed} "
+                    "instances of the deployed model: the server would never be ready"
+                )
             )
         self._faults = options.faults
         self.metrics = Metrics(bundle.digest)

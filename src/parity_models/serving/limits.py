@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from parity_models.errors import UserError
-from parity_models.options import BYTES, SECONDS, Option, Options
+from parity_models.errors import OptionError
+from parity_models.options import BYTES, SECONDS, TYPED, Option, Options
 from parity_models.serving.errors import OverloadedError
 from parity_models.serving.refusals import Refused
 
@@ -76,9 +76,13 @@ class Limits(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_in_flight < self.max_body:
-            raise UserError(
-                f"max_in_flight ({self.max_in_flight}) must not be below max_body "
-                f"({self.max_body}), else the largest request could never be taken"
+            held, body = (size / TYPED["MiB"] for size in (self.max_in_flight, self.max_body))
+            raise OptionError(
+                lambda spell: (
+                    f"{spell('max_in_flight')} ({held:g} MiB) must not be below "
+                    f"{spell('max_body')} ({body:g} MiB), else the largest request could never be "
+                    "taken"
+                )
             )
 
 

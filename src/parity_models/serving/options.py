@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Annotated
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.faults import FaultPlan
 from parity_models.options import SECONDS, Option, check_declared
 from parity_models.scheduling import SchedulerConfig
@@ -152,11 +152,16 @@ class ServeOptions:
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not all(map(isfinite, self.default_prediction or ())):
-            raise UserError("default_prediction must be finite numbers")
+            raise OptionError(lambda spell: f"{spell('default_prediction')} must be finite numbers")
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.ui and self.port is None:
-            raise UserError("the live page needs a port of the server's own; give port, or no ui")
+            raise OptionError(
+                lambda spell: (
+                    "the live page needs a port of the server's own; give "
+                    f"{spell('port')}, or no {spell('ui')}"
+                )
+            )
         engine = self.engine
         if self.faults is not None and not engine.kind.takes_faults:
             raise UserError(f"faults are not for the engine {engine.name}; leave them out")

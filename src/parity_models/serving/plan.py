@@ -171,8 +171,7 @@ def _roles(
     if missing:
         raise UserError(
             f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, and "
-            f"the engine {engine.name} has none; give it such, with --parity or --backup, or serve "
-            "with another policy"
+            f"the engine {engine.name} has none; give it such, or serve with another policy"
         )
     return fixed
 

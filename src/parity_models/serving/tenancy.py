@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.served_model import InferRequest
 
@@ -75,9 +75,11 @@ def tenant_header(name: str) -> str:
     """The header's name, in lower case. Raises UserError if HTTP or gRPC cannot carry it."""
     lower = name.lower()
     if _HEADER.fullmatch(lower) is None or lower.startswith("grpc-") or lower.endswith("-bin"):
-        raise UserError(
-            f"tenant_header is the name of a header: letters, digits, '-', '_' and '.', at most "
-            f"100, and neither grpc-... nor ...-bin; got {name!r}"
+        raise OptionError(
+            lambda spell: (
+                f"{spell('tenant_header')} is the name of a header: letters, digits, '-', '_' and "
+                f"'.', at most 100, and neither grpc-... nor ...-bin; got {name!r}"
+            )
         )
     return lower
 

@@ -123,7 +123,7 @@ def test_requests_that_wait_at_a_proxy_are_bounded(bundle: Path) -> None:
     [
         (("--engine", "ray", "--address", "ray://head:10001"), "is of a remote driver"),
         (("--engine", "ray", "--frontends", "5"), "5 frontends need as many instances of the"),
-        (("--engine", "ray", "--max-instances", "1"), "max_instances must be 2 or more"),
+        (("--engine", "ray", "--max-instances", "1"), "--max-instances must be 2 or more"),
         (("--frontends", "2"), "--frontends is no option of the engine local but of ray"),
         (("--engine", "ray", "--min-ready", "2"), "leave --min-ready out with the engine ray"),
     ],

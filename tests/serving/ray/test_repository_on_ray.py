@@ -121,9 +121,9 @@ def test_a_cluster_is_started_for_a_repository_and_nothing_of_it_is_left(tmp_pat
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--frontends", "2"), "leave frontends out with a repository on Ray"),
-        (("--max-instances", "4"), "leave max_instances out with a repository on Ray"),
-        (("--resources-per-instance", "gpu=1"), "resources_per_instance needs --address"),
+        (("--frontends", "2"), "leave --frontends out with a repository on Ray"),
+        (("--max-instances", "4"), "leave --max-instances out with a repository on Ray"),
+        (("--resources-per-instance", "gpu=1"), "--resources-per-instance needs --address"),
         (("--shared-instances", "4"), "not shared with the engine ray"),
         (("--faults", "{}"), "faults are not for a repository on Ray"),
     ],

@@ -25,16 +25,19 @@ from repositories import write_version
     [
         (("--deployed", "http://a/x"), 'upstream-model = "x"'),
         (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
-        (("--deployed", "http://a", "--upstream-model", "x"), "write {model} into 'x'"),
-        (("--deployed", "http://a", "--upstream-version", "2"), "leave out upstream_version"),
+        (
+            ("--deployed", "http://a", "--upstream-model", "x"),
+            "--upstream-model is for all models of a repository: write {model} into 'x'",
+        ),
+        (("--deployed", "http://a", "--upstream-version", "2"), "leave out --upstream-version"),
         (("--deployed", "http://a", "--instances", "2"), "leave --instances out"),
         (
             ("--deployed", "http://a", "--shared-instances", "2"),
             "not shared with the engine remote",
         ),
-        (("--name", "x"), "name is for a server of one bundle"),
+        (("--name", "x"), "--name is for a server of one bundle"),
         (("--bundle", "y"), "not both"),
-        (("--canary", "5"), "a share like 5%"),
+        (("--canary", "5"), "--canary is a share like 5%"),
         (("--canary", "0%"), "above 0%"),
         (("--dispatch", "round-robin"), "needs --policy"),
     ],

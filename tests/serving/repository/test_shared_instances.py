@@ -183,7 +183,7 @@ def test_a_version_that_cannot_run_takes_no_instance_from_others(
     ("options", "reason"),
     [
         (("--shared-instances", "0"), "shared-instances must be 1 or more"),
-        (("--reserve", "one=1"), "needs shared_instances beside it"),
+        (("--reserve", "one=1"), "--reserve needs --shared-instances beside it"),
         (
             ("--shared-instances", "4", "--reserve", "one=5"),
             "5 instances are reserved (one 5), of 4",
@@ -238,5 +238,5 @@ def test_models_that_cannot_share_say_why_and_others_have_their_instances(tmp_pa
 def test_an_engine_that_does_not_grow_is_refused() -> None:
     engine = EngineChoice("own_engine:InProcess", {})
     check_engine(engine, shares=False)
-    with pytest.raises(UserError, match="leave --shared-instances out"):
+    with pytest.raises(UserError, match="leave shared_instances out"):
         check_engine(engine, shares=True)

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.faults import Exponential, LogNormal
 from parity_models.lab.latency.setting import FurtherBackup, Setting, StandInKind, mean_of
 from parity_models.lab.latency.trial import Mode, Trial, TrialResult, simulate_trial
@@ -210,7 +210,11 @@ def plan_simulation(
     be simulated, and files that cannot be read.
     """
     if options.serving and options.cores is None:
-        raise UserError("--serving is computed on --cores: say how many there are")
+        raise OptionError(
+            lambda spell: (
+                f"{spell('serving')} is computed on {spell('cores')}: say how many there are"
+            )
+        )
     arrivals, queries, rate = None, options.queries or QUERIES, options.rate
     if options.arrivals is not None:
         arrivals = _arrivals(options.arrivals, options.queries, options.warm_up_queries)
@@ -241,17 +245,25 @@ def _further_backups(text: str | None, spread: float) -> tuple[FurtherBackup, ..
         except ValueError:
             seconds, coverage = 0.0, 0.0
         if not (colon and 0 < seconds < inf and 0 <= coverage <= 1):
-            raise UserError(
-                f"--further-backups takes MS:SHARE,... as 5:0.9,10:0.97, with times above 0 and "
-                f"shares from 0 to 1, not {each!r}"
-            )
+            raise _no_backup(each)
         found.append(FurtherBackup(LogNormal(seconds, spread), coverage))
     if len(found) >= len(BACKUPS):
-        raise UserError(
-            f"a bundle has {len(BACKUPS)} backups at most; --further-backups names {len(found)} "
-            "besides the first"
+        raise OptionError(
+            lambda spell: (
+                f"a bundle has {len(BACKUPS)} backups at most; {spell('further_backups')} names "
+                f"{len(found)} besides the first"
+            )
         )
     return tuple(found)
+
+
+def _no_backup(text: str) -> OptionError:
+    return OptionError(
+        lambda spell: (
+            f"{spell('further_backups')} takes MS:SHARE,... as 5:0.9,10:0.97, with times above 0 "
+            f"and shares from 0 to 1, not {text!r}"
+        )
+    )
 
 
 def _setting(

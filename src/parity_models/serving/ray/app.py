@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.faults import FaultPlan, load_fault_plan
 from parity_models.models.bundle import Bundle, ModelFile, open_bundle
 from parity_models.options import Amounts, OptionField, declared_in
@@ -249,9 +249,11 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
     most = least
     if cluster.max_instances is not None:
         if cluster.max_instances < options.instances:
-            raise UserError(
-                f"max_instances must be {options.instances} or more, as there are that many "
-                f"instances to begin with; got {cluster.max_instances}"
+            raise OptionError(
+                lambda spell: (
+                    f"{spell('max_instances')} must be {options.instances} or more, as there are "
+                    f"that many instances to begin with; got {cluster.max_instances}"
+                )
             )
         extra = cluster.max_parity_instances
         if extra is None and options.parity_instances is not None:
@@ -262,9 +264,11 @@ def pools_of(bundle: Bundle, options: ServeOptions, cluster: ClusterOptions) -> 
     pools = pools_for(least, most)
     for pool in pools:
         if pool.most < pool.least:
-            raise UserError(
-                f"max_parity_instances must be as many as there are to begin with, got "
-                f"{cluster.max_parity_instances}"
+            raise OptionError(
+                lambda spell: (
+                    f"{spell('max_parity_instances')} must be as many as there are to begin with, "
+                    f"got {cluster.max_parity_instances}"
+                )
             )
         if DEPLOYED in pool.roles and pool.least < cluster.frontends:
             raise UserError(

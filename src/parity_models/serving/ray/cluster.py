@@ -17,7 +17,7 @@ from ray.serve.api import RunTarget, run_many
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.exceptions import RayServeException
 
-from parity_models.errors import ServingError, UserError
+from parity_models.errors import OptionError, ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.serving.http.listening import listen
 from parity_models.serving.options import ServeOptions
@@ -69,10 +69,12 @@ def served_on_ray(
     try:
         ran_before = _check_room(address, cpus)
         if ran_before and options.grpc_port is not None:
-            raise UserError(
-                "Serve runs on the cluster already, and takes no port for gRPC any more; leave "
-                "--grpc-port out, or start Serve with parity_models.serving.ray.grpc.add_inference "
-                "among its grpc_servicer_functions"
+            raise OptionError(
+                lambda spell: (
+                    "Serve runs on the cluster already, and takes no port for gRPC any more; leave "
+                    f"{spell('grpc_port')} out, or start Serve with "
+                    "parity_models.serving.ray.grpc.add_inference among its grpc_servicer_functions"
+                )
             )
         port = options.port if ran_before else _free_port(options.host, options.port)
         grpc = _grpc_options(options)
@@ -120,9 +122,12 @@ def connect(address: str | None, cpus: float) -> None:
         return
     unreachable = f"no Ray cluster can be reached at {address}"
     if "://" in address:
-        raise UserError(
-            f"--address {address} is of a remote driver; run this on a node of the cluster with "
-            "--address auto, or deploy a config file with `serve deploy` (docs/how-to/on-ray.md)"
+        raise OptionError(
+            lambda spell: (
+                f"{spell('address')} {address} is of a remote driver; run this on a node of the "
+                f"cluster with {spell('address')} auto, or deploy a config file with `serve "
+                "deploy` (docs/how-to/on-ray.md)"
+            )
         )
     if address != "auto":
         host, _, port = address.rpartition(":")
@@ -136,8 +141,11 @@ def connect(address: str | None, cpus: float) -> None:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:
         text = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"{unreachable}: {text} Start it with `ray start --head`, or leave --address out"
+        raise OptionError(
+            lambda spell: (
+                f"{unreachable}: {text} Start it with `ray start --head`, or leave "
+                f"{spell('address')} out"
+            )
         ) from error
 
 
@@ -151,9 +159,12 @@ def _check_room(address: str | None, cpus: float) -> bool:
         )
     free = ray.available_resources().get("CPU", 0.0)
     if free < cpus:
-        raise UserError(
-            f"the replicas reserve {cpus:g} CPUs and the cluster at {address} has {free:g} free; "
-            "add nodes, or lower --instances, --frontends or --cpus-per-instance"
+        raise OptionError(
+            lambda spell: (
+                f"the replicas reserve {cpus:g} CPUs and the cluster at {address} has {free:g} "
+                f"free; add nodes, or lower {spell('instances')}, {spell('frontends')} or "
+                f"{spell('cpus_per_instance')}"
+            )
         )
     runs = serve_runs()
     if runs and not running.proxies:
@@ -260,7 +271,9 @@ def _check_answers(url: str) -> None:
                 if b"parity-models" in answer.read(1000):
                     return
             time.sleep(0.1)
-    raise UserError(
-        f"Serve ran on the cluster before and does not listen at {url}; give the --host and --port "
-        "that it was started with"
+    raise OptionError(
+        lambda spell: (
+            f"Serve ran on the cluster before and does not listen at {url}; give the "
+            f"{spell('host')} and {spell('port')} that it was started with"
+        )
     )

@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import ProxyLocation
 
-from parity_models.errors import ServingError, UserError
+from parity_models.errors import OptionError, ServingError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import Value, options_of
 from parity_models.serving.engine import Engine, EngineListener, Parts
@@ -92,12 +92,18 @@ class ClusterEngine(RayEngine):
 
     @classmethod
     def check_several(cls, options: Any) -> None:
-        for each in options_of(ClusterOptions):
-            if each.name not in _OF_SERVER and getattr(options, each.name) != each.default:
-                raise UserError(
-                    f"leave {each.name} out with a repository on Ray: the server itself is the one "
-                    "frontend, and each version has the instances that it is given"
+        given = [
+            each.name
+            for each in options_of(ClusterOptions)
+            if each.name not in _OF_SERVER and getattr(options, each.name) != each.default
+        ]
+        if given:
+            raise OptionError(
+                lambda spell: (
+                    f"leave {spell(given[0])} out with a repository on Ray: the server itself is "
+                    "the one frontend, and each version has the instances that it is given"
                 )
+            )
         _check_resources(options.address, options.resources_per_instance)
 
     @classmethod
@@ -200,9 +206,11 @@ class ClusterEngine(RayEngine):
 
 def _check_resources(address: Value | None, resources: Value | None) -> None:
     if resources and address is None:
-        raise UserError(
-            "resources_per_instance needs --address beside it: a cluster that is started here has "
-            "no such resources"
+        raise OptionError(
+            lambda spell: (
+                f"{spell('resources_per_instance')} needs {spell('address')} beside it: a cluster "
+                "that is started here has no such resources"
+            )
         )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError
 from parity_models.options import SECONDS, Amounts, Option, Options
 
 
@@ -73,4 +73,8 @@ class ClusterOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_parity_instances is not None and self.max_instances is None:
-            raise UserError("max_parity_instances needs max_instances beside it")
+            raise OptionError(
+                lambda spell: (
+                    f"{spell('max_parity_instances')} needs {spell('max_instances')} beside it"
+                )
+            )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import Option, Options, Value
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
@@ -109,7 +109,9 @@ class Fleet:
 
     def __post_init__(self) -> None:
         if not self.upstreams:
-            raise UserError("there is no upstream; give one or more with --deployed")
+            raise OptionError(
+                lambda spell: f"there is no upstream; give one or more with {spell('deployed')}"
+            )
 
     @property
     def roles(self) -> list[frozenset[str]]:
@@ -129,20 +131,26 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
     Raises UserError for URLs that `parse_upstreams` refuses, and of models that the bundle has not.
     """
     if options.deployed is None:
-        raise UserError(
-            "the engine remote needs the URLs of servers that run already; give those of the "
-            "deployed model with --deployed"
+        raise OptionError(
+            lambda spell: (
+                "the engine remote needs the URLs of servers that run already; give those of the "
+                f"deployed model with {spell('deployed')}"
+            )
         )
     code = bundle.manifest.code
     if options.parity is not None and code is None:
-        raise UserError(
-            f"{bundle.path} has no parity model for the servers of --parity; make one with `parm "
-            f"parity --from {bundle.path} --out BUNDLE`"
+        raise OptionError(
+            lambda spell: (
+                f"{bundle.path} has no parity model for the servers of {spell('parity')}; make one "
+                f"with `parm parity --from {bundle.path} --out BUNDLE`"
+            )
         )
     if options.backup is not None and not bundle.manifest.backups:
-        raise UserError(
-            f"{bundle.path} has no backup model for the servers of --backup; make one with `parm "
-            f"backup --from {bundle.path} --network linear --out BUNDLE`"
+        raise OptionError(
+            lambda spell: (
+                f"{bundle.path} has no backup model for the servers of {spell('backup')}; make one "
+                f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
+            )
         )
     upstreams = parse_upstreams(
         options.upstream_model or bundle.manifest.name,
@@ -171,15 +179,23 @@ def check_for_several(options: FleetOptions) -> None:
             )
     name = options.upstream_model
     if name is not None and "{model}" not in name:
-        raise UserError(
-            f"upstream_model is for all models of a repository: write {{model}} into {name!r}, or "
-            "give it in the serve.toml of the model"
+        raise OptionError(
+            lambda spell: (
+                f"{spell('upstream_model')} is for all models of a repository: write {{model}} "
+                f"into {name!r}, or give it in the serve.toml of the model"
+            )
         )
     if options.upstream_version is not None:
-        raise UserError(
-            "leave out upstream_version: each version of a repository is asked for as such, or is "
-            "part of upstream_model, as {version}"
+        raise _versions_are_asked_for()
+
+
+def _versions_are_asked_for() -> OptionError:
+    return OptionError(
+        lambda spell: (
+            f"leave out {spell('upstream_version')}: each version of a repository is asked for as "
+            f"such, or is part of {spell('upstream_model')}, as {{version}}"
         )
+    )
 
 
 def options_of_model(
@@ -191,10 +207,7 @@ def options_of_model(
     Raises UserError for those of its own that cannot be.
     """
     if "upstream_version" in own:
-        raise UserError(
-            "leave out upstream-version: each version is asked for as such, or is part of "
-            "upstream-model, as {version}"
-        )
+        raise _versions_are_asked_for()
     lacks = {
         "parity": bundle.manifest.code is None,
         "backup": not bundle.manifest.backups,
@@ -256,16 +269,22 @@ def parse_upstreams(
     run = {role for there in models.values() for role in there}
     lacking = [role for role in roles["parity"] if role not in run]
     if parity and lacking:
-        raise UserError(
-            f"no server of --parity runs {name}-{lacking[0]}, and a code needs all its parity "
-            "models; give one that does"
-        )
+        raise _no_server_of_parity(f"{name}-{lacking[0]}")
     usual: dict[str, Any] = {
         "concurrency": concurrency,
         "protocol": protocol,
         "version": version,
     }
     return tuple(Upstream(base, named, **(usual | said[base])) for base, named in models.items())
+
+
+def _no_server_of_parity(model: str) -> OptionError:
+    return OptionError(
+        lambda spell: (
+            f"no server of {spell('parity')} runs {model}, and a code needs all its parity "
+            "models; give one that does"
+        )
+    )
 
 
 def _roles_of(roles: Sequence[str], name: str, url: str, path: str) -> Sequence[str]:

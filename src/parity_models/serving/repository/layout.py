@@ -92,7 +92,9 @@ def options_of(
             options = replace(options, instances=options.min_ready, parity_instances=0)
         return options
     except UserError as error:
-        raise UserError(f"{path}: {error}" if given else str(error)) from error
+        if not given:
+            raise
+        raise UserError(f"{path}: {error.spelled(_key)}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from msgspec import structs
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
@@ -287,7 +287,9 @@ def check_engine(engine: Any, *, shares: bool) -> None:
     one that, where models are to share instances, cannot have more of them or fewer."""
     engine.kind.check_several(engine.settings)
     if shares and not engine.kind.grows:
-        raise UserError(
-            f"instances are not shared with the engine {engine.kind.name}; leave "
-            "--shared-instances out, or use the engine local"
+        raise OptionError(
+            lambda spell: (
+                f"instances are not shared with the engine {engine.kind.name}; leave "
+                f"{spell('shared_instances')} out, or use the engine local"
+            )
         )

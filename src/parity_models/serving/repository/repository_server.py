@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.serving.doors import AtDoors, Doors, tracing_to
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
@@ -40,13 +40,17 @@ class RepositoryServer(AtDoors):
         shared = settings.sharing.shared_instances
         check_engine(options.engine, shares=shared is not None)
         if shared is not None and options.faults is not None:
-            raise UserError("faults are for instances that stay; leave out shared_instances")
-        for option, given in {
-            "name": options.name,
-            "placements": options.placements,
-        }.items():
-            if given:
-                raise UserError(f"{option} is for a server of one bundle; leave it out")
+            raise OptionError(
+                lambda spell: (
+                    f"faults are for instances that stay; leave out {spell('shared_instances')}"
+                )
+            )
+        if options.name is not None:
+            raise OptionError(
+                lambda spell: f"{spell('name')} is for a server of one bundle; leave it out"
+            )
+        if options.placements:
+            raise UserError("placements are for a server of one bundle; leave them out")
         self._options = options
         self._shared_instances = shared or 0
         tracing = tracing_to(traces)

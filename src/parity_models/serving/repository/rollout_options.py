@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError
 from parity_models.options import SECONDS, Option, Options
 
 
@@ -69,7 +69,11 @@ def share_of(text: str | None) -> float | None:
             raise ValueError
         share = float(text.removesuffix("%")) / 100
     except ValueError:
-        raise UserError(f"canary is a share like 5%, not {text!r}") from None
+        raise OptionError(
+            lambda spell: f"{spell('canary')} is a share like 5%, not {text!r}"
+        ) from None
     if not 0 < share <= 1:
-        raise UserError(f"canary must be above 0% and at most 100%, got {text}")
+        raise OptionError(
+            lambda spell: f"{spell('canary')} must be above 0% and at most 100%, got {text}"
+        )
     return None if share == 1 else share

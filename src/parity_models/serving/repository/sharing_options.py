@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.options import Amounts, Option, Options
 
 
@@ -30,8 +30,11 @@ class SharingOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reserve and self.shared_instances is None:
-            raise UserError(
-                "reserve needs shared_instances beside it: how many there are for all models"
+            raise OptionError(
+                lambda spell: (
+                    f"{spell('reserve')} needs {spell('shared_instances')} beside it: how many "
+                    "there are for all models"
+                )
             )
         for name, count in (self.reserve or {}).items():
             if count < 1 or count != int(count):
