@@ -29,7 +29,7 @@ AllowCode = Annotated[
     typer.Option(
         "--allow-code",
         help="An encoder or decoder of your own, package.module:Class, that the bundle names and "
-        "that may be imported; can be given several times. None is without this.",
+        "that may be imported; can be given several times. By default nothing is imported.",
         metavar="CLASS",
         show_default=False,
     ),

@@ -94,7 +94,8 @@ def simulate(
     """Simulate policies under one load and the same disturbances.
 
     Drives the scheduler that serves with imagined instances, so that 10,000 of them and a million
-    queries take a minute or two for each policy. All but none have the same number of instances.
+    queries take a minute or two for each policy. The policy none has no extra instances; all others
+    have the same number.
     """
     names = list(dict.fromkeys(policy or DEFAULT))
     choices = choose_policies(names, policy_options(context), dispatch)

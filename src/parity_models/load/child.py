@@ -18,16 +18,16 @@ from typing import TextIO
 from parity_models.errors import ParityModelsError, ServingError, UserError
 
 USERS_MISTAKE = 2
-"""The exit code of a child that was asked for what cannot be done."""
+"""The exit code of a child that a user asked for something impossible."""
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30.0
 MAX_MESSAGE = 1 << 20
-"""Bytes that the first line of output may have."""
+"""The most bytes of one line of output."""
 
 
 @dataclass(frozen=True)
 class Child:
-    """A running child, and the `message` it began with: its first line of output."""
+    """A running child process; `message` is its first line of output."""
 
     message: str
     _process: Process
@@ -42,13 +42,13 @@ class Child:
         self._process.stdin.write(line)
 
     async def ask(self, line: bytes) -> str:
-        """Write a line likewise; what the child writes next, a line."""
+        """Write a line, with its end, and return the next line that the child writes."""
         self.tell(line)
         assert self._process.stdout is not None
         return (await self._process.stdout.readline()).decode().strip()
 
     def end_input(self) -> None:
-        """Let the child's standard input end, which asks it to."""
+        """Close the child's standard input, which asks it to end."""
         assert self._process.stdin is not None
         self._process.stdin.close()
 
@@ -59,11 +59,12 @@ class Child:
             yield line.decode().strip()
 
     async def wait(self) -> int:
-        """Wait for its end; its exit code."""
+        """Wait until it has ended; returns its exit code."""
         return await self._process.wait()
 
     async def failure(self, users: type[ParityModelsError]) -> ParityModelsError:
-        """Once its message was no good: the error to raise, `users` for a user's mistake."""
+        """The error to raise for a child that could not start: of class `users` if it exited as for
+        a user's mistake, else ServingError."""
         kind = users if await self.wait() == USERS_MISTAKE else ServingError
         return kind(self.message or "the process ended before it was ready")
 
@@ -72,8 +73,11 @@ class Child:
 async def child(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[Child]:
-    """Run `command` while the context lasts, from its first line of output on; without an
-    `environment`, in this process's."""
+    """Run `command` while the context lasts, which begins with the command's first line of output.
+
+    Without an `environment` it has this process's. Raises ServingError if the line does not come
+    within START_TIMEOUT seconds.
+    """
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=PIPE,
@@ -108,10 +112,10 @@ async def child(
 
 
 def keep_output() -> Callable[[str], None]:
-    """Keep standard output for what this process tells by what this returns, as by `tell`.
+    """Reserve standard output for messages; returns the function that sends them, as `tell` does.
 
-    What is written there otherwise, by libraries or by processes that are started from now on, goes
-    to standard error; and those that outlive this one do not keep whoever listens waiting.
+    Anything else written to standard output, by libraries or by processes started from now on, goes
+    to standard error. A process that outlives this one does not hold the reader's pipe open.
     """
     sys.stdout.flush()
     kept = os.fdopen(os.dup(sys.stdout.fileno()), "w")  # which no process that is started inherits
@@ -127,7 +131,7 @@ def tell(message: str, to: TextIO | None = None) -> None:
 
 
 def exit_code(do: Callable[[], object], tell: Callable[[str], None] = tell) -> int:
-    """Do it, and tell why not if it cannot be done; the exit code that `failure` reads."""
+    """Call `do`; returns the exit code that `failure` reads. An error's message goes to `tell`."""
     try:
         do()
     except ParityModelsError as error:

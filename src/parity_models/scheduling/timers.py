@@ -5,8 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEAST_DELAY = 1e-4
-"""Seconds after which something that is not yet to be done is looked at again, at the least: a
-delay learned from units that took no time would have it looked at for ever, at one time.
+"""Minimum delay, in seconds, before a postponed decision is reconsidered.
+
+A delay learned from units that took no time would be 0, and the decision would be reconsidered for
+ever at one instant.
 """
 
 
@@ -18,9 +20,9 @@ class Timer:
 
 
 class Timers:
-    """A heap of timers; those of one time fire in the order they were set.
+    """A heap of timers; those due at the same time fire in the order they were set.
 
-    Cancelled ones are swept out once they are the greater part.
+    Cancelled timers are removed once they are the majority.
     """
 
     def __init__(self) -> None:
@@ -29,7 +31,7 @@ class Timers:
         self._live = 0
 
     def __len__(self) -> int:
-        """How many are remembered: those to come, and cancelled ones not yet swept out."""
+        """The timers in memory: those still to fire, and cancelled ones not yet removed."""
         return len(self._heap)
 
     def set(self, at: float, callback: Callable[[], None]) -> Timer:

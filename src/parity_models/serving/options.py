@@ -38,8 +38,8 @@ class ServeOptions:
     parity_instances: Annotated[
         int | None,
         Option(
-            "Further instances, which all policies but none have. By default instances x r / k, "
-            "rounded up; half as many as instances without a code.",
+            "Further instances, unless the policy is none. By default instances x r / k, rounded "
+            "up; without a code, half as many as instances.",
             at_least=0,
         ),
     ] = None

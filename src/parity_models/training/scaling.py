@@ -1,8 +1,8 @@
 """Networks for queries and predictions in units of their own: kilometres, prices, pixels to 255.
 
-Networks learn where what goes in and what comes out is about as large as one. A deployed model from
-elsewhere need not be like that: it may scale its inputs itself, and predict in any unit. So what
-imitates it is scaled by what it is trained on.
+Networks train well when inputs and outputs are near unit scale. A user's deployed model may take
+and predict values of any scale, and scale its inputs itself. So a network that imitates it is
+scaled by the mean and deviation of its training data.
 """
 
 from copy import deepcopy
@@ -15,25 +15,26 @@ from parity_models.models.networks.network import FullLayers, NamedModule
 from parity_models.models.networks.slotwise import Slot, Slotwise
 
 NEAR, NARROW, WIDE = 2.0, 0.2, 5.0
-"""Inputs with means as near to 0, that go as far from them at times and do not vary more, are left
-as they are."""
+"""Inputs are left unscaled if every mean is nearer to 0 than NEAR, every deviation is below WIDE,
+and every value goes farther than NARROW from its mean at least once."""
 
 FARTHEST = 10.0
-"""How many deviations a value is from the mean at most: where it goes farther, as rare features
-do, deviations are taken for larger."""
+"""The most deviations that a value may be from its mean. Rare features go farther: their deviation
+is then taken to be larger."""
 
 EXACT = 1e3
-"""Up to how many deviations a mean is from 0 where layers do the scaling: beyond, float32 would
-lose too much in theirs."""
+"""The most deviations that a mean may be from 0 if the scaling is folded into layers; beyond that,
+their float32 sums would lose too much precision."""
 
 MOST = 2**26
 """Values that a scale is taken from, at most."""
 
 
 def channel_axis(query_shape: tuple[int, ...]) -> int | None:
-    """The axis of a query along which values are of different kinds; None if that is every one.
+    """The axis of a query along which values differ in kind; None: each value is of its own kind.
 
-    That of channels in images, and in sequences the shorter one, of equal ones the first.
+    It is the axis of channels in images. In sequences it is the shorter axis, or the first of two
+    equal ones.
     """
     if len(query_shape) < 2:
         return None
@@ -43,11 +44,12 @@ def channel_axis(query_shape: tuple[int, ...]) -> int | None:
 def scaled(
     network: nn.Module, inputs: Tensor, targets: Tensor | None, channels: int | None
 ) -> nn.Module:
-    """`network` with inputs, and outputs if it has `targets`, less their mean and in deviations.
+    """`network` with its inputs standardised and, if there are `targets`, its outputs scaled back.
 
-    The means and deviations are those of `inputs` (n, *input_shape), for each place along the axis
-    `channels` of an input or, if that is None, for each value; and for each of the values of
-    `targets` (n, *output_shape).
+    To standardise is to subtract the mean and divide by the deviation. For inputs these are taken
+    from `inputs` (n, *input_shape): one pair for each index along the axis `channels`, or one for
+    each value if that is None. For outputs there is one pair for each value of `targets`
+    (n, *output_shape).
     """
     axes = range(inputs.ndim - 1)
     alike = () if channels is None else tuple(axis for axis in axes if axis != channels)
@@ -114,8 +116,8 @@ class Rescaled(NamedModule):
 
 
 def one_slot(module: nn.Module) -> nn.Module | None:
-    """The first slot of `module`, or of what it scales, as a network for one query by itself; None
-    if that is not Slotwise."""
+    """The first slot of `module` as a network for one query alone, with its scaling if it has any;
+    None if the network is not Slotwise."""
     network = unscaled(module)
     if not isinstance(network, Slotwise):
         return None
@@ -138,7 +140,7 @@ def unscaled(module: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
-    """`module`, without scaling as steps of their own where its first and last layers can do it."""
+    """`module`, with its scaling folded into the first and last layers where they can do it."""
     if not isinstance(module, Scaled) or not isinstance(module.network, FullLayers):
         return module
     if (module.shift * module.inverse).abs().max() > EXACT:
@@ -157,8 +159,8 @@ def plain(module: nn.Module, input_shape: tuple[int, ...]) -> nn.Module:
 def _spread(values: Tensor, alike: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, deviation and reach of `values` (n, *shape) over n and the axes `alike` of one.
 
-    The axes stay, with a length of 1. The reach is how far from the mean values go. Of values that
-    are always the same, deviation and reach are 1.
+    The axes stay, with a length of 1. The reach is the largest distance of a value from the mean.
+    Where values never vary, deviation and reach are 1.
     """
     axes = (0, *(axis + 1 for axis in alike))
     stride = ceil(values.numel() / MOST)

@@ -61,8 +61,8 @@ class FurtherBackup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one run meets, whatever the policy. Times in seconds.
 
-    `instances` run the deployed model; k, r and these give the extra instances that all
-    policies but none have: instances * r / k, rounded up. The offered load is `rate` in queries
+    `instances` run the deployed model. Every policy except `none` has extra instances:
+    instances * r / k of them, rounded up. The offered load is `rate` in queries
     per second, or, where that is None, `load` as a share of what `instances` alone can carry.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed

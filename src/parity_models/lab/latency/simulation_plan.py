@@ -38,7 +38,10 @@ class SimulationOptions(Options):
     k: Annotated[
         int,
         Option(
-            "Queries in a coding group; all policies but none have r/k more.", at_least=2, at_most=9
+            "Queries in a coding group. Every policy except none has instances x r / k further "
+            "instances.",
+            at_least=2,
+            at_most=9,
         ),
     ] = 2
     r: Annotated[int, Option("Parity queries for each group.", at_least=1, at_most=3)] = 1

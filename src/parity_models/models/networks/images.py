@@ -1,4 +1,4 @@
-"""Images: which are small, how many places of one are seen apart, and sequences as images."""
+"""Images: which are small, the grid of cells that is pooled apart, and sequences as images."""
 
 from math import ceil
 
@@ -11,11 +11,11 @@ Shape = tuple[int, ...]
 Grid = tuple[int, int]
 
 SMALL = 64
-"""Images with a shorter side than this are small: networks keep their size in the first layers,
-which were made for photographs four times as large."""
+"""Images with a side shorter than this, in pixels, are small. Networks made for photographs shrink
+images in their first layers; small images keep their size there."""
 
 PIXELS, MAX_PLACES = 4, 8
-"""The sides of what one place stands for, and the most rows and columns of places."""
+"""The side of one cell in pixels, and the most rows and columns of cells."""
 
 
 def is_small(query_shape: Shape) -> bool:
@@ -24,7 +24,7 @@ def is_small(query_shape: Shape) -> bool:
 
 
 def tiles(code: Code) -> Grid:
-    """Those of tiled images where each gives an output of its own, else one for all."""
+    """The encoder's grid of tiles if the code tiles images and decodes each apart, else 1 x 1."""
     tiled = isinstance(code.encoder, ConcatenationEncoder) and isinstance(
         code.decoder, SeparateDecoder
     )
@@ -32,8 +32,8 @@ def tiles(code: Code) -> Grid:
 
 
 def places(image_shape: Shape) -> Grid:
-    """For images that are laid over one another: the mean of the whole map would not say where in
-    them a feature is, and so not which features belong together."""
+    """The grid of pooling cells for images that are overlaid, as by sum: one mean over the whole
+    feature map would not tell where a feature is, and so not which features belong together."""
     if len(image_shape) != 3:
         return 1, 1
     rows, columns = (max(1, side // PIXELS) for side in image_shape[1:])
@@ -61,5 +61,5 @@ def as_images(queries: Tensor, shape: Shape) -> Tensor:
 
 
 def _few(places: int) -> int:
-    """At most MAX_PLACES, by joining as many neighbours to one as that takes."""
+    """At most MAX_PLACES: neighbouring cells are joined until there are no more than that."""
     return ceil(places / ceil(places / MAX_PLACES))

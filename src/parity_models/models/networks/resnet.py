@@ -39,7 +39,8 @@ class SmallResNet(Convolutional, nn.Module):
 
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
-        """Places are seen apart where images lie on one another."""
+        """The grid of pooling cells: finer where the encoder overlays images, so that the network
+        can tell where a feature is."""
         return super().parity_grid(code) if code.encoder.apart else places(code.parity_shape)
 
     @classmethod
@@ -76,21 +77,21 @@ class SmallResNet(Convolutional, nn.Module):
         return self.leave(self.stages(self.enter(input)))
 
     def enter(self, input: Tensor) -> Tensor:
-        """What the stages take, for images."""
+        """The input of the stages, from images."""
         return functional.relu(self.stem(input))
 
     def leave(self, features: Tensor) -> Tensor:
-        """The outputs for what the stages give."""
+        """The network's outputs, from the output of the stages."""
         pooled = functional.adaptive_avg_pool2d(features, self.grid)
         output: Tensor = self.head(pooled.flatten(1))
         return output.reshape(-1, *self.output_shape)
 
 
 def residual_stages(channels: Sequence[int], size: Pair, stride: Pair) -> nn.Sequential:
-    """One residual block for each number of `channels`, the first for as many as it gives.
+    """One residual block for each number of `channels`; the first block keeps its number.
 
-    `size` is that of the convolutions, rows and columns; all blocks but the first shrink the map
-    by `stride`.
+    `size` is the rows and columns of each convolution. All blocks but the first shrink the feature
+    map by `stride`.
     """
     pairs = zip((channels[0], *channels), channels, strict=False)
     return nn.Sequential(

@@ -1,12 +1,12 @@
-"""How many instances work that can wait leaves idle, for the queries about to arrive.
+"""How many instances preemptible work must leave idle, for the queries about to arrive.
 
-The number of queries under way fluctuates by its root: with as many instances more than are busy
-on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for queues with many
-exponential servers, Operations Research 1981). Which share of these it takes is learned: it falls
-while the median query is answered about as soon as the median unit has run, and rises when too
-many queries wait or get slow instances. Where batches are not full, an arriving query joins one
-rather than needing an instance, and instances are never idle for long, however many there are: the
-margin shrinks with the square of the share of batches that are full.
+The number of queries under way fluctuates by about its square root. With that many instances more
+than are busy on average, few queries wait (Halfin and Whitt, Heavy-traffic limits for queues with
+many exponential servers, Operations Research 1981). The share of them that is left idle is learned:
+it falls while the median query is answered about as soon as the median unit has run, and rises when
+too many queries wait or get slow instances. Where batches are not full, an arriving query joins a
+batch and needs no idle instance. So the margin shrinks with the square of the share of batches that
+are full.
 """
 
 from math import sqrt
@@ -15,17 +15,17 @@ from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Unit
 
 DELAY = 1.02
-"""How long the median answer may take, in median run times."""
+"""The longest that the median answer may take, in median run times."""
 
 STEP = 0.005
-"""By how much one answer changes the share."""
+"""The change of the share for each answer."""
 
 NEWEST = 0.02
 """The weight of the newest unit in the share of units that are full."""
 
 
 class Margin:
-    """The instances that are left idle, as answers tell; `run_times` are those of originals."""
+    """Learns from answers how many instances to leave idle; `run_times` are those of originals."""
 
     def __init__(self, run_times: RunTimes) -> None:
         self._run_times = run_times
@@ -33,20 +33,20 @@ class Margin:
         self._full = 1.0
 
     def ran(self, unit: Unit, max_batch: int) -> None:
-        """A unit of originals, of which one holds `max_batch` at most, has ended."""
+        """A unit of originals has ended; a full one holds `max_batch` tasks."""
         self._full += NEWEST * ((len(unit.tasks) == max_batch) - self._full)
 
     def answered(self, latency: float) -> None:
-        """A query was answered after so many seconds."""
+        """A query was answered after `latency` seconds."""
         median = self._run_times.median
         if median is not None:
             step = STEP if latency > DELAY * median else -STEP
             self._share = min(1.0, max(0.0, self._share + step))
 
     def kept(self, pending: int) -> int:
-        """How many instances are left idle while so many queries are under way."""
+        """How many instances to leave idle while `pending` queries are under way."""
         return round(self._share * self._full * self.fluctuation(pending))
 
     def fluctuation(self, pending: int) -> float:
-        """By how many batches, about, the queries under way fluctuate."""
+        """About how many batches the `pending` queries fluctuate by."""
         return self._full * sqrt(pending)
