@@ -58,6 +58,37 @@ def test_help_says_what_to_type_and_not_what_python_makes_of_it() -> None:
                 assert noise not in said, (path, noise)
             usage, _, _ = said.partition("\n\n")
             assert not {"{", "}"} & set(usage), path
+            for option in context.command.params:
+                assert option.metavar not in ("TEXT", "PATH"), (path, option.name)
+
+
+def test_what_stands_for_an_option_s_value_is_the_same_everywhere() -> None:
+    words: dict[str, set[str]] = {"agreement": set(), "engine": set(), "seconds": set()}
+    for name, entry in command_line().commands.items():
+        for context, _ in commands_below(entry, (name,)):
+            for option in context.command.params:
+                if option.name in words:
+                    words[option.name].add(option.metavar)
+    assert words["agreement"] == {"SHARE"}
+    assert words["seconds"] == {"SECONDS"}
+    assert words["engine"] == {"ENGINE", "[local|remote|ray]"}
+
+
+def test_help_says_in_a_whole_sentence_what_each_subcommand_does() -> None:
+    for name, entry in command_line().commands.items():
+        for context, path in commands_below(entry, (name,)):
+            _, _, listed = context.get_help().partition("\nCommands:\n")
+            cut = [
+                line
+                for line in listed.splitlines()
+                if line.endswith(("...", "\N{HORIZONTAL ELLIPSIS}"))
+            ]
+            assert not cut, path
+
+
+def test_help_of_an_option_keeps_a_word_in_capitals() -> None:
+    context, _ = next(commands_below(command_line().commands["serve"], ("serve",)))
+    assert "With ray: CPUs that Ray reserves" in context.get_help()
 
 
 def test_help_lists_every_command_and_version_tells_it(parm_here: Here) -> None:

@@ -36,7 +36,7 @@ NetworkName = Annotated[
     typer.Option(
         help=f"One cheaper than the deployed model's, of {', '.join(NETWORKS.names)}, "
         "or one of yours, package.module:name.",
-        metavar="NAME",
+        metavar="NETWORK",
     ),
 ]
 Keep = Annotated[

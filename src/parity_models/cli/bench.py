@@ -80,12 +80,13 @@ def overhead(
     ] = None,
     quick: Quick = False,
 ) -> None:
-    """Measure an infer over HTTP beside the same call to ONNX Runtime in process.
+    """Compare a request over HTTP with a call to ONNX Runtime.
 
-    One client sends one row at a time, as a binary tensor, over a bare socket that is kept
-    open; the server has --instances, or those of --deployed. Rounds of both take turns. Prints
-    p50 and p99 of both, and their difference and ratio at p50; then requests/s and processor
-    time per request (all the server's processes) of one client and of 16, beside other servers.
+    The call is of the same model, in process. One client sends one row at a time, as a binary
+    tensor, over a bare socket that is kept open; the server has --instances, or those of
+    --deployed. Rounds of both take turns. Prints p50 and p99 of both, and their difference and
+    ratio at p50; then requests/s and processor time per request (all the server's processes) of one
+    client and of 16, beside other servers.
     """
     opened = None if bundle is None else open_bundle(bundle)
     report = asyncio.run(
@@ -162,10 +163,11 @@ def encode(
         ),
     ] = None,
 ) -> None:
-    """Measure encoding and decoding beside copying one query, by default of 3x224x224 float32.
+    """Compare encoding and decoding with copying one query.
 
-    Every call works on another group's memory, more of it than the processor's cache holds, as
-    in a server; `cached` has all of it in the cache. Decoding is of one unavailable prediction.
+    By default a query is 3x224x224 float32. Every call works on another group's memory, more of it
+    than the processor's cache holds, as in a server; `cached` has all of it in the cache. Decoding
+    is of one unavailable prediction.
     Medians, in microseconds; ratios are to one copy under the same conditions.
     """
     costs = measure_encode(None if bundle is None else open_bundle(bundle))
@@ -205,11 +207,11 @@ def http_layers(
     policy: PolicyName = NoRedundancy.name,
     instances: Instances = 1,
 ) -> None:
-    """Measure our HTTP layer beside uvicorn and granian, which carry the same service by ASGI.
+    """Compare our HTTP layer with uvicorn and granian.
 
-    All three are in front of one frontend, in one process, and are asked in turns, by one client
-    and by 16, over bare sockets that are kept open. Prints requests/s, p50 and processor time per
-    request, the workers' included.
+    These carry the same service by ASGI. All three are in front of one frontend, in one process,
+    and are asked in turns, by one client and by 16, over bare sockets that are kept open. Prints
+    requests/s, p50 and processor time per request, the workers' included.
     """
     from parity_models.lab.costs.http_layers import measure_http_layers
 
@@ -240,12 +242,12 @@ def on_ray(
     ] = 2,
     quick: Quick = False,
 ) -> None:
-    """Measure coded serving on Ray beside a plain Ray Serve app, and two frontends beside one.
+    """Compare coded serving on Ray with a plain Ray Serve app.
 
-    Starts a Ray cluster on this machine. The plain app is an ingress and the same model, on as
-    many replicas as there are instances, and speaks bare tensors. For one frontend and two, the
-    instances are emulated accelerators: each takes a drawn time for a unit and holds no core.
-    All that is compared is asked in turns, by closed-loop clients.
+    Also compares two frontends with one. Starts a Ray cluster on this machine. The plain app is an
+    ingress and the same model, on as many replicas as there are instances, and speaks bare tensors.
+    For one frontend and two, the instances are emulated accelerators: each takes a drawn time for a
+    unit and holds no core. All that is compared is asked in turns, by closed-loop clients.
     """
     from parity_models.lab.costs.ray_serve import measure_ray  # imports Ray, an extra
 
@@ -295,7 +297,7 @@ def live_page(
         ),
     ] = None,
 ) -> None:
-    """Measure what the live page costs, watched or not, and what metrics cost.
+    """Measure what the live page and metrics cost.
 
     Serves a model four times at once: without a page, with one that nobody watches, with one that
     --watchers do, and without one where metrics are scraped each second; asks each the same queries

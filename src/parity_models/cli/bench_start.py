@@ -18,9 +18,9 @@ def start(
     instances: Annotated[int, typer.Option(help="Instances of the deployed model.", min=1)] = 2,
     starts: Annotated[int, typer.Option(help="How often it is started.", min=1)] = 5,
 ) -> None:
-    """Measure how long `parm serve` takes from the start of its process until it is ready.
+    """Measure how long `parm serve` takes until it is ready.
 
-    Each start is a process of its own, which is ended once it serves.
+    Each start is a process of its own, timed from its start; it is ended once it serves.
     """
     times = measure_start(
         None if bundle is None else open_bundle(bundle), instances=instances, starts=starts

@@ -24,7 +24,7 @@ def calibrate(
             help="Held-out queries like those that will be served, without labels: an .npy or "
             ".npz file, or a folder of .npy files and images. By default most of the validation "
             "set of the task that the deployed model was trained on.",
-            metavar="PATH",
+            metavar="FILE",
         ),
     ] = None,
     task: Annotated[

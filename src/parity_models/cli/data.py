@@ -28,7 +28,7 @@ Seed = Annotated[int, typer.Option(help="Fixes everything that is drawn.", min=0
 
 @data.command("list")
 def list_tasks(data_dir: DataDir = None) -> None:
-    """Say which tasks there are, and which have their data on this machine."""
+    """List the tasks, and say which have their data here."""
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "what", "metric", "found in"):
         table.add_column(heading)
@@ -72,14 +72,17 @@ def synth_speech(
     takes: Annotated[int, typer.Option(help="Times that each says each word.", min=1)] = 2,
     words: Annotated[
         str | None,
-        typer.Option(help="Words with commas between them; by default the dataset's thirty."),
+        typer.Option(
+            help="Words with commas between them; by default the dataset's thirty.",
+            metavar="WORD,...",
+        ),
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Have espeak-ng say commands, into a folder in the layout of Speech Commands.
+    """Have espeak-ng say commands, for the speech tasks.
 
-    Accents, voices, pitches, paces and noise vary. Then: parm train --task
-    speech-commands-small --data-dir DIR.
+    The folder has the layout of Speech Commands. Accents, voices, pitches, paces and noise vary.
+    Then: parm train --task speech-commands-small --data-dir DIR.
     """
     chosen = {} if words is None else {"words": tuple(words.split(","))}
     with _bar("sounds") as progress:
@@ -96,9 +99,10 @@ def synth_boxes(
     seed: Seed = 0,
     data_dir: DataDir = None,
 ) -> None:
-    """Place Fashion-MNIST garments on cluttered canvases, in the layout of CUB-200-2011.
+    """Place Fashion-MNIST garments on cluttered canvases.
 
-    Then: parm train --task localization --network resnet18@0.25 --data-dir DIR.
+    The folder has the layout of CUB-200-2011. Then: parm train --task localization --network
+    resnet18@0.25 --data-dir DIR.
     """
     with _bar("images") as progress:
         made = make_boxes(out, images=images, seed=seed, data_dir=data_dir, progress=progress)

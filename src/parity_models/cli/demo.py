@@ -40,7 +40,8 @@ LivePort = Annotated[
 def demo(
     context: typer.Context,
     out: Annotated[
-        Path, typer.Option(help="The folder for bundle, summary.json and latency.png.")
+        Path,
+        typer.Option(help="The folder for bundle, summary.json and latency.png.", metavar="DIR"),
     ] = Path("demo"),
     task: Annotated[
         str, typer.Option(help="The task to train for; parm data list names them.", metavar="TASK")

@@ -22,7 +22,7 @@ OwnInputs = Annotated[
     typer.Option(
         help="Queries of your own instead of a task's: an .npy or .npz file, or a folder of "
         ".npy files and images.",
-        metavar="PATH",
+        metavar="FILE",
     ),
 ]
 OwnLabels = Annotated[

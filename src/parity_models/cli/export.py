@@ -20,7 +20,8 @@ def export(
         str | None,
         typer.Option(
             help="The deployed model's name; by default the bundle's. Parity models are called "
-            "NAME-parity-0, ...",
+            "NAME-parity-0 and so on.",
+            metavar="NAME",
             show_default=False,
         ),
     ] = None,

@@ -175,7 +175,8 @@ def _parameter(kind: str, field: OptionField, when: str) -> Parameter:
             given[field.name] = field.convert(field.from_typed(value, spell), spell)
 
     help = field.option.help
-    help = f"{when}{help[0].lower()}{help[1:]}" if when else help
+    if when:
+        help = when + (help if help[1:2].isupper() else f"{help[0].lower()}{help[1:]}")
     help += f" [default: {field.default_in_words}]" if field.default_in_words else ""
     type_: Any = field.kind if field.kind in (bool, int, float) else str
     if field.option.unit == BYTES:

@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,9 +11,7 @@ from rich.console import Console
 from parity_models.cli.duration import duration
 from parity_models.cli.judged import conclude, keep, tell_claims
 from parity_models.cli.lab_costs import costs
-
-if TYPE_CHECKING:
-    from parity_models.lab.reliability.servers import Engine
+from parity_models.cli.lab_options import EngineName, Out, Quick, Seed, engine_of
 
 lab = typer.Typer(
     add_completion=False,
@@ -22,29 +20,12 @@ lab = typer.Typer(
     help="Prove the claims: chaos, overload, attacks, soaks.",
 )
 
-Out = Annotated[
-    Path, typer.Option(help="The folder for results and logs, from which `report` is made.")
-]
-EngineName = Annotated[str, typer.Option("--engine", help="local, remote or ray.")]
-Seed = Annotated[int, typer.Option(help="Fixes the course of events and the load.", min=0)]
-Quick = Annotated[bool, typer.Option("--quick", help="Take seconds, not minutes.")]
-
 
 @lab.callback()
 def _lab() -> None:
     """Prove the claims: chaos, overload, attacks, soaks."""
     # Who is told to end stops the servers that it started, as on Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-
-
-def engine_of(name: str) -> "Engine":
-    """The engine of that name. Raises UserError if there is none."""
-    from parity_models.errors import UserError
-    from parity_models.lab.reliability.servers import Engine
-
-    if name not in list(Engine):
-        raise UserError(f"--engine is {', '.join(Engine)}, not {name!r}")
-    return Engine(name)
 
 
 @lab.command()
@@ -57,12 +38,13 @@ def chaos(
     events: Annotated[
         str | None,
         typer.Option(
-            help="Only these, separated by commas; docs/research/reliability.md lists them."
+            help="Only these, separated by commas; docs/research/reliability.md lists them.",
+            metavar="EVENT,...",
         ),
     ] = None,
     quick: Quick = False,
 ) -> None:
-    """Serve under load and faults for a while; account for every query.
+    """Serve under load and faults; account for every query.
 
     A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
     rude clients and absurd inputs, drawn from the seed. Exits with 1 if a query did not get one
@@ -99,9 +81,10 @@ def overload(
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
 ) -> None:
-    """Ask for 1.2 to 5 times what a server can do, with deadlines from 0.1 to 10 s.
+    """Send 1.2 to 5 times the load that a server can carry.
 
-    With and without clients that give up. Exits with 1 if a target is missed.
+    Deadlines are from 0.1 to 10 s, with and without clients that give up. Exits with 1 if a target
+    is missed.
     """
     from parity_models.lab.reliability.overload import DEADLINES, FACTORS, Overload, run_overload
 
@@ -135,9 +118,9 @@ def timeouts(
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
 ) -> None:
-    """Ask with timeouts near the service time, under each policy; then ask the idle server.
+    """Send timeouts near the service time, under each policy.
 
-    Exits with 1 if it does not answer at once, or if there was a 500.
+    Then asks the idle server. Exits with 1 if it does not answer at once, or if there was a 500.
     """
     from parity_models.lab.reliability.timeouts import PolicyTimeouts, run_timeouts
 
@@ -165,7 +148,7 @@ def rollout(
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
 ) -> None:
-    """Roll out versions of a model under load, with a kill -9 in each rollout.
+    """Roll out versions under load, with a kill -9 in each rollout.
 
     Exits with 1 if a request fails, versions are mixed in an answer, or p99.9 rises by more than
     half.
@@ -201,9 +184,10 @@ def soak(
     seed: Seed = 0,
     out: Out = Path("runs/reliability"),
 ) -> None:
-    """Record memory and descriptors under steady load; every query is accounted for, too.
+    """Look for leaks of memory and descriptors under steady load.
 
-    Exits with 1 if memory grows by 1 % or more after the first ten minutes, or descriptors do.
+    Every query is accounted for, too. Exits with 1 if memory grows by 1 % or more after the first
+    ten minutes, or if descriptors do.
     """
     from parity_models.lab.reliability.soak import Sample, run_soak
 
@@ -243,9 +227,10 @@ def liars(
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
 ) -> None:
-    """Let an instance answer wrongly, by other weights or a flipped bit, until it is quarantined.
+    """Let an instance answer wrongly until it is quarantined.
 
-    Exits with 1 if that takes more than 500 of its queries, or if an honest one is quarantined.
+    It answers by other weights, or with a flipped bit. Exits with 1 if that takes more than 500 of
+    its queries, or if an honest one is quarantined.
     """
     from parity_models.lab.reliability.liars import FLIPS, run_liars
 
@@ -272,11 +257,11 @@ def attack(
     out: Out = Path("runs/reliability"),
     quick: Quick = False,
 ) -> None:
-    """Ask beside a client of absurd inputs, on a bundle whose slots are not isolated.
+    """Attack other clients' reconstructions by absurd inputs.
 
-    Victims' reconstructions are compared with what the model says, beside honest partners and
-    beside attackers, with the bundle's envelope and without. Exits with 1 if an attacker changes
-    victims' answers, or a request is refused.
+    The bundle's slots are not isolated. Victims' reconstructions are compared with what the model
+    says, beside honest partners and beside attackers, with the bundle's envelope and without. Exits
+    with 1 if an attacker changes victims' answers, or a request is refused.
     """
     from parity_models.lab.reliability.attack import run_attack
     from parity_models.tasks import find_task
@@ -299,10 +284,11 @@ def fuzz(
     minutes: Annotated[float, duration("About how long.", "min", at_least=0.1)] = 30.0,
     seed: Seed = 0,
 ) -> None:
-    """Run the fuzzers of the tests for long: REST, gRPC, ZeroMQ frames, manifests and bundles.
+    """Run the fuzzers of the tests for long.
 
-    To be called in a checkout of the repository. Each round tries a hundred times what the test run
-    does, by another seed. Exits with 1 at the first failure, which Hypothesis makes small.
+    They are of REST, gRPC, ZeroMQ frames, manifests and bundles. To be called in a checkout of the
+    repository. Each round tries a hundred times what the test run does, by another seed. Exits with
+    1 at the first failure, which Hypothesis makes small.
     """
     from parity_models.lab.reliability.fuzz import run_fuzzers
 
@@ -315,9 +301,9 @@ lab.command()(costs)
 @lab.command()
 def report(
     results: Annotated[
-        Path, typer.Option(help="The folder that the other commands wrote to.")
+        Path, typer.Option(help="The folder that the other commands wrote to.", metavar="DIR")
     ] = Path("runs/reliability"),
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path(
+    out: Annotated[Path, typer.Option(help="The page to write.", metavar="FILE")] = Path(
         "docs/results/reliability.md"
     ),
 ) -> None:

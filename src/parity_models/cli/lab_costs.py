@@ -29,13 +29,15 @@ def costs(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="The folder for results, from which `report` is made.")
+        Path,
+        typer.Option(help="The folder for results, from which `report` is made.", metavar="DIR"),
     ] = Path("runs/reliability"),
 ) -> None:
-    """Measure requests/s and processor time a request, of the default policy.
+    """Measure what a request costs with the default policy.
 
-    One client and 16, batches of one and of up to four, HTTP layers beside ours, and other servers,
-    all asked in turns. Exits with 1 if a target is missed.
+    Measures requests/s and processor time a request: one client and 16, batches of one and of up to
+    four, HTTP layers beside ours, and other servers, all asked in turns. Exits with 1 if a target
+    is missed.
     """
     from parity_models.lab.reliability.costs import run_costs
     from parity_models.models.bundle import open_bundle

@@ -62,7 +62,7 @@ ParityNetwork = Annotated[
         help=f"One of {', '.join(NETWORKS.names)}, or one of yours, package.module:name. "
         "By default that of a model that parm train wrote; for others the most capable that "
         "is not slower than the deployed model.",
-        metavar="NAME",
+        metavar="NETWORK",
     ),
 ]
 ParityQueries = Annotated[

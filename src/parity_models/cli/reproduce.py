@@ -39,6 +39,12 @@ def _reproduce() -> None:
     """Reproduce the paper's figures, and ours beyond them."""
 
 
+WorkFolder = Annotated[
+    Path,
+    typer.Option(help="The folder for results and bundles, used again next time.", metavar="DIR"),
+]
+
+
 reproduce.command()(accuracy)
 reproduce.command()(engines)
 reproduce.command()(real)
@@ -56,20 +62,22 @@ def latency(
         ),
     ] = None,
     preset: Annotated[
-        str, typer.Option(help=f"How much is run: {' or '.join(PRESETS)}.")
+        str, typer.Option(help="How much is run.", metavar=f"[{'|'.join(PRESETS)}]")
     ] = "quick",
     out: Annotated[
-        Path, typer.Option(help="The report to write; its pictures go into a folder beside it.")
+        Path,
+        typer.Option(
+            help="The report to write; its pictures go into a folder beside it.", metavar="FILE"
+        ),
     ] = Path("docs/results/latency.md"),
-    work: Annotated[
-        Path, typer.Option(help="The folder for results and bundles, used again next time.")
-    ] = Path("runs/latency"),
+    work: WorkFolder = Path("runs/latency"),
     network: Annotated[
         str | None,
         typer.Option(
             help="Background shuffles in real runs: shaped (network namespaces and real "
             "transfers; needs root and iproute2), emulated (drawn delays), or none (simulate "
             "only). By default shaped where that can be, else emulated.",
+            metavar="[shaped|emulated|none]",
             show_default=False,
         ),
     ] = None,
@@ -77,10 +85,11 @@ def latency(
         int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
     ] = 0,
 ) -> None:
-    """Run the latency figures, for real at this machine's scale and simulated at the paper's.
+    """Run the latency figures, for real and simulated.
 
-    Every policy of a point meets the same arrivals and the same contention. Writes a report with
-    tables and pictures. What was run before is not run again: an interrupted run goes on.
+    Real runs have this machine's scale, simulated ones the paper's. Every policy of a point meets
+    the same arrivals and the same contention. Writes a report with tables and pictures. What was
+    run before is not run again: an interrupted run goes on.
     """
     if preset not in PRESETS:
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
@@ -124,20 +133,19 @@ def validation(
             help="Contention in real runs: shaped (all of it real, shuffles through shaped links; "
             "needs root and iproute2) or drawn (by workers, as simulated). By default shaped where "
             "that can be.",
+            metavar="[shaped|drawn]",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The report to write.")] = Path(
+    out: Annotated[Path, typer.Option(help="The report to write.", metavar="FILE")] = Path(
         "docs/results/validation.md"
     ),
-    work: Annotated[
-        Path, typer.Option(help="The folder for results and bundles, used again next time.")
-    ] = Path("runs/latency"),
+    work: WorkFolder = Path("runs/latency"),
     seed: Annotated[
         int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
     ] = 0,
 ) -> None:
-    """Run each policy of a figure for real and simulated, and say how far apart they are.
+    """Compare the simulator with real runs, policy by policy.
 
     What the real system adds to queue and service time is measured first.
     """

@@ -27,21 +27,26 @@ def accuracy(
         typer.Option(
             help="The report to write; its pictures go into a folder beside it. By default "
             f"{REPORT}, or for a matrix of yours MATRIX.md here.",
+            metavar="FILE",
             show_default=False,
         ),
     ] = None,
     work: Annotated[
-        Path, typer.Option(help="The folder for results, bundles and data, used again next time.")
+        Path,
+        typer.Option(
+            help="The folder for results, bundles and data, used again next time.", metavar="DIR"
+        ),
     ] = Path("runs/accuracy"),
     seed: Annotated[
         int, typer.Option(help="Fixes weights, the order of data and groups.", min=0)
     ] = 0,
 ) -> None:
-    """Train and measure what a matrix names, and write a report with tables and pictures.
+    """Train and measure every model and code of a matrix.
 
-    The quick preset takes about fifty minutes on two cores, the paper preset seven to
-    eight hours. What was run before is not run again, and a training that was cut off goes on:
-    interrupt it at any time, which reports what is done, and give the same command again.
+    Writes a report with tables and pictures. The quick preset takes about fifty minutes on two
+    cores, the paper preset seven to eight hours. What was run before is not run again, and a
+    training that was cut off goes on: interrupt it at any time, which reports what is done, and
+    give the same command again.
     """
     if out is None:
         out = REPORT if preset in PRESETS else Path(f"{Path(preset).stem}.md")

@@ -46,19 +46,25 @@ def engines(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="The report to write; its picture goes into a folder beside it.")
+        Path,
+        typer.Option(
+            help="The report to write; its picture goes into a folder beside it.", metavar="FILE"
+        ),
     ] = Path("docs/results/engines.md"),
     work: Annotated[
-        Path, typer.Option(help="The folder for results and bundles, used again next time.")
+        Path,
+        typer.Option(
+            help="The folder for results and bundles, used again next time.", metavar="DIR"
+        ),
     ] = Path("runs/engines"),
     seed: Annotated[
         int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
     ] = 0,
 ) -> None:
-    """Run an experiment's real runs on every engine, from the same file, and set them side by side.
+    """Compare the engines by an experiment's real runs.
 
-    Accelerators and contention are emulated in the instances, whatever the engine. What was run
-    before is not run again: an interrupted run goes on.
+    Each engine runs the same file. Accelerators and contention are emulated in the instances,
+    whatever the engine. What was run before is not run again: an interrupted run goes on.
     """
     experiment = load_experiment(figure)
     named = [EngineChoice(*ENGINES.read(text)) for text in engine or ()]

@@ -50,12 +50,13 @@ def protect(
     ] = Path("runs/protect"),
     seed: Annotated[int, typer.Option(help="Fixes weights, data and arrivals.", min=0)] = 0,
 ) -> None:
-    """Time parm protect, serve what it recommends, and judge both by what was promised.
+    """Judge parm protect by its time, and by the tail it promises.
 
-    A residual network that takes some 3 ms, with 10,000 queries: it is to take its minutes, and
-    the tail that it simulates is to be that of a real run. And an MLP, in 2 minutes: a stand-in as
-    good as the model is to be found. It takes eight minutes, and a few more the first time, as the
-    models are trained here. What was measured before is not measured again.
+    Of a residual network that takes some 3 ms, with 10,000 queries, parm protect is to take no more
+    than its minutes, and the tail that it simulates is to be that of a real run of what it
+    recommends. Of an MLP, in 2 minutes, it is to find a stand-in as good as the model. All of it
+    takes eight minutes, and a few more the first time, as the models are trained here. What was
+    measured before is not measured again.
     """
     report = out or (Path("protect-quick.md") if in_short else REPORT)
     check_report(report)

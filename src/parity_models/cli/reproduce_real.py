@@ -33,9 +33,10 @@ def real(
     ] = Path("runs/real"),
     seed: Annotated[int, typer.Option(help="Fixes weights and the order of data.", min=0)] = 0,
 ) -> None:
-    """Train and judge the stand-ins of real models, and write a page of what they do and cost.
+    """Train and judge the stand-ins of real models.
 
-    What was measured before is not measured again, as long as nothing in its folder has changed.
+    Writes a page of how accurate they are and what they cost. What was measured before is not
+    measured again, as long as nothing in its folder has changed.
     """
     check_report(out)
     prepared = [Prepared(folder) for folder in folders]

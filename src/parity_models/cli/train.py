@@ -19,7 +19,8 @@ def train(
         str,
         typer.Option(
             help=f"What to learn: {', '.join(TASKS.names)}, or package.module:Class for a task of "
-            "your own."
+            "your own.",
+            metavar="TASK",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The folder to write.", metavar="DIR")],
@@ -27,14 +28,16 @@ def train(
         str,
         typer.Option(
             help=f"One of {', '.join(NETWORKS.names)}, one with a multiple of its channels "
-            "(resnet18@0.25), or package.module:name for one of your own."
+            "(resnet18@0.25), or package.module:name for one of your own.",
+            metavar="NETWORK",
         ),
     ] = "mlp",
     recipe: Annotated[
         str,
         typer.Option(
             help="usual is the best known here; published trains with the paper's optimiser, to "
-            "compare with."
+            "compare with.",
+            metavar="[usual|published]",
         ),
     ] = "usual",
     epochs: Epochs = None,

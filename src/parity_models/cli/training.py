@@ -79,7 +79,7 @@ Inputs = Annotated[
     typer.Option(
         help="Queries to learn from, without labels, instead of a task's: an .npy or .npz file, "
         "or a folder of .npy files and images.",
-        metavar="PATH",
+        metavar="FILE",
     ),
 ]
 Imitates = Annotated[

@@ -33,6 +33,7 @@ class Wishes(Options):
             "answers only where it is sure enough of that.",
             above=0,
             below=1,
+            metavar="SHARE",
         ),
     ] = 0.99
     load: Annotated[

@@ -27,17 +27,19 @@ class Access(Options):
         str | None,
         Option(
             "A file with the server's certificate, and those that it rests on, in PEM: HTTP and "
-            "gRPC are spoken over TLS. Read again when it changes."
+            "gRPC are spoken over TLS. Read again when it changes.",
+            metavar="FILE",
         ),
     ] = None
     tls_key: Annotated[
-        str | None, Option("The file with the certificate's private key, in PEM.")
+        str | None, Option("The file with the certificate's private key, in PEM.", metavar="FILE")
     ] = None
     tokens: Annotated[
         str | None,
         Option(
             "A file with the bearer tokens of those who may ask, one a line, each as it is or as "
-            "sha256: and its SHA-256 in hex. Read again when it changes."
+            "sha256: and its SHA-256 in hex. Read again when it changes.",
+            metavar="FILE",
         ),
     ] = None
     metrics_port: Annotated[

@@ -43,10 +43,12 @@ class ServeOptions:
             at_least=0,
         ),
     ] = None
-    name: Annotated[str | None, Option("The model's name; by default the bundle's.")] = None
-    host: Annotated[str, Option("The address to listen on; 0.0.0.0 for every network.")] = (
-        "127.0.0.1"
-    )
+    name: Annotated[
+        str | None, Option("The model's name; by default the bundle's.", metavar="NAME")
+    ] = None
+    host: Annotated[
+        str, Option("The address to listen on; 0.0.0.0 for every network.", metavar="ADDRESS")
+    ] = "127.0.0.1"
     port: Annotated[
         int | None,
         Option("The port to listen on; 0 takes any that is free.", at_least=0, at_most=MAX_PORT),
@@ -92,7 +94,8 @@ class ServeOptions:
         str | None,
         Option(
             "The header, or gRPC metadata key, that says whose a request is: requests of different "
-            "tenants never share a coding group; without it a request is served exact."
+            "tenants never share a coding group; without it a request is served exact.",
+            metavar="HEADER",
         ),
     ] = None
     faults: FaultPlan | None = None
@@ -144,6 +147,7 @@ class ServeOptions:
             at_least=0,
             below=1,
             hint="0.99 stands for 99 of 100",
+            metavar="SHARE",
         ),
     ] = None
 

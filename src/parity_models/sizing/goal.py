@@ -38,6 +38,7 @@ class Goal(Options):
             "that the bundle is calibrated for. By default as for parm serve.",
             at_least=0,
             below=1,
+            metavar="SHARE",
         ),
     ] = None
     instances: Annotated[

@@ -101,7 +101,12 @@ class SimulationOptions(Options):
     ] = None
     coverage: Annotated[
         float,
-        Option("The share of queries that the gate lets a stand-in answer.", at_least=0, at_most=1),
+        Option(
+            "The share of queries that the gate lets a stand-in answer.",
+            at_least=0,
+            at_most=1,
+            metavar="SHARE",
+        ),
     ] = 1.0
     further_backups: Annotated[
         str | None,

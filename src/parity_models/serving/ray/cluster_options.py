@@ -21,7 +21,8 @@ class ClusterOptions(Options):
         str | None,
         Option(
             "The cluster, as HOST:PORT of its head node, or auto on a node of it; by default one "
-            "is started on this machine."
+            "is started on this machine.",
+            metavar="ADDRESS",
         ),
     ] = None
     frontends: Annotated[
@@ -45,7 +46,12 @@ class ClusterOptions(Options):
     ] = None
     target_utilisation: Annotated[
         float,
-        Option("The share of the time for which instances are to be busy.", above=0, at_most=1),
+        Option(
+            "The share of the time for which instances are to be busy.",
+            above=0,
+            at_most=1,
+            metavar="SHARE",
+        ),
     ] = 0.7
     upscale_delay: Annotated[
         float,

@@ -31,7 +31,8 @@ class FleetOptions(Options):
         Option(
             "Servers that run the deployed model already, separated by "
             "commas: http://HOST:PORT, https, grpc or grpcs, and /MODEL after it where the model "
-            "has another name there than here."
+            "has another name there than here.",
+            metavar="URLS",
         ),
     ] = None
     parity: Annotated[
@@ -39,14 +40,16 @@ class FleetOptions(Options):
         Option(
             "Likewise, of the parity model; it is called NAME-parity-0 where no MODEL is given. Of "
             "several, NAME-parity-0, NAME-parity-1, ..., a server runs all, or the one that its "
-            "address names."
+            "address names.",
+            metavar="URLS",
         ),
     ] = None
     backup: Annotated[
         str | None,
         Option(
             "Likewise, of the approximate backup, NAME-backup, or of several, NAME-backup, "
-            "NAME-backup-2, ...: a server runs all, or the one that its address names."
+            "NAME-backup-2, ...: a server runs all, or the one that its address names.",
+            metavar="URLS",
         ),
     ] = None
     concurrency: Annotated[
@@ -70,14 +73,16 @@ class FleetOptions(Options):
         Option(
             "What the deployed model is called on servers whose URL does not name it, by default "
             "as in the bundle; the others are called after it. With --repository it may have "
-            "{model} and {version} in it; by default {model}."
+            "{model} and {version} in it; by default {model}.",
+            metavar="NAME",
         ),
     ] = None
     upstream_version: Annotated[
         str | None,
         Option(
             "The version of the models that servers are asked for; by default that which each "
-            "chooses. With --repository it is the bundle's, unless the name has it."
+            "chooses. With --repository it is the bundle's, unless the name has it.",
+            metavar="VERSION",
         ),
     ] = None
     load_upstream: Annotated[
@@ -90,7 +95,8 @@ class FleetOptions(Options):
     ca_file: Annotated[
         str | None,
         Option(
-            "The certificates to trust over https and grpcs, a PEM file; by default the system's."
+            "The certificates to trust over https and grpcs, a PEM file; by default the system's.",
+            metavar="FILE",
         ),
     ] = None
 

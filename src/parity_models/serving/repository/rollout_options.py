@@ -38,6 +38,7 @@ class RolloutOptions(Options):
             "version says.",
             at_least=0,
             at_most=1,
+            metavar="SHARE",
         ),
     ] = 0.9
     canary_failures: Annotated[
@@ -47,6 +48,7 @@ class RolloutOptions(Options):
             "version answers.",
             at_least=0,
             below=1,
+            metavar="SHARE",
         ),
     ] = 0.01
 
