@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry
 
 from parity_models.models.bundle import Bundle
-from parity_models.serving.doors import AtDoors, Doors, tracing_to
 from parity_models.serving.engine import Engine
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.hosted import Hosted
+from parity_models.serving.listeners import Listeners, ListeningServer, tracing_to
 from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.routes import Page, Sides
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ServeOptions", "Server"]
 
 
-class Server(AtDoors):
+class Server(ListeningServer):
     """Serves a bundle over the Open Inference Protocol, with the instances of an engine.
 
     async with Server(open_bundle(path), ServeOptions(port=0)) as server:
@@ -49,7 +49,7 @@ class Server(AtDoors):
         if self.feed is not None:
             page = Page(self.model.name, Sides({self.policy: lambda: hosted.feed}))
         models = OneModel(self._frontend, self.model)
-        self._doors = Doors(
+        self._listeners = Listeners(
             models,
             hosted.metrics,
             options,
@@ -65,7 +65,7 @@ class Server(AtDoors):
     def app(self) -> AsgiApp:
         """The protocol as an ASGI application, to mount into another one. It answers while this
         server runs."""
-        return AsgiApp(self._doors.rest())
+        return AsgiApp(self._listeners.rest())
 
     @property
     def registry(self) -> CollectorRegistry:
@@ -101,7 +101,7 @@ class Server(AtDoors):
             await asyncio.sleep(self._options.shutdown_delay)
             if self.feed is not None:
                 self.feed.close()
-            self._doors.drain()
+            self._listeners.drain()
             await self._frontend.drain()
         finally:
             await self._frontend.stop()
@@ -118,4 +118,4 @@ class Server(AtDoors):
     async def _close(self) -> None:
         if self.feed is not None:
             self.feed.close()
-        await self._doors.close()
+        await self._listeners.close()

@@ -27,7 +27,7 @@ from parity_models.scheduling import (
 )
 from parity_models.scheduling.health import State
 from parity_models.serving.page.frames import GateView, InstanceView, RequestView
-from parity_models.serving.page.seats import REMEMBERED
+from parity_models.serving.page.instances import REMEMBERED
 from parity_models.serving.page.watch import Watch
 
 BOTH = frozenset({DEPLOYED, BACKUP})
@@ -50,7 +50,7 @@ class Told:
         self.watch.unit_ended(self.now, run, finished=finished)
 
     def cells(self, **states: State) -> dict[str, InstanceView]:
-        return {view.name: view for view in self.watch.seats.views(self.now, states)}
+        return {view.name: view for view in self.watch.instances.views(self.now, states)}
 
     def requests(self) -> Sequence[RequestView]:
         return self.watch.requests.since(0.0, self.now)

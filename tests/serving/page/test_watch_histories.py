@@ -15,7 +15,7 @@ def test_what_is_shown_is_what_happened_and_nothing_piles_up(seed: int) -> None:
     world, k = observed_history(seed, lambda: Watch(lambda query: 0.0, 0.0))
     watch = world.observer
     assert isinstance(watch, Watch)
-    shown = {view.name: view.running for view in watch.seats.views(world.now, {})}
+    shown = {view.name: view.running for view in watch.instances.views(world.now, {})}
     running = {name: run.role for name, run in (world.running | world.unreported).items()}
     running |= dict.fromkeys(world.verifying, "golden query")
     for name in world.roles:
@@ -27,6 +27,6 @@ def test_what_is_shown_is_what_happened_and_nothing_piles_up(seed: int) -> None:
     check_nothing_is_left(world, k)
     assert sum(watch.answers.values()) == len(world.answers)
     assert sum(watch.failures.values()) == len(world.failures)
-    assert not watch.seats.running()
+    assert not watch.instances.running()
     assert len(watch.requests.since(0.0, world.now)) <= KEPT
     assert watch.remembered() == 0

@@ -17,7 +17,7 @@ from onnx_models import moody_model
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.ray.deployments import say_goodbye
 from parity_models.serving.ray.ray_engine import PATIENCE, RayEngine
-from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Roster, Seat
+from parity_models.serving.ray.roster import FrontendReport, InstanceReport, Replica, Roster
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import WorkerSockets
 from parity_models.serving.worker.worker import Worker
@@ -47,10 +47,10 @@ class Cluster:
 
     def seen(self, worker: Worker, *, leaving: bool = False) -> None:
         key = f"i{self.workers.index(worker)}"
-        seat = Seat(key, "b", DEPLOYED, "n", *endpoints(worker))
-        self.roster.instance_seen(0.0, InstanceReport(seat, leaving=leaving))
+        replica = Replica(key, "b", DEPLOYED, "n", *endpoints(worker))
+        self.roster.instance_seen(0.0, InstanceReport(replica, leaving=leaving))
 
-    async def ask(self, report: FrontendReport) -> tuple[Seat, ...]:
+    async def ask(self, report: FrontendReport) -> tuple[Replica, ...]:
         if report.frontend in self.cut_off:
             raise self.fails
         return self.roster.frontend_seen(0.0, report)
@@ -195,7 +195,7 @@ async def test_a_seat_that_cannot_be_leased_keeps_no_other_from_being_leased(
 ) -> None:
     cluster.add()
     async with cluster.frontend("f") as (engine, events, _):
-        nowhere = Seat("a", "b", DEPLOYED, "n", "no://where", "no://where")
+        nowhere = Replica("a", "b", DEPLOYED, "n", "no://where", "no://where")
         cluster.roster.instance_seen(0.0, InstanceReport(nowhere))
         cluster.add()
         async with asyncio.timeout(60):

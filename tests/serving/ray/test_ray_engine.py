@@ -62,7 +62,7 @@ class RayFleet(Fleet):
     def kill(self, engine: Engine, number: int) -> None:
         assert isinstance(engine, RayEngine)
         roles = [DEPLOYED, BOTH][number]
-        (key,) = (seat.key for seat in engine.seats().values() if seat.roles == roles)
+        (key,) = (replica.key for replica in engine.replicas().values() if replica.roles == roles)
         kill_replica(*key.split("-"))
 
     def mend(self) -> None:

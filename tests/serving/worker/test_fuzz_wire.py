@@ -24,7 +24,7 @@ from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.ray_engine import RayEngine
-from parity_models.serving.ray.roster import FrontendReport, Seat
+from parity_models.serving.ray.roster import FrontendReport, Replica
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.wire import (
     Cancel,
@@ -178,7 +178,7 @@ class Hearer:
         linear_model(folder / "m.onnx", (4,), (2,))
         self.bench = Bench(folder / "m.onnx", key=self.key)
         self.bench.serve()
-        self.seat = Seat("i0", "b", DEPLOYED, "n", *endpoints(self.bench.worker))
+        self.replica = Replica("i0", "b", DEPLOYED, "n", *endpoints(self.bench.worker))
         self.loop = asyncio.new_event_loop()
         Thread(target=self.loop.run_forever, daemon=True).start()
         self.unit = 10_000
@@ -189,8 +189,8 @@ class Hearer:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
 
     async def _start(self) -> None:
-        async def roster(report: FrontendReport) -> tuple[Seat, ...]:
-            return (self.seat,)
+        async def roster(report: FrontendReport) -> tuple[Replica, ...]:
+            return (self.replica,)
 
         self.events = Events()
         self.engine = RayEngine(

@@ -101,7 +101,7 @@ class Sampler:
                 self._epoch + now,
                 (totals.asked - before.asked) / took,
                 sum(self._watched.queue_depths().values()),
-                min(1.0, (totals.busy - before.busy) / took / max(1, len(self._watch.seats))),
+                min(1.0, (totals.busy - before.busy) / took / max(1, len(self._watch.instances))),
                 {
                     source: (count - before.answers[source]) / took
                     for source, count in totals.answers.items()
@@ -121,7 +121,7 @@ class Sampler:
             self._last_frame = now
             self._last_event = self._watch.events[-1].number if self._watch.events else 0
         latest = self._points[-1] if self._points else None
-        instances = self._watch.seats.views(now, self._watched.states())
+        instances = self._watch.instances.views(now, self._watched.states())
         tails = self._watch.tails
         settled, known = tails.settled(now)
         return Frame(
@@ -169,7 +169,7 @@ class Sampler:
         }
         self._compared.append(totals)
         views = []
-        for source in sorted({*is_open, *compared, *self._watch.seats.stand_ins()}):
+        for source in sorted({*is_open, *compared, *self._watch.instances.stand_ins()}):
             now, then = totals.get(source, (0, 0)), self._compared[0].get(source, (0, 0))
             views.append(
                 GateView(

@@ -27,7 +27,7 @@ from parity_models.scheduling import (
 from parity_models.scheduling.health import State
 from parity_models.serving.observer import Observer
 from parity_models.serving.page.frames import Event, GateView
-from parity_models.serving.page.seats import Seats
+from parity_models.serving.page.instances import PageInstances
 from parity_models.serving.page.stand_in_requests import StandInRequests
 from parity_models.serving.page.tails import Tails
 
@@ -46,7 +46,7 @@ class Watch(Observer):
     to an event's time to have it in seconds since 1970."""
 
     def __init__(self, arrived: Callable[[int], float], epoch: float) -> None:
-        self.seats = Seats()
+        self.instances = PageInstances()
         self.requests = StandInRequests()
         self.tails = Tails()
         self.answers: Counter[str] = Counter()
@@ -77,7 +77,7 @@ class Watch(Observer):
             Encode: lambda now, action: self.requests.encoded(action.group, action.members),
             ForgetGroup: lambda now, action: self.requests.group_forgotten(action.group),
             Recycle: self._recycle,
-            Dismiss: lambda now, action: self.seats.dismissed(action.instance),
+            Dismiss: lambda now, action: self.instances.dismissed(action.instance),
         }
 
     # What the driver tells
@@ -93,19 +93,19 @@ class Watch(Observer):
         self, now: float, instance: str, roles: frozenset[str], node: str | None
     ) -> None:
         """An instance is up."""
-        before = self.seats.joined(instance, roles, node)
+        before = self.instances.joined(instance, roles, node)
         if before is not None:
             self._happened(now, "joined", f"instance {instance} is up, in place of {before}")
 
     def instance_left(self, now: float, instance: str, why: str) -> None:
         """An instance is gone, and its unit with it, of which `unit_ended` has told."""
-        self.seats.left(now, instance, why)
+        self.instances.left(now, instance, why)
         self._ejected.discard(instance)
         self._happened(now, "left", f"instance {instance} left: it {why}")
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         """A unit is off its instance, with outputs or without."""
-        self.seats.ended(now, unit.instance, unit.unit, finished=finished)
+        self.instances.ended(now, unit.instance, unit.unit, finished=finished)
         self.requests.ended(now, unit.instance, unit.unit, finished=finished)
         if isinstance(unit, Run) and unit.role == DEPLOYED:
             self._originals.pop(unit.unit, None)
@@ -156,7 +156,7 @@ class Watch(Observer):
     # The scheduler's actions
 
     def _run(self, now: float, action: Run) -> None:
-        self.seats.started(now, action.instance, action.unit, action.role)
+        self.instances.started(now, action.instance, action.unit, action.role)
         if action.role != DEPLOYED:
             self.requests.started(now, action)
             return
@@ -172,7 +172,7 @@ class Watch(Observer):
         self.tails.cancelled(self._originals.get(action.unit, ()))
 
     def _verify(self, now: float, action: Verify) -> None:
-        self.seats.started(now, action.instance, action.unit, VERIFYING)
+        self.instances.started(now, action.instance, action.unit, VERIFYING)
 
     def _answer(self, now: float, action: Answer) -> None:
         query, source = action.query, action.source

@@ -40,7 +40,7 @@ from parity_models.serving.ray.deployments import address, deployment_name, outp
 from parity_models.serving.ray.frames import largest_frame
 from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.ray.room import Room
-from parity_models.serving.ray.roster import FrontendReport, Seat
+from parity_models.serving.ray.roster import FrontendReport, Replica
 from parity_models.serving.ray.store import BundleFiles, put_bundle
 from parity_models.serving.worker.socket_key import SocketKey
 
@@ -161,9 +161,9 @@ class ClusterEngine(RayEngine):
         await super().stop()
         await self._delete()
 
-    async def _ask_roster(self, report: FrontendReport) -> tuple[Seat, ...]:
-        seats: tuple[Seat, ...] = await self._handle.frontend_seen.remote(report)
-        return seats
+    async def _ask_roster(self, report: FrontendReport) -> tuple[Replica, ...]:
+        replicas: tuple[Replica, ...] = await self._handle.frontend_seen.remote(report)
+        return replicas
 
     def _deploy(self, roles: Sequence[frozenset[str]]) -> None:
         """Raises ServingError if there is no room for the instances, or they do not start."""

@@ -37,8 +37,8 @@ from parity_models.serving.ray.roster import (
     INTERVAL,
     FrontendReport,
     InstanceReport,
+    Replica,
     Roster,
-    Seat,
 )
 from parity_models.serving.ray.store import BundleFiles
 from parity_models.serving.ray.summed_metrics import Together
@@ -79,7 +79,7 @@ class RosterDeployment:
     async def instance_seen(self, report: InstanceReport) -> None:
         self._roster.instance_seen(self._now, report)
 
-    async def frontend_seen(self, report: FrontendReport) -> tuple[Seat, ...]:
+    async def frontend_seen(self, report: FrontendReport) -> tuple[Replica, ...]:
         return self._roster.frontend_seen(self._now, report)
 
     async def _tick(self) -> None:
@@ -115,7 +115,7 @@ class Instances:
         max_frame = largest_frame(model.signature.largest.input for model in warm.values())
         sockets = WorkerSockets(endpoint, endpoint, key=key, max_frame=max_frame)
         self._worker = Worker(warm, sockets, faults=_faults(faults, first + context.rank.rank))
-        self._seat = Seat(
+        self._replica = Replica(
             key=f"{context.deployment}-{context.replica_id.unique_id}",
             bundle=deployment_name(files, key),
             roles=frozenset(models),
@@ -150,7 +150,9 @@ class Instances:
     async def _report(self) -> None:
         lease = self._worker.lease
         holder = None if lease is None else holder_of(lease.instance)
-        await self._roster.instance_seen.remote(InstanceReport(self._seat, holder, self._leaving))
+        await self._roster.instance_seen.remote(
+            InstanceReport(self._replica, holder, self._leaving)
+        )
 
 
 async def say_goodbye(report: Callable[[], Awaitable[None]], leased: Callable[[], bool]) -> None:

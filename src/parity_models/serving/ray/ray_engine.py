@@ -22,7 +22,7 @@ from parity_models.errors import ServingError
 from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.cluster_options import ClusterOptions
-from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Seat
+from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Replica
 from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import bind
@@ -56,23 +56,23 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-AskRoster = Callable[[FrontendReport], Awaitable[tuple[Seat, ...]]]
+AskRoster = Callable[[FrontendReport], Awaitable[tuple[Replica, ...]]]
 
 
 class LeasedWorker(WorkerLink):
-    """A worker on a seat of this frontend's; `leaving` once it is to be let go."""
+    """A worker in a replica that this frontend has leased; `leaving` once it is to be released."""
 
-    def __init__(self, instance: str, seat: Seat, context: Context, key: SocketKey) -> None:
+    def __init__(self, instance: str, replica: Replica, context: Context, key: SocketKey) -> None:
         units, control = SocketChannel(context), SocketChannel(context)
-        super().__init__(instance, seat.roles, units, control)
+        super().__init__(instance, replica.roles, units, control)
         try:
-            for channel, endpoint in ((units, seat.units), (control, seat.control)):
+            for channel, endpoint in ((units, replica.units), (control, replica.control)):
                 key.reach(channel.socket)
                 channel.socket.connect(endpoint)
         except BaseException:
             super().close()
             raise
-        self.seat = seat
+        self.replica = replica
         self.leaving = False
         self._loop = asyncio.get_running_loop()
         self._monitored = units.socket
@@ -210,9 +210,11 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         finally:
             self._close()
 
-    def seats(self) -> dict[str, Seat]:
-        """Where the instances are, by instance."""
-        return {worker.instance: worker.seat for worker in self._workers.values() if worker.joined}
+    def replicas(self) -> dict[str, Replica]:
+        """The replica of each instance that has joined, by the instance's name."""
+        return {
+            worker.instance: worker.replica for worker in self._workers.values() if worker.joined
+        }
 
     # The roster
 
@@ -221,10 +223,12 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         me = asyncio.current_task()
         while True:
             lost = tuple(self._lost)
-            held = tuple(worker.seat for worker in self._workers.values())
+            held = tuple(worker.replica for worker in self._workers.values())
             try:
                 async with asyncio.timeout(PATIENCE):
-                    seats = await self._roster(FrontendReport(self._name, self._bundle, held, lost))
+                    replicas = await self._roster(
+                        FrontendReport(self._name, self._bundle, held, lost)
+                    )
             except (Exception, asyncio.CancelledError) as error:
                 if me is not None and me.cancelling():
                     raise  # it is this that is to end, not only what the roster was asked
@@ -235,33 +239,33 @@ class RayEngine(WorkerEngine[LeasedWorker]):
                 reachable = True
                 self._lost.difference_update(lost)
                 # Not called from here: a listener's mistake must not end this.
-                self._loop.call_soon(self._follow, seats)
+                self._loop.call_soon(self._follow, replicas)
             await asyncio.sleep(INTERVAL if self._enough.is_set() else HURRY)
 
-    def _follow(self, seats: Sequence[Seat]) -> None:
+    def _follow(self, replicas: Sequence[Replica]) -> None:
         if self._stopped:
             return
-        granted = {seat.key: seat for seat in seats if seat.key not in self._lost}
+        granted = {replica.key: replica for replica in replicas if replica.key not in self._lost}
         for worker in list(self._workers.values()):
-            if granted.pop(worker.seat.key, None) is None:
+            if granted.pop(worker.replica.key, None) is None:
                 worker.leaving = True
                 self._try(self._part, worker)
-        for seat in granted.values():
-            self._try(self._lease, seat)
+        for replica in granted.values():
+            self._try(self._lease, replica)
 
     def _try(self, step: Callable[[T], None], about: T) -> None:
-        """What fails for one seat is not to keep the others from theirs."""
+        """An error of one replica must not stop the others from being leased or released."""
         try:
             step(about)
         except Exception as error:
             self._got_over("follow", error)
 
-    def _lease(self, seat: Seat) -> None:
-        instance = f"{seat.key}.{next(self._lives)}@{self._name}"
+    def _lease(self, replica: Replica) -> None:
+        instance = f"{replica.key}.{next(self._lives)}@{self._name}"
         try:
-            worker = LeasedWorker(instance, seat, self._context, self._key)
+            worker = LeasedWorker(instance, replica, self._context, self._key)
         except Exception:
-            self._lost.add(seat.key)
+            self._lost.add(replica.key)
             raise
         worker.when_disconnected(lambda: self._lose(worker, "has broken its connection"))
         worker.tell_before_units(Lease(instance, self._endpoint))
@@ -272,7 +276,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
     def _hello(self, worker: LeasedWorker, hello: Hello) -> None:
         worker.join(hello)
         self._check_enough()
-        self._listener.instance_joined(worker.instance, worker.roles, worker.seat.node)
+        self._listener.instance_joined(worker.instance, worker.roles, worker.replica.node)
 
     def _check_enough(self) -> None:
         if Counter(each.roles for each in self._workers.values() if each.joined) >= self._wanted:
@@ -296,7 +300,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
     def _lose(self, worker: LeasedWorker, why: str) -> None:
         if self._workers.get(worker.instance) is worker:
             _log.warning("instance %s %s", worker.instance, why)
-            self._lost.add(worker.seat.key)
+            self._lost.add(worker.replica.key)
             self._remove(worker, why)
 
     def _remove(self, worker: LeasedWorker, why: str) -> None:

@@ -17,10 +17,11 @@ TTL = 3.0
 
 
 @dataclass(frozen=True)
-class Seat:
-    """An instance as it can be leased: where its worker listens, what it runs and where.
+class Replica:
+    """A replica of instances, which can be leased: `roles` are what it runs, on `node`.
 
-    `bundle` names the bundle whose models it has, and the key.
+    Its worker listens at the endpoints `units` and `control`. `bundle` names the deployment whose
+    models and key it has.
     """
 
     key: str
@@ -33,49 +34,49 @@ class Seat:
 
 @dataclass(frozen=True)
 class InstanceReport:
-    """What an instance says: its seat, the frontend whose lease it has, and whether it wants to
+    """What an instance reports: its replica, the frontend that leases it, and whether it is to
     stop."""
 
-    seat: Seat
+    replica: Replica
     holder: str | None = None
     leaving: bool = False
 
 
 @dataclass(frozen=True)
 class FrontendReport:
-    """What a frontend says: the seats that it holds, and those it found nobody on."""
+    """What a frontend reports: the replicas that it holds, and the keys of those it found gone."""
 
     frontend: str
     bundle: str
-    held: tuple[Seat, ...] = ()
+    held: tuple[Replica, ...] = ()
     lost: tuple[str, ...] = ()
     leaving: bool = False
 
 
 class Roster:
-    """Grants every seat to one frontend at a time, as `assign` has it.
+    """Grants each replica to one frontend at a time, as `assign` decides.
 
-    A seat that is to move is granted to its next frontend when the last one has let go of it, or
+    A replica that is to move is granted to its next frontend once the last one has let go of it or
     is gone.
     """
 
     def __init__(self, now: float) -> None:
         self._settled = now + TTL
-        self._seats: dict[str, tuple[Seat, float]] = {}
+        self._replicas: dict[str, tuple[Replica, float]] = {}
         self._leaving: set[str] = set()
         self._frontends: dict[str, tuple[str, float]] = {}
         self._holders: dict[str, str] = {}
 
     def instance_seen(self, now: float, report: InstanceReport) -> None:
-        key = report.seat.key
-        self._seats[key] = (report.seat, now)
+        key = report.replica.key
+        self._replicas[key] = (report.replica, now)
         if report.leaving:
             self._leaving.add(key)
         if report.holder is not None:
             self._holders.setdefault(key, report.holder)
 
-    def frontend_seen(self, now: float, report: FrontendReport) -> tuple[Seat, ...]:
-        """Returns the seats that are the frontend's from now on; others it must let go."""
+    def frontend_seen(self, now: float, report: FrontendReport) -> tuple[Replica, ...]:
+        """Returns the replicas that are the frontend's from now on; others it must let go."""
         self._forget(now)
         me = report.frontend
         if report.leaving:
@@ -84,16 +85,16 @@ class Roster:
             return ()
         self._frontends[me] = (report.bundle, now)
         for key in report.lost:
-            self._seats.pop(key, None)
-        held = {seat.key for seat in report.held}
+            self._replicas.pop(key, None)
+        held = {replica.key for replica in report.held}
         for key in [key for key, who in self._holders.items() if who == me and key not in held]:
             del self._holders[key]
-        for seat in report.held:
-            if self._holder(seat.key, now) in (None, me):
-                self._holders[seat.key] = me
-                self._seats[seat.key] = (seat, now)
+        for replica in report.held:
+            if self._holder(replica.key, now) in (None, me):
+                self._holders[replica.key] = me
+                self._replicas[replica.key] = (replica, now)
         wanted = assign(
-            [seat for seat, _ in self._seats.values() if seat.key not in self._leaving],
+            [replica for replica, _ in self._replicas.values() if replica.key not in self._leaving],
             {frontend: bundle for frontend, (bundle, _) in self._frontends.items()},
             self._holders,
         )
@@ -101,17 +102,17 @@ class Roster:
         for key, frontend in wanted.items():
             if frontend == me and self._holder(key, now) in (None, me):
                 self._holders[key] = me
-                mine.append(self._seats[key][0])
+                mine.append(self._replicas[key][0])
         return tuple(mine)
 
     def _holder(self, key: str, now: float) -> str | None:
-        """Who has the seat; one that is gone has none, nor one that never was here."""
+        """The frontend that has the replica; None if that frontend is gone or never reported."""
         holder = self._holders.get(key)
         return holder if holder in self._frontends or now < self._settled else None
 
     def _forget(self, now: float) -> None:
-        for key in [key for key, (_, seen) in self._seats.items() if now - seen > TTL]:
-            del self._seats[key]
+        for key in [key for key, (_, seen) in self._replicas.items() if now - seen > TTL]:
+            del self._replicas[key]
             self._leaving.discard(key)
             self._holders.pop(key, None)
         for frontend in [f for f, (_, seen) in self._frontends.items() if now - seen > TTL]:
@@ -119,50 +120,54 @@ class Roster:
 
 
 def assign(
-    seats: Sequence[Seat], frontends: Mapping[str, str], holders: Mapping[str, str]
+    replicas: Sequence[Replica], frontends: Mapping[str, str], holders: Mapping[str, str]
 ) -> dict[str, str]:
-    """Which frontend every seat should go to, by the seat's key; none if none has its bundle.
+    """Which frontend each replica should go to, by the replica's key; no entry if none fits it.
 
-    `frontends` are their bundles by name, `holders` who has which seat now. Of seats of one kind
-    (bundle and roles), no frontend gets two more than another of that bundle, and as few as that
-    takes move. Where there is a choice, a frontend's seats are on different nodes.
+    `frontends` gives each frontend's bundle, `holders` the frontend that has a replica now. The
+    replicas of one bundle and set of roles are shared out evenly among the frontends of that
+    bundle: none gets two more than another. As few replicas move as that takes. Where there is a
+    choice, a frontend's replicas are on different nodes.
     """
     kinds = defaultdict(list)
-    for seat in sorted(seats, key=lambda seat: seat.key):
-        kinds[seat.bundle, tuple(sorted(seat.roles))].append(seat)
+    for replica in sorted(replicas, key=lambda replica: replica.key):
+        kinds[replica.bundle, tuple(sorted(replica.roles))].append(replica)
     assigned: dict[str, str] = {}
     on_node: Counter[tuple[str, str]] = Counter()
     total: Counter[str] = Counter()
 
-    def give(seat: Seat, frontend: str) -> None:
-        assigned[seat.key] = frontend
-        on_node[frontend, seat.node] += 1
+    def give(replica: Replica, frontend: str) -> None:
+        assigned[replica.key] = frontend
+        on_node[frontend, replica.node] += 1
         total[frontend] += 1
 
     for (bundle, _), alike in sorted(kinds.items()):
         among = sorted(name for name, its in frontends.items() if its == bundle)
         if not among:
             continue
-        kept = {name: [seat for seat in alike if holders.get(seat.key) == name] for name in among}
+        kept = {
+            name: [replica for replica in alike if holders.get(replica.key) == name]
+            for name in among
+        }
         share, more = divmod(len(alike), len(among))
         most_first = sorted(among, key=lambda name: (-len(kept[name]), total[name], name))
         room = {name: share + (place < more) for place, name in enumerate(most_first)}
-        free = [seat for seat in alike if holders.get(seat.key) not in room]
+        free = [replica for replica in alike if holders.get(replica.key) not in room]
         for name, its in kept.items():
             while its:
                 # The next to stay is on the node where this frontend has least so far.
-                seat = min(its, key=lambda seat: (on_node[name, seat.node], seat.key))
-                its.remove(seat)
+                replica = min(its, key=lambda replica: (on_node[name, replica.node], replica.key))
+                its.remove(replica)
                 if room[name]:
                     room[name] -= 1
-                    give(seat, name)
+                    give(replica, name)
                 else:
-                    free.append(seat)
-        for seat in free:
+                    free.append(replica)
+        for replica in free:
             name = min(
                 (name for name in among if room[name]),
-                key=lambda name: (on_node[name, seat.node], -room[name], total[name], name),
+                key=lambda name: (on_node[name, replica.node], -room[name], total[name], name),
             )
             room[name] -= 1
-            give(seat, name)
+            give(replica, name)
     return assigned

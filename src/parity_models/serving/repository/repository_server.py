@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from parity_models.errors import OptionError, UserError
-from parity_models.serving.doors import AtDoors, Doors, tracing_to
+from parity_models.serving.listeners import Listeners, ListeningServer, tracing_to
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.routes import Page
@@ -22,7 +22,7 @@ _INSTANCES = 64
 """Instances, of all models together, that there are descriptors for at least."""
 
 
-class RepositoryServer(AtDoors):
+class RepositoryServer(ListeningServer):
     """Serves the bundles in `folder`, NAME/VERSION, over the Open Inference Protocol.
 
     `options` are those of the server, and of each model as far as `settings` do not say otherwise.
@@ -60,7 +60,7 @@ class RepositoryServer(AtDoors):
         if options.ui:
             self.feed = Feed(ModelsSampler(self.repository.views, self.repository.history))
             page = Page(folder.resolve().name, ShownModels(self.feed, self.repository.feed))
-        self._doors = Doors(
+        self._listeners = Listeners(
             self.repository,
             self.repository.metrics.server,
             options,
@@ -83,7 +83,7 @@ class RepositoryServer(AtDoors):
         try:
             await asyncio.sleep(self._options.shutdown_delay)
             self._end_feeds()
-            self._doors.drain()
+            self._listeners.drain()
             await self.repository.drain()
         finally:
             await self._close()
@@ -91,7 +91,7 @@ class RepositoryServer(AtDoors):
     async def _close(self) -> None:
         self._end_feeds()
         await self.repository.close()
-        await self._doors.close()
+        await self._listeners.close()
 
     def _end_feeds(self) -> None:
         if self.feed is not None:

@@ -24,7 +24,7 @@ class WorkerSockets:
         self._context = zmq.Context()
         self._key = key
         self._max_frame = max_frame
-        self._doors: list[Strangers] = []
+        self._strangers: list[Strangers] = []
         self._control, self.control = self._listen(control)
         self._units, self.units = self._listen(units)
         # A socket belongs to one thread: each has its own for what it reports.
@@ -34,7 +34,7 @@ class WorkerSockets:
 
     @property
     def strangers(self) -> int:
-        return sum(door.count() for door in self._doors)
+        return sum(each.count() for each in self._strangers)
 
     # For the computing thread
 
@@ -82,7 +82,7 @@ class WorkerSockets:
         socket.set(zmq.MAXMSGSIZE, self._max_frame)
         if self._key is not None:
             self._key.listen(socket)
-            self._doors.append(Strangers(socket))
+            self._strangers.append(Strangers(socket))
         return socket, bind(socket, endpoint)
 
     def _to_engine(self) -> zmq.Socket[bytes]:

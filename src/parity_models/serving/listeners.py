@@ -1,4 +1,4 @@
-"""Where clients come in: HTTP, gRPC, and a port for metrics, over the models of a server."""
+"""The ports that clients connect to: HTTP, gRPC and metrics, in front of a server's models."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -32,12 +32,12 @@ _SCRAPERS = 32
 """Connections to the port for metrics at a time."""
 
 
-class Doors:
-    """The protocols in front of `models`, as `options` have it; opened and closed once.
+class Listeners:
+    """The protocols in front of `models`, as `options` say; opened and closed once.
 
-    `metrics` count connections and what of requests is no model's; `read_metrics` answers /metrics
-    in their place. `page` shows what the server does. `tracing` makes spans of requests. Raises
-    UserError for files that cannot be used.
+    `metrics` count connections, and requests that are for no model. `read_metrics`, if given,
+    answers /metrics in their place. `page` shows what the server does. `tracing` makes spans of
+    requests. Raises UserError for files that cannot be used.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Doors:
 
     @property
     def takes_tokens(self) -> bool:
-        """Do clients have to show one?"""
+        """Must clients show a token?"""
         return self._tokens is not None
 
     def open_http(self, instances: int) -> None:
@@ -190,33 +190,33 @@ def _all(path: str) -> bool:
     return True
 
 
-class AtDoors(ABC):
-    """A server that is reached through its `_doors`, and runs while its context lasts."""
+class ListeningServer(ABC):
+    """A server that is reached through its `_listeners`, and runs while its context lasts."""
 
-    _doors: Doors
+    _listeners: Listeners
     feed: Feed | None
     """What its live page shows first, if there is to be one."""
 
     @property
     def takes_tokens(self) -> bool:
-        """Do clients have to show one?"""
-        return self._doors.takes_tokens
+        """Must clients show a token?"""
+        return self._listeners.takes_tokens
 
     @property
     def url(self) -> str:
         """The base URL, as http://127.0.0.1:8000; known once the server is started, if it
         listens."""
-        return self._doors.url
+        return self._listeners.url
 
     @property
     def grpc_url(self) -> str | None:
         """Likewise, of gRPC, if there is such."""
-        return self._doors.grpc_url
+        return self._listeners.grpc_url
 
     @property
     def metrics_url(self) -> str | None:
         """Likewise, of the metrics, if they have a port of their own."""
-        return self._doors.metrics_url
+        return self._listeners.metrics_url
 
     @abstractmethod
     async def start(self) -> None:
@@ -229,11 +229,11 @@ class AtDoors(ABC):
     async def _open(self, instances: int, start: Callable[[], Awaitable[None]]) -> None:
         """Bind, leaving descriptors for `instances`, and `start` what is served; nothing is left
         open if that fails."""
-        self._doors.open_http(instances)
+        self._listeners.open_http(instances)
         if self.feed is not None:
             self.feed.start()
         try:
-            await self._doors.open_others()
+            await self._listeners.open_others()
             await start()
         except BaseException:
             await self._close()
@@ -241,7 +241,7 @@ class AtDoors(ABC):
 
     @abstractmethod
     async def _close(self) -> None:
-        """Close the doors, and end what is served if it has not been ended."""
+        """Close the listeners, and end what is served if it has not been ended."""
 
     async def __aenter__(self) -> Self:
         await self.start()
