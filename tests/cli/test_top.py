@@ -17,9 +17,9 @@ from parity_models.cli.top_view import Seen, view
 from parity_models.errors import UserError
 from parity_models.serving.page.frames import (
     Event,
-    Frame,
     GateView,
     InstanceView,
+    PageFrame,
     Percentiles,
     Point,
     RequestView,
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 FAST, SLOW = Percentiles(100, 10.0, 20.0, 30.0), Percentiles(100, 10.0, 200.0, 300.0)
 
 
-def frame(*events: Event, at: float = 1.0, **fields: Any) -> Frame:
+def frame(*events: Event, at: float = 1.0, **fields: Any) -> PageFrame:
     seen: dict[str, Any] = {
         "model": "digits", "policy": "adaptive", "ready": True, "further_instances": 0,
         "instances": (
@@ -47,7 +47,7 @@ def frame(*events: Event, at: float = 1.0, **fields: Any) -> Frame:
         "requests_sent": 1, "events": events,
         "points": (Point(at, 120.0, 4, 0.5, {}, 0.0, FAST, SLOW),),
     }  # fmt: skip
-    return Frame(at=at, **(seen | fields))
+    return PageFrame(at=at, **(seen | fields))
 
 
 def text_of(seen: Seen) -> str:

@@ -17,7 +17,7 @@ from parity_models.errors import UserError
 from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.recorder import split_address
 from parity_models.load.scrapes import Scrapes, scrape
-from parity_models.serving.page.frames import Frame
+from parity_models.serving.page.frames import PageFrame
 from parity_models.serving.unreachable import why_unreachable
 
 MAX_FRAME = 8 * 2**20
@@ -77,7 +77,7 @@ def _base(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-async def _frames(url: str, credentials: Credentials) -> AsyncIterator[Frame]:
+async def _frames(url: str, credentials: Credentials) -> AsyncIterator[PageFrame]:
     """The frames of a server, until it ends. Raises UserError where there are none."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=PATIENCE, sock_read=PATIENCE)
     try:
@@ -92,7 +92,7 @@ async def _frames(url: str, credentials: Credentials) -> AsyncIterator[Frame]:
                 if events.status == 200:
                     async for line in events.content:
                         if line.startswith(b"data: "):
-                            yield msgspec.json.decode(line.removeprefix(b"data: "), type=Frame)
+                            yield msgspec.json.decode(line.removeprefix(b"data: "), type=PageFrame)
                     return
                 if events.status not in (403, 404):  # no page, or none for this machine
                     raise UserError(await _refusal(url, events))
@@ -106,7 +106,7 @@ async def _frames(url: str, credentials: Credentials) -> AsyncIterator[Frame]:
         raise UserError(f"{url} sent something that this version cannot read: {error}") from error
 
 
-async def _from_metrics(url: str, session: aiohttp.ClientSession) -> AsyncIterator[Frame]:
+async def _from_metrics(url: str, session: aiohttp.ClientSession) -> AsyncIterator[PageFrame]:
     """What the metrics tell, again and again. Raises UserError where there are none."""
     async with session.post("/v2/repository/index") as response:
         names = [each["name"] for each in await response.json()] if response.ok else []

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from parity_models.serving.page.frames import Event, Frame, InstanceView, RequestView, Tail
+from parity_models.serving.page.frames import Event, InstanceView, PageFrame, RequestView, Tail
 
 EVENTS = 8
 REQUESTS = 8
@@ -31,14 +31,14 @@ class Seen:
     """What has come: the latest frame, and what earlier ones said that is shown yet."""
 
     def __init__(self) -> None:
-        self.frame: Frame | None = None
+        self.frame: PageFrame | None = None
         self.events: deque[Event] = deque(maxlen=EVENTS)
         self.requests: dict[int, RequestView] = {}
         self.p99: deque[float] = deque(maxlen=TREND)
         self._last_event = 0
         self._last_point = 0.0
 
-    def add(self, frame: Frame) -> None:
+    def add(self, frame: PageFrame) -> None:
         """A frame has come."""
         self.frame = frame
         for event in frame.events:
@@ -76,7 +76,7 @@ def view(seen: Seen) -> RenderableType:
     )
 
 
-def _instances(frame: Frame) -> RenderableType:
+def _instances(frame: PageFrame) -> RenderableType:
     table = Table(title="instances", title_justify="left", box=None, pad_edge=False)
     for column in ("instance", "node", "state", "runs", "usual ms"):
         table.add_column(column, justify="right" if column == "usual ms" else "left")
@@ -96,7 +96,7 @@ def _state(instance: InstanceView) -> str:
     return "slow" if instance.state == "up" and instance.slow else instance.state
 
 
-def _latency(frame: Frame, seen: Seen) -> RenderableType:
+def _latency(frame: PageFrame, seen: Seen) -> RenderableType:
     table = Table(title="latency, ms", title_justify="left", box=None, pad_edge=False)
     table.add_column("")
     for column in ("p50", "p99", "p99.9"):
@@ -123,7 +123,7 @@ def _trend(values: deque[float]) -> str:
     return "".join(_BARS[round(steps * value / most)] for value in values) + f" {most:.0f} ms"
 
 
-def _answers(frame: Frame) -> RenderableType:
+def _answers(frame: PageFrame) -> RenderableType:
     total = sum(frame.answers.values())
     shares = [f"{source} {count / total:.1%}" for source, count in frame.answers.items() if count]
     lines = [Text("answers: " + (", ".join(shares) or "none in the last second"))]

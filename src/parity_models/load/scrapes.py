@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from parity_models.load.recorder import quantiles_between
 from parity_models.scheduling import DEPLOYED
-from parity_models.serving.page.frames import Frame, GateView, Percentiles, Point, Tail
+from parity_models.serving.page.frames import GateView, PageFrame, Percentiles, Point, Tail
 from parity_models.serving.page.latencies import MINUTES, NOW
 
 Labelled = dict[str, Counter[str]]
@@ -60,7 +60,7 @@ class Scrapes:
         self._model = model
         self._kept: deque[Scrape] = deque()
 
-    def add(self, new: Scrape, *, ready: bool) -> Frame | None:
+    def add(self, new: Scrape, *, ready: bool) -> PageFrame | None:
         """How it is since the scrape before; None for the first one."""
         if self._kept and new.total("parm_query_latency_seconds_count") < self._kept[-1].total(
             "parm_query_latency_seconds_count"
@@ -81,7 +81,7 @@ class Scrapes:
         up = int(new.of("parm_instances_up")[DEPLOYED])
         busy = _rise(new, before, "parm_instance_busy_seconds_total") / took / max(1, up)
         queued = {role: int(count) for role, count in new.of("parm_queue_depth").items()}
-        return Frame(
+        return PageFrame(
             at=new.at,
             model=self._model,
             policy="",

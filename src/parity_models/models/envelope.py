@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
-from parity_models.models.stored_array import Floats, Shape, StoredArray, load, store
+from parity_models.models.stored_array import Floats, StoredArray, StoredShape, load, store
 
 Array = NDArray[Any]
 
@@ -166,8 +166,8 @@ def _long_dot(a: Floats, b: Floats) -> Any:
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    shape: Shape
-    output_shape: Shape
+    shape: StoredShape
+    output_shape: StoredShape
     center: StoredArray
     spread: StoredArray
     components: StoredArray

@@ -19,8 +19,8 @@ Array = NDArray[Any]
 StandIn = Literal["reconstruction", Backup]
 """What answers in the deployed model's place, named as the source of its answers is."""
 
-Kind = Literal["classes", "boxes", "values"]
-"""What predictions are, as `tasks.metrics.Kind`."""
+PredictionKind = Literal["classes", "boxes", "values"]
+"""What predictions are, as `tasks.metrics.PredictionKind`."""
 
 Confidence = Literal["scores", "probabilities", "none"]
 """How sure a stand-in is of an output, from the output alone: the log-odds of its largest softmax
@@ -59,7 +59,7 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     of at most `risk` that the true agreement is below it.
     """
 
-    kind: Kind
+    kind: PredictionKind
     tolerance: Annotated[float, msgspec.Meta(ge=0.0)]
     confidence: Confidence
     queries: Annotated[int, msgspec.Meta(ge=0)]
@@ -108,7 +108,7 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
         return np.where(np.isfinite(scores).all(axis=1), sure, np.nan)
 
 
-def suited(kind: Kind, outputs: Array) -> Confidence:
+def suited(kind: PredictionKind, outputs: Array) -> Confidence:
     """What tells how sure a stand-in is that gives `outputs` (n, *output_shape)."""
     if kind != "classes":
         return "none"

@@ -38,7 +38,7 @@ from parity_models.models.envelope import (
 )
 from parity_models.models.named_inputs import Named, sizes_in
 from parity_models.models.signature import Tensor
-from parity_models.models.stored_array import Floats, Shape, StoredArray, load, store
+from parity_models.models.stored_array import Floats, StoredArray, StoredShape, load, store
 from parity_models.models.tensor import tensors_in
 
 Array = NDArray[Any]
@@ -224,7 +224,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: tuple[Tensor, ...]
     parts: tuple[_Numbers | _Ids, ...]
     longest: dict[str, int]
-    output_shape: Shape
+    output_shape: StoredShape
     low: StoredArray
     high: StoredArray
     false_alarms: Annotated[float, msgspec.Meta(ge=0, le=1)]

@@ -11,14 +11,14 @@ from parity_models.errors import BundleError
 
 Floats = NDArray[np.float32]
 
-Axis = Annotated[int, msgspec.Meta(ge=0, le=2**28)]
-Shape = Annotated[tuple[Axis, ...], msgspec.Meta(max_length=32)]
+Length = Annotated[int, msgspec.Meta(ge=0, le=2**28)]
+StoredShape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=32)]
 
 
 class StoredArray(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An array of little-endian float32."""
 
-    shape: Shape
+    shape: StoredShape
     values: bytes
 
 

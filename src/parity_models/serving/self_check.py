@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-Running = Mapping[str, int | None]
+RunningUnits = Mapping[str, int | None]
 """The unit of each instance; None: it is idle."""
 
 
@@ -44,7 +44,7 @@ class SelfCheck:
     def __init__(self) -> None:
         self._before: set[Difference] = set()
 
-    def look(self, believed: Running, real: Running) -> list[Difference]:
+    def look(self, believed: RunningUnits, real: RunningUnits) -> list[Difference]:
         """The differences to repair, of which each is told once."""
         differences = {
             Difference(

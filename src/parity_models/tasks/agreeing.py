@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.tasks.metrics import METRICS, Kind, overlaps
+from parity_models.tasks.metrics import METRICS, PredictionKind, overlaps
 
 Array = NDArray[Any]
 
@@ -25,7 +25,7 @@ class Agreement:
     """What agrees with a prediction: the same class, a box that overlaps it by `tolerance` (IoU) at
     least, or values at a distance (Euclidean) of `tolerance` at most."""
 
-    kind: Kind
+    kind: PredictionKind
     tolerance: float
 
     def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:

@@ -14,7 +14,7 @@ from parity_models.errors import DataError
 
 Array = NDArray[Any]
 
-Kind = Literal["classes", "boxes", "values"]
+PredictionKind = Literal["classes", "boxes", "values"]
 """What predictions are: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""
 
@@ -26,7 +26,7 @@ class Metric:
     Labels are (n,) for predictions of classes, else of the shape of the outputs.
     """
 
-    kind: Kind
+    kind: PredictionKind
     measure: Callable[[Array, Array], float]
 
     def __call__(self, outputs: Array, labels: Array) -> float:

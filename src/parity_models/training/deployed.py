@@ -13,7 +13,7 @@ from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
-from parity_models.tasks.metrics import Kind
+from parity_models.tasks.metrics import PredictionKind
 from parity_models.tasks.user_data import check_varied
 from parity_models.training.checkpoint import Options
 from parity_models.training.device import run_reduced
@@ -22,7 +22,7 @@ from parity_models.training.own_network import named_network
 from parity_models.training.recipes import deployed_recipe, recipe_for
 from parity_models.training.run import Outcome, Run, Settings
 
-LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
     "classes": functional.cross_entropy,
     "boxes": partial(functional.smooth_l1_loss, beta=0.05),
     "values": functional.mse_loss,

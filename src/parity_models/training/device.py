@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.training.rows import Queries, run
+from parity_models.training.rows import DeviceQueries, run
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -56,7 +56,7 @@ def _writes_astray(module: nn.Module) -> bool:
     )
 
 
-def run_reduced(module: nn.Module, inputs: Queries) -> Tensor:
+def run_reduced(module: nn.Module, inputs: DeviceQueries) -> Tensor:
     """Outputs of `module` in training, as float32, computed in bfloat16 where that is faster.
 
     Weights stay float32. In a network of convolutions it halves the time of a step.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from parity_models.training.rows import Queries, run, tensor
+from parity_models.training.rows import DeviceQueries, run, tensor
 
 BATCH = 128
 """Rows per call when a model only predicts: more of them would not fit a CPU's caches."""
@@ -22,14 +22,14 @@ def mirror_boxes(boxes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict(module: nn.Module, queries: Queries, mirrored: bool = False) -> Tensor:
+def predict(module: nn.Module, queries: DeviceQueries, mirrored: bool = False) -> Tensor:
     """Outputs (n, *output_shape) of `module`, in evaluation mode, for `queries` (n, ...)."""
     module.eval()
     parts = (queries[start : start + BATCH] for start in range(0, len(queries), BATCH))
     return torch.cat([run(module, tensor(part).flip(-1) if mirrored else part) for part in parts])
 
 
-def predict_both_ways(module: nn.Module, queries: Queries, mirrored: bool) -> Tensor:
+def predict_both_ways(module: nn.Module, queries: DeviceQueries, mirrored: bool) -> Tensor:
     """Outputs (ways, n, *output_shape): for `queries` as they are and, if `mirrored`, turned."""
     ways = (False, True) if mirrored else (False,)
     return torch.stack([predict(module, queries, mirrored=turned) for turned in ways])

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.models.networks.stacked import Stacked
-from parity_models.tasks.metrics import Kind, is_map
+from parity_models.tasks.metrics import PredictionKind, is_map
 
 TEMPERATURE = 2.0
 """Softens the predictions that are distilled."""
@@ -45,7 +45,7 @@ def deviations(predictions: Tensor) -> Tensor:
     return torch.where(each > 1e-6 * largest, each, largest)
 
 
-def difference(kind: Kind, outputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
+def difference(kind: PredictionKind, outputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
     """How far predictions of a `kind` are from those of F: what an imitator minimises.
 
     Classes diverge; of boxes and values it is the squared error, in units of `scale`, the

@@ -12,7 +12,7 @@ from parity_models.models.tensor import tensors_in
 from parity_models.tasks import Split
 from parity_models.tasks.user_data import check_queries, check_varied
 from parity_models.training.device_queries import predict
-from parity_models.training.rows import Queries
+from parity_models.training.rows import DeviceQueries
 from parity_models.training.subject import Subject
 
 HELD_OUT = 10
@@ -64,7 +64,7 @@ def check_telling(predictions: Tensor) -> None:
         )
 
 
-def check_rows_apart(model: nn.Module, queries: Queries) -> None:
+def check_rows_apart(model: nn.Module, queries: DeviceQueries) -> None:
     """Raise ModelError if what `model` predicts for a row depends on the rest of the batch."""
     rows = queries[:TRIED]
     together = predict(model, rows)

@@ -16,7 +16,7 @@ from parity_models.training.envelope import fit_envelope
 from parity_models.training.inputs import check_telling, part
 from parity_models.training.likeness import Likeness
 from parity_models.training.named_envelope import fit_named_envelope
-from parity_models.training.rows import Queries, Rows, on_device, tensor
+from parity_models.training.rows import DeviceQueries, Rows, on_device, tensor
 from parity_models.training.subject import Subject
 
 
@@ -27,7 +27,7 @@ class HeldOut:
     `labels` are for the metric: classes (m,), or predictions (m, *output_shape).
     """
 
-    inputs: Queries
+    inputs: DeviceQueries
     predictions: Tensor
     labels: NDArray[Any]
 
@@ -40,7 +40,7 @@ class Lessons:
     predictions are learned as, `metric` judges on what is `held_out`.
     """
 
-    inputs: Queries
+    inputs: DeviceQueries
     predictions: Tensor
     held_out: HeldOut
     metric: str

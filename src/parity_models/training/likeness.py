@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.tasks.metrics import Kind
+from parity_models.tasks.metrics import PredictionKind
 from parity_models.tasks.output_kind import OutputKind
 from parity_models.training.distillation import deviations, difference, squared_error
 
@@ -34,7 +34,7 @@ class Likeness:
         return cls(kind, scale.square().mean().sqrt() if kind == "embeddings" else scale)
 
     @property
-    def compared_as(self) -> Kind:
+    def compared_as(self) -> PredictionKind:
         """What the loss takes outputs for."""
         if self.kind in ("logits", "probabilities"):
             return "classes"

@@ -82,24 +82,24 @@ class Rows:
         }
 
 
-Queries = Tensor | Rows
+DeviceQueries = Tensor | Rows
 """Queries (n, *query_shape) of one float32 input of fixed shape, or others."""
 
 
-def on_device(rows: Array, subject: Subject, device: torch.device) -> Queries:
+def on_device(rows: Array, subject: Subject, device: torch.device) -> DeviceQueries:
     """Rows of queries as what is trained on takes them."""
     if subject.plain:
         return torch.from_numpy(rows).to(device)
     return Rows.of(rows, subject.signature, device)
 
 
-def tensor(queries: Queries) -> Tensor:
+def tensor(queries: DeviceQueries) -> Tensor:
     """Queries of one float32 input of fixed shape, which alone can be added up or turned."""
     assert isinstance(queries, Tensor)
     return queries
 
 
-def run(module: Callable[..., Tensor], queries: Queries) -> Tensor:
+def run(module: Callable[..., Tensor], queries: DeviceQueries) -> Tensor:
     """What `module` gives for queries: it takes each input apart."""
     outputs: Tensor = module(*queries.tensors) if isinstance(queries, Rows) else module(queries)
     return outputs

@@ -12,7 +12,7 @@ from parity_models.training.device import run_reduced
 from parity_models.training.device_queries import predict
 from parity_models.training.lessons import Lessons
 from parity_models.training.recipes import Recipe
-from parity_models.training.rows import Queries, Rows
+from parity_models.training.rows import DeviceQueries, Rows
 
 POOL = 16
 """Batches whose groups are sorted by length, so that those of one batch need little padding."""
@@ -76,7 +76,7 @@ class Together:
         return answers.cpu().numpy(), predictions.numpy()
 
 
-def _named(queries: Queries) -> Rows:
+def _named(queries: DeviceQueries) -> Rows:
     """Queries of named inputs, which alone are stacked along a new axis."""
     assert isinstance(queries, Rows)
     return queries

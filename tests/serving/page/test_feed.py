@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parity_models.serving.page.feed import MAX_WATCHERS, Feed
-from parity_models.serving.page.frames import Frame, Tail
+from parity_models.serving.page.frames import PageFrame, Tail
 
 
 class Sampled:
@@ -20,7 +20,7 @@ class Sampled:
     def tick(self) -> None:
         self.ticks += 1
 
-    def frame(self, *, whole: bool) -> Frame:
+    def frame(self, *, whole: bool) -> PageFrame:
         self.frames += not whole
         at = -1.0 if whole else float(self.frames)
         nothing: dict[str, Any] = {
@@ -29,7 +29,7 @@ class Sampled:
             "alone": Tail(), "own": 0, "bounds": 0, "gates": (), "requests": (),
             "requests_sent": 0, "events": (), "points": (),
         }  # fmt: skip
-        return Frame(at=at, **nothing)
+        return PageFrame(at=at, **nothing)
 
 
 async def read(events: AsyncGenerator[bytes, None]) -> float:
@@ -89,7 +89,7 @@ async def test_a_frame_that_cannot_be_made_is_logged_and_the_next_one_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken(Sampled):
-        def frame(self, *, whole: bool) -> Frame:
+        def frame(self, *, whole: bool) -> PageFrame:
             if not whole and self.frames == 0:
                 self.frames = 1
                 raise ValueError("cannot be read")

@@ -40,7 +40,7 @@ from parity_models.training import (
     train_parity,
 )
 
-Array = NDArray[np.float32]
+Floats = NDArray[np.float32]
 
 MAKERS: dict[str, Callable[..., int]] = {"boxes": make_boxes, "speech": make_speech}
 
@@ -112,11 +112,11 @@ class MeasuredModel:
         return open_bundle(self._folder(self.key))
 
     @cached_property
-    def _run(self) -> Callable[[Array], Array]:
+    def _run(self) -> Callable[[Floats], Floats]:
         return predictor(self._bundle.deployed_path)
 
     @cached_property
-    def _predictions(self) -> Array:
+    def _predictions(self) -> Floats:
         """Those for the test set."""
         return self._run(self._data.test.inputs)
 

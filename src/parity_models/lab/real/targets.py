@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from parity_models.lab.real.results import RealResult, StandInResult
 from parity_models.lab.target import Target
 
-Value = Callable[[StandInResult], float | None]
+Measured = Callable[[StandInResult], float | None]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Aim:
     model: str
     what: str
     share: float
-    value: Value
+    value: Measured
     wanted: float | None
     loss: float = 0.0
     network: str | None = None

@@ -11,7 +11,7 @@ from signal import SIGKILL, strsignal
 import msgspec
 
 from parity_models.serving.local.placement import Placement
-from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
+from parity_models.serving.worker.link import SocketChannel, WorkerLink, ZmqContext
 from parity_models.serving.worker.pipe import EngineEnd
 from parity_models.serving.worker.wire import (
     AssignedModel,
@@ -47,7 +47,7 @@ class WorkerProcess(WorkerLink):
         placement: Placement,
         heard: Callable[[Sequence[Frame]], None],
         *,
-        context: Context,
+        context: ZmqContext,
         reports: str | None = None,
         allows_faults: bool = False,
         execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,

@@ -102,7 +102,7 @@ class Point(Struct, frozen=True):
     alone: Percentiles | None
 
 
-class Frame(Struct, frozen=True):
+class PageFrame(Struct, frozen=True):
     """How the server is, and what is new.
 
     `answered` are the latencies of all answers. `alone` is what they would have been without

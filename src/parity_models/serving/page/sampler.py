@@ -12,7 +12,7 @@ from parity_models.scheduling.health import State
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.frames import Frame, GateView, Point
+from parity_models.serving.page.frames import GateView, PageFrame, Point
 from parity_models.serving.page.latencies import MINUTES
 from parity_models.serving.page.watch import Watch
 
@@ -112,7 +112,7 @@ class Sampler:
             )
         )
 
-    def frame(self, *, whole: bool) -> Frame:
+    def frame(self, *, whole: bool) -> PageFrame:
         """How it is now; what is new since the last frame that was not `whole`, or all there is."""
         self.tick()
         now = self._clock()
@@ -124,7 +124,7 @@ class Sampler:
         instances = self._watch.instances.views(now, self._watched.states())
         tails = self._watch.tails
         settled, known = tails.settled(now)
-        return Frame(
+        return PageFrame(
             at=self._epoch + now,
             model=self._model,
             policy=self._policy,

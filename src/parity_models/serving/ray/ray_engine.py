@@ -23,7 +23,7 @@ from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.ray.roster import INTERVAL, FrontendReport, Replica
-from parity_models.serving.worker.link import Context, SocketChannel, WorkerLink
+from parity_models.serving.worker.link import SocketChannel, WorkerLink, ZmqContext
 from parity_models.serving.worker.socket_key import SocketKey
 from parity_models.serving.worker.sockets import bind
 from parity_models.serving.worker.wire import (
@@ -62,7 +62,9 @@ AskRoster = Callable[[FrontendReport], Awaitable[tuple[Replica, ...]]]
 class LeasedWorker(WorkerLink):
     """A worker in a replica that this frontend has leased; `leaving` once it is to be released."""
 
-    def __init__(self, instance: str, replica: Replica, context: Context, key: SocketKey) -> None:
+    def __init__(
+        self, instance: str, replica: Replica, context: ZmqContext, key: SocketKey
+    ) -> None:
         units, control = SocketChannel(context), SocketChannel(context)
         super().__init__(instance, replica.roles, units, control)
         try:

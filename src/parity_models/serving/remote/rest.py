@@ -44,7 +44,7 @@ from parity_models.serving.rest.protocol import (
 )
 from parity_models.serving.tensor_bytes import size_in_bytes
 
-Tensors = Mapping[TensorSpec, Sequence[NDArray[Any]]]
+TensorRows = Mapping[TensorSpec, Sequence[NDArray[Any]]]
 """The rows of each input of a unit."""
 
 
@@ -140,7 +140,7 @@ def _path(model: UpstreamModel) -> str:
 
 
 def _binary_request(
-    kind: Kind, tensors: Tensors, rows: int, id: str | None
+    kind: Kind, tensors: TensorRows, rows: int, id: str | None
 ) -> tuple[bytes, dict[str, str]]:
     data = [side_by_side(values) for values in tensors.values()]
     messages = [
@@ -155,7 +155,7 @@ def _binary_request(
 
 
 def _json_request(
-    kind: Kind, tensors: Tensors, rows: int, id: str | None
+    kind: Kind, tensors: TensorRows, rows: int, id: str | None
 ) -> tuple[bytes, dict[str, str]]:
     messages = []
     for spec, each in tensors.items():

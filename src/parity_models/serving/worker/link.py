@@ -22,7 +22,7 @@ from parity_models.serving.worker.wire import (
     encode,
 )
 
-Context = zmq.Context[zmq.Socket[bytes]]
+ZmqContext = zmq.Context[zmq.Socket[bytes]]
 
 
 @dataclass(slots=True)
@@ -48,7 +48,7 @@ class Channel(Protocol):
 class SocketChannel:
     """A ZeroMQ socket as a channel."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: ZmqContext) -> None:
         self.socket = context.socket(zmq.PUSH)
 
     def send(self, frames: Sequence[Frame]) -> None:

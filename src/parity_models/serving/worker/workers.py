@@ -36,12 +36,12 @@ from parity_models.serving.worker.wire import (
 TICK = 0.1
 """Seconds between two looks at who was silent for how long."""
 
-Link = TypeVar("Link", bound=WorkerLink)
+AnyWorker = TypeVar("AnyWorker", bound=WorkerLink)
 
 _log = logging.getLogger(__name__)
 
 
-class WorkerEngine(Engine, Generic[Link]):
+class WorkerEngine(Engine, Generic[AnyWorker]):
     """The part of an engine that talks to workers, which `_workers` has by instance.
 
     A worker that was not heard of for `heartbeat_timeout` seconds, or for `join_timeout` before
@@ -60,17 +60,17 @@ class WorkerEngine(Engine, Generic[Link]):
         self._join_timeout = join_timeout
         self._unit_timeout = unit_timeout
         self._metrics = metrics or Metrics()
-        self._workers: dict[str, Link] = {}
+        self._workers: dict[str, AnyWorker] = {}
 
     @abstractmethod
-    def _hello(self, worker: Link, hello: Hello) -> None:
+    def _hello(self, worker: AnyWorker, hello: Hello) -> None:
         """The worker has said that it is ready; the listener is to hear of it."""
 
     @abstractmethod
-    def _give_up(self, worker: Link, why: str) -> None:
+    def _give_up(self, worker: AnyWorker, why: str) -> None:
         """The worker does not do what it should."""
 
-    def _reported(self, worker: Link, report: Report) -> None:
+    def _reported(self, worker: AnyWorker, report: Report) -> None:
         """What the worker reported has been dealt with."""
 
     # Engine
@@ -182,7 +182,7 @@ class WorkerEngine(Engine, Generic[Link]):
             if not worker.joined:
                 self._give_up(worker, f"could not join: {error}")
 
-    def _on_report(self, worker: Link, report: Report, tensors: Sequence[Frame]) -> None:
+    def _on_report(self, worker: AnyWorker, report: Report, tensors: Sequence[Frame]) -> None:
         running = worker.running
         match report:
             case Finished(_, unit) if running is not None and running.unit == unit:
@@ -216,7 +216,7 @@ class WorkerEngine(Engine, Generic[Link]):
             except Exception as error:
                 self._got_over("watch", error)
 
-    def _watch(self, worker: Link) -> None:
+    def _watch(self, worker: AnyWorker) -> None:
         """Give the worker up if it was silent, or has had its unit, for too long."""
         limit = self._heartbeat_timeout if worker.joined else self._join_timeout
         silence = worker.silence * TICK
