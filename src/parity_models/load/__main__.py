@@ -20,10 +20,10 @@ from parity_models.serving.garbage import freeze_modules
 
 
 def main(arguments: Sequence[str]) -> int:
-    """SPEC.json RESULT.npz TURN: offer those requests of the load whose turn it is.
+    """SPEC.json RESULT.npz TURN: send the requests of the load that are this process's.
 
-    Tells READY, or why not; is told the time to start; tells STARTED and how far it is, or why
-    it goes no further. Stops when its standard input ends.
+    Writes READY, or an error; reads the time to start; writes STARTED and its progress, or an
+    error. Stops when its standard input ends.
     """
     spec_path, result_path, turn = arguments
     _take_precedence()
@@ -54,7 +54,7 @@ async def _generate(spec: LoadSpec, turn: int, result: Path) -> None:
 
 
 def _take_precedence() -> None:
-    """Run before whatever else wants a core, where the system allows it, so as to send on time.
+    """Take a real-time priority, if the system allows it, so that requests go out on time.
 
     Workers that a load in process starts do not inherit it.
     """

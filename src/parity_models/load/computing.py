@@ -1,4 +1,4 @@
-"""How long processes compute: what a load costs the machine that serves it and asks."""
+"""How long processes compute: what a load costs a machine that runs both server and clients."""
 
 import resource
 from contextlib import suppress
@@ -10,15 +10,19 @@ import psutil
 
 @dataclass(frozen=True)
 class Computed:
-    """Seconds of processor time of all processes that come from this one: of those that a server
-    has started, its `workers`, and of the others, which are `serving`: server and clients."""
+    """Processor time in seconds, of this process and all that it started.
+
+    `workers` are the processes that the server started; `serving` all others: the server itself and
+    its clients.
+    """
 
     workers: float
     serving: float
 
     @classmethod
     def until_now(cls, server: int) -> Self:
-        """Since they began, those that have ended included; `server` is a process id."""
+        """From the start of all processes until now, ended ones included; `server` is a process
+        id."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         everything = ended.ru_utime + ended.ru_stime + _of(psutil.Process())
         workers = _of(psutil.Process(server))
@@ -30,7 +34,7 @@ class Computed:
 
 
 def _of(parent: psutil.Process) -> float:
-    """Seconds of all processes that come from one, and of those of theirs that have ended."""
+    """Seconds of all processes that `parent` started, directly or not, ended ones included."""
     seconds = 0.0
     for each in parent.children(recursive=True):
         with suppress(psutil.NoSuchProcess):

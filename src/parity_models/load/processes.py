@@ -26,10 +26,10 @@ from parity_models.load.spec import LoadSpec
 READY = "ready"
 STARTED = "started"
 PROGRESS = re.compile(r"(\d+) (\d+)")
-"""What a generator process tells: PROGRESS is how many of its queries were due and have failed.
-Anything else is why it ends."""
+"""The messages of a generator process. PROGRESS has two numbers: its queries that were due so far,
+and those of them that failed. Any other message is the error that ends the process."""
 REPORT_EVERY = 0.5
-"""Seconds from one of these to the next."""
+"""Seconds between two messages of progress."""
 
 
 async def offer_load_from_own_process(

@@ -150,8 +150,11 @@ def _runs(before: Counts, after: Counts, seconds: float) -> Runs | None:
 def quantiles_between(
     before: Mapping[float, float], after: Mapping[float, float], shares: Iterable[float]
 ) -> tuple[float, ...]:
-    """The quantiles at `shares` of what came to a histogram's buckets, alike within each of them;
-    what is beyond the last is given its bound."""
+    """The quantiles at `shares` of what a histogram's buckets counted between two looks.
+
+    Within a bucket, values are taken to be spread evenly; those beyond the last bucket count as its
+    bound.
+    """
     bounds = sorted(bound for bound in after if bound < inf)
     total = after[inf] - before[inf]
     if not total or not bounds:

@@ -1,22 +1,21 @@
 """Admission: a query is taken only if it can be expected to be answered in time.
 
 A server that takes more than it can answer answers nothing in time: everything waits until it is
-late, and is run all the same. So a query is refused, at once, if the queries that wait before it
-leave it no time to run. How long they take is told by the rate at which instances really finish
-queries: those that have ended for each second that an instance spent on the deployed model, with
-copies, failed and cancelled units, and units that still run all counted.
+late, and is run all the same. So a query is refused at once if the queries that wait before it
+leave it no time to run. That time follows from the measured rate of the instances: the queries that
+ended, for each second that instances spent on the deployed model. Copies, failed and cancelled
+units, and units that still run count as time spent.
 
 A queue may absorb a burst; one that never empties only makes everybody late. While the queue has
 not been empty for a second, a query is taken only if its wait is short: the controlled delay of
 Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling Queue Delay,
 ACM Queue 10(5), 2012).
 
-Clients of a tenant may give up sooner than their deadlines say: see patience.py. Then its newest
-query runs first, as its client is the most likely to be there still, unless one waits whose client
-does not give up; and one that has waited so long that it cannot be answered before its client goes
-is refused then (adaptive last-in first-out; Maurer, too).
-While there are more queries than can be answered, some have to go in any case; so nearly no
-instance idles, and nearly none runs what nobody waits for.
+Clients of a tenant may give up sooner than their deadlines say: see patience.py. Then the tenant's
+newest query runs first, as its client is the most likely to be there still, unless a query waits
+whose client does not give up. A query that can no longer be answered before its client goes is
+refused (adaptive last-in first-out; Maurer, too). Under overload some queries are lost in any case;
+this way nearly no instance idles, and nearly none runs a query that nobody waits for.
 
 If nothing waits and there are idle instances for all queries of a request, they are always taken,
 and where nothing has run for a while, nothing is expected. So no estimate, however wrong, locks the
@@ -33,23 +32,24 @@ from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Unit
 
 STANDING, STANDING_RUNS = 1.0, 20
-"""After how many seconds, and median run times, a queue that has not been empty is standing."""
+"""A queue is *standing* if it has not been empty for the longer of these: seconds, and median run
+times."""
 
 SHORT, SHORT_RUNS, LEAST_RUNS = 0.5, 20, 3
-"""How long a wait in a standing queue may be: so many median run times, if that is no more than so
-many seconds, but some run times in any case, ..."""
+"""The longest wait allowed in a standing queue: SHORT_RUNS median run times, but at most SHORT
+seconds. LEAST_RUNS median run times are always allowed, and so is SHORT_SHARE."""
 
 SHORT_SHARE = 0.05
-"""... and this share of the time that is left."""
+"""This share of the time that the query has left is always allowed, too."""
 
 SLACK = 1.2
-"""By how much waits are overestimated, as they vary."""
+"""The factor by which waits are overestimated, as they vary."""
 
 LONG_RUN = 0.9
-"""A query is expected to run no longer than this share of units do."""
+"""The quantile of run times that a query is expected not to exceed."""
 
 KNOWN = 5
-"""How many units have ended before anything is estimated from them."""
+"""The units that must have ended before anything is estimated from them."""
 
 FORGOTTEN = 10.0
 """Seconds after which an idle server no longer knows how long queries take."""

@@ -1,10 +1,10 @@
-"""How long clients wait before they give up, as those that do tell.
+"""How long clients wait before they give up, learned from those that do.
 
-A deadline says how long a client may wait, not that it will. Where many give up sooner, a queue as
-long as the deadline allows is full of queries that are abandoned just as they run, so that next to
-nothing is of use to anybody. Then most of the queries that end are given up. While most are not,
-those who give up are not taken for all: a few would decide how long all others may wait. For the
-same reason what a tenant's clients do says nothing of those of others.
+A deadline says how long a client may wait, not that it will. If many give up sooner, a queue as
+long as the deadline allows is full of queries that are abandoned just as they run: nearly no work
+is of use to anybody. It shows in that most queries are given up. Only then are all clients expected
+to give up: otherwise a few would decide how long all others may wait. For the same reason each
+tenant's clients are judged apart.
 """
 
 from collections import OrderedDict
@@ -14,30 +14,31 @@ from math import inf
 from parity_models.scheduling.recent import RecentDurations
 
 SHARE = 0.5
-"""Of the queries that are answered or given up: if more are given up, all are expected to be."""
+"""If more than this share of queries is given up rather than answered, all clients are expected to
+give up."""
 
 NEWEST = 0.01
 """The weight of the newest query in that share."""
 
 EARLY = 0.1
-"""This share of those that are given up are given up sooner than is expected of all."""
+"""The quantile of waits until a client gave up that is expected of all clients."""
 
 LEAST = 0.02
-"""Seconds before which nobody gives up for waiting too long: clients that end sooner, as those of a
-benchmark do, many at once, have another reason.
+"""Clients that end before this many seconds have not waited too long: they have another reason, as
+those of a benchmark that end together.
 """
 
 WAY = 0.002
-"""Seconds before that from which on an answer would come too late: it has a way to its client, and
-that its client has gone is heard of as much later. By simulation, where clients wait for 33 ms,
-runs take 20 ms, and the way 1 ms: 1 to 2 % of capacity more are answered in time than without this.
+"""Seconds for the way to the client and back: an answer must be ready this much before its client
+is expected to go. By simulation, where clients wait for 33 ms, runs take 20 ms, and the way 1 ms:
+with this, 1 to 2 % of capacity more are answered in time.
 """
 
 REMEMBERED = 30.0
-"""Seconds for which it is expected, after more than SHARE were last given up."""
+"""Seconds for which clients are still expected to give up after more than SHARE last did."""
 
 MAX_TENANTS = 1000
-"""Of so many tenants it is known that their clients give up: those that last did."""
+"""The most tenants whose clients are known to give up: those that last did."""
 
 
 class Patience:
@@ -49,8 +50,8 @@ class Patience:
         self._until = -inf
 
     def given_up(self, now: float, waited: float, takes: float) -> None:
-        """A client has given a query up, for which it had waited so long; it `takes` so long to
-        answer one where none waits, for which nobody can be too impatient."""
+        """A client has given a query up after it `waited`. An answer `takes` so long when no query
+        waits; who gives up before that is not counted."""
         if waited < max(LEAST, takes):
             return
         self._given_up.add(waited)

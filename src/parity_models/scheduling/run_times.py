@@ -7,22 +7,21 @@ from itertools import accumulate
 from parity_models.scheduling.recent import RecentDurations
 
 STEP = 0.75
-"""Of two ages that are told apart, the share of units that reach the later one, of those that
-reach the earlier."""
+"""The share of units, of those that reach one of the `ages`, that reach the next one."""
 
 AGAIN = 2.0
-"""Of units that are late without a bound that is known, half run for so many times as long (the
-law of Pareto, with the exponent 1)."""
+"""Half of the units that reach a late age run for this many times as long (Pareto's law with the
+exponent 1)."""
 
 
 class RunTimes(RecentDurations):
     """The run times of the last `window` units; estimates are renewed every `every` of them.
 
-    Of a unit that was cancelled, or whose instance left, it is known only that it would have taken
-    longer. Past the median it is taken to run AGAIN times as long: without it, the more slow units
-    redundancy cuts short, the less slow all would seem. Before, it tells next to nothing, and is
-    left out: so what was known stays known where all are cut short, as by upstreams that are busy.
-    Times in seconds.
+    A unit that was cancelled, or whose instance left, would have taken longer than it ran. If it
+    ran for longer than the median, it counts as AGAIN times as long: else units would seem the less
+    slow, the more of the slow ones redundancy cuts short. If it ran for less, it tells next to
+    nothing and is left out: so estimates stay as they are where all units are cut short, as by busy
+    upstreams. Times in seconds.
     """
 
     def __init__(self, *, window: int = 1000, every: int = 50) -> None:
@@ -32,7 +31,8 @@ class RunTimes(RecentDurations):
         self._squares: list[float] = []
 
     def add(self, seconds: float, *, finished: bool = True) -> bool:
-        """A unit has run for so long, to its end or not; were the estimates renewed?"""
+        """A unit has run for `seconds`, to its end or not; returns whether estimates were
+        renewed."""
         if not finished:
             if self.median is None or seconds < self.median:
                 return False

@@ -21,10 +21,10 @@ DIVISORS = (1, 4, 10, 2, 30, 1.5)
 """F's time is divided by these, the most telling first."""
 
 SLACK = 1.02
-"""By how much measurements of equally fast models differ."""
+"""The factor by which measurements of equally fast models differ."""
 
 NARROWEST = 0.45
-"""What takes less of the time of a proposal is none for that time."""
+"""A network that takes less than this share of the wanted time is not proposed for it."""
 
 CODES = (
     CodeSpec("stack", "separate", 2),
@@ -108,8 +108,8 @@ def _codes(costs: Costs) -> Iterator[CodeSpec]:
 
 
 def _around(costs: Costs, share: float, code: CodeSpec | None) -> Iterator[Candidate]:
-    """Of each family the widest network that takes about `share` of F's time, at most; the most
-    capable family first."""
+    """The widest network of each family that takes at most about `share` of F's time, the most
+    capable family first; none of a family whose widest is far faster."""
     for name in reversed(families(costs.query_shape)):
         widths = WIDTHS if issubclass(NETWORKS.find(name), Scalable) else (1.0,)
         for width in reversed(widths):

@@ -27,8 +27,8 @@ LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
     "boxes": partial(functional.smooth_l1_loss, beta=0.05),
     "values": functional.mse_loss,
 }
-"""What brings predictions of a kind to their labels. Boxes are shares of an image: from a
-twentieth of it on, a wrong edge weighs by its distance, no longer by its square."""
+"""The loss for each kind of prediction. Boxes are in shares of an image: an edge that is wrong by
+more than a twentieth of it weighs by its distance instead of its square."""
 
 
 def train_deployed(

@@ -14,33 +14,34 @@ from parity_models.training.scaling import channel_axis
 Array = NDArray[Any]
 
 FALSE_ALARMS = 0.005
-"""The share of honest inputs that are to be called unlike, at most."""
+"""The largest share of honest inputs that may be called unlike."""
 
 MARGIN = 1.1
-"""Limits are so many times farther from the median than what honest inputs reach."""
+"""Limits are this many times farther from the median than honest inputs go."""
 
 FITTED = 2**23
-"""Values that means, deviations and components are taken from, at most."""
+"""The most values from which means, deviations and components are computed."""
 
 MEASURED = 20_000
-"""Inputs that limits are taken from, and by which false alarms are counted, at most."""
+"""The most inputs from which limits are set, and on which false alarms are counted."""
 
 EACH = 4096
 """Inputs of more values are described by channel where they have channels."""
 
 FEWEST_COMPONENTS, MOST_COMPONENTS = 4, 32
 FOLDS = 4
-"""Components are fitted to the others, where those of one fold are measured."""
+"""Inputs are split into this many folds; those of one are measured by components of the others."""
 
 OUTLYING = 0.005
 """The share of values, at either end, that may be outliers."""
 
 COMMON, STRAY = 0.975, 10.0
-"""Inputs so many times farther from the median than most are left out where limits are set."""
+"""When limits are set, an input is left out if it is STRAY times farther from the median than the
+share COMMON of inputs."""
 
 FLOOR = 0.1
-"""Of the typical deviation; values that vary less, as in the corners of images, count as if they
-varied so much."""
+"""The least deviation, as a share of the typical one: values that vary less, as in the corners of
+images, count as if they varied this much."""
 
 NEGLIGIBLE = 1e-6
 
@@ -60,8 +61,8 @@ def fit_envelope(
 
 
 def fit_numbers(inputs: Array, false_alarms: float, *, mirrored: bool = False) -> Numbers:
-    """What float32 `inputs` (n, *shape) are like, which a share `false_alarms` of honest ones are
-    not, at most."""
+    """What float32 `inputs` (n, *shape) are like, with limits that call at most a share
+    `false_alarms` of honest inputs unlike."""
     shape, values = inputs.shape[1:], prod(inputs.shape[1:])
     some = np.random.default_rng(0).permutation(spaced(inputs, FITTED // values))
     if mirrored:
@@ -143,8 +144,10 @@ def _limits(measured: Array, false_alarms: float) -> Limits:
 
 
 def _components(numbers: Numbers, rows: Array) -> Array:
-    """Principal components (m, values) of deviations, weighted so that what their squares leave of
-    the energy is what is unlike `rows` (n, *shape)."""
+    """Weighted principal components (m, values) of the deviations of `rows` (n, *shape).
+
+    Less the squares of its projections onto them, the energy of an input is what is unlike `rows`.
+    """
     values = prod(rows.shape[1:])
     number = min(MAX_PROJECTION // values, values // 2, len(rows) // 4, MOST_COMPONENTS)
     if number < FEWEST_COMPONENTS:
@@ -159,7 +162,8 @@ def _components(numbers: Numbers, rows: Array) -> Array:
 
 
 def reach(outputs: Array) -> Reach:
-    """What outputs can be: as far again beyond F's (n, *shape) as those are from one another."""
+    """The range that outputs may have: that of F's `outputs` (n, *shape), widened on either side by
+    its own width."""
     shape = outputs.shape[1:]
     one = prod(shape) > EACH
     outputs = outputs[np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)]

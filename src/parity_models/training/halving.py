@@ -7,11 +7,11 @@ from typing import Protocol
 from parity_models.training.candidates import SLACK
 
 MARGIN = 0.005
-"""By how much scores of candidates that are trained to the end differ by chance."""
+"""The difference of scores that chance explains once candidates are trained to the end."""
 
 SURELY = 0.9
-"""The share of F's time up to which a candidate is not slower, however far off its estimate is:
-networks of microseconds were measured at up to a tenth more."""
+"""A candidate that is estimated to take at most this share of F's time is surely not slower than F:
+networks of microseconds were measured at up to a tenth more than estimated."""
 
 
 class Judged(Protocol):
@@ -32,20 +32,20 @@ class Judged(Protocol):
 
 @dataclass(frozen=True)
 class Kept:
-    """Places of the candidates that go on, and by place of the others why they do not."""
+    """The `places` of candidates that go on; `dropped` says of the others, by place, why not."""
 
     places: tuple[int, ...]
     dropped: dict[int, str]
 
 
 def keep(judged: Sequence[Judged], most: int, margin: float = MARGIN, least: int = 1) -> Kept:
-    """At most `most`, 2 or more, of the candidates.
+    """Choose at most `most` of the candidates, 2 or more, to be trained further.
 
-    What takes longer than another and has a score that is lower by more than `margin` goes, but
-    the best of these stay while fewer than `least` would: they may learn more slowly. Of the rest
-    those stay that are worth most, and besides the backup and the parity model with the best
-    scores that are not slower than F. Where there is room for more than one that is worth most, so
-    does the best backup that is surely not slower.
+    A candidate is dropped if another is no slower and scores better by more than `margin`. If fewer
+    than `least` are left, the best of the dropped ones come back: they may learn more slowly. Of
+    those left, the best backup and the best parity model that are not slower than F stay, and then
+    those that are worth most. If there is room for two or more of these, the best backup that is
+    surely not slower is one of them.
     """
     dropped: dict[int, str] = {}
     for place, one in enumerate(judged):

@@ -1,7 +1,8 @@
 """How an imitator's outputs become answers of F's kind, and how far they are from F's.
 
-A network learns what is easiest to learn: of probabilities their logarithms, from before the
-softmax that it is served with; of vectors of length 1 a direction, which is served scaled.
+A network learns what is easiest to learn. Instead of probabilities it learns their logarithms, and
+is served with a softmax. Instead of vectors of length 1 it learns vectors of any length, and is
+served with a normalisation.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from parity_models.tasks.output_kind import OutputKind
 from parity_models.training.distillation import deviations, difference, squared_error
 
 LEAST = 1e-6
-"""Probabilities below this are learned as this: their logarithms tell nothing more."""
+"""Smaller probabilities are learned as this one: their logarithms tell nothing more."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Likeness:
 
     @property
     def compared_as(self) -> PredictionKind:
-        """What the loss takes outputs for."""
+        """The kind of prediction that the loss treats outputs as."""
         if self.kind in ("logits", "probabilities"):
             return "classes"
         return "boxes" if self.kind == "boxes" else "values"
 
     def targets(self, predictions: Tensor) -> Tensor:
-        """What outputs are to be like, where F's `predictions` (..., *output_shape) are these."""
+        """The targets of outputs, given F's `predictions` (..., *output_shape)."""
         if self.kind != "probabilities":
             return predictions
         logarithms = predictions.clamp_min(LEAST).log()

@@ -30,23 +30,23 @@ Array = NDArray[Any]
 Sizes = Mapping[str, NDArray[np.int64]]
 
 WIDEST = 2**20
-"""Integers that have more values between the least and the largest are numbers, no ids."""
+"""Integers that span a wider range than this are numbers, not ids."""
 
 LARGEST = 2**53
-"""Integers beyond this are numbers, too."""
+"""Integers larger than this are numbers, too."""
 
 MOST_COLUMNS = 256
-"""Integers in a row beyond these are a sequence, whose places are alike."""
+"""A row of more integers than this is a sequence: its columns are not told apart."""
 
 PLACES, PAIRS = 65_537, 16_381
-"""Places for ids, and for neighbours, at most; primes, so that what shares one is drawn at
-random."""
+"""The most places in the tables for ids, and for pairs of neighbours. They are primes, so that ids
+which share a place do so by chance."""
 
 UNSEEN = 0.5
-"""What has not been seen counts as if it had been seen so often."""
+"""An id that was never seen counts as seen this many times."""
 
 ROUNDING = 1e-3
-"""Means that differ by less do not differ."""
+"""Means that differ by less than this count as equal."""
 
 
 def fit_named_envelope(
@@ -127,7 +127,8 @@ def _content(tensor: Tensor, array: Array, sizes: Sizes) -> NDArray[np.bool_]:
 def _range(
     tensor: Tensor, array: Array, here: NDArray[np.bool_]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The least and the largest ids: of each column, where there are few of few values."""
+    """The least and the largest ids: of each column if columns and their values are few, else of
+    all together."""
     if not tensor.axes and prod(array.shape[1:]) <= MOST_COLUMNS:
         columns = array.reshape(len(array), -1)
         low, high = columns.min(axis=0).tolist(), columns.max(axis=0).tolist()
@@ -154,7 +155,8 @@ def _counted(ids: Ids, array: Array, here: NDArray[np.bool_], paired: bool) -> I
 
 
 def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32], float]:
-    """-ln p of each of `size` places, and its mean over `places`, of which several may be one."""
+    """-ln p of each of `size` places, p being its share in `places`; and the mean of that over
+    `places`. Several ids may share a place."""
     counts = np.bincount(places % size, minlength=size)
     seen = max(1, len(places))
     table = -np.log((counts + UNSEEN) / (seen + UNSEEN * size))
@@ -162,7 +164,7 @@ def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32
 
 
 def _bounds(found: NDArray[np.float64], usual: float, share: float) -> Bounds:
-    """What means can be, but for a `share` of those `found` (n,) on either side."""
+    """The range that means may have: all of those `found` (n,), without a `share` at either end."""
     middle = float(np.median(found))
     low = float(np.quantile(found, share, method="lower"))
     high = float(np.quantile(found, 1 - share, method="higher"))

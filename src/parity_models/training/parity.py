@@ -115,8 +115,11 @@ def _teacher(deployed: Deployed, bundle: Bundle, settings: Settings) -> nn.Modul
 
 
 def decodable(lessons: Lessons, code: Code) -> Lessons:
-    """`lessons` for the models of a code: what is not decoded apart can only be added up, and so is
-    learned as F gives it, without a softmax or a normalisation."""
+    """`lessons` as the models of `code` can learn them.
+
+    A decoder other than `separate` adds and subtracts predictions. So they are learned as F gives
+    them, and parity models are served without a softmax or a normalisation.
+    """
     if isinstance(code.decoder, SeparateDecoder):
         return lessons
     plainly: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
@@ -243,8 +246,8 @@ def with_parity(
 
 
 def default_network(deployed: Bundle, code: Code) -> str:
-    """The deployed model's network if the bundle holds its weights, to start from, else a chosen
-    one."""
+    """The deployed model's network if the bundle holds its weights, which training then starts
+    from; else one that is chosen by its time."""
     network = deployed.manifest.deployed.network
     ours = has_weights(deployed) and family(network) in NETWORKS.names
     return network if ours else choose_network(deployed, code)
@@ -253,8 +256,11 @@ def default_network(deployed: Bundle, code: Code) -> str:
 def build_models(
     network: ParityNetwork, r: int, deployed: nn.Module | None
 ) -> tuple[nn.ModuleList, bool]:
-    """r parity models, which start from the deployed model's weights where they are alike, or,
-    without it, from random weights as the published ones do; and whether there are such weights."""
+    """r parity models, and whether they start from weights of the `deployed` model.
+
+    They do where layers are alike. Without `deployed`, networks of this package start from random
+    weights drawn as the paper's code draws them.
+    """
     models = nn.ModuleList(network.build() for _ in range(r))
     if deployed is None:
         if (

@@ -57,7 +57,7 @@ class Recipe(Effort):
 
 
 SUBTRACTION_EPOCHS = 4
-"""How many times longer sums of predictions are learned than each prediction by itself."""
+"""Learning sums of predictions takes this many times as many epochs as learning each apart."""
 
 PUBLISHED_ENCODERS = ("sum", "concatenation")
 

@@ -1,8 +1,8 @@
 """The search for the best stand-ins: ever fewer candidates are trained for ever longer.
 
 (Successive halving: Jamieson, Talwalkar, AISTATS 2016.) Each rung has a share of the time, which
-the candidates in it share alike. Between rungs those go that another beats (`halving.keep`). A
-candidate goes on from where it was, with a new cycle of its learning rate.
+its candidates divide evenly. Between rungs, candidates that others beat are dropped
+(`halving.keep`). The rest go on from where they were, with a new cycle of the learning rate.
 """
 
 import time
@@ -21,20 +21,20 @@ RUNGS = (0.2, 0.3, 0.5)
 """The share of the time that each rung has."""
 
 MARGINS = (0.03, 0.01)
-"""By how much scores after a rung differ by chance: the less training, the more."""
+"""The difference of scores after a rung that chance explains: larger after less training."""
 
 FINALISTS = 4
-"""Candidates that are trained to the end, at most."""
+"""The most candidates that are trained to the end."""
 
 LEAST = (FINALISTS, 2)
-"""Candidates that go on after a rung, at least, if there are so many: what has learned little by
-then may learn more than what was fast."""
+"""The fewest candidates that go on after each rung, if there are that many: a slow learner may be
+the best in the end."""
 
 LEAST_SECONDS = 1.0
-"""What a candidate needs of the first rung, at least: if there is not as much, fewer are tried."""
+"""The least time for a candidate in the first rung; if there is not enough, fewer are tried."""
 
 JUDGED = 2.0
-"""It needs so many times what it takes to be judged, too."""
+"""A candidate also needs at least this many times the seconds that judging it takes."""
 
 
 @dataclass(frozen=True)

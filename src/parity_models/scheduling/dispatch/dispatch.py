@@ -174,10 +174,11 @@ class Dispatch(ABC):
         return True
 
     def _suited(self, task: Task) -> Sequence[str]:
-        """The instances that can run the task, without those that others are better suited than.
+        """The instances that are best suited to run the task.
 
-        First comes that an instance has not failed the task, then that it has nothing that the
-        task is to run apart from, then that its node has not, then that it is not to be avoided.
+        In order of importance, a suited instance has not failed the task; runs nothing that the
+        task is to run apart from; is on a node that does not either; and is not to be avoided. A
+        condition that no instance meets is dropped.
         """
         suited = self._up.get(task.role, [])
         taken = self._taken(task)
@@ -188,8 +189,8 @@ class Dispatch(ABC):
         return suited
 
     def _is_suited(self, task: Task, instance: str) -> bool:
-        """Is this one, which can run the task, among those? Without a look at all of them: a queue
-        may be long, and instances many."""
+        """Is the instance, which can run the task, among the `_suited`? Does not make the list of
+        them: a queue may be long, and instances many."""
         applied: list[Worse] = []
         up = self._up[task.role]
         for worse in self._worse(task, self._taken(task)):

@@ -155,8 +155,9 @@ class LatencyAware(SingleQueue):
     """Of the newest service time in the mean."""
 
     SCARCE, ALIKE = 3, 1.25
-    """While idle instances are scarce, no more than so many times those to keep, a preemptible task
-    takes the fastest only if those it leaves are slower by no more than this factor."""
+    """Idle instances are scarce while they are at most SCARCE times as many as must be kept idle.
+    Then a preemptible task may take the fastest only if those left are at most ALIKE times slower.
+    """
 
     def __init__(self, options: Any = None) -> None:
         super().__init__(options)

@@ -1,25 +1,25 @@
 """Which instances do badly more often than the others do.
 
 A cumulative sum for each instance (Page, Continuous inspection schemes, Biometrika 1954) weighs two
-hypotheses after each thing it does: that it does badly as often as the other instances lately do,
-with probability p, or half as often well as they, with probability (1 + p) / 2 of doing badly. The
-sum is the logarithm of their likelihood ratio, never below 0.
+hypotheses after each event, good or bad. One: the instance does badly as often as the others lately
+do, with probability p. Two: it does well half as often as they do, so badly with probability
+(1 + p) / 2. The sum is the logarithm of their likelihood ratio, never below 0.
 
-So what all instances do badly at the same time (inputs that fail anywhere, inputs that a stand-in
-has not learned) raises p, and nobody stands out.
+What all instances do badly at the same time (inputs that fail anywhere, inputs that a stand-in has
+not learned) raises p, so that no instance stands out.
 """
 
 from collections import deque
 from math import log
 
 WINDOW = 100
-"""The last so many things that instances did, all of them together, tell what p is. A longer window
-follows a sudden rise of p more slowly, and honest instances stand out meanwhile."""
+"""The latest events, of all instances together, from which p is estimated. A longer window follows
+a sudden rise of p more slowly, and meanwhile honest instances stand out."""
 
 STANDS_OUT = 14.0
-"""An instance stands out from this sum on. An honest one reaches it once in e^14, 1.2 million,
-things it does, or more seldom (Lorden, Procedures for reacting to a change in distribution, Annals
-of Mathematical Statistics 1971). Where the others never do badly, it takes 4 bad things in a row.
+"""The sum from which an instance stands out. An honest one reaches it at most once in e^14 events,
+1.2 million (Lorden, Procedures for reacting to a change in distribution, Annals of Mathematical
+Statistics 1971). If the others never do badly, 4 bad events in a row reach it.
 """
 
 
@@ -34,7 +34,7 @@ class Outliers:
         self._sums: dict[str, float] = {}
 
     def add(self, instance: str, *, bad: bool) -> float:
-        """An instance has done something, badly or not; by how much has its sum grown?"""
+        """Count an event of an instance, `bad` or not; returns how much its sum has grown."""
         old = self._sums.get(instance, 0.0)
         new = max(0.0, old + self._evidence(instance, bad=bad)) if bad or old else 0.0
         if new != old:

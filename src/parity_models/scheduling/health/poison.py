@@ -1,21 +1,21 @@
 """Queries of death: inputs that end the instance that runs them.
 
-A query that was running when its instance left may be the reason. It is a suspect, and so are those
-that shared its batch, or were encoded into the parity query that ran: the innocent ones are told
-apart by running each alone. A suspect is tried in a batch of its own, with no copy beside it, and
-is encoded no more. Three instances lost with it are enough: then it fails, as poison.
+A query that was running when its instance left may be the reason. It is a suspect, and so are the
+queries that shared its batch or were encoded into the parity query that ran. Each suspect is tried
+alone, which tells the innocent ones apart: in a batch of its own, with no copy beside it, and not
+encoded. After three instances are lost with it, it fails as poison.
 
-A query that runs on several instances at once (copies, parity queries of it) may end all of these.
-It is then tried alone less often, such that three instances are lost all the same. More are lost
-only where more than three ran it at once; or where three did, each beside other queries that may as
-well be the reason: then it is tried alone once, for their sake.
+A query that runs on several instances at once (copies, parity queries of it) may end all of them.
+It is then tried alone fewer times, so that still three instances are lost. More are lost only if
+more than three ran it at once; or if three did, each beside other queries that may be the reason as
+well: then it is tried alone once, to clear the others.
 
-An instance may have been broken when the unit began: by what it had been given before, and has not
-finished. Where an upstream restarts what ended, the next query would be taken for the reason. Such
-a loss is held against no query, so often: it is tried again as if the instance had turned it away.
+An instance may have been broken when the unit began, by earlier work that it had not finished. So
+where an upstream restarts whatever ended, the next query would be blamed for it. The first such
+losses are held against no query: it is tried again as if the instance had turned it away.
 
-An instance that hung may have been slow for reasons of its own, where one that ended seldom has.
-So a query that is poison has run alone on one that ended, or on two that hung.
+An instance that hung may have been slow for reasons of its own; one that ended seldom was. So a
+query that is poison has run alone on one that ended, or on two that hung.
 """
 
 from parity_models.scheduling.actions import DEPLOYED, Reason
@@ -25,13 +25,14 @@ from parity_models.scheduling.port import HealthPort
 from parity_models.scheduling.work import Query, Task, Unit
 
 ENOUGH = 3
-"""A query is poison once so many instances were lost while they ran it, ..."""
+"""A query is poison once this many instances were lost while they ran it, if there is PROOF."""
 
 EXCUSED = 3
-"""So many losses are not held against a query: its instances had not finished what came before."""
+"""The most losses that are not held against a query as its instances were broken before."""
 
 PROOF, ENDED, HUNG = 2, 2, 1
-"""... and what happened to those that ran it alone weighs so much: each that ended, or hung."""
+"""The weight of the instances lost while they ran a query alone that makes it poison; each that
+ended weighs ENDED, each that hung weighs HUNG."""
 
 
 class Poison:

@@ -1,21 +1,21 @@
 """How long a unit may take before it counts as hung, learned from the units that finished."""
 
 FACTOR = 20
-"""A unit hangs once it has taken so many times as long as the longest recent one of its work."""
+"""A unit hangs once it has taken this many times as long as the longest recent unit of its role."""
 
 AT_LEAST, SHORTEST, OF_DEADLINE = 1.0, 0.5, 0.5
-"""Seconds that a unit is given whatever the others take; the last one of the deadline, if that is
-less, but long enough for a machine that is busy with something else for a moment."""
+"""Every unit is given AT_LEAST seconds, or the share OF_DEADLINE of the deadline if that is less,
+but never less than SHORTEST seconds: a machine may be busy with something else for a moment."""
 
 BEFORE_DEADLINE, LEAST_FACTOR = 0.75, 5
-"""It is told before queries expire, at this share of the server's deadline, where that is so many
-times as long as the longest recent unit."""
+"""A unit counts as hung at the share BEFORE_DEADLINE of the server's deadline, so before its
+queries expire, but not before LEAST_FACTOR times the longest recent unit."""
 
 KNOWN = 100
-"""So many units of a role must have finished before any counts as hung."""
+"""The units of a role that must have finished before any counts as hung."""
 
 WINDOW = 500
-"""The longest of this many recent units is known, and of up to twice as many."""
+"""The longest unit is that of the last WINDOW to twice as many units."""
 
 
 class RunLimits:

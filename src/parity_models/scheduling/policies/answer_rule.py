@@ -1,4 +1,4 @@
-"""When a query is answered from something else than the deployed model."""
+"""When a query may be answered from redundant work instead of the deployed model."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,12 +8,12 @@ from parity_models.options import SECONDS, Option, Options
 
 
 class AnswerRule(StrEnum):
-    """When a query that can be answered from redundant work is."""
+    """When a query is answered that can be answered from redundant work."""
 
     FIRST = "first"
-    """At once: whichever is ready first."""
+    """At once: by the answer that is ready first."""
     DEADLINE = "deadline"
-    """The model's own prediction until `answer_after` has passed, the other answer then."""
+    """Until `answer_after` has passed only by the model's own prediction, then by either."""
 
 
 @dataclass(frozen=True, kw_only=True)

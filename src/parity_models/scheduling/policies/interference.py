@@ -1,38 +1,37 @@
-"""How much of the idle capacity is spare: what redundant work may use and slow no original down.
+"""How much of the idle capacity is spare: what redundant work may use without slowing originals.
 
 Instances that share cores, memory or a link are never quite spare: what one runs slows the others
 down (performance interference: Mars et al., Bubble-Up, MICRO 2011; Zhang et al., CPI², EuroSys
-2013). Nothing says so but the run times of originals. The median of those that ran while no
-redundant work did is what originals take undisturbed. Each original that takes hardly longer raises
-the spare share by a step, up to 1; each that takes longer lowers it. So it rises while more than
-half take hardly longer, and falls while more than half do. The price of instance time is divided
-by it (benefit.py).
+2013). Only the run times of originals show it. The median of those that ran while no redundant work
+ran is the *undisturbed* time. Each original that stays within a limit near that time raises the
+spare share by a step, up to 1; each that exceeds the limit lowers it by a step. The price of
+instance time is divided by the spare share (benefit.py).
 
-Until it is known what originals take undisturbed, the least is spare. Where everything has become
-slower for another reason, redundant work is dear until originals have run alone often enough to
-tell; redundant work that is dear lets them run alone.
+Until the undisturbed time is known, the spare share is the least. If everything becomes slower for
+another reason, redundant work is dear at first. Little of it is then sent, so originals run alone,
+and the undisturbed time is learned anew.
 """
 
 from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Task, Unit
 
 LIMIT, WIDE = 1.05, 0.6
-"""How long half of all originals may take, in medians of those that run alone; where run times vary
-much, as long as this share of those at most take."""
+"""The limit for an original: LIMIT medians of those that ran alone, or their quantile WIDE if that
+is longer, as where run times vary much."""
 
 STEP = 0.02
-"""By how much one original changes the spare share."""
+"""The change of the spare share for each original."""
 
 LEAST = 0.02
-"""The least that is spare: what hangs is worth a copy though it slows others down."""
+"""The smallest spare share: a hung query is worth a copy even if the copy slows others down."""
 
 MOST = 1.3
-"""The most that the share grows to: beyond 1 it makes no difference but that chance, of which
-there is some in every run time, does not lower it below 1."""
+"""The largest value that the share is counted up to. Values above 1 mean 1; they are a reserve, so
+that a few run times that are long by chance do not lower the share below 1."""
 
 
 class Interference:
-    """The share of idle capacity that is spare, by the run times of originals; in seconds."""
+    """Learns the share of idle capacity that is spare from run times of originals, in seconds."""
 
     def __init__(self) -> None:
         self._redundant: set[Task] = set()

@@ -1,11 +1,12 @@
 """From which ages on units are at risk, by what is measured of each role, and the load.
 
-What makes instances slow lasts for longer than a unit. So an instance is *slow* while the last unit
-of the deployed model that it ran was late; no more than SLOWEST of all are, the newest: slow ones
-are given work last, and what is given nothing cannot be on time again. Originals on slow instances
-have run times of their own, and may be asked for as they begin; they are trusted no more than
-others at any age. (On others, no unit is asked for before the first have ended: else, where
-instances are idle and cheap, everything would be run twice.)
+What makes an instance slow lasts for longer than one unit. So an instance is *slow* if its last
+unit of the deployed model was late. At most a share SLOWEST of all instances counts as slow, those
+that were late most recently: slow instances are given work last, and one that is given none could
+never be on time again. Run times on slow instances are measured apart. A stand-in may be asked for
+a query on a slow instance as soon as its unit begins; at no age is such a unit trusted more than
+others. On other instances no stand-in is asked before the first units have ended: where instances
+are idle and cheap, everything would be run twice.
 """
 
 from collections.abc import Collection
@@ -26,16 +27,17 @@ SLOW = "slow"
 """Stands for the deployed model on slow instances."""
 
 BEYOND = 1.02
-"""A unit that has run so many times as long as any that is known is like none of them, and at risk
-though none was worth asking for: of 1,000 units, one at most does by chance."""
+"""A unit that has run this many times as long as the longest known one is at risk, even if no known
+unit was worth asking for. By chance this happens to one of 1,000 units at most."""
 
 SLOWEST = 2 / 3
-"""The share of the instances that are slow at most. With more, of two generations too few are left
-for what is sent; with half, the slower generation drives out those that transfers slow down."""
+"""The largest share of instances that count as slow. With more, in a fleet of two generations of
+hardware, too few instances are left for redundant work. With half, the slower generation takes all
+places, and instances that transfers slow down are not counted."""
 
 EXACT = 0.9
-"""A copy is sent rather than a stand-in that takes so much of its time or more: its answer is the
-deployed model's own."""
+"""A copy is sent instead of a stand-in whose time is this share of the copy's, or more: the copy's
+answer is the deployed model's own."""
 
 
 class Risk:

@@ -9,16 +9,16 @@ PRESUMED = 0.5
 """How long a stand-in takes, in median run times of the deployed model, until that is measured."""
 
 FORGOTTEN = 5000
-"""After how many units of the deployed model a stand-in that was not asked meanwhile is presumed
-anew: so that one which did badly for a while is asked again."""
+"""After this many units of the deployed model without being asked, the estimates of a stand-in are
+forgotten: so one that did badly for a while is asked again."""
 
 
 class StandIn:
     """The estimates of one stand-in; `deployed` are the run times of the deployed model.
 
-    `accepted` is the share of its answers that may be given: for False, of those to queries that it
-    was asked of first; for True, to those that another one was not to answer, which are harder.
-    Times in seconds.
+    `accepted` is the share of its answers that may be given. `accepted[False]` is that for queries
+    that asked it first; `accepted[True]` for those that another stand-in's answer was refused for,
+    which are harder. Times in seconds.
     """
 
     def __init__(self, deployed: RunTimes) -> None:

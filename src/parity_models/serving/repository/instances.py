@@ -14,7 +14,7 @@ from parity_models.serving.repository.sharing import Move, Sharing, Work
 from parity_models.serving.repository.sharing_options import SharingOptions
 
 LOOK_EVERY = 0.5
-"""Seconds between two looks at the loads; at each, an instance moves at the most."""
+"""Seconds between two looks at the loads; at each, at most one instance moves."""
 
 _log = logging.getLogger(__name__)
 
@@ -24,16 +24,16 @@ class Sharer(Protocol):
 
     @property
     def work(self) -> Work | None:
-        """What it has to do; None while no version takes requests."""
+        """The work that it has; None while no version takes requests."""
 
     async def shrink_to(self, instances: int) -> None:
-        """Have so many instances for each version, or fewer; returns when the others are gone.
+        """Have at most this many instances for each version; returns when the others are gone.
 
-        Nothing that it was asked fails for that.
+        No request fails because of it.
         """
 
     def grow_to(self, instances: int) -> None:
-        """Likewise, or more, which come when they are warm."""
+        """Have at least this many instances for each version; new ones join once they are warm."""
 
     def tell(self, kind: str, what: str) -> None:
         """Tell those who watch it what became of it."""
@@ -64,8 +64,10 @@ class SharedInstances:
         self._sharing.begin(names)
 
     async def admit(self, name: str, options: ServeOptions) -> ServeOptions:
-        """The options of a version that is about to start, with the number of its instances, which
-        others have given up by then. Raises UserError if there are not enough."""
+        """The options of a version that is about to start, with the number of its instances.
+
+        Returns once other models have given these up. Raises UserError if there are not enough.
+        """
         async with self._changing:
             self._sharing.enter(name, options.min_ready)
             await self._fit()

@@ -73,10 +73,11 @@ class ManagedModel:
     # Changes
 
     async def start(self) -> bool:
-        """Load the newest version that can be, unless one is served; what is wrong with newer ones
-        is in the index. What was wrong the last time, too, is not told again.
+        """Load the newest version that can be loaded, unless one is served.
 
-        Returns whether there is none yet as the newest has nobody to run it, which passes.
+        The index says what is wrong with newer ones; a problem that is known already is not
+        reported again. Returns whether to try again later: no version is loaded, as nothing can run
+        the newest one yet.
         """
         for version in reversed(self._versions()):
             try:

@@ -23,15 +23,16 @@ from typing import NamedTuple
 from parity_models.errors import UserError
 
 BUSY, IDLE = 0.75, 0.6
-"""The share of time that a model's instances are busy, at which it is short of them, or has enough
-to give one away."""
+"""A model is short of instances if they are busy for more than the share BUSY of the time. It can
+spare one if the others would then be busy for at most the share IDLE."""
 
 RISES, RISES_RUNS = 2.0, 30
-"""A load is averaged over so many seconds, and at least so many times what a query takes: chance
-makes the load of few and long queries waver."""
+"""A load is averaged over RISES seconds, or over RISES_RUNS times what a query takes if that is
+longer: the load of few and long queries varies more by chance."""
 
 FALLS = 3
-"""A model has some to spare only if it would have by an average over so many times longer."""
+"""A model can spare an instance only if it could by an average over this many times as long, too.
+"""
 
 _ROUNDING = 1e-9
 
