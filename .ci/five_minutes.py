@@ -1,4 +1,5 @@
-"""Type the README's three commands in a fresh environment, and time them: to the live page.
+"""Type the README's installation and two commands in a fresh environment, and time them: to the
+live page.
 
 python .ci/five_minutes.py [--wheel FILE] [--model FILE --inputs FILE]
 
@@ -45,12 +46,11 @@ def main() -> None:
 
 
 def commands() -> list[str]:
-    """The three commands of the README."""
+    """The installation and the two commands of the README."""
     text = (ROOT / "README.md").read_text()
-    section = text.partition("## Three commands")[2]
-    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
-    assert block is not None
-    return [line.partition("  #")[0].strip() for line in block[1].splitlines() if line.strip()]
+    section = text.partition("## Two commands\n")[2].partition("\n## ")[0]
+    typed = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
+    return [line.partition("  #")[0].strip() for line in typed.splitlines() if line.strip()]
 
 
 def put_model(folder: Path, model: Path | None, inputs: Path | None) -> None:

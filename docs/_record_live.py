@@ -1,4 +1,4 @@
-"""Records the picture of the live demo that the README shows: docs/images/live-demo.webp.
+"""Records the picture of the live demo in docs/how-to/watch.md: docs/images/live-demo.webp.
 
     parm demo --live --port 8080 &
     python docs/_record_live.py http://127.0.0.1:8080/ui/ docs/images/live-demo.webp
