@@ -1,5 +1,7 @@
 """The adaptive policy asks the best stand-in for what is late, when that is worth it."""
 
+from collections.abc import Collection
+
 import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs, world_of
@@ -17,7 +19,8 @@ from parity_models.scheduling import (
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
 from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code, port_at
+from policy_port import port_at
+from scheduling_world import World, code
 
 
 def test_every_instance_runs_all_that_the_bundle_has() -> None:
@@ -265,6 +268,26 @@ def test_nothing_is_sent_while_many_wait() -> None:
     world.finish("0")
     assert runs(world) == [DEPLOYED] * 2
     assert world.queued(BACKUP) == 0
+
+
+def test_while_all_that_instances_share_is_used_nothing_is_sent_for_what_is_a_little_late() -> None:
+    asked = []
+
+    def crowded(instances: Collection[str]) -> bool:
+        asked.append(sorted(instances))
+        return True
+
+    a_little, late = ([(1.0, True)] * 90 + [(most, True)] * 10 for most in (1.7, 9.0))
+    worlds = [
+        world_of(2, BACKUPS, a_little),
+        world_of(2, BACKUPS, a_little, crowded=crowded),
+        world_of(2, BACKUPS, late, crowded=crowded),
+    ]
+    for world in worlds:
+        world.arrive(1)
+        world.pass_time(1.3)
+    assert [len(runs(world)) for world in worlds] == [2, 1, 2]
+    assert asked == [["0"], ["0"]]
 
 
 def test_what_slows_originals_down_is_dear() -> None:

@@ -7,7 +7,8 @@ from estimates import run_times, undisturbed
 from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Task, Unit
-from scheduling_world import World, code, port_at
+from policy_port import port_at
+from scheduling_world import World, code
 
 
 def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from adaptive_world import SOME_SLOW
 from estimates import run_times
 from parity_models.scheduling.policies.benefit import Benefit, Choice
+from parity_models.scheduling.policies.interference import LEAST
 
 
 def asking(takes: float, answers: float = 1.0) -> Choice:
@@ -49,6 +50,14 @@ def test_instance_time_is_dearer_at_a_higher_load(
     cheap = benefit(load=low, spare=spare).cost(choice)
     assert 1 <= cheap <= benefit(load=high, spare=spare).cost(choice)
     assert cheap <= benefit(load=low, spare=spare).cost(choice, waiting)
+
+
+@given(st.floats(0, 1), st.floats(0.02, 1))
+def test_while_no_core_is_idle_all_is_as_dear_as_it_ever_is(load: float, spare: float) -> None:
+    choice = asking(1.0)
+    crowded = benefit(load=load, spare=spare).cost(choice, crowded=True)
+    assert crowded == benefit(load=load, spare=LEAST).cost(choice)
+    assert crowded >= benefit(load=load, spare=spare).cost(choice)
 
 
 def test_what_comes_before_the_queue_is_empty_is_delayed_as_well() -> None:

@@ -12,7 +12,8 @@ from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Query, Task, Unit
 from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.course import Course, outcome_of, standard_contention
-from scheduling_world import World, code, port_at
+from policy_port import port_at
+from scheduling_world import World, code
 
 FAST, BETTER = BACKUPS[:2]
 TWO = StandIns(backups=(FAST, BETTER))

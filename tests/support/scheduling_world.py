@@ -5,7 +5,7 @@ every action against it, so that any history run through it is a test of the inv
 """
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from parity_models.codes import Code, CodeSpec
@@ -22,11 +22,9 @@ from parity_models.scheduling import (
     Fail,
     ForgetGroup,
     ForgetQueries,
-    Policy,
     Recycle,
     Run,
     Scheduler,
-    SchedulerConfig,
     Source,
     Spare,
     Verify,
@@ -34,10 +32,7 @@ from parity_models.scheduling import (
     parity_role,
     source_of,
 )
-from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.health import State
-from parity_models.scheduling.port import Port
-from parity_models.scheduling.scheduler_port import SchedulerPort
 
 ORIGINALS = frozenset({DEPLOYED})
 PARITIES = frozenset({parity_role(0)})
@@ -344,13 +339,3 @@ class World:
 
     def _wakeat(self, wake: WakeAt) -> None:
         self.wake_at = wake.time
-
-
-def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
-    """A port on which nothing has happened, for a policy that is told something by hand."""
-    dispatch = SingleQueue()
-    for instance in up:
-        dispatch.join(instance, ORIGINALS, None)
-    port = SchedulerPort(policy, SchedulerConfig(), dispatch)
-    port.now = now
-    return port

@@ -11,6 +11,9 @@ from parity_models.scheduling.actions import Decode, Encode, Reason, RecycleReas
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Query, Task, Unit
 
+Crowded = Callable[[Collection[str]], bool]
+"""Do instances that have a unit, by name, use up what all share?"""
+
 
 class Port(Protocol):
     """What a redundancy policy may ask, and what it may have done."""
@@ -32,6 +35,10 @@ class Port(Protocol):
     @property
     def nodes(self) -> int:
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
+
+    @property
+    def crowded(self) -> bool:
+        """Do the units that run use up what their instances share, as all cores of a machine?"""
 
     def queued(self, role: str) -> int:
         """How many tasks of this role are queued."""

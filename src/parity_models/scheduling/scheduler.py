@@ -36,6 +36,7 @@ from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import State
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Crowded
 from parity_models.scheduling.queries import Queries
 from parity_models.scheduling.scheduler_port import SchedulerPort
 from parity_models.scheduling.units import Units
@@ -52,6 +53,9 @@ class Scheduler:
     is not reported yet; the driver ignores it. If a hook of the policy raises, the queries that it
     was about fail as INTERNAL, and all else goes on.
 
+    `crowded` says of the instances that have a unit whether they use up what all instances share,
+    such as the cores of one machine; by default each has its own.
+
     Raises ValueError for a query id that is in use: the only thing that no lateness explains.
     """
 
@@ -60,10 +64,11 @@ class Scheduler:
         policy: Policy,
         config: SchedulerConfig | None = None,
         dispatch: Dispatch | None = None,
+        crowded: Crowded = lambda instances: False,
     ) -> None:
         self._policy = policy
         self._dispatch = policy.dispatch() if dispatch is None else dispatch
-        self._port = SchedulerPort(policy, config or SchedulerConfig(), self._dispatch)
+        self._port = SchedulerPort(policy, config or SchedulerConfig(), self._dispatch, crowded)
         self._queries = Queries(self._port)
         self._units = Units(self._port)
 

@@ -37,6 +37,7 @@ from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.floor import Floor
 from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Crowded
 from parity_models.scheduling.samples import Samples
 from parity_models.scheduling.timers import LEAST_DELAY, Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
@@ -47,7 +48,9 @@ _log = logging.getLogger(__name__)
 class SchedulerPort:
     """See above. Times in seconds."""
 
-    def __init__(self, policy: Policy, config: SchedulerConfig, dispatch: Dispatch) -> None:
+    def __init__(
+        self, policy: Policy, config: SchedulerConfig, dispatch: Dispatch, crowded: Crowded
+    ) -> None:
         self.policy = policy
         self.config = config
         self.dispatch = dispatch
@@ -75,6 +78,7 @@ class SchedulerPort:
         """What answers the event that is being handled."""
         self.work_held_back: Counter[str] = Counter()
         """How often a late query was not sent to a role, as it was too dear."""
+        self._crowded = crowded
         self._decodes: dict[int, list[Decode]] = {}
         self._holds: dict[int, int] = {}
         self._forgotten: list[int] = []
@@ -90,6 +94,10 @@ class SchedulerPort:
     @property
     def nodes(self) -> int:
         return self.dispatch.nodes
+
+    @property
+    def crowded(self) -> bool:
+        return self._crowded([unit.instance for unit in self.units.values()])
 
     def queued(self, role: str) -> int:
         return self.dispatch.depth(role)
@@ -337,13 +345,5 @@ class SchedulerPort:
 
     def __len__(self) -> int:
         """How many things are remembered."""
-        return (
-            len(self.queries)
-            + len(self.waiting)
-            + len(self.patient)
-            + len(self.units)
-            + len(self._decodes)
-            + len(self._holds)
-            + len(self.timers)
-            + len(self.floor)
-        )
+        known = (self.queries, self.waiting, self.patient, self.units, self._decodes, self._holds)
+        return sum(map(len, known)) + len(self.timers) + len(self.floor)

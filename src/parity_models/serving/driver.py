@@ -114,9 +114,7 @@ class Driver:
         self._check_timer: asyncio.TimerHandle | None = None
         self._wake_up = WakeUp(lambda: self.carry_out(scheduler.time_passed(now())))
         self._reports: deque[Callable[[], list[Action]]] = deque()
-        self._started = False
-        self._draining = False
-        self._stopped = False
+        self._started = self._draining = self._stopped = False
         self._idle = asyncio.Event()
         self._do: dict[type[Action], Callable[[Any], None]] = {
             Run: self._run,

@@ -10,7 +10,7 @@ business: it does as it is told and reports what happened.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -165,6 +165,11 @@ class Engine(ABC):
     @abstractmethod
     def running(self) -> Mapping[str, int | None]:
         """The unit of each instance that has joined and not left; None: it is idle."""
+
+    def crowded(self, instances: Collection[str]) -> bool:
+        """Do these instances, which have a unit, use up what all instances share, as the cores of
+        one machine? By default each has its own."""
+        return False
 
     @property
     @abstractmethod

@@ -74,7 +74,7 @@ class Frontend:
         min_ready: int = 1,
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
-        self._scheduler = Scheduler(policy, config, dispatch)
+        self._scheduler = Scheduler(policy, config, dispatch, engine.crowded)
         self._deadline = config.deadline
         self._signature = signature
         self._metrics = metrics

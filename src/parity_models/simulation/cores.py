@@ -68,12 +68,21 @@ class Computing:
             spells = Exponential(hog.mean_between), Exponential(hog.mean_length)
             courses[hog.core % apart].append(Spells(rng, *spells))
         self._cores = [_Core(cores.count // apart, hogs, at) for hogs in courses]
+        self.count = cores.count
+        self.units = 0
+        """How many units compute."""
         self._serving, self._unseen = cores.serving / 2, cores.unseen / 2
         self._unit = cores.unit
 
     def run(self, now: float, instance: int, work: float, done: Callable[[], None]) -> Job:
         """Have an instance compute a unit whose service takes so many seconds of a core."""
-        return self._cores[instance % len(self._cores)].start(now, work + self._unit, done)
+
+        def ended() -> None:
+            self.units -= 1
+            done()
+
+        self.units += 1
+        return self._cores[instance % len(self._cores)].start(now, work + self._unit, ended)
 
     def serve(self, now: float, done: Callable[[], None]) -> None:
         """Have server and client compute what they do before a query, or after its answer."""
@@ -85,8 +94,10 @@ class Computing:
                 then()
 
     def stop(self, now: float, job: Job) -> None:
-        """It computes no more."""
-        job.core.stop(now, job)
+        """An instance computes its unit no more."""
+        if not job.stopped:
+            self.units -= 1
+            job.core.stop(now, job)
 
 
 def _nothing() -> None:

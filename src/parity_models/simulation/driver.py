@@ -5,7 +5,7 @@ plan say (`faults.WorkerFaults`, the code that real workers obey).
 """
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from random import Random
 from typing import Any
@@ -58,7 +58,7 @@ class Driver:
         progress: Callable[[int], None] | None,
     ) -> None:
         self._simulation = simulation
-        self._scheduler = Scheduler(policy, simulation.config, dispatch)
+        self._scheduler = Scheduler(policy, simulation.config, dispatch, self._crowded)
         self._now = 0.0
         self._calendar: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -128,6 +128,10 @@ class Driver:
                 if self._refuses(decode.members[slot], Source.RECONSTRUCTION)
             ]
             self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
+
+    def _crowded(self, instances: Collection[str]) -> bool:
+        """Do these instances, which have a unit, use up what all share?"""
+        return False
 
     # Events
 

@@ -1,6 +1,6 @@
 """Simulations in which models, server and clients compute on the same cores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from parity_models.scheduling import Policy
@@ -24,6 +24,9 @@ class DriverOnCores(Driver):
         cores = simulation.cores or Cores(1)
         self._computing = Computing(cores, simulation.faults.seed, self._at)
         super().__init__(simulation, policy, dispatch, progress)
+
+    def _crowded(self, instances: Collection[str]) -> bool:
+        return len(self._instances) > self._computing.count <= self._computing.units
 
     def _serve(self, done: Callable[[], None]) -> None:
         self._computing.serve(self._now, done)

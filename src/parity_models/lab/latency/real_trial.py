@@ -74,17 +74,6 @@ class Laboratory:
             faults=faults,
             agreement=0,  # what may not be answered is drawn, as in simulations: coverage
         )
-        # Contention begins with the warm-up, which policies that learn would else learn from in
-        # vain; so all queries are the load's own, and those of the warm-up are left out later.
-        load = LoadSpec(
-            model=bundle.manifest.name,
-            data=str(self._queries),
-            metric=self._task.metric,
-            rate=None if setting.bursts else setting.queries_per_second,
-            trace=self._trace(trial) if setting.bursts else None,
-            count=trial.warm_up + trial.queries,
-            seed=trial.seed,
-        )
         plan = None if drawn else setting.contention(trial.seed, links=links)
         async with AsyncExitStack() as stack:
             contention = None
@@ -111,9 +100,9 @@ class Laboratory:
                 if self.engine.kind is not RayEngine:
                     counting.append(asyncio.create_task(_busy_by(warm, server)))
 
-            here = msgspec.structs.replace(load, url=server.url)
-            warm = float(here.due()[trial.warm_up])
-            result = await offer_load_from_own_process(here, begin, prefix)
+            load = self._load(trial, bundle.manifest.name, server.url)
+            warm = float(load.due()[trial.warm_up])
+            result = await offer_load_from_own_process(load, begin, prefix)
             busy = [await server.busy_seconds() - await before for before in counting]
             summed = _sum_up(result, trial.warm_up, sum(busy) if busy else None)
             if setting.hogs or setting.tenants:
@@ -123,6 +112,21 @@ class Laboratory:
             return msgspec.structs.replace(
                 summed, workers_ms=ms * took.workers, serving_ms=ms * took.serving
             )
+
+    def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
+        """Contention begins with the warm-up, which policies that learn would else learn from in
+        vain; so all queries are the load's own, and those of the warm-up are left out later."""
+        bursts = trial.setting.bursts
+        return LoadSpec(
+            url=url,
+            model=model,
+            data=str(self._queries),
+            metric=self._task.metric,
+            rate=None if bursts else trial.setting.queries_per_second,
+            trace=self._trace(trial) if bursts else None,
+            count=trial.warm_up + trial.queries,
+            seed=trial.seed,
+        )
 
     @cached_property
     def _task(self) -> Task:

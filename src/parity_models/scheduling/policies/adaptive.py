@@ -159,6 +159,7 @@ class Adaptive(Policy):
     ) -> Iterator[Offer]:
         """What may be sent for the query now; of what is worth the same, the cheapest first."""
         risk, taken, queued = self._risk, [task.role for task in tasks], port.queued(DEPLOYED)
+        crowded = port.crowded
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
             if not risk.late:  # as nothing is known: once each, while nothing waits
@@ -170,7 +171,7 @@ class Adaptive(Policy):
             waited = max(0.0, _started(query.original) - query.arrived)
             lateness = 1 + waited / risk.benefit.median
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
-            return saved - risk.benefit.cost(choice, waiting)
+            return saved - risk.benefit.cost(choice, waiting, crowded=crowded)
 
         for role in (*query.backups, DEPLOYED):
             if port.up(role) > taken.count(role):

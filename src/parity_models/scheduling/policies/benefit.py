@@ -18,9 +18,10 @@ Where a better backup comes after it, that is asked in place of the copy, and wh
 Instance time has a price. A queue grows with the load as load / (1 - load) does, so a second of
 instance time adds 1 / (1 - load)^2 to it; and those that wait there are later by 1 / (1 - load),
 so that each second costs them so much more. Where redundant work slows originals down, only a part
-of the capacity is `spare`, and the price is higher by that. And each query that waits now, or comes
-before no query waits any more, is delayed by its share of it: waiting / (1 - load) are these. They
-will be as late as this one was when it began, after the time w, and a median:
+of the capacity is `spare`, and the price is higher by that; while instances that share cores use
+all of them, the least is. And each query that waits now, or comes before no query waits any more,
+is delayed by its share of it: waiting / (1 - load) are these. They will be as late as this one was
+when it began, after the time w, and a median:
 
     cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3 / spare
               + urgency * (1 + w / m) * waiting / (1 - load) / instances)
@@ -35,6 +36,7 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
+from parity_models.scheduling.policies.interference import LEAST
 from parity_models.scheduling.run_times import RunTimes
 
 FULLEST = 0.99
@@ -61,7 +63,7 @@ class Benefit:
 
     def __init__(self, urgency: float) -> None:
         self._urgency = urgency
-        self._price = inf
+        self._price = self._highest = inf
         self._delayed = 1.0
         self.median = 0.0
 
@@ -69,7 +71,8 @@ class Benefit:
         """What it follows from is new."""
         self.median = median
         self._delayed = 1 / (1 - min(load, FULLEST))
-        self._price = self._delayed**self.STEEPNESS / spare
+        undisturbed = self._delayed**self.STEEPNESS
+        self._price, self._highest = undisturbed / spare, undisturbed / LEAST
 
     def saved(self, choice: Choice, running: RunTimes, age: float, before: float = 0.0) -> float:
         """What a task started now saves a query whose unit, one like `running`, is of this age.
@@ -83,10 +86,11 @@ class Benefit:
             saved += chance * (moment - late_from * left)
         return self._urgency * saved / self.median
 
-    def cost(self, choice: Choice, waiting: float = 0.0) -> float:
+    def cost(self, choice: Choice, waiting: float = 0.0, *, crowded: bool = False) -> float:
         """What it costs; `waiting` are the queries that wait, for each instance, and each as many
-        times as it will be medians late."""
-        return choice.work * (self._price + self._urgency * waiting * self._delayed)
+        times as it will be medians late. `crowded`: no core is idle."""
+        price = self._highest if crowded else self._price
+        return choice.work * (price + self._urgency * waiting * self._delayed)
 
     def at_risk(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False

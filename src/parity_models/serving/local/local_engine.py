@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any
@@ -18,6 +18,7 @@ from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import EngineListener, Parts
 from parity_models.serving.local.placement import Addresses, Place, Placement
 from parity_models.serving.local.process import WorkerProcess
+from parity_models.serving.local.run_queue import all_cores_used
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.copies import ModelCopies, copied
 from parity_models.serving.worker.sockets import bind
@@ -196,6 +197,9 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
             for instance, worker in self._workers.items()
             if worker.pid is not None
         }
+
+    def crowded(self, instances: Collection[str]) -> bool:
+        return all_cores_used(self.pids(), instances)
 
     # Faults
 
