@@ -38,7 +38,7 @@ from parity_models.serving.stand_ins import StandInRules
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic
 
-Seen = TypeVar("Seen", bound=Observer)
+AnyObserver = TypeVar("AnyObserver", bound=Observer)
 
 VERIFIED_WITHIN = 10.0
 """Seconds for which a frontend that starts waits for golden queries, at the most."""
@@ -115,7 +115,7 @@ class Frontend:
             lambda: self._by_role(self._scheduler.work_held_back()),
         )
 
-    def observed_by(self, make: Callable[[Mapping[int, Asked]], Seen]) -> Seen:
+    def observed_by(self, make: Callable[[Mapping[int, Asked]], AnyObserver]) -> AnyObserver:
         """What `make` makes is told from now on of all that happens; it is given the requests that
         are under way, by query. To be called before the start."""
         observer = make(self._requests)
