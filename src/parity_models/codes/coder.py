@@ -48,7 +48,8 @@ class Coder(ABC):
     def new_network(self) -> Any:
         """A torch.nn.Module with these shapes, to be trained; called where there is torch alone.
 
-        Those of this package are in training/learned.py.
+        Those of this package are in training/learned.py. Raises CodeError where a learned coder
+        does not define it.
         """
         raise CodeError(
             f"the {type(self).__name__} is learned, and does not say how; give it new_network()"

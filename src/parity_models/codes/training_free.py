@@ -100,7 +100,8 @@ class LinearCode(TrainingFreeCode):
     """Exact for F(X) = A X + b: the queries themselves, and r averages of them.
 
     The averages' weights are independent rows, each of which sums to 1, so that the offset b
-    comes through unchanged. (Coded computation of linear functions: Lee et al., 2018.)
+    comes through unchanged. (Coded computation of linear functions: Lee et al., 2018.) Raises
+    CodeError for an r above k as well.
     """
 
     name = "linear"
@@ -130,7 +131,8 @@ class LagrangeCode(TrainingFreeCode):
     """Exact for a polynomial F of total degree `degree` (Yu et al., AISTATS 2019).
 
     The queries are values of a polynomial of degree k - 1; its composition with F has degree
-    (k - 1) · degree, and as many outputs and one determine it.
+    (k - 1) · degree, and as many outputs and one determine it. Raises CodeError for a degree
+    below 1 as well.
     """
 
     name = "lagrange"
@@ -177,7 +179,7 @@ class NestedRegressionCode(TrainingFreeCode):
 
     As BerrutCode, with natural cubic smoothing splines in place of interpolants: `smooth_in`
     and `smooth_out` weigh the curvature of the encoding and of the decoding spline against
-    their squared errors at the points.
+    their squared errors at the points. Raises CodeError if one of them is negative.
     """
 
     name = "nercc"

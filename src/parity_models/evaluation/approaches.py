@@ -136,7 +136,8 @@ def fit_nested_regression(
     """The code of nested regression whose smoothing suits F best, by validation data.
 
     Best is what gives the best answers when any r outputs of a group are unavailable; a thousand
-    queries say which. Raises DataError for inputs that are fewer than k, or not as many as labels.
+    queries say which. `inputs` are (n, *query_shape), `labels` (n, ...). Raises
+    DataError for inputs that are fewer than k, or not as many as labels.
     """
     groups = _groups(k, inputs, labels, seed)[: max(1, FITTED_TO // k)]
     tried: list[tuple[float, NestedRegressionCode]] = []

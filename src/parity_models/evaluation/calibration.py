@@ -97,7 +97,8 @@ def calibrate_bundle(
     again: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Calibrate the gates as `calibrate` does, and put them into the bundle's manifest.
+    """Calibrate the gates as `calibrate` does, by `inputs` (n, *query shape), and put them into the
+    bundle's manifest.
 
     With `again`, raises UserError, and leaves the bundle as it is, if a stand-in with a gate would
     have none afterwards, and so answer everything. Raises BundleError if the bundle was replaced

@@ -147,7 +147,11 @@ def read_index(text: bytes) -> list[str]:
 
 
 def read_model(name: str, text: bytes) -> ModelMetadata:
-    """The model that a server's metadata (the body of GET /v2/models/NAME) describes."""
+    """The model that a server's metadata (the body of GET /v2/models/NAME) describes.
+
+    Raises LoadError for what is not as the protocol says, and for tensors that are no rows of
+    numbers.
+    """
     try:
         metadata = msgspec.json.decode(text, type=_Metadata)
     except msgspec.DecodeError as error:
@@ -184,7 +188,8 @@ def read_answers(
     """The answers to a request of `rows` rows, from a response's body and HEADER_LENGTH.
 
     They are those of `output`, by default of the model's first. Rows of a server that does not say
-    their sources are the model's.
+    their sources are the model's. Raises LoadError for an `output` that the model has not, and
+    MalformedAnswerError for an answer that is not what was asked for.
     """
     judged = model.output(output)
     try:

@@ -16,7 +16,8 @@ MANIFEST = "manifest.json"
 
 
 def read_stored(path: Path, named: StoredFile) -> bytes:
-    """The content of the file at `path`, which is the one that the manifest names."""
+    """The content of the file at `path`. Raises BundleError unless it is the one that the manifest
+    names, of that size and sha256."""
     content = read_file(path, MAX_MODEL_BYTES, named.size)
     if hashlib.sha256(content).hexdigest() != named.sha256:
         raise BundleError(
@@ -27,7 +28,11 @@ def read_stored(path: Path, named: StoredFile) -> bytes:
 
 
 def read_file(path: Path, most: int, size: int | None = None) -> bytes:
-    """The content of a regular file that does not lie, by links, outside its folder."""
+    """The content of a regular file that does not lie, by links, outside its folder.
+
+    Raises BundleError for any other, for one that has not this `size`, or more bytes than `most`,
+    and where it cannot be read.
+    """
     try:
         if not path.resolve().is_relative_to(path.parent.resolve()):
             raise BundleError(f"{path} links to a file outside the bundle; copy it into the bundle")
@@ -47,7 +52,11 @@ def read_file(path: Path, most: int, size: int | None = None) -> bytes:
 
 
 def replace_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Make `folder` hold `contents` and nothing else, written beside it and then renamed."""
+    """Make `folder` hold `contents` and nothing else, written beside it and then renamed.
+
+    `contents` are by file name. Raises BundleError, with the folder as it was, where the
+    system does not let it.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(

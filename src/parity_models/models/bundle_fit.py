@@ -70,7 +70,8 @@ def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
 
 
 def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
-    """The models that the manifest at `path` describes fit each other and the code.
+    """Raises BundleError unless the models that the manifest at `path` describes fit each other and
+    the code.
 
     `allowed`: see `code_of`.
     """
@@ -213,7 +214,10 @@ def _dims(tensor: Tensor) -> str:
 def check_slotwise(
     manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]
 ) -> None:
-    """Parity models that are said to run on each slot by itself do so. `allowed`: see `code_of`."""
+    """Raises BundleError unless parity models that are said to run on each slot by itself do so.
+
+    `contents` are the models' files, by name; `allowed`: see `code_of`.
+    """
     code = code_of(manifest, allowed)
     if code is None or not code.isolated:
         return
@@ -231,7 +235,10 @@ def check_slotwise(
 
 
 def check_slot(manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]) -> None:
-    """Backups that are said to be one slot of a parity model are that. `allowed`: see `code_of`."""
+    """Raises BundleError unless backups that are said to be one slot of a parity model are that.
+
+    `contents` and `allowed`: see `check_slotwise`.
+    """
     code = code_of(manifest, allowed)
     parity = manifest.parity[0] if manifest.parity else None
     for backup in manifest.backups:
@@ -252,7 +259,8 @@ def _loaded(model: ModelFile, contents: Mapping[str, bytes]) -> OnnxModel:
 
 
 def check_envelope(path: Path, manifest: Manifest, envelope: AnyEnvelope) -> None:
-    """The envelope at `path` is of the deployed model's inputs and of the imitated output."""
+    """Raises BundleError unless the envelope at `path` is of the deployed model's inputs and of the
+    imitated output."""
     inputs, output = manifest.deployed.signature.inputs, manifest.imitated_output
     outputs = ("outputs", envelope.outputs.shape, () if output is None else (output,))
     compared: list[tuple[str, tuple[int | str, ...], Sequence[Tensor]]] = [outputs]
@@ -270,7 +278,8 @@ def check_envelope(path: Path, manifest: Manifest, envelope: AnyEnvelope) -> Non
 
 
 def check_model(path: Path, named: ModelFile) -> None:
-    """The file at `path` can be the model that the manifest names, with its inputs and outputs."""
+    """Raises BundleError unless the file at `path` is the one that the manifest names, and a model
+    with these inputs and outputs."""
     content = read_stored(path, named)
     try:
         OnnxModel(content, signature=named.signature)

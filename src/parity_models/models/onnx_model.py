@@ -77,6 +77,9 @@ class OnnxModel:
     ) -> NDArray[Any]:
         """A batch of n ≥ 1 queries of one kind to n predictions (see models.tensor.Layout).
 
+        From (n, *query_shape) to (n, *output_shape), of the signature's dtypes; records where the
+        model has several inputs, or outputs.
+
         Another thread can end the call by setting `options.terminate`. Raises what ONNX Runtime
         raises, for which there is no closer class than Exception, and ValueError for queries and
         predictions that are not as the signature says.
@@ -96,7 +99,7 @@ class OnnxModel:
         return np.concatenate(parts)
 
     def predict(self, queries: NDArray[Any]) -> NDArray[Any]:
-        """As a call, of queries that a user gave.
+        """As a call, of queries that a user gave: (n, *query_shape) to (n, *output_shape).
 
         Raises DataError for those that the model cannot run, such as ids that it has no vector for.
         """

@@ -87,7 +87,8 @@ class Scheduler:
         """Queries of one kind (shape and dtype) arrived together; all or none are admitted.
 
         `deadline` is the time at which they fail if unanswered. They share coding groups only with
-        queries of the same `tenant`, and those that are `exact` with none.
+        queries of the same `tenant`, and those that are `exact` with none. Raises ValueError for
+        one that is here already.
         """
         for query_id in queries:
             if self._port.remembers(query_id):

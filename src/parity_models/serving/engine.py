@@ -144,8 +144,12 @@ class Engine(ABC):
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         """Run `role` over `rows`, as one batch; never blocks.
 
-        The rows are not copied: they must stay as they are until the unit is reported. A unit
-        for an instance that is gone is ignored, as its listener knows or is about to hear.
+        Each of the rows is one query (*query_shape), all of one kind of the model's signature, and
+        of its dtype. They are reported as outputs (n, *output_shape), in their order. Raises
+        ValueError if the instance still has a unit.
+
+        The rows are not copied: they must stay as they are until the unit is reported. A unit for
+        an instance that is gone is ignored, as its listener knows or is about to hear.
         """
 
     @abstractmethod
@@ -183,25 +187,34 @@ class Engine(ABC):
 
     @property
     def places(self) -> int:
-        """How many instances it keeps up, or tries to."""
+        """How many instances it keeps up, or tries to. Raises ServingError if it does not grow."""
         raise ServingError(f"the engine {self.name} does not grow")
 
     @property
     def ending(self) -> int:
-        """How many it kept up once whose processes have not ended yet."""
+        """How many it kept up once whose processes have not ended yet.
+
+        Raises ServingError if it does not grow.
+        """
         raise ServingError(f"the engine {self.name} does not grow")
 
     def add(self, roles: frozenset[str]) -> None:
-        """Keep one more instance up, which joins when it is warm."""
+        """Keep one more instance up, which joins when it is warm.
+
+        Raises ServingError if it does not grow.
+        """
         raise ServingError(f"the engine {self.name} does not grow")
 
     def dismiss(self, instance: str) -> None:
         """Keep one instance less up: end this one, which has no unit. It leaves, which is reported;
-        one that is gone is ignored."""
+        one that is gone is ignored. Raises ServingError if it does not grow."""
         raise ServingError(f"the engine {self.name} does not grow")
 
     def give_up_place(self) -> bool:
-        """Keep one instance less up, of those that are not up now; False: all of them are."""
+        """Keep one instance less up, of those that are not up now; False: all of them are.
+
+        Raises ServingError if it does not grow.
+        """
         raise ServingError(f"the engine {self.name} does not grow")
 
     def inject_faults(self, plan: FaultPlan) -> None:

@@ -120,9 +120,10 @@ METRICS: dict[str, Metric] = {
 
 
 def score(metric: str, outputs: Array, labels: Array) -> float:
-    """The score of `outputs` under the metric called `metric`.
+    """The score of `outputs` (n, *output_shape) under the metric called `metric`, at most 1.
 
-    Raises DataError for labels that do not fit the outputs, or give the metric no meaning.
+    `labels` are integers (n,) for a metric of classes, else (n, *output_shape). Raises DataError
+    for labels that do not fit the outputs, or give the metric no meaning.
     """
     check_labels(metric, outputs, labels)
     scored = METRICS[metric](outputs, labels)
@@ -135,7 +136,7 @@ def score(metric: str, outputs: Array, labels: Array) -> float:
 
 def constant_score(metric: str, labels: Array) -> float:
     """About the best score that one prediction for all queries gets: that of the commonest class,
-    or classes, or of the mean label."""
+    or classes, or of the mean label. `labels` are (n,) classes or (n, *output_shape) values."""
     if METRICS[metric].kind == "classes":
         counts = np.sort(np.unique(labels, return_counts=True)[1])
         return float(counts[-5 if metric == "top-5" else -1 :].sum() / len(labels))
@@ -144,7 +145,8 @@ def constant_score(metric: str, labels: Array) -> float:
 
 
 def check_labels(metric: str, outputs: Array, labels: Array) -> None:
-    """Raises DataError for labels that do not fit the outputs in shape or type."""
+    """Raises DataError for labels that do not fit the outputs (n, *output_shape), as `score` takes
+    them, in shape or type."""
     if METRICS[metric].kind == "classes":
         fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
         expected = f"integers of shape {outputs.shape[:-1]}"
@@ -159,7 +161,8 @@ def check_labels(metric: str, outputs: Array, labels: Array) -> None:
 
 
 def check_boxes(metric: str, outputs: Array, what: str) -> None:
-    """Raises DataError for `outputs` most of which are empty, where the metric judges boxes."""
+    """Raises DataError for `outputs` (n, 4) most of which are empty, where the metric judges
+    boxes."""
     if METRICS[metric].kind == "boxes" and (outputs[:, 2:] > outputs[:, :2]).all(1).mean() < 0.5:
         raise DataError(
             f"the {what} are no boxes, which {metric} judges: left, top, right, bottom; use "

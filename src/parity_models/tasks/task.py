@@ -121,7 +121,7 @@ class FolderTask(Task):
 
     @abstractmethod
     def read(self, folder: Path) -> Dataset:
-        """The data in `folder`, which holds the files."""
+        """The data in `folder`, which holds the files. Raises DataError where they are damaged."""
 
     def load(self, folder: Path | None = None) -> Dataset:
         found = self._search(folder)
@@ -163,7 +163,8 @@ def hold_out(split: Split, size: int) -> tuple[Split, Split]:
 def normalised(pixels: NDArray[np.uint8], mean: Any, deviation: Any) -> NDArray[np.float32]:
     """Pixels from 0 to 255, taken as 0 to 1, less `mean` and over `deviation`.
 
-    The two are numbers, or arrays that broadcast over `pixels`.
+    `pixels` may have any shape, which the result has as well. The two are numbers, or arrays that
+    broadcast over them.
     """
     scale, offset = np.float32(1 / (255 * np.float64(deviation))), np.float64(mean) / deviation
     inputs = pixels.astype(np.float32)

@@ -116,7 +116,8 @@ def imitate(
     least: int = 1,
     together: Code | None = None,
 ) -> Learned:
-    """As `train_backup`, but nothing is written; `least` queries are held out, or more.
+    """As `train_backup`, of `inputs` (n, *query_shape), but nothing is written; `least` queries are
+    held out, or more.
 
     With `together` the network is one for the k queries of that code at once.
     """

@@ -40,7 +40,10 @@ def rest_app(
 
 
 class AsgiApp:
-    """Carries requests to the service; a client that goes away has its request cancelled."""
+    """Carries requests to the service; a client that goes away has its request cancelled.
+
+    Raises ValueError for connections of anything but HTTP.
+    """
 
     def __init__(self, rest: Rest) -> None:
         self._rest = rest
