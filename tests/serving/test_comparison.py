@@ -96,7 +96,7 @@ async def answer_group(frontend: Frontend, engine: Any) -> NDArray[np.float32]:
 
 async def test_the_server_lets_one_parity_unit_in_many_finish_and_counts_it() -> None:
     async with serving(Parity(CODE, DEDICATED), compare_one_in=ONE_IN) as (frontend, engine):
-        metrics = frontend._metrics
+        metrics = frontend.metrics
         for number in range(1, ONE_IN + 1):
             await answer_group(frontend, engine)
             cancelled = [what for _, what in engine.log].count("cancel")
@@ -117,7 +117,7 @@ async def test_answered_queries_are_encoded_for_nobody_but_the_comparison() -> N
         (parity,) = engine.units
         assert parity.role == "parity-0"
         engine.finish(parity)
-        assert counted(frontend._metrics) == pytest.approx((2, 0, 0), abs=1e-5)
+        assert counted(frontend.metrics) == pytest.approx((2, 0, 0), abs=1e-5)
 
 
 async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:
@@ -129,7 +129,7 @@ async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:
                 engine.lose(parity.instance, "another")
             else:
                 engine.finish(parity)
-        assert counted(frontend._metrics)[0] == 2
+        assert counted(frontend.metrics)[0] == 2
 
 
 def test_who_made_what_is_compared_is_told_whether_it_agreed() -> None:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from parity_models.scheduling import DEPLOYED, NoRedundancy, Parity, Policy, Source
 from parity_models.scheduling.policies import Pool
-from parity_models.serving.asked import Answers
+from parity_models.serving.asked import Answers, Asked
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
@@ -136,22 +136,22 @@ async def test_what_the_engine_has_lost_is_repaired_and_counted() -> None:
         request = await asked(frontend.infer(queries(2)))
         engine.units.pop(0)  # and nobody is told
         for _ in range(2):
-            frontend._driver._check()
+            frontend.check_engine()
         assert metric(frontend, "parm_repairs_total") == 1
         while engine.units:
             engine.finish(engine.units[0])
         assert (await request).sources == [Source.MODEL] * 2
         del engine.roles["1"]
         for _ in range(2):
-            frontend._driver._check()
+            frontend.check_engine()
         assert frontend.instances_up() == {DEPLOYED: 1}
         engine.roles["2"] = frozenset({DEPLOYED})
         for _ in range(2):
-            frontend._driver._check()
+            frontend.check_engine()
         assert engine.log[-1] == ("2", "recycle")
         assert metric(frontend, "parm_repairs_total") == 3
         for _ in range(3):
-            frontend._driver._check()
+            frontend.check_engine()
         assert metric(frontend, "parm_repairs_total") == 3
 
 
@@ -219,6 +219,13 @@ async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
         assert kept <= 3  # padding for lonely queries, and the group that is open
 
 
+class Holder(Observer):
+    """Knows the requests that are under way, by query."""
+
+    def __init__(self, requests: Mapping[int, Asked]) -> None:
+        self.requests = requests
+
+
 async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
     async with serving(Parity(CODE, Parity.Options(max_group_wait=0.001))) as (frontend, engine):
         alive = []
@@ -232,7 +239,7 @@ async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
                 await settle()
             np.testing.assert_allclose(request.outputs, rows @ WEIGHTS, atol=1e-4)
             del request, rows, unit
-        kept = frontend._driver.requests
+        kept = frontend.observed_by(Holder).requests
         assert 0 < len(kept) < 10, "padding for lonely queries, and the group that is open"
         await settle()
         gc.collect()

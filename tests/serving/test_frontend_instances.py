@@ -43,7 +43,7 @@ async def test_only_so_many_liars_are_remembered_by_name() -> None:
         assert metric(frontend, "parm_instances_recycled_total", reason="quarantined") == 150
         named = [
             sample.labels["instance"]
-            for family in frontend._metrics.registry.collect()
+            for family in frontend.metrics.registry.collect()
             for sample in family.samples
             if sample.name == "parm_instance_quarantines_total"
         ]
@@ -101,7 +101,7 @@ async def test_the_time_that_instances_are_busy_is_counted_until_units_end() -> 
         assert frontend.busy_seconds()[DEPLOYED] >= 2 * 0.02
         engine.finish(engine.units[-1])
         await request
-        counted = frontend._metrics.registry.get_sample_value(
+        counted = frontend.metrics.registry.get_sample_value(
             "parm_instance_busy_seconds_total", {"role": DEPLOYED}
         )
         assert counted == frontend.busy_seconds()[DEPLOYED]

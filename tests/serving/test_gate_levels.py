@@ -123,7 +123,7 @@ async def test_a_server_says_the_level_and_waits_for_the_model_where_a_stand_in_
             parameters: dict[str, str] = answer.json()["parameters"]
             return parameters
 
-        engine = server._engine
+        engine = server.engine
         assert isinstance(engine, LocalEngine)
         stopped = engine.pids()["0"]
         refused = 'parm_stand_in_answers_refused_total{reason="gate",source="reconstruction"} 1'

@@ -61,7 +61,7 @@ async def test_a_restarted_worker_runs_what_the_others_run(
 ) -> None:
     write(tmp_path, 1)
     async with Server(open_bundle(tmp_path / "bundle"), PARITY) as server:
-        engine = server._engine
+        engine = server.engine
         assert isinstance(engine, LocalEngine)
         change(tmp_path)
         os.kill(engine.pids()["0"], signal.SIGKILL)
@@ -166,7 +166,7 @@ async def test_a_worker_that_runs_another_model_is_replaced_and_named(
             async with httpx.AsyncClient(base_url=server.url) as client:
                 about = (await client.get(f"/v2/models/{server.model.name}")).json()
             assert about["quarantined_instances"] == ["0"]
-            while not any(each.startswith("0.") for each in server._engine.running()):
+            while not any(each.startswith("0.") for each in server.engine.running()):
                 await asyncio.sleep(0.01)
             for _ in range(300):
                 answers = await server.frontend.infer(rows)

@@ -136,8 +136,8 @@ async def serving(
             await asyncio.sleep(0)
             for unit in list(engine.units):
                 engine.finish(unit)
-        frontend._driver._check()
-        frontend._driver._check()
+        frontend.check_engine()
+        frontend.check_engine()
         await frontend.stop()
     assert engine.stopped
     assert metric(frontend, "parm_repairs_total") == repairs
@@ -145,7 +145,7 @@ async def serving(
 
 def metric(frontend: Frontend, name: str, **labels: str) -> float:
     """What the server counts under this name."""
-    return frontend._metrics.registry.get_sample_value(name, labels) or 0.0
+    return frontend.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def queries(count: int) -> NDArray[np.float32]:

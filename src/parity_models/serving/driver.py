@@ -111,7 +111,7 @@ class Driver:
         )
         self.resizing = Resizing(engine, scheduler, self.carry_out)
         self._self_check = SelfCheck()
-        self._check_timer: asyncio.TimerHandle | None = None
+        self._next_check = WakeUp(self.check_engine)
         self._wake_up = WakeUp(lambda: self.carry_out(scheduler.time_passed(now())))
         self._reports: deque[Callable[[], list[Action]]] = deque()
         self._started = self._draining = self._stopped = False
@@ -137,7 +137,7 @@ class Driver:
         """Start the engine, which is then checked now and then."""
         await self._engine.start(roles, self)
         self._started = True
-        self._check()
+        self.check_engine()
 
     async def drain(self) -> None:
         """Returns when no query is under way."""
@@ -149,8 +149,7 @@ class Driver:
         """Stop the engine, and give what is under way an error."""
         self._stopped = True
         self._wake_up.cancel()
-        if self._check_timer is not None:
-            self._check_timer.cancel()
+        self._next_check.cancel()
         self._replies.stop()
         await self._engine.stop()
 
@@ -330,8 +329,9 @@ class Driver:
 
     # Does the engine have what the scheduler believes?
 
-    def _check(self) -> None:
-        self._check_timer = asyncio.get_running_loop().call_later(CHECK_INTERVAL, self._check)
+    def check_engine(self) -> None:
+        """Repair what differs, now and every CHECK_INTERVAL seconds."""
+        self._next_check.set(now() + CHECK_INTERVAL)
         for difference in self._self_check.look(self._scheduler.running(), self._engine.running()):
             _log.error("repairing: %s", difference)
             self._metrics.repairs.inc()

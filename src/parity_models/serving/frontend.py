@@ -77,7 +77,8 @@ class Frontend:
         self._scheduler = Scheduler(policy, config, dispatch, engine.crowded)
         self._deadline = config.deadline
         self._signature = signature
-        self._metrics = metrics
+        self.metrics = metrics
+        """What it counts."""
         self._screen = Screen() if screen is None else screen
         self._min_ready = min_ready
         self._poison = Poison()
@@ -200,7 +201,7 @@ class Frontend:
             try:
                 self._poison.check(rows, arrived)
             except PoisonError:
-                self._metrics.failures.labels(Reason.POISON).inc(len(rows))
+                self.metrics.failures.labels(Reason.POISON).inc(len(rows))
                 raise
         count = len(rows)
         kind = self._signature.plain or self._signature.kind_of(rows[0, ...])
@@ -223,7 +224,7 @@ class Frontend:
             unlike = self._screen.unlike(rows)
             if unlike:
                 apart = [asked.first + row for row in unlike]
-                self._metrics.unlike.inc(len(unlike))
+                self.metrics.unlike.inc(len(unlike))
         self._driver.remember(asked)
         deadline = None if timeout is None else arrived + min(timeout, self._deadline)
         alike = (rows.shape[1:], rows.dtype)
@@ -282,6 +283,11 @@ class Frontend:
     def busy_seconds(self) -> dict[str, float]:
         """How long instances have been busy with units that have ended, in all, by role."""
         return {role: self._driver.busy.seconds.get(role, 0.0) for role in self._roles}
+
+    def check_engine(self) -> None:
+        """Repair what scheduler and engine say differently of an instance, if they did so the last
+        time as well. It happens by itself every CHECK_INTERVAL seconds."""
+        self._driver.check_engine()
 
     def retire(self) -> None:
         """Be ready no more, so that clients go elsewhere, and take queries all the same."""

@@ -31,6 +31,7 @@ from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.local.placement import Addresses, Placement
+from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
@@ -177,8 +178,15 @@ async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_pa
 async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")
     here = [Placement(link=Addresses("127.0.0.1", "127.0.0.1"))]
-    async with running(tmp_path / "m.onnx", placements=here) as (engine, events):
-        (endpoint,) = engine._endpoints.values()
+    metrics, endpoints = Metrics(), []
+
+    def worker(*arguments: Any, reports: str, **options: Any) -> WorkerProcess:
+        endpoints.append(reports)
+        return WorkerProcess(*arguments, reports=reports, **options)
+
+    options: dict[str, Any] = {"placements": here, "metrics": metrics, "worker": worker}
+    async with running(tmp_path / "m.onnx", **options) as (engine, events):
+        (endpoint,) = endpoints
         with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
             socket.connect(endpoint)
             engine.run("0", 1, "deployed", [row(0, FOREVER)])
@@ -193,12 +201,8 @@ async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
                 socket.send_multipart(frames)
             assert "its outputs cannot be read" in await events.failure(1)
         assert events.nothing_more()
-        assert (
-            engine._metrics.registry.get_sample_value(
-                "parm_messages_refused_total", {"why": "malformed"}
-            )
-            == 3
-        )
+        counted = metrics.registry.get_sample_value
+        assert counted("parm_messages_refused_total", {"why": "malformed"}) == 3
 
 
 async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_path: Path) -> None:
@@ -221,18 +225,24 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_p
 
 async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+    metrics, workers = Metrics(), []
+
+    def made(*arguments: Any, **options: Any) -> WorkerProcess:
+        workers.append(WorkerProcess(*arguments, **options))
+        return workers[-1]
+
+    async with running(tmp_path / "m.onnx", metrics=metrics, worker=made) as (engine, events):
         with pytest.raises(FaultPlanError, match="was not started for faults"):
             engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
         # Nor does its worker, even by the pipes that only the engine has.
-        worker = engine._workers["0"]
+        (worker,) = workers
         for message in (
             InjectFaults(FaultPlan(service_time=Constant(3600.0)), 0, 0.0),
             Lease("thief", "tcp://127.0.0.1:1"),
         ):
             worker.tell_before_units(message)
             worker.tell(message)  # type: ignore[arg-type]  # which no engine does
-        refused = engine._metrics.registry.get_sample_value
+        refused = metrics.registry.get_sample_value
         while refused("parm_messages_refused_total", {"why": "malformed"}) != 4:
             await asyncio.sleep(0.05)
         engine.run("0", 1, "deployed", [row(0, 5)])

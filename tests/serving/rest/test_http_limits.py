@@ -119,7 +119,7 @@ def test_connections_beyond_the_limit_are_told_so_until_one_leaves(run: Loop) ->
             assert served.counted("parm_refused_total", why="max_connections") == 2
             assert served.echo.asked == 0
             clients.pop().close()
-            await eventually(lambda: len(served.server._connections) == 2, "nobody has left")
+            await eventually(lambda: served.server.connections == 2, "nobody has left")
             again = await served.connect()
             again.send(post(body()))
             assert (await again.answer())[0] == 200
@@ -158,7 +158,7 @@ def test_1100_connections_at_once_are_served_or_refused_and_all_recovers() -> No
             for each in sockets:
                 each.setblocking(False)
                 await asyncio.get_running_loop().sock_connect(each, address)
-            await eventually(lambda: len(served.server._connections) >= 1024, "too few get in")
+            await eventually(lambda: served.server.connections >= 1024, "too few get in")
             statuses = []
             for each in (*sockets[:3], sockets[1023], sockets[1024], sockets[1039]):
                 each.setblocking(False)
@@ -166,10 +166,10 @@ def test_1100_connections_at_once_are_served_or_refused_and_all_recovers() -> No
                 answer = await asyncio.get_running_loop().sock_recv(each, 1000)
                 statuses.append(int(answer.split()[1]))
             assert statuses == [200] * 4 + [503] * 2
-            assert len(served.server._connections) <= 1024 + 16
+            assert served.server.connections <= 1024 + 16
             for each in sockets:
                 each.close()
-            await eventually(lambda: not served.server._connections, "connections are left")
+            await eventually(lambda: not served.server.connections, "connections are left")
             client = await served.connect()
             client.send(get())
             assert (await client.answer())[0] == 200

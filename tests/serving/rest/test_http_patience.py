@@ -91,7 +91,7 @@ def test_a_client_that_does_not_read_is_cut_off_and_holds_the_budget_till_then(r
                 client.send(binary(rows))  # each answer has 32 MB
             await eventually(lambda: served.budget.held > 2**24, "answers are not counted")
             assert served.echo.asked < 5
-            await eventually(lambda: not served.server._connections, "it is not cut off")
+            await eventually(lambda: not served.server.connections, "it is not cut off")
             assert served.budget.held == 0
             assert served.counted("parm_connections_ended_total", limit="write timeout") == 1
 

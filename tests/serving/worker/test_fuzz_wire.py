@@ -183,7 +183,7 @@ class Hearer:
         Thread(target=self.loop.run_forever, daemon=True).start()
         self.unit = 10_000
         self.do(self._start())
-        self.reports = self.bench.push(self.engine._endpoint, self.key)
+        self.reports = self.bench.push(self.engine.endpoint, self.key)
 
     def do(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)

@@ -163,7 +163,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
         reports = self._open_reports(self._key)
         reports.set(zmq.MAXMSGSIZE, self._max_frame)
         try:
-            self._endpoint = bind(reports, f"tcp://{self._address}:*")
+            self.endpoint = bind(reports, f"tcp://{self._address}:*")  # that workers report to
         except zmq.ZMQError as error:
             self._close()
             raise ServingError(f"cannot listen at {self._address}: {error.strerror}") from error
@@ -270,7 +270,7 @@ class RayEngine(WorkerEngine[LeasedWorker]):
             self._lost.add(replica.key)
             raise
         worker.when_disconnected(lambda: self._lose(worker, "has broken its connection"))
-        worker.tell_before_units(Lease(instance, self._endpoint))
+        worker.tell_before_units(Lease(instance, self.endpoint))
         self._workers[instance] = worker
 
     # Workers
