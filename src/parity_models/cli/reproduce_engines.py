@@ -27,6 +27,8 @@ from parity_models.lab.latency.trial import Emulation, Mode
 from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.serving.engines import ENGINES, EngineChoice
 
+_HAS_RAY = find_spec("ray") is not None
+
 
 def engines(
     figure: Annotated[
@@ -68,9 +70,7 @@ def engines(
     """
     experiment = load_experiment(figure)
     named = [EngineChoice(*ENGINES.read(text)) for text in engine or ()]
-    chosen = choose_engines(
-        named or experiment.chosen_engines, has_ray=find_spec("ray") is not None
-    )
+    chosen = choose_engines(named or experiment.chosen_engines, has_ray=_HAS_RAY)
     check_report(out)
     plan = Plan(figure, experiment, PRESETS["quick"], seed, Emulation.EVERYTHING)
     laboratory = Laboratory(work / "bundles")
