@@ -13,7 +13,7 @@ MINUTES = 300
 """Seconds that are remembered."""
 
 WIDTH = 0.02
-"""How much longer the end of a bucket is than its beginning, as a share."""
+"""The width of a bucket, as a share of the latency at which it begins."""
 
 SHORTEST = 1e-6
 """Seconds; what took less counts as this."""
@@ -34,7 +34,7 @@ class Latencies:
         self._now = _Window(NOW)
 
     def add(self, now: float, latency: float, weight: int = 1) -> None:
-        """A latency has become known at the time `now`; it stands for so many."""
+        """Add a latency that became known at the time `now`, and counts `weight` times."""
         if now >= self._second + 1:
             self._turn(int(now))
         self._current[floor(log(max(latency, SHORTEST)) * _SCALE)] += weight

@@ -1,9 +1,8 @@
 """The page over HTTP: its files, what there is to watch, and the events.
 
-Only this machine is answered, whatever token is shown, and only if it asks by a name of its own: a
-page of somebody else's whose name leads here (DNS rebinding) is not. Nothing here changes anything,
-but for what `controls`, of the demo alone, allow; those take a token, which other origins cannot
-read.
+Only requests from this machine, to one of its own names, are answered, whatever token they show: a
+foreign page whose name is made to lead here (DNS rebinding) is refused. Nothing here changes the
+server, except the demo's `controls`; those need a token, which other origins cannot read.
 """
 
 import secrets
@@ -129,8 +128,8 @@ class Page:
 
     @property
     def open_paths(self) -> Collection[str]:
-        """The paths of the page itself, which tells nothing of a server: where clients have to show
-        a token, these are what a browser loads before it can."""
+        """The paths of the page's own files, which say nothing about a server. They need no token:
+        a browser must load them before it can show one."""
         return ("/ui", "/ui/", *(f"/ui/{name}" for name in self._files))
 
     def routes(self) -> dict[str, tuple[str, Handler]]:

@@ -14,8 +14,8 @@ from parity_models.serving.page.frames import Tail
 from parity_models.serving.page.latencies import MINUTES, Latencies
 
 ONE_IN = 4
-"""Of the units whose queries all have been answered by stand-ins, so many end as they would have:
-enough to see a tail, and few for their instances."""
+"""One in this many units whose queries were all answered by stand-ins runs on to its end: enough to
+see a tail, and little work for the instances."""
 
 MAX_OWED = 10_000
 """Queries whose own answers are waited for at a time; the oldest gives way."""
@@ -39,10 +39,11 @@ class Tails:
         self._owed: dict[int, _Owed] = {}
         """The queries that a stand-in answered, and whose own answers are still to come."""
         self._settled: deque[tuple[float, bool]] = deque(maxlen=MAX_OWED)
-        """When it was settled what a query would have taken alone, and whether it is known."""
+        """When the latency that a query would have had without stand-ins became known, and whether
+        it is exact or a lower bound."""
 
     def answered(self, now: float, arrived: float) -> None:
-        """A query has its answer, which would have come no sooner without stand-ins."""
+        """A query has an answer that would have come at the same time without stand-ins."""
         self._answered.add(now, now - arrived)
         self._alone.add(now, now - arrived)
 

@@ -1,8 +1,7 @@
 """A canary's requests: asked of the new and of the old version, answered by one of them, compared.
 
-The old version's answer is at hand if the new one fails, or takes much longer, so that no client
-suffers from a canary. A canary thus costs no more than the old version alone would, which is asked
-of all requests as before, plus the canary's share.
+Clients get the old version's answer if the new one fails or takes much longer, so no client suffers
+from a canary. It costs its share of the requests: the old version is asked all of them as before.
 """
 
 import asyncio
@@ -22,12 +21,12 @@ from parity_models.serving.served_model import InferRequest, ServedModel
 from parity_models.tasks.agreeing import Agreement
 
 PATIENCE = 0.1
-"""Seconds for which the old version's answer is held back for the canary's, at least; else for as
-long as the old version took."""
+"""The old version's answer waits for the canary's for this many seconds, or for as long as the old
+version took if that is longer."""
 
 
 def agreement_of(bundle: Bundle) -> Agreement:
-    """When two versions say the same: as the old one's stand-ins are judged, or by class."""
+    """The rule by which two versions agree: that of the old one's stand-ins, or the same class."""
     for calibration in (bundle.manifest.calibration or {}).values():
         return Agreement(calibration.kind, calibration.tolerance)
     return Agreement("classes", 0.0)
@@ -43,9 +42,8 @@ def check_tensors(new: ServedModel, old: ServedModel, version: str) -> None:
 
 
 class Canary(ServedVersion):
-    """The version that requests of the canary's share are given to: `new`, with `old` behind it.
-
-    `saw` is told of each, when both have ended.
+    """Answers the requests of the canary's share: from `new`, or from `old` where that fails. `saw`
+    is told of each request once both versions have ended it.
     """
 
     def __init__(
@@ -114,7 +112,7 @@ class _Pair:
         self._late = False
 
     async def new_answers(self) -> bool:
-        """Is the new version to answer? Waits until that is known."""
+        """Should the new version answer? Waits until that is known."""
         both = (self.new.future, self.old.future)
         began = now()
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -131,7 +129,7 @@ class _Pair:
         return not self._late
 
     def when_both_have_ended(self, tell: Callable[[Answers | None, Answers | None], None]) -> None:
-        """Tell both answers; None: it has none, or was late."""
+        """Report both answers; None for a version that has none or was late."""
         left = {self.new.future, self.old.future}
 
         def ended(future: asyncio.Future[Answers]) -> None:

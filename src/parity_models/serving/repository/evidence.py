@@ -12,13 +12,14 @@ from typing import NamedTuple
 from parity_models.serving.repository.rollout_options import RolloutOptions
 
 CHANCE = 1e-3
-"""The probability of what has been seen, at most, of a canary that fails or differs as often as is
-allowed. It holds for few requests, too: where some may fail, one that does is not enough."""
+"""A canary counts as worse once a barely good one, which fails or differs as often as is allowed,
+would look as bad with at most this probability. This holds for few requests, too: where some may
+fail, a single failure is not enough."""
 
 
 class Seen(NamedTuple):
-    """A request that was asked of both: whether each has failed, and of the predictions that their
-    models made, how many were compared and how many differed."""
+    """A request that both versions were asked: whether each failed; how many predictions of the two
+    models were compared, and how many of these differed."""
 
     failed: bool = False
     old_failed: bool = False
@@ -78,8 +79,8 @@ def _exceeds(count: int, of: int, allowed: float, enough: bool) -> bool:
 
 
 def _chance_at_most(count: int, of: int, allowed: float) -> float:
-    """A bound of the probability that so many `of` fail or differ, where a share of `allowed` does
-    and `count` is more than that share."""
+    """An upper bound of the probability that `count` or more of `of` requests fail or differ, if
+    each does with probability `allowed`. `count` is more than that share of them."""
     if not allowed:
         return 0.0
     exponent = count * log(count / of / allowed)

@@ -40,7 +40,8 @@ class Sharer(Protocol):
 
 
 class SharedInstances:
-    """See above; `models` are those that may share, by name, and all instances are `options`'s.
+    """Moves instances between `models` (by name) as Sharing decides; `options` say how many there
+    are.
 
     Raises UserError for options that cannot be.
     """
@@ -108,7 +109,8 @@ class SharedInstances:
                 _log.exception("instances could not be moved")
 
     async def _fit(self) -> None:
-        """Let each model have what is its own: first those that are to have fewer."""
+        """Give each model the number of instances that it should have: first those that lose
+        some."""
         models = [
             (model, instances)
             for name, model in self._models().items()

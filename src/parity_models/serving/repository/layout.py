@@ -31,10 +31,11 @@ _PER_MODEL = (
     "verify_every",
     "agreement",
 )
-"""Options of the server that a model may have otherwise."""
+"""Options of the server that a model may override."""
 
 OptionsFor = Callable[[Bundle], ServeOptions]
-"""How a bundle is served, if its model says nothing. Raises UserError where that cannot be."""
+"""The options by which a bundle is served if its model has no settings. Raises UserError if it
+cannot be served so."""
 
 
 def scan(folder: Path) -> dict[str, dict[str, Path]]:
@@ -71,10 +72,9 @@ def options_of(
     version: str = VERSION,
     shares: bool = False,
 ) -> ServeOptions:
-    """How the bundle of a `version` of the model in `folder` is served: as its settings say, or as
-    all are.
-
-    Where it `shares` instances with others, it cannot say how many it has; here it has the least.
+    """The options by which a `version` of the model in `folder` is served: its settings, or else
+    those of all. If it `shares` instances with others, its settings cannot say how many; these
+    options then have the least.
     Raises UserError for settings that cannot be.
     """
     options = replace(options_for(bundle), name=folder.name)

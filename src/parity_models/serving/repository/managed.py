@@ -90,9 +90,9 @@ class ManagedModel:
 
     async def load(self, version: str | None, share: float | None) -> None:
         """Serve a version, the newest by default, at first with a `share` of requests; returns when
-        it takes some. It goes on even if who asked for it does not wait.
+        it takes some. Loading goes on if the caller is cancelled.
 
-        Raises InvalidRequestError, with all as it was, if that cannot be.
+        Raises InvalidRequestError if the version cannot be served; then nothing has changed.
         """
         await asyncio.shield(self._task(self._load(version, share)))
 
@@ -307,7 +307,7 @@ class ManagedModel:
 
     @property
     def why_unready(self) -> str:
-        """Why it does not answer; empty if it does, or is not to."""
+        """Why it does not answer; empty if it does, or if no version should."""
         current = self._rollout.current
         return "" if current is None else why_unready(self._running[current])
 

@@ -68,7 +68,7 @@ class Repository:
         self._state = ""
 
     def retire(self) -> None:
-        """Be ready no more, and take requests all the same."""
+        """Report not ready from now on, but still take requests."""
         self._state = "stopping"
 
     async def drain(self) -> None:
@@ -80,7 +80,7 @@ class Repository:
         await asyncio.gather(*(each.unload() for each in self._models.values()))
 
     def end_feeds(self) -> None:
-        """Tell those no more who watch models."""
+        """End the feeds of those who watch models."""
         for each in self._models.values():
             each.shown.end()
 
@@ -96,9 +96,8 @@ class Repository:
 
     @property
     def why_unready(self) -> str:
-        """Ready is a repository that serves a model or more, each of which answers.
-
-        What could not be loaded, or was unloaded, does not count: the others go on.
+        """A repository is ready if it serves a model or more and all of these answer. Models that
+        could not be loaded, or were unloaded, do not count.
         """
         if self._state:
             return f"the server is {self._state}"
@@ -181,7 +180,7 @@ class Repository:
         self._awaited[name] = asyncio.create_task(self._start_again(self._model(name)))
 
     async def _start_again(self, model: ManagedModel) -> None:
-        """Start it until it can be: whoever runs it may come later."""
+        """Try to start it until it starts: the servers that run it may come later."""
         backoff = Backoff()
         known = ""
         waits = True
@@ -283,8 +282,8 @@ def _of_config(config: object) -> dict[str, str]:
 
 
 def check_engine(engine: Any, *, shares: bool) -> None:
-    """Raises UserError for an engine that serves one bundle alone, or has options for one, and for
-    one that, where models are to share instances, cannot have more of them or fewer."""
+    """Raises UserError for an engine that serves only one bundle, or has options for one; and, if
+    models share instances, for an engine whose number of instances cannot change."""
     engine.kind.check_several(engine.settings)
     if shares and not engine.kind.grows:
         raise OptionError(

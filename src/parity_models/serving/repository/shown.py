@@ -76,7 +76,7 @@ class ShownModel:
 
     @property
     def view(self) -> ModelView:
-        """How it is. No file is looked at, which would take time from those who are answered."""
+        """What is shown of it now. Reads no file: that would delay requests."""
         rollout = self._rollout
         current, canary, _ = rollout.traffic
         roles = {current: "current", canary: "canary"}
