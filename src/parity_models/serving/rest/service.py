@@ -201,7 +201,8 @@ class Rest:
             method, handler = self._fixed.get(path) or self._route_of_model(request, path)
         if handler is None:
             text = (
-                f"nothing is at {path[:_PATH]}; the Open Inference Protocol's paths begin with /v2"
+                f"nothing is at {path[:_PATH]}; the Open Inference Protocol's paths begin with /v2, "
+                "and POST /v2/repository/index lists the models"
             )
             return error_response(text, 404)
         methods = ("GET", "HEAD") if method == "GET" else (method,)
