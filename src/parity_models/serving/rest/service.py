@@ -60,6 +60,7 @@ _log = logging.getLogger(__name__)
 
 _PATH = 200
 """Characters of a path that an error repeats."""
+_PATHS = "paths begin with /v2, and POST /v2/repository/index lists the models"
 
 _QUIET = (*HEALTH, METRICS)
 """Paths that are asked again and again, and are in no access log."""
@@ -200,11 +201,7 @@ class Rest:
         if self._has(path):
             method, handler = self._fixed.get(path) or self._route_of_model(request, path)
         if handler is None:
-            text = (
-                f"nothing is at {path[:_PATH]}; the Open Inference Protocol's paths begin with /v2, "
-                "and POST /v2/repository/index lists the models"
-            )
-            return error_response(text, 404)
+            return error_response(f"nothing is at {path[:_PATH]}; {_PATHS}", 404)
         methods = ("GET", "HEAD") if method == "GET" else (method,)
         if request.method not in methods:
             text = f"{path[:_PATH]} does not take the method {request.method}"
