@@ -75,9 +75,8 @@ class ManagedModel:
     async def start(self) -> bool:
         """Load the newest version that can be loaded, unless one is served.
 
-        The index says what is wrong with newer ones; a problem that is known already is not
-        reported again. Returns whether to try again later: no version is loaded, as nothing can run
-        the newest one yet.
+        The index says what is wrong with newer ones; a known problem is not reported again. Returns
+        whether to try again later: no version is loaded, as nothing can run the newest one yet.
         """
         for version in reversed(self._versions()):
             try:
