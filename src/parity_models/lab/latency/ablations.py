@@ -1,17 +1,17 @@
 """The adaptive policy without one of its parts each, to see what they are worth (`ablation`)."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from math import inf
 from typing import Any
 
 from parity_models.scheduling.actions import Source
-from parity_models.scheduling.dispatch import Dispatch, LatencyAware
 from parity_models.scheduling.policies import Adaptive, Policy, StandIns
 from parity_models.scheduling.policies.benefit import Benefit, Choice
 from parity_models.scheduling.policies.risk import Risk
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
-from parity_models.scheduling.work import Query, Task, Unit
+from parity_models.scheduling.work import Query, Unit
 
 QUARTER = 0.25
 """The share of units that are late."""
@@ -122,24 +122,26 @@ class AllAlike(Adaptive):
         super().unit_ended(port, alike, finished=finished)
 
 
-class _Anywhere(LatencyAware):
-    def _may_run(self, task: Task, instance: str) -> bool:
-        return True
+class _AvoidsNone(Risk):
+    @property
+    def avoided(self) -> Collection[str]:
+        return ()
 
 
 class SentAnywhere(Adaptive):
     """What is sent is not kept off slow instances, which only take last."""
 
     name = "sent-anywhere"
+    RISK = _AvoidsNone
 
-    def dispatch(self) -> Dispatch:
-        return _Anywhere()
+
+class _GivenAtOnce(Risk):
+    def given(self, began: float) -> float:
+        return began
 
 
 class GivenAtOnce(Adaptive):
     """What a backup says is given as soon as it is here."""
 
     name = "given-at-once"
-
-    def _give(self, port: Port, query: Query, source: Source) -> None:
-        port.answer(query, source)
+    RISK = _GivenAtOnce

@@ -203,12 +203,12 @@ class Adaptive(Policy):
     def _ask(self, port: Port, query: Query, role: str) -> None:
         tasks = self._tasks(port, query)
         if role == DEPLOYED:
-            port.copy(query, avoid=self._risk.slow)
+            port.copy(query, avoid=self._risk.avoided)
         else:
-            port.submit(role, query.id, query.kind, tasks, avoid=self._risk.slow)
+            port.submit(role, query.id, query.kind, tasks, avoid=self._risk.avoided)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
-        group = self._groups.form(port, members, rows, self._risk.slow)
+        group = self._groups.form(port, members, rows, self._risk.avoided)
         for query in members:
             self._tasks(port, query).extend(group.tasks)
 
@@ -239,13 +239,13 @@ class Adaptive(Policy):
             self._give(port, query, source_of(task.role))
 
     def _give(self, port: Port, query: Query, source: Source) -> None:
-        """Answer with what this backup says, once the query is late."""
-        late = _started(query.original) + self._risk.late
-        if port.now >= late:
+        """Answer with what this backup says, as soon as it may be given."""
+        given = self._risk.given(_started(query.original))
+        if port.now >= given:
             port.answer(query, source)
         else:
             self._kept[query.id] = source
-            port.set_alarm(query, late, partial(port.answer, query, source))
+            port.set_alarm(query, given, partial(port.answer, query, source))
 
     def refused(self, port: Port, query: Query, source: Source) -> None:
         self._risk.stand_ins[measured(source)].answered(usable=False, again=query.refusals > 1)

@@ -78,6 +78,16 @@ class Risk:
         """From which age on this task of the query is at risk; None while that is unknown."""
         return self._ages.get((self._kind(query, task), query.exact or query.spoiled))
 
+    @property
+    def avoided(self) -> Collection[str]:
+        """The instances that nothing is sent to, as long as others are up."""
+        return self.slow
+
+    def given(self, began: float) -> float:
+        """From which time on a backup answers a query whose original began then: once it is
+        late."""
+        return began + self.late
+
     def choice(self, role: str, rows: int = 1, *, again: bool = False) -> Choice:
         """To ask this stand-in, with so many parity queries, `again` where another one was refused,
         or the deployed model once more."""
