@@ -46,10 +46,10 @@ class Coder(ABC):
         return None
 
     def new_network(self) -> Any:
-        """A torch.nn.Module with these shapes, to be trained; called where there is torch alone.
+        """A torch.nn.Module that takes and gives `network_shapes`, to be trained.
 
-        Those of this package are in training/learned.py. Raises CodeError where a learned coder
-        does not define it.
+        It is called only where there is torch. Raises CodeError where a learned coder does not
+        define it.
         """
         raise CodeError(
             f"the {type(self).__name__} is learned, and does not say how; give it new_network()"

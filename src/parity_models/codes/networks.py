@@ -7,6 +7,7 @@ ONNX Runtime when it serves. Without one a code still knows its shapes and what 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal
 
 from parity_models.errors import CodeError
@@ -26,6 +27,14 @@ class Networks:
 
 
 NO_NETWORKS = Networks()
+
+
+def network_class(name: str) -> Any:
+    """The torch module of this name in models/networks/coders.py.
+
+    Found by name, where one is to be trained: codes, and what serves with them, run without torch.
+    """
+    return getattr(import_module("parity_models.models.networks.coders"), name)
 
 
 def untrained(coder: str) -> CodeError:

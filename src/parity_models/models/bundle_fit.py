@@ -58,15 +58,17 @@ def code_over(
 
 def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
     """What parity models take: a tensor for each input. Raises ValueError for what is too large."""
-    shapes: list[NamedShape] = (
-        [code.parity_shape]
-        if deployed.is_single
-        else [code.named_parity_shapes[each.name] for each in deployed.inputs]
-    )
     return tuple(
         Tensor(each.name, each.datatype, shape, each.padding)
-        for each, shape in zip(deployed.inputs, shapes, strict=True)
+        for each, shape in zip(deployed.inputs, parity_shapes(code, deployed), strict=True)
     )
+
+
+def parity_shapes(code: Code, deployed: Signature) -> list[NamedShape]:
+    """The shape of each input of one parity query."""
+    if deployed.is_single:
+        return [code.parity_shape]
+    return [code.named_parity_shapes[each.name] for each in deployed.inputs]
 
 
 def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:

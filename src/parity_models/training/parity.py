@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from parity_models.codes import Code, Coder, CodeSpec, SeparateDecoder
+from parity_models.codes import Code, Coder, CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.isolation import is_slot
@@ -87,7 +87,7 @@ def train_parity(
         run = Run(out, settings, bundle.manifest.task, inputs)
         chosen = network or default_network(bundle, code)
         plan = parity_network(chosen, code, published=recipe == "published")
-        how = parity_recipe(plan.recipe, recipe, spec)
+        how = parity_recipe(plan.recipe, recipe, code)
         model = place(_teacher(deployed, bundle, settings), run.device)
         check_rows_apart(model, on_device(inputs[:TRIED], subject, run.device))
         start = model if how.style == "distilled" else None
@@ -117,10 +117,10 @@ def _teacher(deployed: Deployed, bundle: Bundle, settings: Settings) -> nn.Modul
 def decodable(lessons: Lessons, code: Code) -> Lessons:
     """`lessons` as the models of `code` can learn them.
 
-    A decoder other than `separate` adds and subtracts predictions. So they are learned as F gives
+    A decoder that does not read predictions off computes with them. So they are learned as F gives
     them, and parity models are served without a softmax or a normalisation.
     """
-    if isinstance(code.decoder, SeparateDecoder):
+    if code.decoder.reads_off:
         return lessons
     plainly: dict[OutputKind, OutputKind] = {"probabilities": "logits", "embeddings": "numbers"}
     return lessons.learned_as(plainly.get(lessons.output_kind, lessons.output_kind))

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from parity_models.codes import CodeSpec
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import MLP, Effort, Network, SmallResNet
 from parity_models.models.networks.images import Shape
@@ -56,7 +56,7 @@ class Recipe(Effort):
         return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
 
 
-SUBTRACTION_EPOCHS = 4
+SUMS_EPOCHS = 4
 """Learning sums of predictions takes this many times as many epochs as learning each apart."""
 
 PUBLISHED_ENCODERS = ("sum", "concatenation")
@@ -99,19 +99,19 @@ def check_recipe(style: str, spec: CodeSpec) -> None:
         )
 
 
-def parity_recipe(recipe: Recipe, style: str, spec: CodeSpec) -> Recipe:
+def parity_recipe(recipe: Recipe, style: str, code: Code) -> Recipe:
     """`recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
 
     Raises TrainingError for another style, and for codes that were not published.
     """
-    check_recipe(style, spec)
+    check_recipe(style, code.spec)
     if style == "distilled":
-        if spec.decoder != "subtraction":
+        if not code.decoder.sums:
             return recipe
         # Sums of predictions are never learned to the end; those of mirrored queries are more.
-        return replace(recipe, epochs=SUBTRACTION_EPOCHS * recipe.epochs, mirror=False)
+        return replace(recipe, epochs=SUMS_EPOCHS * recipe.epochs, mirror=False)
     published = replace(_as_published(recipe), epochs=150)
-    return published if spec.k == 2 else replace(published, batch=32)
+    return published if code.k == 2 else replace(published, batch=32)
 
 
 def draw_as_published(layer: nn.Module) -> None:

@@ -4,9 +4,10 @@ import msgspec
 from torch import nn
 
 from parity_models.codes import Code, CodeSpec
+from parity_models.codes.encoders import NamedShape
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.bundle import NewModel
-from parity_models.models.bundle_fit import code_over, parity_inputs
+from parity_models.models.bundle_fit import code_over, parity_inputs, parity_shapes
 from parity_models.models.export import export_named
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.signature import Signature
@@ -24,7 +25,10 @@ def check_stacked(spec: CodeSpec, subject: Subject) -> Code:
     """The code, if there can be parity models for it."""
     code = code_over(spec, subject.signature, subject.output.shape)
     code.encode([subject.signature.smallest.input.zeros(0)] * code.k)  # no rows: types count
-    if (spec.encoder, spec.decoder, dict(spec.encoder_options)) != ("stack", "separate", STACKED):
+    stacked: list[NamedShape] = [(code.k, *each.shape) for each in subject.signature.inputs]
+    along_first = code.encoder.stacked_axis == 0
+    along_new = parity_shapes(code, subject.signature) == stacked
+    if not (along_first and along_new and code.decoder.reads_off):
         raise CodeError(
             "for queries of named inputs parity models are trained for the stack encoder along a "
             "new first axis and the separate decoder: use --encoder stack --new-axis --decoder "

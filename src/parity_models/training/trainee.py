@@ -205,7 +205,7 @@ def _parity(candidate: Candidate, teaching: Teaching) -> Made:
     shapes, lessons = teaching.bundle.manifest.deployed, teaching.lessons
     code = Code(candidate.code, shapes.input.shape, shapes.output.shape)
     plan = parity_network(candidate.network, code)
-    recipe = parity_recipe(plan.recipe, "distilled", candidate.code)
+    recipe = parity_recipe(plan.recipe, "distilled", code)
     lessons = decodable(lessons if recipe.mirror else lessons.unmirrored(), code)
     models, started = build_models(plan, code.r, teaching.model)
     module = place(CodedNetworks(models, code), lessons.inputs.device)

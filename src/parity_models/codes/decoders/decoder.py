@@ -17,11 +17,15 @@ class Decoder(Coder):
     """Fills in unavailable predictions of a group of k from what is available.
 
     A subclass says its `name`, its `Options`, and of itself: `apart`, that a reconstruction depends
-    on its own slot of parity outputs alone; `tells_slots`, that parity outputs must tell the slots
-    of a group apart, which none can after a symmetric encoder.
+    on its own slot of parity outputs alone; `reads_off`, that parity outputs are k predictions,
+    (k, *output_shape), as the deployed model gives them, which are read off as they are; `sums`,
+    that parity outputs are sums of predictions, which take longer to learn; `tells_slots`, that
+    parity outputs must tell the slots of a group apart, which none can after a symmetric encoder.
     """
 
     apart: ClassVar[bool] = False
+    reads_off: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
     tells_slots: ClassVar[bool] = False
 
     def __init__(

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from array_api_compat import device
 
 from parity_models.codes.coder import Array, namespace
 from parity_models.codes.decoders.subtraction import SubtractionDecoder
-from parity_models.codes.networks import Shape, untrained
+from parity_models.codes.networks import Shape, network_class, untrained
 
 
 class MLPDecoder(SubtractionDecoder):
@@ -26,6 +27,9 @@ class MLPDecoder(SubtractionDecoder):
     def network_shapes(self) -> tuple[Shape, Shape]:
         values = prod(self.output_shape)
         return (self.k + self.r, values + 1), (self.k, values)
+
+    def new_network(self) -> Any:
+        return network_class("PerceptronDecoder")(*self.network_shapes)
 
     def decode(
         self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]

@@ -16,6 +16,7 @@ class SeparateDecoder(Decoder):
 
     name = "separate"
     apart = True
+    reads_off = True
     tells_slots = True
 
     def shape(self) -> tuple[int, ...]:

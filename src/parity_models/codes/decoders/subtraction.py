@@ -20,6 +20,7 @@ class SubtractionDecoder(Decoder):
     """
 
     name = "subtraction"
+    sums = True
 
     def shape(self) -> tuple[int, ...]:
         return self.output_shape

@@ -40,7 +40,7 @@ class ConcatenationEncoder(Encoder):
                 "concatenation needs images of shape (channels, height, width), got queries of "
                 f"shape {self.query_shape}; use the stack or the sum encoder"
             )
-        rows, columns = GRIDS[self.k]
+        self.grid = rows, columns = GRIDS[self.k]
         _, height, width = self.query_shape
         if height < rows or width < columns:
             raise CodeError(
@@ -50,7 +50,7 @@ class ConcatenationEncoder(Encoder):
         return self.query_shape
 
     def fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
-        rows, columns = GRIDS[self.k]
+        rows, columns = self.grid
         _, height, width = self.query_shape
         tops, lefts = _edges(height, rows), _edges(width, columns)
         first = out[0, ...]

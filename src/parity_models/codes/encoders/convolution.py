@@ -1,7 +1,9 @@
 """The convolution encoder."""
 
+from typing import Any
+
 from parity_models.codes.encoders.learned import LearnedEncoder
-from parity_models.codes.networks import Shape
+from parity_models.codes.networks import Shape, network_class
 from parity_models.errors import CodeError
 
 
@@ -17,3 +19,6 @@ class ConvolutionalEncoder(LearnedEncoder):
                 f"queries of shape {self.query_shape}; use the mlp, stack or sum encoder"
             )
         return self.query_shape
+
+    def new_network(self) -> Any:
+        return network_class("DilatedEncoder")(self.k, self.r, self.query_shape)

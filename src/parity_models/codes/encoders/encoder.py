@@ -25,7 +25,9 @@ class Encoder(Coder):
     A subclass says its `name`, its `Options`, and of itself: `apart`, that every value of a parity
     query comes from one query alone; `symmetric`, that the order of queries makes no difference, so
     that nothing can tell the slots apart afterwards; `floating`, that it computes with queries and
-    needs floating point.
+    needs floating point. Where it depends on k, shape and options, `shape` sets `stacked_axis`, the
+    axis of a parity query along which the k queries lie one after another, unchanged; and `grid`,
+    the rows and columns of the tiles of a parity query that is an image, one tile for each query.
 
     `parity_shape` is the shape of one parity query, without batch axes. Raises CodeError when
     queries of `query_shape` cannot be encoded this way.
@@ -34,6 +36,8 @@ class Encoder(Coder):
     apart: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
     floating: ClassVar[bool] = False
+    stacked_axis: int | None = None
+    grid: tuple[int, int] = (1, 1)
 
     def __init__(
         self,

@@ -17,13 +17,17 @@ NamedShape = tuple[int | str, ...]
 REMEMBERED = 256
 """Encoders, for the inputs' shapes, that are kept at hand."""
 
+UNLIKE = 1009
+"""A size of dynamic axes to try encoders with, which fixed axes hardly have."""
+
 
 class NamedEncoder:
     """Encodes each input of queries by itself, with encoders of class `kind`.
 
     `inputs` are the inputs' shapes, by name. Queries of one input are arrays; those of several are
-    NumPy records with a field for each input, and so are their parity queries. Raises CodeError
-    for shapes that `kind` cannot encode, and for encoders that are learned.
+    NumPy records with a field for each input, and so are their parity queries. `stacked_axis` is
+    that of all inputs, where they have one and the same. Raises CodeError for shapes that `kind`
+    cannot encode, and for encoders that are learned.
     """
 
     network_shapes = None
@@ -44,6 +48,11 @@ class NamedEncoder:
         self._options = options
         self._encoder = lru_cache(REMEMBERED)(self._build)
         self.parity_shapes = {name: self._parity_shape(name) for name in inputs}
+        stacked = {
+            self._encoder(_at(shape, dict.fromkeys(shape, UNLIKE))).stacked_axis
+            for shape in inputs.values()
+        }
+        self.stacked_axis = stacked.pop() if len(stacked) == 1 else None
 
     def encode(self, queries: Sequence[Array], out: Array | None = None) -> Array:
         """k queries, or batches of queries, into (r, ...); `out` as in Encoder.encode.
@@ -92,14 +101,11 @@ class NamedEncoder:
         """
         shape = self.inputs[name]
         axes = [axis for axis in dict.fromkeys(shape) if isinstance(axis, str)]
-        sizes = {axis: 1009 + 2 * i for i, axis in enumerate(axes)}  # unlike other sizes
+        sizes = {axis: UNLIKE + 2 * i for i, axis in enumerate(axes)}
         others = {axis: size + 1000 for axis, size in sizes.items()}
         try:
             one, other = (
-                self._encoder(
-                    tuple(tried[each] if isinstance(each, str) else each for each in shape)
-                ).parity_shape
-                for tried in (sizes, others)
+                self._encoder(_at(shape, tried)).parity_shape for tried in (sizes, others)
             )
         except CodeError as error:
             raise CodeError(f"of input {name!r}: {error}") from error
@@ -114,3 +120,8 @@ class NamedEncoder:
             f"of input {name!r}: the {self._kind.name} encoder joins queries along an axis of no "
             "fixed size; join them along a new one"
         )
+
+
+def _at(shape: NamedShape, sizes: Mapping[Any, int]) -> Shape:
+    """The shape with these sizes of its dynamic axes."""
+    return tuple(sizes[each] if isinstance(each, str) else each for each in shape)

@@ -21,6 +21,7 @@ class StackEncoder(Encoder):
 
     name = "stack"
     apart = True
+    stacked_axis: int
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Encoder.Options):
@@ -40,16 +41,16 @@ class StackEncoder(Encoder):
             raise CodeError(
                 f"queries of shape {self.query_shape} have no axis {axis} to stack along"
             )
-        self.axis = axis % rank
+        self.stacked_axis = axis = axis % rank
         if self.options.new_axis:
-            return (*self.query_shape[: self.axis], self.k, *self.query_shape[self.axis :])
+            return (*self.query_shape[:axis], self.k, *self.query_shape[axis:])
         shape = list(self.query_shape)
-        shape[self.axis] *= self.k
+        shape[axis] *= self.k
         return tuple(shape)
 
     def fill(self, queries: Sequence[Array], out: Array, xp: Any) -> None:
-        after = (slice(None),) * (len(self.parity_shape) - self.axis - 1)
-        size = self.parity_shape[self.axis] // self.k
+        after = (slice(None),) * (len(self.parity_shape) - self.stacked_axis - 1)
+        size = self.parity_shape[self.stacked_axis] // self.k
         for slot, query in enumerate(queries):
             joined = slot if self.options.new_axis else slice(slot * size, (slot + 1) * size)
             out[(..., joined, *after)] = query

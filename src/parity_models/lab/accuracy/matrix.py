@@ -21,7 +21,7 @@ from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.tasks import choose_task
 from parity_models.training.own_network import named_network
-from parity_models.training.recipes import parity_recipe, recipe_for
+from parity_models.training.recipes import check_recipe
 
 FILES = resources.files("parity_models.lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -149,8 +149,7 @@ class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             networks = [cell.network, *(backup.network for backup in cell.backups)]
             for code in cell.codes:
                 check_spec(code.spec)
-                usual = recipe_for(None, "parity", ())
-                parity_recipe(usual, code.recipe, code.spec)  # refuses what it is not for
+                check_recipe(code.recipe, code.spec)
                 networks += [] if code.network is None else [code.network]
             for network in networks:
                 named_network(network)  # refuses names that there are not

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from parity_models.codes import Code, CodeSpec, SeparateDecoder
+from parity_models.codes import DECODERS, Code, CodeSpec
 from parity_models.faults import (
     ColdStart,
     Constant,
@@ -168,9 +168,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     @property
     def code(self) -> CodeSpec:
-        usual = "stack" if self.decoder == SeparateDecoder.name else "sum"
         return CodeSpec(
-            self.encoder or usual,
+            self.encoder or ("stack" if DECODERS.find(self.decoder).tells_slots else "sum"),
             self.decoder,
             self.k,
             self.r,

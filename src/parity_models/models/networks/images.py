@@ -4,8 +4,7 @@ from math import ceil
 
 from torch import Tensor
 
-from parity_models.codes import Code, ConcatenationEncoder, SeparateDecoder
-from parity_models.codes.encoders.concatenation import GRIDS
+from parity_models.codes import Code
 
 Shape = tuple[int, ...]
 Grid = tuple[int, int]
@@ -24,11 +23,9 @@ def is_small(query_shape: Shape) -> bool:
 
 
 def tiles(code: Code) -> Grid:
-    """The encoder's grid of tiles if the code tiles images and decodes each apart, else 1 x 1."""
-    tiled = isinstance(code.encoder, ConcatenationEncoder) and isinstance(
-        code.decoder, SeparateDecoder
-    )
-    return GRIDS[code.k] if tiled else (1, 1)
+    """The encoder's grid of tiles if each tile's output is read off by itself, else 1 x 1."""
+    grid: Grid = code.encoder.grid
+    return grid if code.decoder.reads_off else (1, 1)
 
 
 def places(image_shape: Shape) -> Grid:

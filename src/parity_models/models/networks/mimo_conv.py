@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.codes import Code, SeparateDecoder, StackEncoder
+from parity_models.codes import Code
 from parity_models.errors import TrainingError
 from parity_models.models.networks.images import Grid, Shape, places
 from parity_models.models.networks.network import Effort, Scalable
@@ -45,16 +45,16 @@ class MIMOConv(Scalable, Stacked):
 
     @classmethod
     def build_parity(cls, options: Any, code: Code, grid: Grid) -> nn.Module:
-        spec, encoder = code.spec, code.encoder
-        if not isinstance(encoder, StackEncoder) or not isinstance(code.decoder, SeparateDecoder):
+        spec, axis = code.spec, code.encoder.stacked_axis
+        if axis is None or not code.decoder.reads_off:
             raise TrainingError(
                 f"mimo-conv answers each of k stacked images, and is no network for {spec.encoder} "
                 f"with {spec.decoder}: use --encoder stack --decoder separate"
             )
-        if encoder.axis != 0:
+        if axis != 0:
             raise TrainingError(
                 "mimo-conv takes images that are stacked along their first axis, not along axis "
-                f"{encoder.axis}: leave --axis out"
+                f"{axis}: leave --axis out"
             )
         return cls(code.query_shape, code.output_shape, code.k, grid, options.width)
 

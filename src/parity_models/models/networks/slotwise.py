@@ -6,7 +6,7 @@ from math import ceil, prod
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.codes import Code, SeparateDecoder, StackEncoder
+from parity_models.codes import Code
 from parity_models.models.networks.images import as_images, image_shape
 from parity_models.models.networks.stacked import Stacked, copy_weights
 
@@ -77,8 +77,8 @@ class Slot(nn.Module):
 def has_slots(code: Code) -> bool:
     """Are images or sequences stacked along their first axis, and answered one by one?"""
     return (
-        isinstance(code.encoder, StackEncoder)
-        and isinstance(code.decoder, SeparateDecoder)
+        code.encoder.stacked_axis == 0
+        and code.decoder.reads_off
         and code.parity_shape[1:] == code.query_shape[1:]
         and len(code.query_shape) in (2, 3)
     )

@@ -1,0 +1,125 @@
+"""Users' own encoders and decoders are trained as this package's own that say the same."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from own_coders import ABREAST, DECODER, ENCODER, LISTED, PILED
+from parity_models.codes import Code, CodeSpec, MLPEncoder
+from parity_models.errors import CodeError
+from parity_models.lab.latency.setting import Setting
+from parity_models.models.networks import MIMOConv
+from parity_models.models.networks.slotwise import Slotwise
+from parity_models.models.signature import Axis, Signature, Tensor
+from parity_models.models.tensor import TensorSpec
+from parity_models.training import Settings, train_parity
+from parity_models.training.learned import CodedNetworks
+from parity_models.training.parity_network import parity_network
+from parity_models.training.recipes import parity_recipe
+from parity_models.training.stacked import STACKED, check_stacked
+from parity_models.training.subject import Subject
+
+IMAGES = (1, 16, 16)
+SCORES = TensorSpec("scores", "FP32", (3,))
+TEXTS = Signature(
+    (Tensor("ids", "INT64", ("length",)), Tensor("weight", "FP32", ())),
+    (Tensor("scores", "FP32", (3,)),),
+    {"length": Axis((4, 8))},
+)
+
+
+def test_images_stacked_and_read_off_are_answered_each_by_itself() -> None:
+    code = Code(CodeSpec(PILED, LISTED, 3), IMAGES, (10,))
+    assert isinstance(parity_network("resnet-small", code).build(), Slotwise)
+    assert isinstance(parity_network("mimo-conv", code).build(), MIMOConv)
+
+
+def test_tiles_that_are_read_off_are_seen_apart() -> None:
+    assert parity_network("vgg11", Code(CodeSpec(ABREAST, LISTED, 2), IMAGES, (10,))).places == (
+        1,
+        2,
+    )
+    code = Code(CodeSpec(ABREAST, "subtraction", 2), IMAGES, (10,))
+    assert parity_network("vgg11", code).places == (1, 1)
+
+
+@pytest.mark.parametrize("decoder", ["subtraction", "mlp", DECODER])
+def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: str) -> None:
+    code = Code(CodeSpec("sum", decoder, 2), IMAGES, (10,))
+    usual = parity_network("resnet-small", code).recipe
+    recipe = parity_recipe(usual, "distilled", code)
+    assert usual.mirror
+    assert (recipe.epochs, recipe.mirror) == (4 * usual.epochs, False)
+
+
+@pytest.mark.parametrize(("encoder", "decoder"), [("stack", "separate"), (PILED, LISTED)])
+def test_predictions_by_themselves_are_learned_as_the_network_says(
+    encoder: str, decoder: str
+) -> None:
+    code = Code(CodeSpec(encoder, decoder, 2), IMAGES, (10,))
+    usual = parity_network("resnet-small", code).recipe
+    assert parity_recipe(usual, "distilled", code) == usual
+
+
+def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models() -> None:
+    subject = Subject(TEXTS, SCORES, plain=False)
+    own = check_stacked(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), subject)
+    ours = check_stacked(CodeSpec("stack", "separate", 2, 1, STACKED), subject)
+    assert own.named_parity_shapes == ours.named_parity_shapes
+    check_stacked(CodeSpec("stack", "separate", 2, 1, {"axis": 0, **STACKED}), subject)
+    ids = Subject(
+        Signature((Tensor("ids", "INT64", (4,)),), TEXTS.outputs, {}), SCORES, plain=False
+    )
+    check_stacked(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), ids)
+    for wrong in (
+        CodeSpec(PILED, LISTED, 2),
+        CodeSpec("stack", "separate", 2, 1, {"axis": 1, **STACKED}),
+        CodeSpec("stack", "mlp", 2, 1, STACKED),
+    ):
+        with pytest.raises(CodeError, match="use --encoder stack --new-axis --decoder separate"):
+            check_stacked(wrong, ids)
+
+
+class _Probabilities(nn.Module):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.flatten(1)[:, :10].softmax(dim=-1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "kind"),
+    [(PILED, LISTED, "probabilities"), (ENCODER, DECODER, "logits")],
+)
+def test_probabilities_that_are_read_off_are_learned_as_such(
+    encoder: str, decoder: str, kind: str, tmp_path: Path
+) -> None:
+    inputs = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).numpy()
+    spec, out = CodeSpec(encoder, decoder, 2), tmp_path / "out"
+    outcome = train_parity(
+        _Probabilities(), spec, inputs, out, Settings(epochs=1), network="linear"
+    )
+    training = outcome.bundle.manifest.parity_training
+    assert training is not None
+    assert training.recipe["output_kind"] == kind
+
+
+class OwnNetwork(MLPEncoder):
+    """A learned encoder of this package, with another network."""
+
+    name = "own-network"
+
+    def new_network(self) -> Any:
+        return nn.Sequential(nn.Flatten(), nn.Linear(32, 16), nn.Unflatten(1, (1, 16)))
+
+
+def test_a_learned_encoder_is_the_network_that_it_says() -> None:
+    code = Code(CodeSpec(f"{__name__}:OwnNetwork", "subtraction", 2), (16,), (3,))
+    assert isinstance(CodedNetworks(nn.ModuleList(), code).coders["encoder"], nn.Sequential)
+
+
+def test_simulations_choose_an_encoder_after_which_the_decoder_can_tell_the_slots() -> None:
+    assert Setting(decoder=LISTED).code.encoder == Setting().code.encoder == "stack"
+    assert Setting(decoder=DECODER).code.encoder == "sum"
