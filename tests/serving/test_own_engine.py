@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from own_engine import ENGINE
+from own_engine import APART, ENGINE
 from own_policy import POLICY
 from parity_models.errors import ServingError, UserError
 from parity_models.faults import FaultPlan
@@ -92,6 +92,17 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
         (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),
     ]:
         assert_refused(parm_here("serve", bundle, *flags), reason)
+
+
+def test_an_engine_may_serve_by_itself_and_say_what_is_not_for_it(
+    bundle: Path, parm_here: Here
+) -> None:
+    serve, port = ("serve", bundle, "--engine", APART), ("--port", "1234")
+    assert_refused(parm_here(*serve, *port), "model would be at 127.0.0.1:1234")
+    said = f"leave --ui out with the engine {APART}: its servers have no page"
+    assert_refused(parm_here(*serve, "--ui"), said)
+    load = ("load", "--bundle", bundle, "--engine", APART, "--task", "digits", "--rate", "9")
+    assert_refused(parm_here(*load), f"start `parm serve --engine {APART}`")
 
 
 def test_help_has_its_options(parm_here: Here) -> None:

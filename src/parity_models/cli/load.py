@@ -38,7 +38,6 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import make_options
 from parity_models.serving.engines import ENGINES
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.ray.ray_engine import RayEngine
 
 INTERRUPTED = 130
 
@@ -199,10 +198,10 @@ def _direct(
 ) -> Direct:
     """The bundle, as the command line says that this process is to serve it."""
     chosen = chosen_engine(context, engine)
-    if issubclass(chosen.kind, RayEngine):
+    if chosen.kind.serves_itself:
         raise UserError(
-            "frontends on Ray are processes of their own; start `parm serve --engine ray`, and "
-            "give its URL in place of --bundle"
+            f"the engine {chosen.name} serves by itself; start `parm serve --engine "
+            f"{chosen.name}`, and give its URL in place of --bundle"
         )
     options = options_of_server(context, bundle, engine=chosen, port=0, **serving)
     return Direct(str(bundle.path), options, tuple(allow_code or ()))

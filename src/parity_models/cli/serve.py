@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from parity_models.cli.config_file import ConfigPath, configured_command_for
 from parity_models.cli.extensions import Declared, given_options, spelling_in
 from parity_models.cli.policy import KINDS, DispatchName, PolicyName
 from parity_models.cli.print_config import config_in_force
+from parity_models.cli.serve_apart import serve_apart
 from parity_models.cli.serving import (
     DefaultPrediction,
     EngineName,
@@ -24,13 +26,12 @@ from parity_models.cli.serving import (
 )
 from parity_models.cli.signals import on_signals
 from parity_models.errors import UserError
-from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.bundle import open_bundle
 from parity_models.serving.access import Access
 from parity_models.serving.engines import ENGINES
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
-from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.repository.rollout_options import RolloutOptions
 from parity_models.serving.repository.sharing_options import SharingOptions
 from parity_models.serving.server import ServeOptions, Server
@@ -123,7 +124,7 @@ def serve(
         server, around = _of_repository(context, repository, options, allow_code or (), logging)
     else:
         _need_no_repository(context)
-        if opened is not None and not issubclass(chosen.kind, RayEngine):
+        if opened is not None and not chosen.kind.serves_itself:
             server = Server(opened, options, _traces(logging))
     if print_config:
         named = {
@@ -141,7 +142,7 @@ def serve(
         with around:
             _run(server)
     elif opened is not None:
-        _serve_on_ray(opened, options, traces=logging.traces)
+        serve_apart(opened, options, traces=logging.traces)
 
 
 def _need_no_repository(context: typer.Context) -> None:
@@ -149,22 +150,6 @@ def _need_no_repository(context: typer.Context) -> None:
         raise UserError("--canary and its options need --repository beside them")
     if given_options(context, "sharing"):
         raise UserError("--shared-instances and --reserve need --repository beside them")
-
-
-def _serve_on_ray(bundle: Bundle, options: ServeOptions, *, traces: bool) -> None:
-    # Only now: whoever does not use Ray need not have it.
-    from parity_models.cli.on_ray import serve_on_ray
-
-    serve_on_ray(bundle, options, traces=traces)
-
-
-def _on_ray(options: ServeOptions) -> tuple[ServeOptions, AbstractContextManager[None]]:
-    """The options of a server of a repository with its instances on Ray, and what it runs in."""
-    # Only now: whoever does not use Ray need not have it.
-    from parity_models.cli.on_ray import with_instances_on_ray
-    from parity_models.serving.ray.cluster_engine import connected
-
-    return with_instances_on_ray(options), connected(options.engine.settings)
 
 
 def _run(server: "Server | RepositoryServer") -> None:
@@ -194,11 +179,15 @@ def _of_repository(
                 f"give {spelling_in(context)(option)}, for each model, or --shared-instances, for "
                 "all of them together, not both"
             )
-    around: AbstractContextManager[None] = nullcontext()
-    if issubclass(options.engine.kind, RayEngine):
-        options, around = _on_ray(options)
+    engine = options.engine.for_several
+    if options.faults is not None and not engine.kind.takes_faults:
+        raise UserError(
+            f"faults are not for a repository with the engine {options.engine.name}; leave them out"
+        )
+    options = replace(options, engine=engine)
     settings = Settings(lambda bundle: options, rollout, sharing, allow_code)
-    return RepositoryServer(folder, options, settings, _traces(logging)), around
+    server = RepositoryServer(folder, options, settings, _traces(logging))
+    return server, engine.kind.around(engine.settings)
 
 
 def _traces(logging: Logging) -> Any:

@@ -1,23 +1,22 @@
 """The options of commands that serve a bundle: the engine, the policy, and what a server takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from parity_models.cli.extensions import OWN, flag_of, given_options, naming
 from parity_models.cli.policy import choose_policy, policy_options
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle
-from parity_models.options import options_of
 from parity_models.serving.access import Access
+from parity_models.serving.engine import FIXED
 from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
 from parity_models.serving.limits import Limits
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.plan import default_policy
-from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.remote_engine import RemoteEngine
 
 EngineName = Annotated[
@@ -100,23 +99,18 @@ def chosen_engine(context: typer.Context, name: str | None) -> EngineChoice:
 def _refuse_what_is_not_for(
     engine: EngineChoice, bundle: Bundle | None, given: Mapping[str, Any]
 ) -> None:
-    """Raises UserError for options that say nothing with this engine."""
-    if bundle is None:
-        is_fixed = issubclass(engine.kind, RemoteEngine)
-    else:
-        is_fixed = engine.kind.fixed_roles(engine.settings, bundle) is not None
-    if is_fixed:
-        refused: Sequence[str] = ("instances", "parity_instances")
-        why = "it has the instances that it is given"
-    elif bundle is not None and issubclass(engine.kind, RayEngine):
-        of_access = (each.name for each in options_of(Access))
-        refused = ("min_ready", "shutdown_delay", "ui", "access_log", *of_access)
-        why = "Ray Serve's own proxies are what clients and probes reach"
-    else:
-        return
-    for option in refused:
-        if option in given:
-            raise UserError(f"leave {flag_of(option)} out with the engine {engine.name}: {why}")
+    """Raises UserError for options that say nothing with this engine; without a bundle, with that
+    of a repository's versions."""
+    refused = (engine.kind.for_several() if bundle is None else engine.kind).refuses
+    if bundle is not None and engine.kind.fixed_roles(engine.settings, bundle) is not None:
+        refused = {**refused, **FIXED}
+    unused = [option for option in refused if option in given]
+    if unused:
+        raise OptionError(
+            lambda spell: (
+                f"leave {spell(unused[0])} out with the engine {engine.name}: {refused[unused[0]]}"
+            )
+        )
 
 
 def _numbers(text: str | None) -> tuple[float, ...] | None:

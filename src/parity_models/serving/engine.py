@@ -11,8 +11,9 @@ business: it does as it is told and reports what happened.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
@@ -23,6 +24,9 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from parity_models.serving.options import ServeOptions
 
 
 class EngineListener(Protocol):
@@ -57,6 +61,10 @@ class EngineListener(Protocol):
         metadata: whose requests it is for, and what trace it is part of."""
 
 
+FIXED = dict.fromkeys(("instances", "parity_instances"), "it has the instances that it is given")
+"""What an engine refuses whose instances are given with its options."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What an engine is built from: the bundle's models, by role, and what a server asks of it.
@@ -84,6 +92,8 @@ class Engine(ABC):
     injected; `takes_placements`, run each instance where it is told to; `takes_several`, be there
     several times in one process, each time for another bundle; `grows`, have more instances or
     fewer while it runs. It runs as many instances as it is asked for, unless it has `fixed_roles`.
+    One that `serves_itself` is in no server of this process: it has servers of its own (`served`).
+    Options of a server that say nothing with it are those that it `refuses`, each with the reason.
     """
 
     name: ClassVar[str]
@@ -91,6 +101,8 @@ class Engine(ABC):
     takes_placements: ClassVar[bool] = False
     takes_several: ClassVar[bool] = True
     grows: ClassVar[bool] = False
+    serves_itself: ClassVar[bool] = False
+    refuses: ClassVar[Mapping[str, str]] = {}
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):
@@ -112,6 +124,24 @@ class Engine(ABC):
                 f"a repository is not for the engine {cls.name}, which serves one bundle; start a "
                 "server for each model, or use the engine local"
             )
+
+    @classmethod
+    def for_several(cls) -> "type[Engine]":
+        """The engine that versions of a repository have; this one, unless it serves itself."""
+        return cls
+
+    @classmethod
+    def around(cls, options: Any) -> AbstractContextManager[None]:
+        """What a server of a repository runs in, with these `Options`: by default nothing more."""
+        return nullcontext()
+
+    @classmethod
+    def served(
+        cls, bundle: Bundle, options: "ServeOptions", *, traces: bool
+    ) -> AbstractContextManager[str]:
+        """Serve the bundle for as long as the context lasts, and give the URL, where the engine
+        `serves_itself`; with `traces`, send spans. Raises UserError for options that do not fit."""
+        raise ServingError(f"the engine {cls.name} does not serve by itself")
 
     @classmethod
     def options_of_model(

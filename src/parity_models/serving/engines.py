@@ -38,6 +38,14 @@ class EngineChoice:
         return ENGINES.find(self.name)
 
     @property
+    def for_several(self) -> "EngineChoice":
+        """The engine that versions of a repository have."""
+        kind = self.kind.for_several()
+        if kind is self.kind:
+            return self
+        return EngineChoice(f"{kind.__module__}:{kind.__qualname__}", self.options)
+
+    @property
     def settings(self) -> Any:
         """The engine's `Options`."""
         return ENGINES.options(self.name, self.options)

@@ -125,7 +125,7 @@ def test_a_cluster_is_started_for_a_repository_and_nothing_of_it_is_left(tmp_pat
         (("--max-instances", "4"), "leave --max-instances out with a repository on Ray"),
         (("--resources-per-instance", "gpu=1"), "--resources-per-instance needs --address"),
         (("--shared-instances", "4"), "not shared with the engine ray"),
-        (("--faults", "{}"), "faults are not for a repository on Ray"),
+        (("--faults", "{}"), "faults are not for a repository with the engine ray"),
     ],
 )
 def test_what_ray_does_not_allow_is_refused_at_the_start(

@@ -27,7 +27,6 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.local.placement import Placement
-from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Settings, train_backup, train_deployed, train_parity
@@ -97,7 +96,7 @@ class Laboratory:
                 server.begin_faults()
                 if contention is not None:
                     contention.begin(server.pid)
-                if self.engine.kind is not RayEngine:
+                if not self.engine.kind.serves_itself:
                     counting.append(asyncio.create_task(_busy_by(warm, server)))
 
             load = self._load(trial, bundle.manifest.name, server.url)

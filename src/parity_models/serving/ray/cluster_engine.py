@@ -11,9 +11,9 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Event
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 from ray import serve
@@ -89,6 +89,16 @@ class ClusterEngine(RayEngine):
     name = "ray"
     takes_several = True
     takes_faults = False
+    serves_itself = False
+    refuses: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def for_several(cls) -> type[Engine]:
+        return cls
+
+    @classmethod
+    def around(cls, options: Any) -> AbstractContextManager[None]:
+        return connected(options)
 
     @classmethod
     def check_several(cls, options: Any) -> None:

@@ -8,17 +8,20 @@ that is not heard of, is gone at once; it may come back as another instance.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import zmq
 from numpy.typing import NDArray
 from zmq.utils.monitor import recv_monitor_message
 
 from parity_models.errors import ServingError
+from parity_models.models.bundle import Bundle
+from parity_models.options import options_of
+from parity_models.serving.access import Access
 from parity_models.serving.engine import Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.cluster_options import ClusterOptions
@@ -36,6 +39,9 @@ from parity_models.serving.worker.wire import (
     Report,
 )
 from parity_models.serving.worker.workers import WorkerEngine
+
+if TYPE_CHECKING:
+    from parity_models.serving.options import ServeOptions
 
 START_PATIENCE = 10.0
 """Seconds for which an engine waits for all instances that it is started with."""
@@ -110,10 +116,37 @@ class RayEngine(WorkerEngine[LeasedWorker]):
     name = "ray"
     takes_several = False
     takes_faults = True
+    serves_itself = True
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (
+            "min_ready",
+            "shutdown_delay",
+            "ui",
+            "access_log",
+            *(option.name for option in options_of(Access)),
+        ),
+        "Ray Serve's own proxies are what clients and probes reach",
+    )
 
     @dataclass(frozen=True, kw_only=True)
     class Options(ClusterOptions):
         """What can be set."""
+
+    @classmethod
+    def for_several(cls) -> type[Engine]:
+        # Only now: whoever does not use Ray need not have it.
+        from parity_models.serving.ray.cluster_engine import ClusterEngine
+
+        return ClusterEngine
+
+    @classmethod
+    def served(
+        cls, bundle: Bundle, options: "ServeOptions", *, traces: bool
+    ) -> AbstractContextManager[str]:
+        # Only now: whoever does not use Ray need not have it.
+        from parity_models.serving.ray.cluster import served_on_ray
+
+        return served_on_ray(bundle, options, options.engine.settings, traces=traces)
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> Engine:

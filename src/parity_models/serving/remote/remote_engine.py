@@ -24,7 +24,7 @@ from parity_models.errors import ServingError
 from parity_models.models.bundle import Bundle
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
-from parity_models.serving.engine import Engine, EngineListener, Parts
+from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
 from parity_models.serving.http.answer_size import MAX_HEAD
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
@@ -69,6 +69,7 @@ class RemoteEngine(Engine):
     """
 
     name = "remote"
+    refuses = FIXED
 
     @dataclass(frozen=True, kw_only=True)
     class Options(FleetOptions):
