@@ -108,7 +108,9 @@ def test_every_default_can_be_typed(field: Any) -> None:
         ("port = 70000", "port in "),
         ("deadline = 'soon'", "deadline in "),
         ("deadline = 2020-01-01", "is a date, which no option takes"),
-        ("hedge-delay = 3", "is no option of the policy adaptive"),
+        ("hedge-delay = 3", "parm.toml is no option of the policy adaptive but of hedging"),
+        ("frontends = 3", "parm.toml is no option of the engine local but of ray"),
+        ("min-ready = 2\nengine = 'ray'", "leave min-ready in "),
         ("port = ", "is not TOML"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from parity_models.cli.extensions import OWN, flag_of, given_options, naming
+from parity_models.options import Spell
 from parity_models.scheduling.choice import PolicyChoice, choose, has_option
 from parity_models.scheduling.dispatch import RULES
 from parity_models.scheduling.policies import POLICIES
@@ -40,12 +41,14 @@ def policy_options(context: typer.Context) -> dict[str, Any]:
     return given_options(context, *KINDS)
 
 
-def choose_policy(name: str, given: Mapping[str, Any], dispatch: str | None) -> PolicyChoice:
-    """The policy `name` with the options given on the command line.
+def choose_policy(
+    name: str, given: Mapping[str, Any], dispatch: str | None, spell: Spell = flag_of
+) -> PolicyChoice:
+    """The policy `name` with the options given on the command line, or as `spell` says.
 
     Raises UserError as `choose` does.
     """
-    return choose(name, {**given, "dispatch": dispatch}, flag_of)
+    return choose(name, {**given, "dispatch": dispatch}, spell)
 
 
 def choose_policies(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from parity_models.cli.extensions import OWN, flag_of, given_options, naming
+from parity_models.cli.extensions import OWN, given_options, naming, spelling_in
 from parity_models.cli.policy import choose_policy, policy_options
 from parity_models.errors import OptionError, UserError
 from parity_models.faults import load_fault_plan
@@ -73,10 +73,12 @@ def options_of_server(
     if bundle is not None:
         policy = policy or default_policy(bundle, engine)
     if policy is not None:
-        choice = choose_policy(policy, of_policy, dispatch)
+        choice = choose_policy(policy, of_policy, dispatch, spelling_in(context))
     elif of_policy or dispatch is not None:
         option = next(iter(of_policy), "dispatch")
-        raise UserError(f"{flag_of(option)} needs --policy beside it, with --repository")
+        raise OptionError(
+            lambda spell: f"{spell(option)} needs --policy beside it, with --repository"
+        )
     return ServeOptions(
         **given,
         **fixed,
@@ -93,7 +95,7 @@ def chosen_engine(context: typer.Context, name: str | None) -> EngineChoice:
     """The engine with the options given on the command line."""
     given = given_options(context, "engine")
     usual = RemoteEngine if "deployed" in given else LocalEngine
-    return choose_engine(name or usual.name, given, flag_of)
+    return choose_engine(name or usual.name, given, spelling_in(context))
 
 
 def _refuse_what_is_not_for(
