@@ -56,7 +56,6 @@ def types_in(path: Path) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
 def test_no_room_has_two_types_of_one_name(room: Path) -> None:
-    known = {"Coder"} if room.name == "codes" else set()  # the class, and which of the two it is
     types = {each for path in room.rglob("*.py") for each in types_in(path)}
     names = Counter(name for name, _ in types)
-    assert not {name for name, count in names.items() if count > 1} - known
+    assert not {name for name, count in names.items() if count > 1}

@@ -22,7 +22,7 @@ from parity_models.codes.encoders import (
     StackEncoder,
     SumEncoder,
 )
-from parity_models.codes.networks import NO_NETWORKS, Coder, Networks
+from parity_models.codes.networks import NO_NETWORKS, CoderKind, Networks
 from parity_models.codes.training_free import (
     BerrutCode,
     LagrangeCode,
@@ -38,7 +38,7 @@ __all__ = [
     "BerrutCode",
     "Code",
     "CodeSpec",
-    "Coder",
+    "CoderKind",
     "ConcatenationEncoder",
     "ConvolutionalEncoder",
     "Decoder",

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from parity_models.codes.decoders import DECODERS, Decoder
 from parity_models.codes.encoders import ENCODERS, Encoder, NamedEncoder, NamedShape
-from parity_models.codes.networks import NO_NETWORKS, Coder, Network, Networks, Shape
+from parity_models.codes.networks import NO_NETWORKS, CoderKind, Network, Networks, Shape
 from parity_models.errors import CodeError, UserError
 from parity_models.options import Value
 from parity_models.registry import Registry, is_own
@@ -79,9 +79,9 @@ class Code:
         )
 
     @property
-    def network_shapes(self) -> dict[Coder, tuple[Shape, Shape]]:
+    def network_shapes(self) -> dict[CoderKind, tuple[Shape, Shape]]:
         """What the networks of learned coders take and give, without the batch axis."""
-        coders: dict[Coder, tuple[Shape, Shape] | None] = {
+        coders: dict[CoderKind, tuple[Shape, Shape] | None] = {
             "encoder": self.encoder.network_shapes,
             "decoder": self.decoder.network_shapes,
         }

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from parity_models.errors import CodeError
 
 Shape = tuple[int, ...]
-Coder = Literal["encoder", "decoder"]
+CoderKind = Literal["encoder", "decoder"]
 Network = Callable[[Any], Any]
 """A batch of rows in, a batch of rows out: numpy.ndarray or torch.Tensor."""
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from parity_models.codes import Code, Coder, CodeSpec, Networks
+from parity_models.codes import Code, CoderKind, CodeSpec, Networks
 from parity_models.errors import BundleError
 from parity_models.models.bundle_contents import Contents, NewModel
 from parity_models.models.bundle_files import (
@@ -182,7 +182,7 @@ def write_bundle(
     *,
     deployed: NewModel,
     parity: Sequence[NewModel] = (),
-    coders: Mapping[Coder, NewModel] | None = None,
+    coders: Mapping[CoderKind, NewModel] | None = None,
     backups: Sequence[NewModel] = (),
     code: CodeSpec | None = None,
     imitated: str | None = None,

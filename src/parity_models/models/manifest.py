@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from parity_models.codes import Coder, CodeSpec
+from parity_models.codes import CoderKind, CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.signature import Signature, Tensor
@@ -169,7 +169,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     imitated: str | None = None
     code: CodeSpec | None = None
     parity: tuple[ParityFile, ...] = ()
-    coders: dict[Coder, ModelFile] = {}
+    coders: dict[CoderKind, ModelFile] = {}
     backups: Annotated[tuple[BackupFile, ...], msgspec.Meta(max_length=len(BACKUPS))] = ()
     envelope: EnvelopeFile | None = None
     files: tuple[StoredFile, ...] = ()

@@ -36,8 +36,8 @@ class DriverOnCores(Driver):
 
     def _compute(self, running: Running) -> None:
         run, instance = running.run, running.instance
-        if run.unit not in self._running:
-            return
+        if run.unit not in self._running or run.instance not in self._instances:
+            return  # it was cancelled, or its instance is gone
         work = self._takes(run.role, len(run.subjects))
         if instance.faults is not None:
             work += instance.faults.computing_time(running.there, run.role)

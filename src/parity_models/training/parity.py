@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from parity_models.codes import Code, Coder, CodeSpec
+from parity_models.codes import Code, CoderKind, CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
 from parity_models.models.export import export_onnx
 from parity_models.models.isolation import is_slot
@@ -181,7 +181,7 @@ class ParityModels:
     run on each slot by itself; trained and exported."""
 
     models: list[NewModel]
-    coders: dict[Coder, NewModel]
+    coders: dict[CoderKind, NewModel]
     slot: NewModel | None
 
 
@@ -196,7 +196,7 @@ def exported_parity(module: CodedNetworks, network: str, kind: OutputKind) -> Pa
         )
         for one in module
     ]
-    coders: dict[Coder, NewModel] = {
+    coders: dict[CoderKind, NewModel] = {
         name: NewModel(export_onnx(module.coders[name], taken), f"{name} of {code.spec}")
         for name, (taken, _) in code.network_shapes.items()
     }
