@@ -243,7 +243,7 @@ def test_a_default_is_given_only_where_there_is_nothing_better(bundle: Path) -> 
             "give --hedge-delay or --hedge-quantile",
         ),
         (["none", "--default-prediction", "cat"], "numbers separated by commas, not 'cat'"),
-        (["none", "--default-prediction", "nan"], "default_prediction must be finite"),
+        (["none", "--default-prediction", "nan"], "--default-prediction must be finite"),
         (["none", "--default-prediction", "1,2"], "an output 'output' FP32 [10] has 10"),
         (["none", "--default-prediction", "1e99"], "values that FP32 cannot hold"),
     ],

@@ -83,7 +83,7 @@ def test_a_server_of_one_model_among_several_names_it() -> None:
     assert both.models == {"deployed": "m", "parity-1": "m-parity-1", "parity-0": "m-parity-0"}
     with pytest.raises(UserError, match=r"'http://b/x' names a model, .* m-backup, m-backup-2; "):
         parse_upstreams("m", 0, 2, deployed=["http://a"], backup=["http://b/x"])
-    with pytest.raises(UserError, match="no server of --parity runs m-parity-0, and a code needs"):
+    with pytest.raises(UserError, match="no server of parity runs m-parity-0, and a code needs"):
         parse_upstreams("m", 2, deployed=["http://a"], parity=["http://b/m-parity-1"])
     with pytest.raises(UserError, match="http://b is given twice"):
         parse_upstreams("m", 0, 2, deployed=["http://a"], backup=["http://b", "http://b/m-backup"])
