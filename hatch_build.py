@@ -47,7 +47,7 @@ COMPILED = (
 """What a query passes through, but for classes that hold `Options`, or that users derive from."""
 
 
-class CompiledWheel(BuildHookInterface):  # type: ignore[type-arg]  # of any builder
+class CompiledWheel(BuildHookInterface[Any]):
     """Hatch calls it for every wheel."""
 
     PLUGIN_NAME = "custom"

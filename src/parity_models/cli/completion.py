@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
-from typer.completion import get_completion_script  # type: ignore[attr-defined]  # as in main
+from typer.completion import get_completion_script  # type: ignore[attr-defined]  # not in __all__
 
 from parity_models.cli.main import COMPLETION
 

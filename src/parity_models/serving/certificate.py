@@ -47,7 +47,8 @@ class Certificate:
         self._is_new_to_grpc = False
         return grpc.dynamic_ssl_server_credentials(
             self._for_grpc,
-            self._newer_for_grpc,  # type: ignore[arg-type]  # None, as documented, is no change
+            # By gRPC's documentation it may return None for no change, which its stubs leave out.
+            self._newer_for_grpc,  # type: ignore[arg-type]
         )
 
     def _newer_for_grpc(self) -> grpc.ServerCertificateConfiguration | None:

@@ -1,29 +1,20 @@
 """Simulations in which models, server and clients compute on the same cores."""
 
 from collections.abc import Callable, Collection
-from functools import partial
+from functools import cached_property, partial
 
-from parity_models.scheduling import Policy
-from parity_models.scheduling.dispatch import Dispatch
-from parity_models.simulation.cores import Computing, Cores
+from parity_models.simulation.cores import Computing
 from parity_models.simulation.driver import Driver
 from parity_models.simulation.instance import Instance, Running
-from parity_models.simulation.scenario import Simulation
 
 
 class DriverOnCores(Driver):
     """As `Driver`, but how long a unit takes shows only when it is done."""
 
-    def __init__(
-        self,
-        simulation: Simulation,
-        policy: Policy,
-        dispatch: Dispatch | None,
-        progress: Callable[[int], None] | None,
-    ) -> None:
-        cores = simulation.cores or Cores(1)
-        self._computing = Computing(cores, simulation.faults.seed, self._at)
-        super().__init__(simulation, policy, dispatch, progress)
+    @cached_property
+    def _computing(self) -> Computing:
+        assert self._simulation.cores is not None
+        return Computing(self._simulation.cores, self._simulation.faults.seed, self._at)
 
     def _crowded(self, instances: Collection[str]) -> bool:
         return len(self._instances) > self._computing.count <= self._computing.units

@@ -97,7 +97,7 @@ def load_checkpoint(
     try:
         with safe_open(path, "pt") as file:
             run: dict[str, Any] = json.loads(file.metadata()["run"])
-            for key in file.keys():  # noqa: SIM118  # not a mapping
+            for key in file.keys():  # noqa: SIM118  # it has keys, but cannot be iterated
                 part, name = key.split("/", 1)
                 parts[part][name] = file.get_tensor(key)
         changed = {

@@ -124,7 +124,7 @@ async def _on_granian(app: AsgiApp) -> AsyncIterator[str]:
     )
     serving = asyncio.create_task(server.serve())
     yield f"http://{LOCALHOST}:{port}"
-    server.stop()  # type: ignore[no-untyped-call]  # granian leaves it so
+    server.stop()  # type: ignore[no-untyped-call]  # granian declares no types
     await serving
 
 

@@ -1,22 +1,24 @@
 """What modules for k stacked queries have in common, and how a module starts from another."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
 
-class Stacked(nn.Module):
+class Stacked(nn.Module, ABC):
     """Takes parity queries of k stacked queries and gives (n, k, *outputs), all slots by one last
     layer."""
 
     k: int
 
+    @abstractmethod
     def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
         """Begin with the weights of the deployed model, and say whether there are any alike.
 
         Parity models that start alike stay alike, and their mean is no better than each: one that
         is not the `first` of its code may begin with other weights here and there.
         """
-        raise NotImplementedError
 
 
 @torch.no_grad()

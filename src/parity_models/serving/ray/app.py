@@ -90,7 +90,8 @@ _FIELDS: dict[str, Any] = {
 _Declared: Any = create_model("_Declared", **_FIELDS)
 
 
-class AppArgs(_Declared):  # type: ignore[misc]  # a base class that is made above
+# mypy takes no base class that is made at run time, as pydantic's of fields known only then is.
+class AppArgs(_Declared):  # type: ignore[misc]
     """The arguments of `build`: the options of `parm serve`, with the same names and units.
 
     `bundle` is a folder where the application is built, which for `serve deploy` is on the

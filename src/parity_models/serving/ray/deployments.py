@@ -94,7 +94,7 @@ class Instances:
     are further pools of an application that has no frontends.
     """
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits constructors
         self,
         roster: DeploymentHandle[Any],
         files: BundleFiles,
@@ -179,7 +179,7 @@ class Frontends:
     the instances.
     """
 
-    async def __init__(  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits constructors
         self,
         roster: DeploymentHandle[Any],
         pools: Sequence[DeploymentHandle[Any]],
