@@ -28,6 +28,12 @@ worker.communicate(b"\\n")
 )
 
 
+def test_a_server_that_has_ended_has_no_workers() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as server:
+        pass
+    assert Computed.until_now(server.pid).workers == 0
+
+
 def test_workers_are_told_apart_from_who_serves_and_asks_though_that_one_has_ended() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -25,7 +25,9 @@ class Computed:
         id."""
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         everything = ended.ru_utime + ended.ru_stime + _of(psutil.Process())
-        workers = _of(psutil.Process(server))
+        workers = 0.0
+        with suppress(psutil.NoSuchProcess):  # it has ended, which whoever asks it next is told
+            workers = _of(psutil.Process(server))
         return cls(workers, everything - workers)
 
     def since(self, earlier: Self) -> Self:
