@@ -23,9 +23,9 @@ class RunLimits:
 
     Chosen by simulation (tests/scheduling/health/test_hung.py; units of 20 ms): under shuffles,
     slowdowns, pauses of 0.1, 0.3 and 1 s on average, units 10 times as slow for minutes and run
-    times of log-normal sigma 1, no instance is replaced in 20,000 queries, at factors of 5 to 20 alike. The
-    largest leaves most room for a slowness that begins suddenly on all instances, and raises the
-    limit once the first slow units finish.
+    times of log-normal sigma 1, no instance is replaced in 20,000 queries, at factors of 5 to 20
+    alike. The largest leaves most room for a slowness that begins suddenly on all instances, and
+    raises the limit once the first slow units finish.
     """
 
     def __init__(self, deadline: float) -> None:
