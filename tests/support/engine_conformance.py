@@ -41,6 +41,8 @@ class Left:
 class Finished:
     unit: int
     outputs: NDArray[Any]
+    started: float | None = None
+    ended: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,15 @@ class Events:
     def instance_left(self, instance: str, why: str) -> None:
         self._queue.put_nowait(Left(instance, why))
 
-    def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
-        self._queue.put_nowait(Finished(unit, outputs))
+    def unit_finished(
+        self,
+        unit: int,
+        outputs: NDArray[Any],
+        *,
+        started: float | None = None,
+        ended: float | None = None,
+    ) -> None:
+        self._queue.put_nowait(Finished(unit, outputs, started, ended))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         self._queue.put_nowait(Failed(unit, detail, busy))
@@ -181,8 +190,8 @@ class EngineConformance:
 
     async def test_an_instance_is_free_by_the_time_its_unit_is_reported(self, fleet: Fleet) -> None:
         class Busy(Events):
-            def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
-                super().unit_finished(unit, outputs)
+            def unit_finished(self, unit: int, outputs: NDArray[Any], **at: float | None) -> None:
+                super().unit_finished(unit, outputs, **at)
                 if unit < 5:
                     engine.run(first, unit + 1, "deployed", [row(0, unit)])
 

@@ -98,7 +98,8 @@ class Bench:
         self.units.send_multipart([encode(Unit(instance, self._last, "deployed")), ROW])
         ended = (Finished, Failed)
         report = self.until(lambda it: isinstance(it, ended) and it.unit == self._last)
-        assert report == Finished(instance, self._last)
+        assert isinstance(report, Finished)
+        assert (report.instance, report.unit) == (instance, self._last)
         assert all(thread.is_alive() for thread in self.threads)
         assert self.worker.attends
 

@@ -169,7 +169,14 @@ class Driver:
         self.observers.instance_left(now(), instance, why)
         self.carry_out(self._scheduler.instance_left(now(), instance))
 
-    def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
+    def unit_finished(
+        self,
+        unit: int,
+        outputs: NDArray[Any],
+        *,
+        started: float | None = None,
+        ended: float | None = None,
+    ) -> None:
         run = self.units.pop(unit, None)
         if run is None:
             return  # it was lost, or has been reported before

@@ -43,10 +43,19 @@ class EngineListener(Protocol):
     def instance_left(self, instance: str, why: str) -> None:
         """The instance is gone, and the unit it had with it; `why` is for the log alone."""
 
-    def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
+    def unit_finished(
+        self,
+        unit: int,
+        outputs: NDArray[Any],
+        *,
+        started: float | None = None,
+        ended: float | None = None,
+    ) -> None:
         """The unit's outputs are here: (rows, *output shape), in the order of its rows.
 
-        They are not to be written to.
+        They are not to be written to. `started` and `ended` are when the instance took up the unit
+        and when it was done with it, in seconds of this machine's time.monotonic(); None where the
+        engine does not know, as for an instance on another machine.
         """
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:

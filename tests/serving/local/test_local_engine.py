@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from engine_conformance import (
     BOTH,
     DEPLOYED,
+    SLOW,
     EngineConformance,
     Events,
     Finished,
@@ -75,6 +77,19 @@ async def test_every_row_of_a_batch_gets_its_output(tmp_path: Path) -> None:
                 expected = (rows[:size].reshape(size, -1) @ weights).reshape(size, 2, 5)
                 assert outputs.dtype == np.float32
                 np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+async def test_a_finished_unit_says_when_its_worker_ran_it(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    async with running(tmp_path / "m.onnx") as (engine, events):
+        before = time.monotonic()
+        engine.run("0", 1, "deployed", [row(0, SLOW)])
+        time.sleep(0.5)  # the loop is late to hear of the result, and no worker is to blame
+        report = await events.next()
+        assert isinstance(report, Finished)
+        assert report.started is not None
+        assert report.ended is not None
+        assert before <= report.started < report.ended <= time.monotonic()
 
 
 async def test_large_rows_arrive_whole(tmp_path: Path) -> None:
@@ -157,8 +172,8 @@ async def test_workers_leave_it_to_the_engine_to_obey_signals(tmp_path: Path) ->
 
 async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_path: Path) -> None:
     class Touchy(Events):
-        def unit_finished(self, unit: int, outputs: NDArray[Any]) -> None:
-            super().unit_finished(unit, outputs)
+        def unit_finished(self, unit: int, outputs: NDArray[Any], **stamps: float | None) -> None:
+            super().unit_finished(unit, outputs, **stamps)
             raise RuntimeError("not today")
 
     moody_model(tmp_path / "m.onnx")
@@ -194,9 +209,9 @@ async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
                 [b"nonsense"],
                 [b""],
                 [encode(Heartbeat("nobody"))],
-                [encode(WorkerFinished("0", 99)), b"12345678"],
+                [encode(WorkerFinished("0", 99, 0.0, 0.0)), b"12345678"],
                 [encode(WorkerFailed("0", 99, "no"))],
-                [encode(WorkerFinished("0", 1)), b"123"],  # no two floats
+                [encode(WorkerFinished("0", 1, 0.0, 0.0)), b"123"],  # no two floats
             ]:
                 socket.send_multipart(frames)
             assert "its outputs cannot be read" in await events.failure(1)

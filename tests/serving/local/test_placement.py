@@ -30,7 +30,7 @@ class Finish:
         self.nodes[instance] = node
 
     def instance_left(self, instance: str, why: str) -> None: ...
-    def unit_finished(self, unit: int, outputs: np.ndarray) -> None:
+    def unit_finished(self, unit: int, outputs: np.ndarray, **stamps: float | None) -> None:
         self.units.put_nowait((unit, outputs))
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None: ...

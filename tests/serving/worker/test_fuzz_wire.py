@@ -90,7 +90,7 @@ MESSAGES: st.SearchStrategy[msgspec.Struct] = st.one_of(
         ENDPOINTS,
     ),
     st.builds(Heartbeat, INSTANCES, st.just(False), COUNTS, COUNTS),
-    st.builds(Finished, INSTANCES, UNITS),
+    st.builds(Finished, INSTANCES, UNITS, st.floats(0, 9), st.floats(0, 9)),
     st.builds(Failed, INSTANCES, UNITS, st.text(max_size=20)),
 )
 

@@ -54,6 +54,7 @@ class LocalEngine(WorkerEngine[WorkerProcess]):
     takes_faults = True
     takes_placements = True
     grows = True
+    same_clock = True
 
     @classmethod
     def build(cls, options: Any, parts: Parts) -> "LocalEngine":

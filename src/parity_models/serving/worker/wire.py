@@ -153,10 +153,13 @@ class Heartbeat(msgspec.Struct, frozen=True, tag=True):
 
 
 class Finished(msgspec.Struct, frozen=True, tag=True):
-    """The unit has run; its outputs follow in one frame."""
+    """The unit has run, from `started` to `ended` of the worker's time.monotonic(); its outputs
+    follow in one frame."""
 
     instance: str
     unit: int
+    started: float
+    ended: float
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

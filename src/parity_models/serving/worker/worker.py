@@ -175,13 +175,18 @@ class Worker:
         _log.debug("refused %s", error)
 
     def _serve(self, unit: Unit, rows: Sequence[Frame]) -> None:
-        self._busy = (self._busy[0], time.monotonic())
+        started = time.monotonic()
+        self._busy = (self._busy[0], started)
         with self._device:
-            report = self._run(unit, rows)
+            outputs = self._run(unit, rows)
         self._busy = (self.busy, None)
-        self.connection.report(report)
+        if isinstance(outputs, Failed):
+            self.connection.report([encode(outputs)])
+        else:
+            finished = Finished(unit.instance, unit.unit, started, time.monotonic())
+            self.connection.report([encode(finished), _bytes_of(outputs)])
 
-    def _run(self, unit: Unit, rows: Sequence[Frame]) -> Sequence[Frame]:
+    def _run(self, unit: Unit, rows: Sequence[Frame]) -> NDArray[np.generic] | Failed:
         began = time.monotonic()
         options = onnxruntime.RunOptions()
         options.log_severity_level = FATAL_ONLY
@@ -191,17 +196,15 @@ class Worker:
         if self._cancelled == Cancel(unit.instance, unit.unit):
             options.terminate = True
             cut.set()
-        report: Sequence[Frame]
+        outputs: NDArray[np.generic] | Failed
         try:
             outputs = self._compute(unit, rows, options)
         except Exception as error:  # whatever it is, it is this unit's; the next may do better
             detail = "cancelled" if options.terminate else str(error)[:MAX_DETAIL]
-            report = (encode(Failed(unit.instance, unit.unit, detail)),)
-        else:
-            report = (encode(Finished(unit.instance, unit.unit)), _bytes_of(outputs))
+            outputs = Failed(unit.instance, unit.unit, detail)
         if self._faults is not None and self._suffer(began, unit.role, cut, *self._faults):
-            report = (encode(Failed(unit.instance, unit.unit, "cancelled")),)
-        return report
+            return Failed(unit.instance, unit.unit, "cancelled")
+        return outputs
 
     def _compute(
         self, unit: Unit, rows: Sequence[Frame], options: onnxruntime.RunOptions

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import zmq
 from numpy.typing import NDArray
@@ -45,8 +45,11 @@ class WorkerEngine(Engine, Generic[AnyWorker]):
     """The part of an engine that talks to workers, which `_workers` has by instance.
 
     A worker that was not heard of for `heartbeat_timeout` seconds, or for `join_timeout` before
-    it said hello, or has had a unit for `unit_timeout` seconds, is given up.
+    it said hello, or has had a unit for `unit_timeout` seconds, is given up. `same_clock`: all
+    workers are on this machine, so that their times of units are its own.
     """
+
+    same_clock: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -185,7 +188,7 @@ class WorkerEngine(Engine, Generic[AnyWorker]):
     def _on_report(self, worker: AnyWorker, report: Report, tensors: Sequence[Frame]) -> None:
         running = worker.running
         match report:
-            case Finished(_, unit) if running is not None and running.unit == unit:
+            case Finished(_, unit, started, ended) if running is not None and running.unit == unit:
                 worker.running = None
                 try:
                     outputs = rows_of(tensors[0], running.output, running.rows)
@@ -193,7 +196,8 @@ class WorkerEngine(Engine, Generic[AnyWorker]):
                     self._refuse(error)
                     self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
                 else:
-                    self._listener.unit_finished(unit, outputs)
+                    stamps = (started, ended) if self.same_clock else (None, None)
+                    self._listener.unit_finished(unit, outputs, started=stamps[0], ended=stamps[1])
             case Failed(_, unit, detail) if running is not None and running.unit == unit:
                 worker.running = None
                 self._listener.unit_failed(unit, detail)
