@@ -24,7 +24,7 @@ from parity_models.evaluation.predictor import (
 )
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.models.gate import StandIn
-from parity_models.scheduling import BACKUPS
+from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import agreement, score
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)

@@ -16,7 +16,7 @@ from parity_models.evaluation.approaches import (
 from parity_models.evaluation.coding_times import coding_times
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle
-from parity_models.scheduling import BACKUPS, Backup
+from parity_models.roles import BACKUPS, Backup
 from parity_models.tasks.task import Split
 
 

@@ -10,7 +10,7 @@ from parity_models.evaluation.gates import GateResult
 from parity_models.evaluation.interval import share_interval
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.models.gate import EVERYTHING, Calibration, StandIn
-from parity_models.scheduling import BACKUPS
+from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import METRICS
 
 _WIDEST = max(map(len, get_args(StandIn)))

@@ -61,7 +61,7 @@ from parity_models.models.named_envelope import AnyEnvelope, decode_any
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import BACKUPS
+from parity_models.roles import BACKUPS
 
 __all__ = [
     "Accuracy",

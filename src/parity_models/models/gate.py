@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.scheduling import Backup
+from parity_models.roles import Backup
 
 Array = NDArray[Any]
 

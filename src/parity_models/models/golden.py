@@ -15,7 +15,7 @@ from parity_models.models.envelope import Numbers
 from parity_models.models.named_envelope import AnyEnvelope, numbers_in
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.tensor import Layout, TensorSpec, tensors_in
-from parity_models.scheduling import BACKUPS, DEPLOYED, parity_role
+from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 
 Array = NDArray[Any]
 

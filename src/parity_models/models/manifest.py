@@ -15,7 +15,7 @@ from parity_models.errors import BundleError
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.signature import Signature, Tensor
 from parity_models.models.tensor import TensorSpec
-from parity_models.scheduling import BACKUPS, Backup
+from parity_models.roles import BACKUPS, Backup
 
 FORMAT: Final = "parity-models-bundle"
 FORMAT_VERSION: Final = 3

@@ -20,7 +20,7 @@ from parity_models.models.networks.network import NamedModule
 from parity_models.models.networks.queried import Queried
 from parity_models.models.signature import Sizes
 from parity_models.models.weights import has_weights
-from parity_models.scheduling import BACKUPS
+from parity_models.roles import BACKUPS
 from parity_models.tasks import Split
 from parity_models.tasks.output_kind import OutputKind
 from parity_models.tasks.unlabelled import choose_metric

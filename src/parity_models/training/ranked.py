@@ -11,7 +11,7 @@ from parity_models.models.bundle import Bundle, InferenceTimes, NewModel, Traini
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.inference_time import measure_models
 from parity_models.models.signature import Sizes
-from parity_models.scheduling import BACKUPS
+from parity_models.roles import BACKUPS
 
 
 @dataclass(frozen=True)
