@@ -17,11 +17,11 @@ QUICK := not slow and not servers and not ray and not root
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,otel,examples,docs,dev]'
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,otel,examples,docs,dev]' -e lab
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv
@@ -47,7 +47,7 @@ $(SERVERS)/.kserve: tests/servers/kserve.txt | $(INSTALLED)
 servers: $(SERVERS)/.triton $(SERVERS)/.mlserver $(SERVERS)/.kserve ## Install the Triton, MLServer and KServe of the tests into .servers
 
 demo: setup ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
-	$(BIN)/parm demo --out demo
+	$(BIN)/parm-lab demo --out demo
 
 lint: setup ## Format check, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -8,11 +8,11 @@ import sys
 import time
 
 from parity_models.faults import LogNormal
-from parity_models.lab.latency import ablations
-from parity_models.lab.latency.setting import Setting
-from parity_models.lab.latency.trial import Emulation, Mode, Trial, simulate_trial
 from parity_models.scheduling import scheduler
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.setting import Setting
+from parity_models.simulation.trial import Emulation, Mode, Trial, simulate_trial
+from parity_models_lab.latency import ablations
 
 BACKUP = {"stand_ins": ("backup",), "backup_service": LogNormal(0.005, 0.05), "coverage": 0.9}
 POLICIES = ("equal-resources", "replication", "hedging", "tied", "approximate-backup", "parity")

@@ -1,6 +1,6 @@
 """Records the picture of the live demo in docs/how-to/watch.md: docs/images/live-demo.webp.
 
-    parm demo --live --port 8080 &
+    parm-lab demo --live --port 8080 &
     python docs/_record_live.py http://127.0.0.1:8080/ui/ docs/images/live-demo.webp
 
 Chromium has to be there (apt-get install chromium), and Playwright and Pillow, as `make setup` has

@@ -4,7 +4,7 @@ import inspect
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from commands import Here, Outcome
 from fuzzing import LONG, leave_constants_out
 from parity_models.cli.main import main
+from parity_models_lab.cli.main import main as lab_main
 
 # A shell starts what it runs in the background with interrupts ignored, and processes inherit
 # that; the tests of Ctrl-C are to hold there, too.
@@ -57,14 +58,28 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
+Command = Callable[[], None]
+
+
 @pytest.fixture
 def parm_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
     """Runs `parm` in this process: starting one, with its imports, takes a second or several."""
+    return _here("parm", main, monkeypatch, capsys)
 
+
+@pytest.fixture
+def lab_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs `parm-lab` in this process."""
+    return _here("parm-lab", lab_main, monkeypatch, capsys)
+
+
+def _here(
+    name: str, main: Command, patch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Here:
     def run(*arguments: object, columns: int = 100) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["parm", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setenv("PARM_DEBUG", "0")
+        patch.setattr(sys, "argv", [name, *map(str, arguments)])
+        patch.setenv("COLUMNS", str(columns))
+        patch.setenv("PARM_DEBUG", "0")
         with pytest.raises(SystemExit) as ended:
             main()
         code = ended.value.code or 0

@@ -20,19 +20,22 @@ import parity_models
 from commands import Here
 from parity_models.cli.main import command
 from parity_models.errors import UndecodableError, UserError
+from parity_models_lab.cli.main import command as lab_command
 
 ROOT = Path(__file__).parent.parent
-OUTSIDE = sorted(ROOT.glob("*.md"))
+OUTSIDE = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "lab").glob("*/*.md"))]
 PAGES = [*OUTSIDE, *sorted((ROOT / "docs").rglob("*.md"))]
-RESULTS = sorted((ROOT / "docs" / "results").glob("*.md"))
+RESULTS = sorted((ROOT / "lab" / "results").glob("*.md"))
 TEXTS = [
     path
-    for place in ("src", "examples", ".github")
+    for place in ("src", "lab/src", "examples", ".github")
     for path in sorted((ROOT / place).rglob("*"))
     if path.suffix in (".py", ".yaml", ".yml", ".toml", ".md")
 ]
 TRITONS = "docs/protocol/extension_"
-COMMAND = re.compile(r"(?:\$ )?(?:\w+=\S+ )*(?:sudo |\.venv/bin/)?(parm [a-z-].*)", re.DOTALL)
+COMMAND = re.compile(
+    r"(?:\$ )?(?:\w+=\S+ )*(?:sudo |\.venv/bin/)?(parm(?:-lab)? [a-z-].*)", re.DOTALL
+)
 
 
 def name(path: Path) -> str:
@@ -54,7 +57,7 @@ def test_pages_that_code_and_examples_name_are_there() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_files_that_pages_name_are_there(page: Path) -> None:
-    places = [ROOT, ROOT / "src" / "parity_models"]
+    places = [ROOT, ROOT / "src" / "parity_models", ROOT / "lab" / "src" / "parity_models_lab"]
     for path in re.findall(r"`([\w-]+/[\w/.*-]+\.(?:py|yaml|toml))`", page.read_text()):
         assert any(any(place.glob(path)) for place in places), path
 
@@ -225,7 +228,7 @@ def problem_of(line: str) -> str:
     lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
     lexer.whitespace_split = True
     words = list(takewhile(lambda word: not set(word) <= set("|&;<>"), lexer))
-    commands: dict[str, Any] = {"parm": command()}
+    commands: dict[str, Any] = {"parm": command(), "parm-lab": lab_command()}
     try:
         while words and commands:
             if words[0] not in commands:

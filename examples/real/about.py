@@ -12,8 +12,9 @@ def write_about(
     networks: dict[str, float] | None = None,
     pairs: dict[str, float] | None = None,
 ) -> None:
-    """Say what the model in `folder` is, for `parm reproduce real`, and which networks it trains to
-    stand in for it, for how many seconds: as backups, and as parity models for `pairs`."""
+    """Say what the model in `folder` is, for `parm-lab reproduce real`, and its stand-ins.
+
+    `networks` are trained as backups, `pairs` as parity models, each for so many seconds."""
     trained: list[dict[str, str | float]] = [
         {"network": each, "seconds": time} for each, time in (networks or {}).items()
     ]

@@ -1,7 +1,7 @@
 """Text with ids and a mask: what a bank's customer wants, by MiniLM-L3 and a classifier on top.
 
 python examples/real/banking77.py --data banking77 --packages packages --out real/banking77
-parm reproduce real real/banking77 --out real-models.md
+parm-lab reproduce real real/banking77 --out real-models.md
 
 The data are Banking77 (Casanueva et al., 2020; CC-BY-4.0): train.csv and test.csv with the columns
 text and category. What `--packages` holds is told in minilm.py. The classifier is trained on the
@@ -16,7 +16,7 @@ from about import write_about
 from classified import Texts, prepare
 
 BACKUPS = {"text@1024": 180.0, "own-transformer@1": 300.0, "own-transformer@2": 300.0}
-"""Trained by `parm reproduce real`, for so many seconds."""
+"""Trained by `parm-lab reproduce real`, for so many seconds."""
 
 PAIRS = {"superposition": 1200.0}
 """The same for two queries at once."""

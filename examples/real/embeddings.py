@@ -3,7 +3,7 @@
 apt-cache dumpavail | sed -n 's/^Description-*[a-z]*: //p' > descriptions.txt
 python examples/real/embeddings.py --texts descriptions.txt --packages packages \
     --out real/embeddings
-parm reproduce real real/embeddings --out real-models.md
+parm-lab reproduce real real/embeddings --out real-models.md
 
 Any texts do, one a line: those of Banking77, the descriptions of Debian's packages, or your own.
 What `--packages` holds is told in minilm.py.
@@ -26,7 +26,7 @@ NETWORKS = {
     "own-transformer@1": 600.0,
     "own-transformer@2": 600.0,
 }
-"""Trained by `parm reproduce real` to stand in for it, for so many seconds."""
+"""Trained by `parm-lab reproduce real` to stand in for it, for so many seconds."""
 
 MOST = 60_000
 """Texts, of those that are given; embeddings want more of them than classes do."""

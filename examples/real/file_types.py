@@ -2,7 +2,7 @@
 
 pip download --no-deps --dest packages magika
 python examples/real/file_types.py --data /usr /etc ~ --packages packages --out real/file-types
-parm reproduce real real/file-types --out real-models.md
+parm-lab reproduce real real/file-types --out real-models.md
 
 The model is the one within the package magika (Apache-2.0): 2,048 bytes of a file, int32, to 214
 probabilities. There are no labels: what is judged is how often a stand-in says what magika says.

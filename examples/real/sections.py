@@ -2,7 +2,7 @@
 
 apt-cache dumpavail > available
 python examples/real/sections.py --data available --packages packages --out real/sections
-parm reproduce real real/sections --out real-models.md
+parm-lab reproduce real real/sections --out real-models.md
 
 The data are what a Debian machine knows of its packages (others have them in the files Packages of
 a mirror): the first line of each description, and the section, without that of the archive. What
@@ -23,7 +23,7 @@ SHARE = 10
 """One of so many sources is judged by."""
 
 BACKUPS = {"text@1024": 300.0, "own-transformer@1": 300.0}
-"""Trained by `parm reproduce real`, for so many seconds."""
+"""Trained by `parm-lab reproduce real`, for so many seconds."""
 
 
 def packages_in(data: Path) -> Iterator[tuple[str, str, str]]:

@@ -4,7 +4,7 @@ pip download --no-deps --dest packages rapidocr-onnxruntime
 apt-cache dumpavail | sed -n 's/^Description-*[a-z]*: //p' > descriptions.txt
 python examples/real/text_in_images.py --texts descriptions.txt --packages packages \
     --fonts /usr/share/fonts --out real/text-in-images
-PYTHONPATH=examples/real parm reproduce real real/text-in-images --out real-models.md
+PYTHONPATH=examples/real parm-lab reproduce real real/text-in-images --out real-models.md
 
 The model is the one within the package rapidocr-onnxruntime (Apache-2.0): images (3, 64, 192) to a
 probability for each of 12,288 pixels. The images are drawn here: up to three lines of the texts, in

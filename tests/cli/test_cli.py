@@ -63,25 +63,11 @@ def digits_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("serve nowhere --deadline soon", "or one with a unit, as 50ms"),
         ("serve nowhere --instances two", "'two' is not a whole number"),
         ("serve nowhere --urgency high", "'high' is not a number"),
-        ("bench page --rate high", "'high' is not a number"),
-        ("lab chaos --minutes 0.1s", "must be 0.01 min or more, got 0.1s"),
-        ("lab overload --seconds 100ms", "must be 1 s or more, got 100ms"),
-        ("lab timeouts --seconds 0.01m", "must be 1 s or more, got 0.01m"),
-        ("lab rollout --seconds soon", "'soon' is no time"),
-        ("lab soak --minutes 5s", "must be 0.1 min or more, got 5s"),
-        ("lab fuzz --minutes 5s", "must be 0.1 min or more, got 5s"),
-        ("bench page --seconds 5ms", "must be 1 s or more, got 5ms"),
-        ("reproduce protect --minutes 5s", "must be 0.1 min or more, got 5s"),
         ("rehearse nowhere --seconds 5ms", "must be 1 s or more, got 5ms"),
-        ("reproduce latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
-        ("lab chaos --minutes 0", "must be 0.01 min or more, got 0"),
-        ("demo --port 99999", "must be 65535 or less, got 99999"),
         ("rehearse nowhere --break burn", "'--break': 'burn' is not one of"),
         ("plan nowhere --spare 30", "write it as 30% or 0.3"),
         ("record http://127.0.0.1:1 --out x", "http://127.0.0.1:1/metrics: Connection refused"),
         ("serve nowhere --deadline -1", "is no time"),
-        ("train --task nothing --network mlp --out x", "nothing"),
-        ("train --task digits --network nothing --out x", "nothing"),
         ("backup --from nowhere --network linear --out x", "nowhere"),
         ("parity --from nowhere --k 2 --encoder sum --decoder subtraction --out x", "nowhere"),
         ("parity --from nowhere --recipe paper --out x", "no recipe is called 'paper'"),
@@ -261,9 +247,7 @@ for arguments in (["--help"], ["serve", "--help"], ["plan", "--help"], ["record"
 @pytest.mark.parametrize(
     ("arguments", "extra"),
     [
-        ("train --task digits --network mlp --out out", "train"),
         ("parity --from deployed --k 2 --encoder sum --decoder subtraction --out out", "train"),
-        ("demo", "train"),
     ],
 )
 def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
@@ -274,15 +258,15 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
 
 
 def test_approaches_are_compared_and_written_to_a_file(
-    parm_here: Here, digits_bundle: Path, tmp_path: Path
+    lab_here: Here, digits_bundle: Path, tmp_path: Path
 ) -> None:
     report = tmp_path / "approaches.json"
-    outcome = parm_here("approaches", digits_bundle, "--json", report)
+    outcome = lab_here("approaches", digits_bundle, "--json", report)
     assert outcome.returncode == 0, outcome.stderr
     assert "nercc" in outcome.stdout
     written = json.loads(report.read_text())
     assert (written["task"], written["k"], written["r"]) == ("digits", 2, 1)
     by_name = {one["name"]: one for one in written["approaches"]}
     assert by_name["linear"]["degraded"] == [by_name["linear"]["available"]]
-    assert_refused(parm_here("approaches", digits_bundle, "--k", 1), "k of 2 or more")
-    assert_refused(parm_here("approaches", digits_bundle, "--degree", 0), "degree 1 or more")
+    assert_refused(lab_here("approaches", digits_bundle, "--k", 1), "k of 2 or more")
+    assert_refused(lab_here("approaches", digits_bundle, "--degree", 0), "degree 1 or more")

@@ -171,7 +171,7 @@ def test_a_file_may_name_an_own_extension_and_its_options(bundle: str, file: Pat
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize(
     ("typed", "completed"),
-    [("parm ser", "serve"), ("parm serve --max-b", "--max-batch"), ("parm lab ch", "chaos")],
+    [("parm ser", "serve"), ("parm serve --max-b", "--max-batch"), ("parm eval", "evaluate")],
 )
 def test_shells_complete_commands_and_options(
     parm_here: Here, monkeypatch: pytest.MonkeyPatch, shell: str, typed: str, completed: str

@@ -10,11 +10,9 @@ from parity_models import __version__
 from parity_models.cli.main import command as command_line
 
 FLAGS = {
-    "train": "--task --network --out --epochs --seconds --seed --data-dir --device",
     "parity": "--from --model --inputs --k --r --encoder --decoder --parity-network --metric "
     "--flips --out --epochs --seconds --seed",
     "backup": "--from --network --out --epochs --seconds --seed --data-dir --device --resume",
-    "approaches": "BUNDLE --k --r --degree --task --data-dir --seed --json",
     "evaluate": "BUNDLE --json --task --data-dir --inputs --labels --metric --seed",
     "serve": "BUNDLE --policy --dispatch --instances --parity-instances --host --port --pool "
     "--max-group-wait --parity-delay --answer --answer-after --copies --hedge-delay "
@@ -26,10 +24,6 @@ FLAGS = {
     "--agreement --queries --seed --json",
     "record": "URL --out --seconds",
     "rehearse": "BUNDLE --break --inputs --instances --seconds --rate --json",
-    "demo": "--out",
-    "bench": "overhead encode",
-    "bench overhead": "--json",
-    "bench encode": "--json --bundle",
 }
 
 
@@ -63,7 +57,7 @@ def test_help_says_what_to_type_and_not_what_python_makes_of_it() -> None:
 
 
 def test_what_stands_for_an_option_s_value_is_the_same_everywhere() -> None:
-    words: dict[str, set[str]] = {"agreement": set(), "engine": set(), "seconds": set()}
+    words: dict[str, set[str]] = {"agreement": set(), "seconds": set()}
     for name, entry in command_line().commands.items():
         for context, _ in commands_below(entry, (name,)):
             for option in context.command.params:
@@ -71,7 +65,6 @@ def test_what_stands_for_an_option_s_value_is_the_same_everywhere() -> None:
                     words[option.name].add(option.metavar)
     assert words["agreement"] == {"SHARE"}
     assert words["seconds"] == {"SECONDS"}
-    assert words["engine"] == {"ENGINE", "[local|remote|ray]"}
 
 
 def test_help_says_in_a_whole_sentence_what_each_subcommand_does() -> None:

@@ -14,9 +14,9 @@ from commands import Here, assert_refused, parm
 from own_coders import DECODER, ENCODER, Amplified
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, CodeError, UserError
-from parity_models.lab.accuracy.matrix import load_matrix
-from parity_models.lab.latency.experiment import load_experiment
 from parity_models.models.bundle import open_bundle
+from parity_models_lab.accuracy.matrix import load_matrix
+from parity_models_lab.latency.experiment import load_experiment
 from served import INPUTS, write_linear_bundle
 
 OWN = CodeSpec(ENCODER, DECODER, 2, 1, {"gain": 2.0}, {"divisor": 2.0})

@@ -1,11 +1,14 @@
-"""A client's absurd inputs do not decide others' answers, computed as parm lab attack does."""
+"""A client's absurd inputs do not decide others' answers, computed as parm-lab attack does."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from parity_models.lab.reliability.attack import (
+from parity_models.models.bundle import Bundle
+from parity_models.tasks import find_task
+from parity_models.training import Settings, train_deployed, train_parity
+from parity_models_lab.reliability.attack import (
     CODE,
     HONEST,
     Beside,
@@ -14,9 +17,6 @@ from parity_models.lab.reliability.attack import (
     table,
     without_envelope,
 )
-from parity_models.models.bundle import Bundle
-from parity_models.tasks import find_task
-from parity_models.training import Settings, train_deployed, train_parity
 
 pytestmark = pytest.mark.slow
 

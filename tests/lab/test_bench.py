@@ -13,16 +13,16 @@ from PIL import Image
 from commands import Here
 from parity_models.errors import LoadError, UserError
 from parity_models.faults import Constant, FaultPlan
-from parity_models.lab.comparison import compare
-from parity_models.lab.costs.http_layers import LAYERS, measure_http_layers
-from parity_models.lab.costs.overhead import measure_overhead
-from parity_models.lab.plots import plot_latency
-from parity_models.lab.reliability.costs import run_costs
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.served import served
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions
+from parity_models_lab.comparison import compare
+from parity_models_lab.costs.http_layers import LAYERS, measure_http_layers
+from parity_models_lab.costs.overhead import measure_overhead
+from parity_models_lab.plots import plot_latency
+from parity_models_lab.reliability.costs import run_costs
 from served import INPUTS, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -49,9 +49,9 @@ def children() -> set[str]:
     return {pid for file in files for pid in file.read_text().split()}
 
 
-def bench(parm_here: Here, name: str, json_file: Path, *flags: str) -> dict[str, Any]:
-    """What `parm bench NAME --json FILE` writes, after it printed a table."""
-    done = parm_here("bench", name, "--json", json_file, *flags)
+def bench(lab_here: Here, name: str, json_file: Path, *flags: str) -> dict[str, Any]:
+    """What `parm-lab bench NAME --json FILE` writes, after it printed a table."""
+    done = lab_here("bench", name, "--json", json_file, *flags)
     assert done.returncode == 0, done.stderr
     assert "µs" in done.stdout or "ms" in done.stdout
     numbers: dict[str, Any] = json.loads(json_file.read_text())
@@ -176,15 +176,15 @@ async def test_throughput_is_of_servers_that_answer(bundle: Path) -> None:
         await measure_overhead(open_bundle(bundle), against=("http://localhost:1",), rounds=1)
 
 
-def test_bench_overhead_generates_a_model_to_measure(parm_here: Here, tmp_path: Path) -> None:
-    numbers = bench(parm_here, "overhead", tmp_path / "overhead.json", "--quick")
+def test_bench_overhead_generates_a_model_to_measure(lab_here: Here, tmp_path: Path) -> None:
+    numbers = bench(lab_here, "overhead", tmp_path / "overhead.json", "--quick")
     assert numbers["model"] == "mlp"
     assert numbers["tensor_bytes"] == 3136
     assert numbers["served"]["p50_ms"] <= numbers["served"]["p99_ms"]
 
 
-def test_bench_encode_sets_every_code_beside_one_copy(parm_here: Here, tmp_path: Path) -> None:
-    numbers = bench(parm_here, "encode", tmp_path / "new folder" / "encode.json")
+def test_bench_encode_sets_every_code_beside_one_copy(lab_here: Here, tmp_path: Path) -> None:
+    numbers = bench(lab_here, "encode", tmp_path / "new folder" / "encode.json")
     assert numbers["query_shape"] == [3, 224, 224]
     codes = {(code["encoder"], code["k"]): code for code in numbers["codes"]}
     assert set(codes) == {(e, k) for e in ("sum", "concatenation", "stack") for k in (2, 3, 4)}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from parity_models.lab.costs import live_page
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.policies import NoRedundancy
+from parity_models_lab.costs import live_page
 from served import write_linear_bundle
 
 pytestmark = pytest.mark.slow

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from commands import parm
-from parity_models.lab.costs.ray_clients import Clients, Effort, rates
+from commands import parm_lab
+from parity_models_lab.costs.ray_clients import Clients, Effort, rates
 from served import write_linear_bundle
 
 
@@ -22,7 +22,7 @@ def test_a_plain_application_and_ours_and_two_frontends_are_measured_in_turns(
     """In a process of its own: it starts a cluster, and a process can be in one alone."""
     bundle, file = write_linear_bundle(tmp_path), tmp_path / "ray.json"
     arguments = ("--bundle", str(bundle), "--instances", "1", "--quick", "--json", str(file))
-    done = subprocess.run(parm("bench", "ray", *arguments), capture_output=True, text=True)
+    done = subprocess.run(parm_lab("bench", "ray", *arguments), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
     for carried in (report["plain"], report["coded"]):

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from parity_models.errors import ServingError
-from parity_models.lab.costs.start import measure_start
 from parity_models.models.bundle import open_bundle
+from parity_models_lab.costs.start import measure_start
 from served import write_linear_bundle
 
 pytestmark = pytest.mark.slow

@@ -19,15 +19,15 @@ import pytest
 
 from parity_models.errors import ContentionError, ServingError
 from parity_models.faults import Constant, Pauses
-from parity_models.lab.contention.apply import Contended, contended
-from parity_models.lab.contention.contention_plan import Contention, Hogs, Tenant
-from parity_models.lab.contention.namespaces import NAMES, PREFIX, configure
-from parity_models.lab.contention.network import star
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
+from parity_models.simulation.contention_plan import Contention, Hogs, Tenant
 from parity_models.simulation.network import Network
+from parity_models_lab.contention.apply import Contended, contended
+from parity_models_lab.contention.namespaces import NAMES, PREFIX, configure
+from parity_models_lab.contention.network import star
 from served import predictions, queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -219,8 +219,8 @@ async def test_another_tenant_that_does_not_start_is_told_of(tmp_path: Path) -> 
 ABORTED = """
 import asyncio, sys
 from pathlib import Path
-from parity_models.lab.contention.apply import contended
-from parity_models.lab.contention.contention_plan import Contention
+from parity_models_lab.contention.apply import contended
+from parity_models.simulation.contention_plan import Contention
 from parity_models.simulation.network import Network
 
 async def main():

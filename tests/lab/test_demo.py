@@ -1,4 +1,4 @@
-"""`parm demo` goes the whole path on real data and leaves what it says."""
+"""`parm-lab demo` goes the whole path on real data and leaves what it says."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ from PIL import Image
 
 from commands import Here, assert_refused
 from parity_models.faults import Slowdowns, Uniform
-from parity_models.lab.demo import CODE, Scenario, run_demo
 from parity_models.load.report import LoadReport
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings
+from parity_models_lab.demo import CODE, Scenario, run_demo
 
 pytestmark = pytest.mark.slow
 
@@ -106,6 +106,6 @@ def test_both_runs_follow_one_plan_that_the_seed_fixes() -> None:
     ],
 )
 def test_mistakes_end_with_one_line_and_exit_code_2(
-    arguments: tuple[str, ...], reason: str, parm_here: Here, tmp_path: Path
+    arguments: tuple[str, ...], reason: str, lab_here: Here, tmp_path: Path
 ) -> None:
-    assert_refused(parm_here("demo", "--out", tmp_path / "out", *arguments), reason)
+    assert_refused(lab_here("demo", "--out", tmp_path / "out", *arguments), reason)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from commands import Here
 from parity_models.errors import UserError
-from parity_models.lab.latency.experiment import load_experiment
-from parity_models.lab.latency.figures import Line
-from parity_models.lab.latency.frontier import Spot, frontier, said, spots
-from parity_models.lab.latency.trial import TrialResult, result_of
+from parity_models.simulation.trial import TrialResult, result_of
+from parity_models_lab.latency.experiment import load_experiment
+from parity_models_lab.latency.figures import Line
+from parity_models_lab.latency.frontier import Spot, frontier, said, spots
 
 SWEPT = """
 title = "Swept"
@@ -114,9 +114,9 @@ def test_everybody_is_on_the_frontier_or_no_better_than_one_who_is(
 
 
 @pytest.mark.slow
-def test_reproduce_draws_it(parm_here: Here, tmp_path: Path) -> None:
+def test_reproduce_draws_it(lab_here: Here, tmp_path: Path) -> None:
     (tmp_path / "swept.toml").write_text(SWEPT)
-    done = parm_here(
+    done = lab_here(
         "reproduce", "latency", "--figure", tmp_path / "swept.toml", "--network", "none",
         "--out", tmp_path / "latency.md", "--work", tmp_path / "work",
     )  # fmt: skip

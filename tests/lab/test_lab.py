@@ -1,4 +1,4 @@
-"""`parm lab`: what it draws depends on its seed alone; quick runs of it against real servers."""
+"""`parm-lab`: what it draws depends on its seed alone; quick runs of it against real servers."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,24 +11,24 @@ from numpy.testing import assert_array_equal
 from prometheus_client import generate_latest
 
 from commands import Here, assert_refused
-from parity_models.lab.reliability.chaos_result import ChaosResult, Claim
-from parity_models.lab.reliability.course import EVENTS, draw_course
-from parity_models.lab.reliability.known_model import (
+from parity_models.models.bundle import open_bundle
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.serving.metrics import Metrics
+from parity_models_lab.reliability.chaos_result import ChaosResult, Claim
+from parity_models_lab.reliability.course import EVENTS, draw_course
+from parity_models_lab.reliability.known_model import (
     KnownModel,
     flipped,
     other_weights,
     write_known_model,
 )
-from parity_models.lab.reliability.ledger import Kind
-from parity_models.lab.reliability.overload import OverloadResult
-from parity_models.lab.reliability.reliability_report import write_report
-from parity_models.lab.reliability.requests import Mix, draw, http_request
-from parity_models.lab.reliability.servers import instances_up, read_metrics
-from parity_models.lab.reliability.soak import Sample, growth_claims
-from parity_models.lab.reliability.table_result import TableResult
-from parity_models.models.bundle import open_bundle
-from parity_models.models.onnx_model import OnnxModel
-from parity_models.serving.metrics import Metrics
+from parity_models_lab.reliability.ledger import Kind
+from parity_models_lab.reliability.overload import OverloadResult
+from parity_models_lab.reliability.reliability_report import write_report
+from parity_models_lab.reliability.requests import Mix, draw, http_request
+from parity_models_lab.reliability.servers import instances_up, read_metrics
+from parity_models_lab.reliability.soak import Sample, growth_claims
+from parity_models_lab.reliability.table_result import TableResult
 
 pytestmark = pytest.mark.slow
 
@@ -98,16 +98,16 @@ def rows_inputs(model: KnownModel) -> int:
     return int(model.rows.shape[1])
 
 
-def test_unknown_events_and_engines_are_refused(parm_here: Here, tmp_path: Path) -> None:
-    outcome = parm_here("lab", "chaos", "--events", "kill,rain", "--out", tmp_path)
+def test_unknown_events_and_engines_are_refused(lab_here: Here, tmp_path: Path) -> None:
+    outcome = lab_here("chaos", "--events", "kill,rain", "--out", tmp_path)
     assert_refused(outcome, "there is no event 'rain'; there are calm, kill")
-    outcome = parm_here("lab", "chaos", "--engine", "cloud", "--out", tmp_path)
+    outcome = lab_here("chaos", "--engine", "cloud", "--out", tmp_path)
     assert_refused(outcome, "--engine is local, remote, ray, not 'cloud'")
 
 
 @pytest.mark.parametrize("engine", ["local", "remote"])
-def test_chaos_for_seconds_loses_no_query(engine: str, parm_here: Here, tmp_path: Path) -> None:
-    parm_here("lab", "chaos", "--quick", "--engine", engine, "--out", tmp_path)
+def test_chaos_for_seconds_loses_no_query(engine: str, lab_here: Here, tmp_path: Path) -> None:
+    lab_here("chaos", "--quick", "--engine", engine, "--out", tmp_path)
     result = msgspec.json.decode((tmp_path / f"chaos-{engine}.json").read_bytes(), type=ChaosResult)
     assert result.queries > 500
     met = {claim.claim: claim.met for claim in result.claims}
@@ -117,8 +117,8 @@ def test_chaos_for_seconds_loses_no_query(engine: str, parm_here: Here, tmp_path
     assert met["no wrong answer by the model while no instance lies"], result.failures
 
 
-def test_overload_of_seconds_is_measured_and_reported(parm_here: Here, tmp_path: Path) -> None:
-    parm_here("lab", "overload", "--quick", "--out", tmp_path)
+def test_overload_of_seconds_is_measured_and_reported(lab_here: Here, tmp_path: Path) -> None:
+    lab_here("overload", "--quick", "--out", tmp_path)
     content = (tmp_path / "overload-local.json").read_bytes()
     result = msgspec.json.decode(content, type=OverloadResult)
     assert result.capacity > 20
@@ -127,18 +127,18 @@ def test_overload_of_seconds_is_measured_and_reported(parm_here: Here, tmp_path:
         answered_or_not = sum(load.refusals.values()) + load.cut + load.broken
         assert answered_or_not <= load.offered
     report = tmp_path / "page.md"
-    parm_here("lab", "report", "--results", tmp_path, "--out", report)
+    lab_here("report", "--results", tmp_path, "--out", report)
     page = report.read_text()
     assert "## Overload on the engine local" in page
     assert ("not met" in page) == (not result.met)
 
 
-def test_a_report_of_nothing_is_refused(parm_here: Here, tmp_path: Path) -> None:
-    outcome = parm_here("lab", "report", "--results", tmp_path, "--out", tmp_path / "page.md")
-    assert_refused(outcome, "run the other commands of parm lab")
+def test_a_report_of_nothing_is_refused(lab_here: Here, tmp_path: Path) -> None:
+    outcome = lab_here("report", "--results", tmp_path, "--out", tmp_path / "page.md")
+    assert_refused(outcome, "run the other commands of parm-lab")
     (tmp_path / "timeouts.json").write_text("{}")
-    outcome = parm_here("lab", "report", "--results", tmp_path, "--out", tmp_path / "page.md")
-    assert_refused(outcome, "is no result of this parm lab")
+    outcome = lab_here("report", "--results", tmp_path, "--out", tmp_path / "page.md")
+    assert_refused(outcome, "is no result of this parm-lab")
 
 
 def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:
@@ -175,7 +175,7 @@ def test_a_page_says_met_only_of_what_is(tmp_path: Path) -> None:
         "Attack", "A note", ("a", "b"), (("1", "2"),), claims=claims, date="today", command="parm x"
     )
     (tmp_path / "attack.json").write_bytes(msgspec.json.encode(table))
-    assert not write_report(tmp_path, tmp_path / "page.md", "parm lab report")
+    assert not write_report(tmp_path, tmp_path / "page.md", "parm-lab report")
     page = (tmp_path / "page.md").read_text()
     assert "| it holds | 1 | met |" in page
     assert "| it does not | 2 | **not met** |" in page

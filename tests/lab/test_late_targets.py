@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from parity_models.lab.latency.experiment import load_experiment
-from parity_models.lab.latency.figures import Line
-from parity_models.lab.latency.judging import HEDGING
-from parity_models.lab.latency.late_targets import FIFTH, late_binding, node_stall, parity_alone
-from parity_models.lab.latency.reproduce_latency import PRESETS, FigureResult, Plan
-from parity_models.lab.latency.trial import Emulation, TrialResult, result_of
-from parity_models.lab.target import Target
+from parity_models.simulation.trial import Emulation, TrialResult, result_of
+from parity_models_lab.latency.experiment import load_experiment
+from parity_models_lab.latency.figures import Line
+from parity_models_lab.latency.judging import HEDGING
+from parity_models_lab.latency.late_targets import FIFTH, late_binding, node_stall, parity_alone
+from parity_models_lab.latency.reproduce_latency import PRESETS, FigureResult, Plan
+from parity_models_lab.target import Target
 
 LOADS = "{ load = 0.5 }, { load = 0.9 }, { load = 1.1 }"
 STALLS = """

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from parity_models.lab.latency.experiment import load_experiment
-from parity_models.lab.latency.figures import Line
-from parity_models.lab.latency.latency_targets import collapse, targets
-from parity_models.lab.latency.reproduce_latency import PRESETS, FigureResult, Plan
-from parity_models.lab.latency.trial import Emulation, Mode, TrialResult, result_of
-from parity_models.lab.target import Target
+from parity_models.simulation.trial import Emulation, Mode, TrialResult, result_of
+from parity_models_lab.latency.experiment import load_experiment
+from parity_models_lab.latency.figures import Line
+from parity_models_lab.latency.latency_targets import collapse, targets
+from parity_models_lab.latency.reproduce_latency import PRESETS, FigureResult, Plan
+from parity_models_lab.target import Target
 
 
 def result(p50: float, p999: float, errors: int = 0) -> TrialResult:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.lab.reliability.chaos_result import claims_of, rows_of
-from parity_models.lab.reliability.http_client import HttpClients, UnreadError
-from parity_models.lab.reliability.ledger import Ending, Kind, Ledger, Sent
 from parity_models.scheduling import Source
+from parity_models_lab.reliability.chaos_result import claims_of, rows_of
+from parity_models_lab.reliability.http_client import HttpClients, UnreadError
+from parity_models_lab.reliability.ledger import Ending, Kind, Ledger, Sent
 
 MODEL, RECONSTRUCTION = Source.MODEL, Source.RECONSTRUCTION
 

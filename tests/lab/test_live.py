@@ -15,17 +15,17 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from browser import opened
-from commands import parm
+from commands import parm_lab
 from onnx_models import linear_model
-from parity_models.cli.demo_live import gated
 from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
-from parity_models.lab.live.controls import control_of, worker_of
-from parity_models.lab.live.liar import write_liar
-from parity_models.lab.processes import descendants
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks import find_task
+from parity_models_lab.cli.demo_live import gated
+from parity_models_lab.live.controls import control_of, worker_of
+from parity_models_lab.live.liar import write_liar
+from parity_models_lab.processes import descendants
 from served import queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     bundle = write_linear_bundle(folder, backed=True)
     np.save(folder / "inputs.npy", queries(32))
     command = ("--bundle", str(bundle), "--inputs", str(folder / "inputs.npy"), "--port", "0")
-    demo = subprocess.Popen(parm("demo", "--live", *command), stdout=subprocess.PIPE, text=True)
+    demo = subprocess.Popen(parm_lab("demo", "--live", *command), stdout=subprocess.PIPE, text=True)
     assert demo.stdout is not None
     assert "Loading libraries" in demo.stdout.readline()
     assert "two servers of 6 instances" in demo.stdout.readline()
@@ -58,7 +58,7 @@ def page(browser: Browser, url: str) -> Iterator[Page]:
 
 def test_it_says_what_it_does_before_it_loads_what_takes_long() -> None:
     slow = "{'numpy', 'onnxruntime', 'rich', 'torch', 'zmq'} & sys.modules.keys()"
-    code = f"import sys, parity_models.cli.demo; sys.exit(repr({slow}) if {slow} else 0)"
+    code = f"import sys, parity_models_lab.cli.demo; sys.exit(repr({slow}) if {slow} else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -186,7 +186,7 @@ def test_a_liar_is_of_the_same_shape_and_says_something_else(tmp_path: Path) -> 
 
 def test_a_bundle_without_queries_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
-        parm("demo", "--live", "--bundle", str(tmp_path)), capture_output=True, text=True
+        parm_lab("demo", "--live", "--bundle", str(tmp_path)), capture_output=True, text=True
     )
     assert done.returncode == 2
     assert "--inputs" in done.stderr

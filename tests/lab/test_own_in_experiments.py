@@ -1,6 +1,6 @@
 """An experiment file may name a policy, a code and engines of one's own, and their options count.
 
-Policies and codes are simulated and run for real; engines run what is real in `parm reproduce
+Policies and codes are simulated and run for real; engines run what is real in `parm-lab reproduce
 engines`, as simulated instances have none.
 """
 
@@ -71,14 +71,14 @@ policy = {{ name = "equal-resources" }}
 
 
 def test_they_run_and_their_options_count(
-    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(SUPPORT)  # where their modules are found, by servers as well
     file, work, out = tmp_path / "own.toml", tmp_path / "work", tmp_path / "own.md"
     file.write_text(FILE)
     train_briefly(work, file)
     where = ("--figure", file, "--network", "emulated", "--out", out, "--work", work)
-    done = parm_here("reproduce", "latency", *where)
+    done = lab_here("reproduce", "latency", *where)
     assert done.returncode == 0, done.stderr
     real, simulated = out.read_text().split("\nSimulated, ")
     assert column(simulated, "own policy", "work") > 1.5
@@ -89,21 +89,21 @@ def test_they_run_and_their_options_count(
 
 
 def test_engines_run_and_their_options_count(
-    parm_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab_here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(SUPPORT)
     file, work, out = tmp_path / "own.toml", tmp_path / "work", tmp_path / "own.md"
     file.write_text(ENGINES)
     train_briefly(work, file)
     where = ("--figure", file, "--out", out, "--work", work)
-    done = parm_here("reproduce", "engines", *where)
+    done = lab_here("reproduce", "engines", *where)
     assert done.returncode == 0, done.stderr
     slow = f"{EMULATED}@pace=3.0,called=there"
     for engine, least in ((EMULATED, 10), (slow, 30)):
         assert column(out.read_text(), engine, "p50") >= least
         assert column(out.read_text(), engine, "failed") == 0
         assert f"- **{engine}**: an engine of your own" in out.read_text()
-    done = parm_here("reproduce", "engines", *where, "--engine", slow)
+    done = lab_here("reproduce", "engines", *where, "--engine", slow)
     assert done.returncode == 0, done.stderr
     assert "runs, about" not in done.stderr  # it has been run
     assert f"| {EMULATED} |" not in out.read_text()
@@ -117,7 +117,7 @@ def column(runs: str, series: str, name: str) -> float:
     return float(row[heading.index(name)].strip("%"))
 
 
-def test_an_option_out_of_range_is_refused(parm_here: Here, tmp_path: Path) -> None:
+def test_an_option_out_of_range_is_refused(lab_here: Here, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     for wrong, reason in [
         (("again_after = 9.0", "again_after = 10.0"), "again_after must be above 0 and 9 s"),
@@ -125,10 +125,10 @@ def test_an_option_out_of_range_is_refused(parm_here: Here, tmp_path: Path) -> N
         (("scans = 3", "scan = 3"), "did you mean scans?"),
     ]:
         file.write_text(FILE.replace(*wrong))
-        assert_refused(parm_here("reproduce", "latency", "--figure", file), reason)
+        assert_refused(lab_here("reproduce", "latency", "--figure", file), reason)
 
 
-def test_an_engine_that_cannot_be_is_refused(parm_here: Here, tmp_path: Path) -> None:
+def test_an_engine_that_cannot_be_is_refused(lab_here: Here, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
     for wrong, reason in [
         (("pace = 3.0", "pace = 0.5"), "pace must be 1 or more"),
@@ -138,13 +138,13 @@ def test_an_engine_that_cannot_be_is_refused(parm_here: Here, tmp_path: Path) ->
         ((f'"{EMULATED}", pace = 3.0', '"remote", concurrency = 2'), "no option of the engine"),
     ]:
         file.write_text(ENGINES.replace(*wrong))
-        assert_refused(parm_here("reproduce", "engines", "--figure", file), reason)
+        assert_refused(lab_here("reproduce", "engines", "--figure", file), reason)
     for engine, reason in [
         (f"{EMULATED}@pace=fast", "pace must be a float, got 'fast'"),
         ("remote@concurrency=2", "the engine remote is set up by the experiment"),
         ("lokal", "there is no engine 'lokal'; did you mean local?"),
     ]:
-        assert_refused(parm_here("reproduce", "engines", "--engine", engine), reason)
+        assert_refused(lab_here("reproduce", "engines", "--engine", engine), reason)
 
 
 def test_simulated_instances_have_no_engine(parm_here: Here) -> None:

@@ -1,4 +1,4 @@
-"""parm reproduce protect: what is judged, what the page says, and all of it on a small model."""
+"""parm-lab reproduce protect: what is judged and written, and all of it on a small model."""
 
 from pathlib import Path
 
@@ -8,8 +8,11 @@ import pytest
 
 from commands import Here, assert_refused
 from parity_models.faults import Constant, FaultPlan, Slowdowns
-from parity_models.lab.protection.protection_report import write_report
-from parity_models.lab.protection.results import (
+from parity_models.protection.in_place import InPlace
+from parity_models.protection.simulated import Scene
+from parity_models.simulation.course import SHARES
+from parity_models_lab.protection.protection_report import write_report
+from parity_models_lab.protection.results import (
     Found,
     Proof,
     Real,
@@ -18,11 +21,8 @@ from parity_models.lab.protection.results import (
     StandIn,
     Tails,
 )
-from parity_models.lab.protection.tails import run_for_real
-from parity_models.lab.protection.targets import on_time, stand_ins
-from parity_models.protection.in_place import InPlace
-from parity_models.protection.simulated import Scene
-from parity_models.simulation.course import SHARES
+from parity_models_lab.protection.tails import run_for_real
+from parity_models_lab.protection.targets import on_time, stand_ins
 from served import predictions, queries, write_linear_bundle
 
 SCENE = Scene(200.0, 4, 1, FaultPlan(), 0, 40_000, 4_000)
@@ -121,10 +121,10 @@ def test_the_page_has_what_was_judged_and_how_busy_the_machine_was(tmp_path: Pat
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_run(
-    parm_here: Here, tmp_path: Path
+    lab_here: Here, tmp_path: Path
 ) -> None:
     args = ("reproduce", "protect", "--quick", "--work", tmp_path / "work")
-    assert_refused(parm_here(*args, "--out", tmp_path), "--out is the report's file")
+    assert_refused(lab_here(*args, "--out", tmp_path), "--out is the report's file")
     assert not (tmp_path / "work").exists()
 
 
@@ -155,16 +155,16 @@ async def test_what_was_simulated_is_run_for_real_with_its_contention(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_all_of_it_on_a_small_model_and_once(parm_here: Here, tmp_path: Path) -> None:
+def test_all_of_it_on_a_small_model_and_once(lab_here: Here, tmp_path: Path) -> None:
     page, work = tmp_path / "page.md", tmp_path / "work"
     args = ("reproduce", "protect", "--quick", "--work", work, "--out", page)
-    first = parm_here(*args)
+    first = lab_here(*args)
     assert first.returncode == 0, first.stderr
     said = page.read_text()
     for heading in ("## Targets", "## A small MLP", "| no redundancy |"):
         assert heading in said
     assert said.count("| yes |") + said.count("| **no** |") >= 5
     assert "no redundancy, for real" in first.stderr
-    again = parm_here(*args)
+    again = lab_here(*args)
     assert again.stderr == ""
     assert page.read_text() == said

@@ -19,11 +19,11 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from parity_models.lab.accuracy.matrix import load_matrix
-from parity_models.lab.real.measure import measure
-from parity_models.lab.real.prepared import Prepared
 from parity_models.models.bundle import Bundle
 from parity_models.tasks import find_task
+from parity_models_lab.accuracy.matrix import load_matrix
+from parity_models_lab.real.measure import measure
+from parity_models_lab.real.prepared import Prepared
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""parm reproduce real: what is measured of real models, and what the page says."""
+"""parm-lab reproduce real: what is measured of real models, and what the page says."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,9 @@ from commands import Here, assert_refused
 from encoder_models import exported, sentences
 from onnx_models import linear_model
 from own_models import DIGITS
-from parity_models.lab.real.measure import same_neighbours
-from parity_models.lab.real.results import RealResult, StandInResult
-from parity_models.lab.real.targets import targets
+from parity_models_lab.real.measure import same_neighbours
+from parity_models_lab.real.results import RealResult, StandInResult
+from parity_models_lab.real.targets import targets
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +37,11 @@ def digits(tmp_path: Path) -> Path:
 
 
 def test_each_stand_in_has_a_row_and_is_measured_once(
-    parm_here: Here, digits: Path, tmp_path: Path
+    lab_here: Here, digits: Path, tmp_path: Path
 ) -> None:
     page, work = tmp_path / "page.md", tmp_path / "work"
     args = ("reproduce", "real", digits, "--out", page, "--work", work)
-    first = parm_here(*args)
+    first = lab_here(*args)
     assert first.returncode == 0, first.stderr
     text = page.read_text()
     rows = {line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if "| " in line}
@@ -50,17 +50,17 @@ def test_each_stand_in_has_a_row_and_is_measured_once(
     assert "100.00%" in itself
     assert "elsewhere" in itself
     assert "trained for 1 s" in first.stderr
-    again = parm_here(*args)
+    again = lab_here(*args)
     assert "trained" not in again.stderr
     assert page.read_text() == text
     (digits / "labels.npy").unlink()
-    changed = parm_here(*args)
+    changed = lab_here(*args)
     assert "trained for 1 s" in changed.stderr
     assert "A_a 9" not in page.read_text()
 
 
 def test_a_parity_model_whose_slots_are_not_isolated_has_a_row(
-    parm_here: Here, tmp_path: Path
+    lab_here: Here, tmp_path: Path
 ) -> None:
     folder, page = tmp_path / "encoder", tmp_path / "page.md"
     folder.mkdir()
@@ -70,18 +70,18 @@ def test_a_parity_model_whose_slots_are_not_isolated_has_a_row(
     networks = [{"network": "superposition", "seconds": 1, "k": 2}]
     about = {"name": "encoder", "title": "Encoder", "about": "Sentences.", "networks": networks}
     (folder / "about.json").write_text(json.dumps(about))
-    made = parm_here("reproduce", "real", folder, "--out", page, "--work", tmp_path / "work")
+    made = lab_here("reproduce", "real", folder, "--out", page, "--work", tmp_path / "work")
     assert made.returncode == 0, made.stderr
     assert "| superposition, k = 2 | " in page.read_text()
 
 
 def test_a_folder_that_is_no_prepared_model_is_refused(
-    parm_here: Here, digits: Path, tmp_path: Path
+    lab_here: Here, digits: Path, tmp_path: Path
 ) -> None:
     args = ("--out", tmp_path / "page.md", "--work", tmp_path / "work")
-    assert_refused(parm_here("reproduce", "real", tmp_path, *args), "examples/real")
+    assert_refused(lab_here("reproduce", "real", tmp_path, *args), "examples/real")
     (digits / "test.npz").unlink()
-    assert_refused(parm_here("reproduce", "real", digits, *args), "test.npz is missing")
+    assert_refused(lab_here("reproduce", "real", digits, *args), "test.npz is missing")
     assert not (tmp_path / "page.md").exists()
 
 

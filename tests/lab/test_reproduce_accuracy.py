@@ -1,4 +1,4 @@
-"""parm reproduce accuracy: a matrix is trained once, reported, and refused if it cannot be."""
+"""parm-lab reproduce accuracy: a matrix is trained once, reported, and refused if it cannot be."""
 
 import json
 import shutil
@@ -11,18 +11,18 @@ import msgspec
 import numpy as np
 import pytest
 
-from commands import Here, assert_refused, parm
+from commands import Here, assert_refused, parm_lab
 from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation.approaches import plain_approach
-from parity_models.lab.accuracy.accuracy_report import approaches, write_report
-from parity_models.lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
-from parity_models.lab.accuracy.results import CodeResult, DeployedResult, ModelResults
-from parity_models.lab.accuracy.rivals import behind, berrut_of
-from parity_models.lab.accuracy.run import MatrixRun
-from parity_models.lab.accuracy.targets import targets
-from parity_models.lab.accuracy.time_left import TimeLeft
 from parity_models.models.bundle import Accuracy
+from parity_models_lab.accuracy.accuracy_report import approaches, write_report
+from parity_models_lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
+from parity_models_lab.accuracy.results import CodeResult, DeployedResult, ModelResults
+from parity_models_lab.accuracy.rivals import behind, berrut_of
+from parity_models_lab.accuracy.run import MatrixRun
+from parity_models_lab.accuracy.targets import targets
+from parity_models_lab.accuracy.time_left import TimeLeft
 
 pytestmark = pytest.mark.slow
 
@@ -47,12 +47,12 @@ free = [
 """
 
 
-def test_a_matrix_is_reported_and_not_run_twice(parm_here: Here, tmp_path: Path) -> None:
+def test_a_matrix_is_reported_and_not_run_twice(lab_here: Here, tmp_path: Path) -> None:
     matrix = tmp_path / "tiny.toml"
     matrix.write_text(TINY)
     args = ["reproduce", "accuracy", "--preset", str(matrix)]
     args += ["--out", str(tmp_path / "report.md"), "--work", str(tmp_path / "work")]
-    first = parm_here(*args)
+    first = lab_here(*args)
     assert first.returncode == 0, first.stderr
     report = (tmp_path / "report.md").read_text()
     for said in ("digits, linear", "stack + separate", "published recipe", "default prediction"):
@@ -66,7 +66,7 @@ def test_a_matrix_is_reported_and_not_run_twice(parm_here: Here, tmp_path: Path)
         "k.png",
         "models.png",
     ]
-    again = parm_here(*args)
+    again = lab_here(*args)
     assert again.returncode == 0
     assert "min left" in first.stderr
     assert "min left" not in again.stderr
@@ -156,15 +156,15 @@ def test_data_that_are_missing_are_told_before_anything_is_trained(
     assert not (tmp_path / "work" / "bundles").exists()
 
 
-def test_what_cannot_be_is_told_before_anything_is_trained(parm_here: Here, tmp_path: Path) -> None:
+def test_what_cannot_be_is_told_before_anything_is_trained(lab_here: Here, tmp_path: Path) -> None:
     matrix = tmp_path / "tiny.toml"
     matrix.write_text(TINY.replace("k = 2, epochs = 1 }", "k = 5, epochs = 1 }", 1))
     matrix.write_text(matrix.read_text().replace('"stack"', '"concatenation"'))
     args = ["reproduce", "accuracy", "--preset", str(matrix), "--work", str(tmp_path / "work")]
     out = ["--out", str(tmp_path / "report.md")]
-    assert_refused(parm_here(*args, *out), "concatenation tiles k = 2, 3, 4, 6, 8, 9 images")
+    assert_refused(lab_here(*args, *out), "concatenation tiles k = 2, 3, 4, 6, 8, 9 images")
     for out in (["--out", str(tmp_path)], ["--out", "report"], ["--out", "/proc/reports/a.md"]):
-        assert_refused(parm_here(*args, *out), "--out")
+        assert_refused(lab_here(*args, *out), "--out")
     assert not (tmp_path / "work" / "bundles").exists()
 
 
@@ -174,7 +174,7 @@ def test_an_interrupted_matrix_reports_what_is_done(tmp_path: Path) -> None:
     matrix.write_text(f"{DEPLOYED}[[deployed]]{second}")
     args = ["reproduce", "accuracy", "--preset", str(matrix)]
     args += ["--out", str(tmp_path / "report.md"), "--work", str(tmp_path / "work")]
-    with subprocess.Popen(parm(*args), stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(parm_lab(*args), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("[2/2"):

@@ -12,12 +12,12 @@ from PIL import Image
 from commands import Here, assert_refused
 from parity_models.errors import UserError
 from parity_models.faults import Constant, FaultPlan, Kill
-from parity_models.lab.latency.engines import choose_engines
-from parity_models.lab.latency.upstreams import emulated_fleet
 from parity_models.load.served import BEGIN_FAULTS
 from parity_models.load.wire import ModelMetadata, RequestWriter, read_answers
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.engines import EngineChoice
+from parity_models_lab.latency.engines import choose_engines
+from parity_models_lab.latency.upstreams import emulated_fleet
 from served import predictions, queries, write_linear_bundle
 from small_experiment import SMALL, train_briefly
 
@@ -67,11 +67,11 @@ async def test_what_emulated_upstreams_cannot_suffer_is_refused(tmp_path: Path) 
                 pass
 
 
-def test_an_experiment_runs_on_several_engines(parm_here: Here, tmp_path: Path) -> None:
+def test_an_experiment_runs_on_several_engines(lab_here: Here, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(SMALL.replace("rate = 300", "rate = 50"))
     train_briefly(tmp_path / "work", tmp_path / "small.toml")
     out = tmp_path / "out" / "engines.md"
-    done = parm_here(
+    done = lab_here(
         *("reproduce", "engines", "--figure", str(tmp_path / "small.toml"), "--out", str(out)),
         *("--engine", "local", "--engine", "remote", "--work", str(tmp_path / "work")),
     )
@@ -97,7 +97,7 @@ def test_without_ray_an_experiment_runs_on_the_other_engines() -> None:
         choose_engines([EngineChoice("ray")], has_ray=False)
 
 
-def test_what_cannot_be_run_is_refused(parm_here: Here) -> None:
+def test_what_cannot_be_run_is_refused(lab_here: Here) -> None:
     assert_refused(
-        parm_here("reproduce", "engines", "--out", "folder"), "--out is the report's file"
+        lab_here("reproduce", "engines", "--out", "folder"), "--out is the report's file"
     )

@@ -1,11 +1,11 @@
-"""`parm lab rollout` on real processes, for seconds: what it says adds up."""
+"""`parm-lab rollout` on real processes, for seconds: what it says adds up."""
 
 import asyncio
 from pathlib import Path
 
 import pytest
 
-from parity_models.lab.reliability.rollout import PhaseResult, rollout_claims, run_rollout
+from parity_models_lab.reliability.rollout import PhaseResult, rollout_claims, run_rollout
 
 pytestmark = pytest.mark.slow
 

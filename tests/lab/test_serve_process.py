@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from parity_models.errors import ServingError
-from parity_models.lab.reliability.serve_process import ServeProcess
+from parity_models_lab.reliability.serve_process import ServeProcess
 
 
 @contextmanager

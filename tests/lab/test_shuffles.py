@@ -8,7 +8,7 @@ from threading import Event
 
 import pytest
 
-from parity_models.lab.contention.shuffles import transfer
+from parity_models_lab.contention.shuffles import transfer
 
 
 def test_a_transfer_whose_receiver_fails_closes_both_ends_and_ends_its_thread() -> None:

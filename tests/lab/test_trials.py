@@ -6,11 +6,11 @@ import msgspec
 import pytest
 
 from commands import Here
-from parity_models.lab.latency.real_trial import Laboratory
-from parity_models.lab.latency.setting import Setting
-from parity_models.lab.latency.trial import Emulation, Mode, Trial, simulate_trial
-from parity_models.lab.latency.trial_cache import TrialCache
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.setting import Setting
+from parity_models.simulation.trial import Emulation, Mode, Trial, simulate_trial
+from parity_models_lab.latency.real_trial import Laboratory
+from parity_models_lab.latency.trial_cache import TrialCache
 from small_experiment import SIMULATED, brief, train_briefly
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_real_trial_serves_and_asks_for_real(laboratory: Laboratory) -> None:
 
 
 def test_validation_compares_every_policy_with_what_answers_take_outside(
-    parm_here: Here, laboratory: Laboratory, tmp_path: Path
+    lab_here: Here, laboratory: Laboratory, tmp_path: Path
 ) -> None:
     file = tmp_path / "small.toml"
     file.write_text(
@@ -119,7 +119,7 @@ def test_validation_compares_every_policy_with_what_answers_take_outside(
     )
     work = laboratory.folder.parent
     train_briefly(work, file)
-    done = parm_here(
+    done = lab_here(
         "reproduce", "validation", "--figure", file, "--network", "drawn", "--queries", "100",
         "--out", tmp_path / "validation.md", "--work", work,
     )  # fmt: skip

@@ -9,11 +9,11 @@ import pytest
 
 from commands import Here
 from parity_models.errors import UserError
-from parity_models.lab.latency.experiment import Experiment, load_experiment
-from parity_models.lab.latency.reproduce_latency import PRESETS, TUNING, Plan, collect
-from parity_models.lab.latency.trial import Emulation, Mode, Trial, TrialResult, result_of
-from parity_models.lab.latency.trial_cache import TrialCache
-from parity_models.lab.latency.validation import compare
+from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, result_of
+from parity_models_lab.latency.experiment import Experiment, load_experiment
+from parity_models_lab.latency.reproduce_latency import PRESETS, TUNING, Plan, collect
+from parity_models_lab.latency.trial_cache import TrialCache
+from parity_models_lab.latency.validation import compare
 
 TUNED = """
 title = "Tuned"
@@ -130,18 +130,18 @@ def test_what_cannot_be_tuned_is_refused(
 
 
 @pytest.mark.slow
-def test_reproduce_tunes_before_it_runs(parm_here: Here, tmp_path: Path) -> None:
+def test_reproduce_tunes_before_it_runs(lab_here: Here, tmp_path: Path) -> None:
     (tmp_path / "tuned.toml").write_text(
         TUNED.replace("[setting]", "simulated_queries = 300\n[setting]")
     )
-    done = parm_here(
+    done = lab_here(
         "reproduce", "latency", "--figure", tmp_path / "tuned.toml", "--network", "none",
         "--out", tmp_path / "latency.md", "--work", tmp_path / "work",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = (tmp_path / "latency.md").read_text()
     assert "| 0.6 | hedging, tuned (hedge_quantile=0." in report
-    assert f"| Tuned | `parm reproduce latency --figure {tmp_path / 'tuned.toml'} " in report
+    assert f"| Tuned | `parm-lab reproduce latency --figure {tmp_path / 'tuned.toml'} " in report
 
 
 def test_validation_runs_tuned_series_as_they_are_tuned_there(tmp_path: Path) -> None:

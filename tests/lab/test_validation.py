@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from parity_models.faults import Constant
-from parity_models.lab.latency.besides import besides_of, calm_trial
-from parity_models.lab.latency.experiment import load_experiment
-from parity_models.lab.latency.reproduce_latency import PRESETS, Plan
-from parity_models.lab.latency.setting import Setting
-from parity_models.lab.latency.trial import (
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.setting import Setting
+from parity_models.simulation.trial import (
     Emulation,
     Mode,
     Trial,
@@ -20,9 +18,11 @@ from parity_models.lab.latency.trial import (
     result_of,
     simulate_trial,
 )
-from parity_models.lab.latency.trial_cache import TrialCache
-from parity_models.lab.latency.validation import Compared, compare, write_validation
-from parity_models.scheduling.choice import PolicyChoice
+from parity_models_lab.latency.besides import besides_of, calm_trial
+from parity_models_lab.latency.experiment import load_experiment
+from parity_models_lab.latency.reproduce_latency import PRESETS, Plan
+from parity_models_lab.latency.trial_cache import TrialCache
+from parity_models_lab.latency.validation import Compared, compare, write_validation
 
 
 def result(p50: float, tail: float) -> TrialResult:

@@ -10,11 +10,11 @@ import pytest
 from commands import Here
 from parity_models.errors import UserError
 from parity_models.faults import ColdStart, Degradation
-from parity_models.lab.latency.experiment import load_experiment
-from parity_models.lab.latency.kept import calm_point, kept
-from parity_models.lab.latency.setting import Setting
-from parity_models.lab.latency.trial import PARTS, Mode, Trial, result_of, simulate_trial
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.setting import Setting
+from parity_models.simulation.trial import PARTS, Mode, Trial, result_of, simulate_trial
+from parity_models_lab.latency.experiment import load_experiment
+from parity_models_lab.latency.kept import calm_point, kept
 
 FIGURES = ("bursts", "correlated", "degradation", "generations", "slow-start")
 
@@ -128,14 +128,14 @@ def test_undisturbed_points_are_there(tmp_path: Path) -> None:
         load_experiment(str(tmp_path / "mine.toml"))
 
 
-def test_tables_say_what_is_kept(parm_here: Here, tmp_path: Path) -> None:
+def test_tables_say_what_is_kept(lab_here: Here, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'title = "T"\naxis = "what"\nundisturbed = [0]\nsimulated_queries = 300\n'
         'points = [{ what = "none" }, { what = "cold", kill_every = 0.2, cold_factor = 9 }]\n'
         "[setting]\nshuffles = 0\n"
         '[[series]]\nlabel = "equal resources"\npolicy = { name = "equal-resources" }\n'
     )
-    done = parm_here(
+    done = lab_here(
         "reproduce", "latency", "--figure", tmp_path / "mine.toml", "--network", "none",
         "--out", tmp_path / "latency.md", "--work", tmp_path / "work",
     )  # fmt: skip

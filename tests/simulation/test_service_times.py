@@ -7,8 +7,8 @@ import pytest
 
 from parity_models.errors import UserError
 from parity_models.faults import Empirical
-from parity_models.lab.latency.setting import Setting
 from parity_models.simulation.service_times import read_service_times
+from parity_models.simulation.setting import Setting
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.faults import FaultPlan
-from parity_models.lab.rehearsal import Harm, faults_of
 from parity_models.load.recorder import record
 from parity_models.models.bundle import Bundle
+from parity_models.protection.rehearsal import Harm, faults_of
 from parity_models.scheduling import BACKUP, DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.server import ServeOptions, Server

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from parity_models.lab.contention.namespaces import (
+from parity_models_lab.contention.namespaces import (
     abandoned,
     check_privileges,
     configure,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import invoke
+from commands import invoke, invoke_lab
 from parity_models.errors import DataError, UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import choose_task, find_task
@@ -29,7 +29,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> str:
-    result = invoke(*arguments)
+    of_lab = arguments[0] in ("train", "data", "reproduce")
+    result = invoke_lab(*arguments) if of_lab else invoke(*arguments)
     assert result.exit_code == 0, result.output
     return result.output
 

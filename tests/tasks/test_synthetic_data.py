@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from commands import invoke
+from commands import invoke_lab
 from parity_models.errors import DataError
 from parity_models.tasks import TASKS, find_task
 from parity_models.tasks.synthetic import make_boxes, make_speech
@@ -31,7 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def run(*arguments: str) -> str:
-    result = invoke("data", *arguments)
+    result = invoke_lab("data", *arguments)
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import msgspec
 import pytest
 from safetensors import safe_open
 
+from commands import parm_lab
 from own_models import DIGITS, STACK
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
@@ -61,7 +61,7 @@ def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path
     out = tmp_path / "model"
     arguments = ["train", "--task", "digits", "--out", str(out), "--epochs", "1000000"]
     with subprocess.Popen(
-        [sys.executable, "-c", "from parity_models.cli.main import main; main()", *arguments],
+        parm_lab(*arguments),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -142,7 +142,6 @@ def test_what_it_cannot_take_is_refused(
     ("command", "reason"),
     [
         ("backup --from deployed", "mimo-conv answers several images at once"),
-        ("train --task digits", "mimo-conv answers several images at once"),
         ("parity --model {digits}/model.onnx --k 1", "k must be 2 or more"),
         ("parity --model {digits}/model.onnx --encoder concatenation", "use --encoder stack"),
     ],
@@ -152,8 +151,8 @@ def test_on_the_command_line_it_is_a_parity_model_alone(
     parm: Parm, command: str, reason: str
 ) -> None:
     parm("bundle {digits}/model.onnx --out deployed")
-    inputs = "" if "train" in command else " --inputs {digits}/inputs.npy"
-    assert reason in parm(f"{command}{inputs} --network mimo-conv --out bundle", 2)
+    data = "--inputs {digits}/inputs.npy"
+    assert reason in parm(f"{command} {data} --network mimo-conv --out bundle", 2)
 
 
 @pytest.mark.slow

@@ -10,11 +10,11 @@ from torch import nn
 from own_coders import ABREAST, DECODER, ENCODER, LISTED, PILED
 from parity_models.codes import Code, CodeSpec, MLPEncoder
 from parity_models.errors import CodeError
-from parity_models.lab.latency.setting import Setting
 from parity_models.models.networks import MIMOConv
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.signature import Axis, Signature, Tensor
 from parity_models.models.tensor import TensorSpec
+from parity_models.simulation.setting import Setting
 from parity_models.training import Settings, train_parity
 from parity_models.training.learned import CodedNetworks
 from parity_models.training.parity_network import parity_network

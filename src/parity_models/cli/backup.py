@@ -52,7 +52,7 @@ Keep = Annotated[
 def backup(
     bundle: Annotated[
         Path,
-        typer.Option("--from", help="What parm train or parm parity wrote.", metavar="BUNDLE"),
+        typer.Option("--from", help="What parm-lab train or parm parity wrote.", metavar="BUNDLE"),
     ],
     network: NetworkName,
     out: Annotated[

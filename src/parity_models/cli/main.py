@@ -8,6 +8,7 @@ needs and `parm --help` is there at once.
 import os
 import sys
 import traceback
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
@@ -28,8 +29,6 @@ COMMANDS = {
         "backup": "Train a cheaper network as a backup for a deployed model.",
         "calibrate": "Find out where a bundle's stand-ins may answer, from held-out queries.",
         "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
-        "train": "Train a deployed model on a task, for want of one.",
-        "data": "The data of tasks: what is here, and what can be made.",
     },
     "Serve it": {
         "bundle": "Make a bundle of an ONNX model as it is, whatever it takes.",
@@ -40,16 +39,9 @@ COMMANDS = {
         "export": "Write a bundle's models as a repository for Triton or MLServer.",
     },
     "Measure it": {
-        "demo": "Train, serve under injected slowdowns, and compare the tails.",
         "rehearse": "Harm an instance of your own bundle, and see who answers.",
         "load": "Send queries on a schedule, and measure latency from the schedule.",
         "simulate": "Compare policies at any scale, by the scheduler that serves.",
-        "bench": "Measure what coded serving costs.",
-    },
-    "Research": {
-        "approaches": "Compare what could answer in the model's place.",
-        "reproduce": "Reproduce the paper's figures, and ours beyond them.",
-        "lab": "Prove the claims: chaos, overload, attacks, soaks.",
     },
     "Your shell": {
         "completion": "Print the script that completes parm's commands and options.",
@@ -57,6 +49,9 @@ COMMANDS = {
 }
 """Subcommands by who wants them, in the order of work. `x` is the function or Typer `x` of module
 `cli.x`."""
+
+Sections = Mapping[str, Mapping[str, str]]
+"""Subcommands with their help, under the titles of sections."""
 
 EXTRAS = {
     "aiohttp": "bench",
@@ -94,13 +89,19 @@ _OURS = (
 
 def main() -> None:
     """Run `parm` with this process's arguments, and exit."""
+    run(command)
+
+
+def run(command: Callable[[], TyperGroup]) -> None:
+    """Run a command line with this process's arguments, and exit."""
     _fill_standard_streams()
     # Else gRPC writes lines of its own form into the log; it asks when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if COMPLETION in os.environ:
         completion_init()
     try:
-        command()(prog_name="parm")
+        group = command()
+        group(prog_name=group.name)
     except UserError as error:
         _exit(2, error.spelled(flag_of), error)
     except ParityModelsError as error:
@@ -122,18 +123,29 @@ def _fill_standard_streams() -> None:
 
 def command() -> TyperGroup:
     """The command line as an object."""
+    return command_line("parm", _parm, COMMANDS, lambda name: f"parity_models.cli.{name}")
+
+
+def command_line(
+    name: str, callback: Callable[..., None], sections: Sections, module_of: Callable[[str], str]
+) -> TyperGroup:
+    """A command line of subcommands, each in a module that is imported when it is used."""
     app = typer.Typer(
-        name="parm",
+        name=name,
         cls=_Grouped,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
-    app.callback()(_parm)
+    app.callback()(callback)
     group = typer.main.get_group(app)
-    for commands in COMMANDS.values():
+    assert isinstance(group, _Grouped)
+    group.sections = sections
+    for commands in sections.values():
         for name, help in commands.items():
-            group.add_command(_Subcommand(name, help=help, rich_markup_mode=None))
+            subcommand = _Subcommand(name, help=help, rich_markup_mode=None)
+            subcommand.module = module_of(name)
+            group.add_command(subcommand)
     return group
 
 
@@ -161,9 +173,11 @@ def _parm(
 class _Grouped(TyperGroup):
     """Lists the subcommands by who wants them."""
 
+    sections: Sections
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        widest = max(len(name) for commands in COMMANDS.values() for name in commands)
-        for title, commands in COMMANDS.items():
+        widest = max(len(name) for commands in self.sections.values() for name in commands)
+        for title, commands in self.sections.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(widest), help) for name, help in commands.items()])
 
@@ -178,10 +192,12 @@ class _Grouped(TyperGroup):
 class _Subcommand(TyperCommand):
     """Stands for a subcommand in `parm --help`, and turns into it when it is used."""
 
+    module: str
+
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("parent") is not None:
             begin(kwargs["parent"])
-        module = import_module(f"parity_models.cli.{self.name}")
+        module = import_module(self.module)
         entry = getattr(module, str(self.name))
         if isinstance(entry, typer.Typer):
             app = entry

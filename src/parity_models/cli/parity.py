@@ -60,7 +60,7 @@ ParityNetwork = Annotated[
         "--parity-network",
         "--network",
         help=f"One of {', '.join(NETWORKS.names)}, or one of yours, package.module:name. "
-        "By default that of a model that parm train wrote; for others the most capable that "
+        "By default that of a model that parm-lab train wrote; for others the most capable that "
         "is not slower than the deployed model.",
         metavar="NETWORK",
     ),

@@ -12,9 +12,9 @@ from rich.table import Table
 
 from parity_models.cli.duration import duration
 from parity_models.cli.json_file import Json, write_json
-from parity_models.lab.rehearsal import Harm, Rehearsed, Run
-from parity_models.lab.rehearsal import rehearse as rehearse_bundle
 from parity_models.models.bundle import open_bundle
+from parity_models.protection.rehearsal import Harm, Rehearsed, Run
+from parity_models.protection.rehearsal import rehearse as rehearse_bundle
 from parity_models.scheduling import BACKUPS, Source
 from parity_models.tasks.user_data import load_inputs
 

@@ -297,6 +297,6 @@ def _one(
     given = [each for each in (bundle, option) if each is not None]
     if len(given) != 1:
         raise UserError(
-            "give one BUNDLE, the folder that parm parity or parm train wrote, or --repository DIR"
+            "give one BUNDLE, such as the folder that parm parity wrote, or --repository DIR"
         )
     return given[0]

@@ -21,13 +21,6 @@ from parity_models.cli.json_file import Json, write_json
 from parity_models.cli.policy import KINDS, DispatchName, choose_policies, policy_options
 from parity_models.codes import DECODERS, ENCODERS, SeparateDecoder
 from parity_models.errors import UserError
-from parity_models.lab.latency.setting import STAND_INS, StandInKind
-from parity_models.lab.latency.simulation_plan import (
-    SimulationOptions,
-    SimulationPlan,
-    plan_simulation,
-)
-from parity_models.lab.latency.trial import TrialResult
 from parity_models.options import make_options
 from parity_models.scheduling import Source
 from parity_models.scheduling.policies import (
@@ -37,6 +30,13 @@ from parity_models.scheduling.policies import (
     Hedging,
     Parity,
     Policy,
+)
+from parity_models.simulation.setting import STAND_INS, StandInKind
+from parity_models.simulation.trial import TrialResult
+from parity_models.sizing.simulation_plan import (
+    SimulationOptions,
+    SimulationPlan,
+    plan_simulation,
 )
 
 DEFAULT = (EqualResources.name, Hedging.name, Parity.name, Adaptive.name)

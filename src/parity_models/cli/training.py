@@ -1,4 +1,4 @@
-"""What parm train, parity and backup share: options, and what they say in the end."""
+"""What parm-lab train, parity and backup share: options, and what they say in the end."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -60,7 +60,7 @@ DeployedFolder = Annotated[
     Path | None,
     typer.Option(
         "--from",
-        help="The deployed model, in place of --model: a folder that parm train wrote, or "
+        help="The deployed model, in place of --model: a folder that parm-lab train wrote, or "
         "another bundle.",
         metavar="DIR",
     ),

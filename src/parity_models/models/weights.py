@@ -18,7 +18,7 @@ def save_weights(network: nn.Module) -> bytes:
 
 
 def has_weights(bundle: Bundle) -> bool:
-    """Does `bundle` hold the deployed model's weights, as those that parm train writes do?"""
+    """Does `bundle` hold the deployed model's weights, as those that parm-lab train writes do?"""
     return WEIGHTS in (stored.file for stored in bundle.manifest.files)
 
 

@@ -2,7 +2,7 @@
 
 (C. Wah et al.: The Caltech-UCSD Birds-200-2011 Dataset.) `images.txt` numbers the images,
 `bounding_boxes.txt` gives each one's box in pixels (x, y, width, height),
-`train_test_split.txt` says which are for training. `parm data synth-boxes` makes such a folder.
+`train_test_split.txt` says which are for training. `parm-lab data synth-boxes` makes such a folder.
 """
 
 import math
@@ -38,7 +38,7 @@ class Localization(ImageTask):
     places = ("CUB_200_2011", "localization", "")
     needs = (
         f"a folder CUB_200_2011 there with {IMAGES}, {BOXES}, {SPLIT} and {PICTURES}/ (from "
-        "https://www.vision.caltech.edu/datasets/cub_200_2011), or make one with parm data "
+        "https://www.vision.caltech.edu/datasets/cub_200_2011), or make one with parm-lab data "
         "synth-boxes"
     )
 

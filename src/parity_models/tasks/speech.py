@@ -1,8 +1,8 @@
 """Google Speech Commands: one-second words, one folder of WAV files for each.
 
-(P. Warden: Speech Commands, 2018.) `parm data synth-speech` makes such a folder. Files are called
-SPEAKER_nohash_N.wav, and a hash of the speaker says which split they are in, so that no speaker
-is in two of them.
+(P. Warden: Speech Commands, 2018.) `parm-lab data synth-speech` makes such a folder. Files are
+called SPEAKER_nohash_N.wav, and a hash of the speaker says which split they are in, so that no
+speaker is in two of them.
 """
 
 import hashlib

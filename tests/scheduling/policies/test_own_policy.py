@@ -8,9 +8,9 @@ import pytest
 from commands import Here, assert_refused
 from own_policy import POLICY, RULE, Again, Oldest
 from parity_models.errors import UserError
-from parity_models.lab.latency.experiment import load_experiment
 from parity_models.scheduling.choice import PolicyChoice, choose
 from parity_models.scheduling.policies import StandIns
+from parity_models_lab.latency.experiment import load_experiment
 
 EXPERIMENT = """
 title = "One's own"

@@ -8,13 +8,13 @@ import pytest
 import ray
 from ray import serve
 
-from parity_models.lab.contention.namespaces import configure
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.ray.app import application
 from parity_models.serving.ray.cluster import delete
 from parity_models.serving.ray.cluster_options import ClusterOptions
 from parity_models.serving.server import ServeOptions
+from parity_models_lab.contention.namespaces import configure
 from ray_cluster import Client, eventually, start_serve
 from ray_nodes import BRIDGE, FRONT, ROOM, ray_nodes, remove_stale_bridges
 from served import write_linear_bundle

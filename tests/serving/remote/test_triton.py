@@ -10,10 +10,10 @@ import tritonclient.http
 
 from fleet_servers import PATIENTLY, Triton, kill_and_mend
 from parity_models.errors import UserError
-from parity_models.lab.costs.overhead import measure_overhead
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.remote.export import Format, export_repository
+from parity_models_lab.costs.overhead import measure_overhead
 from served import ServerProcess, predictions, queries, write_linear_bundle
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 

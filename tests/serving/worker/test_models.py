@@ -17,7 +17,7 @@ from pathlib import Path
 
 import onnxruntime
 
-from parity_models.lab.processes import resident
+from parity_models_lab.processes import resident
 from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
 from parity_models.serving.worker.models import warm_model
 

@@ -17,7 +17,7 @@ from parity_models.options import Option
 
 @dataclass(frozen=True)
 class Effort:
-    """What a network is trained with by default; what measured best (docs/research/training.md).
+    """What a network is trained with by default; what measured best (lab/notes/training.md).
 
     `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
     parity model; `mirror` has queries turned left to right at random, where the task allows it.

@@ -25,7 +25,7 @@ class Tied(Policy):
     """Two copies of a query are queued; when one starts, the other is cancelled.
 
     It makes sense where each instance has a queue; by default dispatch.Prequal chooses both, the
-    best of the rules that have (docs/research/latency.md). In a queue that all share, both would
+    best of the rules that have (lab/notes/latency.md). In a queue that all share, both would
     wait for the same instance.
     """
 

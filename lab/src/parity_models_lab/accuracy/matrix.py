@@ -1,0 +1,176 @@
+"""Accuracy matrices: what is trained and compared, read from a file that people can edit."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from parity_models.codes import (
+    BerrutCode,
+    CodeSpec,
+    LagrangeCode,
+    LinearCode,
+    NestedRegressionCode,
+    TrainingFreeCode,
+)
+from parity_models.codes.code import check_spec
+from parity_models.documents import content_of, read_toml
+from parity_models.errors import UserError
+from parity_models.options import Value
+from parity_models.tasks import choose_task
+from parity_models.training.own_network import named_network
+from parity_models.training.recipes import check_recipe
+
+FILES = resources.files("parity_models_lab.accuracy") / "matrices"
+PRESETS = ("quick", "paper", "full")
+Seconds = Annotated[float, Meta(gt=0, le=1e6)]
+Epochs = Annotated[int, Meta(ge=1, le=100_000)]
+K = Annotated[int, Meta(ge=2, le=64)]
+R = Annotated[int, Meta(ge=1, le=3)]
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a training goes on; with neither, for as long as its network's recipe says."""
+
+    seconds: Seconds | None = None
+    epochs: Epochs | None = None
+
+
+class CodeCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A code to train parity models for, how, and with which network (by default F's).
+
+    Options that are not given are not written, so that results keep their names.
+    """
+
+    encoder: str
+    decoder: str
+    encoder_options: dict[str, Value] | UnsetType = UNSET
+    decoder_options: dict[str, Value] | UnsetType = UNSET
+    k: K = 2
+    r: R = 1
+    recipe: str = "distilled"
+    network: str | None = None
+
+    @property
+    def spec(self) -> CodeSpec:
+        return CodeSpec(
+            self.encoder,
+            self.decoder,
+            self.k,
+            self.r,
+            self.encoder_options or {},
+            self.decoder_options or {},
+        )
+
+    @property
+    def pair(self) -> str:
+        """What people call it: the two coders, their options, and, unless it is the usual one, the
+        recipe."""
+        given = {**self.spec.encoder_options, **self.spec.decoder_options}
+        options = "".join(f", {name} {value}" for name, value in given.items())
+        recipe = "" if self.recipe == "distilled" else f", {self.recipe} recipe"
+        network = "" if self.network is None else f", {self.network}"
+        return f"{self.encoder} + {self.decoder}{options}{recipe}{network}"
+
+    def __str__(self) -> str:
+        return f"{self.pair}, k={self.k}" + (f", r={self.r}" if self.r > 1 else "")
+
+
+class BackupCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An approximate backup to train: its network."""
+
+    network: str
+
+    def __str__(self) -> str:
+        return f"approximate backup, {self.network}"
+
+
+FreeName = Literal["linear", "lagrange", "berrut", "nested-regression"]
+
+
+class FreeCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A code that needs no training. `degree` is that of the polynomial that lagrange is for."""
+
+    code: FreeName
+    k: K = 2
+    r: R = 1
+    degree: Annotated[int, Meta(ge=1, le=8)] = 2
+
+    def build(self) -> TrainingFreeCode:
+        match self.code:
+            case "linear":
+                return LinearCode(self.k, self.r)
+            case "lagrange":
+                return LagrangeCode(self.k, self.r, self.degree)
+            case "berrut":
+                return BerrutCode(self.k, self.r)
+            case "nested-regression":
+                return NestedRegressionCode(self.k, self.r)
+
+    def __str__(self) -> str:
+        degree = f" of degree {self.degree}" if self.code == "lagrange" else ""
+        return f"{self.code}{degree}, k={self.k}, r={self.r}"
+
+
+class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A task and a network, and all that is compared for them.
+
+    `made` names the data to make on this machine first, where the task's own cannot be had.
+    With the `recipe` "published" the deployed model, too, is trained as in the paper.
+    """
+
+    task: str
+    network: str
+    recipe: Literal["usual", "published"] = "usual"
+    made: Literal["boxes", "speech"] | None = None
+    codes: tuple[CodeCell, ...] = ()
+    backups: tuple[BackupCell, ...] = ()
+    free: tuple[FreeCell, ...] = ()
+
+    def __str__(self) -> str:
+        recipe = "" if self.recipe == "usual" else ", trained as published"
+        return f"{self.task}, {self.network}{recipe}"
+
+
+class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one report compares."""
+
+    title: str
+    deployed: tuple[DeployedCell, ...]
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be, before anything is trained."""
+        if not self.deployed:
+            raise UserError("a matrix needs a deployed model at least")
+        for cell in self.deployed:
+            choose_task(cell.task)
+            networks = [cell.network, *(backup.network for backup in cell.backups)]
+            for code in cell.codes:
+                check_spec(code.spec)
+                check_recipe(code.recipe, code.spec)
+                networks += [] if code.network is None else [code.network]
+            for network in networks:
+                named_network(network)  # refuses names that there are not
+            for free in cell.free:
+                free.build()
+
+
+def load_matrix(name: str) -> Matrix:
+    """Read a matrix: one that comes with the package, by name, or any file.
+
+    Raises UserError if there is none or it is not a matrix.
+    """
+    file: Any = FILES / f"{name}.toml" if name in PRESETS else Path(name)
+    try:
+        matrix = read_toml(content_of(file), Matrix)
+        matrix.check()
+    except OSError as error:
+        raise UserError(
+            f"cannot read the matrix {name}: {error.strerror}; give a file, or one of "
+            f"{', '.join(PRESETS)}"
+        ) from error
+    except (ValueError, UserError) as error:
+        raise UserError(f"{name} is not a matrix: {error}; see lab/notes/accuracy.md") from error
+    return matrix

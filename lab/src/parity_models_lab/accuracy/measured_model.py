@@ -1,0 +1,248 @@
+"""A deployed model and its data: what can be trained and measured for it, one cell at a time."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from parity_models.codes import Code
+from parity_models.errors import BundleError, TrainingError
+from parity_models.evaluation import evaluate
+from parity_models.evaluation.approaches import (
+    Approach,
+    evaluate_default,
+    evaluate_training_free,
+    fit_nested_regression,
+    plain_approach,
+)
+from parity_models.evaluation.coding_times import coding_times
+from parity_models.evaluation.compare import relative_time
+from parity_models.evaluation.predictor import predictor
+from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
+from parity_models.tasks import Dataset, choose_task
+from parity_models.tasks.metrics import score
+from parity_models.tasks.synthetic import make_boxes, make_speech
+from parity_models.training import (
+    Outcome,
+    Report,
+    Settings,
+    progress_bar,
+    train_backup,
+    train_deployed,
+    train_parity,
+)
+from parity_models_lab.accuracy.matrix import BackupCell, Budget, CodeCell, DeployedCell, FreeCell
+from parity_models_lab.accuracy.results import CodeResult, DeployedResult, digest, key_of
+
+Floats = NDArray[np.float32]
+
+MAKERS: dict[str, Callable[..., int]] = {"boxes": make_boxes, "speech": make_speech}
+
+
+class MeasuredModel:
+    """A deployed model and its data, with what can be measured for it."""
+
+    def __init__(self, cell: DeployedCell, work: Path, seed: int) -> None:
+        self._cell = cell
+        self._work = work
+        self._seed = seed
+        self._task = choose_task(cell.task)
+
+    def __str__(self) -> str:
+        return str(self._cell)
+
+    @cached_property
+    def key(self) -> str:
+        """Names the deployed model by its data and how it is trained."""
+        cell = self._cell
+        own = (cell.task, cell.network, cell.recipe, cell.seconds, cell.epochs)
+        return key_of(own, self._seed, digest(self._data))
+
+    def key_of(self, what: object) -> str:
+        """Names a result for this model, as it came out of its training, of a cell or by a word."""
+        return key_of(self.key, self._bundle.manifest.deployed.sha256, type(what).__name__, what)
+
+    def holds(self, deployed: DeployedResult) -> bool:
+        """Is the model that was measured still here?"""
+        try:
+            found = open_bundle(self._folder(self.key))
+        except BundleError:
+            return False
+        return found.manifest.deployed.sha256 == deployed.sha256
+
+    def _folder(self, key: str) -> Path:
+        return self._work / "bundles" / key
+
+    def prepare(self) -> None:
+        """Make the data, if they are to be made and are not there."""
+        folder = self._made
+        if folder is not None and not folder.exists():
+            with tqdm(desc=f"making {folder.name}", unit="") as bar:
+
+                def progress(made: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(made - bar.n)
+
+                MAKERS[folder.name](folder, progress=progress)
+
+    def check(self) -> None:
+        """Raise DataError for data that are not there, CodeError for a code they cannot have."""
+        shapes = self._data.input_shape, self._data.output_shape
+        for cell in self._cell.codes:
+            Code(cell.spec, *shapes)
+
+    @property
+    def _made(self) -> Path | None:
+        """The folder of data that are made on this machine."""
+        return None if self._cell.made is None else self._work / "data" / self._cell.made
+
+    @cached_property
+    def _data(self) -> Dataset:
+        return self._task.load(self._made)
+
+    @cached_property
+    def _bundle(self) -> Bundle:
+        """That of the deployed model, once it is there."""
+        return open_bundle(self._folder(self.key))
+
+    @cached_property
+    def _run(self) -> Callable[[Floats], Floats]:
+        return predictor(self._bundle.deployed_path)
+
+    @cached_property
+    def _predictions(self) -> Floats:
+        """Those for the test set."""
+        return self._run(self._data.test.inputs)
+
+    @property
+    def _available(self) -> float:
+        return score(self._task.metric, self._predictions, self._data.test.labels)
+
+    def deploy(self) -> DeployedResult:
+        """Train the deployed model and measure it."""
+        outcome = self._train(
+            self.key,
+            self._cell,
+            "deployed model",
+            lambda out, settings: train_deployed(
+                self._task,
+                self._data,
+                self._cell.network,
+                out,
+                settings,
+                recipe=self._cell.recipe,
+            ),
+        )
+        return DeployedResult(
+            outcome.bundle.manifest.deployed.sha256,
+            self._task.metric,
+            self._available,
+            len(self._data.test),
+            outcome.fitted.epochs,
+            outcome.fitted.seconds,
+            date.today().isoformat(),
+        )
+
+    def code(self, cell: CodeCell) -> CodeResult:
+        """Train a code's parity models and measure them."""
+        train = partial(
+            train_parity, self._bundle, cell.spec, network=cell.network, recipe=cell.recipe
+        )
+        outcome = self._train_stand_in(cell, train)
+        test = self._data.test
+        accuracy = evaluate(
+            outcome.bundle, test.inputs, test.labels, metric=self._task.metric, seed=self._seed
+        )
+        bundle = with_accuracy(outcome.bundle, accuracy)
+        code = bundle.code()
+        assert code is not None
+        return CodeResult(
+            cell,
+            accuracy,
+            relative_time(bundle, "parity"),
+            *coding_times(code, test.inputs),
+            outcome.fitted.epochs,
+            outcome.fitted.seconds,
+            date.today().isoformat(),
+        )
+
+    def backup(self, cell: BackupCell) -> Approach:
+        """Train an approximate backup and measure it."""
+        outcome = self._train_stand_in(cell, partial(train_backup, self._bundle, cell.network))
+        (path,) = outcome.bundle.backup_paths
+        predictions = predictor(path)(self._data.test.inputs)
+        return plain_approach(
+            str(cell),
+            relative_time(outcome.bundle, "backup"),
+            self._available,
+            score(self._task.metric, predictions, self._data.test.labels),
+        )
+
+    def free(self, cell: FreeCell) -> Approach:
+        """Measure a code that needs no training."""
+        metric, validation, test = self._task.metric, self._data.validation, self._data.test
+        code = cell.build()
+        if cell.code == "nested-regression":
+            code = fit_nested_regression(
+                self._run, cell.k, cell.r, validation.inputs, validation.labels, metric=metric
+            )
+        approach = evaluate_training_free(
+            self._run, code, test.inputs, test.labels, metric=metric, seed=self._seed
+        )
+        return replace(approach, name=str(cell))
+
+    def default(self) -> Approach:
+        """Clipper's default prediction: the mean of those for the validation set."""
+        return evaluate_default(
+            self._predictions,
+            self._data.test.labels,
+            self._run(self._data.validation.inputs),
+            self._task.metric,
+        )
+
+    def _train_stand_in(
+        self, cell: CodeCell | BackupCell, train: Callable[..., Outcome]
+    ) -> Outcome:
+        """Train what the cell asks for, on the task's queries."""
+        what = {"validation": self._data.validation, "metric": self._task.metric}
+        learn = partial(train, **what, mirrored=self._task.flips)
+        return self._train(
+            self.key_of(cell),
+            cell,
+            str(cell),
+            lambda out, settings: learn(self._data.train.inputs, out, settings),
+        )
+
+    def _train(
+        self,
+        key: str,
+        budget: Budget,
+        what: str,
+        train: Callable[[Path, Settings], Outcome],
+    ) -> Outcome:
+        """Train into the bundle of this key, going on from where a run was cut off."""
+        out = self._folder(key)
+        shutil.rmtree(out, ignore_errors=True)  # a bundle without its result, perhaps damaged
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+        def settings(report: Report, *, resume: bool) -> Settings:
+            return Settings(budget.epochs, budget.seconds, self._seed, resume=resume, report=report)
+
+        cut_off = out.with_name(f"{out.name}.checkpoint").exists()
+        with progress_bar(what, self._task.metric) as bar:
+            try:
+                outcome = train(out, settings(bar, resume=cut_off))
+            except TrainingError:
+                if not cut_off:
+                    raise
+                # The checkpoint is of another version's training.
+                outcome = train(out, settings(bar, resume=False))
+        if outcome.fitted.interrupted:
+            raise KeyboardInterrupt
+        return outcome

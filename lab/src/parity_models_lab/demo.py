@@ -1,0 +1,241 @@
+"""The whole path on real data: train, bundle, evaluate, serve twice under faults, compare."""
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from parity_models.codes import CodeSpec
+from parity_models.errors import LoadError, UserError
+from parity_models.evaluation import evaluate
+from parity_models.faults import FaultPlan, Kill, Slowdowns, Uniform
+from parity_models.load import LoadSpec
+from parity_models.load.report import LoadReport, report_of
+from parity_models.load.result import LoadResult
+from parity_models.models.bundle import Accuracy, Bundle, with_accuracy
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import EqualResources, Parity
+from parity_models.serving.server import ServeOptions
+from parity_models.tasks import Dataset, Task
+from parity_models.training import Outcome, Progress, Report, Settings, train_deployed, train_parity
+from parity_models_lab.comparison import compare
+from parity_models_lab.plots import plot_latency
+
+NETWORK = "mlp"
+CODE = CodeSpec("stack", "separate", k=2)
+SLOWDOWNS = Slowdowns(mean_between=10.0, mean_length=0.2, delay=Uniform(0.04, 0.1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """What both runs meet: instances, load and faults. Times in seconds, `rate` per second.
+
+    Each worker has `slowdowns`, by uniform delays. Worker 0 is killed at half time. `parity_delay`
+    is a few times the median latency, so that only what is late costs parity work: all the workers
+    and the load generator share a few cores.
+    """
+
+    instances: int = 4
+    parity_instances: int = 2
+    rate: float = 250.0
+    queries: int = 10_000
+    warm_up: int = 500
+    slowdowns: Slowdowns = SLOWDOWNS
+    max_group_wait: float = 0.005
+    parity_delay: float = 0.005
+
+    @property
+    def workers(self) -> int:
+        return self.instances + self.parity_instances
+
+    @property
+    def half_time(self) -> float:
+        return self.queries / self.rate / 2
+
+    def faults(self, seed: int) -> FaultPlan:
+        """The plan that both runs follow from the first counted query on."""
+        return FaultPlan(
+            seed=seed,
+            slowdowns=self.slowdowns,
+            kills=(Kill(worker=0, at=self.half_time),),
+        )
+
+    def describe(self) -> str:
+        """For people: what is served, and what is done to it."""
+        spells = self.slowdowns
+        share = spells.mean_length / (spells.mean_length + spells.mean_between)
+        assert isinstance(spells.delay, Uniform)
+        low, high = 1e3 * spells.delay.low, 1e3 * spells.delay.high
+        return (
+            f"Each run: {self.workers} workers, {self.queries:,} queries at {self.rate:g}/s "
+            f"(Poisson). Injected in both alike: each worker is slow {share:.0%} of the time, in "
+            f"spells of {spells.mean_length:g} s on average, during which a query takes {low:g} to "
+            f"{high:g} ms longer; worker 0 is killed after {self.half_time:g} s. Parity: a group "
+            f"closes after {1e3 * self.max_group_wait:g} ms at the latest; its parity query goes "
+            f"out {1e3 * self.parity_delay:g} ms later if a prediction is still missing."
+        )
+
+
+class DemoSummary(msgspec.Struct, frozen=True):
+    """The loads by policy, and the accuracy of predictions and of reconstructions."""
+
+    policies: dict[str, LoadReport]
+    available_accuracy: float
+    degraded_accuracy: float
+
+
+def run_demo(
+    out: Path,
+    task: Task,
+    *,
+    seed: int = 0,
+    data_dir: Path | None = None,
+    scenario: Scenario | None = None,
+    settings: Settings | None = None,
+    tell: Callable[[str], None],
+) -> DemoSummary:
+    """Run the demo; leaves `out`/bundle, summary.json and latency.png.
+
+    `tell` is given what happens next, for people; progress bars go to stderr. Raises UserError
+    if `out` cannot be written, and whatever the steps raise.
+    """
+    scenario = scenario or Scenario()
+    settings = settings or Settings(seed=seed)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
+    dataset = task.load(data_dir)
+    tell(f"Training on {task.name}: {len(dataset.train):,} queries, network {NETWORK}, {CODE}.")
+    bundle = train_bundle(out / "bundle", task, dataset, settings)
+    accuracy = _evaluate(bundle, task, dataset)
+    assert accuracy.degraded_accuracy is not None
+    tell(
+        f"Deployed model: {accuracy.available_accuracy:.2%} right. Reconstructions alone: "
+        f"{accuracy.degraded_accuracy:.2%} right."
+    )
+    tell(scenario.describe())
+    load, results = _serve(bundle, task, dataset, scenario, seed, tell)
+    summary = DemoSummary(
+        {name: report_of(load, result) for name, result in results.items()},
+        accuracy.available_accuracy,
+        accuracy.degraded_accuracy,
+    )
+    text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
+    (out / "summary.json").write_bytes(text + b"\n")
+    plot_latency(
+        out / "latency.png",
+        {_words(name): result.latency[result.answered] * 1e3 for name, result in results.items()},
+        "Same instances, same load, same faults",
+        f"{scenario.describe()} Data: {task.name}; model: {NETWORK}; code: {CODE}.",
+    )
+    return summary
+
+
+def train_bundle(out: Path, task: Task, dataset: Dataset, settings: Settings) -> Bundle:
+    """Train a model for the task and a parity model for that, and write both to the folder `out`.
+
+    Most of the validation set is not used for the parity model: gates can be calibrated with it.
+    Progress bars go to stderr. Raises KeyboardInterrupt where training was interrupted.
+    """
+    # Threads would wait for each other longer than a step of so small a network takes.
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="parm-demo-") as folder:
+        with _training_bar("deployed model") as report:
+            deployed = train_deployed(
+                task, dataset, NETWORK, Path(folder, "deployed"), replace(settings, report=report)
+            )
+        with _training_bar("parity model") as report:
+            parity = train_parity(
+                _finished(deployed),
+                CODE,
+                dataset.train.inputs,
+                out,
+                replace(settings, report=report),
+                validation=dataset.validation.part(CODE.k)[0],
+                metric=task.metric,
+                mirrored=task.flips,
+            )
+    return _finished(parity)
+
+
+def _finished(outcome: Outcome) -> Bundle:
+    if outcome.fitted.interrupted:
+        raise KeyboardInterrupt
+    return outcome.bundle
+
+
+@contextmanager
+def _training_bar(what: str) -> Iterator[Report]:
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    with tqdm(total=1.0, desc=what, bar_format=layout, mininterval=0.5) as bar:
+
+        def report(progress: Progress) -> None:
+            if progress.score is not None:
+                bar.set_postfix_str(f"validation {progress.score:.1%}", refresh=False)
+            bar.update(progress.spent - bar.n)
+
+        yield report
+
+
+def _evaluate(bundle: Bundle, task: Task, dataset: Dataset) -> Accuracy:
+    test = dataset.test
+    accuracy = evaluate(bundle, test.inputs, test.labels, metric=task.metric)
+    with_accuracy(bundle, accuracy)
+    return accuracy
+
+
+def _serve(
+    bundle: Bundle,
+    task: Task,
+    dataset: Dataset,
+    scenario: Scenario,
+    seed: int,
+    tell: Callable[[str], None],
+) -> tuple[LoadSpec, dict[str, LoadResult]]:
+    """What was asked, and what came of it, by policy. Raises LoadError without a single answer."""
+    coded = {"max_group_wait": scenario.max_group_wait, "parity_delay": scenario.parity_delay}
+    servers = {
+        name: ServeOptions(
+            policy=policy,
+            instances=scenario.instances,
+            parity_instances=scenario.parity_instances,
+            faults=scenario.faults(seed),
+            port=0,
+        )
+        for name, policy in (
+            ("equal_resources", PolicyChoice(EqualResources.name)),
+            ("parity", PolicyChoice(Parity.name, coded)),
+        )
+    }
+    with tempfile.TemporaryDirectory(prefix="parm-demo-") as folder:
+        data = Path(folder, "queries.npz")
+        np.savez(data, inputs=dataset.test.inputs, labels=dataset.test.labels)
+        load = LoadSpec(
+            url="",
+            model=bundle.manifest.name,
+            data=str(data),
+            metric=task.metric,
+            rate=scenario.rate,
+            count=scenario.queries,
+            warm_up=scenario.warm_up,
+            seed=seed,
+        )
+        results = asyncio.run(
+            compare(bundle.path, servers, load, lambda name: tell(f"Serving: {_words(name)}."))
+        )
+    for name, result in results.items():
+        if not result.answered.any():
+            raise LoadError(f"{_words(name)}: no query was answered: {result.errors()}")
+    return load, results
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

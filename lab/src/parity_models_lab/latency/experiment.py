@@ -1,0 +1,256 @@
+"""Latency experiments: what one figure compares, read from a file that people can edit."""
+
+from collections import Counter
+from difflib import get_close_matches
+from enum import StrEnum
+from importlib import resources
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from parity_models.codes.code import check_spec
+from parity_models.documents import as_struct, content_of, read_toml
+from parity_models.errors import UserError
+from parity_models.scheduling.choice import PolicyChoice, choose
+from parity_models.serving.engines import EngineChoice, choose_engine
+from parity_models.simulation.setting import Setting
+from parity_models_lab.latency.engines import check_engine
+
+FILES = resources.files("parity_models_lab.latency") / "experiments"
+
+
+class Picture(StrEnum):
+    """What an experiment's picture shows."""
+
+    AXIS = "axis"
+    """Median and p99.9 along the axis."""
+    COST = "cost"
+    """p99 and p99.9 against the time that instances are busy for them, at each point."""
+
+
+Value = bool | int | float | str
+"""What an option may be set to."""
+
+
+class TunedBy(StrEnum):
+    """Which latency the options of a tuned series are chosen by: the lowest."""
+
+    P99 = "p99"
+    P999 = "p99.9"
+
+
+class Series(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of a figure: a policy, and what of the setting is its own (such as a decoder).
+
+    `policy` is the policy's `name`, its options and those of a `dispatch` rule; times in seconds.
+    `tuned` are options with values to choose from: at each point, anew, the policy has those with
+    which simulations have the lowest latency `tuned_by`; where it is run for real it has them as
+    well. `swept` are options, or fields of the setting, with values that make a series of each
+    combination, of this `family`. `real`: whether the quick preset runs it for real, too.
+    """
+
+    label: str
+    policy: dict[str, Value]
+    setting: dict[str, Any] = {}
+    real: bool = True
+    tuned: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
+    tuned_by: TunedBy = TunedBy.P999
+    swept: dict[str, Annotated[tuple[Value, ...], Meta(min_length=1, max_length=100)]] = {}
+    family: str = ""
+
+    @property
+    def choice(self) -> PolicyChoice:
+        """The policy, checked; untuned. Raises UserError for one that cannot be."""
+        return self._with({})
+
+    @property
+    def candidates(self) -> list[PolicyChoice]:
+        """The policy with each of the options that are `tuned`; itself where none are."""
+        return [
+            self._with(dict(zip(self.tuned, values, strict=True)))
+            for values in product(*self.tuned.values())
+        ]
+
+    def swept_out(self) -> list["Series"]:
+        """A series for each combination of what is `swept`; itself where nothing is."""
+        if not self.swept:
+            return [self]
+        found = []
+        for values in product(*self.swept.values()):
+            changes = dict(zip(self.swept, values, strict=True))
+            said = ", ".join(f"{name}={value}" for name, value in changes.items())
+            fields = {n: v for n, v in changes.items() if n in Setting.__struct_fields__}
+            options = {n: v for n, v in changes.items() if n not in fields}
+            found.append(
+                msgspec.structs.replace(
+                    self,
+                    label=f"{self.label} ({said})",
+                    family=self.label,
+                    policy=self.policy | options,
+                    setting=self.setting | fields,
+                    swept={},
+                )
+            )
+        return found
+
+    def _with(self, options: dict[str, Value]) -> PolicyChoice:
+        given = self.policy | options
+        if "name" not in given:
+            raise UserError(f"the policy of the series {self.label!r} has no name")
+        return choose(str(given.pop("name")), given)
+
+
+class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A figure: the policies of `series` over the `points` of `axis`.
+
+    A point names what it changes in `setting`. The axis is a field of Setting; or it is not, and
+    points say in words what they are on it. `real` are the points that the quick preset runs for
+    real, by position; it simulates all of them. `real_queries` and `simulated_queries` say
+    otherwise than the quick preset how long its runs are, and `warm_up` how many queries of each
+    come first and are not counted. `apart`: not among `all` figures.
+    `undisturbed` are the points, by position, that those which follow are compared with: for how
+    much of the time p99 stays near theirs.
+    `engines` are those of `parm-lab reproduce engines`, by default: for each its `name` and its
+    options.
+    """
+
+    title: str
+    axis: str
+    points: tuple[dict[str, Any], ...]
+    series: tuple[Series, ...]
+    setting: dict[str, Any] = {}
+    real: tuple[int, ...] = (0,)
+    picture: Picture = Picture.AXIS
+    real_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
+    simulated_queries: Annotated[int, Meta(ge=100, le=10_000_000)] | None = None
+    warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
+    apart: bool = False
+    undisturbed: tuple[int, ...] = ()
+    engines: tuple[dict[str, Value], ...] = ()
+
+    def at(self, point: int, series: Series) -> Setting:
+        """The setting of a series at a point."""
+        changes = self.setting | self.points[point] | series.setting
+        if self.in_words:
+            del changes[self.axis]
+        return as_struct(changes, Setting)
+
+    @property
+    def in_words(self) -> bool:
+        """Are the points names, not numbers?"""
+        return self.axis not in Setting.__struct_fields__
+
+    @property
+    def labels(self) -> list[str]:
+        """What the points are called."""
+        return [_label(point[self.axis]) for point in self.points]
+
+    @property
+    def xs(self) -> list[float]:
+        """Where the points are on the axis."""
+        if self.in_words:
+            return [float(index) for index in range(len(self.points))]
+        return [float(point[self.axis]) for point in self.points]
+
+    @property
+    def chosen_engines(self) -> list[EngineChoice]:
+        """Its engines, checked. Raises UserError for one that cannot be."""
+        return [_engine(dict(given)) for given in self.engines]
+
+    def check(self) -> None:
+        """Raise ValueError or UserError for a setting that cannot be."""
+        if not self.points or not self.series:
+            raise UserError("an experiment needs a point and a series at least")
+        for name, indices in (("real", self.real), ("undisturbed", self.undisturbed)):
+            for index in indices:
+                if not 0 <= index < len(self.points):
+                    raise UserError(
+                        f"{name} names point {index}; there are {len(self.points)}, from 0"
+                    )
+        for index, point in enumerate(self.points):
+            if self.axis not in point:
+                raise UserError(f"point {index} does not say what {self.axis} is there")
+            if self.in_words and not isinstance(point[self.axis], str):
+                known = ", ".join(Setting.__struct_fields__)
+                raise UserError(
+                    f"there is no setting {self.axis!r} to vary (there are {known}), and point "
+                    f"{index} does not say in words what it is"
+                )
+            if not self.in_words and not isinstance(point[self.axis], int | float):
+                raise UserError(f"{self.axis} cannot be the axis: it is no number at point {index}")
+            for series in self.series:
+                check_spec(self.at(index, series).code)
+        for series in self.series:
+            _ = series.choice, series.candidates
+        _ = self.chosen_engines
+        if len({series.label for series in self.series}) < len(self.series):
+            raise UserError("two series have one label: tables could not tell them apart")
+
+
+def experiment_names() -> list[str]:
+    """The experiments that come with the package."""
+    return sorted(file.name.removesuffix(".toml") for file in FILES.iterdir() if _is_toml(file))
+
+
+def load_experiment(name: str) -> Experiment:
+    """Read an experiment: one that comes with the package, by name, or any file.
+
+    Raises UserError if there is none or it is not an experiment.
+    """
+    file = FILES / f"{name}.toml" if name in experiment_names() else Path(name)
+    try:
+        experiment = read_toml(content_of(file), Experiment)
+        series = tuple(each for one in experiment.series for each in one.swept_out())
+        experiment = msgspec.structs.replace(experiment, series=series)
+        experiment.check()
+    except OSError as error:
+        known = experiment_names()
+        near = get_close_matches(name, known, 1)
+        meant = f"did you mean {near[0]}? Give" if near else "give"
+        raise UserError(
+            f"cannot read the experiment {name}: {error.strerror}; {meant} a file, or one of "
+            f"{', '.join(known)}"
+        ) from error
+    except (ValueError, UserError) as error:
+        raise UserError(
+            f"{name} is not an experiment: {error}; see lab/notes/latency.md"
+        ) from error
+    return experiment
+
+
+def figures_of(names: list[str]) -> list[str]:
+    """Those that `names` stand for: `all` is every experiment that is not apart.
+
+    Raises UserError for a file whose result would be taken for another one's, as it has the name
+    of a figure or of another file.
+    """
+    known = experiment_names()
+    everyone = [name for name in known if not load_experiment(name).apart]
+    listed = [other for name in names for other in (everyone if name == "all" else [name])]
+    figures = list(dict.fromkeys(listed))
+    called = Counter(Path(name).stem for name in {*known, *figures})
+    for name in figures:
+        if name not in known and called[Path(name).stem] > 1:
+            raise UserError(
+                f"{name} is called like another figure, whose result it would replace: rename it"
+            )
+    return figures
+
+
+def _engine(given: dict[str, Value]) -> EngineChoice:
+    if "name" not in given:
+        raise UserError("one of the engines has no name")
+    engine = choose_engine(str(given.pop("name")), given)
+    check_engine(engine)
+    return engine
+
+
+def _label(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def _is_toml(file: Any) -> bool:
+    return str(file.name).endswith(".toml")

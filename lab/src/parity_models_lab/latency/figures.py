@@ -1,0 +1,123 @@
+"""Pictures of latency experiments: the median and the tail along an axis, and distributions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from textwrap import fill
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
+
+from parity_models.simulation.course import SHARES
+from parity_models.simulation.trial import TrialResult
+from parity_models_lab.plots import COLOURS, FAINT, INK
+
+PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series: results by position on the axis, None where there is none.
+
+    `chosen` are the options that a tuned series has at each position. Lines that differ in one
+    policy's options alone are of one `family`. `instances`: how many there are at each position,
+    with those that redundancy adds.
+    """
+
+    label: str
+    simulated: Sequence[TrialResult | None]
+    real: Sequence[TrialResult | None]
+    chosen: Sequence[Mapping[str, object]] = ()
+    family: str = ""
+    instances: Sequence[int] = ()
+
+    def label_at(self, point: int) -> str:
+        """The label, with the options that were chosen there."""
+        chosen = self.chosen[point] if self.chosen else {}
+        said = ", ".join(f"{name}={value}" for name, value in chosen.items())
+        return f"{self.label} ({said})" if said else self.label
+
+
+def plot_experiment(
+    path: Path,
+    title: str,
+    axis: str,
+    xs: Sequence[float],
+    labels: Sequence[str],
+    lines: Sequence[Line],
+    cdf_at: int,
+    note: str,
+    *,
+    joined: bool,
+) -> None:
+    """Write a PNG: p50 (solid) and p99.9 (dashed) over `xs`, and distributions at one of them.
+
+    `labels` are what the `xs` are called; they are `joined` by lines if what is between them has
+    a meaning, else dashes are simulated.
+    Lines are simulated, markers are real runs. The distributions are those at position `cdf_at`.
+    """
+    with mpl.rc_context({"font.size": 10, "axes.edgecolor": FAINT, "text.color": INK}):
+        figure = Figure(figsize=(13.5, 4.8), dpi=140, layout="constrained")
+        along, across = figure.subplots(1, 2, width_ratios=(1.35, 1))
+        for line, colour in zip(lines, cycle(PALETTE), strict=False):
+            _draw_line(along, xs, line, colour, joined=joined)
+            _draw_distribution(across, line, cdf_at, colour)
+        along.set_yscale("log")
+        along.yaxis.set_major_formatter(ScalarFormatter())
+        along.yaxis.set_minor_formatter(ScalarFormatter())
+        along.tick_params(axis="y", which="both", labelsize=8)
+        along.set_xticks(xs, labels)
+        along.set_xlabel(axis)
+        along.set_ylabel("latency in ms")
+        along.set_title(title, loc="left", fontweight="bold")
+        figure.legend(
+            *along.get_legend_handles_labels(),
+            loc="outside right upper",
+            fontsize=8,
+            frameon=False,
+        )
+        across.set_yscale("log")
+        across.set_ylim(2e-4, 1)
+        across.yaxis.set_major_locator(FixedLocator([1, 0.1, 0.01, 0.001]))
+        across.yaxis.set_major_formatter(FixedFormatter(["100 %", "10 %", "1 %", "0.1 %"]))
+        across.yaxis.set_minor_locator(NullLocator())
+        across.set_xlim(left=0)
+        across.set_xlabel(f"latency in ms, at {axis} = {labels[cdf_at]}")
+        across.set_title("share of queries that took longer", loc="left")
+        for axes in (along, across):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color=FAINT, alpha=0.2, linewidth=0.5)
+        save(figure, path, note)
+
+
+def save(figure: Figure, path: Path, note: str) -> None:
+    """Write a picture, with a note below it."""
+    figure.supxlabel(fill(note, 170), fontsize=8, color=FAINT, x=0.01, ha="left")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _draw_line(axes: Axes, xs: Sequence[float], line: Line, colour: str, *, joined: bool) -> None:
+    for results, style, of in (
+        (line.simulated, "-" if joined else "_", "p50_ms"),
+        (line.simulated, "--" if joined else "_", "p999_ms"),
+        (line.real, "o", "p50_ms"),
+        (line.real, "^", "p999_ms"),
+    ):
+        here = [(x, getattr(y, of)) for x, y in zip(xs, results, strict=True) if y is not None]
+        size = 16 if style == "_" else None
+        axes.plot([x for x, _ in here], [y for _, y in here], style, color=colour, ms=size, mew=2)
+    axes.plot([], [], "-", color=colour, label=line.label)
+
+
+def _draw_distribution(axes: Axes, line: Line, at: int, colour: str) -> None:
+    for result, style, width in (
+        (line.simulated[at], "--" if line.real[at] else "-", 1.0),
+        (line.real[at], "-", 1.8),
+    ):
+        if result is not None:
+            axes.plot(result.quantiles_ms, 1 - np.asarray(SHARES), style, color=colour, lw=width)

@@ -1,0 +1,248 @@
+"""Real trials: a server process with worker processes, a client process, real contention."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.codes import CodeSpec
+from parity_models.errors import BundleError, LoadError
+from parity_models.faults import FaultPlan
+from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load.computing import Computed
+from parity_models.load.result import LoadResult
+from parity_models.load.served import Served
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.scheduling import BACKUP, Source
+from parity_models.serving.engines import EngineChoice
+from parity_models.serving.local.placement import Placement
+from parity_models.serving.server import ServeOptions
+from parity_models.simulation.setting import QUERY_SHAPE
+from parity_models.simulation.trial import Emulation, Trial, TrialResult, result_of
+from parity_models.tasks import Dataset, Task, find_task
+from parity_models.training import Settings, train_backup, train_deployed, train_parity
+from parity_models_lab.contention.apply import contended
+from parity_models_lab.latency.engines import served_on
+
+TASK = "digits"
+NETWORK = "linear"
+ENLARGED = QUERY_SHAPE[-1] // 8
+"""Pixels of a query for each of a digit's, each way."""
+
+TRAINING = Settings(seconds=15)
+"""For each model: enough for a linear one."""
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """Runs trials for real, on an engine; keeps the bundles they serve in `folder`.
+
+    They are trained on enlarged digits, and linear: what takes time is the emulated accelerator.
+    """
+
+    folder: Path
+    engine: EngineChoice = field(default_factory=EngineChoice)
+    training: Settings = TRAINING
+
+    def run(self, trial: Trial) -> TrialResult:
+        """Run a trial. Raises what starting the contention, the server or the load raises."""
+        return asyncio.run(self._run(trial))
+
+    async def _run(self, trial: Trial) -> TrialResult:
+        bundle = self.bundle_for(trial)
+        setting = trial.setting
+        links = trial.network is Emulation.NOTHING
+        drawn = trial.network is Emulation.EVERYTHING
+        faults = (setting.simulated_faults if drawn else setting.faults)(trial.seed, trial.seconds)
+        if not links:
+            faults = msgspec.structs.replace(faults, shuffles=setting.drawn_shuffles())
+        faults = _spared(faults, trial.workers)
+        options = ServeOptions(
+            policy=trial.policy,
+            instances=setting.instances,
+            parity_instances=setting.parity_instances,
+            port=0,
+            max_batch=setting.max_batch,
+            faults=faults,
+            agreement=0,  # what may not be answered is drawn, as in simulations: coverage
+        )
+        plan = None if drawn else setting.contention(trial.seed, links=links)
+        async with AsyncExitStack() as stack:
+            contention = None
+            if plan is not None:
+                contention = await stack.enter_async_context(
+                    contended(plan, setting.all_instances, bundle.path)
+                )
+                options = replace(options, placements=contention.placements[: trial.workers])
+            if setting.nodes:
+                options = replace(options, placements=_on_nodes(options.placements, trial))
+            prefix = contention.prefix if contention else ()
+            server = await stack.enter_async_context(
+                served_on(self.engine, bundle, options, prefix)
+            )
+
+            counting: list[asyncio.Task[float]] = []
+            computed: list[Computed] = []
+
+            def begin() -> None:
+                computed.append(Computed.until_now(server.pid))
+                server.begin_faults()
+                if contention is not None:
+                    contention.begin(server.pid)
+                if not self.engine.kind.serves_itself:
+                    counting.append(asyncio.create_task(_busy_by(warm, server)))
+
+            load = self._load(trial, bundle.manifest.name, server.url)
+            warm = float(load.due()[trial.warm_up])
+            result = await offer_load_from_own_process(load, begin, prefix)
+            busy = [await server.busy_seconds() - await before for before in counting]
+            summed = _sum_up(result, trial.warm_up, sum(busy) if busy else None)
+            if setting.hogs or setting.tenants:
+                return summed  # they compute, too
+            ms = 1e3 / len(result)
+            took = Computed.until_now(server.pid).since(*computed)
+            return msgspec.structs.replace(
+                summed, workers_ms=ms * took.workers, serving_ms=ms * took.serving
+            )
+
+    def _load(self, trial: Trial, model: str, url: str) -> LoadSpec:
+        """Contention begins with the warm-up, which policies that learn would else learn from in
+        vain; so all queries are the load's own, and those of the warm-up are left out later."""
+        bursts = trial.setting.bursts
+        return LoadSpec(
+            url=url,
+            model=model,
+            data=str(self._queries),
+            metric=self._task.metric,
+            rate=None if bursts else trial.setting.queries_per_second,
+            trace=self._trace(trial) if bursts else None,
+            count=trial.warm_up + trial.queries,
+            seed=trial.seed,
+        )
+
+    @cached_property
+    def _task(self) -> Task:
+        return find_task(TASK)
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        dataset = self._task.load(None)
+        train, validation, test = (
+            replace(part, inputs=_enlarge(part.inputs))
+            for part in (dataset.train, dataset.validation, dataset.test)
+        )
+        return Dataset(train, validation, test, dataset.classes)
+
+    @cached_property
+    def _queries(self) -> Path:
+        """The test set, for the load generator."""
+        path = self.folder / "queries.npz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(path, inputs=self._dataset.test.inputs, labels=self._dataset.test.labels)
+        return path
+
+    def _trace(self, trial: Trial) -> str:
+        """A file with the times at which queries arrive, for the load generator."""
+        path = self.folder / "trace.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savetxt(path, trial.arrivals(), fmt="%.6f")
+        return str(path)
+
+    @cached_property
+    def _deployed(self) -> Bundle:
+        path = self.folder / "deployed"
+        try:
+            return open_bundle(path)
+        except BundleError:
+            return train_deployed(self._task, self._dataset, NETWORK, path, self.training).bundle
+
+    def bundle_for(self, trial: Trial) -> Bundle:
+        """The bundle that a trial serves, made once: its stand-ins are those that the policy needs,
+        or of which it uses what it has."""
+        policy, has = trial.policy.policy, trial.setting.stand_ins
+        if policy.needs_backup or (policy.needs_stand_in and "parity" not in has):
+            return self._with_backups(self._deployed, trial)
+        bundle = self._bundle(trial.setting.code)
+        both = policy.needs_stand_in and "backup" in has
+        return self._with_backups(bundle, trial) if both else bundle
+
+    def _bundle(self, code: CodeSpec) -> Bundle:
+        """The deployed model with parity models for `code`, trained once."""
+        options = {**code.encoder_options, **code.decoder_options}
+        words = (
+            code.encoder,
+            code.decoder,
+            code.k,
+            code.r,
+            *(f"{k}={v}" for k, v in options.items()),
+        )
+        path = self.folder / "-".join(map(str, words))
+        try:
+            return open_bundle(path, code.own)
+        except BundleError:
+            inputs = self._dataset.train.inputs
+            return train_parity(self._deployed, code, inputs, path, self.training).bundle
+
+    def _with_backups(self, bundle: Bundle, trial: Trial) -> Bundle:
+        """The bundle with as many backups as the setting has, trained once."""
+        own = bundle is not self._deployed
+        roles = trial.setting.backup_roles
+        path = self.folder / (f"{bundle.path.name}-{roles[-1]}" if own else roles[-1])
+        try:
+            return open_bundle(path, bundle.allowed)
+        except BundleError:
+            inputs = self._dataset.train.inputs
+            for role in roles:
+                further = role != BACKUP
+                trained = train_backup(bundle, NETWORK, inputs, path, self.training, keep=further)
+                bundle = trained.bundle
+            return bundle
+
+
+def _on_nodes(placements: Sequence[Placement], trial: Trial) -> tuple[Placement, ...]:
+    """The placements of a trial's workers, on its nodes."""
+    there = placements or (Placement(),) * trial.workers
+    nodes = trial.setting.nodes
+    return tuple(replace(each, node=str(slot % nodes)) for slot, each in enumerate(there))
+
+
+def _spared(faults: FaultPlan, workers: int) -> FaultPlan:
+    """The plan for a policy with fewer instances: it is spared what the others would have met."""
+    kills = tuple(kill for kill in faults.kills if kill.worker < workers)
+    neighbours = faults.neighbours
+    if neighbours is not None:
+        there = tuple(worker for worker in neighbours.workers if worker < workers)
+        neighbours = msgspec.structs.replace(neighbours, workers=there)
+    return msgspec.structs.replace(faults, kills=kills, neighbours=neighbours)
+
+
+def _enlarge(images: NDArray[Any]) -> NDArray[Any]:
+    return images.repeat(ENLARGED, axis=-2).repeat(ENLARGED, axis=-1)
+
+
+async def _busy_by(seconds: float, server: Served) -> float:
+    """How long instances have been busy so many seconds from now."""
+    await asyncio.sleep(seconds)
+    return await server.busy_seconds()
+
+
+def _sum_up(result: LoadResult, warm_up: int, busy: float | None) -> TrialResult:
+    """`busy` is how long instances were busy, in seconds, for those after the warm-up."""
+    answered = result.answered[warm_up:]
+    if not answered.any():
+        raise LoadError(f"no query was answered: {result.errors()}; offer less load")
+    return result_of(
+        result.latency[warm_up:][answered],
+        int((~answered).sum()),
+        {str(source): int(result.came_from(source)[warm_up:].sum()) for source in Source},
+        busy_ms=None if busy is None else busy / len(answered) * 1e3,
+        accuracy=float(result.score[warm_up:][answered].mean()),
+        send_delay_p99_ms=float(np.nanquantile(result.send_delay[warm_up:], 0.99) * 1e3),
+    )

@@ -1,0 +1,271 @@
+"""The paper's latency figures, and ours: trials of experiments, pictures and a report."""
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from datetime import date
+from pathlib import Path
+
+import msgspec
+from tqdm import tqdm
+
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
+from parity_models_lab.latency.experiment import Experiment, Picture, Series, TunedBy
+from parity_models_lab.latency.figures import Line, plot_experiment
+from parity_models_lab.latency.frontier_picture import plot_frontier
+from parity_models_lab.latency.trial_cache import TrialCache
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is run: counted queries of a real and of a simulated trial, and which are real.
+
+    A quick preset takes experiments at their word: which points are real, and how many queries.
+    """
+
+    real_queries: int
+    simulated_queries: int
+    quick: bool
+    warm_up: int = 500
+
+
+PRESETS = {
+    "quick": Preset(real_queries=2_000, simulated_queries=10_000, quick=True),
+    "paper": Preset(real_queries=20_000, simulated_queries=100_000, quick=False),
+}
+
+START = 0.35
+SIMULATED = 8e-5
+"""Seconds that a real trial takes for each instance besides its load's, and a simulated one for
+each query, roughly."""
+
+TUNING = 50_000
+"""Queries of a simulation by which options are chosen, at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trials of one experiment under a preset; `figure` is how it was asked for.
+
+    `chosen` are the options of tuned series, by label and point, once they are known.
+    """
+
+    figure: str
+    experiment: Experiment
+    preset: Preset
+    seed: int
+    network: Emulation | None
+    chosen: Mapping[tuple[str, int], PolicyChoice] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return Path(self.figure).stem
+
+    @property
+    def command(self) -> str:
+        """What runs this figure alone."""
+        preset = next(name for name, preset in PRESETS.items() if preset == self.preset)
+        seed = f" --seed {self.seed}" if self.seed else ""
+        return f"parm-lab reproduce latency --figure {self.figure} --preset {preset}{seed}"
+
+    def tuning_trials(self, points: Sequence[int] | None = None) -> list[Trial]:
+        """The simulations by which options of tuned series are chosen, at all or some points."""
+        return [
+            trial
+            for series, point in self._tuned_points(points)
+            for trial in self._candidates(series, point)
+        ]
+
+    def tuned(self, cache: TrialCache, points: Sequence[int] | None = None) -> "Plan":
+        """This plan with the best options of each tuned series at all or some points, as the tuning
+        trials have found, which have been run. Options with which queries fail are worse than
+        others."""
+        chosen = {}
+        for series, point in self._tuned_points(points):
+            by = {TunedBy.P99: "p99_ms", TunedBy.P999: "p999_ms"}[series.tuned_by]
+            best = min(
+                ((cache[trial], trial) for trial in self._candidates(series, point)),
+                key=lambda run: (run[0].errors, getattr(run[0], by)),
+            )
+            chosen[series.label, point] = best[1].policy
+        return replace(self, chosen=chosen)
+
+    def choice(self, series: Series, point: int) -> PolicyChoice:
+        """The policy of a series at a point, tuned as far as that is known."""
+        return self.chosen.get((series.label, point), series.choice)
+
+    def trials(self, series: Series) -> Iterator[tuple[int, Trial]]:
+        """(position on the axis, trial) of a series, simulated and real."""
+        for point in range(len(self.experiment.points)):
+            yield point, self._trial(Mode.SIMULATED, series, point)
+            if self.network is not None and self.is_real(series, point):
+                yield point, self._trial(Mode.REAL, series, point)
+
+    def all_trials(self) -> list[Trial]:
+        return [trial for series in self.experiment.series for _, trial in self.trials(series)]
+
+    def is_real(self, series: Series, point: int) -> bool:
+        """Is this run for real, unless all is simulated?"""
+        if self.preset.quick or self.experiment.apart:
+            return series.real and point in self.experiment.real
+        return True
+
+    def queries(self, mode: Mode) -> int:
+        """How many are counted in each run."""
+        preset, experiment = self.preset, self.experiment
+        usual, special = (
+            (preset.real_queries, experiment.real_queries)
+            if mode is Mode.REAL
+            else (preset.simulated_queries, experiment.simulated_queries)
+        )
+        return usual if special is None else special if preset.quick else max(usual, special)
+
+    @property
+    def warm_up(self) -> int:
+        """How many queries of each run come first and are not counted."""
+        usual, special = self.preset.warm_up, self.experiment.warm_up
+        return special if special is not None and self.preset.quick else usual
+
+    def _tuned_points(self, points: Sequence[int] | None) -> Iterator[tuple[Series, int]]:
+        everywhere = range(len(self.experiment.points)) if points is None else points
+        for series in self.experiment.series:
+            for point in everywhere if series.tuned else ():
+                yield series, point
+
+    def _candidates(self, series: Series, point: int) -> list[Trial]:
+        trial = self._trial(Mode.SIMULATED, series, point)
+        queries = min(trial.queries, TUNING)
+        return [
+            msgspec.structs.replace(trial, policy=choice, queries=queries)
+            for choice in series.candidates
+        ]
+
+    def _trial(self, mode: Mode, series: Series, point: int) -> Trial:
+        return Trial(
+            mode=mode,
+            setting=self.experiment.at(point, series),
+            policy=self.choice(series, point),
+            queries=self.queries(mode),
+            warm_up=self.warm_up,
+            seed=self.seed,
+            network=self.network or Emulation.NOTHING,
+        )
+
+
+def missing(trials: Sequence[Trial], cache: TrialCache) -> list[Trial]:
+    """Those of the trials, each once, that the cache does not hold."""
+    return list({trial.key: trial for trial in trials if cache.get(trial) is None}.values())
+
+
+def expected_seconds(trials: Sequence[Trial]) -> float:
+    """How long it takes to run the trials, roughly."""
+    real = sum(
+        START * trial.setting.all_instances + trial.seconds
+        for trial in trials
+        if trial.mode is Mode.REAL
+    )
+    simulated = sum(trial.queries for trial in trials if trial.mode is Mode.SIMULATED)
+    return real + SIMULATED * simulated / (os.cpu_count() or 1)
+
+
+def run_trials(
+    trials: Sequence[Trial], cache: TrialCache, run_real: Callable[[Trial], TrialResult]
+) -> None:
+    """Run what the cache does not hold: the simulated on all cores, then the real in turn."""
+    to_run = missing(trials, cache)
+    simulated = [trial for trial in to_run if trial.mode is Mode.SIMULATED]
+    with (
+        tqdm(total=len(simulated), desc="simulated", disable=not simulated) as bar,
+        ProcessPoolExecutor() as pool,
+    ):
+        futures = {pool.submit(_simulate, trial): trial for trial in simulated}
+        try:
+            for future in as_completed(futures):
+                cache.put(futures[future], future.result())
+                bar.update()
+        except BaseException:  # Ctrl-C included: do not wait for those that have not begun
+            pool.shutdown(cancel_futures=True)
+            raise
+    real = [trial for trial in to_run if trial.mode is Mode.REAL]
+    for trial in tqdm(real, desc="real", disable=not real):
+        cache.put(trial, _dated(run_real, trial, time.monotonic))
+
+
+def _simulate(trial: Trial) -> TrialResult:
+    result = _dated(simulate_trial, trial, time.process_time)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return msgspec.structs.replace(result, memory_mb=peak)
+
+
+def _dated(
+    run: Callable[[Trial], TrialResult], trial: Trial, clock: Callable[[], float]
+) -> TrialResult:
+    began = clock()
+    result = run(trial)
+    seconds = clock() - began
+    return msgspec.structs.replace(result, date=date.today().isoformat(), seconds=seconds)
+
+
+@dataclass(frozen=True)
+class FigureResult:
+    """An experiment's results: a line for each series."""
+
+    plan: Plan
+    lines: tuple[Line, ...]
+
+    def line(self, label: str) -> Line | None:
+        """The series with this label, if there is one."""
+        return next((line for line in self.lines if line.label == label), None)
+
+
+def collect(plan: Plan, cache: TrialCache) -> FigureResult:
+    """Gather the results of a plan whose trials have been run."""
+    lines = []
+    for series in plan.experiment.series:
+        results: dict[Mode, list[TrialResult | None]] = {
+            mode: [None] * len(plan.experiment.points) for mode in Mode
+        }
+        for point, trial in plan.trials(series):
+            results[trial.mode][point] = cache.get(trial)
+        options = [
+            plan.choice(series, point).written_out() for point in range(len(plan.experiment.points))
+        ]
+        chosen = [{name: each[name] for name in series.tuned} for each in options]
+        simulated, real = results[Mode.SIMULATED], results[Mode.REAL]
+        family = series.family or series.label
+        instances = [
+            plan.experiment.at(point, series).all_instances
+            for point in range(len(plan.experiment.points))
+        ]
+        lines.append(Line(series.label, simulated, real, chosen, family, instances))
+    return FigureResult(plan, tuple(lines))
+
+
+def draw(result: FigureResult, path: Path, note: str) -> None:
+    """Draw a figure's picture; distributions are those of the last point run for real, if any."""
+    experiment = result.plan.experiment
+    if experiment.picture is Picture.COST:
+        plot_frontier(
+            path, experiment.title, experiment.axis, experiment.labels, result.lines, note
+        )
+        return
+    real = [
+        point
+        for point in range(len(experiment.points))
+        if any(line.real[point] is not None for line in result.lines)
+    ]
+    plot_experiment(
+        path,
+        experiment.title,
+        experiment.axis,
+        experiment.xs,
+        experiment.labels,
+        result.lines,
+        real[-1] if real else len(experiment.points) - 1,
+        note,
+        joined=not experiment.in_words,
+    )

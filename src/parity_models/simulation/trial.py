@@ -1,0 +1,258 @@
+"""One run of a latency experiment, real or simulated, and what came of it."""
+
+from enum import StrEnum
+from hashlib import sha256
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.codes import Code
+from parity_models.errors import UserError
+from parity_models.faults import Constant
+from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import StandIns
+from parity_models.simulation import Cores, Simulation, simulate
+from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models.simulation.besides import Besides
+from parity_models.simulation.course import DISPATCH, SHARES, with_outside
+from parity_models.simulation.scenario import FAILED, SOURCES
+from parity_models.simulation.setting import Setting
+
+FORMAT = 4
+"""Results of another format are not read from the cache."""
+
+LATER = (
+    ("setting", "further_backups"),
+    ("setting", "quiet_links"),
+    ("setting", "cores"),
+    ("", "held_ms"),
+    ("", "serving_ms"),
+    ("", "unseen_ms"),
+    ("", "unit_ms"),
+)
+"""What trials have not always had; results of those without are kept."""
+
+PARTS = 40
+"""Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
+
+
+class Mode(StrEnum):
+    """How a trial is run."""
+
+    REAL = "real"
+    """Worker processes, a server and a load generator; service times are emulated by waiting."""
+    SIMULATED = "simulated"
+    """The scheduler alone, against imagined instances."""
+
+
+class Emulation(StrEnum):
+    """How much of the contention of a real trial is drawn delays in workers.
+
+    Simulated shuffles are transfers over links for NOTHING, else drawn delays, too.
+    """
+
+    NOTHING = "shaped links"
+    """Shuffles are transfers between network namespaces, through the links that queries take."""
+    SHUFFLES = "emulated"
+    """Shuffles; hogs, pauses and other tenants are real."""
+    EVERYTHING = "drawn"
+    """All but kills, which are real but at planned times: the course that simulated runs meet."""
+
+
+class Trial(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run. `queries` are counted, after `warm_up` that are not but for all else alike.
+
+    `held_ms`: how long a simulated unit holds its instance besides what is simulated otherwise.
+    `outside_ms`: what a simulated answer takes besides queue and instance, as quantiles at
+    SHARES; nothing if there are none. `serving_ms`, `unseen_ms` and `unit_ms` are what is computed
+    besides units, where these are computed: see `simulation.Cores`.
+    """
+
+    mode: Mode
+    setting: Setting
+    policy: PolicyChoice
+    queries: int
+    warm_up: int
+    seed: int
+    network: Emulation = Emulation.NOTHING
+    held_ms: float = 0.0
+    outside_ms: tuple[float, ...] = ()
+    serving_ms: float = 0.0
+    unseen_ms: float = 0.0
+    unit_ms: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """Names the trial by its content."""
+        _, dispatch = self.policy.build(self.stand_ins)
+        policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
+        content = msgspec.to_builtins(self) | {"policy": policy}
+        for part, later in LATER:  # as before there was such a thing
+            there = content[part] if part else content
+            if not there[later]:
+                del there[later]
+        if self.cores is not None and self.mode is Mode.SIMULATED:
+            content["cores"] = self.cores.count  # which were not always simulated
+        return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
+
+    @property
+    def seconds(self) -> float:
+        """How long queries arrive."""
+        return self.setting.seconds(self.warm_up + self.queries)
+
+    def arrivals(self) -> NDArray[np.float64]:
+        """When queries arrive: (warm_up + queries,) seconds, in order."""
+        rate, bursts = self.setting.queries_per_second, self.setting.bursts
+        return poisson_arrivals(rate, self.warm_up + self.queries, self.seed, bursts)
+
+    @property
+    def code(self) -> Code:
+        return Code(self.setting.code, (1,), (1,))
+
+    @property
+    def stand_ins(self) -> StandIns:
+        """What the bundle has for the policy."""
+        has = self.setting.stand_ins
+        code = self.code if "parity" in has or self.policy.policy.needs_code else None
+        return StandIns(code, self.setting.backup_roles if "backup" in has else ())
+
+    @property
+    def cores(self) -> Cores | None:
+        """Those that a simulation has: as it is set, or, where contention is real, as real runs."""
+        if self.network is not Emulation.NOTHING and not self.setting.cores:
+            return None
+        ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
+        return self.setting.simulated_cores(Besides(self.held_ms, self.outside_ms, *ms))
+
+    @property
+    def workers(self) -> int:
+        """How many of the setting's instances the policy has: all of them, but for none."""
+        policy, _ = self.policy.build(self.stand_ins)
+        return len(policy.roles(self.setting.instances, self.setting.parity_instances))
+
+    @property
+    def config(self) -> SchedulerConfig:
+        return SchedulerConfig(max_batch=self.setting.max_batch)
+
+
+class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies in ms over answered queries. `gap_ms` is p99.9 - p50.
+
+    `quantiles_ms` are those of SHARES, `course_ms` the p99 of PARTS of the trial, in their order.
+    `sources` counts answers by source. `work` is how many units ran for each query, all models
+    together; `busy_ms` how long instances were busy with them, `workers_ms` how long workers
+    computed, `serving_ms` server and client, all for each query; `accuracy` is that of the answers;
+    `send_delay_p99_ms` how late the load generator sent. None where the mode does not
+    know. `date` says when it was run, `seconds` for how long (a simulation: how much of a core's
+    time it took), `memory_mb` what a simulation's process took at most.
+    """
+
+    p50_ms: float
+    mean_ms: float
+    p99_ms: float
+    p995_ms: float
+    p999_ms: float
+    gap_ms: float
+    quantiles_ms: tuple[float, ...]
+    course_ms: tuple[float, ...]
+    answered: int
+    errors: int
+    sources: dict[str, int]
+    work: float | None = None
+    busy_ms: float | None = None
+    accuracy: float | None = None
+    send_delay_p99_ms: float | None = None
+    workers_ms: float | None = None
+    serving_ms: float | None = None
+    date: str = ""
+    seconds: float = 0.0
+    memory_mb: float | None = None
+
+    def share(self, source: Source) -> float:
+        """The share of answers that came from `source`."""
+        return self.sources.get(source, 0) / self.answered
+
+
+def result_of(
+    latencies: NDArray[np.float64],
+    errors: int,
+    sources: dict[str, int],
+    *,
+    work: float | None = None,
+    busy_ms: float | None = None,
+    accuracy: float | None = None,
+    send_delay_p99_ms: float | None = None,
+) -> TrialResult:
+    """Sum up the `latencies` (n,) in seconds of answered queries, in the order of arrival.
+
+    Raises UserError if there are none.
+    """
+    if not len(latencies):
+        raise UserError("no query was answered, so there are no latencies: offer less load")
+    ms = latencies * 1e3
+    p50, p99, p995, p999 = np.quantile(ms, [0.5, 0.99, 0.995, 0.999]).tolist()
+    return TrialResult(
+        p50_ms=p50,
+        mean_ms=float(ms.mean()),
+        p99_ms=p99,
+        p995_ms=p995,
+        p999_ms=p999,
+        gap_ms=p999 - p50,
+        quantiles_ms=tuple(np.quantile(ms, SHARES).round(3).tolist()),
+        course_ms=tuple(
+            float(np.quantile(part, 0.99).round(3))
+            for part in np.array_split(ms, min(PARTS, len(ms)))
+        ),
+        answered=len(ms),
+        errors=errors,
+        sources=sources,
+        work=work,
+        busy_ms=busy_ms,
+        accuracy=accuracy,
+        send_delay_p99_ms=send_delay_p99_ms,
+    )
+
+
+def simulate_trial(
+    trial: Trial,
+    arrivals: NDArray[np.float64] | None = None,
+    config: SchedulerConfig | None = None,
+) -> TrialResult:
+    """Run a trial in the simulator.
+
+    `arrivals` (warm_up + queries,) are the times in seconds at which queries arrive, in order;
+    without them arrivals are Poisson. `config`: the scheduler's, in place of the trial's.
+    """
+    setting = trial.setting
+    links = trial.network is Emulation.NOTHING
+    simulation = Simulation(
+        trial.arrivals() if arrivals is None else arrivals,
+        setting.instances,
+        setting.parity_instances,
+        {DEPLOYED: Constant(0.0)},
+        faults=setting.simulated_faults(trial.seed, trial.seconds, links=links),
+        links=setting.links() if links else None,
+        cores=trial.cores,
+        overhead=DISPATCH + trial.held_ms / 1e3,
+        nodes=setting.nodes or None,
+        config=config or trial.config,
+        seed=trial.seed,
+        warm_up=trial.warm_up,
+    )
+    result = simulate(simulation, *trial.policy.build(trial.stand_ins))
+    sources = result.sources[trial.warm_up :]
+    answered = sources != FAILED
+    counts = {
+        str(source): int(np.sum(sources == SOURCES.index(source)))
+        for source in Source
+        if np.any(sources == SOURCES.index(source))
+    }
+    return result_of(
+        with_outside(result.latencies[trial.warm_up :][answered], trial.outside_ms, trial.seed),
+        int(np.sum(~answered)),
+        counts,
+        work=sum(result.units.values()) / trial.queries,
+        busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
+    )
