@@ -110,7 +110,7 @@ def test_what_python_in_pages_imports_is_there(page: Path) -> None:
                 assert hasattr(parity_models, node.attr), node.attr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "CHANGELOG"], ids=name)
 def test_commands_in_sentences_have_the_options_that_they_are_given(page: Path) -> None:
     prose = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", prose):

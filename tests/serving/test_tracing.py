@@ -20,9 +20,7 @@ from histories import check_nothing_is_left
 from observed_world import observed_history
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.repository.managed import Settings
-from parity_models.serving.repository.repository_server import RepositoryServer
-from parity_models.serving.repository.rollout_options import RolloutOptions
+from parity_models.serving.repository.repository import RepositoryServer
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.serving.tracing import QuerySpans
 from repositories import write_version
@@ -87,22 +85,18 @@ async def test_a_request_s_spans_are_beneath_the_client_s(tmp_path: Path) -> Non
         assert {span.attributes["parm.role"] for span in within["stand-in"]} == {"parity-0"}
 
 
-async def test_of_a_repository_spans_say_the_version_and_a_canary_s_request_has_runs_of_both(
-    tmp_path: Path,
-) -> None:
+async def test_spans_of_a_repository_name_the_version(tmp_path: Path) -> None:
     spans = Spans()
     for version in ("1", "2"):
         write_version(tmp_path / "models", "digits", version)
     write_version(tmp_path / "models", "prices", "7")
     options = ServeOptions(policy=PolicyChoice("none"), instances=1, port=0)
-    settings = Settings(lambda bundle: options, RolloutOptions())
-    server = RepositoryServer(tmp_path / "models", options, settings, spans.provider)
+    server = RepositoryServer(tmp_path / "models", options, traces=spans.provider)
     data = np.ones((1, 8)).tolist()
     tensor = {"name": "input", "shape": [1, 8], "datatype": "FP32", "data": data}
     async with server, httpx.AsyncClient(base_url=server.url) as client:
         await server.repository.load("digits", {"version": "1"})
-        await server.repository.load("digits", {"version": "2", "canary": "50%"})
-        for name in ("digits", "digits", "prices"):
+        for name in ("digits", "prices"):
             answer = await client.post(f"/v2/models/{name}/infer", json={"inputs": [tensor]})
             assert answer.is_success, answer.text
     found = spans.ended()
@@ -111,9 +105,8 @@ async def test_of_a_repository_spans_say_the_version_and_a_canary_s_request_has_
         within = beneath(found, request)
         runs[of_version(request)] = {of_version(run) for run in within["run"]}
         assert len(within["queue"]) == len(within["run"])
-    one, two, seven = ("digits", "1"), ("digits", "2"), ("prices", "7")
-    assert runs.pop(seven) == {seven}
-    assert runs == {one: {one}, two: {one, two}}
+    one, seven = ("digits", "1"), ("prices", "7")
+    assert runs == {one: {one}, seven: {seven}}
 
 
 def of_version(span: Any) -> tuple[str, str]:

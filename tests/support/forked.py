@@ -30,7 +30,7 @@ IMPORTED = (
     "parity_models.serving.certificate",
     "parity_models.serving.grpc.grpc_server",
     "parity_models.serving.remote.clients",
-    "parity_models.serving.repository.repository_server",
+    "parity_models.serving.repository.repository",
     # Typer imports it when it reads a command line.
     "pydantic.fields",
     "pydantic.type_adapter",

@@ -16,8 +16,6 @@ from parity_models.serving.engines import ENGINES
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.repository.rollout_options import RolloutOptions
-from parity_models.serving.repository.sharing_options import SharingOptions
 
 _HEAD = """\
 # The options of parm serve: those that are given, and from where, and as comments the defaults.
@@ -48,9 +46,6 @@ def config_in_force(context: typer.Context, options: ServeOptions, named: Mappin
         "limits": ("What clients can make it hold", options_of(Limits)),
         "engine": ("The engine", options_of(ENGINES.find(options.engine.name).Options)),
     }
-    if named.get("repository") is not None:
-        sections["rollout"] = ("New versions", options_of(RolloutOptions))
-        sections["sharing"] = ("Instances that models share", options_of(SharingOptions))
     if policy is not None:
         sections["policy"] = ("The policy", options_of(POLICIES.find(policy.name).Options))
     if policy is not None and policy.dispatch is not None:

@@ -32,20 +32,16 @@ from parity_models.serving.engines import ENGINES
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
-from parity_models.serving.repository.rollout_options import RolloutOptions
-from parity_models.serving.repository.sharing_options import SharingOptions
 from parity_models.serving.server import ServeOptions, Server
 
 if TYPE_CHECKING:
-    from parity_models.serving.repository.repository_server import RepositoryServer
+    from parity_models.serving.repository.repository import RepositoryServer
 
 COMMAND = configured_command_for(
     serve=Declared(ServeOptions),
     limits=Declared(Limits),
     access=Declared(Access),
     logging=Declared(Logging),
-    rollout=Declared(RolloutOptions),
-    sharing=Declared(SharingOptions),
     engine=ENGINES,
     **KINDS,
 )
@@ -121,11 +117,9 @@ def serve(
     server: Server | RepositoryServer | None = None
     around: AbstractContextManager[None] = nullcontext()
     if repository is not None:
-        server, around = _of_repository(context, repository, options, allow_code or (), logging)
-    else:
-        _need_no_repository(context)
-        if opened is not None and not chosen.kind.serves_itself:
-            server = Server(opened, options, _traces(logging))
+        server, around = _of_repository(repository, options, allow_code or (), logging)
+    elif opened is not None and not chosen.kind.serves_itself:
+        server = Server(opened, options, _traces(logging))
     if print_config:
         named = {
             "bundle": folder,
@@ -145,13 +139,6 @@ def serve(
         serve_apart(opened, options, traces=logging.traces)
 
 
-def _need_no_repository(context: typer.Context) -> None:
-    if given_options(context, "rollout"):
-        raise UserError("--canary and its options need --repository beside them")
-    if given_options(context, "sharing"):
-        raise UserError("--shared-instances and --reserve need --repository beside them")
-
-
 def _run(server: "Server | RepositoryServer") -> None:
     try:
         uvloop.run(_serve(server))
@@ -160,33 +147,19 @@ def _run(server: "Server | RepositoryServer") -> None:
 
 
 def _of_repository(
-    context: typer.Context,
-    folder: Path,
-    options: ServeOptions,
-    allow_code: Collection[str],
-    logging: Logging,
+    folder: Path, options: ServeOptions, allow_code: Collection[str], logging: Logging
 ) -> "tuple[RepositoryServer, AbstractContextManager[None]]":
-    """The server, and what it runs in."""
-    # Only now: whoever serves one bundle need not wait for it.
-    from parity_models.serving.repository.managed import Settings
-    from parity_models.serving.repository.repository_server import RepositoryServer
+    """Return the server, and what it runs in."""
+    # Imported here: a server of one bundle does not need it.
+    from parity_models.serving.repository.repository import RepositoryServer
 
-    rollout = RolloutOptions(**given_options(context, "rollout"))
-    sharing = SharingOptions(**given_options(context, "sharing"))
-    for option in ("instances", "parity_instances"):
-        if sharing.shared_instances is not None and option in given_options(context, "serve"):
-            raise UserError(
-                f"give {spelling_in(context)(option)}, for each model, or --shared-instances, for "
-                "all of them together, not both"
-            )
     engine = options.engine.for_several
     if options.faults is not None and not engine.kind.takes_faults:
         raise UserError(
             f"faults are not for a repository with the engine {options.engine.name}; leave them out"
         )
     options = replace(options, engine=engine)
-    settings = Settings(lambda bundle: options, rollout, sharing, allow_code)
-    server = RepositoryServer(folder, options, settings, _traces(logging))
+    server = RepositoryServer(folder, options, allow_code, _traces(logging))
     return server, engine.kind.around(engine.settings)
 
 
@@ -252,7 +225,7 @@ def _said(server: "Server | RepositoryServer") -> Iterator[str]:
             f"serving {server.model.name} at {_urls(server)} (policy {server.policy}; instances: "
             f"{_instances(server)}{_gates(server)})"
         )
-    if server.feed is not None:
+    if server.watched:
         asks = " (it asks for a token)" if server.takes_tokens else ""
         yield f"watch it at {server.url}/ui/{asks}"
 

@@ -27,7 +27,6 @@ from parity_models.scheduling import (
     Cancel,
     Compare,
     Decode,
-    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -53,7 +52,6 @@ from parity_models.serving.poison import Poison
 from parity_models.serving.quarantine import Quarantine
 from parity_models.serving.redundant_work import RedundantWork
 from parity_models.serving.replies import Replies
-from parity_models.serving.resizing import Resizing
 from parity_models.serving.self_check import CHECK_INTERVAL, SelfCheck
 from parity_models.serving.stand_ins import StandInRules, StandIns
 from parity_models.serving.tensors import Tensors
@@ -109,7 +107,6 @@ class Driver:
             compared=partial(self._report, scheduler.compared),
             gate_turned=partial(self._report, scheduler.gate_turned),
         )
-        self.resizing = Resizing(engine, scheduler, self.carry_out)
         self._self_check = SelfCheck()
         self._next_check = WakeUp(self.check_engine)
         self._wake_up = WakeUp(lambda: self.carry_out(scheduler.time_passed(now())))
@@ -127,7 +124,6 @@ class Driver:
             Spare: lambda action: None,  # observers see when it ends
             Verify: self._verify,
             Recycle: self._recycle,
-            Dismiss: lambda action: self._engine.dismiss(action.instance),
             ForgetQueries: self._tensors.forget_queries,
             ForgetGroup: self._stand_ins.forget_group,
             WakeAt: lambda action: self._wake_up.set(action.time),
@@ -158,7 +154,7 @@ class Driver:
     def instance_joined(
         self, instance: str, roles: frozenset[str], node: str | None = None
     ) -> None:
-        if self._started and not self.resizing.came():
+        if self._started:
             self._metrics.restarts.inc()
         self.observers.instance_joined(now(), instance, roles, node)
         self.carry_out(self._scheduler.instance_joined(now(), instance, roles, node))

@@ -94,7 +94,6 @@ class Frontend:
         )
         self._requests = self._driver.requests
         self._roles: Sequence[str] = ()
-        self._each_runs: frozenset[str] = frozenset()
         self._stand_ins = False
         self._last_query = 0
         self._started = False
@@ -134,7 +133,6 @@ class Frontend:
         """Start an instance for each of `roles`; returns when all are up and have answered their
         golden queries, or raises what the engine raises."""
         self._roles = sorted(frozenset().union(*roles))
-        self._each_runs = next(iter(roles), frozenset())
         self._stand_ins = self._roles != [DEPLOYED]
         # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
         self._loop = asyncio.get_running_loop()
@@ -144,18 +142,6 @@ class Frontend:
             async with asyncio.timeout(VERIFIED_WITHIN):
                 while any(state is State.VERIFYING for _, state in self._scheduler.instances()):
                     await asyncio.sleep(0.002)
-
-    async def shrink_to(self, instances: int) -> None:
-        """Have so many instances, or fewer; returns when the others are gone. Each of them answers
-        what it has before. All must run the same. One that has not started, or ends, stays as it
-        is. Raises ServingError if the engine does not grow."""
-        if self._started:
-            await self._driver.resizing.shrink_to(instances, unless=lambda: self._closing)
-
-    def grow_to(self, instances: int) -> None:
-        """Likewise, or more: further ones take queries when they are warm."""
-        if self._started and not self._closing:
-            self._driver.resizing.grow_to(instances, self._each_runs)
 
     async def infer(
         self,
@@ -255,18 +241,6 @@ class Frontend:
     def asked(self) -> int:
         """How many queries it has been asked so far."""
         return self._last_query
-
-    @property
-    def busy(self) -> int:
-        """How many instances have a unit now."""
-        return len(self._driver.units)
-
-    @property
-    def rate(self) -> float:
-        """How many queries a second an instance of the deployed model answers while it is busy; 0
-        while that is unknown."""
-        up = self.instances_up()[DEPLOYED]
-        return self._scheduler.capacity(now()) / up if up else 0.0
 
     def states(self) -> dict[str, State]:
         """How each instance is that is up."""

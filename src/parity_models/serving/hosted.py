@@ -15,22 +15,9 @@ from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.sampler import feed_of
 from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.served_model import VERSION
-from parity_models.serving.worker.models import warm_model
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
-
-
-def try_out(bundle: Bundle, options: ServeOptions, version: str) -> None:
-    """Load and run what instances of a bundle would run, here and one after the other.
-
-    Raises UserError for options that do not fit the bundle, and ModelError for a model that cannot
-    be run.
-    """
-    used = frozenset[str]().union(*Plan(bundle, options, version).roles)
-    for role, model in model_files(bundle).items():
-        if role in used:
-            warm_model(bundle.pinned(model).load(), model.file)
 
 
 class Hosted:
@@ -102,8 +89,25 @@ class Hosted:
 
         Raises ServingError, with nothing left running, if one does not start.
         """
+        if self.feed is not None:
+            self.feed.start()
         self._golden |= await asyncio.to_thread(golden_of, self.bundle, self._models, self.roles)
         await self.frontend.start(self.roles)
+
+    async def drain(self) -> None:
+        """End the live feed, and take no more queries; returns when those under way have ended."""
+        self.close_feed()
+        await self.frontend.drain()
+
+    async def stop(self) -> None:
+        """Stop all instances at once."""
+        self.close_feed()
+        await self.frontend.stop()
+
+    def close_feed(self) -> None:
+        """End the live feed, if there is one."""
+        if self.feed is not None:
+            self.feed.close()
 
 
 class HostedVersion(ServedVersion):

@@ -16,7 +16,6 @@ from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.routes import Page
 from parity_models.serving.rest.messages import Handler
 from parity_models.serving.rest.service import Rest
@@ -194,8 +193,8 @@ class ListeningServer(ABC):
     """A server that is reached through its `_listeners`, and runs while its context lasts."""
 
     _listeners: Listeners
-    feed: Feed | None
-    """What its live page shows first, if there is to be one."""
+    watched: bool
+    """Whether it has a live page."""
 
     @property
     def takes_tokens(self) -> bool:
@@ -230,8 +229,6 @@ class ListeningServer(ABC):
         """Bind, leaving descriptors for `instances`, and `start` what is served; nothing is left
         open if that fails."""
         self._listeners.open_http(instances)
-        if self.feed is not None:
-            self.feed.start()
         try:
             await self._listeners.open_others()
             await start()

@@ -244,7 +244,7 @@ class Metrics:
     restarts = _Declared(
         Counter,
         "parm_instance_restarts",
-        "Instances that joined after the start: lost ones that are back, or further ones.",
+        "Instances that joined after the start: lost ones that are back.",
     )
     recycled = _Declared(
         Counter,

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from parity_models.serving.asked import Answerer, Answers
+from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest.protocol import ModelMetadata
-from parity_models.serving.served_model import InferRequest, ServedModel
+from parity_models.serving.served_model import ServedModel
 
 REPOSITORY = "model_repository"
 """What servers call the extension by which models are listed, loaded and unloaded."""
@@ -50,18 +50,6 @@ class ServedVersion:
             quarantined_instances=tuple(self.frontend.quarantined),
         )
 
-    async def answer(
-        self, asked: InferRequest, timeout: float | None
-    ) -> tuple[ServedModel, Answers]:
-        """The answers to a request, and the model that gave them, all of them.
-
-        Raises a RequestError where there are none.
-        """
-        answers = await self.frontend.infer(
-            asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
-        )
-        return self.model, answers
-
 
 class Models(Protocol):
     """The models of a server, by name; a version of None is that which the server would choose."""
@@ -91,9 +79,6 @@ class Models(Protocol):
     def find(self, name: str, version: str | None) -> ServedVersion:
         """The version that is meant. Raises NotFoundError for one that there is not, and
         UnavailableError for one that takes no requests."""
-
-    def choose(self, name: str, version: str | None) -> ServedVersion:
-        """As `find`, for a request that is to be answered."""
 
     def index(self) -> Sequence[IndexEntry]:
         """All versions that are known."""
@@ -138,8 +123,6 @@ class OneModel:
     def find(self, name: str, version: str | None) -> ServedVersion:
         self._version.model.check_model(name, version)
         return self._version
-
-    choose = find
 
     def index(self) -> Sequence[IndexEntry]:
         state = "UNAVAILABLE" if self.why_unready else "READY"

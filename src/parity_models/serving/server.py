@@ -12,6 +12,7 @@ from parity_models.serving.hosted import Hosted
 from parity_models.serving.listeners import Listeners, ListeningServer, tracing_to
 from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.routes import Page, Sides
 from parity_models.serving.rest.asgi import AsgiApp
 
@@ -44,9 +45,9 @@ class Server(ListeningServer):
         self.policy, self.roles, self.model = hosted.policy, hosted.roles, hosted.model
         self.notes = hosted.notes
         self._engine, self._frontend = hosted.engine, hosted.frontend
-        self.feed = hosted.feed
+        self.watched = options.ui
         page = None
-        if self.feed is not None:
+        if self.watched:
             page = Page(self.model.name, Sides({self.policy: lambda: hosted.feed}))
         models = OneModel(self._frontend, self.model)
         self._listeners = Listeners(
@@ -71,6 +72,11 @@ class Server(ListeningServer):
     def registry(self) -> CollectorRegistry:
         """What it counts, for callers in this process."""
         return self._hosted.metrics.registry
+
+    @property
+    def feed(self) -> Feed | None:
+        """What a live page shows of it."""
+        return self._hosted.feed
 
     @property
     def engine(self) -> Engine:
@@ -99,12 +105,11 @@ class Server(ListeningServer):
         self._frontend.retire()
         try:
             await asyncio.sleep(self._options.shutdown_delay)
-            if self.feed is not None:
-                self.feed.close()
+            self._hosted.close_feed()
             self._listeners.drain()
-            await self._frontend.drain()
+            await self._hosted.drain()
         finally:
-            await self._frontend.stop()
+            await self._hosted.stop()
             await self._close()
 
     def begin_faults(self) -> None:
@@ -116,6 +121,5 @@ class Server(ListeningServer):
         return sum(self._frontend.busy_seconds().values())
 
     async def _close(self) -> None:
-        if self.feed is not None:
-            self.feed.close()
+        self._hosted.close_feed()
         await self._listeners.close()

@@ -12,7 +12,6 @@ from parity_models.scheduling import (
     Cancel,
     Compare,
     Decode,
-    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -114,21 +113,6 @@ def test_the_place_of_an_instance_that_does_not_come_back_is_given_up() -> None:
     told.watch.instance_left(1.0, "1", "left")
     told.now = 1.0 + REMEMBERED
     assert "1" not in told.cells()
-
-
-def test_the_place_of_an_instance_that_is_not_needed_any_more_is_free_at_once() -> None:
-    told = Told()
-    assert told.cells(**{"1": State.LEAVING})["1"].state == "leaving"
-    told.act(Dismiss("1"))
-    told.watch.instance_left(0.0, "1", "is not needed any more")
-    assert told.cells().keys() == {"0", "2"}
-    told.watch.instance_joined(0.0, "3", BOTH, "node5")
-    assert [(cell.name, cell.place) for cell in told.cells().values()] == [
-        ("0", 1),
-        ("3", 2),
-        ("2", 3),
-    ]
-    assert told.events() == [("left", "instance 1 left: it is not needed any more")]
 
 
 def test_states_are_shown_and_ejections_are_events() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tritonclient.utils import InferenceServerException
 
 from http_served import post, serving
-from repositories import INPUTS, write_version
+from repositories import write_version
 from served import ServerProcess, is_alive, until
 from served_repositories import Load, Repository
 
@@ -31,8 +31,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Repository]
     (broken / "deployed.onnx").write_bytes(b"no model")
     (folder / "second" / "notes").mkdir()
     (folder / "second" / "serve.toml").write_text("instances = 1\n")
-    quick = ("--canary-time", "0.5", "--canary-predictions", "60")
-    with ServerProcess("--repository", str(folder), *OPTIONS, *quick) as server:
+    with ServerProcess("--repository", str(folder), *OPTIONS) as server:
         yield Repository(folder, server)
 
 
@@ -67,7 +66,6 @@ def test_models_have_the_instances_that_their_settings_say(repository: Repositor
     assert up % ("first", "1", "2.0") in text
     assert up % ("second", "2", "1.0") in text
     assert 'parm_requests_total{code="200",model="first",version="1"}' in text
-    assert 'parm_version_share{model="second",version="2"} 1.0' in text
     assert "parm_connections " in text
 
 
@@ -101,7 +99,7 @@ def test_models_are_listed_loaded_and_unloaded_over_both_protocols(
         client.load_model(
             name, config=json.dumps({"version_policy": {"specific": {"versions": [9]}}})
         )
-    with pytest.raises(InferenceServerException, match="not read here"):
+    with pytest.raises(InferenceServerException, match="not supported"):
         client.load_model(name, config=json.dumps({"backend": "onnxruntime"}))
 
 
@@ -132,52 +130,6 @@ def test_a_version_takes_the_place_of_another_under_load_while_a_worker_is_kille
 def kill_one(workers: set[int]) -> None:
     alive = [pid for pid in sorted(workers) if is_alive(pid)]
     os.kill(alive[-1], signal.SIGKILL)
-
-
-def canary(repository: Repository, name: str, times: float, share: str) -> None:
-    """A second version of a new model, as a canary."""
-    write_version(repository.folder, name, "1")
-    repository.http.load_model(name)
-    write_version(repository.folder, name, "2", times=times)
-    config = {"parameters": {"canary": {"string_value": share}}}
-    repository.http.load_model(name, config=json.dumps(config))
-
-
-def test_a_canary_that_says_the_same_takes_all(repository: Repository) -> None:
-    canary(repository, "good", 2.0, "50%")
-    assert "canary with 0.5 of requests" in repository.state("good", "2")[1]
-    with Load(repository.server.url, "good") as load:
-        until(lambda: repository.state("good", "1")[0] == "UNAVAILABLE", "it stays a canary")
-    assert load.failures == []
-    assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
-    assert repository.infer("good") == ("2", 2.0)
-
-
-def test_a_canary_that_says_something_else_goes_back_and_says_why(repository: Repository) -> None:
-    canary(repository, "bad", -1.0, "50%")
-    with Load(repository.server.url, "bad") as load:
-        until(lambda: repository.state("bad", "2")[0] == "UNAVAILABLE", "it stays a canary")
-    assert load.failures == []
-    assert set(load.answers) == {("1", 1.0), ("2", -1.0)}
-    assert "predictions differ from the old version's" in repository.state("bad", "2")[1]
-    assert repository.infer("bad") == ("1", 1.0)
-    text = httpx.get(f"{repository.server.url}/metrics").text
-    assert 'parm_rollouts_total{model="bad",outcome="went back"} 1.0' in text
-
-
-def test_a_canary_with_other_tensors_is_refused_and_the_old_version_goes_on(
-    repository: Repository,
-) -> None:
-    write_version(repository.folder, "wide", "1")
-    repository.http.load_model("wide")
-    write_version(repository.folder, "wide", "2", inputs=2 * INPUTS)
-    url = f"{repository.server.url}/v2/repository/models/wide/load"
-    response = httpx.post(url, json={"parameters": {"canary": "5%"}}, timeout=20)
-    assert response.status_code == 400
-    assert "load it without a canary" in response.json()["error"]
-    assert repository.infer("wide") == ("1", 1.0)
-    response = httpx.post(url, json={"parameters": {"canary": "5"}})
-    assert "like 5%" in response.json()["error"]
 
 
 def test_a_server_of_a_bundle_has_an_index_and_loads_nothing() -> None:

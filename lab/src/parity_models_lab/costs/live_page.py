@@ -69,8 +69,8 @@ async def measure_page(
     """Serve `bundle`, or a generated MLP, four times at once, ask each `rate` queries a second for
     `seconds` after `warm_up` seconds, and compare.
 
-    With `models`, each server has a repository of so many, all of them the bundle; who watches has
-    the list of models before them, and one of them.
+    With `models`, each server has a repository of so many, all of them the bundle; a watcher
+    follows one of them.
     """
     names = [f"model-{number}" for number in range(models or 0)]
     with (
@@ -112,7 +112,7 @@ def _watched(models: Sequence[str], number: int) -> Sequence[str]:
     """The queries of what a watcher's page follows."""
     if not models:
         return ("",)
-    return ("?of=models", f"?model={models[number % len(models)]}&version=1")
+    return (f"?model={models[number % len(models)]}&version=1",)
 
 
 async def _ask(

@@ -10,9 +10,7 @@ from parity_models.load.child import commands, tell
 from parity_models.load.served import ServeSpec, main
 from parity_models.models.bundle import Bundle
 from parity_models.serving.garbage import freeze_modules
-from parity_models.serving.repository.managed import Settings
-from parity_models.serving.repository.repository_server import RepositoryServer
-from parity_models.serving.repository.rollout_options import RolloutOptions
+from parity_models.serving.repository.repository import RepositoryServer
 
 
 @contextmanager
@@ -30,8 +28,7 @@ def copies_of(bundle: Bundle, names: list[str]) -> Iterator[Path]:
 
 async def serve(spec: ServeSpec) -> None:
     """Serve the repository that the spec names as its bundle until standard input ends."""
-    settings = Settings(lambda bundle: spec.options, RolloutOptions(), allow_code=spec.allow_code)
-    async with RepositoryServer(Path(spec.bundle), spec.options, settings) as server:
+    async with RepositoryServer(Path(spec.bundle), spec.options, spec.allow_code) as server:
         freeze_modules()
         tell(server.url)
         async for _ in await commands():

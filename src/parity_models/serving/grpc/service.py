@@ -181,7 +181,7 @@ class InferenceService:
 
         Nothing may be awaited before `answer` is.
         """
-        version = self._models.choose(request.model_name, request.model_version or None)
+        version = self._models.find(request.model_name, request.model_version or None)
         counted.metrics = version.metrics or self._metrics
         asked = decode_request(request, version.model)
         tenants = version.model.tenant_header
@@ -194,7 +194,10 @@ class InferenceService:
         log = CURRENT.get()
         if log is not None:
             log.id_in_body(asked.id)
-        model, answers = await version.answer(asked, timeout)
+        answers = await version.frontend.infer(
+            asked.rows, timeout, tenant=asked.tenant, exact=asked.exact
+        )
+        model = version.model
         if log is not None:
             log.answered(model.name, model.version, answers.sources)
         return encode_response(model, asked, answers.outputs, answers.sources)

@@ -35,7 +35,6 @@ class _Instance:
     role: str = ""
     unit: int = 0
     began: float = 0.0
-    dismissed: bool = False
     gone: float | None = None
     why: str = ""
 
@@ -60,18 +59,12 @@ class PageInstances:
         return None if before is None else before.name
 
     def left(self, now: float, name: str, why: str) -> None:
-        """An instance is gone. Its place is kept for a while, unless it was dismissed."""
+        """An instance is gone; its place is kept for a while."""
         instance = self._up.pop(name, None)
-        if instance is not None and not instance.dismissed:
+        if instance is not None:
             instance.gone, instance.why, instance.role = now, why, ""
             self._gone.append(instance)
             del self._gone[:-MAX_GONE]
-
-    def dismissed(self, name: str) -> None:
-        """An instance is not needed any more, and goes."""
-        instance = self._up.get(name)
-        if instance is not None:
-            instance.dismissed = True
 
     def started(self, now: float, name: str, unit: int, role: str) -> None:
         """An instance has a unit: of one of its roles, or one to verify it."""

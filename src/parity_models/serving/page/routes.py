@@ -64,13 +64,12 @@ class Controls(msgspec.Struct, frozen=True):
 
 
 class About(msgspec.Struct, frozen=True):
-    """What the page is to show: `sides` that stay, or `models`, which is where to follow those of a
-    repository."""
+    """What the page shows: `sides`, or one of the models of a `repository` at a time."""
 
     title: str
     sides: tuple[Side, ...]
     controls: Controls | None
-    models: str | None = None
+    repository: bool = False
 
 
 class Shown(Protocol):
@@ -80,18 +79,12 @@ class Shown(Protocol):
     def sides(self) -> tuple[Side, ...]:
         """The servers that the page shows for good."""
 
-    @property
-    def models(self) -> str | None:
-        """Where frames of a repository's models are, if the page is to show one."""
-
     def feed(self, asked: Mapping[str, str]) -> Feed | None:
-        """The feed that the parameters of an address ask for; None: it is not there now."""
+        """Return the feed that the parameters of an address name; None if it is not there now."""
 
 
 class Sides:
     """Servers that are watched side by side: `feeds` by name; None: not there for now."""
-
-    models: str | None = None
 
     def __init__(self, feeds: Mapping[str, Callable[[], Feed | None]]) -> None:
         self._feeds: Sequence[Callable[[], Feed | None]] = list(feeds.values())
@@ -156,7 +149,7 @@ class Page:
     async def _about(self, request: Request) -> Response:
         controls = None if self._controls is None else self._controls(self._token)
         shown = self._shown
-        about = About(self._title, shown.sides, controls, shown.models)
+        about = About(self._title, shown.sides, controls, not shown.sides)
         return json_response(about, headers=_OURS)
 
     async def _events(self, request: Request) -> Response:

@@ -14,7 +14,6 @@ from parity_models.scheduling import (
     Answer,
     Cancel,
     Compare,
-    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -77,7 +76,6 @@ class Watch(Observer):
             Encode: lambda now, action: self.requests.encoded(action.group, action.members),
             ForgetGroup: lambda now, action: self.requests.group_forgotten(action.group),
             Recycle: self._recycle,
-            Dismiss: lambda now, action: self.instances.dismissed(action.instance),
         }
 
     # What the driver tells

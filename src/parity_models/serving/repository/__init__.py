@@ -1,7 +1,4 @@
-"""Several models and their versions in one server: a folder of bundles, and releases of new ones.
+"""Several models in one server: a folder of bundles, NAME/VERSION, loaded and unloaded by name.
 
-`layout` says what is in the folder. `rollout` decides, sans-I/O, which versions of a model run and
-which of them takes a request; `evidence` whether a canary is worse. `managed` carries that out for
-one model, `repository` for all. `sharing` decides, sans-I/O, which model has how many of the
-instances that they share, and `instances` moves them. `server` puts the protocols in front.
+`layout` reads the folder, `model` runs the versions of one model, `repository` serves all of them.
 """

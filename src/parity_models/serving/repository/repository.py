@@ -1,70 +1,93 @@
-"""The models of a folder, by name: listed, loaded and unloaded while they are served."""
+"""A server of the models in a folder: listed, loaded and unloaded by name while it runs."""
 
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from msgspec import structs
+from prometheus_client.metrics_core import Metric
 
 from parity_models.errors import OptionError, UserError
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
+from parity_models.serving.listeners import Listeners, ListeningServer, tracing_to
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
+from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.frames import ModelView
-from parity_models.serving.repository.instances import SharedInstances
+from parity_models.serving.page.routes import Page, Side
 from parity_models.serving.repository.layout import scan
-from parity_models.serving.repository.managed import ManagedModel, Settings
-from parity_models.serving.repository.repository_metrics import RepositoryMetrics
-from parity_models.serving.repository.rollout_options import share_of
-from parity_models.serving.repository.shown import History
+from parity_models.serving.repository.model import RepositoryModel
+from parity_models.serving.rest.messages import Request, Response, metrics_response
 from parity_models.serving.served_model import ServedModel
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+
+    from parity_models.serving.tracing import Tracing
+
+_INSTANCES = 64
+"""Instances, of all models together, that file descriptors are reserved for."""
+
+_OF_SERVER = frozenset(
+    {
+        "parm_requests_unauthorized",
+        "parm_connections",
+        "parm_connections_ended",
+        "parm_refused",
+        "parm_bytes_in_flight",
+        "parm_received_bytes",
+        "parm_sent_bytes",
+        "parm_certificate_expires_seconds",
+    }
+)
+"""Metrics of the server, which no model has."""
+
+_REQUESTS = "parm_requests"
+"""Counted with the model that answers, or with the server where no model is found."""
 
 _log = logging.getLogger(__name__)
 
 
 class Repository:
-    """The models in `folder`, as `Models`. Raises UserError if it cannot be read."""
+    """The models in `folder`, as `Models`. Arguments as for RepositoryModel.
+
+    Raises:
+        UserError: The folder cannot be read.
+
+    """
 
     extensions: Sequence[str] = (REPOSITORY,)
     only = None
+    sides: tuple[Side, ...] = ()
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
-        self.metrics = RepositoryMetrics(self._registries, self._shares)
-        self.history = History()
+    def __init__(
+        self,
+        folder: Path,
+        options: ServeOptions,
+        allow_code: Collection[str] = (),
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        self.metrics = Metrics()
+        """Those of the server; each version has its own."""
         self._folder = folder
-        self._settings = settings
-        self._models: dict[str, ManagedModel] = {}
-        self._awaited: dict[str, asyncio.Task[None]] = {}
+        self._options = options
+        self._allow_code = allow_code
+        self._tracing = tracing
+        self._models: dict[str, RepositoryModel] = {}
+        self._retries: dict[str, asyncio.Task[None]] = {}
         self._state = "starting"
-        self._shared: SharedInstances | None = None
-        there = scan(folder)
-        sharing = settings.sharing
-        if sharing.shared_instances is not None:
-            unknown = ", ".join(name for name in sharing.reserves if name not in there)
-            if unknown:
-                raise UserError(
-                    f"instances are reserved for {unknown}, and the repository {folder} has "
-                    f"{', '.join(there) or 'no model'}"
-                )
-            self._shared = SharedInstances(sharing, lambda: self._models, self.metrics)
-
-    # Its life
+        scan(folder)
 
     async def start(self) -> None:
         """Load the newest version of every model that can be loaded; returns when all are."""
-        found = scan(self._folder)
-        if self._shared is not None:
-            self._shared.begin(name for name, versions in found.items() if versions)
-        passes = await asyncio.gather(*(self._model(name).start() for name in found))
-        for name, is_awaited in zip(found, passes, strict=True):
-            if is_awaited:
-                self._await(name)
-        if self._shared is not None:
-            self._shared.start()
+        names = list(scan(self._folder))
+        waits = await asyncio.gather(*(self._model(name).start() for name in names))
+        for name, is_waiting in zip(names, waits, strict=True):
+            if is_waiting:
+                self._retry(name)
         self._state = ""
 
     def retire(self) -> None:
@@ -72,33 +95,24 @@ class Repository:
         self._state = "stopping"
 
     async def drain(self) -> None:
-        """Take no more requests; returns when all that were taken have ended."""
-        if self._shared is not None:
-            await self._shared.stop()
-        for name in list(self._awaited):
-            self._await_no_more(name)
+        """Take no more requests; returns when those that were taken are answered."""
+        self._stop_retries()
         await asyncio.gather(*(each.unload() for each in self._models.values()))
 
-    def end_feeds(self) -> None:
-        """End the feeds of those who watch models."""
-        for each in self._models.values():
-            each.shown.end()
-
     async def close(self) -> None:
-        """End all models, whatever they were asked."""
-        if self._shared is not None:
-            await self._shared.stop()
-        for name in list(self._awaited):
-            self._await_no_more(name)
+        """End all models at once."""
+        self._stop_retries()
         await asyncio.gather(*(each.close() for each in self._models.values()))
 
-    # Models
+    def close_feeds(self) -> None:
+        """End the streams of the live page."""
+        for each in self._models.values():
+            each.close_feeds()
 
     @property
     def why_unready(self) -> str:
-        """A repository is ready if it serves a model or more and all of these answer. Models that
-        could not be loaded, or were unloaded, do not count.
-        """
+        """A repository is ready if it serves a model or more, all of which answer. Models that
+        could not be loaded, or were unloaded, do not count."""
         if self._state:
             return f"the server is {self._state}"
         if not self.names:
@@ -108,24 +122,19 @@ class Repository:
 
     @property
     def names(self) -> Sequence[str]:
-        return [name for name, model in self._models.items() if model.versions]
+        return [name for name, model in self._models.items() if model.current is not None]
 
     @property
     def largest(self) -> ServedModel | None:
-        served = (
-            running.model for each in self._models.values() for running in each.running.values()
-        )
+        served = (each.model for model in self._models.values() for each in model.running.values())
         return max(served, key=lambda model: model.max_values, default=None)
 
     def versions(self, name: str) -> Sequence[str]:
-        return self._known(name).versions
+        current = self._known(name).current
+        return [] if current is None else [current]
 
     def find(self, name: str, version: str | None) -> ServedVersion:
         return self._known(name).find(version or None)
-
-    def choose(self, name: str, version: str | None) -> ServedVersion:
-        model = self._known(name)
-        return model.find(version) if version else model.choose()
 
     def index(self) -> Sequence[IndexEntry]:
         for name in scan(self._folder):
@@ -133,85 +142,75 @@ class Repository:
         return [entry for _, each in sorted(self._models.items()) for entry in each.index()]
 
     async def load(self, name: str, parameters: Mapping[str, Any]) -> None:
-        """The newest version, or that of `parameters`; see `asked_by`."""
-        version, canary = asked_by(parameters)
-        try:
-            share = self._settings.rollout.share if canary is None else share_of(canary)
-        except UserError as error:
-            raise InvalidRequestError(str(error)) from error
+        """Load the newest version, or that of `parameters`; see `asked_version`."""
+        version = asked_version(parameters)
         if self._state:
             raise UnavailableError(f"the server is {self._state}; try again later")
         if name not in self._models and name not in scan(self._folder):
             raise self._unknown(name)
-        waiting = self._awaited.get(name)
-        if waiting is not None:
-            waiting.cancel()
-        try:
-            await self._model(name).load(version, share)
-        except BaseException:
-            if waiting is not None and self._awaited.get(name) is waiting:
-                self._await(name)
-            raise
-        self._await_no_more(name)
+        await self._model(name).load(version)
 
     async def unload(self, name: str) -> None:
         model = self._known(name)
-        self._await_no_more(name)
+        self._stop_retry(name)
         await model.unload()
 
-    # What a page shows
-
-    def views(self) -> list[ModelView]:
-        """How the models are, by their names."""
-        views = [model.shown.view for _, model in sorted(self._models.items())]
-        if self._shared is None:
-            return views
-        return [structs.replace(each, shared=self._shared.view(each.name)) for each in views]
-
-    def feed(self, name: str | None, version: str | None) -> Feed | None:
-        """What is shown of a version, by default the current one, of a model, by default the first;
-        None: it does not run."""
-        if name is None:
-            name = min(self.names, default="")
-        model = self._models.get(name)
-        return None if model is None else model.shown.feed(version)
-
-    def _await(self, name: str) -> None:
-        self._awaited[name] = asyncio.create_task(self._start_again(self._model(name)))
-
-    async def _start_again(self, model: ManagedModel) -> None:
-        """Try to start it until it starts: the servers that run it may come later."""
-        backoff = Backoff()
-        known = ""
-        waits = True
-        while waits:
-            await asyncio.sleep(backoff.after(0.0))
-            try:
-                waits = await model.start()
-            except Exception as error:
-                if repr(error) != known:
-                    known = repr(error)
-                    _log.exception("%s cannot be started; it is tried again", model.name)
-        del self._awaited[model.name]
-
-    def _await_no_more(self, name: str) -> None:
-        """Somebody else says what becomes of the model."""
-        waiting = self._awaited.pop(name, None)
-        if waiting is not None:
-            waiting.cancel()
-
-    def _model(self, name: str) -> ManagedModel:
-        model = self._models.get(name)
+    def feed(self, asked: Mapping[str, str]) -> Feed | None:
+        """Return the live feed of a version, by default the current one, of a model, by default the
+        first; None if it does not run."""
+        model = self._models.get(asked.get("model") or min(self.names, default=""))
         if model is None:
-            model = self._made(name)
-            self._models[name] = model
-        return model
+            return None
+        running = model.running.get(asked.get("version") or model.current or "")
+        return None if running is None else running.hosted.feed
 
-    def _made(self, name: str) -> ManagedModel:
-        folder, settings = self._folder / name, self._settings
-        return ManagedModel(folder, settings, self.metrics, self.history, self._shared)
+    def collect(self) -> Iterable[Metric]:
+        """Return all metrics, as a registry does; those of versions with labels that name them."""
+        families: dict[str, Metric] = {}
+        for metric in self.metrics.registry.collect():
+            if metric.name in _OF_SERVER or metric.name == _REQUESTS:
+                _add(families, metric, {})
+        for name, model in self._models.items():
+            for version, running in model.running.items():
+                for metric in running.hosted.metrics.registry.collect():
+                    if metric.name not in _OF_SERVER:
+                        _add(families, metric, {"model": name, "version": version})
+        return families.values()
 
-    def _known(self, name: str) -> ManagedModel:
+    def _retry(self, name: str) -> None:
+        """Load a model again until it loads: the servers that run it may come later."""
+
+        async def retry() -> None:
+            backoff, model, known = Backoff(), self._model(name), ""
+            while model.current is None:
+                await asyncio.sleep(backoff.after(0.0))
+                try:
+                    if not await model.start():
+                        break
+                except Exception as error:
+                    if repr(error) != known:
+                        known = repr(error)
+                        _log.exception("%s cannot be started; trying again", name)
+
+        self._retries[name] = asyncio.create_task(retry())
+
+    def _stop_retry(self, name: str) -> None:
+        task = self._retries.pop(name, None)
+        if task is not None:
+            task.cancel()
+
+    def _stop_retries(self) -> None:
+        for name in list(self._retries):
+            self._stop_retry(name)
+
+    def _model(self, name: str) -> RepositoryModel:
+        if name not in self._models:
+            self._models[name] = RepositoryModel(
+                self._folder / name, self._options, self._allow_code, self._tracing
+            )
+        return self._models[name]
+
+    def _known(self, name: str) -> RepositoryModel:
         model = self._models.get(name)
         if model is None:
             raise self._unknown(name)
@@ -221,47 +220,42 @@ class Repository:
         there = ", ".join(sorted(self._models)) or "none"
         return NotFoundError(f"no model is called {name[:200]!r}; this server has {there}")
 
-    def _registries(self) -> Any:
-        return {
-            (name, version): running.metrics.registry
-            for name, model in self._models.items()
-            for version, running in model.running.items()
-            if running.metrics is not None
-        }
 
-    def _shares(self) -> dict[tuple[str, str], float]:
-        return {
-            (name, version): share
-            for name, model in self._models.items()
-            for version, share in model.share.items()
-        }
+def _add(families: dict[str, Metric], metric: Metric, labels: Mapping[str, str]) -> None:
+    family = families.get(metric.name)
+    if family is None:
+        family = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+        families[metric.name] = family
+    family.samples += [
+        sample._replace(labels={**labels, **sample.labels}) for sample in metric.samples
+    ]
 
 
-def asked_by(parameters: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The version and the canary's share that a load request asks for, each None if it does not.
+def asked_version(parameters: Mapping[str, Any]) -> str | None:
+    """Return the version that a load request asks for, None if it names none.
 
-    They are its parameters `version` and `canary`, or in its `config`, a model configuration of
-    Triton's in JSON, `version_policy.specific.versions` and `parameters.canary.string_value`.
-    Raises InvalidRequestError for anything else, which would have no effect.
+    It is the parameter `version`, or `version_policy.specific.versions` in `config`, a model
+    configuration of Triton's in JSON.
+
+    Raises:
+        InvalidRequestError: The request has anything else, which would have no effect.
+
     """
     given = dict(parameters)
     config = given.pop("config", None)
     if config is not None:
         given |= _of_config(config)
-    version, canary = given.pop("version", None), given.pop("canary", None)
+    version = given.pop("version", None)
     for name in given:
         raise InvalidRequestError(
-            f"the parameter {name[:200]!r} is not read here; a load has a version, a canary and a "
-            "config"
+            f"the parameter {name[:200]!r} is not supported; a load has a version or a config"
         )
-    for name, value in (("version", version), ("canary", canary)):
-        if value is not None and not isinstance(value, str):
-            raise InvalidRequestError(f"the parameter {name} is a string, not {value!r}")
-    return version, canary
+    if version is not None and not isinstance(version, str):
+        raise InvalidRequestError(f"the parameter version is a string, not {version!r}")
+    return version
 
 
 def _of_config(config: object) -> dict[str, str]:
-    """What is read of a model configuration."""
     found: dict[str, str] = {}
     try:
         read: dict[str, Any] = json.loads(str(config))
@@ -269,26 +263,80 @@ def _of_config(config: object) -> dict[str, str]:
         if policy is not None:
             (version,) = policy["specific"]["versions"]
             found["version"] = str(int(version))
-        for name, value in read.pop("parameters", {}).items():
-            found[name] = value["string_value"]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InvalidRequestError(
-            "of a config are read the version_policy, with one specific version, and the "
-            f"parameter canary: {error!r}"
+            f"a config has a version_policy with one specific version, nothing else: {error!r}"
         ) from error
     for name in read:
-        raise InvalidRequestError(f"{name[:200]!r} of a config is not read here; leave it out")
+        raise InvalidRequestError(f"{name[:200]!r} of a config is not supported; leave it out")
     return found
 
 
-def check_engine(engine: Any, *, shares: bool) -> None:
-    """Raises UserError for an engine that serves only one bundle, or has options for one; and, if
-    models share instances, for an engine whose number of instances cannot change."""
-    engine.kind.check_several(engine.settings)
-    if shares and not engine.kind.grows:
-        raise OptionError(
-            lambda spell: (
-                f"instances are not shared with the engine {engine.kind.name}; leave "
-                f"{spell('shared_instances')} out, or use the engine local"
+class RepositoryServer(ListeningServer):
+    """Serves the bundles in `folder`, NAME/VERSION, over the Open Inference Protocol.
+
+    Args:
+        folder: The repository.
+        options: Those of the server, and of each model unless its settings say otherwise.
+        allow_code: Names of the user's own code that bundles may load.
+        traces: Gets the spans of requests.
+
+    Raises:
+        UserError: The options are for one bundle, or a file cannot be used.
+
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: ServeOptions,
+        allow_code: Collection[str] = (),
+        traces: "TracerProvider | None" = None,
+    ) -> None:
+        options.engine.kind.check_several(options.engine.settings)
+        if options.name is not None:
+            raise OptionError(
+                lambda spell: f"{spell('name')} is for a server of one bundle; leave it out"
             )
+        if options.placements:
+            raise UserError("placements are for a server of one bundle; leave them out")
+        self._options = options
+        tracing = tracing_to(traces)
+        self.repository = Repository(folder, options, allow_code, tracing)
+        self.watched = options.ui
+        self._listeners = Listeners(
+            self.repository,
+            self.repository.metrics,
+            options,
+            read_metrics=self._read_metrics,
+            page=Page(folder.resolve().name, self.repository) if options.ui else None,
+            tracing=tracing,
         )
+
+    async def start(self) -> None:
+        """Bind, and load all models; returns when all are loaded that can be.
+
+        Raises:
+            UserError: It cannot listen where it should.
+
+        """
+        await self._open(_INSTANCES, self.repository.start)
+
+    async def stop(self) -> None:
+        """Stop being ready; after the options' `shutdown_delay`, refuse new requests, answer those
+        in flight, and end all models. Does not wait for answers where it is cancelled."""
+        self.repository.retire()
+        try:
+            await asyncio.sleep(self._options.shutdown_delay)
+            self.repository.close_feeds()
+            self._listeners.drain()
+            await self.repository.drain()
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        await self.repository.close()
+        await self._listeners.close()
+
+    async def _read_metrics(self, request: Request) -> Response:
+        return metrics_response(request, self.repository)

@@ -274,7 +274,7 @@ class Rest:
 
     def _chosen(self, request: Request) -> ServedVersion:
         """Who answers a request. Nothing may be awaited before it is asked."""
-        version = self._models.choose(request.model, request.version)
+        version = self._models.find(request.model, request.version)
         request.metrics = version.metrics
         return version
 
@@ -286,7 +286,10 @@ class Rest:
             asked = with_tenant(asked, version.model.tenant_header, request.values)
         if request.log is not None:
             request.log.id_in_body(asked.id)
-        model, answers = await version.answer(asked, asked.timeout)
+        answers = await version.frontend.infer(
+            asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
+        )
+        model = version.model
         if request.log is not None:
             request.log.answered(model.name, model.version, answers.sources)
         return model, answers

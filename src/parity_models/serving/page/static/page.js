@@ -14,7 +14,7 @@ const main = document.getElementById("sides");
 main.dataset.sides = about.sides.length;
 const controls = about.controls && showControls(about.controls, about.sides);
 
-if (about.models) showModels(about.models, main);
+if (about.repository) showModels(main);
 
 about.sides.forEach((each, number) => {
   const side = new Side(each.name, about.sides.length > 1, controls);

@@ -1,4 +1,4 @@
-"""What `parm serve --repository` refuses, in one sentence each."""
+"""The folder of a repository, and the options of its models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,7 @@ from parity_models.serving.options import ServeOptions
 from parity_models.serving.remote.fleet import fleet_of
 from parity_models.serving.remote.upstream import Upstream
 from parity_models.serving.repository.layout import options_of, scan
-from parity_models.serving.repository.repository import asked_by
-from parity_models.serving.repository.rollout_options import RolloutOptions
+from parity_models.serving.repository.repository import asked_version
 from repositories import write_version
 
 
@@ -31,14 +30,8 @@ from repositories import write_version
         ),
         (("--deployed", "http://a", "--upstream-version", "2"), "leave out --upstream-version"),
         (("--deployed", "http://a", "--instances", "2"), "leave --instances out"),
-        (
-            ("--deployed", "http://a", "--shared-instances", "2"),
-            "not shared with the engine remote",
-        ),
         (("--name", "x"), "--name is for a server of one bundle"),
         (("--bundle", "y"), "not both"),
-        (("--canary", "5"), "--canary is a share like 5%"),
-        (("--canary", "0%"), "above 0%"),
         (("--dispatch", "round-robin"), "needs --policy"),
     ],
 )
@@ -53,16 +46,11 @@ def test_a_folder_that_is_not_there_is_named(parm_here: Here, tmp_path: Path) ->
     assert_refused(outcome, "nowhere cannot be read: No such file or directory")
 
 
-def test_a_canary_needs_a_repository(parm_here: Here, tmp_path: Path) -> None:
-    bundle = write_version(tmp_path / "models", "one", "1")
-    assert_refused(parm_here("serve", bundle, "--canary", "5%"), "need --repository")
-
-
 def test_the_options_in_force_are_printed(parm_here: Here, tmp_path: Path) -> None:
-    said = parm_here("serve", "--repository", tmp_path, "--canary", "5%", "--print-config").stdout
+    said = parm_here("serve", "--repository", tmp_path, "--deadline", "5s", "--print-config").stdout
     assert f'repository = "{tmp_path}"' in said
-    assert 'canary = "5%"' in said
-    assert "# canary-predictions = 500" in said
+    assert "deadline = 5" in said
+    assert "# instances = 2" in said
 
 
 def test_versions_are_folders_named_by_whole_numbers(tmp_path: Path) -> None:
@@ -77,7 +65,7 @@ def test_settings_of_a_model_say_how_it_is_served(tmp_path: Path) -> None:
     bundle = open_bundle(write_version(tmp_path, "one", "1"))
     settings = tmp_path / "one" / "serve.toml"
     settings.write_text('instances = 3\ndeadline = 0.5\npolicy = "hedging"\nhedge-delay = 50\n')
-    options = options_of(settings.parent, bundle, lambda bundle: ServeOptions(max_queue=7))
+    options = options_of(settings.parent, bundle, ServeOptions(max_queue=7))
     assert (options.instances, options.deadline, options.max_queue) == (3, 0.5, 7)
     assert options.policy is not None
     assert options.policy.options == {"hedge_delay": 0.05}
@@ -88,9 +76,7 @@ def upstreams_of(folder: Path, version: str = "1") -> Sequence[Upstream]:
     """Those of a bundle in a server in front of http://a, with stand-ins on http://b."""
     bundle = open_bundle(folder / version)
     engine = EngineChoice("remote", {"deployed": "http://a", "parity": "http://b"})
-    options = options_of(
-        folder, bundle, lambda bundle: ServeOptions(engine=engine), version=version
-    )
+    options = options_of(folder, bundle, ServeOptions(engine=engine), version)
     return fleet_of(options.engine.settings, bundle).upstreams
 
 
@@ -153,7 +139,7 @@ def test_settings_that_cannot_be_are_named(tmp_path: Path, text: str, reason: st
     bundle = open_bundle(write_version(tmp_path, "one", "1"))
     (tmp_path / "one" / "serve.toml").write_text(text)
     with pytest.raises(UserError, match=reason) as caught:
-        options_of(tmp_path / "one", bundle, lambda bundle: ServeOptions())
+        options_of(tmp_path / "one", bundle, ServeOptions())
     assert "serve.toml" in str(caught.value)
 
 
@@ -162,27 +148,22 @@ def test_an_option_that_an_engine_and_a_policy_have_is_refused(tmp_path: Path) -
     settings = tmp_path / "one" / "serve.toml"
     how = ServeOptions(engine=EngineChoice(DELAYED))
     settings.write_text("hedge-delay = 5")
-    options = options_of(settings.parent, bundle, lambda bundle: how)
+    options = options_of(settings.parent, bundle, how)
     assert options.engine.options == {"hedge_delay": 5.0}
     settings.write_text('policy = "hedging"\nhedge-delay = 5')
     with pytest.raises(
         UserError, match=r"hedge-delay is an option of the engine .* policy hedging"
     ):
-        options_of(settings.parent, bundle, lambda bundle: how)
+        options_of(settings.parent, bundle, how)
 
 
-def test_a_load_asks_for_a_version_and_a_canary() -> None:
-    assert asked_by({}) == (None, None)
-    assert asked_by({"version": "2", "canary": "5%"}) == ("2", "5%")
+def test_a_load_asks_for_a_version() -> None:
+    assert asked_version({}) is None
+    assert asked_version({"version": "2"}) == "2"
     config = '{"version_policy": {"specific": {"versions": [2]}}}'
-    assert asked_by({"config": config}) == ("2", None)
-    config = '{"parameters": {"canary": {"string_value": "5%"}}}'
-    assert asked_by({"config": config}) == (None, "5%")
-    for wrong in ("[", "[]", '{"version_policy": {"latest": {}}}', '{"parameters": 1}', 3):
+    assert asked_version({"config": config}) == "2"
+    for wrong in ("[", "[]", '{"version_policy": {"latest": {}}}', '{"parameters": {}}', 3):
         with pytest.raises(InvalidRequestError, match="config"):
-            asked_by({"config": wrong})
-
-
-def test_a_share_is_of_requests() -> None:
-    assert RolloutOptions(canary="2.5%").share == 0.025
-    assert RolloutOptions(canary="100%").share is None
+            asked_version({"config": wrong})
+    with pytest.raises(InvalidRequestError, match="'canary' is not supported"):
+        asked_version({"canary": "5%"})

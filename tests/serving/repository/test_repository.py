@@ -1,20 +1,20 @@
-"""Models that nobody can run yet are tried again until they run, whatever is asked meanwhile."""
+"""Versions are loaded, replaced, unloaded and tried again, in whatever order that is asked for."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from late_engine import ENGINE, Late, nobody_there, not_ready
 from parity_models.serving.engines import EngineChoice
-from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.errors import InvalidRequestError, UnavailableError
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.repository.managed import Settings
 from parity_models.serving.repository.repository import Repository
-from parity_models.serving.repository.rollout_options import RolloutOptions
-from repositories import write_version
+from repositories import INPUTS, WEIGHTS, write_version
 
 PATIENCE = 60.0
 
@@ -25,8 +25,7 @@ async def late(folder: Path) -> AsyncIterator[Repository]:
     for version in ("1", "2"):
         write_version(folder, "one", version)
     engine = EngineChoice(ENGINE)
-    settings = Settings(lambda bundle: ServeOptions(engine=engine), RolloutOptions())
-    repository = Repository(folder, settings)
+    repository = Repository(folder, ServeOptions(engine=engine))
     Late.trouble, Late.tries = nobody_there, 0
     try:
         await repository.start()
@@ -86,28 +85,17 @@ async def test_why_it_waits_is_told_once_and_when_it_changes(
 ) -> None:
     async with late(tmp_path / "models") as repository:
 
-        def told() -> tuple[int, int, float | None]:
-            events = [each for each in repository.history.after(0) if each.kind == "failed"]
-            failed = {"model": "one", "outcome": "failed to load"}
-            logged = [each for each in caplog.messages if "cannot be loaded" in each]
-            return len(logged), len(events), rollouts(repository, failed)
+        def logged() -> int:
+            return len([each for each in caplog.messages if "cannot be loaded" in each])
 
         await tried_again()
-        assert told() == (1, 1, 1)
+        assert logged() == 1
         Late.trouble = not_ready
         await tried_again()
-        assert told() == (2, 2, 2)
+        assert logged() == 2
         with pytest.raises(InvalidRequestError):
             await repository.load("one", {})
-        assert told() == (3, 3, 3)  # somebody asked
-
-
-def rollouts(repository: Repository, labels: dict[str, str]) -> float | None:
-    for metric in repository.metrics.collect():
-        for sample in metric.samples:
-            if sample.name == "parm_rollouts_total" and sample.labels == labels:
-                return sample.value
-    return None
+        assert logged() == 3  # somebody asked
 
 
 async def test_an_error_that_nobody_expects_is_told_and_ends_no_retry(
@@ -117,6 +105,48 @@ async def test_an_error_that_nobody_expects_is_told_and_ends_no_retry(
         Late.trouble = lambda: RuntimeError("a mistake")
         await tried_again()
         await tried_again()
-        assert len([each for each in caplog.messages if "it is tried again" in each]) == 1
+        assert len([each for each in caplog.messages if "trying again" in each]) == 1
         Late.trouble = None
         await until(lambda: repository.versions("one") == ["2"])
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_no_request_is_lost_while_versions_replace_each_other(
+    tmp_path: Path, seed: int
+) -> None:
+    random_ = random.Random(seed)
+    times = {"1": 1, "2": 2, "3": 3}
+    for version in times:
+        write_version(tmp_path / "models", "one", version, times=times[version])
+    (tmp_path / "models" / "one" / "3" / "deployed.onnx").write_bytes(b"broken")
+    Late.trouble = None
+    repository = Repository(tmp_path / "models", ServeOptions(engine=EngineChoice(ENGINE)))
+    await repository.start()
+    assert repository.versions("one") == ["2"], "the newest that is not broken"
+    rows = np.random.default_rng(seed).normal(size=(1, INPUTS)).astype(np.float32)
+
+    async def ask() -> None:
+        found = repository.find("one", None)
+        result = await found.frontend.infer(rows, None, tenant=None, exact=False)
+        expected = times[found.model.version] * rows @ WEIGHTS
+        np.testing.assert_allclose(result.outputs, expected, rtol=1e-5)
+
+    async def load(version: str) -> None:
+        if version == "3":
+            with pytest.raises(InvalidRequestError, match="cannot be loaded"):
+                await repository.load("one", {"version": version})
+        else:
+            await repository.load("one", {"version": version})
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(60):
+            if random_.random() < 0.2:
+                tasks.create_task(load(random_.choice("123")))
+            else:
+                tasks.create_task(ask())
+            await asyncio.sleep(random_.choice((0, 0, 0.002, 0.02)))
+    await repository.unload("one")
+    assert {each.state for each in repository.index()} == {"UNAVAILABLE"}
+    with pytest.raises(UnavailableError, match="is not served"):
+        repository.find("one", None)
+    await repository.close()
