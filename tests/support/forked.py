@@ -26,7 +26,6 @@ IMPORTED = (
     "parity_models.cli.load",
     "parity_models.cli.record",
     "parity_models.cli.serve",
-    "parity_models.cli.top",
     "parity_models.serving.certificate",
     "parity_models.serving.grpc.grpc_server",
     "parity_models.serving.remote.clients",

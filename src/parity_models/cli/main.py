@@ -35,7 +35,6 @@ COMMANDS = {
         "serve": "Serve a bundle over the Open Inference Protocol.",
         "plan": "Say which policy and how many instances a load takes.",
         "record": "Record a running server's times and load, for plans.",
-        "top": "Show what a server does, as it does it.",
         "export": "Write a bundle's models as a repository for Triton or MLServer.",
     },
     "Measure it": {

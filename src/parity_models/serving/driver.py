@@ -37,7 +37,6 @@ from parity_models.scheduling import (
     Run,
     Scheduler,
     Source,
-    Spare,
     Verify,
     WakeAt,
     source_of,
@@ -121,7 +120,6 @@ class Driver:
             Fail: self._fail,
             Cancel: self._cancel,
             Compare: self._compare,
-            Spare: lambda action: None,  # observers see when it ends
             Verify: self._verify,
             Recycle: self._recycle,
             ForgetQueries: self._tensors.forget_queries,

@@ -28,7 +28,6 @@ from parity_models.serving.gates import ChosenGate
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.observer import Observer
-from parity_models.serving.page.watch import Watch
 from parity_models.serving.poison import Poison
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT
@@ -121,13 +120,6 @@ class Frontend:
         observer = make(self._requests)
         self._driver.observers.add(observer)
         return observer
-
-    def watch(self, epoch: float) -> Watch:
-        """What is told from now on of all that happens; `epoch` is added to its times to have them
-        in seconds since 1970. To be called before the start, and once."""
-        return self.observed_by(
-            lambda requests: Watch(lambda query: requests[query].arrived, epoch)
-        )
 
     async def start(self, roles: Sequence[frozenset[str]]) -> None:
         """Start an instance for each of `roles`; returns when all are up and have answered their

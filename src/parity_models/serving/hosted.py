@@ -12,7 +12,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.sampler import feed_of
+from parity_models.serving.page.watch import feed_of
 from parity_models.serving.plan import Plan, model_files
 from parity_models.serving.served_model import VERSION
 
@@ -77,7 +77,7 @@ class Hosted:
         self.feed: Feed | None = None
         if options.ui:
             title = self.model.name + ("" if version is None else f" version {version}")
-            self.feed = feed_of(self.frontend, self.metrics, model=title, policy=self.policy)
+            self.feed = feed_of(self.frontend, model=title, policy=self.policy)
 
     def begin_faults(self) -> None:
         """Let the time of the options' fault plan begin now; without one, nothing happens."""

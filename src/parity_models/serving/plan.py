@@ -27,7 +27,6 @@ from parity_models.serving.gates import ChosenGate, choose_gates, ungated
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.page.tails import ONE_IN
 from parity_models.serving.rest.protocol import GateMetadata
 from parity_models.serving.screen import Screen
 from parity_models.serving.served_model import VERSION, ServedModel
@@ -120,7 +119,6 @@ class Plan:
                 deadline=options.deadline,
                 default_prediction=options.default_prediction is not None,
                 verify_every=options.verify_every,
-                spare_one_in=ONE_IN if options.ui else 0,
                 compare_every=options.compare_every,
                 fleet=tuple(self.roles) if self._is_fixed else (),
             ),

@@ -12,8 +12,7 @@ from parity_models.serving.hosted import Hosted
 from parity_models.serving.listeners import Listeners, ListeningServer, tracing_to
 from parity_models.serving.models import OneModel
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.routes import Page, Sides
+from parity_models.serving.page.routes import Page
 from parity_models.serving.rest.asgi import AsgiApp
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class Server(ListeningServer):
         self.watched = options.ui
         page = None
         if self.watched:
-            page = Page(self.model.name, Sides({self.policy: lambda: hosted.feed}))
+            page = Page(self.model.name, lambda asked: hosted.feed, repository=False)
         models = OneModel(self._frontend, self.model)
         self._listeners = Listeners(
             models,
@@ -72,11 +71,6 @@ class Server(ListeningServer):
     def registry(self) -> CollectorRegistry:
         """What it counts, for callers in this process."""
         return self._hosted.metrics.registry
-
-    @property
-    def feed(self) -> Feed | None:
-        """What a live page shows of it."""
-        return self._hosted.feed
 
     @property
     def engine(self) -> Engine:

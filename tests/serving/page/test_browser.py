@@ -4,11 +4,13 @@ import os
 import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from browser import opened
+from repositories import write_version
 from served import ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -51,3 +53,25 @@ def test_it_is_as_wide_as_a_phone_and_dark_where_that_is_wanted(page: Page) -> N
     assert ground() != light
     page.set_viewport_size({"width": 360, "height": 740})
     page.wait_for_function("document.documentElement.scrollWidth <= 360")
+
+
+def test_a_model_of_a_repository_is_chosen_and_stays_chosen(
+    browser: Browser, tmp_path: Path
+) -> None:
+    write_version(tmp_path / "models", "first", "1")
+    write_version(tmp_path / "models", "second", "3", times=3)
+    broken = write_version(tmp_path / "models", "second", "4")
+    (broken / "deployed.onnx").write_bytes(b"no model")
+    options = ("--instances", "1", "--policy", "none", "--ui")
+    with (
+        ServerProcess("--repository", str(tmp_path / "models"), *options) as server,
+        opened(browser, f"{server.url}/ui/") as page,
+    ):
+        choice = page.get_by_label("Model", exact=True)
+        expect(choice).to_have_value("first")
+        expect(page.get_by_role("heading", name="version 1")).to_be_visible()
+        choice.select_option("second")
+        expect(page.get_by_role("row", name="4 unavailable")).to_contain_text("deployed.onnx")
+        page.reload()
+        expect(page.get_by_role("heading", name="version 3 ready")).to_be_visible()
+        expect(page.locator("#server .side")).to_have_count(1)

@@ -2,12 +2,17 @@
 
 import json
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import pytest
+from msgspec import Struct
 
 from parity_models.serving.page.feed import MAX_WATCHERS, Feed
-from parity_models.serving.page.frames import PageFrame, Tail
+
+
+class Frame(Struct):
+    """A frame, by its number."""
+
+    at: float
 
 
 class Sampled:
@@ -20,16 +25,10 @@ class Sampled:
     def tick(self) -> None:
         self.ticks += 1
 
-    def frame(self, *, whole: bool) -> PageFrame:
+    def frame(self, *, whole: bool) -> Frame:
         self.frames += not whole
         at = -1.0 if whole else float(self.frames)
-        nothing: dict[str, Any] = {
-            "model": "", "policy": "", "ready": True, "instances": (), "further_instances": 0,
-            "queued": {}, "asked": 0, "answers": {}, "failed": 0, "busy": 0, "answered": Tail(),
-            "alone": Tail(), "own": 0, "bounds": 0, "gates": (), "requests": (),
-            "requests_sent": 0, "events": (), "points": (),
-        }  # fmt: skip
-        return PageFrame(at=at, **nothing)
+        return Frame(at)
 
 
 async def read(events: AsyncGenerator[bytes, None]) -> float:
@@ -44,8 +43,8 @@ async def test_the_first_frame_is_whole_and_the_others_say_what_is_new_to_all_al
     feed = Feed(Sampled())
     one, other = feed.follow(), feed.follow()
     assert [await read(one), await read(other)] == [-1, -1]
-    feed.look()
-    feed.look()
+    feed.sample()
+    feed.sample()
     assert [await read(one), await read(other), await read(one)] == [1, 1, 2]
     feed.close()
     assert [event async for event in one] == []
@@ -56,9 +55,9 @@ async def test_a_watcher_that_does_not_keep_up_gets_a_whole_frame_next() -> None
     slow = feed.follow()
     assert await read(slow) == -1
     for _ in range(6):
-        feed.look()
+        feed.sample()
     assert await read(slow) == -1
-    feed.look()
+    feed.sample()
     assert await read(slow) == 7
 
 
@@ -67,10 +66,10 @@ async def test_without_watchers_no_frames_are_made() -> None:
     feed = Feed(sampled)
     watcher = feed.follow()
     await read(watcher)
-    feed.look()
+    feed.sample()
     await watcher.aclose()
     made, ticks = sampled.frames, sampled.ticks
-    feed.look()
+    feed.sample()
     assert (sampled.frames, sampled.ticks) == (made, ticks + 1)
 
 
@@ -89,7 +88,7 @@ async def test_a_frame_that_cannot_be_made_is_logged_and_the_next_one_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Broken(Sampled):
-        def frame(self, *, whole: bool) -> PageFrame:
+        def frame(self, *, whole: bool) -> Frame:
             if not whole and self.frames == 0:
                 self.frames = 1
                 raise ValueError("cannot be read")

@@ -5,12 +5,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from parity_models.serving.page.feed import MAX_WATCHERS, WATCHED
+from repositories import write_version
 from served import ServerProcess, predictions, queries, until
 
 pytestmark = pytest.mark.slow
@@ -40,8 +42,7 @@ def test_the_page_and_its_files_are_there_and_load_nothing_from_elsewhere(
         file = httpx.get(f"{server.url}/ui/{name}")
         assert (file.status_code, file.headers["content-type"].split(";")[0]) == (200, kind)
     about = httpx.get(f"{server.url}/ui/about").json()
-    assert about["title"] == "model"
-    assert about["controls"] is None
+    assert about == {"title": "model", "repository": False}
 
 
 def test_nothing_can_be_changed_by_the_page_of_a_server(server: ServerProcess) -> None:
@@ -62,12 +63,6 @@ def test_pages_of_others_whose_name_leads_here_are_refused(
     assert (answer.status_code, "is no host" in answer.json()["error"]) == (400, True)
 
 
-@pytest.mark.parametrize("side", ["1", "-1", "x", "9" * 5000])
-def test_events_of_a_side_that_there_is_not_are_not_there(server: ServerProcess, side: str) -> None:
-    answer = httpx.get(f"{server.url}/ui/events", params={"side": side})
-    assert (answer.status_code, "not there" in answer.json()["error"]) == (503, True)
-
-
 def test_the_events_say_what_the_server_does(server: ServerProcess) -> None:
     with httpx.stream("GET", f"{server.url}/ui/events", timeout=30) as events:
         assert events.headers["content-type"] == "text/event-stream"
@@ -81,7 +76,7 @@ def test_the_events_say_what_the_server_does(server: ServerProcess) -> None:
         while latencies["count"] < 4 or not answers:  # the answers may fall in two seconds
             frame = next(stream)
             latencies = frame["answered"]["now"] or latencies
-            answers += sum(frame["answers"].values())
+            answers += sum((frame["latest"] or {"answers": {}})["answers"].values())
         assert latencies["count"] == 4
         assert latencies["p50"] >= 20
 
@@ -141,3 +136,29 @@ def test_a_server_that_stops_ends_the_events_and_waits_for_no_watcher(bundle: st
         server.signal(signal.SIGTERM)
         assert all("at" in frame for frame in stream)
         assert server.wait() == 0
+
+
+def test_a_repository_s_page_follows_a_model_s_version(tmp_path: Path) -> None:
+    write_version(tmp_path / "models", "first", "1")
+    write_version(tmp_path / "models", "second", "3", times=3)
+    options = ("--instances", "1", "--policy", "none", "--ui")
+    with ServerProcess("--repository", str(tmp_path / "models"), *options) as server:
+        events = f"{server.url}/ui/events"
+        about = httpx.get(f"{server.url}/ui/about").json()
+        assert about == {"title": "models", "repository": True}
+        for query, model in (
+            ("", "first version 1"),
+            ("?model=second", "second version 3"),
+            ("?model=second&version=3", "second version 3"),
+        ):
+            with httpx.stream("GET", events + query) as response:
+                assert next(frames(response))["model"] == model
+        for nobody in ("?model=second&version=4", "?model=nothing"):
+            assert httpx.get(events + nobody).status_code == 503
+        write_version(tmp_path / "models", "first", "2", times=2)
+        with httpx.stream("GET", f"{events}?model=first&version=1", timeout=30) as response:
+            stream = frames(response)
+            next(stream)
+            load = httpx.post(f"{server.url}/v2/repository/models/first/load", timeout=30)
+            assert load.status_code == 200
+            assert all(frame["model"] == "first version 1" for frame in stream), "then it ends"

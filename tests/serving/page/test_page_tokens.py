@@ -1,13 +1,11 @@
 """A page of a server that asks for tokens: whoever has none sees a form, and nothing else."""
 
-import os
 from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
 
-import forked
 from served import ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -25,7 +23,7 @@ def server(bundle: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 def test_the_page_s_files_are_open_and_what_it_tells_is_not(server: ServerProcess) -> None:
-    for path in ("/ui/", "/ui/page.js", "/ui/access.js"):
+    for path in ("/ui/", "/ui/page.js", "/ui/feed.js"):
         assert httpx.get(server.url + path).status_code == 200
     for path in ("/ui/about", "/ui/events", "/ui/control", "/ui/other", "/ui/../metrics"):
         assert httpx.get(server.url + path).status_code == 401
@@ -62,13 +60,3 @@ def test_who_has_none_is_asked_for_one_until_it_is_right(
     expect(page.locator(".badge")).to_have_text("ready")
     expect(page.locator("form")).to_have_count(0)
     page.close()
-
-
-@pytest.mark.parametrize(("token", "status", "told"), [(TOKEN, 0, "policy none"), ("", 2, "401")])
-def test_parm_top_shows_its_token(
-    server: ServerProcess, token: str, status: int, told: str
-) -> None:
-    variables = os.environ | {"PARM_TOKEN": token}
-    done = forked.run("top", server.url, "--once", environment=variables, timeout=60)
-    assert done.returncode == status
-    assert told in done.stdout + done.stderr

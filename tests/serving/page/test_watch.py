@@ -1,36 +1,66 @@
-"""What the watch makes of a server's events, without a server."""
+"""The watch of the live page, told of a server's events without a server."""
 
-from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
-import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from histories import check_nothing_is_left
+from observed_world import observed_history
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
     Action,
     Answer,
-    Cancel,
-    Compare,
-    Decode,
-    Encode,
     Fail,
-    ForgetGroup,
     Reason,
     Recycle,
     RecycleReason,
     Run,
     Source,
-    Spare,
     Verify,
-    parity_role,
 )
 from parity_models.scheduling.health import State
-from parity_models.serving.page.frames import GateView, InstanceView, RequestView
-from parity_models.serving.page.instances import REMEMBERED
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.page.instances import REMEMBERED, InstanceView
 from parity_models.serving.page.watch import Watch
 
 BOTH = frozenset({DEPLOYED, BACKUP})
 EPOCH = 1000.0
+
+
+class AnyRequest:
+    """Every query arrived at 0."""
+
+    def __getitem__(self, query: int) -> SimpleNamespace:
+        return SimpleNamespace(arrived=0.0)
+
+
+class FakeFrontend:
+    """What a watch reads off a frontend."""
+
+    ready = True
+    asked = 0
+
+    def __init__(self) -> None:
+        self.metrics = Metrics()
+        self.of_instances: dict[str, State] = {}
+
+    def states(self) -> dict[str, State]:
+        return self.of_instances
+
+    def queue_depths(self) -> dict[str, int]:
+        return {DEPLOYED: 3}
+
+    def busy_seconds(self) -> dict[str, float]:
+        return {DEPLOYED: 0.0}
+
+
+def watch_of(frontend: FakeFrontend, clock: Any = lambda: 0.0) -> Watch:
+    requests: Any = AnyRequest()
+    unchecked: Any = frontend
+    return Watch(unchecked, requests, model="m", policy="p", clock=clock, epoch=EPOCH)
 
 
 class Told:
@@ -38,7 +68,8 @@ class Told:
 
     def __init__(self, instances: int = 3) -> None:
         self.now = 0.0
-        self.watch = Watch(lambda query: 0.0, EPOCH)
+        self.frontend = FakeFrontend()
+        self.watch = watch_of(self.frontend, lambda: self.now)
         for number in range(instances):
             self.watch.instance_joined(0.0, str(number), BOTH, f"node{number % 2}")
 
@@ -51,8 +82,9 @@ class Told:
     def cells(self, **states: State) -> dict[str, InstanceView]:
         return {view.name: view for view in self.watch.instances.views(self.now, states)}
 
-    def requests(self) -> Sequence[RequestView]:
-        return self.watch.requests.since(0.0, self.now)
+    def pass_time(self, seconds: float = 1.0) -> None:
+        self.now += seconds
+        self.watch.tick()
 
     def events(self) -> list[tuple[str, str]]:
         return [(event.kind, event.text) for event in self.watch.events]
@@ -117,110 +149,28 @@ def test_the_place_of_an_instance_that_does_not_come_back_is_given_up() -> None:
 
 def test_states_are_shown_and_ejections_are_events() -> None:
     told = Told()
-    told.watch.states(1.0, {"0": State.EJECTED, "1": State.SUSPECTED})
-    assert told.cells(**{"0": State.EJECTED})["0"].state == "ejected"
-    told.watch.states(2.0, {"0": State.UP, "1": State.UP})
+    told.frontend.of_instances = {"0": State.EJECTED, "1": State.SUSPECTED}
+    told.pass_time()
+    states = {cell.name: cell.state for cell in told.watch.frame(whole=True).instances}
+    assert states == {"0": "ejected", "1": "suspected", "2": "up"}
+    told.frontend.of_instances = {"0": State.UP, "1": State.UP}
+    told.pass_time()
     assert [kind for kind, _ in told.events()] == ["ejected", "back"]
 
 
-def test_a_coding_group_shows_its_queries_and_which_of_them_the_parity_model_answered() -> None:
+def test_a_frame_has_the_answers_of_the_last_second_and_their_latencies() -> None:
     told = Told()
-    original, parity = run(1, "0", DEPLOYED, 11), run(2, "1", parity_role(0), 5)
-    told.act(original, Encode(5, (11, 12), 0.0), parity)
-    assert told.requests()[0].queries == (11, 12)
-    assert told.requests()[0].outcome == "running"
-    told.now = 0.02
-    told.end(parity)
-    told.act(Decode(5, (11, 12), (False, True), (True,), (0,)))
-    told.act(Answer(11, Source.RECONSTRUCTION), ForgetGroup(5))
-    (request,) = told.requests()
-    assert (request.outcome, request.answered) == ("answered", (11,))
-    assert request.ms == pytest.approx(20)
-
-
-@pytest.mark.parametrize(
-    ("finished", "cancelled", "refused", "outcome"),
-    [
-        (True, False, False, "late"),
-        (True, True, False, "late"),
-        (False, True, False, "cancelled"),
-        (False, False, False, "lost"),
-        (True, False, True, "refused"),
-    ],
-)
-def test_what_became_of_a_backup(
-    finished: bool, cancelled: bool, refused: bool, outcome: str
-) -> None:
-    told = Told()
-    backup = run(2, "1", BACKUP, 11)
-    told.act(run(1, "0", DEPLOYED, 11), backup)
-    if cancelled:
-        told.act(Cancel("1", 2))
-    told.end(backup, finished=finished)
-    if refused:
-        told.watch.refused(told.now, {11}, Source.BACKUP)
-    assert [request.outcome for request in told.requests()] == [outcome]
-
-
-def test_what_one_backup_is_refused_another_may_answer() -> None:
-    told = Told()
-    backup, better = run(2, "1", BACKUP, 11), run(3, "2", "backup-2", 11)
-    told.act(run(1, "0", DEPLOYED, 11), backup, better)
-    told.end(backup)
-    told.watch.refused(told.now, {11}, Source.BACKUP)
-    told.end(better)
-    told.act(Answer(11, Source.BACKUP_2))
-    assert [request.outcome for request in told.requests()] == ["refused", "answered"]
-
-
-def test_a_backup_that_runs_for_a_comparison_is_told_from_one_that_is_not_needed() -> None:
-    told = Told()
-    backup = run(2, "1", BACKUP, 11)
-    told.act(backup, Compare("1", 2))
-    told.end(backup)
-    assert [request.outcome for request in told.requests()] == ["compared"]
-
-
-def test_a_backup_that_answers_is_told_from_one_whose_query_was_answered_before() -> None:
-    told = Told()
-    first, second = run(2, "1", BACKUP, 11), run(3, "2", BACKUP, 12)
-    told.act(run(1, "0", DEPLOYED, 11, 12), first, second)
-    told.end(first)
-    told.act(Answer(11, Source.BACKUP))
-    told.end(second)
-    assert [request.outcome for request in told.requests()] == ["answered", "late"]
-    assert told.watch.answers == {Source.BACKUP: 1}
-
-
-def test_a_further_task_of_a_query_that_runs_is_a_copy_and_a_retry_is_none() -> None:
-    told = Told()
-    first, copy = run(1, "0", DEPLOYED, 11), run(2, "1", DEPLOYED, 11)
-    told.act(first, copy)
-    assert [request.role for request in told.requests()] == ["copy"]
-    told.end(copy)
-    told.act(Answer(11, Source.MODEL))
-    told.end(first, finished=False)
-    told.act(run(3, "2", DEPLOYED, 11))
-    assert [(request.role, request.outcome) for request in told.requests()] == [
-        ("copy", "answered")
-    ]
-
-
-def test_the_tail_without_stand_ins_is_that_of_the_models_own_answers() -> None:
-    told = Told()
-    original, backup = run(1, "0", DEPLOYED, 11), run(2, "1", BACKUP, 11)
-    told.act(original, backup)
-    told.now = 0.05
-    told.end(backup)
-    told.act(Answer(11, Source.BACKUP), Spare("0", 1, 4))
-    told.now = 0.4
-    told.end(original)
-    with_stand_ins = told.watch.tails.with_stand_ins(2.0).now
-    without = told.watch.tails.without(2.0).now
-    assert with_stand_ins is not None
-    assert without is not None
-    assert with_stand_ins.p99 == pytest.approx(50, rel=0.02)
-    assert without.p99 == pytest.approx(400, rel=0.02)
+    told.now = 0.5
+    told.act(Answer(11, Source.BACKUP), Answer(12, Source.MODEL), Answer(13, Source.MODEL))
+    told.act(Fail(14, Reason.OVERLOADED, "too much waits"))
+    told.pass_time(0.5)
+    frame = told.watch.frame(whole=False)
+    assert frame.latest is not None
+    assert frame.latest.answers == {Source.BACKUP: 1, Source.MODEL: 2}
+    assert (frame.latest.failed, frame.latest.queued) == (1, 3)
+    assert frame.answered.now is not None
+    assert (frame.answered.now.count, round(frame.answered.now.p50, -2)) == (3, 500)
+    assert len(told.watch.frame(whole=True).points) == 1
 
 
 def test_replaced_instances_and_failing_queries_are_events_once() -> None:
@@ -235,19 +185,51 @@ def test_replaced_instances_and_failing_queries_are_events_once() -> None:
     assert told.watch.failures == {Reason.OVERLOADED: 5}
 
 
-def test_a_gate_that_closes_and_opens_is_told_once_each() -> None:
+def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     told = Told()
-    is_open = GateView("backup", 0.99, 0.9, True, 10, 10, 10, 10)
-    closed = GateView("backup", 0.99, 0.9, False, 20, 12, 20, 12)
-    for gate in (is_open, closed, closed, is_open, is_open):
-        told.watch.gates(1.0, [gate])
+    metrics = told.frontend.metrics
+    metrics.gate_open.labels("backup").set(1)
+    metrics.gate_agreement.labels("backup").set(0.99)
+    metrics.compared_answers.labels("backup").inc(10)
+    metrics.disagreed_answers.labels("backup").inc()
+    metrics.redundant.labels("backup", "sent").inc(7)
+    metrics.redundant.labels("copy", "sent")
+    frame = told.watch.frame(whole=True)
+    (gate,) = frame.gates
+    assert (gate.source, gate.level, gate.open) == ("backup", 0.99, True)
+    assert (gate.agreed, gate.compared) == (9, 10)
+    assert frame.redundant == {"backup": {"sent": 7}}
+
+
+def test_a_gate_that_closes_and_opens_is_an_event_once_each() -> None:
+    told = Told()
+    for is_open in (1, 0, 0, 1, 1):
+        told.frontend.metrics.gate_open.labels("backup").set(is_open)
+        told.pass_time()
     assert [kind for kind, _ in told.events()] == ["gate closed", "gate open"]
 
 
-def test_events_have_numbers_so_that_each_watcher_can_be_sent_what_is_new() -> None:
+def test_each_frame_has_the_events_that_are_new() -> None:
     told = Told()
     told.watch.instance_left(1.0, "1", "left")
+    assert [event.at for event in told.watch.frame(whole=False).events] == [EPOCH + 1.0]
     told.watch.instance_left(2.0, "2", "left")
-    first, second = told.watch.events_after(0)
-    assert told.watch.events_after(first.number) == (second,)
-    assert second.at == EPOCH + 2.0
+    assert [event.number for event in told.watch.frame(whole=False).events] == [2]
+    assert [event.number for event in told.watch.frame(whole=True).events] == [1, 2]
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=100, deadline=None)
+def test_any_history_is_shown_as_it_happened_and_nothing_piles_up(seed: int) -> None:
+    world, k = observed_history(seed, lambda: watch_of(FakeFrontend()))
+    watch = world.observer
+    assert isinstance(watch, Watch)
+    shown = {view.name: view.running for view in watch.instances.views(world.now, {})}
+    running = {name: run.role for name, run in (world.running | world.unreported).items()}
+    running |= dict.fromkeys(world.verifying, "golden query")
+    for name in world.roles:
+        assert shown[name] == running.get(name, "")
+    check_nothing_is_left(world, k)
+    assert sum(watch.answers.values()) == len(world.answers)
+    assert sum(watch.failures.values()) == len(world.failures)
+    assert not watch.instances.running()

@@ -5,9 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from parity_models.errors import UserError
-from parity_models.serving.access import MAX_PORT
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -16,29 +13,8 @@ if TYPE_CHECKING:
     from parity_models.tasks import Task
     from parity_models_lab.demo import DemoSummary
 
-PORT = 8080
-"""The live page's port, where none is given."""
-
-LiveBundle = Annotated[
-    Path | None, typer.Option(help="With --live: this bundle, with --inputs.", metavar="BUNDLE")
-]
-LiveInputs = Annotated[
-    Path | None,
-    typer.Option(help="With --bundle: its queries, an array of rows in .npy.", metavar="FILE"),
-]
-LivePort = Annotated[
-    int | None,
-    typer.Option(
-        help=f"With --live: the page's port, {PORT} without this; 0 takes any that is free.",
-        min=0,
-        max=MAX_PORT,
-        show_default=False,
-    ),
-]
-
 
 def demo(
-    context: typer.Context,
     out: Annotated[
         Path,
         typer.Option(help="The folder for bundle, summary.json and latency.png.", metavar="DIR"),
@@ -52,16 +28,6 @@ def demo(
     data_dir: Annotated[
         Path | None, typer.Option(help="The folder of the task's data.", metavar="DIR")
     ] = None,
-    live: Annotated[
-        bool,
-        typer.Option(
-            "--live",
-            help="Serve until Ctrl-C instead, and show it on a page on which you harm instances.",
-        ),
-    ] = False,
-    bundle: LiveBundle = None,
-    inputs: LiveInputs = None,
-    port: LivePort = None,
 ) -> None:
     """Train, serve under injected slowdowns and a kill, and compare the tails.
 
@@ -69,12 +35,7 @@ def demo(
     with the same number of workers, the same load and the same injected faults: once with all
     workers on the deployed model (equal resources), once with the policy parity. Takes about two
     minutes on two cores.
-
-    With --live, both are served at once, side by side on one page, the default policy on the left:
-    kill, stop, slow down or corrupt an instance there, change the load and the policies, and watch
-    the tail. The bundle is the one in --out, if it is there.
     """
-    _refuse_contradictions(context, live)
     typer.echo("Loading libraries and data, which takes some seconds.")
     # Only now, as it takes those seconds, and far more on a machine that has much else to do.
     from rich.console import Console
@@ -83,35 +44,7 @@ def demo(
 
     chosen = find_task(task)
     console = Console(highlight=False)
-    if not live:
-        _compare(console, out, chosen, seed, data_dir)
-        return
-    from parity_models_lab.cli.demo_live import serve_own, serve_task
-
-    page = PORT if port is None else port
-    if bundle is not None and inputs is not None:
-        serve_own(console, bundle, inputs, page)
-    else:
-        serve_task(console, chosen, out, page, seed=seed, data_dir=data_dir)
-
-
-def _refuse_contradictions(context: typer.Context, live: bool) -> None:
-    """Raises UserError for options that say nothing beside the others."""
-    given = {
-        name
-        for name in context.params
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    }
-    if ("bundle" in given) != ("inputs" in given):
-        raise UserError("a bundle of yours needs queries; give --bundle and --inputs together")
-    if "bundle" in given and not live:
-        raise UserError("--bundle and --inputs are for --live; leave them out, or add it")
-    if "port" in given and not live:
-        raise UserError("--port is for --live; leave it out, or add it")
-    for option in ("out", "task", "seed", "data_dir"):
-        if "bundle" in given and option in given:
-            flag = f"--{option.replace('_', '-')}"
-            raise UserError(f"{flag} is for a task; leave it out beside a --bundle of yours")
+    _compare(console, out, chosen, seed, data_dir)
 
 
 def _compare(console: "Console", out: Path, task: "Task", seed: int, data_dir: Path | None) -> None:

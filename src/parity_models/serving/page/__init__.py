@@ -1,6 +1,5 @@
-"""The live page: what a server does, as one look tells it, in a browser or by `parm top`.
+"""The live page: observes a server, and shows it in a browser. It changes nothing.
 
-`watch.py` is told what happens and draws conclusions, without I/O or clocks; `sampler.py` makes
-frames (`frames.py`) of it now and then; `feed.py` hands them to who watches; `routes.py` serves
-them, and the files of the page itself, over HTTP.
+`watch` keeps what happened, without I/O or clocks, and makes frames of it; `feed` sends the frames
+to browsers; `routes` serves them, and the page's files.
 """

@@ -1,7 +1,7 @@
-"""Hands frames to who watches: server-sent events, made once for all watchers.
+"""Sends frames to browsers as server-sent events, each made once for all of them.
 
-While nobody watches, the server is looked at once a second, for the charts to have a past. A
-watcher that does not keep up misses frames, and then gets a whole one.
+While nobody watches, the server is sampled once a second, so that the charts have a past. A watcher
+that does not keep up misses frames, and then gets a whole one.
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -17,10 +17,10 @@ WATCHED = 0.25
 """Seconds between two frames."""
 
 UNWATCHED = 1.0
-"""Seconds between two looks while nobody watches."""
+"""Seconds between two samples while nobody watches."""
 
 MAX_WATCHERS = 32
-"""Further ones are turned away."""
+"""Watchers at a time; more are refused."""
 
 _BEHIND = 4
 """Frames that may wait for a watcher."""
@@ -29,43 +29,45 @@ _log = logging.getLogger(__name__)
 
 
 class Sampled(Protocol):
-    """Where frames come from, as a Sampler: of one kind each."""
+    """The source of frames."""
 
     def tick(self) -> None:
-        """Look at what has to be looked at even if nobody watches."""
+        """Sample what is sampled even if nobody watches."""
 
     def frame(self, *, whole: bool) -> msgspec.Struct:
-        """How it is, and what is new, or all there is."""
+        """Return the present state with what is new, or, if `whole`, with all that is kept."""
 
 
 class Feed:
-    """Frames of one server, while it is started and not closed."""
+    """The frames of one server, from `start` to `close`."""
 
     def __init__(self, sampled: Sampled) -> None:
         self._sampled = sampled
         self._watchers: set[asyncio.Queue[bytes | None]] = set()
-        self._looking: asyncio.Task[None] | None = None
+        self._sampling: asyncio.Task[None] | None = None
         self._closed = False
 
     @property
     def full(self) -> bool:
-        """Are there as many watchers as there may be?"""
+        """Whether there are as many watchers as there may be."""
         return len(self._watchers) >= MAX_WATCHERS
 
     def start(self) -> None:
-        """Look at the server from now on."""
-        self._looking = asyncio.get_running_loop().create_task(self._look())
+        """Sample the server from now on."""
+        self._sampling = asyncio.get_running_loop().create_task(self._sample_forever())
 
     def close(self) -> None:
-        """End, for all watchers."""
+        """End the streams of all watchers."""
         self._closed = True
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._sampling is not None:
+            self._sampling.cancel()
         for watcher in self._watchers:
-            _put(watcher, None)
+            if watcher.full():
+                watcher.get_nowait()
+            watcher.put_nowait(None)
 
     async def follow(self) -> AsyncGenerator[bytes, None]:
-        """Frames as server-sent events, the first one whole, until the feed is closed."""
+        """Yield frames as server-sent events, the first one whole, until the feed is closed."""
         watcher: asyncio.Queue[bytes | None] = asyncio.Queue(_BEHIND)
         self._watchers.add(watcher)
         try:
@@ -83,8 +85,8 @@ class Feed:
         finally:
             self._watchers.discard(watcher)
 
-    def look(self) -> None:
-        """Look at the server once, and tell who watches."""
+    def sample(self) -> None:
+        """Sample the server once, and send a frame to the watchers."""
         if not self._watchers:
             self._sampled.tick()
             return
@@ -93,20 +95,13 @@ class Feed:
             with suppress(asyncio.QueueFull):
                 watcher.put_nowait(event)
 
-    async def _look(self) -> None:
+    async def _sample_forever(self) -> None:
         while True:
             await asyncio.sleep(WATCHED if self._watchers else UNWATCHED)
             try:
-                self.look()
-            except Exception:  # a page that shows nothing is no reason to serve nothing
+                self.sample()
+            except Exception:  # serving goes on without the page
                 _log.exception("the live page could not be kept up to date")
-
-
-def _put(watcher: asyncio.Queue[bytes | None], event: bytes | None) -> None:
-    """Put it even where the queue is full."""
-    if watcher.full():
-        watcher.get_nowait()
-    watcher.put_nowait(event)
 
 
 def _event(frame: msgspec.Struct) -> bytes:

@@ -1,4 +1,4 @@
-"""The instances that the live page shows: what each one does, how long it takes, what it replaced.
+"""The instances on the live page: what each runs, how long that takes it, and what it replaced.
 
 Each has a place on the page. An instance that replaces one that is gone takes over its place.
 """
@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
 
-from parity_models.scheduling import DEPLOYED, source_of
+from msgspec import Struct
+
 from parity_models.scheduling.health import State
-from parity_models.serving.page.frames import InstanceView
 
 SLOW = 2.0
 """An instance is slow if its units take this many times as long as those of others."""
@@ -23,6 +23,26 @@ REMEMBERED = 60.0
 
 MAX_GONE = 64
 """The most places that are kept for instances that are gone."""
+
+
+class InstanceView(Struct, frozen=True):
+    """An instance in its `place`.
+
+    `state` is up, suspected, ejected, verifying or gone. It is `slow` if its units take longer than
+    those of others. `running` is the role of its unit, which it has had for `since_ms`; units of
+    that role take it `usual_ms`. `why` is said of one that is gone.
+    """
+
+    place: int
+    name: str
+    node: str
+    roles: tuple[str, ...]
+    state: str
+    slow: bool = False
+    running: str = ""
+    since_ms: float = 0.0
+    usual_ms: float = 0.0
+    why: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,14 +60,17 @@ class _Instance:
 
 
 class PageInstances:
-    """Knows the instances from what happens to them; times in seconds."""
+    """The instances, from what happens to them. Times in seconds."""
 
     def __init__(self) -> None:
         self._up: dict[str, _Instance] = {}
         self._gone: list[_Instance] = []
 
+    def __len__(self) -> int:
+        return len(self._up)
+
     def joined(self, name: str, roles: frozenset[str], node: str | None) -> str | None:
-        """An instance is up; returns the name of the instance that it replaces, if any."""
+        """Add an instance; return the name of the one that it replaces, if any."""
         before = self._predecessor(name, roles, node)
         if before is None:
             taken = {instance.place for instance in (*self._up.values(), *self._gone)}
@@ -59,7 +82,7 @@ class PageInstances:
         return None if before is None else before.name
 
     def left(self, now: float, name: str, why: str) -> None:
-        """An instance is gone; its place is kept for a while."""
+        """Mark an instance gone; its place is kept for a while."""
         instance = self._up.pop(name, None)
         if instance is not None:
             instance.gone, instance.why, instance.role = now, why, ""
@@ -67,13 +90,13 @@ class PageInstances:
             del self._gone[:-MAX_GONE]
 
     def started(self, now: float, name: str, unit: int, role: str) -> None:
-        """An instance has a unit: of one of its roles, or one to verify it."""
+        """Give an instance a unit: of one of its roles, or one to verify it."""
         instance = self._up.get(name)
         if instance is not None:
             instance.role, instance.unit, instance.began = role, unit, now
 
     def ended(self, now: float, name: str, unit: int, *, finished: bool) -> None:
-        """An instance's unit is over; if it `finished`, its time counts for the usual run time."""
+        """Take an instance's unit; if it `finished`, its time counts for the usual run time."""
         instance = self._up.get(name)
         if instance is None or instance.unit != unit or not instance.role:
             return
@@ -84,25 +107,24 @@ class PageInstances:
         instance.role = ""
 
     def running(self) -> int:
-        """How many instances have a unit."""
+        """Return how many instances have a unit."""
         return sum(bool(instance.role) for instance in self._up.values())
 
-    def stand_ins(self) -> set[str]:
-        """The sources of the stand-ins that some instance runs."""
-        roles = frozenset[str]().union(*(instance.roles for instance in self._up.values()))
-        return {str(source_of(role)) for role in roles - {DEPLOYED}}
-
-    def __len__(self) -> int:
-        return len(self._up)
-
     def views(self, now: float, states: Mapping[str, State]) -> list[InstanceView]:
-        """All instances, by their places; `states` are those of instances that are up."""
+        """Return all instances, by place; `states` are those of instances that are up."""
         self._gone = [
             instance for instance in self._gone if now - (instance.gone or now) < REMEMBERED
         ]
-        typical = self._typical()
-        views = [self._view(now, instance, states, typical) for instance in self._up.values()]
-        views += [_view_of_gone(now, instance) for instance in self._gone]
+        times: dict[str, list[float]] = {}
+        for instance in self._up.values():
+            for role, usual in instance.usual.items():
+                times.setdefault(role, []).append(usual)
+        typical = {role: median(each) for role, each in times.items() if len(each) > 1}
+        views = [
+            _view(now, instance, str(states.get(instance.name, State.UP)), typical)
+            for instance in self._up.values()
+        ]
+        views += [_view(now, instance, "gone", {}) for instance in self._gone]
         return sorted(views, key=lambda view: view.place)
 
     def _predecessor(self, name: str, roles: frozenset[str], node: str | None) -> _Instance | None:
@@ -112,53 +134,27 @@ class PageInstances:
             lambda instance: instance.node == (node or ""),
             lambda instance: True,
         )
-        for rule in rules:
-            for instance in alike:
-                if rule(instance):
-                    return instance
-        return None
-
-    def _typical(self) -> dict[str, float]:
-        """How long units of each role take most instances."""
-        times: dict[str, list[float]] = {}
-        for instance in self._up.values():
-            for role, usual in instance.usual.items():
-                times.setdefault(role, []).append(usual)
-        return {role: median(each) for role, each in times.items() if len(each) > 1}
-
-    def _view(
-        self,
-        now: float,
-        instance: _Instance,
-        states: Mapping[str, State],
-        typical: Mapping[str, float],
-    ) -> InstanceView:
-        since = now - instance.began if instance.role else 0.0
-        takes = {role: usual for role, usual in instance.usual.items() if role in typical}
-        if instance.role in typical:
-            takes[instance.role] = max(since, takes.get(instance.role, 0.0))
-        return InstanceView(
-            instance.place,
-            instance.name,
-            instance.node,
-            tuple(sorted(instance.roles)),
-            str(states.get(instance.name, State.UP)),
-            any(time > SLOW * typical[role] for role, time in takes.items()),
-            instance.role,
-            1e3 * since,
-            1e3 * instance.usual.get(instance.role or min(instance.usual, default=""), 0.0),
-        )
+        found = (instance for rule in rules for instance in alike if rule(instance))
+        return next(found, None)
 
 
-def _view_of_gone(now: float, instance: _Instance) -> InstanceView:
-    roles = tuple(sorted(instance.roles))
-    since = 1e3 * (now - (instance.gone or now))
+def _view(
+    now: float, instance: _Instance, state: str, typical: Mapping[str, float]
+) -> InstanceView:
+    began = instance.gone if instance.gone is not None else instance.began
+    since = now - began if instance.role or instance.gone is not None else 0.0
+    takes = {role: usual for role, usual in instance.usual.items() if role in typical}
+    if instance.role in typical:
+        takes[instance.role] = max(since, takes.get(instance.role, 0.0))
     return InstanceView(
         instance.place,
         instance.name,
         instance.node,
-        roles,
-        "gone",
-        since_ms=since,
-        why=instance.why,
+        tuple(sorted(instance.roles)),
+        state,
+        any(time > SLOW * typical[role] for role, time in takes.items()),
+        instance.role,
+        1e3 * since,
+        1e3 * instance.usual.get(instance.role or min(instance.usual, default=""), 0.0),
+        instance.why,
     )

@@ -1,10 +1,9 @@
 """Latencies of the last seconds and minutes, as counts in buckets: cheap to add to, and to read."""
 
 from collections import Counter, deque
-from collections.abc import Mapping
 from math import ceil, exp, floor, log
 
-from parity_models.serving.page.frames import Percentiles, Tail
+from msgspec import Struct
 
 NOW = 10
 """Seconds that count as now."""
@@ -16,15 +15,31 @@ WIDTH = 0.02
 """The width of a bucket, as a share of the latency at which it begins."""
 
 SHORTEST = 1e-6
-"""Seconds; what took less counts as this."""
+"""Seconds; anything shorter counts as this."""
 
 _SCALE = 1 / log(1 + WIDTH)
+
+
+class Percentiles(Struct, frozen=True):
+    """Of `count` latencies, in milliseconds."""
+
+    count: int
+    p50: float
+    p99: float
+    p999: float
+
+
+class Tail(Struct, frozen=True):
+    """Latencies of the last seconds, and of the last minutes; None where there were none."""
+
+    now: Percentiles | None = None
+    minutes: Percentiles | None = None
 
 
 class Latencies:
     """Latencies in seconds, by the second in which they became known; they count once it is over.
 
-    Times may not go back; one that does counts as the latest before it.
+    A time earlier than one before counts as that one.
     """
 
     def __init__(self) -> None:
@@ -33,22 +48,21 @@ class Latencies:
         self._minutes = _Window(MINUTES)
         self._now = _Window(NOW)
 
-    def add(self, now: float, latency: float, weight: int = 1) -> None:
-        """Add a latency that became known at the time `now`, and counts `weight` times."""
+    def add(self, now: float, latency: float) -> None:
+        """Add a latency that became known at the time `now`."""
         if now >= self._second + 1:
             self._turn(int(now))
-        self._current[floor(log(max(latency, SHORTEST)) * _SCALE)] += weight
+        self._current[floor(log(max(latency, SHORTEST)) * _SCALE)] += 1
 
     def tail(self, now: float) -> Tail:
-        """The percentiles at the time `now`; each is right within half a bucket."""
+        """Return the percentiles at the time `now`, each accurate to half a bucket."""
         if now >= self._second + 1:
             self._turn(int(now))
-        return Tail(_percentiles(self._now.counts), _percentiles(self._minutes.counts))
+        return Tail(self._now.percentiles(), self._minutes.percentiles())
 
     def _turn(self, second: int) -> None:
         for window in (self._minutes, self._now):
-            window.add(self._second, self._current)
-            window.forget_before(second - window.seconds)
+            window.add(self._second, self._current, second - window.seconds)
         self._second, self._current = second, Counter()
 
 
@@ -57,32 +71,26 @@ class _Window:
 
     def __init__(self, seconds: int) -> None:
         self.seconds = seconds
-        self.counts: Counter[int] = Counter()
+        self._counts: Counter[int] = Counter()
         self._slots: deque[tuple[int, Counter[int]]] = deque()
 
-    def add(self, second: int, counts: Counter[int]) -> None:
+    def add(self, second: int, counts: Counter[int], forget_before: int) -> None:
         if counts:
             self._slots.append((second, counts))
-            self.counts.update(counts)
+            self._counts.update(counts)
+        while self._slots and self._slots[0][0] < forget_before:
+            self._counts.subtract(self._slots.popleft()[1])
+            self._counts = +self._counts
 
-    def forget_before(self, second: int) -> None:
-        while self._slots and self._slots[0][0] < second:
-            _, counts = self._slots.popleft()
-            for bucket, count in counts.items():
-                self.counts[bucket] -= count
-                if not self.counts[bucket]:
-                    del self.counts[bucket]
-
-
-def _percentiles(counts: Mapping[int, int]) -> Percentiles | None:
-    total = sum(counts.values())
-    if not total:
-        return None
-    ranks = [ceil(total * share) for share in (0.5, 0.99, 0.999)]
-    values: list[float] = []
-    seen = 0
-    for bucket in sorted(counts):
-        seen += counts[bucket]
-        while len(values) < len(ranks) and seen >= ranks[len(values)]:
-            values.append(1e3 * exp((bucket + 0.5) / _SCALE))
-    return Percentiles(total, *values)
+    def percentiles(self) -> Percentiles | None:
+        total = self._counts.total()
+        if not total:
+            return None
+        ranks = [ceil(total * share) for share in (0.5, 0.99, 0.999)]
+        values: list[float] = []
+        seen = 0
+        for bucket in sorted(self._counts):
+            seen += self._counts[bucket]
+            while len(values) < len(ranks) and seen >= ranks[len(values)]:
+                values.append(1e3 * exp((bucket + 0.5) / _SCALE))
+        return Percentiles(total, *values)

@@ -17,7 +17,7 @@ from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.page.feed import Feed
-from parity_models.serving.page.routes import Page, Side
+from parity_models.serving.page.routes import Page
 from parity_models.serving.repository.layout import scan
 from parity_models.serving.repository.model import RepositoryModel
 from parity_models.serving.rest.messages import Request, Response, metrics_response
@@ -61,7 +61,6 @@ class Repository:
 
     extensions: Sequence[str] = (REPOSITORY,)
     only = None
-    sides: tuple[Side, ...] = ()
 
     def __init__(
         self,
@@ -304,12 +303,15 @@ class RepositoryServer(ListeningServer):
         tracing = tracing_to(traces)
         self.repository = Repository(folder, options, allow_code, tracing)
         self.watched = options.ui
+        page = None
+        if options.ui:
+            page = Page(folder.resolve().name, self.repository.feed, repository=True)
         self._listeners = Listeners(
             self.repository,
             self.repository.metrics,
             options,
             read_metrics=self._read_metrics,
-            page=Page(folder.resolve().name, self.repository) if options.ui else None,
+            page=page,
             tracing=tracing,
         )
 

@@ -7,9 +7,7 @@ const HEIGHT = 170;
 const LATENCY = [
   ["p50", "--ink", [], (point) => point.answered?.p50],
   ["p99", "--model", [], (point) => point.answered?.p99],
-  ["p99 without", "--bad", [5, 4], (point) => point.alone?.p99],
   ["p99.9", "--standin", [], (point) => point.answered?.p999],
-  ["p99.9 without", "--worse", [5, 4], (point) => point.alone?.p999],
 ];
 const LOAD = [
   ["asked /s", "--ink", [], (point) => point.asked],
@@ -19,7 +17,7 @@ const LOAD = [
 ];
 
 export const latencyChart = () => new Chart("Latency, ms", LATENCY, true, (point) =>
-  `p99 is ${ms(point.answered?.p99)} ms, without stand-ins ${ms(point.alone?.p99)} ms`);
+  `p99 is ${ms(point.answered?.p99)} ms, p99.9 ${ms(point.answered?.p999)} ms`);
 
 export const loadChart = () => new Chart("Load and queue", LOAD, false, (point) =>
   `${rate(point.asked)} queries a second, ${point.queued} tasks wait`);

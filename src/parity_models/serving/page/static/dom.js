@@ -15,9 +15,28 @@ export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
+export function block(title, ...content) {
+  return el("div", { className: "block" }, el("h3", {}, title), ...content);
+}
+
+export function table(className, headings) {
+  const columns = headings.map((text) => el("th", { scope: "col" }, text));
+  return el("table", { className }, el("thead", {}, el("tr", {}, ...columns)), el("tbody"));
+}
+
+// Gives the table a row for each of the texts, the first of which is its heading.
+export function fill(element, rows) {
+  const body = element.tBodies[0];
+  while (body.children.length > rows.length) body.lastChild.remove();
+  rows.forEach((texts, number) => {
+    const row = body.children[number] ?? body.appendChild(el("tr", {},
+      ...texts.map((_, column) => column ? el("td") : el("th", { scope: "row" }))));
+    texts.forEach((text, column) => write(row.children[column], text));
+  });
+}
+
 export function ms(value) {
-  if (value === null || value === undefined) return "–";
-  return value < 9.95 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
+  return value === null || value === undefined ? "–" : rate(value);
 }
 
 export function rate(value) {
@@ -26,12 +45,4 @@ export function rate(value) {
 
 export function percent(share) {
   return `${(100 * share).toFixed(share > 0.9 && share < 1 ? 1 : 0)} %`;
-}
-
-export function clock(at) {
-  return new Date(1000 * at).toLocaleTimeString();
-}
-
-export function block(title, ...content) {
-  return el("div", { className: "block" }, el("h3", {}, title), ...content);
 }

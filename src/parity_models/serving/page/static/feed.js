@@ -1,36 +1,66 @@
-// Follows events, connection after connection, until a signal (of an AbortController) ends it: the
-// first frame of a connection has everything, later ones what is new.
+// Requests with the server's token, and a server's frames: the first of a connection has everything,
+// later ones what is new.
 
-import { ask } from "./access.js";
+import { el } from "./dom.js";
 
+const KEY = "parm-token";
 const POINTS = 300;
-const REQUESTS = 24;
 const EVENTS = 100;
 const RETRY = 500; // milliseconds
 
-// Shows each frame, and whether it is the first of a connection.
-export async function frames(url, show, away, signal) {
+// The token comes from the page's address, after #token=, or is typed. It is kept for this tab; it
+// goes into headers, and never into an address that is sent or logged.
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) {
+  sessionStorage.setItem(KEY, given);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+let typing = null;
+
+// As fetch, with the token; asks for one where the server refuses.
+export async function ask(url, options = {}) {
   for (;;) {
-    let first = true;
+    const token = sessionStorage.getItem(KEY);
+    const headers = { ...options.headers };
+    if (token) headers.Authorization = `Bearer ${token}`;
+    const answer = await fetch(url, { ...options, headers });
+    if (answer.status !== 401) return answer;
+    typing ??= typed(token !== null).finally(() => { typing = null; });
+    await typing;
+  }
+}
+
+// Shows a form until a token has been typed into it.
+function typed(wrong) {
+  const input = el("input", { type: "password", id: "token", required: true, autocomplete: "off" });
+  const text = wrong ? "The server does not take this token. Another one: " : "Token ";
+  const form = el("form", { id: "login" },
+    el("label", { htmlFor: "token" }, text), input, " ", el("button", {}, "Show"));
+  document.querySelector("header").append(form);
+  input.focus();
+  return new Promise((done) => {
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      sessionStorage.setItem(KEY, input.value.trim());
+      form.remove();
+      done();
+    });
+  });
+}
+
+// Follows a server, connection after connection, until the signal (of an AbortController) ends it.
+export async function follow(url, show, away, signal) {
+  for (;;) {
+    const state = { points: [], events: [] };
     for await (const data of events(url, signal)) {
-      show(JSON.parse(data), first);
-      first = false;
+      merge(state, JSON.parse(data));
+      show(state);
     }
     if (signal?.aborted) return;
     away();
     await new Promise((done) => setTimeout(done, RETRY));
   }
-}
-
-// Of a server: keeps what has come, and shows all of it.
-export function follow(url, show, away, signal) {
-  let state;
-  return frames(url, (frame, first) => {
-    if (first) state = { points: [], requests: new Map(), events: [] };
-    state.fresh = merge(state, frame);
-    state.frame = frame;
-    show(state);
-  }, away, signal);
 }
 
 // The data of server-sent events, until they end. Not by EventSource, which sends no token.
@@ -42,7 +72,7 @@ async function* events(url, signal) {
     if (!answer.ok) return;
     reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   } catch {
-    return; // there is no server, or nobody wants to know any more
+    return; // there is no server, or it is not followed any more
   }
   for (;;) {
     const piece = await reader.read().catch(() => ({ done: true }));
@@ -53,20 +83,15 @@ async function* events(url, signal) {
   }
 }
 
-// Whether there are new points.
 function merge(state, frame) {
-  const lastPoint = state.points.at(-1)?.at ?? 0;
-  const points = frame.points.filter((point) => point.at > lastPoint);
+  const points = newer(frame.points, "at", state.points);
+  state.frame = frame;
+  state.fresh = points.length > 0;
   state.points = [...state.points, ...points].slice(-POINTS);
-  for (const request of frame.requests) {
-    state.requests.set(request.unit, request);
-  }
-  for (const unit of state.requests.keys()) {
-    if (state.requests.size <= REQUESTS) break;
-    state.requests.delete(unit);
-  }
-  const lastEvent = state.events.at(-1)?.number ?? 0;
-  const events = frame.events.filter((event) => event.number > lastEvent);
-  state.events = [...state.events, ...events].slice(-EVENTS);
-  return points.length > 0;
+  state.events = [...state.events, ...newer(frame.events, "number", state.events)].slice(-EVENTS);
+}
+
+function newer(items, key, known) {
+  const last = known.at(-1)?.[key] ?? 0;
+  return items.filter((item) => item[key] > last);
 }

@@ -2,12 +2,11 @@
 
 import { el, ms, write } from "./dom.js";
 
-const ROLES = { deployed: "model", backup: "backup", "golden query": "check" };
+const ROLES = { deployed: "model", "golden query": "check" };
 
 export class Instances {
-  constructor(controls) {
+  constructor() {
     this.element = el("div", { className: "nodes" });
-    this.controls = controls;
     this.nodes = new Map();
     this.cells = new Map();
   }
@@ -18,7 +17,7 @@ export class Instances {
       there.add(instance.place);
       let cell = this.cells.get(instance.place);
       if (!cell) {
-        cell = new Cell(this.controls);
+        cell = new Cell();
         this.cells.set(instance.place, cell);
         insert(this.node(instance.node), cell.element, instance.name);
       }
@@ -53,33 +52,22 @@ function insert(grid, element, name) {
 }
 
 class Cell {
-  constructor(controls) {
+  constructor() {
     this.name = el("strong");
     this.state = el("span", { className: "state" });
     this.doing = el("span", { className: "doing" });
     this.element = el("div", { className: "cell", role: "listitem" }, this.name, this.state, this.doing);
-    if (controls) this.element.append(controls.ofInstance(() => this.name.textContent));
   }
 
   show(instance) {
     const word = instance.state === "up" && instance.slow ? "slow" : instance.state;
+    const usual = instance.usual_ms ? ` · ${ms(instance.usual_ms)} ms` : "";
+    const role = instance.running && (ROLES[instance.running] ?? instance.running);
     write(this.name, instance.name);
     write(this.state, word);
-    write(this.doing, doing(instance));
+    write(this.doing, instance.state === "gone" ? instance.why : `${role || "idle"}${usual}`);
     this.element.dataset.state = word;
-    this.element.dataset.running = instance.running ? kind(instance.running) : "";
+    this.element.dataset.running = role.startsWith("parity") ? "parity" : role;
     this.element.title = instance.why || `runs ${instance.roles.join(", ")}`;
   }
-}
-
-function doing(instance) {
-  if (instance.state === "gone") return instance.why;
-  const role = instance.running;
-  const usual = instance.usual_ms ? ` · ${ms(instance.usual_ms)} ms` : "";
-  return role ? `${ROLES[role] ?? role}${usual}` : `idle${usual}`;
-}
-
-export function kind(role) {
-  if (role === "deployed") return "model";
-  return role.startsWith("parity") ? "parity" : role;
 }

@@ -1,1 +1,0 @@
-"""The live demo: two ways to serve a model, side by side under the same load and faults."""

@@ -1,0 +1,111 @@
+// One server: everything that is shown of it.
+
+import { latencyChart, loadChart } from "./charts.js";
+import { block, el, fill, ms, percent, rate, table, write } from "./dom.js";
+import { Instances } from "./instances.js";
+
+const KEPT = 100;
+const FATES = ["sent", "answered", "refused", "compared", "cancelled", "wasted"];
+
+export class Server {
+  constructor(name) {
+    this.state = el("span", { className: "badge" }, "starting");
+    this.policy = el("span", { className: "quiet" });
+    this.facts = el("p", { className: "facts" });
+    this.tails = table("tails", ["ms", "p50", "p99", "p99.9"]);
+    this.sources = el("div", { className: "sources", role: "img" });
+    this.gates = el("ul", { className: "gates" });
+    this.instances = new Instances();
+    this.redundant = table("redundant", ["tasks", ...FATES]);
+    this.none = el("p", { className: "quiet" }, "None: only the originals were sent.");
+    this.events = el("ol", { className: "events", role: "log", "aria-live": "polite", tabIndex: 0 });
+    this.latency = latencyChart();
+    this.load = loadChart();
+    this.element = el("section", { className: "side" },
+      el("h2", {}, name ? `${name} ` : "", this.state, " ", this.policy),
+      this.facts,
+      this.gates,
+      block("Instances", this.instances.element),
+      el("div", { className: "blocks" },
+        block("Latency", this.tails, this.latency.element),
+        block("Where answers come from", this.sources, this.load.element),
+        block("Redundant work", this.none, this.redundant),
+        block("Events", this.events)));
+  }
+
+  show({ frame, points, events, fresh }) {
+    write(this.state, frame.ready ? "ready" : "not ready");
+    this.state.dataset.state = frame.ready ? "up" : "ejected";
+    this.element.classList.remove("away");
+    write(this.policy, `policy ${frame.policy}`);
+    const { asked = 0, queued = 0, busy = 0, failed = 0, answers = {} } = frame.latest ?? {};
+    write(this.facts, `${rate(asked)} queries/s · ${queued} waiting · instances ` +
+      `${percent(busy)} busy · ${rate(failed)} failed/s`);
+    this.instances.show(frame.instances, frame.further_instances);
+    fill(this.tails, [["now", frame.answered.now], ["5 min", frame.answered.minutes]].map(
+      ([when, tail]) => [when, ms(tail?.p50), ms(tail?.p99), ms(tail?.p999)]));
+    this.showSources(answers);
+    this.showGates(frame.gates);
+    const kinds = Object.entries(frame.redundant);
+    this.none.hidden = kinds.length > 0;
+    this.redundant.hidden = kinds.length === 0;
+    fill(this.redundant, kinds.map(([kind, fates]) =>
+      [kind, ...FATES.map((fate) => (fates[fate] ?? 0).toLocaleString("en"))]));
+    this.showEvents(events);
+    if (fresh) {
+      this.latency.show(points);
+      this.load.show(points);
+    }
+  }
+
+  away() {
+    write(this.state, "no connection");
+    this.state.dataset.state = "gone";
+    this.element.classList.add("away");
+  }
+
+  // It is shown no more.
+  end() {
+    this.element.remove();
+    this.latency.end();
+    this.load.end();
+  }
+
+  showSources(answers) {
+    const total = Object.values(answers).reduce((sum, count) => sum + count, 0);
+    const parts = Object.entries(answers).filter(([, count]) => count > 0);
+    const words = parts.map(([source, count]) => `${source} ${percent(count / total)}`).join(", ");
+    const text = words || "no answers in the last second";
+    if (this.sources.getAttribute("aria-label") === text) return;
+    this.sources.setAttribute("aria-label", text);
+    this.sources.replaceChildren(...parts.map(([source, count]) => {
+      const part = el("span", { className: `source ${source}` }, source);
+      part.style.flexGrow = count;
+      return part;
+    }), el("span", { className: "words" }, text));
+  }
+
+  showGates(gates) {
+    const lines = gates.map(({ source, level, open, compared, agreed }) => {
+      const share = compared ? `${percent(agreed / compared)} of ${compared} agree` : "not compared yet";
+      const gate = level ? `; its gate promises ${percent(level)}` : "; it has no gate";
+      return [open, `${source}: ${share}${gate}${open ? "" : " · GATE CLOSED"}`];
+    });
+    if (lines.length === 0) lines.push([true, "no stand-in answers with this policy"]);
+    while (this.gates.children.length > lines.length) this.gates.lastChild.remove();
+    lines.forEach(([open, text], number) => {
+      const item = this.gates.children[number] ?? this.gates.appendChild(el("li"));
+      write(item, text);
+      item.dataset.state = open ? "up" : "ejected";
+    });
+  }
+
+  showEvents(events) {
+    const latest = events.slice(-KEPT).reverse();
+    const key = latest.map((event) => event.number).join();
+    if (this.events.dataset.key === key) return;
+    this.events.dataset.key = key;
+    this.events.replaceChildren(...latest.map((event) => el("li", { "data-kind": event.kind },
+      el("time", {}, new Date(1000 * event.at).toLocaleTimeString()), " ", el("span", {}, event.text))));
+  }
+}
