@@ -1,5 +1,4 @@
-"""Type the README's installation and two commands in a fresh environment, and time them: to the
-live page.
+"""Type the README's quickstart in a fresh environment, and time it: to the live page.
 
 python .ci/five_minutes.py [--wheel FILE] [--model FILE --inputs FILE]
 
@@ -46,9 +45,9 @@ def main() -> None:
 
 
 def commands() -> list[str]:
-    """The installation and the two commands of the README."""
+    """The commands of the README's quickstart."""
     text = (ROOT / "README.md").read_text()
-    section = text.partition("## Two commands\n")[2].partition("\n## ")[0]
+    section = text.partition("## Quickstart\n")[2].partition("\n## ")[0]
     typed = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     return [line.partition("  #")[0].strip() for line in typed.splitlines() if line.strip()]
 
@@ -66,12 +65,12 @@ def put_model(folder: Path, model: Path | None, inputs: Path | None) -> None:
 
 def type_them(folder: Path, wheel: Path) -> float:
     """Run the commands there, print what each took, and return the sum, in seconds."""
-    install, train, serve = commands()
+    install, *steps, serve = commands()
     install = install.replace("'.[", f"'{wheel}[").replace("-c ", f"-c {ROOT}/")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment["PATH"] = f"{folder / 'env' / 'bin'}:{environment['PATH']}"
     total = 0.0
-    for command in (install, train):
+    for command in (install, *steps):
         began = time.perf_counter()
         subprocess.run(
             command, shell=True, check=True, cwd=folder, env=environment, stdout=subprocess.DEVNULL

@@ -72,11 +72,11 @@ def blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(3))
 def test_the_clients_of_the_guide_get_their_answers(
     server: ServerProcess, own: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = blocks("ask.md", "python")[number]
+    code = blocks("serve.md", "python")[number]
     code = code.replace("127.0.0.1:8000", server.url.removeprefix("http://"))
     monkeypatch.chdir(own)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -88,11 +88,11 @@ def test_the_clients_of_the_guide_get_their_answers(
 
 
 def test_the_guide_tries_all_clients() -> None:
-    assert len(blocks("ask.md", "python")) == 4
+    assert len(blocks("serve.md", "python")) == 3
 
 
 def test_curl_gets_its_answers(server: ServerProcess, own: Path) -> None:
-    (script,) = blocks("ask.md", "bash")
+    (script,) = blocks("serve.md", "bash")
     script = script.replace("http://127.0.0.1:8000", server.url)
     python = str(Path(sys.executable).parent)
     done = subprocess.run(

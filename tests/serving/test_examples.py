@@ -29,6 +29,9 @@ def documents() -> list[tuple[str, dict[str, Any]]]:
     ]
 
 
+DEPLOYMENTS = [each for each in documents() if each[0].endswith("Deployment")]
+
+
 @pytest.mark.parametrize(("name", "document"), documents())
 def test_kubernetes_takes_the_manifests(name: str, document: dict[str, Any]) -> None:
     kubernetes_validate.validate(document, "1.30", strict=True)
@@ -57,9 +60,11 @@ def test_the_dockerfile_has_nothing_to_be_said_against() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_the_server_of_the_deployment_can_be_had(parm_here: Here, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "deployment"), DEPLOYMENTS)
+def test_the_server_of_a_deployment_starts(
+    name: str, deployment: dict[str, Any], parm_here: Here, tmp_path: Path
+) -> None:
     """Its options are read before its bundle, which is not here."""
-    (deployment,) = (each for name, each in documents() if name.endswith("Deployment"))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     program, command, _ = container["command"]
     assert program == "parm"
@@ -68,11 +73,11 @@ def test_the_server_of_the_deployment_can_be_had(parm_here: Here, tmp_path: Path
     )
 
 
-def test_a_pod_has_the_time_that_its_end_takes() -> None:
-    (deployment,) = (each for name, each in documents() if name.endswith("Deployment"))
+@pytest.mark.parametrize(("name", "deployment"), DEPLOYMENTS)
+def test_a_pod_has_time_to_shut_down(name: str, deployment: dict[str, Any]) -> None:
     pod = deployment["spec"]["template"]["spec"]
     (container,) = pod["containers"]
-    options = dict(argument.removeprefix("--").split("=") for argument in container["args"])
+    options = dict(argument.removeprefix("--").split("=", 1) for argument in container["args"])
     takes = float(options["shutdown-delay"]) + float(options["deadline"])
     assert pod["terminationGracePeriodSeconds"] >= takes + 5
     probe = container["readinessProbe"]

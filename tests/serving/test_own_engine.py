@@ -23,7 +23,7 @@ from served import ServerProcess, predictions, queries, write_linear_bundle
 
 pytestmark = pytest.mark.slow
 
-GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "own-engine.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "how-to" / "extend-serving.md"
 SUPPORT = Path(__file__).parent.parent / "support"
 
 
@@ -45,7 +45,8 @@ async def test_it_runs_what_the_policy_sends(bundle: Path) -> None:
 async def test_the_engine_of_the_guide_serves(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    section = GUIDE.read_text().partition("\n## An engine\n")[2]
+    (code,) = re.findall(r"^```python\n(.*?)^```", section, re.DOTALL | re.MULTILINE)
     (tmp_path / "engine_of_the_guide.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
     engine = EngineChoice("engine_of_the_guide:Threads", {"called": "mine"})

@@ -12,7 +12,7 @@ from parity_models.tasks import choose_task, find_task
 
 pytestmark = pytest.mark.slow
 
-DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "own-task.md"
+DOCS = Path(__file__).parents[2] / "docs" / "how-to" / "extend-learning.md"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ query is not its share of the rate (it is far shorter than a transfer) but this:
   reduction, RFC 6937, with one acknowledgement for a burst). If that is lost, too, it starts anew
   with one segment after the retransmission timeout.
 
-`docs/explanation/links.md` says how this was found and what it leaves out.
+`lab/notes/links.md` says how this was found and what it leaves out.
 """
 
 from collections import deque

@@ -37,7 +37,7 @@ def check_engine(engine: EngineChoice) -> None:
     elif not engine.kind.takes_faults:
         raise UserError(
             f"the engine {engine.name} takes no faults, so it can emulate no accelerator: set "
-            "takes_faults and define inject_faults (docs/how-to/own-engine.md)"
+            "takes_faults and define inject_faults (docs/how-to/extend-serving.md)"
         )
 
 

@@ -2,7 +2,7 @@
 
 CurveZMQ (https://rfc.zeromq.org/spec/26): who connects proves that it has the key before anything
 that it sends is looked at; everything is encrypted, and what was recorded is of no use later. It
-costs less than a keyed hash of each message, computed here, would (docs/explanation/ray.md).
+costs less than a keyed hash of each message, computed here, would (docs/explanation/engines.md).
 """
 
 import hashlib
