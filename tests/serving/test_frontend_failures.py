@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from parity_models.scheduling import DEPLOYED, NoRedundancy, Parity, Policy, Source
 from parity_models.scheduling.policies import Pool
-from parity_models.serving.asked import Answers, Asked
 from parity_models.serving.errors import (
     DeadlineError,
     InferenceError,
     InternalError,
     PoisonError,
 )
+from parity_models.serving.in_flight import InFlight, Result
 from parity_models.serving.observer import Observer
 from puppet_engine import CODE, WEIGHTS, asked, metric, queries, serving, settle
 
@@ -75,7 +75,8 @@ async def test_an_end_that_is_reported_twice_or_too_late_changes_nothing() -> No
 @pytest.mark.slow
 async def test_a_thousand_requests_can_fail_at_the_same_moment() -> None:
     async with serving(NoRedundancy(), max_queue=10_000, deadline=0.5) as (frontend, engine):
-        requests = [frontend.ask(queries(2)).future for _ in range(2000)]
+        requests = [asyncio.ensure_future(frontend.infer(queries(2))) for _ in range(2000)]
+        await asyncio.sleep(0)
         time.sleep(0.6)  # the loop is held up until all are late
         results = await asyncio.gather(*requests, return_exceptions=True)
         assert {type(result) for result in results} <= {DeadlineError}
@@ -174,7 +175,7 @@ async def _chaos(random: Random, max_batch: int, pool: Pool | None) -> None:
     # However slow the machine is, nobody is refused for waiting.
     patient: dict[str, Any] = {"max_attempts": 1000, "deadline": 3600.0}
     async with serving(policy, 3, 2, max_batch=max_batch, **patient) as (frontend, engine):
-        requests: list[tuple[NDArray[Any], asyncio.Task[Answers]]] = []
+        requests: list[tuple[NDArray[Any], asyncio.Task[Result]]] = []
         lives = 0
         while len(requests) < 60 or not all(task.done() for _, task in requests):
             if len(requests) < 60:
@@ -222,7 +223,7 @@ async def test_tensors_are_let_go_of(policy: Callable[[], Policy]) -> None:
 class Holder(Observer):
     """Knows the requests that are under way, by query."""
 
-    def __init__(self, requests: Mapping[int, Asked]) -> None:
+    def __init__(self, requests: Mapping[int, InFlight]) -> None:
         self.requests = requests
 
 
@@ -231,24 +232,26 @@ async def test_a_row_that_is_kept_keeps_nothing_else_of_its_request() -> None:
         alive = []
         for _ in range(3):
             rows = queries(201)
-            request = frontend.ask(rows)
-            alive += [weakref.ref(rows), weakref.ref(request.outputs)]
-            while not request.future.done():
+            request = await asked(frontend.infer(rows))
+            alive += [weakref.ref(rows)]
+            while not request.done():
                 for unit in list(engine.units):
                     engine.finish(unit)
                 await settle()
-            np.testing.assert_allclose(request.outputs, rows @ WEIGHTS, atol=1e-4)
-            del request, rows, unit
+            answers = (await request).outputs
+            alive += [weakref.ref(answers)]
+            np.testing.assert_allclose(answers, rows @ WEIGHTS, atol=1e-4)
+            del request, rows, unit, answers
         kept = frontend.observed_by(Holder).requests
         assert 0 < len(kept) < 10, "padding for lonely queries, and the group that is open"
         await settle()
         gc.collect()
         assert not any(ref() is not None for ref in alive)
         # Padding is of use still: a lonely query has its group.
-        lonely = frontend.ask(queries(1))
+        lonely = await asked(frontend.infer(queries(1)))
         await asyncio.sleep(0.01)
         while engine.units:
             engine.finish(engine.units[0])
             await settle()
         assert metric(frontend, "parm_actions_failed_total") == 0
-        assert lonely.future.done()
+        assert lonely.done()

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from parity_models.scheduling import DEPLOYED, NoRedundancy, Source
+from parity_models.serving.driver import Poison
 from parity_models.serving.errors import (
     PoisonError,
 )
-from parity_models.serving.poison import Poison
 from puppet_engine import WEIGHTS, asked, metric, queries, serving, settle
 
 

@@ -4,16 +4,17 @@ Frontends over imagined instances.
 """
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from parity_models.models.gate import Calibration, GateLevel, confidences
-from parity_models.scheduling import Parity, Source
+from parity_models.scheduling import DEPLOYED, Parity, Source
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.gates import ChosenGate
+from parity_models.trust.gates import ChosenGate, OutputGate
 from puppet_engine import CODE, WEIGHTS, Puppet, asked, metric, queries, serving, settle
 
 ONE_IN = 20
@@ -34,8 +35,8 @@ def by_confidence(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], float
 
 async def test_an_unsure_reconstruction_answers_nobody() -> None:
     rows, threshold = by_confidence(queries(4))
-    gates = {Source.RECONSTRUCTION: chosen(threshold)}
-    async with serving(Parity(CODE, DEDICATED), 4, gates=gates) as (frontend, engine):
+    gate = OutputGate({Source.RECONSTRUCTION: chosen(threshold)})
+    async with serving(Parity(CODE, DEDICATED), 4, gate=gate) as (frontend, engine):
         sure = await asked(frontend.infer(rows[[0, 1]]))
         late, other, parity = engine.units
         engine.finish(other)
@@ -58,8 +59,8 @@ async def test_an_unsure_reconstruction_answers_nobody() -> None:
 
 async def test_an_unsure_backup_answers_nobody() -> None:
     rows, threshold = by_confidence(queries(4))
-    gates = {Source.BACKUP: chosen(threshold)}
-    async with serving(ApproximateBackup(), 4, 4, gates=gates) as (frontend, engine):
+    gate = OutputGate({Source.BACKUP: chosen(threshold)})
+    async with serving(ApproximateBackup(), 4, 4, gate=gate) as (frontend, engine):
         request = await asked(frontend.infer(rows[[0, 3]]))
         for unit in [unit for unit in engine.units if unit.role == "backup"]:
             engine.finish(unit)
@@ -131,9 +132,9 @@ async def test_a_gate_closes_when_answers_disagree_and_opens_when_they_agree_aga
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.WARNING)
-    gates = {Source.RECONSTRUCTION: chosen(-100.0, level=0.9)}
+    gate = OutputGate({Source.RECONSTRUCTION: chosen(-100.0, level=0.9)})
     parity = Parity(CODE, DEDICATED)
-    async with serving(parity, 2, 1, gates=gates, compare_one_in=1) as (frontend, engine):
+    async with serving(parity, 2, 1, gate=gate, compare_one_in=1) as (frontend, engine):
 
         def is_open() -> float:
             return metric(frontend, "parm_gate_open", source="reconstruction")
@@ -157,51 +158,6 @@ async def test_a_gate_closes_when_answers_disagree_and_opens_when_they_agree_aga
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
 
 
-async def test_a_tenant_whose_queries_disagree_keeps_nobody_from_being_answered_by_stand_ins(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.WARNING)
-    gates = {Source.RECONSTRUCTION: chosen(-100.0, level=0.9)}
-    parity = Parity(CODE, DEDICATED)
-    by_stand_in = [Source.RECONSTRUCTION, Source.MODEL]
-    async with serving(parity, 2, 1, gates=gates, compare_one_in=1) as (frontend, engine):
-        for _ in range(40):
-            await compared(frontend, engine, wrong=True, tenant="absurd")
-            await compared(frontend, engine, wrong=False, tenant="honest")
-        assert metric(frontend, "parm_gate_open", source="reconstruction") == 1
-        assert metric(frontend, "parm_gate_tenants_shut_out", source="reconstruction") == 1
-        assert await sources(frontend, engine, "absurd") == [Source.MODEL] * 2
-        assert await sources(frontend, engine, "honest") == by_stand_in
-        assert await sources(frontend, engine) == by_stand_in
-        refused = "parm_stand_in_answers_refused_total"
-        assert metric(frontend, refused, source="reconstruction", reason="tenant") == 1
-        assert "for queries of the tenant 'absurd': it answers none of them" in caplog.text
-        for _ in range(100):
-            await compared(frontend, engine, wrong=False, tenant="absurd")
-        assert metric(frontend, "parm_gate_tenants_shut_out", source="reconstruction") == 0
-        assert await sources(frontend, engine, "absurd") == by_stand_in
-
-
-async def test_a_gate_that_one_tenant_closed_is_said_to_answer_others_still(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level(logging.WARNING)
-    gates = {Source.RECONSTRUCTION: chosen(-100.0, level=0.9)}
-    parity = Parity(CODE, DEDICATED)
-    async with serving(parity, 2, 1, gates=gates, compare_one_in=1) as (frontend, engine):
-        for _ in range(40):
-            await compared(frontend, engine, wrong=True, tenant="absurd")
-        assert metric(frontend, "parm_gate_open", source="reconstruction") == 0
-        assert metric(frontend, "parm_gate_tenants_shut_out", source="reconstruction") == 1
-        assert "of the tenant 'absurd' alone" in caplog.text
-        assert "others are still answered" in caplog.text
-        assert "nobody" not in caplog.text
-        assert await sources(frontend, engine, "absurd") == [Source.MODEL] * 2
-        refused = "parm_stand_in_answers_refused_total"
-        assert metric(frontend, refused, source="reconstruction", reason="tenant") == 1
-        assert metric(frontend, refused, source="reconstruction", reason="closed") == 0
-
-
 async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -215,3 +171,58 @@ async def test_a_comparison_that_cannot_be_made_keeps_nobody_waiting(
         engine.listener.unit_finished(parity.id, np.zeros((1, 7), np.float32))  # another shape
         assert "could not be compared" in caplog.text
         assert await sources(frontend, engine) == [Source.RECONSTRUCTION, Source.MODEL]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+async def test_what_would_spoil_other_queries_reconstructions_is_served_exact(
+    value: float,
+) -> None:
+    spoilt = queries(2)
+    spoilt[1, 3] = value
+    async with serving(Parity(CODE), instances=3) as (frontend, engine):
+        request = await asked(frontend.infer(spoilt))
+        assert [role for _, role in engine.log] == [DEPLOYED, DEPLOYED]  # no group, no parity
+        for unit in list(engine.units):
+            engine.finish(unit)
+        answers = await request
+        assert answers.sources == [Source.MODEL] * 2
+        assert not np.isfinite(answers.outputs[1]).all()
+        assert metric(frontend, "parm_queries_unlike_total") == 1
+
+
+class Positive:
+    """An envelope of inputs above 0, and outputs below 100."""
+
+    def unlike(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        return np.asarray(~(rows > 0).all(axis=1))
+
+    def impossible(self, outputs: NDArray[Any]) -> NDArray[np.bool_]:
+        return np.asarray(~(outputs < 100).all(axis=1))
+
+
+async def test_queries_unlike_those_that_stand_ins_learned_from_join_no_group() -> None:
+    rows = np.abs(queries(3)) + 0.1
+    rows[1, 0] = -1e30
+    async with serving(Parity(CODE), 4, gate=OutputGate(envelope=Positive())) as (frontend, engine):
+        request = await asked(frontend.infer(rows))
+        first, unlike, other, parity = engine.units
+        np.testing.assert_allclose(parity.rows[0], rows[0] + rows[2])
+        for unit in (unlike, other, parity):
+            engine.finish(unit)
+        assert (await request).sources == [Source.RECONSTRUCTION, Source.MODEL, Source.MODEL]
+        engine.finish(first)
+
+
+async def test_a_reconstruction_beyond_the_model_s_outputs_answers_nobody() -> None:
+    rows = np.abs(queries(2)) + 0.1
+    async with serving(Parity(CODE), gate=OutputGate(envelope=Positive())) as (frontend, engine):
+        request = await asked(frontend.infer(rows))
+        late, other, parity = engine.units
+        engine.finish(other)
+        engine.units.remove(parity)
+        engine.listener.unit_finished(parity.id, np.full((1, 3), 1e6, np.float32))
+        await settle()
+        assert not request.done()
+        engine.finish(late)
+        assert (await request).sources == [Source.MODEL] * 2
+        assert metric(frontend, "parm_stand_in_outputs_impossible_total") == 1

@@ -13,9 +13,9 @@ from parity_models.models.named_inputs import padded, sizes_along
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import Layout
 from parity_models.scheduling import Source
-from parity_models.serving.asked import Answers
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
+from parity_models.serving.in_flight import Result
 from parity_models.serving.remote.v1 import instances_of, predictions_from
 from parity_models.serving.rest import codec as rest_codec
 from parity_models.serving.rest.v1 import predict_response, read_predict
@@ -101,6 +101,6 @@ def test_over_v1_to_an_upstream_which_is_this_software(sent: Sent) -> None:
     rows = padded(queries, model.signature, sizes)
     kind, body = instances_of(list(rows), model.signature)
     asked, by_row = read_predict(body, model)
-    answers = Answers(asked.rows, [Source.MODEL] * len(rows))
+    answers = Result(asked.rows, [Source.MODEL] * len(rows))
     content = predict_response(model, asked, answers, by_row).content
     np.testing.assert_array_equal(predictions_from(content, kind, len(rows)), rows)

@@ -12,9 +12,9 @@ from parity_models.models.bundle import open_bundle, with_calibration
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.gates import choose_gates, ungated
 from parity_models.serving.plan import Plan
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.trust.gates import choose_gates, ungated
 from served import predictions, queries, write_linear_bundle
 
 

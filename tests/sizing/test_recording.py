@@ -28,7 +28,7 @@ class Server:
 
     def answers(self, *seconds: float) -> None:
         for each in seconds:
-            self.metrics.latency[Source.MODEL].observe(each)
+            self.metrics.latency(Source.MODEL).observe(each)
             self.metrics.unit_run.labels(DEPLOYED, DEPLOYED).observe(each)
 
     def seen(self, at: float) -> Seen:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.asked import Answers
 from parity_models.serving.errors import RequestError
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest
+from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
@@ -41,7 +41,7 @@ class Waiting:
 
     async def infer(
         self, rows: NDArray[Any], timeout: float | None = None, **sharing: object
-    ) -> Answers:
+    ) -> Result:
         self.asked += 1
         try:
             await self.go.wait()
@@ -50,7 +50,7 @@ class Waiting:
             raise
         if self.error is not None:
             raise self.error
-        return Answers(np.tile(rows, (1, self.widen)), [Source.MODEL] * len(rows))
+        return Result(np.tile(rows, (1, self.widen)), [Source.MODEL] * len(rows))
 
 
 class Served:

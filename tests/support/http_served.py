@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.asked import Answers
 from parity_models.serving.errors import OverloadedError
 from parity_models.serving.http.http_server import HttpServer
 from parity_models.serving.http.listening import listen, url_of
+from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
@@ -44,7 +44,7 @@ class Echo:
 
     async def infer(
         self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
-    ) -> Answers:
+    ) -> Result:
         self.asked += 1
         try:
             await self.may.wait()
@@ -53,7 +53,7 @@ class Echo:
             raise
         if rows[0, 0] < 0:
             raise OverloadedError("overloaded: too much waits", retry_after=-float(rows[0, 0]))
-        return Answers(np.tile(rows, (1, self._times)), [Source.MODEL] * len(rows))
+        return Result(np.tile(rows, (1, self._times)), [Source.MODEL] * len(rows))
 
 
 class Served:

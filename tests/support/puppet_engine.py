@@ -16,15 +16,13 @@ from parity_models.scheduling import (
     Parity,
     Policy,
     SchedulerConfig,
-    Source,
 )
-from parity_models.serving.asked import Answers
 from parity_models.serving.engine import Engine, EngineListener
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.gates import ChosenGate
 from parity_models.serving.golden import Golden
+from parity_models.serving.in_flight import Result
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.screen import Screen
+from parity_models.trust.gates import OutputGate
 
 WEIGHTS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 OUTPUT = TensorSpec("output", "FP32", (3,))
@@ -105,8 +103,7 @@ async def serving(
     instances: int = 2,
     parity_instances: int = 1,
     *,
-    screen: Screen | None = None,
-    gates: Mapping[Source, ChosenGate] | None = None,
+    gate: OutputGate | None = None,
     golden: Mapping[str, Golden] | None = None,
     repairs: int = 0,
     **config: Any,
@@ -121,8 +118,7 @@ async def serving(
         SIGNATURE,
         code,
         Metrics(),
-        screen=screen,
-        gates=gates,
+        gate=gate,
         golden=golden,
     )
     starting = asyncio.create_task(frontend.start(policy.roles(instances, parity_instances)))
@@ -152,7 +148,7 @@ def queries(count: int) -> NDArray[np.float32]:
     return np.random.default_rng(count).normal(size=(count, 6)).astype(np.float32)
 
 
-async def asked(infer: Awaitable[Answers]) -> asyncio.Task[Answers]:
+async def asked(infer: Awaitable[Result]) -> asyncio.Task[Result]:
     """The request as a task, after it has reached the scheduler."""
     task = asyncio.ensure_future(infer)
     await asyncio.sleep(0)

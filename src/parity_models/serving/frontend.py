@@ -1,12 +1,11 @@
 """The frontend: takes requests for the deployed model and answers them.
 
 A request of n rows is n queries to the scheduler, with consecutive ids, and one future to its
-caller. What becomes of the queries is the scheduler's to decide and the driver's to carry out.
-Everything happens on the event loop's thread.
+caller. The scheduler decides what becomes of the queries, and the driver carries it out. Everything
+happens on the event loop's thread.
 """
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,42 +16,46 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code
 from parity_models.models.signature import Signature
-from parity_models.scheduling import DEPLOYED, Policy, Reason, Scheduler, SchedulerConfig, Source
+from parity_models.roles import DEPLOYED, Source
+from parity_models.scheduling import Policy, Reason, Scheduler, SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import State
-from parity_models.serving.asked import Answers, Asked
-from parity_models.serving.driver import Driver
+from parity_models.serving.driver import Driver, now
 from parity_models.serving.engine import Engine
 from parity_models.serving.errors import PoisonError, UnavailableError
-from parity_models.serving.gates import ChosenGate
 from parity_models.serving.golden import Golden
+from parity_models.serving.in_flight import InFlight, Result
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.observer import Observer
-from parity_models.serving.poison import Poison
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT
-from parity_models.serving.screen import Screen
-from parity_models.serving.stand_ins import StandInRules
-
-# Not the loop's time(): uvloop's is cached and counts whole milliseconds.
-now = time.monotonic
+from parity_models.trust.gates import OutputGate
 
 AnyObserver = TypeVar("AnyObserver", bound=Observer)
 
 VERIFIED_WITHIN = 10.0
-"""Seconds for which a frontend that starts waits for golden queries, at the most."""
+"""Seconds for which a frontend that starts waits for golden queries."""
 
 
 class Frontend:
-    """Answers queries for the deployed model, whose `signature` says what they are.
+    """Answers queries for the deployed model. Starts and stops the engine.
 
-    Where it has several outputs, stand-ins give the one that is `imitated`. `code` encodes and
-    decodes for a policy that asks for it; `dispatch` None is the policy's own choice; `default`
-    (*output shape) is the answer where `config` asks for default predictions. The `screen` says
-    which inputs are served exact and which outputs of stand-ins answer nobody; by default those
-    that are not finite; `gates` have stand-ins answer only where they are likely enough to say what
-    the model says. Instances are verified with the `golden` queries, by role. The frontend is ready
-    while `min_ready` instances of the deployed model take queries. It starts and stops the engine.
+    Args:
+        engine: Runs the models.
+        policy: The redundancy policy.
+        config: Configures the scheduler.
+        signature: The deployed model's.
+        code: Encodes and decodes, for a policy that uses a code.
+        metrics: Count what happens.
+        imitated: The output that stand-ins give, if the deployed model has several.
+        dispatch: The dispatch rule; None for the policy's own choice.
+        default: The answer (*output shape) where `config` asks for default predictions.
+        gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
+            default, what is not finite is refused.
+        golden: Queries to verify instances with, by role.
+        min_ready: Instances of the deployed model that must take queries for it to be ready.
+        refuses: Returns whether a fault plan refuses a query, by id, the stand-in with a source.
+
     """
 
     def __init__(
@@ -67,41 +70,37 @@ class Frontend:
         imitated: str | None = None,
         dispatch: Dispatch | None = None,
         default: NDArray[Any] | None = None,
-        screen: Screen | None = None,
-        gates: Mapping[Source, ChosenGate] | None = None,
+        gate: OutputGate | None = None,
         golden: Mapping[str, Golden] | None = None,
         min_ready: int = 1,
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
+        self.metrics = metrics
+        """What it counts."""
         self._scheduler = Scheduler(policy, config, dispatch, engine.crowded)
         self._deadline = config.deadline
         self._signature = signature
-        self.metrics = metrics
-        """What it counts."""
-        self._screen = Screen() if screen is None else screen
+        self._gate = OutputGate() if gate is None else gate
         self._min_ready = min_ready
-        self._poison = Poison()
         self._driver = Driver(
             engine,
             self._scheduler,
             code,
             metrics,
+            self._gate,
+            refuses=refuses,
+            compare_one_in=config.compare_one_in,
             default=default,
-            rules=StandInRules(self._screen, gates or {}, refuses, config.compare_one_in, imitated),
+            imitated=imitated,
             golden={} if golden is None else golden,
-            poison=self._poison,
         )
-        self._requests = self._driver.requests
         self._roles: Sequence[str] = ()
         self._stand_ins = False
         self._last_query = 0
-        self._started = False
-        self._retired = False
-        self._closing = False
-        self._stopped = False
+        self._started = self._retired = self._closing = self._stopped = False
         metrics.read("parm_queue_depth", "Tasks waiting, by role.", self.queue_depths)
         metrics.read("parm_instances_up", "Instances up, by role.", self.instances_up)
-        metrics.read("parm_units_in_flight", "Units running, by role.", self._in_flight)
+        metrics.read("parm_units_in_flight", "Units running, by role.", self._units_in_flight)
         metrics.read_total(
             "parm_instance_busy_seconds",
             "Time from when instances were given units to the units' ends, by role.",
@@ -114,16 +113,20 @@ class Frontend:
             lambda: self._by_role(self._scheduler.work_held_back()),
         )
 
-    def observed_by(self, make: Callable[[Mapping[int, Asked]], AnyObserver]) -> AnyObserver:
-        """What `make` makes is told from now on of all that happens; it is given the requests that
-        are under way, by query. To be called before the start."""
-        observer = make(self._requests)
-        self._driver.observers.add(observer)
+    def observed_by(self, make: Callable[[Mapping[int, InFlight]], AnyObserver]) -> AnyObserver:
+        """Tell an observer of everything that happens; to be called before the start.
+
+        Args:
+            make: Makes the observer of the requests in flight, by query.
+
+        """
+        observer = make(self._driver.in_flight)
+        self._driver.observe(observer)
         return observer
 
     async def start(self, roles: Sequence[frozenset[str]]) -> None:
-        """Start an instance for each of `roles`; returns when all are up and have answered their
-        golden queries, or raises what the engine raises."""
+        """Start an instance for each of `roles`; return when all are up and have answered their
+        golden queries. Raises what the engine raises."""
         self._roles = sorted(frozenset().union(*roles))
         self._stand_ins = self._roles != [DEPLOYED]
         # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
@@ -142,86 +145,84 @@ class Frontend:
         *,
         tenant: str | None = None,
         exact: bool = False,
-    ) -> Answers:
-        """Answer a query per row of `rows` (n, *input shape), of one kind of the deployed model's.
+    ) -> Result:
+        """Answer a query per row of `rows`.
 
-        `timeout` in seconds shortens the configured deadline. Queries share codes only with those
-        of the same `tenant`; `exact` ones are answered by the deployed model alone. Raises a
-        RequestError as soon as one row is known to get no answer. Who is cancelled while waiting
-        has given the queries up.
+        Where the caller is cancelled, the queries are abandoned.
+
+        Args:
+            rows: Inputs (n, *input shape), of one kind of the deployed model's. Not to be changed.
+            timeout: Seconds; shortens the configured deadline.
+            tenant: Queries share codes only with those of the same tenant.
+            exact: Only the deployed model may answer.
+
+        Raises:
+            RequestError: As soon as one row is known to get no answer.
+
         """
-        asked = self.ask(rows, timeout, tenant=tenant, exact=exact)
+        request = self._ask(rows, timeout, tenant, exact=exact)
         try:
-            return await asked.future
+            return await request.future
         except asyncio.CancelledError:
-            self.abandon(asked)
+            if not self._stopped:
+                request.future.cancel()
+                self._driver.carry_out(self._scheduler.queries_abandoned(now(), request.queries))
             raise
 
-    def ask(
-        self,
-        rows: NDArray[Any],
-        timeout: float | None = None,
-        *,
-        tenant: str | None = None,
-        exact: bool = False,
-    ) -> Asked:
-        """As `infer`, for callers that do not wait: the answers are the future's.
-
-        Raises RequestErrors only for what reaches no scheduler.
-        """
+    def _ask(
+        self, rows: NDArray[Any], timeout: float | None, tenant: str | None, *, exact: bool
+    ) -> InFlight:
         if self._closing or not self._started:
             state = "stopping" if self._closing else "starting"
             raise UnavailableError(
                 f"the server is {state} and takes no queries; try again later", retry_after=soon()
             )
-        arrived = now()
-        if self._poison:
+        arrived, poison = now(), self._driver.poison
+        if poison:
             try:
-                self._poison.check(rows, arrived)
+                poison.check(rows, arrived)
             except PoisonError:
                 self.metrics.failures.labels(Reason.POISON).inc(len(rows))
                 raise
         count = len(rows)
         kind = self._signature.plain or self._signature.kind_of(rows[0, ...])
-        asked = Asked(
+        due = arrived + (self._deadline if timeout is None else min(timeout, self._deadline))
+        request = InFlight(
             first=self._last_query + 1,
             arrived=arrived,
             rows=rows,
-            outputs=np.empty((count, *kind.output.shape), kind.output.dtype),
+            answers=np.empty((count, *kind.output.shape), kind.output.dtype),
             future=self._loop.create_future(),
             unanswered=count,
-            due=arrived + (self._deadline if timeout is None else min(timeout, self._deadline)),
+            due=due,
             request=CURRENT.get(),
             sources=[Source.MODEL] * count,
             tenant=tenant,
         )
         self._last_query += count
-        queries = asked.queries
-        apart: Collection[int] = queries if exact else ()
+        queries = request.queries
+        alone: Collection[int] = queries if exact else ()
         if self._stand_ins and not exact:
-            unlike = self._screen.unlike(rows)
+            unlike = self._gate.unlike(rows)
             if unlike:
-                apart = [asked.first + row for row in unlike]
+                alone = [request.first + row for row in unlike]
                 self.metrics.unlike.inc(len(unlike))
-        self._driver.remember(asked)
-        deadline = None if timeout is None else arrived + min(timeout, self._deadline)
-        alike = (rows.shape[1:], rows.dtype)
-        self._driver.carry_out(
+        self._driver.arrived(
+            request,
             self._scheduler.queries_arrived(
-                arrived, queries, alike, deadline, tenant=tenant, exact=apart
-            )
+                arrived,
+                queries,
+                (rows.shape[1:], rows.dtype),
+                None if timeout is None else due,
+                tenant=tenant,
+                exact=alone,
+            ),
         )
-        return asked
-
-    def abandon(self, asked: Asked) -> None:
-        """Nobody waits for these answers any more."""
-        if not self._stopped:
-            asked.future.cancel()
-            self._driver.carry_out(self._scheduler.queries_abandoned(now(), asked.queries))
+        return request
 
     @property
     def ready(self) -> bool:
-        """Would a query be answered?"""
+        """Whether a query would be answered."""
         return (
             self._started
             and not self._closing
@@ -234,48 +235,47 @@ class Frontend:
         """How many queries it has been asked so far."""
         return self._last_query
 
+    @property
+    def quarantined(self) -> Collection[str]:
+        """The instances that answered a golden query wrongly, the latest last."""
+        return self._driver.quarantined
+
     def states(self) -> dict[str, State]:
-        """How each instance is that is up."""
+        """Return the state of each instance that is up."""
         return dict(self._scheduler.instances())
 
     def queue_depths(self) -> dict[str, int]:
-        """How many tasks are waiting, by role."""
+        """Return how many tasks are waiting, by role."""
         return self._by_role(self._scheduler.queue_depths())
 
     def instances_up(self) -> dict[str, int]:
-        """How many instances are up, by role."""
+        """Return how many instances are up, by role."""
         return self._by_role(self._scheduler.instances_up())
 
     def busy_seconds(self) -> dict[str, float]:
-        """How long instances have been busy with units that have ended, in all, by role."""
-        return {role: self._driver.busy.seconds.get(role, 0.0) for role in self._roles}
+        """Return how long instances were busy with units that have ended, by role."""
+        return {role: self._driver.busy_seconds.get(role, 0.0) for role in self._roles}
 
     def check_engine(self) -> None:
-        """Repair what scheduler and engine say differently of an instance, if they did so the last
-        time as well. It happens by itself every CHECK_INTERVAL seconds."""
+        """Repair what scheduler and engine say differently, as every second."""
         self._driver.check_engine()
 
     def retire(self) -> None:
-        """Be ready no more, so that clients go elsewhere, and take queries all the same."""
+        """Stop being ready, so that clients go elsewhere, but still take queries."""
         self._retired = True
 
     async def drain(self) -> None:
-        """Take no more queries; returns when all that were taken have ended."""
+        """Take no more queries; return when those that were taken have ended."""
         self._closing = True
         await self._driver.drain()
 
     async def stop(self) -> None:
-        """Stop the engine. Whatever was not drained gets no answer."""
+        """Stop the engine. Queries in flight get an error."""
         self._closing = self._stopped = True
         await self._driver.stop()
 
-    @property
-    def quarantined(self) -> Collection[str]:
-        """The instances that answered a golden query wrongly, the latest last."""
-        return self._driver.quarantine.names
-
-    def _in_flight(self) -> dict[str, int]:
-        return self._by_role(Counter(run.role for run in self._driver.units.values()))
+    def _units_in_flight(self) -> dict[str, int]:
+        return self._by_role(Counter(unit.action.role for unit in self._driver.units.values()))
 
     def _by_role(self, counts: Mapping[str, int]) -> dict[str, int]:
         return {role: counts.get(role, 0) for role in self._roles}

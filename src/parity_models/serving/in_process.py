@@ -13,9 +13,9 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.named_inputs import cut, padded
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.asked import Answerer
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.in_flight import Predictor
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.served_model import GivenTensor, ServedModel
 from parity_models.serving.server import Server
@@ -109,7 +109,7 @@ async def serve(
 
 
 async def _predict(
-    frontend: Answerer,
+    frontend: Predictor,
     model: ServedModel,
     inputs: ArrayLike | Mapping[str, ArrayLike],
     *,

@@ -6,16 +6,15 @@ own, so that several live in one process.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from parity_models import __version__
 from parity_models.scheduling import BACKUPS, Reason, RecycleReason, Source
-from parity_models.serving.memo import Memo
-from parity_models.serving.metric_by_role import ByRole
 from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
@@ -62,6 +61,26 @@ class _Declared(Generic[Kind]):
         for value in self._known:
             made.labels(value)
         vars(metrics)[self._attribute] = made
+
+
+class _ByRole(Collector):
+    """Makes the `family` of all `values`, with the `labels` that a role has."""
+
+    def __init__(
+        self,
+        labels: Callable[[str], list[str]],
+        family: Callable[[], GaugeMetricFamily | CounterMetricFamily],
+        values: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._labels = labels
+        self._family = family
+        self._values = values
+
+    def collect(self) -> Iterable[Metric]:
+        family = self._family()
+        for role, value in self._values().items():
+            family.add_metric(self._labels(role), value)
+        yield family
 
 
 class Metrics:
@@ -220,11 +239,8 @@ class Metrics:
     gate_open = _Declared(
         Gauge,
         "parm_gate_open",
-        "1: the stand-in may answer, if not all tenants; 0: it agrees too seldom, and may not.",
+        "1: the stand-in may answer; 0: it agrees too seldom, and may not.",
         "source",
-    )
-    gate_tenants_shut_out = _Declared(
-        Gauge, "parm_gate_tenants_shut_out", "Tenants that the stand-in may not answer.", "source"
     )
     gate_agreement = _Declared(
         Gauge,
@@ -317,7 +333,7 @@ class Metrics:
         for declared in vars(Metrics).values():
             if isinstance(declared, _Declared):
                 declared.make(self)
-        self.latency: Memo[Source, Histogram] = Memo(self.latency_by_source.labels)
+        self.latency: Callable[[Source], Histogram] = cache(self.latency_by_source.labels)
         self.build_info.labels(__version__, bundle_digest).set(1)
 
     def refused(self, why: str, messages: int = 1) -> None:
@@ -337,11 +353,11 @@ class Metrics:
         """A gauge by role, whose values are asked for when the metrics are."""
         # `work` is the name of the label until version 0.3.
         family = partial(GaugeMetricFamily, name, help_text, labels=["role", "work"])
-        self.registry.register(ByRole(lambda role: [role, role], family, values))
+        self.registry.register(_ByRole(lambda role: [role, role], family, values))
 
     def read_total(
         self, name: str, help_text: str, values: Callable[[], Mapping[str, float]]
     ) -> None:
         """A counter by role, whose values are asked for when the metrics are."""
         family = partial(CounterMetricFamily, name, help_text, labels=["role"])
-        self.registry.register(ByRole(lambda role: [role], family, values))
+        self.registry.register(_ByRole(lambda role: [role], family, values))

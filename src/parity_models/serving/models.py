@@ -10,8 +10,8 @@ from typing import Any, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.in_flight import Predictor
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.rest.protocol import ModelMetadata
 from parity_models.serving.served_model import ServedModel
@@ -36,7 +36,7 @@ class ServedVersion:
     """
 
     def __init__(
-        self, frontend: Answerer, model: ServedModel, metrics: Metrics | None = None
+        self, frontend: Predictor, model: ServedModel, metrics: Metrics | None = None
     ) -> None:
         self.frontend = frontend
         self.model = model
@@ -98,7 +98,7 @@ class OneModel:
 
     extensions: Sequence[str] = ()
 
-    def __init__(self, frontend: Answerer, model: ServedModel) -> None:
+    def __init__(self, frontend: Predictor, model: ServedModel) -> None:
         self._version = ServedVersion(frontend, model)
 
     @property

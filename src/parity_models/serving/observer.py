@@ -1,4 +1,4 @@
-"""Who is told what a server does, as it does it."""
+"""Observers: told what a server does, as it does it."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,9 +12,9 @@ Said = TypeVar("Said")
 
 
 class Observer:
-    """Is told of events and of the scheduler's actions, with their times (monotonic, in seconds).
+    """Hears of events and of the scheduler's actions, with their times (monotonic, in seconds).
 
-    By default it takes no notice. It is told by the thread that serves, so it must be quick.
+    Each method does nothing by default. They run on the thread that serves, so they must be quick.
     """
 
     def acted(self, now: float, actions: Sequence[Action]) -> None:
@@ -38,21 +38,24 @@ class Observer:
         """Predictions of a group have been reconstructed, in this time."""
 
     def refused(self, now: float, queries: Collection[int], source: Source) -> None:
-        """What the stand-in with this source says to these queries may not be given."""
+        """The stand-in with this source may not answer these queries."""
 
     def headers(self, unit: Run) -> Mapping[str, str]:
-        """What is to be said, as headers, to another server that runs this unit."""
+        """Return headers for the request that has another server run this unit."""
         return {}
 
 
 class Observers(Observer):
-    """Several, each of which is told of everything. What one raises hinders neither the others nor
-    the server: it is logged, the first time, and counted."""
+    """Several observers. An exception in one affects neither the others nor the server: it is
+    counted, and logged the first time."""
 
-    def __init__(self, metrics: Metrics, *observers: Observer) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._all = list(observers)
+        self._all: list[Observer] = []
         self._at_fault: set[Observer] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
 
     def add(self, observer: Observer) -> None:
         """Tell this one, too, from now on."""
@@ -103,5 +106,5 @@ class Observers(Observer):
             self._metrics.observer_errors.inc()
             if observer not in self._at_fault:
                 self._at_fault.add(observer)
-                _log.exception("%s failed; no query is the worse for it", type(observer).__name__)
+                _log.exception("%s failed; queries are unaffected", type(observer).__name__)
             return None

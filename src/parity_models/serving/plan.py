@@ -23,13 +23,12 @@ from parity_models.scheduling.policies import Adaptive, NoRedundancy, StandIns
 from parity_models.serving.engine import Engine
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.gates import ChosenGate, choose_gates, ungated
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.rest.protocol import GateMetadata
-from parity_models.serving.screen import Screen
 from parity_models.serving.served_model import VERSION, ServedModel
+from parity_models.trust.gates import ChosenGate, OutputGate, choose_gates, ungated
 
 
 def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
@@ -94,7 +93,7 @@ class Plan:
         self._code = code if needs.needs_code or (needs.needs_stand_in and stand_ins.code) else None
         self._default = _default(options, self.model.signature)
         envelope = bundle.envelope()
-        self._screen = Screen(envelope)
+        self._gate = OutputGate(self._gates, envelope)
         self.notes = tuple(ungated(bundle, used, options.agreement))
         if envelope is None and parity_role(0) in used and not bundle.isolated:
             self.notes += (_UNSCREENED,)
@@ -128,8 +127,7 @@ class Plan:
             imitated=self._imitated,
             dispatch=self._dispatch,
             default=self._default,
-            screen=self._screen,
-            gates=self._gates,
+            gate=self._gate,
             golden=golden,
             min_ready=options.min_ready,
             refuses=_refuses(options),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from typing import Any
 
 from parity_models.scheduling import (
@@ -19,7 +20,6 @@ from parity_models.scheduling import (
     Source,
     Verify,
 )
-from parity_models.serving.memo import Memo
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.observer import Observer
 
@@ -52,9 +52,7 @@ class RedundantWork(Observer):
         """The class of each instance that is up."""
         self._timed: dict[tuple[str, str], Callable[[float], None]] = {}
         """What a run's time is told, by role and class of the instance."""
-        self._count: Memo[tuple[str, str], Callable[[float], None]] = Memo(
-            lambda key: metrics.redundant.labels(*key).inc
-        )
+        self._count = cache(lambda kind, fate: metrics.redundant.labels(kind, fate).inc)
         for kind in USUAL:
             for fate in FATES:
                 metrics.redundant.labels(kind, fate)
@@ -99,9 +97,9 @@ class RedundantWork(Observer):
         for query in queries:
             if source is Source.RECONSTRUCTION:
                 if query in self._groups:
-                    self._count[PARITY, REFUSED](1)
+                    self._count(PARITY, REFUSED)(1)
             elif self._useless[source].get(query):  # else it was compared, or came too late
-                self._count[source, REFUSED](1)
+                self._count(source, REFUSED)(1)
 
     def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
         if isinstance(unit, Verify) or unit.unit not in self._units:
@@ -117,7 +115,7 @@ class RedundantWork(Observer):
         if finished:
             for subject in redundant:
                 if (kind, subject) in self._gone:
-                    self._count[kind, WASTED](1)
+                    self._count(kind, WASTED)(1)
                 else:
                     self._useless[kind][subject] += 1
         self._remember_no_more(kind, redundant)
@@ -138,7 +136,7 @@ class RedundantWork(Observer):
             redundant = list(run.subjects)
         self._units[run.unit] = (now, kind, redundant)
         if redundant:
-            self._count[kind, SENT](len(redundant))
+            self._count(kind, SENT)(len(redundant))
             self._running.update((kind, each) for each in redundant)
 
     def _observe(self, unit: Run, seconds: float) -> None:
@@ -166,7 +164,7 @@ class RedundantWork(Observer):
         if unit in self._units:
             began, kind, redundant = self._units[unit]
             if redundant:
-                self._count[kind, fate](len(redundant))
+                self._count(kind, fate)(len(redundant))
                 self._over(kind, redundant)
                 self._remember_no_more(kind, redundant)
                 self._units[unit] = (began, kind, ())
@@ -197,7 +195,7 @@ class RedundantWork(Observer):
                 self._waste(kind, query)
 
     def _answered(self, kind: str, subject: int) -> None:
-        self._count[kind, ANSWERED](1)
+        self._count(kind, ANSWERED)(1)
         self._useless[kind].pop(subject, None)
 
     def _forget_group(self, now: float, action: ForgetGroup) -> None:
@@ -206,6 +204,6 @@ class RedundantWork(Observer):
     def _waste(self, kind: str, subject: int) -> None:
         wasted = self._useless[kind].pop(subject, 0)
         if wasted:
-            self._count[kind, WASTED](wasted)
+            self._count(kind, WASTED)(wasted)
         if (kind, subject) in self._running:
             self._gone.add((kind, subject))

@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -142,3 +142,19 @@ class RequestLog:
 
 CURRENT: ContextVar[RequestLog | None] = ContextVar("CURRENT", default=None)
 """The request that is being answered, by the task that answers it."""
+
+
+def headers_for(requests: Iterable[RequestLog]) -> dict[str, str]:
+    """Return the headers, or metadata, of a request to another server on behalf of these.
+
+    They have as many of the requests' ids as an id may be long, separated by commas, and the trace
+    of the first that has one: there can be no other.
+    """
+    headers: dict[str, str] = {}
+    for request in dict.fromkeys(requests):
+        ids = f"{headers[REQUEST_ID]},{request.id}" if REQUEST_ID in headers else request.id
+        if len(ids) <= MAX_ID:
+            headers[REQUEST_ID] = ids
+        if TRACEPARENT not in headers:
+            headers |= request.trace_headers
+    return headers

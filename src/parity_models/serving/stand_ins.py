@@ -1,91 +1,197 @@
-"""What a server makes of its stand-ins' outputs: which may answer, and how often they are right."""
+"""The outputs of a server's stand-ins: which may answer, and how often they agree with the model.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+Outputs are compared with predictions where both can be had. A disagreement may be the stand-in's
+error, or that of an instance that answers wrongly: to find the latter, the scheduler hears of every
+comparison with the instances that made the two outputs.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.scheduling import BACKUPS, DEPLOYED, ForgetGroup, Run, Source
-from parity_models.serving.comparison import Comparison
-from parity_models.serving.gates import ChosenGate, Gates
+from parity_models.roles import Source, source_of
+from parity_models.scheduling import Run
+from parity_models.serving.in_flight import Made
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.screen import Screen
-from parity_models.serving.tensors import Tensors
+from parity_models.trust.agreement import AgreementWatch
+from parity_models.trust.gates import OutputGate
+
+Outputs = Sequence[Made | None]
+"""None for an output that is not here."""
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class StandInRules:
-    """Which outputs of stand-ins may answer, and how many are compared with predictions.
+@dataclass(slots=True)
+class _Sample:
+    """A unit of a stand-in that runs on to be compared, and the predictions for its subjects: of a
+    group that is over, or of a backup's query."""
 
-    Those may not that the `screen` sorts out, that their gate among `gates` refuses, or that are
-    for a query, by its id, that a fault plan `refuses` them. `compare_one_in` is as for Comparison.
-    Where the deployed model has several outputs, stand-ins give the one that is `imitated`.
-    """
-
-    screen: Screen
-    gates: Mapping[Source, ChosenGate]
-    refuses: Callable[[int, Source], bool]
-    compare_one_in: int
-    imitated: str | None = None
+    unit: int
+    subjects: frozenset[int]
+    predictions: dict[int, Outputs] = field(default_factory=dict)
 
 
 class StandIns:
-    """Judges outputs of stand-ins by `rules`, and has those that are among `tensors` compared.
+    """Judges the outputs of stand-ins, and compares them with predictions.
 
-    `compared` is told as by Comparison, `gate_turned` as by Gates.
+    Args:
+        code: Reconstructs, where the policy uses a code.
+        gate: Decides which outputs may answer.
+        metrics: Count what is refused and compared.
+        refuses: Returns whether a fault plan refuses a query the stand-in with this source.
+        compared: Called with each instance that made a compared output, and whether they agreed.
+        gate_turned: Called when a gate has opened (True) or closed.
+        one_in: Groups of which one is compared, as that takes time; all, while its gate is closed.
+
     """
 
     def __init__(
         self,
         code: Code | None,
-        tensors: Tensors,
-        rules: StandInRules,
+        gate: OutputGate,
         metrics: Metrics,
         *,
+        refuses: Callable[[int, Source], bool],
         compared: Callable[[str, bool], None],
         gate_turned: Callable[[Source, bool], None],
+        one_in: int,
     ) -> None:
-        self._tensors = tensors
-        self._rules = rules
+        self._code = code
+        self._gate = gate
+        self._watch = AgreementWatch(gate.chosen)
         self._metrics = metrics
-        self._gates = Gates(rules.gates, metrics, gate_turned)
-        self._comparison = Comparison(code, self._gates, metrics, compared, rules.compare_one_in)
+        self._refuses = refuses
+        self._compared = compared
+        self._gate_turned = gate_turned
+        self._one_in = one_in
+        self._with_parity = 0
+        self._sample: _Sample | None = None
+        for source, each in gate.chosen.items():
+            metrics.gate_open.labels(source).set(1)
+            metrics.gate_agreement.labels(source).set(each.level.level)
+            metrics.gate_coverage.labels(source).set(each.level.coverage)
+            for reason in ("gate", "closed"):
+                metrics.refused_answers.labels(source, reason)
 
-    def unusable(
+    def refused(
         self, source: Source, queries: Sequence[int], outputs: NDArray[Any]
     ) -> Sequence[int]:
-        """The rows of `outputs` (n, *output shape), one for each query, that may not answer."""
-        impossible = self._rules.screen.impossible(outputs)
+        """Return those queries that their `outputs` (n, *output shape) may not answer."""
+        impossible, unsure = self._gate.refused(source, outputs)
         if impossible:
             self._metrics.impossible.inc(len(impossible))
-        tenants = [self._tensors.tenant(query) for query in queries]
-        refused = self._gates.refused(source, outputs, tenants)
-        refuses = self._rules.refuses
-        planned = [row for row, query in enumerate(queries) if refuses(query, source)]
-        return sorted({*impossible, *refused, *planned})
+        rows = {*impossible, *unsure}
+        if source in self._gate.chosen:
+            self._metrics.refused_answers.labels(source, "gate").inc(len(unsure))
+            if not self._watch.is_open(source):
+                shut = len(outputs) - len(unsure)
+                self._metrics.refused_answers.labels(source, "closed").inc(shut)
+                rows.update(range(len(outputs)))
+        rows.update(row for row, query in enumerate(queries) if self._refuses(query, source))
+        return [queries[row] for row in sorted(rows)]
 
-    def finished(self, run: Run, outputs: NDArray[Any]) -> None:
-        """A unit has finished, and its outputs are kept."""
-        row = self._tensors.parity_rows.get(run.role)
-        if row is None:
-            for source, backup, prediction in self._tensors.backed(run):
-                self._comparison.backup(source, backup, prediction)
-        if run.role != DEPLOYED:
-            self._comparison.finished(row, run, outputs)
+    # Comparisons
 
-    def sample(self, run: Run) -> None:
-        """Nobody waits for this unit, which runs on to be compared."""
-        predictions = self._tensors.predictions(run) if run.role in BACKUPS else None
-        self._comparison.sample(run.unit, run.subjects, predictions)
+    def compare(self, source: Source, stand_in: Made, prediction: Made) -> None:
+        """Compare a stand-in's output with the model's prediction for the same query."""
+        self._count(source, stand_in.output, prediction, {stand_in.instance, prediction.instance})
+
+    def sample(self, run: Run, predictions: Iterable[tuple[int, Made]]) -> None:
+        """Compare this unit, which runs on for nothing else, once it has finished; `predictions`
+        are those that are here of a backup's queries."""
+        sampled = {query: (made,) for query, made in predictions}
+        self._sample = _Sample(run.unit, frozenset(run.subjects), dict(sampled))
+
+    def group_over(self, group: int, predictions: Outputs, parities: Outputs) -> None:
+        """Compare a group that no query waits for any more, if it is one of `one_in`."""
+        if any(parities):
+            self._with_parity += 1
+            is_due = self._with_parity % self._one_in == 0
+            if is_due or not self._watch.is_open(Source.RECONSTRUCTION):
+                self._compare_group(predictions, parities)
+        elif self._sample is not None and group in self._sample.subjects:
+            self._sample.predictions[group] = predictions
+
+    def finished(self, row: int | None, run: Run, outputs: NDArray[Any]) -> None:
+        """A unit of a stand-in has finished: a parity unit of this `row` of the code, or None."""
+        sample = self._sample
+        if sample is None or sample.unit != run.unit:
+            return
+        self._sample = None
+        for subject, output in zip(run.subjects, outputs, strict=True):
+            predictions = sample.predictions.get(subject)
+            if predictions is None:
+                continue
+            made = Made(output, run.instance)
+            if row is not None:
+                parities = range(0 if self._code is None else self._code.r)
+                self._compare_group(predictions, [made if j == row else None for j in parities])
+            elif predictions[0] is not None:
+                self.compare(source_of(run.role), made, predictions[0])
 
     def lost(self, unit: int) -> None:
         """This unit will not finish."""
-        self._comparison.lost(unit)
+        if self._sample is not None and self._sample.unit == unit:
+            self._sample = None
 
-    def forget_group(self, action: ForgetGroup) -> None:
-        """No more queries of the group are waiting."""
-        group = self._tensors.forget_group(action)
-        predictions = [self._tensors.prediction(query) for query in group.members]
-        self._comparison.group_over(action.group, predictions, group.outputs)
+    def _compare_group(self, predictions: Outputs, parities: Outputs) -> None:
+        """Reconstruct each prediction that is here as if it were not, and compare the two."""
+        assert self._code is not None
+        parity_outputs = [made.output if made else None for made in parities]
+        here = tuple(made is not None for made in parities)
+        for slot, prediction in enumerate(predictions):
+            if prediction is None:
+                continue
+            others = [made.output if made else None for made in predictions]
+            others[slot] = None
+            available = tuple(other is not None for other in others)
+            if not self._code.decodable(available, here)[slot]:
+                continue
+            with np.errstate(all="ignore"):
+                reconstruction = self._code.decode(others, parity_outputs)[slot]
+                size = float(np.linalg.norm(prediction.output))
+                off = float(np.linalg.norm(reconstruction - prediction.output))
+                error = off / size if size > 0 else 0.0
+                if isfinite(error):  # else the sum of errors would be lost for good
+                    self._metrics.reconstruction_error.observe(error)
+                makers = {made.instance for made in (prediction, *parities) if made is not None}
+                agreed = self._count(Source.RECONSTRUCTION, reconstruction, prediction, makers)
+            self._metrics.compared.inc()
+            self._metrics.disagreements.inc(not agreed)
+
+    def _count(
+        self, source: Source, output: NDArray[Any], prediction: Made, makers: set[str]
+    ) -> bool:
+        """Count a comparison, for the gate only if the output may answer. Return whether the two
+        agreed."""
+        agreed = self._watch.agree(source, output, prediction.output)
+        if not self._gate.refused(source, output[np.newaxis]).unsure:
+            self._metrics.compared_answers.labels(source).inc()
+            if not agreed:
+                self._metrics.disagreed_answers.labels(source).inc()
+            if self._watch.saw(source, agreed, makers, prediction.tenant):
+                self._turned(source, is_open=self._watch.is_open(source))
+        for maker in sorted(makers):
+            self._compared(maker, agreed)
+        return agreed
+
+    def _turned(self, source: Source, *, is_open: bool) -> None:
+        self._metrics.gate_open.labels(source).set(is_open)
+        self._gate_turned(source, is_open)
+        level = self._gate.chosen[source].level.level
+        if is_open:
+            _log.warning("the %s agrees in %g of cases again, and answers again", source, level)
+        else:
+            _log.warning(
+                "the %s agrees in less than %g of cases, and answers nobody until it does again; "
+                "are queries as they were when it was trained and calibrated?",
+                source,
+                level,
+            )

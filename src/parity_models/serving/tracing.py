@@ -37,8 +37,8 @@ from parity_models.scheduling import (
     Source,
     Verify,
 )
-from parity_models.serving.asked import Asked
 from parity_models.serving.frontend import Frontend
+from parity_models.serving.in_flight import InFlight
 from parity_models.serving.observer import Observer
 from parity_models.serving.request_log import RequestLog
 from parity_models.serving.served_model import ServedModel
@@ -91,7 +91,7 @@ class QuerySpans(Observer):
     """Makes spans of what happens to `requests`, by query; each says what is `about` them all."""
 
     def __init__(
-        self, tracer: Tracer, about: Mapping[str, str], requests: Mapping[int, Asked]
+        self, tracer: Tracer, about: Mapping[str, str], requests: Mapping[int, InFlight]
     ) -> None:
         self._tracer = tracer
         self._about = about

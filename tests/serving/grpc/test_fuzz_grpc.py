@@ -19,7 +19,6 @@ from fuzzing import fuzz
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
-from parity_models.serving.asked import Answers
 from parity_models.serving.errors import (
     InvalidRequestError,
     NotFoundError,
@@ -29,6 +28,7 @@ from parity_models.serving.errors import (
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.grpc.service import SERVICE, InferenceService
+from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
@@ -54,14 +54,14 @@ class Echo:
         *,
         tenant: str | None,
         exact: bool,
-    ) -> Answers:
+    ) -> Result:
         assert rows.dtype == np.float32
         assert rows.shape[1:] == (WIDTH,)
         assert 1 <= len(rows) <= MODEL.max_rows
         assert timeout is None or timeout > 0
         assert tenant is None or 1 <= len(tenant) <= MAX_TENANT
         assert exact in (True, False)
-        return Answers(rows, [Source.MODEL] * len(rows))
+        return Result(rows, [Source.MODEL] * len(rows))
 
 
 class NoContext:

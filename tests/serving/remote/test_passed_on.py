@@ -19,8 +19,7 @@ from parity_models.codes import CodeSpec
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.engines import EngineChoice
-from parity_models.serving.passed_on import headers_for
-from parity_models.serving.request_log import MAX_ID, RequestLog
+from parity_models.serving.request_log import MAX_ID, RequestLog, headers_for
 from parity_models.serving.server import ServeOptions, Server
 from upstream_engines import WEIGHTS
 

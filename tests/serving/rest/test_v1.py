@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from http_served import MODEL, Served, serving
 from parity_models.scheduling import Source
-from parity_models.serving.asked import Answers
 from parity_models.serving.errors import NotAcceptableError, RequestError
+from parity_models.serving.in_flight import Result
 from parity_models.serving.rest.v1 import predict_response, read_predict
 
 PREDICT = "/v1/models/model:predict"
@@ -121,7 +121,7 @@ def test_parameters_say_what_they_say_in_the_other_protocol() -> None:
 
 def test_what_json_cannot_say_is_refused() -> None:
     asked, _ = read_predict(json.dumps({"instances": ROWS}).encode(), MODEL)
-    answers = Answers(np.full((2, 4), np.nan), [Source.MODEL] * 2)
+    answers = Result(np.full((2, 4), np.nan), [Source.MODEL] * 2)
     with pytest.raises(NotAcceptableError, match="not finite"):
         predict_response(MODEL, asked, answers, True)
 

@@ -23,8 +23,8 @@ from parity_models.serving.page.instances import InstanceView, PageInstances
 from parity_models.serving.page.latencies import MINUTES, Latencies, Percentiles, Tail
 
 if TYPE_CHECKING:
-    from parity_models.serving.asked import Asked
     from parity_models.serving.frontend import Frontend
+    from parity_models.serving.in_flight import InFlight
 
 KEPT = 200
 """Events that are kept."""
@@ -118,7 +118,7 @@ class Watch(Observer):
     def __init__(
         self,
         frontend: "Frontend",
-        requests: "Mapping[int, Asked]",
+        requests: "Mapping[int, InFlight]",
         *,
         model: str,
         policy: str,

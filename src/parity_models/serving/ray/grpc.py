@@ -15,7 +15,6 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
-from parity_models.serving.asked import Answerer
 from parity_models.serving.errors import RequestError, TooLargeError
 from parity_models.serving.grpc.refusals import code_of, metadata_of, text_of
 from parity_models.serving.grpc.service import (
@@ -23,6 +22,7 @@ from parity_models.serving.grpc.service import (
     InferenceService,
     read_message,
 )
+from parity_models.serving.in_flight import Predictor
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
 from parity_models.serving.refusals import Refused
@@ -99,11 +99,11 @@ class _TimeTold:
 
 
 class RayGrpc:
-    """Answers what Serve's proxy has received; a message holds up to `max_message` bytes."""
+    """Result what Serve's proxy has received; a message holds up to `max_message` bytes."""
 
     def __init__(
         self,
-        frontend: Answerer,
+        frontend: Predictor,
         model: ServedModel,
         metrics: Metrics,
         max_message: int,

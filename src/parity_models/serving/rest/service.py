@@ -16,13 +16,13 @@ from prometheus_client import Counter
 
 from parity_models import __version__
 from parity_models.serving.access import HEALTH, METRICS
-from parity_models.serving.asked import Answers
 from parity_models.serving.errors import (
     AbandonedError,
     RequestError,
     UnauthorizedError,
     UnavailableError,
 )
+from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion, why_unready
@@ -280,7 +280,7 @@ class Rest:
 
     async def _ask(
         self, request: Request, version: ServedVersion, asked: InferRequest
-    ) -> tuple[ServedModel, Answers]:
+    ) -> tuple[ServedModel, Result]:
         """The answers to what a request's body asks, and the model that gave them."""
         if version.model.tenant_header is not None:
             asked = with_tenant(asked, version.model.tenant_header, request.values)

@@ -17,8 +17,8 @@ from msgspec import Raw, Struct
 
 from parity_models.models.named_inputs import cut, padded
 from parity_models.models.signature import Tensor
-from parity_models.serving.asked import Answers
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError
+from parity_models.serving.in_flight import Result
 from parity_models.serving.rest.json_tensors import (
     check_json_size,
     read_json,
@@ -88,7 +88,7 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequ
 
 
 def predict_response(
-    model: ServedModel, asked: InferRequest, answers: Answers, by_row: bool
+    model: ServedModel, asked: InferRequest, answers: Result, by_row: bool
 ) -> Response:
     """The answer with these predictions.
 

@@ -19,9 +19,9 @@ from parity_models.models.bundle import Bundle, with_calibration
 from parity_models.models.gate import Calibration, GateLevel, StandIn, confidences
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import choose
-from parity_models.serving.gates import choose_gates, ungated
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.server import ServeOptions, Server
+from parity_models.trust.gates import choose_gates, ungated
 
 ROLES = {"deployed", "parity-0", "backup"}
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_promised_is_refused_with_the_way_out(tmp_path: Path) -> 
         choose_gates(held, {"deployed", "parity-0"}, 0.99)
     with pytest.raises(UserError, match=r"no calibration of its backup.*: parm calibrate "):
         choose_gates(held, ROLES, 0.9)
-    with pytest.raises(UserError, match="this policy has none; leave agreement out"):
+    with pytest.raises(UserError, match=r"this policy has no stand-in .*; leave agreement out"):
         choose_gates(held, {"deployed"}, 0.9)
     held = bundle(tmp_path, reconstruction=calibration())
     with pytest.raises(UserError, match=r"it reaches no level: calibrate it with more queries"):
@@ -87,7 +87,7 @@ def test_the_command_refuses_at_the_start(tmp_path: Path, parm_here: Here) -> No
     for policy, agreement, said in (
         ("parity", 0.99, "serve with --agreement 0.9 at most"),
         ("parity", 99, "0.99 stands for 99 of 100"),
-        ("hedging", 0.9, "this policy has none"),
+        ("hedging", 0.9, "this policy has no stand-in"),
         ("approximate-backup", 0.9, "has no calibration of its backup"),
     ):
         done = parm_here("serve", held.path, "--policy", policy, "--agreement", agreement)

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from parity_models.codes import Code, CodeSpec
 from parity_models.scheduling import Parity, Run
 from parity_models.scheduling.policies import Pool
-from parity_models.serving.comparison import Comparison, Made
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.gates import Gates
+from parity_models.serving.in_flight import Made
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.stand_ins import StandIns
+from parity_models.trust.gates import OutputGate
 from puppet_engine import CODE, asked, queries, serving
 
 SEPARATE = Code(CodeSpec("stack", "separate", 2), (6,), (3,))
@@ -25,13 +26,20 @@ def made(*outputs: NDArray[Any] | None) -> list[Made | None]:
     return [None if output is None else Made(output, "a") for output in outputs]
 
 
-def to_nobody(instance: str, agreed: bool) -> None:
-    pass
-
-
-def comparing(code: Code, one_in: int = 1) -> tuple[Comparison, Metrics]:
-    metrics = Metrics()
-    return Comparison(code, Gates({}, metrics), metrics, to_nobody, one_in), metrics
+def comparing(
+    code: Code, one_in: int = 1, told: list[tuple[str, bool]] | None = None
+) -> tuple[StandIns, Metrics]:
+    metrics, told = Metrics(), [] if told is None else told
+    stand_ins = StandIns(
+        code,
+        OutputGate(),
+        metrics,
+        refuses=lambda query, source: False,
+        compared=lambda *about: told.append(about),
+        gate_turned=lambda source, is_open: None,
+        one_in=one_in,
+    )
+    return stand_ins, metrics
 
 
 def counted(metrics: Metrics) -> tuple[float, float, float]:
@@ -72,13 +80,13 @@ def test_subtraction_is_compared_only_where_the_others_are_here() -> None:
 
 def test_a_parity_unit_that_runs_on_is_compared_with_the_predictions_of_its_group() -> None:
     comparison, metrics = comparing(CODE)
-    comparison.sample(20, [20])
+    comparison.sample(Run("b", 20, "parity-0", (20,)), ())
     comparison.group_over(20, made(A, B), made(None))
     comparison.finished(0, Run("b", 7, "parity-0", (7,)), A[None])
     assert counted(metrics)[0] == 0
     comparison.finished(0, Run("b", 20, "parity-0", (20,)), (A + B)[None])
     assert counted(metrics)[0] == 2
-    comparison.sample(40, [40])
+    comparison.sample(Run("b", 40, "parity-0", (40,)), ())
     comparison.lost(40)
     comparison.finished(0, Run("b", 40, "parity-0", (40,)), A[None])
     assert counted(metrics)[0] == 2
@@ -134,9 +142,7 @@ async def test_a_parity_unit_that_is_lost_is_not_waited_for() -> None:
 
 def test_who_made_what_is_compared_is_told_whether_it_agreed() -> None:
     told: list[tuple[str, bool]] = []
-    comparison = Comparison(
-        SEPARATE, Gates({}, Metrics()), Metrics(), lambda *about: told.append(about), 1
-    )
+    comparison, _ = comparing(SEPARATE, told=told)
     comparison.group_over(1, [Made(A, "0"), Made(B, "1")], [Made(np.stack([A, A]), "2")])
     assert told == [("0", True), ("2", True), ("1", False), ("2", False)]
 

@@ -1,30 +1,30 @@
-"""A request under way in the frontend, its answers, and what they are asked of."""
+"""A request in flight, its result, and the interface that the protocols ask for predictions."""
 
 import asyncio
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from parity_models.scheduling import Source
+from parity_models.roles import Source
 from parity_models.serving.errors import RequestError
 from parity_models.serving.request_log import RequestLog
 
 
-class Answers(Struct, frozen=True, eq=False):
+class Result(Struct, frozen=True, eq=False):
     """The answers to a request: `outputs` (n, *output shape), and the source of each row."""
 
     outputs: NDArray[Any]
     sources: Sequence[Source]
 
 
-class Answerer(Protocol):
-    """What REST and gRPC need of a Frontend."""
+class Predictor(Protocol):
+    """Answers queries; a Frontend does."""
 
     @property
     def ready(self) -> bool:
-        """Would a query be answered?"""
+        """Whether a query would be answered."""
 
     @property
     def quarantined(self) -> Collection[str]:
@@ -32,53 +32,62 @@ class Answerer(Protocol):
 
     async def infer(
         self, rows: NDArray[Any], timeout: float | None, *, tenant: str | None, exact: bool
-    ) -> Answers:
+    ) -> Result:
         """Answer a query per row of `rows` (n, *input shape), as Frontend.infer does."""
 
 
-class Asked(Struct, eq=False):
-    """A request under way; its `future` is of Answers, or of a RequestError.
+class Made(NamedTuple):
+    """An output (*shape), the instance that made it, and the tenant of the query."""
 
-    Query `first + i` is its row i. What a query can be answered with, or decoded from, is
-    `at_hand` by its id and the source; `ran_on` is the instance that made it.
+    output: NDArray[Any]
+    instance: str
+    tenant: str | None = None
+
+
+class InFlight(Struct, eq=False):
+    """A request in flight; its `future` is of a Result, or of a RequestError.
+
+    Query `first + i` is its row i. `outputs` are what a query can be answered with, or decoded
+    from, by its id and the source.
     """
 
     first: int
     arrived: float
     rows: NDArray[Any]
-    outputs: NDArray[Any]
-    future: asyncio.Future[Answers]
+    answers: NDArray[Any]
+    future: asyncio.Future[Result]
     unanswered: int
     due: float
     request: RequestLog | None
     sources: list[Source]
     tenant: str | None = None
-    at_hand: dict[tuple[int, Source], NDArray[Any]] = {}
-    ran_on: dict[tuple[int, Source], str] = {}
+    outputs: dict[tuple[int, Source], Made] = {}
 
     @property
     def queries(self) -> range:
         return range(self.first, self.first + len(self.rows))
 
-    def alone(self, row: int) -> "Asked":
-        """One row of it, copied, that nobody waits for: what it keeps is its own."""
+    def detach_row(self, row: int) -> "InFlight":
+        """Return a copy of one row, which nobody waits for, so that it does not keep the others."""
         query, only = self.first + row, slice(row, row + 1)
-        nobody: asyncio.Future[Answers] = self.future.get_loop().create_future()
-        nobody.cancel()
-        here = [key for key in ((query, source) for source in Source) if key in self.at_hand]
-        return Asked(
+        cancelled: asyncio.Future[Result] = self.future.get_loop().create_future()
+        cancelled.cancel()
+        return InFlight(
             first=query,
             arrived=self.arrived,
             rows=self.rows[only].copy(),
-            outputs=self.outputs[only].copy(),
-            future=nobody,
+            answers=self.answers[only].copy(),
+            future=cancelled,
             unanswered=1,
             due=self.due,
             request=self.request,
             sources=self.sources[only],
             tenant=self.tenant,
-            at_hand={key: self.at_hand[key].copy() for key in here},
-            ran_on={key: self.ran_on[key] for key in here if key in self.ran_on},
+            outputs={
+                (query, source): made._replace(output=made.output.copy())
+                for source in Source
+                if (made := self.outputs.get((query, source))) is not None
+            },
         )
 
     def fail(self, error: RequestError) -> None:

@@ -1,0 +1,163 @@
+"""Does a stand-in still agree with the model as often as its gate promises? A sequential test.
+
+Every comparison multiplies a likelihood ratio: how much likelier is the result if the odds of
+disagreement are ODDS times those of the level, than if they are those of the level. A test begins
+with a ratio of 1, and begins anew whenever the ratio is below that, so that a good past does not
+hide a bad present (CUSUM: Page, Biometrika 1954). It closes the gate when the ratio reaches 1 /
+FALSELY. By the inequality of Ville, a test does so with a probability of at most FALSELY while the
+agreement is at its level or above, however long it goes on. A closed gate is tested the other way
+round, and opens at 1 / TOO_SOON.
+"""
+
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from math import ceil, log
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.roles import Source
+from parity_models.tasks.agreeing import Agreement
+from parity_models.trust.gates import ChosenGate
+
+ODDS: Final = 3.0
+"""How many times worse than at the level the odds of disagreement are to be detected soon."""
+
+FALSELY: Final = 1e-6
+"""The probability that a test closes the gate though the agreement is at its level."""
+
+TOO_SOON: Final = 1e-3
+"""The probability that a test opens it though the odds are still ODDS times those of the level."""
+
+REMEMBERED: Final = 16384
+"""The most comparisons of a test that are remembered, with their instances and tenants."""
+
+LOOK_EVERY: Final = 1 / 32
+"""Comparisons between two searches for who they come from, as a share of those remembered: a
+search takes milliseconds."""
+
+_SAME_CLASS = Agreement("classes", 0.0)
+"""The criterion without a calibration."""
+
+
+class _Seen(NamedTuple):
+    agreed: bool
+    makers: Collection[str]
+    tenant: Hashable
+
+
+class AgreementTest:
+    """Tests comparisons, a share `level` of which should agree: is the gate `open`?
+
+    One instance that answers wrongly says nothing of the stand-in, and one tenant's queries say
+    little: a gate closes only if the comparisons without that instance speak against it too, and
+    those without that tenant prove it wrong by themselves.
+    """
+
+    def __init__(self, level: float) -> None:
+        wrong = 1 - level
+        suspected = ODDS * wrong / (1 + (ODDS - 1) * wrong)
+        self._gain = {False: log(suspected / wrong), True: log((1 - suspected) / level)}
+        self._evidence = 0.0
+        self._until_look = 0
+        self._seen: deque[_Seen] = deque(maxlen=REMEMBERED)
+        self.open = True
+
+    def saw(self, agreed: bool, makers: Collection[str], tenant: Hashable = None) -> bool:
+        """Add a comparison.
+
+        Args:
+            agreed: Whether stand-in and model agreed.
+            makers: The instances that made the two outputs.
+            tenant: The tenant whose query it was.
+
+        Returns:
+            Whether the gate has opened or closed.
+
+        """
+        gain = self._gain[agreed]
+        self._evidence = max(0.0, self._evidence + (gain if self.open else -gain))
+        if not self._evidence:
+            self._begin()
+            return False
+        if self.open:
+            self._seen.append(_Seen(agreed, makers, tenant))
+        if self._evidence < -log(FALSELY if self.open else TOO_SOON):
+            return False
+        if self.open and not self._is_of_many():
+            return False
+        self.open = not self.open
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
+        self._evidence = 0.0
+        self._seen.clear()
+        self._until_look = 0
+
+    def _is_of_many(self) -> bool:
+        """Return whether the evidence is of several instances and tenants, if there are several."""
+        if self._until_look:
+            self._until_look -= 1
+            if self._until_look:
+                return False
+            # Comparisons that are no longer remembered count no longer.
+            self._evidence = self._evidence_of(self._seen)
+            if self._evidence < -log(FALSELY):
+                return False
+        if self._is_of_one(lambda seen: seen.makers, TOO_SOON) or self._is_of_one(
+            lambda seen: (seen.tenant,), FALSELY
+        ):
+            self._until_look = ceil(LOOK_EVERY * len(self._seen))
+            return False
+        return True
+
+    def _is_of_one(self, whose: Callable[[_Seen], Collection[Hashable]], chance: float) -> bool:
+        """Return whether there are comparisons without the worst party, and their evidence against
+        the gate is below 1 / `chance`."""
+        against: dict[Hashable, float] = {}
+        for seen in self._seen:
+            for each in set(whose(seen)):
+                against[each] = against.get(each, 0.0) + self._gain[seen.agreed]
+        worst = max(against, key=against.__getitem__)
+        others = [seen for seen in self._seen if worst not in whose(seen)]
+        return bool(others) and self._evidence_of(others) < -log(chance)
+
+    def _evidence_of(self, comparisons: Iterable[_Seen]) -> float:
+        evidence = 0.0
+        for seen in comparisons:
+            evidence = max(0.0, evidence + self._gain[seen.agreed])
+        return evidence
+
+
+class AgreementWatch:
+    """Watches how often the outputs of stand-ins agree with the model's predictions.
+
+    Args:
+        chosen: The gate of each stand-in. One without a gate is compared by class, and stays in
+            service.
+
+    """
+
+    def __init__(self, chosen: Mapping[Source, ChosenGate]) -> None:
+        self._agreements = {
+            source: Agreement(each.calibration.kind, each.calibration.tolerance)
+            for source, each in chosen.items()
+        }
+        self._tests = {source: AgreementTest(each.level.level) for source, each in chosen.items()}
+
+    def is_open(self, source: Source) -> bool:
+        """Return whether the stand-in is in service."""
+        test = self._tests.get(source)
+        return test is None or test.open
+
+    def agree(self, source: Source, output: NDArray[Any], prediction: NDArray[Any]) -> bool:
+        """Return whether a stand-in's output agrees with the prediction (both *output shape)."""
+        agreement = self._agreements.get(source, _SAME_CLASS)
+        return bool(agreement(output[np.newaxis], prediction[np.newaxis])[0])
+
+    def saw(self, source: Source, agreed: bool, makers: Collection[str], tenant: Hashable) -> bool:
+        """Add a comparison, as AgreementTest.saw does. Return whether a gate opened or closed."""
+        test = self._tests.get(source)
+        return test is not None and test.saw(agreed, makers, tenant)

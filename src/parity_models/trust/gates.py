@@ -1,0 +1,185 @@
+"""May this output answer? The gates of a server's stand-ins, and what stand-ins are kept from."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import OptionError, UserError
+from parity_models.models.bundle import Bundle
+from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
+from parity_models.models.tensor import tensors_in
+from parity_models.options import Spell
+from parity_models.roles import BACKUPS, Source, source_of
+
+AGREEMENT: Final = 0.99
+"""The highest level that a gate gets unless an agreement is asked for."""
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ChosenGate:
+    """The gate of a stand-in: a level of its calibration."""
+
+    calibration: Calibration
+    level: GateLevel
+
+
+def choose_gates(
+    bundle: Bundle, roles: Collection[str], agreement: float | None
+) -> dict[Source, ChosenGate]:
+    """Choose the gate of each stand-in of `bundle` that instances with these `roles` run.
+
+    Args:
+        bundle: Has the calibrations.
+        roles: The roles of all instances.
+        agreement: Choose the lowest level that promises this much; 0 for no gates. None for the
+            highest calibrated level up to AGREEMENT.
+
+    Raises:
+        UserError: A stand-in is not calibrated for the agreement.
+
+    """
+    used = _used(roles)
+    if agreement == 0:
+        return {}
+    if agreement is not None and not used:
+        raise OptionError(
+            lambda spell: (
+                "this policy has no stand-in whose agreement could be chosen; leave "
+                f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
+                "model or backup"
+            )
+        )
+    chosen = {}
+    for stand_in in used:
+        calibration = bundle.manifest.calibration.get(stand_in)
+        level: GateLevel | None = None
+        if agreement is not None:
+            level = _reaching(bundle, stand_in, calibration, agreement)
+        elif calibration is not None:
+            level = calibration.at_most(AGREEMENT)
+        if calibration is not None and level is not None:
+            chosen[Source(stand_in)] = ChosenGate(calibration, level)
+    return chosen
+
+
+def ungated(bundle: Bundle, roles: Collection[str], agreement: float | None) -> Iterator[str]:
+    """Yield a note on each stand-in that answers without a gate though that was not asked for."""
+    if agreement is not None:
+        return
+    for stand_in in _used(roles):
+        calibration = bundle.manifest.calibration.get(stand_in)
+        if calibration is None:
+            yield (
+                f"the {stand_in} answers without a gate, as it is not calibrated; calibrate it "
+                f"with: parm calibrate {bundle.path}"
+            )
+        elif calibration.at_most(AGREEMENT) is None:
+            yield (
+                f"the {stand_in} answers without a gate, as its calibration reached no level up to "
+                f"{AGREEMENT:g}; calibrate it with more queries, or serve with a policy without it"
+            )
+
+
+def _used(roles: Collection[str]) -> list[StandIn]:
+    found: list[StandIn] = []
+    if any(source_of(role) is Source.RECONSTRUCTION for role in roles):
+        found.append("reconstruction")
+    return found + [role for role in BACKUPS if role in roles]
+
+
+def _reaching(
+    bundle: Bundle, stand_in: StandIn, calibration: Calibration | None, agreement: float
+) -> GateLevel:
+    if calibration is None:
+        raise UserError(
+            f"{bundle.path} has no calibration of its {stand_in}, so nothing is known of its "
+            f"agreement; calibrate it with held-out queries: parm calibrate {bundle.path}"
+        )
+    level = calibration.at_least(agreement)
+    if level is not None:
+        return level
+    most = calibration.at_most(1.0)
+    most_said = "no level" if most is None else f"{most.level:g}"
+
+    def say(spell: Spell) -> str:
+        lower = (
+            "" if most is None else f"serve with {spell('agreement')} {most.level:g} at most, or "
+        )
+        return (
+            f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
+            f"it reaches {most_said}: {lower}calibrate it with more queries: "
+            f"parm calibrate {bundle.path} --agreement {agreement:g}"
+        )
+
+    raise OptionError(say)
+
+
+class Envelope(Protocol):
+    """The inputs that stand-ins learned from, and the outputs that the model can have."""
+
+    def unlike(self, rows: Array) -> NDArray[np.bool_]:
+        """Return which inputs (n, *input shape) are unlike those it learned from: (n,)."""
+
+    def impossible(self, outputs: Array) -> NDArray[np.bool_]:
+        """Return which outputs (n, *output shape) cannot be the deployed model's: (n,)."""
+
+
+class Refused(NamedTuple):
+    """The rows of a stand-in's outputs that may not answer: those that cannot be right, and those
+    that are too unsure."""
+
+    impossible: Sequence[int]
+    unsure: Sequence[int]
+
+
+class OutputGate:
+    """Decides which inputs stand-ins may see, and which of their outputs may answer.
+
+    Args:
+        chosen: The gate of each stand-in, by the source of its answers. One without a gate is
+            never too unsure.
+        envelope: What the stand-ins learned from. Without one, only values that are not finite are
+            unlike, or impossible.
+
+    """
+
+    def __init__(
+        self, chosen: Mapping[Source, ChosenGate] | None = None, envelope: Envelope | None = None
+    ) -> None:
+        self.chosen = chosen or {}
+        self._envelope = envelope
+        self._gates = {
+            source: Gate(each.calibration.confidence, each.level)
+            for source, each in self.chosen.items()
+        }
+
+    def unlike(self, rows: Array) -> Sequence[int]:
+        """Return the rows (n, *input shape) that the deployed model alone may answer."""
+        envelope = self._envelope
+        return _places(_not_finite(rows) if envelope is None else envelope.unlike(rows))
+
+    def refused(self, source: Source, outputs: Array) -> Refused:
+        """Return the rows of `outputs` (n, *output shape) that may not answer."""
+        envelope, gate = self._envelope, self._gates.get(source)
+        impossible = _not_finite(outputs) if envelope is None else envelope.impossible(outputs)
+        unsure = () if gate is None else _places(gate.refused(outputs))
+        return Refused(_places(impossible), unsure)
+
+
+def _not_finite(rows: Array) -> NDArray[np.bool_]:
+    found = np.zeros(len(rows), np.bool_)
+    for tensor in tensors_in(rows):
+        if tensor.dtype.kind == "f":
+            finite = np.isfinite(tensor)
+            if not finite.all():  # rare, so rows are rarely looked at one by one
+                found |= ~finite.reshape(len(rows), -1).all(axis=1)
+    return found
+
+
+def _places(chosen: NDArray[np.bool_]) -> Sequence[int]:
+    return np.flatnonzero(chosen).tolist() if chosen.any() else ()
