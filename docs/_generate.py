@@ -13,6 +13,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+import parity_models
 from parity_models.cli.main import command
 from parity_models.codes import DECODERS, ENCODERS
 from parity_models.models.networks import NETWORKS
@@ -86,16 +87,16 @@ def _commands() -> Iterable[tuple[str, Any]]:
 
 def _command_index() -> str:
     lines = ["# Command line", "", inspect.cleandoc(command().help or ""), ""]
-    lines += ["| command | what it does |", "|---|---|"]
-    lines += [
-        f"| [`parm {name}`]({name}.md) | {_text(entry.help)} |" for name, entry in _commands()
-    ]
+    lines += ["| command | purpose | from Python |", "|---|---|---|"]
+    for name, entry in _commands():
+        python = f"[`parity_models.{name}`][parity_models.{name}]" if _is_function(name) else ""
+        lines.append(f"| [`parm {name}`]({name}.md) | {_text(entry.help)} | {python} |")
     lines += ["", "Before any command:", ""]
     lines += _parameters(command().make_context("parm", [], resilient_parsing=True))
     lines += [
         "",
-        "Exit codes: 0 done; 1 something failed that is not the command's wording, or something "
-        "that must hold does not; 2 a mistake in the command, told in one line; 130 interrupted.",
+        "Exit codes: 0 success; 1 failure; 2 a mistake in the command, explained in one line; "
+        "130 interrupted.",
     ]
     return "\n".join(lines)
 
@@ -111,10 +112,32 @@ def _command_page(entry: Any, path: str, level: int = 1) -> Iterator[str]:
     usage = " ".join(real.collect_usage_pieces(context))
     yield f"```text\n{path} {usage}\n```"
     yield ""
+    if _is_function(path.removeprefix("parm ")):
+        yield from _call(path.removeprefix("parm "))
     yield from _parameters(context)
     for name, below in getattr(real, "commands", {}).items():
         yield ""
         yield from _command_page(below, f"{path} {name}", level + 1)
+
+
+def _is_function(name: str) -> bool:
+    """Return whether a command is a shell over a public function of its name."""
+    return name in parity_models.__all__ and callable(getattr(parity_models, name))
+
+
+def _call(name: str) -> Iterator[str]:
+    """Yield the call of a public function, with defaults and without types."""
+    empty = inspect.Parameter.empty
+    parameters = inspect.signature(getattr(parity_models, name)).parameters.values()
+    arguments = [
+        str(each.replace(annotation=empty, default=empty))
+        + ("" if each.default is empty else f"={each.default!r}")
+        for each in parameters
+    ]
+    yield f"```python\nparity_models.{name}({', '.join(arguments)})\n```"
+    yield ""
+    yield f"The same from Python: [`parity_models.{name}`][parity_models.{name}]."
+    yield ""
 
 
 def _parameters(context: Any) -> Iterator[str]:
