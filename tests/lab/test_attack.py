@@ -8,15 +8,7 @@ import pytest
 from parity_models.models.bundle import Bundle
 from parity_models.tasks import find_task
 from parity_models.training import Settings, train_deployed, train_parity
-from parity_models_lab.reliability.attack import (
-    CODE,
-    HONEST,
-    Beside,
-    compute,
-    partners,
-    table,
-    without_envelope,
-)
+from parity_models_lab.chaos.attack import CODE, HONEST, compute, partners, without_envelope
 
 pytestmark = pytest.mark.slow
 
@@ -54,20 +46,3 @@ def test_without_an_envelope_attackers_decide_victims_answers(
     for name, rows in PARTNERS.items():
         if name.startswith("all"):
             assert compute(bare, ROWS, rows)[0] < honest / 2, name
-
-
-@pytest.mark.parametrize(
-    ("agreed", "computed", "unanswered", "met"),
-    [
-        (960, 0.955, 0, [True, True, True]),
-        (900, 0.955, 0, [True, False, True]),
-        (960, 0.90, 0, [False, True, True]),
-        (960, 0.955, 1, [True, True, False]),
-    ],
-)
-def test_what_is_met_is_computed(
-    agreed: int, computed: float, unanswered: int, met: list[bool]
-) -> None:
-    honest = Beside(HONEST, 0.96, 0.0, 960, 1000, 0)
-    after = {HONEST: honest, "all 5": Beside("all 5", computed, 1.0, agreed, 1000, unanswered)}
-    assert [claim.met for claim in table(after, after).claims] == met

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from PIL import Image
 
+from commands import Here, assert_refused
 from parity_models.faults import Slowdowns, Uniform
 from parity_models.load.report import LoadReport
 from parity_models.models.bundle import open_bundle
@@ -92,3 +93,17 @@ def test_both_runs_follow_one_plan_that_the_seed_fixes() -> None:
     assert SHORT.faults(1) == SHORT.faults(1) != SHORT.faults(2)
     (kill,) = SHORT.faults(1).kills
     assert kill.at == SHORT.half_time
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--task", "nonesuch"), "there is no task 'nonesuch'"),
+        (("--out", "/dev/null/demo"), "cannot make the folder"),
+        (("--task", "fashion-mnist", "--data-dir", "/nonesuch"), "nonesuch"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], reason: str, lab_here: Here, tmp_path: Path
+) -> None:
+    assert_refused(lab_here("demo", "--out", tmp_path / "out", *arguments), reason)

@@ -33,7 +33,6 @@ def test_all_is_every_figure_but_those_that_take_long() -> None:
         "correlated",
         "cost-frontier",
         "degradation",
-        "engines",
         "generations",
         "hedging",
         "late",

@@ -1,5 +1,6 @@
-"""`parm-lab reproduce`: reports and pictures of what was run, and of what was run before."""
+"""`parm-lab latency`: rows and pictures of what was run, and of what was run before."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,27 @@ from small_experiment import SIMULATED
 
 
 @pytest.mark.slow
-def test_reproduce_writes_a_report_and_pictures_and_reuses_what_was_run(
+def test_it_writes_rows_and_pictures_and_reuses_earlier_runs(
     lab_here: Here, tmp_path: Path
 ) -> None:
     (tmp_path / "small.toml").write_text(SIMULATED)
-    arguments = ("reproduce", "latency", "--figure", tmp_path / "small.toml", "--network", "none")
-    places = ("--out", tmp_path / "latency.md", "--work", tmp_path / "work")
+    arguments = ("latency", "--figure", tmp_path / "small.toml", "--network", "none")
+    places = ("--out", tmp_path / "out", "--work", tmp_path / "work")
     first = lab_here(*arguments, *places)
     assert first.returncode == 0, first.stderr
-    report = (tmp_path / "latency.md").read_text()
-    assert "| 0.6 | adaptive parity |" in report
-    assert "Everything here is simulated." in report
-    assert (tmp_path / "latency" / "small.png").read_bytes().startswith(b"\x89PNG")
+    result = json.loads((tmp_path / "out" / "small.json").read_text())
+    assert result["command"].startswith("parm-lab latency --figure")
+    assert result["queries"] == {"real": 2000, "simulated": 1000}
+    at = [(row["load"], row["policy"], row["run"]) for row in result["rows"]]
+    assert at == [
+        (load, policy, "simulated")
+        for load in ("0.3", "0.6")
+        for policy in ("equal resources", "adaptive parity")
+    ]
+    for row in result["rows"]:
+        assert 0 < row["p50"] <= row["p99"] <= row["p99.9"]
+        assert row["failed"] == 0
+    assert (tmp_path / "out" / "small.png").read_bytes().startswith(b"\x89PNG")
     again = lab_here(*arguments, *places)
     assert "simulated:" in first.stderr
     assert "simulated:" not in again.stderr
@@ -29,9 +39,9 @@ def test_reproduce_writes_a_report_and_pictures_and_reuses_what_was_run(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("reproduce", "latency", "--preset", "huge"),
-        ("reproduce", "latency", "--figure", "99z"),
-        ("reproduce", "latency", "--network", "wireless"),
+        ("latency", "--preset", "huge"),
+        ("latency", "--figure", "99z"),
+        ("latency", "--network", "wireless"),
     ],
 )
 def test_mistakes_end_with_2_and_one_line(

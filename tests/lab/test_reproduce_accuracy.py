@@ -1,4 +1,4 @@
-"""parm-lab reproduce accuracy: a matrix is trained once, reported, and refused if it cannot be."""
+"""parm-lab accuracy: a matrix is trained once, written, and refused if it cannot be."""
 
 import json
 import shutil
@@ -16,13 +16,9 @@ from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
 from parity_models.evaluation.approaches import plain_approach
 from parity_models.models.bundle import Accuracy
-from parity_models_lab.accuracy.accuracy_report import approaches, write_report
 from parity_models_lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, ModelResults
-from parity_models_lab.accuracy.rivals import behind, berrut_of
 from parity_models_lab.accuracy.run import MatrixRun
-from parity_models_lab.accuracy.targets import targets
-from parity_models_lab.accuracy.time_left import TimeLeft
 
 pytestmark = pytest.mark.slow
 
@@ -47,30 +43,32 @@ free = [
 """
 
 
-def test_a_matrix_is_reported_and_not_run_twice(lab_here: Here, tmp_path: Path) -> None:
+def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -> None:
     matrix = tmp_path / "tiny.toml"
     matrix.write_text(TINY)
-    args = ["reproduce", "accuracy", "--preset", str(matrix)]
-    args += ["--out", str(tmp_path / "report.md"), "--work", str(tmp_path / "work")]
+    args = ["accuracy", "--preset", str(matrix)]
+    args += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     first = lab_here(*args)
     assert first.returncode == 0, first.stderr
-    report = (tmp_path / "report.md").read_text()
-    for said in ("digits, linear", "stack + separate", "published recipe", "default prediction"):
-        assert said in report
-    assert "lagrange of degree 1" in report
-    pictures = sorted(file.name for file in (tmp_path / "report").iterdir())
-    assert pictures == [
+    result = json.loads((tmp_path / "out" / "digits-linear.json").read_text())
+    names = [row["approach"] for row in result["rows"]]
+    assert names[0] == "default prediction"
+    assert "replication" in names
+    assert {"stack + separate, k=2", "lagrange of degree 1, k=2, r=1", "berrut, k=2, r=1"} < {
+        *names
+    }
+    assert all(0 <= row["A_d"] <= 1 for row in result["rows"])
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "digits-linear-codes.png",
-        "digits-linear-overall.png",
         "digits-linear-overhead.png",
+        "digits-linear.json",
         "k.png",
         "models.png",
     ]
     again = lab_here(*args)
     assert again.returncode == 0
-    assert "min left" in first.stderr
-    assert "min left" not in again.stderr
-    assert (tmp_path / "report.md").read_text() == report
+    assert "[1/" in first.stderr
+    assert "[1/" not in again.stderr
 
 
 def _run(folder: Path, text: str) -> tuple[list[ModelResults], list[str]]:
@@ -133,19 +131,6 @@ def test_results_belong_to_the_deployed_model_and_the_data_that_they_were_measur
     assert results[-1].deployed.queries == 120
 
 
-def test_the_time_left_is_learnt_from_what_was_run() -> None:
-    cells = (CodeCell(encoder="stack", decoder="separate", seconds=50),) * 3
-    left = TimeLeft([DeployedCell(task="digits", network="mlp", seconds=30, codes=cells)])
-    assert left.place == "1/4"
-    assert left.seconds() == 30 + 3 * 50 + 4 * 10
-    left.done(33)
-    left.done(50 + 5)
-    assert left.seconds() == 2 * (50 + 5)
-    left.done()
-    assert left.place == "4/4"
-    assert left.seconds() == 50 + 5
-
-
 def test_data_that_are_missing_are_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,20 +145,20 @@ def test_what_cannot_be_is_told_before_anything_is_trained(lab_here: Here, tmp_p
     matrix = tmp_path / "tiny.toml"
     matrix.write_text(TINY.replace("k = 2, epochs = 1 }", "k = 5, epochs = 1 }", 1))
     matrix.write_text(matrix.read_text().replace('"stack"', '"concatenation"'))
-    args = ["reproduce", "accuracy", "--preset", str(matrix), "--work", str(tmp_path / "work")]
-    out = ["--out", str(tmp_path / "report.md")]
+    args = ["accuracy", "--preset", str(matrix), "--work", str(tmp_path / "work")]
+    out = ["--out", str(tmp_path / "out")]
     assert_refused(lab_here(*args, *out), "concatenation tiles k = 2, 3, 4, 6, 8, 9 images")
-    for out in (["--out", str(tmp_path)], ["--out", "report"], ["--out", "/proc/reports/a.md"]):
-        assert_refused(lab_here(*args, *out), "--out")
+    for folder in (str(matrix), "/proc/results"):
+        assert_refused(lab_here(*args, "--out", folder), "--out")
     assert not (tmp_path / "work" / "bundles").exists()
 
 
-def test_an_interrupted_matrix_reports_what_is_done(tmp_path: Path) -> None:
+def test_an_interrupted_matrix_writes_what_is_done(tmp_path: Path) -> None:
     matrix = tmp_path / "two.toml"
     second = DEPLOYED.split("[[deployed]]")[1].replace("epochs = 2", "seconds = 600")
     matrix.write_text(f"{DEPLOYED}[[deployed]]{second}")
-    args = ["reproduce", "accuracy", "--preset", str(matrix)]
-    args += ["--out", str(tmp_path / "report.md"), "--work", str(tmp_path / "work")]
+    args = ["accuracy", "--preset", str(matrix)]
+    args += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     with subprocess.Popen(parm_lab(*args), stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -182,9 +167,7 @@ def test_an_interrupted_matrix_reports_what_is_done(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         process.stderr.read()
     assert process.returncode == 130
-    report = (tmp_path / "report.md").read_text()
-    assert "**Interrupted**" in report
-    assert report.count("## digits, linear") == 1
+    assert (tmp_path / "out" / "digits-linear.json").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -236,46 +219,6 @@ def _model(network: str, degraded: float, seconds: float = 60) -> ModelResults:
             plain_approach("berrut, k=2, r=1", 0.5, 0.9, 0.6),
         ),
     )
-
-
-def test_targets_are_judged_by_what_was_measured() -> None:
-    accuracy, summed, tiled, everywhere = targets([_model("mlp", 0.8875)])
-    assert [one.met for one in (accuracy, summed, tiled, everywhere)] == [True, True, False, True]
-    assert "10.25 points" in summed.measured
-    assert "A_a is 9.50 above" in tiled.measured
-    assert everywhere.measured == "3 of 3"
-    assert [one.met for one in targets([_model("mlp", 0.8)])] == [False, False, False, True]
-    model = _model("mlp", 0.8875)
-    ours, *theirs = model.codes
-    longer = msgspec.structs.replace(ours, seconds=80.0)
-    unfair = msgspec.structs.replace(model, codes=(longer, *theirs))
-    assert [one.met for one in targets([unfair])] == [True, False, False, True]
-    points, drop, _ = targets([_model("resnet-small", 0.895)])
-    assert points.met
-    assert points.measured == "0.50 points"
-    assert drop.met
-
-
-def test_a_code_that_a_baseline_beats_is_named() -> None:
-    model = _model("mlp", 0.8)
-    assert [list(behind(model, code)) for code in model.codes] == [[], [], []]
-    model = _model("mlp", 0.5)
-    [said] = behind(model, model.codes[0])
-    assert "does not beat berrut" in said
-    assert list(targets([model]))[-1].measured == "2 of 3, see below each table"
-    names = [one.name for one in approaches(model)]
-    assert names[-1] == "replication"
-
-
-def test_a_code_is_compared_with_berrut_coding_of_its_own_k_and_r(tmp_path: Path) -> None:
-    model = _model("mlp", 0.8)
-    found = berrut_of(model, model.codes[0])
-    assert found is not None
-    assert found.degraded == (0.6,)
-    alone = msgspec.structs.replace(model, approaches=model.approaches[:1])
-    assert berrut_of(alone, alone.codes[0]) is None
-    write_report(tmp_path / "report.md", "Alone", [alone], "parm", complete=True)
-    assert "Berrut coding was not measured for stack" in (tmp_path / "report.md").read_text()
 
 
 def test_results_are_plain_json(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Trials, simulated and real: they have names, and results that are kept."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.setting import Setting
 from parity_models.simulation.trial import Emulation, Mode, Trial, simulate_trial
 from parity_models_lab.latency.real_trial import Laboratory
-from parity_models_lab.latency.trial_cache import TrialCache
+from parity_models_lab.results import TrialCache
 from small_experiment import SIMULATED, brief, train_briefly
 
 pytestmark = pytest.mark.slow
@@ -45,12 +46,12 @@ def test_a_simulated_trial_is_the_same_every_time() -> None:
 def test_a_cache_keeps_results_and_takes_a_damaged_one_for_missing(tmp_path: Path) -> None:
     cache = TrialCache(tmp_path)
     result = simulate_trial(trial(Mode.SIMULATED, 200))
-    cache.put(trial(Mode.SIMULATED, 200), result)
-    assert cache.get(trial(Mode.SIMULATED, 200)) == result
-    assert cache.get(trial(Mode.SIMULATED, 201)) is None
+    cache.keep(trial(Mode.SIMULATED, 200), result)
+    assert cache.find(trial(Mode.SIMULATED, 200)) == result
+    assert cache.find(trial(Mode.SIMULATED, 201)) is None
     for file in tmp_path.iterdir():
         file.write_text(file.read_text()[:-5])
-    assert cache.get(trial(Mode.SIMULATED, 200)) is None
+    assert cache.find(trial(Mode.SIMULATED, 200)) is None
 
 
 @pytest.fixture(scope="module")
@@ -120,11 +121,10 @@ def test_validation_compares_every_policy_with_what_answers_take_outside(
     work = laboratory.folder.parent
     train_briefly(work, file)
     done = lab_here(
-        "reproduce", "validation", "--figure", file, "--network", "drawn", "--queries", "100",
-        "--out", tmp_path / "validation.md", "--work", work,
+        "validation", "--figure", file, "--network", "drawn", "--queries", "100",
+        "--out", tmp_path / "out", "--work", work,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = (tmp_path / "validation.md").read_text()
-    assert "| equal resources |" in report
-    assert "| adaptive parity |" in report
-    assert "An instance is held for" in report
+    result = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert [row["policy"] for row in result["rows"]] == ["equal resources", "adaptive parity"]
+    assert result["overheads"][0]["held"] >= 0

@@ -1,5 +1,6 @@
 """Series whose options are chosen anew at each point: by simulation, from those that are given."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from parity_models.errors import UserError
 from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, result_of
 from parity_models_lab.latency.experiment import Experiment, load_experiment
 from parity_models_lab.latency.reproduce_latency import PRESETS, TUNING, Plan, collect
-from parity_models_lab.latency.trial_cache import TrialCache
 from parity_models_lab.latency.validation import compare
+from parity_models_lab.results import TrialCache
 
 TUNED = """
 title = "Tuned"
@@ -51,7 +52,7 @@ def plan_with(
     cache = TrialCache(tmp_path / "trials")
     for trial in plan.tuning_trials():
         where = (trial.policy.options["hedge_quantile"], str(trial.policy.dispatch))
-        cache.put(trial, results[where])
+        cache.keep(trial, results[where])
     return plan.tuned(cache)
 
 
@@ -130,18 +131,17 @@ def test_what_cannot_be_tuned_is_refused(
 
 
 @pytest.mark.slow
-def test_reproduce_tunes_before_it_runs(lab_here: Here, tmp_path: Path) -> None:
+def test_latency_tunes_before_it_runs(lab_here: Here, tmp_path: Path) -> None:
     (tmp_path / "tuned.toml").write_text(
         TUNED.replace("[setting]", "simulated_queries = 300\n[setting]")
     )
     done = lab_here(
-        "reproduce", "latency", "--figure", tmp_path / "tuned.toml", "--network", "none",
-        "--out", tmp_path / "latency.md", "--work", tmp_path / "work",
+        "latency", "--figure", tmp_path / "tuned.toml", "--network", "none",
+        "--out", tmp_path / "out", "--work", tmp_path / "work",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    report = (tmp_path / "latency.md").read_text()
-    assert "| 0.6 | hedging, tuned (hedge_quantile=0." in report
-    assert f"| Tuned | `parm-lab reproduce latency --figure {tmp_path / 'tuned.toml'} " in report
+    rows = json.loads((tmp_path / "out" / "tuned.json").read_text())["rows"]
+    assert any(row["policy"].startswith("hedging, tuned (hedge_quantile=0.") for row in rows)
 
 
 def test_validation_runs_tuned_series_as_they_are_tuned_there(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_validation_runs_tuned_series_as_they_are_tuned_there(tmp_path: Path) ->
         ran.extend(trials)
         for trial in trials:
             best = trial.policy.options.get("hedge_quantile") == 0.9
-            cache.put(trial, of(40, 50) if best else of(50, 60))
+            cache.keep(trial, of(40, 50) if best else of(50, 60))
 
     compare(plan, [1], 1000, run, cache)
     assert {trial.setting.load for trial in ran[:4]} == {0.6}, "the other point is not tuned"

@@ -1,5 +1,6 @@
-"""Degradation, correlated slowness, bursts, cold and unequal instances: in settings and reports."""
+"""Degradation, correlated slowness, bursts, cold and unequal instances: in settings and results."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.setting import Setting
 from parity_models.simulation.trial import PARTS, Mode, Trial, result_of, simulate_trial
 from parity_models_lab.latency.experiment import load_experiment
-from parity_models_lab.latency.kept import calm_point, kept
+from parity_models_lab.latency.reproduce_latency import kept
 
 FIGURES = ("bursts", "correlated", "degradation", "generations", "slow-start")
 
@@ -102,11 +103,6 @@ def test_what_a_policy_keeps_is_the_share_of_parts_near_the_undisturbed() -> Non
     assert kept(result_of(course, 0, {}), calm) == 0.75
 
 
-def test_a_point_is_compared_with_the_last_undisturbed_one_before_it() -> None:
-    assert [calm_point((0, 3), point) for point in range(5)] == [0, 0, 0, 3, 3]
-    assert calm_point((), 2) is None
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_run_at_two_scales_of_which_one_for_real(name: str) -> None:
     experiment = load_experiment(name)
@@ -128,7 +124,7 @@ def test_undisturbed_points_are_there(tmp_path: Path) -> None:
         load_experiment(str(tmp_path / "mine.toml"))
 
 
-def test_tables_say_what_is_kept(lab_here: Here, tmp_path: Path) -> None:
+def test_rows_say_what_is_kept(lab_here: Here, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'title = "T"\naxis = "what"\nundisturbed = [0]\nsimulated_queries = 300\n'
         'points = [{ what = "none" }, { what = "cold", kill_every = 0.2, cold_factor = 9 }]\n'
@@ -136,10 +132,10 @@ def test_tables_say_what_is_kept(lab_here: Here, tmp_path: Path) -> None:
         '[[series]]\nlabel = "equal resources"\npolicy = { name = "equal-resources" }\n'
     )
     done = lab_here(
-        "reproduce", "latency", "--figure", tmp_path / "mine.toml", "--network", "none",
-        "--out", tmp_path / "latency.md", "--work", tmp_path / "work",
+        "latency", "--figure", tmp_path / "mine.toml", "--network", "none",
+        "--out", tmp_path / "out", "--work", tmp_path / "work",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "latency.md").read_text()
-    assert "| shrinks | kept | reconstructed |" in table
-    assert "| none | equal resources |" in table
+    calm, cold = json.loads((tmp_path / "out" / "mine.json").read_text())["rows"]
+    assert calm["kept"] == 1
+    assert cold["kept"] < 1

@@ -1,7 +1,6 @@
 """What fuzzers share: how long they run, and how bytes are mutated.
 
-In the test run they are short. PARM_FUZZ=long makes each try a hundred times as much; `parm-lab
-fuzz` does so again and again, with another seed each time.
+In the test run they are short. PARM_FUZZ=long makes each try a hundred times as much.
 """
 
 import os

@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +16,17 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError, UserError
 from parity_models.evaluation import evaluate
 from parity_models.faults import FaultPlan, Kill, Slowdowns, Uniform
-from parity_models.load import LoadSpec
+from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, report_of
 from parity_models.load.result import LoadResult
+from parity_models.load.served import served
 from parity_models.models.bundle import Accuracy, Bundle, with_accuracy
+from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, Parity
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task
 from parity_models.training import Outcome, Progress, Report, Settings, train_deployed, train_parity
-from parity_models_lab.comparison import compare
 from parity_models_lab.plots import plot_latency
 
 NETWORK = "mlp"
@@ -89,6 +90,12 @@ class DemoSummary(msgspec.Struct, frozen=True):
     policies: dict[str, LoadReport]
     available_accuracy: float
     degraded_accuracy: float
+
+    def stood_in(self, policy: str) -> float:
+        """Return the share of answers that were reconstructions."""
+        report = self.policies[policy]
+        rebuilt = report.sources.get(Source.RECONSTRUCTION)
+        return rebuilt.count / report.answered if rebuilt else 0.0
 
 
 def run_demo(
@@ -228,13 +235,24 @@ def _serve(
             warm_up=scenario.warm_up,
             seed=seed,
         )
-        results = asyncio.run(
-            compare(bundle.path, servers, load, lambda name: tell(f"Serving: {_words(name)}."))
-        )
+        results = asyncio.run(_compare(bundle, servers, load, tell))
     for name, result in results.items():
         if not result.answered.any():
             raise LoadError(f"{_words(name)}: no query was answered: {result.errors()}")
     return load, results
+
+
+async def _compare(
+    bundle: Bundle, servers: Mapping[str, ServeOptions], load: LoadSpec, tell: Callable[[str], None]
+) -> dict[str, LoadResult]:
+    """Offer the load to each server in turn; its faults begin when the counted load does."""
+    results = {}
+    for name, options in servers.items():
+        tell(f"Serving: {_words(name)}.")
+        async with served(bundle.path, options) as server:
+            here = msgspec.structs.replace(load, url=server.url)
+            results[name] = await offer_load_from_own_process(here, server.begin_faults)
+    return results
 
 
 def _words(name: str) -> str:

@@ -27,7 +27,7 @@ FAR = 3.0
 
 RUNS = (1, 4, 16, 64)
 """Neighbours that have the same sign, in one golden query after the other: fine and coarse ones
-differ in what they light. Measured: lab/results/isolation.md."""
+differ in what they light."""
 
 _SEED = 12
 

@@ -28,7 +28,7 @@ LESS_URGENT = 5.0
 
 HEDGING: tuple[dict[str, float], ...] = ({}, {"hedge_quantile": 0.8, "hedge_budget": 0.3})
 """The options with which hedging is tried: the defaults, which are the best of those measured where
-instances have little to spare, and the best ones elsewhere (lab/results/late-binding.md)."""
+instances have little to spare, and the best ones elsewhere (lab/results/latency/late.json)."""
 
 BATCHED = 1.05
 """Queries of a recorded unit, on average, from which on it ran batches."""

@@ -9,11 +9,8 @@ import pytest
 import tritonclient.http
 
 from fleet_servers import PATIENTLY, Triton, kill_and_mend
-from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
-from parity_models.serving.engines import EngineChoice
 from parity_models.serving.remote.export import Format, export_repository
-from parity_models_lab.costs.overhead import measure_overhead
 from served import ServerProcess, predictions, queries, write_linear_bundle
 from text_models import add_to_repository, assert_served_upstream, write_text_bundle
 
@@ -59,20 +56,6 @@ async def test_a_triton_runs_a_model_of_several_inputs_and_any_length(
     text: Path, tritons: list[Triton]
 ) -> None:
     await assert_served_upstream(text, tritons[0].url, tritons[1].grpc_url)
-
-
-async def test_overhead_is_measured_beside_requests_straight_to_a_triton(
-    bundle: Path, tritons: list[Triton]
-) -> None:
-    urls = [tritons[0].grpc_url, tritons[1].url]
-    engine = EngineChoice("remote", {"deployed": ",".join(urls), "parity": ",".join(urls)})
-    report = await measure_overhead(open_bundle(bundle), engine, "parity", rounds=2)
-    assert (report.upstream, report.policy, report.calls) == (tritons[1].url, "parity", 200)
-    assert min(report.served.p50_ms, report.direct.p50_ms) > 0
-    assert report.difference_p50_ms == report.served.p50_ms - report.direct.p50_ms
-    grpc = EngineChoice("remote", {"deployed": tritons[0].grpc_url})
-    with pytest.raises(UserError, match="has a URL of http"):
-        await measure_overhead(open_bundle(bundle), grpc)
 
 
 def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(

@@ -12,12 +12,12 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from parity_models.evaluation.approaches import Approach
 from parity_models_lab.accuracy.results import ModelResults
-from parity_models_lab.accuracy.rivals import DEFAULT
 from parity_models_lab.latency.figures import PALETTE
 from parity_models_lab.plots import COLOURS, FAINT, INK
 
 AVAILABLE, OURS, THEIRS = FAINT, COLOURS[1], COLOURS[0]
 WIDTH = 0.27
+DEFAULT = "default prediction"
 
 
 def plot_by_model(path: Path, results: Sequence[ModelResults]) -> None:
@@ -101,23 +101,6 @@ def plot_codes(path: Path, model: ModelResults) -> None:
             axes.grid(axis="y", color=FAINT, linewidth=0.3)
         accuracy.set_title(f"{model.cell}: codes", loc="left", fontweight="bold")
         figure.savefig(path)
-
-
-def plot_overall(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:
-    """Write a PNG of A_o against the share of predictions unavailable, at the smallest k."""
-    ks = [code.k for code in model.cell.codes] + [free.k for free in model.cell.free]
-    smallest = f"k={min(ks, default=2)}"
-    shown = [one for one in approaches if _family_and_group(one)[1] in ("", smallest)]
-    with _axes(path, (8.5, 4.4)) as axes:
-        looks = zip(cycle(PALETTE), cycle(("-", "--")), strict=False)
-        for one, (colour, line) in zip(shown, looks, strict=False):
-            shares = {100 * float(f): 100 * accuracy for f, accuracy in one.overall.items()}
-            xs, ys = [0.0, *shares], [100 * one.available, *shares.values()]
-            axes.plot(xs, ys, line, color=colour, label=one.name)
-        axes.set_xlabel("predictions unavailable, %")
-        axes.set_ylabel("A_o, %")
-        _legend_beside(axes)
-        axes.set_title(f"{model.cell}: all answers", loc="left", fontweight="bold")
 
 
 def plot_overhead(path: Path, model: ModelResults, approaches: Sequence[Approach]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 from importlib.metadata import version
-from math import inf
 
 import msgspec
 import numpy as np
@@ -69,24 +68,14 @@ class ModelResults(msgspec.Struct, frozen=True):
     codes: tuple[CodeResult, ...]
     approaches: tuple[Approach, ...]
 
-    def best(self, k: int, r: int = 1, *, seconds: float = inf) -> CodeResult | None:
-        """The code of our recipes with the best A_d at this k and r, trained for no longer."""
+    def best(self, k: int) -> CodeResult | None:
+        """The distilled code with the best A_d at this k, with one parity query."""
         here = [
             one
             for one in self.codes
-            if (one.cell.k, one.cell.r, one.cell.recipe) == (k, r, "distilled")
-            and one.seconds <= seconds
+            if (one.cell.k, one.cell.r, one.cell.recipe) == (k, 1, "distilled")
         ]
         return max(here, key=lambda one: one.degraded, default=None)
-
-    def code(self, encoder: str, decoder: str, k: int, recipe: str) -> CodeResult | None:
-        """The code of one pair at this k, with r = 1."""
-        wanted = (encoder, decoder, k, 1, recipe)
-        for one in self.codes:
-            cell = one.cell
-            if (cell.encoder, cell.decoder, cell.k, cell.r, cell.recipe) == wanted:
-                return one
-        return None
 
 
 VERSION = 3

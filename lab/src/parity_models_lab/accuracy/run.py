@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from time import monotonic
 from typing import TypeVar
 
 import msgspec
@@ -12,8 +11,7 @@ from parity_models.evaluation.approaches import Approach
 from parity_models_lab.accuracy.matrix import BackupCell, Budget, FreeCell, Matrix
 from parity_models_lab.accuracy.measured_model import MeasuredModel
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, ModelResults
-from parity_models_lab.accuracy.time_left import TimeLeft
-from parity_models_lab.result_cache import ResultCache
+from parity_models_lab.results import ResultCache
 
 Result = TypeVar("Result")
 
@@ -30,7 +28,10 @@ class MatrixRun:
         self._work = work
         self._seed = seed
         self._tell = tell
-        self._left = TimeLeft(matrix.deployed)
+        self._cells = sum(
+            1 + len(cell.codes) + len(cell.backups) + len(cell.free) for cell in matrix.deployed
+        )
+        self._done = 0
 
     def results(self) -> Iterator[ModelResults]:
         """After every measurement, all that there is of its deployed model: the last one has all.
@@ -83,13 +84,10 @@ class MatrixRun:
     ) -> Result:
         """The result that was kept, if it still `holds`, or else what `measure` gives."""
         result = self._cache.get(key, kind)
+        self._done += 1
         if result is not None and holds(result):
-            self._left.done()
             return result
-        minutes = self._left.seconds() / 60
-        self._tell(f"[{self._left.place}, about {minutes:.0f} min left] {what}")
-        began = monotonic()
+        self._tell(f"[{self._done}/{self._cells}] {what}")
         result = measure()
         self._cache.put(key, result)
-        self._left.done(monotonic() - began)
         return result

@@ -12,28 +12,30 @@ COMMANDS = {
         "data": "Show the data of tasks, and make synthetic data.",
         "train": "Train a model to serve, if you do not have one.",
     },
-    "Measure it": {
-        "reproduce": "Reproduce the paper's figures, and ours beyond them.",
+    "Reproduce": {
+        "latency": "Run the latency figures, for real and simulated.",
+        "validation": "Compare the simulator with real runs, policy by policy.",
+        "accuracy": "Train and compare codes and baselines over tasks and networks.",
         "approaches": "Compare what could answer in the model's place.",
-        "bench": "Measure what coded serving costs.",
-        "costs": "Measure what a request costs with the default policy.",
     },
-    "Break it": {
+    "Measure": {
+        "overhead": "Measure what serving a request costs.",
+        "encode": "Measure what encoding and decoding cost.",
+    },
+    "Break": {
         "chaos": "Serve under load and faults; account for every query.",
         "overload": "Send 1.2 to 5 times the load that a server can carry.",
-        "timeouts": "Time out queries, policy by policy.",
-        "rollout": "Replace a version under load.",
-        "soak": "Serve for hours, and watch memory and descriptors.",
-        "liars": "Have instances give wrong answers.",
-        "attack": "Attack a server as a client could.",
-        "fuzz": "Run the fuzzers for long.",
-        "report": "Write what these commands found as one page.",
+        "attack": "Attack other clients' reconstructions by absurd inputs.",
     },
 }
 """Subcommands with their help, as in `parity_models.cli.main`."""
 
-_MODULES = {**dict.fromkeys(COMMANDS["Break it"], "lab"), "costs": "lab_costs"}
-"""Of commands that are in a module of another name."""
+_MODULES = {
+    **dict.fromkeys(("latency", "validation", "accuracy"), "reproduce"),
+    **dict.fromkeys(COMMANDS["Measure"], "measure"),
+    **dict.fromkeys(COMMANDS["Break"], "harm"),
+}
+"""Of commands that share a module."""
 
 
 def main() -> None:

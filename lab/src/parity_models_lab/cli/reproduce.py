@@ -1,4 +1,4 @@
-"""parm-lab reproduce: the paper's figures, and ours beyond them."""
+"""parm-lab latency, validation, accuracy: the paper's figures, and ours beyond them."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -10,14 +10,14 @@ from rich.console import Console
 
 from parity_models.errors import ContentionError, UserError
 from parity_models.simulation.trial import Emulation, Mode, Trial
-from parity_models_lab.cli.report_file import check_report, typed_command
-from parity_models_lab.cli.reproduce_accuracy import accuracy
-from parity_models_lab.cli.reproduce_engines import engines
-from parity_models_lab.cli.reproduce_protect import protect
-from parity_models_lab.cli.reproduce_real import real
+from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
+from parity_models_lab.accuracy.matrix import load_matrix
+from parity_models_lab.accuracy.results import ModelResults
+from parity_models_lab.accuracy.run import MatrixRun
+from parity_models_lab.accuracy.tables import write_model, write_overview
 from parity_models_lab.contention.namespaces import check_privileges
+from parity_models_lab.latency import validation as validating
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
-from parity_models_lab.latency.latency_report import emulated, write_report
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import (
     PRESETS,
@@ -26,32 +26,21 @@ from parity_models_lab.latency.reproduce_latency import (
     draw,
     expected_seconds,
     missing,
+    rows_of,
     run_trials,
 )
-from parity_models_lab.latency.trial_cache import TrialCache
-from parity_models_lab.latency.validation import compare, write_validation
+from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
 
-reproduce = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
-
-
-@reproduce.callback()
-def _reproduce() -> None:
-    """Reproduce the paper's figures, and ours beyond them."""
-
-
+Out = Annotated[
+    Path, typer.Option(help="The folder to write results and pictures to.", metavar="DIR")
+]
 WorkFolder = Annotated[
     Path,
-    typer.Option(help="The folder for results and bundles, used again next time.", metavar="DIR"),
+    typer.Option(help="The folder for what was run and trained, used again.", metavar="DIR"),
 ]
+Seed = Annotated[int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)]
 
 
-reproduce.command()(accuracy)
-reproduce.command()(engines)
-reproduce.command()(real)
-reproduce.command()(protect)
-
-
-@reproduce.command()
 def latency(
     figure: Annotated[
         list[str] | None,
@@ -64,12 +53,7 @@ def latency(
     preset: Annotated[
         str, typer.Option(help="How much is run.", metavar=f"[{'|'.join(PRESETS)}]")
     ] = "quick",
-    out: Annotated[
-        Path,
-        typer.Option(
-            help="The report to write; its pictures go into a folder beside it.", metavar="FILE"
-        ),
-    ] = Path("lab/results/latency.md"),
+    out: Out = Path("lab/results/latency"),
     work: WorkFolder = Path("runs/latency"),
     network: Annotated[
         str | None,
@@ -81,15 +65,13 @@ def latency(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
-    ] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Run the latency figures, for real and simulated.
 
     Real runs have this machine's scale, simulated ones the paper's. Every policy of a point meets
-    the same arrivals and the same contention. Writes a report with tables and pictures. What was
-    run before is not run again: an interrupted run goes on.
+    the same arrivals and the same contention. Writes FIGURE.json and FIGURE.png for each. An
+    interrupted run goes on where it stopped.
     """
     if preset not in PRESETS:
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
@@ -98,7 +80,7 @@ def latency(
         Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles)
         for name in figures_of(list(figure or ["all"]))
     ]
-    check_report(out)
+    check_out(out)
     cache = TrialCache(work / "trials")
     tuning = [trial for plan in plans for trial in plan.tuning_trials()]
     _say_how_long([*tuning, *(trial for plan in plans for trial in plan.all_trials())], cache)
@@ -106,14 +88,15 @@ def latency(
     run_trials(tuning, cache, laboratory.run)
     plans = [plan.tuned(cache) for plan in plans]
     run_trials([trial for plan in plans for trial in plan.all_trials()], cache, laboratory.run)
-    results = [collect(plan, cache) for plan in plans]
-    for result in results:
-        draw(result, out.with_suffix("") / f"{result.plan.name}.png", emulated(result.plan))
-    write_report(out, results, typed_command())
-    Console(highlight=False).print(f"Wrote {out} and {len(results)} pictures beside it.")
+    for plan in plans:
+        result = collect(plan, cache)
+        title, rows = plan.experiment.title, list(rows_of(result))
+        queries = {str(mode): plan.queries(mode) for mode in Mode}
+        write_result(out / f"{plan.name}.json", title, rows, figure=plan.figure, queries=queries)
+        draw(result, out / f"{plan.name}.png")
+        print_rows(title, rows)
 
 
-@reproduce.command()
 def validation(
     figure: Annotated[
         str, typer.Option(help="The experiment whose policies are run.", metavar="FIGURE")
@@ -137,20 +120,16 @@ def validation(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The report to write.", metavar="FILE")] = Path(
-        "lab/results/validation.md"
-    ),
+    out: Out = Path("lab/results"),
     work: WorkFolder = Path("runs/latency"),
-    seed: Annotated[
-        int, typer.Option(help="Fixes arrivals, service times, contention.", min=0)
-    ] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Compare the simulator with real runs, policy by policy.
 
-    What the real system adds to queue and service time is measured first.
+    What the real system adds to queue and service time is measured first. Writes validation.json.
     """
     experiment = load_experiment(figure)
-    check_report(out)
+    check_out(out)
     points = list(range(len(experiment.points))) if point is None else point
     if max(points) >= len(experiment.points):
         raise UserError(
@@ -165,17 +144,48 @@ def validation(
     cache = TrialCache(work / "trials")
 
     def run(trials: Sequence[Trial]) -> None:
-        _run(trials, cache, work)
+        _say_how_long(trials, cache)
+        run_trials(trials, cache, Laboratory(work / "bundles").run)
 
     plan = Plan(figure, experiment, PRESETS["quick"], seed, known[network])
-    compared = compare(plan, points, queries, run, cache)
-    write_validation(out, compared, known[network], queries, typed_command())
-    Console(highlight=False).print(f"Wrote {out}.")
+    compared = validating.compare(plan, points, queries, run, cache)
+    rows, overheads = list(validating.rows_of(compared)), list(validating.overheads_of(compared))
+    about = {"contention": network, "queries": queries, "overheads": overheads}
+    write_result(out / "validation.json", experiment.title, rows, **about)
+    print_rows(experiment.title, rows)
+    print_rows("What serving takes besides, in ms", overheads)
+    typer.echo(validating.summary(compared))
 
 
-def _run(trials: Sequence[Trial], cache: TrialCache, work: Path) -> None:
-    _say_how_long(trials, cache)
-    run_trials(trials, cache, Laboratory(work / "bundles").run)
+def accuracy(
+    preset: Annotated[
+        str,
+        typer.Option(
+            help=f"The matrix: {', '.join(MATRICES)}, or a file of yours.", metavar="MATRIX"
+        ),
+    ] = "quick",
+    out: Out = Path("lab/results/accuracy"),
+    work: WorkFolder = Path("runs/accuracy"),
+    seed: Annotated[int, typer.Option(help="Fixes weights, data and groups.", min=0)] = 0,
+) -> None:
+    """Train and compare codes and baselines over tasks and networks.
+
+    Writes a JSON file and pictures for each task and network. An interrupted run goes on where it
+    stopped.
+    """
+    matrix = load_matrix(preset)
+    check_out(out)
+    console = Console(stderr=True, highlight=False)
+    run = MatrixRun(matrix, work, seed, lambda text: console.print(text, markup=False))
+    done: dict[str, ModelResults] = {}
+    try:
+        for model in run.results():
+            done[str(model.cell)] = model
+    finally:
+        for model in done.values():
+            print_rows(str(model.cell), write_model(out, model))
+        if done:
+            write_overview(out, list(done.values()))
 
 
 def _say_how_long(trials: Sequence[Trial], cache: TrialCache) -> None:

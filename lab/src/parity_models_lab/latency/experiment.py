@@ -15,9 +15,7 @@ from parity_models.codes.code import check_spec
 from parity_models.documents import as_struct, content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice, choose
-from parity_models.serving.engines import EngineChoice, choose_engine
 from parity_models.simulation.setting import Setting
-from parity_models_lab.latency.engines import check_engine
 
 FILES = resources.files("parity_models_lab.latency") / "experiments"
 
@@ -113,8 +111,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     come first and are not counted. `apart`: not among `all` figures.
     `undisturbed` are the points, by position, that those which follow are compared with: for how
     much of the time p99 stays near theirs.
-    `engines` are those of `parm-lab reproduce engines`, by default: for each its `name` and its
-    options.
     """
 
     title: str
@@ -129,7 +125,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     warm_up: Annotated[int, Meta(ge=0, le=10_000_000)] | None = None
     apart: bool = False
     undisturbed: tuple[int, ...] = ()
-    engines: tuple[dict[str, Value], ...] = ()
 
     def at(self, point: int, series: Series) -> Setting:
         """The setting of a series at a point."""
@@ -154,11 +149,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if self.in_words:
             return [float(index) for index in range(len(self.points))]
         return [float(point[self.axis]) for point in self.points]
-
-    @property
-    def chosen_engines(self) -> list[EngineChoice]:
-        """Its engines, checked. Raises UserError for one that cannot be."""
-        return [_engine(dict(given)) for given in self.engines]
 
     def check(self) -> None:
         """Raise ValueError or UserError for a setting that cannot be."""
@@ -185,7 +175,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 check_spec(self.at(index, series).code)
         for series in self.series:
             _ = series.choice, series.candidates
-        _ = self.chosen_engines
         if len({series.label for series in self.series}) < len(self.series):
             raise UserError("two series have one label: tables could not tell them apart")
 
@@ -238,14 +227,6 @@ def figures_of(names: list[str]) -> list[str]:
                 f"{name} is called like another figure, whose result it would replace: rename it"
             )
     return figures
-
-
-def _engine(given: dict[str, Value]) -> EngineChoice:
-    if "name" not in given:
-        raise UserError("one of the engines has no name")
-    engine = choose_engine(str(given.pop("name")), given)
-    check_engine(engine)
-    return engine
 
 
 def _label(value: object) -> str:

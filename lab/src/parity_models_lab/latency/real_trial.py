@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from parity_models.faults import FaultPlan
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.computing import Computed
 from parity_models.load.result import LoadResult
-from parity_models.load.served import Served
+from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
-from parity_models.serving.engines import EngineChoice
 from parity_models.serving.local.placement import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.simulation.setting import QUERY_SHAPE
@@ -29,7 +28,6 @@ from parity_models.simulation.trial import Emulation, Trial, TrialResult, result
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Settings, train_backup, train_deployed, train_parity
 from parity_models_lab.contention.apply import contended
-from parity_models_lab.latency.engines import served_on
 
 TASK = "digits"
 NETWORK = "linear"
@@ -42,13 +40,12 @@ TRAINING = Settings(seconds=15)
 
 @dataclass(frozen=True)
 class Laboratory:
-    """Runs trials for real, on an engine; keeps the bundles they serve in `folder`.
+    """Runs trials for real; keeps the bundles they serve in `folder`.
 
     They are trained on enlarged digits, and linear: what takes time is the emulated accelerator.
     """
 
     folder: Path
-    engine: EngineChoice = field(default_factory=EngineChoice)
     training: Settings = TRAINING
 
     def run(self, trial: Trial) -> TrialResult:
@@ -85,7 +82,7 @@ class Laboratory:
                 options = replace(options, placements=_on_nodes(options.placements, trial))
             prefix = contention.prefix if contention else ()
             server = await stack.enter_async_context(
-                served_on(self.engine, bundle, options, prefix)
+                served(bundle.path, options, prefix=prefix, allow_code=bundle.allowed)
             )
 
             counting: list[asyncio.Task[float]] = []
@@ -96,8 +93,7 @@ class Laboratory:
                 server.begin_faults()
                 if contention is not None:
                     contention.begin(server.pid)
-                if not self.engine.kind.serves_itself:
-                    counting.append(asyncio.create_task(_busy_by(warm, server)))
+                counting.append(asyncio.create_task(_busy_by(warm, server)))
 
             load = self._load(trial, bundle.manifest.name, server.url)
             warm = float(load.due()[trial.warm_up])

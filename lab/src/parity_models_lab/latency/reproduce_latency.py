@@ -1,4 +1,4 @@
-"""The paper's latency figures, and ours: trials of experiments, pictures and a report."""
+"""The paper's latency figures, and ours: their trials, tables and pictures."""
 
 import os
 import resource
@@ -12,12 +12,13 @@ from pathlib import Path
 import msgspec
 from tqdm import tqdm
 
+from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.latency.experiment import Experiment, Picture, Series, TunedBy
 from parity_models_lab.latency.figures import Line, plot_experiment
-from parity_models_lab.latency.frontier_picture import plot_frontier
-from parity_models_lab.latency.trial_cache import TrialCache
+from parity_models_lab.latency.frontier import plot_frontier
+from parity_models_lab.results import Row, TrialCache
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,6 @@ class Plan:
     @property
     def name(self) -> str:
         return Path(self.figure).stem
-
-    @property
-    def command(self) -> str:
-        """What runs this figure alone."""
-        preset = next(name for name, preset in PRESETS.items() if preset == self.preset)
-        seed = f" --seed {self.seed}" if self.seed else ""
-        return f"parm-lab reproduce latency --figure {self.figure} --preset {preset}{seed}"
 
     def tuning_trials(self, points: Sequence[int] | None = None) -> list[Trial]:
         """The simulations by which options of tuned series are chosen, at all or some points."""
@@ -158,7 +152,7 @@ class Plan:
 
 def missing(trials: Sequence[Trial], cache: TrialCache) -> list[Trial]:
     """Those of the trials, each once, that the cache does not hold."""
-    return list({trial.key: trial for trial in trials if cache.get(trial) is None}.values())
+    return list({trial.key: trial for trial in trials if cache.find(trial) is None}.values())
 
 
 def expected_seconds(trials: Sequence[Trial]) -> float:
@@ -185,14 +179,14 @@ def run_trials(
         futures = {pool.submit(_simulate, trial): trial for trial in simulated}
         try:
             for future in as_completed(futures):
-                cache.put(futures[future], future.result())
+                cache.keep(futures[future], future.result())
                 bar.update()
         except BaseException:  # Ctrl-C included: do not wait for those that have not begun
             pool.shutdown(cancel_futures=True)
             raise
     real = [trial for trial in to_run if trial.mode is Mode.REAL]
     for trial in tqdm(real, desc="real", disable=not real):
-        cache.put(trial, _dated(run_real, trial, time.monotonic))
+        cache.keep(trial, _dated(run_real, trial, time.monotonic))
 
 
 def _simulate(trial: Trial) -> TrialResult:
@@ -230,7 +224,7 @@ def collect(plan: Plan, cache: TrialCache) -> FigureResult:
             mode: [None] * len(plan.experiment.points) for mode in Mode
         }
         for point, trial in plan.trials(series):
-            results[trial.mode][point] = cache.get(trial)
+            results[trial.mode][point] = cache.find(trial)
         options = [
             plan.choice(series, point).written_out() for point in range(len(plan.experiment.points))
         ]
@@ -245,12 +239,62 @@ def collect(plan: Plan, cache: TrialCache) -> FigureResult:
     return FigureResult(plan, tuple(lines))
 
 
-def draw(result: FigureResult, path: Path, note: str) -> None:
+NOTE = (
+    "Lines are simulated, marks are real runs; p50 solid and round, p99.9 dashed and triangular. "
+    "Distributions: real ones solid, simulated ones dashed beside them."
+)
+COST_NOTE = "Simulated; each mark is one setting of a policy's options."
+
+NEAR = 1.5
+"""How many times the undisturbed p99 still counts as near it."""
+
+
+def rows_of(result: FigureResult) -> Iterator[Row]:
+    """Yield a row for each point, series and kind of run; latencies in ms.
+
+    `shrinks` is the first series' gap divided by this one's. `kept`, in figures with undisturbed
+    points, is the share of the run in which p99 is near the first series' undisturbed one.
+    """
+    experiment = result.plan.experiment
+    for mode in Mode:
+        columns = [line.real if mode is Mode.REAL else line.simulated for line in result.lines]
+        for point, label in enumerate(experiment.labels):
+            baseline = columns[0][point]
+            before = [each for each in experiment.undisturbed if each <= point]
+            calm = columns[0][max(before)] if before else None
+            for line, results in zip(result.lines, columns, strict=True):
+                here = results[point]
+                if here is None:
+                    continue
+                yield {
+                    experiment.axis: label,
+                    "policy": line.label_at(point),
+                    "run": str(mode),
+                    "p50": here.p50_ms,
+                    "p99": here.p99_ms,
+                    "p99.9": here.p999_ms,
+                    "gap": here.gap_ms,
+                    "shrinks": None if baseline is None else baseline.gap_ms / here.gap_ms,
+                    **({} if calm is None else {"kept": kept(here, calm)}),
+                    "stood in": sum(here.share(each) for each in Source if each.stands_in),
+                    "failed": here.errors,
+                    "busy": here.busy_ms,
+                    "work": here.work,
+                    "send delay": here.send_delay_p99_ms,
+                }
+
+
+def kept(here: TrialResult, calm: TrialResult) -> float:
+    """Return the share of the parts of a run whose p99 is near that of the run `calm`."""
+    return sum(ms <= NEAR * calm.p99_ms for ms in here.course_ms) / len(here.course_ms)
+
+
+def draw(result: FigureResult, path: Path) -> None:
     """Draw a figure's picture; distributions are those of the last point run for real, if any."""
     experiment = result.plan.experiment
     if experiment.picture is Picture.COST:
         plot_frontier(
-            path, experiment.title, experiment.axis, experiment.labels, result.lines, note
+            path, experiment.title, experiment.axis, experiment.labels, result.lines, COST_NOTE
         )
         return
     real = [
@@ -266,6 +310,6 @@ def draw(result: FigureResult, path: Path, note: str) -> None:
         experiment.labels,
         result.lines,
         real[-1] if real else len(experiment.points) - 1,
-        note,
+        NOTE,
         joined=not experiment.in_words,
     )

@@ -1,35 +1,29 @@
-"""The simulator against real runs: each policy both ways, and how far apart they are."""
+"""The simulator against real runs: each policy both ways, and how far apart they are.
+
+What serving takes besides queues and units is measured in a calm real run, and added to the
+simulations.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from parity_models.simulation.besides import Besides
+from parity_models.faults import Constant
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import EqualResources
+from parity_models.simulation.besides import Besides, Took, besides
 from parity_models.simulation.course import SHARES
-from parity_models.simulation.setting import Setting
+from parity_models.simulation.setting import Setting, mean_of
 from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult
-from parity_models_lab.latency.besides import besides_of, calm_trial
 from parity_models_lab.latency.reproduce_latency import Plan
-from parity_models_lab.latency.trial_cache import TrialCache
-from parity_models_lab.report_page import provenance
-
-CONTENTION = ("shuffles", "tenants", "hogs", "pause_every", "kill_every")
-"""What a setting says of contention."""
+from parity_models_lab.results import Row, TrialCache
 
 CLOSE = 0.15
 """How far a simulated percentile may be from the real one."""
 
 PERCENTILES = {"p50": "p50_ms", "p99": "p99_ms", "p99.9": "p999_ms"}
-
-_CONTENTION_IS = {
-    Emulation.NOTHING: "Contention is real in real runs, shuffles through shaped links; simulated "
-    "runs have the same transfers over simulated links, and drawn equivalents of the rest.",
-    Emulation.EVERYTHING: "Contention is drawn in both, so that both meet the same course of "
-    "disturbances in time.",
-}
 
 Runner = Callable[[Sequence[Trial]], None]
 """Has trials run and their results put into the cache."""
@@ -117,64 +111,73 @@ def compare(
     ]
 
 
-def write_validation(
-    path: Path, points: Sequence[Point], network: Emulation, queries: int, command: str
-) -> None:
-    """Write how far the simulator is from real runs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(_lines(points, network, queries, command)) + "\n")
-
-
-def _lines(
-    points: Sequence[Point], network: Emulation, queries: int, command: str
-) -> Iterator[str]:
-    yield "# The simulator against real runs\n"
-    yield from provenance(command)
-    yield f"{queries:,} queries a run, with the same arrivals in both. {_CONTENTION_IS[network]}"
-    yield "The real runs have processes, sockets, an HTTP server and a client besides. What that"
-    yield "adds was measured beforehand, without redundancy or disturbances: simulated units hold"
-    yield "their instances for so much longer, and simulated answers take a time drawn from those"
-    yield "outside of queue and instance longer. Where models compute, they share simulated cores"
-    yield "with each other, with server and client, and with what else competes. Latencies in ms.\n"
-    everything = [each for point in points for each in point.compared]
-    close = sum(each.close for each in everything)
-    worst = max(
-        (abs(each.off(of)), of, each.label, point.label)
-        for point in points
-        for each in point.compared
-        for of in PERCENTILES
-    )
-    yield f"Within {CLOSE:.0%} at {', '.join(PERCENTILES)}: {close} of {len(everything)} policies."
-    yield f"Farthest off: {worst[0]:.0%}, {worst[1]} of {worst[2]}, {worst[3]}.\n"
+def rows_of(points: Sequence[Point]) -> Iterator[Row]:
+    """Yield a row for each point and policy; latencies in ms, `off` as shares of the real ones."""
     for point in points:
-        yield from _point(point)
+        for each in point.compared:
+            row: dict[str, object] = {"at": point.label, "policy": each.label}
+            for percentile, of in PERCENTILES.items():
+                row[f"{percentile} real"] = getattr(each.real, of)
+                row[f"{percentile} simulated"] = getattr(each.simulated, of)
+                row[f"{percentile} off"] = each.off(percentile)
+            yield row
 
 
-def _point(point: Point) -> Iterator[str]:
-    setting = point.setting
-    contention = [
-        f"{kind} {getattr(setting, kind):g}" for kind in CONTENTION if getattr(setting, kind)
-    ]
-    took = point.besides
-    outside = np.interp([0.5, 0.99, 0.999], SHARES, took.outside_ms)
-    yield f"## {point.label}\n"
-    yield f"{setting.instances} + {setting.parity_instances} instances,"
-    yield f"{setting.queries_per_second:.0f} queries per second;"
-    yield f"{', '.join(contention) or 'no contention'}. An instance is held for"
-    yield f"{took.held_ms:.1f} longer. Outside queue and instance:"
-    yield f"{outside[0]:.1f} at the median, {outside[1]:.1f} at p99, {outside[2]:.1f} at p99.9."
-    if setting.computing:
-        serving = took.serving_ms + took.unseen_ms
-        yield f"For each query server and client compute {serving:.1f}, of which it waits for"
-        yield f"{took.serving_ms:.1f}; for each unit workers compute {took.unit_ms:.1f} besides."
-    yield ""
-    headings = " | ".join(f"{of} real | simulated | off" for of in PERCENTILES)
-    yield f"| policy | {headings} | all within {CLOSE:.0%} |"
-    yield "|---" * (3 * len(PERCENTILES) + 2) + "|"
-    for each in point.compared:
-        cells = [each.label]
-        for of, field in PERCENTILES.items():
-            real, simulated = getattr(each.real, field), getattr(each.simulated, field)
-            cells += [f"{real:.1f}", f"{simulated:.1f}", f"{each.off(of):+.0%}"]
-        yield f"| {' | '.join(cells)} | {'yes' if each.close else '**no**'} |"
-    yield ""
+def overheads_of(points: Sequence[Point]) -> Iterator[Row]:
+    """Yield what serving takes besides what is simulated, by point, in ms."""
+    for point in points:
+        took = point.besides
+        outside = np.interp([0.5, 0.99, 0.999], SHARES, took.outside_ms).tolist()
+        yield {
+            "at": point.label,
+            "rate": point.setting.queries_per_second,
+            "held": took.held_ms,
+            **{f"outside {name}": ms for name, ms in zip(PERCENTILES, outside, strict=True)},
+            "server and client": took.serving_ms + took.unseen_ms,
+            "worker": took.unit_ms,
+        }
+
+
+def summary(points: Sequence[Point]) -> str:
+    """Return in a sentence how many policies are close at every percentile."""
+    every = [each for point in points for each in point.compared]
+    close = sum(each.close for each in every)
+    return f"Within {CLOSE:.0%} at {', '.join(PERCENTILES)}: {close} of {len(every)} policies."
+
+
+def calm_trial(trial: Trial) -> Trial:
+    """A trial at the rate of `trial`, over its links if it has any, without redundancy,
+    disturbances, or chance in service."""
+    calm = Setting(
+        instances=trial.setting.instances,
+        k=trial.setting.k,
+        r=trial.setting.r,
+        rate=trial.setting.queries_per_second,
+        service=Constant(mean_of(trial.setting.service)),
+        computing=trial.setting.computing,
+        shuffles=0,
+        quiet_links=bool(trial.setting.shuffles) and trial.network is Emulation.NOTHING,
+    )
+    return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
+
+
+def besides_of(
+    calm: Trial, real: TrialResult, simulated: Callable[[Trial], TrialResult]
+) -> Besides:
+    """What a calm trial, whose `real` result is given, took besides what its simulation takes."""
+    imagined = msgspec.structs.replace(calm, mode=Mode.SIMULATED)
+
+    def took(known: Besides) -> Took:
+        return _took(simulated(msgspec.structs.replace(imagined, **known._asdict())))
+
+    if calm.cores is None:
+        bare = took(Besides(0.0, ()))
+        held = max(0.0, (real.busy_ms or 0.0) - bare.busy_ms)
+        inside = bare.p50_ms + held
+        return Besides(held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms))
+    unit = (real.workers_ms or 0.0) - 1e3 * mean_of(calm.setting.service)
+    return besides(_took(real), unit, real.serving_ms or 0.0, took)
+
+
+def _took(result: TrialResult) -> Took:
+    return Took(result.p50_ms, result.busy_ms or 0.0, result.quantiles_ms)

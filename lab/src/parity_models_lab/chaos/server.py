@@ -1,0 +1,236 @@
+"""The server under test, `parm serve` as a child process, and its instances."""
+
+import asyncio
+import gc
+import json
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+
+from parity_models.errors import ServingError
+from parity_models_lab.chaos.clients import BrokenError, GrpcClients, HttpClients
+from parity_models_lab.chaos.known_model import KnownModel
+from parity_models_lab.chaos.requests import POISON
+from parity_models_lab.processes import command_line, descendants, limit_descriptors, send
+
+INSTANCES = 4
+"""Instances of every server; each runs the deployed model and the parity model."""
+SIGMA = 0.2
+"""Standard deviation of the logarithm of a unit's time, which is log-normal."""
+DESCRIPTORS = 256
+"""Of a local server's process: enough for everything but further connections."""
+START_TIMEOUT = 180.0
+STOP_TIMEOUT = 60.0
+STARTS = 3
+"""Attempts to start: Ray gives its processes 30 s, on a busy machine, too."""
+
+
+class Engine(StrEnum):
+    """What runs the instances."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+_INSTANCE = {
+    Engine.LOCAL: re.compile(r"parity_models\.serving\.worker"),
+    Engine.RAY: re.compile(r"^ray::(?!IDLE)(?!.*(?i:controller|proxy))"),
+}
+"""The command lines of instances among the server's descendants."""
+_ON_RAY = ("--engine", "ray")
+_RAY_ENVIRONMENT = {"RAY_worker_niceness": "0"}
+"""Ray lets other processes go first; the local engine's instances do not."""
+
+
+class TestedServer:
+    """A server of the known model.
+
+    Args:
+        model: The model, whose right answers are known.
+        engine: What runs its instances.
+        folder: For its log and for lies.
+        deadline: Of a query, in seconds.
+        service: Median seconds of a unit.
+        options: Further options of parm serve.
+        lies: ONNX models by name, which the last instance can be made to run.
+        descriptors: Limit of a local server's process; None: this process's.
+
+    """
+
+    def __init__(
+        self,
+        model: KnownModel,
+        engine: Engine,
+        folder: Path,
+        *,
+        deadline: float,
+        service: float,
+        options: Sequence[str] = (),
+        lies: Mapping[str, bytes] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        self.model = model
+        self.folder = folder
+        self.deadline = deadline
+        self.service = service
+        self._engine = engine
+        self._options = options
+        self._lies = lies or {}
+        self._descriptors = descriptors if engine is Engine.LOCAL else None
+        self._process: Process | None = None
+        self.url = self.grpc_address = ""
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    async def start(self) -> None:
+        """Return once it is ready. Raises ServingError if it does not get so far."""
+        for left in reversed(range(STARTS if self._engine is Engine.RAY else 1)):
+            try:
+                await self._start()
+                break
+            except ServingError:
+                if not left:
+                    raise
+
+    async def _start(self) -> None:
+        program = "from parity_models.cli.main import main; main()"
+        on_ray = self._engine is Engine.RAY
+        log_file = self.folder / "server.log"
+        with log_file.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-c", program, "serve", str(self.model.bundle)),
+                *("--instances", str(INSTANCES - 1), "--parity-instances", "1"),
+                *("--port", "0", "--grpc-port", "0", "--deadline", str(self.deadline)),
+                *("--faults", self._faults()),
+                *(_ON_RAY if on_ray else ()),
+                *self._options,
+                stdin=DEVNULL,
+                stdout=PIPE,
+                stderr=log,
+                env=os.environ | (_RAY_ENVIRONMENT if on_ray else {}),
+                start_new_session=True,
+            )
+        if self._descriptors is not None:
+            limit_descriptors(self._process.pid, self._descriptors)
+        assert self._process.stdout is not None
+        line = ""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_TIMEOUT):
+                line = (await self._process.stdout.readline()).decode()
+        found = re.search(r"http://[^\s/]+", line)
+        if found is None:
+            await self.stop()
+            raise ServingError(f"parm serve did not start; {log_file} says why")
+        self.url = found[0]
+        grpc = re.search(r"grpc://(\S+)", line)
+        self.grpc_address = grpc[1] if grpc else ""
+
+    async def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that is not enough."""
+        if self._process is None:
+            return
+        # Process.send_signal would ask for the exit status, and take it from asyncio, which waits
+        # for it and would report 255 in its place.
+        if self.running:
+            send(self._process.pid, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self._process.wait()
+        except TimeoutError:
+            send(self._process.pid, signal.SIGKILL)
+            await self._process.wait()
+
+    def processes(self) -> list[int]:
+        """All that belong to it, for memory."""
+        return [self.pid, *descendants(self.pid)]
+
+    def instances(self) -> list[int]:
+        """The processes of its instances that are there now."""
+        pattern = _INSTANCE[self._engine]
+        return [pid for pid in descendants(self.pid) if pattern.search(command_line(pid))]
+
+    def kill(self, which: int) -> None:
+        """kill -9 of an instance."""
+        there = self.instances()
+        if there:
+            send(there[which % len(there)], signal.SIGKILL)
+
+    def begin_lie(self, name: str) -> None:
+        """Let the last instance run this one of the lies from now on."""
+        new = self.folder / "new.onnx"
+        new.write_bytes(self._lies[name])
+        new.rename(self._lie(name))
+
+    def end_lies(self) -> None:
+        """Let all instances run their own model again."""
+        for name in self._lies:
+            self._lie(name).unlink(missing_ok=True)
+
+    def _lie(self, name: str) -> Path:
+        return (self.folder / f"{name}.onnx").resolve()
+
+    def _faults(self) -> str:
+        plan: dict[str, object] = {
+            "service_time": {"type": "lognormal", "median": self.service, "sigma": SIGMA},
+            "poison": POISON,
+            "lies": [
+                {"worker": INSTANCES - 1, "file": str(self._lie(each))} for each in self._lies
+            ],
+        }
+        return json.dumps(plan)
+
+
+@asynccontextmanager
+async def running(server: TestedServer) -> AsyncIterator[tuple[HttpClients, GrpcClients | None]]:
+    """Run the server while the context lasts; gives clients of it, over gRPC if it speaks that.
+
+    Raises ServingError if it does not start.
+    """
+    await server.start()
+    # A collection of garbage among all that was imported takes a tenth of a second, in which
+    # nothing is sent.
+    gc.freeze()
+    http = HttpClients(server.url)
+    grpc = GrpcClients(server.grpc_address) if server.grpc_address else None
+    try:
+        yield http, grpc
+    finally:
+        http.close()
+        if grpc is not None:
+            await grpc.close()
+        gc.unfreeze()
+        server.end_lies()
+        await server.stop()
+
+
+async def metrics(http: HttpClients) -> dict[str, float]:
+    """Return the server's metrics, each with its labels as it is written; empty if it is silent."""
+    with suppress(BrokenError, TimeoutError):
+        async with asyncio.timeout(5.0):
+            answer = await http.get("/metrics")
+        return read_metrics(answer.body.decode())
+    return {}
+
+
+def read_metrics(text: str) -> dict[str, float]:
+    """Return the metrics in a text of Prometheus's format."""
+    return {name: float(value) for name, value in re.findall(r"^(parm_\S+) (\S+)$", text, re.M)}
+
+
+def instances_up(found: Mapping[str, float]) -> int:
+    """Return how many instances run the deployed model, by the server's metrics."""
+    named = re.compile(r'parm_instances_up\{(.*,)?role="deployed"[,}]')
+    return int(sum(value for name, value in found.items() if named.match(name)))

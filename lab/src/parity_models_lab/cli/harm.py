@@ -1,0 +1,135 @@
+"""parm-lab chaos, overload, attack: what a server is meant to withstand."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from parity_models.cli.duration import duration
+from parity_models_lab.chaos.server import Engine
+from parity_models_lab.results import Row, check_out, print_rows, write_result
+
+Out = Annotated[Path, typer.Option(help="The folder for results and logs.", metavar="DIR")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="What runs the models.")]
+Seed = Annotated[int, typer.Option(help="Fixes the course of events and the load.", min=0)]
+Quick = Annotated[bool, typer.Option("--quick", help="Take seconds, not minutes.")]
+RESULTS = Path("runs/chaos")
+
+
+def chaos(
+    engine: EngineName = Engine.LOCAL,
+    minutes: Annotated[float, duration("About how long.", "min", at_least=0.01)] = 5.0,
+    seed: Seed = 0,
+    rate: Annotated[float, typer.Option(help="Requests a second, of 2.8 queries.", min=1)] = 70.0,
+    out: Out = RESULTS,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            help="Only these, separated by commas; lab/notes/reliability.md lists them.",
+            metavar="EVENT,...",
+        ),
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Serve under load and faults; account for every query.
+
+    A server process of its own, clients over HTTP and gRPC, and a course of kills, pauses, lies,
+    rude clients and absurd inputs, drawn from the seed. Exits with 1 if a query did not get one
+    right answer or one clear error.
+    """
+    from parity_models_lab.chaos.chaos import run_chaos
+
+    check_out(out)
+    console = Console(stderr=True, highlight=False)
+    found = asyncio.run(
+        run_chaos(
+            engine,
+            minutes=minutes,
+            seed=seed,
+            rate=rate,
+            folder=out / f"chaos-{engine}",
+            events=events.split(",") if events else (),
+            quick=quick,
+            tell=console.print,
+        )
+    )
+    title = f"Chaos on the engine {engine}, seed {seed}"
+    print_rows(title, found.rows)
+    write_result(
+        out / f"chaos-{engine}.json",
+        title,
+        found.rows,
+        queries=found.queries,
+        failed=found.failed,
+        failures=found.failures,
+        memory_MiB=found.memory,
+    )
+    for failure in found.failures:
+        console.print(failure, markup=False)
+    typer.echo(f"{found.queries:,} queries, {found.failed:,} failures.")
+    if found.failed:
+        raise typer.Exit(1)
+
+
+def overload(
+    engine: EngineName = Engine.LOCAL,
+    seconds: Annotated[float, duration("Of each load, at least.", "s", at_least=1)] = 10.0,
+    seed: Seed = 0,
+    out: Out = RESULTS,
+    quick: Quick = False,
+) -> None:
+    """Send 1.2 to 5 times the load that a server can carry.
+
+    Deadlines are from 0.1 to 10 s, with and without clients that give up.
+    """
+    from parity_models_lab.chaos.overload import DEADLINES, FACTORS, run_overload
+
+    check_out(out)
+
+    async def run() -> list[Row]:
+        loads = run_overload(
+            engine,
+            folder=out / f"overload-{engine}",
+            seed=seed,
+            seconds=3.0 if quick else seconds,
+            factors=(3.0,) if quick else FACTORS,
+            deadlines=(1.0,) if quick else DEADLINES,
+        )
+        return [row async for row in loads]
+
+    rows = asyncio.run(run())
+    title = f"Overload on the engine {engine}"
+    print_rows(title, rows)
+    write_result(out / f"overload-{engine}.json", title, rows)
+
+
+def attack(
+    victims: Annotated[
+        int, typer.Option(help="Queries of victims beside each attacker.", min=10)
+    ] = 800,
+    seed: Seed = 0,
+    out: Out = RESULTS,
+    quick: Quick = False,
+) -> None:
+    """Attack other clients' reconstructions by absurd inputs.
+
+    The bundle's slots are not isolated. Victims' reconstructions are compared with the model's
+    predictions, beside honest partners and attackers, with the bundle's envelope and without.
+    """
+    from parity_models.tasks import find_task
+    from parity_models_lab.chaos.attack import run_attack
+
+    check_out(out)
+    rows = run_attack(
+        find_task("digits"),
+        out / "attack",
+        victims=100 if quick else victims,
+        seed=seed,
+        seconds=5.0 if quick else None,
+        tell=Console(stderr=True, highlight=False).print,
+    )
+    title = "Agreement of victims' reconstructions with the model"
+    print_rows(title, rows)
+    write_result(out / "attack.json", title, rows)

@@ -1,1 +1,0 @@
-"""What everything costs: microbenchmarks of codes, the server, and Ray."""

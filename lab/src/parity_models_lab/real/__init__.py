@@ -1,1 +1,0 @@
-"""Stand-ins of real models on real queries: how well each does, and what it costs."""

@@ -1,0 +1,135 @@
+"""Results of experiments: kept by content while they run, written as JSON, printed as tables."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from parity_models.errors import UserError
+from parity_models.simulation.trial import Trial, TrialResult
+from parity_models.writable import why_not_writable
+
+Result = TypeVar("Result")
+Row = Mapping[str, object]
+"""One row of a table: values by column."""
+
+LIBRARIES = ("parity-models", "numpy", "onnxruntime")
+
+
+class ResultCache:
+    """A folder of results, one JSON file each, named by what determines it.
+
+    A damaged file counts as missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+    def get(self, key: str, kind: type[Result]) -> Result | None:
+        try:
+            return msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=kind)
+        except (OSError, ValueError):
+            return None
+
+    def put(self, key: str, result: object) -> None:
+        file = self._folder / f"{key}.json"
+        unfinished = file.with_suffix(".part")
+        unfinished.write_bytes(msgspec.json.encode(result))
+        unfinished.replace(file)
+
+
+class TrialCache(ResultCache):
+    """The results of trials of latency experiments."""
+
+    def find(self, trial: Trial) -> TrialResult | None:
+        return self.get(trial.key, TrialResult)
+
+    def __getitem__(self, trial: Trial) -> TrialResult:
+        """The result of a trial. Raises KeyError if it has not been run."""
+        result = self.find(trial)
+        if result is None:
+            raise KeyError(trial.key)
+        return result
+
+    def keep(self, trial: Trial, result: TrialResult) -> None:
+        self.put(trial.key, result)
+
+
+def check_out(folder: Path) -> None:
+    """Raise UserError unless results can be written to this folder, before hours are spent."""
+    if folder.is_file():
+        raise UserError(f"--out is a folder, and {folder} is a file")
+    if why := why_not_writable(folder):
+        raise UserError(f"--out: {why}; choose another folder")
+
+
+def typed_command() -> str:
+    """The command line of this process."""
+    return shlex.join(["parm-lab", *sys.argv[1:]])
+
+
+def write_result(file: Path, title: str, rows: Sequence[Row], **about: object) -> None:
+    """Write rows as JSON, one a line, with the command and the machine that they come from.
+
+    Args:
+        file: The file to write; its folder is made.
+        title: The title of the table.
+        rows: Values by column, as JSON has them.
+        about: Further facts, such as units or the number of queries.
+
+    """
+    head = {
+        "title": title,
+        "command": typed_command(),
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, "
+        f"Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in LIBRARIES),
+        **about,
+    }
+    fields = [f"  {_json(name)}: {_json(value)}" for name, value in head.items()]
+    lines = ",\n".join(f"    {_json(row)}" for row in rows)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{\n" + ",\n".join([*fields, f'  "rows": [\n{lines}\n  ]']) + "\n}\n")
+
+
+def print_rows(title: str, rows: Sequence[Row]) -> None:
+    """Print rows as a table, with a column for each name that occurs."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for name in columns:
+        text = any(isinstance(row.get(name), str) for row in rows)
+        table.add_column(name, justify="left" if text else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in columns))
+    Console(highlight=False).print(table)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _text(value: object) -> str:
+    match value:
+        case None:
+            return ""
+        case bool() | str():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return _json(value)

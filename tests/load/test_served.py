@@ -1,0 +1,49 @@
+"""A bundle served from a process of its own, for as long as it is wanted."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from parity_models.errors import UserError
+from parity_models.load.served import served
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.server import ServeOptions
+from served import write_linear_bundle
+
+pytestmark = pytest.mark.slow
+
+
+def children() -> set[str]:
+    """The ids of this process's children that have not ended."""
+    files = Path("/proc/self/task").glob("*/children")
+    return {pid for file in files for pid in file.read_text().split()}
+
+
+async def test_a_server_that_is_not_wanted_any_more_leaves_nothing(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    before = children()
+    up = asyncio.Event()
+
+    async def serve() -> None:
+        async with served(bundle, ServeOptions(port=0)):
+            up.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(serve())
+    await up.wait()
+    assert children() != before
+    task.cancel()
+    await asyncio.wait((task,))
+    assert task.cancelled()
+    assert children() == before
+
+
+async def test_what_cannot_be_served_is_refused_with_the_servers_reason(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no bundle at"):
+        async with served(tmp_path / "missing", ServeOptions(port=0)):
+            pass
+    uncoded = write_linear_bundle(tmp_path, coded=False)
+    with pytest.raises(UserError, match="has no parity model"):
+        async with served(uncoded, ServeOptions(port=0, policy=PolicyChoice("parity"))):
+            pass
