@@ -34,21 +34,6 @@ patience = inspect.signature(httpx.get).parameters["timeout"].default
 patience.connect = patience.read = patience.write = patience.pool = 120.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The cluster of several nodes comes before the one that all other tests share: a process can
-    be in one alone."""
-    items.sort(key=lambda item: item.path.name != "test_ray_nodes.py")
-
-
-@pytest.fixture(scope="session")
-def ray_url() -> Iterator[str]:
-    """Where Ray Serve listens, on one cluster for all tests: starting one takes half a minute."""
-    from ray_cluster import local_ray
-
-    with local_ray() as url:
-        yield url
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A browser for the tests of pages in a module."""

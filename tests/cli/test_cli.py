@@ -212,13 +212,13 @@ assert not any(name.startswith("torch.") for name in sys.modules)
             "cli.serve",
             ("aiohttp", "grpc", "google.protobuf", "cryptography", "opentelemetry", "numpy.f2py"),
         ),
-        ("serving.worker.worker", ("asyncio", "ssl", "zmq", "numpy.random", "importlib.resources")),
+        ("serving.worker.worker", ("asyncio", "ssl", "numpy.random", "importlib.resources")),
         ("cli.load", ("pyarrow",)),
     ],
 )
 def test_a_process_starts_without_what_it_may_never_use(module: str, late: tuple[str, ...]) -> None:
-    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans; of
-    ZeroMQ by a worker beside its server, and of Arrow by a load that writes no table."""
+    """Imports are most of a start: of clients of a fleet, of gRPC, of certificates, of spans, and
+    of Arrow by a load that writes no table."""
     script = f"""
 import sys
 import parity_models.{module}

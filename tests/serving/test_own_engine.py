@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from commands import Here, assert_refused
-from own_engine import APART, ENGINE
+from own_engine import ENGINE, FACELESS
 from own_policy import POLICY
-from parity_models.errors import ServingError, UserError
+from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
@@ -87,7 +87,7 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
     with pytest.raises(UserError, match="there is no engine 'lokal'; did you mean local"):
         EngineChoice("lokal")
     for flags, reason in [
-        (("--engine", ENGINE, "--frontends", "2"), "--frontends is no option of the engine"),
+        (("--engine", ENGINE, "--address", "auto"), "--address is no option of the engine"),
         (("--engine", "lokal"), "there is no engine 'lokal'; did you mean local"),
         (("--called", "mine"), "No such option: --called"),
         (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),
@@ -95,15 +95,9 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
         assert_refused(parm_here("serve", bundle, *flags), reason)
 
 
-def test_an_engine_may_serve_by_itself_and_say_what_is_not_for_it(
-    bundle: Path, parm_here: Here
-) -> None:
-    serve, port = ("serve", bundle, "--engine", APART), ("--port", "1234")
-    assert_refused(parm_here(*serve, *port), "model would be at 127.0.0.1:1234")
-    said = f"leave --ui out with the engine {APART}: its servers have no page"
-    assert_refused(parm_here(*serve, "--ui"), said)
-    load = ("load", "--bundle", bundle, "--engine", APART, "--task", "digits", "--rate", "9")
-    assert_refused(parm_here(*load), f"start `parm serve --engine {APART}`")
+def test_an_engine_says_what_has_no_effect_with_it(bundle: Path, parm_here: Here) -> None:
+    said = f"leave --ui out with the engine {FACELESS}: its servers have no page"
+    assert_refused(parm_here("serve", bundle, "--engine", FACELESS, "--ui"), said)
 
 
 def test_help_has_its_options(parm_here: Here) -> None:
@@ -115,8 +109,3 @@ def test_an_engine_takes_the_faults_that_it_says_it_takes(bundle: Path) -> None:
     with pytest.raises(UserError, match="faults are not for the engine remote"):
         ServeOptions(faults=FaultPlan(), engine=EngineChoice("remote", {"deployed": "http://a:1"}))
     assert [each.name for each in ENGINES if each.takes_faults] == ["local", "ray"]
-
-
-def test_on_ray_there_is_no_server_in_this_process(bundle: Path) -> None:
-    with pytest.raises(ServingError, match="use `parm serve --engine ray`"):
-        Server(open_bundle(bundle), ServeOptions(engine=EngineChoice("ray"), port=0))

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Annotated, Any, ClassVar
@@ -10,9 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
 from parity_models.faults import FaultPlan, WorkerFaults
-from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import Option
 from parity_models.serving.engine import Engine, EngineListener, Parts
@@ -124,18 +121,13 @@ class Delayed(InProcess):
         hedge_delay: Annotated[float, Option("What the policy hedging means otherwise.")] = 1.0
 
 
-class Apart(InProcess):
-    """It serves by itself: whoever asks is told where it would."""
+class Faceless(InProcess):
+    """It refuses an option of servers."""
 
-    name = "apart"
-    serves_itself = True
+    name = "faceless"
     refuses: ClassVar[Mapping[str, str]] = {"ui": "its servers have no page"}
 
-    @classmethod
-    def served(cls, bundle: Bundle, options: Any, *, traces: bool) -> AbstractContextManager[str]:
-        raise UserError(f"{bundle.manifest.name} would be at {options.host}:{options.port}")
 
-
-ENGINE, EMULATED, DELAYED, APART = (
-    f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Delayed", "Apart")
+ENGINE, EMULATED, DELAYED, FACELESS = (
+    f"{__name__}:{each}" for each in ("InProcess", "Emulated", "Delayed", "Faceless")
 )

@@ -16,28 +16,21 @@ from typing import Any
 os.environ |= {
     "RAY_AUTH_MODE": "disabled",  # else a token is written to the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_LOG_TO_STDERR": "0",
 }
 
 import httpx
 import numpy as np
 import ray
-from ray import serve
-from ray.serve.config import HTTPOptions, ProxyLocation
 
-from ports import free_ports
 from served import INPUTS, predictions, queries, until
 
 SMALL = 0.01
-"""CPUs that replicas reserve in tests: next to none."""
+"""CPUs that instances reserve in tests: next to none."""
 
 
 def init_ray(**options: Any) -> Any:
     """Start a cluster's head: ray.init, once more where the machine is too busy to start Ray's
     processes within the 30 s that Ray gives them."""
-    # Replicas find the tests' own policies and codes.
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     tries = 3
     while True:
         try:
@@ -50,19 +43,8 @@ def init_ray(**options: Any) -> Any:
 
 
 @contextmanager
-def local_ray() -> Iterator[str]:
-    """Serve on a new cluster of this machine; gives the URL where it listens."""
-    init_ray(num_cpus=4)
-    try:
-        yield start_serve()
-    finally:
-        serve.shutdown()
-        ray.shutdown()
-
-
-@contextmanager
 def other_cluster(cpus: int) -> Iterator[str]:
-    """A cluster in a process of its own, on which Serve does not run; gives its address."""
+    """A cluster in a process of its own; gives its address."""
     program = (
         "import sys, ray_cluster\n"
         f"head = ray_cluster.init_ray(num_cpus={cpus})\n"
@@ -87,31 +69,9 @@ def other_cluster(cpus: int) -> Iterator[str]:
             head.stdin.close()
 
 
-def start_serve(where: ProxyLocation = ProxyLocation.HeadOnly) -> str:
-    (port,) = free_ports(1)
-    serve.start(where, HTTPOptions(host="127.0.0.1", port=port))
-    return f"http://127.0.0.1:{port}"
-
-
 def eventually(condition: Callable[[], bool], otherwise: str) -> None:
     """Wait for what a cluster brings about, which needs the cores that looking often would take."""
     until(condition, otherwise, 240, pause=0.1)
-
-
-def kill_replica(deployment: str, unique_id: str) -> None:
-    """kill -9 a replica's process."""
-    for each in ray.util.list_named_actors(all_namespaces=True):
-        if each["name"].endswith(f"#{deployment}#{unique_id}"):
-            ray.kill(ray.get_actor(each["name"], each["namespace"]))
-            return
-    raise AssertionError(f"there is no replica {unique_id} of {deployment}")
-
-
-def replica_ids(app: str, deployment: str) -> list[str]:
-    """The ids of a deployment's replicas, one that has just died included."""
-    prefix = f"SERVE_REPLICA::{app}#{deployment}#"
-    names = (each["name"] for each in ray.util.list_named_actors(all_namespaces=True))
-    return [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
 
 
 class Client:

@@ -33,9 +33,6 @@ SOON_DEAD = {
 }
 """A node that nothing is heard of is gone after ten seconds rather than a minute."""
 
-FRONT, ROOM = "front", "room"
-"""Resources: one of the first on the head, two of the second on every other node."""
-
 BRIDGE = "pb"
 """What bridges' names begin with, before the id of the process that made them."""
 
@@ -71,7 +68,7 @@ class Node:
                 *("sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', RAY_FOLDER),
                 *(RAY, "start", "--block"),
                 *("--address", gcs, "--node-ip-address", self.address),
-                *("--resources", f'{{"{ROOM}": 2}}', "--object-store-memory", "80000000"),
+                *("--num-cpus", "2", "--object-store-memory", "80000000"),
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -97,14 +94,14 @@ class Node:
 
 
 class Cluster:
-    """A head in this namespace, and nodes in others."""
+    """A head without CPUs in this namespace, and nodes with two in others."""
 
     def __init__(self, bridge: str) -> None:
         assert not ray.is_initialized(), "this process has a cluster; run the tests of nodes first"
         self._bridge = bridge
         self.nodes: list[Node] = []
         context = init_ray(
-            resources={FRONT: 1},
+            num_cpus=0,
             _node_ip_address=f"{SUBNET}.1",
             object_store_memory=80_000_000,
             _system_config=SOON_DEAD | {"prestart_worker_first_driver": False},

@@ -198,11 +198,6 @@ def _direct(
 ) -> Direct:
     """The bundle, as the command line says that this process is to serve it."""
     chosen = chosen_engine(context, engine)
-    if chosen.kind.serves_itself:
-        raise UserError(
-            f"the engine {chosen.name} serves by itself; start `parm serve --engine "
-            f"{chosen.name}`, and give its URL in place of --bundle"
-        )
     options = options_of_server(context, bundle, engine=chosen, port=0, **serving)
     return Direct(str(bundle.path), options, tuple(allow_code or ()))
 

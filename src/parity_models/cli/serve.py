@@ -3,8 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +15,6 @@ from parity_models.cli.config_file import ConfigPath, configured_command_for
 from parity_models.cli.extensions import Declared, given_options, spelling_in
 from parity_models.cli.policy import KINDS, DispatchName, PolicyName
 from parity_models.cli.print_config import config_in_force
-from parity_models.cli.serve_apart import serve_apart
 from parity_models.cli.serving import (
     DefaultPrediction,
     EngineName,
@@ -108,17 +106,16 @@ def serve(
     options = options_of_server(
         context,
         opened,
-        engine=(chosen := chosen_engine(context, engine)),
+        engine=chosen_engine(context, engine),
         policy=policy,
         dispatch=dispatch,
         default_prediction=default_prediction,
         faults=faults,
     )
     server: Server | RepositoryServer | None = None
-    around: AbstractContextManager[None] = nullcontext()
     if repository is not None:
-        server, around = _of_repository(repository, options, allow_code or (), logging)
-    elif opened is not None and not chosen.kind.serves_itself:
+        server = _of_repository(repository, options, allow_code or (), logging)
+    elif opened is not None:
         server = Server(opened, options, _traces(logging))
     if print_config:
         named = {
@@ -133,10 +130,7 @@ def serve(
         }
         typer.echo(config_in_force(context, options, named), nl=False)
     elif server is not None:
-        with around:
-            _run(server)
-    elif opened is not None:
-        serve_apart(opened, options, traces=logging.traces)
+        _run(server)
 
 
 def _run(server: "Server | RepositoryServer") -> None:
@@ -148,19 +142,11 @@ def _run(server: "Server | RepositoryServer") -> None:
 
 def _of_repository(
     folder: Path, options: ServeOptions, allow_code: Collection[str], logging: Logging
-) -> "tuple[RepositoryServer, AbstractContextManager[None]]":
-    """Return the server, and what it runs in."""
+) -> "RepositoryServer":
     # Imported here: a server of one bundle does not need it.
     from parity_models.serving.repository.repository import RepositoryServer
 
-    engine = options.engine.for_several
-    if options.faults is not None and not engine.kind.takes_faults:
-        raise UserError(
-            f"faults are not for a repository with the engine {options.engine.name}; leave them out"
-        )
-    options = replace(options, engine=engine)
-    server = RepositoryServer(folder, options, allow_code, _traces(logging))
-    return server, engine.kind.around(engine.settings)
+    return RepositoryServer(folder, options, allow_code, _traces(logging))
 
 
 def _traces(logging: Logging) -> Any:

@@ -101,9 +101,8 @@ def chosen_engine(context: typer.Context, name: str | None) -> EngineChoice:
 def _refuse_what_is_not_for(
     engine: EngineChoice, bundle: Bundle | None, given: Mapping[str, Any]
 ) -> None:
-    """Raises UserError for options that say nothing with this engine; without a bundle, with that
-    of a repository's versions."""
-    refused = (engine.kind.for_several() if bundle is None else engine.kind).refuses
+    """Raise UserError for options that have no effect with this engine."""
+    refused = engine.kind.refuses
     if bundle is not None and engine.kind.fixed_roles(engine.settings, bundle) is not None:
         refused = {**refused, **FIXED}
     unused = [option for option in refused if option in given]

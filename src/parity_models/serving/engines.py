@@ -1,4 +1,4 @@
-"""Engines: what runs the models. Built-in ones and users' own, by name."""
+"""Engines by name: built-in ones and users' own."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from parity_models.serving.ray.ray_engine import RayEngine
 from parity_models.serving.remote.remote_engine import RemoteEngine
 
 ENGINES = Registry[Engine]("engine", Engine, LocalEngine, RemoteEngine, RayEngine)
-"""The engines."""
+"""All engines."""
 
 
 @dataclass(frozen=True)
 class EngineChoice:
     """An engine by name, and the options that are given; plain values, as in a file.
 
-    Raises UserError for names that are not there, options that it has not, and values out of range.
+    Raises UserError for unknown names and options, and values out of range.
     """
 
     name: str = "local"
@@ -38,21 +38,13 @@ class EngineChoice:
         return ENGINES.find(self.name)
 
     @property
-    def for_several(self) -> "EngineChoice":
-        """The engine that versions of a repository have."""
-        kind = self.kind.for_several()
-        if kind is self.kind:
-            return self
-        return EngineChoice(f"{kind.__module__}:{kind.__qualname__}", self.options)
-
-    @property
     def settings(self) -> Any:
         """The engine's `Options`."""
         return ENGINES.options(self.name, self.options)
 
 
 def choose_engine(name: str, given: Mapping[str, Any], spell: Spell = str) -> EngineChoice:
-    """The engine `name` with the options that are given.
+    """Return the engine `name` with the options that are given.
 
     `spell` writes an option's name as the user did. Raises UserError as EngineChoice does.
     """

@@ -305,9 +305,9 @@ class Metrics:
     messages_refused = _Declared(
         Counter,
         "parm_messages_refused",
-        "Messages between engine and workers that were refused: malformed, or a stranger's.",
+        "Messages of workers that were refused, as malformed.",
         "why",
-        known=("malformed", "stranger"),
+        known=("malformed",),
     )
     undone = _Declared(
         Counter, "parm_actions_failed", "Actions of the scheduler that could not be carried out."
@@ -337,7 +337,7 @@ class Metrics:
         self.build_info.labels(__version__, bundle_digest).set(1)
 
     def refused(self, why: str, messages: int = 1) -> None:
-        """So many messages were refused, as `why` says: malformed, or stranger."""
+        """Count messages that were refused, as `why` says: malformed."""
         if messages > 0:
             self.messages_refused.labels(why).inc(messages)
 

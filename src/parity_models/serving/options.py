@@ -10,9 +10,9 @@ from parity_models.options import SECONDS, Option, check_declared
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import MAX_PORT, Access
+from parity_models.serving.engine import Placement
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.limits import Limits
-from parity_models.serving.local.placement import Placement
 from parity_models.serving.tenancy import tenant_header
 
 UNIT_TIMEOUT = 10.0

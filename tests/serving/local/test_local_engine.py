@@ -3,19 +3,20 @@
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
-import zmq
 from numpy.typing import NDArray
 
 from engine_conformance import (
-    BOTH,
     DEPLOYED,
     SLOW,
     EngineConformance,
@@ -27,17 +28,21 @@ from engine_conformance import (
 )
 from local_engines import FOREVER, PATIENT, running
 from onnx_models import linear_model, moody_model, shrinking_model
-from parity_models.errors import FaultPlanError
+from parity_models.errors import FaultPlanError, ServingError
 from parity_models.faults import Constant, FaultPlan, Kill
 from parity_models.models.pinned_model import PinnedModel
-from parity_models.serving.engine import Engine
-from parity_models.serving.local.local_engine import LocalEngine
-from parity_models.serving.local.placement import Addresses, Placement
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import TensorSpec
+from parity_models.serving.engine import Engine, Placement
+from parity_models.serving.local.local_engine import LocalEngine, all_cores_used
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.runner import Device
+from parity_models.serving.worker.stream import WorkerStream
+from parity_models.serving.worker.wire import Assignment, Heartbeat, Hello, encode
 from parity_models.serving.worker.wire import Failed as WorkerFailed
 from parity_models.serving.worker.wire import Finished as WorkerFinished
-from parity_models.serving.worker.wire import Heartbeat, InjectFaults, Lease, encode
+from served import until
 
 pytestmark = pytest.mark.slow
 
@@ -62,21 +67,6 @@ class TestLocalEngine(EngineConformance):
     def fleet(self, tmp_path: Path) -> LocalFleet:
         moody_model(tmp_path / "m.onnx")
         return LocalFleet(tmp_path / "m.onnx")
-
-
-async def test_every_row_of_a_batch_gets_its_output(tmp_path: Path) -> None:
-    weights = linear_model(tmp_path / "m.onnx", (1, 8, 8), (2, 5))
-    rows = np.random.default_rng(1).normal(size=(8, 1, 8, 8)).astype(np.float32)
-    async with running(tmp_path / "m.onnx", [DEPLOYED, BOTH]) as (engine, events):
-        unit = 0
-        for instance, role in [("0", "deployed"), ("1", "deployed"), ("1", "parity-0")]:
-            for size in (1, 3, 8, 2, 1):
-                unit += 1
-                engine.run(instance, unit, role, list(rows[:size]))
-                outputs = await events.outputs(unit)
-                expected = (rows[:size].reshape(size, -1) @ weights).reshape(size, 2, 5)
-                assert outputs.dtype == np.float32
-                np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 async def test_a_finished_unit_says_when_its_worker_ran_it(tmp_path: Path) -> None:
@@ -190,32 +180,43 @@ async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_pa
     assert metrics.registry.get_sample_value("parm_engine_errors_total", {"doing": "report"}) == 2
 
 
-async def test_reports_that_cannot_be_read_stop_nothing(tmp_path: Path) -> None:
+class Impostor:
+    """What a worker's process could send: the process that is started instead does nothing."""
+
+    def __init__(self) -> None:
+        self.ends: list[WorkerStream] = []
+        self.worker = partial(WorkerProcess, execute=self._execute)
+
+    async def _execute(self, *arguments: str, **options: Any) -> asyncio.subprocess.Process:
+        assigned = msgspec.json.decode(arguments[-1], type=Assignment)
+        assert assigned.streams is not None
+        units, control = (WorkerStream(socket.socket(fileno=os.dup(fd))) for fd in assigned.streams)
+        self.ends = [units, control]
+        model = TensorSpec("x", "FP32", (2,))
+        units.send([encode(Hello({"deployed": Signature.of(model, model)}))])
+        return await asyncio.create_subprocess_exec("sleep", "1000", **options)
+
+
+async def test_reports_of_other_units_are_ignored_and_a_malformed_one_ends_the_worker(
+    tmp_path: Path,
+) -> None:
     moody_model(tmp_path / "m.onnx")
-    here = [Placement(link=Addresses("127.0.0.1", "127.0.0.1"))]
-    metrics, endpoints = Metrics(), []
-
-    def worker(*arguments: Any, reports: str, **options: Any) -> WorkerProcess:
-        endpoints.append(reports)
-        return WorkerProcess(*arguments, reports=reports, **options)
-
-    options: dict[str, Any] = {"placements": here, "metrics": metrics, "worker": worker}
+    impostor, metrics = Impostor(), Metrics()
+    options: dict[str, Any] = {"metrics": metrics, "worker": impostor.worker}
     async with running(tmp_path / "m.onnx", **options) as (engine, events):
-        (endpoint,) = endpoints
-        with zmq.Context() as context, context.socket(zmq.PUSH) as socket:
-            socket.connect(endpoint)
-            engine.run("0", 1, "deployed", [row(0, FOREVER)])
-            for frames in [
-                [b"nonsense"],
-                [b""],
-                [encode(Heartbeat("nobody"))],
-                [encode(WorkerFinished("0", 99, 0.0, 0.0)), b"12345678"],
-                [encode(WorkerFailed("0", 99, "no"))],
-                [encode(WorkerFinished("0", 1, 0.0, 0.0)), b"123"],  # no two floats
-            ]:
-                socket.send_multipart(frames)
-            assert "its outputs cannot be read" in await events.failure(1)
+        engine.run("0", 1, "deployed", [row(0, 0)])
+        units, control = impostor.ends
+        units.send([encode(WorkerFinished(99, 0.0, 0.0)), b"12345678"])
+        units.send([encode(WorkerFailed(99, "no"))])
+        control.send([encode(Heartbeat())])
+        units.send([encode(WorkerFinished(1, 0.0, 0.0)), b"123"])  # not two floats
+        assert "its outputs cannot be read" in await events.failure(1)
         assert events.nothing_more()
+        for life, malformed in enumerate([[b"nonsense"], [encode(Heartbeat()), b"tensor"]]):
+            engine.run("0" if not life else f"0.{life}", 2, "deployed", [row(0, 0)])
+            impostor.ends[life].send(malformed)
+            assert "sent " in await events.departure("0" if not life else f"0.{life}")
+            await events.arrival()
         counted = metrics.registry.get_sample_value
         assert counted("parm_messages_refused_total", {"why": "malformed"}) == 3
 
@@ -240,28 +241,9 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_p
 
 async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Path) -> None:
     moody_model(tmp_path / "m.onnx")
-    metrics, workers = Metrics(), []
-
-    def made(*arguments: Any, **options: Any) -> WorkerProcess:
-        workers.append(WorkerProcess(*arguments, **options))
-        return workers[-1]
-
-    async with running(tmp_path / "m.onnx", metrics=metrics, worker=made) as (engine, events):
+    async with running(tmp_path / "m.onnx") as (engine, _):
         with pytest.raises(FaultPlanError, match="was not started for faults"):
             engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
-        # Nor does its worker, even by the pipes that only the engine has.
-        (worker,) = workers
-        for message in (
-            InjectFaults(FaultPlan(service_time=Constant(3600.0)), 0, 0.0),
-            Lease("thief", "tcp://127.0.0.1:1"),
-        ):
-            worker.tell_before_units(message)
-            worker.tell(message)  # type: ignore[arg-type]  # which no engine does
-        refused = metrics.registry.get_sample_value
-        while refused("parm_messages_refused_total", {"why": "malformed"}) != 4:
-            await asyncio.sleep(0.05)
-        engine.run("0", 1, "deployed", [row(0, 5)])
-        await events.outputs(1)
 
 
 def test_workers_start_one_after_the_other_where_they_are_to(tmp_path: Path) -> None:
@@ -288,3 +270,106 @@ def test_workers_start_one_after_the_other_where_they_are_to(tmp_path: Path) -> 
         assert not stopped.pids()
 
     asyncio.run(run())
+
+
+def models(folder: Path) -> dict[str, PinnedModel]:
+    return {"deployed": PinnedModel.of(folder / "m.onnx")}
+
+
+async def test_workers_with_a_link_use_tcp(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    linked = [Placement(link="127.0.0.1", node="rack 7"), Placement()]
+    engine, events = LocalEngine(models(tmp_path), **PATIENT, placements=linked), Events()
+    await engine.start([DEPLOYED] * 2, events)
+    nodes = {each.instance: each.node for each in [await events.arrival() for _ in linked]}
+    assert nodes == {"0": "rack 7", "1": None}
+    engine.run("0", 1, "deployed", [row(0, FOREVER)])
+    engine.cancel("0", 1)
+    assert await events.failure(1) == "cancelled"
+    os.kill(engine.pids()["0"], signal.SIGKILL)
+    await events.departure("0")
+    joined = await events.arrival()
+    engine.run(joined.instance, 2, "deployed", [row(0, 5)])
+    await events.outputs(2)
+    await engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("placements", "why"),
+    [
+        ([Placement(link="198.18.0.1")], r"cannot listen at 198\.18\.0\.1"),
+        ([Placement()] * 2, "2 placements for 1 instances"),
+        ([Placement(("no-such-command",))], "could not be run: FileNotFoundError"),
+    ],
+)
+async def test_placements_that_cannot_be_are_refused(
+    tmp_path: Path, placements: list[Placement], why: str
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    with pytest.raises(ServingError, match=why):
+        await LocalEngine(models(tmp_path), placements=placements).start([DEPLOYED], Events())
+
+
+async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    path = tmp_path / "device"
+    shared = [Placement(device=str(path))] * 2
+    async with running(tmp_path / "m.onnx", [DEPLOYED] * 2, placements=shared) as (engine, events):
+        with Device(str(path)):
+            for instance in "01":
+                engine.run(instance, int(instance), "deployed", [row(0, 5)])
+            await asyncio.to_thread(
+                until, lambda: waiting_for(path) == 2, "they do not both wait for the device"
+            )
+            assert events.nothing_more()
+        reports = [await events.next() for _ in shared]
+        assert all(isinstance(each, Finished) for each in reports)
+
+
+def waiting_for(path: Path) -> int:
+    """How many processes wait for the lock on a file."""
+    locks = Path("/proc/locks").read_text().splitlines()
+    return sum(" -> FLOCK" in lock and f":{path.stat().st_ino} " in lock for lock in locks)
+
+
+async def test_workers_run_by_the_command_they_are_given(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    core = min(os.sched_getaffinity(0))
+    placed = [Placement(("taskset", "--cpu-list", str(core)))]
+    async with running(tmp_path / "m.onnx", placements=placed) as (engine, _):
+        assert os.sched_getaffinity(engine.pids()["0"]) == {core}
+
+
+@pytest.mark.parametrize("computing", [True, False])
+async def test_units_that_compute_crowd_an_engine_and_those_that_wait_do_not(
+    tmp_path: Path, computing: bool
+) -> None:
+    moody_model(tmp_path / "m.onnx")
+    cores = len(os.sched_getaffinity(0))
+    roles = [DEPLOYED] * (cores + 1)
+    async with running(tmp_path / "m.onnx", roles, allows_faults=True) as (engine, _):
+        engine.inject_faults(FaultPlan(service_time=Constant(2.0), computing=computing))
+        names = sorted(engine.running())
+        for unit, name in enumerate(names):
+            engine.run(name, unit, "deployed", [row(0, 0)])
+        await asyncio.sleep(0.7)
+        assert engine.crowded(names) is computing
+        assert not engine.crowded(names[: cores - 1])
+        assert not engine.crowded(["unheard-of"] * cores)
+
+
+def test_the_kernel_says_which_processes_use_a_core(tmp_path: Path) -> None:
+    stats = {1: b"1 (a) R b) S 0 1", 2: b"2 (S) R 0 1", 3: b"", 4: b"4 (python) R 0 1"}
+    for pid, stat in stats.items():
+        (tmp_path / f"{pid}").mkdir()
+        (tmp_path / f"{pid}" / "stat").write_bytes(stat)
+    pids = {f"{pid}": pid for pid in range(1, 10)}
+
+    def used(*running: int, cores: int) -> bool:
+        return all_cores_used(pids, [f"{pid}" for pid in running], cores, tmp_path)
+
+    assert used(2, 4, cores=2)
+    assert used(1, 2, cores=1)
+    assert not used(2, cores=2)
+    assert not used(1, 3, 5, cores=1)
+    assert not used(2, 4, cores=9), "each instance has a core"

@@ -1,123 +1,216 @@
-"""The Ray engine runs units on replicas that the roster leases to it."""
+"""The Ray engine runs units in actors, of this process's server or of `parm serve`."""
 
-import asyncio
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
+import numpy as np
 import pytest
-from ray import serve
+import ray
 
+from commands import assert_refused, parm
 from engine_conformance import (
     BOTH,
     DEPLOYED,
     EngineConformance,
+    Events,
+    Finished,
     Fleet,
+    row,
+    started,
 )
-from onnx_models import moody_model
-from parity_models.codes import CodeSpec
-from parity_models.models.bundle import NewModel, open_bundle, write_bundle
-from parity_models.serving.engine import Engine
-from parity_models.serving.plan import model_files
-from parity_models.serving.ray.app import InstancePool, instances_app, roster_app
-from parity_models.serving.ray.cluster import delete
-from parity_models.serving.ray.cluster_options import ClusterOptions
-from parity_models.serving.ray.deployments import deployment_name
+from onnx_models import linear_model, moody_model
+from parity_models.errors import ModelError, ServingError, UserError
+from parity_models.faults import Constant, FaultPlan
+from parity_models.models.pinned_model import PinnedModel
+from parity_models.serving.engine import Engine, Parts
+from parity_models.serving.engines import EngineChoice
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.ray.ray_engine import RayEngine
-from parity_models.serving.ray.store import BundleFiles, put_bundle
-from parity_models.serving.worker.socket_key import SocketKey
-from ray_cluster import SMALL, kill_replica
-from whole_bundle import tamper
+from ports import free_ports
+from ray_cluster import SMALL, Client, init_ray, other_cluster
+from repositories import write_version
+from served import ServerProcess, until, write_linear_bundle
+from served_repositories import Repository
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 FOREVER = 1e15
-"""Steps of the moody model that nobody waits for."""
-
-
-class RayFleet(Fleet):
-    """Instances for WORKS, a deployment each, on a cluster of this machine."""
-
-    _names = count()
-
-    def __init__(self, files: BundleFiles, key: SocketKey) -> None:
-        self._files = files
-        self._key = key
-        self._roster = serve.get_deployment_handle("Roster", "test")
-
-    def engine(self) -> RayEngine:
-        return RayEngine(
-            self._roster.frontend_seen.remote,
-            f"frontend-{next(self._names)}",
-            deployment_name(self._files, self._key),
-            "127.0.0.1",
-            self._key,
-            max_frame=10_000,
-            # The machine may be busy; that an instance is killed is noticed otherwise.
-            heartbeat_timeout=60.0,
-            unit_timeout=200.0,
-        )
-
-    def kill(self, engine: Engine, number: int) -> None:
-        assert isinstance(engine, RayEngine)
-        roles = [DEPLOYED, BOTH][number]
-        (key,) = (replica.key for replica in engine.replicas().values() if replica.roles == roles)
-        kill_replica(*key.split("-"))
-
-    def mend(self) -> None:
-        """Ray starts replicas again by itself."""
+"""Steps of the moody model that are never done."""
 
 
 @pytest.fixture(scope="module")
-def fleet(ray_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayFleet]:
-    class Root:  # in here, so that it need not be imported where it runs
-        """What stands for frontends: the tests have their own."""
+def cluster() -> Iterator[None]:
+    """A cluster that this process is connected to."""
+    init_ray(num_cpus=4)
+    yield
+    ray.shutdown()
 
-        def __init__(self, *deployments: Any) -> None:
-            pass
 
-    folder = tmp_path_factory.mktemp("moody")
-    moody_model(folder / "m.onnx")
-    model = NewModel(folder / "m.onnx", "moody")
-    code = CodeSpec("sum", "subtraction", 2)
-    bundle = write_bundle(folder / "bundle", deployed=model, parity=[model], code=code)
-    cluster = ClusterOptions(cpus_per_instance=SMALL)
-    files = put_bundle(bundle)
-    roster = roster_app(files)
-    key = SocketKey.new()
-    models = model_files(bundle)
-    pools = [
-        instances_app(
-            roster,
-            files,
-            {role: models[role] for role in roles},
-            InstancePool(name, roles, 1, 1),
-            cluster,
-            key,
-        )
-        for name, roles in {"deployed": DEPLOYED, "shared": BOTH}.items()
-    ]
-    root: Any = serve.deployment(Root)
-    serve.run(root.bind(roster, *pools), name="test", route_prefix=None)
-    yield RayFleet(files, key)
-    delete("test")
+class RayFleet(Fleet):
+    """Engines on the cluster that this process is connected to."""
+
+    def __init__(self, model: Path) -> None:
+        self._model = model
+
+    def engine(self, *, cpus: float = SMALL, **options: Any) -> RayEngine:
+        parts: dict[str, Any] = {
+            "bundle": None,
+            "models": dict.fromkeys(("deployed", "parity-0"), PinnedModel.of(self._model)),
+            "metrics": Metrics(),
+            "max_batch": 8,
+            "unit_timeout": 200.0,
+        }
+        settings = RayEngine.Options(address="auto", cpus_per_instance=cpus)
+        # The machine may be busy; that an instance is killed is noticed otherwise.
+        return RayEngine(settings, Parts(**parts | options), heartbeat_timeout=60.0)
+
+    def kill(self, engine: Engine, number: int) -> None:
+        assert isinstance(engine, RayEngine)
+        ray.kill(engine._instances[str(number)]._actor)
+
+    def mend(self) -> None:
+        """The engine starts actors again by itself."""
+
+
+@pytest.fixture
+def fleet(cluster: None, tmp_path: Path) -> RayFleet:
+    moody_model(tmp_path / "m.onnx")
+    return RayFleet(tmp_path / "m.onnx")
 
 
 class TestRayEngine(EngineConformance):
-    pass
+    """The engine does what every engine does."""
 
 
-def test_a_bundle_that_an_older_version_wrote_reaches_replicas(
-    ray_url: str, tmp_path: Path
+async def test_large_rows_and_outputs_arrive_whole(cluster: None, tmp_path: Path) -> None:
+    size = 500_000
+    linear_model(tmp_path / "m.onnx", (size,), (1,), np.ones((size, 1), np.float32))
+    rows = np.random.default_rng(1).integers(0, 3, (2, size)).astype(np.float32)
+    async with started(RayFleet(tmp_path / "m.onnx")) as (engine, events, first, _):
+        engine.run(first, 1, "deployed", list(rows))
+        np.testing.assert_allclose(await events.outputs(1), rows.sum(1, keepdims=True))
+
+
+async def test_a_cancelled_unit_ends_early_and_a_hung_one_ends_its_instance(
+    fleet: RayFleet,
 ) -> None:
-    def as_in_format_2(content: dict[str, Any]) -> None:
-        content["format_version"] = 2
-        del content["backups"], content["backup_trainings"]
+    engine, events = fleet.engine(unit_timeout=3.0), Events()
+    await engine.start([DEPLOYED], events)
+    joined = await events.arrival()
+    assert joined.node == ray.get_runtime_context().get_node_id()
+    engine.run(joined.instance, 1, "deployed", [row(0, FOREVER)])
+    engine.cancel(joined.instance, 1)
+    assert await events.failure(1) == "cancelled"
+    engine.run(joined.instance, 2, "deployed", [row(0, FOREVER)])
+    assert await events.departure(joined.instance) == "had unit 2 for more than 3 s"
+    joined = await events.arrival()
+    engine.run(joined.instance, 3, "deployed", [row(0, 5)])
+    await events.outputs(3)
+    await engine.stop()
 
-    moody_model(tmp_path / "m.onnx")
-    written = write_bundle(tmp_path / "bundle", deployed=NewModel(tmp_path / "m.onnx", "moody"))
-    tamper(written.path, as_in_format_2)
-    older = open_bundle(written.path)
-    assert older.digest != written.digest
-    assert asyncio.run(put_bundle(older).manifest()) == older.manifest
+
+async def test_faults_slow_units(fleet: RayFleet) -> None:
+    engine, events = fleet.engine(allows_faults=True), Events()
+    await engine.start([DEPLOYED], events)
+    joined = await events.arrival()
+    engine.inject_faults(FaultPlan(service_time=Constant(0.5)))
+    engine.run(joined.instance, 1, "deployed", [row(0, 0)])
+    report = await events.next()
+    assert isinstance(report, Finished)
+    assert report.started is None, "the clock is another machine's"
+    await engine.stop()
+
+
+async def test_what_cannot_be_started_is_refused(fleet: RayFleet, tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="reserve 2000 CPUs and the cluster has"):
+        await fleet.engine(cpus=1000).start([DEPLOYED, BOTH], Events())
+    engine = fleet.engine()
+    linear_model(tmp_path / "m.onnx", (2,), (2,))
+    with pytest.raises(ModelError, match="was changed since it was checked"):
+        await engine.start([DEPLOYED], Events())
+    with pytest.raises(UserError, match="address is for all models"):
+        RayEngine.options_of_model({}, {"address": "auto"}, None, "m", "1")  # type: ignore[arg-type]
+    assert EngineChoice("ray").settings.cpus_per_instance == 1.0
+
+
+# As a process of its own, which starts a cluster or joins one
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_server_survives_a_killed_instance_and_leaves_nothing(
+    tmp_path: Path, joins: bool
+) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    arguments = ("--engine", "ray", "--policy", "parity", "--deadline", "20s")
+
+    def serve(*further: str) -> None:
+        with ServerProcess(str(bundle), *arguments, *further) as server:
+            client = Client(server.url)
+            with client.asking():
+                client.more()
+                kill_actor()
+                client.more(100)
+            assert client.metric("parm_query_failures_total") == 0
+            until(lambda: client.metric("parm_instance_restarts_total") >= 1, "it is not replaced")
+            server.signal(signal.SIGTERM)
+            assert server.wait() == 0
+        assert not actors()
+
+    if joins:
+        with other_cluster(cpus=4) as address:
+            serve("--address", address, "--cpus-per-instance", str(SMALL))
+    else:
+        serve()
+
+
+def actors() -> list[int]:
+    """The processes of actors on this machine."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().startswith(b"ray::Instance"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_actor() -> None:
+    os.kill(actors()[0], signal.SIGKILL)
+
+
+def test_versions_of_a_repository_have_their_instances_on_one_cluster(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    write_version(folder, "first", "1")
+    write_version(folder, "other", "7", times=7)
+    with ServerProcess("--repository", str(folder), "--engine", "ray") as server:
+        repository = Repository(folder, server)
+        assert repository.infer("first") == ("1", 1.0)
+        assert repository.infer("other") == ("7", 7.0)
+        write_version(folder, "first", "2", times=2)
+        url = f"{server.url}/v2/repository/models/first/load"
+        assert httpx.post(url, timeout=240).status_code == 200
+        assert repository.infer("first") == ("2", 2.0)
+        server.signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert not actors()
+
+
+def test_a_cluster_that_cannot_be_reached_is_explained(tmp_path: Path) -> None:
+    bundle = write_linear_bundle(tmp_path)
+    (port,) = free_ports(1)
+    for address, why in [
+        (f"127.0.0.1:{port}", f"no Ray cluster can be reached at 127.0.0.1:{port}"),
+        ("nowhere", "no Ray cluster can be reached at nowhere"),
+        ("ray://127.0.0.1:10001", "is the address of a remote driver"),
+    ]:
+        on_ray = ("--engine", "ray", "--address", address, "--port", "0")
+        serve = parm("serve", str(bundle), *on_ray)
+        # In a process that is not connected to a cluster.
+        refused = subprocess.run(serve, capture_output=True, text=True, check=False, timeout=120)
+        assert_refused(refused, why)

@@ -20,10 +20,10 @@ from typing import NoReturn
 import msgspec
 
 from parity_models.load.child import exit_code, tell
-from parity_models.serving.local.placement import Addresses, Placement
+from parity_models.serving.engine import Placement
 from parity_models.simulation.contention_plan import Contention
 from parity_models_lab.contention.hogs import hogs
-from parity_models_lab.contention.network import FRONTEND_ADDRESS, Star, machine_address, star
+from parity_models_lab.contention.network import FRONTEND_ADDRESS, Star, star
 from parity_models_lab.contention.pauses import pause_workers, steps
 from parity_models_lab.contention.shuffles import start_shuffles
 from parity_models_lab.contention.tenant import tenant
@@ -106,7 +106,7 @@ def _placements(
         prefix = _inside(network.machines[worker]) if network else ()
         if cores:
             prefix += ("taskset", "--cpu-list", str(cores[worker]))
-        link = Addresses(FRONTEND_ADDRESS, machine_address(worker)) if network else None
+        link = FRONTEND_ADDRESS if network else None
         placements.append(Placement(prefix, link, devices.get(worker)))
     return tuple(placements)
 

@@ -22,10 +22,10 @@ from parity_models.models.bundle import open_bundle
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import DEPLOYED, SchedulerConfig
 from parity_models.scheduling.policies import NoRedundancy
+from parity_models.serving.engine import Placement
 from parity_models.serving.errors import RequestError
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.local.local_engine import LocalEngine
-from parity_models.serving.local.placement import Placement
 from parity_models.serving.metrics import Metrics
 from parity_models.simulation.contention_plan import Tenant
 

@@ -21,7 +21,7 @@ from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
-from parity_models.serving.local.placement import Placement
+from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
 from parity_models.simulation.setting import QUERY_SHAPE
 from parity_models.simulation.trial import Emulation, Trial, TrialResult, result_of

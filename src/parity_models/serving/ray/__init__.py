@@ -1,4 +1,1 @@
-"""The engine on Ray Serve: Ray keeps replicas alive, queries pass it by.
-
-Nothing outside this folder imports Ray.
-"""
+"""Instances on a Ray cluster."""

@@ -1,7 +1,7 @@
-"""Messages through a pipe arrive whole, whatever pieces they come in, and neither end blocks."""
+"""Messages on a stream arrive whole, whatever pieces they come in, and neither end blocks."""
 
 import asyncio
-import os
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from threading import Thread
@@ -9,7 +9,7 @@ from threading import Thread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.serving.worker.pipe import EngineEnd, Messages, WorkerEnd, parts_of
+from parity_models.serving.worker.stream import EngineStream, Messages, WorkerStream, parts_of
 from parity_models.serving.worker.wire import Frame, MessageError
 
 MESSAGES = st.lists(
@@ -44,28 +44,28 @@ def test_noise_is_no_message_or_is_refused(noise: bytes) -> None:
 
 
 class Ends:
-    """Both ends; the worker's echoes what it hears."""
+    """Both ends; the worker's can echo what it receives."""
 
     def __init__(self) -> None:
         self.heard: asyncio.Queue[list[bytes]] = asyncio.Queue()
-        self.broken: asyncio.Queue[MessageError] = asyncio.Queue()
-        self.engine = EngineEnd(
+        self.errors: asyncio.Queue[MessageError] = asyncio.Queue()
+        ours, self.theirs = socket.socketpair()
+        self.engine = EngineStream(
             asyncio.get_running_loop(),
+            ours,
             lambda frames: self.heard.put_nowait(plain(frames)),
-            self.broken.put_nowait,
+            self.errors.put_nowait,
         )
-        self.descriptor = os.dup(self.engine.inherited)
-        self.engine.handed_over()
 
     def echo(self) -> Thread:
-        worker = WorkerEnd(self.descriptor)
+        worker = WorkerStream(self.theirs)
 
-        def role() -> None:
+        def loop() -> None:
             with suppress(EOFError):
                 while True:
                     worker.send(plain(worker.receive()))
 
-        thread = Thread(target=role)
+        thread = Thread(target=loop)
         thread.start()
         return thread
 
@@ -85,24 +85,24 @@ async def test_large_messages_and_many_frames_go_through_in_order() -> None:
         assert [await ends.heard.get() for _ in messages] == messages
     ends.engine.close()
     await asyncio.to_thread(thread.join, 30)
-    assert not thread.is_alive(), "a worker hears that its engine has gone"
+    assert not thread.is_alive(), "a worker notices that its engine is gone"
 
 
 async def test_a_worker_that_is_gone_or_talks_nonsense_is_no_error() -> None:
     ends = Ends()
-    os.write(ends.descriptor, bytes(8))
+    ends.theirs.send(bytes(8))
     async with asyncio.timeout(30):
-        assert "without a header" in str(await ends.broken.get())
-    os.close(ends.descriptor)
+        assert "without a header" in str(await ends.errors.get())
+    ends.theirs.close()
     ends.engine.send([b"header"])
     ends.engine.close()
 
     ends = Ends()
     ends.engine.send([b"header", bytes(5_000_000)])
-    os.close(ends.descriptor)
+    ends.theirs.close()
     for _ in range(10):
         await asyncio.sleep(0.01)
     ends.engine.send([b"header"])
     ends.engine.close()
     assert ends.heard.empty()
-    assert ends.broken.empty()
+    assert ends.errors.empty()

@@ -1,11 +1,9 @@
-"""How an engine and a worker beside it talk: pairs of sockets, of which the worker inherits ends.
+"""Streams of messages between an engine and a worker: socket pairs, or TCP between namespaces.
 
-Nobody else can write to them, and a message passes from process to process at once: through
-ZeroMQ, a thread of each would hand it on, which takes several times as much processor time as a
-small unit's message is worth. Whoever of the two is left alone hears of it.
-
-A message is the sizes of its frames, preceded by their number (little-endian, 8 bytes each), the
-tensors, and the header, which comes last so that tensors lie at addresses that suit them.
+A message passes from process to process directly, without a thread in between. Either end notices
+when the other is gone. On the stream, a message is the sizes of its frames, preceded by their
+number (little-endian, 8 bytes each), the tensors, and the header, which comes last so that tensors
+are aligned.
 """
 
 import os
@@ -17,51 +15,43 @@ from contextlib import suppress
 from struct import Struct, pack, unpack_from
 from typing import TYPE_CHECKING
 
-from parity_models.serving.worker.wire import Frame, Lease, MessageError, PipeEnds
+from parity_models.serving.worker.wire import Frame, MessageError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop  # which workers do without
 
 _NUMBER = Struct("<Q")
-_AT_ONCE = 2**16
+_CHUNK = 2**16
 """Bytes that are received at once."""
 _PARTS = 512
 """Frames that are sent without being joined; the system takes 1,024."""
 
 
-class EngineEnd:
-    """The end of an engine, on whose event `loop` it lives: a Channel.
+class EngineStream:
+    """The engine's end, on its event `loop`.
 
-    Once the worker has its end, `heard` is called with each message, or `broken` once, after which
-    nothing more is read. Raises OSError where the system has no sockets left.
+    `on_message` is called with each message, `on_error` once if the stream is malformed, after
+    which nothing more is read. The end of the stream is not reported: the process ends as well.
     """
 
     def __init__(
         self,
         loop: "AbstractEventLoop",
-        heard: Callable[[Sequence[Frame]], None],
-        broken: Callable[[MessageError], None],
+        end: socket.socket,
+        on_message: Callable[[Sequence[Frame]], None],
+        on_error: Callable[[MessageError], None],
     ) -> None:
-        self._heard = heard
-        self._broken = broken
+        self._on_message = on_message
+        self._on_error = on_error
         self._loop = loop
-        self._socket, self._other = socket.socketpair()
+        self._socket = end
         self._socket.setblocking(False)
         self._messages = Messages()
         self._unsent = b""
-
-    @property
-    def inherited(self) -> int:
-        """The descriptor of the worker's end."""
-        return self._other.fileno()
-
-    def handed_over(self) -> None:
-        """The worker has its end."""
-        self._other.close()
-        self._loop.add_reader(self._socket.fileno(), self._receive)
+        loop.add_reader(end.fileno(), self._receive)
 
     def send(self, frames: Sequence[Frame]) -> None:
-        """Send a message; what the system does not take at once is sent when it does."""
+        """Send a message without waiting; what the system does not take yet is sent later."""
         parts = parts_of(frames)
         size = sum(map(len, parts))
         sent = 0
@@ -70,19 +60,18 @@ class EngineEnd:
                 sent = self._socket.sendmsg(parts)
             except BlockingIOError:
                 pass
-            except OSError:  # the worker is gone, as will be noticed
+            except OSError:  # the worker is gone, as its supervisor will notice
                 return
         if sent < size:
             if not self._unsent:
                 self._loop.add_writer(self._socket.fileno(), self._send_rest)
             self._unsent += b"".join(parts)[sent:]
 
-    def close(self, linger: int = 0) -> None:
+    def close(self) -> None:
         if self._socket.fileno() >= 0:
             self._loop.remove_reader(self._socket.fileno())
             self._loop.remove_writer(self._socket.fileno())
         self._socket.close()
-        self._other.close()
 
     def _send_rest(self) -> None:
         try:
@@ -96,74 +85,47 @@ class EngineEnd:
 
     def _receive(self) -> None:
         try:
-            data = self._socket.recv(_AT_ONCE)
+            data = self._socket.recv(_CHUNK)
         except BlockingIOError:
             return
         except OSError:
             data = b""
-        if not data:  # the worker is gone, as will be noticed
+        if not data:
             self._loop.remove_reader(self._socket.fileno())
             return
         try:
             for frames in self._messages.of(data):
-                self._heard(frames)
+                self._on_message(frames)
         except MessageError as error:
-            self._loop.remove_reader(self._socket.fileno())
-            self._broken(error)
+            if self._socket.fileno() >= 0:
+                self._loop.remove_reader(self._socket.fileno())
+            self._on_error(error)
 
 
-class WorkerPipes:
-    """A worker's ends of its pipes: a Connection with the one engine that it is leased to."""
+class WorkerStream:
+    """The worker's end; its calls block."""
 
-    units = control = None
-    strangers = 0
-
-    def __init__(self, ends: PipeEnds) -> None:
-        self._of_units = WorkerEnd(ends.units)
-        self._of_control = WorkerEnd(ends.control)
-
-    def take(self, lease: Lease) -> None:
-        pass
-
-    def receive(self) -> Sequence[Frame]:
-        return self._of_units.receive()
-
-    def report(self, frames: Sequence[Frame]) -> None:
-        self._of_units.send(frames)
-
-    def receive_control(self, timeout: float) -> Sequence[Frame] | None:
-        return self._of_control.receive() if self._of_control.wait(timeout) else None
-
-    def beat(self, lease: Lease | None, heartbeat: bytes) -> bool:
-        if lease is not None:
-            self._of_control.send([heartbeat])
-        return lease is not None
-
-
-class WorkerEnd:
-    """The end that a worker inherited as `descriptor`; its calls wait."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._socket = socket.socket(fileno=descriptor)
-        os.set_inheritable(descriptor, False)
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        os.set_inheritable(end.fileno(), False)
         self._messages = Messages()
         self._received: deque[Sequence[Frame]] = deque()
         self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLIN)
+        self._poll.register(end.fileno(), select.POLLIN)
 
     def wait(self, timeout: float) -> bool:
-        """Is there something to receive, after `timeout` seconds at most?"""
+        """Wait up to `timeout` seconds. Return whether there is something to receive."""
         return bool(self._received or self._poll.poll(1000 * timeout))
 
     def receive(self) -> Sequence[Frame]:
-        """The next message. Raises EOFError if the engine has gone."""
+        """Wait for the next message. Raises EOFError if the engine is gone."""
         while not self._received:
             try:
-                data = self._socket.recv(_AT_ONCE)
+                data = self._socket.recv(_CHUNK)
             except OSError:
                 data = b""
             if not data:
-                raise EOFError("the engine has gone")
+                raise EOFError("the engine is gone")
             self._received += self._messages.of(data)
         return self._received.popleft()
 
@@ -177,7 +139,7 @@ class WorkerEnd:
 
 
 def parts_of(frames: Sequence[Frame]) -> list[Frame]:
-    """What is sent for a message, in bytes."""
+    """Return what is sent for a message, in bytes."""
     parts: list[Frame] = [memoryview(frame).cast("B") for frame in frames[1:]]
     parts.append(frames[0])
     sizes = pack(f"<{len(parts) + 1}Q", len(parts), *map(len, parts))
@@ -185,14 +147,14 @@ def parts_of(frames: Sequence[Frame]) -> list[Frame]:
 
 
 class Messages:
-    """Cuts messages out of what comes in pieces of any size."""
+    """Cuts messages out of a stream that arrives in pieces of any size."""
 
     def __init__(self) -> None:
         self._rest = bytearray()
         self._needed = 0
 
     def of(self, data: bytes) -> list[Sequence[Frame]]:
-        """The messages that are whole with this piece. Raises MessageError."""
+        """Return the messages that are complete with this piece. Raises MessageError."""
         messages: list[Sequence[Frame]] = []
         stream: bytes | bytearray = data
         if self._rest:
@@ -214,8 +176,8 @@ class Messages:
 
 
 def _cut(view: memoryview) -> tuple[Sequence[Frame], int]:
-    """The frames of the message that begins here, and its size, as far as it is known; no frames
-    if it is not whole."""
+    """Return the frames of the message that begins here and its size, as far as it is known; no
+    frames if the message is incomplete."""
     (count,) = _NUMBER.unpack_from(view)
     start = _NUMBER.size * (count + 1)
     if not count:

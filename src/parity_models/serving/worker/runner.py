@@ -1,0 +1,217 @@
+"""Running units on models: in a worker process, or in an actor on a Ray cluster."""
+
+import fcntl
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from parity_models.errors import ModelError
+from parity_models.faults import FaultPlan, WorkerFaults
+from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
+from parity_models.models.pinned_model import check_sha256
+from parity_models.models.signature import Kind, Sizes
+from parity_models.models.tensor import tensors_in
+from parity_models.serving.worker.wire import (
+    AssignedModel,
+    Failed,
+    Finished,
+    Frame,
+    Unit,
+    bytes_of,
+    rows_of,
+)
+
+MAX_DETAIL = 1000
+"""Characters of an error that are reported."""
+
+MAX_READ = 2**30
+"""Bytes that are read at once; the system's own limit is below the size of the largest model."""
+
+
+class Runner:
+    """Runs units of `models`, by role: `run` on one thread, `cancel` on another.
+
+    `device` is a file that is locked while a unit runs.
+    """
+
+    def __init__(self, models: Mapping[str, OnnxModel], *, device: str | None = None) -> None:
+        self._models = models
+        self._device = Device(device) if device else nullcontext()
+        self._batches: dict[tuple[str, Sizes], NDArray[np.generic]] = {}
+        self._running: tuple[int, onnxruntime.RunOptions, Event] | None = None
+        self._cancelled: int | None = None
+        self._faults: tuple[float, WorkerFaults] | None = None
+        self._corrupt_models: dict[str, OnnxModel] = {}
+
+    def run(self, unit: Unit, rows: Sequence[Frame]) -> tuple[Finished | Failed, Frame | None]:
+        """Run a unit on rows (*query_shape). Return its report, and the bytes of its outputs."""
+        started = time.monotonic()
+        with self._device:
+            result = self._run(unit, rows)
+        if isinstance(result, Failed):
+            return result, None
+        return Finished(unit.unit, started, time.monotonic()), bytes_of(result)
+
+    def cancel(self, unit: int) -> None:
+        """End the unit early, if it runs or is the next to run."""
+        self._cancelled = unit
+        running = self._running
+        if running is not None and running[0] == unit:
+            running[1].terminate = True
+            running[2].set()
+
+    def inject(self, plan: FaultPlan, worker: int, start: float) -> None:
+        """Have units suffer the faults of worker number `worker`, from `start` of
+        time.monotonic() on."""
+        self._faults = (start, WorkerFaults(plan, worker))
+
+    def _run(self, unit: Unit, rows: Sequence[Frame]) -> NDArray[np.generic] | Failed:
+        started = time.monotonic()
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = FATAL_ONLY
+        # In this order here, and in the opposite one in `cancel`, no cancellation is missed.
+        cancelled = Event()
+        self._running = (unit.unit, options, cancelled)
+        if self._cancelled == unit.unit:
+            options.terminate = True
+            cancelled.set()
+        result: NDArray[np.generic] | Failed
+        try:
+            result = self._compute(unit, rows, options)
+        except Exception as error:  # whatever it is, it is this unit's; the next may do better
+            detail = "cancelled" if options.terminate else str(error)[:MAX_DETAIL]
+            result = Failed(unit.unit, detail)
+        if self._faults is not None and self._apply_faults(
+            started, unit.role, cancelled, *self._faults
+        ):
+            return Failed(unit.unit, "cancelled")
+        return result
+
+    def _compute(
+        self, unit: Unit, rows: Sequence[Frame], options: onnxruntime.RunOptions
+    ) -> NDArray[np.generic]:
+        role = unit.role
+        if role not in self._models:
+            raise ValueError(f"this worker does not run {role!r}")
+        model = self._models[role]
+        kind = model.signature.kind(unit.sizes)
+        batch = self._batch(role, kind, rows)
+        if self._faults is not None:
+            model = self._corrupt(role, batch, *self._faults)
+        outputs = model(batch, options)
+        if outputs.shape != (len(rows), *kind.output.shape) or outputs.dtype != kind.output.dtype:
+            raise ValueError(
+                f"the model gave {outputs.dtype} {list(outputs.shape)} for {len(rows)} rows; "
+                f"its output is {kind.output}"
+            )
+        return outputs
+
+    def _batch(self, role: str, kind: Kind, rows: Sequence[Frame]) -> NDArray[np.generic]:
+        if len(rows) == 1:
+            return rows_of(rows[0], kind.input, 1)
+        known = self._batches.get((role, kind.sizes))
+        if known is None or len(known) < len(rows):
+            known = self._batches[role, kind.sizes] = kind.input.zeros(len(rows))
+        batch = known[: len(rows)]
+        for i, row in enumerate(rows):
+            batch[i] = rows_of(row, kind.input, 1)[0]
+        return batch
+
+    def _corrupt(
+        self, role: str, batch: NDArray[np.generic], start: float, faults: WorkerFaults
+    ) -> OnnxModel:
+        """Return the model that the fault plan has the worker run; end here if it kills it."""
+        first = tensors_in(batch)[0]
+        firsts = first.reshape(len(batch), -1)[:, 0]
+        if faults.poison is not None and (firsts == np.asarray(faults.poison, first.dtype)).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        for file in filter(os.path.exists, faults.files(time.monotonic() - start, role)):
+            if file not in self._corrupt_models:
+                signature = self._models[role].signature
+                self._corrupt_models[file] = OnnxModel(Path(file), signature=signature)
+            return self._corrupt_models[file]
+        return self._models[role]
+
+    def _apply_faults(
+        self, started: float, role: str, cancelled: Event, start: float, faults: WorkerFaults
+    ) -> bool:
+        """Wait as the plan says. Return whether the unit was cancelled before it was done."""
+        busy_until = time.thread_time() + faults.computing_time(started - start, role)
+        while time.thread_time() < busy_until and not cancelled.is_set():
+            pass
+        release = start + faults.release(started - start, time.monotonic() - start, role)
+        if not cancelled.wait(max(0.0, release - time.monotonic())):
+            return False
+        cut_at = start + faults.cut(time.monotonic() - start)
+        time.sleep(max(0.0, min(cut_at, release) - time.monotonic()))
+        return cut_at < release
+
+
+class Device:
+    """An accelerator that several workers share, as a lock on a file: `with device:`.
+
+    A worker that ends, however it does, releases it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def load(assigned: AssignedModel) -> OnnxModel:
+    """Load a model and warm it up.
+
+    Raises ModelError if its content is not the one that was assigned, or it cannot be run, and
+    OSError if it cannot be read.
+    """
+    try:
+        model = OnnxModel(_read_copy(assigned), signature=assigned.signature)
+    except ModelError as error:
+        raise ModelError(f"{assigned.name}: {error}") from error
+    return warm_model(model, assigned.name)
+
+
+def warm_model(model: OnnxModel, name: str) -> OnnxModel:
+    """Run the model, called `name`, once, and cancel a run: the first of either is slower than
+    later ones, and allocates memory that stays.
+
+    Raises ModelError if it does not run.
+    """
+    row = model.signature.largest.input.zeros(1)
+    try:
+        model(row)
+    except Exception as error:  # ONNX Runtime's errors share no base class but this
+        raise ModelError(f"{name} does not run on a row of zeros: {error}") from error
+    cancelled = onnxruntime.RunOptions()
+    cancelled.terminate = True
+    cancelled.log_severity_level = FATAL_ONLY
+    with suppress(Exception):
+        model(row, cancelled)
+    return model
+
+
+def _read_copy(assigned: AssignedModel) -> bytes:
+    """Read a model's copy. Raises ModelError if it is not what the server checked."""
+    pieces = []
+    at, size = 0, os.fstat(assigned.descriptor).st_size
+    # Processes that inherit a descriptor share its position: each reads at offsets of its own.
+    while piece := os.pread(assigned.descriptor, min(size - at, MAX_READ), at):
+        pieces.append(piece)
+        at += len(piece)
+    content = b"".join(pieces)
+    check_sha256(assigned.name, assigned.sha256, hashlib.sha256(content).hexdigest())
+    return content

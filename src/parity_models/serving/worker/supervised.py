@@ -1,0 +1,436 @@
+"""Engines that start instances, watch them, and replace those that end.
+
+Timeouts are counted in ticks of the event loop rather than read off a clock: when the engine itself
+did not get to run (stopped by Ctrl-Z, a long computation on the loop), its instances are not to
+blame for reports that it has not read.
+"""
+
+import asyncio
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any, ClassVar, Generic, TypeVar
+
+from numpy.typing import NDArray
+
+from parity_models.errors import FaultPlanError, ServingError
+from parity_models.faults import FaultPlan
+from parity_models.models.signature import Signature
+from parity_models.models.tensor import Layout
+from parity_models.serving.backoff import Backoff
+from parity_models.serving.engine import Engine, EngineListener
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.worker.wire import (
+    Cancel,
+    Exit,
+    Failed,
+    Finished,
+    Frame,
+    Hello,
+    InjectFaults,
+    MessageError,
+    Report,
+    Unit,
+    bytes_of,
+    rows_of,
+)
+
+TICK = 0.1
+"""Seconds between two checks of all instances' timeouts."""
+
+LONG_SERVICE = 60.0
+"""Seconds after which an instance that is recycled counts as one that served well."""
+
+GRACE = 1.0
+"""Seconds instances are given to exit by themselves."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RunningUnit:
+    """A unit of so many rows that an instance has had for `age` of the engine's ticks."""
+
+    unit: int
+    output: Layout
+    rows: int
+    age: int = 0
+
+
+class SupervisedInstance(ABC):
+    """One life of an instance, which ends once and is followed by another.
+
+    `number` counts the engine's instances from 0 and is the same in every life; `name` is not.
+    `joined` once it has said hello. `silence` is how many of the engine's ticks ago it was last
+    heard of. `why_killed` is set once it is to end, and what it reports no longer counts.
+    `recycled` if it is to end although nothing is known to be wrong with it. What it reports goes
+    to `on_report`, with the bytes of a unit's outputs.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        roles: frozenset[str],
+        on_report: Callable[[Report, Frame | None], None],
+    ) -> None:
+        self.number = number
+        self.name = name
+        self.roles = roles
+        self.node: str | None = None
+        self.joined = False
+        self.recycled = False
+        self.why_killed: str | None = None
+        self.silence = 0
+        self.running: RunningUnit | None = None
+        self._on_report = on_report
+        self._signatures: dict[str, Signature] = {}
+
+    @abstractmethod
+    async def live(self) -> str:
+        """Start it and wait for its end; return why it ended, for people.
+
+        Raises what the system raises if it cannot be started.
+        """
+
+    @abstractmethod
+    async def cleanup(self) -> None:
+        """Leave nothing of it behind, whatever `live` came to."""
+
+    @abstractmethod
+    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
+        """Have it run a unit, without waiting."""
+
+    @abstractmethod
+    def send(self, message: Cancel | Exit | InjectFaults) -> None:
+        """Send it a message, without waiting."""
+
+    @abstractmethod
+    def _end(self) -> None:
+        """End it at once, if it has been started."""
+
+    def kill(self, why: str) -> None:
+        """End it at once, or as soon as it has been started; the first `why` is why it ended."""
+        self.why_killed = self.why_killed or why
+        self._end()
+
+    def join(self, hello: Hello) -> None:
+        """Its models are ready."""
+        self._signatures = hello.models
+        self.joined = True
+
+    def run(self, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> str | None:
+        """Have it run a unit; return the reason if the unit does not fit it."""
+        signature = self._signatures.get(role)
+        if signature is None:
+            return f"instance {self.name} does not run {role}"
+        try:
+            kind = signature.plain or signature.kind_of(rows[0])
+        except ValueError as error:
+            return f"{role} {error}"
+        for row in rows:
+            if not kind.input.fits(row):
+                return f"{role} takes {kind.input}, got {row.dtype} {list(row.shape)}"
+        self.running = RunningUnit(unit, kind.output, len(rows))
+        self.send_unit(Unit(unit, role, kind.sizes), [bytes_of(row) for row in rows])
+        return None
+
+
+AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
+
+
+class SupervisedEngine(Engine, Generic[AnyInstance]):
+    """Instances of `models` that are started, watched, and replaced when they end.
+
+    An instance that has not been heard of for `heartbeat_timeout` seconds, or for `join_timeout`
+    before it said hello, or has had a unit for `unit_timeout` seconds, is killed. One that ended is
+    started again, after a back-off. Instance i runs the i-th of the roles that the engine is
+    started with; it is called "i", and "i.n" after n restarts. At first, `starts_at_once` start at
+    a time, or all. Faults can be injected only if the engine `allows_faults`. A subclass says
+    whether all instances have this machine's clock (`same_clock`).
+    """
+
+    takes_faults = True
+    same_clock: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        models: Mapping[str, Any],
+        *,
+        heartbeat_timeout: float,
+        join_timeout: float,
+        unit_timeout: float,
+        metrics: Metrics | None = None,
+        allows_faults: bool = False,
+        starts_at_once: int | None = None,
+    ) -> None:
+        self._models = models
+        self._heartbeat_timeout = heartbeat_timeout
+        self._join_timeout = join_timeout
+        self._unit_timeout = unit_timeout
+        self._metrics = metrics or Metrics()
+        self._allows_faults = allows_faults
+        self._starts_at_once = starts_at_once
+        self._instances: dict[str, AnyInstance] = {}
+        self._to_join: set[int] = set()
+        self._supervisors: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._faults: tuple[FaultPlan, float] | None = None
+        self._kills: list[asyncio.Task[None]] = []
+
+    # For subclasses
+
+    @abstractmethod
+    async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
+        """Get what instances are started from. Raises ServingError, or UserError, if it cannot."""
+
+    @abstractmethod
+    def _make(
+        self,
+        number: int,
+        name: str,
+        roles: frozenset[str],
+        on_report: Callable[[Report, Frame | None], None],
+    ) -> AnyInstance:
+        """Return an instance's next life, to be started."""
+
+    @abstractmethod
+    async def _release(self) -> None:
+        """Release what `_prepare` got, as far as it came."""
+
+    # Engine
+
+    async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
+        if not roles:
+            raise ServingError("an engine needs at least one instance")
+        unknown = frozenset[str]().union(*roles) - self._models.keys()
+        if unknown:
+            raise ServingError(f"no model was given to run as {', '.join(sorted(unknown))}")
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Future[None] = self._loop.create_future()
+        self._slots = asyncio.Semaphore(self._starts_at_once or len(roles))
+        try:
+            await self._prepare(roles)
+            self._to_join = set(range(len(roles)))
+            self._supervisors = {
+                asyncio.create_task(self._supervise(number, each))
+                for number, each in enumerate(roles)
+            }
+            self._tick()
+            await self._started
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        for kill in self._kills:
+            kill.cancel()
+        for instance in self._instances.values():
+            if instance.joined:
+                instance.send(Exit())
+            else:
+                instance.kill("was stopped")
+        supervisors = self._supervisors
+        try:
+            if supervisors:
+                _, supervisors = await asyncio.wait(supervisors, timeout=GRACE)
+            if supervisors:
+                self._kill_all()
+                await asyncio.wait(supervisors)
+        finally:
+            self._kill_all()
+            await self._release()
+
+    def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
+        its = self._instances.get(instance)
+        if its is None:
+            return
+        if its.running is not None:
+            raise ValueError(f"instance {instance} still has unit {its.running.unit}")
+        wrong = its.run(unit, role, rows)
+        if wrong is not None:
+            self._loop.call_soon(self._listener.unit_failed, unit, wrong)
+
+    def cancel(self, instance: str, unit: int) -> None:
+        its = self._instances.get(instance)
+        if its is not None and its.running is not None and its.running.unit == unit:
+            its.send(Cancel(unit))
+
+    def recycle(self, instance: str, why: str) -> None:
+        its = self._instances.get(instance)
+        if its is not None and its.joined:
+            its.recycled = True
+            its.kill(why)
+
+    def running(self) -> Mapping[str, int | None]:
+        return {
+            name: None if instance.running is None else instance.running.unit
+            for name, instance in self._instances.items()
+            if instance.joined
+        }
+
+    def inject_faults(self, plan: FaultPlan, start: float | None = None) -> None:
+        """Let the plan's time begin at `start` of time.monotonic(), or now; replaces any other.
+
+        Raises FaultPlanError if the plan names an instance that the engine does not have, or it
+        allows no faults.
+        """
+        if not self._allows_faults:
+            raise FaultPlanError("the engine was not started for faults; give it allows_faults")
+        plan.check(len(self._supervisors))
+        start = time.monotonic() if start is None else start
+        self._faults = (plan, start)
+        for instance in self._instances.values():
+            if instance.joined:
+                instance.send(InjectFaults(plan, instance.number, start))
+        for kill in self._kills:
+            kill.cancel()
+        self._kills = [
+            asyncio.create_task(self._kill_by_plan(number, plan, start))
+            for number in range(len(self._supervisors))
+        ]
+
+    async def _kill_by_plan(self, number: int, plan: FaultPlan, start: float) -> None:
+        for at in plan.kill_times(number):
+            await asyncio.sleep(start + at - time.monotonic())
+            for instance in self._instances.values():
+                if instance.number == number:
+                    instance.kill("was killed by the fault plan")
+
+    # Reports
+
+    def _report(self, name: str, report: Report, outputs: Frame | None) -> None:
+        instance = self._instances.get(name)
+        if instance is None or instance.why_killed is not None or self._stopping.is_set():
+            return  # this was still on its way
+        instance.silence = 0
+        try:
+            self._on_report(instance, report, outputs)
+        except Exception as error:  # as a listener's mistake may be
+            self._recovered("report", error)
+            if not instance.joined:
+                instance.kill(f"could not join: {error}")
+
+    def _on_report(self, instance: AnyInstance, report: Report, outputs: Frame | None) -> None:
+        running = instance.running
+        match report:
+            case Finished(unit, started, ended) if running is not None and running.unit == unit:
+                instance.running = None
+                try:
+                    assert outputs is not None
+                    rows = rows_of(outputs, running.output, running.rows)
+                except MessageError as error:
+                    self._metrics.refused("malformed")
+                    self._listener.unit_failed(unit, f"its outputs cannot be read: {error}")
+                    return
+                stamps = (started, ended) if self.same_clock else (None, None)
+                self._listener.unit_finished(unit, rows, started=stamps[0], ended=stamps[1])
+            case Failed(unit, detail) if running is not None and running.unit == unit:
+                instance.running = None
+                self._listener.unit_failed(unit, detail)
+            case Hello() if not instance.joined:
+                instance.join(report)
+                if self._faults is not None:
+                    plan, start = self._faults
+                    instance.send(InjectFaults(plan, instance.number, start))
+                self._on_first_join(instance.number)
+                self._listener.instance_joined(instance.name, instance.roles, instance.node)
+
+    def _on_first_join(self, number: int) -> None:
+        if number in self._to_join:
+            self._to_join.remove(number)
+            self._slots.release()
+            if not self._to_join and not self._started.done():
+                self._started.set_result(None)
+
+    # Supervision
+
+    async def _supervise(self, number: int, roles: frozenset[str]) -> None:
+        """Have one life of an instance follow the other until the engine stops."""
+        broken, recycled = Backoff(), Backoff(LONG_SERVICE)
+        await self._slots.acquire()
+        if self._stopping.is_set():
+            self._slots.release()
+            return
+        for life in count():
+            name = f"{number}.{life}" if life else f"{number}"
+            began = self._loop.time()
+            instance: AnyInstance | None = None
+            try:
+                instance = self._make(number, name, roles, partial(self._report, name))
+                self._instances[name] = instance
+                why = await instance.live()
+            except Exception as error:  # whatever is lacking now may be there later
+                why = f"could not be run: {error!r}"
+                self._metrics.engine_errors.labels("start").inc()
+            await self._cleanup(instance)
+            if number in self._to_join:
+                self._slots.release()
+                if not self._started.done():
+                    failure = ServingError(f"worker {number} could not start: it {why}")
+                    self._started.set_exception(failure)
+                return
+            if self._stopping.is_set():
+                return
+            served = instance is not None and instance.joined
+            if served:
+                # Not called from here: a listener's mistake must not end the supervision.
+                self._loop.call_soon(self._listener.instance_left, name, why)
+            backoff = recycled if instance is not None and instance.recycled else broken
+            pause = backoff.after(self._loop.time() - began if served else 0.0)
+            _log.warning("worker %s %s; it is restarted in %.1f s", name, why, pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+                return
+
+    async def _cleanup(self, instance: AnyInstance | None) -> None:
+        if instance is not None:
+            del self._instances[instance.name]
+            try:
+                await instance.cleanup()
+            except Exception as error:
+                self._recovered("clean up", error)
+
+    def _kill_all(self) -> None:
+        for instance in self._instances.values():
+            instance.kill("was stopped")
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(TICK, self._tick)
+        for instance in list(self._instances.values()):
+            try:
+                self._check_timeouts(instance)
+            except Exception as error:
+                self._recovered("watch", error)
+
+    def _check_timeouts(self, instance: AnyInstance) -> None:
+        """Kill the instance if it has been silent, or has had its unit, for too long."""
+        limit = self._heartbeat_timeout if instance.joined else self._join_timeout
+        silence = instance.silence * TICK
+        instance.silence += 1
+        if silence >= limit:
+            instance.kill(f"was not heard of for {limit:g} s")
+            return
+        running = instance.running
+        if running is not None:
+            age = running.age * TICK
+            running.age += 1
+            if age >= self._unit_timeout:
+                instance.kill(f"had unit {running.unit} for more than {self._unit_timeout:g} s")
+
+    def _recovered(self, doing: str, error: Exception) -> None:
+        """Log and count an error that must not stop the engine."""
+        _log.error("the engine goes on after an error (%s): %s", doing, error, exc_info=error)
+        self._metrics.engine_errors.labels(doing).inc()

@@ -1,0 +1,119 @@
+"""Units run on warm models, and are cancelled where they wait or compute."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from onnx_models import linear_model, moody_model
+from parity_models.errors import ModelError
+from parity_models.faults import Constant, FaultPlan, Slowdowns
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.pinned_model import PinnedModel
+from parity_models.serving.worker.runner import Runner, load
+from parity_models.serving.worker.wire import AssignedModel, Failed, Finished, Unit
+
+ROW = np.ones(4, np.float32).tobytes()
+DELAY = 0.5
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Runner:
+    linear_model(tmp_path / "m.onnx", (4,), (2,))
+    return Runner({"deployed": OnnxModel(tmp_path / "m.onnx")})
+
+
+def test_a_finished_unit_has_its_times_and_outputs(runner: Runner) -> None:
+    before = time.monotonic()
+    report, outputs = runner.run(Unit(7, "deployed"), [ROW, ROW])
+    assert isinstance(report, Finished)
+    assert report.unit == 7
+    assert before <= report.started <= report.ended <= time.monotonic()
+    assert np.frombuffer(outputs or b"", np.float32).shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("unit", "rows", "why"),
+    [
+        (Unit(1, "parity-0"), [ROW], "does not run 'parity-0'"),
+        (Unit(1, "deployed"), [ROW[:-1]], "15 bytes, where 1 rows"),
+        (Unit(1, "deployed"), [ROW, b""], "0 bytes, where 1 rows"),
+        (Unit(1, "deployed", (3,)), [ROW], ""),
+    ],
+)
+def test_a_unit_that_does_not_fit_fails_and_the_next_runs(
+    runner: Runner, unit: Unit, rows: list[bytes], why: str
+) -> None:
+    report, outputs = runner.run(unit, rows)
+    assert isinstance(report, Failed)
+    assert why in report.detail
+    assert outputs is None
+    assert isinstance(runner.run(Unit(2, "deployed"), [ROW])[0], Finished)
+
+
+@pytest.mark.parametrize("computing", [False, True])
+def test_a_cancelled_unit_waits_and_computes_no_more(runner: Runner, computing: bool) -> None:
+    plan = FaultPlan(
+        service_time=Constant(3600.0),
+        computing=computing,
+        slowdowns=Slowdowns(0.0, 3600.0, Constant(DELAY)),
+    )
+    runner.inject(plan, 0, time.monotonic() - 3601)
+    reports: list[Any] = []
+    began = time.monotonic()
+    thread = Thread(target=lambda: reports.append(runner.run(Unit(1, "deployed"), [ROW])))
+    thread.start()
+    runner.cancel(1)
+    thread.join()
+    assert reports == [(Failed(1, "cancelled"), None)]
+    assert time.monotonic() - began >= DELAY, "a delay that is a fault stays"
+    runner.inject(FaultPlan(), 0, 0.0)
+    assert isinstance(runner.run(Unit(2, "deployed"), [ROW])[0], Finished)
+
+
+def test_a_worker_loads_only_what_it_was_assigned(tmp_path: Path) -> None:
+    moody_model(tmp_path / "m.onnx")
+    sha256 = PinnedModel.of(tmp_path / "m.onnx").sha256
+    with (tmp_path / "m.onnx").open("rb") as file:
+        good = AssignedModel(file.fileno(), sha256, "deployed (m.onnx)")
+        for _ in range(2):
+            assert len(load(good).signature.inputs) == 1
+        with pytest.raises(ModelError, match=r"deployed \(m.onnx\) was changed since"):
+            load(msgspec.structs.replace(good, sha256="0" * 64))
+
+
+CANCELS = """
+import os
+import sys
+from pathlib import Path
+
+import onnxruntime
+import psutil
+
+from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
+from parity_models.serving.worker.runner import warm_model
+
+model = warm_model(OnnxModel(Path(sys.argv[1])), "it")
+before = psutil.Process().memory_info().rss
+options = onnxruntime.RunOptions()
+options.terminate = True
+options.log_severity_level = FATAL_ONLY
+try:
+    model(model.signature.largest.input.zeros(1), options)
+except Exception:
+    print(psutil.Process().memory_info().rss - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_unit_that_is_cancelled_allocates_nothing_that_stays(tmp_path: Path) -> None:
+    linear_model(tmp_path / "model.onnx", (32,), (8,))
+    command = [sys.executable, "-c", CANCELS, str(tmp_path / "model.onnx")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert int(said.stdout) < 2**20
