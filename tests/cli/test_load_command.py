@@ -107,36 +107,6 @@ def test_a_trace_is_replayed_at_another_speed(
     assert table["correct"].null_count == 0
 
 
-def test_a_bundle_is_asked_in_process_under_a_policy(
-    bundle: str, data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.json"
-    done = load(
-        "--bundle", bundle, "--instances", 2, "--policy", "parity", "--max-group-wait", 1,
-        "--inputs", data / "queries.npz", "--rate", 200, "--queries", 100, "--out", out,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert report["answered"] == 100
-    assert set(report["sources"]) <= {"model", "reconstruction"}
-    assert report["load"]["direct"]["options"]["policy"]["name"] == "parity"
-
-
-def test_a_bundle_is_asked_in_front_of_servers_that_run_its_model(
-    bundle: str, server: ServerProcess, data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out.json"
-    done = load(
-        "--bundle", bundle, "--deployed", server.url, "--deadline", "5s", "--agreement", 0,
-        "--inputs", data / "queries.npz", "--rate", 100, "--queries", 50, "--out", out,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert (report["answered"], set(report["sources"])) == (50, {"model"})
-    served = report["load"]["direct"]["options"]
-    assert (served["engine"]["name"], served["deadline"]) == ("remote", 5.0)
-
-
 def running_load(*arguments: object) -> Forked:
     return Forked("load", *map(str, arguments), read=("stdout", "stderr"))
 
@@ -194,8 +164,6 @@ def test_a_server_where_nothing_works_is_told_by_the_exit_code(
 
 
 MISTAKES: list[tuple[str, str]] = [
-    ("", "give the URL of a server, or a bundle"),
-    ("URL --bundle BUNDLE", "give the URL of a server, or a bundle"),
     ("URL --rate 10", "say which queries to send"),
     ("URL --inputs DATA/queries.npz", "give --rate or --trace, to say when queries are sent"),
     ("URL --inputs DATA/queries.npz --rate 0", "rate must be from"),
@@ -220,7 +188,6 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --task nonesuch --rate 9", "there is no task 'nonesuch'"),
     ("URL --task digits --rate 9", f"takes rows of float32 [{INPUTS}]"),
     ("URL --model nonesuch --inputs DATA/queries.npz --rate 9", "has no model 'nonesuch'"),
-    ("URL --policy parity --inputs DATA/queries.npz --rate 9", "--policy is for --bundle"),
     ("URL --inputs DATA/queries.npz --rate 9 --speed 2", "--speed is for --trace"),
     ("URL --inputs DATA/queries.npz --rate 9 --data-dir DATA", "--data-dir is of no use"),
     ("URL --inputs DATA/queries.npz --rate 9 --task digits", "--task is of no use"),
@@ -228,26 +195,15 @@ MISTAKES: list[tuple[str, str]] = [
     ("URL --task digits --rate 9 --labels DATA/labels.npy", "--labels is for --inputs"),
     ("http://127.0.0.1:1 --inputs DATA/queries.npz --rate 9", "127.0.0.1:1: Connection refused"),
     ("localhost --inputs DATA/queries.npz --rate 9", "is no server's address"),
-    ("--bundle BUNDLE --model m --inputs DATA/queries.npz --rate 9", "--model is for a server"),
-    ("--bundle BUNDLE --copies 3 --inputs DATA/queries.npz --rate 9", "is no option of the"),
-    (
-        "--bundle BUNDLE --processes 2 --inputs DATA/queries.npz --rate 9",
-        "--processes is for a server: several processes cannot share",
-    ),
-    ("--bundle BUNDLE --engine ray --inputs DATA/queries.npz --rate 9", "parm serve --engine ray"),
-    ("--bundle BUNDLE --engine rey --inputs DATA/queries.npz --rate 9", "did you mean ray?"),
-    ("URL --deployed URL --inputs DATA/queries.npz --rate 9", "--deployed is for --bundle"),
-    ("URL --max-batch 2 --inputs DATA/queries.npz --rate 9", "--max-batch is for --bundle"),
-    ("--bundle DATA --inputs DATA/queries.npz --rate 9", "is not a bundle"),
     ("URL --inputs DATA/queries.npz --rate 9 --out DATA", "cannot write"),
 ]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake[0])
 def test_mistakes_end_with_one_sentence_and_exit_code_2(
-    bundle: str, data: Path, server: ServerProcess, parm_here: Here, mistake: tuple[str, str]
+    data: Path, server: ServerProcess, parm_here: Here, mistake: tuple[str, str]
 ) -> None:
     arguments, reason = mistake
-    for word, what in {"URL": server.url, "BUNDLE": bundle, "DATA": str(data)}.items():
+    for word, what in {"URL": server.url, "DATA": str(data)}.items():
         arguments = arguments.replace(word, what)
     assert_refused(parm_here("load", *arguments.split()), reason)

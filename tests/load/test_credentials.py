@@ -14,10 +14,10 @@ import forked
 from access_files import OTHER, TOKEN, Files
 from commands import Here, assert_refused
 from parity_models.errors import LoadError, UserError
-from parity_models.load.credentials import Credentials
 from parity_models.load.recorder import record
 from parity_models.models.bundle import open_bundle
 from parity_models.serving.access import Access
+from parity_models.serving.client import Credentials
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, queries, write_linear_bundle
 
@@ -100,8 +100,6 @@ def test_what_cannot_be_shown_or_trusted_is_named(
             outcome = parm_here(*of, "--ca-file", tmp_path / file)
             assert_refused(outcome, f"cannot read certificates from {tmp_path / file}")
         assert_refused(parm_here(*of, "--token", "of\ntwo lines"), "characters that no token has")
-    direct = parm_here("load", "--bundle", guarded.bundle, "--rate", "1", "--token", TOKEN)
-    assert_refused(direct, "--token is for a server")
 
 
 async def test_a_server_with_tokens_is_recorded(guarded: Guarded) -> None:

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from load_served import answer, ignore, say_it_back, serving
-from parity_models.errors import LoadError
+from parity_models.errors import LoadError, UserError
 from parity_models.load import LoadSpec, offer_load, offer_load_from_own_process
 from parity_models.load.report import report_of
 from parity_models.load.result import LoadResult
@@ -119,7 +119,7 @@ async def test_a_load_that_cannot_be_offered_says_why(data: str, tmp_path: Path)
         ]:
             arguments: dict[str, Any] = {"url": url, "data": data, "rate": 10, "count": 1}
             spec = LoadSpec(**arguments | change)
-            with pytest.raises(LoadError, match=reason):
+            with pytest.raises(UserError, match=reason):
                 await offer_load(spec, ignore)
         with pytest.raises(LoadError, match="has no model 'other'"):
             await offer_load_from_own_process(

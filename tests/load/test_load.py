@@ -13,8 +13,7 @@ from aiohttp import web
 from load_served import CLASSES, answer, ignore, say_it_back, serving
 from parity_models.load import LoadSpec, offer_load
 from parity_models.load.report import report_of
-from parity_models.load.rest import rest_target
-from parity_models.load.target import NoAnswerError
+from parity_models.load.target import NoAnswerError, target
 from parity_models.scheduling import Source
 
 
@@ -58,8 +57,8 @@ async def test_a_request_is_sent_when_it_is_written_and_not_if_nobody_is_there()
 
     async with AsyncExitStack() as stack:
         async with serving(handle) as url:
-            target = await stack.enter_async_context(rest_target(url, "model", True))
-            ask = target.prepare({"input": np.zeros((1, CLASSES), np.float32)})
+            asked = await stack.enter_async_context(target(url, "model"))
+            ask = asked.prepare({"input": np.zeros((1, CLASSES), np.float32)})
             assert told == []
             await ask(lambda: told.append("sent"))
             assert told == ["sent", "arrived"]

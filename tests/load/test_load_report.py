@@ -7,8 +7,7 @@ import pyarrow.parquet as pq
 from hdrh.histogram import HdrHistogram
 
 from parity_models.load import LoadSpec
-from parity_models.load.latency_table import write_latencies
-from parity_models.load.report import report_of, write_histogram
+from parity_models.load.report import report_of, write_histogram, write_latencies
 from parity_models.load.result import LoadResult
 from parity_models.scheduling import Source
 

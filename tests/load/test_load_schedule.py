@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.errors import LoadError
-from parity_models.load import Direct, LoadSpec, lasting
-from parity_models.serving.server import ServeOptions
+from parity_models.load import LoadSpec, lasting
 from parity_models.simulation.arrivals import poisson_arrivals
 
 
@@ -38,7 +37,6 @@ def test_arrivals_are_poisson_and_the_seed_fixes_them() -> None:
         ({"batch": 0}, "batch must be"),
         ({"max_in_flight": 1000}, "max in flight must be from 1 to 512"),
         ({"timeout": -1}, "timeout must be"),
-        ({"direct": Direct("bundle", ServeOptions()), "processes": 2}, "several processes"),
     ],
 )
 def test_loads_that_make_no_sense_are_refused(change: dict[str, Any], reason: str) -> None:

@@ -3,28 +3,25 @@ form, padded on the way and cut back."""
 
 from typing import Any
 
+import msgspec
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from parity_models.load.wire import ModelMetadata, OpenTensor, RequestWriter, read_answers
-from parity_models.models.named_inputs import padded, sizes_along
 from parity_models.models.signature import Signature
-from parity_models.models.tensor import Layout
+from parity_models.models.tensor import DATATYPES, Layout, TensorSpec
 from parity_models.scheduling import Source
+from parity_models.serving import protocol, v1
 from parity_models.serving.grpc import codec as grpc_codec
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.in_flight import Result
-from parity_models.serving.remote.v1 import instances_of, predictions_from
-from parity_models.serving.rest import codec as rest_codec
-from parity_models.serving.rest.v1 import predict_response, read_predict
 from parity_models.serving.served_model import ServedModel
 from signatures import axes_of, tensors, values
 
 Sent = tuple[ServedModel, dict[str, NDArray[Any]]]
 
-HEADER_LENGTH = "Inference-Header-Content-Length"
+DATATYPE_NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 @st.composite
@@ -37,31 +34,22 @@ def requests(draw: st.DrawFn) -> Sent:
     return model, {each.name: draw(values(each, rows)) for each in specs}
 
 
-def described(model: ServedModel) -> ModelMetadata:
-    about = model.metadata
-    inputs, outputs = (
-        tuple(OpenTensor(each.name, each.datatype, each.shape[1:]) for each in each_role)
-        for each_role in (about.inputs, about.outputs)
-    )
-    return ModelMetadata("model", inputs, outputs)
-
-
 @given(requests(), st.booleans(), st.booleans())
 @settings(max_examples=80)
 def test_over_rest_as_json_or_binary(sent: Sent, binary: bool, alone: bool) -> None:
     model, queries = sent
-    about = described(model)
-    output = about.outputs[-1].name
-    body, headers = RequestWriter(about, binary, output if alone else None).request(queries)
-    asked = rest_codec.RequestReader(model).read(body, headers.get(HEADER_LENGTH))
+    output = model.signature.outputs[-1].name
+    body, headers = protocol.write_request(queries, (output,) if alone else (), binary=binary)
+    asked = protocol.read_request(body, headers.get(protocol.HEADER_LENGTH), model)
     model.signature.kind_of(asked.rows[0, ...])
     sources = [Source.MODEL] * len(asked.rows)
-    content, length = rest_codec.encode_response(model, asked, asked.rows, sources)
-    header = None if length is None else str(length)
-    for name in [output] if alone else queries:
-        answers = read_answers(about, len(sources), content, header, name)
-        assert answers.outputs.dtype == queries[name].dtype
-        np.testing.assert_array_equal(answers.outputs, queries[name])
+    content, length = protocol.write_response(model, asked, asked.rows, sources)
+    answer = protocol.read_response(content, None if length is None else str(length))
+    assert answer.sources(len(sources)) == tuple(sources)
+    assert [each.name for each in answer.outputs] == ([output] if alone else list(queries))
+    for each in answer.outputs:
+        assert each.array().dtype == queries[each.name].dtype
+        np.testing.assert_array_equal(each.array(), queries[each.name])
 
 
 @given(requests(), st.booleans())
@@ -97,10 +85,11 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
 @settings(max_examples=80)
 def test_over_v1_to_an_upstream_which_is_this_software(sent: Sent) -> None:
     model, queries = sent
-    sizes = sizes_along(queries, model.signature)
-    rows = padded(queries, model.signature, sizes)
-    kind, body = instances_of(list(rows), model.signature)
-    asked, by_row = read_predict(body, model)
-    answers = Result(asked.rows, [Source.MODEL] * len(rows))
-    content = predict_response(model, asked, answers, by_row).content
-    np.testing.assert_array_equal(predictions_from(content, kind, len(rows)), rows)
+    asked, by_row = v1.read_predict(v1.write_predict(queries), model)
+    answers = Result(asked.rows, [Source.MODEL] * len(asked.rows))
+    content, _ = v1.write_predictions(model, asked, answers, by_row)
+    columns = v1.read_predictions(msgspec.json.encode(content), list(queries))
+    for name, array in queries.items():
+        spec = TensorSpec(name, DATATYPE_NAMES[array.dtype], array.shape[1:])
+        found = protocol.tensor_from_json(columns[name], spec, len(array), name)
+        np.testing.assert_array_equal(found, array)

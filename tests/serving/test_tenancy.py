@@ -11,7 +11,7 @@ from tritonclient.utils import InferenceServerException
 
 from parity_models.errors import UserError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.served_model import InferRequest
+from parity_models.serving.protocol import InferRequest
 from parity_models.serving.server import ServeOptions
 from parity_models.serving.tenancy import with_tenant
 from served import ServerProcess, queries, write_linear_bundle

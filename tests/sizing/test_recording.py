@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 
 from parity_models.errors import LoadError, UserError
-from parity_models.load.recorder import Seen, metrics_url, recording_of
+from parity_models.load.recorder import Seen, metrics_of, recording_of
 from parity_models.protection.wishes import Wishes
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.serving.metrics import Metrics
@@ -127,10 +127,10 @@ def test_a_recording_is_contention_and_so_is_a_fault_plan(tmp_path: Path) -> Non
 @pytest.mark.parametrize("url", ["nonsense", "ftp://here", "http://"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(UserError, match="no server's address"):
-        metrics_url(url)
+        metrics_of(url)
 
 
 def test_metrics_may_have_an_address_of_their_own() -> None:
-    assert metrics_url("http://here:1") == "http://here:1/metrics"
-    assert metrics_url("http://here:1/") == "http://here:1/metrics"
-    assert metrics_url("http://here:1/own/metrics") == "http://here:1/own/metrics"
+    assert metrics_of("http://here:1") == ("http://here:1", "/metrics")
+    assert metrics_of("http://here:1/") == ("http://here:1", "/metrics")
+    assert metrics_of("http://here:1/own/metrics") == ("http://here:1", "/own/metrics")

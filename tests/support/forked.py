@@ -29,6 +29,7 @@ IMPORTED = (
     "parity_models.serving.certificate",
     "parity_models.serving.grpc.grpc_server",
     "parity_models.serving.remote.clients",
+    "parity_models.serving.remote.grpc",
     "parity_models.serving.repository.repository",
     # Typer imports it when it reads a command line.
     "pydantic.fields",

@@ -40,7 +40,11 @@ async def serving(handle: Handler) -> AsyncIterator[str]:
     async def metadata(request: web.Request) -> web.Response:
         tensor = {"datatype": "FP32", "shape": [-1, CLASSES]}
         return web.json_response(
-            {"inputs": [{"name": "input", **tensor}], "outputs": [{"name": "output", **tensor}]}
+            {
+                "name": "model",
+                "inputs": [{"name": "input", **tensor}],
+                "outputs": [{"name": "output", **tensor}],
+            }
         )
 
     async def infer(request: web.Request) -> web.Response:

@@ -24,11 +24,12 @@ from tqdm import tqdm
 from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError, UserError
 from parity_models.load.served import served
-from parity_models.load.wire import ModelMetadata, RequestWriter
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.client import model_path
+from parity_models.serving.protocol import write_request
 from parity_models.serving.server import ServeOptions
 from parity_models_lab.processes import cpu_seconds, descendants, processes_at
 from parity_models_lab.results import Row
@@ -149,10 +150,9 @@ def _row_for(bundle: Bundle) -> NDArray[Any]:
 def _request(url: str, name: str, bundle: Bundle, row: NDArray[Any]) -> bytes:
     """Return a whole request for one row, head and body."""
     deployed = bundle.manifest.deployed
-    model = ModelMetadata.of(name, deployed.input, deployed.output)
-    body, head = RequestWriter(model).rows(row[np.newaxis])
+    body, head = write_request({deployed.input.name: row[np.newaxis]})
     headers = {"Host": urlsplit(url).netloc, **head, "Content-Length": str(len(body))}
-    lines = [f"POST {model.path} HTTP/1.1"]
+    lines = [f"POST {model_path(name)}/infer HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from parity_models.load.credentials import TOKEN
+from parity_models.serving.client import TOKEN
 
 Token = Annotated[
     str | None,

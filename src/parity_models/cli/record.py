@@ -11,10 +11,10 @@ from parity_models.cli.credentials import CaFile, Token
 from parity_models.cli.duration import duration
 from parity_models.cli.json_file import write_json
 from parity_models.cli.report_file import check_file
-from parity_models.load.credentials import Credentials
 from parity_models.load.recorder import STEP
 from parity_models.load.recorder import record as record_server
 from parity_models.scheduling import DEPLOYED
+from parity_models.serving.client import Credentials
 from parity_models.simulation.recording import Recording
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from parity_models.load.child import commands, exit_code, tell
-from parity_models.load.credentials import Credentials
 from parity_models.load.generator import Load, prepare_load
 from parity_models.load.processes import READY, REPORT_EVERY, STARTED
 from parity_models.load.spec import LoadSpec
+from parity_models.serving.client import Credentials
 from parity_models.serving.garbage import freeze_modules
 
 

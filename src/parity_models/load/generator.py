@@ -2,20 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.queries import Queries, open_axes, read_queries
-from parity_models.load.rest import rest_target
 from parity_models.load.result import SOURCES, LoadResult
 from parity_models.load.spec import LoadSpec
-from parity_models.load.target import Ask, NoAnswerError, Target
-from parity_models.load.wire import RowAnswers
+from parity_models.load.target import Ask, NoAnswerError, RowAnswers, Target, target
+from parity_models.models.tensor import DATATYPES
+from parity_models.serving.client import ANONYMOUS, Credentials
 from parity_models.tasks import METRICS
 
 LEAD = 0.1
@@ -57,18 +56,9 @@ async def prepare_load(
     """Those requests of the load that are number `turn` of each `turns`, ready to be sent."""
     queries = read_queries(spec.data, spec.labels)
     due = spec.due()
-    async with _target(spec, credentials) as target:
-        queries = queries.fitting(target.model, spec.metric, spec.output)
-        yield Load(spec, queries, due, slice(turn, None, turns), target, max_kept)
-
-
-def _target(spec: LoadSpec, credentials: Credentials) -> AbstractAsyncContextManager[Target]:
-    if spec.direct is not None:
-        # Only now: a load over sockets starts without all that serves.
-        from parity_models.load.direct import direct_target
-
-        return direct_target(spec.direct, spec.output)
-    return rest_target(spec.url, spec.model, spec.binary, spec.output, credentials)
+    async with target(spec.url, spec.model, spec.binary, spec.output, credentials) as asked:
+        queries = queries.fitting(asked.model, spec.metric, asked.judged)
+        yield Load(spec, queries, due, slice(turn, None, turns), asked, max_kept)
 
 
 class Load:
@@ -102,11 +92,11 @@ class Load:
         self._score = np.full(self._rows.shape, np.nan)
         self._outcome = np.full(self._rows.shape, NOT_SENT, np.int16)
         self._outcomes = {str(source): code for code, source in enumerate(SOURCES)}
-        judged = target.model.output(spec.output)
-        outputs = (*self._rows.shape, *judged.shape)
+        outputs = (*self._rows.shape, *target.judged.shape[1:])
+        dtype = DATATYPES[target.judged.datatype]
         self._kept: NDArray[Any] | None = None
-        if queries.labels is not None and prod(outputs) * judged.dtype.itemsize <= max_kept:
-            self._kept = np.empty(outputs, judged.dtype)
+        if queries.labels is not None and prod(outputs) * dtype.itemsize <= max_kept:
+            self._kept = np.empty(outputs, dtype)
         self._under_way: set[asyncio.Task[None]] = set()
         self.due_so_far = self.failed = 0
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from parity_models.errors import LoadError
 from parity_models.load.child import Child, child
-from parity_models.load.credentials import ANONYMOUS, Credentials
 from parity_models.load.generator import LEAD
 from parity_models.load.result import LoadResult
 from parity_models.load.spec import LoadSpec
+from parity_models.serving.client import ANONYMOUS, Credentials
 
 READY = "ready"
 STARTED = "started"

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError, LoadError
-from parity_models.load.wire import ModelMetadata, OpenTensor
+from parity_models.load.target import is_shape
 from parity_models.models.named_inputs import LABELS
+from parity_models.models.tensor import DATATYPES
+from parity_models.serving.protocol import ModelMetadata, TensorMetadata
 from parity_models.tasks import METRICS, check_labels
 
 
@@ -24,11 +26,11 @@ class Queries:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
-    def fitting(self, model: ModelMetadata, metric: str, output: str | None) -> "Queries":
+    def fitting(self, model: ModelMetadata, metric: str, output: TensorMetadata) -> "Queries":
         """The queries as `model` calls its inputs.
 
-        Raises LoadError if it does not take them, or its `output`, by default the first, is none
-        that `metric` judges by the labels.
+        Raises LoadError if it does not take them, or its `output` is none that `metric` judges by
+        the labels.
         """
         inputs, names = self.inputs, [each.name for each in model.inputs]
         if len(names) == len(inputs) == 1:
@@ -39,26 +41,31 @@ class Queries:
             )
         for each in model.inputs:
             rows = inputs[each.name]
-            if rows.dtype != each.dtype or not _is_shape(rows.shape[1:], each.shape):
+            dtype = DATATYPES[each.datatype]
+            if rows.dtype != dtype or not is_shape(rows.shape, each.shape):
                 raise LoadError(
-                    f"the model takes rows of {each.dtype} {list(each.shape)}, but the queries are "
+                    f"the model takes rows of {dtype} {list(each.shape[1:])}, but the queries are "
                     f"of {rows.dtype} {list(rows.shape[1:])}; convert them"
                 )
         if metric not in METRICS:
             raise LoadError(f"no metric is called {metric!r}; there are {', '.join(METRICS)}")
-        self._check_labels(model.output(output), metric)
+        self._check_labels(output, metric)
         return Queries(inputs, self.labels)
 
-    def _check_labels(self, output: OpenTensor, metric: str) -> None:
+    def _check_labels(self, output: TensorMetadata, metric: str) -> None:
         if self.labels is None:
             return
-        if -1 in output.shape:
+        if -1 in output.shape[1:]:
             raise LoadError(
                 f"output {output.name!r} has no fixed shape, so that labels cannot judge it; leave "
                 "them out, or ask for another output"
             )
         try:
-            check_labels(metric, np.zeros((1, *output.shape), output.dtype), self.labels[:1])
+            check_labels(
+                metric,
+                np.zeros((1, *output.shape[1:]), DATATYPES[output.datatype]),
+                self.labels[:1],
+            )
         except DataError as error:
             raise LoadError(f"the labels do not fit the model: {error}") from error
 
@@ -80,8 +87,8 @@ def open_axes(queries: Queries, model: ModelMetadata) -> OpenAxes:
     """The open axes of the model's inputs. Those of one size in the file are taken for one."""
     axes: dict[int, list[tuple[str, int]]] = {}
     for each in model.inputs:
-        for at, size in enumerate(each.shape, 1):
-            if size < 0:
+        for at, size in enumerate(each.shape):
+            if at and size < 0:
                 found = queries.inputs[each.name].shape[at]
                 axes.setdefault(found, []).append((each.name, at))
     return list(axes.values())
@@ -92,12 +99,6 @@ def _used(array: NDArray[Any], axis: int) -> int:
     others = tuple(i for i in range(array.ndim) if i != axis)
     used = np.flatnonzero((array != 0).any(axis=others))
     return int(used[-1]) + 1 if used.size else 1
-
-
-def _is_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        size == each or each < 0 for size, each in zip(shape, wanted, strict=True)
-    )
 
 
 def read_queries(data: str, labels: str | None = None) -> Queries:

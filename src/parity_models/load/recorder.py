@@ -8,17 +8,23 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from math import inf
 from typing import Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-import aiohttp
 import numpy as np
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from parity_models.errors import LoadError, UserError
-from parity_models.load.credentials import ANONYMOUS, Credentials, hint
-from parity_models.scheduling import DEPLOYED, Source
-from parity_models.serving.unreachable import why_unreachable
+from parity_models.errors import LoadError
+from parity_models.roles import DEPLOYED, Source
+from parity_models.serving.client import (
+    ANONYMOUS,
+    Client,
+    ClientError,
+    Credentials,
+    MalformedAnswerError,
+    StatusError,
+    check_address,
+)
 from parity_models.simulation.recording import POINTS, Recording, Runs
 
 STEP: Final = 1.0
@@ -26,6 +32,9 @@ STEP: Final = 1.0
 
 PATIENCE: Final = 5.0
 """Seconds that a server has to answer."""
+
+_MAX_METRICS = 64 * 2**20
+"""Bytes that a server's metrics may have."""
 
 FEWEST: Final = 100
 """Units of the deployed model of which their times say something."""
@@ -181,17 +190,14 @@ async def record(
     Raises UserError for what is none, LoadError where nobody answers, or what answers says too
     little.
     """
-    metrics = metrics_url(url)
-    timeout = aiohttp.ClientTimeout(total=PATIENCE)
-    connector = aiohttp.TCPConnector(ssl=credentials.tls)
-    async with aiohttp.ClientSession(
-        connector=connector, timeout=timeout, headers=credentials.headers
-    ) as session:
+    server, path = metrics_of(url)
+    metrics = f"{server}{path}"
+    async with Client(server, credentials) as client:
         begin = time.monotonic()
-        seen = [await _look(session, metrics)]
+        seen = [await _look(client, path)]
         for step in range(1, max(1, round(seconds / STEP)) + 1):
             await asyncio.sleep(max(0.0, begin + step * STEP - time.monotonic()))
-            seen.append(await _look(session, metrics))
+            seen.append(await _look(client, path))
             told(step * STEP)
     try:
         return recording_of(seen, urlsplit(metrics).netloc)
@@ -199,38 +205,27 @@ async def record(
         raise LoadError(f"{metrics}: {error}") from error
 
 
-def split_address(url: str) -> SplitResult:
-    """A server's address in its parts. Raises UserError for what is none."""
-    try:
-        parts = urlsplit(url)
-        if parts.scheme in ("http", "https") and parts.hostname:
-            return parts
-    except ValueError:
-        pass
-    raise UserError(f"{url!r} is no server's address; it must be like http://127.0.0.1:8000")
-
-
-def metrics_url(url: str) -> str:
-    """Where the metrics of a server are. Raises UserError for what is no server's address."""
-    parts = split_address(url)
+def metrics_of(url: str) -> tuple[str, str]:
+    """A server's address, and the path of its metrics. Raises UserError for what is no address."""
+    parts = urlsplit(check_address(url))
     path = parts.path if parts.path.strip("/") else "/metrics"
-    return f"{parts.scheme}://{parts.netloc}{path}"
+    return f"{parts.scheme}://{parts.netloc}", path
 
 
-async def _look(session: aiohttp.ClientSession, url: str) -> Seen:
-    at = time.monotonic()
+async def _look(client: Client, path: str) -> Seen:
+    at, url = time.monotonic(), f"{client.url}{path}"
     try:
-        async with session.get(url) as response:
-            content = await response.read()
-            if response.status != 200:
-                text = content[:200].decode(errors="replace")
-                why = f"{text.strip()}{hint(response.status)}"
-                raise LoadError(f"{url} refuses (HTTP {response.status}): {why}")
+        async with asyncio.timeout(PATIENCE):
+            content, _ = await client.ask("GET", path, limit=_MAX_METRICS)
+        return Seen(content.decode(errors="replace"), at)
     except TimeoutError as error:
         raise LoadError(f"{url} has sent nothing for {PATIENCE:g} s") from error
-    except aiohttp.ClientError as error:
-        raise LoadError(f"no server answers at {url}: {why_unreachable(error)}") from error
-    try:
-        return Seen(content.decode(errors="replace"), at)
+    except StatusError as error:
+        why = f"{error.text}{error.hint}"
+        raise LoadError(f"{url} refuses (HTTP {error.status}): {why}") from error
+    except MalformedAnswerError as error:
+        raise LoadError(f"{url} {error}") from error
+    except ClientError as error:
+        raise LoadError(f"no server answers at {url}: {error}") from error
     except LoadError as error:
         raise LoadError(f"{url}: {error}") from error

@@ -115,6 +115,40 @@ def write_histogram(path: Path, result: LoadResult) -> None:
         histogram_of(result).output_percentile_distribution(file, 1)
 
 
+def write_latencies(path: Path, result: LoadResult) -> None:
+    """Write a Parquet file with a row for each query, in order of arrival.
+
+    Times in seconds: `scheduled` and `sent` since the first query was due, `latency` from the
+    scheduled time. `source`, or `error`; `correct` is the answer's score by the metric: for
+    top-1, 1 or 0. What does not apply is null.
+    """
+    # Only now: a report needs no Arrow.
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    def or_null(values: NDArray[np.float64]) -> pa.Array:
+        return pa.array(values, mask=np.isnan(values))
+
+    answered = result.answered
+    kinds = pa.DictionaryArray.from_arrays(
+        pa.array(result.outcome), pa.array(result.outcomes.tolist(), pa.string())
+    )
+    nothing = pa.scalar(None, kinds.type)
+    here = pa.array(answered)
+    table = pa.table(
+        {
+            "scheduled": result.scheduled,
+            "sent": or_null(result.scheduled + result.send_delay),
+            "latency": or_null(result.latency),
+            "source": pc.if_else(here, kinds, nothing),
+            "correct": or_null(result.score),
+            "error": pc.if_else(here, nothing, kinds),
+        }
+    )
+    pq.write_table(table, path)
+
+
 def _percentiles(histogram: HdrHistogram) -> Percentiles:
     p50, p90, p99, p995, p999 = (
         histogram.get_value_at_percentile(at) / 1e3 for at in (50, 90, 99, 99.5, 99.9)

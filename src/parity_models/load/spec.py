@@ -1,5 +1,7 @@
 """What a load is: whom it asks, with which queries, and when."""
 
+import os
+import warnings
 from math import ceil
 
 import msgspec
@@ -7,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import LoadError
-from parity_models.load.trace import read_trace
-from parity_models.serving.options import ServeOptions
 from parity_models.simulation.arrivals import poisson_arrivals
 
 MAX_QUERIES = 10_000_000
@@ -27,34 +27,21 @@ BOUNDS = {
 and with it a precise clock, carries."""
 
 
-class Direct(msgspec.Struct, frozen=True):
-    """A bundle that the generator's own process serves, without HTTP.
-
-    `allow_code`: see `open_bundle`.
-    """
-
-    bundle: str
-    options: ServeOptions
-    allow_code: tuple[str, ...] = ()
-
-
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A load on one served model.
 
-    It goes to the server at `url`, in tensors as `binary` data or JSON, or to `direct`. Queries
-    are drawn from the file `data` (see `read_queries`), and answers judged by `metric` where
-    there are labels, in it or in the file `labels`. Requests ask for `output` alone, or for all and
-    the first is judged. A request holds `batch` queries. Requests
-    are due by a Poisson process of `rate` queries a second, or at the times in the file `trace`,
-    divided by `speed`. The first `warm_up` queries are sent like the `count` that follow, and
-    left out of the result; both are rounded up to whole requests. A request fails `timeout`
-    seconds after it was due; one that is due while its process has `max_in_flight` under way is
-    not sent and counts as an error. `processes` take turns in sending.
+    It goes to the server at `url`, in tensors as `binary` data or JSON. Queries are drawn from the
+    file `data` (see `read_queries`), and answers judged by `metric` where there are labels, in it
+    or in the file `labels`. Requests ask for `output` alone, or for all and the first is judged. A
+    request holds `batch` queries. Requests are due by a Poisson process of `rate` queries a second,
+    or at the times in the file `trace`, divided by `speed`. The first `warm_up` queries are sent
+    like the `count` that follow, and left out of the result; both are rounded up to whole requests.
+    A request fails `timeout` seconds after it was due; one that is due while its process has
+    `max_in_flight` under way is not sent and counts as an error. `processes` take turns in sending.
     Raises LoadError for values out of range.
     """
 
     url: str = ""
-    direct: Direct | None = None
     model: str = "model"
     binary: bool = True
     data: str
@@ -83,8 +70,6 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     f"the load's {name.replace('_', ' ')} must be from {low:g} to {high:g}, got "
                     f"{value:g}"
                 )
-        if self.direct is not None and self.processes > 1:
-            raise LoadError("several processes cannot share a bundle that is served in process")
 
     @property
     def requests(self) -> int:
@@ -144,3 +129,39 @@ def _first(spec: LoadSpec, requests: int) -> NDArray[np.float64]:
         return read_trace(spec.trace)[:requests] / spec.speed
     assert spec.rate is not None
     return poisson_arrivals(spec.rate / spec.batch, requests, spec.seed)
+
+
+MAX_TRACE = 2**30
+"""Bytes of a trace's file."""
+
+
+def read_trace(path: str) -> NDArray[np.float64]:
+    """When each request in the file is due: (n,) seconds after the first.
+
+    The file has one time in seconds per line, in order; lines that begin with # are left out.
+    Raises LoadError for anything else.
+    """
+    try:
+        if os.path.getsize(path) > MAX_TRACE:
+            raise LoadError(f"the trace {path} has more than {MAX_TRACE >> 20} MiB; cut it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of NumPy's, for an empty file
+            times = np.loadtxt(path, np.float64, ndmin=2)
+    except OSError as error:
+        raise LoadError(f"cannot read the trace {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise LoadError(f"the trace {path} must have one number per line: {error}") from error
+    if times.size == 0:
+        raise LoadError(f"the trace {path} is empty; it must have one time in seconds per line")
+    if times.shape[1] != 1:
+        raise LoadError(f"the trace {path} must have one number per line, not {times.shape[1]}")
+    due: NDArray[np.float64] = times[:, 0] - times[0, 0]
+    if not np.isfinite(due).all():
+        raise LoadError(f"the trace {path} has times that are not finite numbers")
+    back = np.flatnonzero(np.diff(due) < 0)
+    if len(back):
+        raise LoadError(
+            f"the trace {path} is not in order: its time {back[0] + 2} is before the one above; "
+            "sort it"
+        )
+    return due

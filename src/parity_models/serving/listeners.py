@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.descriptors import allow_descriptors
-from parity_models.serving.http.http_server import HttpServer
-from parity_models.serving.http.listening import listen, url_of
+from parity_models.serving.http.http_server import HttpServer, listen, url_of
 from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models

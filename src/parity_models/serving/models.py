@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.in_flight import Predictor
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.rest.protocol import ModelMetadata
+from parity_models.serving.protocol import ModelMetadata
 from parity_models.serving.served_model import ServedModel
 
 REPOSITORY = "model_repository"

@@ -26,7 +26,7 @@ from parity_models.serving.frontend import Frontend
 from parity_models.serving.golden import Golden
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.rest.protocol import GateMetadata
+from parity_models.serving.protocol import GateMetadata
 from parity_models.serving.served_model import VERSION, ServedModel
 from parity_models.trust.gates import ChosenGate, OutputGate, choose_gates, ungated
 

@@ -7,15 +7,19 @@ protobuf message), its name, datatype and shape are checked here.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-from numpy.typing import NDArray
+from typing import NamedTuple
 
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, TooLargeError
+from parity_models.serving.protocol import (
+    GateMetadata,
+    ModelMetadata,
+    RequestedOutput,
+    TensorMessage,
+    TensorMetadata,
+)
 from parity_models.serving.refusals import Refused
-from parity_models.serving.rest.protocol import GateMetadata, ModelMetadata, TensorMetadata
 
 VERSION = "1"
 """What the version of a bundle is called that is served on its own."""
@@ -23,31 +27,6 @@ VERSION = "1"
 
 PLATFORM = "onnxruntime_onnx"
 """What runs the model, in the words of the protocol."""
-
-
-class AskedOutput(NamedTuple):
-    """An output that an answer is to have, and whether as binary data."""
-
-    tensor: Tensor
-    binary: bool
-
-
-@dataclass(frozen=True, slots=True)
-class InferRequest:
-    """A request that fits the model: `rows`, read-only, one query each, all of one kind.
-
-    `id` is the client's, if it gave one. `timeout` in seconds; `outputs` are those of the answer.
-    `exact`: stand-ins are not to answer; `tenant`: whom it may share codes with. `sizes` are those
-    of the model's dynamic axes, before queries were padded.
-    """
-
-    id: str | None
-    rows: NDArray[Any]
-    timeout: float | None
-    outputs: Sequence[AskedOutput]
-    exact: bool = False
-    tenant: str | None = None
-    sizes: Sizes = ()
 
 
 class GivenTensor(NamedTuple):
@@ -151,7 +130,9 @@ class ServedModel:
             )
 
     def check_request(
-        self, inputs: Sequence[GivenTensor], outputs: Sequence[WantedOutput]
+        self,
+        inputs: Sequence[GivenTensor | TensorMessage],
+        outputs: Sequence[WantedOutput | RequestedOutput],
     ) -> Fitting:
         """Rows, sizes and outputs of a request with these inputs, for these outputs: all, if none.
 
@@ -204,7 +185,9 @@ class ServedModel:
                 f"{role} {name!r} is {given if role == 'input' else 'requested twice'}"
             )
 
-    def _check_input(self, tensor: Tensor, given: GivenTensor, sizes: dict[str, int]) -> int:
+    def _check_input(
+        self, tensor: Tensor, given: GivenTensor | TensorMessage, sizes: dict[str, int]
+    ) -> int:
         """The number of rows of a tensor; takes down, or compares, the `sizes` of dynamic axes.
 
         Raises InvalidRequestError if it is not the model's, TooLargeError for too many rows.

@@ -12,38 +12,9 @@ from dataclasses import replace
 
 from parity_models.errors import OptionError
 from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.served_model import InferRequest
+from parity_models.serving.protocol import InferRequest, tenant_from
 
-MAX_TENANT = 128
-"""Characters of a tenant's name."""
-
-_REDUNDANCY = {None: False, "any": False, "exact": True}
 _HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,99}", re.ASCII)
-_TEXT = 80
-"""Characters of a wrong value that an error repeats."""
-
-
-def exact_from(value: object) -> bool:
-    """Does the parameter redundancy ask for the model's own answers alone?
-
-    Raises InvalidRequestError for what is none of its values.
-    """
-    if value is not None and (not isinstance(value, str) or value not in _REDUNDANCY):
-        raise InvalidRequestError(
-            f"the parameter redundancy is 'any' or 'exact', got {_shown(value)}"
-        )
-    return _REDUNDANCY[value]
-
-
-def tenant_from(value: object, what: str = "the parameter tenant") -> str | None:
-    """The tenant's name in `what`, None if there is none. Raises InvalidRequestError."""
-    if value is None:
-        return None
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_TENANT:
-        raise InvalidRequestError(
-            f"{what} is a string of 1 to {MAX_TENANT} characters, got {_shown(value)}"
-        )
-    return value
 
 
 def with_tenant(
@@ -82,8 +53,3 @@ def tenant_header(name: str) -> str:
             )
         )
     return lower
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _TEXT else f"{text[:_TEXT]}..."

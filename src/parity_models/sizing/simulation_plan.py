@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import OptionError, UserError
 from parity_models.faults import Exponential, LogNormal
-from parity_models.load.trace import read_trace
+from parity_models.load.spec import read_trace
 from parity_models.options import SECONDS, Option, Options
 from parity_models.scheduling import BACKUPS, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice

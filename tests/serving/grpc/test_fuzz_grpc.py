@@ -32,8 +32,8 @@ from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import OneModel
+from parity_models.serving.protocol import MAX_TENANT
 from parity_models.serving.served_model import ServedModel
-from parity_models.serving.tenancy import MAX_TENANT
 
 WIDTH = 3
 SPEC = TensorSpec("x", "FP32", (WIDTH,))

@@ -9,9 +9,9 @@ import pytest
 import fake_upstream as fake
 from engine_conformance import Failed
 from fake_upstream import FakeUpstream
+from parity_models.serving.protocol import SOFTWARE
 from parity_models.serving.remote.link import SILENT
 from parity_models.serving.remote.upstream import PredictionProtocol
-from parity_models.serving.rest.protocol import SOFTWARE
 from upstream_engines import HEALTH_INTERVAL, ROW, WEIGHTS, left, using
 
 

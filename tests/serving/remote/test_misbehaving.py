@@ -1,7 +1,6 @@
 """Upstreams that misbehave are named and left out, and taken back when they are well."""
 
 import asyncio
-import ssl
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream
+from parity_models.serving.client import ANONYMOUS
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote import remote_engine as remote
-from parity_models.serving.remote.rest import RestClient
+from parity_models.serving.remote.clients import RestClient
 from parity_models.serving.remote.upstream import (
     Connect,
     Upstream,
@@ -28,12 +28,12 @@ from upstream_engines import ROW, WEIGHTS, engine_for, two, using
     ("scheme", "mode", "fault", "reason"),
     [
         ("http", fake.NOISE, "garbage", "what cannot be read"),
-        ("http", fake.SHORT, "garbage", "with 15 bytes of data, where 16 were due"),
+        ("http", fake.SHORT, "garbage", "15 bytes of data, where 16 were due"),
         ("http", fake.HUGE, "garbage", "more than"),
         ("http", fake.CUT, "unreachable", "cannot be reached"),
         ("http", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
         ("grpc", fake.NOISE, "garbage", "what cannot be read"),
-        ("grpc", fake.SHORT, "garbage", "with 15 bytes of data, where 16 were due"),
+        ("grpc", fake.SHORT, "garbage", "15 bytes of data, where 16 were due"),
         ("grpc", fake.HUNG, "timeout", "had unit 1 for more than 0.3 s"),
     ],
 )
@@ -156,7 +156,7 @@ def failing(clients: list[FailingClient]) -> Connect:
     """Makes clients that fail when they are told to."""
 
     def connect(upstream: Upstream, max_answer: int) -> FailingClient:
-        clients.append(FailingClient(upstream.url, ssl.create_default_context()))
+        clients.append(FailingClient(upstream.url, ANONYMOUS))
         return clients[-1]
 
     return connect
@@ -187,7 +187,7 @@ async def test_what_nobody_foresaw_ejects_the_upstream_until_it_is_over(
 @pytest.mark.parametrize("method", ["infer", "check_ready"])
 async def test_what_nobody_foresaw_of_an_upstream_ends_the_start(model: Path, method: str) -> None:
     def connect(upstream: Upstream, max_answer: int) -> FailingClient:
-        client = FailingClient(upstream.url, ssl.create_default_context())
+        client = FailingClient(upstream.url, ANONYMOUS)
         client.error, client.method = ZeroDivisionError("nobody foresaw this"), method
         return client
 

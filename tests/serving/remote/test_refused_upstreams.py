@@ -15,7 +15,7 @@ from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.remote.clients import client_of, trust
+from parity_models.serving.remote.clients import connecting
 from parity_models.serving.remote.fleet import Fleet as Upstreams
 from parity_models.serving.remote.fleet import parse_upstreams
 from parity_models.serving.remote.remote_engine import RemoteEngine
@@ -123,8 +123,7 @@ async def test_names_and_versions_are_quoted_in_paths(protocol: PredictionProtoc
     async with TestServer(app, skip_url_asserts=True) as server:
         url = f"http://{server.host}:{server.port}"
         upstream = Upstream(url, {"deployed": "m"}, protocol=protocol)
-        tls, credentials = trust(None)
-        client = client_of(upstream, tls, credentials, 1000)
+        client = connecting(None)(upstream, 1000)
         tensor = TensorSpec("x", "FP32", (2,))
         await client.check_ready(UpstreamModel("a/b", Signature.of(tensor, tensor), "1/2?3 #4"))
         await client.close()

@@ -9,9 +9,9 @@ from http_served import INFER, body, eventually, get, post, serving
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.errors import InvalidRequestError, TooLargeError
-from parity_models.serving.rest.codec import decode_request
-from parity_models.serving.rest.v1 import read_predict
+from parity_models.serving.protocol import read_request
 from parity_models.serving.served_model import GivenTensor, ServedModel, WantedOutput
+from parity_models.serving.v1 import read_predict
 
 X = TensorSpec("x", "FP32", (64,))
 MODEL = ServedModel("model", Signature.of(X, TensorSpec("y", "FP32", (2,))), max_rows=1000)
@@ -78,7 +78,7 @@ def test_json_of_more_values_than_a_request_has_is_refused_unread(
     changes: dict[str, bytes],
 ) -> None:
     with pytest.raises(TooLargeError, match=r"the request has \d+ values in its JSON; 1000 rows"):
-        decode_request(infer(**changes), None, MODEL)
+        read_request(infer(**changes), None, MODEL)
 
 
 @pytest.mark.parametrize("field", [b"instances", b"inputs"])
@@ -93,7 +93,7 @@ def test_a_parameter_that_is_longer_than_any_is_refused_unread(parameter: str) -
     changes = {"parameters": b'{"%b":%b}' % (parameter.encode(), nested)}
     changes |= {"shape": b"[1,64]", "data": _list(b"0", 64)}
     with pytest.raises(InvalidRequestError, match=f"parameter {parameter} has .* it may have"):
-        decode_request(infer(**changes), None, MODEL)
+        read_request(infer(**changes), None, MODEL)
 
 
 async def test_errors_repeat_little_of_what_was_sent() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.serving.errors import RequestError, TooLargeError
-from parity_models.serving.rest.codec import decode_request
+from parity_models.serving.protocol import read_request
 from parity_models.serving.served_model import ServedModel
 from rest_bodies import model_of, request
 
@@ -26,7 +26,7 @@ def test_json_far_larger_than_its_tensor_is_refused_unread(order: str) -> None:
     pair = (shape, data) if order == "shape first" else (data, shape)
     body = b'{"inputs":[{"name":"x","datatype":"FP32",' + b",".join(pair) + b"}]}"
     with pytest.raises(TooLargeError, match=r"of JSON; .* rows of .* take up to"):
-        decode_request(body, None, model_of(array))
+        read_request(body, None, model_of(array))
 
 
 def test_a_json_object_before_binary_data_has_a_limit() -> None:
@@ -34,7 +34,7 @@ def test_a_json_object_before_binary_data_has_a_limit() -> None:
     body, _ = request(array)
     header = body[: -array.nbytes] + b" " * 2**16
     with pytest.raises(TooLargeError, match="it may have 65536"):
-        decode_request(header + array.tobytes(), str(len(header)), model_of(array))
+        read_request(header + array.tobytes(), str(len(header)), model_of(array))
 
 
 X = {"name": "x", "shape": [2, 3], "datatype": "FP32"}
@@ -108,7 +108,7 @@ def test_a_request_that_does_not_fit_is_refused_with_the_reason(
         max_rows=5,
     )
     with pytest.raises(RequestError) as refusal:
-        decode_request(msgspec.json.encode(message), None, model)
+        read_request(msgspec.json.encode(message), None, model)
     assert reason in str(refusal.value)
     assert 400 <= refusal.value.status < 500
 
@@ -135,7 +135,7 @@ def test_a_request_that_does_not_fit_is_refused_with_the_reason(
 def test_what_is_not_json_is_refused(text: bytes) -> None:
     model = model_of(np.zeros((1, 2), np.float32))
     with pytest.raises(RequestError, match="cannot be read"):
-        decode_request(text, None, model)
+        read_request(text, None, model)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_numbers_that_the_datatype_cannot_hold_are_refused(
 ) -> None:
     array = np.zeros((1, 1), DATATYPES[datatype])
     with pytest.raises(RequestError) as refusal:
-        decode_request(*request(array, [value]), model_of(array))
+        read_request(*request(array, [value]), model_of(array))
     assert reason in str(refusal.value)
 
 
@@ -186,7 +186,7 @@ def test_binary_bodies_of_the_wrong_size_are_refused() -> None:
         (both + bytes(24), str(len(both)), "no input has a binary_data_size"),
     ]:
         with pytest.raises(RequestError) as refusal:
-            decode_request(text, header_length, model)
+            read_request(text, header_length, model)
         assert reason in str(refusal.value)
 
 
@@ -194,13 +194,13 @@ def test_binary_booleans_are_zeros_and_ones() -> None:
     array = np.zeros((1, 3), np.bool_)
     body, length = request(array)
     with pytest.raises(RequestError, match="other than 0, 1"):
-        decode_request(body[:-1] + b"\2", length, model_of(array))
+        read_request(body[:-1] + b"\2", length, model_of(array))
 
 
 @given(st.binary(), st.one_of(st.none(), st.text(max_size=5), st.integers(0, 40).map(str)))
 def test_arbitrary_bytes_are_refused_with_a_reason(body: bytes, length: str | None) -> None:
     with pytest.raises(RequestError):
-        decode_request(body, length, model_of(np.zeros((1, 2), np.float32)))
+        read_request(body, length, model_of(np.zeros((1, 2), np.float32)))
 
 
 JSON = st.recursive(
@@ -223,4 +223,4 @@ def test_a_mangled_request_is_read_or_refused_and_nothing_else(
     whole = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
     body = msgspec.json.encode({"inputs": [{**whole, **tensor}], **message})
     with suppress(RequestError):
-        assert decode_request(body, None, model).rows.shape == (1, 2)
+        assert read_request(body, None, model).rows.shape == (1, 2)

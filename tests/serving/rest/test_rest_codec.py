@@ -1,6 +1,5 @@
 """Tensors survive the Open Inference Protocol's REST bodies; what does not fit is refused."""
 
-import gc
 import json
 from typing import Any
 
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 
 from parity_models.models.tensor import DATATYPES
 from parity_models.scheduling import Source
-from parity_models.serving.errors import NotAcceptableError, RequestError
-from parity_models.serving.rest.codec import RequestReader, decode_request, encode_response
-from parity_models.serving.served_model import AskedOutput, InferRequest
+from parity_models.serving.errors import NotAcceptableError
+from parity_models.serving.protocol import AskedOutput, InferRequest, read_request, write_response
 from rest_bodies import datatype_of, model_of, request
 
 SHAPES = npst.array_shapes(min_dims=1, max_dims=4, max_side=4)
@@ -38,7 +36,7 @@ def tensors(draw: st.DrawFn, finite: bool) -> NDArray[Any]:
 
 @given(tensors(finite=False))
 def test_binary_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
-    rows = decode_request(*request(array), model_of(array)).rows
+    rows = read_request(*request(array), model_of(array)).rows
     assert rows.dtype == array.dtype
     assert rows.shape == array.shape
     assert rows.tobytes() == array.tobytes()
@@ -47,7 +45,7 @@ def test_binary_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
 @given(tensors(finite=True), st.booleans())
 def test_json_inputs_arrive_exactly_flat_or_nested(array: NDArray[Any], nested: bool) -> None:
     data = array.tolist() if nested else array.ravel().tolist()
-    rows = decode_request(*request(array, data), model_of(array)).rows
+    rows = read_request(*request(array, data), model_of(array)).rows
     assert rows.dtype == array.dtype
     np.testing.assert_array_equal(rows, array)
 
@@ -56,7 +54,7 @@ def test_json_inputs_arrive_exactly_flat_or_nested(array: NDArray[Any], nested: 
 def test_outputs_come_back_exactly_as_json_or_binary(array: NDArray[Any], binary: bool) -> None:
     asked = asking("id-1", array, binary)
     sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
-    body, length = encode_response(model_of(array), asked, array, sources[: len(array)])
+    body, length = write_response(model_of(array), asked, array, sources[: len(array)])
     assert (length is not None) == binary
     header = msgspec.json.decode(body[:length])
     assert header["id"] == "id-1"
@@ -75,46 +73,15 @@ def test_outputs_come_back_exactly_as_json_or_binary(array: NDArray[Any], binary
 def test_binary_inputs_are_views_of_the_body() -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     body, length = request(array)
-    rows = decode_request(body, length, model_of(array)).rows
+    rows = read_request(body, length, model_of(array)).rows
     assert np.shares_memory(rows, np.frombuffer(body, np.uint8))
-
-
-@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([None, "a", "b"])), max_size=9))
-def test_a_reader_that_remembers_objects_reads_what_is_there(asked: list[tuple[int, Any]]) -> None:
-    model = model_of(np.zeros((1, 4), np.float32))
-    reader = RequestReader(model)
-    for number, (rows, id) in enumerate(asked):
-        array = np.full((rows, 4), number, np.float32)
-        body, length = request(array, id=id, parameters={"timeout": rows})
-        for _ in range(2):
-            read, expected = reader.read(body, length), decode_request(body, length, model)
-            np.testing.assert_array_equal(read.rows, array)
-            assert not read.rows.flags.writeable
-            assert (read.id, read.timeout, read.outputs) == (id, rows / 1e6, expected.outputs)
-        for wrong in (body[:-4], body + bytes(4)):
-            with pytest.raises(RequestError, match="bytes follow the JSON object"):
-                reader.read(wrong, length)
-
-
-def test_a_reader_does_not_remember_more_and_more() -> None:
-    array = np.zeros((1, 4), np.float32)
-    reader = RequestReader(model_of(array))
-    before = requests_in_memory()
-    for number in range(1000):
-        reader.read(*request(array, id=str(number)))
-    assert requests_in_memory() - before <= 64
-
-
-def requests_in_memory() -> int:
-    gc.collect()
-    return sum(isinstance(each, InferRequest) for each in gc.get_objects())
 
 
 def test_a_small_row_does_not_keep_a_large_body_alive() -> None:
     array = np.arange(4, dtype=np.float32).reshape(1, 4)
     header = request(array)[0][: -array.nbytes] + b" " * 60_000
     for body in (header + array.tobytes(), bytearray(header + array.tobytes())):
-        rows = decode_request(body, str(len(header)), model_of(array)).rows
+        rows = read_request(body, str(len(header)), model_of(array)).rows
         np.testing.assert_array_equal(rows, array)
         assert not rows.flags.writeable
         assert not np.shares_memory(rows, np.frombuffer(body, np.uint8))
@@ -126,7 +93,7 @@ def test_json_with_room_to_spare_is_read() -> None:
     for indent in (None, 8):
         for message in (tensor, dict(sorted(tensor.items()))):
             body = json.dumps({"inputs": [message]}, indent=indent).encode()
-            rows = decode_request(body, None, model_of(array)).rows
+            rows = read_request(body, None, model_of(array)).rows
             np.testing.assert_array_equal(rows, array)
 
 
@@ -134,8 +101,8 @@ def test_json_with_room_to_spare_is_read() -> None:
 def test_outputs_that_json_cannot_say_are_refused_and_binary_is_named(value: float) -> None:
     outputs = np.array([[value, 1]], np.float32)
     with pytest.raises(NotAcceptableError, match="binary_data_output"):
-        encode_response(model_of(outputs), asking(None, outputs, False), outputs, [Source.MODEL])
-    body, length = encode_response(
+        write_response(model_of(outputs), asking(None, outputs, False), outputs, [Source.MODEL])
+    body, length = write_response(
         model_of(outputs), asking(None, outputs, True), outputs, [Source.MODEL]
     )
     assert body[length:] == outputs.tobytes()
@@ -162,7 +129,7 @@ def test_an_output_is_binary_if_it_or_else_the_request_says_so(
 ) -> None:
     array = np.zeros((1, 2), np.float32)
     body = request(array, parameters=parameters, outputs=outputs)
-    (asked,) = decode_request(*body, model_of(array)).outputs
+    (asked,) = read_request(*body, model_of(array)).outputs
     assert asked.binary is binary
 
 
@@ -170,7 +137,7 @@ def test_the_timeout_is_in_microseconds_and_zero_is_none() -> None:
     array = np.zeros((1, 2), np.float32)
     for parameters, timeout in [({}, None), ({"timeout": 0}, None), ({"timeout": 1500}, 0.0015)]:
         body = request(array, parameters={**parameters, "priority": 1, "sequence_id": 3})
-        assert decode_request(*body, model_of(array)).timeout == timeout
+        assert read_request(*body, model_of(array)).timeout == timeout
 
 
 def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
@@ -183,5 +150,5 @@ def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
         ({"tenant": "a"}, False, "a"),
         ({"redundancy": "exact", "tenant": "é" * 128}, True, "é" * 128),
     ]:
-        asked = decode_request(*request(array, parameters=parameters), model_of(array))
+        asked = read_request(*request(array, parameters=parameters), model_of(array))
         assert (asked.exact, asked.tenant) == (exact, tenant)

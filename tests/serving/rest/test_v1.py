@@ -16,7 +16,7 @@ from http_served import MODEL, Served, serving
 from parity_models.scheduling import Source
 from parity_models.serving.errors import NotAcceptableError, RequestError
 from parity_models.serving.in_flight import Result
-from parity_models.serving.rest.v1 import predict_response, read_predict
+from parity_models.serving.v1 import read_predict, write_predictions
 
 PREDICT = "/v1/models/model:predict"
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -123,7 +123,7 @@ def test_what_json_cannot_say_is_refused() -> None:
     asked, _ = read_predict(json.dumps({"instances": ROWS}).encode(), MODEL)
     answers = Result(np.full((2, 4), np.nan), [Source.MODEL] * 2)
     with pytest.raises(NotAcceptableError, match="not finite"):
-        predict_response(MODEL, asked, answers, True)
+        write_predictions(MODEL, asked, answers, True)
 
 
 @given(

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
 from parity_models.faults import Constant, Empirical, FaultPlan
-from parity_models.load.rest import rest_target
 from parity_models.load.served import served
-from parity_models.load.target import NoAnswerError, Target
+from parity_models.load.target import NoAnswerError, Target, target
 from parity_models.models.bundle import Bundle, write_bundle
 from parity_models.models.named_envelope import AnyEnvelope
 from parity_models.models.onnx_model import OnnxModel
@@ -175,10 +174,10 @@ async def _beside_each(bundle: Bundle, rows: Array, victims: int, seed: int) -> 
     result: list[Row] = []
     async with served(bundle.path, options) as server:
         server.begin_faults()
-        async with rest_target(server.url, bundle.manifest.name, True) as target:
+        async with target(server.url, bundle.manifest.name) as asking:
             for name, queries in served_beside.items():
                 computed, held = compute(bundle, rows, computed_beside[name])
-                agreed, reconstructed, unanswered = await _ask(target, asked, queries, right)
+                agreed, reconstructed, unanswered = await _ask(asking, asked, queries, right)
                 result.append(
                     {
                         "partner": name,
@@ -193,14 +192,14 @@ async def _beside_each(bundle: Bundle, rows: Array, victims: int, seed: int) -> 
 
 
 async def _ask(
-    target: Target, victims: Array, partners: Array, right: Array
+    asking: Target, victims: Array, partners: Array, right: Array
 ) -> tuple[int, int, int]:
     """Reconstructions that agreed with F, reconstructions, and requests without an answer."""
     loop = asyncio.get_running_loop()
     start = loop.time() + 0.1
     rows = [row for pair in zip(victims, partners, strict=True) for row in pair]
-    (takes,) = target.model.inputs
-    sends = [target.prepare({takes.name: row[None]}) for row in rows]
+    (takes,) = asking.model.inputs
+    sends = [asking.prepare({takes.name: row[None]}) for row in rows]
 
     async def ask(number: int) -> bool | None:
         """Is it a reconstruction that agrees? None: of F's own, or a partner's."""

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.wire import HEADER_LENGTH
+from parity_models.serving.protocol import HEADER_LENGTH
 from parity_models_lab.chaos.known_model import INPUTS, MODEL, ROWS, KnownModel
 from parity_models_lab.chaos.ledger import Kind
 

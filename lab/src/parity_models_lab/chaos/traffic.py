@@ -8,14 +8,9 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.load.wire import (
-    HEADER_LENGTH,
-    MalformedAnswerError,
-    ModelMetadata,
-    read_answers,
-)
-from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.protocol import HEADER_LENGTH, read_response
 from parity_models_lab.chaos.clients import (
     BrokenError,
     GrpcClients,
@@ -24,7 +19,7 @@ from parity_models_lab.chaos.clients import (
     HttpClients,
     UnreadError,
 )
-from parity_models_lab.chaos.known_model import MODEL, OUTPUTS, KnownModel
+from parity_models_lab.chaos.known_model import KnownModel
 from parity_models_lab.chaos.ledger import Ending, Kind, Ledger, Sent
 from parity_models_lab.chaos.requests import Drawn, Mix, draw, http_request
 
@@ -34,9 +29,6 @@ READ = 0.01
 """Seconds in which what has come is read, where a query should have ended."""
 MEMORY = 2.0
 """Seconds for which an instance that has stopped lying may still be heard of."""
-_METADATA = ModelMetadata.of(
-    MODEL, TensorSpec("input", "FP32", (1,)), TensorSpec("output", "FP32", (OUTPUTS,))
-)
 
 
 class Traffic:
@@ -133,7 +125,7 @@ class Traffic:
             else:
                 unread = isinstance(error, UnreadError)
                 self._ledger.without_end(number, _now(), unread=unread)
-        except (BrokenError, MalformedAnswerError) as error:
+        except (BrokenError, InvalidRequestError) as error:
             expected = breaks or self.breaks
             self._ledger.broken(number, _now(), str(error), expected=expected)
 
@@ -147,12 +139,11 @@ class Traffic:
                 self._ledger.refused(number, _now(), answer.status, error_text(answer))
             return
         rows = len(drawn.rows)
-        given = read_answers(
-            _METADATA, rows, answer.body, answer.headers.get(HEADER_LENGTH.lower())
-        )
+        given = read_response(answer.body, answer.headers.get(HEADER_LENGTH))
         if f'"id":"{number}"'.encode() not in answer.body:
-            raise MalformedAnswerError("the answer is another's")
-        self._answered(number, drawn, given.outputs, list(given.sources))
+            raise InvalidRequestError("the answer is another's")
+        (output,) = given.outputs
+        self._answered(number, drawn, output.array(), list(given.sources(rows)))
 
     async def _ask_grpc(self, clients: GrpcClients, number: int, drawn: Drawn) -> None:
         answer = await clients.infer(drawn, number)

@@ -23,15 +23,16 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelInferRequest,
     ModelInferResponse,
 )
-from parity_models.serving.served_model import (
+from parity_models.serving.protocol import (
     AskedOutput,
-    GivenTensor,
     InferRequest,
-    ServedModel,
-    WantedOutput,
+    exact_from,
+    little_endian,
+    rows_from_bytes,
+    size_in_bytes,
+    tenant_from,
 )
-from parity_models.serving.tenancy import exact_from, tenant_from
-from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
+from parity_models.serving.served_model import GivenTensor, ServedModel, WantedOutput
 
 _FIELDS = {
     "BOOL": "bool_contents",

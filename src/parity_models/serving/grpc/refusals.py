@@ -25,7 +25,7 @@ MAX_TEXT, MAX_WIRE = 1000, 3000
 """Characters of an error that surely go through, and their bytes on the wire: they travel in a
 header, with a client's names in them."""
 
-_DETAILS = "grpc-status-details-bin"
+DETAILS = "grpc-status-details-bin"
 """The metadata that has a google.rpc.Status."""
 
 
@@ -59,4 +59,4 @@ def metadata_of(error: RequestError) -> tuple[tuple[str, bytes], ...]:
     delay = Duration()
     delay.FromMilliseconds(ceil(error.retry_after * 1e3))
     status.details.add().Pack(RetryInfo(retry_delay=delay))
-    return ((_DETAILS, status.SerializeToString()),)
+    return ((DETAILS, status.SerializeToString()),)

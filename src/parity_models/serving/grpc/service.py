@@ -47,9 +47,8 @@ from parity_models.serving.grpc.inference_pb2 import (
 )
 from parity_models.serving.metrics import GRPC, Metrics
 from parity_models.serving.models import Models, ServedVersion
+from parity_models.serving.protocol import SOFTWARE, InferRequest
 from parity_models.serving.request_log import CURRENT
-from parity_models.serving.rest.protocol import SOFTWARE
-from parity_models.serving.served_model import InferRequest
 from parity_models.serving.tenancy import with_tenant
 
 SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]

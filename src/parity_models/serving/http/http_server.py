@@ -15,10 +15,9 @@ from email.utils import formatdate
 from ssl import SSLContext
 from typing import Any
 
+from parity_models.errors import UserError
 from parity_models.serving.errors import OverloadedError
-from parity_models.serving.http.connection import HttpConnection
-from parity_models.serving.http.listening import BACKLOG, turn_away
-from parity_models.serving.http.patience import REFUSED_TIMEOUT
+from parity_models.serving.http.connection import REFUSED_TIMEOUT, HttpConnection
 from parity_models.serving.metrics import HTTP, Metrics
 from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Response, refusal
@@ -32,11 +31,11 @@ GRACE = 5
 LAST_MOMENT = 0.2
 """Seconds for which a stopping server waits for requests that are on their way already."""
 
-HANDSHAKE = 0.01
-"""Seconds for which a stopping server waits for connections whose first packet has come."""
+_BACKLOG = 2048
+"""Connections that may wait to be accepted."""
 
 _ACCEPTS = 64
-"""Connections accepted in a row, before those that are there have their turn."""
+"""Connections accepted in a row before the others have their turn."""
 
 _REFUSED = 16
 """Connections beyond the limit that are told so at a time; further ones wait to be accepted."""
@@ -45,16 +44,35 @@ _RESERVE = 32
 """File descriptors that connections leave to the rest of the server: its workers, above all."""
 
 _RETRY = 0.2
-"""Seconds after which a server without file descriptors looks for connections again."""
+"""Seconds after which a server without file descriptors accepts again."""
 
 _TICK = 0.25
-"""Seconds between two looks at what is late, at the most."""
+"""Seconds between two checks for late connections, at most."""
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens there; port 0 is any free one. Raises UserError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        why = str(error.strerror).partition(" (while")[0]  # what Python adds says it once more
+        raise UserError(
+            f"cannot listen on {host} port {port}: {why}; choose another host or port (port 0 "
+            "takes any that is free)"
+        ) from error
+
+
+def url_of(listening: socket.socket, scheme: str = "http") -> str:
+    """Return the base URL, as http://127.0.0.1:8000."""
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class HttpServer:
     """Serves `rest` on one listening socket, within its limits; started and stopped once.
 
-    With `tls`, over TLS: it is asked for the context of each connection.
+    With `tls`, over TLS: it is called for the context of each connection.
     """
 
     def __init__(
@@ -63,15 +81,14 @@ class HttpServer:
         self.rest = rest
         self.limits = rest.limits
         self.closing = False
+        self.received = self.sent = 0
         self._metrics = metrics
-        self.received: Callable[[float], None] = metrics.received.labels(HTTP).inc
-        self.sent: Callable[[float], None] = metrics.sent.labels(HTTP).inc
         self._tls = tls
         self._connections: set[HttpConnection] = set()
         self._refusing: set[HttpConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._accepting = False
-        self._starved = False
+        self._out_of_descriptors = False
         self._stopping = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -93,10 +110,10 @@ class HttpServer:
         self._socket = listening
         listening.setblocking(False)
         self._accept_again()
-        self._looking = self._loop.create_task(self._look())
+        self._reaper = self._loop.create_task(self._reap())
 
     def drain(self) -> None:
-        """From now on, every answer is the last of its connection."""
+        """Make every answer the last of its connection, from now on."""
         self.closing = True
 
     async def stop(self, grace: float = GRACE) -> None:
@@ -104,8 +121,6 @@ class HttpServer:
         moment, the others after the answers that are under way, or `grace` seconds."""
         self.closing = self._stopping = True
         self._pause()
-        turn_away(self._socket)
-        await asyncio.sleep(HANDSHAKE)
         self._accept_backlog()
         self._socket.close()
         try:
@@ -119,7 +134,8 @@ class HttpServer:
                     connection.abort()
                 await self._empty.wait()
         finally:
-            self._looking.cancel()
+            self._reaper.cancel()
+            self._count_bytes()
 
     async def _opened(self) -> None:
         """Wait for connections that are being made; for TLS, as long as for an idle client."""
@@ -131,7 +147,7 @@ class HttpServer:
                 task.cancel()
 
     async def _emptied(self, seconds: float) -> bool:
-        """Wait for so long until there are no connections; are there none?"""
+        """Wait for so long until there are no connections; return whether there are none."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
@@ -148,22 +164,22 @@ class HttpServer:
         return self._date[1]
 
     def lost(self, connection: HttpConnection) -> None:
-        """The connection is over."""
+        """Forget a connection that is over."""
         self._connections.discard(connection)
         self._refusing.discard(connection)
         if not self._connections:
             self._empty.set()
-        if not self._accepting and not self._starved:
+        if not self._accepting and not self._out_of_descriptors:
             self._accept_again()
 
     def ended(self, reason: str) -> None:
-        """A limit has ended a connection."""
+        """Count a connection that a limit has ended."""
         self._metrics.connections_ended.labels(reason).inc()
 
     # Accepting
 
     def _accept_again(self) -> None:
-        self._starved = False
+        self._out_of_descriptors = False
         if not self._stopping and not self._accepting:
             self._accepting = True
             self._loop.add_reader(self._socket.fileno(), self._accept)
@@ -186,19 +202,19 @@ class HttpServer:
                 _log.warning("no connection can be accepted for now: %s", error.strerror)
                 self.ended("descriptors")
                 self._pause()
-                self._starved = True
+                self._out_of_descriptors = True
                 self._loop.call_later(_RETRY, self._accept_again)
                 return
-            self._welcome(accepted)
+            self._on_accept(accepted)
 
     def _accept_backlog(self) -> None:
         """Accept all that wait, as closing the socket would reset their connections."""
         with suppress(OSError):  # none is left, or no descriptor for one
-            for _ in range(BACKLOG):
+            for _ in range(_BACKLOG):
                 accepted, _ = self._socket.accept()
-                self._welcome(accepted)
+                self._on_accept(accepted)
 
-    def _welcome(self, accepted: socket.socket) -> None:
+    def _on_accept(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         refused = self._refusal(accepted.fileno())
         connection = HttpConnection(self, refused)
@@ -206,55 +222,54 @@ class HttpServer:
         self._empty.clear()
         if refused is not None:
             self._refusing.add(connection)
-        patience = REFUSED_TIMEOUT if refused is not None else self.limits.head_timeout
-        task = self._loop.create_task(self._open(accepted, connection, patience))
+        task = self._loop.create_task(self._open(accepted, connection, refused is not None))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
     async def _open(
-        self, accepted: socket.socket, connection: HttpConnection, patience: float
+        self, accepted: socket.socket, connection: HttpConnection, refused: bool
     ) -> None:
-        """Make a connection of what was accepted; TLS's handshake has `patience` (seconds)."""
+        """Make a connection of an accepted socket."""
         tls: dict[str, Any] = {}
         try:
             if self._tls is not None:
-                tls = {"ssl": self._tls(), "ssl_handshake_timeout": patience}
+                timeout = REFUSED_TIMEOUT if refused else self.limits.head_timeout
+                tls = {"ssl": self._tls(), "ssl_handshake_timeout": timeout}
                 tls["ssl_shutdown_timeout"] = GRACE
             await self._loop.connect_accepted_socket(lambda: connection, accepted, **tls)
         except (Exception, asyncio.CancelledError) as error:
-            # Over TLS, clients that speak no TLS, or not this one, are nothing to tell of.
-            _log.log(
-                logging.DEBUG if tls else logging.WARNING,
-                "a connection broke as it was accepted: %r",
-                error,
-            )
+            # Clients that speak no TLS, or another one, are an everyday event.
+            level = logging.DEBUG if tls else logging.WARNING
+            _log.log(level, "a connection broke as it was accepted: %r", error)
             if tls:
                 self.ended("handshake")
             accepted.close()
             self.lost(connection)
 
     def _refusal(self, descriptor: int) -> Response | None:
-        """What a new connection with this file descriptor is told, if it is one too many."""
+        """The answer to a new connection with this file descriptor, if it is one too many."""
         most = self.limits.max_connections
         files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         if len(self._connections) - len(self._refusing) >= most:
-            self.ended("max_connections")
             text = f"the server takes at most {most:,} connections (max_connections)"
             why = Refused.MAX_CONNECTIONS
         elif files != resource.RLIM_INFINITY and descriptor >= files - _RESERVE:
             # Descriptors are numbered from below, so this one tells how many are in use.
-            self.ended("descriptors")
             text = f"the server may open at most {files:,} files (RLIMIT_NOFILE), connections too"
             why = Refused.DESCRIPTORS
         else:
             return None
+        self.ended(why)
         self._metrics.refusals.labels(why).inc()
         return refusal(OverloadedError(f"{text}; try again later", why=why))
 
-    async def _look(self) -> None:
-        """End what is late, now and again."""
+    # Now and then
+
+    async def _reap(self) -> None:
+        """End late connections, for ever, and count the bytes of all."""
         while True:
             await asyncio.sleep(self._tick)
+            self._count_bytes()
             now = time.monotonic()
             for connection in list(self._connections):
                 try:
@@ -263,3 +278,9 @@ class HttpServer:
                     _log.exception("a connection could not be ended in time")
                     with suppress(Exception):
                         connection.abort()
+
+    def _count_bytes(self) -> None:
+        """Add the bytes since the last time to the metrics, which costs more than a sum."""
+        self._metrics.received.labels(HTTP).inc(self.received)
+        self._metrics.sent.labels(HTTP).inc(self.sent)
+        self.received = self.sent = 0

@@ -12,9 +12,9 @@ from parity_models.errors import UserError
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.models.tensor import tensors_in
+from parity_models.serving.protocol import ModelMetadata
 from parity_models.serving.remote.upstream import (
     Fault,
-    NeverToldError,
     UnitError,
     Upstream,
     UpstreamClient,
@@ -22,13 +22,9 @@ from parity_models.serving.remote.upstream import (
     UpstreamModel,
     check_metadata,
 )
-from parity_models.serving.rest.protocol import ModelMetadata
 
 PATIENCE = 5.0
 """Seconds an upstream has for a health check, and for each check before it is used."""
-
-LOADING = 120.0
-"""Seconds an upstream has to load a model that it is told to load."""
 
 TOLERANCE = 0.05
 """How far an upstream's prediction may be from the bundle's, as a share of the largest value:
@@ -46,15 +42,9 @@ class Reference:
 
 
 class Checks:
-    """Compares upstreams with the bundle's models, ONNX files by role, and with each other.
+    """Compares upstreams with the bundle's models, ONNX files by role, and with each other."""
 
-    With `loads`, upstreams are told to load models that are not ready.
-    """
-
-    def __init__(
-        self, models: Mapping[str, PinnedModel], roles: Iterable[str], *, loads: bool = False
-    ) -> None:
-        self._loads = loads
+    def __init__(self, models: Mapping[str, PinnedModel], roles: Iterable[str]) -> None:
         self.references: dict[str, Reference] = {}
         self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
         for role in sorted(roles):
@@ -87,8 +77,6 @@ class Checks:
         them, and they run; BusyError if it cannot be told for now."""
         for role, model in models.items():
             reference = self.references[role]
-            if self._loads:
-                await _load_unless_ready(client, model)
             try:
                 async with asyncio.timeout(PATIENCE):
                     await client.check_ready(model)
@@ -119,32 +107,6 @@ class Checks:
                 Fault.MISMATCH,
                 f"has versions {list(versions)} of model {model!r}, {other} has {list(others)}",
             )
-
-
-async def _load_unless_ready(client: UpstreamClient, model: UpstreamModel) -> None:
-    """Raises UpstreamError or BusyError where that cannot be, or is still to be waited for."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            await client.check_ready(model)
-        return
-    except TimeoutError:
-        return  # which is told where it is checked
-    except UpstreamError as error:
-        if error.fault not in (Fault.NOT_READY, Fault.MISMATCH):
-            raise
-        unready = error
-    try:
-        async with asyncio.timeout(LOADING):
-            await client.load(model)
-    except NeverToldError as error:
-        if unready.fault is Fault.NOT_READY:  # perhaps it starts
-            raise unready from error
-        raise
-    except TimeoutError:
-        text = f"did not load {model} within {LOADING:g} s"
-        raise UpstreamError(Fault.TIMEOUT, text) from None
-    except UnitError as error:
-        raise UpstreamError(Fault.MISMATCH, f"cannot load {model}: it {error}") from error
 
 
 def _check_sha256(about: ModelMetadata, expected: str) -> None:

@@ -85,13 +85,6 @@ class FleetOptions(Options):
             metavar="VERSION",
         ),
     ] = None
-    load_upstream: Annotated[
-        bool,
-        Option(
-            "Tell servers that have a model not ready to load it, by the model-repository "
-            "extension, as Triton does with --model-control-mode=explicit."
-        ),
-    ] = False
     ca_file: Annotated[
         str | None,
         Option(
@@ -105,13 +98,11 @@ class FleetOptions(Options):
 class Fleet:
     """Upstreams, and `ca_file`: the certificates that vouch for https and grpcs.
 
-    `ca_file` None: the system's. With `loads`, upstreams are told to load models that they have not
-    ready. Raises UserError if there are no upstreams.
+    `ca_file` None: the system's. Raises UserError if there are no upstreams.
     """
 
     upstreams: tuple[Upstream, ...]
     ca_file: Path | None = None
-    loads: bool = False
 
     def __post_init__(self) -> None:
         if not self.upstreams:
@@ -170,7 +161,7 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
         version=options.upstream_version,
     )
     ca_file = None if options.ca_file is None else Path(options.ca_file)
-    return Fleet(upstreams, ca_file, options.load_upstream)
+    return Fleet(upstreams, ca_file)
 
 
 def check_for_several(options: FleetOptions) -> None:

@@ -1,10 +1,13 @@
 """An upstream over gRPC: raw tensor contents go there, raw or typed ones come back."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc import StatusCode
 from numpy.typing import NDArray
 
@@ -19,26 +22,28 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelMetadataResponse,
     ModelReadyRequest,
     ModelReadyResponse,
-    RepositoryModelLoadRequest,
     ServerMetadataResponse,
 )
+from parity_models.serving.grpc.refusals import DETAILS
 from parity_models.serving.grpc.service import MODEL_SHA256
-from parity_models.serving.remote.retry_info import STATUS_DETAILS, retry_info
+from parity_models.serving.protocol import (
+    SOFTWARE,
+    ModelMetadata,
+    TensorMetadata,
+    little_endian,
+    rows_from_bytes,
+    size_in_bytes,
+)
 from parity_models.serving.remote.upstream import (
     BusyError,
     Fault,
     UnitError,
     UpstreamError,
     UpstreamModel,
-    check_answered,
-    check_loads,
-    check_output,
-    outputs_from,
-    side_by_side,
+    check_outputs,
     tensors_of,
 )
 from parity_models.serving.request_log import REQUEST_ID
-from parity_models.serving.rest.protocol import SOFTWARE, ModelMetadata, TensorMetadata
 
 MAX_TEXT = 300
 """Characters of an error's text that are kept."""
@@ -59,28 +64,30 @@ _OPTIONS = [
 
 
 class GrpcClient:
-    """A connection to the server at `address` (host:port), with TLS if there are credentials.
+    """A connection to the server at `address` (host:port).
 
-    An answer may have `max_answer` bytes. Made on the event loop that it is used on.
+    An answer may have `max_answer` bytes. With `secure`, over TLS: the server is known by the
+    certificates in the PEM file `ca_file`, by default the system's. Made on the event loop that it
+    is used on.
     """
 
     def __init__(
-        self, address: str, credentials: grpc.ChannelCredentials | None, max_answer: int
+        self, address: str, ca_file: Path | None, max_answer: int, *, secure: bool
     ) -> None:
         most = ("grpc.max_receive_message_length", min(max_answer, _MAX_MESSAGE))
         options = [*_OPTIONS, most]
-        self._channel = (
-            grpc.aio.insecure_channel(address, options)
-            if credentials is None
-            else grpc.aio.secure_channel(address, credentials, options)
-        )
+        if secure:
+            trusted = None if ca_file is None else ca_file.read_bytes()
+            credentials = grpc.ssl_channel_credentials(trusted)
+            self._channel = grpc.aio.secure_channel(address, credentials, options)
+        else:
+            self._channel = grpc.aio.insecure_channel(address, options)
         self.abandons = False
         # Bytes both ways: what cannot be read is not gRPC's to log.
         self._server = self._method("ServerMetadata")
         self._ready = self._method("ModelReady")
         self._metadata = self._method("ModelMetadata")
         self._infer = self._method("ModelInfer")
-        self._load = self._method("RepositoryModelLoad")
 
     async def check_ready(self, model: UpstreamModel) -> None:
         request = ModelReadyRequest(name=model.name, version=model.version or "")
@@ -89,11 +96,6 @@ class GrpcClient:
             if model.version is not None:
                 await self.metadata(model)  # which fails if there is no such version
             raise UpstreamError(Fault.NOT_READY, f"says that {model} is not ready")
-
-    async def load(self, model: UpstreamModel) -> None:
-        check_loads(SOFTWARE if await self._is_this_software() else "", model)
-        request = RepositoryModelLoadRequest(model_name=model.name)
-        await _answer(self._load(request.SerializeToString()))
 
     async def metadata(self, model: UpstreamModel) -> ModelMetadata:
         self.abandons = await self._is_this_software()
@@ -128,10 +130,10 @@ class GrpcClient:
             model_version=model.version or "",
             id=headers.get(REQUEST_ID, ""),
         )
-        for spec, values in tensors.items():
-            shape = (len(rows), *spec.shape)
-            request.inputs.add(name=spec.name, datatype=spec.datatype, shape=shape)
-            request.raw_input_contents.append(side_by_side(values))
+        for spec in kind.input.tensors:
+            array = tensors[spec.name]
+            request.inputs.add(name=spec.name, datatype=spec.datatype, shape=array.shape)
+            request.raw_input_contents.append(little_endian(array).tobytes())
         for spec in kind.output.tensors:
             request.outputs.add(name=spec.name)
         try:
@@ -146,9 +148,7 @@ class GrpcClient:
             if error.code() is StatusCode.CANCELLED:
                 raise _unreachable(error) from error
             raise UnitError(f"answered {_text(error)}") from error
-        response = _read(ModelInferResponse, answer)
-        check_answered([output.name for output in response.outputs], kind)
-        return kind.output.join(_outputs(response, kind, len(rows)))
+        return kind.output.join(_outputs(_read(ModelInferResponse, answer), kind, len(rows)))
 
     async def close(self) -> None:
         await self._channel.close()
@@ -168,20 +168,23 @@ def _outputs(response: Any, kind: Kind, rows: int) -> dict[str, NDArray[Any]]:
     raw = response.raw_output_contents
     if raw and len(raw) != len(response.outputs):
         raise UpstreamError(Fault.GARBAGE, f"answered with {len(raw)} raw output contents")
-    specs = {spec.name: spec for spec in kind.output.tensors}
+    places = {output.name: place for place, output in enumerate(response.outputs)}
     outputs = {}
-    for number, output in enumerate(response.outputs):
-        spec = specs[output.name]
-        if raw:
-            data = raw[number]
-            outputs[spec.name] = outputs_from(data, output.datatype, output.shape, spec, rows)
-            continue
-        check_output(output.datatype, output.shape, spec, rows)
+    for name, (spec, output) in check_outputs(response.outputs, kind, rows).items():
         try:
-            values = tensor_from_contents(output.contents, spec, rows, f"output {spec.name!r}")
+            if raw:
+                data = raw[places[name]]
+                if len(data) != size_in_bytes(spec, rows):
+                    raise InvalidRequestError(
+                        f"output {name!r} has {len(data)} bytes of data, where "
+                        f"{size_in_bytes(spec, rows)} were due"
+                    )
+                outputs[name] = rows_from_bytes(spec, rows, data)
+            else:
+                what = f"output {name!r}"
+                outputs[name] = tensor_from_contents(output.contents, spec, rows, what)
         except InvalidRequestError as error:
             raise UpstreamError(Fault.GARBAGE, f"answered what cannot be: {error}") from error
-        outputs[spec.name] = values
     return outputs
 
 
@@ -198,10 +201,24 @@ async def _answer(call: Awaitable[bytes]) -> bytes:
 
 def _check_busy(error: grpc.aio.AioRpcError) -> None:
     """Raises BusyError for what says that the server has too much to do."""
-    after = retry_info(dict(error.trailing_metadata() or ()).get(STATUS_DETAILS, b""))
+    after = _retry_info(dict(error.trailing_metadata() or ()).get(DETAILS, b""))
     exhausted = error.code() is StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in _text(error)
     if exhausted or (error.code() is StatusCode.UNAVAILABLE and after is not None):
         raise BusyError(f"is busy: {_text(error)}", after) from error
+
+
+def _retry_info(details: str | bytes) -> float | None:
+    """The seconds that a serialized google.rpc.Status asks for; None where it does not
+    (google/rpc/error_details.proto of googleapis; https://aip.dev/194)."""
+    info = RetryInfo()
+    try:
+        # A server may send text where bytes should be.
+        status = Status.FromString(details if isinstance(details, bytes) else b"")
+        if any(each.Unpack(info) for each in status.details):
+            return float(info.retry_delay.seconds + 1e-9 * info.retry_delay.nanos)
+    except DecodeError:
+        pass
+    return None
 
 
 def _unreachable(error: grpc.aio.AioRpcError) -> UpstreamError:

@@ -25,7 +25,6 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.pinned_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
-from parity_models.serving.http.answer_size import MAX_HEAD
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.checks import PATIENCE, TOLERANCE, Checks
 from parity_models.serving.remote.fleet import (
@@ -48,6 +47,9 @@ from parity_models.serving.remote.upstream import (
 
 MAX_FAILURES = 3
 """Units in a row that an upstream answers with errors until it is checked as at the start."""
+
+_BESIDE = 2**16
+"""Bytes that an answer may have besides its outputs."""
 
 _IS_OUT = "upstream %s %s; it gets no units until it is well"
 
@@ -122,9 +124,7 @@ class RemoteEngine(Engine):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         works_there = frozenset[str]().union(*roles)
-        self._checks = await asyncio.to_thread(
-            Checks, self._models, works_there, loads=self._fleet.loads
-        )
+        self._checks = await asyncio.to_thread(Checks, self._models, works_there)
         connect = self._connect
         if connect is None:
             # Only now: whoever runs no fleet need not wait for aiohttp and gRPC.
@@ -134,7 +134,7 @@ class RemoteEngine(Engine):
         for upstream in self._fleet.upstreams:
             models = self._checks.models_of(upstream)
             row = max(model.signature.largest.output.row_bytes for model in models.values())
-            client = connect(upstream, MAX_HEAD + self._max_batch * row)
+            client = connect(upstream, _BESIDE + self._max_batch * row)
             self._links.append(
                 Link(
                     len(self._links),

@@ -6,14 +6,13 @@ from enum import StrEnum
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import ServingError, UserError
 from parity_models.models.signature import Kind, Signature, Tensor
 from parity_models.models.tensor import TensorSpec
-from parity_models.serving.errors import InvalidRequestError
-from parity_models.serving.rest.protocol import SOFTWARE, ModelMetadata, TensorMetadata
-from parity_models.serving.tensor_bytes import little_endian, rows_from_bytes, size_in_bytes
+from parity_models.serving.protocol import ModelMetadata, TensorMetadata
 
 MAX_CONCURRENCY = 1000
 
@@ -56,13 +55,6 @@ class UpstreamError(ServingError, UserError):
     @property
     def passes(self) -> bool:
         return self.fault in AWAY
-
-
-class NeverToldError(UpstreamError):
-    """An upstream that is not to be told to load a model that it has not ready."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(Fault.MISMATCH, message)
 
 
 class UnitError(Exception):
@@ -129,6 +121,17 @@ class UpstreamModel:
         return f"model {self.name!r}" + (f" version {self.version}" if self.version else "")
 
 
+class Described(Protocol):
+    """A tensor as an answer describes it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datatype(self) -> str: ...
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+
 class UpstreamClient(Protocol):
     """Connections to one upstream.
 
@@ -144,12 +147,6 @@ class UpstreamClient(Protocol):
 
     async def metadata(self, model: UpstreamModel) -> ModelMetadata | None:
         """What the upstream says of the model; None where its protocol has no way to ask."""
-
-    async def load(self, model: UpstreamModel) -> None:
-        """Have the upstream load the model, by the model-repository extension.
-
-        Raises UnitError too, and NeverToldError where that is not to be.
-        """
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
@@ -208,20 +205,10 @@ def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> boo
     )
 
 
-def check_loads(software: str | None, model: UpstreamModel) -> None:
-    """Raises NeverToldError for an upstream of a `software` that is not to be told to load it."""
-    if software == SOFTWARE:
-        raise NeverToldError(
-            f"has no {model} that is ready, and is not told to load it: it serves one version of a "
-            "model at a time, so that one that is still asked would end; load it there under a "
-            "name of its own"
-        )
-
-
 def tensors_of(
     rows: Sequence[NDArray[Any]], signature: Signature
-) -> tuple[Kind, dict[TensorSpec, list[NDArray[Any]]]]:
-    """The kind of some queries, and their tensors, by input: one array a row.
+) -> tuple[Kind, dict[str, NDArray[Any]]]:
+    """The kind of some queries, and their tensors (n, *shape), by input.
 
     Raises UnitError if one does not fit.
     """
@@ -232,47 +219,30 @@ def tensors_of(
     for each in rows:
         if not kind.input.fits(each):
             raise UnitError(f"input {kind.input} got {each.dtype} {list(each.shape)}")
-    if not kind.input.is_record:
-        return kind, {kind.input.tensors[0]: list(rows)}
-    return kind, {spec: [row[spec.name] for row in rows] for spec in kind.input.tensors}
+    return kind, kind.input.split(np.stack(rows))
 
 
-def side_by_side(rows: Sequence[NDArray[Any]]) -> bytes:
-    """Rows of one tensor as the protocol's binary data."""
-    return b"".join([little_endian(each).data for each in rows])
+def check_outputs(
+    outputs: Sequence[Described], kind: Kind, rows: int
+) -> dict[str, tuple[TensorSpec, Any]]:
+    """The outputs of an answer to `rows` rows, with what each has to be, by name.
 
-
-def check_answered(names: Sequence[str], kind: Kind) -> None:
-    """Raises UpstreamError unless an answer has the model's outputs, each once."""
+    Raises UpstreamError unless they are the model's, each once, of its type and shape.
+    """
+    given = {output.name: output for output in outputs}
+    found = {}
     for spec in kind.output.tensors:
-        if spec.name not in names:
+        output = given.get(spec.name)
+        if output is None:
             raise UpstreamError(Fault.GARBAGE, f"answered without output {spec.name!r}")
-    if len(names) != len(kind.output.tensors):
-        raise UpstreamError(Fault.GARBAGE, f"answered with {len(names)} outputs")
-
-
-def outputs_from(
-    data: bytes | memoryview, datatype: str, shape: Sequence[int], spec: TensorSpec, rows: int
-) -> NDArray[Any]:
-    """The outputs in an answer: a view of `data`. Raises UpstreamError if they cannot be them."""
-    check_output(datatype, shape, spec, rows)
-    size = size_in_bytes(spec, rows)
-    if len(data) != size:
-        raise UpstreamError(
-            Fault.GARBAGE, f"answered with {len(data)} bytes of data, where {size} were due"
-        )
-    try:
-        return rows_from_bytes(spec, rows, data)
-    except InvalidRequestError as error:
-        raise UpstreamError(Fault.GARBAGE, f"answered what cannot be: {error}") from error
-
-
-def check_output(datatype: str, shape: Sequence[int], spec: TensorSpec, rows: int) -> None:
-    """Raises UpstreamError unless an answer to `rows` rows is of the output's type and shape."""
-    wanted = (rows, *spec.shape)
-    if datatype != spec.datatype or tuple(shape) != wanted:
-        raise UpstreamError(
-            Fault.GARBAGE,
-            f"answered {datatype[:20]} {list(shape)[:40]}, where {spec.datatype} {list(wanted)} "
-            "was due",
-        )
+        wanted = (rows, *spec.shape)
+        if output.datatype != spec.datatype or tuple(output.shape) != wanted:
+            raise UpstreamError(
+                Fault.GARBAGE,
+                f"answered {output.datatype[:20]} {list(output.shape)[:40]}, where "
+                f"{spec.datatype} {list(wanted)} was due",
+            )
+        found[spec.name] = spec, output
+    if len(outputs) != len(found):
+        raise UpstreamError(Fault.GARBAGE, f"answered with {len(outputs)} outputs")
+    return found

@@ -20,7 +20,8 @@ from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.routes import Page
 from parity_models.serving.repository.layout import scan
 from parity_models.serving.repository.model import RepositoryModel
-from parity_models.serving.rest.messages import Request, Response, metrics_response
+from parity_models.serving.rest.messages import Request, Response
+from parity_models.serving.rest.scrapes import metrics_response
 from parity_models.serving.served_model import ServedModel
 
 if TYPE_CHECKING:

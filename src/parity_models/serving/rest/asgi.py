@@ -50,47 +50,37 @@ class AsgiApp:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await _live(receive, send)
-        elif scope["type"] == "http":
-            await self._carry(scope, receive, send)
-        else:
+            for event in ("startup", "shutdown"):  # there is nothing to do at either
+                await receive()
+                await send({"type": f"lifespan.{event}.complete"})
+            return
+        if scope["type"] != "http":
             raise ValueError(f"only HTTP is spoken here, not {scope['type']}")
-
-    async def _carry(self, scope: Message, receive: Receive, send: Send) -> None:
         raw: bytes = scope.get("raw_path") or scope["path"].encode()
         raw = raw.removeprefix(scope.get("root_path", "").encode())  # where it is mounted
         request = request_of(scope["method"], raw.decode("latin-1"), scope["headers"])
-        response = self._rest.begin(request)
-        body = None
         try:
-            if response is None:
-                body = self._body(request)
-                response = await self._answer(request, body, receive)
+            response = self._rest.begin(request) or await self._answer(request, receive)
         except RequestError as error:
             response = self._rest.refused(request, error)
-        except _GoneError:
-            self._rest.abandoned(request)
         finally:
-            if body is not None:
-                body.release()
+            request.release()
         if response is not None:
             await _send(response, request, send)
 
-    def _body(self, request: Request) -> Body:
+    async def _answer(self, request: Request, receive: Receive) -> Response | None:
+        """The answer, or None where the client went away before there was one."""
         length = request.headers.get("content-length", "")
-        declared = int(length) if length.isascii() and length.isdigit() else None
-        return Body(self._rest.limits.max_body, self._rest.budget, declared)
-
-    async def _answer(self, request: Request, body: Body, receive: Receive) -> Response | None:
-        """None where the client went away before there was an answer."""
+        declared = int(length) if length.isascii() and length.isdigit() else 0
+        request.body = Body(self._rest.limits.max_body, self._rest.budget, declared)
         more = True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise _GoneError
-            body.add(message.get("body", b""))
+                self._rest.abandoned(request)
+                return None
+            request.body.add(message.get("body", b""))
             more = message.get("more_body", False)
-        request.body = body.whole()
         answering = asyncio.ensure_future(self._rest.answer(request))
         leaving = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -104,27 +94,15 @@ class AsgiApp:
         return None
 
 
-class _GoneError(Exception):
-    """The client went away before its body was whole."""
-
-
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _send(response: Response, request: Request, send: Send) -> None:
-    length = (b"content-length", b"%d" % len(response.content))
-    headers = [*response.headers, length]
+    headers = [*response.headers, (b"content-length", b"%d" % len(response.content))]
     if request.log is not None:
         headers.append((REQUEST_ID.encode(), request.log.id.encode()))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     content = b"" if request.method == "HEAD" else response.content
     await send({"type": "http.response.body", "body": content})
-
-
-async def _live(receive: Receive, send: Send) -> None:
-    """Nothing is to be done at the start and at the end."""
-    for event in ("startup", "shutdown"):
-        await receive()
-        await send({"type": f"lifespan.{event}.complete"})

@@ -1,14 +1,20 @@
-"""Requests and responses, as whatever carries HTTP hands them to the service and back."""
+"""HTTP requests and responses, as the service takes and gives them, whatever carries them."""
 
+import asyncio
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import msgspec
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
-from parity_models.serving.errors import RequestError, TooLargeError, UnauthorizedError
+from parity_models.serving.errors import (
+    EncodingError,
+    InvalidRequestError,
+    RequestError,
+    TooLargeError,
+    UnauthorizedError,
+)
 from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.refusals import Refused, whole_seconds
@@ -19,24 +25,112 @@ Headers = tuple[tuple[bytes, bytes], ...]
 
 JSON: Headers = ((b"content-type", b"application/json"),)
 
-_VERSIONS = ("0.0.1", "0.0.4", "1.0.0", "2.0.0")
-"""Of the formats of metrics, those that Prometheus asks for."""
-
 MAX_ERROR = 2000
 """Characters of an error that a client is told."""
+
+_WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
+"""The argument that makes zlib read one of HTTP's content encodings."""
+
+_DECOMPRESS_STEP = 2**20
+"""Bytes that are decompressed, of at most as many, before the limits are asked for more."""
 
 
 @dataclass(slots=True, eq=False)
 class Response:
     """An answer without its framing: the carrier adds the content's length.
 
-    Where there are `pieces`, they are the content, and the connection's end is theirs.
+    Where there are `pieces`, they are the content, and the connection ends with them.
     """
 
     status: int
     content: bytes
     headers: Headers = JSON
     pieces: AsyncGenerator[bytes, None] | None = None
+
+
+class Body:
+    """A body that arrives in pieces, up to `most` bytes, paid for from the server's budget as they
+    come.
+
+    `declared` is its size, if the client said it, else 0: more than `most`, or than there is room
+    for, is refused before any of it is read. But a size that is only declared takes no room: a few
+    clients that declare much and send nothing would keep out all others. Raises TooLargeError or
+    OverloadedError.
+    """
+
+    __slots__ = ("_budget", "_most", "_size", "data")
+
+    def __init__(self, most: int, budget: ByteBudget, declared: int = 0) -> None:
+        self._most = most
+        self._budget = budget
+        self._size = 0
+        self.data: bytes | bytearray = b""
+        if declared:
+            if declared > most:
+                raise self._too_large()
+            budget.check(declared)
+
+    def add(self, piece: bytes) -> None:
+        """Raises TooLargeError or OverloadedError."""
+        if self._size + len(piece) > self._most:
+            raise self._too_large()
+        self._budget.take(len(piece))
+        self._size += len(piece)
+        if not self.data:
+            self.data = piece
+        else:
+            if not isinstance(self.data, bytearray):
+                self.data = bytearray(self.data)
+            self.data += piece
+
+    def release(self) -> None:
+        """Return to the budget what it lent. Does no harm when called twice."""
+        self._budget.give_back(self._size)
+        self._size = 0
+        self.data = b""
+
+    async def decompress(self, encoding: str) -> None:
+        """Replace the data by what it holds in this encoding, within the same limits.
+
+        Raises a RequestError for data that is not one whole stream.
+        """
+        plain = Body(self._most, self._budget)
+        try:
+            await self._decompress_to(plain, encoding)
+        except BaseException:
+            plain.release()
+            raise
+        self.release()
+        self.data, self._size = plain.data, plain._size
+
+    async def _decompress_to(self, plain: "Body", encoding: str) -> None:
+        decompressor = zlib.decompressobj(_WINDOW_BITS[encoding])
+        whole, at = memoryview(self.data), 0
+        rest: bytes | memoryview = b""
+        try:
+            while not decompressor.eof:
+                if not rest:  # in slices, as what one step leaves is copied for the next
+                    rest = whole[at : at + _DECOMPRESS_STEP]
+                    at += len(rest)
+                piece = await asyncio.to_thread(decompressor.decompress, rest, _DECOMPRESS_STEP)
+                rest = decompressor.unconsumed_tail
+                plain.add(piece)
+                if not piece and not rest and at == len(whole):
+                    break
+        except zlib.error as error:
+            raise InvalidRequestError(f"the body is not in {encoding} encoding: {error}") from error
+        if not decompressor.eof or decompressor.unused_data or at < len(whole):
+            raise InvalidRequestError(f"the body is not one whole stream in {encoding} encoding")
+
+    def _too_large(self) -> TooLargeError:
+        return TooLargeError(
+            f"the body is larger than the {self._most} bytes this server takes at once (max_body); "
+            "send fewer rows at once",
+            why=Refused.MAX_BODY,
+        )
+
+
+_NO_BODY = Body(0, ByteBudget(0))
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +148,7 @@ class Request:
     target: str
     headers: Mapping[str, str]
     repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    body: bytes | bytearray = b""
+    body: Body = _NO_BODY
     handler: "Handler | None" = None
     model: str = ""
     version: str | None = None
@@ -69,13 +163,37 @@ class Request:
             return self.repeated[name]
         return [self.headers[name]] if name in self.headers else []
 
+    @property
+    def encoding(self) -> str:
+        """The content encoding of the body. Raises EncodingError for one that is not read here."""
+        encoding = self.headers.get("content-encoding", "identity").lower()
+        if encoding != "identity" and encoding not in _WINDOW_BITS:
+            raise EncodingError(
+                f"content encoding {encoding[:40]!r} is not read here; send gzip, deflate or none"
+            )
+        return encoding
+
+    async def content(self) -> bytes | bytearray:
+        """The body without its content encoding. Raises a RequestError."""
+        if "content-encoding" in self.headers and self.encoding != "identity":
+            await self.body.decompress(self.encoding)
+        return self.body.data
+
+    def release(self) -> None:
+        """Return the memory of its body to the budget."""
+        if self.body is not _NO_BODY:
+            self.body.release()
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
 
 def request_of(method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) -> Request:
     """The request with these header fields, in their order."""
     headers: dict[str, str] = {}
     repeated: dict[str, list[str]] = {}
     for name, value in fields:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1").rstrip(" \t")
         if key in headers:
             repeated.setdefault(key, [headers[key]]).append(text)
         else:
@@ -88,86 +206,9 @@ def request_of(method: str, target: str, fields: Iterable[tuple[bytes, bytes]]) 
     return Request(method, target, headers, repeated, log=log)
 
 
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Body:
-    """A body that arrives in pieces, up to `most` bytes, paid for from the server's budget as they
-    come.
-
-    `declared` is its size, if the client said it: more than `most`, or than there is room for, are
-    refused before anything of it is read. But what only was declared takes no room: a few clients
-    that declare much and send nothing would else keep out all others. Raises TooLargeError or
-    OverloadedError.
-    """
-
-    __slots__ = ("_budget", "_most", "_pieces", "_size")
-
-    def __init__(self, most: int, budget: ByteBudget, declared: int | None) -> None:
-        self._most = most
-        self._budget = budget
-        self._size = 0
-        self._pieces: bytes | bytearray = b""
-        if declared:
-            if declared > most:
-                raise too_large(most)
-            budget.check(declared)
-
-    def add(self, piece: bytes) -> None:
-        """Raises TooLargeError or OverloadedError."""
-        if self._size + len(piece) > self._most:
-            raise too_large(self._most)
-        self._budget.take(len(piece))
-        self._size += len(piece)
-        if not self._pieces:
-            self._pieces = piece
-        elif isinstance(self._pieces, bytearray):
-            self._pieces += piece
-        else:
-            self._pieces = bytearray(self._pieces)
-            self._pieces += piece
-
-    def whole(self) -> bytes | bytearray:
-        """What has come. Not copied, so it is not to be added to any more."""
-        return self._pieces
-
-    def release(self) -> None:
-        """Give back what the budget lent. Once is enough, twice does no harm."""
-        self._budget.give_back(self._size)
-        self._size = 0
-        self._pieces = b""
-
-
-def too_large(most: int) -> TooLargeError:
-    """The error of a body that is larger than `most` bytes."""
-    return TooLargeError(
-        f"the body is larger than the {most} bytes this server takes at once (max_body); send "
-        "fewer rows at once",
-        why=Refused.MAX_BODY,
-    )
-
-
 def json_response(content: object, status: int = HTTPStatus.OK, headers: Headers = ()) -> Response:
     """A response whose body is the content as JSON."""
     return Response(status, msgspec.json.encode(content), JSON + headers)
-
-
-def metrics_format(request: Request) -> tuple[Callable[[Collector], bytes], str]:
-    """How metrics are written for this request, and the media type: one of a few, whatever versions
-    it accepts, as their names would become part of the media type."""
-    accepted = request.headers.get("accept", "").split(",")
-    return choose_encoder(",".join(each for each in accepted if _is_of_known_version(each)))
-
-
-def _is_of_known_version(media_type: str) -> bool:
-    parameters = (each.strip().partition("=") for each in media_type.split(";"))
-    return all(key != "version" or value in _VERSIONS for key, _, value in parameters)
-
-
-def metrics_response(request: Request, registry: Collector) -> Response:
-    """What the registry holds, in the format of Prometheus's that the request accepts."""
-    encode, media_type = metrics_format(request)
-    return Response(HTTPStatus.OK, encode(registry), ((b"content-type", media_type.encode()),))
 
 
 def error_response(text: str, status: int, headers: Headers = ()) -> Response:
@@ -178,8 +219,7 @@ def error_response(text: str, status: int, headers: Headers = ()) -> Response:
 
 
 def refusal(error: RequestError) -> Response:
-    """The answer to a request that ends with this error, with when to try again, if that is
-    known."""
+    """The answer to a request that ends with this error, with when to try again, if known."""
     if isinstance(error, UnauthorizedError):
         return error_response(str(error), error.status, ((b"www-authenticate", CHALLENGE),))
     later = error.retry_after

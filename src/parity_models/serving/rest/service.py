@@ -6,19 +6,22 @@ Every error is a JSON object with an `error`, and the status of its class in `se
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from urllib.parse import unquote, urlsplit
 
-from msgspec.structs import replace
-from prometheus_client import Counter
+import msgspec
+from msgspec import Struct
 
 from parity_models import __version__
 from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.errors import (
     AbandonedError,
+    ForbiddenError,
+    InvalidRequestError,
     RequestError,
+    TooLargeError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -26,32 +29,31 @@ from parity_models.serving.in_flight import Result
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, ServedVersion, why_unready
+from parity_models.serving.protocol import (
+    BINARY,
+    HEADER_LENGTH,
+    JSON_OBJECT,
+    SOFTWARE,
+    InferRequest,
+    ServerMetadata,
+    read_json,
+    read_request,
+    write_response,
+)
 from parity_models.serving.refusals import Refused
 from parity_models.serving.request_log import CURRENT
-from parity_models.serving.rest import repository
-from parity_models.serving.rest.codec import RequestReader, encode_response
-from parity_models.serving.rest.compression import OfBody, decompressed, encoding_of
 from parity_models.serving.rest.messages import (
     Handler,
     Request,
     Response,
     error_response,
     json_response,
-    metrics_response,
     refusal,
 )
-from parity_models.serving.rest.paths import Asks, model_path, path_of
-from parity_models.serving.rest.protocol import (
-    BINARY,
-    HEADER_LENGTH,
-    SOFTWARE,
-    ServerMetadata,
-)
-from parity_models.serving.rest.scrapes import Scrapes
-from parity_models.serving.rest.v1 import predict_response, read_predict, status_response
-from parity_models.serving.served_model import InferRequest, ServedModel
+from parity_models.serving.rest.scrapes import Scrapes, metrics_response
 from parity_models.serving.tenancy import with_tenant
 from parity_models.serving.tokens import Tokens
+from parity_models.serving.v1 import read_predict, status_of, write_predictions
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
@@ -65,20 +67,36 @@ _PATHS = "paths begin with /v2, and POST /v2/repository/index lists the models"
 _QUIET = (*HEALTH, METRICS)
 """Paths that are asked again and again, and are in no access log."""
 
+_OF_MODEL = re.compile(
+    r"/v2/models/(?P<v2>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<end>/ready|/infer)?"
+    r"|/v1/models/(?P<v1>[^/]+?)(?:/versions/(?P<v1_version>[^/]+?))?(?P<predict>:predict)?"
+    r"|/v2/repository/models/(?P<kept>[^/]+)(?P<change>/load|/unload)"
+)
+"""The paths that name a model, and maybe a version."""
+
 _BINARY = (b"content-type", b"application/octet-stream")
 _HEADER_LENGTH = HEADER_LENGTH.encode()
 
-_KNOWN = 64
-"""Targets of inference that are remembered."""
+
+class _IndexRequest(Struct):
+    ready: bool = False
+
+
+class _LoadRequest(Struct):
+    parameters: dict[str, Any] = {}
+
+
+_INDEX = msgspec.json.Decoder(_IndexRequest)
+_LOAD = msgspec.json.Decoder(_LoadRequest)
 
 
 class Rest:
     """The service: it refuses a request by its head, or answers it when its body is there.
 
-    `limits` and `budget` bound what bodies hold. `read_metrics` is what /metrics answers in place
-    of the server's own `metrics`. With `tokens`, who shows none of them is told the server's health
-    and nothing else, but for `open_paths`. `has` says which paths there are. `pages` are further
-    handlers, with their methods, by path. `tracing` makes spans of requests.
+    `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
+    server's own `metrics`. With `tokens`, clients that show none of them are told the server's
+    health and nothing else, but for `open_paths`. `has` says which paths there are. `pages` are
+    further handlers, with their methods, by path. `tracing` makes spans of requests.
     """
 
     def __init__(
@@ -98,72 +116,83 @@ class Rest:
         self.limits = limits
         self.budget = budget
         self._models = models
-        self._readers: WeakKeyDictionary[ServedVersion, RequestReader] = WeakKeyDictionary()
         self._metrics = metrics
         self._tokens = tokens
         self._open = frozenset((*HEALTH, *open_paths))
         self._has = has
         self._tracing = tracing
-        self._counted: WeakKeyDictionary[Metrics, dict[int, Counter]] = WeakKeyDictionary()
-        self._known: dict[str, tuple[str, str | None]] = {}
         self._fixed: dict[str, tuple[str, Handler]] = {
             "/v2": ("GET", self._server_metadata),
             HEALTH[0]: ("GET", self._live),
             HEALTH[1]: ("GET", self._ready),
             "/v1/models": ("GET", self._v1_models),
-            "/v2/repository/index": ("POST", self._repository_index),
+            "/v2/repository/index": ("POST", self._index),
             METRICS: ("GET", Scrapes(read_metrics or self._own_metrics)),
             **(pages or {}),
         }
-        self._of_model: dict[Asks, tuple[str, Handler]] = {
-            Asks.METADATA: ("GET", self._model_metadata),
-            Asks.READY: ("GET", self._model_ready),
-            Asks.INFER: ("POST", self._infer),
-            Asks.V1_STATUS: ("GET", self._v1_model),
-            Asks.V1_PREDICT: ("POST", self._predict),
-            Asks.LOAD: ("POST", self._load),
-            Asks.UNLOAD: ("POST", self._unload),
+        self._of_model: dict[str | None, tuple[str, Handler]] = {
+            None: ("GET", self._model_metadata),
+            "/ready": ("GET", self._model_ready),
+            "/infer": ("POST", self._infer),
+            "": ("GET", self._v1_model),
+            ":predict": ("POST", self._predict),
+            "/load": ("POST", self._load),
+            "/unload": ("POST", self._unload),
         }
 
     def begin(self, request: Request) -> Response | None:
         """The answer to a request that its head suffices to refuse, else None."""
         try:
-            self._admit(request)
-            refused = self._route(request)
-            if refused is not None:
-                why = Refused.NOT_FOUND if refused.status == 404 else Refused.METHOD
-                self._metrics.refusals.labels(why).inc()
-                self._ended(request, refused.status)
-            elif request.counts:
-                encoding_of(request)
-            return refused
+            path = _path_of(request.target)
+            if self._tokens is not None and path not in self._open:
+                self._check_token(self._tokens, request)
+            method, handler = self._route(request, path)
+            if handler is None:
+                text = f"nothing is at {path[:_PATH]}; {_PATHS}"
+                return self._refused(request, error_response(text, 404), Refused.NOT_FOUND)
+            if request.method != method and (request.method, method) != ("HEAD", "GET"):
+                text = f"{path[:_PATH]} does not take the method {request.method}"
+                allow = ((b"allow", b"GET, HEAD" if method == "GET" else method.encode()),)
+                return self._refused(request, error_response(text, 405, allow), Refused.METHOD)
+            request.handler = handler
+            if request.counts and "content-encoding" in request.headers:
+                _ = request.encoding
+            return None
         except RequestError as error:
             return self.refused(request, error)
 
     def refused(self, request: Request, error: RequestError) -> Response:
         """The answer to a request that ends with this error before it is answered."""
-        if error.why is not None:
-            self._metrics.refusals.labels(error.why).inc()
-        self._ended(request, error.status)
-        return refusal(error)
+        return self._refused(request, refusal(error), error.why)
+
+    def _refused(self, request: Request, answer: Response, why: Refused | None) -> Response:
+        if why is not None:
+            self._metrics.refusals.labels(why).inc()
+        self._ended(request, answer.status)
+        return answer
 
     def abandoned(self, request: Request) -> None:
-        """The client of a request that began went away before its body was whole."""
+        """Count a request whose client went away before its body was whole."""
         self._ended(request, AbandonedError.status)
 
     async def answer(self, request: Request) -> Response:
         """Answer a request that began and was not refused. Cancelling it abandons its queries."""
         assert request.handler is not None
-        CURRENT.set(request.log)
+        log = request.log
+        CURRENT.set(log)
         try:
-            response = await self._traced(request, request.handler)
+            if self._tracing is None or not request.counts or log is None:
+                response = await request.handler(request)
+            else:
+                with self._tracing.request(log, request.headers):
+                    response = await request.handler(request)
         except asyncio.CancelledError:
             self.abandoned(request)
             raise
         except RequestError as error:
             return self.refused(request, error)
         except Exception as error:
-            id = request.log and request.log.id
+            id = log and log.id
             _log.error("%s %s failed, id=%s", request.method, request.target, id, exc_info=error)
             response = error_response(
                 "the server failed to handle the request; its log says why", 500
@@ -171,135 +200,95 @@ class Rest:
         self._ended(request, response.status)
         return response
 
-    async def _traced(self, request: Request, handler: Handler) -> Response:
-        """The handler's answer, within the request's span if there is to be one."""
-        if self._tracing is None or not request.counts or request.log is None:
-            return await handler(request)
-        with self._tracing.request(request.log, request.headers):
-            return await handler(request)
-
-    # Where requests go
-
-    def _admit(self, request: Request) -> None:
-        """Raises UnauthorizedError for who has to show a token, and shows none of the tokens."""
-        if (
-            self._tokens is not None
-            and not self._tokens.admits(request.headers.get("authorization"))
-            and path_of(request.target) not in self._open
-        ):
+    def _check_token(self, tokens: Tokens, request: Request) -> None:
+        """Raises UnauthorizedError for a request that shows none of the tokens."""
+        if not tokens.admits(request.headers.get("authorization")):
             self._metrics.unauthorized.inc()
             raise UnauthorizedError
 
-    def _route(self, request: Request) -> Response | None:
-        known = self._known.get(request.target) if request.method == "POST" else None
-        if known is not None:
-            request.model, request.version = known
-            request.handler, request.counts = self._infer, True
-            return None
-        path = path_of(request.target)
-        method, handler = "", None
-        if self._has(path):
-            method, handler = self._fixed.get(path) or self._route_of_model(request, path)
-        if handler is None:
-            return error_response(f"nothing is at {path[:_PATH]}; {_PATHS}", 404)
-        methods = ("GET", "HEAD") if method == "GET" else (method,)
-        if request.method not in methods:
-            text = f"{path[:_PATH]} does not take the method {request.method}"
-            return error_response(text, 405, ((b"allow", ", ".join(methods).encode()),))
-        request.handler = handler
-        if handler == self._infer and len(self._known) < _KNOWN:
-            self._known[request.target] = request.model, request.version
-        return None
+    def _route(self, request: Request, path: str) -> tuple[str, Handler | None]:
+        """The method and the handler of a path; no handler if nothing is there.
 
-    def _route_of_model(self, request: Request, path: str) -> tuple[str, Handler | None]:
-        """The method and the handler; no handler if nothing is there. Raises NotFoundError for
-        another model or version, UnavailableError for one that takes no requests, and
-        ForbiddenError for what no web page may ask."""
-        found = model_path(path)
+        Raises NotFoundError for another model or version, UnavailableError for one that takes no
+        requests, and ForbiddenError for what web pages may not ask.
+        """
+        if not self._has(path):
+            return "", None
+        if path in self._fixed:
+            return self._fixed[path]
+        found = _OF_MODEL.fullmatch(path)
         if found is None:
             return "", None
-        request.model, request.version, asks = found
+        v2, version, end, v1, v1_version, predict, kept, change = found.groups()
+        request.model, request.version = v2 or v1 or kept, version or v1_version
+        asks = end if v2 else change if kept else predict or ""
         method, handler = self._of_model[asks]
         if request.method == method or (request.method, method) == ("HEAD", "GET"):
-            request.counts = asks in (Asks.INFER, Asks.V1_PREDICT)
-            if asks in (Asks.LOAD, Asks.UNLOAD):
-                repository.refuse_pages(request)
-            elif asks not in (Asks.READY, Asks.V1_STATUS):
+            request.counts = asks in ("/infer", ":predict")
+            if kept:
+                _refuse_pages(request)
+            elif asks not in ("/ready", ""):
                 self._models.find(request.model, request.version)
         return method, handler
 
     def _ended(self, request: Request, status: int) -> None:
-        """A request has its answer: count it, and log it."""
+        """Count, and log, a request that has its answer."""
         if request.log is not None and request.log.path not in _QUIET:
             request.log.ended(status)
         if request.counts:
-            metrics = request.metrics or self._metrics
-            counted = self._counted.setdefault(metrics, {})
-            counter = counted.get(status)
-            if counter is None:
-                counter = counted[status] = metrics.requests.labels(status)
-            counter.inc()
+            (request.metrics or self._metrics).requests.labels(status).inc()
 
-    # Handlers
+    # Inference
 
     async def _infer(self, request: Request) -> Response:
-        return await self._plain(request, self._infer_body)
-
-    async def _plain(self, request: Request, answer: OfBody) -> Response:
-        """The answer to a request with its body, decompressed if need be."""
-        if "content-encoding" not in request.headers:
-            return await answer(request, request.body)
-        return await decompressed(request, answer, self.limits, self.budget)
-
-    async def _infer_body(self, request: Request, body: bytes | bytearray) -> Response:
+        body = await request.content()
         version = self._chosen(request)
-        reader = self._readers.get(version)
-        if reader is None:
-            reader = self._readers[version] = RequestReader(version.model)
-        asked = reader.read(body, request.headers.get(HEADER_LENGTH))
-        model, answers = await self._ask(request, version, asked)
-        content, header_length = encode_response(model, asked, answers.outputs, answers.sources)
+        asked = read_request(body, request.headers.get(HEADER_LENGTH), version.model)
+        answers = await self._ask(request, version, asked)
+        content, header_length = write_response(
+            version.model, asked, answers.outputs, answers.sources
+        )
         if header_length is None:
             return Response(200, content)
         return Response(200, content, (_BINARY, (_HEADER_LENGTH, b"%d" % header_length)))
 
     async def _predict(self, request: Request) -> Response:
-        return await self._plain(request, self._predict_body)
-
-    async def _predict_body(self, request: Request, body: bytes | bytearray) -> Response:
+        body = await request.content()
         version = self._chosen(request)
         asked, by_row = read_predict(body, version.model)
-        model, answers = await self._ask(request, version, asked)
-        return predict_response(model, asked, answers, by_row)
+        answers = await self._ask(request, version, asked)
+        content, headers = write_predictions(version.model, asked, answers, by_row)
+        return json_response(content, headers=headers)
 
     def _chosen(self, request: Request) -> ServedVersion:
-        """Who answers a request. Nothing may be awaited before it is asked."""
+        """The version that answers a request; nothing may be awaited before it is asked."""
         version = self._models.find(request.model, request.version)
         request.metrics = version.metrics
         return version
 
-    async def _ask(
-        self, request: Request, version: ServedVersion, asked: InferRequest
-    ) -> tuple[ServedModel, Result]:
-        """The answers to what a request's body asks, and the model that gave them."""
-        if version.model.tenant_header is not None:
-            asked = with_tenant(asked, version.model.tenant_header, request.values)
-        if request.log is not None:
-            request.log.id_in_body(asked.id)
+    async def _ask(self, request: Request, version: ServedVersion, asked: InferRequest) -> Result:
+        """The answers to a request."""
+        model, log = version.model, request.log
+        if model.tenant_header is not None:
+            asked = with_tenant(asked, model.tenant_header, request.values)
+        if log is not None:
+            log.id_in_body(asked.id)
         answers = await version.frontend.infer(
             asked.rows, asked.timeout, tenant=asked.tenant, exact=asked.exact
         )
-        model = version.model
-        if request.log is not None:
-            request.log.answered(model.name, model.version, answers.sources)
-        return model, answers
+        if log is not None:
+            log.answered(model.name, model.version, answers.sources)
+        return answers
+
+    # Others
 
     async def _v1_models(self, request: Request) -> Response:
         return json_response({"models": self._models.names})
 
     async def _v1_model(self, request: Request) -> Response:
         version = self._models.find(request.model, request.version)
-        return status_response(version.model, version.frontend.ready)
+        ready = version.frontend.ready
+        return json_response(status_of(version.model, ready), 200 if ready else 503)
 
     async def _live(self, request: Request) -> Response:
         return json_response({"live": True})
@@ -308,27 +297,16 @@ class Rest:
         return _readiness({}, self._models.why_unready)
 
     async def _server_metadata(self, request: Request) -> Response:
-        extensions = (BINARY, *self._models.extensions)
-        about = ServerMetadata(SOFTWARE, __version__, extensions)
+        about = ServerMetadata(SOFTWARE, __version__, (BINARY, *self._models.extensions))
         only = self._models.only
         if only is not None:
-            about = replace(
+            about = msgspec.structs.replace(
                 about,
                 bundle_digest=only.model.digest,
                 model_sha256=only.model.sha256,
                 quarantined_instances=tuple(only.frontend.quarantined) or None,
             )
         return json_response(about)
-
-    async def _repository_index(self, request: Request) -> Response:
-        return await self._plain(request, partial(repository.index, self._models))
-
-    async def _load(self, request: Request) -> Response:
-        return await self._plain(request, partial(repository.load, self._models))
-
-    async def _unload(self, request: Request) -> Response:
-        await self._models.unload(request.model)
-        return json_response({})
 
     async def _model_metadata(self, request: Request) -> Response:
         found = self._models.find(request.model, request.version)
@@ -343,6 +321,51 @@ class Rest:
 
     async def _own_metrics(self, request: Request) -> Response:
         return metrics_response(request, self._metrics.registry)
+
+    # The model-repository extension (Triton's docs/protocol/extension_model_repository.md)
+
+    async def _index(self, request: Request) -> Response:
+        asked = await _small(request, _INDEX)
+        return json_response(
+            [each for each in self._models.index() if each.state == "READY" or not asked.ready]
+        )
+
+    async def _load(self, request: Request) -> Response:
+        await self._models.load(request.model, (await _small(request, _LOAD)).parameters)
+        return json_response({})
+
+    async def _unload(self, request: Request) -> Response:
+        await self._models.unload(request.model)
+        return json_response({})
+
+
+async def _small(request: Request, decoder: msgspec.json.Decoder[Any]) -> Any:
+    """The content of a request without tensors."""
+    body = await request.content()
+    if len(body) > JSON_OBJECT:
+        raise TooLargeError(
+            f"the request has {len(body)} bytes; without a tensor it has at most {JSON_OBJECT}"
+        )
+    return read_json(decoder, memoryview(body or b"{}"), "the request")
+
+
+def _path_of(target: str) -> str:
+    """The path of a request's target, which is a path (with a query) or a whole URL."""
+    if target.startswith("/"):
+        return unquote(target.partition("?")[0])
+    try:
+        return unquote(urlsplit(target).path)
+    except ValueError as error:
+        raise InvalidRequestError(f"the request's target is not a URL: {error}") from error
+
+
+def _refuse_pages(request: Request) -> None:
+    """Raises ForbiddenError for a request of a web page's: somebody else's page reaches this server
+    as well, from whichever machine it is looked at, and asks nobody whether it may."""
+    if "origin" in request.headers:
+        raise ForbiddenError(
+            "web pages load and unload no models here; a request of your own has no header Origin"
+        )
 
 
 def _readiness(about: Mapping[str, Any], trouble: str) -> Response:

@@ -1,0 +1,330 @@
+"""A client of servers of the Open Inference Protocol over HTTP.
+
+The remote engine asks its upstreams by it, the load generator the server that it measures, and
+tests and experiments any. Answers are read up to a limit, whatever a server sends.
+"""
+
+import os
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from errno import EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from parity_models.errors import UserError, install
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.protocol import (
+    HEADER_LENGTH,
+    ModelMetadata,
+    ServerMetadata,
+    read_json,
+)
+
+try:
+    import aiohttp
+    from yarl import URL
+except ModuleNotFoundError as error:
+    raise UserError(f"asking other servers needs aiohttp: {install('client')}") from error
+
+TOKEN = "PARM_TOKEN"
+"""The variable that holds a token, which others on the machine cannot read there."""
+
+MAX_ANSWER = 2**20
+"""Bytes that an answer without tensors may have."""
+
+_CA_FILE = "PARM_CA_FILE"
+
+_MAX_TEXT = 300
+"""Bytes of an error's text that are kept."""
+
+_EXHAUSTED = frozenset({EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL})
+"""Errors that keep this machine from making a connection, and are no fault of the server's."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A bearer `token` (RFC 6750) if there is one, and the certificates to trust over https: those
+    of the PEM file `ca_file`, by default the system's.
+
+    Raises UserError for a token that cannot be one, or a file that has no certificates.
+    """
+
+    token: str | None = None
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise UserError("the token has characters that no token has, as the end of a line")
+        _ = self.tls
+
+    @cached_property
+    def tls(self) -> ssl.SSLContext | bool:
+        """The trust in servers as aiohttp takes it: True for the system's certificates."""
+        if self.ca_file is None:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise UserError(
+                f"cannot read certificates from {self.ca_file}: {error}; give a PEM file"
+            ) from error
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """This process's environment, in which a child process finds these credentials alone."""
+        others = {name: os.environ[name] for name in os.environ if name not in (TOKEN, _CA_FILE)}
+        given = {TOKEN: self.token, _CA_FILE: self.ca_file and str(self.ca_file)}
+        return others | {name: value for name, value in given.items() if value}
+
+    @classmethod
+    def of_environment(cls) -> "Credentials":
+        """The credentials that the parent process put into `environment`."""
+        ca_file = os.environ.get(_CA_FILE)
+        return cls(os.environ.get(TOKEN), None if ca_file is None else Path(ca_file))
+
+
+ANONYMOUS = Credentials()
+
+
+class ClientError(Exception):
+    """A request that got no answer that could be used."""
+
+
+class UnreachableError(ClientError):
+    """The server cannot be connected to, or the connection broke.
+
+    `exhausted`: this machine could not make a connection, whatever the server does.
+    """
+
+    def __init__(self, message: str, *, exhausted: bool = False) -> None:
+        super().__init__(message)
+        self.exhausted = exhausted
+
+
+class MalformedAnswerError(ClientError):
+    """An answer that does not follow HTTP or the protocol, or is longer than it can be."""
+
+
+class StatusError(ClientError):
+    """An answer of another status than 200; `retry_after` in seconds, if the server said it."""
+
+    def __init__(self, status: int, text: str, retry_after: float | None = None) -> None:
+        super().__init__(f"HTTP {status}: {text}")
+        self.status = status
+        self.text = text
+        self.retry_after = retry_after
+
+    @property
+    def hint(self) -> str:
+        """Advice for users; empty if there is none."""
+        if self.status != 401:
+            return ""
+        return f"; the server wants a token that it knows; give one as the variable {TOKEN}"
+
+
+class Client:
+    """Connections to the server at `url`, kept for `keep_alive` seconds when idle.
+
+    Servers close theirs after five seconds or more. With `retries`, a request on a connection that
+    its server has just closed is sent again. Made on the event loop that it is used on. Raises
+    UserError for what is no server's address.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        credentials: Credentials = ANONYMOUS,
+        *,
+        keep_alive: float = 4.0,
+        retries: bool = False,
+    ) -> None:
+        self.url = check_address(url)
+        self._retries = retries
+        writes = aiohttp.TraceConfig()
+        writes.on_request_chunk_sent.append(_before_write)
+        headers = {"Accept-Encoding": "identity"}
+        if credentials.token:
+            headers["Authorization"] = f"Bearer {credentials.token}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=keep_alive, ssl=credentials.tls
+            ),
+            timeout=aiohttp.ClientTimeout(total=None),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            auto_decompress=False,
+            trace_configs=[writes],
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        limit: int = MAX_ANSWER,
+        going_out: Callable[[], None] | None = None,
+    ) -> tuple[bytes, str | None]:
+        """The body of the answer, of up to `limit` bytes, and the length of its JSON object if
+        binary data follows it.
+
+        `going_out` is called right before the request is written. Raises a ClientError; of another
+        status than 200, StatusError.
+        """
+        try:
+            try:
+                return await self._try(method, path, body, headers, limit, going_out)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionResetError):
+                if not self._retries:
+                    raise
+                return await self._try(method, path, body, headers, limit, going_out)
+        except aiohttp.ClientConnectorError as error:
+            exhausted = error.os_error.errno in _EXHAUSTED
+            raise UnreachableError(_reason(error), exhausted=exhausted) from error
+        except (aiohttp.ClientResponseError, ValueError) as error:
+            raise MalformedAnswerError(f"does not speak HTTP: {error}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise UnreachableError(str(error) or type(error).__name__) from error
+
+    async def _try(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str] | None,
+        limit: int,
+        going_out: Callable[[], None] | None,
+    ) -> tuple[bytes, str | None]:
+        url = URL(self.url + path, encoded=True)
+        async with self._session.request(
+            method,
+            url,
+            data=body,
+            headers=headers,
+            allow_redirects=False,
+            trace_request_ctx=going_out,
+        ) as response:
+            content = await _read(response, limit)
+            if response.status == 200:
+                return content, response.headers.get(HEADER_LENGTH)
+            text = " ".join(content[:_MAX_TEXT].decode(errors="replace").split())
+            after = retry_after(response.headers.get("Retry-After", ""))
+            raise StatusError(response.status, text, after)
+
+    async def decode(self, decoder: msgspec.json.Decoder[Any], method: str, path: str) -> Any:
+        """The answer to a request without a body, decoded. Raises a ClientError."""
+        content, _ = await self.ask(method, path)
+        try:
+            return read_json(decoder, memoryview(content), "the answer")
+        except InvalidRequestError as error:
+            raise MalformedAnswerError(str(error)) from error
+
+    async def server(self) -> ServerMetadata:
+        """The server as it describes itself. Raises a ClientError."""
+        found: ServerMetadata = await self.decode(_SERVER, "GET", "/v2")
+        return found
+
+    async def model(self, name: str, version: str | None = None) -> ModelMetadata:
+        """A model as the server describes it. Raises a ClientError."""
+        found: ModelMetadata = await self.decode(_MODEL, "GET", model_path(name, version))
+        return found
+
+    async def models(self) -> list[str]:
+        """The names of the models that the server lists. Raises a ClientError."""
+        entries = await self.decode(_INDEX, "POST", "/v2/repository/index")
+        return sorted({entry.name for entry in entries})
+
+
+class _Entry(msgspec.Struct):
+    name: str
+
+
+_SERVER = msgspec.json.Decoder(ServerMetadata)
+_MODEL = msgspec.json.Decoder(ModelMetadata)
+_INDEX = msgspec.json.Decoder(list[_Entry])
+
+
+def model_path(name: str, version: str | None = None) -> str:
+    """The path of a model, in this version or in that which the server chooses."""
+    path = f"/v2/models/{quote(name, safe='')}"
+    return path if version is None else f"{path}/versions/{quote(version, safe='')}"
+
+
+def check_address(url: str) -> str:
+    """A server's address, without a slash at its end. Raises UserError for what is none."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        usable = False
+    if not usable:
+        raise UserError(f"{url!r} is no server's address; it must be like http://127.0.0.1:8000")
+    return url.rstrip("/")
+
+
+def retry_after(value: str) -> float | None:
+    """The seconds that a Retry-After says, as a number or a date; None where it says neither.
+
+    (RFC 9110, section 10.2.3; the number may have decimals.)
+    """
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError):
+            return None
+    return seconds if isfinite(seconds) else None
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The body. Raises MalformedAnswerError for one of more than `limit` bytes, read no further."""
+    chunks = []
+    size = 0
+    async for chunk in response.content.iter_any():
+        size += len(chunk)
+        if size > limit:
+            raise MalformedAnswerError(f"answered more than {limit} bytes")
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _before_write(
+    session: aiohttp.ClientSession,
+    context: SimpleNamespace,
+    body: aiohttp.TraceRequestChunkSentParams,
+) -> None:
+    # The signal's name says sent, but it comes before the write: of headers and body at once.
+    if context.trace_request_ctx is not None:
+        context.trace_request_ctx()
+
+
+def _reason(error: aiohttp.ClientConnectorError) -> str:
+    """Why a connection failed, in the words of the system or of TLS."""
+    cause = error.os_error
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError):  # whose numbers are not those of the system
+        return f"TLS failed: {cause.reason or cause}"
+    number = cause.errno
+    return os.strerror(number) if number and number > 0 else str(cause)

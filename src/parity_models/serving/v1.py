@@ -1,0 +1,252 @@
+"""The V1 prediction protocol: `instances` in, `predictions` out, all in JSON.
+
+TensorFlow Serving's REST API (https://www.tensorflow.org/tfx/serving/api_rest), which KServe calls
+V1 and Vertex AI asks of containers. A request has a row for each query, `{"instances": [ROW, ...]}`
+or `{"instances": [{"input": ROW}, ...]}`, or all rows at once, `{"inputs": TENSOR}` or
+`{"inputs": {"input": TENSOR}}`, which is answered by `outputs`. Inputs of a model that has several
+are named, and so are its outputs then. Servers call `read_predict` and `write_predictions`, clients
+`write_predict` and `read_predictions`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Raw, Struct
+from numpy.typing import NDArray
+
+from parity_models.models.named_inputs import cut, padded
+from parity_models.models.signature import Tensor
+from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.in_flight import Result
+from parity_models.serving.protocol import (
+    NO_DATA,
+    AskedOutput,
+    InferRequest,
+    RequestParameters,
+    check_finite,
+    check_json_size,
+    read_json,
+    request_with,
+    tensor_from_json,
+)
+from parity_models.serving.served_model import GivenTensor, ServedModel
+
+SOURCE, AGREEMENT = b"x-parm-source", b"x-parm-agreement"
+"""Headers for what the other protocol says in its `parameters`: V1 has no place for it."""
+
+
+class _Predict(Struct):
+    """A predict request; `parameters` are those of an infer request."""
+
+    instances: Raw = NO_DATA
+    inputs: Raw = NO_DATA
+    parameters: RequestParameters | None = None
+
+
+class _Predictions(Struct):
+    predictions: Raw
+
+
+class _Version(Struct):
+    state: str = ""
+
+
+class _Status(Struct):
+    """A model's status, as KServe (`ready`, once as a string) or TensorFlow Serving says it."""
+
+    ready: bool | str | None = None
+    model_version_status: tuple[_Version, ...] = ()
+
+
+_PREDICT = msgspec.json.Decoder(_Predict)
+_PREDICTIONS = msgspec.json.Decoder(_Predictions)
+_STATUS = msgspec.json.Decoder(_Status)
+_ROWS = msgspec.json.Decoder(list[Raw])
+_NAMED_ROWS = msgspec.json.Decoder(list[dict[str, Raw]])
+_NAMED = msgspec.json.Decoder(dict[str, Raw])
+
+# Servers
+
+
+def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequest, bool]:
+    """The request in a body, and whether its rows came as `instances`.
+
+    Raises a RequestError that says what is wrong and what is expected.
+    """
+    whole = memoryview(body)
+    check_json_size(whole, model.signature.largest.input, model.max_rows, "the request")
+    message = read_json(_PREDICT, whole, "the request")
+    by_row = bool(message.instances)
+    if by_row == bool(message.inputs):
+        raise InvalidRequestError(
+            "a request has either instances, a list of rows, or inputs, all rows as one tensor"
+        )
+    what = "instances" if by_row else "inputs"
+    data = _of_rows(message.instances, model) if by_row else _of_tensors(message.inputs, model)
+    given = [_given(each, data[each.name]) for each in model.signature.inputs]
+    fitting = model.check_request(given, ())
+    tensors = {}
+    for spec in model.signature.kind(fitting.sizes).input.tensors:
+        check_json_size(data[spec.name], spec, fitting.rows, "the request")
+        tensors[spec.name] = tensor_from_json(data[spec.name], spec, fitting.rows, what)
+    parameters = message.parameters or RequestParameters()
+    rows = padded(tensors, model.signature, fitting.sizes)
+    outputs = [AskedOutput(each, False) for each in fitting.outputs]
+    return request_with(parameters, model, rows, fitting.sizes, outputs), by_row
+
+
+def write_predictions(
+    model: ServedModel, asked: InferRequest, answers: Result, by_row: bool
+) -> tuple[dict[str, Any], tuple[tuple[bytes, bytes], ...]]:
+    """The answer as JSON can say it, and its headers.
+
+    Raises NotAcceptableError for values that JSON cannot say.
+    """
+    lists = {}
+    for name, values in cut(answers.outputs, model.signature, asked.sizes).items():
+        check_finite(values, name, "binary data over the Open Inference Protocol")
+        lists[name] = values.tolist()
+    said = model.parameters(answers.sources)
+    headers = [(SOURCE, said["source"].encode())]
+    if "agreement" in said:
+        headers.append((AGREEMENT, said["agreement"].encode()))
+    content: Any = lists
+    if len(lists) == 1:
+        (content,) = lists.values()
+    elif by_row:
+        content = _by_row(lists)
+    return {"predictions" if by_row else "outputs": content}, tuple(headers)
+
+
+def status_of(model: ServedModel, ready: bool) -> dict[str, Any]:
+    """The model's state, as KServe and as TensorFlow Serving say it."""
+    version = {
+        "version": model.version,
+        "state": "AVAILABLE" if ready else "UNAVAILABLE",
+        "status": {"error_code": "OK" if ready else "UNAVAILABLE", "error_message": ""},
+    }
+    return {"name": model.name, "ready": ready, "model_version_status": [version]}
+
+
+def _of_rows(instances: Raw, model: ServedModel) -> dict[str, Raw]:
+    """The rows of each input as one array, whether they are named or not."""
+    named = _named_rows(instances, "instances")
+    if named is None:
+        return _the_input(instances, model)
+    for row in named:
+        _check_names(row, model)
+    return {name: _column(named, name) for name in named[0]}
+
+
+def _of_tensors(inputs: Raw, model: ServedModel) -> dict[str, Raw]:
+    if not _is_object(inputs):
+        return _the_input(inputs, model)
+    named = read_json(_NAMED, inputs, "inputs")
+    _check_names(named, model)
+    return named
+
+
+def _the_input(data: Raw, model: ServedModel) -> dict[str, Raw]:
+    """The data of a model's only input, which needs no name."""
+    first, *others = model.signature.inputs
+    if others:
+        names = ", ".join(each.name for each in model.signature.inputs)
+        raise InvalidRequestError(f"model {model.name!r} has the inputs {names}; name each")
+    return {first.name: data}
+
+
+def _check_names(named: Mapping[str, Raw], model: ServedModel) -> None:
+    names = [each.name for each in model.signature.inputs]
+    if sorted(named) != sorted(names):
+        has = f"the one input {names[0]!r}" if len(names) == 1 else f"the inputs {sorted(names)}"
+        raise InvalidRequestError(
+            f"the inputs of a row are {sorted(named)}; model {model.name!r} has {has}"
+        )
+
+
+def _given(tensor: Tensor, data: Raw) -> GivenTensor:
+    """An input as the data describe it: its dynamic axes are as long as the first lists there."""
+    rows = read_json(_ROWS, data, "the rows")
+    shape = [len(rows)]
+    first: Any = rows[0] if rows else None
+    for each in tensor.shape:
+        if isinstance(each, int) and not tensor.axes:
+            shape.append(each)
+            continue
+        inner = [] if first is None else read_json(_ROWS, first, f"the data of {tensor.name!r}")
+        shape.append(len(inner))
+        first = inner[0] if inner else None
+    return GivenTensor(tensor.name, tensor.datatype, shape, False)
+
+
+# Clients
+
+
+def says_not_ready(text: bytes) -> bool:
+    """Whether a model's status says that it is not ready. Raises InvalidRequestError for what is
+    no status."""
+    status = read_json(_STATUS, memoryview(text), "the status")
+    states = [each.state for each in status.model_version_status]
+    return str(status.ready).lower() == "false" or (bool(states) and "AVAILABLE" not in states)
+
+
+def write_predict(tensors: Mapping[str, NDArray[Any]]) -> bytes:
+    """The body of a request for the rows of these tensors (n, *shape), by input.
+
+    Raises ValueError for values that JSON cannot say.
+    """
+    for name, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(
+                f"input {name!r} has values that are not finite, which JSON, and so V1, cannot say"
+            )
+    lists = {name: array.tolist() for name, array in tensors.items()}
+    instances = next(iter(lists.values())) if len(lists) == 1 else _by_row(lists)
+    return msgspec.json.encode({"instances": instances})
+
+
+def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
+    """The rows of each output in an answer as one array, whether they are named or not.
+
+    Raises InvalidRequestError for what is no answer.
+    """
+    predictions = read_json(_PREDICTIONS, memoryview(body), "the answer").predictions
+    named = _named_rows(predictions, "predictions")
+    if named is None and len(outputs) == 1:
+        return {outputs[0]: predictions}
+    if named is None:
+        named = read_json(_NAMED_ROWS, predictions, "predictions")
+    for name in outputs:
+        if not all(name in row for row in named):
+            raise InvalidRequestError(f"there is no output {name!r}")
+    return {name: _column(named, name) for name in outputs}
+
+
+def count_rows(data: Raw) -> int:
+    """How many rows an array of JSON has. Raises InvalidRequestError for what is none."""
+    return len(read_json(_ROWS, data, "predictions"))
+
+
+# Rows that are objects
+
+
+def _named_rows(rows: Raw, what: str) -> list[dict[str, Raw]] | None:
+    """The rows, if they are objects; None if they are not."""
+    found = read_json(_ROWS, rows, what)
+    if not found or not _is_object(found[0]):
+        return None
+    return read_json(_NAMED_ROWS, rows, what)
+
+
+def _is_object(value: Raw) -> bool:
+    return bytes(memoryview(value)[:1]) == b"{"
+
+
+def _column(rows: list[dict[str, Raw]], name: str) -> Raw:
+    return Raw(b"[" + b",".join(bytes(memoryview(row[name])) for row in rows) + b"]")
+
+
+def _by_row(lists: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
