@@ -1,5 +1,6 @@
 """Codes recover what they promise, refuse the rest, and agree between NumPy and torch."""
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -12,6 +13,11 @@ from numpy.typing import NDArray
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, UndecodableError
+
+
+def encode(code: Code, queries: Sequence[Any]) -> list[Any]:
+    """The r parity queries of k queries of one input."""
+    return [each["input"] for each in code.encode([{"input": query} for query in queries])]
 
 
 def erasures(k: int, most: int) -> list[tuple[int, ...]]:
@@ -34,7 +40,7 @@ def test_sum_and_subtraction_recover_every_erasure_of_a_linear_model(
     weights = rng.normal(size=(5, 3)).astype(np.float32)
     queries = list(rng.normal(size=(k, 7, 5)).astype(np.float32))
     predictions = [x @ weights for x in queries]
-    parity_outputs = list(code.encode(queries) @ weights)
+    parity_outputs = [parity @ weights for parity in encode(code, queries)]
     for lost in erasures(k, r):
         for here in combinations(range(r), len(lost)):
             decoded = code.decode(
@@ -120,12 +126,12 @@ def test_numpy_and_torch_encode_alike_with_and_without_a_buffer(
     rng = np.random.default_rng(seed)
     batch = (2, 3)[:batch_rank]
     queries = list(rng.normal(size=(k, *batch, *shape)).astype(np.float32))
-    fresh = code.encode(queries)
+    fresh = np.stack(encode(code, queries))
     assert fresh.shape == (r, *batch, *code.parity_shape)
     buffer = np.full_like(fresh, np.nan)
-    assert code.encode(queries, buffer) is buffer
+    code.encode([{"input": query} for query in queries], {"input": buffer})
     np.testing.assert_array_equal(fresh, buffer)
-    torches = code.encode([torch.from_numpy(x) for x in queries])
+    torches = torch.stack(encode(code, [torch.from_numpy(x) for x in queries]))
     np.testing.assert_allclose(torches.numpy(), fresh, rtol=1e-5, atol=1e-5)
 
 
@@ -136,7 +142,7 @@ def test_concatenation_keeps_the_mean_of_every_image_in_its_tile(
     code = Code(CodeSpec("concatenation", "separate", k), shape, (3,))
     values = np.random.default_rng(seed).normal(size=k).astype(np.float32)
     queries = [np.full(shape, value) for value in values]
-    parity = code.encode(queries)[0]
+    parity = encode(code, queries)[0]
     assert parity.shape == shape
     assert set(np.unique(parity.round(4))) == set(values.round(4))
     assert np.all(np.diff([np.isclose(parity, v, atol=1e-4).sum() > 0 for v in values]) == 0)
@@ -146,7 +152,7 @@ def test_concatenation_averages_areas() -> None:
     image = np.arange(8, dtype=np.float32).reshape(1, 2, 4)
     code = Code(CodeSpec("concatenation", "separate", 2), (1, 2, 4), (3,))
     np.testing.assert_array_equal(
-        code.encode([image, image * 10])[0],
+        encode(code, [image, image * 10])[0],
         [[[0.5, 2.5, 5, 25], [4.5, 6.5, 45, 65]]],
     )
 
@@ -154,7 +160,7 @@ def test_concatenation_averages_areas() -> None:
 def test_stack_joins_along_the_named_axis_and_takes_any_dtype() -> None:
     code = Code(CodeSpec("stack", "separate", 2, 1, {"axis": -1}), (3, 2), (1,))
     first, second = np.arange(6).reshape(3, 2), np.arange(6, 12).reshape(3, 2)
-    parity = code.encode([first, second])[0]
+    parity = encode(code, [first, second])[0]
     assert parity.dtype == first.dtype
     np.testing.assert_array_equal(parity, np.concatenate([first, second], axis=1))
 
@@ -199,6 +205,8 @@ def test_arrays_that_do_not_fit_are_refused_with_the_reason() -> None:
     ]
     for queries, reason in cases:
         with pytest.raises(CodeError, match=reason):
-            code.encode(queries)
+            encode(code, queries)
     with pytest.raises(CodeError, match="buffer"):
-        code.encode([x, x], np.zeros((1, 5), np.float32))
+        code.encode([{"input": x}] * 2, {"input": np.zeros((1, 5), np.float32)})
+    with pytest.raises(CodeError, match="no input 'input'"):
+        code.encode([{"image": x}] * 2)

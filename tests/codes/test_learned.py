@@ -36,7 +36,12 @@ def test_a_network_encodes_batches_of_any_rank(batch: tuple[int, ...]) -> None:
     code = Code(CodeSpec("mlp", "subtraction", 3), (2, 5), (4,), Networks(encoder=summing))
     assert code.network_shapes == {"encoder": ((3, 2, 5), (1, 2, 5))}
     queries = list(np.random.default_rng(0).normal(size=(3, *batch, 2, 5)).astype(np.float32))
-    np.testing.assert_allclose(code.encode(queries)[0], sum(queries), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        code.encode([{"input": each} for each in queries])[0]["input"],
+        sum(queries),
+        rtol=1e-5,
+        atol=1e-6,
+    )
 
 
 @given(st.integers(2, 5), st.integers(1, 3), st.data())
@@ -93,7 +98,7 @@ def test_a_code_without_its_network_knows_masks_and_shapes_only() -> None:
     code = Code(CodeSpec("mlp", "mlp", 2), (8,), (3,))
     assert code.decodable((True, False), (True,)) == (False, True)
     with pytest.raises(CodeError, match="mlp encoder is learned"):
-        code.encode([np.zeros(8, np.float32)] * 2)
+        code.encode([{"input": np.zeros(8, np.float32)}] * 2)
     with pytest.raises(CodeError, match="mlp decoder is learned"):
         code.decode([None, np.zeros(3, np.float32)], [np.zeros(3, np.float32)])
 
@@ -104,7 +109,8 @@ def test_untrained_coders_are_the_sum_and_subtraction(encoder: str) -> None:
     learned = CodedNetworks(torch.nn.ModuleList(), code).code
     plain = Code(CodeSpec("sum", "subtraction", 3, 2), (1, 6, 6), (4,))
     queries, outputs = torch.randn(3, 5, 1, 6, 6), torch.randn(5, 5, 4)
-    torch.testing.assert_close(learned.encode(list(queries)), plain.encode(list(queries)))
+    batches = [{"input": each} for each in queries]
+    torch.testing.assert_close(learned.encode(batches), plain.encode(batches))
     for available in ([None, outputs[0], None], [outputs[0], outputs[1], None]):
         found = learned.decode(available, list(outputs[3:]))
         torch.testing.assert_close(found, plain.decode(available, list(outputs[3:])))
@@ -164,12 +170,11 @@ def test_the_bundle_encodes_as_training_does(
     code = bundle.code()
     assert code is not None
     first, second = digits.test.inputs[:4], digits.test.inputs[4:8]
-    parities = code.encode([first, second])
-    assert parities.shape == (1, 4, *code.parity_shape)
-    assert not np.allclose(parities[0], first + second)
-    np.testing.assert_allclose(
-        code.encode([first[0], second[0]])[0], parities[0, 0], rtol=1e-4, atol=1e-5
-    )
+    (parity,) = code.encode([{"input": first}, {"input": second}])
+    assert parity["input"].shape == (4, *code.parity_shape)
+    assert not np.allclose(parity["input"], first + second)
+    (alone,) = code.encode([{"input": first[0]}, {"input": second[0]}])
+    np.testing.assert_allclose(alone["input"], parity["input"][0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_backup_keeps_the_coders(trained: Bundle, digits: Dataset, tmp_path: Path) -> None:

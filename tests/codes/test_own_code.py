@@ -49,7 +49,7 @@ def test_it_reconstructs_by_its_own_options() -> None:
     assert isinstance(code.encoder, Amplified)
     weights = np.arange(12).reshape(4, 3).astype(np.float32)
     first, second = np.eye(4, dtype=np.float32)[:2]
-    (parity,) = code.encode([first, second])
+    parity = code.encode([{"input": first}, {"input": second}])[0]["input"]
     np.testing.assert_array_equal(parity, 2 * (first + second))
     decoded = code.decode([None, second @ weights], [parity @ weights])
     np.testing.assert_allclose(decoded[0], first @ weights)

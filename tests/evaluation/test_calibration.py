@@ -22,7 +22,7 @@ from parity_models.evaluation.calibration import (
     learn_threshold,
     p_value,
 )
-from parity_models.evaluation.stand_ins import answers_of
+from parity_models.evaluation.predictor import answers_of
 from parity_models.models.bundle import Bundle, open_bundle, with_calibration
 from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
 from parity_models.tasks.agreeing import SAME_BOX, Agreement, agreement_for

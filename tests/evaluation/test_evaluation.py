@@ -10,7 +10,7 @@ from rich.console import Console
 
 from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.codes import CodeSpec
-from parity_models.codes.sets import MOST_SETS, some_sets
+from parity_models.codes.weights import MOST_SETS, some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation import (
     FRACTIONS,
@@ -204,9 +204,9 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
     inputs, labels, weights = draw_data(10)
     bundle = linear_bundle(tmp_path, weights, [weights], CodeSpec("sum", "subtraction", 2))
     for wrong_inputs, wrong_labels, reason in [
-        (inputs[:, 1:], labels, r"shape \(10, 5\) .* takes .*\[6\]"),
-        (inputs[0], labels[:1], r"shape \(6,\)"),
-        (inputs.astype(np.float64), labels, "float64; this bundle's model takes .* FP32"),
+        (inputs[:, 1:], labels, r"rows of shape \[5\]; the model takes .*\[6\]"),
+        (inputs[0], labels[:1], r"rows of shape \[\]"),
+        (inputs.astype(np.int64) > 0, labels, "is bool; the model takes .* FP32"),
         (inputs, labels[1:], "10 inputs but 9 labels"),
         (inputs[:1], labels[:1], "1 inputs; this needs 2 at least"),
         (inputs[:0], labels[:0], "0 inputs; this needs 2 at least"),

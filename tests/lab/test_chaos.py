@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from prometheus_client import generate_latest
 
 from commands import Here, assert_refused
+from onnx_models import output_of
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.serving.metrics import Metrics
@@ -61,9 +62,9 @@ def test_the_right_answer_to_every_query_is_known(model: KnownModel) -> None:
     code = bundle.code()
     assert code is not None
     rows = model.rows[:64]
-    outputs = np.asarray(deployed(rows), np.float32)
+    outputs = output_of(deployed, rows)
     assert model.right(rows, outputs).all()
-    parity = deployed(code.encode([rows[0], rows[1]])[0][None])[0]
+    parity = output_of(deployed, code.encode([{"input": rows[:1]}, {"input": rows[1:2]}])[0])[0]
     reconstruction = code.decode([None, outputs[1]], [parity])[0]
     assert model.right(rows[:1], np.asarray(reconstruction, np.float32)[None]).all()
     assert not model.right(rows, np.roll(outputs, 1, axis=0)).any()
@@ -71,11 +72,11 @@ def test_the_right_answer_to_every_query_is_known(model: KnownModel) -> None:
 
 def test_lies_are_told_apart_from_right_answers(model: KnownModel) -> None:
     rows = model.rows
-    liar = np.asarray(OnnxModel(other_weights(3))(rows), np.float32)
+    liar = output_of(OnnxModel(other_weights(3)), rows)
     assert model.right(rows, liar).mean() < 0.01
     rng = Random(1)
     for _ in range(50):
-        outputs = np.asarray(OnnxModel(flipped(model, rng))(rows), np.float32)
+        outputs = output_of(OnnxModel(flipped(model, rng)), rows)
         assert model.right(rows, outputs).mean() < 0.9
 
 

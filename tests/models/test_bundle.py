@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from onnx_models import output_of
 from parity_models.errors import BundleError
 from parity_models.models.bundle import (
     Bundle,
@@ -74,10 +75,10 @@ def test_models_of_a_bundle_run_batches_of_any_size(original: Bundle) -> None:
     (parity,) = [OnnxModel(path, threads=2) for path in original.parity_paths]
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(9, 4)).astype(np.float32)
-    together = deployed(rows)
+    together = output_of(deployed, rows)
     assert together.shape == (9, 3)
-    np.testing.assert_allclose(together[2:3], deployed(rows[2:3]), rtol=1e-6)
-    assert parity(rng.normal(size=(5, 8)).astype(np.float32)).shape == (5, 2, 3)
+    np.testing.assert_allclose(together[2:3], output_of(deployed, rows[2:3]), rtol=1e-6)
+    assert output_of(parity, rng.normal(size=(5, 8)).astype(np.float32)).shape == (5, 2, 3)
 
 
 def test_a_bundle_of_only_a_deployed_model_has_no_code(models: Path, tmp_path: Path) -> None:

@@ -1,27 +1,40 @@
-"""The envelope knows inputs unlike those that a stand-in learned from, and impossible outputs."""
+"""The envelope recognises queries unlike those that stand-ins learned from, and impossible
+outputs."""
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 
+from fuzzing import fuzz, mutated
 from onnx_models import linear_model
-from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
-from parity_models.models.envelope import Envelope, decode_envelope, encode_envelope
-from parity_models.tasks import find_task
-from parity_models.training import Settings, train_backup, train_deployed, train_parity
+from parity_models.models.envelope import (
+    Envelope,
+    Ids,
+    Numbers,
+    decode_envelope,
+    encode_envelope,
+)
+from parity_models.models.export import floats
+from parity_models.models.queries import Named
+from parity_models.models.signature import Tensor
 from parity_models.training.envelope import fit_envelope
+from text_models import write_text_bundle
 
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
-DIGITS = find_task("digits").load(None)
-HIGH, LOW = DIGITS.train.inputs.max(), DIGITS.train.inputs.min()
+DIGITS = RNG.permutation(load_digits().images[:, None] / 16).astype(np.float32)
 
 
 def images(count: int, shape: tuple[int, ...] = (3, 32, 32)) -> Array:
@@ -49,11 +62,10 @@ def sounds(count: int) -> Array:
     return (RNG.uniform(0.3, 1, (count, 2, 1)) * np.sin(tones)).astype(np.float32)
 
 
-KINDS: dict[str, Callable[[], tuple[Array, ...]]] = {
-    "digits": lambda: (DIGITS.train.inputs, DIGITS.validation.inputs, DIGITS.test.inputs),
+ARRAYS: dict[str, Callable[[], tuple[Array, ...]]] = {
+    "digits": lambda: (DIGITS[:1200], DIGITS[1200:1400], DIGITS[1400:]),
     "pixels": lambda: tuple(
-        split.inputs.reshape(len(split), -1)
-        for split in (DIGITS.train, DIGITS.validation, DIGITS.test)
+        each.reshape(len(each), -1) for each in (DIGITS[:1200], DIGITS[1200:1400], DIGITS[1400:])
     ),
     "images": lambda: (images(1500), images(300), images(1000)),
     "large images": lambda: tuple(images(n, (3, 96, 96)) for n in (200, 50, 300)),
@@ -62,11 +74,20 @@ KINDS: dict[str, Callable[[], tuple[Array, ...]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+def one_input(train: Array, held_out: Array, outputs: Array) -> Envelope:
+    inputs = [floats(train.shape[1:])]
+    return fit_envelope(inputs, {"input": train}, {"input": held_out}, outputs)
+
+
+def unlike(envelope: Envelope, rows: Array) -> NDArray[np.bool_]:
+    return envelope.unlike({"input": rows})
+
+
+@pytest.fixture(scope="module", params=ARRAYS)
 def fitted(request: pytest.FixtureRequest) -> tuple[Envelope, Array, Array]:
     """An envelope, the inputs it was fitted to, and others like them."""
-    train, validation, test = KINDS[request.param]()
-    return fit_envelope(train, validation, outputs_of(train)), train, test
+    train, validation, test = ARRAYS[request.param]()
+    return one_input(train, validation, outputs_of(train)), train, test
 
 
 def outputs_of(rows: Array) -> Array:
@@ -75,7 +96,7 @@ def outputs_of(rows: Array) -> Array:
 
 def test_few_honest_inputs_are_called_unlike(fitted: tuple[Envelope, Array, Array]) -> None:
     envelope, _, test = fitted
-    assert envelope.unlike(test).mean() <= 0.015
+    assert unlike(envelope, test).mean() <= 0.015
     assert 0 <= envelope.false_alarms <= 0.02
     assert envelope.held_out > 0
 
@@ -88,10 +109,10 @@ def test_absurd_values_are_unlike_even_one_of_them(
     scale = 1 if abs(value) != 100 else float(np.abs(train).max())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert envelope.unlike(np.full((2, *test.shape[1:]), value * scale, np.float32)).all()
+        assert unlike(envelope, np.full((2, *test.shape[1:]), value * scale, np.float32)).all()
         rows = test[:50].copy()
         rows.reshape(50, -1)[:, 7] = value * scale
-        assert envelope.unlike(rows).all()
+        assert unlike(envelope, rows).all()
 
 
 @pytest.mark.parametrize("binary", [False, True])
@@ -104,34 +125,34 @@ def test_noise_in_range_is_unlike(fitted: tuple[Envelope, Array, Array], binary:
     if binary:
         shares = (shares > 0.5).astype(float)
     noise = (low + shares * (high - low)).astype(np.float32)
-    assert envelope.unlike(noise).mean() > 0.9
+    assert unlike(envelope, noise).mean() > 0.9
 
 
 def test_outliers_among_training_inputs_do_not_widen_the_envelope() -> None:
-    train = DIGITS.train.inputs.copy()
+    train = DIGITS[:1200].copy()
     train[:3] = 1e6
-    envelope = fit_envelope(train, DIGITS.validation.inputs, outputs_of(train))
-    assert envelope.unlike(np.full((1, 1, 8, 8), 100, np.float32)).all()
-    assert envelope.unlike(DIGITS.test.inputs).mean() <= 0.015
+    envelope = one_input(train, DIGITS[1200:1400], outputs_of(train))
+    assert unlike(envelope, np.full((1, 1, 8, 8), 10, np.float32)).all()
+    assert unlike(envelope, DIGITS[1400:]).mean() <= 0.015
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int64, np.uint8, np.bool_])
 def test_all_number_types_are_taken(dtype: type[np.generic]) -> None:
     train = RNG.integers(0, 2, (300, 6)).astype(np.float32)
-    envelope = fit_envelope(train, train, train)
+    envelope = one_input(train, train, train)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rows = train.astype(dtype)
-        assert envelope.unlike(rows).mean() < 0.05
+        assert unlike(envelope, rows).mean() < 0.05
         if dtype in (np.float64, np.int64):
             rows[:] = 1e300 if dtype is np.float64 else 2**62
-            assert envelope.unlike(rows).all()
-        assert envelope.unlike(rows[:0]).shape == (0,)
+            assert unlike(envelope, rows).all()
+        assert unlike(envelope, rows[:0]).shape == (0,)
 
 
 def test_outputs_that_cannot_be_right_are_known() -> None:
     outputs = RNG.normal(size=(400, 3)).astype(np.float32) * [1, 10, 1000]
-    envelope = fit_envelope(DIGITS.train.inputs[:400], DIGITS.validation.inputs, outputs)
+    envelope = one_input(DIGITS[:400], DIGITS[1200:1400], outputs)
     assert not envelope.impossible(outputs).any()
     assert not envelope.impossible(1.2 * outputs).any()
     wrong = np.zeros((6, 3), np.float32)
@@ -144,11 +165,173 @@ def test_outputs_that_cannot_be_right_are_known() -> None:
 
 def test_constant_inputs_and_outputs_have_an_envelope_too() -> None:
     train = np.ones((20, 4), np.float32)
-    envelope = fit_envelope(train, train, train)
-    assert not envelope.unlike(train).any()
-    assert envelope.unlike(100 * train).all()
+    envelope = one_input(train, train, train)
+    assert not unlike(envelope, train).any()
+    assert unlike(envelope, 100 * train).all()
     assert not envelope.impossible(train).any()
     assert envelope.impossible(1e9 * train).all()
+
+
+# Of any inputs
+
+WORDS, LONGEST = 400, 24
+TEXT = (Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",)))
+FEATURES = (
+    Tensor("categories", "INT64", (3,)),
+    Tensor("numbers", "FP32", (20,)),
+    Tensor("old", "BOOL", ()),
+    Tensor("time", "UINT64", (2,)),
+)
+FILES = (Tensor("bytes", "INT32", (512,)),)
+SOUNDS = (Tensor("sound", "FP16", ("samples",)),)
+
+
+def texts(count: int, seed: int) -> Named:
+    """Words as often as in languages, most of which are followed by one of a few."""
+    rng = np.random.default_rng(seed)
+    ranks = 1 / np.arange(1, WORDS)
+    ids = rng.choice(np.arange(1, WORDS), (count, LONGEST), p=ranks / ranks.sum())
+    for at in range(1, LONGEST):
+        follows = rng.random(count) < 0.7
+        ids[:, at] = np.where(follows, (7 * ids[:, at - 1]) % (WORDS - 1) + 1, ids[:, at])
+    lengths = rng.integers(1, LONGEST + 1, count)
+    lengths[0] = LONGEST
+    mask = (np.arange(LONGEST) < lengths[:, None]).astype(np.int64)
+    return {"ids": ids * mask, "mask": mask}
+
+
+def features(count: int, seed: int) -> Named:
+    rng = np.random.default_rng(seed)
+    categories = rng.geometric(0.1, (count, 3)).clip(0, [60, 30, 4])
+    categories[:, 0] += 100
+    numbers = rng.normal(size=(count, 4)) @ np.random.default_rng(0).normal(size=(4, 20))
+    return {
+        "categories": categories,
+        "numbers": (numbers + rng.normal(0, 0.1, numbers.shape)).astype(np.float32),
+        "old": rng.random(count) < 0.3,
+        "time": rng.integers(2**40, 2**41, (count, 2)).astype(np.uint64),
+    }
+
+
+def files(count: int, seed: int) -> Named:
+    rng = np.random.default_rng(seed)
+    steps = rng.choice([0, 1, 1, 1, 2, 40], (count, 512)).cumsum(axis=1)
+    return {"bytes": (steps % 250).astype(np.int32)}
+
+
+def waves(count: int, seed: int) -> Named:
+    rng = np.random.default_rng(seed)
+    waves = np.sin(np.arange(300) * rng.uniform(0.05, 0.2, (count, 1)) + rng.random((count, 1)))
+    lengths = rng.integers(50, 301, (count, 1))
+    return {"sound": np.where(np.arange(300) < lengths, waves, 0).astype(np.float16)}
+
+
+KINDS: dict[str, tuple[tuple[Tensor, ...], Callable[[int, int], Named]]] = {
+    "text": (TEXT, texts),
+    "features": (FEATURES, features),
+    "files": (FILES, files),
+    "sounds": (SOUNDS, waves),
+}
+OUTPUTS = np.random.default_rng(9).normal(size=(2000, 3)).astype(np.float32)
+
+
+def fitted_to(kind: str) -> Envelope:
+    inputs, draw = KINDS[kind]
+    return fit_envelope(inputs, draw(2000, 0), draw(500, 1), OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def envelopes() -> dict[str, Envelope]:
+    return {kind: fitted_to(kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_honest_queries_of_any_kind_are_called_unlike(
+    envelopes: dict[str, Envelope], kind: str
+) -> None:
+    envelope = envelopes[kind]
+    assert envelope.unlike(KINDS[kind][1](2000, 2)).mean() <= 0.015
+    assert 0 <= envelope.false_alarms <= 0.02
+    assert envelope.held_out == 500
+
+
+def changed(kind: str, name: str, change: Callable[[Array], Array]) -> Named:
+    queries = KINDS[kind][1](200, 3)
+    return {**queries, name: np.asarray(change(queries[name].copy()), queries[name].dtype)}
+
+
+def put(value: float) -> Callable[[Array], Array]:
+    """One value, the first, is another."""
+
+    def change(array: Array) -> Array:
+        array.reshape(len(array), -1)[:, 0] = value
+        return array
+
+    return change
+
+
+ABSURD: dict[str, tuple[str, str, Callable[[Array], Array]]] = {
+    "an id beyond all": ("text", "ids", put(WORDS)),
+    "an id below all": ("text", "ids", put(-1)),
+    "a mask that is none": ("text", "mask", put(2)),
+    "a category beyond its column's": ("features", "categories", put(161)),
+    "a category below its column's": ("features", "categories", put(50)),
+    "one absurd number": ("features", "numbers", put(1e30)),
+    "not a number": ("features", "numbers", put(np.nan)),
+    "another time": ("features", "time", put(2**60)),
+    "noise in range": ("features", "numbers", lambda each: RNG.uniform(-4, 4, each.shape)),
+    "a byte beyond all": ("files", "bytes", put(256)),
+    "random bytes": ("files", "bytes", lambda each: RNG.integers(0, 250, each.shape)),
+    "bytes in another order": ("files", "bytes", lambda each: RNG.permuted(each, axis=1)),
+    "one byte over and over": ("files", "bytes", lambda each: np.full_like(each, 7)),
+    "a loud sample": ("sounds", "sound", put(1e4)),
+    "an infinite sample": ("sounds", "sound", put(np.inf)),
+    "noise": ("sounds", "sound", lambda each: RNG.uniform(-1, 1, each.shape)),
+}
+
+
+@pytest.mark.parametrize("what", ABSURD)
+def test_what_no_training_query_was_like_is_unlike(
+    envelopes: dict[str, Envelope], what: str
+) -> None:
+    kind, name, change = ABSURD[what]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert envelopes[kind].unlike(changed(kind, name, change)).mean() > 0.99
+
+
+def whole(ids: Array) -> Named:
+    return {"ids": ids, "mask": np.ones_like(ids)}
+
+
+def test_texts_of_known_words_that_are_unlike_as_a_whole_are_told(
+    envelopes: dict[str, Envelope],
+) -> None:
+    unlike = envelopes["text"].unlike
+    rare = RNG.integers(WORDS // 2, WORDS, (200, LONGEST))
+    assert unlike(whole(rare)).mean() > 0.95
+    assert unlike(whole(np.full((1, LONGEST), 1))).all()
+    words = texts(200, 5)["ids"]
+    assert unlike({"ids": words, "mask": np.zeros_like(words)}).mean() > 0.9
+    longer = np.pad(whole(texts(1, 0)["ids"])["ids"], ((0, 0), (0, 1)), constant_values=1)
+    assert unlike(whole(longer)).all()
+
+
+def test_padding_says_nothing(envelopes: dict[str, Envelope]) -> None:
+    queries = texts(300, 6)
+    wider = {name: np.pad(each, ((0, 0), (0, 40))) for name, each in queries.items()}
+    envelope = envelopes["text"]
+    np.testing.assert_array_equal(envelope.unlike(wider), envelope.unlike(queries))
+
+
+def test_constant_and_few_queries_have_an_envelope_too() -> None:
+    inputs = (Tensor("ids", "INT32", (4,)), Tensor("type", "INT8", (300,)))
+    ids, types = np.full((3, 4), 5, np.int32), np.zeros((3, 300), np.int8)
+    queries: Named = {"ids": ids, "type": types}
+    envelope = fit_envelope(inputs, queries, queries, OUTPUTS[:3])
+    assert not envelope.unlike(queries).any()
+    assert envelope.unlike({**queries, "ids": ids + 1}).all()
+    assert envelope.impossible(np.full((1, 3), 1e9, np.float32)).all()
 
 
 # In the bundle
@@ -161,67 +344,131 @@ def bundle_with(envelope: Envelope, folder: Path) -> Path:
     return path
 
 
-def test_an_envelope_comes_out_of_a_bundle_as_it_went_in(tmp_path: Path) -> None:
-    train, test = DIGITS.train.inputs, DIGITS.test.inputs
-    envelope = fit_envelope(train, DIGITS.validation.inputs, outputs_of(train))
-    bundle = open_bundle(bundle_with(envelope, tmp_path))
+@pytest.fixture(scope="module")
+def of_digits() -> Envelope:
+    return one_input(DIGITS[:1200], DIGITS[1200:1400], outputs_of(DIGITS[:1200]))
+
+
+def test_an_envelope_comes_out_of_a_bundle_as_it_went_in(
+    of_digits: Envelope, tmp_path: Path
+) -> None:
+    bundle = open_bundle(bundle_with(of_digits, tmp_path))
     found = bundle.envelope()
-    assert isinstance(found, Envelope)
-    assert encode_envelope(found) == encode_envelope(envelope)
-    both = np.concatenate([test, RNG.uniform(LOW, HIGH, test.shape).astype(np.float32)])
-    np.testing.assert_array_equal(found.unlike(both), envelope.unlike(both))
+    assert found is not None
+    assert encode_envelope(found) == encode_envelope(of_digits)
     record = bundle.manifest.envelope
     assert record is not None
-    assert (record.false_alarms, record.held_out) == (envelope.false_alarms, envelope.held_out)
+    assert (record.false_alarms, record.held_out) == (of_digits.false_alarms, of_digits.held_out)
+    content = (bundle.path / "envelope.msgpack").read_bytes()
+    (bundle.path / "envelope.msgpack").write_bytes(content[:-1] + b"\0")
+    with pytest.raises(BundleError, match=r"envelope\.msgpack"):
+        open_bundle(bundle.path)
 
 
-def test_an_envelope_of_other_shapes_is_refused(tmp_path: Path) -> None:
+def test_the_file_of_one_input_that_earlier_versions_wrote_is_read(of_digits: Envelope) -> None:
+    new = msgspec.msgpack.decode(encode_envelope(of_digits))
+    (part,) = new.pop("parts")
+    old = {name: part[name] for name in ("center", "spread", "components", "limits")}
+    old |= {name: value for name, value in new.items() if name not in ("inputs", "longest")}
+    old["shape"] = [1, 8, 8]
+    found = decode_envelope(msgspec.msgpack.encode(old), of_digits.inputs)
+    assert encode_envelope(found) == encode_envelope(of_digits)
+    with pytest.raises(BundleError, match=r"is of inputs of shape \[1, 8, 8\]"):
+        decode_envelope(msgspec.msgpack.encode(old), [floats((4,))])
+
+
+def test_an_envelope_of_other_inputs_or_outputs_is_refused(
+    of_digits: Envelope, tmp_path: Path
+) -> None:
     rows = RNG.normal(size=(50, 9)).astype(np.float32)
     with pytest.raises(BundleError, match=r"envelope.*\[9\].*\[1, 8, 8\]"):
-        bundle_with(fit_envelope(rows, rows, rows[:, :3]), tmp_path)
-
-
-def test_a_damaged_envelope_is_refused(tmp_path: Path) -> None:
-    train = DIGITS.train.inputs
-    envelope = fit_envelope(train, DIGITS.validation.inputs, outputs_of(train))
-    path = bundle_with(envelope, tmp_path)
-    content = (path / "envelope.msgpack").read_bytes()
-    (path / "envelope.msgpack").write_bytes(content[:-1] + b"\0")
-    with pytest.raises(BundleError, match=r"envelope\.msgpack"):
-        open_bundle(path)
+        bundle_with(one_input(rows, rows, rows[:, :3]), tmp_path)
+    other = one_input(DIGITS[:50], DIGITS[:50], DIGITS[:50, 0, 0, :2])
+    with pytest.raises(BundleError, match=r"outputs of shape \[2\].*\[3\]"):
+        bundle_with(other, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "nan", "short", "words"])
-def test_bytes_that_are_no_envelope_are_refused(damage: str) -> None:
-    train = DIGITS.train.inputs
-    envelope = fit_envelope(train, DIGITS.validation.inputs, outputs_of(train))
-    content = encode_envelope(envelope)
+def test_bytes_that_are_no_envelope_are_refused(of_digits: Envelope, damage: str) -> None:
+    content = encode_envelope(of_digits)
+    (numbers,) = of_digits.parts
+    assert isinstance(numbers, Numbers)
     if damage == "cut":
         content = content[: len(content) // 2]
     elif damage == "nan":
-        center = envelope.numbers.center.tobytes()
+        center = numbers.center.tobytes()
         content = content.replace(center, np.full(len(center) // 4, np.nan, "<f4").tobytes())
     elif damage == "short":
         content = content.replace(b"\x01\x08\x08", b"\x01\x08\x09")
     else:
         content = b"words"
     with pytest.raises(BundleError):
-        decode_envelope(content)
+        decode_envelope(content, of_digits.inputs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_comes_out_of_its_file_as_it_went_in(envelopes: dict[str, Envelope], kind: str) -> None:
+    envelope = envelopes[kind]
+    again = decode_envelope(encode_envelope(envelope), envelope.inputs)
+    assert encode_envelope(again) == encode_envelope(envelope)
+    queries = KINDS[kind][1](300, 8)
+    assert isinstance(again, Envelope)
+    np.testing.assert_array_equal(again.unlike(queries), envelope.unlike(queries))
 
 
 @pytest.mark.slow
-def test_training_records_the_envelope(tmp_path: Path) -> None:
-    task, once = find_task("digits"), Settings(epochs=1)
-    train, test = DIGITS.train.inputs, DIGITS.test.inputs
-    deployed = train_deployed(task, DIGITS, "mlp", tmp_path / "f", once).bundle
-    assert deployed.envelope() is None
-    coded = train_parity(
-        deployed, CodeSpec("sum", "subtraction", 2), train, tmp_path / "coded", once
-    ).bundle
-    backed = train_backup(coded, "linear", train, tmp_path / "backed", once).bundle
-    alone = train_backup(deployed, "linear", train, tmp_path / "alone", once).bundle
-    for bundle in (coded, backed, alone):
-        envelope = open_bundle(bundle.path).envelope()
-        assert envelope is not None
-        assert envelope.unlike(test).mean() <= 0.02
-        assert envelope.unlike(RNG.uniform(LOW, HIGH, test.shape).astype(np.float32)).mean() > 0.97
+def test_a_bundle_of_other_inputs_refuses_it(
+    envelopes: dict[str, Envelope], tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match="is of the inputs 'categories'"):
+        write_text_bundle(tmp_path, backed=True, envelope=envelopes["features"])
+    bundle = open_bundle(write_text_bundle(tmp_path, backed=True, envelope=envelopes["text"]))
+    assert isinstance(bundle.envelope(), Envelope)
+
+
+def ids_in(envelope: Envelope) -> Ids:
+    part = envelope.parts[0]
+    assert isinstance(part, Ids)
+    return part
+
+
+def test_ids_that_cannot_be_are_refused(envelopes: dict[str, Envelope]) -> None:
+    none = np.empty(0, np.float32)
+    text, features = envelopes["text"], envelopes["features"]
+    of_text, of_features = ids_in(text), ids_in(features)
+    for envelope, wrong, message in (
+        (text, replace(of_text, low=(5,), high=(4,)), "empty"),
+        (text, replace(of_text, low=(0, 0), high=(9, 9)), "2 columns"),
+        (text, replace(of_text, table=none), "no table"),
+        (text, replace(of_text, table=none + np.nan), "no table"),
+        (text, replace(of_text, table=np.full(3, np.nan, np.float32)), "not finite"),
+        (features, replace(of_features, pairs=np.zeros(3, np.float32)), "no neighbours"),
+    ):
+        damaged = replace(envelope, parts=(wrong, *envelope.parts[1:]))
+        with pytest.raises(BundleError, match=message):
+            decode_envelope(encode_envelope(damaged), damaged.inputs)
+    with pytest.raises(BundleError, match="1 inputs of 2"):
+        decode_envelope(encode_envelope(replace(text, parts=text.parts[:1])), text.inputs)
+    with pytest.raises(BundleError, match="axes"):
+        decode_envelope(encode_envelope(replace(text, longest={})), text.inputs)
+
+
+@fuzz(150)
+@given(st.data())
+def test_mutated_files_are_refused_or_judge_without_failing(data: st.DataObject) -> None:
+    for inputs, content, queries in SMALL:
+        try:
+            envelope = decode_envelope(data.draw(mutated(st.just(content))), inputs)
+        except BundleError:
+            continue
+        assert envelope.unlike(queries).shape == (3,)
+
+
+SMALL = [
+    (
+        inputs,
+        encode_envelope(fit_envelope(inputs, draw(40, 0), draw(10, 1), OUTPUTS)),
+        draw(3, 0),
+    )
+    for inputs, draw in ((TEXT, texts), (FEATURES, features))
+]

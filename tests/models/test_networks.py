@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from onnx_models import output_of
 from parity_models.errors import TrainingError
-from parity_models.models.export import export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.networks import NETWORKS, MIMOConv, build_network
 from parity_models.models.networks.network import Scalable
 from parity_models.models.onnx_model import OnnxModel
@@ -43,7 +44,7 @@ def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
     torch.manual_seed(0)
     network = build_network(name, inputs, outputs, grid)
     network(torch.randn(16, *inputs))  # moves the running statistics away from their defaults
-    model = OnnxModel(export_onnx(network, inputs))
+    model = OnnxModel(export(network, [floats(inputs)]))
     assert network.training
     network.eval()
     for rows in (1, 2, 7):
@@ -51,20 +52,20 @@ def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
         with torch.no_grad():
             expected = network(batch).numpy()
         assert expected.shape == (rows, *outputs)
-        np.testing.assert_allclose(model(batch.numpy()), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(output_of(model, batch.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_exported_models_have_named_tensors_and_one_free_axis() -> None:
-    model = OnnxModel(export_onnx(build_network("mlp", (1, 8, 8), (2, 10)), (1, 8, 8)))
-    assert str(model.input) == "'input' FP32 [1, 8, 8]"
-    assert str(model.output) == "'output' FP32 [2, 10]"
+    model = OnnxModel(export(build_network("mlp", (1, 8, 8), (2, 10)), [floats((1, 8, 8))]))
+    assert str(model.signature.input) == "'input' FP32 [1, 8, 8]"
+    assert str(model.signature.output) == "'output' FP32 [2, 10]"
 
 
 def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     network = build_network("resnet-small", (1, 8, 8), (10,))
     # Of what `to` takes, this is not in torch's stubs.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    export_onnx(network, (1, 8, 8))
+    export(network, [floats((1, 8, 8))])
     assert capfd.readouterr() == ("", "")
 
 

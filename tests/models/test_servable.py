@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from commands import Here, assert_refused
+from onnx_models import output_of
 from parity_models.errors import BundleError, ModelError
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
@@ -65,8 +66,7 @@ def test_it_predicts_records_of_each_bucket(text_bundle: Path) -> None:
     model = bundle.pinned(bundle.manifest.deployed).load()
     for size in BUCKETS.buckets:
         queries = texts(5, size)
-        kind = model.signature.kind([size])
-        outputs = model(kind.input.join(queries))
+        outputs = model(queries)
         for name, values in expected(queries).items():
             np.testing.assert_allclose(outputs[name], values, rtol=1e-4, atol=1e-5)
 
@@ -89,7 +89,7 @@ def test_what_is_fixed_to_one_row_is_freed_or_run_alone(tmp_path: Path) -> None:
     content, signature = read_servable(path)
     assert signature.batch == 1
     model = OnnxModel(content, signature=signature)
-    assert (model(np.ones((5, 3), np.float32)) == 0).all()
+    assert (output_of(model, np.ones((5, 3), np.float32)) == 0).all()
     fixed = NewModel(content, "own", signature=signature)
     write_bundle(tmp_path / "bundle", deployed=fixed)
     assert open_bundle(tmp_path / "bundle").manifest.deployed.signature.batch == 1
@@ -104,7 +104,7 @@ def test_a_fixed_batch_of_several_is_filled_up(tmp_path: Path) -> None:
         graph(tmp_path / "a.onnx", [IDENTITY], {"x": four}, {"y": four})
     )
     rows = np.arange(27, dtype=np.float32).reshape(9, 3)
-    assert (OnnxModel(content, signature=signature)(rows) == rows).all()
+    assert (output_of(OnnxModel(content, signature=signature), rows) == rows).all()
 
 
 def test_models_that_cannot_be_served_are_refused_in_a_sentence(
@@ -133,7 +133,7 @@ def test_models_that_cannot_be_served_are_refused_in_a_sentence(
         (lambda: None, ["--axis", "m=99999999999"], "cannot be served with axes of that size: a"),
         (lambda: None, ["--axis", "m=8", "--axis", "q=8"], "has no dynamic axis 'q'"),
         (lambda: None, ["--axis", "m=8", "--padding", "q=1"], "has no input 'q' to be padded"),
-        (lambda: None, ["--inputs", "none.npz"], "cannot read none.npz"),
+        (lambda: None, ["--inputs", "none.npz"], "there is no none.npz"),
         (lambda: None, ["--inputs", "rows.npy"], "rows of shape [2, 2]"),
         (
             lambda: graph(path, [total, less], {"x": row}, {"y": row}, axes=[0]),

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from parity_models.models.export import export_onnx
+from onnx_models import output_of
+from parity_models.models.export import export, floats
 from parity_models.models.networks import build_network
 from parity_models.models.networks.slotwise import Shape, Slotwise
 from parity_models.models.onnx_model import OnnxModel
@@ -36,13 +37,13 @@ def settled(network: nn.Module, *shape: int) -> nn.Module:
 def test_it_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
     stacked = (k * shape[0], *shape[1:])
     network = settled(slotwise(k, shape), *stacked)
-    model = OnnxModel(export_onnx(network, stacked))
+    model = OnnxModel(export(network, [floats(stacked)]))
     for rows in (1, 2, 7):
         batch = torch.randn(rows, *stacked)
         with torch.no_grad():
             expected = network(batch).numpy()
         assert expected.shape == (rows, k, 10)
-        np.testing.assert_allclose(model(batch.numpy()), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(output_of(model, batch.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 11), (2, 25), (25, 2)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from commands import invoke
-from onnx_models import linear_model
+from onnx_models import linear_model, output_of
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
@@ -62,7 +62,7 @@ def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder
         OnnxModel(each)
         for each in (bundle.deployed_path, folder / "bundle" / manifest.backups[0].file)
     )
-    same = model(INPUTS).argmax(axis=1) == backup(INPUTS).argmax(axis=1)
+    same = output_of(model, INPUTS).argmax(axis=1) == output_of(backup, INPUTS).argmax(axis=1)
     measured = [each["agreement"] for each in found["finalists"] if "backup" in each["name"]]
     assert min(abs(same.mean() - each) for each in measured) < 0.1
     assert not list((folder / "bundle.protect").glob("*"))

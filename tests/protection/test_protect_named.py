@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.named_envelope import NamedEnvelope
-from parity_models.models.named_inputs import load_named
+from parity_models.models.envelope import Envelope
 from parity_models.protection import Queries, Wishes, protect_model
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry, measure
 from parity_models.protection.preparing import Prepared, prepare
 from parity_models.protection.slots import in_slots
 from parity_models.training.candidates import Candidate
+from parity_models.training.held_out import load_rows
 from parity_models.training.subject import imitating
 from parity_models.training.trainee import Trainee
 from text_models import TextModel, write_text_folder
@@ -46,7 +46,7 @@ def prepared(folder: Path, deployed: Bundle) -> Prepared:
 
 
 def divided(folder: Path, deployed: Bundle) -> Queries:
-    rows = load_named(folder / "inputs.npz", deployed.manifest.deployed.signature)
+    rows = load_rows(folder / "inputs.npz", deployed.manifest.deployed.signature)
     return Queries(rows[:1400], None, rows[1400:1700], rows[1700:], None, None, False)
 
 
@@ -96,4 +96,4 @@ def test_backups_are_compared_with_the_same_in_slots(
         assert any(name.endswith(f"stack+separate k={k}") for name in told)
     bundle = open_bundle(out)
     assert bundle.manifest.backups
-    assert isinstance(bundle.envelope(), NamedEnvelope)
+    assert isinstance(bundle.envelope(), Envelope)

@@ -4,13 +4,16 @@ Frontends over imagined instances.
 """
 
 import logging
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from parity_models.models.envelope import Envelope
+from parity_models.models.export import floats
 from parity_models.models.gate import Calibration, GateLevel, confidences
+from parity_models.models.queries import Batch
 from parity_models.scheduling import DEPLOYED, Parity, Source
 from parity_models.scheduling.policies import ApproximateBackup, Pool
 from parity_models.serving.frontend import Frontend
@@ -193,17 +196,22 @@ async def test_what_would_spoil_other_queries_reconstructions_is_served_exact(
 class Positive:
     """An envelope of inputs above 0, and outputs below 100."""
 
-    def unlike(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        return np.asarray(~(rows > 0).all(axis=1))
+    inputs = (floats((2,)),)
+
+    def unlike(self, queries: Batch) -> NDArray[np.bool_]:
+        return np.asarray(~(queries["input"] > 0).all(axis=1))
 
     def impossible(self, outputs: NDArray[Any]) -> NDArray[np.bool_]:
         return np.asarray(~(outputs < 100).all(axis=1))
 
 
+POSITIVE = OutputGate(envelope=cast(Envelope, Positive()))
+
+
 async def test_queries_unlike_those_that_stand_ins_learned_from_join_no_group() -> None:
     rows = np.abs(queries(3)) + 0.1
     rows[1, 0] = -1e30
-    async with serving(Parity(CODE), 4, gate=OutputGate(envelope=Positive())) as (frontend, engine):
+    async with serving(Parity(CODE), 4, gate=POSITIVE) as (frontend, engine):
         request = await asked(frontend.infer(rows))
         first, unlike, other, parity = engine.units
         np.testing.assert_allclose(parity.rows[0], rows[0] + rows[2])
@@ -215,7 +223,7 @@ async def test_queries_unlike_those_that_stand_ins_learned_from_join_no_group() 
 
 async def test_a_reconstruction_beyond_the_model_s_outputs_answers_nobody() -> None:
     rows = np.abs(queries(2)) + 0.1
-    async with serving(Parity(CODE), gate=OutputGate(envelope=Positive())) as (frontend, engine):
+    async with serving(Parity(CODE), gate=POSITIVE) as (frontend, engine):
         request = await asked(frontend.infer(rows))
         late, other, parity = engine.units
         engine.finish(other)

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_models import linear_model
+from onnx_models import linear_model, output_of
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
+from parity_models.models.envelope import Envelope
+from parity_models.models.export import floats
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.options import ServeOptions
@@ -121,9 +123,12 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
     assert code is not None
     assert path is not None
     alone, parity = OnnxModel(path), OnnxModel(one.bundle.parity_paths[0])
-    outputs = parity(code.encode([inputs[:50], inputs[50:100]])[0])
-    np.testing.assert_allclose(alone(inputs[:50]), outputs[:, 0], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(alone(inputs[50:100]), outputs[:, 1], rtol=1e-4, atol=1e-4)
+    groups = [{"input": inputs[:50]}, {"input": inputs[50:100]}]
+    outputs = output_of(parity, code.encode(groups)[0])
+    np.testing.assert_allclose(output_of(alone, inputs[:50]), outputs[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        output_of(alone, inputs[50:100]), outputs[:, 1], rtol=1e-4, atol=1e-4
+    )
     # It goes with its parity model: another one has a slot of its own.
     again = train_parity(one.bundle, STACK, inputs, tmp_path / "again", once, network="mlp")
     assert not again.bundle.manifest.backups
@@ -137,6 +142,11 @@ def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path)
         with_backup(tmp_path, 1.01 * apart()[:4, :3], slot=True)
     with pytest.raises(BundleError, match=r"backup\.onnx is said to be one slot"):
         with_backup(tmp_path, apart()[:4, :3], slot=True, slotwise=False)
+
+
+def _envelope(inputs: NDArray[Any], outputs: NDArray[Any]) -> Envelope:
+    queries = {"input": inputs}
+    return fit_envelope([floats((4,))], queries, queries, outputs)
 
 
 @pytest.mark.parametrize("screened", [True, False])
@@ -156,7 +166,7 @@ def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_othe
         deployed=NewModel(tmp_path / "deployed.onnx", "linear"),
         parity=[NewModel(parity[0], "linear", slotwise=parity[1])],
         code=code,
-        envelope=fit_envelope(inputs, inputs, inputs @ weights) if screened else None,
+        envelope=_envelope(inputs, inputs @ weights) if screened else None,
     )
     said = [note for note in Plan(bundle, ServeOptions()).notes if "spoil" in note]
     assert len(said) == (not screened and not bundle.isolated)

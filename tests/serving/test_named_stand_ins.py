@@ -9,10 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
+from onnx_models import output_of
 from parity_models.models.bundle import open_bundle
-from parity_models.models.named_inputs import padded
+from parity_models.models.queries import take
 from parity_models.models.signature import Tensor
-from parity_models.training.named_envelope import fit_named_envelope
+from parity_models.training.envelope import fit_envelope
 from served import ServerProcess
 from text_models import expected, imitated, texts, write_text_bundle
 
@@ -38,7 +39,7 @@ def source(request: pytest.FixtureRequest) -> str:
 def client(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     backed = source == "backup"
     folder = tmp_path_factory.mktemp("bundle")
-    envelope = fit_named_envelope(TEXT, texts(2000, 16), texts(500, 16), OUTPUTS)
+    envelope = fit_envelope(TEXT, texts(2000, 16), texts(500, 16), OUTPUTS)
     bundle = write_text_bundle(folder, backed=backed, coded=not backed, envelope=envelope)
     policy = "approximate-backup" if backed else "parity"
     with (
@@ -75,13 +76,12 @@ def ask(
 def test_an_isolated_code_of_records_reconstructs_what_slots_say(tmp_path: Path) -> None:
     bundle = open_bundle(write_text_bundle(tmp_path, coded=True))
     assert bundle.isolated
-    code, signature = bundle.code(), bundle.manifest.deployed.signature
+    code = bundle.code()
     assert code is not None
     (parity,) = bundle.manifest.parity
     queries = texts(2, 7)
-    rows = padded(queries, signature, [7])
-    parities = code.encode([rows[0, ...], rows[1, ...]])
-    output = bundle.pinned(parity).load()(parities)
+    parities = code.encode([take(queries, slice(i, i + 1)) for i in range(2)])
+    output = output_of(bundle.pinned(parity).load(), parities[0])
     decoded = code.decode([None, None], [output[0]])
     wanted = imitated(queries)
     for slot in (0, 1):

@@ -24,7 +24,7 @@ from parity_models.errors import LoadError
 from parity_models.load import LoadSpec
 from parity_models.load.generator import offer_load
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.named_inputs import cut, padded
+from parity_models.models.queries import cut, padded
 from parity_models.models.servable import read_servable
 from parity_models.scheduling import Source
 from parity_models.serving.server import ServeOptions, Server

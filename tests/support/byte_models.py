@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from parity_models.models.export import export_named
+from parity_models.models.export import export
 from parity_models.models.signature import Signature
 from parity_models.models.signature import Tensor as Named
 
@@ -90,4 +90,4 @@ UNLIKE: dict[str, Callable[[], nn.Module]] = {
 
 
 def exported(model: nn.Module) -> bytes:
-    return export_named(model, SIGNATURE)
+    return export(model, SIGNATURE.inputs, SIGNATURE.outputs[0].name)

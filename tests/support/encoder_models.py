@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
-from parity_models.models.export import export_named
+from parity_models.models.export import export
 from parity_models.models.signature import Axis, Signature
 from parity_models.models.signature import Tensor as Named
 
@@ -127,7 +127,7 @@ UNLIKE: dict[str, Callable[[], nn.Module]] = {
 @cache
 def exported(name: str) -> bytes:
     """One of these models as an ONNX file."""
-    return export_named((ALIKE | UNLIKE)[name](), SIGNATURE)
+    return export((ALIKE | UNLIKE)[name](), SIGNATURE.inputs, SIGNATURE.outputs[0].name)
 
 
 def write_encoder(folder: Path) -> Bundle:

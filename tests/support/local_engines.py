@@ -10,7 +10,7 @@ from engine_conformance import (
     Events,
     Joined,
 )
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.local.local_engine import LocalEngine
 
 FOREVER = 1e15

@@ -10,6 +10,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import as_batch
+
 
 def linear_model(
     path: Path,
@@ -122,3 +125,9 @@ def _write(
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def output_of(model: OnnxModel, queries: NDArray[Any] | Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Run a model on a batch, or on the rows of its only input; returns its first output."""
+    batch = as_batch(queries, model.signature)
+    return model(batch)[model.signature.outputs[0].name]

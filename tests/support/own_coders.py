@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from parity_models.codes import Decoder, Encoder
-from parity_models.codes.coder import namespace
-from parity_models.codes.networks import Shape
+from parity_models.codes.coder import Shape, namespace
 from parity_models.options import Option
 
 Array = Any

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_models import output_of
 from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import Option
@@ -56,7 +57,7 @@ class InProcess(Engine):
     def _finish(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
         if self._units.get(instance) == unit:
             del self._units[instance]
-            self._listener.unit_finished(unit, self._models[role](np.stack(rows)))
+            self._listener.unit_finished(unit, output_of(self._models[role], np.stack(rows)))
 
     def cancel(self, instance: str, unit: int) -> None:
         """It is as good as finished."""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, open_bundle, write_bundle
-from parity_models.models.named_envelope import NamedEnvelope
-from parity_models.models.named_inputs import cut, padded
+from parity_models.models.envelope import Envelope
+from parity_models.models.queries import cut, padded
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis
 from parity_models.serving.engines import EngineChoice
@@ -104,7 +104,7 @@ def write_text_bundle(
     *,
     backed: bool = False,
     coded: bool = False,
-    envelope: NamedEnvelope | None = None,
+    envelope: Envelope | None = None,
 ) -> Path:
     """A bundle of it; the bag is its backup, and in each slot of a parity model for two queries."""
     network = TextModel()

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine_conformance import DEPLOYED, Events, Left
 from fake_upstream import FakeUpstream
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.fleet import Fleet as Upstreams
 from parity_models.serving.remote.remote_engine import RemoteEngine

@@ -26,7 +26,14 @@ TRAINING = Training("digits", 1200, "0" * 64, 7, 3, 1.5, "cpu", {"rate": 0.1, "f
 ACCURACY = Accuracy("top-1", 0.9, 0.8, (0.75, 0.85), {"0.1": 0.89}, 0.82, 400, (0.8,))
 
 
-FILES = ["manifest.json", "deployed.onnx", "parity-0.onnx", "backup.onnx", "deployed.safetensors"]
+FILES = [
+    "manifest.json",
+    "deployed.onnx",
+    "parity-0.onnx",
+    "backup.onnx",
+    "deployed.safetensors",
+    "golden.msgpack",
+]
 
 
 def write(path: Path, models: Path) -> Bundle:

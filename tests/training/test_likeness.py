@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from onnx_models import output_of
 from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.models.onnx_model import OnnxModel
@@ -83,8 +84,9 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
     with open_deployed(outcome.bundle, ()) as bundle:
         backed = train_backup(bundle, "linear", rows, tmp_path / "b", settings).bundle
     assert backed.backup_paths
-    answers = OnnxModel(backed.backup_paths[0])(rows[:40])
-    parity = OnnxModel(backed.parity_paths[0])(rows[:40].reshape(20, 12)).reshape(40, 9)
+    answers = output_of(OnnxModel(backed.backup_paths[0]), rows[:40])
+    parity = output_of(OnnxModel(backed.parity_paths[0]), rows[:40].reshape(20, 12))
+    parity = parity.reshape(40, 9)
     expected = module(torch.from_numpy(rows[:40])).detach().numpy()
     for given in (answers, parity):
         if kind == "probabilities":

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from onnx_models import output_of
 from own_models import DIGITS, STACK, Parm
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
-from parity_models.models.export import export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.networks import MIMOConv, build_network
 from parity_models.models.networks.slotwise import Shape
 from parity_models.models.onnx_model import OnnxModel
@@ -53,13 +54,13 @@ def test_it_computes_the_same_in_onnx_runtime_for_any_batch(
     code = Code(spec, shape, (10,))
     assert parity_network("mimo-conv", code).places == places
     network = settled(shape, spec)
-    model = OnnxModel(export_onnx(network, code.parity_shape))
+    model = OnnxModel(export(network, [floats(code.parity_shape)]))
     for rows in (1, 2, 7):
         batch = torch.randn(rows, *code.parity_shape)
         with torch.no_grad():
             expected = network(batch).numpy()
         assert expected.shape == (rows, spec.k, 10)
-        np.testing.assert_allclose(model(batch.numpy()), expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(output_of(model, batch.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_slots_are_told_apart_by_their_keys_alone() -> None:

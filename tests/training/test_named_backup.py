@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from commands import invoke
+from onnx_models import output_of
 from parity_models.errors import DataError, TrainingError, UserError
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.named_envelope import NamedEnvelope
-from parity_models.models.named_inputs import load_named, padded
+from parity_models.models.envelope import Envelope
+from parity_models.models.queries import pad
 from parity_models.training import Settings, train_backup
+from parity_models.training.held_out import load_rows
 from parity_models.training.subject import imitating
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
 
@@ -47,16 +49,18 @@ def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(folder
     signature = manifest.deployed.signature
     queries = texts(200, 4)
     wider = {name: np.pad(each, ((0, 0), (0, 12))) for name, each in queries.items()}
-    said = backup(padded(queries, signature, [4]))
-    np.testing.assert_allclose(backup(padded(wider, signature, [16])), said, rtol=1e-3, atol=1e-4)
+    said = output_of(backup, pad(queries, signature, [4]))
+    np.testing.assert_allclose(
+        output_of(backup, pad(wider, signature, [16])), said, rtol=1e-3, atol=1e-4
+    )
     agreed = said.argmax(axis=1) == expected(queries)["logits"].argmax(axis=1)
     assert agreed.mean() > 0.8
     beyond = {**queries, "ids": queries["ids"] + WORDS}  # ids that there are not
-    assert np.isfinite(backup(padded(beyond, signature, [4]))).all()
+    assert np.isfinite(output_of(backup, pad(beyond, signature, [4]))).all()
     envelope = bundle.envelope()
-    assert isinstance(envelope, NamedEnvelope)
-    assert envelope.unlike(padded(texts(500, 16, 1), signature, [16])).mean() <= 0.02
-    assert envelope.unlike(padded(beyond, signature, [4])).all()
+    assert isinstance(envelope, Envelope)
+    assert envelope.unlike(texts(500, 16, 1)).mean() <= 0.02
+    assert envelope.unlike(beyond).all()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +80,7 @@ def test_what_cannot_be_learned_is_one_sentence(
     error: type[Exception],
     message: str,
 ) -> None:
-    inputs = load_named(folder / "inputs.npz", deployed.manifest.deployed.signature)[:rows]
+    inputs = load_rows(folder / "inputs.npz", deployed.manifest.deployed.signature)[:rows]
     with pytest.raises(error, match=message):
         train_backup(deployed, network, inputs, tmp_path / "out", Settings(epochs=1))
     assert not (tmp_path / "out").exists()
@@ -115,7 +119,7 @@ def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_that_it_is_m
     bundle = open_bundle(out)
     accuracy = bundle.manifest.accuracy
     assert bundle.isolated
-    assert isinstance(bundle.envelope(), NamedEnvelope)
+    assert isinstance(bundle.envelope(), Envelope)
     assert bundle.manifest.backups
     assert bundle.manifest.backups[0].slot
     assert accuracy is not None

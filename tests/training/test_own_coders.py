@@ -68,7 +68,7 @@ def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models() -> Non
     subject = Subject(TEXTS, SCORES, plain=False)
     own = check_stacked(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), subject)
     ours = check_stacked(CodeSpec("stack", "separate", 2, 1, STACKED), subject)
-    assert own.named_parity_shapes == ours.named_parity_shapes
+    assert own.parity_shapes == ours.parity_shapes
     check_stacked(CodeSpec("stack", "separate", 2, 1, {"axis": 0, **STACKED}), subject)
     ids = Subject(
         Signature((Tensor("ids", "INT64", (4,)),), TEXTS.outputs, {}), SCORES, plain=False

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from byte_models import ALIKE, SIGNATURE, contents, exported
 from commands import invoke
+from onnx_models import output_of
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.by_bucket import commonest
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import commonest
 from parity_models.training.fit import fit
 from parity_models.training.named_candidates import propose_named
 from parity_models.training.schedule import Budget, OneCycle
@@ -41,8 +42,8 @@ def test_a_model_of_files_is_backed_by_its_own_layers(deployed: Bundle, tmp_path
     assert bundle.manifest.backups
     backup = bundle.pinned(bundle.manifest.backups[0]).load()
     rows = contents(300, seed=2)
-    said = OnnxModel(deployed.deployed_path, signature=SIGNATURE)(rows)
-    answers = backup(rows)
+    said = output_of(OnnxModel(deployed.deployed_path, signature=SIGNATURE), rows)
+    answers = output_of(backup, rows)
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-4)
     assert (answers.argmax(axis=1) == said.argmax(axis=1)).mean() > 0.9
 

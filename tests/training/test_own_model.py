@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from onnx_models import linear_model
+from onnx_models import linear_model, output_of
 from own_models import DIGITS, STACK, Parm
 from parity_models.codes import Code
 from parity_models.evaluation import evaluate
-from parity_models.evaluation.inference_table import slowdown
+from parity_models.evaluation.tables import slowdown
 from parity_models.models.bundle import InferenceTimes, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Settings, open_deployed, train_backup, train_parity
@@ -108,7 +108,7 @@ def test_a_torch_module_is_imitated_and_left_as_it_was(tmp_path: Path) -> None:
     assert module.training
     deployed = OnnxModel(outcome.bundle.deployed_path)
     expected = module(torch.from_numpy(rows[:50])).detach().numpy()
-    np.testing.assert_allclose(deployed(rows[:50]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output_of(deployed, rows[:50]), expected, rtol=1e-4, atol=1e-5)
     accuracy = evaluate(outcome.bundle, rows[:50], expected, metric="r2")
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.8

@@ -6,18 +6,19 @@ import pytest
 
 from commands import invoke
 from encoder_models import CLASSES, SIGNATURE, sentences, write_encoder
+from onnx_models import output_of
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.by_bucket import commonest
-from parity_models.models.named_envelope import NamedEnvelope
-from parity_models.models.named_inputs import load_named, padded
+from parity_models.models.envelope import Envelope
 from parity_models.models.networks.own_transformer import OwnTransformer
+from parity_models.models.queries import commonest, pad
 from parity_models.protection import Queries, Wishes
 from parity_models.protection.audience import Audience
 from parity_models.protection.finalists import Entry
 from parity_models.protection.preparing import prepare
 from parity_models.protection.slots import in_slots
 from parity_models.training import train_backup
+from parity_models.training.held_out import load_rows
 from parity_models.training.named_candidates import TOGETHER, propose_named
 from parity_models.training.parity import ParityModels
 from parity_models.training.slots import train_slots
@@ -52,22 +53,24 @@ def test_a_superposition_is_a_parity_model_whose_slots_are_not_isolated(
     assert (parity.network, parity.slotwise) == ("superposition", False)
     assert not bundle.isolated
     assert not bundle.manifest.backups
-    assert isinstance(bundle.envelope(), NamedEnvelope)
+    assert isinstance(bundle.envelope(), Envelope)
     code = bundle.code()
     assert code is not None
-    one, other = (padded(sentences(200, seed), SIGNATURE, [12]) for seed in (3, 4))
-    answers = bundle.pinned(parity).load()(code.encode([one, other])[0])
+    one, other = (pad(sentences(200, seed), SIGNATURE, [12]) for seed in (3, 4))
+    answers = output_of(bundle.pinned(parity).load(), code.encode([one, other])[0])
     assert answers.shape == (200, 2, CLASSES)
     run = bundle.pinned(bundle.manifest.deployed).load()
     for slot, queries in enumerate((one, other)):
         # Each slot says more of its own query than of the other one.
-        own, others = (run(each).argmax(axis=1) for each in (queries, (other, one)[slot]))
+        own, others = (
+            output_of(run, each).argmax(axis=1) for each in (queries, (other, one)[slot])
+        )
         said = answers[:, slot].argmax(axis=1)
         assert (said == own).mean() > (said == others).mean()
 
 
 def test_a_superposition_is_no_backup(deployed: Bundle, folder: Path, tmp_path: Path) -> None:
-    rows = load_named(folder / "inputs.npz", SIGNATURE)
+    rows = load_rows(folder / "inputs.npz", SIGNATURE)
     with pytest.raises(TrainingError, match="superposition answers several queries at once"):
         train_backup(deployed, "superposition", rows, tmp_path / "backed")
     with pytest.raises(TrainingError, match="there is no network 'nothing'"):
@@ -77,7 +80,7 @@ def test_a_superposition_is_no_backup(deployed: Bundle, folder: Path, tmp_path: 
 def test_fewer_blocks_are_proposed_and_a_superposition_and_the_search_trains_them(
     deployed: Bundle, folder: Path, tmp_path: Path
 ) -> None:
-    rows = load_named(folder / "inputs.npz", SIGNATURE)
+    rows = load_rows(folder / "inputs.npz", SIGNATURE)
     told, subject = queried(deployed, rows), subject_of(deployed)
     candidates, _ = propose_named(deployed, subject, told, commonest(rows, SIGNATURE))
     proposed = {each.network: each for each in candidates}

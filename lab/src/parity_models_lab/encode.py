@@ -4,7 +4,7 @@ Every call works on the memory of another group, out of more groups than the sec
 holds, as in a server. The costs with all of a group's memory in that cache are measured too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from time import perf_counter_ns
@@ -83,7 +83,15 @@ def _code_of(bundle: Bundle) -> Code:
 def _encode(code: Code, queries: Sequence[Sequence[NDArray[np.float32]]]) -> list[Call]:
     groups = [members[: code.k] for members in queries]
     # The encoder's own choice of memory; from here on it is written over and over.
-    return [partial(code.encode, members, code.encode(members)) for members in groups]
+    named = [[{"input": query} for query in members] for members in groups]
+    return [partial(code.encode, members, _memory(code, members)) for members in named]
+
+
+def _memory(
+    code: Code, members: Sequence[Mapping[str, NDArray[np.float32]]]
+) -> dict[str, NDArray[np.float32]]:
+    """The memory that the encoder chooses; from then on it is written over and over."""
+    return {"input": np.stack([each["input"] for each in code.encode(members)])}
 
 
 def _decode(code: Code) -> Call:

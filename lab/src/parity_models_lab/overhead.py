@@ -121,11 +121,12 @@ def _measure(
     measured = {(target.url, count): _Rounds() for count in CLIENTS for target in targets}
     for target in targets:
         _ask(target, max(CLIENTS), seconds)
+    queries = {model.signature.inputs[0].name: row[np.newaxis]}
     gc.freeze()
     for turn in tqdm(range(rounds), desc="overhead", unit="round"):
         for _ in range(CALLS):
             began = perf_counter()
-            model(row[np.newaxis])
+            model(queries)
             direct.latencies.append(perf_counter() - began)
         direct.rates.append(CALLS / sum(direct.latencies[-CALLS:]))
         for count in CLIENTS:
@@ -238,11 +239,13 @@ def _generated(bundle: Bundle | None) -> Iterator[Bundle]:
         yield bundle
         return
     # Imported here: torch is not needed to measure a bundle.
-    from parity_models.models.export import export_onnx
+    from parity_models.models.export import export, floats
     from parity_models.models.networks import build_network
 
     deployed, parity = (
-        NewModel(export_onnx(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), INPUT_SHAPE), "mlp")
+        NewModel(
+            export(build_network("mlp", INPUT_SHAPE, OUTPUT_SHAPE), [floats(INPUT_SHAPE)]), "mlp"
+        )
         for _ in range(2)
     )
     with tempfile.TemporaryDirectory(prefix="parm-lab-") as folder:

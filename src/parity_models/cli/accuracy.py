@@ -5,9 +5,7 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from tqdm import tqdm
 
@@ -22,7 +20,8 @@ from parity_models.evaluation import (
 from parity_models.evaluation.accuracy import Progress, worthless
 from parity_models.evaluation.calibration import calibrate_bundle, check_levels
 from parity_models.evaluation.interval import too_few
-from parity_models.evaluation.unlabelled import label_by_model
+from parity_models.evaluation.judged_queries import label_by_model
+from parity_models.evaluation.predictor import Inputs
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.tasks.metrics import constant_score
 from parity_models.tasks.task import Labels
@@ -41,7 +40,7 @@ Agreements = Annotated[
 def measure_accuracy(
     bundle: Bundle,
     metric: str,
-    inputs: NDArray[np.float32],
+    inputs: Inputs,
     labels: Labels | None,
     seed: int = 0,
 ) -> Accuracy:
@@ -76,7 +75,7 @@ def measure_accuracy(
 def calibrate_gates(
     bundle: Bundle,
     metric: str,
-    inputs: NDArray[np.float32],
+    inputs: Inputs,
     levels: Iterable[float],
     seed: int = 0,
     *,
@@ -112,7 +111,7 @@ def calibrate_gates(
 def measure_gates(
     bundle: Bundle,
     metric: str,
-    inputs: NDArray[np.float32],
+    inputs: Inputs,
     labels: Labels | None,
     seed: int = 0,
 ) -> list[GateResult]:

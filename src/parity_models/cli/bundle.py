@@ -8,7 +8,7 @@ import typer
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, check_replaceable, write_bundle
-from parity_models.models.named_inputs import read_named
+from parity_models.models.queries import read_arrays
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis, Signature
 
@@ -87,7 +87,7 @@ def _write(
     imitates: str | None,
     name: str,
 ) -> tuple[Signature, Path]:
-    queries = None if inputs is None else read_named(inputs)
+    queries = None if inputs is None else read_arrays(inputs)
     axes, paddings = _axes(axis), _paddings(padding)
     content, signature = read_servable(model, axes, paddings, queries)
     read = [read_servable(each, signature.axes, paddings) for each in backups]

@@ -11,8 +11,10 @@ from parity_models.cli.code import AllowCode
 from parity_models.cli.queries import DataDir
 from parity_models.errors import UserError
 from parity_models.evaluation import calibration_table
-from parity_models.evaluation.judged_queries import load_rows, metric_for
+from parity_models.evaluation.judged_queries import metric_for
+from parity_models.evaluation.predictor import Inputs
 from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.models.queries import read_batch
 from parity_models.tasks import METRICS, TASKS, Task, choose_task, find_task, is_ours
 
 
@@ -65,8 +67,9 @@ def calibrate(
         )
     if inputs is not None and task is not None:
         raise UserError("give either --task or --inputs, not both")
+    queries: Inputs
     if inputs is not None:
-        queries = load_rows(inputs, opened)
+        queries = read_batch(inputs, manifest.deployed.signature)
     else:
         known = _task(opened, task)
         k = 1 if manifest.code is None else manifest.code.k

@@ -12,8 +12,8 @@ from parity_models.cli.code import AllowCode
 from parity_models.cli.json_file import Json, write_json
 from parity_models.cli.queries import BundleFolder, DataDir, GroupSeed, TestTask, task_of
 from parity_models.errors import BundleError, UserError
-from parity_models.evaluation.inference_table import inference_table
 from parity_models.evaluation.judged_queries import JudgedQueries, own_queries, test_set
+from parity_models.evaluation.tables import inference_table
 from parity_models.models.bundle import Accuracy, Bundle, open_bundle, with_accuracy
 from parity_models.tasks import METRICS
 
@@ -106,7 +106,7 @@ def _judged(
             f"{bundle.path} does not say what task it is for; name it with --task, or give queries "
             "with --inputs"
         )
-    return test_set(known, data_dir)
+    return test_set(bundle, known, data_dir)
 
 
 def _keep(bundle: Bundle, accuracy: Accuracy, task: str | None) -> None:

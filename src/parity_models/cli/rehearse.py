@@ -69,7 +69,8 @@ def rehearse(
         rows = load_inputs(inputs, opened.manifest.deployed.input.shape)
     else:
         signature = opened.manifest.deployed.signature
-        rows = signature.largest.input.draw(np.random.default_rng(0), DRAWN)
+        queries = signature.largest.input
+        rows = queries.join(queries.draw(np.random.default_rng(0), DRAWN))
     console = Console()
     with console.status("measuring the model") as status:
         found = uvloop.run(

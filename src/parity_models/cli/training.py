@@ -10,8 +10,8 @@ from rich.console import Console
 from parity_models.cli.accuracy import calibrate_gates, measure_accuracy, measure_gates
 from parity_models.cli.duration import duration
 from parity_models.errors import UserError
-from parity_models.evaluation.inference_table import inference_table, slowdown
 from parity_models.evaluation.judged_queries import metric_for
+from parity_models.evaluation.tables import inference_table, slowdown
 from parity_models.models.bundle import Bundle, with_accuracy
 from parity_models.tasks import METRICS
 from parity_models.tasks.output_kind import OUTPUT_KINDS

@@ -4,7 +4,8 @@ Arrays in, arrays out, batched. The same code runs on NumPy arrays (serving) and
 tensors (training): it uses the namespace of the arrays it is given and imports no framework.
 """
 
-from parity_models.codes.code import Code, CodeSpec
+from parity_models.codes.code import Code, CodeSpec, NamedShape
+from parity_models.codes.coder import NO_NETWORKS, CoderKind, Networks
 from parity_models.codes.decoders import (
     DECODERS,
     Decoder,
@@ -22,7 +23,6 @@ from parity_models.codes.encoders import (
     StackEncoder,
     SumEncoder,
 )
-from parity_models.codes.networks import NO_NETWORKS, CoderKind, Networks
 from parity_models.codes.training_free import (
     BerrutCode,
     LagrangeCode,
@@ -48,6 +48,7 @@ __all__ = [
     "LinearCode",
     "MLPDecoder",
     "MLPEncoder",
+    "NamedShape",
     "NestedRegressionCode",
     "Networks",
     "SeparateDecoder",

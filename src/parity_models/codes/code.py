@@ -2,27 +2,41 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
+from parity_models.codes.coder import (
+    NO_NETWORKS,
+    Array,
+    CoderKind,
+    Network,
+    Networks,
+    Shape,
+)
 from parity_models.codes.decoders import DECODERS, Decoder
-from parity_models.codes.encoders import ENCODERS, Encoder, NamedEncoder, NamedShape
-from parity_models.codes.networks import NO_NETWORKS, CoderKind, Network, Networks, Shape
+from parity_models.codes.encoders import ENCODERS, Encoder
 from parity_models.errors import CodeError, UserError
 from parity_models.options import Value
 from parity_models.registry import Registry, is_own
 
-Array = Any
-"""A numpy.ndarray or a torch.Tensor."""
+NamedShape = tuple[int | str, ...]
+"""The shape of an input, without the batch axis, which has names where axes are dynamic."""
 
 C = TypeVar("C", Encoder, Decoder)
 
 MAX_K = 256
-"""Bounds what a bundle can ask of whoever opens it."""
+"""Bounds what a bundle can ask of its reader."""
+
+REMEMBERED = 256
+"""Encoders, for the inputs' shapes, that are cached."""
+
+UNLIKE = 1009
+"""A size of dynamic axes to try encoders with, which fixed axes hardly have."""
 
 
 @dataclass(frozen=True)
 class CodeSpec:
-    """What a bundle says of its code: names, k and r, and the options that were given.
+    """A code in a bundle: names, k and r, and the options that were given.
 
     Names are those in `ENCODERS` and `DECODERS`, or users' own as package.module:Class.
     """
@@ -44,43 +58,55 @@ class CodeSpec:
 
 
 class Code:
-    """An encoder and a decoder for queries of `query_shape` and predictions of `output_shape`.
+    """An encoder, which encodes each input of queries by itself, and a decoder of one output.
 
-    Shapes are without batch axes. Of queries of several inputs, or of dynamic shape, `query_shape`
-    is a mapping of each input's name to its shape, and `encode` takes and gives what NamedEncoder
-    does; the inputs' parity shapes are `named_parity_shapes`, and there are no `query_shape` and
-    `parity_shape`. `networks` are those of learned encoders and decoders, which
-    compute nothing without them. Users' own classes are imported: a name that comes out of a file
-    is to be allowed first. Raises CodeError for names that do not exist, k and r out of range,
-    options that there are not, shapes the encoder cannot take, and pairs that cannot work.
+    Args:
+        spec: names, k and r, and options.
+        query_shapes: the shape of each input by name, with names for dynamic axes; or the shape of
+            the only input, which is called "input". Shapes are without batch axes.
+        output_shape: the shape of a prediction.
+        networks: those of learned coders, which compute nothing without them.
+
+    Raises:
+        CodeError: names, options or shapes cannot be, k or r is out of range, or the two do not go
+            together. Users' own classes are imported: a name that comes out of a file is to be
+            allowed first.
+
     """
 
     def __init__(
         self,
         spec: CodeSpec,
-        query_shape: Shape | Mapping[str, NamedShape],
+        query_shapes: Mapping[str, NamedShape] | Shape,
         output_shape: Shape,
         networks: Networks = NO_NETWORKS,
     ) -> None:
-        encoder, decoder = check_spec(spec)
+        self._kind, decoder = check_spec(spec)
+        self._options, of_decoder = _options(spec)
+        self._network = networks.encoder
         self.spec = spec
         self.k = spec.k
         self.r = spec.r
-        of_encoder, of_decoder = _options(spec)
-        self.encoder: Any
-        if isinstance(query_shape, Mapping):
-            self.encoder = NamedEncoder(encoder, spec.k, spec.r, query_shape, of_encoder)
-        else:
-            self.encoder = _build(
-                spec.encoder, encoder, spec, query_shape, of_encoder, networks.encoder
-            )
+        if not isinstance(query_shapes, Mapping):
+            query_shapes = {"input": query_shapes}
+        self.query_shapes = {name: tuple(shape) for name, shape in query_shapes.items()}
+        self._encoder_for = lru_cache(REMEMBERED)(self._new_encoder)
+        self.parity_shapes = {name: self._parity_shape(name) for name in self.query_shapes}
+        encoders = [
+            self._encoder_for(_at(shape, dict.fromkeys(shape, UNLIKE)))
+            for shape in self.query_shapes.values()
+        ]
+        self.encoder = encoders[0]
+        axes = {each.stacked_axis for each in encoders}
+        self.stacked_axis = axes.pop() if len(axes) == 1 else None
+        """The axis of parity queries along which queries lie one after another, of all inputs."""
         self.decoder = _build(
             spec.decoder, decoder, spec, output_shape, of_decoder, networks.decoder
         )
 
     @property
     def network_shapes(self) -> dict[CoderKind, tuple[Shape, Shape]]:
-        """What the networks of learned coders take and give, without the batch axis."""
+        """The shapes that the networks of learned coders take and give, without the batch axis."""
         coders: dict[CoderKind, tuple[Shape, Shape] | None] = {
             "encoder": self.encoder.network_shapes,
             "decoder": self.decoder.network_shapes,
@@ -89,54 +115,59 @@ class Code:
 
     @property
     def isolated(self) -> bool:
-        """Do encoder and decoder keep the slots apart?
+        """Whether encoder and decoder keep the slots apart.
 
-        If the parity models do so as well, what is in one slot cannot change another's
-        reconstruction.
+        If the parity models do so as well, a query cannot change another's reconstruction.
         """
-        return bool(self.encoder.apart) and self.decoder.apart
+        return self.encoder.apart and self.decoder.apart
 
     @property
     def query_shape(self) -> Shape:
-        shape: Shape = self.encoder.query_shape
-        return shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        return self.decoder.output_shape
+        """The shape of the only input. Raises CodeError where there are others."""
+        return self._only(self.query_shapes)
 
     @property
     def parity_shape(self) -> Shape:
-        """The shape of one parity query."""
-        shape: Shape = self.encoder.parity_shape
-        return shape
+        """The shape of the only input of one parity query. Raises CodeError as `query_shape`."""
+        return self._only(self.parity_shapes)
 
     @property
-    def named_parity_shapes(self) -> dict[str, NamedShape]:
-        """The shape of each input of one parity query, by name."""
-        shapes: dict[str, NamedShape] = self.encoder.parity_shapes
-        return shapes
+    def output_shape(self) -> Shape:
+        return self.decoder.output_shape
 
     @property
-    def parity_output_shape(self) -> tuple[int, ...]:
-        """The shape of what a parity model emits for one parity query."""
+    def parity_output_shape(self) -> Shape:
+        """The shape of a parity model's output for one parity query."""
         return self.decoder.parity_output_shape
 
-    def encode(self, queries: Sequence[Array], out: Array | None = None) -> Array:
-        """k arrays (*batch, *query_shape) to parity queries (r, *batch, *parity_shape).
+    def encode(
+        self, queries: Sequence[Mapping[str, Array]], out: Mapping[str, Array] | None = None
+    ) -> list[dict[str, Array]]:
+        """Encode k queries, or batches of queries.
 
-        Writes into `out` if it is given. Raises CodeError for arrays that do not fit.
+        Args:
+            queries: an array (*batch, *query_shape) for each input by name, k times.
+            out: arrays (r, *batch, *parity_shape) by input to write into.
+
+        Returns:
+            r parity queries: an array (*batch, *parity_shape) for each input.
+
+        Raises:
+            CodeError: the arrays do not fit.
+
         """
-        return self.encoder.encode(queries, out)
+        parts = {name: self._encode(name, queries, out) for name in self.query_shapes}
+        return [{name: part[j, ...] for name, part in parts.items()} for j in range(self.r)]
 
     def targets(self, predictions: Sequence[Array], j: int = 0) -> Array:
-        """What parity model j is trained towards: (*batch, *parity_output_shape)."""
+        """Return the training targets of parity model j: (*batch, *parity_output_shape)."""
         return self.decoder.targets(predictions, j)
 
     def decodable(
         self, available: tuple[bool, ...], parities: tuple[bool, ...]
     ) -> tuple[bool, ...]:
-        """For each of k slots: is its prediction unavailable and can be reconstructed now?"""
+        """Return for each of k slots whether its prediction is unavailable and can be
+        reconstructed."""
         return self.decoder.decodable(available, parities)
 
     def decode(
@@ -148,9 +179,79 @@ class Code:
         """
         return self.decoder.decode(predictions, parity_outputs)
 
+    def _encode(
+        self, name: str, queries: Sequence[Mapping[str, Array]], out: Mapping[str, Array] | None
+    ) -> Array:
+        shape = self.query_shapes[name]
+        try:
+            arrays = [query[name] for query in queries]
+            if not all(isinstance(size, int) for size in shape):
+                found = tuple(arrays[0].shape)
+                shape = found[len(found) - len(shape) :]
+            encoder = self._encoder_for(shape)
+            return encoder.encode(arrays, None if out is None else out[name])
+        except KeyError as error:
+            raise CodeError(f"queries have no input {name!r}") from error
+        except CodeError as error:
+            raise self._of_input(name, error) from error
+
+    def _of_input(self, name: str, error: CodeError) -> CodeError:
+        return error if len(self.query_shapes) == 1 else CodeError(f"of input {name!r}: {error}")
+
+    def _only(self, shapes: Mapping[str, NamedShape]) -> Shape:
+        first, *others = shapes.values()
+        shape = tuple(each for each in first if isinstance(each, int))
+        if others or len(shape) < len(first):
+            raise CodeError(
+                f"queries have the inputs {', '.join(self.query_shapes)}, where this works with "
+                "one of fixed shape"
+            )
+        return shape
+
+    def _new_encoder(self, shape: Shape) -> Encoder:
+        spec = self.spec
+        encoder = _build(spec.encoder, self._kind, spec, shape, self._options, self._network)
+        fixed = (each for shape in self.query_shapes.values() for each in shape)
+        if encoder.network_shapes is not None and (
+            len(self.query_shapes) > 1 or any(isinstance(each, str) for each in fixed)
+        ):
+            raise CodeError(
+                f"the {self._kind.name} encoder is learned for one input of fixed shape; use the "
+                "stack encoder"
+            )
+        return encoder
+
+    def _parity_shape(self, name: str) -> NamedShape:
+        """The shape of this input of a parity query, dynamic where the queries' is.
+
+        Found by trying two sizes: an axis of a parity query is dynamic if it is as large as an
+        axis of the queries in both cases.
+        """
+        shape = self.query_shapes[name]
+        axes = [axis for axis in dict.fromkeys(shape) if isinstance(axis, str)]
+        sizes = {axis: UNLIKE + 2 * i for i, axis in enumerate(axes)}
+        others = {axis: size + 1000 for axis, size in sizes.items()}
+        try:
+            one, other = (
+                self._encoder_for(_at(shape, tried)).parity_shape for tried in (sizes, others)
+            )
+        except CodeError as error:
+            raise self._of_input(name, error) from error
+        if not axes:
+            return one
+        if len(one) == len(other):
+            same = {(sizes[axis], others[axis]): axis for axis in axes}
+            both = list(zip(one, other, strict=True))
+            if all(a == b or (a, b) in same for a, b in both):
+                return tuple(same.get((a, b), a) for a, b in both)
+        raise CodeError(
+            f"of input {name!r}: the {self._kind.name} encoder joins queries along an axis of no "
+            "fixed size; join them along a new one"
+        )
+
 
 def check_spec(spec: CodeSpec) -> tuple[type[Encoder], type[Decoder]]:
-    """The classes of encoder and decoder, where the two can be a code.
+    """Return the classes of encoder and decoder, where the two can be a code.
 
     Raises CodeError for names and options that do not exist, k and r out of range, and senseless
     pairs.
@@ -196,3 +297,8 @@ def _build(
         return kind(spec.k, spec.r, tuple(shape), options, network)
     except TypeError as error:  # the user's class lacks a method, or takes other arguments
         raise CodeError(f"{name} cannot be built: {error}") from error
+
+
+def _at(shape: NamedShape, sizes: Mapping[Any, int]) -> Shape:
+    """The shape with these sizes of its dynamic axes."""
+    return tuple(sizes[each] if isinstance(each, str) else each for each in shape)

@@ -1,14 +1,19 @@
-"""The rows of weights that tell r parities apart."""
+"""The weights that tell r parities apart, and sets of outputs that may be unavailable."""
 
 from functools import lru_cache
+from itertools import combinations
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
+MOST_SETS = 128
+"""Sets of one size that are tried at most."""
+
 
 @lru_cache(256)
 def parity_weights(k: int, r: int) -> NDArray[np.float64]:
-    """Weights w of shape (r, k) with P_j = Σ_i w_ji X_i; row 0 is all ones.
+    """Return weights w of shape (r, k) with P_j = Σ_i w_ji X_i; row 0 is all ones.
 
     Row j holds the j-th powers of the nodes 1..k, scaled to sum to k so that every parity
     query has the scale of the first. A Vandermonde matrix with positive nodes is totally
@@ -25,7 +30,7 @@ def parity_weights(k: int, r: int) -> NDArray[np.float64]:
 def recovery_weights(
     weights: NDArray[np.float64], missing: tuple[int, ...], rows: tuple[int, ...]
 ) -> NDArray[np.float64]:
-    """How to recover the `missing` of k values from sums of them and from the other values.
+    """Return the weights that recover the `missing` of k values from sums and the other values.
 
     `weights` (r, k) made the sums, of which `rows` are here: as many as are missing, or more,
     when errors in them are evened out (least squares). Gives (missing, rows + others).
@@ -34,3 +39,14 @@ def recovery_weights(
     sums = weights[list(rows)]
     inverse = np.linalg.pinv(sums[:, list(missing)])
     return np.concatenate([inverse, -inverse @ sums[:, here]], axis=1)
+
+
+def some_sets(of: int, size: int, seed: int, most: int = MOST_SETS) -> list[tuple[int, ...]]:
+    """Return all sets of `size` out of `of` outputs, or `most` of them, drawn by `seed`."""
+    if comb(of, size) <= most:
+        return list(combinations(range(of), size))
+    random = np.random.default_rng(seed)
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < most:
+        drawn.add(tuple(sorted(random.choice(of, size, replace=False).tolist())))
+    return sorted(drawn)

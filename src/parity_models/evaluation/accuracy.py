@@ -12,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
-from parity_models.codes.sets import some_sets
+from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation.predictor import (
     BATCH,
-    check_rows,
+    Inputs,
     deployed_predictor,
-    finite,
-    load,
+    draw_groups,
     predictor,
+    queries_of,
+    run_parities,
 )
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.models.gate import StandIn
+from parity_models.models.queries import Batch, rows_in
 from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import agreement, score
 
@@ -32,12 +34,12 @@ FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 
 Array = NDArray[Any]
 Progress = Callable[[int, int], None]
-"""Told how many more rows have been through a model, and how many there will be in all."""
+"""Called with the number of rows that have been through a model, and with that of all rows."""
 
 
 def evaluate(
     bundle: Bundle,
-    inputs: Array,
+    inputs: Inputs,
     labels: Array,
     *,
     metric: str = "top-1",
@@ -45,7 +47,7 @@ def evaluate(
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> Accuracy:
-    """Measure the accuracies of `bundle` on queries (n, *query shape) and labels (n, ...).
+    """Measure the accuracies of `bundle` on n queries and labels (n, ...).
 
     The queries are drawn at random, by `seed`, into groups of k; the last group is filled up
     with queries of the first, which count only there. Every member of every group is taken as
@@ -54,31 +56,29 @@ def evaluate(
     Each backup is judged on every query. Models run over `batch` rows at a time, on all cores.
     Raises DataError for arrays that do not fit the bundle, and models whose outputs are not finite.
     """
-    code = bundle.code()
-    _check(bundle, inputs, labels, least=1 if code is None else code.k)
-    total = len(inputs)
+    code, queries = bundle.code(), queries_of(bundle, inputs)
+    _check(queries, labels, least=1 if code is None else code.k)
+    rows = total = rows_in(queries)
     if code is not None:
-        total += code.r * ceil(len(inputs) / code.k)
-    total += len(inputs) * len(bundle.manifest.backups)
+        total += code.r * ceil(rows / code.k)
+    total += rows * len(bundle.manifest.backups)
 
-    def tell(rows: int) -> None:
+    def on_rows(rows: int) -> None:
         if progress is not None:
             progress(rows, total)
 
-    predictions = deployed_predictor(bundle, batch=batch, tell=tell)(inputs)
+    predictions = deployed_predictor(bundle, batch=batch, on_rows=on_rows)(queries)
     available = score(metric, predictions, labels)
     pinned = map(bundle.pinned, bundle.manifest.backups)
-    imitated = (predictor(each, batch=batch, tell=tell)(inputs) for each in pinned)
+    imitated = (predictor(each, batch=batch, on_rows=on_rows)(queries) for each in pinned)
     backups = tuple(score(metric, each, labels) for each in imitated)
     if code is None:
-        return Accuracy(
-            metric, available, None, (), {}, None, len(inputs), backup_accuracies=backups
-        )
+        return Accuracy(metric, available, None, (), {}, None, rows, backup_accuracies=backups)
 
-    groups = draw_groups(len(inputs), code.k, seed)
-    parity_outputs = run_parities(bundle, code, inputs, groups, batch, tell)
+    groups = draw_groups(rows, code.k, seed)
+    parity_outputs = run_parities(bundle, code, queries, groups, batch, on_rows)
     erased = [
-        _reconstruct(code, predictions, parity_outputs, groups, len(inputs), sets)
+        _reconstruct(code, predictions, parity_outputs, groups, rows, sets)
         for sets in _sets_lost(code, seed)
     ]
     degraded = [score(metric, one.outputs, labels[one.rows]) for one in erased]
@@ -90,7 +90,7 @@ def evaluate(
         degraded_by_slot=_by_slot(code.k, alone, labels, metric),
         overall={str(f): (1 - f) * available + f * degraded[0] for f in FRACTIONS},
         agreement=agreement(metric, alone.outputs, predictions[alone.rows]),
-        queries=len(inputs),
+        queries=rows,
         degraded_by_unavailable=tuple(degraded),
         backup_accuracies=backups,
     )
@@ -114,17 +114,15 @@ def _by_slot(k: int, alone: _Reconstructions, labels: Array, metric: str) -> tup
         return ()
 
 
-def _check(bundle: Bundle, inputs: Array, labels: Array, least: int) -> None:
-    if len(inputs):
-        check_rows(bundle, inputs)
-    if len(labels) != len(inputs):
-        raise DataError(f"there are {len(inputs)} inputs but {len(labels)} labels")
-    if len(inputs) < least:
-        raise DataError(f"there are {len(inputs)} inputs; this needs {least} at least")
+def _check(queries: Batch, labels: Array, least: int) -> None:
+    if len(labels) != rows_in(queries):
+        raise DataError(f"there are {rows_in(queries)} inputs but {len(labels)} labels")
+    if rows_in(queries) < least:
+        raise DataError(f"there are {rows_in(queries)} inputs; this needs {least} at least")
 
 
 def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
-    """The stand-ins that score no better than the same prediction for every query: `least`.
+    """Return the stand-ins that score no better than `least`, one prediction for every query.
 
     None where that is perfect, so that nothing could score better.
     """
@@ -135,39 +133,11 @@ def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
     )
 
 
-def draw_groups(rows: int, k: int, seed: int) -> Array:
-    """Rows of the inputs (groups, k), each at least once, repeated only to fill the last."""
-    order = np.random.default_rng(seed).permutation(rows)
-    return np.resize(order, (ceil(rows / k), k))
-
-
 def _sets_lost(code: Code, seed: int) -> Iterator[list[tuple[int, ...]]]:
     """The sets of 1, 2, .. r members that are unavailable; each member at least once by itself."""
     yield [(slot,) for slot in range(code.k)]
     for number in range(2, code.r + 1):
         yield some_sets(code.k, number, seed)
-
-
-def run_parities(
-    bundle: Bundle,
-    code: Code,
-    inputs: Array,
-    groups: Array,
-    batch: int,
-    tell: Callable[[int], None],
-) -> list[Array]:
-    """What the r parity models say of every group: (groups, *parity output shape) each."""
-    models = [load(bundle.pinned(model)) for model in bundle.manifest.parity]
-    parts: list[list[Array]] = [[] for _ in models]
-    for start in range(0, len(groups), batch):
-        members = groups[start : start + batch]
-        parities = code.encode([inputs[members[:, slot]] for slot in range(code.k)])
-        for model, path, parity, outputs in zip(
-            models, bundle.parity_paths, parities, parts, strict=True
-        ):
-            outputs.append(finite(model(parity), path))
-            tell(len(parity))
-    return [np.concatenate(outputs) for outputs in parts]
 
 
 def _reconstruct(

@@ -5,19 +5,22 @@ the answers to queries whose own prediction is unavailable, what it costs in wor
 encoding and decoding cost in time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from parity_models.codes import NestedRegressionCode, TrainingFreeCode
-from parity_models.codes.sets import some_sets
+from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation.accuracy import FRACTIONS, draw_groups
+from parity_models.evaluation.accuracy import FRACTIONS
 from parity_models.evaluation.coding_times import free_coding_times
-from parity_models.evaluation.predictor import BATCH, Array, Run
+from parity_models.evaluation.predictor import BATCH, Array, draw_groups
 from parity_models.models.bundle import Accuracy
 from parity_models.tasks.metrics import score
+
+Run = Callable[[Array], Array]
+"""A model: (n, *query_shape) to (n, *output_shape)."""
 
 SMOOTHNESS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 """The smoothing that is tried for splines, in either direction."""

@@ -1,4 +1,4 @@
-"""Calibrating gates: from which confidence on do stand-ins agree with F often enough?
+"""Calibrating gates: the confidence from which on stand-ins agree with F often enough.
 
 Thresholds are tested on held-out queries (Angelopoulos, Bates et al., Learn then Test, 2021). The
 hypothesis of a threshold is that, of the outputs above it, less than the level agree. Its p-value
@@ -18,8 +18,14 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import Progress
-from parity_models.evaluation.predictor import check_rows, deployed_predictor
-from parity_models.evaluation.stand_ins import StandInAnswers, answers_of, rows_to_run
+from parity_models.evaluation.predictor import (
+    Inputs,
+    StandInAnswers,
+    answers_of,
+    deployed_predictor,
+    queries_of,
+    rows_to_run,
+)
 from parity_models.models.bundle import Bundle, with_calibration
 from parity_models.models.gate import (
     EVERYTHING,
@@ -30,6 +36,7 @@ from parity_models.models.gate import (
     confidences,
     suited,
 )
+from parity_models.models.queries import rows_in
 from parity_models.tasks.agreeing import Agreement, agreement_for
 
 LEVELS: Final = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999)
@@ -55,14 +62,14 @@ Mask = NDArray[np.bool_]
 
 def calibrate(
     bundle: Bundle,
-    inputs: Array,
+    inputs: Inputs,
     *,
     metric: str = "top-1",
     levels: Iterable[float] = LEVELS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[StandIn, Calibration]:
-    """The gate of every stand-in of `bundle`, by held-out queries `inputs` (n, *query shape).
+    """Return the gate of every stand-in of `bundle`, by n held-out queries.
 
     The queries must be like those that will be served, and neither model nor stand-in may have been
     fitted to them; labels are not needed. What agrees follows from `metric`. Levels that cannot be
@@ -71,16 +78,16 @@ def calibrate(
     of range.
     """
     wanted = check_levels(levels)
-    check_rows(bundle, inputs)
-    total = len(inputs) + rows_to_run(bundle, len(inputs))
+    queries = queries_of(bundle, inputs)
+    total = rows_in(queries) + rows_to_run(bundle, rows_in(queries))
 
-    def tell(rows: int) -> None:
+    def on_rows(rows: int) -> None:
         if progress is not None:
             progress(rows, total)
 
-    predictions = deployed_predictor(bundle, tell=tell)(inputs)
+    predictions = deployed_predictor(bundle, on_rows=on_rows)(queries)
     agreement = agreement_for(metric, predictions)
-    answers = answers_of(bundle, inputs, predictions, seed=seed, independent=True, tell=tell)
+    answers = answers_of(bundle, queries, predictions, seed=seed, independent=True, on_rows=on_rows)
     return {
         stand_in: calibrate_answers(found, predictions[found.rows], agreement, wanted, seed)
         for stand_in, found in answers.items()
@@ -89,7 +96,7 @@ def calibrate(
 
 def calibrate_bundle(
     bundle: Bundle,
-    inputs: Array,
+    inputs: Inputs,
     *,
     metric: str = "top-1",
     levels: Iterable[float] = LEVELS,
@@ -97,7 +104,7 @@ def calibrate_bundle(
     again: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Calibrate the gates as `calibrate` does, by `inputs` (n, *query shape), and put them into the
+    """Calibrate the gates as `calibrate` does, and put them into the
     bundle's manifest.
 
     With `again`, raises UserError, and leaves the bundle as it is, if a stand-in with a gate would

@@ -24,7 +24,12 @@ def coding_times(code: Code, inputs: Array) -> tuple[float, float]:
     predictions = [None, *[np.ones((1, *code.output_shape), np.float32)] * (code.k - 1)]
     outputs = [np.ones((1, *code.parity_output_shape), np.float32)] * code.r
     decode = partial(code.decode, predictions, outputs)
-    return _encoding_time(code, inputs), _median_us([decode] * TIMED)
+    groups = np.resize(np.arange(len(inputs)), (TIMED, code.k))
+    name = next(iter(code.query_shapes))
+    encoding = _median_us(
+        partial(code.encode, [{name: inputs[row : row + 1]} for row in group]) for group in groups
+    )
+    return encoding, _median_us([decode] * TIMED)
 
 
 def free_coding_times(
@@ -41,7 +46,7 @@ def free_coding_times(
     return _encoding_time(code, inputs), _median_us([partial(code.decode, here)] * TIMED)
 
 
-def _encoding_time(code: Code | TrainingFreeCode, inputs: Array) -> float:
+def _encoding_time(code: TrainingFreeCode, inputs: Array) -> float:
     groups = np.resize(np.arange(len(inputs)), (TIMED, code.k))
     return _median_us(
         partial(code.encode, [inputs[row : row + 1] for row in group]) for group in groups

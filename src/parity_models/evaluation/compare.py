@@ -14,7 +14,7 @@ from parity_models.evaluation.approaches import (
     plain_approach,
 )
 from parity_models.evaluation.coding_times import coding_times
-from parity_models.evaluation.predictor import predictor
+from parity_models.evaluation.predictor import Array, predictor
 from parity_models.models.bundle import Bundle
 from parity_models.roles import BACKUPS, Backup
 from parity_models.tasks.task import Split
@@ -40,7 +40,14 @@ def compare_approaches(
     for k and r that cannot be, DataError for arrays that do not fit.
     """
     fixed = (LinearCode(k, r), LagrangeCode(k, r, degree), BerrutCode(k, r))
-    run = predictor(bundle.deployed_path)
+    deployed, name = (
+        predictor(bundle.deployed_path),
+        bundle.manifest.deployed.signature.inputs[0].name,
+    )
+
+    def run(rows: Array) -> Array:
+        return deployed({name: rows})
+
     own = evaluate(bundle, test.inputs, test.labels, metric=metric, seed=seed)
     code, available = bundle.code(), own.available_accuracy
     if code is not None:

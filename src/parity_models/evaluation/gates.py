@@ -5,10 +5,16 @@ import numpy as np
 
 from parity_models.errors import DataError
 from parity_models.evaluation.accuracy import Array, Progress
-from parity_models.evaluation.predictor import deployed_predictor
-from parity_models.evaluation.stand_ins import answers_of, rows_to_run
+from parity_models.evaluation.predictor import (
+    Inputs,
+    answers_of,
+    deployed_predictor,
+    queries_of,
+    rows_to_run,
+)
 from parity_models.models.bundle import Bundle
 from parity_models.models.gate import Gate, StandIn
+from parity_models.models.queries import rows_in
 from parity_models.tasks.agreeing import Agreement
 from parity_models.tasks.metrics import score
 
@@ -31,7 +37,7 @@ class GateResult(msgspec.Struct, frozen=True):
 
 def evaluate_gates(
     bundle: Bundle,
-    inputs: Array,
+    inputs: Inputs,
     labels: Array,
     *,
     metric: str = "top-1",
@@ -40,19 +46,20 @@ def evaluate_gates(
 ) -> list[GateResult]:
     """Each calibrated stand-in of `bundle` without a gate and with that of each of its levels.
 
-    `inputs` (n, *query shape) and `labels` (n, ...) are as for `evaluate`; every query is
+    `inputs` and `labels` are as for `evaluate`; every query is
     reconstructed, in groups drawn by `seed`. Empty if nothing is calibrated.
     """
     if not bundle.manifest.calibration:
         return []
-    total = len(inputs) + rows_to_run(bundle, len(inputs))
+    queries = queries_of(bundle, inputs)
+    total = rows_in(queries) + rows_to_run(bundle, rows_in(queries))
 
-    def tell(rows: int) -> None:
+    def on_rows(rows: int) -> None:
         if progress is not None:
             progress(rows, total)
 
-    predictions = deployed_predictor(bundle, tell=tell)(inputs)
-    answers = answers_of(bundle, inputs, predictions, seed=seed, tell=tell)
+    predictions = deployed_predictor(bundle, on_rows=on_rows)(queries)
+    answers = answers_of(bundle, queries, predictions, seed=seed, on_rows=on_rows)
     results = []
     for stand_in, calibration in bundle.manifest.calibration.items():
         if stand_in not in answers:

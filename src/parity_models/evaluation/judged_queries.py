@@ -1,4 +1,4 @@
-"""Which queries a bundle is judged on: a task's test set, or the user's own."""
+"""The queries that a bundle is judged on: a task's test set, or the user's own."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,33 +7,36 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
+from parity_models.evaluation.accuracy import Progress
+from parity_models.evaluation.predictor import Inputs, deployed_predictor, queries_of
 from parity_models.models.bundle import Bundle
-from parity_models.models.named_inputs import load_named
+from parity_models.models.queries import Batch, as_batch, read_batch, rows_in
 from parity_models.tasks.task import Labels, Task
-from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import check_varied, load_inputs, load_labels
+from parity_models.tasks.unlabelled import choose_metric, labels_from
+from parity_models.tasks.user_data import load_labels
 
 
 @dataclass(frozen=True)
 class JudgedQueries:
-    """Queries (n, *query shape), the right answers or None, and the metric that judges.
+    """n queries, the right answers or None, and the metric that judges.
 
     `task` is whose test set they are; None for the user's own.
     """
 
-    inputs: NDArray[Any]
+    inputs: Batch
     labels: Labels | None
     metric: str
     task: str | None
 
 
-def test_set(task: Task, data_dir: Path | None) -> JudgedQueries:
+def test_set(bundle: Bundle, task: Task, data_dir: Path | None) -> JudgedQueries:
     """The whole test set of a task, whose data are in `data_dir`, or None for the usual places.
 
     Raises DataError for data that are not there.
     """
     test = task.load(data_dir).test
-    return JudgedQueries(test.inputs, test.labels, task.metric, task.name)
+    queries = as_batch(test.inputs, bundle.manifest.deployed.signature)
+    return JudgedQueries(queries, test.labels, task.metric, task.name)
 
 
 def own_queries(
@@ -46,10 +49,10 @@ def own_queries(
     manifest = bundle.manifest
     chosen = metric_for(bundle, metric)
     least = manifest.code.k if manifest.code else 1
-    queries = load_rows(inputs, bundle, least=least)
+    queries = read_batch(inputs, manifest.deployed.signature, least)
     right = None
     if labels is not None:
-        right = load_labels(labels, chosen, len(queries), judged_shape(bundle))
+        right = load_labels(labels, chosen, rows_in(queries), judged_shape(bundle))
     return JudgedQueries(queries, right, chosen, None)
 
 
@@ -79,18 +82,14 @@ def judged_shape(bundle: Bundle) -> tuple[int, ...]:
     return fixed.shape
 
 
-def load_rows(path: Path, bundle: Bundle, least: int = 1) -> NDArray[Any]:
-    """The queries in a file or a folder, `least` or more that differ, as rows of one kind of the
-    deployed model's.
+def label_by_model(
+    bundle: Bundle, inputs: Inputs, metric: str, *, progress: Progress | None = None
+) -> NDArray[Any]:
+    """Return the labels that the deployed model's own predictions make right."""
+    queries = queries_of(bundle, inputs)
 
-    Floating-point queries of one input are read as `load_inputs` does. Of others, the file holds an
-    array for each input (`models.named_inputs`); those of unequal length are padded to one. Raises
-    DataError for anything else.
-    """
-    signature = bundle.manifest.deployed.signature
-    if signature.is_plain:
-        rows = load_inputs(path, signature.input.shape, least=least)
-    else:
-        rows = load_named(path, signature, least)
-    check_varied(rows, f"inputs in {path}")
-    return rows
+    def on_rows(rows: int) -> None:
+        if progress is not None:
+            progress(rows, rows_in(queries))
+
+    return labels_from(deployed_predictor(bundle, on_rows=on_rows)(queries), metric)

@@ -1,19 +1,23 @@
-"""Do the models of a bundle fit each other, the code and the manifest? Else a BundleError says what
-does not."""
+"""Checks of a bundle: its models fit each other, the code and the manifest, and claims about slots
+are true. What does not fit is a BundleError."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from parity_models.codes import NO_NETWORKS, Code, CodeSpec, Networks
-from parity_models.codes.encoders import NamedShape
 from parity_models.errors import BundleError, CodeError, ModelError
-from parity_models.models.bundle_files import read_stored
-from parity_models.models.isolation import find_leak, is_slot
+from parity_models.models.envelope import Envelope
 from parity_models.models.manifest import Manifest, ModelFile
-from parity_models.models.named_envelope import AnyEnvelope, NamedEnvelope
 from parity_models.models.onnx_model import OnnxModel, why_it_fails
+from parity_models.models.queries import renamed
 from parity_models.models.signature import Signature, Tensor
+from parity_models.models.tensor import Layout
 
+Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 BOX: Shape = (4,)
@@ -23,7 +27,7 @@ BOX: Shape = (4,)
 def code_of(
     manifest: Manifest, allowed: Collection[str], networks: Networks = NO_NETWORKS
 ) -> Code | None:
-    """The code that the manifest names, with these networks.
+    """Return the code that the manifest names, with these networks.
 
     Users' own encoders and decoders are imported only if they are `allowed`, by name. Raises
     CodeError.
@@ -49,26 +53,17 @@ def code_of(
 def code_over(
     spec: CodeSpec, queries: Signature, output: Shape, networks: Networks = NO_NETWORKS
 ) -> Code:
-    """The code for queries of a signature and predictions of shape `output`. Raises CodeError."""
-    if queries.is_single:
-        return Code(spec, queries.input.shape, output, networks)
-    shapes: dict[str, NamedShape] = {each.name: each.shape for each in queries.inputs}
-    return Code(spec, shapes, output, networks)
+    """Return the code for queries of a signature and predictions of shape `output`. Raises
+    CodeError."""
+    return Code(spec, {each.name: each.shape for each in queries.inputs}, output, networks)
 
 
 def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
-    """What parity models take: a tensor for each input. Raises ValueError for what is too large."""
+    """Return the inputs of parity models. Raises ValueError for those that are too large."""
     return tuple(
-        Tensor(each.name, each.datatype, shape, each.padding)
-        for each, shape in zip(deployed.inputs, parity_shapes(code, deployed), strict=True)
+        Tensor(each.name, each.datatype, code.parity_shapes[each.name], each.padding)
+        for each in deployed.inputs
     )
-
-
-def parity_shapes(code: Code, deployed: Signature) -> list[NamedShape]:
-    """The shape of each input of one parity query."""
-    if deployed.is_single:
-        return [code.parity_shape]
-    return [code.named_parity_shapes[each.name] for each in deployed.inputs]
 
 
 def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
@@ -120,8 +115,9 @@ def _check_code(path: Path, manifest: Manifest, allowed: Collection[str]) -> Non
     output = manifest.imitated_output
     assert output is not None
     if "encoder" not in code.network_shapes:
+        queries = deployed.smallest.input
         try:  # no rows: only types and shapes count
-            code.encode([deployed.smallest.input.zeros(0)] * code.k)
+            code.encode([queries.split(queries.zeros(0))] * code.k)
         except CodeError as error:
             raise BundleError(f"{path}: {error}") from error
     if output.dtype.kind != "f":
@@ -260,44 +256,129 @@ def _loaded(model: ModelFile, contents: Mapping[str, bytes]) -> OnnxModel:
     return OnnxModel(contents[model.file], signature=model.signature)
 
 
-def check_envelope(path: Path, manifest: Manifest, envelope: AnyEnvelope) -> None:
-    """Raises BundleError unless the envelope at `path` is of the deployed model's inputs and of the
+def check_envelope(path: Path, manifest: Manifest, envelope: Envelope) -> None:
+    """Raise BundleError unless the envelope at `path` is of the deployed model's inputs and of the
     imitated output."""
-    inputs, output = manifest.deployed.signature.inputs, manifest.imitated_output
-    outputs = ("outputs", envelope.outputs.shape, () if output is None else (output,))
-    compared: list[tuple[str, tuple[int | str, ...], Sequence[Tensor]]] = [outputs]
-    if not isinstance(envelope, NamedEnvelope):
-        compared.append(("inputs", envelope.numbers.shape, inputs))
-    elif envelope.inputs != inputs:
+    inputs = manifest.deployed.signature.inputs
+    if envelope.inputs != inputs:
         said, needed = (", ".join(map(str, each)) for each in (envelope.inputs, inputs))
         raise BundleError(f"{path} is of the inputs {said}, the deployed model's are {needed}")
-    for role, found, tensors in compared:
-        if [found] != [each.shape for each in tensors]:
-            needed = " and ".join(map(_dims, tensors))
-            raise BundleError(
-                f"{path} is of {role} of shape {list(found)}, the deployed model's have {needed}"
-            )
-
-
-def check_model(path: Path, named: ModelFile) -> None:
-    """Raises BundleError unless the file at `path` is the one that the manifest names, and a model
-    with these inputs and outputs."""
-    content = read_stored(path, named)
-    try:
-        OnnxModel(content, signature=named.signature)
-    except ModelError as error:
-        raise BundleError(f"{path}: {error}") from error
+    output, found = manifest.imitated_output, envelope.outputs.shape
+    if output is None or output.shape != found:
+        needed = "" if output is None else _dims(output)
+        raise BundleError(
+            f"{path} is of outputs of shape {list(found)}, the deployed model's have {needed}"
+        )
 
 
 def check_batches(model: OnnxModel) -> None:
-    """The batch axis is not only declared free: batches of 1 and 2 rows work, or a ModelError says
-    how they fail."""
+    """Raise ModelError unless batches of 1 and 2 rows work: the batch axis is not only declared
+    free."""
     kind = model.signature.smallest
     for rows in (1, 2):
-        shape = (rows, *kind.output.shape)
         try:
-            found = model(kind.input.zeros(rows)).shape
+            found = model(kind.input.split(kind.input.zeros(rows)))
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             raise ModelError(f"it fails on a batch of {rows}: {why_it_fails(error)}") from error
-        if found != shape:
-            raise ModelError(f"it gives shape {found} where it declares {shape}")
+        for each in kind.output.tensors:
+            shape = (rows, *each.shape)
+            if found[each.name].shape != shape:
+                raise ModelError(
+                    f"it gives {each.name!r} of shape {found[each.name].shape} where it declares "
+                    f"{shape}"
+                )
+
+
+# Slots
+
+ROUNDING = 1e-4
+"""By how much of the largest output two computations of the same may differ."""
+
+TRIED = 8
+"""Groups that are tried of each slot, as well as those with extreme values in it."""
+
+
+def find_leak(code: Code, queries: Layout, model: OnnxModel) -> tuple[int, int] | None:
+    """Return two slots of `code`, where a query in the first changes the prediction of `model` for
+    the second.
+
+    None if no bit of another slot's prediction changes, whatever is put into a slot: honest-looking
+    values, zeros, and the largest numbers. The model takes the code's parity queries, and its
+    decoder is one that reads slots off apart.
+    """
+    rng = np.random.default_rng(0)
+    first = [_draw(rng, queries) for _ in range(code.k)]
+    before = _predictions(code, model, first)
+    for slot in range(code.k):
+        for changed in _changes(rng, queries):
+            group = [changed if i == slot else query for i, query in enumerate(first)]
+            after = _predictions(code, model, group)
+            for other in range(code.k):
+                if other != slot and not np.array_equal(before[other], after[other], True):
+                    return slot, other
+    return None
+
+
+def is_slot(code: Code, parity: OnnxModel, backup: OnnxModel) -> bool:
+    """Return whether `backup` answers a query as `parity`, whose slots `code` keeps apart, does in
+    the first.
+
+    As nearly as rounding allows: outputs of a batch of one need not be bit by bit those of a larger
+    one.
+    """
+    if not code.isolated:
+        return False
+    rng = np.random.default_rng(0)
+    queries = backup.signature.smallest.input
+    for _ in range(TRIED):
+        group = [_draw(rng, queries) for _ in range(code.k)]
+        expected = _predictions(code, parity, group)[0]
+        found = _only(backup(renamed(group[0], backup.signature)))
+        if found.shape != expected.shape:
+            return False
+        most = float(np.abs(expected).max(initial=0.0))
+        if not np.allclose(found, expected, rtol=0, atol=ROUNDING * most):
+            return False
+    return True
+
+
+Query = dict[str, Array]
+
+
+def _predictions(code: Code, model: OnnxModel, queries: list[Query]) -> dict[int, Array]:
+    # Code may have r parity models of the same kind; each is tried as if it were the only one here.
+    with np.errstate(over="ignore", invalid="ignore"):
+        output = _only(model(renamed(code.encode(queries)[0], model.signature)))
+        return code.decode([None] * code.k, [output] + [None] * (code.r - 1))
+
+
+def _only(outputs: Mapping[str, Array]) -> Array:
+    (output,) = outputs.values()
+    return output
+
+
+def _changes(rng: np.random.Generator, queries: Layout) -> list[Query]:
+    """Queries (1, *shape): extreme values, except of several inputs, whose integers may be
+    indices."""
+    drawn = [_draw(rng, queries) for _ in range(TRIED)]
+    if queries.is_record:
+        return [queries.split(queries.zeros(1)), *drawn]
+    dtype = queries.dtype
+    if dtype.kind == "f":
+        most = float(np.finfo(dtype).max)
+        extremes = [0.0, most, -most, min(1e30, most), 1e4, 1e-4]
+    elif dtype.kind == "b":
+        extremes = [0, 1]
+    else:
+        extremes = [0, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)]
+    filled = [queries.split(np.full((1, *queries.shape), value, dtype)) for value in extremes]
+    return [*filled, *drawn]
+
+
+def _draw(rng: np.random.Generator, queries: Layout) -> Query:
+    return {
+        each.name: rng.normal(size=(1, *each.shape)).astype(each.dtype)
+        if each.dtype.kind == "f"
+        else rng.integers(0, 2, (1, *each.shape)).astype(each.dtype)
+        for each in queries.tensors
+    }

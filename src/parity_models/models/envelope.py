@@ -1,21 +1,36 @@
-"""The envelope of a stand-in: which inputs are like those it learned from, which outputs can be.
+"""The envelope of stand-ins: which queries are like those they learned from, and which outputs are
+possible.
 
-Where a code's slots are not isolated, an input that is unlike all that a parity model has seen
-spoils the reconstructions of whatever it is encoded with. The envelope tells such inputs, so that
-they are not encoded at all, and outputs that no model of the bundle would give.
+Where a code's slots are not isolated, a query that is unlike all that a parity model has seen
+spoils the reconstructions of the queries that it is encoded with. Such queries are not encoded, and
+outputs that the deployed model would not give are dropped.
 
-An input x becomes z, the deviations of its values from their means. Four numbers of z say whether
-it is like the training inputs; each is compared with a limit that few of those exceed:
+Each input is judged by itself, without its padding. A query is unlike the training queries if one
+of its inputs is, or if it is longer than all of them. An input of numbers x becomes z, the
+deviations of its values from their means; where an axis is dynamic, all values have one mean and
+one deviation. Four statistics of z are each compared with a limit that few training inputs exceed:
 
     energy     mean of z²: how far from the mean input
     tails      mean of z⁴: a few values that are far away, were there only one of them
     roughness  mean of z_i (z_i - z_i+1): neighbours, of pixels or samples, that differ
-    distance   what principal components of the inputs leave of the energy: values that are each in
+    distance   the energy that principal components of the inputs leave: values that are each in
                range but never come together (the quadratic form of probabilistic principal
                component analysis: Tipping, Bishop, 1999; it joins the T² and Q statistics of
                Jackson, Mudholkar, Technometrics 1979)
+
+Integers of a narrow range may be ids, whose size says nothing. Three statistics judge these:
+
+    range     the least and the largest id of the training inputs; of columns of features, which
+              are few and of fixed shape, those of the id's column
+    surprise  the mean of -ln p, where p is the share of an id in the training inputs (in its
+              column): high where ids are rare, low where one common id repeats
+    pairs     the same of neighbours along the last axis: an order that the inputs do not have
+
+Both means count PRIOR usual values as well, so that chance does not make few ids unlike, and have
+to lie between two limits.
 """
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -26,9 +41,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import BundleError
-from parity_models.models.stored_array import Floats, StoredArray, StoredShape, load, store
+from parity_models.models.queries import Batch, rows_in, sizes_in
+from parity_models.models.signature import Tensor
 
 Array = NDArray[Any]
+Floats = NDArray[np.float32]
 
 ENVELOPE = "envelope.msgpack"
 """The file of an envelope in a bundle."""
@@ -40,9 +57,15 @@ server's frontend must not have beside its workers."""
 DOT = 8192
 """The longest vectors whose products OpenBLAS computes on one thread."""
 
+PRIOR = 8
+"""Usual values that are counted with those of an input."""
+
+FARTHEST = 2**61
+"""Ids lie between this and its negative."""
+
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The most of each number of an input (see this module) that is like the training inputs."""
+    """The largest statistics (see this module) of an input of numbers like the training inputs."""
 
     energy: float
     tails: float
@@ -52,12 +75,12 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """What one input of numbers is like where stand-ins were trained.
+    """One input of numbers where stand-ins were trained.
 
     `center` and `spread` (both of `shape`, or broadcast to it; of one value where an axis of
     `shape` is dynamic, and so has a name) are mean and deviation of inputs; `components` (m,
-    values) the weighted principal components of their deviations, m may be 0; `limits` bound what
-    is computed with them. All arrays are float32.
+    values) the weighted principal components of their deviations, m may be 0; `limits` bound the
+    statistics. All arrays are float32.
     """
 
     shape: tuple[int | str, ...]
@@ -67,9 +90,9 @@ class Numbers:
     limits: Limits
 
     def like(self, row: Array) -> bool:
-        """Is an input (*shape), of any number type, like the training inputs?
+        """Return whether an input (*shape), of any number type, is like the training inputs.
 
-        What is not finite is not. NumPy may warn of overflow.
+        One that is not finite is not. NumPy may warn of overflow.
         """
         energy, tails, roughness, distance = self.measure(row)
         limits = self.limits
@@ -82,7 +105,7 @@ class Numbers:
         )
 
     def measure(self, row: Array) -> tuple[float, float, float, float]:
-        """Energy, tails, roughness and distance of an input (*shape); NumPy may warn of overflow.
+        """Return energy, tails, roughness and distance of an input (*shape).
 
         One row at a time: products of vectors take less time than reductions of a small table.
         """
@@ -114,134 +137,344 @@ class Numbers:
         return np.ascontiguousarray(np.broadcast_to(values, shape), np.float32).reshape(-1)
 
 
+def _long_dot(a: Floats, b: Floats) -> Any:
+    return np.einsum("i,i->", a, b)
+
+
+class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The range, and the usual value, of a mean of -ln p."""
+
+    least: float
+    usual: float
+    most: float
+
+
+@dataclass(frozen=True, eq=False)
+class Ids:
+    """One input of ids where stand-ins were trained.
+
+    They go from `low` to `high`, of which there is one, or one for each column. `table` (m,) and
+    `pairs` (p,) hold -ln p of ids and of neighbours, several of which may share a place; p may be
+    0. `surprise` and `paired` bound the means.
+    """
+
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+    table: Floats
+    pairs: Floats
+    surprise: Bounds
+    paired: Bounds
+
+    def like(self, row: Array) -> bool:
+        """Return whether the ids of an input, without padding, are like the training inputs'."""
+        if not self._within(row):
+            return False
+        single, paired = self.measure(row)
+        return (
+            self.surprise.least <= single <= self.surprise.most
+            and self.paired.least <= paired <= self.paired.most
+        )
+
+    def measure(self, row: Array) -> tuple[float, float]:
+        """Return the mean surprise of an input's ids, all in range, and that of neighbours."""
+        ids = self.places(row)
+        single = _mean(self.table[ids % len(self.table)], self.surprise.usual)
+        if not len(self.pairs):
+            return single, self.paired.usual
+        places = self.paired_places(ids) % len(self.pairs)
+        return single, _mean(self.pairs[places], self.paired.usual)
+
+    def places(self, rows: Array) -> NDArray[np.int64]:
+        """Return the ids (..., *shape) counted from 0, those of a column behind those of the
+        columns before it: (..., *shape), of columns (..., columns)."""
+        ids = rows.astype(np.int64)
+        if len(self.low) == 1:
+            ids -= self.low[0]
+            return ids
+        return ids.reshape(-1, len(self.low)) + self._begins
+
+    def paired_places(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return a number for each two neighbours of such `places` (..., length): (..., length -
+        1)."""
+        paired = places[..., :-1] * (self.high[0] - self.low[0] + 1)
+        paired += places[..., 1:]
+        return paired
+
+    def _within(self, row: Array) -> bool:
+        if len(self.low) == 1:
+            return bool(row.min() >= self.low[0] and row.max() <= self.high[0])
+        ids, (low, high) = row.reshape(-1), self._ranges
+        return bool(((ids >= low) & (ids <= high)).all())
+
+    @cached_property
+    def _ranges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return np.array(self.low, np.int64), np.array(self.high, np.int64)
+
+    @cached_property
+    def _begins(self) -> NDArray[np.int64]:
+        low, high = self._ranges
+        sizes = high - low + 1
+        begins: NDArray[np.int64] = sizes.cumsum() - sizes - low
+        return begins
+
+
+def _mean(values: Floats, usual: float) -> float:
+    return (float(values.sum()) + PRIOR * usual) / (values.size + PRIOR)
+
+
 @dataclass(frozen=True, eq=False)
 class Reach:
-    """What outputs can be: `low` and `high`, of `shape` or broadcast to it, bound them."""
+    """The range of outputs: `low` and `high`, of `shape` or broadcast to it."""
 
     shape: tuple[int, ...]
     low: Floats
     high: Floats
 
-    def impossible(self, outputs: Array) -> NDArray[np.bool_]:
-        """For each of `outputs` (n, *shape): can the deployed model not give such a one?
-
-        That is so if a value is not finite, or far outside what F gave for the training inputs.
-        """
-        possible = (outputs >= self.low) & (outputs <= self.high)
-        return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
-
 
 @dataclass(frozen=True, eq=False)
 class Envelope:
-    """What the one float32 input of a deployed model, and its outputs, are like where its stand-ins
-    were trained.
+    """Inputs and outputs of a deployed model where its stand-ins were trained.
 
-    `false_alarms` is the share of `held_out` honest inputs that are called unlike.
+    `parts` describe the `inputs`, in their order; `longest` is the largest size along each dynamic
+    axis. `false_alarms` is the share of `held_out` honest queries that are called unlike.
     """
 
-    numbers: Numbers
+    inputs: tuple[Tensor, ...]
+    parts: tuple[Numbers | Ids, ...]
+    longest: dict[str, int]
     outputs: Reach
     false_alarms: float
     held_out: int
 
     @np.errstate(over="ignore", invalid="ignore")
-    def unlike(self, rows: Array) -> NDArray[np.bool_]:
-        """For each of `rows` (n, *shape), of any number type: is it unlike the training inputs?
+    def unlike(self, queries: Batch) -> NDArray[np.bool_]:
+        """Return for each of n queries whether it is unlike the training queries: (n,).
 
-        What is not finite is. Takes some 10 µs for a row of a thousand values.
+        One that is not finite is. Takes some 10 to 20 µs for each input of a row.
         """
-        like = self.numbers.like
-        return np.fromiter((not like(row) for row in rows), np.bool_, len(rows))
+        sizes = sizes_in(queries, self.inputs)
+        unlike = np.zeros(rows_in(queries), np.bool_)
+        for axis, found in sizes.items():
+            unlike |= found > self.longest[axis]
+        for tensor, part in zip(self.inputs, self.parts, strict=True):
+            for i, content in enumerate(contents(tensor, queries[tensor.name], sizes)):
+                unlike[i] = unlike[i] or not part.like(content)
+        return unlike
 
     def impossible(self, outputs: Array) -> NDArray[np.bool_]:
-        """For each of `outputs` (n, *output shape): can the deployed model not give such a one?"""
-        return self.outputs.impossible(outputs)
+        """Return for each of `outputs` (n, *output shape) whether the deployed model cannot give
+        it: (n,).
+
+        That is so if a value is not finite, or far outside the outputs for the training inputs.
+        """
+        possible = (outputs >= self.outputs.low) & (outputs <= self.outputs.high)
+        return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
+
+    def numbers_of(self, name: str) -> Numbers | None:
+        """Return the statistics of the floating-point input `name`, if there are any."""
+        for tensor, part in zip(self.inputs, self.parts, strict=True):
+            if tensor.name == name and tensor.dtype.kind == "f" and isinstance(part, Numbers):
+                return part
+        return None
 
 
-def _long_dot(a: Floats, b: Floats) -> Any:
-    return np.einsum("i,i->", a, b)
+def contents(
+    tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]
+) -> Iterator[Array]:
+    """Yield each row of an input's `array` (n, ...) without padding; `sizes` are its axes'."""
+    if not tensor.axes:
+        yield from (array[i, ...] for i in range(len(array)))
+        return
+    kept = [slice(None, None)] * (array.ndim - 1)
+    for i in range(len(array)):
+        for axis, at in tensor.axes.items():
+            kept[at] = slice(int(sizes[axis][i]))
+        yield array[i][tuple(kept)]
 
 
 # In a bundle
 
+Length = Annotated[int, msgspec.Meta(ge=0, le=2**28)]
+_Shape = Annotated[tuple[Length, ...], msgspec.Meta(max_length=32)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Id = Annotated[int, msgspec.Meta(ge=-FARTHEST, le=FARTHEST)]
+_Range = Annotated[tuple[_Id, ...], msgspec.Meta(min_length=1, max_length=2**16)]
+
+
+class _Array(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An array of little-endian float32."""
+
+    shape: _Shape
+    values: bytes
+
+
+class _Numbers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="numbers"):
+    center: _Array
+    spread: _Array
+    components: _Array
+    limits: Limits
+
+
+class _Ids(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="ids"):
+    low: _Range
+    high: _Range
+    table: _Array
+    pairs: _Array
+    surprise: Bounds
+    paired: Bounds
+
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    shape: StoredShape
-    output_shape: StoredShape
-    center: StoredArray
-    spread: StoredArray
-    components: StoredArray
+    inputs: tuple[Tensor, ...]
+    parts: tuple[_Numbers | _Ids, ...]
+    longest: dict[str, int]
+    output_shape: _Shape
+    low: _Array
+    high: _Array
+    false_alarms: _Share
+    held_out: _Count
+
+
+class _OneInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file of an envelope of one float32 input, as earlier versions wrote it."""
+
+    shape: _Shape
+    output_shape: _Shape
+    center: _Array
+    spread: _Array
+    components: _Array
     limits: Limits
-    low: StoredArray
-    high: StoredArray
-    false_alarms: Annotated[float, msgspec.Meta(ge=0, le=1)]
-    held_out: Annotated[int, msgspec.Meta(ge=0)]
+    low: _Array
+    high: _Array
+    false_alarms: _Share
+    held_out: _Count
 
 
+# Made here, and not by the threads that open bundles: see manifest.py.
 _FILE = msgspec.msgpack.Decoder(_File)
-"""Made here, and not by the threads that open bundles: see manifest.py."""
+_ONE_INPUT = msgspec.msgpack.Decoder(_OneInput)
+_FIELDS = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 
 
 def encode_envelope(envelope: Envelope) -> bytes:
-    """The content of an envelope's file: MessagePack."""
-    numbers, outputs = envelope.numbers, envelope.outputs
+    """Return the content of an envelope's file: MessagePack."""
+    outputs = envelope.outputs
     return msgspec.msgpack.encode(
         _File(
-            tuple(size for size in numbers.shape if isinstance(size, int)),
+            envelope.inputs,
+            tuple(map(_stored, envelope.parts)),
+            envelope.longest,
             outputs.shape,
-            store(numbers.center),
-            store(numbers.spread),
-            store(numbers.components),
-            numbers.limits,
-            store(outputs.low),
-            store(outputs.high),
+            _store(outputs.low),
+            _store(outputs.high),
             envelope.false_alarms,
             envelope.held_out,
         )
     )
 
 
-def decode_envelope(content: bytes) -> Envelope:
-    """The envelope in a file's `content`; BundleError says what is wrong with it."""
+def decode_envelope(content: bytes, inputs: Sequence[Tensor]) -> Envelope:
+    """Return the envelope in a file's `content`, for a deployed model with these inputs.
+
+    Raises BundleError for a file that is damaged, or an envelope of other inputs.
+    """
     try:
-        file = _FILE.decode(content)
+        if "inputs" in _FIELDS.decode(content):
+            file = _FILE.decode(content)
+        else:
+            file = _of_one_input(_ONE_INPUT.decode(content), inputs)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"is damaged or not an envelope: {error}") from error
-    stored = (file.center, file.spread, file.components)
+    if len(file.parts) != len(file.inputs):
+        raise BundleError(f"describes {len(file.parts)} inputs of {len(file.inputs)}")
+    if set(file.longest) != {axis for tensor in file.inputs for axis in tensor.axes}:
+        raise BundleError(f"bounds the axes {sorted(file.longest)}, which are not its inputs'")
     return Envelope(
-        load_numbers(file.shape, *stored, file.limits),
-        load_reach(file.output_shape, file.low, file.high),
+        file.inputs,
+        tuple(map(_loaded, file.inputs, file.parts)),
+        file.longest,
+        Reach(
+            file.output_shape,
+            _load("low", file.low, file.output_shape),
+            _load("high", file.high, file.output_shape),
+        ),
         file.false_alarms,
         file.held_out,
     )
 
 
-def load_numbers(
-    shape: tuple[int | str, ...],
-    center: StoredArray,
-    spread: StoredArray,
-    components: StoredArray,
-    limits: Limits,
-) -> Numbers:
-    """Numbers of a bundle. Raises BundleError for arrays that do not fit their `shape`."""
-    fixed = tuple(size for size in shape if isinstance(size, int))
-    dynamic = len(fixed) < len(shape)
-    fits = () if dynamic else fixed
+def _of_one_input(file: _OneInput, inputs: Sequence[Tensor]) -> _File:
+    if [file.shape] != [each.shape for each in inputs]:
+        needed = " and ".join(f"[{', '.join(map(str, each.shape))}]" for each in inputs)
+        raise BundleError(
+            f"is of inputs of shape {list(file.shape)}, the deployed model's have {needed}"
+        )
+    numbers = _Numbers(file.center, file.spread, file.components, file.limits)
+    rest = (file.output_shape, file.low, file.high, file.false_alarms, file.held_out)
+    return _File(tuple(inputs), (numbers,), {}, *rest)
+
+
+def _stored(part: Numbers | Ids) -> _Numbers | _Ids:
+    if isinstance(part, Numbers):
+        center, spread = _store(part.center), _store(part.spread)
+        return _Numbers(center, spread, _store(part.components), part.limits)
+    table, pairs = _store(part.table), _store(part.pairs)
+    return _Ids(part.low, part.high, table, pairs, part.surprise, part.paired)
+
+
+def _loaded(tensor: Tensor, part: _Numbers | _Ids) -> Numbers | Ids:
+    if isinstance(part, _Numbers):
+        return _loaded_numbers(tensor, part)
+    table, pairs = _load("table", part.table), _load("pairs", part.pairs)
+    ids = Ids(part.low, part.high, table, pairs, part.surprise, part.paired)
+    columns = len(ids.low)
+    fixed = None if tensor.fixed is None else prod(tensor.fixed.shape)
+    if tensor.dtype.kind == "f" or len(ids.high) != columns or columns not in (1, fixed):
+        raise BundleError(f"has ranges for {columns} columns of {tensor}")
+    if any(low > high for low, high in zip(ids.low, ids.high, strict=True)):
+        raise BundleError(f"has a range that is empty for {tensor}")
+    if ids.table.ndim != 1 or not len(ids.table) or ids.pairs.ndim != 1:
+        raise BundleError(f"has no table of ids for {tensor}")
+    if len(ids.pairs) and (columns > 1 or not tensor.shape):
+        raise BundleError(f"has pairs of ids for {tensor}, which has no neighbours")
+    return ids
+
+
+def _loaded_numbers(tensor: Tensor, part: _Numbers) -> Numbers:
+    fixed = tuple(size for size in tensor.shape if isinstance(size, int))
+    fits = () if tensor.axes else fixed
     numbers = Numbers(
-        shape,
-        load("center", center, fits),
-        load("spread", spread, fits),
-        load("components", components),
-        limits,
+        tensor.shape,
+        _load("center", part.center, fits),
+        _load("spread", part.spread, fits),
+        _load("components", part.components),
+        part.limits,
     )
-    found, values = numbers.components.shape, prod(fixed)
-    if len(found) != 2 or (found[0] if dynamic else found[1] != values):
-        raise BundleError(f"has components {list(found)} for inputs of shape {list(shape)}")
+    found = numbers.components.shape
+    if len(found) != 2 or (found[0] if tensor.axes else found[1] != prod(fixed)):
+        raise BundleError(f"has components {list(found)} for inputs of shape {list(tensor.shape)}")
     if not (numbers.spread > 0).all():
         raise BundleError("has a spread that is not positive")
     return numbers
 
 
-def load_reach(shape: tuple[int, ...], low: StoredArray, high: StoredArray) -> Reach:
-    """What outputs can be, of a bundle. Raises BundleError for arrays that do not fit `shape`."""
-    return Reach(shape, load("low", low, shape), load("high", high, shape))
+def _store(array: Floats) -> _Array:
+    return _Array(array.shape, array.astype("<f4").tobytes())
+
+
+def _load(name: str, stored: _Array, fits: tuple[int, ...] | None = None) -> Floats:
+    """Return a stored array, which can be broadcast to the shape `fits`, if that is given."""
+    if prod(stored.shape) * 4 != len(stored.values):
+        raise BundleError(f"has {len(stored.values)} bytes of {name} {list(stored.shape)}")
+    array = np.frombuffer(stored.values, "<f4").astype(np.float32).reshape(stored.shape)
+    if not np.isfinite(array).all():
+        raise BundleError(f"has values of {name} that are not finite")
+    if fits is not None:
+        try:
+            fitting = np.broadcast_shapes(stored.shape, fits) == fits
+        except ValueError:
+            fitting = False
+        if not fitting:
+            raise BundleError(f"has {name} of shape {list(stored.shape)} for {list(fits)}")
+    return array

@@ -1,20 +1,25 @@
-"""Golden queries: rows for which a model's outputs are known, to know the model by.
+"""Golden queries: queries whose outputs are known, to recognise a model by.
 
 An instance that runs another model, or whose memory or arithmetic is broken, answers them wrongly.
+A bundle stores some of each stand-in, with the outputs where it was made: on a processor whose
+arithmetic is another (as 8-bit products that saturate on some), what was calibrated is not what
+would be served, and the bundle is refused.
 """
 
 from collections.abc import Mapping
 from math import ceil, prod
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.bundle import Bundle
-from parity_models.models.envelope import Numbers
-from parity_models.models.named_envelope import AnyEnvelope, numbers_in
+from parity_models.codes import Code
+from parity_models.errors import BundleError
+from parity_models.models.envelope import Envelope, Ids, Length, Numbers
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.tensor import Layout, TensorSpec, tensors_in
+from parity_models.models.queries import Batch, Named, renamed, rows_in, take
+from parity_models.models.tensor import DATATYPES, Layout, TensorSpec
 from parity_models.roles import BACKUPS, DEPLOYED, parity_role
 
 Array = NDArray[Any]
@@ -22,55 +27,71 @@ Array = NDArray[Any]
 GOLDEN = 8
 """Golden queries of a model. Units that one of them leaves at 0 are lit by others."""
 
+STORED = 2
+"""Golden queries of each stand-in that a bundle holds."""
+
+GOLDEN_FILE = "golden.msgpack"
+"""Their file in a bundle."""
+
+TOLERANCE = 0.02
+"""The largest difference from a stored output, as a share of the largest value."""
+
 FAR = 3.0
 """Deviations from the mean, at most, of every value of a golden query; half of it at least."""
 
 RUNS = (1, 4, 16, 64)
 """Neighbours that have the same sign, in one golden query after the other: fine and coarse ones
-differ in what they light."""
+light different units (measured: the isolation page of the laboratory's results)."""
 
 _SEED = 12
 
 
 def golden(
-    bundle: Bundle, models: Mapping[str, OnnxModel], count: int = GOLDEN
-) -> dict[str, tuple[Array, Array]]:
-    """The golden queries (n, *input shape) and their outputs, for each work that has a model here.
+    code: Code | None,
+    queries: Layout,
+    envelope: Envelope | None,
+    models: Mapping[str, OnnxModel],
+    count: int = GOLDEN,
+) -> dict[str, tuple[Named, Named]]:
+    """Return golden queries and their outputs for each role that has a model here.
 
-    Parity models get parity queries of the deployed model's. There are `count` of each, but fewer
-    or none of a role where `golden_queries` finds so.
+    Parity models get parity queries of the deployed model's, which lie as `queries` says. There are
+    `count` of each role, but fewer or none where `golden_queries` finds so.
     """
-    code, deployed = bundle.code(), bundle.manifest.deployed.signature.smallest.input
-    rows = golden_rows(deployed, bundle.envelope(), max(count, 0 if code is None else code.k))
-    queries = dict.fromkeys((DEPLOYED, *BACKUPS), rows[:count])
+    rows = golden_rows(queries, envelope, max(count, 0 if code is None else code.k))
+    asked: dict[str, Batch] = dict.fromkeys((DEPLOYED, *BACKUPS), take(rows, slice(count)))
     if code is not None:
         # Query i is in slot 0 of group i, in slot 1 of the group before, and so on.
-        slots = [np.roll(rows, -slot, axis=0)[:count] for slot in range(code.k)]
-        queries |= {parity_role(j): parity for j, parity in enumerate(code.encode(slots))}
+        slots = [
+            {name: np.roll(each, -slot, axis=0)[:count] for name, each in rows.items()}
+            for slot in range(code.k)
+        ]
+        asked |= {parity_role(j): parity for j, parity in enumerate(code.encode(slots))}
     found = {
-        role: golden_queries(models[role], count, asked)
-        for role, asked in queries.items()
+        role: golden_queries(models[role], count, batch)
+        for role, batch in asked.items()
         if role in models
     }
     return {role: both for role, both in found.items() if both is not None}
 
 
 def golden_queries(
-    model: OnnxModel, count: int = GOLDEN, rows: Array | None = None
-) -> tuple[Array, Array] | None:
-    """Up to `count` rows (n, *input shape), and the model's outputs for them (n, *output shape).
+    model: OnnxModel, count: int = GOLDEN, queries: Batch | None = None
+) -> tuple[Named, Named] | None:
+    """Return up to `count` queries, by the model's inputs, and the model's outputs for them.
 
-    They are taken from `rows`, by default `golden_rows` without an envelope. Each is run alone, as
-    instances will run it. Rows that the model cannot run, or that give values that are not finite,
-    are left out. None if no row is left, or if outputs differ from run to run: such a model cannot
-    be known by its outputs.
+    They are taken from `queries`, by default `golden_rows` without an envelope. Each is run alone,
+    as instances will run it. Queries that the model cannot run, or with outputs that are not
+    finite, are left out. None if no query is left, or if outputs differ from run to run: such a
+    model cannot be recognised by its outputs.
     """
     layout = model.signature.smallest.input
-    if rows is None:
-        rows = golden_rows(layout, None, count)
-    kept: list[Array] = []
-    outputs: list[Array] = []
-    for row in (*(rows[i : i + 1] for i in range(len(rows))), layout.zeros(1)):
+    queries = golden_rows(layout, None, count) if queries is None else queries
+    queries = renamed(queries, model.signature)
+    kept: list[Named] = []
+    outputs: list[Named] = []
+    each = (take(queries, slice(i, i + 1)) for i in range(rows_in(queries)))
+    for row in (*each, layout.split(layout.zeros(1))):
         if len(kept) == count:
             break
         try:
@@ -78,45 +99,132 @@ def golden_queries(
             again = output if kept else model(row)
         except Exception:  # ONNX Runtime's errors share no base class but this
             continue
-        pairs = zip(tensors_in(output), tensors_in(again), strict=True)
-        if not all(np.array_equal(one, other, equal_nan=True) for one, other in pairs):
+        if not all(np.array_equal(output[name], again[name], equal_nan=True) for name in output):
             return None
-        if all(each.dtype.kind != "f" or np.isfinite(each).all() for each in tensors_in(output)):
+        if all(each.dtype.kind != "f" or np.isfinite(each).all() for each in output.values()):
             kept.append(row)
             outputs.append(output)
-    return (np.concatenate(kept), np.concatenate(outputs)) if kept else None
+    return (_joined(kept), _joined(outputs)) if kept else None
 
 
-def golden_rows(queries: Layout, envelope: AnyEnvelope | None, count: int) -> Array:
-    """Queries (count, *shape) that lie as `queries` says, far from the mean by the envelope, drawn
+def _joined(rows: list[Named]) -> Named:
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def golden_rows(queries: Layout, envelope: Envelope | None, count: int) -> Named:
+    """Return `count` queries that lie as `queries` says, far from the mean by the envelope, drawn
     by a fixed seed.
 
-    Where it does not say it, the mean is taken for 0 and the deviation for 1. Integers are 0 and 1
-    then: they may be indices.
+    Without an envelope, the mean is taken for 0 and the deviation for 1, and integers are 0 and 1:
+    they may be indices. Ids are drawn from their range.
     """
-    drawn = {
-        spec.name: _rows(spec, numbers_in(envelope, spec.name), count, _SEED + i)
+    parts = {} if envelope is None else dict(zip(_names(envelope), envelope.parts, strict=True))
+    return {
+        spec.name: _rows(spec, parts.get(spec.name), count, _SEED + i)
         for i, spec in enumerate(queries.tensors)
     }
-    return queries.join(drawn)
 
 
-def _rows(spec: TensorSpec, numbers: Numbers | None, count: int, seed: int) -> Array:
+def _names(envelope: Envelope) -> list[str]:
+    return [each.name for each in envelope.inputs]
+
+
+def _rows(spec: TensorSpec, part: Numbers | Ids | None, count: int, seed: int) -> Array:
     rng = np.random.default_rng(seed)
     values = prod(spec.shape)
+    if isinstance(part, Ids):
+        low, high = np.array(part.low), np.array(part.high)
+        drawn = rng.integers(low, high + 1, (count, values))
+        return drawn.astype(spec.dtype).reshape(count, *spec.shape)
     rows = np.empty((count, values))
     for i, row in enumerate(rows):
         run = min(RUNS[i % len(RUNS)], ceil(values / len(RUNS)))
         row[:] = np.repeat(rng.choice((-1.0, 1.0), ceil(values / run)), run)[:values]
     rows = rows.reshape(count, *spec.shape)
-    if spec.dtype.kind == "b" or (spec.dtype.kind != "f" and numbers is None):
-        return (rows > 0).astype(spec.dtype)
-    rows *= rng.uniform(FAR / 2, FAR, rows.shape)
-    if numbers is not None:
-        rows = numbers.center + numbers.spread * rows
     dtype: np.dtype[Any] = spec.dtype
+    if dtype.kind == "b" or (dtype.kind != "f" and part is None):
+        return (rows > 0).astype(dtype)
+    rows *= rng.uniform(FAR / 2, FAR, rows.shape)
+    if part is not None:
+        rows = part.center + part.spread * rows
     if dtype.kind == "f":
         most = float(np.finfo(dtype).max)
         return np.clip(rows, -most, most).astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(rows), limits.min, limits.max).astype(dtype)
+
+
+# In a bundle
+
+
+class _Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    datatype: str
+    shape: Annotated[tuple[Length, ...], msgspec.Meta(max_length=33)]
+    values: bytes
+
+    @classmethod
+    def of(cls, array: Array) -> "_Tensor":
+        name = next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        return cls(name, array.shape, little.tobytes())
+
+    def array(self) -> Array:
+        dtype = DATATYPES.get(self.datatype)
+        if dtype is None or prod(self.shape) * dtype.itemsize != len(self.values):
+            raise BundleError("holds a tensor of another size than it says")
+        array = np.frombuffer(self.values, dtype.newbyteorder("<")).astype(dtype)
+        return array.reshape(self.shape)
+
+
+class _Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    inputs: dict[str, _Tensor]
+    outputs: dict[str, _Tensor]
+
+
+_FILE = msgspec.msgpack.Decoder(dict[str, _Case])
+"""Made here, and not by the threads that open bundles: see manifest.py."""
+
+
+def encode_golden(found: Mapping[str, tuple[Named, Named]]) -> bytes:
+    """Return the content of the file of golden queries and outputs, by role: MessagePack."""
+    return msgspec.msgpack.encode(
+        {
+            role: _Case(*({name: _Tensor.of(each[name]) for name in each} for each in both))
+            for role, both in found.items()
+        }
+    )
+
+
+def check_golden(content: bytes, models: Mapping[str, OnnxModel]) -> None:
+    """Raise BundleError unless these models, by role, answer the golden queries in a file's
+    `content` as where the bundle was made."""
+    try:
+        cases = _FILE.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(f"is damaged or holds no golden queries: {error}") from error
+    for role, model in models.items():
+        case = cases.get(role)
+        if case is None:
+            continue
+        inputs = {name: each.array() for name, each in case.inputs.items()}
+        try:
+            found = model(inputs)
+        except Exception as error:  # ONNX Runtime's errors share no base class but this
+            raise BundleError(f"holds a query that the {role} model cannot run") from error
+        for name, stored in case.outputs.items():
+            if name not in found or not is_near(found[name], stored.array(), TOLERANCE):
+                raise BundleError(
+                    f"says what the {role} model gave where the bundle was made, and here it gives "
+                    f"something else for {name!r}: this machine's processor or ONNX Runtime "
+                    "computes otherwise, so that its calibration does not hold; make the stand-in "
+                    "again on this kind of machine (parm protect)"
+                )
+
+
+def is_near(found: Array, expected: Array, tolerance: float) -> bool:
+    """Return whether two outputs differ by `tolerance` times the largest value at most."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    expected = expected.astype(np.float64)
+    off = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
+    return bool(off <= tolerance * np.abs(expected).max(initial=0.0))

@@ -1,4 +1,4 @@
-"""How long models take for one query, measured side by side in ONNX Runtime."""
+"""Inference times of models, measured side by side in ONNX Runtime."""
 
 import time
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
 
 ROUNDS = (5, 200)
-"""How often every model runs, at least and at most, besides once to warm up."""
+"""Runs of every model, at least and at most, after one to warm up."""
 
 SECONDS = 0.5
-"""How long the measurement goes on within these rounds."""
+"""Seconds of the measurement within these rounds."""
 
 
 def measure_models(
@@ -24,7 +24,7 @@ def measure_models(
     backups: Sequence[NewModel],
     sizes: Sizes | None = None,
 ) -> InferenceTimes:
-    """The inference times of the models of one bundle; of parity models, that of the first.
+    """Return the inference times of the models of one bundle; of parity models, that of the first.
 
     `sizes` as in `inference_times`.
     """
@@ -38,7 +38,7 @@ def measure_models(
 
 
 def batch_time(deployed: NewModel, sizes: Sizes | None = None) -> float:
-    """Median milliseconds that a model takes for a BATCH, measured as by `inference_times`."""
+    """Return the median milliseconds of a model for a BATCH, measured as by `inference_times`."""
     model = OnnxModel(deployed.onnx, signature=deployed.signature)
     return inference_times([model], BATCH, sizes)[0]
 
@@ -46,27 +46,26 @@ def batch_time(deployed: NewModel, sizes: Sizes | None = None) -> float:
 def inference_times(
     models: Sequence[OnnxModel], batch: int = 1, sizes: Sizes | None = None
 ) -> list[float]:
-    """Median milliseconds that each of `models` takes for a batch, by default of one.
+    """Return the median milliseconds that each model takes for a batch, by default of one.
 
     Dynamic axes, of which all models have the same, have these `sizes`; by default the largest.
-
-    They take turns, so that whatever else the machine does meets all of them alike: ratios mean
-    more than the absolute times.
+    Models take turns, so that other load on the machine meets all alike: ratios mean more than the
+    absolute times.
     """
     rng = np.random.default_rng(0)
     signatures = [model.signature for model in models]
     kinds = [each.largest if sizes is None else each.kind(sizes) for each in signatures]
-    rows = [kind.input.draw(rng, batch) for kind in kinds]
+    batches = [kind.input.draw(rng, batch) for kind in kinds]
     taken: list[list[float]] = [[] for _ in models]
-    for model, row in zip(models, rows, strict=True):
-        model(row)
+    for model, rows in zip(models, batches, strict=True):
+        model(rows)
     least, most = ROUNDS
     end = time.perf_counter() + SECONDS * len(models)
     for done in range(most):
         if done >= least and time.perf_counter() > end:
             break
-        for model, row, times in zip(models, rows, taken, strict=True):
+        for model, rows, times in zip(models, batches, taken, strict=True):
             begin = time.perf_counter()
-            model(row)
+            model(rows)
             times.append(1000 * (time.perf_counter() - begin))
     return [median(times) for times in taken]

@@ -1,28 +1,49 @@
-"""A model in ONNX Runtime: a batch of rows in, a batch of rows out."""
+"""A model in ONNX Runtime: a batch of queries in, a batch of outputs out."""
 
+import hashlib
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple, Self
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError, ModelError
-from parity_models.models.onnx_signature import check_signature, fixed_signature
-from parity_models.models.signature import Kind, Signature
-from parity_models.models.tensor import TensorSpec
+from parity_models.models.signature import Signature, Tensor
+
+Array = NDArray[Any]
 
 MAX_MODEL_BYTES = 2**31 - 1
-"""What one ONNX file can hold: protobuf goes no further."""
+"""The largest ONNX file: protobuf goes no further."""
 
-_LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
-"""What ONNX Runtime says where it lacks an operator."""
+CHUNK = 2**20
+"""Bytes that are copied at a time."""
 
 FATAL_ONLY = 4
-"""The severity that ONNX Runtime logs, where what else it says is known anyway."""
+"""The severity that ONNX Runtime logs: its other messages repeat its exceptions."""
+
+_LACKED = ("is not a registered function/op", "No Op registered", "No opset import")
+"""ONNX Runtime's messages about operators that it lacks."""
 
 _NO_FOLDER = "/dev/null/external-data"
+
+_DATATYPES = {
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(bool)": "BOOL",
+}
 
 
 class OnnxModel:
@@ -36,75 +57,58 @@ class OnnxModel:
     """
 
     def __init__(
-        self,
-        model: Path | bytes,
-        *,
-        signature: Signature | None = None,
-        threads: int = 1,
+        self, model: Path | bytes, *, signature: Signature | None = None, threads: int = 1
     ) -> None:
         content = model if isinstance(model, bytes) else read_model(model)
         subject = "it" if isinstance(model, bytes) else str(model)
         try:
             self._session = open_session(content, threads)
             if signature is None:
-                signature = fixed_signature(self._session)
+                signature = _fixed_signature(self._session)
             else:
-                check_signature(self._session, signature)
+                _check_signature(self._session, signature)
         except ModelError as error:
             raise ModelError(f"{subject} {error}") from error
         self.signature = signature
-        self._feed = signature.inputs[0].name
-        self._fetch = [each.name for each in signature.outputs]
-        plain = signature.plain
-        self._simple = (
-            plain is not None
-            and not (plain.input.is_record or plain.output.is_record)
-            and not signature.batch
-        )
-
-    @property
-    def input(self) -> TensorSpec:
-        """Its only input. Raises ModelError for a model with several, or a dynamic one."""
-        return self.signature.input
-
-    @property
-    def output(self) -> TensorSpec:
-        """Its only output. Raises ModelError for a model with several, or a dynamic one."""
-        return self.signature.output
+        self._outputs = [each.name for each in signature.outputs]
 
     def __call__(
-        self, batch: NDArray[Any], options: onnxruntime.RunOptions | None = None
-    ) -> NDArray[Any]:
-        """A batch of n ≥ 1 queries of one kind to n predictions (see models.tensor.Layout).
+        self, batch: Mapping[str, Array], options: onnxruntime.RunOptions | None = None
+    ) -> dict[str, Array]:
+        """Run the model on a batch of n ≥ 1 queries (n, ...), by input, of one bucket.
 
-        From (n, *query_shape) to (n, *output_shape), of the signature's dtypes; records where the
-        model has several inputs, or outputs.
+        Another thread can end the call by setting `options.terminate`.
 
-        Another thread can end the call by setting `options.terminate`. Raises what ONNX Runtime
-        raises, for which there is no closer class than Exception, and ValueError for queries and
-        predictions that are not as the signature says.
+        Returns:
+            The outputs (n, ...) by name.
+
+        Raises:
+            Exception: ONNX Runtime's errors, for which there is no closer class.
+
         """
-        if self._simple:
-            result: NDArray[Any] = self._session.run(self._fetch, {self._feed: batch}, options)[0]
-            return result
-        kind = self.signature.kind_of(batch[0, ...])
         size = self.signature.batch
         if not size:
-            return self._run(batch, kind, options)
+            return self._run(batch, options)
         parts = []
-        for start in range(0, len(batch), size):
-            part = batch[start : start + size]
-            whole = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            parts.append(self._run(whole, kind, options)[: len(part)])
-        return np.concatenate(parts)
+        rows = len(next(iter(batch.values())))
+        for start in range(0, rows, size):
+            taken = min(size, rows - start)
+            whole = {
+                name: np.concatenate([part, np.repeat(part[-1:], size - taken, axis=0)])
+                for name, each in batch.items()
+                if len(part := each[start : start + size])
+            }
+            outputs = self._run(whole, options)
+            parts.append({name: each[:taken] for name, each in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self._outputs}
 
-    def predict(self, queries: NDArray[Any]) -> NDArray[Any]:
-        """As a call, of queries that a user gave: (n, *query_shape) to (n, *output_shape).
+    def predict(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model on queries of a user's.
 
         Raises DataError for those that the model cannot run, such as ids that it has no vector for.
         """
         try:
-            return self(queries)
+            return self(batch)
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             raise DataError(
                 f"the model cannot run some of the queries: {why_it_fails(error)}; leave those "
@@ -112,29 +116,77 @@ class OnnxModel:
             ) from error
 
     def _run(
-        self, batch: NDArray[Any], kind: Kind, options: onnxruntime.RunOptions | None
-    ) -> NDArray[Any]:
-        feeds = {name: np.ascontiguousarray(each) for name, each in kind.input.split(batch).items()}
-        results = self._session.run(self._fetch, feeds, options)
-        outputs = dict(zip(self._fetch, results, strict=True))
-        for spec in kind.output.tensors:
-            shape = (len(batch), *spec.shape)
-            if outputs[spec.name].shape != shape:
-                raise ValueError(
-                    f"output {spec.name!r} has shape {list(outputs[spec.name].shape)}, not "
-                    f"{list(shape)}"
-                )
-        return kind.output.join(outputs)
+        self, batch: Mapping[str, Array], options: onnxruntime.RunOptions | None
+    ) -> dict[str, Array]:
+        feeds = {name: np.ascontiguousarray(each) for name, each in batch.items()}
+        results = self._session.run(self._outputs, feeds, options)
+        return dict(zip(self._outputs, results, strict=True))
 
 
-def why_it_fails(error: Exception) -> str:
-    """What ONNX Runtime says of a run that failed, without the places in its own source."""
-    why = " ".join(str(error).split()).rpartition("Status Message: ")[2]
-    return re.sub(r"^/\S+:\d+ .*? was false\. ", "", why).rstrip(".")
+@dataclass(frozen=True)
+class PinnedModel:
+    """An ONNX file that is only used while its content has this `sha256` (hexadecimal).
+
+    `signature` is the model's; None: the one that the file declares.
+    """
+
+    path: Path
+    sha256: str
+    signature: Signature | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """Pin the file as it is now. Raises ModelError if it cannot be read."""
+        return cls(path, hashlib.sha256(read_model(path)).hexdigest())
+
+    def read(self) -> bytes:
+        """Return the content. Raises ModelError if it cannot be read or has changed."""
+        content = read_model(self.path)
+        check_sha256(self.path, self.sha256, hashlib.sha256(content).hexdigest())
+        return content
+
+    def load(self) -> OnnxModel:
+        """Return the model. Raises ModelError if it cannot be read or has changed."""
+        return OnnxModel(self.read(), signature=self.signature)
+
+    def copy_to(self, file: IO[bytes]) -> None:
+        """Write the content, piece by piece, into an open file. Raises ModelError as `read` does,
+        and OSError where `file` cannot be written."""
+        digest = hashlib.sha256()
+        try:
+            source = self.path.open("rb")
+        except OSError as error:
+            raise ModelError(f"cannot read {self.path}: {error.strerror}") from error
+        with source:
+            while piece := source.read(CHUNK):
+                digest.update(piece)
+                file.write(piece)
+        file.flush()
+        check_sha256(self.path, self.sha256, digest.hexdigest())
+
+
+def check_sha256(name: object, expected: str, found: str) -> None:
+    """Raise ModelError, which calls the content `name`, if two hashes differ."""
+    if found != expected:
+        raise ModelError(
+            f"{name} was changed since it was checked: its sha256 is {found}, not {expected}; "
+            "start the server anew to serve what is there now"
+        )
+
+
+def read_model(path: Path) -> bytes:
+    """Return the content of an ONNX file. Raises ModelError if it cannot be read."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_MODEL_BYTES:
+            raise ModelError(f"{path} has {size} bytes; an ONNX file has {MAX_MODEL_BYTES} at most")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
 
 
 def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """The model in `content`, ready to run. Raises ModelError, whose text has no subject."""
+    """Open the model in `content`. Raises ModelError, whose text has no subject."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -147,21 +199,16 @@ def open_session(content: bytes, threads: int = 1) -> onnxruntime.InferenceSessi
     try:
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors share no base class but this
-        raise ModelError(_why(error)) from error
+        raise ModelError(_why_not_opened(error)) from error
 
 
-def read_model(path: Path) -> bytes:
-    """The content of an ONNX file, or ModelError."""
-    try:
-        size = path.stat().st_size
-        if size > MAX_MODEL_BYTES:
-            raise ModelError(f"{path} has {size} bytes; an ONNX file has {MAX_MODEL_BYTES} at most")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+def why_it_fails(error: Exception) -> str:
+    """Return ONNX Runtime's message about a failed run, without the places in its source."""
+    why = " ".join(str(error).split()).rpartition("Status Message: ")[2]
+    return re.sub(r"^/\S+:\d+ .*? was false\. ", "", why).rstrip(".")
 
 
-def _why(error: Exception) -> str:
+def _why_not_opened(error: Exception) -> str:
     text = " ".join(str(error).removeprefix("[ONNXRuntimeError] : ").split())
     if "xternal data" in text:
         return (
@@ -177,3 +224,98 @@ def _why(error: Exception) -> str:
             f"{onnxruntime.__version__} knows; export it for that one or an older"
         )
     return f"cannot be loaded by ONNX Runtime ({text}); is it a complete ONNX file?"
+
+
+# Signatures of files
+
+
+class Declared(NamedTuple):
+    """An input or output as the file declares it; of `shape` whole numbers are sizes, names are
+    free axes, and None is a free axis without a name. The first is the batch axis."""
+
+    role: str
+    name: str
+    datatype: str
+    shape: tuple[int | str | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.name!r} of shape {list(self.shape)}"
+
+
+def declared(session: onnxruntime.InferenceSession) -> tuple[list[Declared], list[Declared]]:
+    """Return the inputs and the outputs of a model. Raises ModelError for datatypes that cannot be
+    served."""
+    return (
+        [_declared("input", node) for node in session.get_inputs()],
+        [_declared("output", node) for node in session.get_outputs()],
+    )
+
+
+def make_signature(inputs: Sequence[Tensor], outputs: Sequence[Tensor], **more: Any) -> Signature:
+    """Return the signature of these tensors. Raises ModelError where there cannot be such a one."""
+    try:
+        return Signature(tuple(inputs), tuple(outputs), **more)
+    except ValueError as error:
+        raise ModelError(f"has a signature that cannot be served: {error}") from error
+
+
+def _declared(role: str, node: Any) -> Declared:
+    if node.type == "tensor(string)":
+        raise ModelError(
+            f"has {role} {node.name!r} of strings, which have no fixed number of bytes; export it "
+            "without its tokenizer, and send ids"
+        )
+    if node.type not in _DATATYPES:
+        raise ModelError(f"has {role} {node.name!r} of {node.type}, not of numbers")
+    return Declared(role, node.name, _DATATYPES[node.type], tuple(node.shape))
+
+
+def _fixed_signature(session: onnxruntime.InferenceSession) -> Signature:
+    """The signature of a model that has a free batch axis in front and no other free axis."""
+    inputs, outputs = declared(session)
+    return make_signature(list(map(_fixed, inputs)), list(map(_fixed, outputs)))
+
+
+def _fixed(tensor: Declared) -> Tensor:
+    if not tensor.shape or isinstance(tensor.shape[0], int):
+        raise ModelError(
+            f"has {tensor}, without a free batch axis in front; export it with a dynamic first "
+            "axis (torch.onnx.export(dynamic_shapes=...))"
+        )
+    row = tuple(axis for axis in tensor.shape[1:] if isinstance(axis, int) and axis > 0)
+    if len(row) < len(tensor.shape) - 1:
+        raise ModelError(
+            f"has {tensor}; only the batch axis may be free here, so export it with the others "
+            "fixed, bound them in a bundle (parm bundle --axis NAME=SIZE), or give queries that "
+            "bound them with --inputs"
+        )
+    try:
+        return Tensor(tensor.name, tensor.datatype, row)
+    except ValueError as error:
+        raise ModelError(f"has a tensor that is too large: {error}") from error
+
+
+def _check_signature(session: onnxruntime.InferenceSession, promised: Signature) -> None:
+    """Raise ModelError unless the model in `session` can have the `promised` signature."""
+    for found, tensors in zip(declared(session), (promised.inputs, promised.outputs), strict=True):
+        named = {each.name: each for each in found}
+        if named.keys() != {each.name for each in tensors}:
+            raise ModelError(
+                f"has {', '.join(map(str, found)) or 'nothing'}, where "
+                f"{', '.join(map(str, tensors))} is promised"
+            )
+        for tensor in tensors:
+            if not _can_be(named[tensor.name], tensor, promised.batch):
+                raise ModelError(f"has {named[tensor.name]}, where {tensor} is promised")
+
+
+def _can_be(found: Declared, tensor: Tensor, batch: int) -> bool:
+    shape = (batch or None, *tensor.shape)
+    return (
+        found.datatype == tensor.datatype
+        and len(found.shape) == len(shape)
+        and all(
+            not isinstance(size, int) or size == wanted
+            for size, wanted in zip(found.shape, shape, strict=True)
+        )
+    )

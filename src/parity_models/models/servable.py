@@ -1,7 +1,8 @@
-"""Any ONNX model of a user's, made ready to be served: whole, with a signature that is complete.
+"""A user's ONNX model made ready to be served: in one piece, with a complete signature.
 
-What the file leaves open is found out: bounds of dynamic axes are given, or read off queries; how
-outputs follow from inputs is tried. Needs the package onnx; serving does without.
+Bounds of dynamic axes are given, or read off queries; a batch axis fixed to 1 is freed where that
+changes no prediction; the shapes of outputs are found by running the model. Needs the package onnx,
+which serving does without: bundles hold models that went through here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,30 +11,36 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import onnxruntime
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
+from onnx import external_data_helper, numpy_helper
 
 from parity_models.errors import ModelError
-from parity_models.models.named_inputs import Named, axis_for, fit_inputs, rows_of, sizes_in
-from parity_models.models.onnx_file import free_batch, with_weights
 from parity_models.models.onnx_model import (
+    MAX_MODEL_BYTES,
+    Declared,
     OnnxModel,
+    declared,
+    make_signature,
     open_session,
     read_model,
     why_it_fails,
 )
-from parity_models.models.onnx_signature import Declared, declared, make_signature
+from parity_models.models.queries import Batch, axis_for, fit_tensors, pad, rows_in, sizes_in, take
 from parity_models.models.signature import Axis, Signature, Tensor
-from parity_models.models.tensor import Layout, tensors_in
+from parity_models.models.tensor import Layout
 
 Array = NDArray[Any]
 
+BATCH = "batch"
 TRIED = 4
 """Rows that are predicted together and one by one."""
 
 NEAR = 0.05
-"""How far the two may be apart, as a share of the largest value: rows that no client would send, as
-are drawn where there are no queries, magnify rounding errors."""
+"""The largest difference between the two, as a share of the largest value: rows that no client
+would send, as are drawn where there are no queries, magnify rounding errors."""
 
 PARTS = (4, 2, 1)
 """Without queries, the buckets of an axis are these parts of its bound."""
@@ -45,16 +52,22 @@ def read_servable(
     path: Path,
     axes: Mapping[str, Axis | int] | None = None,
     padding: Mapping[str, float] | None = None,
-    queries: Named | None = None,
+    queries: Batch | None = None,
 ) -> tuple[bytes, Signature]:
-    """The content of the ONNX file at `path` and the model's signature.
+    """Return the content of the ONNX file at `path`, and the model's signature.
 
-    `axes` are the buckets of dynamic axes by name, or their bounds; others are read off `queries`.
-    `padding` is what shorter rows of an input are filled up with, 0 where it is not said. Raises
-    ModelError for a model that cannot be served, or of which too little is said, and DataError for
-    queries that do not fit it.
+    Args:
+        path: the file; weights in further files beside it are taken in.
+        axes: buckets of dynamic axes by name, or their bounds; others are read off `queries`.
+        padding: the values by which shorter rows of inputs are filled up; 0 by default.
+        queries: arrays (n, ...) by input.
+
+    Raises:
+        ModelError: the model cannot be served, or an axis has no bound.
+        DataError: the queries do not fit the model.
+
     """
-    content = with_weights(path, read_model(path))
+    content = _with_weights(path, read_model(path))
     try:
         session = open_session(content)
         inputs, outputs = declared(session)
@@ -64,7 +77,7 @@ def read_servable(
         shapes = _output_shapes(session, outputs, tensors, found, batch or 2)
         signature = make_signature(tensors, shapes, axes=found, batch=batch)
         if batch == 1:
-            freed = free_batch(content, signature)
+            freed = _free_batch(content, signature)
             if freed is not None:
                 content, signature = freed, msgspec.structs.replace(signature, batch=0)
         _check_rows_apart(OnnxModel(content, signature=signature), queries, str(path))
@@ -73,8 +86,33 @@ def read_servable(
     return content, signature
 
 
+def _with_weights(path: Path, content: bytes) -> bytes:
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise ModelError(
+            f"{path} is not an ONNX file, or is incomplete; export it again"
+        ) from error
+    if not any(map(external_data_helper.uses_external_data, model.graph.initializer)):
+        return content
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+        whole: bytes = model.SerializeToString()
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ModelError(
+            f"the weights of {path} are in another file that cannot be read ({why}); copy that "
+            "file beside it, or export with torch.onnx.export(..., external_data=False)"
+        ) from error
+    except EncodeError as error:
+        raise ModelError(
+            f"{path} has more weights than one file holds; {MAX_MODEL_BYTES} bytes are the most"
+        ) from error
+    return whole
+
+
 def _batch_of(inputs: Sequence[Declared]) -> int:
-    """How many rows the model takes at once; 0: any."""
+    """The number of rows that the model takes at once; 0: any."""
     if not inputs:
         raise ModelError("has no inputs; export it with one or more")
     firsts = {each.shape[0] if each.shape else 1 for each in inputs}
@@ -108,11 +146,11 @@ def _input_tensors(inputs: Sequence[Declared], padding: dict[str, float]) -> lis
 
 
 def _axes(
-    inputs: Sequence[Tensor], given: dict[str, Axis | int], queries: Named | None
+    inputs: Sequence[Tensor], given: dict[str, Axis | int], queries: Batch | None
 ) -> dict[str, Axis]:
     sizes = {}
     if queries is not None:
-        sizes = sizes_in(fit_inputs(queries, inputs, "the file of queries"), inputs)
+        sizes = sizes_in(fit_tensors(queries, inputs, "the file of queries"), inputs)
     found: dict[str, Axis] = {}
     for tensor in inputs:
         for axis in tensor.axes:
@@ -142,17 +180,16 @@ def _output_shapes(
     axes: Mapping[str, Axis],
     rows: int,
 ) -> list[Tensor]:
-    """The outputs, with the sizes of their axes as trying batches of so many rows shows."""
+    """The outputs, with the sizes of their axes as batches of so many rows show."""
 
     def shapes_at(sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
         try:
             layout = Layout(tuple(each.at(sizes) for each in inputs))
         except ValueError as error:
             raise ModelError(f"cannot be served with axes of that size: {error}") from error
-        drawn = layout.split(layout.draw(np.random.default_rng(_SEED), rows))
-        feeds = {name: np.ascontiguousarray(each) for name, each in drawn.items()}
+        drawn = layout.draw(np.random.default_rng(_SEED), rows)
         try:
-            return [each.shape for each in session.run([o.name for o in outputs], feeds)]
+            return [each.shape for each in session.run([o.name for o in outputs], drawn)]
         except Exception as error:  # ONNX Runtime's errors share no base class but this
             flags = " or ".join(f"--axis {name}=SIZE" for name in axes)
             instead = f"if that is longer than it takes, give a smaller bound, {flags}"
@@ -191,26 +228,71 @@ def _output_shapes(
         raise ModelError(f"has an output that cannot be served: {error}") from error
 
 
-def _check_rows_apart(model: OnnxModel, queries: Named | None, what: str) -> None:
-    """Raise ModelError if what the model predicts for a row depends on the rest of its batch: for
-    the first `queries`, or for rows that are drawn. Raises DataError for queries that it cannot
-    run."""
-    kind = model.signature.smallest
-    rows = kind.input.draw(np.random.default_rng(_SEED), TRIED)
+def _check_rows_apart(model: OnnxModel, queries: Batch | None, what: str) -> None:
+    """Raise ModelError if the prediction for a row depends on the rest of its batch: for the first
+    `queries`, or for rows that are drawn. Raises DataError for queries that it cannot run."""
+    signature = model.signature
+    rows: Batch = signature.smallest.input.draw(np.random.default_rng(_SEED), TRIED)
     if queries is not None:
-        fitting = fit_inputs(queries, model.signature.inputs, what)
-        count = min(TRIED, len(next(iter(fitting.values()))))
-        rows = rows_of(fitting, model.signature, range(count))
-        kind = model.signature.kind_of(rows[0, ...])
-    together = tensors_in(model.predict(rows))
-    alone = [tensors_in(model.predict(rows[i : i + 1])) for i in range(len(rows))]
-    for spec, whole, *parts in zip(kind.output.tensors, together, *alone, strict=True):
-        one_by_one = np.concatenate(parts).astype(np.float64)
+        rows = take(fit_tensors(queries, signature.inputs, what), slice(TRIED))
+        sizes = sizes_in(rows, signature.inputs)
+        rows = pad(rows, signature, [int(sizes[axis].max()) for axis in signature.axes])
+    together = model.predict(rows)
+    alone = [model.predict(take(rows, slice(i, i + 1))) for i in range(rows_in(rows))]
+    for name, whole in together.items():
+        one_by_one = np.concatenate([each[name] for each in alone]).astype(np.float64)
         finite = np.isfinite(one_by_one)
         allowed = NEAR * np.abs(one_by_one[finite]).max(initial=0.0)
         off = np.abs(whole.astype(np.float64) - one_by_one)[finite].max(initial=0.0)
         if not off <= allowed:
             raise ModelError(
-                f"has an output {spec.name!r} that depends on the other rows of the batch, so that "
+                f"has an output {name!r} that depends on the other rows of the batch, so that "
                 "serving could not batch queries; export it in evaluation mode (module.eval())"
             )
+
+
+# A batch axis of one
+
+
+def _free_batch(content: bytes, signature: Signature) -> bytes | None:
+    """The model, whose batch axis is fixed to 1, with a free one; None if that changes
+    predictions."""
+    model = onnx.load_model_from_string(content)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name not in weights and value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    del model.graph.value_info[:]
+    _free_reshapes(model.graph, weights)
+    freed: bytes = model.SerializeToString()
+    try:
+        together = OnnxModel(freed, signature=msgspec.structs.replace(signature, batch=0))
+        alone = OnnxModel(content, signature=signature)
+        rows = signature.largest.input.draw(np.random.default_rng(0), TRIED)
+        one, other = together(rows), alone(rows)
+    except Exception:  # ONNX Runtime's errors share no base class but this
+        return None
+    same = all(
+        one[name].shape == each.shape and np.allclose(one[name], each, 1e-3, 1e-4, equal_nan=True)
+        for name, each in other.items()
+    )
+    return freed if same else None
+
+
+def _free_reshapes(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto]) -> None:
+    """Let reshapes to a fixed batch of 1 keep the batch they get."""
+    constants = {
+        node.output[0]: node.attribute[0].t
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].HasField("t")
+    }
+    for node in graph.node:
+        if node.op_type != "Reshape":
+            continue
+        shape = {**constants, **weights}.get(node.input[1])
+        if shape is None:
+            continue
+        sizes = numpy_helper.to_array(shape).copy()
+        if sizes.ndim == 1 and sizes.size and sizes[0] == 1:
+            sizes[0] = 0 if -1 in sizes[1:] else -1  # 0 stands for the axis as it comes in
+            shape.CopyFrom(numpy_helper.from_array(sizes, shape.name))

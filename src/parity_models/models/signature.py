@@ -147,16 +147,6 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         """The only kind of query of a model without dynamic axes; None if it has some."""
         return None if self.axes else self.kind(())
 
-    @property
-    def is_single(self) -> bool:
-        """Has it one input, of fixed shape?"""
-        return len(self.inputs) == 1 and self.inputs[0].fixed is not None
-
-    @property
-    def is_plain(self) -> bool:
-        """Has it one input, float32 and of fixed shape?"""
-        return self.is_single and self.inputs[0].datatype == "FP32"
-
     def kind(self, sizes: Sequence[int]) -> Kind:
         """Queries of these sizes. Raises ValueError for sizes that there cannot be."""
         sizes = tuple(sizes)

@@ -1,4 +1,4 @@
-"""What one tensor of a model looks like, and how a row of several lies in memory."""
+"""Tensors of a model, and how a row of them lies in memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ DATATYPES: dict[str, np.dtype[np.generic]] = {
 """The Open Inference Protocol's tensor data types that models here can have."""
 
 MAX_VALUES = 2**28
-"""What one row can hold: 1 GiB of FP32."""
+"""Values of one row at most: 1 GiB of FP32."""
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=MAX_VALUES)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -111,34 +111,41 @@ class Layout:
         """A batch of `rows` rows of zeros."""
         return np.zeros((rows, *self.shape), self.dtype)
 
-    def draw(self, rng: "np.random.Generator", rows: int) -> Array:
-        """A batch of rows that most models take: numbers from 0 to 1, integers 0 or 1."""
-        return self.join(
-            {
-                each.name: rng.random((rows, *each.shape)).astype(each.dtype)
-                if each.dtype.kind == "f"
-                else rng.integers(0, 2, (rows, *each.shape)).astype(each.dtype)
-                for each in self.tensors
-            }
-        )
+    def draw(self, rng: "np.random.Generator", rows: int) -> dict[str, Array]:
+        """Return tensors (rows, *shape) that most models take: numbers from 0 to 1, integers 0 or
+        1."""
+        return {
+            each.name: rng.random((rows, *each.shape)).astype(each.dtype)
+            if each.dtype.kind == "f"
+            else rng.integers(0, 2, (rows, *each.shape)).astype(each.dtype)
+            for each in self.tensors
+        }
 
     def fits(self, row: Array) -> bool:
-        """Is it a row, without a batch axis, of these tensors?"""
+        """Return whether `row`, without a batch axis, is a row of these tensors."""
         return row.shape == self.shape and row.dtype == self.dtype
 
     def split(self, rows: Array) -> dict[str, Array]:
-        """The tensors (..., *shape) of a row or of a batch of rows, by name: views."""
+        """Return the tensors (..., *shape) of a row or of a batch of rows, by name: views."""
         if not self.is_record:
             return {self.tensors[0].name: rows}
         return {each.name: rows[each.name] for each in self.tensors}
 
     def join(self, tensors: Mapping[str, Array]) -> Array:
-        """A batch of rows of the `tensors` (n, *shape), by name: the very array, of one tensor."""
+        """Return a batch of rows of the `tensors` (n, *shape), by name: of one, the array itself.
+
+        Raises ValueError for tensors of another shape.
+        """
         first = self.tensors[0]
         if not self.is_record:
             return tensors[first.name]
         rows = self.zeros(len(tensors[first.name]))
         for each in self.tensors:
+            if tensors[each.name].shape != (len(rows), *each.shape):
+                raise ValueError(
+                    f"{each.name!r} has shape {list(tensors[each.name].shape)}, not "
+                    f"{[len(rows), *each.shape]}"
+                )
             rows[each.name] = tensors[each.name]
         return rows
 
@@ -146,7 +153,18 @@ class Layout:
         return ", ".join(map(str, self.tensors))
 
 
+def one_row(tensors: Mapping[str, Array]) -> Array:
+    """Return the tensors of one row, without a batch axis, as they lie in memory (see Layout)."""
+    if len(tensors) == 1:
+        return next(iter(tensors.values()))
+    fields = [(name, each.dtype, each.shape) for name, each in tensors.items()]
+    row = np.zeros((), np.dtype(fields, align=True))
+    for name, each in tensors.items():
+        row[name] = each
+    return row
+
+
 def tensors_in(rows: Array) -> list[Array]:
-    """The tensors (..., *shape) of a row or of a batch of rows, in their order: views."""
+    """Return the tensors (..., *shape) of a row or of a batch of rows, in their order: views."""
     names = rows.dtype.names
     return [rows] if names is None else [rows[name] for name in names]

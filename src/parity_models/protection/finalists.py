@@ -12,13 +12,12 @@ from parity_models.codes import CodeSpec
 from parity_models.evaluation.calibration import LEVELS, calibrate_answers
 from parity_models.evaluation.interval import Interval, score_interval
 from parity_models.evaluation.judged_queries import judged_shape
-from parity_models.evaluation.predictor import deployed_predictor
-from parity_models.evaluation.stand_ins import answers_of
+from parity_models.evaluation.predictor import answers_of, deployed_predictor
 from parity_models.models.bundle import Bundle, NewModel, write_bundle
-from parity_models.models.by_bucket import commonest
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
 from parity_models.tasks.agreeing import agreement_for
 from parity_models.tasks.metrics import score

@@ -112,8 +112,7 @@ def in_place(
     with TemporaryDirectory(prefix="parm-in-place-") as folder:
         data = Path(folder, "queries.npz")
         kind = deployed.manifest.deployed.signature.kind(sizes)
-        rows = kind.input.draw(np.random.default_rng(0), ROWS)
-        arrays: dict[str, Any] = kind.input.split(rows)
+        arrays: dict[str, Any] = kind.input.draw(np.random.default_rng(0), ROWS)
         np.savez(data, **arrays)
         load = LoadSpec(
             model=deployed.manifest.name,

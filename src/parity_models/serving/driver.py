@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import Code
+from parity_models.models.tensor import one_row, tensors_in
 from parity_models.roles import BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling import (
     Action,
@@ -396,8 +397,11 @@ class Driver:
     def _encode(self, action: Encode) -> None:
         assert self._code is not None
         began = now()
+        names = self._code.query_shapes
+        rows = (tensors_in(self._row(query)) for query in action.members)
+        queries = [dict(zip(names, row, strict=True)) for row in rows]
         with np.errstate(all="ignore"):
-            parities = self._code.encode([self._row(query) for query in action.members])
+            parities = list(map(one_row, self._code.encode(queries)))
         self._groups[action.group] = _Group(action.members, parities, [None] * self._code.r)
         ended = now()
         self._metrics.encode.observe(ended - began)

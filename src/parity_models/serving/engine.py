@@ -20,7 +20,7 @@ from parity_models import options
 from parity_models.errors import ServingError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics
 
 

@@ -4,13 +4,11 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.models.bundle import Bundle
-from parity_models.models.golden import golden
-from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.golden import golden, is_near
+from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.tensor import tensors_in
 
 _log = logging.getLogger(__name__)
@@ -28,13 +26,7 @@ def is_right(golden: Golden, probe: int, output: NDArray[Any], tolerance: float)
     if output.dtype != expected.dtype or output.shape != expected.shape:
         return False
     pairs = zip(tensors_in(output), tensors_in(expected), strict=True)
-    return all(_is_near(one, other, tolerance) for one, other in pairs)
-
-
-def _is_near(found: NDArray[Any], expected: NDArray[Any], tolerance: float) -> bool:
-    expected = expected.astype(np.float64)
-    off = np.abs(found.astype(np.float64) - expected).max(initial=0.0)
-    return bool(off <= tolerance * np.abs(expected).max(initial=0.0))
+    return all(is_near(one, other, tolerance) for one, other in pairs)
 
 
 def golden_of(
@@ -46,7 +38,14 @@ def golden_of(
     was changed since it was checked.
     """
     used = sorted(frozenset[str]().union(*roles))
-    found = golden(bundle, _Loaded({role: models[role] for role in used}))
+    loaded = _Loaded({role: models[role] for role in used})
+    queries = bundle.manifest.deployed.signature.smallest.input
+    found = {}
+    for role, (inputs, outputs) in golden(
+        bundle.code(), queries, bundle.envelope(), loaded
+    ).items():
+        kind = loaded[role].signature.smallest
+        found[role] = (kind.input.join(inputs), kind.output.join(outputs))
     for role in used:
         if role not in found:
             _log.warning("%s has no output to know it by: its instances are not verified", role)

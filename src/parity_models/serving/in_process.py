@@ -10,7 +10,7 @@ from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
 
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.named_inputs import cut, padded
+from parity_models.models.queries import cut, padded
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.engines import EngineChoice

@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Meta, Raw, Struct
 from numpy.typing import NDArray
 
-from parity_models.models.named_inputs import cut, padded
+from parity_models.models.queries import cut, padded
 from parity_models.models.signature import Sizes, Tensor
 from parity_models.models.tensor import DATATYPES, Layout, TensorSpec
 from parity_models.roles import Source

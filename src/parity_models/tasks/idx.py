@@ -75,7 +75,7 @@ def read_split(folder: Path, names: tuple[str, str], mean: float, deviation: flo
     Pixels are taken as 0 to 1, then normalised by `mean` and `deviation`. Raises DataError if
     a file is missing or unsound or the two do not belong together.
     """
-    images, labels = (_read_named(folder, name) for name in names)
+    images, labels = (_read_arrays(folder, name) for name in names)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise DataError(
             f"{names[0]} {images.shape} and {names[1]} {labels.shape} in {folder} do not belong "
@@ -84,7 +84,7 @@ def read_split(folder: Path, names: tuple[str, str], mean: float, deviation: flo
     return Split(normalised(images[:, None], mean, deviation), labels.astype(np.int64))
 
 
-def _read_named(folder: Path, name: str) -> NDArray[np.uint8]:
+def _read_arrays(folder: Path, name: str) -> NDArray[np.uint8]:
     path = find_idx(folder, name)
     if path is None:
         raise DataError(f"there is no {name} or {name}.gz in {folder}")

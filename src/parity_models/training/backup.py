@@ -14,10 +14,10 @@ from torch import nn
 
 from parity_models.codes import Code
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
-from parity_models.models.by_bucket import commonest
-from parity_models.models.export import export_named, export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.networks.queried import Queried
+from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
 from parity_models.models.weights import has_weights
 from parity_models.roles import BACKUPS
@@ -179,8 +179,9 @@ def exported_backup(
     if not isinstance(module, NamedModule):
         query_shape = subject.signature.input.shape
         served = answering(plain(module, query_shape), kind)
-        return NewModel(export_onnx(served, query_shape), network)
-    content = export_named(served_as(module, subject, kind), subject.imitator)
+        return NewModel(export(served, [floats(query_shape)]), network)
+    served = served_as(module, subject, kind)
+    content = export(served, subject.imitator.inputs, subject.output.name)
     return NewModel(content, network, signature=subject.imitator)
 
 

@@ -11,7 +11,7 @@ import torch
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle
-from parity_models.models.export import export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.candidates import SLACK, ladder
@@ -48,7 +48,7 @@ class _Measured:
     def __call__(self, name: str) -> bool:
         with torch.random.fork_rng(devices=[]):
             network = parity_network(name, self._code).build()
-        candidate = OnnxModel(export_onnx(network, self._code.parity_shape))
+        candidate = OnnxModel(export(network, [floats(self._code.parity_shape)]))
         ours, theirs = inference_times([candidate, self._reference])
         return ours > SLACK * theirs
 

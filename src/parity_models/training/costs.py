@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.export import export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, build_network, family
 from parity_models.models.networks.network import Scalable
@@ -37,14 +37,15 @@ class Costs:
     def __init__(
         self, deployed: OnnxModel, families: Sequence[str], times: Times = inference_times
     ) -> None:
-        self.query_shape: Shape = deployed.input.shape
-        self.output_shape: Shape = deployed.output.shape
+        self.query_shape: Shape = deployed.signature.input.shape
+        self.output_shape: Shape = deployed.signature.output.shape
         names = [name for each in families for name in _measured(each)]
         with torch.random.fork_rng(devices=[]):
             models = {
                 name: OnnxModel(
-                    export_onnx(
-                        build_network(name, self.query_shape, self.output_shape), self.query_shape
+                    export(
+                        build_network(name, self.query_shape, self.output_shape),
+                        [floats(self.query_shape)],
                     )
                 )
                 for name in names

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.export import export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
 from parity_models.tasks.metrics import PredictionKind
@@ -63,7 +63,7 @@ def train_deployed(
     fitted = run.fit(problem, chosen, options)
     bundle = write_bundle(
         out,
-        deployed=NewModel(export_onnx(module, dataset.input_shape), network),
+        deployed=NewModel(export(module, [floats(dataset.input_shape)]), network),
         deployed_training=run.record(fitted, options),
         files={WEIGHTS: save_weights(module)},
     )

@@ -1,17 +1,30 @@
-"""Fitting the envelope of a stand-in to the inputs it is trained on, see `models.envelope`."""
+"""Fitting the envelope of stand-ins to the queries they are trained on, see `models.envelope`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil, prod
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 from numpy.typing import NDArray
 
-from parity_models.models.envelope import MAX_PROJECTION, Envelope, Limits, Numbers, Reach
+from parity_models.models.envelope import (
+    MAX_PROJECTION,
+    Bounds,
+    Envelope,
+    Ids,
+    Limits,
+    Numbers,
+    Reach,
+    contents,
+)
+from parity_models.models.queries import Batch, sizes_in
+from parity_models.models.signature import Tensor
 from parity_models.training.scaling import channel_axis
 
 Array = NDArray[Any]
+Sizes = Mapping[str, NDArray[np.int64]]
 
 FALSE_ALARMS = 0.005
 """The largest share of honest inputs that may be called unlike."""
@@ -45,19 +58,69 @@ images, count as if they varied this much."""
 
 NEGLIGIBLE = 1e-6
 
+WIDEST = 2**20
+"""Integers that span a wider range than this are numbers, not ids."""
+
+LARGEST = 2**53
+"""Integers larger than this are numbers, too."""
+
+MOST_COLUMNS = 256
+"""A row of more integers than this is a sequence: its columns are not told apart."""
+
+PLACES, PAIRS = 65_537, 16_381
+"""The most places in the tables for ids, and for pairs of neighbours. They are primes, so that ids
+which share a place do so by chance."""
+
+UNSEEN = 0.5
+"""An id that was never seen counts as seen this many times."""
+
+ROUNDING = 1e-3
+"""Means that differ by less than this count as equal."""
+
 
 def fit_envelope(
-    inputs: Array, held_out: Array, outputs: Array, *, mirrored: bool = False
+    inputs: Sequence[Tensor],
+    queries: Batch,
+    held_out: Batch,
+    outputs: Array,
+    *,
+    mirrored: bool = False,
 ) -> Envelope:
-    """The envelope of float32 `inputs` (n, *shape) and of F's `outputs` (m, *output_shape).
+    """Fit the envelope of training queries.
 
-    With `mirrored`, inputs turned left to right count as well. False alarms are counted among
-    `held_out` (h, *shape).
+    Args:
+        inputs: the deployed model's.
+        queries: the training queries, an array (n, ...) for each input.
+        held_out: queries among which false alarms are counted.
+        outputs: the deployed model's outputs (m, *output_shape).
+        mirrored: queries turned left to right count as well.
+
     """
-    numbers = fit_numbers(inputs, FALSE_ALARMS, mirrored=mirrored)
-    envelope = Envelope(numbers, reach(outputs), 0.0, min(len(held_out), MEASURED))
-    alarms = envelope.unlike(spaced(held_out, MEASURED))
-    return replace(envelope, false_alarms=float(alarms.mean()))
+    sizes = sizes_in(queries, inputs)
+    share = FALSE_ALARMS / len(inputs)
+    some = {name: spaced(each, MEASURED) for name, each in held_out.items()}
+    envelope = Envelope(
+        tuple(inputs),
+        tuple(_fit(each, queries[each.name], sizes, share, mirrored) for each in inputs),
+        {axis: int(found.max()) for axis, found in sizes.items()},
+        reach(outputs),
+        0.0,
+        len(next(iter(some.values()))),
+    )
+    return replace(envelope, false_alarms=float(envelope.unlike(some).mean()))
+
+
+def _fit(tensor: Tensor, array: Array, sizes: Sizes, share: float, mirrored: bool) -> Numbers | Ids:
+    """Fit one input, an `array` (n, ...)."""
+    few = FITTED // max(1, prod(array.shape[1:]))
+    if _are_ids(array):
+        array, sizes = spaced(array, few), {axis: spaced(each, few) for axis, each in sizes.items()}
+        return _fit_ids(tensor, array, sizes, share)
+    numbers = array.astype(np.float32, copy=False)
+    if tensor.axes:
+        numbers, sizes = spaced(numbers, few), {a: spaced(each, few) for a, each in sizes.items()}
+        return fit_values(list(contents(tensor, numbers, sizes)), tensor.shape, share)
+    return fit_numbers(numbers, share, mirrored=mirrored)
 
 
 def fit_numbers(inputs: Array, false_alarms: float, *, mirrored: bool = False) -> Numbers:
@@ -177,3 +240,94 @@ def reach(outputs: Array) -> Reach:
         np.asarray(np.clip(low - span, -most, most), np.float32),
         np.asarray(np.clip(high + span, -most, most), np.float32),
     )
+
+
+def _are_ids(array: Array) -> bool:
+    if array.dtype.kind == "f":
+        return False
+    low, high = int(array.min()), int(array.max())
+    return low > -LARGEST and high < LARGEST and high - low < WIDEST
+
+
+def _fit_ids(tensor: Tensor, array: Array, sizes: Sizes, share: float) -> Ids:
+    here = _content(tensor, array, sizes)
+    low, high = _range(tensor, array, here)
+    none, free = np.zeros(1, np.float32), Bounds(-np.inf, 0.0, np.inf)
+    blank = Ids(low, high, none, none[:0], free, free)
+    paired = len(low) == 1 and tensor.shape[-1:] not in ((), (1,))
+    rows = np.arange(len(array))
+    measured = []
+    for fold in np.array_split(np.random.default_rng(0).permutation(rows), FOLDS):
+        others = np.setdiff1d(rows, fold)
+        if not len(fold) or not len(others):
+            continue
+        known = _counted(blank, array[others], here[others], paired)
+        folded = {axis: each[fold] for axis, each in sizes.items()}
+        measured += [known.measure(row) for row in contents(tensor, array[fold], folded)]
+    ids = _counted(blank, array, here, paired)
+    found = np.array(measured or [(ids.surprise.usual, ids.paired.usual)])
+    sides = 4
+    return replace(
+        ids,
+        surprise=_bounds(found[:, 0], ids.surprise.usual, share / sides),
+        paired=_bounds(found[:, 1], ids.paired.usual, share / sides),
+    )
+
+
+def _content(tensor: Tensor, array: Array, sizes: Sizes) -> NDArray[np.bool_]:
+    """Which values of an input's `array` (n, ...) are no padding."""
+    here = np.ones(array.shape, np.bool_)
+    for axis, at in tensor.axes.items():
+        shape = [1] * array.ndim
+        shape[at + 1] = -1
+        places = np.arange(array.shape[at + 1]).reshape(shape)
+        here &= places < sizes[axis].reshape(-1, *[1] * (array.ndim - 1))
+    return here
+
+
+def _range(
+    tensor: Tensor, array: Array, here: NDArray[np.bool_]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The least and the largest ids: of each column if columns and their values are few, else of
+    all together."""
+    if not tensor.axes and prod(array.shape[1:]) <= MOST_COLUMNS:
+        columns = array.reshape(len(array), -1)
+        low, high = columns.min(axis=0).tolist(), columns.max(axis=0).tolist()
+        if sum(high) - sum(low) + len(low) <= PLACES:
+            return tuple(map(int, low)), tuple(map(int, high))
+    ids = array[here]
+    return (int(ids.min()),), (int(ids.max()),)
+
+
+def _counted(ids: Ids, array: Array, here: NDArray[np.bool_], paired: bool) -> Ids:
+    """`ids` with tables of those in an `array` (n, ...) that are `here`."""
+    places = ids.places(array)
+    here = here.reshape(places.shape)
+    values = sum(ids.high) - sum(ids.low) + len(ids.low)
+    table, usual = _surprises(places[here], min(values, PLACES))
+    surprise = structs.replace(ids.surprise, usual=usual)
+    if not paired:
+        return replace(ids, table=table, surprise=surprise)
+    both = here[..., :-1] & here[..., 1:]
+    found = ids.paired_places(places)[both]
+    pairs, usual = _surprises(found, min(values * values, PAIRS))
+    bounds = structs.replace(ids.paired, usual=usual)
+    return replace(ids, table=table, pairs=pairs, surprise=surprise, paired=bounds)
+
+
+def _surprises(places: NDArray[np.int64], size: int) -> tuple[NDArray[np.float32], float]:
+    """-ln p of each of `size` places, p being its share in `places`; and the mean of that over
+    `places`. Several ids may share a place."""
+    counts = np.bincount(places % size, minlength=size)
+    seen = max(1, len(places))
+    table = -np.log((counts + UNSEEN) / (seen + UNSEEN * size))
+    return table.astype(np.float32), float((counts * table).sum() / seen)
+
+
+def _bounds(found: NDArray[np.float64], usual: float, share: float) -> Bounds:
+    """The range that means may have: all of those `found` (n,), without a `share` at either end."""
+    middle = float(np.median(found))
+    low = float(np.quantile(found, share, method="lower"))
+    high = float(np.quantile(found, 1 - share, method="higher"))
+    least = middle - MARGIN * (middle - low) - ROUNDING
+    return Bounds(least, usual, middle + MARGIN * (high - middle) + ROUNDING)

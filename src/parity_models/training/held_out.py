@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
-from parity_models.models.named_inputs import load_named
+from parity_models.models.queries import padded, read_batch, sizes_in
+from parity_models.models.signature import Signature
 from parity_models.tasks import Split, choose_task, find_task, is_ours
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import load_inputs
 from parity_models.training.subject import Subject, subject_of
 
 HELD_OUT = 10
@@ -94,8 +94,13 @@ def find_queries(
 
 
 def _load(path: Path, subject: Subject, flips: bool, least: int) -> NDArray[Any]:
-    if subject.plain:
-        return load_inputs(path, subject.signature.input.shape, least=least)
-    if flips:
+    if flips and not subject.plain:
         raise UserError("--flips is for images; the model takes other queries")
-    return load_named(path, subject.signature, least)
+    return load_rows(path, subject.signature, least)
+
+
+def load_rows(path: Path, signature: Signature, least: int = 1) -> NDArray[Any]:
+    """Return the queries in a file as rows of one kind (see models.tensor.Layout)."""
+    batch = read_batch(path, signature, least)
+    sizes = sizes_in(batch, signature.inputs)
+    return padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from parity_models.models.named_envelope import AnyEnvelope
+from parity_models.models.envelope import Envelope
 from parity_models.tasks import Split
 from parity_models.tasks.output_kind import OutputKind, choose_output_kind
 from parity_models.tasks.unlabelled import labels_from
@@ -15,7 +15,6 @@ from parity_models.training.device_queries import predict, predict_both_ways
 from parity_models.training.envelope import fit_envelope
 from parity_models.training.inputs import check_telling, part
 from parity_models.training.likeness import Likeness
-from parity_models.training.named_envelope import fit_named_envelope
 from parity_models.training.rows import DeviceQueries, Rows, on_device, tensor
 from parity_models.training.subject import Subject
 
@@ -102,7 +101,7 @@ def lessons_of(
     )
 
 
-def envelope_of(lessons: Lessons, subject: Subject) -> AnyEnvelope:
+def envelope_of(lessons: Lessons, subject: Subject) -> Envelope:
     """Which queries of `subject` are like those that the lessons are of."""
     inputs, held_out = lessons.inputs, lessons.held_out.inputs
     predictions = lessons.predictions[0].cpu().numpy()
@@ -110,10 +109,12 @@ def envelope_of(lessons: Lessons, subject: Subject) -> AnyEnvelope:
         assert isinstance(held_out, Rows)
         signature = subject.signature
         queries, others = inputs.arrays(signature), held_out.arrays(signature)
-        return fit_named_envelope(signature.inputs, queries, others, predictions)
+        return fit_envelope(signature.inputs, queries, others, predictions)
+    name = subject.signature.inputs[0].name
     return fit_envelope(
-        inputs.cpu().numpy(),
-        tensor(held_out).cpu().numpy(),
+        subject.signature.inputs,
+        {name: inputs.cpu().numpy()},
+        {name: tensor(held_out).cpu().numpy()},
         predictions,
         mirrored=lessons.mirrored,
     )

@@ -5,7 +5,7 @@ import torch
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle
-from parity_models.models.export import export_named
+from parity_models.models.export import export
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, GroupNetwork, NamedNetwork
 from parity_models.models.networks.queried import Queried
@@ -60,7 +60,9 @@ def _untrained(name: str, subject: Subject, told: Queried) -> OnnxModel:
     with torch.random.fork_rng(devices=[]):
         module = kind.build_named(options, told, subject.output.shape)
     signature = subject.float32
-    return OnnxModel(export_named(module.served(), signature), signature=signature)
+    return OnnxModel(
+        export(module.served(), signature.inputs, signature.outputs[0].name), signature=signature
+    )
 
 
 def _untrained_group(name: str, subject: Subject, told: Queried) -> OnnxModel:

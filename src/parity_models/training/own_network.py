@@ -10,7 +10,7 @@ from torch import nn
 
 from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
-from parity_models.models.export import export_onnx
+from parity_models.models.export import export, floats
 from parity_models.models.networks import NETWORKS, Network, family
 from parity_models.models.networks.images import Grid, Shape
 from parity_models.models.onnx_model import OnnxModel
@@ -107,7 +107,7 @@ def build_own(
     if next(network.parameters(), None) is None:
         raise TrainingError(f"the network that {name} made has no weights that could be trained")
     try:
-        OnnxModel(export_onnx(network, takes))  # now, not after hours of training
+        OnnxModel(export(network, [floats(takes)]))  # now, not after hours of training
     except Exception as error:
         raise TrainingError(
             f"the network that {name} made cannot be served from ONNX: {say(error)}"

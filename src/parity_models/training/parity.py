@@ -15,8 +15,8 @@ from torch import nn
 
 from parity_models.codes import Code, CoderKind, CodeSpec
 from parity_models.models.bundle import Bundle, NewModel, Training, write_bundle
-from parity_models.models.export import export_onnx
-from parity_models.models.isolation import is_slot
+from parity_models.models.bundle_fit import is_slot
+from parity_models.models.export import export, floats
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.networks.stacked import Stacked, copy_weights
@@ -190,20 +190,20 @@ def exported_parity(module: CodedNetworks, network: str, kind: OutputKind) -> Pa
     code = module.code
     models = [
         NewModel(
-            export_onnx(answering(plain(one, code.parity_shape), kind), code.parity_shape),
+            export(answering(plain(one, code.parity_shape), kind), [floats(code.parity_shape)]),
             network,
             slotwise=isinstance(unscaled(one), Slotwise),
         )
         for one in module
     ]
     coders: dict[CoderKind, NewModel] = {
-        name: NewModel(export_onnx(module.coders[name], taken), f"{name} of {code.spec}")
+        name: NewModel(export(module.coders[name], [floats(taken)]), f"{name} of {code.spec}")
         for name, (taken, _) in code.network_shapes.items()
     }
     slot = one_slot(next(iter(module)))
     if slot is None:
         return ParityModels(models, coders, None)
-    content = export_onnx(answering(slot, kind), code.query_shape)
+    content = export(answering(slot, kind), [floats(code.query_shape)])
     fits = is_slot(code, OnnxModel(models[0].onnx), OnnxModel(content))
     alone = NewModel(content, f"{network}, one slot", slot=True) if fits else None
     return ParityModels(models, coders, alone)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from parity_models.codes import Code
-from parity_models.codes.sets import some_sets
+from parity_models.codes.weights import some_sets
 from parity_models.tasks import score
 from parity_models.training.device import run_reduced
 from parity_models.training.device_queries import BATCH, mirror, predict
@@ -70,7 +70,7 @@ class Reconstruction:
         order = torch.randperm(len(self._inputs), generator=generator)
         groups = SCALING if foreign else CALIBRATION
         rows = order[: min(groups, self._groups) * k].view(k, -1).to(self._inputs.device)
-        parities = self._code.encode(list(self._inputs[rows]))
+        parities = encoded(self._code, list(self._inputs[rows]))
         predictions = list(self._targets[0, rows])
         classes = self._likeness.compared_as == "classes"
         for j, model in enumerate(self.module):
@@ -110,7 +110,7 @@ class Reconstruction:
         total = torch.zeros((), device=predictions[0].device)
         parity_outputs = [
             run_reduced(model, parities)
-            for model, parities in zip(self.module, self._code.encode(queries), strict=True)
+            for model, parities in zip(self.module, encoded(self._code, queries), strict=True)
         ]
         for j, outputs in enumerate(parity_outputs):
             targets = self._code.targets(predictions, j)
@@ -185,15 +185,22 @@ class Validation:
     @torch.no_grad()
     def answers(self, module: CodedNetworks) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         """For each parity model and slot, reconstructions (m, ...) and the rows they are of."""
-        encoded = [
-            module.code.encode(list(tensor(self._lessons.held_out.inputs)[rows]))
+        inputs = tensor(self._lessons.held_out.inputs)
+        parts = [
+            torch.stack(encoded(module.code, list(inputs[rows])))
             for rows in torch.split(self._members, BATCH, dim=1)
         ]
-        for j, (model, parities) in enumerate(zip(module, torch.cat(encoded, dim=1), strict=True)):
+        for j, (model, parities) in enumerate(zip(module, torch.cat(parts, dim=1), strict=True)):
             outputs = predict(model, parities)
             each = _decode_each(module.code, self._targets, outputs, j)
             for decoded, rows in zip(each, self._members.numpy(), strict=True):
                 yield self._lessons.likeness.answer(decoded).cpu().numpy(), rows
+
+
+def encoded(code: Code, queries: Sequence[Tensor]) -> list[Tensor]:
+    """Return r parity queries of k queries, both of one input."""
+    (name,) = code.query_shapes
+    return [parity[name] for parity in code.encode([{name: each} for each in queries])]
 
 
 def _decode_each(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from parity_models.models.named_inputs import Named, sizes_in
+from parity_models.models.queries import Named, sizes_in
 from parity_models.models.signature import Signature
 from parity_models.training.subject import Subject
 

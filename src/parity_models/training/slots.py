@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import Bundle, NewModel
-from parity_models.models.by_bucket import commonest
-from parity_models.models.export import export_named
+from parity_models.models.export import export
 from parity_models.models.networks.network import NamedModule
+from parity_models.models.queries import commonest
 from parity_models.tasks.output_kind import OutputKind
 from parity_models.training.backup import exported_backup, imitate, served_as
 from parity_models.training.candidates import SLACK
@@ -102,7 +102,12 @@ def exported_slots(
         raise TrainingError(f"{network} makes no module for named inputs; choose another")
     signature = parity_signature(code, subject)
     served = Slots(served_as(module, subject, kind), code.k)
-    model = NewModel(export_named(served, signature), network, slotwise=True, signature=signature)
+    model = NewModel(
+        export(served, signature.inputs, signature.outputs[0].name),
+        network,
+        slotwise=True,
+        signature=signature,
+    )
     slot = NewModel(alone.onnx, f"{network}, one slot", slot=True, signature=alone.signature)
     return ParityModels([model], {}, slot)
 

@@ -9,10 +9,9 @@ from torch import nn
 
 from parity_models.errors import BundleError, ModelError
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
-from parity_models.models.export import export_onnx
-from parity_models.models.named_inputs import read_named
-from parity_models.models.onnx_file import check_deployable, is_plain, read_deployed
+from parity_models.models.export import export, floats
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import read_arrays
 from parity_models.models.servable import read_servable
 
 Deployed = Bundle | Path | nn.Module
@@ -45,10 +44,9 @@ def open_deployed(
     signature = None
     if not isinstance(deployed, Path):
         content = _export(deployed, query_shape)
-    elif queries is None or is_plain(deployed):
-        content = read_deployed(deployed)
     else:
-        content, signature = read_servable(deployed, queries=read_named(queries))
+        arrays = None if queries is None or queries.is_dir() else read_arrays(queries)
+        content, signature = read_servable(deployed, queries=arrays)
     with TemporaryDirectory() as folder:
         try:
             bundle = write_bundle(
@@ -61,14 +59,14 @@ def open_deployed(
 
 def _export(module: nn.Module, query_shape: tuple[int, ...]) -> bytes:
     try:
-        content = export_onnx(module, query_shape)
+        content = export(module, [floats(query_shape)])
     except Exception as error:  # the user's module and the exporter may raise anything
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"the module cannot be exported to ONNX for queries of shape {query_shape}: {why}"
         ) from error
     try:
-        check_deployable(OnnxModel(content))
+        OnnxModel(content)
     except ModelError as error:
         raise ModelError(f"the module cannot be deployed: {error}") from error
     return content

@@ -3,12 +3,11 @@
 import msgspec
 from torch import nn
 
-from parity_models.codes import Code, CodeSpec
-from parity_models.codes.encoders import NamedShape
+from parity_models.codes import Code, CodeSpec, NamedShape
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.bundle import NewModel
-from parity_models.models.bundle_fit import code_over, parity_inputs, parity_shapes
-from parity_models.models.export import export_named
+from parity_models.models.bundle_fit import code_over, parity_inputs
+from parity_models.models.export import export
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.signature import Signature
 from parity_models.models.signature import Tensor as Output
@@ -24,10 +23,11 @@ STACKED = {"new_axis": True}
 def check_stacked(spec: CodeSpec, subject: Subject) -> Code:
     """The code, if there can be parity models for it."""
     code = code_over(spec, subject.signature, subject.output.shape)
-    code.encode([subject.signature.smallest.input.zeros(0)] * code.k)  # no rows: types count
+    queries = subject.signature.smallest.input
+    code.encode([queries.split(queries.zeros(0))] * code.k)  # no rows: types count
     stacked: list[NamedShape] = [(code.k, *each.shape) for each in subject.signature.inputs]
-    along_first = code.encoder.stacked_axis == 0
-    along_new = parity_shapes(code, subject.signature) == stacked
+    along_first = code.stacked_axis == 0
+    along_new = list(code.parity_shapes.values()) == stacked
     if not (along_first and along_new and code.decoder.reads_off):
         raise CodeError(
             "for queries of named inputs parity models are trained for the stack encoder along a "
@@ -49,7 +49,7 @@ def exported_group(
     if not isinstance(module, NamedModule):
         raise TrainingError(f"{network} makes no module for named inputs; choose another")
     signature = parity_signature(code, subject)
-    content = export_named(served_as(module, subject, kind), signature)
+    content = export(served_as(module, subject, kind), signature.inputs, subject.output.name)
     return ParityModels([NewModel(content, network, signature=signature)], {}, None)
 
 

@@ -59,7 +59,12 @@ def subject_of(bundle: Bundle) -> Subject:
             f"the model takes {signature.batch} rows at once and no other number, so that it is "
             "served exact; export it with a free batch axis"
         )
-    plain = signature.is_plain and len(signature.outputs) == 1 and fixed.datatype == "FP32"
+    taken = signature.inputs[0]
+    plain = (
+        len(signature.inputs) == len(signature.outputs) == 1
+        and taken.fixed is not None
+        and taken.datatype == fixed.datatype == "FP32"
+    )
     return Subject(signature, fixed, plain)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from parity_models.errors import DataError, TrainingError
 from parity_models.models.bundle import Bundle
-from parity_models.models.by_bucket import run_by_bucket
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import run_by_bucket
 from parity_models.models.weights import has_weights, load_deployed
 from parity_models.training.device_queries import BATCH
 from parity_models.training.rows import Rows
@@ -53,7 +53,8 @@ class _Onnx(nn.Module):
         Raises DataError for queries that it cannot run, and for predictions that are not finite:
         nothing can be learned from those.
         """
-        outputs = self._model.predict(np.ascontiguousarray(queries.detach().cpu().numpy()))
+        taken, given = self._model.signature.inputs[0].name, self._model.signature.outputs[0].name
+        outputs = self._model.predict({taken: queries.detach().cpu().numpy()})[given]
         _check_finite(outputs)
         if self._told is not None:
             self._told(len(outputs))

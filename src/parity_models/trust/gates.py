@@ -2,13 +2,14 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
+from parity_models.models.envelope import Envelope
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
 from parity_models.models.tensor import tensors_in
 from parity_models.options import Spell
@@ -119,16 +120,6 @@ def _reaching(
     raise OptionError(say)
 
 
-class Envelope(Protocol):
-    """The inputs that stand-ins learned from, and the outputs that the model can have."""
-
-    def unlike(self, rows: Array) -> NDArray[np.bool_]:
-        """Return which inputs (n, *input shape) are unlike those it learned from: (n,)."""
-
-    def impossible(self, outputs: Array) -> NDArray[np.bool_]:
-        """Return which outputs (n, *output shape) cannot be the deployed model's: (n,)."""
-
-
 class Refused(NamedTuple):
     """The rows of a stand-in's outputs that may not answer: those that cannot be right, and those
     that are too unsure."""
@@ -160,8 +151,11 @@ class OutputGate:
 
     def unlike(self, rows: Array) -> Sequence[int]:
         """Return the rows (n, *input shape) that the deployed model alone may answer."""
-        envelope = self._envelope
-        return _places(_not_finite(rows) if envelope is None else envelope.unlike(rows))
+        envelope, tensors = self._envelope, tensors_in(rows)
+        if envelope is None:
+            return _places(_not_finite(rows))
+        names = (each.name for each in envelope.inputs)
+        return _places(envelope.unlike(dict(zip(names, tensors, strict=True))))
 
     def refused(self, source: Source, outputs: Array) -> Refused:
         """Return the rows of `outputs` (n, *output shape) that may not answer."""

@@ -27,7 +27,7 @@ from engine_conformance import (
 from local_engines import FOREVER, running
 from onnx_models import linear_model, moody_model
 from parity_models.errors import ModelError, ServingError
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.local.process import WorkerProcess

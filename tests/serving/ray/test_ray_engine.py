@@ -26,7 +26,7 @@ from engine_conformance import (
 from onnx_models import linear_model, moody_model
 from parity_models.errors import ModelError, ServingError, UserError
 from parity_models.faults import Constant, FaultPlan
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine, Parts
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.metrics import Metrics

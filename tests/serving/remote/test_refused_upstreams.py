@@ -11,7 +11,7 @@ import fake_upstream as fake
 from engine_conformance import DEPLOYED, Events
 from fake_upstream import FakeUpstream, server_context
 from parity_models.errors import ServingError, UserError
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.metrics import Metrics

@@ -9,7 +9,7 @@ from engine_conformance import EngineConformance, Fleet
 from fleet_servers import PATIENCE, Parm
 from onnx_models import moody_model
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.remote.fleet import Fleet as Upstreams

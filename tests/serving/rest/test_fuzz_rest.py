@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fuzzing import fuzz, mutated
+from parity_models.models.export import floats
 from parity_models.training.envelope import fit_envelope
 from rest_requests import INFER
 from served import INPUTS, ServerProcess, predictions, queries, write_linear_bundle
@@ -32,7 +33,9 @@ ROW = queries(1)
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     # What mutated requests carry would spoil reconstructions of others without an envelope.
     learned = queries(2000, seed=1)
-    envelope = fit_envelope(learned, queries(500, seed=2), predictions(learned))
+    envelope = fit_envelope(
+        [floats((4,))], {"input": learned}, {"input": queries(500, seed=2)}, predictions(learned)
+    )
     bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"), envelope=envelope)
     with ServerProcess(str(bundle), "--max-body", "1", "--deadline", "5") as process:
         yield process

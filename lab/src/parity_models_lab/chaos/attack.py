@@ -16,12 +16,14 @@ import torch
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
+from parity_models.evaluation.predictor import predictor
 from parity_models.faults import Constant, Empirical, FaultPlan
 from parity_models.load.served import served
 from parity_models.load.target import NoAnswerError, Target, target
 from parity_models.models.bundle import Bundle, write_bundle
-from parity_models.models.named_envelope import AnyEnvelope
+from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import renamed
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Parity
@@ -98,7 +100,8 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
     """
     code = bundle.code()
     assert code is not None
-    model, parity = OnnxModel(bundle.deployed_path), OnnxModel(bundle.parity_paths[0])
+    model, parity = predictor(bundle.deployed_path), OnnxModel(bundle.parity_paths[0])
+    taken = bundle.manifest.deployed.signature.inputs[0].name
     envelope = bundle.envelope()
     joining = ~_unlike(envelope, victims)
     held = _unlike(envelope, beside)
@@ -112,7 +115,10 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
         for slot in range(2):
             group = [victims, beside] if slot == 0 else [beside, victims]
             predictions = [None, others] if slot == 0 else [others, None]
-            decoded = code.decode(predictions, [parity(code.encode(group)[0])])[slot]
+            parities = code.encode([{taken: each} for each in group])[0]
+            decoded = code.decode(
+                predictions, [next(iter(parity(renamed(parities, parity.signature)).values()))]
+            )[slot]
             answers = np.ones(len(decoded), np.bool_)
             if envelope is not None:
                 answers = ~envelope.impossible(decoded)
@@ -120,8 +126,10 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
     return float(np.concatenate(agreed).mean()), float(held.mean())
 
 
-def _unlike(envelope: AnyEnvelope | None, rows: Array) -> NDArray[np.bool_]:
-    return np.zeros(len(rows), np.bool_) if envelope is None else envelope.unlike(rows)
+def _unlike(envelope: Envelope | None, rows: Array) -> NDArray[np.bool_]:
+    if envelope is None:
+        return np.zeros(len(rows), np.bool_)
+    return envelope.unlike({envelope.inputs[0].name: rows})
 
 
 def _train(task: Task, folder: Path, settings: Settings) -> tuple[Bundle, Array]:
@@ -168,7 +176,7 @@ async def _beside_each(bundle: Bundle, rows: Array, victims: int, seed: int) -> 
     )
     rng = np.random.default_rng(seed)
     asked = rows[rng.integers(len(rows), size=victims)]
-    right = OnnxModel(bundle.deployed_path)(asked).argmax(axis=-1)
+    right = predictor(bundle.deployed_path)(asked).argmax(axis=-1)
     served_beside = partners(rows, victims, rng)
     computed_beside = partners(rows, len(rows), rng)
     result: list[Row] = []

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from parity_models.codes import CodeSpec
 from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.export import floats
 from parity_models.training.envelope import fit_envelope
 
 INPUTS, OUTPUTS = 32, 8
@@ -114,7 +115,9 @@ def _write(folder: Path, weights: NDArray[np.float32], rng: np.random.Generator)
         parity=[model],
         code=CodeSpec("sum", "subtraction", 2),
         name=MODEL,
-        envelope=fit_envelope(inputs, held_out, inputs @ weights),
+        envelope=fit_envelope(
+            [floats((INPUTS,))], {"input": inputs}, {"input": held_out}, inputs @ weights
+        ),
     ).path
 
 

@@ -8,8 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from parity_models.codes.coder import Array, Coder
-from parity_models.codes.networks import Network, Shape
+from parity_models.codes.coder import Array, Coder, Network, Shape
 from parity_models.errors import UndecodableError
 
 

@@ -6,9 +6,8 @@ from typing import Any
 
 from array_api_compat import device
 
-from parity_models.codes.coder import Array, namespace
+from parity_models.codes.coder import Array, Shape, namespace, network_class, untrained
 from parity_models.codes.decoders.subtraction import SubtractionDecoder
-from parity_models.codes.networks import Shape, network_class, untrained
 
 
 class MLPDecoder(SubtractionDecoder):

@@ -1,11 +1,12 @@
 """Encoders: k queries in, r parity queries out. One encoder, one file."""
 
 from parity_models.codes.encoders.concatenation import ConcatenationEncoder
-from parity_models.codes.encoders.convolution import ConvolutionalEncoder
 from parity_models.codes.encoders.encoder import Encoder
-from parity_models.codes.encoders.learned import LearnedEncoder
-from parity_models.codes.encoders.mlp import MLPEncoder
-from parity_models.codes.encoders.named import NamedEncoder, NamedShape
+from parity_models.codes.encoders.learned import (
+    ConvolutionalEncoder,
+    LearnedEncoder,
+    MLPEncoder,
+)
 from parity_models.codes.encoders.stack import StackEncoder
 from parity_models.codes.encoders.sum import SumEncoder
 from parity_models.registry import Registry
@@ -28,8 +29,6 @@ __all__ = [
     "Encoder",
     "LearnedEncoder",
     "MLPEncoder",
-    "NamedEncoder",
-    "NamedShape",
     "StackEncoder",
     "SumEncoder",
 ]

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import device
 
-from parity_models.codes.coder import Array, Coder, namespace
-from parity_models.codes.networks import Network, Shape
+from parity_models.codes.coder import Array, Coder, Network, Shape, namespace
 from parity_models.errors import CodeError
 
 

@@ -1,11 +1,11 @@
-"""What encoders with a network of their own share."""
+"""Encoders that are learned: mlp and convolution."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from parity_models.codes.coder import Array
+from parity_models.codes.coder import Array, Shape, network_class, untrained
 from parity_models.codes.encoders.encoder import Encoder
-from parity_models.codes.networks import Shape, untrained
+from parity_models.errors import CodeError
 
 
 class LearnedEncoder(Encoder):
@@ -30,3 +30,29 @@ class LearnedEncoder(Encoder):
         parities = self.network(stacked)
         for j in range(self.r):
             out[j, ...] = xp.reshape(parities[:, j, ...], (*batch, *self.parity_shape))
+
+
+class MLPEncoder(LearnedEncoder):
+    """A multi-layer perceptron over the k queries, flattened: for queries of any shape."""
+
+    name = "mlp"
+
+    def new_network(self) -> Any:
+        return network_class("PerceptronEncoder")(self.k, self.r, self.query_shape)
+
+
+class ConvolutionalEncoder(LearnedEncoder):
+    """Dilated convolutions over the k images, stacked as channels: for images."""
+
+    name = "convolution"
+
+    def shape(self) -> Shape:
+        if len(self.query_shape) != 3:
+            raise CodeError(
+                "the convolution encoder needs images of shape (channels, height, width), got "
+                f"queries of shape {self.query_shape}; use the mlp, stack or sum encoder"
+            )
+        return self.query_shape
+
+    def new_network(self) -> Any:
+        return network_class("DilatedEncoder")(self.k, self.r, self.query_shape)

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from parity_models.codes.coder import Array
+from parity_models.codes.coder import Array, Shape
 from parity_models.codes.encoders.encoder import Encoder
-from parity_models.codes.networks import Shape
 from parity_models.errors import CodeError
 from parity_models.options import Option
 

@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from parity_models.codes.networks import Shape
+from parity_models.codes.coder import Shape
 from parity_models.codes.weights import parity_weights
 from parity_models.errors import TrainingError
 

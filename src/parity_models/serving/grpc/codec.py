@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.models.named_inputs import cut, padded
+from parity_models.models.queries import cut, padded
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from parity_models.errors import ParityModelsError, ServingError
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts, Placement
 from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import UserError
-from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.tensor import tensors_in
 from parity_models.serving.protocol import ModelMetadata
 from parity_models.serving.remote.upstream import (
@@ -49,9 +48,13 @@ class Checks:
         self._versions: dict[str, tuple[str, tuple[str, ...]]] = {}
         for role in sorted(roles):
             model = models[role].load()
-            query = model.signature.smallest.input.draw(np.random.default_rng(0), 1)
+            kind = model.signature.smallest
+            query = kind.input.draw(np.random.default_rng(0), 1)
             self.references[role] = Reference(
-                model, query[0, ...], model(query)[0, ...], models[role].sha256
+                model,
+                kind.input.join(query)[0, ...],
+                kind.output.join(model(query))[0, ...],
+                models[role].sha256,
             )
 
     def models_of(self, upstream: Upstream) -> dict[str, UpstreamModel]:

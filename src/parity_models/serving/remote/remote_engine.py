@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import ServingError
 from parity_models.models.bundle import Bundle
-from parity_models.models.pinned_model import PinnedModel
+from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.engine import FIXED, Engine, EngineListener, Parts
 from parity_models.serving.metrics import Metrics

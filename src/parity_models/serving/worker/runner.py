@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from parity_models.errors import ModelError
 from parity_models.faults import FaultPlan, WorkerFaults
-from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel
-from parity_models.models.pinned_model import check_sha256
+from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel, check_sha256
 from parity_models.models.signature import Kind, Sizes
 from parity_models.models.tensor import tensors_in
 from parity_models.serving.worker.wire import (
@@ -107,7 +106,7 @@ class Runner:
         batch = self._batch(role, kind, rows)
         if self._faults is not None:
             model = self._corrupt(role, batch, *self._faults)
-        outputs = model(batch, options)
+        outputs = kind.output.join(model(kind.input.split(batch), options))
         if outputs.shape != (len(rows), *kind.output.shape) or outputs.dtype != kind.output.dtype:
             raise ValueError(
                 f"the model gave {outputs.dtype} {list(outputs.shape)} for {len(rows)} rows; "
@@ -191,7 +190,8 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
 
     Raises ModelError if it does not run.
     """
-    row = model.signature.largest.input.zeros(1)
+    layout = model.signature.largest.input
+    row = layout.split(layout.zeros(1))
     try:
         model(row)
     except Exception as error:  # ONNX Runtime's errors share no base class but this

@@ -1,4 +1,4 @@
-"""Queries of named inputs: read, checked, padded and cut."""
+"""Batches of queries: read, checked, padded and cut."""
 
 from pathlib import Path
 
@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays_of
 
 from parity_models.errors import DataError
-from parity_models.models.named_inputs import (
+from parity_models.models.queries import (
+    as_batch,
     axis_for,
-    fit_inputs,
+    check_queries,
+    fit_tensors,
+    pad,
     padded,
-    read_named,
-    rows_of,
+    read_arrays,
+    read_batch,
     sizes_in,
 )
 from parity_models.models.signature import Axis, Signature, Tensor
@@ -35,14 +38,14 @@ def save(path: Path, **arrays: object) -> Path:
 def test_an_npz_file_holds_an_array_for_each_input(tmp_path: Path) -> None:
     ids = np.arange(6).reshape(2, 3)
     path = save(tmp_path / "a.npz", ids=ids, age=np.array([1, 2], np.float32), labels=np.arange(2))
-    fitting = fit_inputs(read_named(path), (AGE, IDS), str(path))
+    fitting = fit_tensors(read_arrays(path), (AGE, IDS), str(path))
     assert list(fitting) == ["age", "ids"]
     assert (fitting["ids"] == ids).all()
 
 
 def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.array([[1, 2]], np.int32))
-    fitting = fit_inputs(read_named(tmp_path / "a.npy"), (IDS,), "a")
+    fitting = fit_tensors(read_arrays(tmp_path / "a.npy"), (IDS,), "a")
     assert fitting["ids"].dtype == np.int64
 
 
@@ -53,6 +56,7 @@ def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
         ({"ids": [[1]], "mask": [[1.5]]}, "'mask' in data is float64"),
         ({"ids": [1], "mask": [[1]]}, r"'ids' in data has rows of shape \[\]"),
         ({"ids": [[1]], "mask": [[1, 1]]}, "along the axis 'length' that they share"),
+        ({"ids": [[1]], "mask": [[1], [1]]}, "unequal numbers of rows"),
         ({"ids": [["a"]], "mask": [[1]]}, "'ids' in data is <U1"),
         ({"ids": [[True]], "mask": [[1]]}, "'ids' in data is bool"),
     ],
@@ -60,25 +64,37 @@ def test_the_only_input_may_have_any_name(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(arrays: dict[str, object], why: str) -> None:
     given = {name: np.array(each) for name, each in arrays.items()}
     with pytest.raises(DataError, match=why):
-        fit_inputs(given, (IDS, MASK), "data")
+        fit_tensors(given, (IDS, MASK), "data")
 
 
 @pytest.mark.parametrize(
     ("arrays", "why"),
     [
-        ({"ids": np.zeros((2, 1)), "mask": np.zeros((3, 1))}, "unequal numbers of rows"),
-        ({"ids": np.zeros((0, 1))}, "holds no rows"),
-        ({"labels": np.zeros(2)}, "holds no inputs"),
-        ({"ids": np.array([None])}, "neither an .npz file of arrays"),
+        ({"ids": np.zeros((2, 1)), "mask": np.zeros((3, 1))}, "is float64|unequal numbers"),
+        ({"ids": np.zeros((0, 1), int), "mask": np.zeros((0, 1), int)}, "too few: give 1 or more"),
+        ({"ids": np.ones((2, 9), int), "mask": np.ones((2, 9), int)}, "9 along 'length'"),
+        ({"ids": np.ones((2, 3), int), "mask": np.ones((2, 3), int)}, "are the same"),
+        ({"ids": np.array([None])}, "holds object, not numbers"),
     ],
 )
 def test_a_file_without_sound_inputs_is_refused(
     tmp_path: Path, arrays: dict[str, object], why: str
 ) -> None:
     with pytest.raises(DataError, match=why):
-        read_named(save(tmp_path / "a.npz", **arrays))
-    with pytest.raises(DataError, match="cannot read"):
-        read_named(tmp_path / "none.npz")
+        read_batch(save(tmp_path / "a.npz", **arrays), TEXT)
+    with pytest.raises(DataError, match="there is no"):
+        read_batch(tmp_path / "none.npz", TEXT)
+
+
+def test_a_batch_is_made_of_an_array_or_of_arrays_by_name() -> None:
+    one = Signature((AGE,), (SCORES,))
+    ages = np.array([1, 2], np.float32)
+    for inputs in (ages, [1.0, 2.0], {"age": ages}, {"any": ages.astype(np.float64)}):
+        assert as_batch(inputs, one)["age"].tolist() == [1, 2]
+    with pytest.raises(DataError, match="holds inputs; the model takes ids, mask"):
+        as_batch(ages, TEXT)
+    with pytest.raises(DataError, match="NaN or infinite values, first in row 1"):
+        check_queries({"age": np.array([1, np.nan], np.float32)}, "inputs")
 
 
 def test_padding_tells_how_long_a_row_is() -> None:
@@ -123,9 +139,8 @@ def test_padded_rows_hold_each_query_and_nothing_else(
     assert (split["x"][:, most:] == np.ones((), x.dtype)).all()
     if several:
         assert (split["age"] == arrays["age"]).all()
-    assert len(rows_of(arrays, signature, range(len(lengths)))) == len(lengths)
 
 
 def test_a_row_of_the_buckets_size_is_not_copied() -> None:
     x = np.ones((3, 8), np.int64)
-    assert padded({"ids": x}, Signature((IDS,), (SCORES,), TEXT.axes), [8]) is x
+    assert pad({"ids": x}, Signature((IDS,), (SCORES,), TEXT.axes), [8])["ids"] is x
