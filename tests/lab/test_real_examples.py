@@ -18,8 +18,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from parity_models.tasks import find_task
 from parity_models_lab.accuracy.matrix import load_matrix
+from parity_models_lab.tasks import Cifar10
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +173,7 @@ def test_images_become_records_that_the_task_reads(
                     archive.writestr(f"{part}/{name}/{i}.jpg", stream.getvalue())
     out = tmp_path / "cifar-10-batches-bin"
     example("cifar10").main(tmp_path / "images.zip", out)
-    data = find_task("cifar-10").load(tmp_path)
+    data = Cifar10().load(tmp_path)
     assert data.classes == ("bird", "cat")
     assert (len(data.train), len(data.validation), len(data.test)) == (36, 4, 6)
     greens = data.test.inputs[:, 1].mean(axis=(1, 2))

@@ -135,8 +135,8 @@ def test_data_that_are_missing_are_told_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PARM_DATA", str(tmp_path / "none"))
-    missing = '[[deployed]]\ntask = "cifar-10"\nnetwork = "linear"'
-    with pytest.raises(DataError, match="the data of cifar-10 are not in"):
+    missing = '[[deployed]]\ntask = "parity_models_lab.tasks:Cifar10"\nnetwork = "linear"'
+    with pytest.raises(DataError, match="Cifar10 are not in"):
         _run(tmp_path, DEPLOYED + missing)
     assert not (tmp_path / "work" / "bundles").exists()
 

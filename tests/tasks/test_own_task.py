@@ -1,5 +1,6 @@
 """A task and a network of one's own are small classes, named on the command line."""
 
+import json
 import re
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> str:
-    of_lab = arguments[0] in ("train", "data", "reproduce")
+    of_lab = arguments[0] in ("train", "data", "accuracy")
     result = invoke_lab(*arguments) if of_lab else invoke(*arguments)
     assert result.exit_code == 0, result.output
     return result.output
@@ -81,19 +82,12 @@ def test_a_matrix_of_accuracies_may_name_them_with_their_options(here: Path) -> 
         codes = [{{ encoder = "stack", decoder = "separate", k = 2, epochs = 1 }}]
         backups = [{{ network = "{here.name}:Narrow", epochs = 1 }}]
     """)
-    run("reproduce", "accuracy", "--preset", "own.toml", "--out", "own.md", "--work", "work")
-    report = Path("own.md").read_text()
-    assert f"## {task}, {sized}" in report
-    assert f"approximate backup, {here.name}:Narrow" in report
-
-
-def test_one_of_ours_has_options_that_a_bundle_may_name() -> None:
-    assert find_task("localization@side=32").options.side == 32
-    assert find_task("cats-vs-dogs@32").options.side == 32
-    with pytest.raises(UserError, match="side must be from 8 to 1024"):
-        find_task("localization@side=1")
-    with pytest.raises(UserError, match="side is no option of the task digits"):
-        find_task("digits@side=8")
+    run("accuracy", "--preset", "own.toml", "--out", "out", "--work", "work")
+    (file,) = Path("out").glob("*.json")
+    result = json.loads(file.read_text())
+    assert sized in result["title"]
+    approaches = [row["approach"] for row in result["rows"]]
+    assert f"approximate backup, {here.name}:Narrow" in approaches
 
 
 def test_a_name_out_of_a_bundle_is_never_imported(here: Path) -> None:

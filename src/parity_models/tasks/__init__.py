@@ -7,14 +7,10 @@ A task is a small class, a subclass of `Task`, that says everything about itself
 from parity_models.errors import UserError
 from parity_models.own_code import say
 from parity_models.registry import Registry, is_own
-from parity_models.tasks.cats_dogs import CatsVsDogs
-from parity_models.tasks.cifar import Cifar10, Cifar100
 from parity_models.tasks.digits import Digits
-from parity_models.tasks.localization import Localization
 from parity_models.tasks.metrics import METRICS, agreement, check_labels, score
 from parity_models.tasks.mnist import FashionMnist, FashionMnistPixels, Mnist
 from parity_models.tasks.own_task import OwnTask, check_dataset
-from parity_models.tasks.speech import SmallSpeechCommands, SpeechCommands
 from parity_models.tasks.tabular import California, Diabetes
 from parity_models.tasks.task import Dataset, Split, Task
 
@@ -25,16 +21,10 @@ TASKS = Registry[Task](
     Mnist,
     FashionMnist,
     FashionMnistPixels,
-    Cifar10,
-    Cifar100,
-    CatsVsDogs,
-    SpeechCommands,
-    SmallSpeechCommands,
-    Localization,
     Diabetes,
     California,
 )
-"""The tasks. A name may have options after it: localization@side=224."""
+"""The built-in tasks."""
 
 
 def find_task(name: str) -> Task:

@@ -131,7 +131,7 @@ class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __str__(self) -> str:
         recipe = "" if self.recipe == "usual" else ", trained as published"
-        return f"{self.task}, {self.network}{recipe}"
+        return f"{self.task.rpartition(':')[2]}, {self.network}{recipe}"
 
 
 class Matrix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,7 +27,6 @@ from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
-from parity_models.tasks.synthetic import make_boxes, make_speech
 from parity_models.training import (
     Outcome,
     Report,
@@ -39,6 +38,7 @@ from parity_models.training import (
 )
 from parity_models_lab.accuracy.matrix import BackupCell, Budget, CodeCell, DeployedCell, FreeCell
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, digest, key_of
+from parity_models_lab.tasks import make_boxes, make_speech
 
 Floats = NDArray[np.float32]
 

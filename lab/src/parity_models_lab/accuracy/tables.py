@@ -78,4 +78,5 @@ def _row(model: ModelResults, one: Approach) -> Row:
 
 def _slug(model: ModelResults) -> str:
     recipe = "" if model.cell.recipe == "usual" else f"-{model.cell.recipe}"
-    return f"{model.cell.task}-{model.cell.network}{recipe}".replace(":", "-").replace("@", "-")
+    task = model.cell.task.rpartition(":")[2]
+    return f"{task}-{model.cell.network}{recipe}".replace(":", "-").replace("@", "-")

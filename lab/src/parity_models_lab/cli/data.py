@@ -11,9 +11,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from parity_models.cli.queries import DataDir
-from parity_models.tasks import TASKS, Split, choose_task, find_task
-from parity_models.tasks.synthetic import make_boxes, make_speech
-from parity_models.tasks.synthetic.making import Progress
+from parity_models.tasks import TASKS, Split, choose_task
+from parity_models_lab.tasks import PAPERS, make_boxes, make_speech
+from parity_models_lab.tasks.making import Progress
 
 data = typer.Typer(
     add_completion=False,
@@ -32,7 +32,8 @@ def list_tasks(data_dir: DataDir = None) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("task", "what", "metric", "found in"):
         table.add_column(heading)
-    for task in map(find_task, TASKS.names):
+    own = (f"parity_models_lab.tasks:{each.__name__}" for each in PAPERS)
+    for task in map(choose_task, [*TASKS.names, *own]):
         table.add_row(task.name, task.about, task.metric, task.find(data_dir) or "not found")
     Console().print(table)
     typer.echo("What a missing one needs: parm-lab data info TASK")
@@ -82,7 +83,7 @@ def synth_speech(
     """Have espeak-ng say commands, for the speech tasks.
 
     The folder has the layout of Speech Commands. Accents, voices, pitches, paces and noise vary.
-    Then: parm-lab train --task speech-commands-small --data-dir DIR.
+    Then: parm-lab train --task parity_models_lab.tasks:SmallSpeechCommands --data-dir DIR.
     """
     chosen = {} if words is None else {"words": tuple(words.split(","))}
     with _bar("sounds") as progress:
@@ -101,8 +102,8 @@ def synth_boxes(
 ) -> None:
     """Place Fashion-MNIST garments on cluttered canvases.
 
-    The folder has the layout of CUB-200-2011. Then: parm-lab train --task localization --network
-    resnet18@0.25 --data-dir DIR.
+    The folder has the layout of CUB-200-2011. Then: parm-lab train --task
+    parity_models_lab.tasks:Localization --network resnet18@0.25 --data-dir DIR.
     """
     with _bar("images") as progress:
         made = make_boxes(out, images=images, seed=seed, data_dir=data_dir, progress=progress)

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.speech import part_of
-from parity_models.tasks.synthetic.making import Progress, new_folder, run_all
-from parity_models.tasks.wav import RATE, write_wav
+from parity_models_lab.tasks.making import Progress, new_folder, run_all
+from parity_models_lab.tasks.speech import RATE, part_of, write_wav
 
 PROGRAM = "espeak-ng"
 

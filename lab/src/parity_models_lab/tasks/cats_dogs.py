@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from parity_models.errors import DataError
-from parity_models.tasks.images import ImageTask, image_files, read_images
 from parity_models.tasks.task import Dataset, Split, hold_out, normalised
+from parity_models_lab.tasks.images import ImageTask, image_files, read_images
 
 KINDS = ("cat", "dog")
 MEAN, DEVIATION = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

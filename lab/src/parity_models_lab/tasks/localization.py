@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import DataError
-from parity_models.tasks.images import ImageTask, read_images
 from parity_models.tasks.task import Dataset, Split, hold_out, normalised
+from parity_models_lab.tasks.images import ImageTask, read_images
 
 IMAGES, BOXES, SPLIT = "images.txt", "bounding_boxes.txt", "train_test_split.txt"
 PICTURES = "images"

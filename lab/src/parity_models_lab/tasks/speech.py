@@ -6,6 +6,7 @@ speaker is in two of them.
 """
 
 import hashlib
+import wave
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,12 @@ from numpy.typing import NDArray
 
 from parity_models.errors import DataError
 from parity_models.tasks.task import Dataset, FolderTask, Split
-from parity_models.tasks.wav import RATE, read_second
+
+RATE = 16_000
+"""Samples in a second."""
+
+BYTES = 2
+"""Of a sample."""
 
 WINDOW, STEP = 320, 160
 """Samples in a window of the spectrogram, and between windows: 20 and 10 ms."""
@@ -127,6 +133,43 @@ def mel_filters() -> NDArray[np.float32]:
     weights[empty, nearest[empty]] = 1
     filters: NDArray[np.float32] = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return filters
+
+
+def read_second(path: Path) -> NDArray[np.int16]:
+    """The first second in `path`, (16000,), padded with silence if it is shorter.
+
+    Raises DataError for a file that is no WAV file of this kind.
+    """
+    try:
+        with wave.open(str(path), "rb") as file:
+            form = (file.getnchannels(), file.getsampwidth(), file.getframerate())
+            if form != (1, BYTES, RATE):
+                raise DataError(
+                    f"{path} has {form[0]} channels of {8 * form[1]} bits at {form[2]} Hz; make "
+                    f"it one of 16 bits at {RATE} Hz (sox IN -c 1 -b 16 -r {RATE} OUT)"
+                )
+            promised = min(file.getnframes(), RATE)
+            sound = file.readframes(promised)
+            if not promised or len(sound) < promised * BYTES:
+                raise EOFError
+            samples = np.frombuffer(sound, "<i2")
+    except (wave.Error, EOFError, OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read as a WAV file ({str(error) or 'it is cut off'}); fetch it "
+            "again or take it out"
+        ) from error
+    second = np.zeros(RATE, np.int16)
+    second[: len(samples)] = samples
+    return second
+
+
+def write_wav(path: Path, samples: NDArray[np.int16]) -> None:
+    """Write `samples` (n,) to `path`."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(BYTES)
+        file.setframerate(RATE)
+        file.writeframes(samples.astype("<i2").tobytes())
 
 
 def _as_queries(powers: NDArray[np.float32]) -> NDArray[np.float32]:

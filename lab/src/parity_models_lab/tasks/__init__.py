@@ -1,0 +1,26 @@
+"""The paper's datasets, as tasks of one's own, and makers of data in the layouts of two of them.
+
+Commands take them as `parity_models_lab.tasks:Cifar10`.
+"""
+
+from parity_models_lab.tasks.cats_dogs import CatsVsDogs
+from parity_models_lab.tasks.cifar import Cifar10, Cifar100
+from parity_models_lab.tasks.localization import Localization
+from parity_models_lab.tasks.make_boxes import make_boxes
+from parity_models_lab.tasks.make_speech import make_speech
+from parity_models_lab.tasks.speech import SmallSpeechCommands, SpeechCommands
+
+PAPERS = (Cifar10, Cifar100, CatsVsDogs, SpeechCommands, SmallSpeechCommands, Localization)
+"""The tasks here."""
+
+__all__ = [
+    "PAPERS",
+    "CatsVsDogs",
+    "Cifar10",
+    "Cifar100",
+    "Localization",
+    "SmallSpeechCommands",
+    "SpeechCommands",
+    "make_boxes",
+    "make_speech",
+]

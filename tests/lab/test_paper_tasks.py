@@ -1,0 +1,287 @@
+"""Each of the paper's datasets is read from its standard layout; damaged files are named."""
+
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from parity_models.errors import DataError
+from parity_models_lab.tasks import (
+    CatsVsDogs,
+    Cifar10,
+    Cifar100,
+    Localization,
+    SmallSpeechCommands,
+    SpeechCommands,
+)
+from parity_models_lab.tasks.speech import (
+    BINS,
+    FRAMES,
+    RATE,
+    mel_filters,
+    part_of,
+    read_second,
+    spectrogram,
+    write_wav,
+)
+
+RANDOM = np.random.default_rng(0)
+
+
+def write_cifar(folder: Path, label_bytes: int, files: dict[str, int], classes: int) -> None:
+    folder.mkdir(parents=True)
+    for file, count in files.items():
+        records = RANDOM.integers(0, 256, (count, label_bytes + 3072), np.uint8)
+        records[:, label_bytes - 1] = np.arange(count) % classes
+        (folder / file).write_bytes(records.tobytes())
+
+
+CIFAR10 = {f"data_batch_{i}.bin": 20 for i in range(1, 6)} | {"test_batch.bin": 15}
+
+
+def test_cifar_10_is_read_from_its_binary_version(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-bin"
+    write_cifar(folder, 1, CIFAR10, 10)
+    names = "airplane automobile bird cat deer dog frog horse ship truck"
+    (folder / "batches.meta.txt").write_text("\n".join(names.split()) + "\n\n")
+    data = Cifar10().load(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [90, 10, 15]
+    assert (data.input_shape, data.classes) == ((3, 32, 32), tuple(names.split()))
+    np.testing.assert_array_equal(data.test.labels, np.arange(15) % 10)
+    raw = np.frombuffer((folder / "test_batch.bin").read_bytes(), np.uint8).reshape(15, -1)
+    mean, deviation = (np.reshape(v, (3, 1, 1)) for v in (Cifar10.mean, Cifar10.deviation))
+    pixels = (data.test.inputs * deviation + mean) * 255
+    np.testing.assert_allclose(pixels.reshape(15, -1), raw[:, 1:], atol=1e-3)
+
+
+def test_cifar_100_takes_the_fine_label(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "d", 2, {"train.bin": 110, "test.bin": 100}, 100)
+    (tmp_path / "d" / "fine_label_names.txt").write_text("\n".join(map(str, range(100))))
+    data = Cifar100().load(tmp_path / "d")
+    np.testing.assert_array_equal(data.test.labels, np.arange(100))
+    assert data.output_shape == (100,)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("test_batch.bin", b"", "no number of records"),
+        ("test_batch.bin", b"\0" * 3072, "no number of records"),
+        ("data_batch_3.bin", b"\x0a" + b"\0" * 3072, "has a label 10"),
+        ("batches.meta.txt", b"cat dog", "names 2 classes"),
+    ],
+)
+def test_damaged_cifar_files_are_refused(
+    tmp_path: Path, file: str, content: bytes, reason: str
+) -> None:
+    write_cifar(tmp_path / "d", 1, CIFAR10, 10)
+    (tmp_path / "d" / "batches.meta.txt").write_text(" ".join("abcdefghij"))
+    (tmp_path / "d" / file).write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        Cifar10().load(tmp_path / "d")
+
+
+def test_the_pickled_version_of_cifar_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"\x80\x02N.")
+    with pytest.raises(DataError, match="the python version is not read"):
+        Cifar10().load(tmp_path)
+
+
+# Cats vs dogs
+
+
+def write_picture(path: Path, size: tuple[int, int] = (20, 10)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RANDOM.integers(0, 256, (size[1], size[0], 3), np.uint8)).save(path)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "cats-vs-dogs/{}/{}.png",
+        "cats-vs-dogs/PetImages/{}/{}.jpg",
+        "dogs-vs-cats/train/{}.{}.jpg",
+        "PetImages/{}/{}.jpg",
+        "train/{}.{}.jpg",
+        "{}s/{}.png",
+    ],
+)
+def test_cats_and_dogs_are_read_from_every_usual_layout(tmp_path: Path, layout: str) -> None:
+    for kind in ("cat", "dog"):
+        named = kind.capitalize() if "Pet" in layout else kind
+        for number in range(10):
+            write_picture(tmp_path / layout.format(named, number))
+    data = CatsVsDogs(CatsVsDogs.Options(side=16)).load(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [15, 1, 4]
+    assert (data.input_shape, data.classes) == ((3, 16, 16), ("cat", "dog"))
+    everything = np.concatenate([data.train.labels, data.validation.labels, data.test.labels])
+    assert np.bincount(everything).tolist() == [10, 10]
+
+
+def test_the_broken_pictures_of_the_usual_archive_are_left_out(tmp_path: Path) -> None:
+    for kind, broken in (("Cat", "666.jpg"), ("Dog", "11702.jpg")):
+        for number in range(3):
+            write_picture(tmp_path / "PetImages" / kind / f"{number}.jpg")
+        (tmp_path / "PetImages" / kind / broken).touch()
+    data = CatsVsDogs(CatsVsDogs.Options(side=16)).load(tmp_path)
+    assert sum(len(split) for split in (data.train, data.validation, data.test)) == 6
+
+
+def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
+    for kind in ("cat", "dog"):
+        write_picture(tmp_path / kind / "1.png")
+    (tmp_path / "dog" / "2.jpg").write_bytes(b"\xff\xd8 and nothing")
+    with pytest.raises(DataError, match=r"dog/2\.jpg cannot be read as an image"):
+        CatsVsDogs().load(tmp_path)
+
+
+# Localization
+
+
+def write_birds(folder: Path) -> None:
+    for number in range(1, 13):
+        write_picture(folder / "images" / "001.Bird" / f"{number}.png", (40, 20))
+    numbers = range(1, 13)
+    files: dict[str, Callable[[int], str]] = {
+        "images.txt": lambda n: f"{n} 001.Bird/{n}.png",
+        "bounding_boxes.txt": lambda n: f"{n} 10.0 5.0 20.0 10.0",
+        "train_test_split.txt": lambda n: f"{n} {int(n > 2)}",
+    }
+    for file, line in files.items():
+        (folder / file).write_text("".join(f"{line(n)}\n" for n in numbers))
+
+
+def test_boxes_are_read_from_the_layout_of_cub_as_shares_of_the_image(tmp_path: Path) -> None:
+    write_birds(tmp_path / "CUB_200_2011")
+    data = Localization(Localization.Options(side=16)).load(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [9, 1, 2]
+    assert (data.input_shape, data.output_shape) == ((3, 16, 16), (4,))
+    np.testing.assert_allclose(data.test.labels, [[0.25, 0.25, 0.75, 0.75]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("bounding_boxes.txt", "1 10.0 5.0 20.0", "has a line that is none of its kind"),
+        ("bounding_boxes.txt", "1 10.0 5.0 0.0 10.0", "a box that is none"),
+        ("bounding_boxes.txt", "1 10.0 5.0 nan 10.0", "a box that is none"),
+        ("bounding_boxes.txt", "1 a b c d", "a box that is none"),
+        ("bounding_boxes.txt", "77 10.0 5.0 20.0 10.0", "do not number the same images"),
+        ("bounding_boxes.txt", "1 10.0 5.0 5000.0 10.0", "a box outside its image of 40x20"),
+        ("bounding_boxes.txt", "1 40.5 5.0 1.0 10.0", "a box outside its image of 40x20"),
+        ("train_test_split.txt", "1 5", "has '5', where 1 is train and 0 test"),
+        ("images.txt", "1 ../../secret.png", "names a file outside"),
+        ("images.txt", "1 001.Bird/missing.png", "cannot be read as an image"),
+    ],
+)
+def test_unsound_lists_of_boxes_are_refused(
+    tmp_path: Path, file: str, line: str, reason: str
+) -> None:
+    write_birds(tmp_path)
+    rest = (tmp_path / file).read_text().splitlines()[1:]
+    (tmp_path / file).write_text("\n".join([line, *rest]))
+    with pytest.raises(DataError, match=reason):
+        Localization().load(tmp_path)
+
+
+def test_a_box_that_reaches_a_little_beyond_its_image_ends_there(tmp_path: Path) -> None:
+    write_birds(tmp_path)
+    boxes = tmp_path / "bounding_boxes.txt"
+    boxes.write_text(boxes.read_text().replace("1 10.0 5.0 20.0", "1 10.0 5.0 31.0", 1))
+    data = Localization(Localization.Options(side=16)).load(tmp_path)
+    np.testing.assert_allclose(data.test.labels[0], [0.25, 0.25, 1, 0.75])
+
+
+def test_boxes_that_are_all_for_training_are_refused(tmp_path: Path) -> None:
+    write_birds(tmp_path)
+    (tmp_path / "train_test_split.txt").write_text("\n".join(f"{n} 1" for n in range(1, 13)))
+    with pytest.raises(DataError, match="or none for test"):
+        Localization().load(tmp_path)
+
+
+# Speech
+
+
+def speakers() -> dict[str, str]:
+    """A name that falls into each split."""
+    found: dict[str, str] = {}
+    number = 0
+    while len(found) < 3:
+        found.setdefault(part_of(f"{number:08x}_nohash_0.wav"), f"{number:08x}")
+        number += 1
+    return found
+
+
+def write_words(folder: Path, cast: dict[str, str]) -> None:
+    for tone, word in ((440, "no"), (1760, "yes")):
+        (folder / word).mkdir(parents=True)
+        samples = 8000 * np.sin(2 * np.pi * tone * np.arange(RATE) / RATE)
+        for speaker in cast.values():
+            for take in range(2):
+                write_wav(folder / word / f"{speaker}_nohash_{take}.wav", samples.astype(np.int16))
+    (folder / "_background_noise_").mkdir()
+    write_wav(folder / "_background_noise_" / "hum.wav", samples.astype(np.int16))
+
+
+@pytest.mark.parametrize(
+    ("task", "shape"),
+    [(SpeechCommands, (1, 161, 101)), (SmallSpeechCommands, (1, 40, 50))],
+)
+def test_words_are_split_by_speaker_and_become_spectrograms(
+    tmp_path: Path, task: type[SpeechCommands], shape: tuple[int, ...]
+) -> None:
+    write_words(tmp_path / "speech_commands", speakers())
+    data = task().load(tmp_path)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [4, 4, 4]
+    assert (data.input_shape, data.classes) == (shape, ("no", "yes"))
+    np.testing.assert_allclose(data.train.inputs.mean(axis=(1, 2, 3)), 0, atol=1e-4)
+    # The higher tone lies in higher frequencies.
+    peaks = data.train.inputs[:, 0].mean(axis=2).argmax(axis=1)
+    low, high = (peaks[data.train.labels == word] for word in (0, 1))
+    assert low.max() < high.min()
+
+
+def test_the_split_follows_the_datasets_rule() -> None:
+    # From the lists that the dataset comes with: all takes of a speaker are together.
+    parts = [part_of(f"{number:08x}_nohash_0.wav") for number in range(4000)]
+    assert parts == [part_of(f"{number:08x}_nohash_7.wav") for number in range(4000)]
+    shares = [parts.count(part) / len(parts) for part in ("train", "validation", "test")]
+    np.testing.assert_allclose(shares, [0.8, 0.1, 0.1], atol=0.02)
+
+
+def test_a_spectrogram_has_its_peak_at_the_tone() -> None:
+    tone = (8000 * np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE)).astype(np.int16)
+    powers = spectrogram(tone[None])
+    assert powers.shape == (1, BINS, FRAMES)
+    assert set(powers[0, :, 1:-1].argmax(axis=0)) == {20}  # of 50 Hz each
+    np.testing.assert_allclose(mel_filters().sum(axis=1), 1, rtol=1e-5)
+
+
+def test_a_speaker_for_every_split_is_needed(tmp_path: Path) -> None:
+    cast = speakers()
+    del cast["test"]
+    write_words(tmp_path, cast)
+    with pytest.raises(DataError, match="falls into the test split"):
+        SpeechCommands().load(tmp_path)
+
+
+def test_short_sounds_are_padded_and_other_files_refused(tmp_path: Path) -> None:
+    write_wav(tmp_path / "short.wav", np.full(100, 7, np.int16))
+    second = read_second(tmp_path / "short.wav")
+    assert (len(second), second[:100].min(), second[100:].max()) == (RATE, 7, 0)
+    with wave.open(str(tmp_path / "stereo.wav"), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(44100)
+        file.writeframes(b"\0" * 400)
+    with pytest.raises(DataError, match="2 channels of 16 bits at 44100 Hz"):
+        read_second(tmp_path / "stereo.wav")
+    whole = (tmp_path / "short.wav").read_bytes()
+    for content in (b"", b"RIFF", b"ID3 and more of it", whole[:-100], whole[:-99], whole[:44]):
+        (tmp_path / "damaged.wav").write_bytes(content)
+        with pytest.raises(DataError, match=r"damaged\.wav cannot be read as a WAV file"):
+            read_second(tmp_path / "damaged.wav")
