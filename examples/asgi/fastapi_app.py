@@ -17,7 +17,7 @@ import parity_models
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     async with parity_models.serve(os.environ["BUNDLE"], instances=2, port=None) as serving:
-        app.mount("/coded", serving.app)
+        app.mount("/coded", serving.app())
         yield {"serving": serving}
 
 

@@ -38,7 +38,7 @@ def beside(server: litserve.LitServer, bundle: str) -> None:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with own(app) as state, parity_models.serve(bundle, port=None) as serving:
-            app.mount("/coded", serving.app)
+            app.mount("/coded", serving.app())
             yield state
 
     router.lifespan_context = lifespan

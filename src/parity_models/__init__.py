@@ -49,7 +49,7 @@ _HOMES = {
     "evaluate": "parity_models.evaluation",
     "offer_load": "parity_models.load",
     "open_bundle": "parity_models.models.bundle",
-    "serve": "parity_models.serving.in_process",
+    "serve": "parity_models.serving.server",
     "simulate": "parity_models.simulation",
     "train_backup": "parity_models.training",
     "train_parity": "parity_models.training",

@@ -9,9 +9,9 @@ from parity_models.models.bundle import Bundle as Bundle
 from parity_models.models.bundle import open_bundle as open_bundle
 from parity_models.scheduling import Policy as Policy
 from parity_models.scheduling import SchedulerConfig as SchedulerConfig
-from parity_models.serving.in_process import serve as serve
 from parity_models.serving.server import ServeOptions as ServeOptions
 from parity_models.serving.server import Server as Server
+from parity_models.serving.server import serve as serve
 from parity_models.simulation import Simulation as Simulation
 from parity_models.simulation import simulate as simulate
 from parity_models.training import Settings as Settings

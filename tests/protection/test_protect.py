@@ -17,7 +17,7 @@ from parity_models.protection.advice import advise
 from parity_models.protection.audience import Audience
 from parity_models.protection.simulated import Plan, Simulations
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.plan import default_batch
+from parity_models.serving.deployment import default_batch
 from parity_models.simulation.course import standard_contention
 from parity_models.training import open_deployed
 from parity_models.training.search import Searching

@@ -19,8 +19,8 @@ from parity_models.protection.simulated import Plan, Simulations, coverage_of
 from parity_models.protection.written import write_protected
 from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.deployment import Deployment as ServingPlan
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.plan import Plan as ServingPlan
 from parity_models.training import open_deployed
 from parity_models.training.candidates import Candidate
 from parity_models.training.parity import ParityModels

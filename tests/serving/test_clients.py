@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ import parity_models
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.serving.errors import InvalidRequestError, UnavailableError
-from parity_models.serving.in_process import Serving
 from parity_models.serving.options import ServeOptions
+from parity_models.serving.server import Server
 from ports import free_ports
 from served import ServerProcess, until
 
@@ -159,21 +160,34 @@ def test_a_bundle_is_served_beside_an_api_of_litserve(own: Path) -> None:
 
 async def test_a_block_serves_and_answers_calls(own: Path) -> None:
     async with parity_models.serve(own / "own" / "bundle", instances=1, port=None) as serving:
-        assert serving.url is None
         assert serving.ready
         for inputs in (ROWS[:4], {"image": ROWS[:4].astype(np.float64)}):
             predicted = await serving.predict(inputs, exact=True)
             np.testing.assert_allclose(predicted.output, SCORES[:4], rtol=1e-4, atol=1e-4)
             assert predicted.sources == ("model",) * 4
         await refuses_what_is_not_the_models(serving)
-        transport = httpx.ASGITransport(serving.app)
+        transport = httpx.ASGITransport(serving.app())
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             assert (await client.get("/v2/health/ready")).is_success
     with pytest.raises(UnavailableError):
         await serving.predict(ROWS[:1])
 
 
-async def refuses_what_is_not_the_models(serving: Serving) -> None:
+def test_a_program_without_an_event_loop_is_served_too(own: Path) -> None:
+    with parity_models.serve(own / "own" / "bundle", instances=1, policy="none") as server:
+        assert server.url is None
+        assert server.ready
+        with ThreadPoolExecutor(4) as threads:
+            for predicted in threads.map(server.predict, [ROWS[:4]] * 8):
+                np.testing.assert_allclose(predicted.output, SCORES[:4], rtol=1e-4, atol=1e-4)
+                assert predicted.sources == ("model",) * 4
+        with pytest.raises(InvalidRequestError, match="has shape"):
+            server.predict(ROWS[0])
+    with pytest.raises(UserError, match="no parity model"):
+        parity_models.serve(own / "own" / "bundle", policy="parity").__enter__()
+
+
+async def refuses_what_is_not_the_models(serving: Server) -> None:
     wrong: tuple[tuple[Any, str], ...] = (
         (ROWS[0], "has shape"),
         ({"picture": ROWS[:1]}, "has no input 'picture'"),

@@ -12,7 +12,7 @@ from linear_bundles import CLASSES, linear_bundle
 from parity_models.faults import Constant, FaultPlan
 from parity_models.models.bundle import Bundle, InferenceTimes, open_bundle
 from parity_models.models.inference_time import measure_models
-from parity_models.serving.plan import Plan
+from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions
 from served import ServerProcess
 from whole_bundle import tamper
@@ -33,21 +33,21 @@ def timed(folder: Path, one: float, batch: float | None) -> Bundle:
 def test_batches_are_run_where_four_queries_take_as_long_as_two(
     batch: float | None, default: int, tmp_path: Path
 ) -> None:
-    assert Plan(timed(tmp_path, 1.0, batch), ServeOptions()).max_batch == default
+    assert Deployment(timed(tmp_path, 1.0, batch), ServeOptions()).max_batch == default
 
 
 def test_bundles_of_which_nothing_was_measured_are_served_one_by_one(tmp_path: Path) -> None:
-    assert Plan(linear_bundle(tmp_path, WEIGHTS), ServeOptions()).max_batch == 1
+    assert Deployment(linear_bundle(tmp_path, WEIGHTS), ServeOptions()).max_batch == 1
 
 
 def test_who_says_a_word_on_it_is_heard(tmp_path: Path) -> None:
     bundle = timed(tmp_path, 1.0, 1.0)
-    assert [Plan(bundle, ServeOptions(max_batch=each)).max_batch for each in (1, 3)] == [1, 3]
+    assert [Deployment(bundle, ServeOptions(max_batch=each)).max_batch for each in (1, 3)] == [1, 3]
 
 
 def test_times_that_a_fault_plan_gives_are_those_of_single_queries(tmp_path: Path) -> None:
     faults = FaultPlan(service_time=Constant(0.01))
-    assert Plan(timed(tmp_path, 1.0, 1.0), ServeOptions(faults=faults)).max_batch == 1
+    assert Deployment(timed(tmp_path, 1.0, 1.0), ServeOptions(faults=faults)).max_batch == 1
 
 
 def test_bundles_that_are_made_know_it(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from parity_models.models.envelope import Envelope
 from parity_models.models.export import floats
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.plan import Plan
 from parity_models.tasks import find_task
 from parity_models.training import Settings, train_deployed, train_parity
 from parity_models.training.envelope import fit_envelope
@@ -168,6 +168,6 @@ def test_a_server_says_that_a_bundle_without_an_envelope_lets_queries_spoil_othe
         code=code,
         envelope=_envelope(inputs, inputs @ weights) if screened else None,
     )
-    said = [note for note in Plan(bundle, ServeOptions()).notes if "spoil" in note]
+    said = [note for note in Deployment(bundle, ServeOptions()).notes if "spoil" in note]
     assert len(said) == (not screened and not bundle.isolated)
-    assert not [note for note in Plan(bundle, NONE).notes if "spoil" in note]
+    assert not [note for note in Deployment(bundle, NONE).notes if "spoil" in note]

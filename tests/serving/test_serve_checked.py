@@ -21,9 +21,9 @@ from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bun
 from parity_models.models.bundle_files import MANIFEST
 from parity_models.scheduling import DEPLOYED, Source
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.deployment import model_files
 from parity_models.serving.golden import golden_of
 from parity_models.serving.local.local_engine import LocalEngine
-from parity_models.serving.plan import model_files
 from parity_models.serving.server import ServeOptions, Server
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ from parity_models.models.bundle import open_bundle, with_calibration
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.plan import Plan
+from parity_models.serving.deployment import Deployment
 from parity_models.serving.server import ServeOptions, Server
 from parity_models.trust.gates import choose_gates, ungated
 from served import predictions, queries, write_linear_bundle
@@ -37,7 +37,7 @@ def test_each_of_two_backups_has_a_gate_of_its_own(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"the backup-2 of .* is not calibrated for an agreement"):
         choose_gates(held, both, 0.99)
-    plan = Plan(held, ServeOptions())
+    plan = Deployment(held, ServeOptions())
     assert plan.roles[0] == both
     assert plan.model.gates.keys() == {"backup", "backup-2"}
     (note,) = ungated(with_calibration(held, {"backup": calibration(0.9)}), both, None)

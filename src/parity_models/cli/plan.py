@@ -14,7 +14,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
 from parity_models.options import declared_in, make_options
 from parity_models.scheduling import DEPLOYED
-from parity_models.serving.plan import default_batch
+from parity_models.serving.deployment import default_batch
 from parity_models.simulation.recording import Recording, read_recording
 from parity_models.sizing.goal import Goal
 from parity_models.sizing.plans import Plan, Sized, Sizing, nearest, times_of

@@ -11,12 +11,12 @@ from parity_models.errors import OptionError, UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle
 from parity_models.serving.access import Access
+from parity_models.serving.deployment import default_policy
 from parity_models.serving.engine import FIXED
 from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
 from parity_models.serving.limits import Limits
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.options import ServeOptions
-from parity_models.serving.plan import default_policy
 from parity_models.serving.remote.remote_engine import RemoteEngine
 
 EngineName = Annotated[

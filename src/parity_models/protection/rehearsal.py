@@ -21,9 +21,9 @@ from parity_models.faults import Constant, FaultPlan, Kill, Pauses, Slowdowns
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
+from parity_models.serving.deployment import default_policy, stand_ins_of
 from parity_models.serving.errors import RequestError
 from parity_models.serving.frontend import Frontend
-from parity_models.serving.plan import default_policy, stand_ins_of
 from parity_models.serving.server import ServeOptions, Server
 
 CALM, LEARNED = 0.4, 150

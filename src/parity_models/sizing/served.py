@@ -10,7 +10,7 @@ from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.scheduling import DEPLOYED, parity_role
 from parity_models.scheduling.policies import StandIns
-from parity_models.serving.plan import model_files, stand_ins_of
+from parity_models.serving.deployment import model_files, stand_ins_of
 from parity_models.simulation.course import DISPATCH, SPREAD, added_by_row
 from parity_models.simulation.recording import Recording
 from parity_models.trust.gates import choose_gates

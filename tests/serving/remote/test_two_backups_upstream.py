@@ -13,8 +13,8 @@ from parity_models.models.gate import EVERYTHING, Calibration, GateLevel
 from parity_models.options import Value
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.serving.deployment import Deployment
 from parity_models.serving.engines import EngineChoice
-from parity_models.serving.plan import Plan
 from parity_models.serving.remote.fleet import parse_upstreams
 from parity_models.serving.server import ServeOptions, Server
 from served import WEIGHTS, predictions, queries, write_linear_bundle
@@ -93,7 +93,7 @@ def test_the_first_backup_is_what_approximate_backup_needs(tmp_path: Path) -> No
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False, backed=2))
     upstreams = {"deployed": "http://a", "backup": "http://b/model-backup-2"}
     engine = EngineChoice("remote", upstreams)
-    assert Plan(bundle, ServeOptions(port=0, engine=engine)).roles[1] == {"backup-2"}
+    assert Deployment(bundle, ServeOptions(port=0, engine=engine)).roles[1] == {"backup-2"}
     policy = PolicyChoice("approximate-backup")
     with pytest.raises(UserError, match="approximate-backup needs instances that run backup, and"):
-        Plan(bundle, ServeOptions(port=0, engine=engine, policy=policy))
+        Deployment(bundle, ServeOptions(port=0, engine=engine, policy=policy))

@@ -32,7 +32,7 @@ async def late(folder: Path) -> AsyncIterator[Repository]:
         yield repository
     finally:
         Late.trouble = None
-        await repository.close()
+        await repository.stop()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -149,4 +149,4 @@ async def test_no_request_is_lost_while_versions_replace_each_other(
     assert {each.state for each in repository.index()} == {"UNAVAILABLE"}
     with pytest.raises(UnavailableError, match="is not served"):
         repository.find("one", None)
-    await repository.close()
+    await repository.stop()

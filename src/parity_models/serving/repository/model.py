@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from parity_models.errors import ParityModelsError, ServingError, UserError
 from parity_models.models.bundle import open_bundle
+from parity_models.serving.deployment import Deployment
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
-from parity_models.serving.hosted import Hosted, HostedVersion
 from parity_models.serving.models import IndexEntry, ServedVersion, why_unready
 from parity_models.serving.options import ServeOptions
 from parity_models.serving.repository.layout import options_of, versions_in
@@ -65,7 +65,7 @@ class RepositoryModel:
         self.name = folder.name
         self.current: str | None = None
         """The version that takes requests."""
-        self.running: dict[str, HostedVersion] = {}
+        self.running: dict[str, Deployment] = {}
         """The versions that have instances, those that are ending included."""
         self._folder = folder
         self._options = options
@@ -112,18 +112,18 @@ class RepositoryModel:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """End all versions at once."""
         for task in set(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for running in self.running.values():
-            await running.hosted.stop()
+            await running.stop()
 
-    def close_feeds(self) -> None:
+    def close_feed(self) -> None:
         """End the streams of the live page."""
         for running in self.running.values():
-            running.hosted.close_feed()
+            running.close_feed()
 
     @property
     def why_unready(self) -> str:
@@ -192,7 +192,7 @@ class RepositoryModel:
             known = self._reason(version) if at_start else ""
             status = self._status[version] = _Status(State.LOADING)
             try:
-                hosted = await self._warm(version)
+                deployment = await self._warm(version)
             except ParityModelsError as error:
                 status.state, status.reason = State.UNAVAILABLE, str(error)
                 if status.reason != known:  # a retry reports only news
@@ -203,7 +203,7 @@ class RepositoryModel:
             except BaseException as error:
                 status.state, status.reason = State.UNAVAILABLE, f"loading failed: {error!r}"
                 raise
-            self.running[version] = HostedVersion(hosted)
+            self.running[version] = deployment
             self._loaded(version, status)
 
     def _loaded(self, version: str, status: _Status) -> None:
@@ -211,31 +211,31 @@ class RepositoryModel:
             self._end(version, status.reason)
             return
         status.state = State.READY
-        hosted = self.running[version].hosted
-        hosted.begin_faults()
-        for note in hosted.notes:
+        deployment = self.running[version]
+        deployment.begin_faults()
+        for note in deployment.notes:
             _log.warning("%s version %s: %s", self.name, version, note)
         _log.info("%s version %s is loaded", self.name, version)
         before, self.current = self.current, version
         if before is not None:
             self._end(before, f"version {version} took its place")
 
-    async def _warm(self, version: str) -> Hosted:
+    async def _warm(self, version: str) -> Deployment:
         """Start a version's instances; nothing is left of them if that fails."""
         # What starts while another version serves must not take all cores from it.
         at_once = None if self.current is None else max(1, (os.cpu_count() or 1) // 4)
-        hosted = await asyncio.to_thread(self._opened, version, at_once)
+        deployment = await asyncio.to_thread(self._opened, version, at_once)
         try:
-            await hosted.start()
+            await deployment.start()
         except BaseException:
-            await hosted.stop()
+            await deployment.stop()
             raise
-        return hosted
+        return deployment
 
-    def _opened(self, version: str, at_once: int | None) -> Hosted:
+    def _opened(self, version: str, at_once: int | None) -> Deployment:
         bundle = open_bundle(self._folder / version, self._allow_code)
         options = options_of(self._folder, bundle, self._options, version)
-        return Hosted(bundle, options, version, at_once, self._tracing)
+        return Deployment(bundle, options, version, starts_at_once=at_once, tracing=self._tracing)
 
     def _end(self, version: str, why: str) -> None:
         _log.info("%s version %s is unloaded: %s", self.name, version, why)
@@ -243,11 +243,11 @@ class RepositoryModel:
         self._stopping[version] = self._task(self._stop(version))
 
     async def _stop(self, version: str) -> None:
-        hosted = self.running[version].hosted
+        deployment = self.running[version]
         try:
-            await hosted.drain()
+            await deployment.drain()
         finally:
-            await hosted.stop()
+            await deployment.stop()
             del self.running[version]
             del self._stopping[version]
             self._status[version].state = State.UNAVAILABLE

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
 from parity_models.errors import OptionError, UserError
 from parity_models.serving.backoff import Backoff
 from parity_models.serving.errors import InvalidRequestError, NotFoundError, UnavailableError
-from parity_models.serving.listeners import Listeners, ListeningServer, tracing_to
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import REPOSITORY, IndexEntry, ServedVersion
 from parity_models.serving.options import ServeOptions
@@ -20,9 +20,8 @@ from parity_models.serving.page.feed import Feed
 from parity_models.serving.page.routes import Page
 from parity_models.serving.repository.layout import scan
 from parity_models.serving.repository.model import RepositoryModel
-from parity_models.serving.rest.messages import Request, Response
-from parity_models.serving.rest.scrapes import metrics_response
 from parity_models.serving.served_model import ServedModel
+from parity_models.serving.server import ProtocolServer, tracing_to
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -52,7 +51,7 @@ _REQUESTS = "parm_requests"
 _log = logging.getLogger(__name__)
 
 
-class Repository:
+class Repository(Collector):
     """The models in `folder`, as `Models`. Arguments as for RepositoryModel.
 
     Raises:
@@ -99,15 +98,15 @@ class Repository:
         self._stop_retries()
         await asyncio.gather(*(each.unload() for each in self._models.values()))
 
-    async def close(self) -> None:
+    async def stop(self) -> None:
         """End all models at once."""
         self._stop_retries()
-        await asyncio.gather(*(each.close() for each in self._models.values()))
+        await asyncio.gather(*(each.stop() for each in self._models.values()))
 
-    def close_feeds(self) -> None:
+    def close_feed(self) -> None:
         """End the streams of the live page."""
         for each in self._models.values():
-            each.close_feeds()
+            each.close_feed()
 
     @property
     def why_unready(self) -> str:
@@ -162,7 +161,7 @@ class Repository:
         if model is None:
             return None
         running = model.running.get(asked.get("version") or model.current or "")
-        return None if running is None else running.hosted.feed
+        return None if running is None else running.feed
 
     def collect(self) -> Iterable[Metric]:
         """Return all metrics, as a registry does; those of versions with labels that name them."""
@@ -172,7 +171,7 @@ class Repository:
                 _add(families, metric, {})
         for name, model in self._models.items():
             for version, running in model.running.items():
-                for metric in running.hosted.metrics.registry.collect():
+                for metric in running.metrics.registry.collect():
                     if metric.name not in _OF_SERVER:
                         _add(families, metric, {"model": name, "version": version})
         return families.values()
@@ -272,7 +271,7 @@ def _of_config(config: object) -> dict[str, str]:
     return found
 
 
-class RepositoryServer(ListeningServer):
+class RepositoryServer(ProtocolServer):
     """Serves the bundles in `folder`, NAME/VERSION, over the Open Inference Protocol.
 
     Args:
@@ -300,46 +299,18 @@ class RepositoryServer(ListeningServer):
             )
         if options.placements:
             raise UserError("placements are for a server of one bundle; leave them out")
-        self._options = options
         tracing = tracing_to(traces)
         self.repository = Repository(folder, options, allow_code, tracing)
-        self.watched = options.ui
         page = None
         if options.ui:
             page = Page(folder.resolve().name, self.repository.feed, repository=True)
-        self._listeners = Listeners(
+        super().__init__(
+            self.repository,
             self.repository,
             self.repository.metrics,
             options,
-            read_metrics=self._read_metrics,
+            collector=self.repository,
             page=page,
             tracing=tracing,
+            instances=_INSTANCES,
         )
-
-    async def start(self) -> None:
-        """Bind, and load all models; returns when all are loaded that can be.
-
-        Raises:
-            UserError: It cannot listen where it should.
-
-        """
-        await self._open(_INSTANCES, self.repository.start)
-
-    async def stop(self) -> None:
-        """Stop being ready; after the options' `shutdown_delay`, refuse new requests, answer those
-        in flight, and end all models. Does not wait for answers where it is cancelled."""
-        self.repository.retire()
-        try:
-            await asyncio.sleep(self._options.shutdown_delay)
-            self.repository.close_feeds()
-            self._listeners.drain()
-            await self.repository.drain()
-        finally:
-            await self._close()
-
-    async def _close(self) -> None:
-        await self.repository.close()
-        await self._listeners.close()
-
-    async def _read_metrics(self, request: Request) -> Response:
-        return metrics_response(request, self.repository)

@@ -1,0 +1,313 @@
+"""A deployment: a bundle's models on the instances of an engine, and the frontend over them."""
+
+import asyncio
+from collections.abc import Collection, Sequence
+from math import ceil, prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.errors import OptionError, UserError
+from parity_models.faults import FaultPlan
+from parity_models.models.bundle import Bundle, ModelFile
+from parity_models.models.signature import Signature
+from parity_models.roles import DEPLOYED, parity_role
+from parity_models.scheduling import Policy, SchedulerConfig
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.policies import Adaptive, NoRedundancy, StandIns
+from parity_models.serving.engine import Parts
+from parity_models.serving.engines import EngineChoice
+from parity_models.serving.frontend import Frontend
+from parity_models.serving.golden import Golden, golden_of
+from parity_models.serving.metrics import Metrics
+from parity_models.serving.models import ServedVersion
+from parity_models.serving.options import ServeOptions
+from parity_models.serving.page.feed import Feed
+from parity_models.serving.page.watch import feed_of
+from parity_models.serving.protocol import GateMetadata
+from parity_models.serving.served_model import VERSION, ServedModel
+from parity_models.trust.gates import OutputGate, choose_gates, ungated
+
+if TYPE_CHECKING:
+    from parity_models.serving.tracing import Tracing
+
+_UNSCREENED = (
+    "the bundle does not say which inputs its parity model learned from, so that one client's "
+    "query can spoil the reconstruction of another's; make it again with parm parity, or serve it "
+    "with --policy none"
+)
+
+
+def default_policy(bundle: Bundle, engine: EngineChoice | None = None) -> str:
+    """Return the policy of a bundle that is served without one: adaptive, if a stand-in runs."""
+    return Adaptive.name if stand_ins_of(bundle, engine) else NoRedundancy.name
+
+
+def default_batch(bundle: Bundle) -> int:
+    """Return the largest batch if none is given: as measured when the bundle was made, else 1."""
+    times = bundle.manifest.inference_times
+    return 1 if times is None else times.batch
+
+
+def stand_ins_of(bundle: Bundle, engine: EngineChoice | None = None) -> StandIns:
+    """Return a bundle's stand-ins; those that run somewhere, if the engine has fixed roles."""
+    code, backups = bundle.code(), tuple(bundle.manifest.backup_roles)
+    fixed = None if engine is None else engine.kind.fixed_roles(engine.settings, bundle)
+    if fixed is None:
+        return StandIns(code, backups)
+    runs = frozenset[str]().union(*fixed)
+    return StandIns(
+        code if parity_role(0) in runs else None, tuple(role for role in backups if role in runs)
+    )
+
+
+def model_files(bundle: Bundle) -> dict[str, ModelFile]:
+    """Return the bundle's model files by role."""
+    manifest = bundle.manifest
+    files = {DEPLOYED: manifest.deployed}
+    files |= {parity_role(j): model for j, model in enumerate(manifest.parity)}
+    return files | manifest.backup_roles
+
+
+class Deployment(ServedVersion):
+    """A bundle in one version, with a frontend, an engine and metrics of its own.
+
+    The parts are made at once and checked; instances start with `start`.
+
+    Args:
+        bundle: Read only as it was checked when it was opened.
+        options: How to serve it.
+        version: The version's name.
+        starts_at_once: As in Parts.
+        tracing: Makes spans of its queries.
+
+    Raises:
+        UserError: The options do not fit the bundle.
+
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: ServeOptions,
+        version: str = VERSION,
+        *,
+        starts_at_once: int | None = None,
+        tracing: "Tracing | None" = None,
+    ) -> None:
+        choice = options.policy or PolicyChoice(default_policy(bundle, options.engine))
+        _check_policy(choice, bundle)
+        engine, needs = options.engine, choice.policy
+        # Of the stand-ins that it could do without, a policy uses those that the engine runs.
+        stand_ins = stand_ins_of(bundle, engine if needs.needs_stand_in else None)
+        policy, dispatch = choice.build(stand_ins)
+        uses_code = needs.needs_code or (needs.needs_stand_in and stand_ins.code is not None)
+        fixed = engine.kind.fixed_roles(engine.settings, bundle)
+        self.choice = choice
+        """The policy with its options."""
+        self.roles = _roles(choice, policy, bundle, options)
+        """The roles of each instance."""
+        used = frozenset[str]().union(*self.roles)
+        _check_instances(self.roles, options)
+        gates = choose_gates(bundle, used, options.agreement)
+        envelope = bundle.envelope()
+        self.notes: Sequence[str] = tuple(ungated(bundle, used, options.agreement))
+        """What a user may not expect: stand-ins that answer without a gate, or an envelope."""
+        if envelope is None and parity_role(0) in used and not bundle.isolated:
+            self.notes = (*self.notes, _UNSCREENED)
+        # What was measured here says nothing of upstreams, nor of times that a fault plan gives.
+        measured = fixed is None and options.faults is None
+        self.max_batch = options.max_batch or (default_batch(bundle) if measured else 1)
+        """The most queries in a unit."""
+        deployed, imitated = bundle.manifest.deployed, bundle.manifest.imitated_output
+        stood_in = imitated is not None and used != {DEPLOYED}
+        model = ServedModel(
+            options.name or bundle.manifest.name,
+            deployed.signature,
+            options.max_queue,
+            options.tenant_header,
+            bundle.digest,
+            deployed.sha256,
+            {
+                source: GateMetadata(gate.level.level, gate.level.coverage)
+                for source, gate in gates.items()
+            },
+            frozenset({imitated.name}) if imitated is not None and stood_in else frozenset(),
+            version,
+        )
+        self._bundle = bundle
+        self._faults = options.faults or FaultPlan()
+        self._models = {role: bundle.pinned(file) for role, file in model_files(bundle).items()}
+        self._golden: dict[str, Golden] = {}
+        self.metrics: Metrics = Metrics(bundle.digest)
+        parts = Parts(
+            bundle=bundle,
+            models=self._models,
+            metrics=self.metrics,
+            max_batch=self.max_batch,
+            unit_timeout=options.unit_timeout,
+            placements=options.placements,
+            allows_faults=options.faults is not None,
+            starts_at_once=starts_at_once,
+        )
+        self.engine = engine.kind.build(engine.settings, parts)
+        several = len(model.signature.outputs) > 1
+        self.frontend: Frontend = Frontend(
+            self.engine,
+            policy,
+            SchedulerConfig(
+                max_batch=self.max_batch,
+                max_queue=options.max_queue,
+                deadline=options.deadline,
+                default_prediction=options.default_prediction is not None,
+                verify_every=options.verify_every,
+                compare_every=options.compare_every,
+                fleet=() if fixed is None else tuple(self.roles),
+            ),
+            model.signature,
+            bundle.code() if uses_code else None,
+            self.metrics,
+            imitated=bundle.manifest.imitated if several else None,
+            dispatch=dispatch,
+            default=_default(options, model.signature),
+            gate=OutputGate(gates, envelope),
+            golden=self._golden,
+            min_ready=options.min_ready,
+            # Ids begin with 1, a plan's numbers with 0.
+            refuses=lambda query, source: self._faults.refuses(query - 1, source),
+        )
+        super().__init__(self.frontend, model, self.metrics)
+        if tracing is not None:
+            tracing.observe(self.frontend, model)
+        self.feed: Feed | None = None
+        """The feed of its live page, if there is to be one."""
+        if options.ui:
+            title = model.name if version == VERSION else f"{model.name} version {version}"
+            self.feed = feed_of(self.frontend, model=title, policy=choice.name)
+
+    async def start(self) -> None:
+        """Start all instances; return when they are warm and verified.
+
+        Raises:
+            ServingError: An instance does not start. Nothing is left running.
+
+        """
+        if self.feed is not None:
+            self.feed.start()
+        self._golden |= await asyncio.to_thread(golden_of, self._bundle, self._models, self.roles)
+        await self.frontend.start(self.roles)
+
+    def retire(self) -> None:
+        """Stop being ready, but still take queries."""
+        self.frontend.retire()
+
+    async def drain(self) -> None:
+        """End the live feed, and take no more queries; return when those in flight have ended."""
+        self.close_feed()
+        await self.frontend.drain()
+
+    async def stop(self) -> None:
+        """Stop all instances at once."""
+        self.close_feed()
+        await self.frontend.stop()
+
+    def close_feed(self) -> None:
+        """End the live feed, if there is one."""
+        if self.feed is not None:
+            self.feed.close()
+
+    def begin_faults(self) -> None:
+        """Let the time of the options' fault plan begin now, if there is one."""
+        if self._faults != FaultPlan():
+            self.engine.inject_faults(self._faults)
+
+
+def _roles(
+    choice: PolicyChoice, policy: Policy, bundle: Bundle, options: ServeOptions
+) -> Sequence[frozenset[str]]:
+    engine = options.engine
+    fixed = engine.kind.fixed_roles(engine.settings, bundle)
+    if fixed is None:
+        dedicated = any(DEPLOYED not in roles for roles in policy.roles(1, 1))
+        if dedicated and options.parity_instances == 0:
+            raise UserError(
+                f"the policy {choice.name} needs one parity instance or more, for models that run "
+                "on instances of their own; got 0"
+            )
+        return policy.roles(options.instances, _parity_instances(options, bundle))
+    missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)
+    if missing:
+        raise UserError(
+            f"the policy {choice.name} needs instances that run {', '.join(sorted(missing))}, and "
+            f"the engine {engine.name} has none; give it such, or serve with another policy"
+        )
+    return fixed
+
+
+def _parity_instances(options: ServeOptions, bundle: Bundle) -> int:
+    if options.parity_instances is not None:
+        return options.parity_instances
+    # Without a code the extra instances are as many as for the smallest one.
+    code = bundle.manifest.code
+    k, r = (code.k, code.r) if code else (2, 1)
+    return ceil(options.instances * r / k)
+
+
+def _check_instances(roles: Sequence[Collection[str]], options: ServeOptions) -> None:
+    if options.faults is not None:
+        options.faults.check(len(roles))
+    if options.placements and len(options.placements) != len(roles):
+        raise UserError(
+            f"there are {len(options.placements)} placements for {len(roles)} instances"
+        )
+    deployed = sum(DEPLOYED in each for each in roles)
+    if options.min_ready > deployed:
+        raise OptionError(
+            lambda spell: (
+                f"{spell('min_ready')} is {options.min_ready}, but there are {deployed} "
+                "instances of the deployed model: the server would never be ready"
+            )
+        )
+
+
+def _check_policy(choice: PolicyChoice, bundle: Bundle) -> None:
+    """Raise UserError unless the bundle has the models for the policy."""
+    parity = f"`parm parity --from {bundle.path} --out BUNDLE`"
+    backup = f"`parm backup --from {bundle.path} --network linear --out BUNDLE`"
+    missing = how = ""
+    if choice.policy.needs_code and bundle.manifest.code is None:
+        missing, how = "parity model", parity
+    elif choice.policy.needs_backup and not bundle.manifest.backups:
+        missing, how = "backup model", backup
+    elif choice.policy.needs_stand_in and not stand_ins_of(bundle):
+        missing, how = "stand-in", f"{backup} or {parity}"
+    if missing:
+        raise UserError(
+            f"{bundle.path} has no {missing} for the policy {choice.name}; make one with {how}, "
+            "or serve with another policy"
+        )
+
+
+def _default(options: ServeOptions, signature: Signature) -> NDArray[Any] | None:
+    """Return the row (*output shape) that answers queries at their deadline, or None."""
+    values = options.default_prediction
+    if values is None:
+        return None
+    output = None if len(signature.outputs) > 1 else signature.outputs[0].fixed
+    if output is None:
+        raise UserError(
+            "a default prediction is one of one output of fixed shape; the model has the outputs "
+            f"{', '.join(map(str, signature.outputs))}"
+        )
+    if len(values) not in (1, prod(output.shape)):
+        raise UserError(
+            f"the default prediction has {len(values)} values; an output {output} has "
+            f"{prod(output.shape)}: give all of them, or one for all"
+        )
+    wanted = np.broadcast_to(np.array(values), prod(output.shape)).reshape(output.shape)
+    with np.errstate(all="ignore"):
+        row = wanted.astype(output.dtype)
+    if not np.allclose(row.astype(np.float64), wanted, rtol=1e-2):
+        raise UserError(f"the default prediction has values that {output.datatype} cannot hold")
+    return row
