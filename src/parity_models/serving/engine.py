@@ -6,7 +6,7 @@ it does what the driver asks for, and reports what happened to its listener.
 - Instances have ids that are never used twice: an instance that fails and is replaced is one that
   left and another that joined.
 - An instance has one unit at a time; the next may come once it is reported finished or failed.
-- Every unit is reported once, unless its instance leaves: then nothing more is heard of it.
+- Every unit is reported once, unless its instance leaves: then nothing more is reported of it.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +25,7 @@ from parity_models.serving.metrics import Metrics
 
 
 class EngineListener(Protocol):
-    """Hears what happens to instances and units, always on the thread of the event loop."""
+    """Receives events of instances and units, always on the thread of the event loop."""
 
     def instance_joined(
         self, instance: str, roles: frozenset[str], node: str | None = None
@@ -93,8 +93,8 @@ class Parts:
 
     A unit has up to `max_batch` rows, and its instance `unit_timeout` seconds for it. `placements`
     say where each instance is to run; none: all next to the server. Faults can be injected only
-    with `allows_faults`. `starts_at_once`: instances that start at a time, where their start takes
-    cores from what is served meanwhile; None: all.
+    with `allows_faults`. `starts_at_once`: instances that start at a time, where others are
+    serving meanwhile; None: all.
     """
 
     bundle: Bundle
@@ -174,7 +174,7 @@ class Engine(ABC):
         ValueError if the instance still has a unit.
 
         The rows are not copied: they must stay as they are until the unit is reported. A unit for
-        an instance that is gone is ignored, as the listener hears that it left.
+        an instance that is gone is ignored; its departure is, or will be, reported.
         """
 
     @abstractmethod
@@ -208,7 +208,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def stop(self) -> None:
-        """Stop all instances and leave nothing behind; the listener hears nothing more."""
+        """Stop all instances and leave nothing behind; nothing more is reported."""
 
     def inject_faults(self, plan: FaultPlan) -> None:
         """Let the time of a fault plan begin now. Raises ServingError if it takes none."""

@@ -34,8 +34,7 @@ from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.engine import Engine, Placement
-from parity_models.serving.local.local_engine import LocalEngine, all_cores_used
-from parity_models.serving.local.process import WorkerProcess
+from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess, all_cores_used
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.runner import Device
 from parity_models.serving.worker.stream import WorkerStream

@@ -29,8 +29,7 @@ from onnx_models import linear_model, moody_model
 from parity_models.errors import ModelError, ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.backoff import FIRST, LONG_RUN, LONGEST, Backoff
-from parity_models.serving.local.local_engine import LocalEngine
-from parity_models.serving.local.process import WorkerProcess
+from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +51,7 @@ async def test_a_worker_that_is_not_heard_of_is_replaced(tmp_path: Path) -> None
     moody_model(tmp_path / "m.onnx")
     async with running(tmp_path / "m.onnx", heartbeat_timeout=1.0) as (engine, events):
         os.kill(engine.pids()["0"], signal.SIGSTOP)
-        assert await events.departure("0") == "was not heard of for 1 s"
+        assert await events.departure("0") == "was not heard from for 1 s"
         assert await events.next() == Joined("0.1", DEPLOYED)
 
 

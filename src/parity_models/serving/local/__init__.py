@@ -1,1 +1,1 @@
-"""The engine of one machine: worker processes beside the server."""
+"""The local engine."""

@@ -2,19 +2,37 @@
 
 import asyncio
 import os
+import socket
+import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL, strsignal
 from typing import IO, Any
+
+import msgspec
 
 from parity_models.errors import ParityModelsError, ServingError
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Parts, Placement
-from parity_models.serving.local.process import WorkerProcess
 from parity_models.serving.metrics import Metrics
-from parity_models.serving.worker.supervised import SupervisedEngine
-from parity_models.serving.worker.wire import AssignedModel, Frame, Report
+from parity_models.serving.worker.stream import EngineStream
+from parity_models.serving.worker.supervised import SupervisedEngine, SupervisedInstance
+from parity_models.serving.worker.wire import (
+    AssignedModel,
+    Assignment,
+    Cancel,
+    Exit,
+    Frame,
+    InjectFaults,
+    MessageError,
+    Report,
+    Unit,
+    encode,
+    report_of,
+)
 
 START_TIMEOUT = 60.0
 """Seconds a worker may take to load and warm its models."""
@@ -22,12 +40,161 @@ START_TIMEOUT = 60.0
 PROC = Path("/proc")
 """See proc(5). On systems other than Linux no core is ever known to be in use."""
 
+MAX_LAST_WORDS = 2000
+"""Bytes of a worker's stderr that are kept."""
+
+_ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+
+class WorkerProcess(SupervisedInstance):
+    """One life of a worker, with its process. `execute` starts the process.
+
+    Raises OSError where the system has no sockets left, and ServingError if it cannot listen at the
+    placement's link.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        name: str,
+        models: Mapping[str, AssignedModel],
+        placement: Placement,
+        on_report: Callable[[Report, Frame | None], None],
+        metrics: Metrics,
+        *,
+        execute: Callable[..., Awaitable[Process]] = asyncio.create_subprocess_exec,
+    ) -> None:
+        super().__init__(number, name, frozenset(models), on_report)
+        self.node = placement.node
+        self._models = models
+        self._placement = placement
+        self._metrics = metrics
+        self._execute = execute
+        self._process: Process | None = None
+        self._streams: list[EngineStream] = []
+        self._inherited: list[socket.socket] = []
+        self._listener = None if placement.link is None else _listen(placement.link)
+
+    async def live(self) -> str:
+        if self._listener is None:
+            self._units, self._control = self._socket_pair(), self._socket_pair()
+        inherited = tuple(each.fileno() for each in self._inherited)
+        assignment = Assignment(
+            self.name,
+            os.getpid(),
+            dict(self._models),
+            inherited or None,
+            self._listener.getsockname()[:2] if self._listener is not None else None,
+            self._placement.device,
+        )
+        self._process = await self._execute(
+            *self._placement.prefix,
+            sys.executable,
+            "-P",
+            "-m",
+            "parity_models.serving.worker.worker",
+            msgspec.json.encode(assignment).decode(),
+            stdin=DEVNULL,
+            stdout=DEVNULL,
+            stderr=PIPE,
+            env=os.environ | _ONE_THREAD,
+            pass_fds=sorted({model.descriptor for model in self._models.values()} | {*inherited}),
+            start_new_session=True,  # out of reach of the terminal's Ctrl-C
+        )
+        for each in self._inherited:
+            each.close()
+        if self.why_killed is not None:
+            self._end()
+        connecting = asyncio.create_task(self._accept())
+        last_words = await self._last_words(self._process)
+        status = await self._process.wait()
+        connecting.cancel()
+        if self.why_killed is not None:
+            return self.why_killed
+        if status < 0:
+            return f"was ended by signal {-status} ({strsignal(-status)})"
+        return f"ended with status {status}" + (f": {last_words}" if last_words else "")
+
+    async def _last_words(self, process: Process) -> str:
+        assert process.stderr is not None
+        last = b""
+        while words := await process.stderr.read(MAX_LAST_WORDS):
+            last = (last + words)[-MAX_LAST_WORDS:]
+        return last.decode(errors="replace").strip()
+
+    def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
+        self._units.send([encode(unit), *rows])
+
+    def send(self, message: Cancel | Exit | InjectFaults) -> None:
+        stream = self._units if isinstance(message, InjectFaults) else self._control
+        stream.send([encode(message)])
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, while there is a process."""
+        if self._process is None or self._process.returncode is not None:
+            return None
+        return self._process.pid
+
+    def _end(self) -> None:
+        if self.pid is not None:
+            # Process.kill would poll the exit status, and take it from the task that waits for it.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, SIGKILL)
+
+    async def cleanup(self) -> None:
+        if self._process is not None and self.pid is not None:
+            self.kill("was stopped")
+            await self._process.wait()
+        for stream in self._streams:
+            stream.close()
+        for each in self._inherited:
+            each.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def _socket_pair(self) -> EngineStream:
+        ours, theirs = socket.socketpair()
+        self._inherited.append(theirs)
+        return self._stream(ours)
+
+    async def _accept(self) -> None:
+        """Wait until the worker has connected, if it does: for units, then for control."""
+        if self._listener is not None:
+            loop = asyncio.get_running_loop()
+            self._units = self._stream((await loop.sock_accept(self._listener))[0])
+            self._control = self._stream((await loop.sock_accept(self._listener))[0])
+
+    def _stream(self, end: socket.socket) -> EngineStream:
+        if end.family != socket.AF_UNIX:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        loop = asyncio.get_running_loop()
+        stream = EngineStream(loop, end, self._on_message, self._on_malformed)
+        self._streams.append(stream)
+        return stream
+
+    def _on_message(self, frames: Sequence[Frame]) -> None:
+        self._on_report(*report_of(frames))
+
+    def _on_malformed(self, error: MessageError) -> None:
+        self._metrics.refused("malformed")
+        self.kill(f"sent {error}")
+
+
+def _listen(address: str) -> socket.socket:
+    try:
+        listener = socket.create_server((address, 0))
+    except OSError as error:
+        raise ServingError(f"cannot listen at {address}: {error.strerror}") from error
+    listener.setblocking(False)
+    return listener
+
 
 class LocalEngine(SupervisedEngine[WorkerProcess]):
     """Runs `models`, by role, in supervised worker processes on this machine.
 
-    It copies the models when it starts: whatever becomes of the files, workers run what they held
-    when they were pinned. Worker i runs at the i-th of `placements`, or at Placement() if there are
+    It copies the models when it starts, so workers run the pinned content even if the files are
+    changed. Worker i runs at the i-th of `placements`, or at Placement() if there are
     none. `worker` makes each life of one. See SupervisedEngine for the rest.
     """
 
@@ -117,10 +284,9 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
 class ModelCopies:
     """Private copies of `models`, by role, which workers inherit, until `close`.
 
-    A copy is a file without a name: whatever becomes of the bundle's folder, or of the folder of
-    temporary files, workers that are started later load what was checked at the start. Raises
-    ModelError for a model that is not what it was when it was checked, and ServingError if it
-    cannot be copied.
+    A copy is a file without a name, so workers that are started later load what was checked at the
+    start, even if the bundle's folder or the temporary folder is gone. Raises ModelError for a
+    model that was changed since it was checked, and ServingError if it cannot be copied.
     """
 
     def __init__(self, models: Mapping[str, PinnedModel]) -> None:

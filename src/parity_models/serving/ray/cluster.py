@@ -90,7 +90,8 @@ class Connection:
             await asyncio.sleep(0.1)
 
     def store(self, models: Mapping[str, PinnedModel]) -> dict[str, StoredModel]:
-        """Put models where nodes get them. Raises ModelError if one is not what was checked."""
+        """Put models into the object store. Raises ModelError if one was changed since it was
+        checked."""
         contents: dict[str, ray.ObjectRef[bytes]] = {}
         stored = {}
         for role, model in models.items():

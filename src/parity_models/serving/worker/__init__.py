@@ -1,1 +1,1 @@
-"""The process that runs models, and what engines have of it."""
+"""The worker process, and the supervision that engines share."""

@@ -69,8 +69,8 @@ class Runner:
             running[2].set()
 
     def inject(self, plan: FaultPlan, worker: int, start: float) -> None:
-        """Have units suffer the faults of worker number `worker`, from `start` of
-        time.monotonic() on."""
+        """Inject the faults of worker number `worker` of a plan, beginning at `start` of
+        time.monotonic()."""
         self._faults = (start, WorkerFaults(plan, worker))
 
     def _run(self, unit: Unit, rows: Sequence[Frame]) -> NDArray[np.generic] | Failed:
@@ -86,7 +86,7 @@ class Runner:
         result: NDArray[np.generic] | Failed
         try:
             result = self._compute(unit, rows, options)
-        except Exception as error:  # whatever it is, it is this unit's; the next may do better
+        except Exception as error:  # an error of this unit only; the next may succeed
             detail = "cancelled" if options.terminate else str(error)[:MAX_DETAIL]
             result = Failed(unit.unit, detail)
         if self._faults is not None and self._apply_faults(
@@ -143,7 +143,7 @@ class Runner:
     def _apply_faults(
         self, started: float, role: str, cancelled: Event, start: float, faults: WorkerFaults
     ) -> bool:
-        """Wait as the plan says. Return whether the unit was cancelled before it was done."""
+        """Wait as the plan says. Return whether the unit was cancelled meanwhile."""
         busy_until = time.thread_time() + faults.computing_time(started - start, role)
         while time.thread_time() < busy_until and not cancelled.is_set():
             pass
@@ -205,7 +205,7 @@ def warm_model(model: OnnxModel, name: str) -> OnnxModel:
 
 
 def _read_copy(assigned: AssignedModel) -> bytes:
-    """Read a model's copy. Raises ModelError if it is not what the server checked."""
+    """Read a model's copy. Raises ModelError if its hash is not the one the server checked."""
     pieces = []
     at, size = 0, os.fstat(assigned.descriptor).st_size
     # Processes that inherit a descriptor share its position: each reads at offsets of its own.

@@ -51,7 +51,7 @@ class EngineStream:
         loop.add_reader(end.fileno(), self._receive)
 
     def send(self, frames: Sequence[Frame]) -> None:
-        """Send a message without waiting; what the system does not take yet is sent later."""
+        """Send a message without waiting; the rest is sent once the socket accepts it."""
         parts = parts_of(frames)
         size = sum(map(len, parts))
         sent = 0
@@ -139,7 +139,7 @@ class WorkerStream:
 
 
 def parts_of(frames: Sequence[Frame]) -> list[Frame]:
-    """Return what is sent for a message, in bytes."""
+    """Return the bytes of a message, in pieces."""
     parts: list[Frame] = [memoryview(frame).cast("B") for frame in frames[1:]]
     parts.append(frames[0])
     sizes = pack(f"<{len(parts) + 1}Q", len(parts), *map(len, parts))

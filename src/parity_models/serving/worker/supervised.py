@@ -67,9 +67,9 @@ class SupervisedInstance(ABC):
 
     `number` counts the engine's instances from 0 and is the same in every life; `name` is not.
     `joined` once it has said hello. `silence` is how many of the engine's ticks ago it was last
-    heard of. `why_killed` is set once it is to end, and what it reports no longer counts.
-    `recycled` if it is to end although nothing is known to be wrong with it. What it reports goes
-    to `on_report`, with the bytes of a unit's outputs.
+    heard from. `why_killed` is set once it has been killed; later reports are ignored. `recycled`
+    if it was killed although nothing is known to be wrong with its process. Its reports go to
+    `on_report`, with the bytes of a unit's outputs.
     """
 
     def __init__(
@@ -93,18 +93,18 @@ class SupervisedInstance(ABC):
 
     @abstractmethod
     async def live(self) -> str:
-        """Start it and wait for its end; return why it ended, for people.
+        """Start it, wait for its end, and return the reason, for people.
 
-        Raises what the system raises if it cannot be started.
+        Raises OSError and the like if it cannot be started.
         """
 
     @abstractmethod
     async def cleanup(self) -> None:
-        """Leave nothing of it behind, whatever `live` came to."""
+        """Release its process and sockets, also if `live` failed."""
 
     @abstractmethod
     def send_unit(self, unit: Unit, rows: Sequence[Frame]) -> None:
-        """Have it run a unit, without waiting."""
+        """Send it a unit, without waiting."""
 
     @abstractmethod
     def send(self, message: Cancel | Exit | InjectFaults) -> None:
@@ -115,17 +115,17 @@ class SupervisedInstance(ABC):
         """End it at once, if it has been started."""
 
     def kill(self, why: str) -> None:
-        """End it at once, or as soon as it has been started; the first `why` is why it ended."""
+        """End it at once, or as soon as it has been started. The first `why` is reported."""
         self.why_killed = self.why_killed or why
         self._end()
 
     def join(self, hello: Hello) -> None:
-        """Its models are ready."""
+        """Note that its models are ready."""
         self._signatures = hello.models
         self.joined = True
 
     def run(self, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> str | None:
-        """Have it run a unit; return the reason if the unit does not fit it."""
+        """Send it a unit. Return the reason if the unit does not fit it."""
         signature = self._signatures.get(role)
         if signature is None:
             return f"instance {self.name} does not run {role}"
@@ -147,7 +147,7 @@ AnyInstance = TypeVar("AnyInstance", bound=SupervisedInstance)
 class SupervisedEngine(Engine, Generic[AnyInstance]):
     """Instances of `models` that are started, watched, and replaced when they end.
 
-    An instance that has not been heard of for `heartbeat_timeout` seconds, or for `join_timeout`
+    An instance that has not been heard from for `heartbeat_timeout` seconds, or for `join_timeout`
     before it said hello, or has had a unit for `unit_timeout` seconds, is killed. One that ended is
     started again, after a back-off. Instance i runs the i-th of the roles that the engine is
     started with; it is called "i", and "i.n" after n restarts. At first, `starts_at_once` start at
@@ -188,7 +188,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
 
     @abstractmethod
     async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
-        """Get what instances are started from. Raises ServingError, or UserError, if it cannot."""
+        """Prepare what instances are started from. Raises ServingError or UserError."""
 
     @abstractmethod
     def _make(
@@ -202,7 +202,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
 
     @abstractmethod
     async def _release(self) -> None:
-        """Release what `_prepare` got, as far as it came."""
+        """Undo `_prepare`, also if it failed half-way."""
 
     # Engine
 
@@ -314,11 +314,11 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     def _report(self, name: str, report: Report, outputs: Frame | None) -> None:
         instance = self._instances.get(name)
         if instance is None or instance.why_killed is not None or self._stopping.is_set():
-            return  # this was still on its way
+            return  # the report was in flight
         instance.silence = 0
         try:
             self._on_report(instance, report, outputs)
-        except Exception as error:  # as a listener's mistake may be
+        except Exception as error:  # such as a bug of the listener
             self._recovered("report", error)
             if not instance.joined:
                 instance.kill(f"could not join: {error}")
@@ -358,7 +358,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
     # Supervision
 
     async def _supervise(self, number: int, roles: frozenset[str]) -> None:
-        """Have one life of an instance follow the other until the engine stops."""
+        """Start an instance again whenever it ends, until the engine stops."""
         broken, recycled = Backoff(), Backoff(LONG_SERVICE)
         await self._slots.acquire()
         if self._stopping.is_set():
@@ -372,7 +372,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 instance = self._make(number, name, roles, partial(self._report, name))
                 self._instances[name] = instance
                 why = await instance.live()
-            except Exception as error:  # whatever is lacking now may be there later
+            except Exception as error:  # what is missing now may be available later
                 why = f"could not be run: {error!r}"
                 self._metrics.engine_errors.labels("start").inc()
             await self._cleanup(instance)
@@ -386,7 +386,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
                 return
             served = instance is not None and instance.joined
             if served:
-                # Not called from here: a listener's mistake must not end the supervision.
+                # Not called from here: a bug of the listener must not end the supervision.
                 self._loop.call_soon(self._listener.instance_left, name, why)
             backoff = recycled if instance is not None and instance.recycled else broken
             pause = backoff.after(self._loop.time() - began if served else 0.0)
@@ -421,7 +421,7 @@ class SupervisedEngine(Engine, Generic[AnyInstance]):
         silence = instance.silence * TICK
         instance.silence += 1
         if silence >= limit:
-            instance.kill(f"was not heard of for {limit:g} s")
+            instance.kill(f"was not heard from for {limit:g} s")
             return
         running = instance.running
         if running is not None:

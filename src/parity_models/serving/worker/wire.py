@@ -2,8 +2,8 @@
 
 A message is a msgpack header, one of the structs below, and raw tensors in frames of their own:
 a frame for each row of a Unit, one frame for the outputs of a Finished. Nothing is pickled.
-Each worker has two streams (stream.py): `units` carries what its computing thread does in order,
-and the results; `control` carries what must not wait for a unit to end, and heartbeats.
+Each worker has two streams (stream.py): `units` carries units, faults and results, in order;
+`control` carries heartbeats, and messages that must not wait for a unit to end.
 """
 
 from collections.abc import Callable, Sequence
