@@ -27,6 +27,10 @@ class Registry(Generic[T]):
         self._base = base
         self._built_in = {str(vars(each)["name"]): each for each in built_in}
 
+    def register(self, *kinds: type[T]) -> None:
+        """Add classes as if they were built in, as a package that extends this one does."""
+        self._built_in |= {str(vars(each)["name"]): each for each in kinds}
+
     @property
     def names(self) -> list[str]:
         """The names of the built-in ones."""

@@ -1,8 +1,11 @@
 """The deployed model's own layers are found in its graph, and answer for it, also in integers."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from byte_models import ALIKE, CLASSES, LENGTH, SIGNATURE, TAKEN, UNLIKE, VALUES, contents, exported
 from onnx_models import output_of
@@ -92,3 +95,29 @@ def test_it_learns_where_the_rest_is_trained_in_16_bits() -> None:
     assert module.kernel.grad is not None
     assert module.kernel.grad.isfinite().all()
     assert module.kernel.grad.any()
+
+
+def saturating(values: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Products as processors without VNNI add them up: two at a time, in 16 bits (vpmaddubsw)."""
+    pairs = values.astype(np.int64)[..., None] * weights.astype(np.int64)
+    pairs = np.pad(pairs, [(0, 0), (0, len(weights) % 2), (0, 0)])
+    sums = pairs[:, ::2] + pairs[:, 1::2]
+    return np.clip(sums, -(2**15), 2**15 - 1).sum(axis=1)
+
+
+def test_products_of_bytes_saturate_on_no_processor() -> None:
+    content = exported(ALIKE["files"]())
+    layers = found(content)
+    assert layers is not None
+    module = built("own-layers", told(layers))
+    graph = onnx.load_model_from_string(export(module.served(), SIGNATURE.inputs, "out")).graph
+    constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMulInteger"]
+    assert products
+    for node in products:
+        weights = constants[node.input[1]]
+        assert weights.dtype == np.int8
+        rows = np.random.default_rng(0).choice([0, 255], (50, len(weights))).astype(np.uint8)
+        rows = np.concatenate([rows, np.where(weights.T > 0, 255, 0).astype(np.uint8)])
+        exact = rows.astype(np.int64) @ weights.astype(np.int64)
+        np.testing.assert_array_equal(saturating(rows, weights), exact)

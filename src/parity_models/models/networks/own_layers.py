@@ -15,7 +15,12 @@ from parity_models.models.own_layers import OwnLayers
 from parity_models.options import Option
 
 LARGEST = 127
-"""Of the integers that values are rounded to, beside the sign."""
+"""The largest integer that values are rounded to, either sign."""
+
+LARGEST_WEIGHT = 63
+"""The largest integer that weights are rounded to: they have 7 bits. Processors without VNNI add
+up two products of an unsigned and a signed byte in 16 bits, and saturate; with 2 * 255 * 63 below
+2**15, every processor computes what was trained and calibrated."""
 
 ROWS = 32
 """Rows whose maps are computed at once: they are large."""
@@ -29,7 +34,7 @@ ACTIVATIONS = {
 
 
 class OwnLayersNetwork(NamedNetwork):
-    """The deployed model's own layers, with a share of its maps, in integers of 8 bits.
+    """The deployed model's own layers, with a share of its maps, in small integers.
 
     It takes one input of integers (n, length), and is there for a model that looks them up as
     vectors, and has one convolution, the largest value of each of its maps, and one full layer.
@@ -142,7 +147,9 @@ class Thinned(NamedModule):
 
     def steps(self) -> Tensor:
         """Those of the kernel: (maps, 1, 1)."""
-        return self.kernel.detach().abs().amax((1, 2), keepdim=True).clamp_min(1e-9) / LARGEST
+        return (
+            self.kernel.detach().abs().amax((1, 2), keepdim=True).clamp_min(1e-9) / LARGEST_WEIGHT
+        )
 
     def served(self) -> nn.Module:
         return _Served(self)
