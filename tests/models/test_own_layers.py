@@ -102,7 +102,8 @@ def saturating(values: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[
     pairs = values.astype(np.int64)[..., None] * weights.astype(np.int64)
     pairs = np.pad(pairs, [(0, 0), (0, len(weights) % 2), (0, 0)])
     sums = pairs[:, ::2] + pairs[:, 1::2]
-    return np.clip(sums, -(2**15), 2**15 - 1).sum(axis=1)
+    total: NDArray[np.int64] = np.clip(sums, -(2**15), 2**15 - 1).sum(axis=1)
+    return total
 
 
 def test_products_of_bytes_saturate_on_no_processor() -> None:
