@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[train,bench,ray,otel,examples,docs,dev]' -e lab
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[grpc,remote,tls,train,bench,ray,otel,examples,docs,dev]' -e lab
 	touch $@
 
 setup: $(INSTALLED) ## Install everything into .venv

@@ -31,6 +31,9 @@ def main(bundle: str, extras: str) -> None:
         train = ("--model", "m", "--inputs", "x", "--out", "o")
         refused = subprocess.run([PARM, "parity", *train], capture_output=True, text=True)
         assert "pip install '.[train]'" in refused.stderr, refused.stderr
+        grpc = [PARM, "serve", bundle, "--port", "0", "--grpc-port", "0"]
+        refused = subprocess.run(grpc, capture_output=True, text=True)
+        assert "pip install '.[grpc]'" in refused.stderr, refused.stderr
     with served(bundle) as url:
         row = {"name": "input", "datatype": "FP32", "shape": [1, 3], "data": [1, 1, 1]}
         request = urllib.request.Request(
@@ -73,7 +76,7 @@ def run(*arguments: str) -> str:
 @contextmanager
 def served(bundle: str) -> Iterator[str]:
     """`parm serve` with two instances; gives its URL, and has it end well."""
-    command = [PARM, "serve", bundle, "--instances", "2", "--port", "0", "--grpc-port", "0"]
+    command = [PARM, "serve", bundle, "--instances", "2", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:

@@ -1,12 +1,23 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
 def install(extra: str) -> str:
     """How to install an `extra`, as messages say it: the package is on no index yet."""
     return f"in a clone of the repository, pip install '.[{extra}]'"
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Import modules of an extra inside. Raises UserError, which calls their use `what`, where they
+    are not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} needs {error.name}; {install(extra)}") from error
 
 
 class ParityModelsError(Exception):

@@ -66,9 +66,9 @@ def test_over_grpc_raw_or_typed(sent: Sent, raw: bool) -> None:
         else:
             contents = getattr(tensor.contents, grpc_codec._FIELDS[each.datatype])
             contents.extend(array.ravel().tolist())
-    asked = grpc_codec.decode_request(request, model)
+    asked = grpc_codec.read_request(request, model)
     sources = [Source.MODEL] * len(asked.rows)
-    answer = grpc_codec.encode_response(model, asked, asked.rows, sources)
+    answer = grpc_codec.write_response(model, asked, asked.rows, sources)
     answer = ModelInferResponse.FromString(answer.SerializeToString())
     for i, output in enumerate(answer.outputs):
         array = queries[output.name]

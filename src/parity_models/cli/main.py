@@ -53,7 +53,9 @@ Sections = Mapping[str, Mapping[str, str]]
 """Subcommands with their help, under the titles of sections."""
 
 EXTRAS = {
-    "aiohttp": "bench",
+    "aiohttp": "remote",
+    "cryptography": "tls",
+    "grpc": "grpc",
     "hdrh": "bench",
     "matplotlib": "bench",
     "onnx": "train",

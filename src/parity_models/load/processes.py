@@ -14,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
 from parity_models.errors import LoadError
 from parity_models.load.child import Child, child
@@ -81,8 +82,8 @@ async def _run(
 ) -> None:
     """Let the generators begin, and listen to them until they are done."""
     total = spec.requests * spec.batch
-    with tqdm(total=total, desc="queries", unit="", mininterval=REPORT_EVERY) as bar:
-        listening = _Listening(started, bar)
+    with Progress(console=Console(stderr=True), refresh_per_second=1 / REPORT_EVERY) as bar:
+        listening = _Listening(started, bar, total)
         start = time.monotonic() + LEAD
         for generator in children:
             generator.tell(f"{start!r}\n".encode())
@@ -102,9 +103,10 @@ async def _stop(children: Sequence[Child], stop: asyncio.Event) -> None:
 class _Listening:
     """What the generators tell while they are at work."""
 
-    def __init__(self, started: Callable[[], None], bar: "tqdm[None]") -> None:
+    def __init__(self, started: Callable[[], None], bar: Progress, total: int) -> None:
         self._started: Callable[[], None] | None = started
         self._bar = bar
+        self._task = bar.add_task("queries", total=total)
         self._told: dict[Child, tuple[int, int]] = {}
 
     async def listen(self, generator: Child) -> None:
@@ -125,6 +127,5 @@ class _Listening:
 
     def _show(self) -> None:
         due, failed = map(sum, zip(*self._told.values(), strict=True))
-        if failed:
-            self._bar.set_postfix_str(f"{failed:,} errors", refresh=False)
-        self._bar.update(due - self._bar.n)
+        description = f"queries, {failed:,} errors" if failed else "queries"
+        self._bar.update(self._task, completed=due, description=description)

@@ -3,13 +3,16 @@
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-import grpc
-from cryptography import x509
-
-from parity_models.errors import UserError
+from parity_models.errors import UserError, needs
 from parity_models.serving.watched import WatchedFiles, read_text
+
+with needs("tls", "reading a certificate's dates"):
+    from cryptography import x509
+
+if TYPE_CHECKING:
+    import grpc
 
 
 class Certificate:
@@ -35,28 +38,32 @@ class Certificate:
         expires = _check_dates(self._chain, chain)
         self.context = self._context()
         self._expires = expires
-        self._for_grpc = grpc.ssl_server_certificate_configuration([(key.encode(), chain.encode())])
+        self._pem = key.encode(), chain.encode()
         self._is_new_to_grpc = True
 
     def ends(self) -> float:
         """When the first of the certificates ends, in seconds since 1970."""
         return self._expires.timestamp()
 
-    def grpc_credentials(self) -> grpc.ServerCredentials:
+    def grpc_credentials(self) -> "grpc.ServerCredentials":
         """What a gRPC server needs to show the certificate, whichever is the newest."""
+        import grpc
+
         self._is_new_to_grpc = False
         return grpc.dynamic_ssl_server_credentials(
-            self._for_grpc,
+            grpc.ssl_server_certificate_configuration([self._pem]),
             # By gRPC's documentation it may return None for no change, which its stubs leave out.
             self._newer_for_grpc,  # type: ignore[arg-type]
         )
 
-    def _newer_for_grpc(self) -> grpc.ServerCertificateConfiguration | None:
+    def _newer_for_grpc(self) -> "grpc.ServerCertificateConfiguration | None":
         """Called by gRPC, on a thread of its own, for each connection that is made."""
         if not self._is_new_to_grpc:
             return None
+        import grpc
+
         self._is_new_to_grpc = False
-        return self._for_grpc
+        return grpc.ssl_server_certificate_configuration([self._pem])
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

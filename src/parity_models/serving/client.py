@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from parity_models.errors import UserError, install
+from parity_models.errors import UserError, needs
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.protocol import (
     HEADER_LENGTH,
@@ -29,11 +29,9 @@ from parity_models.serving.protocol import (
     read_json,
 )
 
-try:
+with needs("remote", "asking other servers"):
     import aiohttp
     from yarl import URL
-except ModuleNotFoundError as error:
-    raise UserError(f"asking other servers needs aiohttp: {install('client')}") from error
 
 TOKEN = "PARM_TOKEN"
 """The variable that holds a token, which others on the machine cannot read there."""

@@ -8,8 +8,6 @@ from typing import Any
 
 import grpc
 import numpy as np
-import pytest
-from google.protobuf.message import DecodeError
 from grpc import StatusCode
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,9 +20,9 @@ from parity_models.scheduling import Source
 from parity_models.serving.errors import (
     InvalidRequestError,
     NotFoundError,
-    RequestError,
     TooLargeError,
 )
+from parity_models.serving.grpc.calls import Calls
 from parity_models.serving.grpc.grpc_server import GrpcServer
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.grpc.service import SERVICE, InferenceService
@@ -146,11 +144,12 @@ BYTES = mutated() | st.binary(max_size=200)
 @given(BYTES)
 def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
     service = InferenceService(OneModel(Echo(), MODEL), Metrics())
-
+    calls = Calls(Limits(), ByteBudget(2**30), lambda: None)
     context: Any = NoContext()  # as little of one as is used
 
     async def infer() -> ModelInferResponse:
-        return await service.ModelInfer(service.read(data), context)
+        with service.counting() as counted:
+            return await service.infer(data, context, calls, counted)
 
     try:
         response = asyncio.run(infer())
@@ -159,23 +158,6 @@ def test_the_service_answers_or_refuses_with_a_reason(data: bytes) -> None:
     asked = ModelInferRequest.FromString(data)
     assert response.id == asked.id
     assert list(response.outputs[0].shape) == list(asked.inputs[0].shape)
-
-
-@fuzz(100)
-@given(BYTES)
-def test_what_protobuf_reads_of_a_small_message_is_not_refused_unread(data: bytes) -> None:
-    service = InferenceService(OneModel(Echo(), MODEL), Metrics())
-    if len(data) > 2**14:
-        return
-    try:
-        expected = ModelInferRequest.FromString(data)
-    except DecodeError:
-        with pytest.raises(RequestError):
-            service.read(data)
-    else:
-        # Bytes, as numbers that are not finite equal nothing.
-        read = service.read(data).SerializeToString(deterministic=True)
-        assert read == expected.SerializeToString(deterministic=True)
 
 
 @contextmanager

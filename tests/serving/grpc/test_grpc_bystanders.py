@@ -11,7 +11,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_served import request, serving, until
 
 HEALTH = "/grpc.health.v1.Health"
-REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
 QUESTION = health_pb2.HealthCheckRequest()
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -58,14 +57,6 @@ async def test_a_message_that_cannot_be_read_is_the_clients_mistake(
         await call.write(b"\x0a\xff")
         assert await call.code() is StatusCode.INVALID_ARGUMENT
         assert not caplog.records
-
-
-async def test_a_stream_of_reflection_ends_when_nothing_is_asked() -> None:
-    async with serving(body_timeout=1.5) as (served, _), served.channel() as channel:
-        call: Any = channel.stream_stream(REFLECTION)()
-        await call.write(b"\x3a\x00")  # list_services
-        assert b"grpc.health.v1.Health" in await call.read()
-        assert await call.code() is StatusCode.OK
 
 
 async def test_messages_for_health_that_come_slowly_are_as_few_as_others() -> None:

@@ -20,7 +20,7 @@ from parity_models.models.signature import Signature
 from parity_models.models.tensor import DATATYPES, TensorSpec
 from parity_models.scheduling import Source
 from parity_models.serving.errors import InvalidRequestError, RequestError, TooLargeError
-from parity_models.serving.grpc.codec import decode_request, encode_response
+from parity_models.serving.grpc.codec import read_request, write_response
 from parity_models.serving.grpc.inference_pb2 import ModelInferRequest, ModelInferResponse
 from parity_models.serving.protocol import AskedOutput, InferRequest
 from parity_models.serving.served_model import ServedModel
@@ -72,7 +72,7 @@ def tensors(*, typed: bool) -> st.SearchStrategy[NDArray[Any]]:
 
 @given(tensors(typed=False))
 def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
-    asked = decode_request(request(array), model_of(array))
+    asked = read_request(request(array), model_of(array))
     assert asked.rows.dtype == array.dtype
     assert asked.rows.tobytes() == array.tobytes()
     assert asked.rows.shape == array.shape
@@ -82,7 +82,7 @@ def test_raw_inputs_arrive_bit_by_bit(array: NDArray[Any]) -> None:
 
 @given(tensors(typed=True))
 def test_typed_inputs_arrive_exactly(array: NDArray[Any]) -> None:
-    asked = decode_request(request(array, raw=False), model_of(array))
+    asked = read_request(request(array, raw=False), model_of(array))
     assert asked.rows.dtype == array.dtype
     np.testing.assert_array_equal(asked.rows, array)
     assert not asked.rows.flags.writeable
@@ -94,7 +94,7 @@ def test_outputs_come_back_exactly_in_the_request_s_form(array: NDArray[Any], ra
     sources = [Source.MODEL, Source.RECONSTRUCTION] * len(array)
     model = model_of(array)
     asked = InferRequest("7", array, None, [AskedOutput(model.signature.outputs[0], raw)])
-    response = encode_response(model, asked, array, sources[: len(array)])
+    response = write_response(model, asked, array, sources[: len(array)])
     response = ModelInferResponse.FromString(response.SerializeToString())
     assert (response.model_name, response.model_version, response.id) == ("model", "1", "7")
     assert response.parameters["source"].string_param.split(",") == sources[: len(array)]
@@ -113,13 +113,13 @@ def test_half_precision_goes_raw_whatever_the_request_is_like() -> None:
     spec = TensorSpec("x", "INT64", (2,))
     half = np.array([[1, 2]], np.float16)
     model = ServedModel("model", Signature.of(spec, TensorSpec("y", "FP16", (2,))), max_rows=9)
-    asked = decode_request(request(np.array([[1, 2]]), raw=False), model)
-    response = encode_response(model, asked, half, [Source.MODEL])
+    asked = read_request(request(np.array([[1, 2]]), raw=False), model)
+    response = write_response(model, asked, half, [Source.MODEL])
     assert list(response.raw_output_contents) == [half.tobytes()]
     message = request(half)
     message.ClearField("raw_input_contents")
     with pytest.raises(InvalidRequestError, match="FP16, which has no typed contents"):
-        decode_request(message, model_of(half))
+        read_request(message, model_of(half))
 
 
 ARRAY = np.arange(6, dtype=np.int16).reshape(2, 3)
@@ -179,7 +179,7 @@ def test_requests_that_do_not_fit_are_refused_with_the_reason(
     message: ModelInferRequest, reason: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=reason):
-        decode_request(message, model_of(ARRAY))
+        read_request(message, model_of(ARRAY))
 
 
 def test_what_is_not_in_the_messages_is_refused() -> None:
@@ -187,7 +187,7 @@ def test_what_is_not_in_the_messages_is_refused() -> None:
     message = request(ARRAY)
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
     with pytest.raises(InvalidRequestError, match="shared memory"):
-        decode_request(message, model)
+        read_request(message, model)
     for parameter, reason in [
         ("shared_memory_region", "shared memory"),
         ("classification", "classifications"),
@@ -195,18 +195,18 @@ def test_what_is_not_in_the_messages_is_refused() -> None:
         message = request(ARRAY)
         message.outputs.add(name="x").parameters[parameter].int64_param = 3
         with pytest.raises(InvalidRequestError, match=reason):
-            decode_request(message, model)
+            read_request(message, model)
 
 
 def test_rows_and_bytes_have_bounds() -> None:
     model = ServedModel("model", model_of(ARRAY).signature, max_rows=1)
     with pytest.raises(TooLargeError, match="2 rows"):
-        decode_request(request(ARRAY), model)
+        read_request(request(ARRAY), model)
     truths = np.array([[True, False]])
     message = request(truths)
     message.raw_input_contents[0] = b"\x01\x02"
     with pytest.raises(InvalidRequestError, match="other than 0, 1"):
-        decode_request(message, model_of(truths))
+        read_request(message, model_of(truths))
 
 
 def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
@@ -215,13 +215,13 @@ def test_a_timeout_is_in_microseconds_and_zero_is_none() -> None:
         ("uint64_param", 1500, 0.0015),
         ("int64_param", 0, None),
     ]:
-        asked = decode_request(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
+        asked = read_request(with_parameter("timeout", **{kind: value}), model_of(ARRAY))
         assert asked.timeout == seconds
 
 
 def test_redundancy_and_tenant_are_parameters_of_a_request() -> None:
     def asked(name: str, **value: Any) -> tuple[bool, str | None]:
-        read = decode_request(with_parameter(name, **value), model_of(ARRAY))
+        read = read_request(with_parameter(name, **value), model_of(ARRAY))
         return read.exact, read.tenant
 
     assert asked("other", int64_param=1) == (False, None)
@@ -236,7 +236,7 @@ def test_no_bytes_are_fatal(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 5))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     with suppress(RequestError, DecodeError):
-        decode_request(ModelInferRequest.FromString(bytes(whole)), model_of(ARRAY))
+        read_request(ModelInferRequest.FromString(bytes(whole)), model_of(ARRAY))
 
 
 def test_what_comes_from_the_proto_is_up_to_date(tmp_path: Path) -> None:

@@ -1,7 +1,14 @@
 """The Open Inference Protocol over gRPC."""
 
 import os
+from importlib import import_module
+
+from parity_models.errors import needs
 
 # Workers are other programs, so nobody needs gRPC in a forked process: without this it would write
 # a line to stderr for each that starts. gRPC reads it when it is imported first.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+with needs("grpc", "gRPC"):
+    for _module in ("grpc", "grpc_health", "grpc_reflection", "google.rpc"):
+        import_module(_module)

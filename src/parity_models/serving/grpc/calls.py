@@ -1,15 +1,23 @@
-"""What calls may make the server hold: how many at a time, and the bytes of their messages.
+"""Limits of calls beyond gRPC's own, and errors as gRPC says them.
 
-gRPC bounds a message's size, but not what many of them hold together, and not how long a client
-takes to send one. So a call is taken before its message is read (as gRPC
-allows where the message comes as a stream of one), and its message's bytes are taken from the
-budget of all requests.
+gRPC bounds a message's size, but not the memory that many of them hold together, and not the time
+that a client takes to send one. So each call is taken before its message is read (as gRPC allows
+where the message comes as a stream of one), and the bytes of messages are taken from the budget of
+all requests.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from math import ceil
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+from grpc.aio import ServicerContext
 
 from parity_models.serving.errors import (
     DeadlineError,
@@ -18,13 +26,21 @@ from parity_models.serving.errors import (
     RequestError,
 )
 from parity_models.serving.limits import ByteBudget, Limits
+from parity_models.serving.metrics import Metrics
 from parity_models.serving.refusals import Refused
 
-_Message = TypeVar("_Message")
+Context = ServicerContext[Any, Any]
 
 RESERVE = 100
-"""Calls, and connections, beyond their limits that are let in far enough to be told of them, and
-calls that ask for the server's health, which a busy server answers too."""
+"""Calls beyond their limit that are let in far enough to be told of it, and calls that ask for the
+server's health, which a busy server answers too."""
+
+DETAILS = "grpc-status-details-bin"
+"""The trailing metadata that has a google.rpc.Status."""
+
+MAX_TEXT, MAX_WIRE = 1000, 3000
+"""Characters of an error that surely go through, and their bytes on the wire: they travel in a
+header, with a client's names in them."""
 
 _PROMPT = 0.2
 """Seconds within which a message mostly arrives whole. gRPC does not say how long it will be: one
@@ -34,102 +50,93 @@ _ENDING = 0.05
 """Seconds within which gRPC cancels a call that is over, having said that no message comes: its
 client has given it up, or the message is larger than gRPC takes, of which gRPC has told it."""
 
+_CODES = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    404: StatusCode.NOT_FOUND,
+    406: StatusCode.FAILED_PRECONDITION,
+    413: StatusCode.RESOURCE_EXHAUSTED,
+    499: StatusCode.CANCELLED,
+    500: StatusCode.INTERNAL,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+
+
+class Slots:
+    """Places for `most` at a time; entering one too many raises OverloadedError."""
+
+    def __init__(self, most: int, what: str, why: Refused) -> None:
+        self._most = most
+        self._what = what
+        self._why = why
+        self._taken = 0
+
+    def __enter__(self) -> None:
+        if self._taken >= self._most:
+            raise OverloadedError(
+                f"the server takes at most {self._most:,} {self._what}; try again later",
+                why=self._why,
+            )
+        self._taken += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._taken -= 1
+
 
 class Calls:
     """Bounds the calls of one server, by its `limits`; `budget` is shared with other protocols.
 
-    `unsent` is told of each call that is over before its message is there.
+    `unsent` is called for each call that is over before its message is there.
     """
 
     def __init__(self, limits: Limits, budget: ByteBudget, unsent: Callable[[], None]) -> None:
-        self._limits = limits
         self._budget = budget
+        self._body_timeout = limits.body_timeout
+        self._max_body = limits.max_body
         self._unsent = unsent
-        self._running = 0
-        self._lasting = 0
-        self._slow = 0
+        self.predictions = Slots(
+            limits.max_rpcs, "gRPC calls at a time (max_rpcs)", Refused.MAX_RPCS
+        )
+        self.watches = Slots(
+            limits.max_connections,
+            "streams of health at a time (max_connections)",
+            Refused.STREAMS,
+        )
         # Clients that send slowly leave half of the budget to the others.
-        self._most_slow = max(1, budget.most // limits.max_body // 2)
+        slow = max(1, budget.most // limits.max_body // 2)
+        self._slow = Slots(
+            slow,
+            f"gRPC messages that arrive slowly at a time: each may have {limits.max_body} bytes "
+            f"(max_body), and together they have half of {budget.most} (max_in_flight)",
+            Refused.SLOW_MESSAGES,
+        )
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Count a call while it is under way. Raises OverloadedError for one too many."""
-        if self._running >= self._limits.max_rpcs:
-            raise OverloadedError(
-                f"the server takes at most {self._limits.max_rpcs:,} gRPC calls at a time "
-                "(max_rpcs); try again later",
-                why=Refused.MAX_RPCS,
-            )
-        self._running += 1
+    async def read(self, messages: AsyncIterator[bytes]) -> bytes:
+        """Read the call's message. Raises DeadlineError if it does not arrive in time,
+        OverloadedError if too many arrive slowly, InvalidRequestError if there is none."""
+        reading = asyncio.ensure_future(anext(messages, None))
         try:
-            yield
-        finally:
-            self._running -= 1
-
-    @contextmanager
-    def lasting(self) -> Iterator[None]:
-        """Count a stream of health or reflection while it lasts. Raises OverloadedError for one too
-        many."""
-        if self._lasting >= self._limits.max_connections:
-            raise OverloadedError(
-                f"the server takes at most {self._limits.max_connections:,} streams of health and "
-                "reflection at a time (max_connections); try again later",
-                why=Refused.STREAMS,
-            )
-        self._lasting += 1
-        try:
-            yield
-        finally:
-            self._lasting -= 1
-
-    async def read(self, messages: AsyncIterator[_Message]) -> _Message:
-        """The call's message. Raises DeadlineError if it does not arrive in time, OverloadedError
-        if too many arrive slowly, InvalidRequestError if there is none."""
-        try:
-            try:
-                return await self.next(messages)
-            except StopAsyncIteration:
+            await asyncio.wait((reading,), timeout=min(_PROMPT, self._body_timeout))
+            if not reading.done():
+                with self._slow, self.holding(self._max_body):
+                    await asyncio.wait((reading,), timeout=self._body_timeout - _PROMPT)
+            if not reading.done():
+                raise DeadlineError(
+                    f"the message was not whole within {self._body_timeout:g} s (body_timeout); "
+                    "send it faster or send fewer rows at once",
+                    why=Refused.BODY_TIMEOUT,
+                )
+            message = reading.result()
+            if message is None:
                 await asyncio.sleep(_ENDING)
+                raise InvalidRequestError("the call has no message")
+            return message
         except asyncio.CancelledError:
             self._unsent()
             raise
-        raise InvalidRequestError("the call has no message")
-
-    async def next(self, messages: AsyncIterator[_Message]) -> _Message:
-        """A message of the call, likewise. Raises StopAsyncIteration after the last one."""
-        loop = asyncio.get_running_loop()
-        slow = _Slow(self)
-        try:
-            async with asyncio.timeout(self._limits.body_timeout) as timeout:
-                prompt = loop.call_later(_PROMPT, slow.begin, timeout)
-                try:
-                    return await anext(messages)
-                finally:
-                    prompt.cancel()
-        except TimeoutError:
-            raise slow.refusal or DeadlineError(
-                f"the message was not whole within {self._limits.body_timeout:g} s (body_timeout); "
-                "send it faster or send fewer rows at once",
-                why=Refused.BODY_TIMEOUT,
-            ) from None
         finally:
-            slow.end()
-
-    def begin_slow(self) -> None:
-        """Count a message that arrives slowly. Raises OverloadedError for one too many."""
-        if self._slow >= self._most_slow:
-            raise OverloadedError(
-                f"the server takes at most {self._most_slow} gRPC messages that arrive slowly at a "
-                f"time: each may have {self._limits.max_body} bytes (max_body), and together they "
-                f"have half of {self._budget.most} (max_in_flight); try again later",
-                why=Refused.SLOW_MESSAGES,
-            )
-        self._budget.take(self._limits.max_body)
-        self._slow += 1
-
-    def end_slow(self) -> None:
-        self._budget.give_back(self._limits.max_body)
-        self._slow -= 1
+            reading.cancel()
 
     @contextmanager
     def holding(self, size: int) -> Iterator["Held"]:
@@ -139,6 +146,12 @@ class Calls:
             yield held
         finally:
             held.shrink_to(0)
+
+    def hold_answer(self, context: Context, size: int) -> None:
+        """Count an answer's bytes against the budget until its call is over."""
+        self._budget.hold(size)
+        # grpc's stubs name a class of callbacks, where it takes any function.
+        context.add_done_callback(lambda _: self._budget.give_back(size))  # type: ignore[arg-type]
 
 
 class Held:
@@ -155,22 +168,49 @@ class Held:
             self._size = size
 
 
-class _Slow:
-    """A message that may turn out to arrive slowly."""
+def code_of(error: RequestError) -> StatusCode:
+    """The error's status code in gRPC: RESOURCE_EXHAUSTED where there is too much to do, else what
+    stands for its HTTP status."""
+    if isinstance(error, OverloadedError):
+        return StatusCode.RESOURCE_EXHAUSTED
+    return _CODES.get(error.status, StatusCode.INTERNAL)
 
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-        self._begun = False
-        self.refusal: RequestError | None = None
 
-    def begin(self, timeout: asyncio.Timeout) -> None:
-        try:
-            self._calls.begin_slow()
-            self._begun = True
-        except OverloadedError as error:
-            self.refusal = error
-            timeout.reschedule(asyncio.get_running_loop().time())
+def text_of(error: RequestError) -> str:
+    """The error's text for clients, cut to what a header holds."""
+    text = str(error)[:MAX_TEXT]
+    size = 0
+    for at, character in enumerate(text):
+        # gRPC writes what is no printable ASCII as %XX, byte by byte.
+        is_plain = " " <= character <= "~" and character != "%"
+        size += 1 if is_plain else 3 * len(character.encode(errors="replace"))
+        if size > MAX_WIRE:
+            return text[:at]
+    return text
 
-    def end(self) -> None:
-        if self._begun:
-            self._calls.end_slow()
+
+async def refuse(context: Context, error: RequestError, metrics: Metrics) -> NoReturn:
+    """End a call with this error, and count it; a google.rpc.Status has RetryInfo where it is known
+    when it is worth trying again (google/rpc/error_details.proto of googleapis)."""
+    if error.why is not None:
+        metrics.refusals.labels(error.why).inc()
+    metadata: tuple[tuple[str, bytes], ...] = ()
+    if error.retry_after is not None:
+        status = Status(code=code_of(error).value[0], message=text_of(error))
+        delay = Duration()
+        delay.FromMilliseconds(ceil(error.retry_after * 1e3))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+        metadata = ((DETAILS, status.SerializeToString()),)
+    await abort(context, code_of(error), text_of(error), metadata)
+
+
+async def abort(
+    context: Context, code: StatusCode, text: str, metadata: tuple[tuple[str, bytes], ...] = ()
+) -> NoReturn:
+    """End a call with this status; it is no error if its client has just gone."""
+    try:
+        await context.abort(code, text, metadata)
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:  # gRPC would log it
+        raise asyncio.CancelledError from error

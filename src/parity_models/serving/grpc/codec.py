@@ -56,7 +56,7 @@ _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
 """What a field holds, where that is more than some of its datatypes do."""
 
 
-def decode_request(message: ModelInferRequest, model: ServedModel) -> InferRequest:
+def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest:
     """The request in `message`.
 
     Raises a RequestError (mostly InvalidRequestError) that says what is wrong and what is
@@ -89,7 +89,7 @@ def decode_request(message: ModelInferRequest, model: ServedModel) -> InferReque
     )
 
 
-def encode_response(
+def write_response(
     model: ServedModel, request: InferRequest, outputs: NDArray[Any], sources: Sequence[Source]
 ) -> ModelInferResponse:
     """The answer: predictions (n, ...) of one kind, and in `parameters` the source of each row."""

@@ -5,26 +5,20 @@ Errors have the texts of REST, and the status codes that stand for its statuses.
 """
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models.errors import UserError
-from parity_models.serving.grpc.bystanders import BystandersBounded
-from parity_models.serving.grpc.calls import RESERVE, Calls
-from parity_models.serving.grpc.connections import Connections
-from parity_models.serving.grpc.health import Health
-from parity_models.serving.grpc.inference_pb2 import (
-    DESCRIPTOR,
-)
-from parity_models.serving.grpc.methods import handler_of
-from parity_models.serving.grpc.service import SERVICE, InferenceService
-from parity_models.serving.grpc.tokens_shown import TokensShown
-from parity_models.serving.grpc.unread import UnreadAnswers
+from parity_models.serving.errors import UnauthorizedError
+from parity_models.serving.grpc.calls import RESERVE, Calls, Context, code_of
+from parity_models.serving.grpc.inference_pb2 import DESCRIPTOR
+from parity_models.serving.grpc.service import HEALTH, SERVICE, Health, InferenceService, handlers
 from parity_models.serving.http.http_server import GRACE
 from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
@@ -35,19 +29,27 @@ from parity_models.serving.tokens import Tokens
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
 
-_HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 _MAX_MESSAGE = 2**31 - 1
 """Bytes that gRPC can be told a message may have."""
 
 _MAX_MILLISECONDS = 2**31 - 1
 """The longest time that gRPC can be told."""
 
+_MAX_AGE, _AGE_GRACE = 600.0, 120.0
+"""Seconds after which clients are asked to connect anew, and those that calls then have to end. No
+answer stays unread for longer."""
+
+_OPEN = (f"/{SERVICE.full_name}/ServerLive", f"/{SERVICE.full_name}/ServerReady")
+"""Methods that need no token, as those of health."""
+
+_Handler = Any
+"""grpc.RpcMethodHandler, which is generic in its stub alone."""
+
 
 class GrpcServer:
     """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
 
-    With `tokens`, who shows none of them is told the server's health and nothing else.
-
+    With `tokens`, clients that show none of them are told the server's health and nothing else.
     Made on the event loop that it is to run on, and started and stopped once.
     """
 
@@ -61,28 +63,21 @@ class GrpcServer:
         tokens: Tokens | None = None,
         tracing: "Tracing | None" = None,
     ) -> None:
-        refused = metrics.refusals.labels
-        calls = Calls(limits, budget, unsent=refused(Refused.NO_MESSAGE).inc)
-        shown = () if tokens is None else (TokensShown(tokens, metrics),)
         self._server = grpc.aio.server(
-            interceptors=(*shown, BystandersBounded(calls, metrics)),
+            interceptors=() if tokens is None else (_TokenCheck(tokens, metrics),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.max_rpcs + limits.max_connections + RESERVE,
         )
-        service = InferenceService(models, metrics)
-        ended = metrics.connections_ended.labels("write timeout").inc
-        self._connections = Connections(limits.max_connections)
-        unread = UnreadAnswers(budget, limits.write_timeout, self._connections, ended)
-        handler = handler_of(service, calls, self._connections, unread, tracing)
-        self._server.add_generic_rpc_handlers((handler,))
+        calls = Calls(limits, budget, unsent=metrics.refusals.labels(Refused.NO_MESSAGE).inc)
         self._stopping = asyncio.Event()
-        health = Health(models, self._stopping)
-        health_pb2_grpc.add_HealthServicer_to_server(health, self._server)
-        names = (SERVICE.full_name, _HEALTH, reflection.SERVICE_NAME)
+        service, health = InferenceService(models, metrics), Health(models, calls, self._stopping)
+        for each in handlers(service, health, calls, metrics, tracing):
+            self._server.add_generic_rpc_handlers((each,))
+        names = (SERVICE.full_name, HEALTH, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, _reflected_pool())
 
     async def start(self, host: str, port: int, tls: grpc.ServerCredentials | None = None) -> str:
-        """Listen there (port 0: any that is free); returns the URL, as grpc://127.0.0.1:8001, or
+        """Listen there (port 0: any that is free); return the URL, as grpc://127.0.0.1:8001, or
         grpcs:// with `tls`.
 
         Raises UserError if that cannot be.
@@ -98,7 +93,6 @@ class GrpcServer:
                 f"cannot listen on {host} port {port} for gRPC; choose another host or port (port "
                 "0 takes any that is free)"
             ) from error
-        self._connections.port = port
         await self._server.start()
         return f"{'grpc' if tls is None else 'grpcs'}://{host}:{port}"
 
@@ -108,17 +102,47 @@ class GrpcServer:
         await self._server.stop(GRACE)
 
 
+class _TokenCheck(grpc.aio.ServerInterceptor):
+    """Refuses calls whose metadata `authorization` holds none of the `tokens`, unread."""
+
+    def __init__(self, tokens: Tokens, metrics: Metrics) -> None:
+        self._tokens = tokens
+        self._metrics = metrics
+        self._refusing: _Handler = grpc.stream_unary_rpc_method_handler(_refuse)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]],
+        details: grpc.HandlerCallDetails,
+    ) -> _Handler:
+        method = str(details.method)
+        if method in _OPEN or method.startswith(f"/{HEALTH}/"):
+            return await continuation(details)
+        shown = [value for key, value in details.invocation_metadata if key == "authorization"]
+        if len(shown) == 1 and self._tokens.admits(str(shown[0])):
+            return await continuation(details)
+        self._metrics.unauthorized.inc()
+        return self._refusing
+
+
+async def _refuse(messages: AsyncIterator[bytes], context: Context) -> NoReturn:
+    error = UnauthorizedError()
+    await context.abort(code_of(error), str(error))
+    raise AssertionError("abort raises")
+
+
 def _options(limits: Limits) -> list[tuple[str, int]]:
-    """What gRPC itself bounds. Its own bounds of headers and of pings stay as they are."""
-    calls = limits.max_rpcs + RESERVE
+    """The limits that gRPC itself keeps; those of headers and of pings are its own defaults."""
     return [
         ("grpc.max_receive_message_length", min(limits.max_body, _MAX_MESSAGE)),
         ("grpc.max_send_message_length", -1),
         ("grpc.so_reuseport", 0),
-        ("grpc.max_allowed_incoming_connections", limits.max_connections + RESERVE),
-        ("grpc.max_concurrent_streams", calls),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.max_concurrent_streams", limits.max_rpcs + RESERVE),
         ("grpc.server_handshake_timeout_ms", _milliseconds(limits.head_timeout)),
         ("grpc.max_connection_idle_ms", _milliseconds(limits.idle_timeout)),
+        ("grpc.max_connection_age_ms", _milliseconds(_MAX_AGE)),
+        ("grpc.max_connection_age_grace_ms", _milliseconds(_AGE_GRACE)),
         # A client that is gone or has stopped is found, whatever call or answer it left.
         ("grpc.keepalive_time_ms", _milliseconds(limits.idle_timeout)),
         ("grpc.keepalive_timeout_ms", _milliseconds(limits.head_timeout)),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from parity_models.models.signature import Kind
 from parity_models.serving.errors import InvalidRequestError
+from parity_models.serving.grpc.calls import DETAILS
 from parity_models.serving.grpc.codec import tensor_from_contents
 from parity_models.serving.grpc.inference_pb2 import (
     DESCRIPTOR,
@@ -24,7 +25,6 @@ from parity_models.serving.grpc.inference_pb2 import (
     ModelReadyResponse,
     ServerMetadataResponse,
 )
-from parity_models.serving.grpc.refusals import DETAILS
 from parity_models.serving.grpc.service import MODEL_SHA256
 from parity_models.serving.protocol import (
     SOFTWARE,
