@@ -29,13 +29,13 @@ API = {
     "": [],
     "codes": [],
     "scheduling": ["port"],
-    "models": ["bundle", "manifest", "onnx_model", "tensor", "envelope", "named_envelope", "gate"],
+    "models": ["bundle", "manifest", "onnx_model", "queries", "tensor", "envelope", "gate"],
     "tasks": ["task"],
     "training": [],
     "evaluation": [],
     "serving": ["server", "options", "frontend", "engine", "engines", "in_process", "rest.asgi"],
     "simulation": [],
-    "load": ["options", "plan", "result"],
+    "load": ["options", "result"],
     "errors": [],
 }
 """The public packages. Of each: what it exports, and all that is public in these modules."""
