@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from parity_models.errors import UserError, install
 from parity_models.models.bundle import Bundle
-from parity_models.options import Option, Options, Value
-from parity_models.serving.engine import Parts
+from parity_models.options import Option, Value
+from parity_models.serving.engine import Engine, Parts
 from parity_models.serving.worker.supervised import SupervisedEngine
 from parity_models.serving.worker.wire import Frame, Report
 
@@ -36,7 +36,7 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
     name = "ray"
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(Options):
+    class Options(Engine.Options):
         """The cluster, and what instances reserve on it."""
 
         address: Annotated[
