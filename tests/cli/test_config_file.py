@@ -133,7 +133,6 @@ def test_mistakes_in_variables_are_named(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--min-ready", "9"), "--min-ready is 9, but there are 3 instances"),
         (("--max-in-flight", "1"), "--max-in-flight (1 MiB) must not be below --max-body (64 MiB)"),
         (("--default-prediction", "nan"), "--default-prediction must be finite numbers"),
         (("--tenant-header", "a b"), "--tenant-header is the name of a header"),
@@ -149,16 +148,16 @@ def test_options_that_do_not_fit_are_spelled_as_they_are_typed(
 def test_options_that_do_not_fit_are_spelled_as_in_the_file_and_the_variable(
     bundle: str, file: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.write_text("min-ready = 9")
+    file.write_text('default-prediction = "nan"')
     refused = parm_here("serve", bundle, "--config", str(file))
-    assert_refused(refused, f"min-ready in {file} is 9, but there are")
-    monkeypatch.setenv("PARM_MIN_READY", "9")
-    assert_refused(parm_here("serve", bundle), "PARM_MIN_READY is 9, but there are")
+    assert_refused(refused, f"default-prediction in {file} must be finite")
+    monkeypatch.setenv("PARM_DEFAULT_PREDICTION", "nan")
+    assert_refused(parm_here("serve", bundle), "PARM_DEFAULT_PREDICTION must be finite")
 
 
 def test_what_is_printed_has_been_checked(bundle: str, parm_here: Here) -> None:
-    refused = parm_here("serve", bundle, "--print-config", "--min-ready", "9")
-    assert_refused(refused, "the server would never be ready")
+    refused = parm_here("serve", bundle, "--print-config", "--default-prediction", "nan")
+    assert_refused(refused, "must be finite numbers")
 
 
 def test_a_file_may_name_an_own_extension_and_its_options(bundle: str, file: Path) -> None:

@@ -204,7 +204,6 @@ def test_kserve_s_runtime_serves_its_own_protocols(parm_here: Here) -> None:
     for probe, path in PROBES.items():
         asked = {"path": path, "port": port["containerPort"]}
         assert container[f"{probe}Probe"]["httpGet"] == asked
-    assert "--min-ready=2" in arguments
 
 
 def test_the_probes_of_the_deployment_ask_what_they_should() -> None:
@@ -213,7 +212,6 @@ def test_the_probes_of_the_deployment_ask_what_they_should() -> None:
     (container,) = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
     for probe, path in PROBES.items():
         assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": "http"}
-    assert "--min-ready=2" in container["args"]
 
 
 def test_kubernetes_objects_are_about_the_same_pods() -> None:

@@ -164,21 +164,6 @@ def test_a_second_signal_does_not_wait_for_balancers(bundle: Path) -> None:
         assert server.wait() == 130
 
 
-def test_a_server_with_too_few_instances_is_live_and_not_ready(bundle: Path) -> None:
-    arguments = ["--policy", "none", "--instances", "2", "--min-ready", "2"]
-    with (
-        ServerProcess(str(bundle), *arguments) as server,
-        httpx.Client(base_url=server.url) as client,
-    ):
-        assert is_ready(client)
-        os.kill(server.workers()[0], signal.SIGKILL)
-        until(lambda: not is_ready(client), "ready with one instance of two")
-        assert client.get("/v2/health/live").status_code == 200
-        assert client.get("/v2/models/model/ready").status_code == 503
-        assert infer(client).status_code == 200
-        until(lambda: is_ready(client), "not ready again")
-
-
 def test_a_server_without_instances_is_not_ready_until_one_is_back(bundle: Path) -> None:
     with (
         ServerProcess(str(bundle), "--policy", "none", "--instances", "1") as server,

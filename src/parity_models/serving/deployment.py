@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import OptionError, UserError
+from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.signature import Signature
@@ -173,7 +173,6 @@ class Deployment(ServedVersion):
             default=_default(options, model.signature),
             gate=OutputGate(gates, envelope),
             golden=self._golden,
-            min_ready=options.min_ready,
             # Ids begin with 1, a plan's numbers with 0.
             refuses=lambda query, source: self._faults.refuses(query - 1, source),
         )
@@ -260,14 +259,6 @@ def _check_instances(roles: Sequence[Collection[str]], options: ServeOptions) ->
     if options.placements and len(options.placements) != len(roles):
         raise UserError(
             f"there are {len(options.placements)} placements for {len(roles)} instances"
-        )
-    deployed = sum(DEPLOYED in each for each in roles)
-    if options.min_ready > deployed:
-        raise OptionError(
-            lambda spell: (
-                f"{spell('min_ready')} is {options.min_ready}, but there are {deployed} "
-                "instances of the deployed model: the server would never be ready"
-            )
         )
 
 

@@ -212,7 +212,7 @@ class Driver:
             self._metrics.restarts.inc()
         at = now()
         self._work.instance_joined(at, instance, roles, node)
-        self._observers.instance_joined(at, instance, roles, node)
+        self._observers.tell("instance_joined", at, instance, roles, node)
         self.carry_out(self._scheduler.instance_joined(at, instance, roles, node))
 
     def instance_left(self, instance: str, why: str) -> None:
@@ -220,7 +220,7 @@ class Driver:
             self._ended(self.units.pop(id), now(), finished=False)
         at = now()
         self._work.instance_left(at, instance, why)
-        self._observers.instance_left(at, instance, why)
+        self._observers.tell("instance_left", at, instance, why)
         self.carry_out(self._scheduler.instance_left(at, instance))
 
     def unit_finished(
@@ -279,8 +279,7 @@ class Driver:
         seconds = self.busy_seconds.get(action.role, 0.0)
         self.busy_seconds[action.role] = seconds + at - unit.began
         self._work.unit_ended(at, action, finished=finished)
-        if self._observers:
-            self._observers.unit_ended(at, action, finished=finished)
+        self._observers.tell("unit_ended", at, action, finished=finished)
         if not finished:
             self._stand_ins.lost(action.unit)
 
@@ -326,7 +325,7 @@ class Driver:
     def _refused(self, queries: Collection[int], source: Source) -> None:
         if queries:
             self._work.refused(now(), queries, source)
-            self._observers.refused(now(), queries, source)
+            self._observers.tell("refused", now(), queries, source)
 
     # The scheduler's actions
 
@@ -345,8 +344,7 @@ class Driver:
             return
         at = now()
         self._work.acted(at, actions)
-        if self._observers:
-            self._observers.acted(at, actions)
+        self._observers.tell("acted", at, actions)
         for action in actions:
             try:
                 self._do[type(action)](action)
@@ -406,7 +404,7 @@ class Driver:
         ended = now()
         self._metrics.encode.observe(ended - began)
         self._metrics.group_wait.observe(action.group_wait)
-        self._observers.encoded(began, ended, action)
+        self._observers.tell("encoded", began, ended, action)
 
     def _decode(self, action: Decode) -> None:
         assert self._code is not None
@@ -429,7 +427,7 @@ class Driver:
                 wrong.append(slot)
         ended = now()
         self._metrics.decode.observe(ended - began)
-        self._observers.decoded(began, ended, action)
+        self._observers.tell("decoded", began, ended, action)
         self._refused([action.members[slot] for slot in wrong], Source.RECONSTRUCTION)
         self._report(self._scheduler.decoded, action.group, wrong)
 

@@ -53,7 +53,6 @@ class Frontend:
         gate: Decides which inputs are served exact, and which outputs of stand-ins may answer. By
             default, what is not finite is refused.
         golden: Queries to verify instances with, by role.
-        min_ready: Instances of the deployed model that must take queries for it to be ready.
         refuses: Returns whether a fault plan refuses a query, by id, the stand-in with a source.
 
     """
@@ -72,7 +71,6 @@ class Frontend:
         default: NDArray[Any] | None = None,
         gate: OutputGate | None = None,
         golden: Mapping[str, Golden] | None = None,
-        min_ready: int = 1,
         refuses: Callable[[int, Source], bool] = lambda query, source: False,
     ) -> None:
         self.metrics = metrics
@@ -81,7 +79,6 @@ class Frontend:
         self._deadline = config.deadline
         self._signature = signature
         self._gate = OutputGate() if gate is None else gate
-        self._min_ready = min_ready
         self._driver = Driver(
             engine,
             self._scheduler,
@@ -227,7 +224,7 @@ class Frontend:
             self._started
             and not self._closing
             and not self._retired
-            and self.instances_up()[DEPLOYED] >= self._min_ready
+            and self.instances_up()[DEPLOYED] > 0
         )
 
     @property

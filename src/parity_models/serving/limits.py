@@ -1,12 +1,25 @@
-"""What a server holds at most, and for how long: of connections, calls, bytes and silence."""
+"""Limits of a server: connections, calls, bytes, times, and the files it may open."""
 
+import logging
+import resource
 from dataclasses import dataclass
 from typing import Annotated
 
-from parity_models.errors import OptionError
+from parity_models.errors import OptionError, UserError
 from parity_models.options import BYTES, SECONDS, TYPED, Option, Options
 from parity_models.serving.errors import OverloadedError
 from parity_models.serving.refusals import Refused
+
+OTHER_FILES = 64
+"""Descriptors for what is neither a connection nor a worker: models, logs, the event loop."""
+
+FILES_OF_A_WORKER = 8
+"""Descriptors for each worker: sockets to it and from it, its standard error, its process."""
+
+LEAST_CONNECTIONS = 16
+"""Connections that a server must have room for."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +126,42 @@ class ByteBudget:
 
     def give_back(self, size: int) -> None:
         self.held -= size
+
+
+def allow_descriptors(connections: int, workers: int) -> None:
+    """Raise this process's soft limit of open files to what so many connections and workers need.
+
+    Where the hard limit is below that, raise it to the hard limit, and log what is missing.
+
+    Raises:
+        UserError: Hardly any client could be served.
+
+    """
+    others = FILES_OF_A_WORKER * workers + OTHER_FILES
+    needed, least = connections + others, min(connections, LEAST_CONNECTIONS) + others
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    possible = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+    except (OSError, ValueError):
+        possible = soft
+    if possible < least:
+        raise UserError(
+            f"this process may open at most {possible} files (RLIMIT_NOFILE), and {workers} "
+            f"instances with {least - others} connections alone need {least}; all {connections} "
+            f"connections need {needed}: raise the hard limit (ulimit -Hn {needed} as root, "
+            "LimitNOFILE= of systemd, --ulimit nofile= of a container), or serve with fewer "
+            "instances"
+        )
+    if possible < needed:
+        _log.warning(
+            "this process may open %d files, and %d connections and %d workers may need %d: "
+            "further connections will be refused; raise the limit (ulimit -n, LimitNOFILE) or "
+            "lower --max-connections",
+            possible,
+            connections,
+            workers,
+            needed,
+        )

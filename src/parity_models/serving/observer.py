@@ -1,14 +1,13 @@
-"""Observers: told what a server does, as it does it."""
+"""Observers: hear what a server does, as it does it."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Mapping, Sequence
 
-from parity_models.scheduling import Action, Decode, Encode, Run, Source, Verify
+from parity_models.roles import Source
+from parity_models.scheduling import Action, Decode, Encode, Run, Verify
 from parity_models.serving.metrics import Metrics
 
 _log = logging.getLogger(__name__)
-Said = TypeVar("Said")
 
 
 class Observer:
@@ -45,7 +44,7 @@ class Observer:
         return {}
 
 
-class Observers(Observer):
+class Observers:
     """Several observers. An exception in one affects neither the others nor the server: it is
     counted, and logged the first time."""
 
@@ -54,54 +53,28 @@ class Observers(Observer):
         self._all: list[Observer] = []
         self._at_fault: set[Observer] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._all)
-
     def add(self, observer: Observer) -> None:
         """Tell this one, too, from now on."""
         self._all.append(observer)
 
-    def acted(self, now: float, actions: Sequence[Action]) -> None:
+    def tell(self, event: str, *about: object, **more: object) -> None:
+        """Call the method `event` of each observer."""
         for each in self._all:
-            self._tell(each, each.acted, now, actions)
+            self._call(each, event, *about, **more)
 
-    def instance_joined(
-        self, now: float, instance: str, roles: frozenset[str], node: str | None
-    ) -> None:
-        for each in self._all:
-            self._tell(each, each.instance_joined, now, instance, roles, node)
-
-    def instance_left(self, now: float, instance: str, why: str) -> None:
-        for each in self._all:
-            self._tell(each, each.instance_left, now, instance, why)
-
-    def unit_ended(self, now: float, unit: Run | Verify, *, finished: bool) -> None:
-        for each in self._all:
-            self._tell(each, each.unit_ended, now, unit, finished=finished)
-
-    def encoded(self, began: float, ended: float, action: Encode) -> None:
-        for each in self._all:
-            self._tell(each, each.encoded, began, ended, action)
-
-    def decoded(self, began: float, ended: float, action: Decode) -> None:
-        for each in self._all:
-            self._tell(each, each.decoded, began, ended, action)
-
-    def refused(self, now: float, queries: Collection[int], source: Source) -> None:
-        for each in self._all:
-            self._tell(each, each.refused, now, queries, source)
-
-    def headers(self, unit: Run) -> Mapping[str, str]:
+    def headers(self, unit: Run) -> dict[str, str]:
+        """Return the headers of all observers."""
         said: dict[str, str] = {}
         for each in self._all:
-            said |= self._tell(each, each.headers, unit) or {}
+            said |= self._call(each, "headers", unit) or {}
         return said
 
-    def _tell(
-        self, observer: Observer, event: Callable[..., Said], *about: object, **more: object
-    ) -> Said | None:
+    def _call(
+        self, observer: Observer, event: str, *about: object, **more: object
+    ) -> Mapping[str, str] | None:
         try:
-            return event(*about, **more)
+            said: Mapping[str, str] | None = getattr(observer, event)(*about, **more)
+            return said
         except Exception:
             self._metrics.observer_errors.inc()
             if observer not in self._at_fault:

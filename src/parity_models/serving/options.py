@@ -100,13 +100,6 @@ class ServeOptions:
     ] = None
     faults: FaultPlan | None = None
     placements: tuple[Placement, ...] = ()
-    min_ready: Annotated[
-        int,
-        Option(
-            "Instances of the deployed model without which GET /v2/health/ready says no.",
-            at_least=1,
-        ),
-    ] = 1
     shutdown_delay: Annotated[
         float,
         Option(

@@ -21,11 +21,10 @@ from parity_models.models.queries import cut, padded
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import HEALTH, METRICS
 from parity_models.serving.deployment import Deployment
-from parity_models.serving.descriptors import allow_descriptors
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError
 from parity_models.serving.http.http_server import HttpServer, listen, url_of
-from parity_models.serving.limits import ByteBudget
+from parity_models.serving.limits import ByteBudget, allow_descriptors
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models, OneModel
 from parity_models.serving.options import ServeOptions

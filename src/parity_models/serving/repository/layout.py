@@ -27,7 +27,6 @@ _PER_MODEL = (
     "max_batch",
     "max_queue",
     "deadline",
-    "min_ready",
     "verify_every",
     "agreement",
 )
