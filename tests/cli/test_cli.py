@@ -255,18 +255,3 @@ def test_a_command_whose_extra_is_not_installed_says_how_to_install_it(
 ) -> None:
     outcome = parm(*arguments.split(), before=NO_TORCH)
     assert_refused(outcome, f"in a clone of the repository, pip install '.[{extra}]'")
-
-
-def test_approaches_are_compared_and_written_to_a_file(
-    lab_here: Here, digits_bundle: Path, tmp_path: Path
-) -> None:
-    report = tmp_path / "approaches.json"
-    outcome = lab_here("approaches", digits_bundle, "--json", report)
-    assert outcome.returncode == 0, outcome.stderr
-    assert "nercc" in outcome.stdout
-    written = json.loads(report.read_text())
-    assert (written["task"], written["k"], written["r"]) == ("digits", 2, 1)
-    by_name = {one["name"]: one for one in written["approaches"]}
-    assert by_name["linear"]["degraded"] == [by_name["linear"]["available"]]
-    assert_refused(lab_here("approaches", digits_bundle, "--k", 1), "k of 2 or more")
-    assert_refused(lab_here("approaches", digits_bundle, "--degree", 0), "degree 1 or more")

@@ -14,8 +14,8 @@ import pytest
 from commands import Here, assert_refused, parm_lab
 from idx_files import write_dataset
 from parity_models.errors import DataError, UserError
-from parity_models.evaluation.approaches import plain_approach
 from parity_models.models.bundle import Accuracy
+from parity_models_lab.accuracy.approaches import plain_approach
 from parity_models_lab.accuracy.matrix import PRESETS, CodeCell, DeployedCell, load_matrix
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, ModelResults
 from parity_models_lab.accuracy.run import MatrixRun
@@ -35,10 +35,8 @@ codes = [
 ]
 backups = [{ network = "linear", epochs = 1 }]
 free = [
-  { code = "linear", k = 2 },
   { code = "berrut", k = 2 },
-  { code = "nested-regression", k = 2 },
-  { code = "lagrange", k = 2, degree = 1 },
+  { code = "nercc", k = 2 },
 ]
 """
 

@@ -23,19 +23,11 @@ from parity_models.codes.encoders import (
     StackEncoder,
     SumEncoder,
 )
-from parity_models.codes.training_free import (
-    BerrutCode,
-    LagrangeCode,
-    LinearCode,
-    NestedRegressionCode,
-    TrainingFreeCode,
-)
 
 __all__ = [
     "DECODERS",
     "ENCODERS",
     "NO_NETWORKS",
-    "BerrutCode",
     "Code",
     "CodeSpec",
     "CoderKind",
@@ -43,17 +35,13 @@ __all__ = [
     "ConvolutionalEncoder",
     "Decoder",
     "Encoder",
-    "LagrangeCode",
     "LearnedEncoder",
-    "LinearCode",
     "MLPDecoder",
     "MLPEncoder",
     "NamedShape",
-    "NestedRegressionCode",
     "Networks",
     "SeparateDecoder",
     "StackEncoder",
     "SubtractionDecoder",
     "SumEncoder",
-    "TrainingFreeCode",
 ]

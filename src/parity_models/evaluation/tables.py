@@ -5,7 +5,6 @@ from typing import get_args
 
 from rich.table import Table
 
-from parity_models.evaluation.approaches import Approach
 from parity_models.evaluation.gates import GateResult
 from parity_models.evaluation.interval import share_interval
 from parity_models.models.bundle import Accuracy, Bundle
@@ -51,25 +50,6 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
         add(f"A_o  overall, {float(fraction):.0%} unavailable", share)
     table.add_section()
     add("reconstructions that agree with F", accuracy.agreement, sure=True)
-    return table
-
-
-def approaches_table(approaches: Sequence[Approach], title: str) -> Table:
-    """Approaches side by side: extra work, accuracies in per cent, microseconds a group."""
-    caption = "work: runs of the model beyond one a query; encode, decode: µs a group"
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    table.add_column("approach")
-    for column in ("work", "A_a", "A_d", "A_o 10%", "encode", "decode"):
-        table.add_column(column, justify="right")
-    for one in approaches:
-        table.add_row(
-            one.name,
-            f"{one.overhead:.2f}",
-            f"{100 * one.available:.2f}",
-            " / ".join(f"{100 * share:.2f}" for share in one.degraded),
-            f"{100 * one.overall['0.1']:.2f}",
-            *("" if us is None else f"{us:.1f}" for us in (one.encode_us, one.decode_us)),
-        )
     return table
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from parity_models.evaluation.approaches import Approach
+from parity_models_lab.accuracy.approaches import Approach
 from parity_models_lab.accuracy.results import ModelResults
 from parity_models_lab.latency.figures import PALETTE
 from parity_models_lab.plots import COLOURS, FAINT, INK

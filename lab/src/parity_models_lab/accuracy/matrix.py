@@ -7,14 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from parity_models.codes import (
-    BerrutCode,
-    CodeSpec,
-    LagrangeCode,
-    LinearCode,
-    NestedRegressionCode,
-    TrainingFreeCode,
-)
+from parity_models.codes import CodeSpec
 from parity_models.codes.code import check_spec
 from parity_models.documents import content_of, read_toml
 from parity_models.errors import UserError
@@ -22,6 +15,11 @@ from parity_models.options import Value
 from parity_models.tasks import choose_task
 from parity_models.training.own_network import named_network
 from parity_models.training.recipes import check_recipe
+from parity_models_lab.accuracy.training_free import (
+    BerrutCode,
+    NestedRegressionCode,
+    TrainingFreeCode,
+)
 
 FILES = resources.files("parity_models_lab.accuracy") / "matrices"
 PRESETS = ("quick", "paper", "full")
@@ -87,31 +85,19 @@ class BackupCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return f"approximate backup, {self.network}"
 
 
-FreeName = Literal["linear", "lagrange", "berrut", "nested-regression"]
-
-
 class FreeCell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A code that needs no training. `degree` is that of the polynomial that lagrange is for."""
+    """A code that needs no training."""
 
-    code: FreeName
+    code: Literal["berrut", "nercc"]
     k: K = 2
     r: R = 1
-    degree: Annotated[int, Meta(ge=1, le=8)] = 2
 
     def build(self) -> TrainingFreeCode:
-        match self.code:
-            case "linear":
-                return LinearCode(self.k, self.r)
-            case "lagrange":
-                return LagrangeCode(self.k, self.r, self.degree)
-            case "berrut":
-                return BerrutCode(self.k, self.r)
-            case "nested-regression":
-                return NestedRegressionCode(self.k, self.r)
+        kind = BerrutCode if self.code == "berrut" else NestedRegressionCode
+        return kind(self.k, self.r)
 
     def __str__(self) -> str:
-        degree = f" of degree {self.degree}" if self.code == "lagrange" else ""
-        return f"{self.code}{degree}, k={self.k}, r={self.r}"
+        return f"{self.code}, k={self.k}, r={self.r}"
 
 
 class DeployedCell(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,15 +14,6 @@ from tqdm import tqdm
 from parity_models.codes import Code
 from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation import evaluate
-from parity_models.evaluation.approaches import (
-    Approach,
-    evaluate_default,
-    evaluate_training_free,
-    fit_nested_regression,
-    plain_approach,
-)
-from parity_models.evaluation.coding_times import coding_times
-from parity_models.evaluation.compare import relative_time
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import Dataset, choose_task
@@ -35,6 +26,15 @@ from parity_models.training import (
     train_backup,
     train_deployed,
     train_parity,
+)
+from parity_models_lab.accuracy.approaches import (
+    Approach,
+    coding_times,
+    evaluate_default,
+    evaluate_training_free,
+    fit_nested_regression,
+    plain_approach,
+    relative_time,
 )
 from parity_models_lab.accuracy.matrix import BackupCell, Budget, CodeCell, DeployedCell, FreeCell
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, digest, key_of
@@ -188,7 +188,7 @@ class MeasuredModel:
         """Measure a code that needs no training."""
         metric, validation, test = self._task.metric, self._data.validation, self._data.test
         code = cell.build()
-        if cell.code == "nested-regression":
+        if cell.code == "nercc":
             code = fit_nested_regression(
                 self._run, cell.k, cell.r, validation.inputs, validation.labels, metric=metric
             )

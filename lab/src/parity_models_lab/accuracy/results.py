@@ -6,9 +6,9 @@ from importlib.metadata import version
 import msgspec
 import numpy as np
 
-from parity_models.evaluation.approaches import Approach
 from parity_models.models.bundle import Accuracy
 from parity_models.tasks import Dataset
+from parity_models_lab.accuracy.approaches import Approach
 from parity_models_lab.accuracy.matrix import CodeCell, DeployedCell
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import msgspec
 
-from parity_models.evaluation.approaches import Approach
+from parity_models_lab.accuracy.approaches import Approach
 from parity_models_lab.accuracy.matrix import BackupCell, Budget, FreeCell, Matrix
 from parity_models_lab.accuracy.measured_model import MeasuredModel
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, ModelResults

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity_models.evaluation.approaches import Approach, parity_approach, plain_approach
+from parity_models_lab.accuracy.approaches import Approach, parity_approach, plain_approach
 from parity_models_lab.accuracy.figures import (
     plot_against_k,
     plot_by_model,

@@ -16,7 +16,6 @@ COMMANDS = {
         "latency": "Run the latency figures, for real and simulated.",
         "validation": "Compare the simulator with real runs, policy by policy.",
         "accuracy": "Train and compare codes and baselines over tasks and networks.",
-        "approaches": "Compare what could answer in the model's place.",
     },
     "Measure": {
         "overhead": "Measure what serving a request costs.",

@@ -7,23 +7,31 @@ encoding and decoding cost in time.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Literal
 
 import numpy as np
 
-from parity_models.codes import NestedRegressionCode, TrainingFreeCode
+from parity_models.codes import Code
 from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation.accuracy import FRACTIONS
-from parity_models.evaluation.coding_times import free_coding_times
 from parity_models.evaluation.predictor import BATCH, Array, draw_groups
-from parity_models.models.bundle import Accuracy
+from parity_models.models.bundle import Accuracy, Bundle
+from parity_models.roles import Backup
 from parity_models.tasks.metrics import score
+from parity_models_lab.accuracy.training_free import NestedRegressionCode, TrainingFreeCode
 
 Run = Callable[[Array], Array]
 """A model: (n, *query_shape) to (n, *output_shape)."""
 
 SMOOTHNESS = (0.0, 1e-4, 1e-3, 1e-2, 1e-1)
 """The smoothing that is tried for splines, in either direction."""
+
+TIMED = 200
+"""Groups that are encoded and decoded; times are medians, in microseconds."""
 
 FITTED_TO = 1000
 """Queries that the smoothing is chosen by, at most."""
@@ -103,9 +111,8 @@ def evaluate_training_free(
 
     The queries `inputs` (n, *query shape) are drawn by `seed` into groups, of which only full
     ones count. All sets of up to r of a group's outputs are taken as unavailable in turn, or,
-    where these are very many, some drawn by `seed`. An answer counts as degraded if it is not a
-    prediction of F for the query itself. Raises DataError for inputs that are fewer than k, or not
-    as many as labels.
+    where these are very many, some drawn by `seed`. Raises DataError for inputs that are fewer
+    than k, or not as many as labels.
     """
     groups = _groups(code.k, inputs, labels, seed)
     outputs = _run_coded(run, code, inputs, groups)
@@ -122,7 +129,7 @@ def evaluate_training_free(
         available,
         tuple(degraded),
         _overall(code, available, degraded),
-        *free_coding_times(code, inputs, outputs),
+        *_free_coding_times(code, inputs, outputs),
     )
 
 
@@ -189,22 +196,73 @@ def _accuracy(
     for lost in sets:
         here = [None if i in lost else output for i, output in enumerate(outputs)]
         for slot, answer in enumerate(code.decode(here)):
-            if not lost or not code.systematic or slot in lost:
-                answers.append(answer)
-                right.append(labels[:, slot])
+            answers.append(answer)
+            right.append(labels[:, slot])
     return score(metric, np.concatenate(answers), np.concatenate(right))
 
 
 def _overall(
     code: TrainingFreeCode, available: float, degraded: Sequence[float]
 ) -> dict[str, float]:
-    """Accuracy by the fraction f of outputs unavailable.
-
-    The answer to a query suffers if its own output is unavailable, in a code that has it among
-    the coded ones, and otherwise if any of its group's outputs is.
-    """
+    """Accuracy by the fraction f of outputs unavailable: all answers of a group suffer alike."""
     if not degraded:
         return {}
-    outputs = 1 if code.systematic else code.coded
-    suffer = {f: 1 - (1 - f) ** outputs for f in FRACTIONS}
+    suffer = {f: 1 - (1 - f) ** code.coded for f in FRACTIONS}
     return {str(f): (1 - s) * available + s * degraded[0] for f, s in suffer.items()}
+
+
+def coding_times(code: Code, inputs: Array) -> tuple[float, float]:
+    """To encode k queries of `inputs` (n, *query_shape), and to decode one unavailable prediction
+    of a group from all else that there is of it.
+    """
+    predictions = [None, *[np.ones((1, *code.output_shape), np.float32)] * (code.k - 1)]
+    outputs = [np.ones((1, *code.parity_output_shape), np.float32)] * code.r
+    decode = partial(code.decode, predictions, outputs)
+    groups = np.resize(np.arange(len(inputs)), (TIMED, code.k))
+    name = next(iter(code.query_shapes))
+    encoding = _median_us(
+        partial(code.encode, [{name: inputs[row : row + 1]} for row in group]) for group in groups
+    )
+    return encoding, _median_us([decode] * TIMED)
+
+
+def _free_coding_times(
+    code: TrainingFreeCode, inputs: Array, outputs: Sequence[Array]
+) -> tuple[float, float]:
+    """To encode k queries of `inputs` (n, *query_shape), and to decode all k predictions.
+
+    `outputs` are F's for each coded query of some groups: n arrays (groups, *output_shape). One
+    of each group is taken as unavailable, where the code allows that.
+    """
+    here: list[Array | None] = [output[:1] for output in outputs]
+    if code.r > 0:
+        here[0] = None
+    return _encoding_time(code, inputs), _median_us([partial(code.decode, here)] * TIMED)
+
+
+def _encoding_time(code: TrainingFreeCode, inputs: Array) -> float:
+    groups = np.resize(np.arange(len(inputs)), (TIMED, code.k))
+    return _median_us(
+        partial(code.encode, [inputs[row : row + 1] for row in group]) for group in groups
+    )
+
+
+def _median_us(calls: Iterable[Callable[[], object]]) -> float:
+    took = []
+    for call in calls:
+        began = perf_counter()
+        call()
+        took.append(perf_counter() - began)
+    return 1e6 * median(took)
+
+
+def relative_time(bundle: Bundle, role: Literal["parity", Backup]) -> float:
+    """The inference time of the bundle's parity models or of a backup over the deployed model's.
+
+    1 where it was not measured.
+    """
+    times = bundle.manifest.inference_times
+    if times is None:
+        return 1.0
+    taken = times.parity if role == "parity" else times.of_backups.get(role)
+    return 1.0 if taken is None else taken / times.deployed
