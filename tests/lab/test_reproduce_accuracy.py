@@ -52,9 +52,7 @@ def test_a_matrix_is_written_and_not_run_twice(lab_here: Here, tmp_path: Path) -
     names = [row["approach"] for row in result["rows"]]
     assert names[0] == "default prediction"
     assert "replication" in names
-    assert {"stack + separate, k=2", "lagrange of degree 1, k=2, r=1", "berrut, k=2, r=1"} < {
-        *names
-    }
+    assert {"stack + separate, k=2", "nercc, k=2, r=1", "berrut, k=2, r=1"} < {*names}
     assert all(0 <= row["A_d"] <= 1 for row in result["rows"])
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
         "digits-linear-codes.png",
