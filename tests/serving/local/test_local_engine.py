@@ -68,9 +68,8 @@ class TestLocalEngine(EngineConformance):
         return LocalFleet(tmp_path / "m.onnx")
 
 
-async def test_a_finished_unit_says_when_its_worker_ran_it(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+async def test_a_finished_unit_says_when_its_worker_ran_it(model: Path) -> None:
+    async with running(model) as (engine, events):
         before = time.monotonic()
         engine.run("0", 1, "deployed", [row(0, SLOW)])
         time.sleep(0.5)  # the loop is late to hear of the result, and no worker is to blame
@@ -99,9 +98,8 @@ async def test_outputs_that_are_not_what_the_model_promised_fail_the_unit(tmp_pa
         assert "gave float32 [1, 2] for 2 rows" in await events.failure(1)
 
 
-async def test_rows_and_works_that_do_not_fit_fail_the_unit(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+async def test_rows_and_works_that_do_not_fit_fail_the_unit(model: Path) -> None:
+    async with running(model) as (engine, events):
         for unit, (role, bad, reason) in enumerate(
             [
                 ("deployed", row(0, 0, 0), r"got float32 [3]"),
@@ -116,11 +114,8 @@ async def test_rows_and_works_that_do_not_fit_fail_the_unit(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("running_for", [0.0, 0.05])
-async def test_a_cancelled_unit_ends_early_and_is_reported(
-    tmp_path: Path, running_for: float
-) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+async def test_a_cancelled_unit_ends_early_and_is_reported(model: Path, running_for: float) -> None:
+    async with running(model) as (engine, events):
         engine.run("0", 1, "deployed", [row(0, FOREVER)])
         await asyncio.sleep(running_for)
         engine.cancel("0", 1)
@@ -131,14 +126,14 @@ async def test_a_cancelled_unit_ends_early_and_is_reported(
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_one_event_loop_is_as_good_as_another(
-    tmp_path: Path, run: Callable[[Coroutine[Any, Any, None]], None]
+    model: Path, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
     async def life() -> None:
-        async with running(tmp_path / "m.onnx", [DEPLOYED, DEPLOYED]) as (engine, events):
+        async with running(model, [DEPLOYED, DEPLOYED]) as (engine, events):
             engine.run("0", 1, "deployed", [row(0, FOREVER)])
             engine.run("1", 2, "deployed", [row(0, FOREVER)])
             os.kill(engine.pids()["0"], signal.SIGKILL)
-            await events.departure("0")
+            assert "signal 9" in await events.departure("0")
             engine.cancel("1", 2)
             await events.failure(2)
             assert await events.next() == Joined("0.1", DEPLOYED)
@@ -146,28 +141,25 @@ def test_one_event_loop_is_as_good_as_another(
                 engine.run("0.1", unit, "deployed", [row(0, unit)])
                 assert (await events.outputs(unit))[0, 1] == unit
 
-    moody_model(tmp_path / "m.onnx")
     run(life())
 
 
-async def test_workers_leave_it_to_the_engine_to_obey_signals(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+async def test_workers_leave_it_to_the_engine_to_obey_signals(model: Path) -> None:
+    async with running(model) as (engine, events):
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(engine.pids()["0"], number)
         engine.run("0", 1, "deployed", [row(0, 5)])
         assert (await events.outputs(1)).shape == (1, 2)
 
 
-async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(tmp_path: Path) -> None:
+async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(model: Path) -> None:
     class Touchy(Events):
         def unit_finished(self, unit: int, outputs: NDArray[Any], **stamps: float | None) -> None:
             super().unit_finished(unit, outputs, **stamps)
             raise RuntimeError("not today")
 
-    moody_model(tmp_path / "m.onnx")
     metrics = Metrics()
-    engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}, metrics=metrics)
+    engine = LocalEngine(models(model), metrics=metrics)
     events = Touchy()
     await engine.start([DEPLOYED, DEPLOYED], events)
     assert {type(await events.next()), type(await events.next())} == {Joined}
@@ -197,12 +189,11 @@ class Impostor:
 
 
 async def test_reports_of_other_units_are_ignored_and_a_malformed_one_ends_the_worker(
-    tmp_path: Path,
+    model: Path,
 ) -> None:
-    moody_model(tmp_path / "m.onnx")
     impostor, metrics = Impostor(), Metrics()
     options: dict[str, Any] = {"metrics": metrics, "worker": impostor.worker}
-    async with running(tmp_path / "m.onnx", **options) as (engine, events):
+    async with running(model, **options) as (engine, events):
         engine.run("0", 1, "deployed", [row(0, 0)])
         units, control = impostor.ends
         units.send([encode(WorkerFinished(99, 0.0, 0.0)), b"12345678"])
@@ -220,10 +211,9 @@ async def test_reports_of_other_units_are_ignored_and_a_malformed_one_ends_the_w
         assert counted("parm_messages_refused_total", {"why": "malformed"}) == 3
 
 
-async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(model: Path) -> None:
     loop = asyncio.get_running_loop()
-    async with running(tmp_path / "m.onnx", allows_faults=True) as (engine, events):
+    async with running(model, allows_faults=True) as (engine, events):
         engine.inject_faults(FaultPlan(service_time=Constant(0.05), kills=(Kill(0, 0.0),)))
         assert await events.departure("0") == "was killed by the fault plan"
         assert await events.next() == Joined("0.1", DEPLOYED)
@@ -238,47 +228,40 @@ async def test_faults_slow_units_from_their_start_on_and_outlive_a_restart(tmp_p
             engine.inject_faults(FaultPlan(kills=(Kill(1, 0.0),)))
 
 
-async def test_an_engine_that_was_not_started_for_faults_takes_none(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, _):
+async def test_an_engine_that_was_not_started_for_faults_takes_none(model: Path) -> None:
+    async with running(model) as (engine, _):
         with pytest.raises(FaultPlanError, match="was not started for faults"):
             engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
 
 
-def test_workers_start_one_after_the_other_where_they_are_to(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+async def test_workers_start_one_after_the_other_where_they_are_to(model: Path) -> None:
+    engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
+    starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
+    most = 0
+    while not starting.done():
+        most = max(most, len(engine.pids()) - len(engine.running()))
+        await asyncio.sleep(0.001)
+    assert len(engine.running()) == 3
+    assert most == 1
+    await engine.stop()
 
-    async def run() -> None:
-        model = PinnedModel.of(tmp_path / "m.onnx")
-        engine = LocalEngine({"deployed": model}, **PATIENT, starts_at_once=1)
-        starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
-        most = 0
-        while not starting.done():
-            most = max(most, len(engine.pids()) - len(engine.running()))
-            await asyncio.sleep(0.001)
-        assert len(engine.running()) == 3
-        assert most == 1
-        await engine.stop()
-        stopped = LocalEngine({"deployed": model}, **PATIENT, starts_at_once=1)
-        starting = asyncio.create_task(stopped.start([DEPLOYED] * 3, Events()))
-        while not stopped.pids():
-            await asyncio.sleep(0.001)
-        starting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await starting
-        assert not stopped.pids()
-
-    asyncio.run(run())
+    stopped = LocalEngine(models(model), **PATIENT, starts_at_once=1)
+    starting = asyncio.create_task(stopped.start([DEPLOYED] * 3, Events()))
+    while not stopped.pids():
+        await asyncio.sleep(0.001)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not stopped.pids()
 
 
-def models(folder: Path) -> dict[str, PinnedModel]:
-    return {"deployed": PinnedModel.of(folder / "m.onnx")}
+def models(path: Path) -> dict[str, PinnedModel]:
+    return {"deployed": PinnedModel.of(path)}
 
 
-async def test_workers_with_a_link_use_tcp(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+async def test_workers_with_a_link_use_tcp(model: Path) -> None:
     linked = [Placement(link="127.0.0.1", node="rack 7"), Placement()]
-    engine, events = LocalEngine(models(tmp_path), **PATIENT, placements=linked), Events()
+    engine, events = LocalEngine(models(model), **PATIENT, placements=linked), Events()
     await engine.start([DEPLOYED] * 2, events)
     nodes = {each.instance: each.node for each in [await events.arrival() for _ in linked]}
     assert nodes == {"0": "rack 7", "1": None}
@@ -302,18 +285,16 @@ async def test_workers_with_a_link_use_tcp(tmp_path: Path) -> None:
     ],
 )
 async def test_placements_that_cannot_be_are_refused(
-    tmp_path: Path, placements: list[Placement], why: str
+    model: Path, placements: list[Placement], why: str
 ) -> None:
-    moody_model(tmp_path / "m.onnx")
     with pytest.raises(ServingError, match=why):
-        await LocalEngine(models(tmp_path), placements=placements).start([DEPLOYED], Events())
+        await LocalEngine(models(model), placements=placements).start([DEPLOYED], Events())
 
 
-async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+async def test_workers_wait_for_the_device_that_they_share(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "device"
     shared = [Placement(device=str(path))] * 2
-    async with running(tmp_path / "m.onnx", [DEPLOYED] * 2, placements=shared) as (engine, events):
+    async with running(model, [DEPLOYED] * 2, placements=shared) as (engine, events):
         with Device(str(path)):
             for instance in "01":
                 engine.run(instance, int(instance), "deployed", [row(0, 5)])
@@ -331,22 +312,20 @@ def waiting_for(path: Path) -> int:
     return sum(" -> FLOCK" in lock and f":{path.stat().st_ino} " in lock for lock in locks)
 
 
-async def test_workers_run_by_the_command_they_are_given(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+async def test_workers_run_by_the_command_they_are_given(model: Path) -> None:
     core = min(os.sched_getaffinity(0))
     placed = [Placement(("taskset", "--cpu-list", str(core)))]
-    async with running(tmp_path / "m.onnx", placements=placed) as (engine, _):
+    async with running(model, placements=placed) as (engine, _):
         assert os.sched_getaffinity(engine.pids()["0"]) == {core}
 
 
 @pytest.mark.parametrize("computing", [True, False])
 async def test_units_that_compute_crowd_an_engine_and_those_that_wait_do_not(
-    tmp_path: Path, computing: bool
+    model: Path, computing: bool
 ) -> None:
-    moody_model(tmp_path / "m.onnx")
     cores = len(os.sched_getaffinity(0))
     roles = [DEPLOYED] * (cores + 1)
-    async with running(tmp_path / "m.onnx", roles, allows_faults=True) as (engine, _):
+    async with running(model, roles, allows_faults=True) as (engine, _):
         engine.inject_faults(FaultPlan(service_time=Constant(2.0), computing=computing))
         names = sorted(engine.running())
         for unit, name in enumerate(names):

@@ -34,30 +34,15 @@ from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 pytestmark = pytest.mark.slow
 
 
-async def test_a_killed_worker_is_replaced_and_its_unit_not_heard_of(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx", [DEPLOYED, BOTH]) as (engine, events):
-        for before, after in [("1", "1.1"), ("1.1", "1.2")]:
-            engine.run(before, 1, "deployed", [row(0, FOREVER)])
-            os.kill(engine.pids()[before], signal.SIGKILL)
-            assert "signal 9" in await events.departure(before)
-            engine.run(before, 2, "deployed", [row(0, 5)])
-            assert await events.next() == Joined(after, BOTH)
-        engine.run("1.2", 3, "parity-0", [row(0, 5)])
-        assert (await events.outputs(3)).shape == (1, 2)
-
-
-async def test_a_worker_that_is_not_heard_of_is_replaced(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx", heartbeat_timeout=1.0) as (engine, events):
+async def test_a_worker_that_is_not_heard_of_is_replaced(model: Path) -> None:
+    async with running(model, heartbeat_timeout=1.0) as (engine, events):
         os.kill(engine.pids()["0"], signal.SIGSTOP)
         assert await events.departure("0") == "was not heard from for 1 s"
         assert await events.next() == Joined("0.1", DEPLOYED)
 
 
-async def test_a_worker_with_a_hung_unit_is_replaced(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx", unit_timeout=0.5) as (engine, events):
+async def test_a_worker_with_a_hung_unit_is_replaced(model: Path) -> None:
+    async with running(model, unit_timeout=0.5) as (engine, events):
         engine.run("0", 1, "deployed", [row(0, FOREVER)])
         assert await events.departure("0") == "had unit 1 for more than 0.5 s"
         assert await events.next() == Joined("0.1", DEPLOYED)
@@ -115,13 +100,12 @@ def no_memory(errors: list[Exception]) -> type[WorkerProcess]:
     ],
 )
 async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
-    tmp_path: Path,
+    model: Path,
     lacking: Callable[[list[Exception]], type[WorkerProcess]],
     lacks: list[Exception],
 ) -> None:
-    moody_model(tmp_path / "m.onnx")
     errors: list[Exception] = []
-    async with running(tmp_path / "m.onnx", worker=lacking(errors)) as (engine, events):
+    async with running(model, worker=lacking(errors)) as (engine, events):
         errors += lacks
         os.kill(engine.pids()["0"], signal.SIGKILL)
         await events.departure("0")
@@ -136,7 +120,7 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
 
 
 async def test_a_process_that_nobody_took_notice_of_exits(
-    tmp_path: Path,
+    model: Path,
 ) -> None:
     begun: list[asyncio.subprocess.Process] = []
 
@@ -147,9 +131,8 @@ async def test_a_process_that_nobody_took_notice_of_exits(
             raise OSError(errno.EMFILE, "no descriptor to watch the process by")
         return process
 
-    moody_model(tmp_path / "m.onnx")
     worker = partial(WorkerProcess, execute=second_unwatched)
-    async with running(tmp_path / "m.onnx", worker=worker) as (engine, events):
+    async with running(model, worker=worker) as (engine, events):
         os.kill(engine.pids()["0"], signal.SIGKILL)
         await events.departure("0")
         assert (await events.arrival()).instance == "0.2"
@@ -159,9 +142,8 @@ async def test_a_process_that_nobody_took_notice_of_exits(
 
 
 def test_without_descriptors_a_worker_is_back_as_soon_as_there_are_some(
-    tmp_path: Path, temporary: Path
+    model: Path, temporary: Path
 ) -> None:
-    moody_model(tmp_path / "m.onnx")
     script = """
 import asyncio, os, pathlib, resource, signal, sys, time, uvloop
 import engine_conformance as e, local_engines as t
@@ -198,7 +180,7 @@ async def main():
 """
     for loop in ("asyncio", "uvloop"):
         subprocess.run(
-            [sys.executable, "-c", script.replace("{asyncio.__name__}", loop), tmp_path / "m.onnx"],
+            [sys.executable, "-c", script.replace("{asyncio.__name__}", loop), model],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
             check=True,
             timeout=120,
@@ -206,10 +188,9 @@ async def main():
 
 
 async def test_an_instance_that_is_recycled_again_and_again_is_kept_waiting(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx") as (engine, events):
+    async with running(model) as (engine, events):
         instance = "0"
         for _ in range(3):
             await asyncio.sleep(LONG_RUN / 2)
@@ -273,9 +254,8 @@ class TooLarge(PinnedModel):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-async def test_a_full_disk_is_explained(tmp_path: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    engine = LocalEngine({"deployed": TooLarge.of(tmp_path / "m.onnx")})
+async def test_a_full_disk_is_explained(model: Path) -> None:
+    engine = LocalEngine({"deployed": TooLarge.of(model)})
     with pytest.raises(ServingError, match="No space left on device; set TMPDIR"):
         await engine.start([DEPLOYED], Events())
 
@@ -302,22 +282,18 @@ async def test_a_worker_that_cannot_start_is_an_error_with_its_last_words(
     assert not list(temporary.iterdir())
 
 
-async def test_what_cannot_be_started_is_refused(tmp_path: Path, temporary: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+async def test_what_cannot_be_started_is_refused(model: Path, temporary: Path) -> None:
     with pytest.raises(ServingError, match="at least one instance"):
-        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start([], Events())
+        await LocalEngine({"deployed": PinnedModel.of(model)}).start([], Events())
     with pytest.raises(ServingError, match="no model was given to run as parity-0"):
-        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start([BOTH], Events())
+        await LocalEngine({"deployed": PinnedModel.of(model)}).start([BOTH], Events())
     temporary.rmdir()
     with pytest.raises(ServingError, match="No such file or directory; set TMPDIR"):
-        await LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")}).start(
-            [DEPLOYED], Events()
-        )
+        await LocalEngine({"deployed": PinnedModel.of(model)}).start([DEPLOYED], Events())
 
 
-async def test_stop_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
-    async with running(tmp_path / "m.onnx", [DEPLOYED] * 3) as (engine, events):
+async def test_stop_leaves_nothing_behind(model: Path, temporary: Path) -> None:
+    async with running(model, [DEPLOYED] * 3) as (engine, events):
         engine.run("0", 1, "deployed", [row(0, FOREVER)])
         os.kill(engine.pids()["1"], signal.SIGSTOP)
         os.kill(engine.pids()["2"], signal.SIGKILL)
@@ -333,11 +309,8 @@ async def test_stop_leaves_nothing_behind(tmp_path: Path, temporary: Path) -> No
         await engine.stop()
 
 
-async def test_a_start_that_is_given_up_leaves_nothing_behind(
-    tmp_path: Path, temporary: Path
-) -> None:
-    moody_model(tmp_path / "m.onnx")
-    engine = LocalEngine({"deployed": PinnedModel.of(tmp_path / "m.onnx")})
+async def test_a_start_that_is_given_up_leaves_nothing_behind(model: Path, temporary: Path) -> None:
+    engine = LocalEngine({"deployed": PinnedModel.of(model)})
     start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
     while not engine.pids():
         await asyncio.sleep(0)
@@ -348,8 +321,7 @@ async def test_a_start_that_is_given_up_leaves_nothing_behind(
     assert not list(temporary.iterdir())
 
 
-def test_no_worker_outlives_a_killed_engine(tmp_path: Path, temporary: Path) -> None:
-    moody_model(tmp_path / "m.onnx")
+def test_no_worker_outlives_a_killed_engine(model: Path, temporary: Path) -> None:
     script = """
 import asyncio, json, pathlib, sys, local_engines as t, engine_conformance as e
 async def main():
@@ -360,7 +332,7 @@ async def main():
 asyncio.run(main())
 """
     engine = subprocess.Popen(
-        [sys.executable, "-c", script, tmp_path / "m.onnx"],
+        [sys.executable, "-c", script, model],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)},
     )
