@@ -129,7 +129,9 @@ class Engine(ABC):
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]] | None:
         """Return the roles of each instance, where these `Options` give them; None: as asked for.
 
-        Raises UserError for options that do not fit the bundle.
+        Raises:
+            UserError: The options do not fit the bundle.
+
         """
         return None
 
@@ -146,8 +148,19 @@ class Engine(ABC):
         model: str,
         version: str,
     ) -> Mapping[str, options.Value]:
-        """Return the options for a version of a repository's model, from those `given` for all
-        models and its `own`. Raises UserError for those that cannot be."""
+        """Return the options for a version of a repository's model.
+
+        Args:
+            given: Options for all models.
+            own: Options from the model's `serve.toml`.
+            bundle: The version's bundle.
+            model: The model's name.
+            version: The version's name.
+
+        Raises:
+            UserError: An option is not for a single model.
+
+        """
         return {**given, **own}
 
     @classmethod
@@ -161,20 +174,29 @@ class Engine(ABC):
     async def start(self, roles: Sequence[frozenset[str]], listener: EngineListener) -> None:
         """Start an instance for each of `roles`; return when all of them have joined.
 
-        Raises ServingError, or UserError for options that do not fit, with nothing left running,
-        if an instance cannot be started.
+        Raises:
+            ServingError: An instance cannot be started; nothing is left running.
+            UserError: The options do not fit what is there; nothing is left running.
+
         """
 
     @abstractmethod
     def run(self, instance: str, unit: int, role: str, rows: Sequence[NDArray[Any]]) -> None:
-        """Run `role` over `rows`, as one batch; never blocks.
+        """Run a batch on an instance; never blocks.
 
-        Each of the rows is one query (*query_shape), all of one kind of the model's signature, and
-        of its dtype. They are reported as outputs (n, *output_shape), in their order. Raises
-        ValueError if the instance still has a unit.
+        A unit for an instance that is gone is ignored; its departure is, or will be, reported.
 
-        The rows are not copied: they must stay as they are until the unit is reported. A unit for
-        an instance that is gone is ignored; its departure is, or will be, reported.
+        Args:
+            instance: The instance's id.
+            unit: The id by which the unit is reported.
+            role: The model to run.
+            rows: n queries (*query_shape), all of one kind of the model's signature, and of its
+                dtype. They are not copied, and must not change until the unit is reported. The
+                outputs (n, *output_shape) are in their order.
+
+        Raises:
+            ValueError: The instance still has a unit.
+
         """
 
     @abstractmethod
@@ -211,5 +233,10 @@ class Engine(ABC):
         """Stop all instances and leave nothing behind; nothing more is reported."""
 
     def inject_faults(self, plan: FaultPlan) -> None:
-        """Let the time of a fault plan begin now. Raises ServingError if it takes none."""
+        """Let the time of a fault plan begin now.
+
+        Raises:
+            ServingError: The engine takes no faults.
+
+        """
         raise ServingError(f"the engine {self.name} takes no faults")
