@@ -104,22 +104,6 @@ class Triton(FleetServer):
         return [*program, str(self.port), str(self._grpc_port)], {}
 
 
-class ExplicitTriton(Triton):
-    """A Triton that loads what it is told to load, and nothing else."""
-
-    def command(self) -> tuple[Sequence[str], dict[str, str]]:
-        program, environment = super().command()
-        return [*program, "--model-control-mode=explicit"], environment
-
-    def wait_until_ready(self) -> None:
-        def ready() -> bool:
-            with suppress(httpx.TransportError):
-                return httpx.get(f"{self.url}/v2/health/ready", verify=False).is_success
-            return False
-
-        until(ready, f"{self._log} does not tell that the server is ready", PATIENCE)
-
-
 class MLServer(FleetServer):
     def command(self) -> tuple[Sequence[str], dict[str, str]]:
         assert MLSERVER.exists(), f"there is no MLServer at {MLSERVER}; make servers installs it"

@@ -253,12 +253,16 @@ def pad(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Named:
 
 def padded(batch: Batch, signature: Signature, sizes: Sequence[int]) -> Array:
     """Return the batch as `pad` does, as rows in memory (see Layout)."""
+    if signature.plain is not None:
+        return signature.plain.input.join(batch)
     return signature.kind(signature.bucket(sizes)).input.join(pad(batch, signature, sizes))
 
 
 def cut(outputs: Array, signature: Signature, sizes: Sequence[int]) -> Named:
     """Return rows of outputs (see Layout) by name, without what padding queries of these sizes has
     added."""
+    if signature.plain is not None:
+        return signature.plain.output.split(outputs)
     kind = signature.kind(signature.bucket(sizes))
     named = dict(zip(signature.axes, sizes, strict=True))
     tensors = kind.output.split(outputs)

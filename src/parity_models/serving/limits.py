@@ -108,7 +108,8 @@ class ByteBudget:
 
     def take(self, size: int) -> None:
         """Hold so many bytes more. Raises OverloadedError where that would be too many."""
-        self.check(size)
+        if self.held + size > self.most:
+            self.check(size)
         self.held += size
 
     def check(self, size: int) -> None:

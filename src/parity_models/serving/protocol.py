@@ -28,7 +28,7 @@ from parity_models.roles import Source
 from parity_models.serving.errors import InvalidRequestError, NotAcceptableError, TooLargeError
 
 if TYPE_CHECKING:
-    from parity_models.serving.served_model import ServedModel
+    from parity_models.serving.served_model import Fitting, ServedModel
 
 HEADER_LENGTH = "inference-header-content-length"
 """The header with the length of a JSON object that binary data follows."""
@@ -230,11 +230,14 @@ def read_request(
     # The number of rows is known here, and no tensor has been decoded yet.
     kind = model.signature.kind(fitting.sizes)
     specs = {spec.name: spec for spec in kind.input.tensors}
-    inputs = [(tensor, specs[tensor.name]) for tensor in message.inputs]
-    sizes = [_binary_size(tensor, spec, fitting.rows, header_length) for tensor, spec in inputs]
-    _check_rest(message, sizes, len(body) - end)
+    sizes = []
+    for tensor in message.inputs:
+        sizes.append(_binary_size(tensor, specs[tensor.name], fitting.rows, header_length))
+    if header_length is not None:
+        _check_rest(message, sizes, len(body) - end)
     tensors = {}
-    for (tensor, spec), size in zip(inputs, sizes, strict=True):
+    for tensor, size in zip(message.inputs, sizes, strict=True):
+        spec = specs[tensor.name]
         if size is None:
             what = f"the data of input {spec.name!r}"
             check_json_size(tensor.data, spec, fitting.rows, what)
@@ -245,31 +248,26 @@ def read_request(
             data = bytes(data)  # a view would keep all of the body alive for these few bytes
         tensors[spec.name] = rows_from_bytes(spec, fitting.rows, data)
         end += size
-    parameters = message.parameters or _NO_REQUEST
     rows = padded(tensors, model.signature, fitting.sizes)
     outputs = _asked_outputs(message, fitting.outputs)
-    return request_with(parameters, model, rows, fitting.sizes, outputs, message.id)
+    return request_with(message.parameters, model, rows, fitting, outputs, message.id)
 
 
 def request_with(
-    parameters: RequestParameters,
+    parameters: RequestParameters | None,
     model: "ServedModel",
     rows: NDArray[Any],
-    sizes: Sequence[int],
+    fitting: "Fitting",
     outputs: Sequence[AskedOutput],
     id: str | None = None,
 ) -> InferRequest:
     """The request for `rows`, with the parameters of its message. Raises InvalidRequestError."""
-    exact = exact_from(_short_value(parameters.redundancy, "redundancy"))
-    return InferRequest(
-        id,
-        rows,
-        parameters.timeout / 1e6 if parameters.timeout else None,
-        outputs,
-        exact or model.is_exact([each.tensor for each in outputs]),
-        tenant_from(_short_value(parameters.tenant, "tenant")),
-        tuple(sizes),
-    )
+    exact, timeout, tenant = model.is_exact(fitting.outputs), None, None
+    if parameters is not None:
+        exact |= exact_from(_short_value(parameters.redundancy, "redundancy"))
+        timeout = parameters.timeout / 1e6 if parameters.timeout else None
+        tenant = tenant_from(_short_value(parameters.tenant, "tenant"))
+    return InferRequest(id, rows, timeout, outputs, exact, tenant, fitting.sizes)
 
 
 def write_response(

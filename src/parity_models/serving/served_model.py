@@ -7,7 +7,7 @@ protobuf message), its name, datatype and shape are checked here.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from parity_models.models.signature import Signature, Sizes, Tensor
 from parity_models.scheduling import Source
@@ -44,6 +44,9 @@ class WantedOutput(NamedTuple):
     name: str
     shared_memory: bool
     classification: bool
+
+
+_Message = TypeVar("_Message", bound="GivenTensor | TensorMessage | WantedOutput | RequestedOutput")
 
 
 class Fitting(NamedTuple):
@@ -139,51 +142,51 @@ class ServedModel:
         Raises InvalidRequestError if they are not the model's, each once, in the messages
         themselves, and TooLargeError for too many rows.
         """
-        self._check_names("input", self.signature.inputs, [each.name for each in inputs])
-        if len(inputs) != len(self.signature.inputs):
-            names = {each.name for each in inputs}
-            missing = next(each for each in self.signature.inputs if each.name not in names)
-            raise InvalidRequestError(f"input {missing.name!r} is missing; give it once")
-        given = {each.name: each for each in inputs}
+        given = self._by_name("input", self.signature.inputs, inputs)
         sizes: dict[str, int] = {}
         rows = 0
         for tensor in self.signature.inputs:
-            found = self._check_input(tensor, given[tensor.name], sizes)
-            if rows and found != rows:
+            found = given.get(tensor.name)
+            if found is None:
+                raise InvalidRequestError(f"input {tensor.name!r} is missing; give it once")
+            count = self._check_input(tensor, found, sizes)
+            if rows and count != rows:
                 raise InvalidRequestError(
-                    f"input {tensor.name!r} has {found} rows, input "
+                    f"input {tensor.name!r} has {count} rows, input "
                     f"{self.signature.inputs[0].name!r} has {rows}; give each as many"
                 )
-            rows = found
-        self._check_names("output", self.signature.outputs, [each.name for each in outputs])
+            rows = count
+        asked = self.signature.outputs
+        if outputs:
+            wanted = self._by_name("output", asked, outputs)
+            of_name = {each.name: each for each in asked}
+            asked = tuple(of_name[name] for name in wanted)
         for each in inputs:
             self._check_storage(each.name, each.shared_memory)
         for output in outputs:
             self._check_storage(output.name, output.shared_memory, output.classification)
-        asked = self.signature.outputs
-        if outputs:
-            of_name = {each.name: each for each in asked}
-            asked = tuple(of_name[each.name] for each in outputs)
-        return Fitting(rows, tuple(sizes[axis] for axis in self.signature.axes), asked)
+        return Fitting(rows, tuple([sizes[axis] for axis in self.signature.axes]), asked)
 
-    def _check_names(self, role: str, tensors: Sequence[Tensor], names: Sequence[str]) -> None:
-        """Raises InvalidRequestError unless the names are those of the model's tensors, each at
-        most once."""
-        known = {each.name for each in tensors}
-        for name in names:
+    def _by_name(
+        self, role: str, tensors: Sequence[Tensor], messages: Sequence[_Message]
+    ) -> dict[str, _Message]:
+        """The messages by the names of their tensors. Raises InvalidRequestError unless these are
+        the model's, each at most once."""
+        given = {each.name: each for each in messages}
+        known = [tensor.name for tensor in tensors]
+        for name in given:
             if name not in known:
                 its = f"its {role} is" if len(known) == 1 else f"its {role}s are"
                 said = ", ".join(map(_said, tensors)) if role == "input" else _names(tensors)
                 raise InvalidRequestError(
                     f"model {self.name!r} has no {role} {name!r}; {its} {said}"
                 )
-        if len(names) != len(set(names)):
+        if len(given) != len(messages):
             # In one pass: a request may name a great many.
-            ((name, times),) = Counter(names).most_common(1)
-            given = f"given {times} times; give it once"
-            raise InvalidRequestError(
-                f"{role} {name!r} is {given if role == 'input' else 'requested twice'}"
-            )
+            ((name, times),) = Counter(each.name for each in messages).most_common(1)
+            again = f"given {times} times; give it once" if role == "input" else "requested twice"
+            raise InvalidRequestError(f"{role} {name!r} is {again}")
+        return given
 
     def _check_input(
         self, tensor: Tensor, given: GivenTensor | TensorMessage, sizes: dict[str, int]
@@ -197,16 +200,15 @@ class ServedModel:
                 f"input {tensor.name!r} has datatype {tensor.datatype}, got {given.datatype!r}"
             )
         rows, *shape = given.shape or (0,)
-        fits = len(shape) == len(tensor.shape) and all(
-            isinstance(each, str) or each == size
-            for each, size in zip(tensor.shape, shape, strict=True)
-        )
+        fits = len(shape) == len(tensor.shape)
+        for each, size in zip(tensor.shape, shape, strict=False):
+            fits = fits and (each == size or isinstance(each, str))
         if not fits or rows < 1:
             raise InvalidRequestError(
                 f"input {tensor.name!r} has shape {list(_open_shape(tensor))} with one row or "
                 f"more, got {list(given.shape)}"
             )
-        for axis, at in tensor.axes.items():
+        for axis, at in tensor.axes.items() if self.signature.axes else ():
             self._check_size(tensor.name, axis, shape[at], sizes)
         if rows > self.max_rows:
             raise TooLargeError(

@@ -91,10 +91,9 @@ def read_predict(body: bytes | bytearray, model: ServedModel) -> tuple[InferRequ
     for spec in model.signature.kind(fitting.sizes).input.tensors:
         check_json_size(data[spec.name], spec, fitting.rows, "the request")
         tensors[spec.name] = tensor_from_json(data[spec.name], spec, fitting.rows, what)
-    parameters = message.parameters or RequestParameters()
     rows = padded(tensors, model.signature, fitting.sizes)
     outputs = [AskedOutput(each, False) for each in fitting.outputs]
-    return request_with(parameters, model, rows, fitting.sizes, outputs), by_row
+    return request_with(message.parameters, model, rows, fitting, outputs), by_row
 
 
 def write_predictions(

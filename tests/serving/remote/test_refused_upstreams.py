@@ -135,22 +135,20 @@ def test_urls_name_servers_and_models() -> None:
     both, other, second, third = parse_upstreams(
         "m",
         1,
-        deployed=["http://a:8000", "grpc://b:8001/resnet?concurrency=4"],
+        deployed=["http://a:8000", "grpc://b:8001/resnet?concurrency=4&version=3"],
         parity=["http://a:8000?concurrency=3", "https://c/my%20parity"],
-        backup=["http://a:8000", "http://d"],
-        concurrency=2,
+        backup=["http://a:8000", "http://d?model=n"],
     )
     assert both == Upstream(
         "http://a:8000", {"deployed": "m", "parity-0": "m-parity-0", "backup": "m-backup"}, 3
     )
-    assert other == Upstream("grpc://b:8001", {"deployed": "resnet"}, 4)
-    assert second == Upstream("https://c", {"parity-0": "my parity"}, 2)
-    assert third == Upstream("http://d", {"backup": "m-backup"}, 2)
+    assert other == Upstream("grpc://b:8001", {"deployed": "resnet"}, 4, version="3")
+    assert second == Upstream("https://c", {"parity-0": "my parity"})
+    assert third == Upstream("http://d", {"backup": "n-backup"})
     assert both.models.keys() == {"deployed", "parity-0", "backup"}
-    assert (
-        Upstreams((other, second)).roles
-        == [frozenset({"deployed"})] * 4 + [frozenset({"parity-0"})] * 2
-    )
+    assert Upstreams((other, second)).roles == [frozenset({"deployed"})] * 4 + [
+        frozenset({"parity-0"})
+    ]
     (_, two) = parse_upstreams("m", 2, deployed=["http://a"], parity=["http://b"])
     assert two.models == {"parity-0": "m-parity-0", "parity-1": "m-parity-1"}
     (_, two) = parse_upstreams("m", 0, 2, deployed=["http://a"], backup=["http://b"])

@@ -63,8 +63,8 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
 async def test_while_an_upstream_is_busy_the_others_answer_and_it_stays(tmp_path: Path) -> None:
     bundle = open_bundle(write_linear_bundle(tmp_path, coded=False))
     async with FakeUpstream("http", WEIGHTS) as one, FakeUpstream("grpc", WEIGHTS) as two:
-        urls = f"{one.url},{two.url}"
-        engine = EngineChoice("remote", {"deployed": urls, "concurrency": 2})
+        urls = f"{one.url}?concurrency=2,{two.url}?concurrency=2"
+        engine = EngineChoice("remote", {"deployed": urls})
         options = ServeOptions(port=0, engine=engine)
         async with Server(bundle, options) as server:
             one.mode, one.retry_after = BUSY, "0.5"
@@ -102,14 +102,13 @@ REFUSED = [
     ),
     ("BUNDLE --parity URL", "--parity is no option of the engine local"),
     ("BUNDLE --backup URL", "--backup is no option of the engine local"),
-    ("BUNDLE --concurrency 2", "of the engine local but of remote"),
     ("BUNDLE --ca-file NOWHERE", "of the engine local but of remote"),
     ("BUNDLE --bundle BUNDLE", "give one BUNDLE"),
     ("--deployed URL", "give one BUNDLE"),
     ("ALONE --deployed URL --parity URL", "no parity model"),
     ("BUNDLE --deployed URL/other", "no model is called 'other'"),
     (f"{DEPLOYED} --backup URL", "no backup model"),
-    (f"{DEPLOYED} --concurrency 0", "--concurrency must be from 1 to 1000"),
+    (f"{DEPLOYED}?concurrency=0", "must be from 1 to 1000"),
     (f"{DEPLOYED} --instances 2", "leave --instances out with the engine remote"),
     (f"{DEPLOYED} --parity-instances 1", "leave --parity-instances out with the engine remote"),
     (f"{DEPLOYED} --policy parity", "needs instances that run parity-0"),

@@ -49,9 +49,9 @@ async def test_what_one_backup_may_not_answer_the_server_of_a_better_one_does(
     with _named(alone[0], names[0]) as fast, _named(alone[1], names[1]) as better:
         async with FakeUpstream("http", WEIGHTS) as model:
             upstreams: dict[str, Value] = {
-                "deployed": model.url,
-                "backup": f"{fast.url}/{names[0]},{better.grpc_url}/{names[1]}",
-                "concurrency": 4,
+                "deployed": f"{model.url}?concurrency=4",
+                "backup": f"{fast.url}/{names[0]}?concurrency=4,"
+                f"{better.grpc_url}/{names[1]}?concurrency=4",
             }
             options = ServeOptions(
                 policy=PolicyChoice("adaptive"),

@@ -135,7 +135,6 @@ def test_urls_and_options_say_which_protocol_is_spoken() -> None:
         "m",
         0,
         deployed=["http://a?protocol=v1&concurrency=3", "grpc://b:1?protocol=v2"],
-        protocol=V1,
     )
     assert one == Upstream("http://a", {"deployed": "m"}, 3, V1)
     assert other.protocol is PredictionProtocol.V2

@@ -22,13 +22,10 @@ from repositories import write_version
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (("--deployed", "http://a/x"), 'upstream-model = "x"'),
+        (("--deployed", "http://a/x"), "write {model} in its place"),
         (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
-        (
-            ("--deployed", "http://a", "--upstream-model", "x"),
-            "--upstream-model is for all models of a repository: write {model} into 'x'",
-        ),
-        (("--deployed", "http://a", "--upstream-version", "2"), "leave out --upstream-version"),
+        (("--deployed", "http://a?model=x"), "write {model} in its place"),
+        (("--deployed", "http://a?version=2"), "leave out the version of"),
         (("--deployed", "http://a", "--instances", "2"), "leave --instances out"),
         (("--name", "x"), "--name is for a server of one bundle"),
         (("--bundle", "y"), "not both"),
@@ -91,10 +88,16 @@ def test_upstreams_are_asked_for_the_version_of_the_folder(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "upstream"),
     [
-        ('upstream-model = "two"', Upstream("http://a", {"deployed": "two"}, version="1")),
-        ('upstream-model = "{model}-{version}"', Upstream("http://a", {"deployed": "one-1"})),
         (
-            'deployed = "http://c/two"\nconcurrency = 3',
+            'deployed = "http://a?model=two"',
+            Upstream("http://a", {"deployed": "two"}, version="1"),
+        ),
+        (
+            'deployed = "http://a/{model}-{version}"',
+            Upstream("http://a", {"deployed": "one-1"}),
+        ),
+        (
+            'deployed = "http://c/two?concurrency=3"',
             Upstream("http://c", {"deployed": "two"}, 3, version="1"),
         ),
     ],
@@ -110,10 +113,9 @@ def test_a_model_says_where_and_what_it_is_upstream(
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ('upstream-version = "1"', "leave out upstream-version"),
         ("instances = 2", "leave instances out with the engine remote"),
         ('parity = "http://b"', "has no parity model"),
-        ("concurrency = 0", "concurrency must be from 1"),
+        ('deployed = "http://a?concurrency=0"', "must be from 1"),
     ],
 )
 def test_what_a_model_cannot_say_of_upstreams_is_named(

@@ -1,6 +1,5 @@
 """`parm serve --repository` in front of servers that run the models already, all of them real."""
 
-import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -9,9 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from fleet_servers import ExplicitTriton, Parm
-from parity_models.models.bundle import open_bundle
-from parity_models.serving.remote.export import Format, export_repository
+from fleet_servers import Parm
 from repositories import write_version
 from served import ServerProcess, until
 from served_repositories import Load, Repository, ask
@@ -51,11 +48,13 @@ def front(
     shutil.copytree(there / "first-1" / "1", here / "first" / "1")
     shutil.copytree(there / "other-7" / "1", here / "other" / "7")
     shutil.copytree(there / "first-2" / "1", here / "mine" / "1")
-    (here / "mine" / "serve.toml").write_text('upstream-model = "first-2"\n')
-    urls = f"{one.url},grpc://{other.grpc_address}"
+    named = "/{model}-{version}"
+    urls = f"{one.url}{named},grpc://{other.grpc_address}{named}"
+    mine = urls.replace("{model}-{version}", "first-2")
+    (here / "mine" / "serve.toml").write_text(f'deployed = "{mine}"\n')
     with ServerProcess(
         *("--repository", str(here), "--deployed", urls),
-        *("--upstream-model", "{model}-{version}", "--policy", "hedging", "--grpc-port", "0"),
+        *("--policy", "hedging", "--grpc-port", "0"),
     ) as server:
         yield Repository(here, server)
 
@@ -94,20 +93,6 @@ def test_a_version_that_upstreams_lack_is_refused_and_the_old_one_goes_on(
     assert front.infer("other") == before
 
 
-def test_a_server_of_this_software_is_not_told_to_load(
-    there: Path, fleet: Sequence[ServerProcess], tmp_path: Path
-) -> None:
-    """It would end the version that it has."""
-    shutil.copytree(there / "first-2" / "1", tmp_path / "models" / "first-1" / "2")
-    urls = fleet[0].url, f"grpc://{fleet[1].grpc_address}"
-    for url in urls:
-        with ServerProcess(
-            *("--repository", str(tmp_path / "models"), "--deployed", url, "--load-upstream"),
-        ) as server:
-            (entry,) = httpx.post(f"{server.url}/v2/repository/index").json()
-            assert "is not told to load it" in entry["reason"]
-
-
 def test_a_model_whose_server_comes_late_is_served_then(tmp_path: Path) -> None:
     bundle = write_version(tmp_path / "models", "another", "1")
     with Parm(bundle) as upstream:
@@ -125,46 +110,3 @@ def test_a_model_whose_server_comes_late_is_served_then(tmp_path: Path) -> None:
                 PATIENCE,
             )
             assert ask(server.url, "another")["model_version"] == "1"
-
-
-@pytest.mark.servers
-def test_tritons_are_told_to_load_and_run_both_versions_in_a_rollout(tmp_path: Path) -> None:
-    here, there = tmp_path / "models", tmp_path / "upstream"
-    there.mkdir()
-
-    def release(version: str, times: float) -> None:
-        bundle = open_bundle(write_version(here, "first", version, times=times))
-        new = tmp_path / f"new-{version}"
-        export_repository(bundle, Format.TRITON, new, "first", version)
-        (there / "first").mkdir(exist_ok=True)
-        (new / "first" / version).rename(there / "first" / version)
-        (new / "first" / "config.pbtxt").rename(there / "first" / "config.pbtxt")
-
-    release("1", 1.0)
-    with ExplicitTriton(there) as one, ExplicitTriton(there) as other:
-        one.wait_until_ready()
-        other.wait_until_ready()
-        urls = f"{one.url},{other.grpc_url}"
-        with ServerProcess(
-            *("--repository", str(here), "--deployed", urls, "--load-upstream", "--grpc-port", "0")
-        ) as server:
-            front = Repository(here, server)
-            assert front.infer("first") == ("1", 1.0)
-            release("2", 2.0)
-            with Load(server.url, "first") as load:
-                until(lambda: len(load.answers) > 20, "nobody is answered", PATIENCE)
-                config = {"parameters": {"canary": {"string_value": "50%"}}}
-                front.http.load_model("first", config=json.dumps(config))
-                until(
-                    lambda: front.state("first", "1")[0] == "UNAVAILABLE",
-                    "it stays a canary",
-                    PATIENCE,
-                )
-            assert load.failures == []
-            assert set(load.answers) == {("1", 1.0), ("2", 2.0)}
-            assert front.infer("first") == ("2", 2.0)
-            assert server.metric("parm_upstream_ejections_total") == 0
-            one.kill()
-            one.start()
-            up = r'parm_instances_up\{.*version="2".*\}'
-            until(lambda: server.metric(up) == 2, "it is not told to load again", PATIENCE)

@@ -549,7 +549,8 @@ class HttpConnection(asyncio.Protocol):
                 self._write(exchange, exchange.answer)
             else:
                 self._task = self._loop.create_task(self._answer(exchange))
-        self._proceed()
+        if self._arriving is not None:
+            self._proceed()
         read = len(self._waiting) < _PAUSE or self._ended
         if read != self._reading and not self._transport.is_closing():
             self._reading = read

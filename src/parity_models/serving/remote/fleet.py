@@ -5,21 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
 from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import Option, Options, Value
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
-from parity_models.serving.remote.upstream import (
-    MAX_CONCURRENCY,
-    PredictionProtocol,
-    Upstream,
-)
+from parity_models.serving.remote.upstream import PredictionProtocol, Upstream
 
 SCHEMES = ("http", "https", "grpc", "grpcs")
 
-_NUMBER = re.compile(r"[0-9]{1,9}")
+_QUERY = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "version": ".+"}
+"""What the query of a URL may say of its server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +27,8 @@ class FleetOptions(Options):
         str | None,
         Option(
             "Servers that run the deployed model already, separated by "
-            "commas: http://HOST:PORT, https, grpc or grpcs, and /MODEL after it where the model "
-            "has another name there than here.",
+            "commas: http://HOST:PORT, https, grpc or grpcs, /MODEL where the model has another "
+            "name there, and ?concurrency=N, protocol=v1 and version=V joined by &.",
             metavar="URLS",
         ),
     ] = None
@@ -50,39 +47,6 @@ class FleetOptions(Options):
             "Likewise, of the approximate backup, NAME-backup, or of several, NAME-backup, "
             "NAME-backup-2, ...: a server runs all, or the one that its address names.",
             metavar="URLS",
-        ),
-    ] = None
-    concurrency: Annotated[
-        int,
-        Option(
-            "Units at a time on each server whose URL does not say it, as "
-            "http://HOST:PORT?concurrency=4 does.",
-            at_least=1,
-            at_most=MAX_CONCURRENCY,
-        ),
-    ] = Upstream.concurrency
-    protocol: Annotated[
-        PredictionProtocol,
-        Option(
-            "What each server speaks whose URL does not say it, as http://HOST:PORT?protocol=v1 "
-            "does: v2, the Open Inference Protocol, or v1, `instances` in and `predictions` out."
-        ),
-    ] = Upstream.protocol
-    upstream_model: Annotated[
-        str | None,
-        Option(
-            "What the deployed model is called on servers whose URL does not name it, by default "
-            "as in the bundle; the others are called after it. With --repository it may have "
-            "{model} and {version} in it; by default {model}.",
-            metavar="NAME",
-        ),
-    ] = None
-    upstream_version: Annotated[
-        str | None,
-        Option(
-            "The version of the models that servers are asked for; by default that which each "
-            "chooses. With --repository it is the bundle's, unless the name has it.",
-            metavar="VERSION",
         ),
     ] = None
     ca_file: Annotated[
@@ -150,49 +114,31 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
             )
         )
     upstreams = parse_upstreams(
-        options.upstream_model or bundle.manifest.name,
+        bundle.manifest.name,
         code.r if code is not None else 0,
         len(bundle.manifest.backups),
         deployed=_urls(options.deployed),
         parity=_urls(options.parity),
         backup=_urls(options.backup),
-        concurrency=options.concurrency,
-        protocol=options.protocol,
-        version=options.upstream_version,
     )
     ca_file = None if options.ca_file is None else Path(options.ca_file)
     return Fleet(upstreams, ca_file)
 
 
 def check_for_several(options: FleetOptions) -> None:
-    """Raises UserError for options that say of all models what can only be true of one."""
+    """Raises UserError for URLs that name one model or one version, where there may be several."""
     for url in (*_urls(options.deployed), *_urls(options.parity), *_urls(options.backup)):
-        _, path, _ = _split(url)
-        if path:
+        _, path, said = _split(url)
+        if any("{model}" not in name for name in (path, said.get("model", "")) if name):
             raise UserError(
-                f"{url!r} names one model, and a repository may have several: leave out the path, "
-                "and give models that have other names upstream a line in their serve.toml, "
-                f'upstream-model = "{path}"'
+                f"{url!r} names one model, and a repository may have several: write {{model}} in "
+                "its place, or give such URLs in the serve.toml of the model"
             )
-    name = options.upstream_model
-    if name is not None and "{model}" not in name:
-        raise OptionError(
-            lambda spell: (
-                f"{spell('upstream_model')} is for all models of a repository: write {{model}} "
-                f"into {name!r}, or give it in the serve.toml of the model"
+        if "version" in said:
+            raise UserError(
+                f"leave out the version of {url!r}: each version of a repository is asked for as "
+                "such, or is part of its model's name upstream, as {version}"
             )
-        )
-    if options.upstream_version is not None:
-        raise _versions_are_asked_for()
-
-
-def _versions_are_asked_for() -> OptionError:
-    return OptionError(
-        lambda spell: (
-            f"leave out {spell('upstream_version')}: each version of a repository is asked for as "
-            f"such, or is part of {spell('upstream_model')}, as {{version}}"
-        )
-    )
 
 
 def options_of_model(
@@ -201,20 +147,26 @@ def options_of_model(
     """The options for a version of a repository's model: those `given` for all models, as far as
     the bundle has what they are for, and the model's `own`.
 
-    Raises UserError for those of its own that cannot be.
+    In URLs, {model} and {version} stand for these; where they say neither, models are called after
+    `model`, and asked for in this `version`.
     """
-    if "upstream_version" in own:
-        raise _versions_are_asked_for()
-    lacks = {
-        "parity": bundle.manifest.code is None,
-        "backup": not bundle.manifest.backups,
-    }
+    lacks = {"parity": bundle.manifest.code is None, "backup": not bundle.manifest.backups}
     options = {each: value for each, value in given.items() if not lacks.get(each)} | dict(own)
-    name = str(options.get("upstream_model", "{model}"))
-    if "{version}" not in name:
-        options["upstream_version"] = version
-    options["upstream_model"] = name.replace("{model}", model).replace("{version}", version)
+    for role in ("deployed", "parity", "backup"):
+        if role in options:
+            urls = _urls(str(options[role]))
+            options[role] = ",".join(_url_of_version(url, model, version) for url in urls)
     return options
+
+
+def _url_of_version(url: str, model: str, version: str) -> str:
+    _, path, said = _split(url)
+    names = {"model": "{model}", **said} if not path else dict(said)
+    if "{version}" not in f"{path}{names.get('model', '')}":
+        names.setdefault("version", "{version}")
+    query = "&".join(f"{name}={value}" for name, value in names.items())
+    whole = f"{url.strip().partition('?')[0]}?{query}"
+    return whole.replace("{model}", quote(model, safe="")).replace("{version}", quote(version))
 
 
 def parse_upstreams(
@@ -225,22 +177,18 @@ def parse_upstreams(
     deployed: Sequence[str],
     parity: Sequence[str] = (),
     backup: Sequence[str] = (),
-    concurrency: int = Upstream.concurrency,
-    protocol: PredictionProtocol = Upstream.protocol,
-    version: str | None = None,
 ) -> tuple[Upstream, ...]:
     """The upstreams of URLs like http://host:8000?protocol=v1 or grpc://host:8001/MODEL.
 
-    Where a URL has no path, the deployed model is called `name`, parity model j `name`-parity-j,
-    and the backups, of which there are `backups`, `name`-backup, `name`-backup-2, ..., as `parm
-    export` calls them. Of several parity models or backups a server runs all, or the one whose
-    usual name is its path. A server in several lists runs several models. `concurrency` and
-    `protocol` are of those whose URLs do not say theirs, and `version` is that of all models.
-    Raises UserError for URLs that are none, given twice, or contradict each other, and where one of
-    the parity models has no server and another has.
+    Where a URL has no path, the deployed model is called `name`, or as `?model=` says, parity model
+    j is called after it, as NAME-parity-j, and the backups, of which there are `backups`,
+    NAME-backup, NAME-backup-2, ..., as `parm export` calls them. Of several parity models or
+    backups a server runs all, or the one whose usual name is its path. A server in several lists
+    runs several models. Raises UserError for URLs that are none, given twice, or contradict each
+    other, and where one of the parity models has no server and another has.
     """
     models: dict[str, dict[str, str]] = {}
-    said: dict[str, dict[str, int | PredictionProtocol]] = {}
+    said: dict[str, dict[str, str]] = {}
     roles: dict[str, Sequence[str]] = {
         DEPLOYED: [DEPLOYED],
         "parity": [parity_role(j) for j in range(r)],
@@ -252,13 +200,14 @@ def parse_upstreams(
         *((url, BACKUP) for url in backup),
     ):
         base, path, own = _split(url)
+        called = own.pop("model", name)
         there = models.setdefault(base, {})
-        for role in _roles_of(roles[kind], name, url, path):
+        for role in _roles_of(roles[kind], called, url, path):
             if role in there:
                 raise UserError(
                     f"{base} is given twice; more units at a time are {base}?concurrency=2"
                 )
-            there[role] = path or (name if role == DEPLOYED else f"{name}-{role}")
+            there[role] = path or (called if role == DEPLOYED else f"{called}-{role}")
         before = said.setdefault(base, {})
         for what, value in own.items():
             if before.setdefault(what, value) != value:
@@ -267,12 +216,16 @@ def parse_upstreams(
     lacking = [role for role in roles["parity"] if role not in run]
     if parity and lacking:
         raise _no_server_of_parity(f"{name}-{lacking[0]}")
-    usual: dict[str, Any] = {
-        "concurrency": concurrency,
-        "protocol": protocol,
-        "version": version,
-    }
-    return tuple(Upstream(base, named, **(usual | said[base])) for base, named in models.items())
+    return tuple(_upstream(base, named, said[base]) for base, named in models.items())
+
+
+def _upstream(base: str, models: Mapping[str, str], said: Mapping[str, str]) -> Upstream:
+    given: dict[str, Any] = {}
+    if "concurrency" in said:
+        given["concurrency"] = int(said["concurrency"])
+    if "protocol" in said:
+        given["protocol"] = PredictionProtocol(said["protocol"])
+    return Upstream(base, models, version=said.get("version"), **given)
 
 
 def _no_server_of_parity(model: str) -> OptionError:
@@ -303,35 +256,28 @@ def _urls(text: str | None) -> Sequence[str]:
     return () if text is None else text.split(",")
 
 
-def _split(url: str) -> tuple[str, str, dict[str, int | PredictionProtocol]]:
-    """scheme://host:port, the model named after it, if there is one, and what else it says."""
+def _split(url: str) -> tuple[str, str, dict[str, str]]:
+    """scheme://host:port, the model named after it, if there is one, and the URL's query."""
     try:
         parts: SplitResult = urlsplit(url.strip())
         port = parts.port
     except ValueError as error:
         raise UserError(f"{url!r} is no URL: {error}") from error
-    said = _said(parts.query)
+    said: dict[str, str] = {}
+    known = True
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        pattern = _QUERY.get(name)
+        known &= name not in said and pattern is not None and bool(re.fullmatch(pattern, value))
+        said[name] = value
     path = unquote(parts.path.strip("/"))
-    wrong = said is None or parts.fragment or parts.username or "/" in path
-    if parts.scheme not in SCHEMES or not parts.hostname or wrong:
+    wrong = parts.fragment or parts.username or "/" in path
+    if parts.scheme not in SCHEMES or not parts.hostname or not known or wrong:
         raise UserError(
             f"{url!r} is no upstream; it is like http://host:8000, https://host, grpc://host:8001 "
             "or grpcs://host:8001, with /MODEL after it where the model has another name, "
-            "?concurrency=N for N units at a time, and ?protocol=v1 or v2 for what it speaks"
+            "?concurrency=N for N units at a time, ?protocol=v1 or v2 for what it speaks, and "
+            "?version=V for a version of its models"
         )
     if port is None and parts.scheme.startswith("grpc"):
         raise UserError(f"{url!r} has no port; gRPC has no usual one")
-    return f"{parts.scheme}://{parts.netloc}", path, said or {}
-
-
-def _said(query: str) -> dict[str, int | PredictionProtocol] | None:
-    """What the query of a URL says of its server, each once; None where it is none."""
-    said: dict[str, int | PredictionProtocol] = {}
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name == "concurrency" and name not in said and _NUMBER.fullmatch(value):
-            said[name] = int(value)
-        elif name == "protocol" and name not in said and value in set(PredictionProtocol):
-            said[name] = PredictionProtocol(value)
-        else:
-            return None
-    return said
+    return f"{parts.scheme}://{parts.netloc}", path, said
