@@ -1,7 +1,15 @@
 """Erasure-coded resilience for prediction serving (Kosaian et al., SOSP 2019).
 
-What most programs need is here; it is imported when it is first asked for, so that serving needs
-nothing of what training needs. `__init__.pyi` says the types.
+    import numpy as np, parity_models as pm
+
+    rows = np.load("inputs.npy")
+    bundle = pm.protect("model.onnx", rows, out="bundle", minutes=2)
+    print(bundle.gates)
+    with pm.serve(bundle, instances=4) as server:
+        print(server.predict(rows[:2]).sources)
+
+Each function is what the command of its name calls. It is imported when it is first asked for, so
+serving needs nothing of what training needs. `__init__.pyi` says the types.
 """
 
 import os
@@ -10,50 +18,36 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "Bundle",
-    "CodeSpec",
-    "LoadSpec",
-    "ParityModelsError",
-    "Policy",
-    "SchedulerConfig",
-    "ServeOptions",
-    "Server",
-    "Settings",
-    "Simulation",
-    "UserError",
-    "__version__",
-    "accuracy_table",
-    "evaluate",
-    "offer_load",
-    "open_bundle",
-    "serve",
-    "simulate",
-    "train_backup",
-    "train_parity",
-]
-
 _HOMES = {
-    "Bundle": "parity_models.models.bundle",
-    "CodeSpec": "parity_models.codes",
-    "LoadSpec": "parity_models.load",
-    "ParityModelsError": "parity_models.errors",
-    "Policy": "parity_models.scheduling",
-    "SchedulerConfig": "parity_models.scheduling",
-    "ServeOptions": "parity_models.serving.server",
-    "Server": "parity_models.serving.server",
-    "Settings": "parity_models.training",
-    "Simulation": "parity_models.simulation",
-    "UserError": "parity_models.errors",
-    "accuracy_table": "parity_models.evaluation",
-    "evaluate": "parity_models.evaluation",
-    "offer_load": "parity_models.load",
-    "open_bundle": "parity_models.models.bundle",
-    "serve": "parity_models.serving.server",
-    "simulate": "parity_models.simulation",
-    "train_backup": "parity_models.training",
-    "train_parity": "parity_models.training",
+    "codes": ("CodeSpec",),
+    "errors": ("ParityModelsError", "UserError"),
+    "evaluation.judging": ("Evaluation", "calibrate", "evaluate"),
+    "load": ("LoadSpec", "offer_load"),
+    "models.bundle": ("Bundle", "open_bundle"),
+    "protection.comparison": ("Comparison", "simulate"),
+    "protection.options": ("Goal", "SimulationOptions"),
+    "protection.plan": ("Plans", "plan"),
+    "protection.protect": ("Protected", "protect"),
+    "protection.search_options": ("SearchOptions",),
+    "scheduling.choice": ("PolicyChoice",),
+    "scheduling.policies": (
+        "Adaptive",
+        "ApproximateBackup",
+        "EqualResources",
+        "Hedging",
+        "NoRedundancy",
+        "Parity",
+        "Policy",
+        "Replication",
+    ),
+    "serving.server": ("ServeOptions", "Server", "serve"),
+    "training": ("Callbacks", "Trained", "TrainingOptions", "backup", "parity", "progress_bars"),
 }
+"""The names that are exported, by their module."""
+
+_MODULES = {name: f"parity_models.{home}" for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_MODULES]
 
 # ONNX Runtime 1.29 and newer report usage over the network unless this is set before they load.
 # What a server runs is its owner's business; export ORT_DISABLE_TELEMETRY=0 to have it reported.
@@ -61,9 +55,9 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

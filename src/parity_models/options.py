@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from enum import StrEnum
 from math import inf, isfinite
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -298,3 +299,20 @@ def make_options(kind: type[T], given: Mapping[str, Any], spell: Spell = str) ->
         if excludes is not None and excludes in given:
             raise UserError(f"give {spell(field.name)} or {spell(excludes)}, not both")
     return kind(**values)
+
+
+def gather(kind: type[T], options: T | None, given: Mapping[str, Any]) -> T:
+    """Return `options`, or those `given` by name, with paths as text.
+
+    Raises TypeError for both at once and for names that there are not, and UserError for values
+    out of range.
+    """
+    if options is not None:
+        if given:
+            raise TypeError(f"give options as one {kind.__name__} or by name, not both")
+        return options
+    names = {field.name for field in fields(kind)}
+    if unknown := sorted(given.keys() - names):
+        raise TypeError(f"no option is called {unknown[0]!r}; there are {', '.join(sorted(names))}")
+    texts = {name: str(each) if isinstance(each, Path) else each for name, each in given.items()}
+    return make_options(kind, texts)

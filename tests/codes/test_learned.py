@@ -17,9 +17,11 @@ from parity_models.errors import BundleError, CodeError, TrainingError, Undecoda
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.tasks import Dataset, find_task
-from parity_models.training import Settings, train_backup, train_deployed, train_parity
-from parity_models.training.learned import CodedNetworks
+from parity_models.training import TrainingOptions
+from parity_models.training.problems import CodedNetworks
+from parity_models_lab.deployed import train_deployed
 from served import ServerProcess
+from trainings import train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -130,7 +132,7 @@ def digits() -> Dataset:
 @pytest.fixture(scope="module")
 def deployed(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     out = tmp_path_factory.mktemp("deployed") / "mlp"
-    return train_deployed(DIGITS, digits, "mlp", out, Settings(epochs=8)).bundle
+    return train_deployed(DIGITS, digits, "mlp", out, TrainingOptions(epochs=8))
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +142,10 @@ def trained(deployed: Bundle, digits: Dataset, tmp_path_factory: pytest.TempPath
         CodeSpec("mlp", "mlp", 2, 2),
         digits.train.inputs,
         tmp_path_factory.mktemp("trained") / "bundle",
-        Settings(epochs=8),
+        TrainingOptions(epochs=8),
         network="mlp",
         validation=digits.validation,
-    ).bundle
+    )
 
 
 def test_learned_coders_reconstruct_one_and_two(trained: Bundle, digits: Dataset) -> None:
@@ -162,10 +164,10 @@ def test_the_bundle_encodes_as_training_does(
         CodeSpec(encoder, "separate", 2),
         digits.train.inputs,
         tmp_path / "bundle",
-        Settings(epochs=1),
+        TrainingOptions(epochs=1),
         network="mlp",
         validation=digits.validation,
-    ).bundle
+    )
     assert set(bundle.manifest.coders) == {"encoder"}
     code = bundle.code()
     assert code is not None
@@ -183,9 +185,9 @@ def test_a_backup_keeps_the_coders(trained: Bundle, digits: Dataset, tmp_path: P
         "linear",
         digits.train.inputs,
         tmp_path / "with-backup",
-        Settings(epochs=1),
+        TrainingOptions(epochs=1),
         validation=digits.validation,
-    ).bundle
+    )
     assert written.manifest.coders == trained.manifest.coders
     assert open_bundle(written.path).code() is not None
 

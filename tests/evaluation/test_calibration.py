@@ -15,10 +15,9 @@ from commands import Here
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError, UserError
-from parity_models.evaluation import calibrate, evaluate_gates
+from parity_models.evaluation import calibrate, evaluate_gates, judging
 from parity_models.evaluation.calibration import (
     RISK,
-    calibrate_bundle,
     learn_threshold,
     p_value,
 )
@@ -208,13 +207,11 @@ def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None
 def test_a_calibration_that_would_take_a_gate_away_leaves_the_bundle_as_it_is(
     tmp_path: Path,
 ) -> None:
-    bundle = calibrate_bundle(subtraction_bundle(tmp_path, 2, 1), inputs(2000))
+    bundle = judging.calibrate(subtraction_bundle(tmp_path, 2, 1), inputs(2000))
+    assert "reconstruction" in str(bundle.gates)
     assert bundle.manifest.calibration["reconstruction"].levels
     with pytest.raises(UserError, match="keeps the gates that it has"):
-        calibrate_bundle(bundle, inputs(20), again=True)
-    assert open_bundle(bundle.path) == bundle
-    bundle = calibrate_bundle(bundle, inputs(20))
-    assert not bundle.manifest.calibration["reconstruction"].levels
+        judging.calibrate(bundle, inputs(20))
     assert open_bundle(bundle.path) == bundle
 
 

@@ -7,8 +7,10 @@ import pytest
 
 from parity_models.models.bundle import Bundle
 from parity_models.tasks import find_task
-from parity_models.training import Settings, train_deployed, train_parity
+from parity_models.training import TrainingOptions
 from parity_models_lab.chaos.attack import CODE, HONEST, compute, partners, without_envelope
+from parity_models_lab.deployed import train_deployed
+from trainings import train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -21,11 +23,11 @@ PARTNERS = partners(ROWS, len(ROWS), np.random.default_rng(0))
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A bundle whose slots are not isolated, trained for a short time."""
-    folder, settings = tmp_path_factory.mktemp("attack"), Settings(epochs=20)
-    deployed = train_deployed(TASK, DIGITS, "mlp", folder / "f", settings).bundle
+    folder, settings = tmp_path_factory.mktemp("attack"), TrainingOptions(epochs=20)
+    deployed = train_deployed(TASK, DIGITS, "mlp", folder / "f", settings)
     return train_parity(
         deployed, CODE, DIGITS.train.inputs, folder / "b", settings, validation=DIGITS.validation
-    ).bundle
+    )
 
 
 def test_beside_an_attacker_victims_fare_as_beside_honest_partners(bundle: Bundle) -> None:

@@ -12,7 +12,7 @@ from parity_models.faults import Slowdowns, Uniform
 from parity_models.load.report import LoadReport
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task
-from parity_models.training import Settings
+from parity_models.training import TrainingOptions
 from parity_models_lab.demo import CODE, Scenario, run_demo
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def told_and_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path
         out,
         find_task("digits"),
         scenario=SHORT,
-        settings=Settings(epochs=20),
+        options=TrainingOptions(epochs=20),
         tell=told.append,
     )
     return "\n".join(told), out

@@ -18,11 +18,10 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import ModelError
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.servable import read_servable
-from parity_models.training import Settings, train_parity
+from trainings import ONCE, train_parity
 
 STACK = CodeSpec("stack", "separate", 2)
 ROWS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
-ONCE = Settings(epochs=1)
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 IDENTITY = helper.make_node("Identity", ["input"], ["output"])

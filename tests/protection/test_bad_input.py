@@ -44,7 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PLAIN = "--model {models}/plain.onnx --inputs {models}/rows.npy"
-TEXT = "--model {models}/text.onnx --imitates logits --inputs wrong.npz"
+TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ TEXT = "--model {models}/text.onnx --imitates logits --inputs wrong.npz"
         (TEXTS | {"ids": TEXTS["ids"][:-1]}, TEXT, "unequal numbers of rows"),
         (
             LONG,
-            "--from {models}/deployed --imitates logits --inputs wrong.npz",
+            "--from {models}/deployed --output logits --inputs wrong.npz",
             "wrong.npz holds a query of 20 along 'length'; the bundle's model takes 16 at most",
         ),
         (
@@ -75,10 +75,10 @@ TEXT = "--model {models}/text.onnx --imitates logits --inputs wrong.npz"
             "idx=1000000 must be within the inclusive range",
         ),
         (TEXTS, TEXT.replace("logits", "words"), "the model has no output 'words'"),
-        (TEXTS, TEXT.replace("--imitates logits", ""), "say which one stand-ins are to imitate"),
+        (TEXTS, TEXT.replace("--output logits", ""), "name the one that stand-ins imitate"),
         (
             {},
-            "--model {models}/text.onnx --imitates logits",
+            "--model {models}/text.onnx --output logits",
             "give queries that bound them with --inputs",
         ),
         ({"x": ROWS[:, :5]}, "--model {models}/plain.onnx --inputs x.npy", "of shape (n, 6)"),

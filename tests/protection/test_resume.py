@@ -18,14 +18,11 @@ from torch import Tensor
 from commands import Here, assert_refused, parm
 from onnx_models import linear_model
 from parity_models.models.bundle import open_bundle
-from parity_models.protection import Queries, Wishes
-from parity_models.protection.audience import Audience
-from parity_models.protection.preparing import Prepared, prepare
-from parity_models.training import open_deployed
-from parity_models.training.candidates import Candidate
-from parity_models.training.search import Search
-from parity_models.training.search_state import Done, Proposed, Searched, SearchFolder
-from parity_models.training.trainee import Trainee
+from parity_models.protection.protect import Prepared, prepare
+from parity_models.protection.search_options import SearchOptions
+from parity_models.training import Callbacks, Queries, open_teacher
+from parity_models.training.candidates import Proposal
+from parity_models.training.search import Done, Search, Searched, SearchFolder
 from slow_network import PREDICTING
 
 pytestmark = pytest.mark.slow
@@ -121,7 +118,7 @@ def rounds(searched: Searched) -> int:
 
 def assert_kept(before: Searched, after: Searched) -> None:
     """Nothing that was over before has been trained again: it took as long, to the digit."""
-    assert after.proposed == before.proposed
+    assert after.proposals == before.proposals
     for slug, done in before.done.items():
         assert after.done[slug][: len(done)] == done
 
@@ -138,7 +135,7 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
         (("--model", "other.onnx"), "--model"),
         (("--agreement", "0.2"), "--agreement"),
         (("--seed", "4"), "--seed"),
-        (("--flips",), "--flips"),
+        (("--hflip",), "--hflip"),
     ):
         refused = parm_here(*command("--resume", *more))
         assert_refused(refused, f"was begun with another {flag}; resume it with the same")
@@ -169,9 +166,9 @@ def test_a_damaged_state_is_refused(
 
 
 def prepared_for(folder: Path) -> Prepared:
-    queries = Queries(INPUTS[:1400], None, INPUTS[1400:1700], INPUTS[1700:], None, None, False)
-    with open_deployed(folder / "model.onnx", (6,)) as bundle:
-        return prepare(bundle, queries, Wishes(), Audience())
+    queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
+    with open_teacher(folder / "model.onnx", INPUTS) as teacher:
+        return prepare(teacher, queries, SearchOptions(), Callbacks())
 
 
 class Cut(SearchFolder):
@@ -181,24 +178,24 @@ class Cut(SearchFolder):
         super().__init__(path)
         self._saved, self._begun = saved, begun
 
-    def save(self, candidate: Candidate, weights: dict[str, Tensor]) -> None:
+    def save(self, proposal: Proposal, weights: dict[str, Tensor]) -> None:
         self._saved -= 1
         if self._saved == 0:
             raise KeyboardInterrupt
-        super().save(candidate, weights)
+        super().save(proposal, weights)
 
-    def checkpoint(self, candidate: Candidate, rung: int) -> Path:
+    def checkpoint(self, proposal: Proposal, rung: int) -> Path:
         self._begun -= 1
         if self._begun == 0:
             raise KeyboardInterrupt
-        return super().checkpoint(candidate, rung)
+        return super().checkpoint(proposal, rung)
 
 
 def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) -> None:
     names = ("linear", "mlp@0.25", "mlp@0.5", "mlp")
     prepared = prepared_for(folder)
-    proposed = tuple(Proposed(name, None, 0.9) for name in names)
-    searched = Searched(prepared.options, proposed, 1.0)
+    proposed = tuple(Proposal(name, None, 0.9) for name in names)
+    searched = Searched(prepared.options, proposed)
     done = Done(score=0.5, covered=0.5, seconds=0.0, epochs=1)
     # There is time for all in the first, which is cut off rather than waited for.
     for seconds, judging, resumed, untried in (
@@ -208,14 +205,14 @@ def test_no_more_candidates_are_tried_than_there_is_time_to_judge(folder: Path) 
     ):
         search_folder = Cut(folder / "search", begun=2)
         search_folder.begin(searched)
-        teaching = replace(prepared.teaching, judging=judging)
+        lesson = replace(prepared.lesson, judging=judging)
         state = msgspec.structs.replace(
             searched, done={name: (each,) for name, each in resumed.items()}
         )
         for name in resumed:
-            candidate = Candidate(name, None, 0.9)
-            search_folder.save(candidate, Trainee(candidate, teaching).state())
-        found = Search(teaching, state, search_folder).run(seconds)
+            proposal = Proposal(name, None, 0.9)
+            search_folder.save(proposal, lesson.candidate(proposal).weights)
+        found = Search(lesson, state, search_folder, Callbacks()).run(seconds)
         told = [name for name, why in found.dropped.items() if why.startswith("not tried")]
         assert told == [f"backup {name}" for name in untried]
 
@@ -224,15 +221,15 @@ def test_when_the_time_is_over_each_has_been_trained_once_and_goes_on_when_resum
     folder: Path,
 ) -> None:
     prepared = prepared_for(folder)
-    proposed = (Proposed("linear", None, 0.5), Proposed("mlp@0.25", None, 0.9))
-    searched = Searched(prepared.options, proposed, 1.0)
+    proposed = (Proposal("linear", None, 0.5), Proposal("mlp@0.25", None, 0.9))
+    searched = Searched(prepared.options, proposed)
     search_folder = SearchFolder(folder / "search")
     search_folder.begin(searched)
-    found = Search(prepared.teaching, searched, search_folder).run(0.01)
+    found = Search(prepared.lesson, searched, search_folder, Callbacks()).run(0.01)
     assert not found.interrupted
     before = search_folder.read(prepared.options)
     assert [len(done) for done in before.done.values()] == [1, 1]
-    Search(prepared.teaching, before, search_folder).run(3.0)
+    Search(prepared.lesson, before, search_folder, Callbacks()).run(3.0)
     after = search_folder.read(prepared.options)
     assert_kept(before, after)
     assert rounds(after) > 2
@@ -240,12 +237,12 @@ def test_when_the_time_is_over_each_has_been_trained_once_and_goes_on_when_resum
 
 def test_what_takes_longer_to_judge_than_there_is_time_is_trained_once(folder: Path) -> None:
     prepared = prepared_for(folder)
-    proposed = (Proposed("slow_network:SlowToPredict", None, 0.5),)
-    searched = Searched(prepared.options, proposed, 1.0)
+    proposed = (Proposal("slow_network:SlowToPredict", None, 0.5),)
+    searched = Searched(prepared.options, proposed)
     search_folder = SearchFolder(folder / "search")
     search_folder.begin(searched)
     # Of this the last round has half, in which it is judged neither once nor twice.
-    found = Search(prepared.teaching, searched, search_folder).run(2 * PREDICTING)
+    found = Search(prepared.lesson, searched, search_folder, Callbacks()).run(2 * PREDICTING)
     assert [each.name for each in found.finalists] == ["backup slow_network:SlowToPredict"]
     [done] = search_folder.read(prepared.options).done.values()
     assert len(done) == 1
@@ -253,13 +250,14 @@ def test_what_takes_longer_to_judge_than_there_is_time_is_trained_once(folder: P
 
 def test_ctrl_c_between_two_trainings_leaves_what_was_trained(folder: Path) -> None:
     prepared = prepared_for(folder)
-    proposed = (Proposed("linear", None, 0.5), Proposed("mlp@0.25", None, 0.9))
-    searched = Searched(prepared.options, proposed, 1.0)
+    proposed = (Proposal("linear", None, 0.5), Proposal("mlp@0.25", None, 0.9))
+    searched = Searched(prepared.options, proposed)
     for cut, trained in (({"saved": 1}, 1), ({"saved": 2}, 2), ({"begun": 2}, 1)):
         search_folder = Cut(folder / "search", **cut)
         search_folder.begin(searched)
-        found = Search(prepared.teaching, searched, search_folder).run(3.0)
+        found = Search(prepared.lesson, searched, search_folder, Callbacks()).run(3.0)
         assert found.interrupted
         assert len(found.finalists) + len(found.dropped) == trained
+    cut_at_once = Cut(folder / "search", begun=1)
     with pytest.raises(KeyboardInterrupt):  # there is nothing that could be written
-        Search(prepared.teaching, searched, Cut(folder / "search", begun=1)).run(3.0)
+        Search(prepared.lesson, searched, cut_at_once, Callbacks()).run(3.0)

@@ -4,82 +4,87 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from onnx_models import linear_model
 from parity_models.codes import CodeSpec
-from parity_models.models.bundle import Bundle, InferenceTimes, NewModel, open_bundle
-from parity_models.protection import Queries, Wishes
-from parity_models.protection.advice import advise, two_backups, two_together
-from parity_models.protection.audience import Audience
+from parity_models.models.bundle import InferenceTimes, open_bundle
+from parity_models.protection.advice import (
+    Protection,
+    Simulations,
+    advise,
+    coverage_of,
+    two_backups,
+    two_together,
+)
 from parity_models.protection.finalists import Entry, Finalist, measure
-from parity_models.protection.preparing import Prepared, prepare
-from parity_models.protection.simulated import Plan, Simulations, coverage_of
-from parity_models.protection.written import write_protected
-from parity_models.scheduling import BACKUP, DEPLOYED, parity_role
+from parity_models.protection.protect import Prepared, prepare, write_protected
+from parity_models.protection.scene import Outcome
+from parity_models.protection.search_options import SearchOptions
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment as ServingPlan
 from parity_models.serving.options import ServeOptions
-from parity_models.training import open_deployed
-from parity_models.training.candidates import Candidate
-from parity_models.training.parity import ParityModels
-from parity_models.training.trainee import Trainee
+from parity_models.training import Callbacks, Queries, open_teacher
+from parity_models.training.candidates import Proposal
+from parity_models.training.recipes import Budget
+from parity_models.training.teacher import Teacher
 
 pytestmark = pytest.mark.slow
 
 SHAPE = (6,)
 INPUTS = np.random.default_rng(0).normal(size=(2000, *SHAPE)).astype(np.float32)
 CANDIDATES = (
-    Candidate("mlp@0.25", CodeSpec("stack", "separate", 2), 1.0),
-    Candidate("linear", None, 0.2),
+    Proposal("mlp@0.25", CodeSpec("stack", "separate", 2), 1.0),
+    Proposal("linear", None, 0.2),
 )
 LEVEL = 0.2
 TIMES = InferenceTimes(1.0, None, (), 1.5)
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teacher]:
     folder = tmp_path_factory.mktemp("together")
     weights = np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
     linear_model(folder / "model.onnx", SHAPE, (4,), 3 * weights)
-    with open_deployed(folder / "model.onnx", SHAPE) as bundle:
-        yield bundle
+    with open_teacher(folder / "model.onnx", INPUTS) as teacher:
+        yield teacher
 
 
 @pytest.fixture(scope="module")
-def prepared(deployed: Bundle) -> Prepared:
-    queries = Queries(INPUTS[:1400], None, INPUTS[1400:1700], INPUTS[1700:], None, None, False)
-    return prepare(deployed, queries, Wishes(agreement=LEVEL), Audience())
+def prepared(teacher: Teacher) -> Prepared:
+    queries = Queries.of(INPUTS[:1400], calibration=INPUTS[1400:1700], test=INPUTS[1700:])
+    return prepare(teacher, queries, SearchOptions(agreement=LEVEL), Callbacks())
 
 
 @pytest.fixture(scope="module")
-def finalists(
-    deployed: Bundle, prepared: Prepared, tmp_path_factory: pytest.TempPathFactory
-) -> list[Finalist]:
+def finalists(prepared: Prepared, tmp_path_factory: pytest.TempPathFactory) -> list[Finalist]:
     """A parity model and a backup that have learned for three seconds each: enough on a busy
     machine, too."""
     folder = tmp_path_factory.mktemp("finalists")
     entries = []
     for candidate in CANDIDATES:
-        trainee = Trainee(candidate, prepared.teaching)
-        trainee.train(3.0, 0, folder / f"{candidate.slug}.checkpoint", False, None)
-        entries.append(Entry(candidate, trainee.exported(), trainee))
+        one = prepared.lesson.candidate(candidate)
+        one.fit(Budget(seconds=3.0), folder / f"{candidate.slug}.checkpoint", options={})
+        entries.append(Entry(candidate, one.exported(), one))
+    deployed = prepared.lesson.teacher.bundle
     return measure(entries, deployed, prepared.measured, LEVEL, [1], folder / "bundles")[1]
 
 
-def plan(name: str, finalists: Sequence[Finalist], p99: float, extra: float = 0.05) -> Plan:
-    policy = PolicyChoice("adaptive")
-    return Plan(name, tuple(finalists), policy, 1.0, p99, 2 * p99, 1.0, 0.1, extra)
+def plan(name: str, finalists: Sequence[Finalist], p99: float, extra: float = 0.05) -> Protection:
+    outcome = Outcome(1.0, p99, 2 * p99, 1.0, 0.1, 0.0, {}, {}, 1.0, 0.5)
+    return Protection(name, tuple(finalists), PolicyChoice("adaptive"), outcome, extra)
 
 
 def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(
-    deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
+    prepared: Prepared, finalists: list[Finalist], tmp_path: Path
 ) -> None:
-    write_protected(deployed, prepared, finalists, TIMES, tmp_path / "both")
+    write_protected(prepared, finalists, TIMES, tmp_path / "both")
     bundle = open_bundle(tmp_path / "both")
     manifest, (parity, backup) = bundle.manifest, finalists
-    assert manifest.code == parity.candidate.code
+    assert manifest.code == parity.proposal.code
     assert manifest.backups
     assert (manifest.backups[0].network, manifest.backups[0].slot) == ("linear", False)
     assert manifest.calibration["reconstruction"] == parity.calibration["reconstruction"]
@@ -99,21 +104,19 @@ def test_the_bundle_holds_both_and_a_server_of_it_runs_and_gates_both(
 
 
 def test_of_a_parity_model_alone_the_slot_is_a_backup_only_if_it_may_answer(
-    deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
+    prepared: Prepared, finalists: list[Finalist], tmp_path: Path
 ) -> None:
     parity, backup = finalists
-    assert isinstance(parity.made, ParityModels)
-    assert isinstance(backup.made, NewModel)
     sure = replace(
         parity,
-        made=replace(parity.made, slot=backup.made),
+        exported=replace(parity.exported, backup=backup.exported.backup),
         coverage=parity.coverage | {"backup": 0.9},
         calibration=parity.calibration | backup.calibration,
         slot_ms={1: 1.0},
     )
     unsure = replace(sure, coverage=parity.coverage | {"backup": 0.0})
     for one, backups in ((sure, 1), (unsure, 0)):
-        bundle = write_protected(deployed, prepared, [one], TIMES, tmp_path / str(backups))
+        bundle = write_protected(prepared, [one], TIMES, tmp_path / str(backups))
         assert len(bundle.manifest.backups) == backups
         assert len(bundle.manifest.calibration) == 1 + backups
 
@@ -125,7 +128,7 @@ def test_they_are_simulated_each_with_its_time_and_its_coverage(
     slow = replace(parity, ms={1: 20.0}, coverage={"reconstruction": 0.9, "backup": 0.5})
     quick = replace(backup, ms={1: 2.0}, coverage={"backup": 0.7})
     assert coverage_of([slow, quick]) == {"reconstruction": 0.9, "backup": 0.7}
-    simulations = Simulations(Wishes(load=0.3, extra_work=1.0), {1: 25.0}, 0.0, 1)
+    simulations = Simulations(SearchOptions(load=0.3, extra_work=1.0), {1: 25.0}, 0.0, 1)
     (both,) = simulations.with_stand_ins(slow, quick)
     assert both.name == f"{parity.name} + {backup.name}"
     assert both.finalists == (slow, quick)
@@ -146,8 +149,8 @@ def test_the_best_of_each_kind_within_the_work_are_tried_together(
         plan("backup", [backup], 2.5),
         plan("worse backup", [others[1]], 4.0),
     ]
-    assert two_together(plans, Wishes(extra_work=0.1)) == (others[0], backup)
-    assert two_together(plans[:3], Wishes(extra_work=0.1)) == ()
+    assert two_together(plans, SearchOptions(extra_work=0.1)) == (others[0], backup)
+    assert two_together(plans[:3], SearchOptions(extra_work=0.1)) == ()
 
 
 def test_the_two_best_backups_of_the_frontier_are_tried_together(
@@ -155,16 +158,16 @@ def test_the_two_best_backups_of_the_frontier_are_tried_together(
 ) -> None:
     _, backup = finalists
 
-    def one(name: str, share: float, covered: float, p99: float, extra: float = 0.05) -> Plan:
+    def one(name: str, share: float, covered: float, p99: float, extra: float = 0.05) -> Protection:
         found = replace(
             backup,
-            candidate=replace(backup.candidate, network=name),
+            proposal=msgspec.structs.replace(backup.proposal, network=name),
             share=share,
             coverage={"backup": covered},
         )
         return plan(found.name, [found], p99, extra)
 
-    wishes = Wishes(extra_work=0.1)
+    wishes = SearchOptions(extra_work=0.1)
     fast, good = one("fast", 0.1, 0.6, 2.0), one("good", 0.2, 0.9, 1.8)
     vain, best, dear = (
         one("vain", 0.25, 0.9, 1.7),  # slower than good, and may answer no more
@@ -182,11 +185,11 @@ def test_the_two_best_backups_of_the_frontier_are_tried_together(
 
 
 def test_two_backups_are_written_each_with_its_gate_the_faster_first(
-    deployed: Bundle, prepared: Prepared, finalists: list[Finalist], tmp_path: Path
+    prepared: Prepared, finalists: list[Finalist], tmp_path: Path
 ) -> None:
     _, backup = finalists
     slower = replace(backup, ms={1: 2 * backup.ms[1]}, coverage={"backup": 0.9})
-    write_protected(deployed, prepared, [slower, backup], TIMES, tmp_path / "two")
+    write_protected(prepared, [slower, backup], TIMES, tmp_path / "two")
     bundle = open_bundle(tmp_path / "two")
     manifest = bundle.manifest
     assert manifest.inference_times is not None
@@ -209,7 +212,7 @@ def test_two_are_recommended_only_if_they_are_clearly_better_than_one(
     without = [plan("no redundancy", (), 9.0)]
     for p99, chosen in ((1.95, (backup,)), (1.5, (parity, backup))):
         plans = [*alone, plan("both", finalists, p99)]
-        advice = advise(plans, plans, without, Wishes(extra_work=0.1))
+        advice = advise(plans, plans, without, SearchOptions(extra_work=0.1))
         assert advice.plan.finalists == chosen
         told = "Recommended together: " if len(chosen) > 1 else "Recommended: "
         assert advice.sentences[0].startswith(told)
@@ -217,3 +220,16 @@ def test_two_are_recommended_only_if_they_are_clearly_better_than_one(
         (said,) = advice.together
         assert f"together have a p99 of {p99:.2f} ms" in said
         assert ("two are better" if len(chosen) > 1 else "so that one will do") in said
+
+
+def test_where_a_plan_without_a_stand_in_does_as_well_that_is_said_first(
+    finalists: list[Finalist],
+) -> None:
+    parity, _ = finalists
+    plans, options = [plan(parity.name, [parity], 2.0)], SearchOptions(extra_work=0.1)
+    without = plan("no redundancy", (), 9.0)
+    for p99, helps in ((3.0, True), (2.05, False), (1.5, False)):
+        advice = advise(plans, plans, [without, plan("hedging", (), p99)], options)
+        assert advice.helps == helps
+        said = "Recommended: " if helps else "No stand-in helps here: hedging does as well"
+        assert advice.sentences[0].startswith(said)

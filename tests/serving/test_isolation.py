@@ -18,8 +18,10 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.options import ServeOptions
 from parity_models.tasks import find_task
-from parity_models.training import Settings, train_deployed, train_parity
+from parity_models.training import TrainingOptions
 from parity_models.training.envelope import fit_envelope
+from parity_models_lab.deployed import train_deployed
+from trainings import train_parity
 
 STACK = CodeSpec("stack", "separate", 2)
 NONE = ServeOptions(policy=PolicyChoice("none"))
@@ -108,21 +110,21 @@ def test_a_parity_model_that_mixes_slots_cannot_be_called_slotwise(
 
 @pytest.mark.slow
 def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> None:
-    digits, once = find_task("digits").load(None), Settings(epochs=1)
+    digits, once = find_task("digits").load(None), TrainingOptions(epochs=1)
     task, inputs = find_task("digits"), digits.train.inputs
-    deployed = train_deployed(task, digits, "resnet-small", tmp_path / "f", once).bundle
+    deployed = train_deployed(task, digits, "resnet-small", tmp_path / "f", once)
     one = train_parity(deployed, STACK, inputs, tmp_path / "one", once, network="resnet-small")
-    assert one.bundle.isolated
+    assert one.isolated
     other = train_parity(deployed, STACK, inputs, tmp_path / "other", once, network="mlp")
-    assert not other.bundle.isolated
-    assert not other.bundle.manifest.backups
+    assert not other.isolated
+    assert not other.manifest.backups
 
-    (backup,) = one.bundle.manifest.backups
+    (backup,) = one.manifest.backups
     assert (backup.slot, backup.network) == (True, "resnet-small, one slot")
-    code, path = one.bundle.code(), one.bundle.backup_paths[0]
+    code, path = one.code(), one.backup_paths[0]
     assert code is not None
     assert path is not None
-    alone, parity = OnnxModel(path), OnnxModel(one.bundle.parity_paths[0])
+    alone, parity = OnnxModel(path), OnnxModel(one.parity_paths[0])
     groups = [{"input": inputs[:50]}, {"input": inputs[50:100]}]
     outputs = output_of(parity, code.encode(groups)[0])
     np.testing.assert_allclose(output_of(alone, inputs[:50]), outputs[:, 0], rtol=1e-4, atol=1e-4)
@@ -130,8 +132,8 @@ def test_training_records_which_networks_run_slot_by_slot(tmp_path: Path) -> Non
         output_of(alone, inputs[50:100]), outputs[:, 1], rtol=1e-4, atol=1e-4
     )
     # It goes with its parity model: another one has a slot of its own.
-    again = train_parity(one.bundle, STACK, inputs, tmp_path / "again", once, network="mlp")
-    assert not again.bundle.manifest.backups
+    again = train_parity(one, STACK, inputs, tmp_path / "again", once, network="mlp")
+    assert not again.manifest.backups
 
 
 def test_a_backup_that_answers_otherwise_cannot_be_called_a_slot(tmp_path: Path) -> None:

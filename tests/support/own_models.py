@@ -6,12 +6,10 @@ import numpy as np
 
 from parity_models.codes import CodeSpec
 from parity_models.tasks import find_task
-from parity_models.training import Settings
 
 STACK = CodeSpec("stack", "separate", 2)
 DIGITS = find_task("digits").load(None)
 ROWS = np.random.default_rng(0).normal(size=(60, 6)).astype(np.float32)
-ONCE = Settings(epochs=1)
 
 Parm = Callable[..., str]
 """`parm` in a new folder: gives stdout, or the error of exit code 2."""

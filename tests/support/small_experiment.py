@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from parity_models.simulation.trial import Emulation
-from parity_models.training import Settings
+from parity_models.training import TrainingOptions
 from parity_models_lab.latency.experiment import load_experiment
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import PRESETS, Plan
@@ -47,7 +47,7 @@ policy = { name = "adaptive" }
 
 def brief(work: Path) -> Laboratory:
     """The laboratory of a folder for work, whose bundles take a second to train."""
-    return Laboratory(work / "bundles", training=Settings(epochs=6))
+    return Laboratory(work / "bundles", training=TrainingOptions(epochs=6))
 
 
 def train_briefly(work: Path, figure: Path) -> None:

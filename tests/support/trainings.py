@@ -1,11 +1,67 @@
-"""Trainings on the digits, for tests."""
+"""Trainings on arrays, for tests: without gates and accuracy, which other tests look at."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from parity_models.training import Outcome, Progress
+from numpy.typing import NDArray
 
-Train = Callable[..., Outcome]
+from parity_models.codes import CodeSpec
+from parity_models.tasks import Split
+from parity_models.training import (
+    Callbacks,
+    Progress,
+    Queries,
+    Trained,
+    TrainingOptions,
+    open_teacher,
+    train,
+)
+from parity_models.training.networks import Factory
+from parity_models.training.teacher import Model
+
+Train = Callable[..., Trained]
 """Trains a parity model on the digits into a bundle of the test's folder (fixture `train`)."""
+
+ONCE = TrainingOptions(epochs=1)
+
+
+def train_parity(
+    deployed: Model,
+    code: CodeSpec | None,
+    inputs: NDArray[Any],
+    out: Path,
+    options: TrainingOptions = ONCE,
+    *,
+    network: str | Factory | None = None,
+    validation: Split | None = None,
+    metric: str | None = None,
+    hflip: bool = False,
+    recipe: str = "distilled",
+    keep: bool = False,
+    callbacks: Callbacks | None = None,
+) -> Trained:
+    """Train the parity models of a code on these inputs; without a code, a backup."""
+    if validation is None:
+        queries = Queries.of(inputs, 1 if code is None else code.k, metric=metric, hflip=hflip)
+    else:
+        queries = Queries(inputs, validation.inputs, validation.labels, metric=metric, hflip=hflip)
+    with open_teacher(deployed, inputs, options.output) as teacher:
+        return train(
+            teacher, queries, out, network, code, options, recipe, keep=keep, callbacks=callbacks
+        )
+
+
+def train_backup(
+    deployed: Model,
+    network: str,
+    inputs: NDArray[Any],
+    out: Path,
+    options: TrainingOptions = ONCE,
+    **more: Any,
+) -> Trained:
+    """Train a backup on these inputs."""
+    return train_parity(deployed, None, inputs, out, options, network=network, **more)
 
 
 def fail_at(share: float, error: BaseException) -> Callable[[Progress], None]:
@@ -18,5 +74,5 @@ def fail_at(share: float, error: BaseException) -> Callable[[Progress], None]:
     return report
 
 
-def weights(outcome: Outcome) -> list[str]:
-    return [model.sha256 for model in outcome.bundle.manifest.parity]
+def weights(trained: Trained) -> list[str]:
+    return [model.sha256 for model in trained.manifest.parity]

@@ -12,8 +12,10 @@ from own_models import DIGITS, STACK, Parm
 from parity_models.cli.main import main
 from parity_models.codes import CodeSpec
 from parity_models.tasks import find_task
-from parity_models.training import Outcome, Settings, train_deployed, train_parity
-from trainings import Train
+from parity_models.training import Callbacks, Trained, TrainingOptions
+from parity_models.training.fit import OnProgress
+from parity_models_lab.deployed import train_deployed
+from trainings import Train, train_parity
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +54,14 @@ def parm(
 
 
 @pytest.fixture(scope="session")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """An MLP that was trained here; tests only read it."""
     out = tmp_path_factory.mktemp("deployed") / "mlp"
-    return train_deployed(find_task("digits"), DIGITS, "mlp", out, Settings(epochs=40))
+    return train_deployed(find_task("digits"), DIGITS, "mlp", out, TrainingOptions(epochs=40))
 
 
 @pytest.fixture
-def train(deployed: Outcome, tmp_path: Path) -> Train:
+def train(deployed: Trained, tmp_path: Path) -> Train:
     """Trains a parity model for it into tmp_path / name."""
 
     def run(
@@ -67,17 +69,19 @@ def train(deployed: Outcome, tmp_path: Path) -> Train:
         name: str = "bundle",
         network: str = "mlp",
         recipe: str = "distilled",
-        **settings: Any,
-    ) -> Outcome:
+        report: OnProgress | None = None,
+        **options: Any,
+    ) -> Trained:
         return train_parity(
-            deployed.bundle,
+            deployed,
             spec,
             DIGITS.train.inputs,
             tmp_path / name,
-            Settings(**settings),
+            TrainingOptions(**options),
             network=network,
             validation=DIGITS.validation,
             recipe=recipe,
+            callbacks=Callbacks(on_training=report) if report else None,
         )
 
     return run

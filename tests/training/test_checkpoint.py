@@ -41,7 +41,7 @@ def test_an_interrupt_leaves_the_best_so_far_and_can_be_resumed(train: Train) ->
     stopped = train(epochs=100, report=fail_at(20 / 100, KeyboardInterrupt()))
     assert stopped.fitted.resumable
     assert stopped.fitted.epochs == 20
-    accuracy = evaluate(open_bundle(stopped.bundle.path), DIGITS.test.inputs, DIGITS.test.labels)
+    accuracy = evaluate(open_bundle(stopped.path), DIGITS.test.inputs, DIGITS.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.7
     resumed = train(epochs=22, resume=True)
@@ -54,7 +54,7 @@ def test_an_interrupt_before_the_first_epoch_still_leaves_a_bundle(train: Train)
     stopped = train(epochs=100, report=fail_at(0, KeyboardInterrupt()))
     assert stopped.fitted.interrupted
     assert not stopped.fitted.resumable
-    assert open_bundle(stopped.bundle.path).code() is not None
+    assert open_bundle(stopped.path).code() is not None
 
 
 def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, sleep
+from time import sleep
 
 import torch
 from torch import Tensor, nn
 
 from parity_models.training.fit import Fitted, fit
-from parity_models.training.schedule import Budget, OneCycle
+from parity_models.training.recipes import Budget, recipe_for
 
 JUDGING = 0.3
 
@@ -36,14 +36,11 @@ class Slow:
 def fitted(problem: Slow, budget: Budget, folder: Path, known: float | None = None) -> Fitted:
     return fit(
         problem,
-        OneCycle(0.1, 0.0),
+        recipe_for(None, "deployed", (1,)),
         budget,
         seed=0,
         checkpoint=folder / "checkpoint",
         options={},
-        resume=False,
-        report=None,
-        began=monotonic(),
         known=known,
     )
 

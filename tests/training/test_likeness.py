@@ -13,7 +13,8 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import UserError
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.tasks.output_kind import choose_output_kind
-from parity_models.training import Settings, open_deployed, train_backup, train_parity
+from parity_models.training import TrainingOptions
+from trainings import train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -75,14 +76,13 @@ def test_answers_are_valid_ones_of_the_kind(last: nn.Module, kind: str, tmp_path
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(6, 9), last)
     rows = np.random.default_rng(1).normal(size=(900, 6)).astype(np.float32)
-    settings = Settings(epochs=25)
+    settings = TrainingOptions(epochs=25)
     spec = CodeSpec("stack", "separate", 2)
     outcome = train_parity(module, spec, rows, tmp_path / "b", settings, network="linear")
-    training = outcome.bundle.manifest.parity_training
+    training = outcome.manifest.parity_training
     assert training is not None
     assert training.recipe["output_kind"] == kind
-    with open_deployed(outcome.bundle, ()) as bundle:
-        backed = train_backup(bundle, "linear", rows, tmp_path / "b", settings).bundle
+    backed = train_backup(outcome, "linear", rows, tmp_path / "b", settings)
     assert backed.backup_paths
     answers = output_of(OnnxModel(backed.backup_paths[0]), rows[:40])
     parity = output_of(OnnxModel(backed.parity_paths[0]), rows[:40].reshape(20, 12))

@@ -15,8 +15,8 @@ from parity_models.models.export import export, floats
 from parity_models.models.networks import MIMOConv, build_network
 from parity_models.models.networks.slotwise import Shape
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.training.parity import build_models
-from parity_models.training.parity_network import parity_network
+from parity_models.training.candidates import build_models
+from parity_models.training.networks import parity_network
 from trainings import Train
 
 NEW_AXIS = CodeSpec("stack", "separate", 2, encoder_options={"new_axis": True})
@@ -26,7 +26,7 @@ def settled(shape: Shape = (3, 16, 16), spec: CodeSpec = STACK) -> MIMOConv:
     """One for 10 classes, with running statistics that are not the defaults."""
     torch.manual_seed(0)
     code = Code(spec, shape, (10,))
-    network = parity_network("mimo-conv", code).build()
+    network = parity_network("mimo-conv", code).make()
     assert isinstance(network, MIMOConv)
     network(torch.randn(16, *code.parity_shape))
     return network.eval()
@@ -136,7 +136,7 @@ def test_what_it_cannot_take_is_refused(
     spec: CodeSpec, shape: Shape, network: str, reason: str
 ) -> None:
     with pytest.raises(TrainingError, match=reason):
-        parity_network(network, Code(spec, shape, (10,))).build()
+        parity_network(network, Code(spec, shape, (10,))).make()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_on_the_command_line_it_is_a_parity_model_alone(
 
 @pytest.mark.slow
 def test_trained_it_answers_digits_in_both_slots_and_its_bundle_says_how(train: Train) -> None:
-    bundle = train(network="mimo-conv@0.5", epochs=30).bundle
+    bundle = train(network="mimo-conv@0.5", epochs=30)
     accuracy = evaluate(bundle, DIGITS.test.inputs, DIGITS.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.85

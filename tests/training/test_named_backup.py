@@ -11,10 +11,11 @@ from parity_models.errors import DataError, TrainingError, UserError
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.queries import pad
-from parity_models.training import Settings, train_backup
-from parity_models.training.held_out import load_rows
-from parity_models.training.subject import imitating
+from parity_models.training import TrainingOptions
+from parity_models.training.queries import rows_of
+from parity_models.training.teacher import teacher_of
 from text_models import WORDS, TextModel, expected, texts, write_text_folder
+from trainings import train_backup
 
 pytestmark = pytest.mark.slow
 
@@ -29,12 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def deployed(folder: Path) -> Bundle:
-    return imitating(open_bundle(folder / "deployed"), "logits")
+    return teacher_of(open_bundle(folder / "deployed"), "logits").bundle
 
 
 def test_parm_backup_trains_a_bag_of_words_for_one_output_of_a_text_model(folder: Path) -> None:
     command = ["backup", "--from", str(folder / "deployed"), "--network", "text@units=32"]
-    command += ["--imitates", "logits", "--inputs", str(folder / "inputs.npz"), "--epochs", "8"]
+    command += ["--output", "logits", "--inputs", str(folder / "inputs.npz"), "--epochs", "8"]
     result = invoke(*command, "--out", str(folder / "backed"))
     assert result.exit_code == 0, result.output
     bundle = open_bundle(folder / "backed")
@@ -80,19 +81,19 @@ def test_what_cannot_be_learned_is_one_sentence(
     error: type[Exception],
     message: str,
 ) -> None:
-    inputs = load_rows(folder / "inputs.npz", deployed.manifest.deployed.signature)[:rows]
+    inputs = rows_of(teacher_of(deployed), folder / "inputs.npz", 1)[:rows]
     with pytest.raises(error, match=message):
-        train_backup(deployed, network, inputs, tmp_path / "out", Settings(epochs=1))
+        train_backup(deployed, network, inputs, tmp_path / "out", TrainingOptions(epochs=1))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ((), "say which one stand-ins are to imitate, with --imitates"),
-        (("--imitates", "pooled"), "no output 'pooled'; it has logits, hidden"),
-        (("--imitates", "hidden"), "cannot be imitated"),
-        (("--imitates", "logits", "--task", "digits"), "an .npz file with an array for each"),
+        ((), "name the one that stand-ins imitate with --output"),
+        (("--output", "pooled"), "no output 'pooled'; it has logits, hidden"),
+        (("--output", "hidden"), "cannot be imitated"),
+        (("--output", "logits", "--task", "digits"), "an array for each input"),
     ],
 )
 def test_an_output_that_cannot_be_imitated_is_refused(
@@ -106,7 +107,7 @@ def test_an_output_that_cannot_be_imitated_is_refused(
 
 
 def parity(folder: Path, out: Path, *more: str) -> tuple[str, ...]:
-    queries = ("--imitates", "logits", "--inputs", str(folder / "inputs.npz"))
+    queries = ("--output", "logits", "--inputs", str(folder / "inputs.npz"))
     return ("parity", "--from", str(folder / "deployed"), *queries, "--out", str(out), *more)
 
 

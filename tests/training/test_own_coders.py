@@ -7,34 +7,29 @@ import pytest
 import torch
 from torch import nn
 
+from byte_models import ALIKE, SIGNATURE, exported
 from own_coders import ABREAST, DECODER, ENCODER, LISTED, PILED
 from parity_models.codes import Code, CodeSpec, MLPEncoder
 from parity_models.errors import CodeError
-from parity_models.models.networks import MIMOConv
+from parity_models.models.bundle import NewModel, write_bundle
+from parity_models.models.networks import MIMOConv, SmallResNet
 from parity_models.models.networks.slotwise import Slotwise
-from parity_models.models.signature import Axis, Signature, Tensor
-from parity_models.models.tensor import TensorSpec
 from parity_models.simulation.setting import Setting
-from parity_models.training import Settings, train_parity
-from parity_models.training.learned import CodedNetworks
-from parity_models.training.parity_network import parity_network
-from parity_models.training.recipes import parity_recipe
-from parity_models.training.stacked import STACKED, check_stacked
-from parity_models.training.subject import Subject
+from parity_models.training import TrainingOptions
+from parity_models.training.candidates import STACKED, code_for
+from parity_models.training.networks import parity_network
+from parity_models.training.problems import CodedNetworks
+from parity_models.training.recipes import recipe_for
+from parity_models.training.teacher import teacher_of
+from trainings import train_parity
 
 IMAGES = (1, 16, 16)
-SCORES = TensorSpec("scores", "FP32", (3,))
-TEXTS = Signature(
-    (Tensor("ids", "INT64", ("length",)), Tensor("weight", "FP32", ())),
-    (Tensor("scores", "FP32", (3,)),),
-    {"length": Axis((4, 8))},
-)
 
 
 def test_images_stacked_and_read_off_are_answered_each_by_itself() -> None:
     code = Code(CodeSpec(PILED, LISTED, 3), IMAGES, (10,))
-    assert isinstance(parity_network("resnet-small", code).build(), Slotwise)
-    assert isinstance(parity_network("mimo-conv", code).build(), MIMOConv)
+    assert isinstance(parity_network("resnet-small", code).make(), Slotwise)
+    assert isinstance(parity_network("mimo-conv", code).make(), MIMOConv)
 
 
 def test_tiles_that_are_read_off_are_seen_apart() -> None:
@@ -48,39 +43,34 @@ def test_tiles_that_are_read_off_are_seen_apart() -> None:
 
 @pytest.mark.parametrize("decoder", ["subtraction", "mlp", DECODER])
 def test_sums_of_predictions_are_learned_for_longer_and_never_mirrored(decoder: str) -> None:
-    code = Code(CodeSpec("sum", decoder, 2), IMAGES, (10,))
-    usual = parity_network("resnet-small", code).recipe
-    recipe = parity_recipe(usual, "distilled", code)
+    sums = Code(CodeSpec("sum", decoder, 2), IMAGES, (10,))
+    usual = recipe_for(SmallResNet, "parity", sums.parity_shape)
+    recipe = parity_network("resnet-small", sums).recipe
     assert usual.mirror
     assert (recipe.epochs, recipe.mirror) == (4 * usual.epochs, False)
+    for coders in (("stack", "separate"), (PILED, LISTED)):
+        assert (
+            parity_network("resnet-small", Code(CodeSpec(*coders, 2), IMAGES, (10,))).recipe
+            == usual
+        )
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), [("stack", "separate"), (PILED, LISTED)])
-def test_predictions_by_themselves_are_learned_as_the_network_says(
-    encoder: str, decoder: str
-) -> None:
-    code = Code(CodeSpec(encoder, decoder, 2), IMAGES, (10,))
-    usual = parity_network("resnet-small", code).recipe
-    assert parity_recipe(usual, "distilled", code) == usual
-
-
-def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models() -> None:
-    subject = Subject(TEXTS, SCORES, plain=False)
-    own = check_stacked(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), subject)
-    ours = check_stacked(CodeSpec("stack", "separate", 2, 1, STACKED), subject)
-    assert own.parity_shapes == ours.parity_shapes
-    check_stacked(CodeSpec("stack", "separate", 2, 1, {"axis": 0, **STACKED}), subject)
-    ids = Subject(
-        Signature((Tensor("ids", "INT64", (4,)),), TEXTS.outputs, {}), SCORES, plain=False
+def test_named_inputs_stacked_along_a_new_first_axis_have_parity_models(tmp_path: Path) -> None:
+    bundle = write_bundle(
+        tmp_path / "b", deployed=NewModel(exported(ALIKE["files"]()), "own", signature=SIGNATURE)
     )
-    check_stacked(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), ids)
+    teacher = teacher_of(bundle)
+    own = code_for(CodeSpec(PILED, LISTED, 2, 1, {"new": True}), teacher)
+    ours = code_for(CodeSpec("stack", "separate", 2, 1, STACKED), teacher)
+    assert own.parity_shapes == ours.parity_shapes
+    code_for(CodeSpec("stack", "separate", 2, 1, {"axis": 0, **STACKED}), teacher)
     for wrong in (
         CodeSpec(PILED, LISTED, 2),
         CodeSpec("stack", "separate", 2, 1, {"axis": 1, **STACKED}),
         CodeSpec("stack", "mlp", 2, 1, STACKED),
     ):
-        with pytest.raises(CodeError, match="use --encoder stack --new-axis --decoder separate"):
-            check_stacked(wrong, ids)
+        with pytest.raises(CodeError, match="along a new first axis"):
+            code_for(wrong, teacher)
 
 
 class _Probabilities(nn.Module):
@@ -99,9 +89,9 @@ def test_probabilities_that_are_read_off_are_learned_as_such(
     inputs = torch.randn(400, 12, generator=torch.Generator().manual_seed(0)).numpy()
     spec, out = CodeSpec(encoder, decoder, 2), tmp_path / "out"
     outcome = train_parity(
-        _Probabilities(), spec, inputs, out, Settings(epochs=1), network="linear"
+        _Probabilities(), spec, inputs, out, TrainingOptions(epochs=1), network="linear"
     )
-    training = outcome.bundle.manifest.parity_training
+    training = outcome.manifest.parity_training
     assert training is not None
     assert training.recipe["output_kind"] == kind
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from commands import invoke
 from onnx_models import linear_model
-from own_models import DIGITS, ONCE, ROWS, STACK, Parm
+from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.errors import DataError, ModelError, ParityModelsError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.training import Settings, train_parity
+from parity_models.training import TrainingOptions
+from trainings import ONCE, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -96,7 +97,7 @@ class Diverging(nn.Module):
 
 
 def test_a_training_that_diverges_later_ends_there_and_says_so(tmp_path: Path) -> None:
-    ten = Settings(epochs=10, device="cpu")
+    ten = TrainingOptions(epochs=10, device="cpu")
     fitted = train_parity(
         nn.Linear(6, 3), STACK, ROWS, tmp_path / "b", ten, network=Diverging
     ).fitted
@@ -111,7 +112,7 @@ def test_a_training_that_diverged_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_predictions_that_are_no_numbers_are_not_judged(tmp_path: Path) -> None:
-    bundle = train_parity(nn.Linear(6, 3), STACK, ROWS, tmp_path / "b", ONCE).bundle
+    bundle = train_parity(nn.Linear(6, 3), STACK, ROWS, tmp_path / "b", ONCE)
     with np.errstate(over="ignore"), pytest.raises(DataError, match="gives NaN or infinite values"):
         evaluate(bundle, ROWS * np.float32(3e38), np.zeros(len(ROWS), np.int64))
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from parity_models.models.networks.network import NamedModule
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
 from parity_models.training.fit import fit
-from parity_models.training.named_candidates import propose_named
-from parity_models.training.schedule import Budget, OneCycle
-from parity_models.training.stand_in_network import queried
-from parity_models.training.subject import subject_of
+from parity_models.training.networks import queried_of
+from parity_models.training.proposals import propose_named
+from parity_models.training.recipes import Budget, recipe_for
+from parity_models.training.teacher import teacher_of
 
 pytestmark = pytest.mark.slow
 
@@ -50,10 +49,10 @@ def test_a_model_of_files_is_backed_by_its_own_layers(deployed: Bundle, tmp_path
 
 def test_own_layers_are_proposed_for_such_models_the_most_of_them_first(deployed: Bundle) -> None:
     rows = contents(100)
-    told = queried(deployed, rows)
-    assert told[0].layers is not None
-    subject = subject_of(deployed)
-    candidates, _ = propose_named(deployed, subject, told, commonest(rows, subject.signature))
+    teacher = teacher_of(deployed)
+    queried = queried_of(teacher, rows)
+    assert queried[0].layers is not None
+    candidates, _ = propose_named(teacher, queried, commonest(rows, teacher.signature))
     own = [each.network for each in candidates if each.network.startswith("own-layers")]
     assert own == sorted(own, key=["own-layers", "own-layers@0.5", "own-layers@0.25"].index)
 
@@ -84,14 +83,11 @@ def test_what_training_makes_worse_stays_as_it_began(tmp_path: Path) -> None:
     problem = Spoiling()
     fitted = fit(
         problem,
-        OneCycle(0.1, 0.0),
+        recipe_for(None, "deployed", (1,)),
         Budget(epochs=2),
         seed=0,
         checkpoint=tmp_path / "checkpoint",
         options={},
-        resume=False,
-        report=None,
-        began=monotonic(),
     )
     assert (fitted.score, fitted.best_epoch, fitted.epochs) == (1.0, 0, 2)
     assert problem.module.weight.item() == 0

@@ -12,16 +12,16 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import open_bundle
 from parity_models.models.networks.slotwise import Slotwise
-from parity_models.training.distillation import calibrate
-from parity_models.training.parity import build_models
-from parity_models.training.parity_network import parity_network
+from parity_models.training.candidates import build_models
+from parity_models.training.distillation import calibrate_last_layer
+from parity_models.training.networks import parity_network
 
 CODE = Code(STACK, (1, 8, 8), (10,))
 
 
 def test_it_is_built_for_the_code_with_its_options_and_grid() -> None:
     plan = parity_network(f"{ATTENDING}@units=5", CODE)
-    network = plan.build()
+    network = plan.make()
     assert isinstance(network, Group)
     assert (network.first.out_features, plan.places, plan.recipe.epochs) == (5, (2, 1), 3)
 
@@ -37,20 +37,20 @@ def test_it_says_whether_it_starts_from_the_deployed_model() -> None:
 
 
 def test_its_one_last_layer_is_calibrated_for_all_slots() -> None:
-    network = parity_network(ATTENDING, CODE).build()
+    network = parity_network(ATTENDING, CODE).make()
     inputs, targets = torch.randn(64, 2, 8, 8), 5 + 3 * torch.randn(64, 2, 10)
-    calibrate(network, inputs, targets)
+    calibrate_last_layer(network, inputs, targets)
     torch.testing.assert_close(network(inputs).mean((0, 1)), targets.mean((0, 1)))
 
 
 def test_codes_that_it_cannot_be_for_are_refused_in_its_own_words() -> None:
     code = Code(CodeSpec("stack", "separate", 8), (1, 8, 8), (10,))
     with pytest.raises(TrainingError, match="attending takes 6 images at most, not 8"):
-        parity_network(ATTENDING, code).build()
+        parity_network(ATTENDING, code).make()
 
 
 def test_one_that_says_nothing_of_codes_runs_on_each_stacked_image_by_itself() -> None:
-    network = parity_network(PLAIN, CODE).build()
+    network = parity_network(PLAIN, CODE).make()
     assert isinstance(network, Slotwise)
     assert network(torch.zeros(3, 2, 8, 8)).shape == (3, 2, 10)
 

@@ -12,19 +12,16 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.networks.own_transformer import OwnTransformer
 from parity_models.models.queries import commonest, pad
-from parity_models.protection import Queries, Wishes
-from parity_models.protection.audience import Audience
-from parity_models.protection.finalists import Entry
-from parity_models.protection.preparing import prepare
-from parity_models.protection.slots import in_slots
-from parity_models.training import train_backup
-from parity_models.training.held_out import load_rows
-from parity_models.training.named_candidates import TOGETHER, propose_named
-from parity_models.training.parity import ParityModels
-from parity_models.training.slots import train_slots
-from parity_models.training.stand_in_network import queried
-from parity_models.training.subject import subject_of
-from parity_models.training.trainee import Trainee
+from parity_models.protection.finalists import Entry, in_slots
+from parity_models.protection.protect import prepare
+from parity_models.protection.search_options import SearchOptions
+from parity_models.training import Callbacks, Queries
+from parity_models.training.networks import queried_of
+from parity_models.training.proposals import JOINT, propose_named
+from parity_models.training.queries import rows_of
+from parity_models.training.recipes import Budget
+from parity_models.training.teacher import teacher_of
+from trainings import train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -70,30 +67,30 @@ def test_a_superposition_is_a_parity_model_whose_slots_are_not_isolated(
 
 
 def test_a_superposition_is_no_backup(deployed: Bundle, folder: Path, tmp_path: Path) -> None:
-    rows = load_rows(folder / "inputs.npz", SIGNATURE)
+    rows = rows_of(teacher_of(deployed), folder / "inputs.npz", 1)
     with pytest.raises(TrainingError, match="superposition answers several queries at once"):
         train_backup(deployed, "superposition", rows, tmp_path / "backed")
     with pytest.raises(TrainingError, match="there is no network 'nothing'"):
-        train_slots(deployed, TOGETHER, "nothing", rows, tmp_path / "coded")
+        train_parity(deployed, JOINT, rows, tmp_path / "coded", network="nothing")
 
 
 def test_fewer_blocks_are_proposed_and_a_superposition_and_the_search_trains_them(
     deployed: Bundle, folder: Path, tmp_path: Path
 ) -> None:
-    rows = load_rows(folder / "inputs.npz", SIGNATURE)
-    told, subject = queried(deployed, rows), subject_of(deployed)
-    candidates, _ = propose_named(deployed, subject, told, commonest(rows, SIGNATURE))
-    proposed = {each.network: each for each in candidates}
-    assert OwnTransformer.proposals(told) == ("own-transformer@1",)
-    assert proposed["superposition"].code == TOGETHER
-    queries = Queries(rows[:400], None, rows[400:500], rows[500:], None, None, False)
-    prepared = prepare(deployed, queries, Wishes(), Audience())
-    trainee = Trainee(proposed["superposition"], prepared.teaching)
-    trainee.train(0.5, 0, tmp_path / "checkpoint", False, None)
-    assert trainee.score > 0
-    made = trainee.exported()
-    assert isinstance(made, ParityModels)
-    assert made.slot is None
-    coded, refused = in_slots([Entry(trainee.candidate, made, trainee)], subject)
+    teacher = teacher_of(deployed)
+    rows = rows_of(teacher, folder / "inputs.npz", 1)
+    queried = queried_of(teacher, rows)
+    proposals, _ = propose_named(teacher, queried, commonest(rows, SIGNATURE))
+    proposed = {each.network: each for each in proposals}
+    assert OwnTransformer.proposals(queried) == ("own-transformer@1",)
+    assert proposed["superposition"].code == JOINT
+    queries = Queries.of(rows[:400], 2, calibration=rows[400:500], test=rows[500:])
+    prepared = prepare(teacher, queries, SearchOptions(), Callbacks())
+    candidate = prepared.lesson.candidate(proposed["superposition"])
+    candidate.fit(Budget(seconds=0.5), tmp_path / "checkpoint", options={})
+    assert candidate.score > 0
+    made = candidate.exported()
+    assert made.backup is None
+    coded, refused = in_slots([Entry(candidate.proposal, made, candidate)], teacher)
     assert not coded
     assert set(refused.values()) == {"no backup was found"}

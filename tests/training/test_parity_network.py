@@ -5,8 +5,8 @@ import torch
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.models.networks import build_network
-from parity_models.training.parity import build_models
-from parity_models.training.parity_network import parity_network
+from parity_models.training.candidates import build_models
+from parity_models.training.networks import parity_network
 
 Shape = tuple[int, ...]
 
@@ -34,13 +34,13 @@ def test_places_are_seen_apart_where_images_lie_on_one_another(
     code = Code(spec, shape, (10,))
     chosen = parity_network(network, code)
     assert chosen.places == places
-    outputs = chosen.build()(torch.zeros(2, *code.parity_shape))
+    outputs = chosen.make()(torch.zeros(2, *code.parity_shape))
     assert outputs.shape == (2, *code.parity_output_shape)
 
 
 def test_the_published_network_averages_its_whole_map() -> None:
     code = Code(SUM, (1, 28, 28), (10,))
-    assert parity_network("resnet-small", code, published=True).places == (1, 1)
+    assert parity_network("resnet-small", code, "published").places == (1, 1)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (2, 64, 32)])

@@ -1,5 +1,6 @@
 """Recipes: how long and at which rates is learned, as usual or as published."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.tasks import find_task
-from parity_models.training import Settings, train_deployed
-from parity_models.training.recipes import draw_as_published
-from parity_models.training.schedule import Budget, Constant, OneCycle
+from parity_models.training import TrainingOptions
+from parity_models.training.recipes import Budget, as_published, draw_as_published, recipe_for
+from parity_models_lab.deployed import train_deployed
 from trainings import Train
 
 pytestmark = pytest.mark.slow
@@ -26,27 +27,24 @@ def test_the_tighter_of_two_limits_counts() -> None:
     assert budget.spent(11, 0) == 1
 
 
-def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
-    schedule = OneCycle(learning_rate=1.0, weight_decay=0.0)
-    rates = [schedule.at(spent) for spent in np.linspace(0, 1, 101)]
+def test_the_learning_rate_warms_up_and_ends_at_zero_or_stays_as_published() -> None:
+    usual = replace(recipe_for(None, "deployed", (6,)), learning_rate=1.0)
+    rates = [usual.rate_at(spent) for spent in np.linspace(0, 1, 101)]
     assert max(rates) == rates[20] == 1
     assert rates[:21] == sorted(rates[:21])
     assert rates[20:] == sorted(rates[20:], reverse=True)
     assert rates[100] == pytest.approx(0)
-
-
-def test_the_published_learning_rate_stays() -> None:
-    schedule = Constant(learning_rate=1e-3, weight_decay=1e-5)
-    assert {schedule.at(spent) for spent in np.linspace(0, 1, 11)} == {1e-3}
+    published = as_published(usual)
+    assert {published.rate_at(spent) for spent in np.linspace(0, 1, 11)} == {1e-3}
 
 
 def test_the_published_recipe_trains_published_codes(train: Train) -> None:
     outcome = train(CodeSpec("sum", "subtraction", 2), recipe="published", epochs=60)
-    training = outcome.bundle.manifest.parity_training
+    training = outcome.manifest.parity_training
     assert training is not None
     assert training.recipe["style"] == "published"
     assert training.recipe["batch"] == 64
-    accuracy = evaluate(outcome.bundle, DIGITS.test.inputs, DIGITS.test.labels)
+    accuracy = evaluate(outcome, DIGITS.test.inputs, DIGITS.test.labels)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.6
 
@@ -64,9 +62,14 @@ def test_published_weights_are_drawn_as_the_paper_s_code_draws_them() -> None:
 
 def test_a_deployed_model_may_be_trained_as_published(tmp_path: Path) -> None:
     outcome = train_deployed(
-        find_task("digits"), DIGITS, "mlp", tmp_path / "F", Settings(epochs=1), recipe="published"
+        find_task("digits"),
+        DIGITS,
+        "mlp",
+        tmp_path / "F",
+        TrainingOptions(epochs=1),
+        recipe="published",
     )
-    training = outcome.bundle.manifest.deployed_training
+    training = outcome.manifest.deployed_training
     assert training is not None
     assert training.recipe["style"] == "published"
     assert training.recipe["weight_decay"] == 1e-5

@@ -11,9 +11,10 @@ from parity_models.codes import CodeSpec
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.networks import MLP, Linear
-from parity_models.training import Settings, open_deployed, train_backup, train_parity
-from parity_models.training.own_network import Factory
+from parity_models.training import TrainingOptions
+from parity_models.training.networks import Factory
 from parity_models.training.scaling import Scaled, channel_axis, plain, scaled
+from trainings import train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -35,22 +36,22 @@ def test_queries_and_predictions_of_any_scale_are_learned(
     code: tuple[str, str], tmp_path: Path
 ) -> None:
     spec = CodeSpec(*code, 2)
-    settings = Settings(epochs=80)
+    settings = TrainingOptions(epochs=80)
     bundle = train_parity(
         Prices(), spec, RAW, tmp_path / "p", settings, network="linear", metric="r2"
-    ).bundle
+    )
     right = predictor(bundle.deployed_path)(RAW)
     accuracy = evaluate(bundle, RAW, right, metric="r2")
     assert accuracy.degraded_accuracy is not None
     assert accuracy.degraded_accuracy > 0.95
-    backup = train_backup(bundle, "linear", RAW, tmp_path / "b", settings, metric="r2").bundle
+    backup = train_backup(bundle, "linear", RAW, tmp_path / "b", settings, metric="r2")
     measured = evaluate(backup, RAW, right, metric="r2").backup_accuracies[0]
     assert measured is not None
     assert measured > 0.95
 
 
 def test_a_learned_encoder_trains_beside_scaled_models(tmp_path: Path) -> None:
-    spec, settings = CodeSpec("mlp", "subtraction", 2), Settings(epochs=2)
+    spec, settings = CodeSpec("mlp", "subtraction", 2), TrainingOptions(epochs=2)
     fitted = train_parity(
         Prices(), spec, RAW, tmp_path, settings, network="mlp", metric="r2"
     ).fitted
@@ -68,8 +69,8 @@ def test_what_starts_from_the_deployed_models_weights_is_not_scaled(tmp_path: Pa
         code = CodeSpec(spec, decoder, 2)
         kind = MLP if spec == "sum" else Linear
         bundle = train_parity(
-            deployed, code, RAW, tmp_path / spec, Settings(epochs=1), network=own(kind)
-        ).bundle
+            deployed, code, RAW, tmp_path / spec, TrainingOptions(epochs=1), network=own(kind)
+        )
         training = bundle.manifest.parity_training
         assert training is not None
         assert training.recipe["scaled"] is expected
@@ -155,11 +156,10 @@ def layers(takes: tuple[int, ...], gives: tuple[int, ...]) -> nn.Module:
 
 def test_maps_that_hardly_vary_at_an_edge_are_learned(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).normal(size=(600, 3, 8, 8)).astype(np.float32)
-    settings = Settings(epochs=12)
-    with open_deployed(Blurred(), pictures.shape[1:]) as deployed:
-        bundle = train_backup(
-            deployed, f"{__name__}:layers", pictures, tmp_path / "b", settings, metric="r2"
-        ).bundle
+    settings = TrainingOptions(epochs=12)
+    bundle = train_backup(
+        Blurred(), f"{__name__}:layers", pictures, tmp_path / "b", settings, metric="r2"
+    )
     right = predictor(bundle.deployed_path)(pictures)
     [agreed] = evaluate(bundle, pictures, right, metric="r2").backup_accuracies
     assert agreed is not None

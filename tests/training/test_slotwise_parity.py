@@ -9,9 +9,8 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, build_network
 from parity_models.models.networks.slotwise import Shape, Slotwise
-from parity_models.training.distillation import calibrate
-from parity_models.training.own_network import named_network
-from parity_models.training.parity_network import parity_network
+from parity_models.training.distillation import calibrate_last_layer
+from parity_models.training.networks import named_network, parity_network
 from parity_models.training.scaling import Scaled, channel_axis, one_slot, scaled
 
 
@@ -19,7 +18,7 @@ def stacked_network(k: int, shape: Shape) -> nn.Module:
     """The parity model of k stacked images or sequences of this shape."""
     torch.manual_seed(0)
     name = "resnet-small" if len(shape) == 3 else "resnet-1d"
-    return parity_network(name, Code(CodeSpec("stack", "separate", k), shape, (10,))).build()
+    return parity_network(name, Code(CodeSpec("stack", "separate", k), shape, (10,))).make()
 
 
 @pytest.mark.parametrize(
@@ -41,7 +40,7 @@ def stacked_network(k: int, shape: Shape) -> nn.Module:
 def test_it_is_the_network_for_stacked_images_with_separate_outputs(
     spec: CodeSpec, network: str, expected: type[nn.Module]
 ) -> None:
-    assert isinstance(parity_network(network, Code(spec, (1, 9, 9), (10,))).build(), expected)
+    assert isinstance(parity_network(network, Code(spec, (1, 9, 9), (10,))).make(), expected)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +55,13 @@ def test_it_is_the_network_for_stacked_images_with_separate_outputs(
 def test_it_is_the_network_for_stacked_sequences_with_separate_outputs(
     spec: CodeSpec, network: str, expected: type[nn.Module]
 ) -> None:
-    assert isinstance(parity_network(network, Code(spec, (3, 40), (10,))).build(), expected)
+    assert isinstance(parity_network(network, Code(spec, (3, 40), (10,))).make(), expected)
 
 
 def test_fewer_pixels_may_be_folded_than_images_are_stacked() -> None:
     code = Code(CodeSpec("stack", "separate", 10), (3, 32, 32), (10,))
     usual, finer, none = (
-        parity_network(f"resnet-small@0.25{fold}", code).build()
+        parity_network(f"resnet-small@0.25{fold}", code).make()
         for fold in ("", ",fold=4", ",fold=1")
     )
     assert isinstance(usual, Slotwise)
@@ -77,7 +76,7 @@ def test_fewer_pixels_may_be_folded_than_images_are_stacked() -> None:
 )
 def test_folding_is_refused_for_codes_whose_images_are_not_stacked(spec: CodeSpec) -> None:
     with pytest.raises(TrainingError, match="resnet-small@fold=4 is for images that are stacked"):
-        parity_network("resnet-small@fold=4", Code(spec, (3, 32, 32), (10,))).build()
+        parity_network("resnet-small@fold=4", Code(spec, (3, 32, 32), (10,))).make()
 
 
 def test_folding_is_refused_for_single_queries() -> None:
@@ -90,13 +89,13 @@ def test_folding_is_refused_for_single_queries() -> None:
 def test_sequences_too_short_to_be_folded_are_refused() -> None:
     code = Code(CodeSpec("stack", "separate", 8), (3, 40), (10,))
     with pytest.raises(TrainingError, match="at least 8 steps here"):
-        parity_network("resnet-1d", code).build()
+        parity_network("resnet-1d", code).make()
 
 
 def test_calibrated_it_gives_every_slot_the_scale_of_the_targets() -> None:
     network = stacked_network(2, (1, 16, 16))
     inputs, targets = torch.randn(64, 2, 16, 16), 5 + 3 * torch.randn(64, 2, 10)
-    calibrate(network, inputs, targets)
+    calibrate_last_layer(network, inputs, targets)
     outputs = network.train()(inputs)
     torch.testing.assert_close(outputs.mean((0, 1)), targets.mean((0, 1)))
     torch.testing.assert_close(outputs.flatten(0, 1).std(0), targets.flatten(0, 1).std(0))

@@ -11,9 +11,11 @@ from parity_models.codes import CodeSpec
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import Dataset, Split, Task, find_task
-from parity_models.training import Settings, train_backup, train_deployed, train_parity
-from parity_models.training.device_queries import mirror, mirror_boxes
-from parity_models.training.distillation import calibrate
+from parity_models.training import TrainingOptions
+from parity_models.training.device import mirror
+from parity_models.training.distillation import calibrate_last_layer
+from parity_models_lab.deployed import mirror_boxes, train_deployed
+from trainings import train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +26,11 @@ pytestmark = pytest.mark.slow
 def test_reconstructions_of_values_explain_nearly_as_much(spec: CodeSpec, tmp_path: Path) -> None:
     task = find_task("diabetes")
     data = task.load()
-    deployed = train_deployed(task, data, "mlp", tmp_path / "f", Settings(epochs=20)).bundle
+    deployed = train_deployed(task, data, "mlp", tmp_path / "f", TrainingOptions(epochs=20))
     bundle = train_parity(
-        deployed, spec, data.train.inputs, tmp_path / "p", Settings(epochs=60),
+        deployed, spec, data.train.inputs, tmp_path / "p", TrainingOptions(epochs=60),
         network="mlp", validation=data.validation, metric=task.metric,
-    ).bundle  # fmt: skip
+    )  # fmt: skip
     accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric=task.metric)
     assert accuracy.degraded_accuracy is not None
     assert accuracy.agreement is not None
@@ -40,10 +42,15 @@ def test_reconstructions_of_values_explain_nearly_as_much(spec: CodeSpec, tmp_pa
 def test_a_backup_for_values_imitates_them(tmp_path: Path) -> None:
     task = find_task("diabetes")
     data = task.load()
-    deployed = train_deployed(task, data, "mlp", tmp_path / "f", Settings(epochs=20)).bundle
+    deployed = train_deployed(task, data, "mlp", tmp_path / "f", TrainingOptions(epochs=20))
     bundle = train_backup(
-        deployed, "linear", data.train.inputs, tmp_path / "b", Settings(epochs=60), metric="r2"
-    ).bundle
+        deployed,
+        "linear",
+        data.train.inputs,
+        tmp_path / "b",
+        TrainingOptions(epochs=60),
+        metric="r2",
+    )
     accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric="r2")
     assert accuracy.backup_accuracies
     assert accuracy.backup_accuracies[0] > 0.8 * accuracy.available_accuracy
@@ -74,11 +81,11 @@ class Squares(Task):
 def test_boxes_are_found_and_reconstructed(tmp_path: Path) -> None:
     task = Squares()
     data = task.load()
-    outcome = train_deployed(task, data, "mlp", tmp_path / "f", Settings(epochs=40))
+    outcome = train_deployed(task, data, "mlp", tmp_path / "f", TrainingOptions(epochs=40))
     bundle = train_parity(
-        outcome.bundle, CodeSpec("stack", "separate", 2), data.train.inputs, tmp_path / "p",
-        Settings(epochs=40), validation=data.validation, metric="iou", mirrored=True,
-    ).bundle  # fmt: skip
+        outcome, CodeSpec("stack", "separate", 2), data.train.inputs, tmp_path / "p",
+        TrainingOptions(epochs=40), validation=data.validation, metric="iou", hflip=True,
+    )  # fmt: skip
     accuracy = evaluate(bundle, data.test.inputs, data.test.labels, metric="iou")
     assert accuracy.degraded_accuracy is not None
     assert accuracy.available_accuracy > 0.7
@@ -108,11 +115,11 @@ def test_sequences_are_told_apart_and_reconstructed(tmp_path: Path) -> None:
     task = Tones()
     data = task.load()
     assert data.input_shape == (48, 2)
-    deployed = train_deployed(task, data, "resnet-1d", tmp_path / "f", Settings(epochs=6)).bundle
+    deployed = train_deployed(task, data, "resnet-1d", tmp_path / "f", TrainingOptions(epochs=6))
     bundle = train_parity(
         deployed, CodeSpec("stack", "separate", 2), data.train.inputs, tmp_path / "p",
-        Settings(epochs=6), validation=data.validation,
-    ).bundle  # fmt: skip
+        TrainingOptions(epochs=6), validation=data.validation,
+    )  # fmt: skip
     assert bundle.manifest.parity[0].network == "resnet-1d"
     accuracy = evaluate(bundle, data.test.inputs, data.test.labels)
     assert accuracy.available_accuracy > 0.9
@@ -136,7 +143,7 @@ def test_outputs_start_with_the_mean_and_deviation_of_their_targets() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 9), nn.ReLU(), nn.Linear(9, 2))
     inputs, targets = torch.randn(200, 5), torch.randn(200, 2) * torch.tensor([3.0, 700.0]) + 50
-    calibrate(network, inputs, targets)
+    calibrate_last_layer(network, inputs, targets)
     outputs = network(inputs)
     torch.testing.assert_close(outputs.mean(dim=0), targets.mean(dim=0), rtol=1e-3, atol=1e-2)
     torch.testing.assert_close(outputs.std(dim=0), targets.std(dim=0), rtol=1e-3, atol=1e-2)

@@ -2,15 +2,13 @@
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import LoadError, UserError
@@ -26,7 +24,8 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, Parity
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Dataset, Task
-from parity_models.training import Outcome, Progress, Report, Settings, train_deployed, train_parity
+from parity_models.training import Trained, TrainingOptions, progress_bars, train
+from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.plots import plot_latency
 
 NETWORK = "mlp"
@@ -105,7 +104,7 @@ def run_demo(
     seed: int = 0,
     data_dir: Path | None = None,
     scenario: Scenario | None = None,
-    settings: Settings | None = None,
+    options: TrainingOptions | None = None,
     tell: Callable[[str], None],
 ) -> DemoSummary:
     """Run the demo; leaves `out`/bundle, summary.json and latency.png.
@@ -114,14 +113,14 @@ def run_demo(
     if `out` cannot be written, and whatever the steps raise.
     """
     scenario = scenario or Scenario()
-    settings = settings or Settings(seed=seed)
+    options = options or TrainingOptions(seed=seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {out}: {error.strerror}") from error
     dataset = task.load(data_dir)
     tell(f"Training on {task.name}: {len(dataset.train):,} queries, network {NETWORK}, {CODE}.")
-    bundle = train_bundle(out / "bundle", task, dataset, settings)
+    bundle = train_bundle(out / "bundle", task, dataset, options)
     accuracy = _evaluate(bundle, task, dataset)
     assert accuracy.degraded_accuracy is not None
     tell(
@@ -146,7 +145,7 @@ def run_demo(
     return summary
 
 
-def train_bundle(out: Path, task: Task, dataset: Dataset, settings: Settings) -> Bundle:
+def train_bundle(out: Path, task: Task, dataset: Dataset, options: TrainingOptions) -> Bundle:
     """Train a model for the task and a parity model for that, and write both to the folder `out`.
 
     Most of the validation set is not used for the parity model: gates can be calibrated with it.
@@ -154,42 +153,19 @@ def train_bundle(out: Path, task: Task, dataset: Dataset, settings: Settings) ->
     """
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="parm-demo-") as folder:
-        with _training_bar("deployed model") as report:
-            deployed = train_deployed(
-                task, dataset, NETWORK, Path(folder, "deployed"), replace(settings, report=report)
-            )
-        with _training_bar("parity model") as report:
-            parity = train_parity(
-                _finished(deployed),
-                CODE,
-                dataset.train.inputs,
-                out,
-                replace(settings, report=report),
-                validation=dataset.validation.part(CODE.k)[0],
-                metric=task.metric,
-                mirrored=task.flips,
-            )
-    return _finished(parity)
+    queries = queries_of(task, dataset)
+    validation = dataset.validation.part(CODE.k)[0]
+    queries = replace(queries, validation=validation.inputs, validation_labels=validation.labels)
+    with tempfile.TemporaryDirectory(prefix="parm-demo-") as folder, progress_bars() as bars:
+        path = Path(folder, "deployed")
+        deployed = _finished(train_deployed(task, dataset, NETWORK, path, options, callbacks=bars))
+        return _finished(train(deployed, queries, out, None, CODE, options, callbacks=bars))
 
 
-def _finished(outcome: Outcome) -> Bundle:
-    if outcome.fitted.interrupted:
+def _finished(trained: Trained) -> Bundle:
+    if trained.fitted.interrupted:
         raise KeyboardInterrupt
-    return outcome.bundle
-
-
-@contextmanager
-def _training_bar(what: str) -> Iterator[Report]:
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    with tqdm(total=1.0, desc=what, bar_format=layout, mininterval=0.5) as bar:
-
-        def report(progress: Progress) -> None:
-            if progress.score is not None:
-                bar.set_postfix_str(f"validation {progress.score:.1%}", refresh=False)
-            bar.update(progress.spent - bar.n)
-
-        yield report
+    return trained
 
 
 def _evaluate(bundle: Bundle, task: Task, dataset: Dataset) -> Accuracy:

@@ -4,18 +4,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from parity_models.cli.accuracy import Agreements, calibrate_gates
+from parity_models.cli.accuracy import rows_bar
 from parity_models.cli.code import AllowCode
 from parity_models.cli.queries import DataDir
-from parity_models.errors import UserError
-from parity_models.evaluation import calibration_table
-from parity_models.evaluation.judged_queries import metric_for
-from parity_models.evaluation.predictor import Inputs
-from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.models.queries import read_batch
-from parity_models.tasks import METRICS, TASKS, Task, choose_task, find_task, is_ours
+from parity_models.evaluation.calibration import LEVELS
+from parity_models.evaluation.judging import calibrate as calibrate_bundle
+from parity_models.tasks import METRICS, TASKS
+
+Agreements = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--agreement",
+        help="Calibrate the gate for this level of agreement, too, besides "
+        f"{', '.join(f'{level:g}' for level in LEVELS)}; may be given several times.",
+        metavar="SHARE",
+    ),
+]
 
 
 def calibrate(
@@ -58,36 +63,16 @@ def calibrate(
     trained on the queries, and a thousand or more are needed for a level of 0.99. `parm serve
     --agreement` chooses a level.
     """
-    opened = open_bundle(bundle, allow_code or ())
-    manifest = opened.manifest
-    if manifest.code is None and not manifest.backups:
-        raise UserError(
-            f"{bundle} has no stand-in to calibrate; make one with `parm parity --from {bundle} "
-            "--out BUNDLE`"
+    with rows_bar("calibrating") as progress:
+        calibrated = calibrate_bundle(
+            bundle,
+            inputs,
+            task=task,
+            data_dir=data_dir,
+            metric=metric,
+            agreement=agreement or (),
+            seed=seed,
+            allow_code=allow_code or (),
+            progress=progress,
         )
-    if inputs is not None and task is not None:
-        raise UserError("give either --task or --inputs, not both")
-    queries: Inputs
-    if inputs is not None:
-        queries = read_batch(inputs, manifest.deployed.signature)
-    else:
-        known = _task(opened, task)
-        k = 1 if manifest.code is None else manifest.code.k
-        _, queries = known.load(data_dir).validation.part(k)
-        metric = metric or known.metric
-    judged = metric_for(opened, metric)
-    opened = calibrate_gates(opened, judged, queries, agreement or (), seed, again=True)
-    if any(each.levels for each in opened.manifest.calibration.values()):
-        Console().print(calibration_table(opened.manifest.calibration))
-
-
-def _task(bundle: Bundle, name: str | None) -> Task:
-    training = bundle.manifest.deployed_training
-    if name is not None:
-        return choose_task(name)
-    if training is not None and is_ours(training.task):
-        return find_task(training.task)
-    raise UserError(
-        f"{bundle.path} does not say what task it is for; give held-out queries with --inputs, "
-        "labels are not needed, or name its task with --task"
-    )
+    calibrated.gates.show()

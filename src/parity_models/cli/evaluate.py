@@ -5,16 +5,12 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 
-from parity_models.cli.accuracy import measure_accuracy, measure_gates
+from parity_models.cli.accuracy import rows_bar
 from parity_models.cli.code import AllowCode
 from parity_models.cli.json_file import Json, write_json
-from parity_models.cli.queries import BundleFolder, DataDir, GroupSeed, TestTask, task_of
-from parity_models.errors import BundleError, UserError
-from parity_models.evaluation.judged_queries import JudgedQueries, own_queries, test_set
-from parity_models.evaluation.tables import inference_table
-from parity_models.models.bundle import Accuracy, Bundle, open_bundle, with_accuracy
+from parity_models.cli.queries import BundleFolder, DataDir, GroupSeed, TestTask
+from parity_models.evaluation.judging import evaluate as evaluate_bundle
 from parity_models.tasks import METRICS
 
 OwnInputs = Annotated[
@@ -64,56 +60,27 @@ def evaluate(
     bundle's manifest as well, unless it holds those of a task and these are of another or of
     --inputs.
     """
-    opened = open_bundle(bundle, allow_code or ())
-    judged = _judged(opened, task, data_dir, inputs, labels, metric)
-    asked = (opened, judged.metric, judged.inputs, judged.labels, seed)
-    accuracy = measure_accuracy(*asked)
-    gates = measure_gates(*asked)
-    if opened.manifest.inference_times is not None:
-        Console().print(inference_table(opened))
-    _keep(opened, accuracy, judged.task)
+    with rows_bar("evaluating") as progress:
+        found = evaluate_bundle(
+            bundle,
+            inputs,
+            labels,
+            task=task,
+            data_dir=data_dir,
+            metric=metric,
+            seed=seed,
+            allow_code=allow_code or (),
+            progress=progress,
+        )
+    found.show()
     if json is not None:
         report = {
             "bundle": str(bundle),
-            "task": judged.task,
+            "task": found.task,
             "inputs": None if inputs is None else str(inputs),
-            "code": opened.manifest.code,
+            "code": found.bundle.manifest.code,
             "seed": seed,
-            **msgspec.structs.asdict(accuracy),
-            "gates": gates,
+            **msgspec.structs.asdict(found.accuracy),
+            "gates": found.gates,
         }
         write_json(json, report)
-
-
-def _judged(
-    bundle: Bundle,
-    task: str | None,
-    data_dir: Path | None,
-    inputs: Path | None,
-    labels: Path | None,
-    metric: str | None,
-) -> JudgedQueries:
-    """The queries that the command line names. Raises UserError where it contradicts itself."""
-    if inputs is not None:
-        if task is not None:
-            raise UserError("give either --task or --inputs, not both")
-        return own_queries(bundle, inputs, labels, metric)
-    if labels is not None or metric is not None:
-        raise UserError("--labels and --metric belong to --inputs; name the inputs, too")
-    known = task_of(bundle, task)
-    if known is None:
-        raise UserError(
-            f"{bundle.path} does not say what task it is for; name it with --task, or give queries "
-            "with --inputs"
-        )
-    return test_set(bundle, known, data_dir)
-
-
-def _keep(bundle: Bundle, accuracy: Accuracy, task: str | None) -> None:
-    """Put the numbers into the manifest, unless they are not of the task that it is of."""
-    training = bundle.manifest.deployed_training
-    if training is None or training.task == task:
-        try:
-            with_accuracy(bundle, accuracy)
-        except BundleError as error:
-            typer.echo(f"note: the numbers are not in the manifest: {error}", err=True)

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from parity_models.models.bundle import Bundle
-from parity_models.tasks import TASKS, Task, choose_task, find_task
+from parity_models.tasks import TASKS
 
 BundleFolder = Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")]
 TestTask = Annotated[
@@ -26,14 +25,3 @@ DataDir = Annotated[
     ),
 ]
 GroupSeed = Annotated[int, typer.Option("--seed", help="Draws the groups.", min=0, metavar="N")]
-
-
-def task_of(bundle: Bundle, name: str | None) -> Task | None:
-    """The task called `name`, else the one that the deployed model was trained on, if it says so.
-
-    Raises UserError for names that are not there.
-    """
-    if name is not None:
-        return choose_task(name)
-    training = bundle.manifest.deployed_training
-    return None if training is None else find_task(training.task)

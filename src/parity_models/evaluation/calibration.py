@@ -9,7 +9,7 @@ level is at most RISK, whatever the models and however many thresholds there are
 testing). The thresholds are quantiles of the confidence in other queries than they are tested on.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import log, sqrt
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from parity_models.evaluation.predictor import (
     queries_of,
     rows_to_run,
 )
-from parity_models.models.bundle import Bundle, with_calibration
+from parity_models.models.bundle import Bundle
 from parity_models.models.gate import (
     EVERYTHING,
     LEAST_LEVEL,
@@ -92,42 +92,6 @@ def calibrate(
         stand_in: calibrate_answers(found, predictions[found.rows], agreement, wanted, seed)
         for stand_in, found in answers.items()
     }
-
-
-def calibrate_bundle(
-    bundle: Bundle,
-    inputs: Inputs,
-    *,
-    metric: str = "top-1",
-    levels: Iterable[float] = LEVELS,
-    seed: int = 0,
-    again: bool = False,
-    progress: Progress | None = None,
-) -> Bundle:
-    """Calibrate the gates as `calibrate` does, and put them into the
-    bundle's manifest.
-
-    With `again`, raises UserError, and leaves the bundle as it is, if a stand-in with a gate would
-    have none afterwards, and so answer everything. Raises BundleError if the bundle was replaced
-    meanwhile or cannot be written.
-    """
-    found = calibrate(bundle, inputs, metric=metric, levels=levels, seed=seed, progress=progress)
-    if again:
-        _check_kept(bundle.manifest.calibration, found)
-    return with_calibration(bundle, found)
-
-
-def _check_kept(
-    before: Mapping[StandIn, Calibration], found: Mapping[StandIn, Calibration]
-) -> None:
-    for stand_in, gate in before.items():
-        now = found.get(stand_in)
-        if gate.levels and now is not None and not now.levels:
-            raise UserError(
-                f"{now.queries} queries show no level of agreement of the {stand_in}, which would "
-                "then answer without a gate; the bundle keeps the gates that it has. Give more "
-                "held-out queries; if these are some hundred, train the stand-in again"
-            )
 
 
 def check_levels(levels: Iterable[float]) -> tuple[float, ...]:

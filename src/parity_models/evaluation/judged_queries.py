@@ -1,19 +1,23 @@
 """The queries that a bundle is judged on: a task's test set, or the user's own."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import UserError
 from parity_models.evaluation.accuracy import Progress
 from parity_models.evaluation.predictor import Inputs, deployed_predictor, queries_of
 from parity_models.models.bundle import Bundle
-from parity_models.models.queries import Batch, as_batch, read_batch, rows_in
+from parity_models.models.queries import Batch, as_batch, check_queries, read_batch, rows_in
 from parity_models.tasks.task import Labels, Task
 from parity_models.tasks.unlabelled import choose_metric, labels_from
 from parity_models.tasks.user_data import load_labels
+
+GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
+"""Queries: a file or a folder, an array (n, ...), or an array for each input by name."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ def test_set(bundle: Bundle, task: Task, data_dir: Path | None) -> JudgedQueries
 
 
 def own_queries(
-    bundle: Bundle, inputs: Path, labels: Path | None, metric: str | None
+    bundle: Bundle,
+    inputs: GivenInputs,
+    labels: Path | str | ArrayLike | None,
+    metric: str | None,
 ) -> JudgedQueries:
     """The user's queries and labels; without a `metric`, that of `metric_for` judges them.
 
@@ -49,7 +56,7 @@ def own_queries(
     manifest = bundle.manifest
     chosen = metric_for(bundle, metric)
     least = manifest.code.k if manifest.code else 1
-    queries = read_batch(inputs, manifest.deployed.signature, least)
+    queries = load_queries(inputs, bundle, least)
     right = None
     if labels is not None:
         right = load_labels(labels, chosen, rows_in(queries), judged_shape(bundle))
@@ -93,3 +100,16 @@ def label_by_model(
             progress(rows, rows_in(queries))
 
     return labels_from(deployed_predictor(bundle, on_rows=on_rows)(queries), metric)
+
+
+def load_queries(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> Batch:
+    """Return the queries in a file or folder, or in arrays: `least` or more, which differ.
+
+    Raises DataError for queries that are not the deployed model's.
+    """
+    signature = bundle.manifest.deployed.signature
+    if isinstance(inputs, str | Path):
+        return read_batch(Path(inputs), signature, least)
+    queries = as_batch(inputs, signature)
+    check_queries(queries, "inputs", least)
+    return queries

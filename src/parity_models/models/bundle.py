@@ -45,7 +45,7 @@ from parity_models.models.bundle_fit import (
     code_of,
 )
 from parity_models.models.envelope import ENVELOPE, Envelope, decode_envelope, encode_envelope
-from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.gate import Calibration, Gates, StandIn
 from parity_models.models.golden import GOLDEN_FILE, STORED, check_golden, encode_golden, golden
 from parity_models.models.manifest import (
     Accuracy,
@@ -128,6 +128,11 @@ class Bundle:
     def backup_paths(self) -> tuple[Path, ...]:
         """The backups' files, the fastest first."""
         return tuple(self.path / model.file for model in self.manifest.backups)
+
+    @property
+    def gates(self) -> Gates:
+        """The levels of agreement that stand-ins are calibrated for, and how much they cover."""
+        return Gates(self.manifest.calibration)
 
     def stored(self, model: ModelFile) -> NewModel:
         """Return a model of this bundle, to be put into another."""

@@ -5,14 +5,19 @@ queries (`evaluation.calibration`), for each of some levels of agreement. What a
 that is a Calibration for each of its stand-ins.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.printed import Printed
 from parity_models.roles import Backup
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 Array = NDArray[Any]
 
@@ -77,6 +82,38 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def _level(each: GateLevel) -> float:
     return each.level
+
+
+class Gates(Printed, dict[StandIn, Calibration]):
+    """The gates of a bundle's stand-ins: for each level the agreement and the coverage."""
+
+    @property
+    def parts(self) -> "Sequence[RenderableType]":
+        """A table, and sentences on stand-ins without a gate."""
+        from rich.table import Table  # here: a server prints no gates
+
+        table = Table(title="gates: where stand-ins may answer", title_justify="left")
+        table.add_column("stand-in", min_width=14)
+        for column in ("level", "agreement", "coverage", "queries"):
+            table.add_column(column, justify="right")
+        for stand_in, calibration in self.items():
+            for place, level in enumerate(calibration.levels):
+                table.add_row(
+                    "" if place else stand_in,
+                    f"{level.level:g}",
+                    f"{level.agreement:.4f}",
+                    f"{level.coverage:.1%}",
+                    "" if place else f"{calibration.queries:,}",
+                )
+        without = [name for name, calibration in self.items() if not calibration.levels]
+        notes = [
+            f"{name}: no gate, as {self[name].queries} queries show no level of agreement, and a "
+            "server lets it answer every query; calibrate with more queries, or train it for longer"
+            for name in without
+        ]
+        if not self:
+            notes.append("no stand-in is calibrated, so each may answer every query")
+        return [*([table] if len(without) < len(self) else []), *notes]
 
 
 @dataclass(frozen=True)

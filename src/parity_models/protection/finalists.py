@@ -1,7 +1,7 @@
-"""What the search found, measured: times in ONNX Runtime, agreement, and the gate's coverage."""
+"""The finalists of a search, measured: times in ONNX Runtime, agreement, and gates."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from parity_models.evaluation.calibration import LEVELS, calibrate_answers
 from parity_models.evaluation.interval import Interval, score_interval
 from parity_models.evaluation.judged_queries import judged_shape
 from parity_models.evaluation.predictor import answers_of, deployed_predictor
-from parity_models.models.bundle import Bundle, NewModel, write_bundle
+from parity_models.models.bundle import Bundle, InferenceTimes, write_bundle
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
@@ -22,18 +22,61 @@ from parity_models.models.signature import Sizes
 from parity_models.tasks.agreeing import agreement_for
 from parity_models.tasks.metrics import score
 from parity_models.tasks.unlabelled import labels_from
-from parity_models.training.candidates import Candidate
-from parity_models.training.parity import ParityModels
-from parity_models.training.trainee import Trainee
+from parity_models.training.candidates import (
+    STACKED,
+    Candidate,
+    Exported,
+    Proposal,
+    code_for,
+    saving,
+)
+from parity_models.training.proposals import SLACK
+from parity_models.training.queries import Queries
+from parity_models.training.teacher import Teacher
+
+SLOTS = (2, 3, 4)
+"""Queries in the groups of the codes that backups over named inputs are tried with."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """A trained candidate as it is exported, to be measured."""
 
+    proposal: Proposal
+    exported: Exported
     candidate: Candidate
-    made: NewModel | ParityModels
-    trainee: Trainee
+
+
+def in_slots(found: Sequence[Entry], teacher: Teacher) -> tuple[list[Entry], dict[str, str]]:
+    """For each k, run the best fast enough backup `found` in each slot of a parity model.
+
+    Such a model has nothing to learn. Fast enough is a backup of which k runs take no longer than
+    the deployed model. Of models that take one float32 input, parity models are candidates of the
+    search: there are none here. Returns the parity models, and by name why there is none.
+    """
+    entries: list[Entry] = []
+    refused: dict[str, str] = {}
+    backups = [each for each in found if each.proposal.code is None]
+    for k in () if teacher.plain else SLOTS:
+        spec = CodeSpec("stack", "separate", k, encoder_options=STACKED)
+        name = f"parity {spec.encoder}+{spec.decoder} k={k}"
+        fast = [each for each in backups if k * each.proposal.share <= SLACK]
+        if not backups:
+            refused[name] = "no backup was found"
+        elif not fast:
+            fastest = min((each.proposal for each in backups), key=lambda each: each.share)
+            refused[name] = (
+                f"{k} runs of the fastest backup that was found, {fastest.network}, take "
+                f"{k * fastest.share:.2f} of the model's time"
+            )
+        else:
+            best = max(fast, key=lambda each: each.candidate.score)
+            backup = best.exported.backup
+            assert backup is not None
+            made = best.candidate.in_slots(code_for(spec, teacher), backup)
+            proposal = Proposal(best.proposal.network, spec, k * best.proposal.share)
+            entries.append(Entry(proposal, made, best.candidate))
+    return entries, refused
 
 
 @dataclass(frozen=True)
@@ -43,14 +86,14 @@ class Finalist:
     `ms` are milliseconds of a run by batch size, `slot_ms` those of its backup by itself if it is a
     parity model that has one. `agreement` is its score with the deployed model's predictions as
     labels, on queries that none was fitted to, and `interval` that score's; `accuracy` is
-    against labels, where there are any. `coverage` is the share of those queries that the gate of
+    against labels, where there are any. `coverage` is the share of queries that the gate of
     the wanted level lets it answer, and lets its backup by itself; 0 where that level was not
     shown.
     """
 
+    proposal: Proposal
+    exported: Exported
     candidate: Candidate
-    made: NewModel | ParityModels
-    trainee: Trainee
     ms: dict[int, float]
     slot_ms: dict[int, float] | None
     share: float
@@ -62,170 +105,159 @@ class Finalist:
 
     @property
     def name(self) -> str:
-        return self.candidate.name
+        """The name in reports."""
+        return self.proposal.name
 
     @property
-    def stand_in(self) -> StandIn:
-        """What its answers' source is."""
-        return "backup" if self.candidate.code is None else "reconstruction"
+    def coded(self) -> bool:
+        """Whether it takes several queries at once."""
+        return self.proposal.code is not None
 
     @property
     def covered(self) -> float:
         """The share of queries that it may answer."""
-        return self.coverage.get(self.stand_in, 0.0)
+        return self.coverage.get("reconstruction" if self.coded else "backup", 0.0)
 
     @property
-    def slot(self) -> NewModel | None:
-        """Its backup by itself, if it is a parity model that has one which may answer."""
-        made = self.made
-        return made.slot if isinstance(made, ParityModels) and self.coverage.get("backup") else None
+    def saving(self) -> float:
+        """How much sooner late queries are answered than by a copy, in F's times, on average."""
+        return saving(self.covered, self.share)
+
+    @property
+    def has_slot(self) -> bool:
+        """Whether it is a parity model with a backup by itself that may answer."""
+        return self.slot_ms is not None and bool(self.coverage.get("backup"))
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Queries that no stand-in was fitted to, and the deployed model's predictions for them.
+    """The deployed model's predictions for queries that no stand-in was fitted to.
 
-    Those of `calibration` are for gates, those of `test` for the report, with `labels` if there
-    are any, of the `metric`. Most queries have these `sizes` along the model's dynamic axes.
+    Those for calibration are for gates, those for tests for the report, with labels if there are
+    any, of the `metric`. Most queries have these `sizes` along the model's dynamic axes.
     """
 
+    queries: Queries
     calibration: NDArray[Any]
-    calibration_predictions: NDArray[np.float32]
     test: NDArray[Any]
-    test_predictions: NDArray[np.float32]
-    labels: NDArray[np.float32] | NDArray[np.int64] | None
     metric: str
     sizes: Sizes
 
     @classmethod
-    def by(
-        cls,
-        bundle: Bundle,
-        calibration: NDArray[Any],
-        test: NDArray[Any],
-        labels: NDArray[np.float32] | NDArray[np.int64] | None,
-        metric: str,
-    ) -> "Measured":
-        """With predictions by the deployed model of `bundle`."""
+    def by(cls, bundle: Bundle, queries: Queries, metric: str) -> "Measured":
+        """Predict with the deployed model of `bundle`."""
+        assert queries.test is not None
         run = deployed_predictor(bundle)
-        none = np.empty((0, *judged_shape(bundle)), np.float32)
-        of_calibration = run(calibration) if len(calibration) else none
-        sizes = commonest(test, bundle.manifest.deployed.signature)
-        return cls(calibration, of_calibration, test, run(test), labels, metric, sizes)
+        calibration = np.empty((0, *judged_shape(bundle)), np.float32)
+        if queries.calibration is not None and len(queries.calibration):
+            calibration = run(queries.calibration)
+        sizes = commonest(queries.test, bundle.manifest.deployed.signature)
+        return cls(queries, calibration, run(queries.test), metric, sizes)
 
     @property
     def accuracy(self) -> float | None:
         """The deployed model's own."""
-        if self.labels is None:
-            return None
-        return score(self.metric, self.test_predictions, self.labels)
-
-
-def bundle_with(
-    deployed: Bundle, made: NewModel | ParityModels, out: Path, code: CodeSpec | None
-) -> Bundle:
-    """A bundle for measuring with one stand-in; nothing else of `deployed` is in it."""
-    model = deployed.stored(deployed.manifest.deployed)
-    if isinstance(made, NewModel):
-        return write_bundle(
-            out, deployed=model, backups=[made], imitated=deployed.manifest.imitated
-        )
-    return write_bundle(
-        out,
-        deployed=model,
-        parity=made.models,
-        coders=made.coders,
-        backups=[] if made.slot is None else [made.slot],
-        code=code,
-        imitated=deployed.manifest.imitated,
-    )
+        labels = self.queries.test_labels
+        return None if labels is None else score(self.metric, self.test, labels)
 
 
 def measure(
     entries: Sequence[Entry],
     deployed: Bundle,
-    queries: Measured,
+    measured: Measured,
     level: float,
     batches: Sequence[int],
     folder: Path,
 ) -> tuple[dict[int, float], list[Finalist]]:
-    """Milliseconds of the deployed model by batch size, and every entry, measured.
+    """Return the milliseconds of the deployed model by batch size, and every entry, measured.
 
     All are timed side by side. `folder` is for bundles that are needed meanwhile.
     """
-    made = [entry.made for entry in entries]
-    first = [each if isinstance(each, NewModel) else each.models[0] for each in made]
-    slots = [None if isinstance(each, NewModel) else each.slot for each in made]
-    alone = [slot for slot in slots if slot is not None]
     own = deployed.stored(deployed.manifest.deployed)
-    models = [OnnxModel(each.onnx, signature=each.signature) for each in (own, *first, *alone)]
-    times = {batch: inference_times(models, batch, queries.sizes) for batch in batches}
-    base = {batch: taken[0] for batch, taken in times.items()}
-    least = min(batches)
-    alone_at = iter(range(1 + len(first), len(models)))
+    models = [own]
+    for each in entries:
+        models.append(each.exported.first)
+        if each.proposal.code is not None and each.exported.backup is not None:
+            models.append(each.exported.backup)
+    runnable = [OnnxModel(each.onnx, signature=each.signature) for each in models]
+    by_batch = {batch: inference_times(runnable, batch, measured.sizes) for batch in batches}
+    times = iter(
+        [{batch: taken[place] for batch, taken in by_batch.items()} for place in range(len(models))]
+    )
+    base, least = next(times), min(batches)
     finalists = []
-    for place, (entry, slot) in enumerate(zip(entries, slots, strict=True)):
-        ms = _at(1 + place, times)
-        bundle = bundle_with(deployed, entry.made, folder / str(place), entry.candidate.code)
-        judged = _judge(entry, bundle, queries, level)
+    for place, entry in enumerate(entries):
+        ms = next(times)
+        has_slot = entry.proposal.code is not None and entry.exported.backup is not None
+        slot_ms = next(times) if has_slot else None
+        bundle = _bundle_of(deployed, entry, folder / str(place))
         finalists.append(
-            replace(
-                judged,
-                ms=ms,
-                share=ms[least] / base[least],
-                slot_ms=None if slot is None else _at(next(alone_at), times),
-            )
+            _judge(entry, bundle, measured, level, ms, slot_ms, ms[least] / base[least])
         )
     return base, finalists
 
 
-def _at(place: int, times: Mapping[int, Sequence[float]]) -> dict[int, float]:
-    """The times of one model, by batch size."""
-    return {batch: taken[place] for batch, taken in times.items()}
+def _bundle_of(deployed: Bundle, entry: Entry, out: Path) -> Bundle:
+    """Write a bundle with one stand-in, to measure with."""
+    made = entry.exported
+    return write_bundle(
+        out,
+        deployed=deployed.stored(deployed.manifest.deployed),
+        parity=made.parity,
+        coders=made.coders,
+        backups=[] if made.backup is None else [made.backup],
+        code=entry.proposal.code,
+        imitated=deployed.manifest.imitated,
+    )
 
 
-def _judge(entry: Entry, bundle: Bundle, queries: Measured, level: float) -> Finalist:
-    """All but the times."""
-    stand_in: StandIn = "backup" if entry.candidate.code is None else "reconstruction"
-    metric = queries.metric
+def _judge(
+    entry: Entry,
+    bundle: Bundle,
+    measured: Measured,
+    level: float,
+    ms: dict[int, float],
+    slot_ms: dict[int, float] | None,
+    share: float,
+) -> Finalist:
+    queries, metric = measured.queries, measured.metric
     calibration: dict[StandIn, Calibration] = {}
-    if len(queries.calibration):
-        agreed = agreement_for(metric, queries.calibration_predictions)
-        found = answers_of(
-            bundle, queries.calibration, queries.calibration_predictions, independent=True
-        )
+    if queries.calibration is not None and len(queries.calibration):
+        agreed = agreement_for(metric, measured.calibration)
+        levels = tuple(sorted({*LEVELS, level}))
+        found = answers_of(bundle, queries.calibration, measured.calibration, independent=True)
         calibration = {
-            name: calibrate_answers(
-                answers, queries.calibration_predictions[answers.rows], agreed, _levels(level)
-            )
-            for name, answers in found.items()
+            name: calibrate_answers(each, measured.calibration[each.rows], agreed, levels)
+            for name, each in found.items()
         }
-    answers = answers_of(bundle, queries.test, queries.test_predictions)[stand_in]
-    predictions = queries.test_predictions[answers.rows]
-    right = labels_from(predictions, metric)
+    stand_in: StandIn = "backup" if entry.proposal.code is None else "reconstruction"
+    assert queries.test is not None
+    answers = answers_of(bundle, queries.test, measured.test)[stand_in]
+    right = labels_from(measured.test[answers.rows], metric)
     accuracy = None
-    if queries.labels is not None:
-        accuracy = score(metric, answers.outputs, queries.labels[answers.rows])
+    if queries.test_labels is not None:
+        accuracy = score(metric, answers.outputs, queries.test_labels[answers.rows])
+    reached = {name: each.at_least(level) for name, each in calibration.items()}
     return Finalist(
+        entry.proposal,
+        entry.exported,
         entry.candidate,
-        entry.made,
-        entry.trainee,
-        {},
-        None,
-        0.0,
+        ms,
+        slot_ms,
+        share,
         score(metric, answers.outputs, right),
         score_interval(metric, answers.outputs, right),
         accuracy,
-        {name: _covered(each, level) for name, each in calibration.items()},
+        {name: 0.0 if each is None else each.coverage for name, each in reached.items()},
         calibration,
     )
 
 
-def _levels(level: float) -> tuple[float, ...]:
-    return tuple(sorted({*LEVELS, level}))
-
-
-def _covered(calibration: Calibration, level: float) -> float:
-    """The share of queries that the gate of `level` lets through."""
-    found = calibration.at_least(level)
-    return 0.0 if found is None else found.coverage
+def times_of(chosen: Sequence[Finalist], base: InferenceTimes) -> InferenceTimes:
+    """Return the times of a bundle with the `chosen`, given the deployed model's."""
+    coded = next((each for each in chosen if each.coded), None)
+    backups = [each.ms[1] for each in chosen if not each.coded]
+    if not backups and coded is not None and coded.has_slot and coded.slot_ms is not None:
+        backups = [coded.slot_ms[1]]
+    parity = None if coded is None else coded.ms[1]
+    return InferenceTimes(base.deployed, parity, tuple(backups), base.deployed_batch)

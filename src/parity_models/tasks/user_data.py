@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from parity_models.errors import DataError
 from parity_models.tasks.metrics import METRICS, check_boxes
@@ -45,19 +45,24 @@ def load_inputs(path: Path, shape: Shape, least: int = 1) -> NDArray[np.float32]
     if path.is_dir():
         inputs = _read_folder(path, shape)
     else:
-        inputs = _as_float32(_read_file(path, "inputs"), path)
+        inputs = as_float32(_read_file(path, "inputs"), path)
     check_queries(inputs, shape, f"inputs in {path}", least)
     return inputs
 
 
-def load_labels(path: Path, metric: str, rows: int, output_shape: Shape) -> Array:
-    """The labels of `rows` queries in an .npy or .npz file (one array, or one called "labels").
+def load_labels(
+    given: Path | str | ArrayLike, metric: str, rows: int, output_shape: Shape
+) -> Array:
+    """The labels of `rows` queries: an array, or an .npy or .npz file (of one, or one "labels").
 
     Classes, int64 (n,), where `metric` judges classes, else float32 (n, *output_shape), which may
     be (n,) in the file where predictions are single numbers.
     Raises DataError for labels that are none.
     """
-    labels = _read_file(path, "labels")
+    path = f"{given}" if isinstance(given, str | Path) else "the array of labels"
+    labels = (
+        _read_file(Path(given), "labels") if isinstance(given, str | Path) else np.asarray(given)
+    )
     if METRICS[metric].kind != "classes":
         with np.errstate(over="ignore"):  # infinities are refused afterwards
             labels = labels.astype(np.float32)  # whole numbers, too: labels are no pixels
@@ -177,7 +182,8 @@ def _check_size(size: int, path: Path) -> None:
         raise DataError(f"{path} holds {size} bytes of values; {LARGEST} are read at most")
 
 
-def _as_float32(array: Array, path: Path) -> NDArray[np.float32]:
+def as_float32(array: Array, path: Path | str) -> NDArray[np.float32]:
+    """Convert queries: floats to float32, unsigned bytes to 0 to 1. Raises DataError for others."""
     if array.dtype == np.uint8:
         return array.astype(np.float32) / np.float32(255)
     if array.dtype.kind != "f":
@@ -196,7 +202,7 @@ def _read_folder(folder: Path, shape: Shape) -> NDArray[np.float32]:
         part = _read_part(path, shape)
         size += part.size * FLOAT32
         _check_size(size, folder)
-        parts.append(_as_float32(part, path))
+        parts.append(as_float32(part, path))
     if not parts:
         raise DataError(f"{folder} holds no .npy files and no images ({', '.join(IMAGES)})")
     return np.concatenate(parts)

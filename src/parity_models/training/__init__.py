@@ -1,23 +1,23 @@
-"""Training a deployed model, and training parity models and backups from its predictions."""
+"""Training stand-ins, parity models and backups, from a deployed model's predictions."""
 
-from parity_models.training.backup import train_backup
-from parity_models.training.deployed import train_deployed
-from parity_models.training.fit import Fitted, Progress, Report
-from parity_models.training.parity import default_network, train_parity
-from parity_models.training.progress import progress_bar
-from parity_models.training.run import Outcome, Settings
-from parity_models.training.source import open_deployed
+from parity_models.training.callbacks import Callbacks, progress_bars
+from parity_models.training.fit import Fitted, Progress
+from parity_models.training.options import TrainingOptions
+from parity_models.training.queries import Queries
+from parity_models.training.teacher import open_teacher, teacher_of
+from parity_models.training.train import Trained, backup, parity, train
 
 __all__ = [
+    "Callbacks",
     "Fitted",
-    "Outcome",
     "Progress",
-    "Report",
-    "Settings",
-    "default_network",
-    "open_deployed",
-    "progress_bar",
-    "train_backup",
-    "train_deployed",
-    "train_parity",
+    "Queries",
+    "Trained",
+    "TrainingOptions",
+    "backup",
+    "open_teacher",
+    "parity",
+    "progress_bars",
+    "teacher_of",
+    "train",
 ]

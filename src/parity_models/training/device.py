@@ -1,21 +1,34 @@
-"""Where training runs, and how many threads compute there."""
+"""The device that trains: networks and queries on it, and models run over them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.training.rows import DeviceQueries, run
+from parity_models.models.queries import Named, sizes_in
+from parity_models.models.signature import Signature
 
+Array = NDArray[Any]
 Network = TypeVar("Network", bound=nn.Module)
+
+BATCH = 128
+"""Rows per call when a model only predicts: more of them would not fit a CPU's caches."""
+
+NARROW = 16
+"""A strided 1x1 convolution of fewer channels than these, channels last, corrupts memory on CPUs:
+oneDNN 3.12 computes its gradients over an odd number of rows, on several threads, where it may not
+write. Trainings end in a crash, or differ from run to run."""
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device called `name` ("cpu", "cuda", "cuda:1", "mps"), or the fastest there is.
+    """Return the device called `name` ("cpu", "cuda", "cuda:1", "mps"), or the fastest there is.
 
     Raises TrainingError for a device that this machine does not have.
     """
@@ -34,53 +47,21 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def place(network: Network, device: torch.device) -> Network:
-    """Move `network` to `device`, laid out so that its convolutions are fast there, and right."""
-    # Up to twice as fast on a CPU, and what tensor cores like.
-    if device.type != "cpu" or not any(map(_writes_astray, network.modules())):
-        # torch documents the argument by itself, and declares it beside others alone.
+    """Move `network` to `device`, in the memory layout in which its convolutions are fast there."""
+    # Up to twice as fast on a CPU, and preferred by tensor cores.
+    if device.type != "cpu" or not any(map(_is_miscomputed, network.modules())):
+        # torch documents the argument alone, and declares it only together with others.
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.to(device)
 
 
-NARROW = 16
-"""A strided 1x1 convolution of fewer channels than these, channels last, corrupts memory on CPUs:
-oneDNN 3.12 computes its gradients over an odd number of rows, on several threads, where it may not
-write. Trainings end in a crash, or differ from run to run."""
-
-
-def _writes_astray(module: nn.Module) -> bool:
+def _is_miscomputed(module: nn.Module) -> bool:
     return (
         isinstance(module, nn.Conv2d)
         and module.in_channels // module.groups < NARROW
         and set(module.kernel_size) == {1}
         and set(module.stride) != {1}
     )
-
-
-def run_reduced(module: nn.Module, inputs: DeviceQueries) -> Tensor:
-    """Outputs of `module` in training, as float32, computed in bfloat16 where that is faster.
-
-    Weights stay float32. In a network of convolutions it halves the time of a step.
-    """
-    device = inputs.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=_computes_bfloat16(device)):
-        outputs = run(module, inputs)
-    return outputs.float()
-
-
-@cache
-def _computes_bfloat16(device: str) -> bool:
-    """Does the hardware compute in it? Where software imitates it, it is slower than float32.
-
-    Not on CPUs with AMX: its kernels in oneDNN 3.12 read memory that nobody wrote (oneDNN, issue
-    5717), so that trainings differ from run to run, and some end in NaN.
-    """
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in the oldest torch
-        capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") and not capabilities.get("amx_bf16"))
-    return False
 
 
 @contextmanager
@@ -92,3 +73,141 @@ def computing(threaded: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A batch of queries: `tensors` (n, ...) in the order of the signature's inputs.
+
+    `sizes` (n, axes) are the true sizes of each query along each dynamic axis; `places` are the
+    inputs that have such an axis, and its place there. Some of the rows are cut to the largest of
+    them, so that nothing is computed for padding that all have.
+    """
+
+    tensors: tuple[Tensor, ...]
+    sizes: Tensor
+    places: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def of(cls, rows: Array, signature: Signature, device: torch.device) -> "Rows":
+        """Rows of one kind of the signature's (see models.tensor.Layout)."""
+        arrays = signature.kind_of(rows[0, ...]).input.split(rows)
+        found = sizes_in(arrays, signature.inputs)
+        sizes = np.array([found[axis] for axis in signature.axes], np.int64).T
+        places = tuple(
+            tuple(
+                (i, 1 + each.axes[axis])
+                for i, each in enumerate(signature.inputs)
+                if axis in each.axes
+            )
+            for axis in signature.axes
+        )
+        tensors = (torch.from_numpy(_indexable(arrays[each.name])) for each in signature.inputs)
+        return cls(
+            tuple(each.to(device) for each in tensors),
+            torch.from_numpy(sizes.reshape(len(rows), -1).copy()),
+            places,
+        )
+
+    def __len__(self) -> int:
+        return len(self.tensors[0])
+
+    def __getitem__(self, which: Tensor | slice) -> "Rows":
+        here = which.cpu() if isinstance(which, Tensor) else which
+        sizes = self.sizes[here]
+        tensors = list(self.tensors)
+        if len(sizes):
+            for longest, places in zip(sizes.amax(0).tolist(), self.places, strict=True):
+                for at, axis in places:
+                    tensors[at] = tensors[at].narrow(axis, 0, longest)
+        return Rows(tuple(each[which] for each in tensors), sizes, self.places)
+
+    def in_groups(self, k: int) -> "Rows":
+        """Return groups of k consecutive rows as rows (n, k, ...)."""
+        tensors = tuple(each.unflatten(0, (-1, k)) for each in self.tensors)
+        sizes = self.sizes.unflatten(0, (-1, k)).amax(1)
+        places = tuple(tuple((at, axis + 1) for at, axis in each) for each in self.places)
+        return Rows(tensors, sizes, places)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensors."""
+        return self.tensors[0].device
+
+    def arrays(self, signature: Signature) -> Named:
+        """Return the rows as arrays by name, of the signature's data types."""
+        return {
+            each.name: tensor.detach().cpu().numpy().astype(each.dtype, copy=False)
+            for each, tensor in zip(signature.inputs, self.tensors, strict=True)
+        }
+
+
+DeviceQueries = Tensor | Rows
+"""Queries (n, *query_shape) of one float32 input of fixed shape, or others."""
+
+
+def on_device(
+    rows: Array, signature: Signature, device: torch.device, *, plain: bool
+) -> DeviceQueries:
+    """Return rows of queries as networks take them in training."""
+    if plain:
+        return torch.from_numpy(rows).to(device)
+    return Rows.of(rows, signature, device)
+
+
+def tensor(queries: DeviceQueries) -> Tensor:
+    """Return queries of one float32 input of fixed shape, which alone can be added up or turned."""
+    assert isinstance(queries, Tensor)
+    return queries
+
+
+def run(module: Callable[..., Tensor], queries: DeviceQueries) -> Tensor:
+    """Run `module`, which takes a tensor for each input."""
+    outputs: Tensor = module(*queries.tensors) if isinstance(queries, Rows) else module(queries)
+    return outputs
+
+
+def run_reduced(module: nn.Module, inputs: DeviceQueries) -> Tensor:
+    """Run `module` in training, in bfloat16 where that is faster; outputs are float32.
+
+    Weights stay float32. In a network of convolutions it halves the time of a step.
+    """
+    device = inputs.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=_computes_bfloat16(device)):
+        outputs = run(module, inputs)
+    return outputs.float()
+
+
+@cache
+def _computes_bfloat16(device: str) -> bool:
+    """Whether the hardware computes in it; where software emulates it, it is slower than float32.
+
+    Not on CPUs with AMX: its kernels in oneDNN 3.12 read uninitialised memory (oneDNN, issue
+    5717), so that trainings differ from run to run, and some end in NaN.
+    """
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # not in the oldest torch
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") and not capabilities.get("amx_bf16"))
+    return False
+
+
+def mirror(queries: Tensor, which: Tensor) -> Tensor:
+    """Turn those of `queries` (n, ..., width) left to right where `which` (n,) holds."""
+    which = which.view(-1, *[1] * (queries.ndim - 1))
+    return torch.where(which, queries.flip(-1), queries)
+
+
+@torch.no_grad()
+def predict(module: nn.Module, queries: DeviceQueries, mirrored: bool = False) -> Tensor:
+    """Return outputs (n, *output_shape) of `module`, in evaluation mode, for `queries` (n, ...)."""
+    module.eval()
+    parts = (queries[start : start + BATCH] for start in range(0, len(queries), BATCH))
+    return torch.cat([run(module, tensor(part).flip(-1) if mirrored else part) for part in parts])
+
+
+def _indexable(array: Array) -> Array:
+    """Return `array` in a data type that torch can index."""
+    wide = array.dtype.kind == "u" and array.dtype.itemsize > 1
+    return np.ascontiguousarray(array, np.int64 if wide else None)

@@ -1,11 +1,27 @@
-"""How a network comes to imitate another (Hinton, Vinyals, Dean, 2015): losses, and a start."""
+"""What stand-ins learn: the deployed model's predictions, and the losses that compare with them.
 
+(Distillation: Hinton, Vinyals, Dean, 2015.)
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from parity_models.errors import DataError, ModelError
+from parity_models.models.envelope import Envelope
 from parity_models.models.networks.stacked import Stacked
 from parity_models.tasks.metrics import PredictionKind, is_map
+from parity_models.tasks.output_kind import OutputKind, choose_output_kind
+from parity_models.tasks.unlabelled import labels_from
+from parity_models.training.device import DeviceQueries, Rows, on_device, predict, tensor
+from parity_models.training.envelope import fit_envelope
+from parity_models.training.queries import Queries
+from parity_models.training.teacher import Teacher
 
 TEMPERATURE = 2.0
 """Softens the predictions that are distilled."""
@@ -14,25 +30,215 @@ SQUARED_ERROR = 0.02
 """Weight of the squared error towards the targets: enough to hold outputs at the scale and
 offset of F's, which distillation leaves open, too little to cost accuracy."""
 
+SMALLEST = 1e-6
+"""Smaller probabilities are learned as this one: their logarithms tell nothing more."""
 
-def divergence(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from softened targets to softened outputs, (n, classes)."""
-    each = functional.kl_div(
-        functional.log_softmax(outputs / TEMPERATURE, dim=-1),
-        functional.log_softmax(targets / TEMPERATURE, dim=-1),
-        reduction="none",
-        log_target=True,
+TRIED = 8
+"""Rows that are predicted together and one by one."""
+
+
+@dataclass(frozen=True)
+class OutputTransform:
+    """The form in which predictions of `kind` are learned, and served.
+
+    A network learns what is easiest to learn. Instead of probabilities it learns their logarithms,
+    and is served with a softmax. Instead of vectors of length 1 it learns vectors of any length,
+    and is served with a normalisation. `scale` are the deviations (*output_shape) of F's
+    predictions.
+    """
+
+    kind: OutputKind
+    scale: Tensor
+
+    @classmethod
+    def of(cls, kind: OutputKind, predictions: Tensor) -> "OutputTransform":
+        """Return that of F's `predictions` (ways, n, *output_shape)."""
+        scale = _deviations(predictions)
+        # Every value of a direction has the same weight.
+        return cls(kind, scale.square().mean().sqrt() if kind == "embeddings" else scale)
+
+    @property
+    def compared_as(self) -> PredictionKind:
+        """The kind of prediction that the loss treats outputs as."""
+        if self.kind in ("logits", "probabilities"):
+            return "classes"
+        return "boxes" if self.kind == "boxes" else "values"
+
+    def targets(self, predictions: Tensor) -> Tensor:
+        """Return the targets of outputs, given F's `predictions` (..., *output_shape)."""
+        if self.kind != "probabilities":
+            return predictions
+        logarithms = predictions.clamp_min(SMALLEST).log()
+        return logarithms - logarithms.mean(dim=-1, keepdim=True)
+
+    def difference(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of `outputs` towards `targets`, both (n, *output_shape).
+
+        Of classes it is the Kullback-Leibler divergence of softened predictions, of others the
+        squared error in units of `scale`.
+        """
+        if self.compared_as == "classes":
+            each = functional.kl_div(
+                functional.log_softmax(outputs / TEMPERATURE, dim=-1),
+                functional.log_softmax(targets / TEMPERATURE, dim=-1),
+                reduction="none",
+                log_target=True,
+            )
+            return each.sum(dim=-1).mean() * TEMPERATURE**2
+        if self.kind == "embeddings":
+            outputs = functional.normalize(outputs, dim=-1)
+        return functional.mse_loss(outputs / self.scale, targets / self.scale)
+
+    def at_scale(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return a loss that holds outputs for classes (n, ...) at their targets' scale, else 0."""
+        if self.compared_as == "classes":
+            return SQUARED_ERROR * functional.mse_loss(outputs, targets)
+        return outputs.new_zeros(())
+
+    def answer(self, outputs: Tensor) -> Tensor:
+        """Return a network's `outputs` (..., *output_shape) as valid predictions of the kind."""
+        return _answers(self.kind, outputs)
+
+
+def served(network: nn.Module, kind: OutputKind, dtype: np.dtype[Any]) -> nn.Module:
+    """Return `network` as it is served: with answers of `kind`, in the data type `dtype`."""
+    if kind not in ("probabilities", "embeddings") and dtype == np.float32:
+        return network
+    return _Served(network, kind, dtype)
+
+
+class _Served(nn.Module):
+    def __init__(self, network: nn.Module, kind: OutputKind, dtype: np.dtype[Any]) -> None:
+        super().__init__()
+        self._network = network
+        self._kind = kind
+        self._dtype = torch.from_numpy(np.empty(0, dtype)).dtype
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return _answers(self._kind, self._network(*inputs)).to(self._dtype)
+
+
+def _answers(kind: OutputKind, outputs: Tensor) -> Tensor:
+    if kind == "probabilities":
+        return outputs.softmax(dim=-1)
+    return functional.normalize(outputs, dim=-1) if kind == "embeddings" else outputs
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation queries (m, *query_shape), F's predictions for them, and the right answers.
+
+    `labels` are for the metric: classes (m,), or predictions (m, *output_shape).
+    """
+
+    inputs: DeviceQueries
+    predictions: Tensor
+    labels: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class DistillationData:
+    """Queries (n, *query_shape), and F's predictions (ways, n, *output_shape) for them.
+
+    The second way, if there is one, is for the queries turned left to right. `metric` judges on the
+    queries `held_out`.
+    """
+
+    inputs: DeviceQueries
+    predictions: Tensor
+    held_out: HeldOut
+    metric: str
+    transform: OutputTransform
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether there are predictions for queries turned left to right."""
+        return len(self.predictions) == 2
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """The kind of the predictions as they are learned."""
+        return self.transform.kind
+
+    def for_recipe(self, *, mirror: bool) -> "DistillationData":
+        """Return the same without turned queries, unless the recipe is to `mirror`."""
+        return self if mirror else replace(self, predictions=self.predictions[:1])
+
+    def learned_as(self, kind: OutputKind) -> "DistillationData":
+        """Return the same with predictions learned as another kind."""
+        return replace(self, transform=OutputTransform.of(kind, self.predictions))
+
+
+def distill(
+    model: nn.Module,
+    teacher: Teacher,
+    queries: Queries,
+    device: torch.device,
+    output_kind: str | None,
+) -> DistillationData:
+    """Run F, here `model`, once over each way that a query can come, instead of once per epoch.
+
+    Raises ModelError if a prediction depends on the rest of its batch, DataError if all are the
+    same, and UserError as `choose_output_kind` does.
+    """
+    inputs = on_device(queries.train, teacher.signature, device, plain=teacher.plain)
+    check_rows_apart(model, inputs[:TRIED])
+    ways = (False, True) if queries.hflip else (False,)
+    predictions = torch.stack([predict(model, inputs, mirrored=turned) for turned in ways])
+    if len(inputs) > 1 and (predictions[0] == predictions[0, :1]).all():
+        raise DataError(
+            "the deployed model predicts the same for all inputs, so nothing can be learned from "
+            "it; check that they are scaled as the model expects them"
+        )
+    some = predictions[0].cpu().numpy()
+    kind, metric = choose_output_kind(output_kind, queries.metric, some)
+    held_out = on_device(queries.validation, teacher.signature, device, plain=teacher.plain)
+    predicted = predict(model, held_out)
+    right = queries.validation_labels
+    if right is None:
+        right = labels_from(predicted.cpu().numpy(), metric)
+    return DistillationData(
+        inputs,
+        predictions,
+        HeldOut(held_out, predicted, right),
+        metric,
+        OutputTransform.of(kind, predictions),
     )
-    return each.sum(dim=-1).mean() * TEMPERATURE**2
 
 
-def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The weighted mean squared error between tensors of any one shape."""
-    return SQUARED_ERROR * functional.mse_loss(outputs, targets)
+def check_rows_apart(model: nn.Module, rows: DeviceQueries) -> None:
+    """Raise ModelError if a prediction of `model` for one of `rows` depends on the others."""
+    together = predict(model, rows)
+    alone = torch.cat([predict(model, rows[i : i + 1]) for i in range(len(rows))])
+    allowed = 1e-2 * together.abs().max()
+    if (together - alone).abs().max() > allowed:
+        raise ModelError(
+            "the deployed model's prediction for a query depends on the others in its batch, so "
+            "serving could not batch queries; export it in evaluation mode (module.eval())"
+        )
 
 
-def deviations(predictions: Tensor) -> Tensor:
-    """The deviation of each value of F's `predictions` (ways, n, *output_shape).
+def envelope_of(data: DistillationData, teacher: Teacher) -> Envelope:
+    """Return the envelope of the queries that the data are of."""
+    inputs, held_out = data.inputs, data.held_out.inputs
+    predictions = data.predictions[0].cpu().numpy()
+    if isinstance(inputs, Rows):
+        assert isinstance(held_out, Rows)
+        signature = teacher.signature
+        queries, others = inputs.arrays(signature), held_out.arrays(signature)
+        return fit_envelope(signature.inputs, queries, others, predictions)
+    name = teacher.signature.inputs[0].name
+    return fit_envelope(
+        teacher.signature.inputs,
+        {name: inputs.cpu().numpy()},
+        {name: tensor(held_out).cpu().numpy()},
+        predictions,
+        mirrored=data.mirrored,
+    )
+
+
+def _deviations(predictions: Tensor) -> Tensor:
+    """Return the deviation of each value of F's `predictions` (ways, n, *output_shape).
 
     One that never varies gets the largest deviation of all, or its errors would weigh without
     bounds. All values of a map get one deviation: at its edges they hardly vary, and little else
@@ -45,18 +251,7 @@ def deviations(predictions: Tensor) -> Tensor:
     return torch.where(each > 1e-6 * largest, each, largest)
 
 
-def difference(kind: PredictionKind, outputs: Tensor, targets: Tensor, scale: Tensor) -> Tensor:
-    """How far predictions of a `kind` are from those of F: what an imitator minimises.
-
-    Classes diverge; of boxes and values it is the squared error, in units of `scale`, the
-    deviations of F's predictions (*output_shape).
-    """
-    if kind == "classes":
-        return divergence(outputs, targets)
-    return functional.mse_loss(outputs / scale, targets / scale)
-
-
-def calibrate(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
+def calibrate_last_layer(module: nn.Module, inputs: Tensor, targets: Tensor) -> None:
     """Have `module` start with outputs of the mean and deviation of its `targets` (n, ...).
 
     Changes the weights and bias of its last layer, if that is a full one with a bias. (For the sum

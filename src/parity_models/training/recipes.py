@@ -1,22 +1,34 @@
-"""What to train with: what a network says of itself, the kind of model, and the style."""
+"""Recipes: the optimiser, effort and style that a network is trained with."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, cos, pi
 from typing import Literal, get_args
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import MLP, Effort, Network, SmallResNet
 from parity_models.models.networks.images import Shape
-from parity_models.training.checkpoint import Options
-from parity_models.training.schedule import Budget, Constant, OneCycle, Schedule
+
+RunOptions = dict[str, str | int | float | bool]
+"""All that determines a run's result besides chance, by name."""
 
 LEAST_STEPS = 2000
 """Steps that a run takes by default, if its data is so small that its epochs have few."""
 
 LEAST_STEPS_PER_EPOCH = 16
+
+WARM_UP = 0.2
+"""The share of the budget after which the learning rate is reached."""
+
+SUMS_EPOCHS = 4
+"""Learning sums of predictions takes this many times as many epochs as learning each apart."""
+
+PUBLISHED_ENCODERS = ("sum", "concatenation")
 
 Use = Literal["deployed", "parity"]
 
@@ -25,19 +37,28 @@ Style = Literal["distilled", "published"]
 
 
 @dataclass(frozen=True)
+class Budget:
+    """When training ends: after so many epochs, so many seconds, or whichever comes first."""
+
+    epochs: int | None = None
+    seconds: float | None = None
+
+    def spent(self, epochs: float, seconds: float) -> float:
+        """Return the share of the budget that is used up, from 0 to 1."""
+        by_epochs = epochs / self.epochs if self.epochs is not None else 0.0
+        by_seconds = seconds / self.seconds if self.seconds is not None else 0.0
+        return min(1.0, max(by_epochs, by_seconds))
+
+
+@dataclass(frozen=True)
 class Recipe(Effort):
-    """How a network is trained: `style` says what the loss compares, and which optimiser goes with
-    it."""
+    """How a network is trained: with AdamW and a learning rate that is annealed, or in the
+    published `style` with Adam and a constant one."""
 
     style: Style = "distilled"
 
     @property
-    def schedule(self) -> Schedule:
-        kind = Constant if self.style == "published" else OneCycle
-        return kind(self.learning_rate, self.weight_decay)
-
-    @property
-    def options(self) -> Options:
+    def options(self) -> RunOptions:
         """What of the recipe determines a run's result, by name."""
         return {
             "batch": self.batch,
@@ -47,45 +68,46 @@ class Recipe(Effort):
             "style": self.style,
         }
 
+    def optimizer(self, weights: Iterable[nn.Parameter]) -> Optimizer:
+        """Return the optimiser of `weights`."""
+        kind = torch.optim.Adam if self.style == "published" else torch.optim.AdamW
+        return kind(weights, weight_decay=self.weight_decay, fused=True)
+
+    def rate_at(self, spent: float) -> float:
+        """Return the learning rate when `spent` (0 to 1) of the budget is used up.
+
+        It warms up, then goes down along half a cosine (one-cycle: Smith, Topin, 2018). Both follow
+        the share of the budget, so that a run limited in time anneals completely whatever the
+        machine's speed.
+        """
+        if self.style == "published":
+            return self.learning_rate
+        if spent < WARM_UP:
+            return self.learning_rate * (0.04 + 0.96 * spent / WARM_UP)
+        through = (spent - WARM_UP) / (1 - WARM_UP)
+        return self.learning_rate * 0.5 * (1 + cos(pi * through))
+
     def steps_per_epoch(self, items: int) -> int:
-        """Into how many batches an epoch over `items` is cut; small data gets small batches."""
+        """Return the number of batches of an epoch over `items`; small data gets small batches."""
         return min(items, max(LEAST_STEPS_PER_EPOCH, ceil(items / self.batch)))
 
     def budget(self, steps_per_epoch: int) -> Budget:
-        """How long to train by default."""
+        """Return how long to train by default."""
         return Budget(epochs=max(self.epochs, ceil(LEAST_STEPS / steps_per_epoch)))
 
 
-SUMS_EPOCHS = 4
-"""Learning sums of predictions takes this many times as many epochs as learning each apart."""
-
-PUBLISHED_ENCODERS = ("sum", "concatenation")
-
-
 def recipe_for(kind: type[Network] | None, use: Use, inputs: Shape) -> Recipe:
-    """That of a network as a deployed model or a backup of one, or as a parity model.
+    """Return the recipe of a network as a deployed model or a backup of one, or as a parity model.
 
-    Where nothing is said of it, as of a function of the user's own, what suits its inputs.
+    A network that says nothing, as a function of the user's own, gets what suits its inputs.
     """
     usual = SmallResNet if len(inputs) == 3 else MLP
     effort = getattr(kind, use, None) or getattr(usual, use)
     return Recipe(**vars(effort))
 
 
-def deployed_recipe(recipe: Recipe, name: str) -> Recipe:
-    """`recipe` for a deployed model as is, or as the paper trains, by the name of either.
-
-    Raises TrainingError for another name.
-    """
-    if name == "usual":
-        return recipe
-    if name != "published":
-        raise TrainingError(f"no recipe is called {name!r}; there are usual, published")
-    return _as_published(recipe)
-
-
 def check_recipe(style: str, spec: CodeSpec) -> None:
-    """Raise TrainingError for another style, and for a code that the paper has not."""
+    """Raise TrainingError for another style, and for a code that the paper does not have."""
     if style not in get_args(Style):
         raise TrainingError(
             f"no recipe is called {style!r}; there are {', '.join(get_args(Style))}"
@@ -100,7 +122,7 @@ def check_recipe(style: str, spec: CodeSpec) -> None:
 
 
 def parity_recipe(recipe: Recipe, style: str, code: Code) -> Recipe:
-    """`recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, section 4.1).
+    """Return `recipe` for a code, or in the published style (Kosaian et al., SOSP 2019, 4.1).
 
     Raises TrainingError for another style, and for codes that were not published.
     """
@@ -110,8 +132,15 @@ def parity_recipe(recipe: Recipe, style: str, code: Code) -> Recipe:
             return recipe
         # Sums of predictions are never learned to the end; those of mirrored queries are more.
         return replace(recipe, epochs=SUMS_EPOCHS * recipe.epochs, mirror=False)
-    published = replace(_as_published(recipe), epochs=150)
+    published = replace(as_published(recipe), epochs=150)
     return published if code.k == 2 else replace(published, batch=32)
+
+
+def as_published(recipe: Recipe) -> Recipe:
+    """Return `recipe` with the paper's optimiser and batches (section 4.1), nothing mirrored."""
+    return replace(
+        recipe, batch=64, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published"
+    )
 
 
 def draw_as_published(layer: nn.Module) -> None:
@@ -124,11 +153,3 @@ def draw_as_published(layer: nn.Module) -> None:
         return
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def _as_published(recipe: Recipe) -> Recipe:
-    """With the paper's optimiser and batches (Kosaian et al., SOSP 2019, section 4.1), and
-    nothing mirrored."""
-    return replace(
-        recipe, batch=64, learning_rate=1e-3, weight_decay=1e-5, mirror=False, style="published"
-    )

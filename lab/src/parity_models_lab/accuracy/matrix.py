@@ -13,7 +13,7 @@ from parity_models.documents import content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.options import Value
 from parity_models.tasks import choose_task
-from parity_models.training.own_network import named_network
+from parity_models.training.networks import named_network
 from parity_models.training.recipes import check_recipe
 from parity_models_lab.accuracy.training_free import (
     BerrutCode,

@@ -4,29 +4,21 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from parity_models.codes import Code
+from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.evaluation.predictor import predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
-from parity_models.training import (
-    Outcome,
-    Report,
-    Settings,
-    progress_bar,
-    train_backup,
-    train_deployed,
-    train_parity,
-)
+from parity_models.training import Callbacks, Trained, TrainingOptions, progress_bars, train
 from parity_models_lab.accuracy.approaches import (
     Approach,
     coding_times,
@@ -38,6 +30,7 @@ from parity_models_lab.accuracy.approaches import (
 )
 from parity_models_lab.accuracy.matrix import BackupCell, Budget, CodeCell, DeployedCell, FreeCell
 from parity_models_lab.accuracy.results import CodeResult, DeployedResult, digest, key_of
+from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.tasks import make_boxes, make_speech
 
 Floats = NDArray[np.float32]
@@ -126,60 +119,57 @@ class MeasuredModel:
 
     def deploy(self) -> DeployedResult:
         """Train the deployed model and measure it."""
-        outcome = self._train(
+        trained = self._train(
             self.key,
             self._cell,
-            "deployed model",
-            lambda out, settings: train_deployed(
+            lambda out, options, bars: train_deployed(
                 self._task,
                 self._data,
                 self._cell.network,
                 out,
-                settings,
+                options,
                 recipe=self._cell.recipe,
+                callbacks=bars,
             ),
         )
         return DeployedResult(
-            outcome.bundle.manifest.deployed.sha256,
+            trained.manifest.deployed.sha256,
             self._task.metric,
             self._available,
             len(self._data.test),
-            outcome.fitted.epochs,
-            outcome.fitted.seconds,
+            trained.fitted.epochs,
+            trained.fitted.seconds,
             date.today().isoformat(),
         )
 
     def code(self, cell: CodeCell) -> CodeResult:
         """Train a code's parity models and measure them."""
-        train = partial(
-            train_parity, self._bundle, cell.spec, network=cell.network, recipe=cell.recipe
-        )
-        outcome = self._train_stand_in(cell, train)
+        bundle = self._train_stand_in(cell, cell.network, cell.spec, cell.recipe)
         test = self._data.test
         accuracy = evaluate(
-            outcome.bundle, test.inputs, test.labels, metric=self._task.metric, seed=self._seed
+            bundle, test.inputs, test.labels, metric=self._task.metric, seed=self._seed
         )
-        bundle = with_accuracy(outcome.bundle, accuracy)
-        code = bundle.code()
+        fitted = bundle.fitted
+        code = with_accuracy(bundle, accuracy).code()
         assert code is not None
         return CodeResult(
             cell,
             accuracy,
             relative_time(bundle, "parity"),
             *coding_times(code, test.inputs),
-            outcome.fitted.epochs,
-            outcome.fitted.seconds,
+            fitted.epochs,
+            fitted.seconds,
             date.today().isoformat(),
         )
 
     def backup(self, cell: BackupCell) -> Approach:
         """Train an approximate backup and measure it."""
-        outcome = self._train_stand_in(cell, partial(train_backup, self._bundle, cell.network))
-        (path,) = outcome.bundle.backup_paths
+        bundle = self._train_stand_in(cell, cell.network, None)
+        (path,) = bundle.backup_paths
         predictions = predictor(path)(self._data.test.inputs)
         return plain_approach(
             str(cell),
-            relative_time(outcome.bundle, "backup"),
+            relative_time(bundle, "backup"),
             self._available,
             score(self._task.metric, predictions, self._data.test.labels),
         )
@@ -207,42 +197,44 @@ class MeasuredModel:
         )
 
     def _train_stand_in(
-        self, cell: CodeCell | BackupCell, train: Callable[..., Outcome]
-    ) -> Outcome:
+        self,
+        cell: CodeCell | BackupCell,
+        network: str | None,
+        code: CodeSpec | None,
+        recipe: str = "distilled",
+    ) -> Trained:
         """Train what the cell asks for, on the task's queries."""
-        what = {"validation": self._data.validation, "metric": self._task.metric}
-        learn = partial(train, **what, mirrored=self._task.flips)
+        queries = queries_of(self._task, self._data)
         return self._train(
             self.key_of(cell),
             cell,
-            str(cell),
-            lambda out, settings: learn(self._data.train.inputs, out, settings),
+            lambda out, options, bars: train(
+                self._bundle, queries, out, network, code, options, recipe, callbacks=bars
+            ),
         )
 
     def _train(
         self,
         key: str,
         budget: Budget,
-        what: str,
-        train: Callable[[Path, Settings], Outcome],
-    ) -> Outcome:
+        train: Callable[[Path, TrainingOptions, Callbacks], Trained],
+    ) -> Trained:
         """Train into the bundle of this key, going on from where a run was cut off."""
         out = self._folder(key)
         shutil.rmtree(out, ignore_errors=True)  # a bundle without its result, perhaps damaged
         out.parent.mkdir(parents=True, exist_ok=True)
-
-        def settings(report: Report, *, resume: bool) -> Settings:
-            return Settings(budget.epochs, budget.seconds, self._seed, resume=resume, report=report)
-
         cut_off = out.with_name(f"{out.name}.checkpoint").exists()
-        with progress_bar(what, self._task.metric) as bar:
+        options = TrainingOptions(
+            epochs=budget.epochs, seconds=budget.seconds, seed=self._seed, resume=cut_off
+        )
+        with progress_bars() as bars:
             try:
-                outcome = train(out, settings(bar, resume=cut_off))
+                trained = train(out, options, bars)
             except TrainingError:
                 if not cut_off:
                     raise
                 # The checkpoint is of another version's training.
-                outcome = train(out, settings(bar, resume=False))
-        if outcome.fitted.interrupted:
+                trained = train(out, replace(options, resume=False), bars)
+        if trained.fitted.interrupted:
             raise KeyboardInterrupt
-        return outcome
+        return trained

@@ -29,7 +29,8 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Parity
 from parity_models.serving.server import ServeOptions
 from parity_models.tasks import Task
-from parity_models.training import Settings, train_deployed, train_parity
+from parity_models.training import TrainingOptions, train
+from parity_models_lab.deployed import queries_of, train_deployed
 from parity_models_lab.results import Row
 
 Array = NDArray[Any]
@@ -69,7 +70,7 @@ def run_attack(
     """
     folder.mkdir(parents=True, exist_ok=True)
     tell("training a deployed and a parity model")
-    with_envelope, rows = _train(task, folder, Settings(seed=seed, seconds=seconds))
+    with_envelope, rows = _train(task, folder, TrainingOptions(seed=seed, seconds=seconds))
     without = without_envelope(with_envelope, folder / "without")
     found: list[Row] = []
     for envelope, bundle in (("no", without), ("yes", with_envelope)):
@@ -132,22 +133,13 @@ def _unlike(envelope: Envelope | None, rows: Array) -> NDArray[np.bool_]:
     return envelope.unlike({envelope.inputs[0].name: rows})
 
 
-def _train(task: Task, folder: Path, settings: Settings) -> tuple[Bundle, Array]:
+def _train(task: Task, folder: Path, options: TrainingOptions) -> tuple[Bundle, Array]:
     """A bundle that is not isolated, and honest queries that it has not seen."""
     # Threads would wait for each other longer than a step of so small a network takes.
     torch.set_num_threads(1)
     data = task.load()
-    deployed = train_deployed(task, data, NETWORK, folder / "deployed", settings).bundle
-    bundle = train_parity(
-        deployed,
-        CODE,
-        data.train.inputs,
-        folder / "with",
-        settings,
-        validation=data.validation,
-        metric=task.metric,
-        mirrored=task.flips,
-    ).bundle
+    deployed = train_deployed(task, data, NETWORK, folder / "deployed", options)
+    bundle = train(deployed, queries_of(task, data), folder / "with", None, CODE, options)
     assert not bundle.isolated
     return bundle, data.test.inputs
 

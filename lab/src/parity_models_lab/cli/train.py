@@ -5,21 +5,26 @@ from typing import Annotated
 
 import typer
 
-from parity_models.cli.accuracy import measure_accuracy
-from parity_models.cli.queries import DataDir
-from parity_models.cli.training import Device, Epochs, Resume, Seconds, Seed, tell
-from parity_models.models.bundle import with_accuracy
+from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
+from parity_models.evaluation.judging import evaluate
 from parity_models.models.networks import NETWORKS
+from parity_models.options import make_options
 from parity_models.tasks import TASKS, choose_task
-from parity_models.training import Settings, progress_bar, train_deployed
+from parity_models.training import TrainingOptions, progress_bars
+from parity_models_lab.deployed import train_deployed
+
+SHARED = ("epochs", "seconds", "seed", "device", "data_dir", "resume")
+
+COMMAND = command_for(train=Declared(TrainingOptions, SHARED))
 
 
 def train(
+    context: typer.Context,
     task: Annotated[
         str,
         typer.Option(
-            help=f"What to learn: {', '.join(TASKS.names)}, or package.module:Class for a task of "
-            "your own.",
+            help=f"The task to learn: {', '.join(TASKS.names)}, or package.module:Class for a task "
+            "of your own.",
             metavar="TASK",
         ),
     ],
@@ -40,27 +45,20 @@ def train(
             metavar="[usual|published]",
         ),
     ] = "usual",
-    epochs: Epochs = None,
-    seconds: Seconds = None,
-    seed: Seed = 0,
-    device: Device = None,
-    data_dir: DataDir = None,
-    resume: Resume = False,
 ) -> None:
-    """Train a deployed model on a task.
+    """Train a model to serve, if you do not have one.
 
     Writes a bundle without a code: the model as ONNX, its weights, and how it was trained.
     `parm parity --from DIR` then makes it resilient. The epoch that does best on a validation
     set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
-    beside DIR allows to --resume.
+    next to DIR lets you --resume.
     """
+    options = make_options(TrainingOptions, given_options(context, "train"), flag_of)
     learned = choose_task(task)
-    dataset = learned.load(data_dir)
-    with progress_bar(f"deployed model ({network})", learned.metric) as report:
-        settings = Settings(epochs, seconds, seed, device, resume, report)
-        outcome = train_deployed(learned, dataset, network, out, settings, recipe=recipe)
-    accuracy = measure_accuracy(
-        outcome.bundle, learned.metric, dataset.test.inputs, dataset.test.labels
-    )
-    with_accuracy(outcome.bundle, accuracy)
-    tell(outcome)
+    dataset = learned.load(None if options.data_dir is None else Path(options.data_dir))
+    with progress_bars() as bars:
+        trained = train_deployed(
+            learned, dataset, network, out, options, recipe=recipe, callbacks=bars
+        )
+    evaluate(trained, task=task, data_dir=options.data_dir).show()
+    typer.echo(f"{trained.path} holds the best epoch")

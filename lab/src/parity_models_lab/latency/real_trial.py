@@ -26,15 +26,16 @@ from parity_models.serving.server import ServeOptions
 from parity_models.simulation.setting import QUERY_SHAPE
 from parity_models.simulation.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.tasks import Dataset, Task, find_task
-from parity_models.training import Settings, train_backup, train_deployed, train_parity
+from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
+from parity_models_lab.deployed import train_deployed
 
 TASK = "digits"
 NETWORK = "linear"
 ENLARGED = QUERY_SHAPE[-1] // 8
 """Pixels of a query for each of a digit's, each way."""
 
-TRAINING = Settings(seconds=15)
+TRAINING = TrainingOptions(seconds=15)
 """For each model: enough for a linear one."""
 
 
@@ -46,7 +47,7 @@ class Laboratory:
     """
 
     folder: Path
-    training: Settings = TRAINING
+    training: TrainingOptions = TRAINING
 
     def run(self, trial: Trial) -> TrialResult:
         """Run a trial. Raises what starting the contention, the server or the load raises."""
@@ -157,7 +158,7 @@ class Laboratory:
         try:
             return open_bundle(path)
         except BundleError:
-            return train_deployed(self._task, self._dataset, NETWORK, path, self.training).bundle
+            return train_deployed(self._task, self._dataset, NETWORK, path, self.training)
 
     def bundle_for(self, trial: Trial) -> Bundle:
         """The bundle that a trial serves, made once: its stand-ins are those that the policy needs,
@@ -184,7 +185,8 @@ class Laboratory:
             return open_bundle(path, code.own)
         except BundleError:
             inputs = self._dataset.train.inputs
-            return train_parity(self._deployed, code, inputs, path, self.training).bundle
+            queries = Queries.of(inputs, code.k)
+            return train(self._deployed, queries, path, None, code, self.training)
 
     def _with_backups(self, bundle: Bundle, trial: Trial) -> Bundle:
         """The bundle with as many backups as the setting has, trained once."""
@@ -194,11 +196,10 @@ class Laboratory:
         try:
             return open_bundle(path, bundle.allowed)
         except BundleError:
-            inputs = self._dataset.train.inputs
+            queries = Queries.of(self._dataset.train.inputs)
             for role in roles:
                 further = role != BACKUP
-                trained = train_backup(bundle, NETWORK, inputs, path, self.training, keep=further)
-                bundle = trained.bundle
+                bundle = train(bundle, queries, path, NETWORK, None, self.training, keep=further)
             return bundle
 
 

@@ -1,0 +1,171 @@
+"""Training a model to serve, for want of one: labelled queries in, a bundle out."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from parity_models.errors import TrainingError
+from parity_models.models.bundle import NewModel, Training, write_bundle
+from parity_models.models.export import export, floats
+from parity_models.models.weights import WEIGHTS, save_weights
+from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
+from parity_models.tasks.metrics import PredictionKind
+from parity_models.tasks.user_data import check_varied
+from parity_models.training.callbacks import Callbacks
+from parity_models.training.device import (
+    choose_device,
+    computing,
+    mirror,
+    place,
+    predict,
+    run_reduced,
+)
+from parity_models.training.fit import fit
+from parity_models.training.networks import named_network
+from parity_models.training.options import TrainingOptions
+from parity_models.training.queries import Queries
+from parity_models.training.recipes import Budget, Recipe, RunOptions, as_published, recipe_for
+from parity_models.training.train import Trained, check_run
+
+LOSSES: dict[PredictionKind, Callable[[Tensor, Tensor], Tensor]] = {
+    "classes": functional.cross_entropy,
+    "boxes": partial(functional.smooth_l1_loss, beta=0.05),
+    "values": functional.mse_loss,
+}
+"""The loss for each kind of prediction. Boxes are in shares of an image: an edge that is wrong by
+more than a twentieth of it weighs by its distance instead of its square."""
+
+
+def train_deployed(
+    task: Task,
+    dataset: Dataset,
+    network: str,
+    out: Path,
+    options: TrainingOptions | None = None,
+    *,
+    recipe: str = "usual",
+    callbacks: Callbacks | None = None,
+) -> Trained:
+    """Train the network called `network` for `task` on its `dataset`, as a deployed model.
+
+    `network` may be a `package.module:function` of the user's (see `networks.Factory`). With
+    the `recipe` "published" it learns with the paper's optimiser and sees nothing mirrored.
+    Writes a bundle to `out`: the model as ONNX and its weights, which parity models are trained
+    against. Raises DataError for inputs or labels that do not fit, TrainingError for settings
+    that cannot work and BundleError if `out` is no place for a bundle.
+    """
+    began, options, out = time.monotonic(), options or TrainingOptions(), Path(out).resolve()
+    shapes = dataset.input_shape, dataset.output_shape
+    check_dataset(task.metric, dataset)
+    check_varied(dataset.train.inputs, "training inputs")
+    check_run(out, options)
+    device = choose_device(options.device)
+    named = named_network(network)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        module = place(named.build(*shapes, (1, 1)), device)
+    chosen = _recipe(recipe_for(named.kind, "deployed", dataset.input_shape), recipe)
+    mirrored = chosen.mirror and task.flips
+    said: RunOptions = {"network": network, **chosen.options, "mirror": mirrored}
+    steps = chosen.steps_per_epoch(len(dataset.train))
+    problem = _Labelled(module, task, dataset, steps, mirrored)
+    sha256 = hashlib.sha256(np.ascontiguousarray(dataset.train.inputs).data).hexdigest()
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    budget = Budget(options.epochs, options.seconds)
+    with computing(chosen.threaded):
+        fitted = fit(
+            problem,
+            chosen,
+            chosen.budget(steps) if budget == Budget() else budget,
+            seed=options.seed,
+            checkpoint=checkpoint,
+            options={"task": task.name, "inputs": sha256, "seed": options.seed, **said},
+            resume=options.resume,
+            on_progress=(callbacks or Callbacks()).on_training,
+            began=began,
+        )
+    training = Training(
+        task=task.name,
+        inputs=len(dataset.train),
+        inputs_sha256=sha256,
+        seed=options.seed,
+        epochs=fitted.epochs,
+        seconds=round(fitted.seconds, 2),
+        device=str(device),
+        recipe=said,
+    )
+    bundle = write_bundle(
+        out,
+        deployed=NewModel(export(module, [floats(dataset.input_shape)]), network),
+        deployed_training=training,
+        files={WEIGHTS: save_weights(module)},
+    )
+    if not fitted.interrupted:
+        checkpoint.unlink(missing_ok=True)
+    return Trained(**vars(bundle), fitted=fitted)
+
+
+def queries_of(task: Task, dataset: Dataset) -> Queries:
+    """Return the queries that stand-ins for a task's model learn from; none is left to calibrate
+    with, or to test."""
+    validation = dataset.validation
+    return Queries(
+        dataset.train.inputs,
+        validation.inputs,
+        validation.labels,
+        metric=task.metric,
+        hflip=task.flips,
+    )
+
+
+def _recipe(usual: Recipe, name: str) -> Recipe:
+    if name not in ("usual", "published"):
+        raise TrainingError(f"no recipe is called {name!r}; there are usual, published")
+    return usual if name == "usual" else as_published(usual)
+
+
+def mirror_boxes(boxes: Tensor) -> Tensor:
+    """Return `boxes` (n, 4), left, top, right, bottom, as in the images turned left to right."""
+    left, top, right, bottom = boxes.unbind(-1)
+    return torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
+
+
+class _Labelled:
+    """Fitting a module to labels, scored by the task's metric."""
+
+    def __init__(
+        self, module: nn.Module, task: Task, dataset: Dataset, steps: int, mirrored: bool
+    ) -> None:
+        self.module = module
+        self.steps = steps
+        self._metric = task.metric
+        self._mirrored = mirrored
+        self._device = next(module.parameters()).device
+        self._inputs = torch.from_numpy(dataset.train.inputs).to(self._device)
+        kind = np.int64 if METRICS[task.metric].kind == "classes" else np.float32
+        self._labels = torch.from_numpy(dataset.train.labels.astype(kind)).to(self._device)
+        self._held_out = torch.from_numpy(dataset.validation.inputs).to(self._device)
+        self._held_out_labels = dataset.validation.labels
+
+    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
+        size, kind = len(self._inputs), METRICS[self._metric].kind
+        order = torch.randperm(size, generator=generator).to(self._device)
+        coins = (torch.rand(size, generator=generator) < 0.5).to(self._device)
+        for rows in order.tensor_split(self.steps):
+            queries, labels = self._inputs[rows], self._labels[rows]
+            if self._mirrored:
+                queries = mirror(queries, coins[rows])
+                if kind == "boxes":
+                    labels = torch.where(coins[rows, None], mirror_boxes(labels), labels)
+            yield LOSSES[kind](run_reduced(self.module, queries), labels)
+
+    def score(self) -> float:
+        outputs = predict(self.module, self._held_out).cpu().numpy()
+        return score(self._metric, outputs, self._held_out_labels)

@@ -1,0 +1,161 @@
+"""Policies compared under one load and the same contention: `simulate`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from parity_models.codes import CodeSpec
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.options import gather
+from parity_models.printed import Printed
+from parity_models.protection.options import SimulationOptions
+from parity_models.protection.scene import (
+    Outcome,
+    Scene,
+    Service,
+    recording_of,
+    scene_of,
+    service_for,
+)
+from parity_models.scheduling.choice import PolicyChoice
+from parity_models.scheduling.dispatch import SingleQueue
+from parity_models.scheduling.policies import Adaptive, Hedging, NoRedundancy, Parity
+
+QUERIES = 100_000
+
+CODE = CodeSpec("stack", "separate", 2)
+"""The code of parity models where there is no bundle."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A policy with its options and dispatch rule, and its outcome."""
+
+    policy: PolicyChoice
+    dispatch: str
+    outcome: Outcome
+
+    @property
+    def name(self) -> str:
+        """The policy with all that is not its default."""
+        given = ",".join(f"{name}={value}" for name, value in self.policy.options.items())
+        name = f"{self.policy.name}@{given}" if given else self.policy.name
+        return name if self.policy.dispatch is None else f"{name}, {self.policy.dispatch}"
+
+
+@dataclass(frozen=True)
+class Comparison(Printed):
+    """The policies of a comparison, the one without redundancy first, and the scene they meet.
+
+    Of policies with another dispatch rule than its single queue, the one without redundancy is
+    there with that rule, too: so much of their gain is the rule's.
+    """
+
+    scene: Scene
+    policies: tuple[Compared, ...]
+
+    @property
+    def parts(self) -> Sequence[RenderableType]:
+        """A table, and what of each gain is the dispatch rule's."""
+        scene, without = self.scene, self.policies[0]
+        table = Table(
+            title=f"simulated: {scene.instances:,} instances, {scene.queries:,} queries at "
+            f"{scene.rate:,.4g}/s",
+            title_justify="left",
+            caption="times in ms; copies: further runs of the model for each query; busy: "
+            "time of instances for each query",
+            caption_justify="left",
+            pad_edge=False,
+        )
+        table.add_column("policy")
+        for heading in ("p50", "p99", "p99.9", "copies", "stood in", "busy", "failed"):
+            table.add_column(heading, justify="right")
+        for each in self.policies:
+            found = each.outcome
+            table.add_row(
+                each.name,
+                *(f"{ms:.1f}" for ms in (found.p50_ms, found.p99_ms, found.p999_ms)),
+                f"{found.copied:.1%}",
+                f"{found.stood_in:.1%}",
+                f"{found.busy_ms:.2f}",
+                f"{1 - found.answered:.1%}",
+            )
+        rules = {
+            each.dispatch: each for each in self.policies if each.policy.name == NoRedundancy.name
+        }
+        said = []
+        for each in self.policies:
+            gain = without.outcome.p99_ms - each.outcome.p99_ms
+            alone = rules.get(each.dispatch, without)
+            if each.policy.name != NoRedundancy.name and alone is not without and gain > 0:
+                of_rule = min(gain, without.outcome.p99_ms - alone.outcome.p99_ms)
+                said.append(
+                    f"{each.name}: p99 is {gain:.1f} ms lower than without redundancy; "
+                    f"{max(0.0, of_rule):.1f} ms of it is the dispatch rule's, {each.dispatch}."
+                )
+        return [table, *said]
+
+
+def simulate(
+    bundle: Bundle | Path | str | None = None,
+    /,
+    *,
+    policies: Sequence[str | PolicyChoice] | None = None,
+    code: CodeSpec = CODE,
+    options: SimulationOptions | None = None,
+    **given: Any,
+) -> Comparison:
+    """Simulate policies under one load and the same contention.
+
+    Drives the scheduler that serves with simulated instances: 10,000 of them and a million queries
+    take a minute or two for each policy.
+
+    Args:
+        bundle: The bundle to be served, or its folder. Without one, give `service_time`; there are
+            parity models of `code` that take as long, and with a `backup_time` a backup.
+        policies: Names, with options as hedging@hedge-delay=5ms, or choices. By default hedging,
+            and parity and adaptive where there are stand-ins for them.
+        code: The code of parity models without a bundle.
+        options: All of SimulationOptions at once, in place of some by name.
+        **given: Fields of SimulationOptions: workload, cluster and service; times in seconds.
+
+    Returns:
+        The outcome of each policy, and of no redundancy. It prints as a table.
+
+    Raises:
+        UserError: For options out of range, policies that the bundle lacks a stand-in for, and if
+            no query is answered.
+    """
+    chosen = gather(SimulationOptions, options, given)
+    opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
+    recording = recording_of(chosen)
+    service = service_for(opened, chosen, code, recording)
+    scene = scene_of(service, chosen, chosen, queries=QUERIES, recording=recording)
+    asked = [
+        each if isinstance(each, PolicyChoice) else PolicyChoice(each) for each in policies or ()
+    ]
+    asked = asked or [PolicyChoice(name) for name in _usual(service)]
+    compared = [(each, _rule(each, service)) for each in asked]
+    baselines = [
+        PolicyChoice(NoRedundancy.name, dispatch=None if rule == SingleQueue.name else rule)
+        for rule in dict.fromkeys([SingleQueue.name, *(rule for _, rule in compared)])
+    ]
+    choices = list({str(each): each for each in [*baselines, *asked]}.values())
+    return Comparison(
+        scene,
+        tuple(Compared(each, _rule(each, service), scene.outcome(each)) for each in choices),
+    )
+
+
+def _usual(service: Service) -> list[str]:
+    parity = [Parity.name] * (service.stand_ins.code is not None)
+    return [Hedging.name, *parity, *[Adaptive.name] * bool(service.stand_ins)]
+
+
+def _rule(choice: PolicyChoice, service: Service) -> str:
+    _, dispatch = choice.build(service.stand_ins)
+    return dispatch.name

@@ -1,0 +1,153 @@
+"""The options of comparisons and plans: a workload, a cluster, a service, and a goal."""
+
+from dataclasses import dataclass
+from math import inf
+from typing import Annotated
+
+from parity_models.options import SECONDS, Option, Options
+
+INSTANCES = 12
+"""Instances that are simulated where nothing is said of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload(Options):
+    """The queries that arrive, in simulations. Times in seconds."""
+
+    load: Annotated[
+        float,
+        Option(
+            "Offered load, as a share of what the instances can carry one query at a time.",
+            above=0,
+            at_most=3,
+        ),
+    ] = 0.5
+    rate: Annotated[
+        float | None,
+        Option("Queries per second, in place of --load.", above=0, at_most=1e6, excludes="load"),
+    ] = None
+    arrivals: Annotated[
+        str | None,
+        Option(
+            "In place of both: queries arrive at the times in this file, one number of seconds per "
+            "line, in order; the first at once.",
+            metavar="FILE",
+            excludes="rate",
+        ),
+    ] = None
+    queries: Annotated[
+        int | None,
+        Option("Queries of each simulation.", at_least=1000, at_most=10_000_000),
+    ] = None
+    seed: Annotated[int, Option("Fixes all that is random.", at_least=0, at_most=2**32 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster(Options):
+    """The instances that queries run on, in simulations."""
+
+    instances: Annotated[int | None, Option("Instances in all.", at_least=1, at_most=100_000)] = (
+        None
+    )
+    extra_instances: Annotated[
+        int | None,
+        Option(
+            "Those of them that run stand-ins alone, for policies that have such; by default r of "
+            "k + r.",
+            at_least=1,
+        ),
+    ] = None
+    max_batch: Annotated[
+        int | None,
+        Option(
+            "Queries that wait and are run at once, as one batch, at most; by default as parm "
+            "serve has it: 4 where the model runs these in the time of two or less, else 1.",
+            at_least=1,
+            at_most=1024,
+        ),
+    ] = None
+    contention: Annotated[
+        str | None,
+        Option(
+            "A fault plan, or a recording of a running server: the slowness that instances meet. "
+            "By default background transfers, as in the paper, in units of the model's time.",
+            metavar="FILE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions(Options):
+    """The models' times, where no bundle says them, or a server was recorded. Times in seconds."""
+
+    service_time: Annotated[
+        float | None,
+        Option(
+            "Median time of the model for a query, in place of a bundle's.", unit=SECONDS, above=0
+        ),
+    ] = None
+    backup_time: Annotated[
+        float | None,
+        Option(
+            "Median time of a backup, where there is no bundle; by default there is none.",
+            unit=SECONDS,
+            above=0,
+        ),
+    ] = None
+    coverage: Annotated[
+        float,
+        Option(
+            "The share of queries that stand-ins may answer, where there is no bundle.",
+            at_least=0,
+            at_most=1,
+            metavar="SHARE",
+        ),
+    ] = 1.0
+    recorded: Annotated[
+        str | None,
+        Option(
+            "A recording of a running server: its times, arrivals and contention.", metavar="FILE"
+        ),
+    ] = None
+    agreement: Annotated[
+        float | None,
+        Option(
+            "Minimum calibrated agreement with the model for stand-in answers: a level that the "
+            "bundle is calibrated for. By default as for parm serve.",
+            at_least=0,
+            below=1,
+            metavar="SHARE",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationOptions(Workload, Cluster, ServiceOptions):
+    """The options of a comparison of policies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal(SimulationOptions):
+    """The tail that a service is sized for, and the options of its simulation. Times in seconds."""
+
+    p50: Annotated[
+        float | None, Option("Half of the answers come within this time.", unit=SECONDS, above=0)
+    ] = None
+    p99: Annotated[
+        float | None, Option("99 % of the answers come within this time.", unit=SECONDS, above=0)
+    ] = None
+    p999: Annotated[
+        float | None, Option("99.9 % of the answers come within this time.", unit=SECONDS, above=0)
+    ] = None
+    headroom: Annotated[
+        float,
+        Option("The share of the instances' time that is to stay idle.", at_least=0, below=1),
+    ] = 0.3
+
+    @property
+    def limits_ms(self) -> tuple[float, float, float]:
+        """The most that p50, p99 and p99.9 may be, in milliseconds."""
+        p50, p99, p999 = (
+            inf if each is None else 1e3 * each for each in (self.p50, self.p99, self.p999)
+        )
+        return p50, p99, p999

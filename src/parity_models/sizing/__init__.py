@@ -1,1 +1,0 @@
-"""From a bundle, a load and a goal to a policy and a number of instances, by simulation."""

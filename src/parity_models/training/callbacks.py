@@ -1,0 +1,122 @@
+"""Callbacks for the progress of trainings and searches, and bars on stderr that are such."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from tqdm import tqdm
+
+from parity_models.training.fit import OnProgress, Progress
+from parity_models.training.teacher import OnPredicted
+
+LAYOUT = "{desc}: {percentage:3.0f}%|{bar:20}| {elapsed}{postfix}"
+
+
+@dataclass(frozen=True)
+class Searching:
+    """The progress of a search: `spent` is the share of its time, `rung` counts from 0.
+
+    `best` is the best score of the rung so far.
+    """
+
+    spent: float
+    seconds_left: float
+    name: str
+    rung: int
+    tried: int
+    of: int
+    best: float | None
+
+
+OnSearch = Callable[[Searching], None]
+OnMeasured = Callable[[int, int], None]
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """Functions that are called as a training or a search goes on.
+
+    `on_predicted` gets the rows that the deployed model has just predicted, `on_training` and
+    `on_search` the progress several times a second, `on_measured` the rows that were just measured
+    and how many there are in all; `say` gets sentences.
+    """
+
+    on_predicted: OnPredicted = _ignore
+    on_training: OnProgress = _ignore
+    on_search: OnSearch = _ignore
+    on_measured: OnMeasured = _ignore
+    say: Callable[[str], None] = _ignore
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callbacks]:
+    """Yield callbacks that show all as bars on stderr.
+
+    A bar appears with the first report, so that a mistake found before stands alone. Where stderr
+    is not a terminal there is a line now and then.
+    """
+    bars = _Bars()
+    try:
+        yield Callbacks(bars.predicted, bars.training, bars.search, bars.measured, bars.say)
+    finally:
+        bars.close()
+
+
+@dataclass
+class _Bars:
+    _name: str = ""
+    _bar: "tqdm[Any] | None" = None
+    _interval: float = field(default_factory=lambda: 0.2 if sys.stderr.isatty() else 10.0)
+
+    def _show(self, name: str, **options: Any) -> "tqdm[Any]":
+        """Return the bar called so; the one before it ends."""
+        if self._bar is None or self._name != name:
+            self.close()
+            self._name = name
+            self._bar = tqdm(desc=name, mininterval=self._interval, **options)
+        return self._bar
+
+    def _advance(self, name: str, spent: float, said: list[str]) -> None:
+        bar = self._show(name, total=1.0, bar_format=LAYOUT)
+        bar.set_postfix_str(", ".join(said), refresh=False)
+        bar.update(max(0.0, spent - bar.n))
+
+    def predicted(self, rows: int) -> None:
+        self._show("the deployed model's predictions", unit="row", unit_scale=True).update(rows)
+
+    def training(self, progress: Progress) -> None:
+        said = [f"epoch {progress.epoch}"]
+        if progress.seconds_left is not None:
+            said.insert(0, f"{tqdm.format_interval(progress.seconds_left)} left")
+        if progress.score is not None and progress.best is not None:
+            said.append(f"score {progress.score:.1%} (best {progress.best:.1%})")
+        self._advance("training", progress.spent, said)
+
+    def search(self, searching: Searching) -> None:
+        said = [
+            f"{tqdm.format_interval(searching.seconds_left)} left",
+            f"round {searching.rung + 1}, {searching.name} ({searching.tried} of {searching.of})",
+        ]
+        if searching.best is not None:
+            said.append(f"best {searching.best:.1%}")
+        self._advance("search", searching.spent, said)
+
+    def measured(self, rows: int, total: int) -> None:
+        bar = self._show("measuring", unit="row", unit_scale=True)
+        bar.total = total if bar.n + rows <= total else None
+        bar.update(rows)
+
+    def say(self, sentence: str) -> None:
+        self.close()
+        sys.stderr.write(f"{sentence}\n")
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None

@@ -1,0 +1,243 @@
+"""The networks of stand-ins: by name or the user's own, built for queries or for a code."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from parity_models.codes import Code
+from parity_models.errors import TrainingError, UserError
+from parity_models.models.export import export, floats
+from parity_models.models.networks import NETWORKS, GroupNetwork, NamedNetwork, Network, family
+from parity_models.models.networks.bytes import MOST_VALUES
+from parity_models.models.networks.images import Grid, Shape, tiles
+from parity_models.models.networks.queried import Queried, describe
+from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.onnx_tables import find_tables
+from parity_models.models.own_encoder import with_encoder
+from parity_models.models.own_layers import OwnLayers, find_layers
+from parity_models.models.signature import Signature
+from parity_models.own_code import load_own, say
+from parity_models.registry import is_own
+from parity_models.training.recipes import Recipe, parity_recipe, recipe_for
+from parity_models.training.teacher import Teacher
+
+Factory = Callable[..., nn.Module]
+"""A function of the shapes of an input and of an output, both without the batch axis, that makes a
+module from (n, *input_shape) to (n, *output_shape), float32. If it has a parameter `grid`, it gets
+the rows and columns of images that concatenation tiled."""
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """A network by name, how it is made, and the recipe it is trained by.
+
+    Networks that average their last feature map do so over each of `places`, rows and columns.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    recipe: Recipe
+    places: Grid = (1, 1)
+
+
+def backup_network(
+    network: str | Factory, teacher: Teacher, queried: Callable[[], Queried]
+) -> NetworkPlan:
+    """Return the network called `network` for single queries, which `queried` describes.
+
+    Raises TrainingError for a name that does not exist, and for a network for other queries.
+    """
+    if teacher.plain:
+        named = named_network(network)
+        shapes = teacher.signature.input.shape, teacher.output.shape
+        recipe = recipe_for(named.kind, "deployed", shapes[0])
+        return NetworkPlan(named.name, lambda: named.build(*shapes, (1, 1)), recipe)
+    kind, options = _parse(network)
+    if issubclass(kind, GroupNetwork):
+        raise TrainingError(
+            f"{network} answers several queries at once: it is a parity model, not a backup; train "
+            "it with parm parity"
+        )
+    described = queried()
+    if not issubclass(kind, NamedNetwork):
+        raise TrainingError(
+            f"{network} takes one float32 input of fixed shape, the model {teacher.signature}; "
+            f"choose {' or '.join(_fitting(described)) or 'your own network, package.module:Class'}"
+        )
+    make = partial(kind.build_named, options, described, teacher.output.shape)
+    return NetworkPlan(str(network), make, recipe_for(kind, "deployed", ()))
+
+
+def joint_network(network: str, teacher: Teacher, queried: Queried, k: int) -> NetworkPlan:
+    """Return the network called `network` for k queries at once, see `is_joint`."""
+    kind, options = _parse(network)
+    assert issubclass(kind, GroupNetwork)
+    make = partial(kind.build_group, options, queried, teacher.output.shape, k)
+    return NetworkPlan(network, make, recipe_for(kind, "parity", ()))
+
+
+def parity_network(network: str | Factory, code: Code, style: str = "distilled") -> NetworkPlan:
+    """Return the network called `network` for parity queries: a name, or a function.
+
+    A network trained as `published` sees no more places apart than the images are tiled to. Raises
+    TrainingError for a name or style that does not exist, and UserError for a function that does
+    not. The network is checked when it is built.
+    """
+    named = named_network(network)
+    kind = named.kind
+    places = tiles(code) if kind is None or style == "published" else kind.parity_grid(code)
+    recipe = parity_recipe(recipe_for(kind, "parity", code.parity_shape), style, code)
+    return NetworkPlan(named.name, lambda: named.build_parity(code, places), recipe, places)
+
+
+def is_joint(network: str | Factory) -> bool:
+    """Whether it is a network for several queries at once. Raises TrainingError for no network."""
+    return isinstance(network, str) and issubclass(_parse(network)[0], GroupNetwork)
+
+
+def _parse(network: str | Factory) -> tuple[type[Network], Any]:
+    if not isinstance(network, str):
+        raise TrainingError(
+            "a function makes networks for one float32 input of fixed shape; for other queries "
+            "name a network, or package.module:Class for one of your own"
+        )
+    try:
+        return NETWORKS.parse(network)
+    except UserError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _fitting(queried: Queried) -> list[str]:
+    """Return the names of the networks that can learn from such queries."""
+    return [
+        str(each.name)
+        for each in NETWORKS
+        if issubclass(each, NamedNetwork) and each.takes(queried)
+    ]
+
+
+def queried_of(teacher: Teacher, rows: NDArray[Any]) -> Queried:
+    """Describe the inputs by `rows` of queries and by the deployed model's graph."""
+    bundle, signature = teacher.bundle, teacher.signature
+    content = bundle.content(bundle.manifest.deployed)
+    tables = find_tables(content, [each.name for each in signature.inputs])
+    arrays = signature.kind_of(rows[0, ...]).input.split(rows)
+    described = describe(arrays, signature.inputs, tables, _layers(content, signature, arrays))
+    return with_encoder(described, content, signature, teacher.output.name)
+
+
+def _layers(
+    content: bytes, signature: Signature, arrays: dict[str, NDArray[Any]]
+) -> OwnLayers | None:
+    """Return the layers of a model that takes one row of small integers."""
+    taken = signature.inputs[0]
+    array = arrays[taken.name]
+    if (
+        len(signature.inputs) > 1
+        or taken.axes
+        or len(taken.shape) != 1
+        or array.dtype.kind not in "iu"
+    ):
+        return None
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= MOST_VALUES:
+        return None
+    return find_layers(content, taken.name, taken.dtype, array.shape[1], high + 1)
+
+
+@dataclass(frozen=True)
+class ChosenNetwork:
+    """A network by name, how it is made for inputs and outputs of some shapes, or for parity
+    queries, and for which grid; and the class that says what it is trained with, or None."""
+
+    name: str
+    build: Callable[[Shape, Shape, Grid], nn.Module]
+    build_parity: Callable[[Code, Grid], nn.Module]
+    kind: type[Network] | None = None
+
+
+def named_network(network: str | Factory) -> ChosenNetwork:
+    """Return the network that a name of the user's stands for, or a function that makes one.
+
+    A name is one of this package's networks, or package.module:name of a user's own: a subclass of
+    Network, which may have options after it, or a Factory. Raises UserError for a module or name
+    that is not there, and TrainingError for another name and for options that there are not.
+    """
+    if not isinstance(network, str):
+        name = f"{getattr(network, '__module__', '?')}:{getattr(network, '__qualname__', '?')}"
+        return _made_by(name, network)
+    if is_own(network):
+        factory = load_own(family(network))
+        if not (isinstance(factory, type) and issubclass(factory, Network)):
+            return _made_by(network, factory)
+    try:
+        kind, options = NETWORKS.parse(network)
+    except UserError as error:
+        raise error if is_own(network) else TrainingError(str(error)) from error
+
+    def build(inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        kind.check_single(options)
+        return kind.build(options, inputs, outputs, grid)
+
+    build_parity = partial(kind.build_parity, options)
+    if not is_own(network):
+        return ChosenNetwork(network, build, build_parity, kind)
+
+    def checked_parity(code: Code, grid: Grid) -> nn.Module:
+        shapes = code.parity_shape, code.parity_output_shape
+        return build_own(network, lambda *_: build_parity(code, grid), *shapes)
+
+    return ChosenNetwork(network, partial(build_own, network, build), checked_parity, kind)
+
+
+def _made_by(name: str, factory: Factory) -> ChosenNetwork:
+    build = partial(build_own, name, factory)
+    return ChosenNetwork(
+        name, build, lambda code, grid: build(code.parity_shape, code.parity_output_shape, grid)
+    )
+
+
+def build_own(
+    name: str, factory: Factory, takes: Shape, gives: Shape, grid: Grid = (1, 1)
+) -> nn.Module:
+    """Build the network of the user's `factory`, called `name`, and check it.
+
+    Raises TrainingError for what is no network, or one that does not fit the shapes.
+    """
+    if not callable(factory):
+        raise TrainingError(f"{name} is {factory!r}, not a function that makes a network")
+    try:
+        more = {"grid": grid} if "grid" in inspect.signature(factory).parameters else {}
+        network = factory(takes, gives, **more)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        raise TrainingError(f"{name}({takes}, {gives}) failed: {say(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise TrainingError(f"{name} made {type(network).__name__}, not a torch.nn.Module")
+    try:
+        with torch.no_grad():
+            outputs = network.eval()(torch.zeros(2, *takes))
+    except Exception as error:
+        raise TrainingError(
+            f"the network that {name} made cannot take inputs of shape {takes}: {say(error)}"
+        ) from error
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (2, *gives):
+        found = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs)
+        raise TrainingError(
+            f"the network that {name} made gives {found} for 2 inputs, where "
+            f"{(2, *gives)} is needed"
+        )
+    if next(network.parameters(), None) is None:
+        raise TrainingError(f"the network that {name} made has no weights that could be trained")
+    try:
+        OnnxModel(export(network, [floats(takes)]))  # now, not after hours of training
+    except Exception as error:
+        raise TrainingError(
+            f"the network that {name} made cannot be served from ONNX: {say(error)}"
+        ) from error
+    return network

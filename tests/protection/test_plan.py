@@ -1,0 +1,244 @@
+"""A plan says which policy and how many instances, and what is nearest where nothing fits."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from commands import Here, assert_refused
+from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.codes import Code, CodeSpec
+from parity_models.errors import UserError
+from parity_models.faults import FaultPlan
+from parity_models.models.bundle import with_calibration
+from parity_models.models.gate import Calibration, GateLevel
+from parity_models.protection.options import Goal
+from parity_models.protection.plan import Planner, Plans, plan
+from parity_models.protection.scene import Service, service_of
+from parity_models.roles import BACKUP, DEPLOYED, parity_role
+from parity_models.scheduling.policies import StandIns
+from recordings import recording
+
+MODEL, STAND_IN = 0.02, 0.002
+
+
+def known(coverage: float = 1.0, *, backup: bool = True) -> Service:
+    """A model of 20 ms, with a backup of 2 ms that agrees in 99 % of cases."""
+    times = {DEPLOYED: MODEL, BACKUP: STAND_IN}
+    stand_ins = StandIns(None, (BACKUP,) * backup)
+    return Service(times, stand_ins, {"backup": coverage}, 0.99, overhead=0.0)
+
+
+def planner(service: Service | None = None, **goal: object) -> Planner:
+    fields = {"rate": 50.0, "queries": 2000, **goal}
+    return Planner(service or known(), Goal(**fields))  # type: ignore[arg-type]  # as given
+
+
+@pytest.fixture(scope="module")
+def four() -> Plans:
+    """What four instances do."""
+    return planner(p99=0.1, instances=4).plans()
+
+
+def test_all_policies_meet_the_same_load_and_the_stand_in_has_the_lowest_tail(
+    four: Plans,
+) -> None:
+    plans = {each.policy.name: each for each in four.plans}
+    assert plans.keys() == {"equal-resources", "hedging", "adaptive"}
+    assert all(each.instances == 4 for each in four.plans)
+    p99 = {name: each.outcome.p99_ms for name, each in plans.items()}
+    assert p99["adaptive"] < p99["hedging"] < p99["equal-resources"]
+    assert plans["hedging"].agreement == 1.0
+    adaptive = plans["adaptive"]
+    assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
+    assert adaptive.stand_in == "backup"
+    assert "--policy adaptive --instances 4" in adaptive.flags
+
+
+def test_hedging_is_tried_with_the_options_that_are_best_where_much_is_spare(four: Plans) -> None:
+    default, tuned = [each for each in four.plans if each.policy.name == "hedging"]
+    assert default.name == "hedging"
+    assert tuned.name == "hedging@hedge-quantile=0.8,hedge-budget=0.3"
+    assert f"--policy {tuned.name}" in tuned.flags
+    assert tuned.outcome.p99_ms < default.outcome.p99_ms
+
+
+def test_the_plan_that_fits_with_the_least_work_is_taken(four: Plans) -> None:
+    assert four.best is not None
+    fit = [each for each in four.plans if not each.missed]
+    assert four.best in fit
+    assert four.best.outcome.busy_ms <= 1.05 * min(each.outcome.busy_ms for each in fit)
+
+
+def test_idle_is_what_busy_time_leaves(four: Plans) -> None:
+    for each in four.plans:
+        used = each.outcome.busy_ms / 1e3 * four.rate / each.instances
+        assert each.outcome.idle == pytest.approx(1 - used, abs=0.03)
+
+
+def test_as_few_instances_as_will_do_are_found() -> None:
+    wanted = planner(known(backup=False), p99=0.1, headroom=0.5)
+    found = wanted.plans()
+    assert found.best is not None
+    fewest = found.best.instances
+    assert fewest >= wanted.least == 2
+    if fewest > wanted.least:
+        fewer = planner(known(backup=False), p99=0.1, headroom=0.5, instances=fewest - 1).plans()
+        assert fewer.best is None
+
+
+def test_where_nothing_fits_the_nearest_is_named() -> None:
+    found = planner(p99=0.0201, instances=4).plans()
+    assert found.best is None
+    assert found.nearest.policy.name == "adaptive"
+    assert found.nearest.missed[0].startswith("p99 ")
+
+
+def test_a_parity_model_is_planned_with_its_own_time() -> None:
+    role = parity_role(0)
+    times = {DEPLOYED: MODEL, role: MODEL / 4}
+    code = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
+    quick = Service(times, StandIns(code), {}, 0.99, overhead=0.0)
+    (adaptive,) = (
+        each for each in planner(quick, instances=6).plans().plans if each.policy.name == "adaptive"
+    )
+    assert adaptive.stand_in == "parity model"
+    assert adaptive.outcome.units[role] > 0
+    assert adaptive.outcome.stood_in > 0
+    assert adaptive.agreement == pytest.approx(1 - 0.01 * adaptive.outcome.stood_in)
+
+
+def test_batches_carry_what_as_many_instances_cannot_one_by_one() -> None:
+    alone = known(backup=False)
+    batched = replace(alone, max_batch=8, added={DEPLOYED: 0.1})
+    assert batched.query == pytest.approx(MODEL * 1.7 / 8)
+    few = {"rate": 150.0, "instances": 2, "headroom": 0.1, "contention": '{"seed": 1}'}
+    one_by_one, together = (planner(each, **few).plans().plans[0] for each in (alone, batched))
+    assert one_by_one.missed
+    assert not together.missed
+    assert together.outcome.units[DEPLOYED] < 2000
+    assert "--max-batch 8" in together.flags
+    assert "--max-batch 1" in one_by_one.flags
+
+
+def test_what_further_rows_add_is_measured_and_taken_out_of_recorded_times(
+    tmp_path: Path,
+) -> None:
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    kept = recording(rows=3.0)
+    found = service_of(bundle, None, kept, 4)
+    assert found.added.keys() == {DEPLOYED, BACKUP}
+    further = found.added[DEPLOYED]
+    assert 0 <= further < 1  # of a model that takes next to nothing
+    assert found.seconds[DEPLOYED] == pytest.approx(0.01 / (1 + 2 * further))
+    goal = Goal(queries=1000, instances=8, max_batch=4)
+    assert Planner(found, goal, kept).plans().plans
+
+
+def test_without_a_load_there_is_nothing_to_size_for() -> None:
+    with pytest.raises(UserError, match="give --rate, or --recorded"):
+        plan(service_time=0.02)
+
+
+def test_a_recording_of_batches_is_refused() -> None:
+    with pytest.raises(UserError, match=r"had 4\.0 queries on average.* give --max-batch"):
+        Planner(known(), Goal(), recording(rows=4.0))
+
+
+def test_a_load_that_no_simulation_holds_is_refused() -> None:
+    with pytest.raises(UserError, match="plan for a part of the load"):
+        planner(rate=1e6).plans()
+
+
+def test_a_recording_has_load_times_and_contention(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    kept = recording()
+    found = service_of(bundle, None, kept, 1)
+    assert found.seconds[DEPLOYED] == pytest.approx(0.01)
+    assert found.overhead == 0
+    assert found.seconds[BACKUP] < 0.1
+    sized = Planner(found, Goal(queries=1000, instances=8), kept).plans()
+    assert sized.rate == 100
+    alone = sized.plans[0].outcome
+    assert alone.p50_ms == pytest.approx(10, rel=0.1)
+    assert alone.p99_ms > 45  # a third of the units took 50 ms
+
+
+@pytest.mark.slow
+def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here: Here) -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights).path
+    calm, kept = tmp_path / "calm.json", tmp_path / "recording.json"
+    calm.write_bytes(msgspec.json.encode(FaultPlan()))
+    kept.write_bytes(msgspec.json.encode(recording()))
+    of = ("plan", str(bundle), "--queries", "1000", "--recorded", str(kept))
+    told = parm_here(
+        *of,
+        "--contention",
+        str(calm),
+        "--p99",
+        "60ms",
+        "--instances",
+        "4",
+        "--headroom",
+        "30%",
+        "--json",
+        str(tmp_path / "out"),
+        columns=80,
+    )
+    assert told.returncode == 0, told.stderr
+    assert "Take " in told.stdout
+    assert "The recorded server had p50 10.0, p99 50.0" in told.stdout
+    assert f"parm serve {bundle} --policy " in told.stdout
+    assert "…" not in told.stdout, "the table is cut"
+    assert json.loads((tmp_path / "out").read_text())["plans"]
+    alone = parm_here(*of, "--rate", "2", "--p99", "9s", "--contention", str(calm))
+    assert "with 1 instance: p50" in alone.stdout, alone.stderr
+    never = parm_here(*of, "--p99", "1ms", "--instances", "4", "--contention", str(calm))
+    assert_refused(never, "no plan fits: the nearest is")
+    for flag in ("--recorded", "--contention"):
+        calm.write_text("no profile")
+        assert_refused(parm_here(*of[:2], "--rate", "9", flag, str(calm)), str(calm))
+    assert_refused(parm_here(*of[:2]), "give --rate, or --recorded")
+    assert "is no share" in parm_here(*of, "--headroom", "some").stderr
+
+
+def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(FEATURES, CLASSES)).astype(np.float32)
+    bundle = linear_bundle(tmp_path, weights, backup=weights)
+    ungated = service_of(bundle, None, None, 1)
+    assert (ungated.coverage, ungated.agreement) == ({}, None)
+    level = GateLevel(0.99, 0.0, coverage=0.8, agreement=0.995)
+    calibration = Calibration("classes", 0.0, "scores", 1000, 0.05, (level,))
+    bundle = with_calibration(bundle, {"backup": calibration})
+    found = service_of(bundle, None, None, 1)
+    assert (found.coverage, found.agreement) == ({"backup": 0.8}, 0.995)
+    with pytest.raises(UserError, match=r"0\.999"):
+        service_of(bundle, 0.999, None, 1)
+
+
+def test_numbers_alone_are_enough_and_instances_are_all_of_them() -> None:
+    """20 ms, 200 a second, p99 of 50 ms."""
+    found = plan(service_time=0.02, rate=200, p99=0.05, queries=2000)
+    assert {each.policy.name for each in found.plans} == {"equal-resources", "hedging"}
+    assert found.best is not None
+    assert found.best.outcome.p99_ms <= 50
+    assert "Take " in str(found)
+    with_backup = plan(service_time=0.02, backup_time=0.004, rate=200, p99=0.05, queries=2000)
+    assert "adaptive" in {each.policy.name for each in with_backup.plans}
+    with pytest.raises(UserError, match="give a bundle, or --service-time"):
+        plan(rate=200)
+
+
+def test_of_plans_that_differ_by_chance_the_simplest_is_taken() -> None:
+    found = planner(known(0.0), instances=20, p99=1.0, contention="{}").plans()
+    assert found.best is not None
+    assert found.best.policy.name == "equal-resources"
+    assert "The goal is met without a stand-in." in found.advice
