@@ -161,7 +161,7 @@ class Driver:
             Recycle: self._recycle,
             ForgetQueries: self._forget_queries,
             ForgetGroup: self._forget_group,
-            WakeAt: lambda action: self._wake_up.set(action.time),
+            WakeAt: self._wake_at,
         }
 
     def observe(self, observer: Observer) -> None:
@@ -189,11 +189,11 @@ class Driver:
             request.fail(UnavailableError("the server was stopped"))
         await self._engine.stop()
 
-    def arrived(self, request: InFlight, actions: Sequence[Action]) -> None:
-        """Take a request, and carry out what the scheduler says to it."""
-        for query in request.queries:
+    def arrived(self, request: InFlight, queries: range, actions: Sequence[Action]) -> None:
+        """Take a request with these queries, and carry out what the scheduler says to it."""
+        for query in queries:
             self.in_flight[query] = request
-        if len(request.rows) > 1:
+        if len(queries) > 1:
             request.future.add_done_callback(lambda _: self._detach(request))
         self.carry_out(actions)
 
@@ -279,7 +279,8 @@ class Driver:
         seconds = self.busy_seconds.get(action.role, 0.0)
         self.busy_seconds[action.role] = seconds + at - unit.began
         self._work.unit_ended(at, action, finished=finished)
-        self._observers.tell("unit_ended", at, action, finished=finished)
+        if self._observers.all:
+            self._observers.tell("unit_ended", at, action, finished=finished)
         if not finished:
             self._stand_ins.lost(action.unit)
 
@@ -333,18 +334,20 @@ class Driver:
         """Carry out actions, and what the scheduler says to that; nothing once it is stopped."""
         if self._stopped:
             return
-        self._do_all(actions)
-        while self._reports:
-            self._do_all(self._reports.popleft()())
+        while True:
+            if actions:
+                self._do_all(actions)
+            if not self._reports:
+                break
+            actions = self._reports.popleft()()
         if self._draining and not self._scheduler.pending:
             self._idle.set()
 
     def _do_all(self, actions: Sequence[Action]) -> None:
-        if not actions:
-            return
         at = now()
         self._work.acted(at, actions)
-        self._observers.tell("acted", at, actions)
+        if self._observers.all:
+            self._observers.tell("acted", at, actions)
         for action in actions:
             try:
                 self._do[type(action)](action)
@@ -381,7 +384,8 @@ class Driver:
     def _run(self, action: Run) -> None:
         j = self._parity_rows.get(action.role)
         if j is None:
-            rows = [self._row(query) for query in action.subjects]
+            requests = [(query, self.in_flight[query]) for query in action.subjects]
+            rows = [request.rows[query - request.first, ...] for query, request in requests]
         else:
             rows = [self._groups[group].parities[j] for group in action.subjects]
         self.units[action.unit] = _Unit(action, now())
@@ -501,6 +505,9 @@ class Driver:
             self.quarantined.append(instance)
             self._metrics.quarantined.labels(instance).inc()
         self._engine.recycle(instance, action.why)
+
+    def _wake_at(self, action: WakeAt) -> None:
+        self._wake_up.set(action.time)
 
     def _forget_queries(self, action: ForgetQueries) -> None:
         for query in action.queries:
@@ -629,7 +636,8 @@ class _Timer:
             self._timer.cancel()
 
     def _start_timer(self) -> None:
-        self.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         if self._loop is None:
             # Kept, as asking for it is a system call (Python 3.11: it looks at the process id).
             self._loop = asyncio.get_running_loop()

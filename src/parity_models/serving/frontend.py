@@ -206,6 +206,7 @@ class Frontend:
                 self.metrics.unlike.inc(len(unlike))
         self._driver.arrived(
             request,
+            queries,
             self._scheduler.queries_arrived(
                 arrived,
                 queries,

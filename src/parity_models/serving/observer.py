@@ -50,22 +50,22 @@ class Observers:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._all: list[Observer] = []
+        self.all: list[Observer] = []
         self._at_fault: set[Observer] = set()
 
     def add(self, observer: Observer) -> None:
         """Tell this one, too, from now on."""
-        self._all.append(observer)
+        self.all.append(observer)
 
     def tell(self, event: str, *about: object, **more: object) -> None:
         """Call the method `event` of each observer."""
-        for each in self._all:
+        for each in self.all:
             self._call(each, event, *about, **more)
 
     def headers(self, unit: Run) -> dict[str, str]:
         """Return the headers of all observers."""
         said: dict[str, str] = {}
-        for each in self._all:
+        for each in self.all:
             said |= self._call(each, "headers", unit) or {}
         return said
 
