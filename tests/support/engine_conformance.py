@@ -1,7 +1,6 @@
-"""What every engine does, whatever its instances are: the tests of EngineConformance.
+"""Tests that every engine must pass: EngineConformance.
 
-A test file of an engine has a subclass whose fixture `fleet` says how to make, hurt and mend the
-engine's instances.
+A test file of an engine has a subclass whose fixture `fleet` makes, kills and mends its instances.
 """
 
 import asyncio
@@ -19,9 +18,9 @@ from parity_models.serving.engine import Engine
 
 DEPLOYED = frozenset({"deployed"})
 BOTH = frozenset({"deployed", "parity-0"})
-WORKS = [DEPLOYED, BOTH]
+ROLE_SETS = [DEPLOYED, BOTH]
 SLOW = 2e6
-"""Steps of the moody model that take a good while, and come to an end."""
+"""Steps of the moody model that take long, but end."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Failed:
 
 
 class Events:
-    """A listener that keeps what it is told until a test asks for it."""
+    """A listener that keeps events until a test asks for them."""
 
     def __init__(self) -> None:
         self._queue: asyncio.Queue[Joined | Left | Finished | Failed] = asyncio.Queue()
@@ -113,7 +112,7 @@ class Events:
 
 
 class Fleet(ABC):
-    """Engines that run the moody model as deployed and as parity-0, on instances for WORKS.
+    """Engines that run the moody model as deployed and as parity-0, on instances for ROLE_SETS.
 
     `failure` is in what they say of a unit that the model does not run.
     """
@@ -126,7 +125,7 @@ class Fleet(ABC):
 
     @abstractmethod
     def kill(self, engine: Engine, number: int) -> None:
-        """Kill what runs the instance for WORKS[number]."""
+        """Kill what runs the instance for ROLE_SETS[number]."""
 
     @abstractmethod
     def mend(self) -> None:
@@ -139,11 +138,11 @@ def row(*values: float) -> NDArray[np.float32]:
 
 @asynccontextmanager
 async def started(fleet: Fleet) -> AsyncIterator[tuple[Engine, Events, str, str]]:
-    """A started engine, its events, and its instances for WORKS."""
+    """A started engine, its events, and its instances for ROLE_SETS."""
     engine, events = fleet.engine(), Events()
-    await engine.start(WORKS, events)
+    await engine.start(ROLE_SETS, events)
     try:
-        joined = [await events.arrival() for _ in WORKS]
+        joined = [await events.arrival() for _ in ROLE_SETS]
         instance = {each.roles: each.instance for each in joined}
         yield engine, events, instance[DEPLOYED], instance[BOTH]
     finally:
@@ -196,9 +195,9 @@ class EngineConformance:
                     engine.run(first, unit + 1, "deployed", [row(0, unit)])
 
         engine, events = fleet.engine(), Busy()
-        await engine.start(WORKS, events)
+        await engine.start(ROLE_SETS, events)
         try:
-            joined = [await events.arrival() for _ in WORKS]
+            joined = [await events.arrival() for _ in ROLE_SETS]
             (first,) = (each.instance for each in joined if each.roles == DEPLOYED)
             engine.run(first, 1, "deployed", [row(0, 0)])
             for unit in range(1, 6):
@@ -206,21 +205,21 @@ class EngineConformance:
         finally:
             await engine.stop()
 
-    async def test_a_unit_that_fails_costs_nobody_else(self, fleet: Fleet) -> None:
+    async def test_a_unit_that_fails_affects_no_other(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, _):
             engine.run(first, 1, "deployed", [row(0, 0), row(3, 0)])
             assert fleet.failure in await events.failure(1)
             engine.run(first, 2, "deployed", [row(0, 7)])
             np.testing.assert_array_equal(await events.outputs(2), [[0, 7]])
 
-    async def test_a_work_that_the_instance_has_not_fails_the_unit(self, fleet: Fleet) -> None:
+    async def test_a_role_that_the_instance_does_not_run_fails_the_unit(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, _):
             engine.run(first, 1, "parity-0", [row(0, 0)])
             assert f"instance {first} does not run parity-0" in await events.failure(1)
             engine.run(first, 2, "deployed", [row(0, 7)])
             await events.outputs(2)
 
-    async def test_a_cancelled_unit_is_reported_all_the_same(self, fleet: Fleet) -> None:
+    async def test_a_cancelled_unit_is_still_reported(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, _):
             engine.run(first, 1, "deployed", [row(0, SLOW)])
             engine.cancel(first, 1)
@@ -296,7 +295,7 @@ class EngineConformance:
             off = np.abs(await events.outputs(1) - rows).max()
             assert off <= engine.tolerance * np.abs(rows).max()
 
-    async def test_stop_ends_units_and_nothing_more_is_heard(self, fleet: Fleet) -> None:
+    async def test_stop_ends_units_and_nothing_more_is_reported(self, fleet: Fleet) -> None:
         async with started(fleet) as (engine, events, first, _):
             engine.run(first, 1, "deployed", [row(0, SLOW)])
             await engine.stop()
@@ -305,8 +304,8 @@ class EngineConformance:
             assert events.nothing_more()
             await engine.stop()
 
-    async def test_a_start_can_be_given_up(self, fleet: Fleet) -> None:
-        start = asyncio.create_task(fleet.engine().start(WORKS, Events()))
+    async def test_a_start_can_be_cancelled(self, fleet: Fleet) -> None:
+        start = asyncio.create_task(fleet.engine().start(ROLE_SETS, Events()))
         await asyncio.sleep(0)
         start.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -14,9 +14,9 @@ from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.local.local_engine import LocalEngine
 
 FOREVER = 1e15
-"""Steps of the moody model that nobody waits for."""
+"""Steps of the moody model that never end."""
 PATIENT: dict[str, Any] = {"heartbeat_timeout": 30.0, "unit_timeout": 60.0}
-"""So that a busy machine is not taken for a broken one."""
+"""Timeouts that a busy machine does not exceed."""
 
 
 @asynccontextmanager

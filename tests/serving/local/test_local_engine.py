@@ -91,14 +91,14 @@ async def test_large_rows_arrive_whole(tmp_path: Path) -> None:
         np.testing.assert_allclose(await events.outputs(1), rows @ weights)
 
 
-async def test_outputs_that_are_not_what_the_model_promised_fail_the_unit(tmp_path: Path) -> None:
+async def test_outputs_that_do_not_fit_the_signature_fail_the_unit(tmp_path: Path) -> None:
     shrinking_model(tmp_path / "m.onnx")
     async with running(tmp_path / "m.onnx") as (engine, events):
         engine.run("0", 1, "deployed", [row(-1, 0), row(1, 0)])
         assert "gave float32 [1, 2] for 2 rows" in await events.failure(1)
 
 
-async def test_rows_and_works_that_do_not_fit_fail_the_unit(model: Path) -> None:
+async def test_rows_and_roles_that_do_not_fit_fail_the_unit(model: Path) -> None:
     async with running(model) as (engine, events):
         for unit, (role, bad, reason) in enumerate(
             [
@@ -125,7 +125,7 @@ async def test_a_cancelled_unit_ends_early_and_is_reported(model: Path, running_
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_one_event_loop_is_as_good_as_another(
+def test_asyncio_and_uvloop_work_alike(
     model: Path, run: Callable[[Coroutine[Any, Any, None]], None]
 ) -> None:
     async def life() -> None:
@@ -144,7 +144,7 @@ def test_one_event_loop_is_as_good_as_another(
     run(life())
 
 
-async def test_workers_leave_it_to_the_engine_to_obey_signals(model: Path) -> None:
+async def test_workers_ignore_signals(model: Path) -> None:
     async with running(model) as (engine, events):
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(engine.pids()["0"], number)
@@ -152,7 +152,7 @@ async def test_workers_leave_it_to_the_engine_to_obey_signals(model: Path) -> No
         assert (await events.outputs(1)).shape == (1, 2)
 
 
-async def test_a_listener_that_raises_hears_of_the_next_unit_all_the_same(model: Path) -> None:
+async def test_a_listener_that_raises_gets_the_next_report(model: Path) -> None:
     class Touchy(Events):
         def unit_finished(self, unit: int, outputs: NDArray[Any], **stamps: float | None) -> None:
             super().unit_finished(unit, outputs, **stamps)
@@ -234,7 +234,7 @@ async def test_an_engine_that_was_not_started_for_faults_takes_none(model: Path)
             engine.inject_faults(FaultPlan(service_time=Constant(3600.0)))
 
 
-async def test_workers_start_one_after_the_other_where_they_are_to(model: Path) -> None:
+async def test_workers_start_one_at_a_time_if_told_to(model: Path) -> None:
     engine = LocalEngine(models(model), **PATIENT, starts_at_once=1)
     starting = asyncio.create_task(engine.start([DEPLOYED] * 3, Events()))
     most = 0

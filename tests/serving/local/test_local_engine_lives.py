@@ -34,7 +34,7 @@ from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 pytestmark = pytest.mark.slow
 
 
-async def test_a_worker_that_is_not_heard_of_is_replaced(model: Path) -> None:
+async def test_a_silent_worker_is_replaced(model: Path) -> None:
     async with running(model, heartbeat_timeout=1.0) as (engine, events):
         os.kill(engine.pids()["0"], signal.SIGSTOP)
         assert await events.departure("0") == "was not heard from for 1 s"
@@ -119,7 +119,7 @@ async def test_a_worker_that_cannot_be_replaced_is_tried_again_and_again(
         assert list(engine.pids()) == [joined.instance]
 
 
-async def test_a_process_that_nobody_took_notice_of_exits(
+async def test_a_process_that_is_not_watched_exits(
     model: Path,
 ) -> None:
     begun: list[asyncio.subprocess.Process] = []
@@ -187,7 +187,7 @@ async def main():
         )
 
 
-async def test_an_instance_that_is_recycled_again_and_again_is_kept_waiting(
+async def test_an_instance_that_is_recycled_repeatedly_restarts_later_each_time(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(model) as (engine, events):
@@ -215,7 +215,7 @@ def test_the_pause_before_a_restart_grows_until_a_run_was_long() -> None:
     assert backoff.after(0.5) == 2 * FIRST
 
 
-async def test_workers_run_what_was_pinned_whatever_becomes_of_the_file(tmp_path: Path) -> None:
+async def test_workers_run_the_pinned_content_after_the_file_changes(tmp_path: Path) -> None:
     def replace(path: Path) -> None:
         linear_model(tmp_path / "other.onnx", (2,), (2,), np.full((2, 2), 7, np.float32))
         (tmp_path / "other.onnx").replace(path)
@@ -309,7 +309,9 @@ async def test_stop_leaves_nothing_behind(model: Path, temporary: Path) -> None:
         await engine.stop()
 
 
-async def test_a_start_that_is_given_up_leaves_nothing_behind(model: Path, temporary: Path) -> None:
+async def test_a_start_that_is_cancelled_leaves_nothing_behind(
+    model: Path, temporary: Path
+) -> None:
     engine = LocalEngine({"deployed": PinnedModel.of(model)})
     start = asyncio.create_task(engine.start([DEPLOYED] * 2, Events()))
     while not engine.pids():
