@@ -1,6 +1,12 @@
-"""Cores that instances share with each other, with who serves and asks, and with strangers."""
+"""Cores that instances share with each other, with the server and its client, and with others.
+
+The server is one thread, and so is its client: each does one thing at a time, in order. So where
+cores are slow, a report waits for the reports before it, though the cores are idle half of the
+time, and each redundant unit makes all others wait.
+"""
 
 import heapq
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -28,14 +34,18 @@ class Hog:
 
 @dataclass(frozen=True)
 class Cores:
-    """The cores of one machine, on which models compute, all of them.
+    """The cores of one machine. Times in seconds of a core.
 
     Where instances are `pinned`, instance i is on core i modulo `count`; else they go where there
-    is room, as do those who serve. What computes on a core at the same time has equal parts of it.
-    `serving` are the seconds that server and client compute for each query while it is waited for,
-    half of them before the scheduler hears of it and half after it is answered; `unseen` are those
-    besides, for which nothing waits, and `unit` those that an instance computes for a unit besides
-    its service. `hogs` take theirs in spells.
+    is room, as do those who serve. Jobs that compute on a core at the same time have equal parts of
+    it. Models compute on the cores, unless units are `waiting` for accelerators of their own.
+
+    `serving` is the time that client and server compute for a query that takes one unit. The
+    client's thread takes half of it, before the query is sent and after its answer is back; the
+    server's thread takes an eighth each for the request, for sending a unit, for its report, and
+    for the answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that
+    an instance computes for a unit besides its service, half of it before. `hogs` compute in
+    spells.
     """
 
     count: int
@@ -43,6 +53,7 @@ class Cores:
     unseen: float = 0.0
     unit: float = 0.0
     pinned: bool = False
+    waiting: bool = False
     hogs: tuple[Hog, ...] = ()
 
 
@@ -51,14 +62,43 @@ class Job:
 
     __slots__ = ("core", "done", "stopped")
 
-    def __init__(self, core: "_Core", done: Callable[[], None]) -> None:
+    def __init__(self, core: "_Core", done: Callable[[float], None]) -> None:
         self.core = core
         self.done = done
         self.stopped = False
 
 
+class Thread:
+    """A thread that does one thing after the other, each on the core that is least busy."""
+
+    def __init__(self, computing: "Computing") -> None:
+        self._computing = computing
+        self._queue: deque[tuple[float, Callable[[float], None]]] = deque()
+        self._runs = False
+
+    def do(self, now: float, work: float, done: Callable[[float], None]) -> None:
+        """Compute for `work` seconds of a core once all else is done; tell `done` the time."""
+        self._queue.append((work, done))
+        if not self._runs:
+            self._next(now)
+
+    def _next(self, now: float) -> None:
+        self._runs = True
+        while self._queue:
+            work, done = self._queue.popleft()
+            if work:
+                self._computing.least_busy(now).start(now, work, partial(self._done, done))
+                return
+            done(now)
+        self._runs = False
+
+    def _done(self, done: Callable[[float], None], now: float) -> None:
+        done(now)
+        self._next(now)
+
+
 class Computing:
-    """What goes on on the cores; times must not decrease."""
+    """Everything that computes on the cores; times must not decrease."""
 
     def __init__(self, cores: Cores, seed: int, at: At) -> None:
         apart = cores.count if cores.pinned else 1
@@ -68,40 +108,20 @@ class Computing:
             spells = Exponential(hog.mean_between), Exponential(hog.mean_length)
             courses[hog.core % apart].append(Spells(rng, *spells))
         self._cores = [_Core(cores.count // apart, hogs, at) for hogs in courses]
-        self.count = cores.count
-        self.units = 0
-        """How many units compute."""
-        self._serving, self._unseen = cores.serving / 2, cores.unseen / 2
-        self._unit = cores.unit
+        self.server = Thread(self)
+        self.client = Thread(self)
 
-    def run(self, now: float, instance: int, work: float, done: Callable[[], None]) -> Job:
-        """Have an instance compute a unit whose service takes so many seconds of a core."""
+    def run(self, now: float, instance: int, work: float, done: Callable[[float], None]) -> Job:
+        """Have an instance compute for so many seconds of a core."""
+        return self._cores[instance % len(self._cores)].start(now, work, done)
 
-        def ended() -> None:
-            self.units -= 1
-            done()
-
-        self.units += 1
-        return self._cores[instance % len(self._cores)].start(now, work + self._unit, ended)
-
-    def serve(self, now: float, done: Callable[[], None]) -> None:
-        """Have server and client compute what they do before a query, or after its answer."""
-        for work, then in ((self._serving, done), (self._unseen, _nothing)):
-            if work:
-                least = min(self._cores, key=lambda core: core.busy(now))
-                least.start(now, work, then)
-            else:
-                then()
+    def least_busy(self, now: float) -> "_Core":
+        """The core on which fewest jobs compute."""
+        return min(self._cores, key=lambda core: core.busy(now))
 
     def stop(self, now: float, job: Job) -> None:
-        """An instance computes its unit no more."""
-        if not job.stopped:
-            self.units -= 1
-            job.core.stop(now, job)
-
-
-def _nothing() -> None:
-    """What nobody waits for is done."""
+        """Compute this job no further."""
+        job.core.stop(now, job)
 
 
 class _Core:
@@ -135,7 +155,7 @@ class _Core:
         """How many times as long as alone all take that compute now."""
         return max(1.0, (self._computing + self._hogging) / self._cores)
 
-    def start(self, now: float, work: float, done: Callable[[], None]) -> Job:
+    def start(self, now: float, work: float, done: Callable[[float], None]) -> Job:
         self._advance(now)
         self._order += 1
         job = Job(self, done)
@@ -191,4 +211,4 @@ class _Core:
                 done.append(job)
         self._await()
         for job in done:
-            job.done()
+            job.done(now)

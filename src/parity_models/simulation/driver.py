@@ -5,7 +5,7 @@ plan say (`faults.WorkerFaults`, the code that real workers obey).
 """
 
 import heapq
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from random import Random
 from typing import Any
@@ -58,7 +58,7 @@ class Driver:
         progress: Callable[[int], None] | None,
     ) -> None:
         self._simulation = simulation
-        self._scheduler = Scheduler(policy, simulation.config, dispatch, self._crowded)
+        self._scheduler = Scheduler(policy, simulation.config, dispatch)
         self._now = 0.0
         self._calendar: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -129,10 +129,6 @@ class Driver:
             ]
             self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
 
-    def _crowded(self, instances: Collection[str]) -> bool:
-        """Do these instances, which have a unit, use up what all share?"""
-        return False
-
     # Events
 
     def _arrive(self) -> None:
@@ -140,12 +136,20 @@ class Driver:
         self._arrived += 1
         if self._progress is not None and self._arrived % 1000 == 0:
             self._progress(self._arrived)
-        self._serve(partial(self._admit, query))
+        self._ask(partial(self._admit, query))
         if self._arrived < len(self._simulation.arrivals):
             self._at(float(self._simulation.arrivals[self._arrived]), self._arrive)
 
-    def _serve(self, done: Callable[[], None]) -> None:
-        """What server and client do before a query is admitted, or after its answer."""
+    def _ask(self, done: Callable[[], None]) -> None:
+        """Client and server handle a request."""
+        done()
+
+    def _respond(self, done: Callable[[], None]) -> None:
+        """Server and client handle an answer."""
+        done()
+
+    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
+        """The server handles a timer, or the report `of_unit` that has ended."""
         done()
 
     def _admit(self, query: int) -> None:
@@ -153,7 +157,7 @@ class Driver:
 
     def _finish(self, run: Run) -> None:
         if self._running.pop(run.unit, None) is None:
-            return  # it was cancelled
+            return  # its instance is gone
         refused: list[int] = []
         if run.role in BACKUPS:
             source = source_of(run.role)
@@ -170,7 +174,7 @@ class Driver:
     def _wake(self, time: float) -> None:
         if time == self._wake_time:
             self._wake_time = None
-            self._carry_out(self._scheduler.time_passed(self._now))
+            self._hear(lambda: self._carry_out(self._scheduler.time_passed(self._now)))
 
     def _join(self, instance: Instance) -> None:
         self._instances[instance.name] = instance
@@ -212,24 +216,41 @@ class Driver:
             units, rows = self._result.units, self._result.rows
             units[run.role] = units.get(run.role, 0) + 1
             rows[run.role] = rows.get(run.role, 0) + len(run.subjects)
-        there = self._there(instance, run.role, len(run.subjects))
-        running = Running(run, instance, there, counted)
+        running = Running(run, instance, counted, self._now)
         self._running[run.unit] = running
+        self._send(running)
+
+    def _send(self, running: Running) -> None:
+        """The server has sent the unit to its instance."""
+        run = running.run
+        running.there = self._there(running.instance, run.role, len(run.subjects))
         self._begin(running)
 
     def _begin(self, running: Running) -> None:
-        run, there = running.run, running.there
-        done = there + self._takes(run.role, len(run.subjects))
-        self._release(running, done)
-        if running.counted:
-            self._count_busy(run.role, running.ends - self._now)
+        """The unit's input is there at `running.there`."""
+        self._release(
+            running, running.there + self._takes(running.run.role, len(running.run.subjects))
+        )
 
     def _release(self, running: Running, done: float) -> None:
         """The unit is done, and ends when faults let it."""
         run, faults = running.run, running.instance.faults
         ends = done if faults is None else faults.release(running.there, done, run.role)
         running.ends = ends + self._simulation.overhead
-        self._at(running.ends, partial(self._finish, run))
+        self._at(running.ends, partial(self._end_unit, running))
+
+    def _end_unit(self, running: Running, *, finished: bool = True) -> None:
+        """The instance is done with the unit, and reports it."""
+        if running.over:
+            return
+        running.over = True
+        if running.counted:
+            busy, role = self._result.busy, running.run.role
+            busy[role] = busy.get(role, 0.0) + self._now - running.sent
+        report = (
+            partial(self._finish, running.run) if finished else partial(self._cut, running.run.unit)
+        )
+        self._hear(report, of_unit=True)
 
     def _cancel(self, cancel: Cancel) -> None:
         running = self._running.get(cancel.unit)
@@ -246,13 +267,7 @@ class Driver:
             at = running.instance.faults.cut(at)
         ends = at + self._simulation.overhead
         if ends < running.ends:
-            if running.counted:
-                self._count_busy(running.run.role, ends - running.ends)
-            self._at(ends, partial(self._cut, running.run.unit))
-
-    def _count_busy(self, role: str, seconds: float) -> None:
-        busy = self._result.busy
-        busy[role] = busy.get(role, 0.0) + seconds
+            self._at(ends, partial(self._end_unit, running, finished=False))
 
     def _verify(self, verify: Verify) -> None:
         instance, role = self._instances[verify.instance], verify.role
@@ -283,7 +298,7 @@ class Driver:
         self._decoded.append(decode)
 
     def _answer(self, answer: Answer) -> None:
-        self._serve(partial(self._answered, answer))
+        self._respond(partial(self._answered, answer))
 
     def _answered(self, answer: Answer) -> None:
         arrived = self._simulation.arrivals[answer.query]

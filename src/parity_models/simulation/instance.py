@@ -28,12 +28,17 @@ class Instance:
 
 @dataclass(slots=True)
 class Running:
-    """A unit on its way to an instance or there: its input is `there`, and it `ends`, which is not
-    known as long as it computes on a core that others may come to: `job`."""
+    """A unit on its way to an instance, or there.
+
+    It was `sent` at a time; its input is `there`, and it `ends`, which is not known as long as it
+    computes on a core that others may come to (`job`). It is `over` once the instance has ended it.
+    """
 
     run: Run
     instance: Instance
-    there: float
     counted: bool
+    sent: float
+    there: float = inf
     ends: float = inf
     job: Job | None = None
+    over: bool = False
