@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from random import Random
 
 from parity_models.faults import Exponential
@@ -46,6 +47,9 @@ class Cores:
     for the answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that
     an instance computes for a unit besides its service, half of it before. `hogs` compute in
     spells.
+
+    With a `quota`, jobs together get so many cores' time in each PERIOD, and then none until the
+    next one begins, as in a control group or a container with a processor limit.
     """
 
     count: int
@@ -55,6 +59,11 @@ class Cores:
     pinned: bool = False
     waiting: bool = False
     hogs: tuple[Hog, ...] = ()
+    quota: float = inf
+
+
+PERIOD = 0.01
+"""Seconds for which a quota is given at once."""
 
 
 class Job:
@@ -107,7 +116,7 @@ class Computing:
             rng = Random(f"{seed}/hog {number}")
             spells = Exponential(hog.mean_between), Exponential(hog.mean_length)
             courses[hog.core % apart].append(Spells(rng, *spells))
-        self._cores = [_Core(cores.count // apart, hogs, at) for hogs in courses]
+        self._cores = [_Core(cores.count // apart, cores.quota / apart, hogs, at) for hogs in courses]
         self.server = Thread(self)
         self.client = Thread(self)
 
@@ -131,12 +140,14 @@ class _Core:
     computed since; so whose work is done first does not change when others come or go.
     """
 
-    def __init__(self, cores: int, hogs: list[Spells], at: At) -> None:
+    def __init__(self, cores: int, quota: float, hogs: list[Spells], at: At) -> None:
         self._cores = cores
+        self._grant = self._left = quota * PERIOD
+        self._period_ends = PERIOD if quota < inf else inf
         self._at = at
         self._hogs = hogs
         self._hogging = 0
-        self._turn = float("inf")
+        self._turn = inf
         """When the next hog begins or ends."""
         self._now = 0.0
         self._each = 0.0
@@ -153,7 +164,16 @@ class _Core:
     @property
     def _longer(self) -> float:
         """How many times as long as alone all take that compute now."""
+        if not self._left:
+            return inf
         return max(1.0, (self._computing + self._hogging) / self._cores)
+
+    @property
+    def _exhausted_at(self) -> float:
+        """When the quota of this period is used up, as it goes now."""
+        if not self._computing or not self._left:
+            return inf
+        return self._now + self._left / min(self._computing, self._cores)
 
     def start(self, now: float, work: float, done: Callable[[float], None]) -> Job:
         self._advance(now)
@@ -172,30 +192,38 @@ class _Core:
             self._await()
 
     def _advance(self, now: float) -> None:
-        while self._turn <= now:
-            self._pass(self._turn)
-            self._look_at_hogs()
+        while (change := min(self._turn, self._period_ends, self._exhausted_at)) <= now:
+            self._pass(change)
+            if change == self._turn:
+                self._look_at_hogs()
+            elif change == self._period_ends:
+                self._left = self._grant
+                self._period_ends += PERIOD * (1 + (now - change) // PERIOD * (not self._computing))
+            else:
+                self._left = 0.0
         self._pass(now)
 
     def _pass(self, until: float) -> None:
-        if self._computing:
-            self._each += (until - self._now) / self._longer
+        if self._computing and self._left:
+            passed = until - self._now
+            self._each += passed / self._longer
+            self._left = max(0.0, self._left - passed * min(self._computing, self._cores))
         self._now = until
 
     def _look_at_hogs(self) -> None:
         courses = [hog.after(self._now) for hog in self._hogs]
         self._hogging = sum(start <= self._now for start, _ in courses)
         turns = (stop if start <= self._now else start for start, stop in courses)
-        self._turn = min(turns, default=float("inf"))
+        self._turn = min(turns, default=inf)
 
     def _await(self) -> None:
         """Look again when the first may be done, or the next hog begins or ends."""
         while self._jobs and self._jobs[0][2].stopped:
             heapq.heappop(self._jobs)
         if self._jobs:
-            left = (self._jobs[0][0] - self._each) * self._longer
+            left = (self._jobs[0][0] - self._each) * self._longer if self._left else inf
             self._order += 1
-            time = min(self._now + left, self._turn)
+            time = min(self._now + left, self._turn, self._period_ends)
             self._at(time, partial(self._look, self._order, time))
 
     def _look(self, order: int, now: float) -> None:
