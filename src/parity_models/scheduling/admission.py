@@ -107,7 +107,7 @@ class Admission:
         self._spent -= newest * self._spent
         self._ended -= newest * self._ended
         if finished:
-            self._runs.add(now - unit.started)
+            self._runs.add((now if unit.ended is None else unit.ended) - unit.started)
 
     def query_ended(self) -> None:
         """A query that did not wait was answered, or failed."""
@@ -140,10 +140,12 @@ class Admission:
         waiting: int,
         instances: int,
         idle: Callable[[], int],
+        lag: float = 0.0,
     ) -> Refusal | None:
         """Why these queries of a tenant, which are due at one time, are not taken; None: they are.
 
-        `waiting` queries wait for `instances`, of which so many are `idle`.
+        `waiting` queries wait for `instances`, of which so many are `idle`. Besides, everything
+        waits for `lag` seconds for the server's own process.
         """
         if not waiting:
             self._empty_at = now
@@ -166,10 +168,10 @@ class Admission:
         impatient = now + left < due
         if impatient:
             # The newest go first, and who waits too long leaves: waits need not be overestimated.
-            takes = (waiting + queries - 1) / rate + run
+            takes = lag + (waiting + queries - 1) / rate + run
         else:
             # The last of them starts after those before it, once a unit that runs has ended.
-            takes = SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
+            takes = lag + SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
         short = max(min(SHORT, SHORT_RUNS * run), LEAST_RUNS * run, SHORT_SHARE * left)
         standing = now - self._empty_at
         if takes > left:

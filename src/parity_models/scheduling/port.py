@@ -11,9 +11,6 @@ from parity_models.scheduling.actions import Decode, Encode, Reason, RecycleReas
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Query, Task, Unit
 
-Crowded = Callable[[Collection[str]], bool]
-"""Do instances that have a unit, by name, use up what all share?"""
-
 
 class Port(Protocol):
     """What a redundancy policy may ask, and what it may have done."""
@@ -37,8 +34,16 @@ class Port(Protocol):
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
 
     @property
-    def crowded(self) -> bool:
-        """Do the units that run use up what their instances share, as all cores of a machine?"""
+    def may_help(self) -> bool:
+        """Whether redundant work may be sent: not while the server's own process is the bottleneck,
+        or redundancy is switched off."""
+
+    @property
+    def lag(self) -> float:
+        """How long a report or a timer waits for the server's process, in seconds."""
+
+    def run_time(self, unit: Unit) -> float:
+        """How long a unit ran that has just ended, without what its report has waited."""
 
     def queued(self, role: str) -> int:
         """How many tasks of this role are queued."""

@@ -34,9 +34,9 @@ from parity_models.scheduling.actions import (
 )
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
+from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.health import State
 from parity_models.scheduling.policies.policy import Policy
-from parity_models.scheduling.port import Crowded
 from parity_models.scheduling.queries import Queries
 from parity_models.scheduling.scheduler_port import SchedulerPort
 from parity_models.scheduling.units import Units
@@ -53,9 +53,6 @@ class Scheduler:
     is not reported yet; the driver ignores it. If a hook of the policy raises, the queries that it
     was about fail as INTERNAL, and all else goes on.
 
-    `crowded` says of the instances that have a unit whether they use up what all instances share,
-    such as the cores of one machine; by default each has its own.
-
     Raises ValueError for a query id that is in use: the only thing that no lateness explains.
     """
 
@@ -64,11 +61,10 @@ class Scheduler:
         policy: Policy,
         config: SchedulerConfig | None = None,
         dispatch: Dispatch | None = None,
-        crowded: Crowded = lambda instances: False,
     ) -> None:
         self._policy = policy
         self._dispatch = policy.dispatch() if dispatch is None else dispatch
-        self._port = SchedulerPort(policy, config or SchedulerConfig(), self._dispatch, crowded)
+        self._port = SchedulerPort(policy, config or SchedulerConfig(), self._dispatch)
         self._queries = Queries(self._port)
         self._units = Units(self._port)
 
@@ -110,14 +106,24 @@ class Scheduler:
         self._queries.failed(queries, Reason.INTERNAL, detail)
         return self._done()
 
-    def unit_finished(self, now: float, unit: int, unusable: Collection[int] = ()) -> list[Action]:
+    def unit_finished(
+        self,
+        now: float,
+        unit: int,
+        unusable: Collection[int] = (),
+        *,
+        ended_at: float | None = None,
+    ) -> list[Action]:
         """An instance has run a unit; the driver holds its outputs.
 
         The outputs for the subjects `unusable` cannot be right, or may not be given: a stand-in's
         answers nobody, and a prediction of the deployed model is the answer to its own query only.
+        `ended_at` is when the instance was done, by this clock, if it says so: the report has
+        waited since.
         """
         self._advance(now)
         port = self._port
+        port.reported(unit, ended_at)
         ended = self._units.end(unit, finished=True)
         if ended is None or ended.is_comparison:
             return self._done()
@@ -201,6 +207,20 @@ class Scheduler:
         self._port.samples.gate_turned(source, is_open=is_open)
         return self._done()
 
+    def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
+        """A timer of the driver's own was `lag` seconds late, and its process has used the share
+        `busy` of a core since the last time."""
+        self._advance(now)
+        self._port.front_door.busy = busy
+        self._port.waited(lag)
+        return self._done()
+
+    def redundancy_switched(self, now: float, on: bool) -> list[Action]:
+        """From now on redundant work is sent, or none; it is at first."""
+        self._advance(now)
+        self._port.redundancy_on = on
+        return self._done()
+
     def time_passed(self, now: float) -> list[Action]:
         """It is `now`; the driver calls this at the time of the last WakeAt."""
         self._advance(now)
@@ -228,6 +248,11 @@ class Scheduler:
     def work_held_back(self) -> dict[str, int]:
         """How often a late query was not sent to a role, as the budget or the load forbade it."""
         return dict(self._port.work_held_back)
+
+    @property
+    def front_door(self) -> FrontDoor:
+        """How late and how busy the driver's process is."""
+        return self._port.front_door
 
     def running(self) -> dict[str, int | None]:
         """The instances that are up, as far as reported, and the unit that each one runs."""

@@ -36,8 +36,8 @@ from parity_models.scheduling.admission import Admission, Refusal
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.floor import Floor
+from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.policy import Policy
-from parity_models.scheduling.port import Crowded
 from parity_models.scheduling.samples import Samples
 from parity_models.scheduling.timers import LEAST_DELAY, Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
@@ -48,9 +48,7 @@ _log = logging.getLogger(__name__)
 class SchedulerPort:
     """See above. Times in seconds."""
 
-    def __init__(
-        self, policy: Policy, config: SchedulerConfig, dispatch: Dispatch, crowded: Crowded
-    ) -> None:
+    def __init__(self, policy: Policy, config: SchedulerConfig, dispatch: Dispatch) -> None:
         self.policy = policy
         self.config = config
         self.dispatch = dispatch
@@ -76,9 +74,10 @@ class SchedulerPort:
         self.timers = Timers()
         self.actions: list[Action] = []
         """What answers the event that is being handled."""
+        self.front_door = FrontDoor()
+        self.redundancy_on = True
         self.work_held_back: Counter[str] = Counter()
         """How often a late query was not sent to a role, as it was too dear."""
-        self._crowded = crowded
         self._decodes: dict[int, list[Decode]] = {}
         self._holds: dict[int, int] = {}
         self._forgotten: list[int] = []
@@ -96,8 +95,15 @@ class SchedulerPort:
         return self.dispatch.nodes
 
     @property
-    def crowded(self) -> bool:
-        return self._crowded([unit.instance for unit in self.units.values()])
+    def may_help(self) -> bool:
+        return self.redundancy_on and not self.front_door.is_bottleneck
+
+    @property
+    def lag(self) -> float:
+        return self.front_door.lag
+
+    def run_time(self, unit: Unit) -> float:
+        return (self.now if unit.ended is None else unit.ended) - unit.started
 
     def queued(self, role: str) -> int:
         return self.dispatch.depth(role)
@@ -129,12 +135,13 @@ class SchedulerPort:
         query = self.queries.get(subject) if role in BACKUPS else None
         group = None if query is None else query.original.group
         task = Task(role, subject, kind, group, preemptible, apart=[apart], avoid=avoid)
+        task.wanted = self.redundancy_on
         apart.append(task)
         self._queue(task)
         return task
 
     def copy(self, query: Query, *, last: bool = False, avoid: Collection[str] = ()) -> None:
-        if query.id not in self.queries:
+        if query.id not in self.queries or not self.redundancy_on:
             return
         group = query.original.group
         apart = [query.tasks, *(t for t in query.original.apart if t is not query.tasks)]
@@ -188,6 +195,17 @@ class SchedulerPort:
         """Queue a task that is still wanted and not running: no other is ever queued."""
         if task.wanted and task.unit is None:
             self.dispatch.add(task, first=first)
+
+    def reported(self, unit_id: int, ended: float | None) -> None:
+        """The report of a unit is here, whose instance says that it `ended` then."""
+        unit = self.units.get(unit_id)
+        if unit is not None and ended is not None and unit.started <= ended <= self.now:
+            unit.ended = ended
+            self.waited(self.now - ended)
+
+    def waited(self, seconds: float) -> None:
+        """Something has waited for the driver for so long."""
+        self.front_door.waited(seconds, self.admission.typical_run)
 
     # Timers and hooks
 

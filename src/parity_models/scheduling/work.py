@@ -45,7 +45,8 @@ class Unit:
 
     Where it has no tasks, it is a golden query of the role `golden` instead. `sound`: what the
     instance was given before, it has finished, so that it was well when this unit began. `hung`:
-    its instance is replaced because this unit does not end.
+    its instance is replaced because this unit does not end. `ended`: when the instance was done, if
+    it has said so.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Unit:
     golden: str | None = None
     sound: bool = True
     hung: bool = False
+    ended: float | None = None
 
     @property
     def role(self) -> str:

@@ -155,14 +155,14 @@ class Driver:
     def _admit(self, query: int) -> None:
         self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
 
-    def _finish(self, run: Run) -> None:
+    def _finish(self, run: Run, ended: float) -> None:
         if self._running.pop(run.unit, None) is None:
             return  # its instance is gone
         refused: list[int] = []
         if run.role in BACKUPS:
             source = source_of(run.role)
             refused = [query for query in run.subjects if self._refuses(query, source)]
-        self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused))
+        self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused, ended_at=ended))
 
     def _cut(self, unit: int) -> None:
         if self._running.pop(unit, None) is not None:
@@ -248,7 +248,7 @@ class Driver:
             busy, role = self._result.busy, running.run.role
             busy[role] = busy.get(role, 0.0) + self._now - running.sent
         report = (
-            partial(self._finish, running.run) if finished else partial(self._cut, running.run.unit)
+            partial(self._finish, running.run, self._now) if finished else partial(self._cut, running.run.unit)
         )
         self._hear(report, of_unit=True)
 

@@ -74,7 +74,7 @@ class Health:
     def ended(self, unit: Unit, *, finished: bool, rest: float = 0.0) -> None:
         """A unit is off its instance, which is idle now, or will be after `rest` seconds."""
         member = self._members.by_name[unit.instance]
-        took = self._port.now - unit.started
+        took = self._port.run_time(unit)
         if finished or any(task.wanted for task in unit.tasks):  # it was not cancelled
             member.sound = finished
         if finished:

@@ -24,9 +24,10 @@ from typing import Annotated
 from parity_models.options import Option
 from parity_models.scheduling.actions import BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
+from parity_models.scheduling.policies.budget import Budget
+from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.erasures import NoCode, StandIns, rows_needed
 from parity_models.scheduling.policies.groups import CodingGroups
-from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
@@ -41,8 +42,8 @@ NONE: Offer = (0.0, DEPLOYED, lambda: None)
 class Adaptive(Policy):
     """Stand-ins and copies for late queries, as run times, load and the gate tell; see above.
 
-    `run_times`, of the deployed model, and `interference` are what is known to begin with; by
-    default nothing. Times in seconds.
+    `run_times`, of the deployed model, are what is known to begin with; by default nothing. Times
+    in seconds.
     """
 
     name = "adaptive"
@@ -67,6 +68,10 @@ class Adaptive(Policy):
                 above=0,
             ),
         ] = 100.0
+        budget: Annotated[
+            float,
+            Option("Redundant tasks a query, on average, at most.", above=0, at_most=1),
+        ] = 0.1
 
     def __init__(
         self,
@@ -74,16 +79,16 @@ class Adaptive(Policy):
         options: Options | None = None,
         *,
         run_times: RunTimes | None = None,
-        interference: Interference | None = None,
     ) -> None:
         self.asks = stand_ins
         self._code = stand_ins.code or NoCode()
         self._rows = rows_needed(self._code)
         self._groups = CodingGroups(self._code, max_wait=None)
         roles = [*stand_ins.backups, *[PARITY] * bool(self._rows)]
-        urgency = (options or self.Options()).urgency
-        known = run_times or RunTimes(every=100)
-        self._risk = self.RISK(urgency, known, interference or Interference(), roles)
+        options = options or self.Options()
+        self._risk = self.RISK(options.urgency, run_times or RunTimes(every=100), roles)
+        self._budget = Budget(options.budget, float(__import__('os').environ.get('BURST','20')))
+        self._effect = Effect()
         self._alone: dict[int, Query] = {}
         """The queries whose original runs, and nothing else; the oldest first."""
         self._asked: dict[int, list[Task]] = {}
@@ -101,6 +106,8 @@ class Adaptive(Policy):
     # What runs is watched
 
     def arrived(self, port: Port, query: Query) -> None:
+        self._budget.earn()
+        self._effect.arrived(port.now, query.id)
         if port.is_placed(query.original):  # in the queue of an instance
             self._watch(port, query, query.original)
 
@@ -108,15 +115,12 @@ class Adaptive(Policy):
         query = port.pending_query(task.subject)
         if query is None:
             return
-        if task is not query.original:
-            self._risk.interference.starts(task)
-        elif query.id not in self._asked:
+        if task is query.original and query.id not in self._asked:
             self._alone.pop(query.id, None)  # it ran before, and failed
             self._alone[query.id] = query
         self._watch(port, query, task)
 
     def redundancy_starts(self, port: Port, task: Task) -> None:
-        self._risk.interference.starts(task)
         if task.role not in BACKUPS:
             self._groups.redundancy_starts(port, task)
         for query_id in self.carries(task):
@@ -128,7 +132,8 @@ class Adaptive(Policy):
         """Look at the query once this task of it is at risk."""
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
-        self._look_at(port, query, (port.now + query.due) / 2 if age is None else began + age)
+        at = (port.now + query.due) / 2 if age is None else began + age + port.lag
+        self._look_at(port, query, at)
 
     def _look_at(self, port: Port, query: Query, at: float) -> None:
         if query.id not in self._kept:  # else it is answered soon
@@ -145,8 +150,12 @@ class Adaptive(Policy):
         newest = max(runs, key=_started, default=None)
         if newest is None and not port.is_placed(query.original):
             return  # it waits in the queue, as all else would, and is looked at once it runs
-        offers = self._offers(port, query, tasks, newest)
-        worth, role, send = max(offers, key=lambda offer: offer[0], default=NONE)
+        if not self._effect.may_help(query.id):
+            return
+        worth, role, send = NONE
+        if port.may_help and self._budget.is_left:
+            offers = self._offers(port, query, tasks, newest)
+            worth, role, send = max(offers, key=lambda offer: offer[0], default=NONE)
         if worth > 0:
             send()
         else:
@@ -159,7 +168,6 @@ class Adaptive(Policy):
     ) -> Iterator[Offer]:
         """What may be sent for the query now; of what is worth the same, the cheapest first."""
         risk, taken, queued = self._risk, [task.role for task in tasks], port.queued(DEPLOYED)
-        crowded = port.crowded
 
         def worth(role: str, rows: int = 1, company: Sequence[Query] = ()) -> float:
             if not risk.late:  # as nothing is known: once each, while nothing waits
@@ -171,7 +179,7 @@ class Adaptive(Policy):
             waited = max(0.0, _started(query.original) - query.arrived)
             lateness = 1 + waited / risk.benefit.median
             waiting = lateness * queued / max(1, port.up(DEPLOYED))
-            return saved - risk.benefit.cost(choice, waiting, crowded=crowded)
+            return saved - risk.benefit.cost(choice, waiting)
 
         for role in (*query.backups, DEPLOYED):
             if port.up(role) > taken.count(role):
@@ -201,6 +209,7 @@ class Adaptive(Policy):
         return company
 
     def _ask(self, port: Port, query: Query, role: str) -> None:
+        self._budget.spend()
         tasks = self._tasks(port, query)
         if role == DEPLOYED:
             port.copy(query, avoid=self._risk.avoided)
@@ -208,6 +217,8 @@ class Adaptive(Policy):
             port.submit(role, query.id, query.kind, tasks, avoid=self._risk.avoided)
 
     def _reconstruct(self, port: Port, members: Sequence[Query], rows: int) -> None:
+        for _ in range(rows):
+            self._budget.spend()
         group = self._groups.form(port, members, rows, self._risk.avoided)
         for query in members:
             self._tasks(port, query).extend(group.tasks)
@@ -254,6 +265,8 @@ class Adaptive(Policy):
         self._watch(port, query, query.original)
 
     def resolved(self, port: Port, query: Query) -> None:
+        now = port.now
+        self._effect.ended(now, query.id, now - query.arrived, self._risk.helped_by)
         self._alone.pop(query.id, None)
         self._kept.pop(query.id, None)
         self._drop_backups(port, self._asked.pop(query.id, ()))

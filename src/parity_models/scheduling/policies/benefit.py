@@ -17,13 +17,11 @@ Where a better backup comes after it, that is asked in place of the copy, and wh
 
 Instance time has a price. A queue grows with the load as load / (1 - load) does, so a second of
 instance time adds 1 / (1 - load)^2 to it; and those that wait there are later by 1 / (1 - load),
-so that each second costs them so much more. Where redundant work slows originals down, only a part
-of the capacity is `spare`, and the price is higher by that; while instances that share cores use
-all of them, the least is. And each query that waits now, or comes before no query waits any more,
-is delayed by its share of it: waiting / (1 - load) are these. They will be as late as this one was
-when it began, after the time w, and a median:
+so that each second costs them so much more. And each query that waits now, or comes before no
+query waits any more, is delayed by its share of it: waiting / (1 - load) are these. They will be
+as late as this one was when it began, after the time w, and a median:
 
-    cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3 / spare
+    cost(s) = (s + (1 - coverage) * m) * (1 / (1 - load)^3
               + urgency * (1 + w / m) * waiting / (1 - load) / instances)
 
 To ask at the age a is worth S(a) * (saved - cost) to a unit that begins. A unit is *at risk* from
@@ -36,7 +34,6 @@ from dataclasses import dataclass
 from itertools import chain
 from math import inf
 
-from parity_models.scheduling.policies.interference import LEAST
 from parity_models.scheduling.run_times import RunTimes
 
 FULLEST = 0.99
@@ -63,16 +60,15 @@ class Benefit:
 
     def __init__(self, urgency: float) -> None:
         self._urgency = urgency
-        self._price = self._highest = inf
+        self._price = inf
         self._delayed = 1.0
         self.median = 0.0
 
-    def learn(self, median: float, load: float, spare: float) -> None:
+    def learn(self, median: float, load: float) -> None:
         """What it follows from is new."""
         self.median = median
         self._delayed = 1 / (1 - min(load, FULLEST))
-        undisturbed = self._delayed**self.STEEPNESS
-        self._price, self._highest = undisturbed / spare, undisturbed / LEAST
+        self._price = self._delayed**self.STEEPNESS
 
     def saved(self, choice: Choice, running: RunTimes, age: float, before: float = 0.0) -> float:
         """What a task started now saves a query whose unit, one like `running`, is of this age.
@@ -86,11 +82,10 @@ class Benefit:
             saved += chance * (moment - late_from * left)
         return self._urgency * saved / self.median
 
-    def cost(self, choice: Choice, waiting: float = 0.0, *, crowded: bool = False) -> float:
+    def cost(self, choice: Choice, waiting: float = 0.0) -> float:
         """What it costs; `waiting` are the queries that wait, for each instance, and each as many
-        times as it will be medians late. `crowded`: no core is idle."""
-        price = self._highest if crowded else self._price
-        return choice.work * (price + self._urgency * waiting * self._delayed)
+        times as it will be medians late."""
+        return choice.work * (self._price + self._urgency * waiting * self._delayed)
 
     def at_risk(
         self, choice: Choice, running: RunTimes, before: float = 0.0, *, early: bool = False

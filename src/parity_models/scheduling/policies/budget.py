@@ -1,25 +1,32 @@
-"""A budget for copies of queries."""
+"""A budget for redundant tasks."""
 
 BURST = 10.0
-"""How many copies may be saved up while few are needed."""
+"""How many tasks may be saved up while few are needed."""
 
 
 class Budget:
-    """Allows `share` copies a query, on average."""
+    """Allows `share` redundant tasks a query, on average: of n queries in a row, BURST + share * n
+    at most."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, burst: float = BURST) -> None:
         if share <= 0:
-            raise ValueError(f"the budget of copies a query must be above 0, got {share}")
+            raise ValueError(f"the budget of redundant tasks a query must be above 0, got {share}")
         self._share = share
-        self._saved = BURST
+        self._burst = self._saved = burst
 
     def earn(self) -> None:
         """A query arrived."""
-        self._saved = min(BURST, self._saved + self._share)
+        self._saved = min(self._burst, self._saved + self._share)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether a task may be sent."""
+        return self._saved >= 1
 
     def spend(self) -> bool:
-        """May a copy be sent? If so, it is paid for."""
+        """Pay for a task. Return whether it may be sent."""
         if self._saved < 1:
             return False
         self._saved -= 1
         return True
+

@@ -14,7 +14,6 @@ from itertools import pairwise
 
 from parity_models.scheduling.actions import BACKUPS, DEPLOYED, parity_role
 from parity_models.scheduling.policies.benefit import Benefit, Choice
-from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.policies.stand_in import StandIn
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
@@ -35,6 +34,7 @@ SLOWEST = 2 / 3
 hardware, too few instances are left for redundant work. With half, the slower generation takes all
 places, and instances that transfers slow down are not counted."""
 
+FLOOR = float(__import__("os").environ.get("FLOOR", "0.1"))
 EXACT = 0.9
 """A copy is sent instead of a stand-in whose time is this share of the copy's, or more: the copy's
 answer is the deployed model's own."""
@@ -57,11 +57,9 @@ class Risk:
         self,
         urgency: float,
         run_times: RunTimes,
-        interference: Interference,
         stand_ins: Collection[str],
     ) -> None:
         self.benefit = self.RULE(urgency)
-        self.interference = interference
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.late = 0.0
         """The age from which on a unit of the deployed model is late; 0 while that is unknown."""
@@ -71,6 +69,7 @@ class Risk:
         self._run_times = run_times
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
         self._ages: dict[tuple[str, bool], float] = {}
+        self._least = 0.0
         self._busy, self._since, self._load = 0.0, 0.0, 0.0
         self._decide()
 
@@ -82,6 +81,11 @@ class Risk:
     def avoided(self) -> Collection[str]:
         """The instances that nothing is sent to, as long as others are up."""
         return self.slow
+
+    @property
+    def helped_by(self) -> float:
+        """The age by which what was asked for in time has answered; 0 while that is unknown."""
+        return self._ages.get((DEPLOYED, False), 0.0) + self._least
 
     def given(self, began: float) -> float:
         """From which time on a backup answers a query whose original began then: once it is
@@ -112,9 +116,8 @@ class Risk:
 
     def ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
         """An instance has run this unit, to its end or not."""
-        took = port.now - unit.started
+        took = port.run_time(unit)
         self._busy += took
-        self.interference.ended(port.now, unit, finished=finished)
         if unit.role != DEPLOYED:
             self._measured[measured(unit.role)].ran(took, finished=finished)
             return
@@ -135,6 +138,7 @@ class Risk:
         capacity = (port.now - self._since) * port.up(DEPLOYED)
         if capacity > 0:
             self._load += self.NEWEST * (min(1.0, self._busy / capacity) - self._load)
+        self._least = 0.0
         self._busy, self._since = 0.0, port.now
         for each in self._measured.values():
             each.not_asked(self._run_times.every)
@@ -143,10 +147,11 @@ class Risk:
     def _decide(self) -> None:
         if not self._run_times.median:
             return
-        self.benefit.learn(self._run_times.median, self._load, self.interference.spare)
+        self.benefit.learn(self._run_times.median, self._load)
         choices = [self.choice(role) for role in (DEPLOYED, *self.stand_ins)]
-        least = min([self.benefit.median, *(each.takes for each in self.stand_ins.values())])
-        self.late = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
+        takes = [each.takes for each in self.stand_ins.values()]
+        self._least = min([self.benefit.median, *takes])
+        self.late = self._earliest([Choice(self._least, ((1.0, 0.0),))], DEPLOYED)
         for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
             self._ages[kind, True] = self._earliest(choices[:1], kind)
@@ -158,6 +163,8 @@ class Risk:
         early = kind == SLOW
         worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
+        if FLOOR and not early:
+            at = max(at, running.quantile(1 - FLOOR) or 0.0)
         return min(at, self._earliest(choices, DEPLOYED)) if early else at
 
     def _kind(self, query: Query, task: Task) -> str:

@@ -1,0 +1,35 @@
+"""The server's own process as the bottleneck: late reports are not late instances.
+
+A report waits for the event loop, and so do timers and requests. Where that wait is no small part
+of a unit's run time, or the process is busy all of the time, all queries are late for the same
+reason, and redundant work, which costs the loop as much as originals do, makes them later.
+"""
+
+NEWEST = 0.05
+"""The weight of the newest measurement."""
+
+import os
+SHARE, LEAST = float(os.environ.get('FD','0.1')), 0.001
+"""The front door is the bottleneck once the wait exceeds this share of a median run time, and this
+time in seconds. It is no longer once it is below half of that."""
+
+BUSY = 0.9
+"""It is also the bottleneck while its process uses this share of a core, or more."""
+
+
+class FrontDoor:
+    """Knows how late the event loop is: `lag`, in seconds, and how `busy` its process is, as a share
+    of a core."""
+
+    def __init__(self) -> None:
+        self.lag = 0.0
+        self.busy = 0.0
+        self.is_bottleneck = False
+
+    def waited(self, seconds: float, typical_run: float) -> None:
+        """A report or a timer has waited for the loop for so long."""
+        self.lag += NEWEST * (max(0.0, seconds) - self.lag)
+        limit = max(LEAST, SHARE * typical_run)
+        if self.is_bottleneck:
+            limit /= 2
+        self.is_bottleneck = self.lag > limit or self.busy >= BUSY
