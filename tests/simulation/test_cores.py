@@ -53,8 +53,8 @@ def ends_of(cores: int, works: list[Work]) -> list[float | None]:
     ends: list[float | None] = [None] * len(works)
 
     def start(i: int) -> None:
-        def done() -> None:
-            ends[i] = calendar.now
+        def done(now: float) -> None:
+            ends[i] = now
 
         job = computing.run(calendar.now, i, works[i][1], done)
         after = works[i][2]
@@ -104,7 +104,7 @@ def test_a_hog_takes_half_of_a_core_while_it_computes() -> None:
     computing = Computing(Cores(2, pinned=True, hogs=(Hog(0, 0.0, 1e6),)), 0, calendar.at)
     ends: dict[int, float] = {}
     for core in (0, 1):
-        computing.run(0.0, core, 1.0, lambda core=core: ends.update({core: calendar.now}))  # type: ignore[misc]
+        computing.run(0.0, core, 1.0, lambda now, core=core: ends.update({core: now}))  # type: ignore[misc]
     calendar.run(until=10)
     assert ends == {0: pytest.approx(2), 1: pytest.approx(1)}
 
@@ -114,19 +114,31 @@ def test_hogs_come_and_go_as_real_ones_do() -> None:
     hog = Hog(0, 0.5, 0.5)
     computing = Computing(Cores(1, hogs=(hog,)), 7, calendar.at)
     ended: list[float] = []
-    computing.run(0.0, 0, 100.0, lambda: ended.append(calendar.now))
+    computing.run(0.0, 0, 100.0, ended.append)
     calendar.run(until=1000)
     assert ended == [pytest.approx(150, rel=0.15)]
 
 
-def test_server_and_client_go_where_least_is_done() -> None:
+def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
     calendar = Calendar()
     computing = Computing(Cores(2, serving=2.0, pinned=True), 0, calendar.at)
     ended: dict[str, float] = {}
-    computing.run(0.0, 0, 1.0, lambda: ended.update(unit=calendar.now))
-    computing.serve(0.0, lambda: ended.update(served=calendar.now))
+    computing.run(0.0, 0, 1.0, lambda now: ended.update(unit=now))
+    computing.server.do(0.0, 1.0, lambda now: ended.update(served=now))
+    computing.server.do(0.0, 0.5, lambda now: ended.update(afterwards=now))
     calendar.run()
-    assert ended == {"unit": pytest.approx(1), "served": pytest.approx(1)}
+    expected = {"unit": 1.0, "served": 1.0, "afterwards": 1.5}
+    assert ended == {what: pytest.approx(at) for what, at in expected.items()}
+
+
+def test_a_quota_stops_all_until_the_next_period() -> None:
+    calendar = Calendar()
+    computing = Computing(Cores(2, quota=0.5), 0, calendar.at)
+    ended: list[float] = []
+    for _ in range(2):  # 5 ms of a core are given every 10 ms: 2.5 ms for each of the two
+        computing.run(0.0, 0, 0.004, ended.append)
+    calendar.run(until=1)
+    assert ended == [pytest.approx(0.0115)] * 2
 
 
 def scene(cores: Cores | None, faults: FaultPlan | None = None) -> Simulation:
@@ -190,10 +202,19 @@ def test_fewer_cores_make_a_longer_tail() -> None:
     assert p99[1] > 1.2 * p99[0]
 
 
+def test_on_slow_cores_what_a_slow_server_adds_to_every_query_is_seen() -> None:
+    chosen, has = choice("equal-resources")
+    p50 = [
+        float(np.median(simulate(scene(cores), *chosen.build(has)).latencies))
+        for cores in (None, Cores(2, 0.004, unit=0.001, waiting=True))
+    ]
+    assert 0.005 < p50[1] - p50[0] < 0.02
+
+
 def test_a_stopped_job_may_be_stopped_again() -> None:
     calendar = Calendar()
     computing = Computing(Cores(1), 0, calendar.at)
-    job = computing.run(0.0, 0, 1.0, lambda: None)
+    job = computing.run(0.0, 0, 1.0, lambda now: None)
     computing.stop(0.5, job)
     computing.stop(0.6, job)
     assert isinstance(job, Job)

@@ -1,11 +1,9 @@
 """Worlds under the adaptive policy, which knows how long units take."""
 
-from estimates import run_times, undisturbed
+from estimates import run_times
 from parity_models.scheduling import BACKUP, Scheduler, parity_role
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.policies import Adaptive, StandIns
-from parity_models.scheduling.policies.interference import Interference
-from parity_models.scheduling.port import Crowded
 from scheduling_world import World, code
 
 PARITY = parity_role(0)
@@ -20,17 +18,10 @@ def world_of(
     stand_ins: StandIns = CODE,
     units: list[tuple[float, bool]] = SOME_SLOW,
     dispatch: Dispatch | None = None,
-    interference: Interference | None = None,
-    crowded: Crowded = lambda instances: False,
 ) -> World:
-    """Idle instances, and a policy that has seen these units: how long they ran, to their end?
-    `crowded`: do those that have a unit use up what all share?"""
-    policy = Adaptive(
-        stand_ins,
-        run_times=run_times(*units),
-        interference=undisturbed() if interference is None else interference,
-    )
-    world = World(Scheduler(policy, dispatch=dispatch, crowded=crowded), code())
+    """Idle instances, and a policy that has seen these units: how long they ran, to their end?"""
+    policy = Adaptive(stand_ins, run_times=run_times(*units))
+    world = World(Scheduler(policy, dispatch=dispatch), code())
     for instance in range(instances):
         world.join(f"{instance}", policy.roles(1, 0)[0])
     return world

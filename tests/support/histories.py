@@ -11,7 +11,6 @@ from itertools import cycle
 from random import Random
 from typing import Any
 
-from estimates import undisturbed
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUPS,
@@ -66,7 +65,6 @@ def _adaptive(code: Code, options: dict[str, Any], run_times: RunTimes) -> Polic
         StandIns(code if "code" in has else None, BACKUPS[: has.count("backup")]),
         Adaptive.Options(urgency=options["urgency"]),
         run_times=run_times,
-        interference=undisturbed(),
     )
 
 

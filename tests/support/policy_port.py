@@ -15,6 +15,6 @@ def port_at(now: float, policy: Policy, up: Iterable[str] = ()) -> Port:
     dispatch = SingleQueue()
     for instance in up:
         dispatch.join(instance, ORIGINALS, None)
-    port = SchedulerPort(policy, SchedulerConfig(), dispatch, lambda instances: False)
+    port = SchedulerPort(policy, SchedulerConfig(), dispatch)
     port.now = now
     return port

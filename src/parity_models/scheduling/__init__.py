@@ -31,6 +31,7 @@ from parity_models.scheduling.actions import (
     source_of,
 )
 from parity_models.scheduling.config import SchedulerConfig
+from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
 from parity_models.scheduling.scheduler import Scheduler
 
@@ -56,6 +57,7 @@ __all__ = [
     "Reason",
     "Recycle",
     "RecycleReason",
+    "Redundancy",
     "Run",
     "Scheduler",
     "SchedulerConfig",

@@ -5,11 +5,12 @@ of a unit's run time, or the process is busy all of the time, all queries are la
 reason, and redundant work, which costs the loop as much as originals do, makes them later.
 """
 
+from enum import StrEnum
+
 NEWEST = 0.05
 """The weight of the newest measurement."""
 
-import os
-SHARE, LEAST = float(os.environ.get('FD','0.1')), 0.001
+SHARE, LEAST = 0.1, 0.001
 """The front door is the bottleneck once the wait exceeds this share of a median run time, and this
 time in seconds. It is no longer once it is below half of that."""
 
@@ -17,9 +18,23 @@ BUSY = 0.9
 """It is also the bottleneck while its process uses this share of a core, or more."""
 
 
+class Redundancy(StrEnum):
+    """Whether redundant work is sent."""
+
+    ON = "on"
+    TESTING = "testing"
+    """For every other slice of queries, to see whether it helps (policies/effect.py)."""
+    PAUSED = "paused"
+    """It did not help in the last test."""
+    BOTTLENECK = "bottleneck"
+    """The server's own process is the bottleneck."""
+    OFF = "off"
+    """It is switched off."""
+
+
 class FrontDoor:
-    """Knows how late the event loop is: `lag`, in seconds, and how `busy` its process is, as a share
-    of a core."""
+    """Knows how late the event loop is (`lag`, in seconds), and how `busy` its process is, as a
+    share of a core."""
 
     def __init__(self) -> None:
         self.lag = 0.0

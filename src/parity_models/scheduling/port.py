@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from typing import Any, Protocol
 
 from parity_models.scheduling.actions import Decode, Encode, Reason, RecycleReason, Source
+from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.timers import Timer
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -34,13 +35,12 @@ class Port(Protocol):
         """How many nodes run the deployed model; 0 where every instance has one to itself."""
 
     @property
-    def may_help(self) -> bool:
-        """Whether redundant work may be sent: not while the server's own process is the bottleneck,
-        or redundancy is switched off."""
+    def front_door(self) -> FrontDoor:
+        """How late and how busy the server's own process is."""
 
     @property
-    def lag(self) -> float:
-        """How long a report or a timer waits for the server's process, in seconds."""
+    def redundancy_on(self) -> bool:
+        """Whether redundancy is switched on; while it is not, no copy and no task is queued."""
 
     def run_time(self, unit: Unit) -> float:
         """How long a unit ran that has just ended, without what its report has waited."""

@@ -46,7 +46,7 @@ class Queries:
             waiting=len(port.waiting),
             instances=self._dispatch.up(DEPLOYED),
             idle=partial(self._dispatch.idle_for, DEPLOYED),
-            lag=port.lag,
+            lag=port.front_door.lag,
         )
         if refusal is not None:
             port.refuse(queries, refusal)

@@ -54,6 +54,11 @@ class RunTimes(RecentDurations):
         """The longest that a unit is known to have run."""
         return self._ranked[-1] if self._ranked else 0.0
 
+    def exceeded_by(self, share: float) -> float:
+        """The age that at most this share of units exceeds; 0 while that is unknown."""
+        known = len(self._ranked)
+        return self._ranked[max(0, known - 1 - int(share * known))] if known else 0.0
+
     def ages(self) -> Iterator[tuple[float, float]]:
         """The ages at which one may decide about a unit, and the shares of units that take longer:
         each is reached by fewer."""

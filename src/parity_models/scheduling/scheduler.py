@@ -34,7 +34,7 @@ from parity_models.scheduling.actions import (
 )
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.scheduling.front_door import FrontDoor
+from parity_models.scheduling.front_door import FrontDoor, Redundancy
 from parity_models.scheduling.health import State
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.queries import Queries
@@ -248,6 +248,12 @@ class Scheduler:
     def work_held_back(self) -> dict[str, int]:
         """How often a late query was not sent to a role, as the budget or the load forbade it."""
         return dict(self._port.work_held_back)
+
+    @property
+    def redundancy(self) -> Redundancy:
+        """Whether redundant work is sent now, or why not."""
+        port = self._port
+        return self._policy.redundancy(port) if port.redundancy_on else Redundancy.OFF
 
     @property
     def front_door(self) -> FrontDoor:

@@ -94,14 +94,6 @@ class SchedulerPort:
     def nodes(self) -> int:
         return self.dispatch.nodes
 
-    @property
-    def may_help(self) -> bool:
-        return self.redundancy_on and not self.front_door.is_bottleneck
-
-    @property
-    def lag(self) -> float:
-        return self.front_door.lag
-
     def run_time(self, unit: Unit) -> float:
         return (self.now if unit.ended is None else unit.ended) - unit.started
 

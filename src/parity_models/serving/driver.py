@@ -38,6 +38,7 @@ from parity_models.scheduling import (
     Reason,
     Recycle,
     RecycleReason,
+    Redundancy,
     Run,
     Scheduler,
     Verify,
@@ -56,6 +57,9 @@ from parity_models.trust.gates import OutputGate
 
 # Not the loop's time(): uvloop's is cached and counts whole milliseconds.
 now = time.monotonic
+
+MEASURE_INTERVAL = 0.1
+"""Seconds between two measurements of the process."""
 
 CHECK_INTERVAL = 1.0
 """Seconds between two self-checks."""
@@ -145,6 +149,10 @@ class Driver:
         )
         self._differences: set[Difference] = set()
         self._next_check = _Timer(self.check_engine)
+        self._next_measure = _Timer(self._measure)
+        self._measured = (0.0, 0.0)
+        """When the process is measured next, and its processor time at the last time."""
+        self._redundancy = Redundancy.ON
         self._wake_up = _Timer(lambda: self.carry_out(scheduler.time_passed(now())))
         self._reports: deque[Callable[[], Sequence[Action]]] = deque()
         self._started = self._draining = self._stopped = False
@@ -173,6 +181,8 @@ class Driver:
         await self._engine.start(roles, self)
         self._started = True
         self.check_engine()
+        self._measured = (now(), time.process_time())
+        self._measure()
 
     async def drain(self) -> None:
         """Return when no query is in flight."""
@@ -185,6 +195,7 @@ class Driver:
         self._stopped = True
         self._wake_up.cancel()
         self._next_check.cancel()
+        self._next_measure.cancel()
         for request in set(self.in_flight.values()):
             request.fail(UnavailableError("the server was stopped"))
         await self._engine.stop()
@@ -250,7 +261,8 @@ class Driver:
             self._compare_outputs(run, outputs)
         except Exception:  # a user's own decoder may raise: queries have their answers still
             _log.exception("unit %d could not be compared", unit)
-        self.carry_out(self._scheduler.unit_finished(now(), unit, set(unusable)))
+        finished = self._scheduler.unit_finished(now(), unit, set(unusable), ended_at=ended)
+        self.carry_out(finished)
 
     def unit_failed(self, unit: int, detail: str, *, busy: float = 0.0) -> None:
         given = self.units.pop(unit, None)
@@ -517,6 +529,34 @@ class Driver:
         group = self._groups.pop(action.group)
         predictions = [self._prediction(query) for query in group.members]
         self._stand_ins.group_over(action.group, predictions, group.outputs)
+
+    # How late and how busy this process is
+
+    def _measure(self) -> None:
+        """Tell the scheduler how late this timer is, and how busy the process is; log changes."""
+        at, computed = now(), time.process_time()
+        due, before = self._measured
+        lag = max(0.0, at - due)
+        busy = (computed - before) / (MEASURE_INTERVAL + lag)
+        self._measured = (at + MEASURE_INTERVAL, computed)
+        self._next_measure.set(at + MEASURE_INTERVAL)
+        self.carry_out(self._scheduler.process_measured(at, lag, busy))
+        redundancy = self._scheduler.redundancy
+        if (
+            Redundancy.BOTTLENECK in (redundancy, self._redundancy)
+            and redundancy != self._redundancy
+        ):
+            door = self._scheduler.front_door
+            wait = f"reports wait {door.lag * 1e3:.1f} ms, and it uses {door.busy:.0%} of a core"
+            if redundancy is Redundancy.BOTTLENECK:
+                _log.warning("this process is the bottleneck: %s; nothing redundant is sent", wait)
+            else:
+                _log.info("this process is no longer the bottleneck: %s", wait)
+        elif redundancy is Redundancy.PAUSED and self._redundancy is not redundancy:
+            _log.warning("redundant work does not shorten latencies; it is paused")
+        elif redundancy is Redundancy.ON and self._redundancy is Redundancy.TESTING:
+            _log.info("redundant work shortens latencies; it goes on")
+        self._redundancy = redundancy
 
     # Self-check
 

@@ -10,7 +10,7 @@ it does what the driver asks for, and reports what happened to its listener.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -216,11 +216,6 @@ class Engine(ABC):
     @abstractmethod
     def running(self) -> Mapping[str, int | None]:
         """Return the unit of each instance that has joined and not left; None: it is idle."""
-
-    def crowded(self, instances: Collection[str]) -> bool:
-        """Return whether these instances, which have a unit, use up what all instances share, as
-        the cores of one machine. By default each has its own."""
-        return False
 
     @property
     @abstractmethod

@@ -6,9 +6,11 @@ happens on the event loop's thread.
 """
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from parity_models.codes import Code
 from parity_models.models.signature import Signature
 from parity_models.roles import DEPLOYED, Source
-from parity_models.scheduling import Policy, Reason, Scheduler, SchedulerConfig
+from parity_models.scheduling import Policy, Reason, Redundancy, Scheduler, SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
 from parity_models.scheduling.health import State
 from parity_models.serving.driver import Driver, now
@@ -30,6 +32,8 @@ from parity_models.serving.observer import Observer
 from parity_models.serving.refusals import soon
 from parity_models.serving.request_log import CURRENT
 from parity_models.trust.gates import OutputGate
+
+_log = logging.getLogger(__name__)
 
 AnyObserver = TypeVar("AnyObserver", bound=Observer)
 
@@ -75,7 +79,7 @@ class Frontend:
     ) -> None:
         self.metrics = metrics
         """What it counts."""
-        self._scheduler = Scheduler(policy, config, dispatch, engine.crowded)
+        self._scheduler = Scheduler(policy, config, dispatch)
         self._deadline = config.deadline
         self._signature = signature
         self._gate = OutputGate() if gate is None else gate
@@ -103,6 +107,11 @@ class Frontend:
             "Time from when instances were given units to the units' ends, by role.",
             self.busy_seconds,
         )
+        metrics.lag.set_function(lambda: self._scheduler.front_door.lag)
+        metrics.process_busy.set_function(lambda: self._scheduler.front_door.busy)
+        for state in Redundancy:
+            sends = partial(self._is_redundancy, state)
+            metrics.redundancy.labels(state).set_function(sends)
         metrics.capacity.set_function(lambda: self._scheduler.capacity(now()))
         metrics.read_total(
             "parm_redundant_work_held_back",
@@ -258,6 +267,16 @@ class Frontend:
         """Repair what scheduler and engine say differently, as every second."""
         self._driver.check_engine()
 
+    @property
+    def redundancy(self) -> Redundancy:
+        """Whether redundant work is sent, or why not."""
+        return self._scheduler.redundancy
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+        self._driver.carry_out(self._scheduler.redundancy_switched(now(), on))
+        _log.info("redundancy is switched %s", "on" if on else "off")
+
     def retire(self) -> None:
         """Stop being ready, so that clients go elsewhere, but still take queries."""
         self._retired = True
@@ -271,6 +290,9 @@ class Frontend:
         """Stop the engine. Queries in flight get an error."""
         self._closing = self._stopped = True
         await self._driver.stop()
+
+    def _is_redundancy(self, state: Redundancy) -> float:
+        return self._scheduler.redundancy is state
 
     def _units_in_flight(self) -> dict[str, int]:
         return self._by_role(Counter(unit.action.role for unit in self._driver.units.values()))

@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from parity_models import __version__
-from parity_models.scheduling import BACKUPS, Reason, RecycleReason, Source
+from parity_models.scheduling import BACKUPS, Reason, RecycleReason, Redundancy, Source
 from parity_models.serving.refusals import Refused
 
 _STEPS = (1, 1.5, 2, 3, 5, 7.5)
@@ -167,6 +167,22 @@ class Metrics:
         Histogram, "parm_decode_seconds", "Decoding one coding group.", buckets=_TIMINGS
     )
 
+    lag = _Declared(
+        Gauge,
+        "parm_loop_lag_seconds",
+        "How long reports of instances and timers wait for the server's own process, lately.",
+    )
+    process_busy = _Declared(
+        Gauge, "parm_process_busy", "The share of a core that the server's own process uses."
+    )
+    redundancy = _Declared(
+        Gauge,
+        "parm_redundancy",
+        "1 for the state of redundant work: on, testing whether it helps, paused as it does not, "
+        "bottleneck (the server's own process is), or off.",
+        "state",
+        known=Redundancy,
+    )
     capacity = _Declared(
         Gauge,
         "parm_capacity_queries_per_second",

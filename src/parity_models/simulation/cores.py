@@ -116,7 +116,9 @@ class Computing:
             rng = Random(f"{seed}/hog {number}")
             spells = Exponential(hog.mean_between), Exponential(hog.mean_length)
             courses[hog.core % apart].append(Spells(rng, *spells))
-        self._cores = [_Core(cores.count // apart, cores.quota / apart, hogs, at) for hogs in courses]
+        self._cores = [
+            _Core(cores.count // apart, cores.quota / apart, hogs, at) for hogs in courses
+        ]
         self.server = Thread(self)
         self.client = Thread(self)
 

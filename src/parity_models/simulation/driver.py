@@ -248,7 +248,9 @@ class Driver:
             busy, role = self._result.busy, running.run.role
             busy[role] = busy.get(role, 0.0) + self._now - running.sent
         report = (
-            partial(self._finish, running.run, self._now) if finished else partial(self._cut, running.run.unit)
+            partial(self._finish, running.run, self._now)
+            if finished
+            else partial(self._cut, running.run.unit)
         )
         self._hear(report, of_unit=True)
 

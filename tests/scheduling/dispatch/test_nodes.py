@@ -8,7 +8,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from estimates import undisturbed
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
@@ -53,7 +52,6 @@ POLICIES: dict[str, Callable[[Code], Policy]] = {
     "adaptive": lambda code: Adaptive(
         StandIns(code, (BACKUP,)),
         run_times=RunTimes(window=20, every=2),
-        interference=undisturbed(),
     ),
 }
 

@@ -5,7 +5,6 @@ from random import Random
 
 import pytest
 
-from estimates import undisturbed
 from parity_models.codes import Code
 from parity_models.scheduling import (
     BACKUP,
@@ -48,7 +47,7 @@ def adaptive(code: Code) -> Policy:
     random, run_times = Random(1), RunTimes()
     for _ in range(1000):
         run_times.add(0.001 + 0.002 * random.expovariate(1), finished=True)
-    return Adaptive(StandIns(code, (BACKUP,)), run_times=run_times, interference=undisturbed())
+    return Adaptive(StandIns(code, (BACKUP,)), run_times=run_times)
 
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {

@@ -1,11 +1,9 @@
 """The adaptive policy asks the best stand-in for what is late, when that is worth it."""
 
-from collections.abc import Collection
-
 import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs, world_of
-from estimates import run_times, undisturbed
+from estimates import run_times
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -17,7 +15,6 @@ from parity_models.scheduling import (
     parity_role,
 )
 from parity_models.scheduling.policies import Adaptive, Hedging, Policy, StandIns
-from parity_models.scheduling.policies.interference import Interference
 from parity_models.scheduling.work import Task, Unit
 from policy_port import port_at
 from scheduling_world import World, code
@@ -123,7 +120,7 @@ def test_a_lone_late_query_is_padded_where_its_parity_query_is_faster_than_a_cop
 
 
 def test_a_lone_late_query_is_copied_where_parity_takes_as_long() -> None:
-    policy = Adaptive(CODE, run_times=run_times(*SOME_SLOW), interference=undisturbed())
+    policy = Adaptive(CODE, run_times=run_times(*SOME_SLOW))
     world = World(Scheduler(policy), code())
     for instance in "abc":
         world.join(instance, policy.roles(1, 0)[0])
@@ -268,36 +265,6 @@ def test_nothing_is_sent_while_many_wait() -> None:
     world.finish("0")
     assert runs(world) == [DEPLOYED] * 2
     assert world.queued(BACKUP) == 0
-
-
-def test_while_all_that_instances_share_is_used_nothing_is_sent_for_what_is_a_little_late() -> None:
-    asked = []
-
-    def crowded(instances: Collection[str]) -> bool:
-        asked.append(sorted(instances))
-        return True
-
-    a_little, late = ([(1.0, True)] * 90 + [(most, True)] * 10 for most in (1.7, 9.0))
-    worlds = [
-        world_of(2, BACKUPS, a_little),
-        world_of(2, BACKUPS, a_little, crowded=crowded),
-        world_of(2, BACKUPS, late, crowded=crowded),
-    ]
-    for world in worlds:
-        world.arrive(1)
-        world.pass_time(1.3)
-    assert [len(runs(world)) for world in worlds] == [2, 1, 2]
-    assert asked == [["0"], ["0"]]
-
-
-def test_what_slows_originals_down_is_dear() -> None:
-    world = world_of(stand_ins=BACKUPS, interference=Interference())
-    world.arrive(1)
-    world.pass_time(1.5)
-    calm = world_of(stand_ins=BACKUPS)
-    calm.arrive(1)
-    calm.pass_time(1.5)
-    assert len(runs(world)) <= len(runs(calm)) == 2
 
 
 def test_a_stand_in_and_a_copy_run_apart_from_the_late_unit_on_other_nodes() -> None:

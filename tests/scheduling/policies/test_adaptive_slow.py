@@ -3,7 +3,7 @@
 import pytest
 
 from adaptive_world import BACKUPS, BOTH, CODE, PARITY, SOME_SLOW, answer_some, runs
-from estimates import run_times, undisturbed
+from estimates import run_times
 from parity_models.scheduling import BACKUP, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Task, Unit
@@ -21,7 +21,7 @@ def ran(world: World, policy: Adaptive, seconds: float, *instances: str) -> None
 
 def slow_world(stand_ins: StandIns = BACKUPS) -> tuple[World, Adaptive]:
     """Instances a to h; a to d, which take first, have been late."""
-    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW), interference=undisturbed())
+    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW))
     world = World(Scheduler(policy), code())
     for instance in "abcdefgh":
         world.join(instance, policy.roles(1, 0)[0])
@@ -82,7 +82,7 @@ def test_what_a_backup_says_is_the_answer_at_the_deadline() -> None:
 def test_what_is_sent_waits_for_an_instance_that_is_not_slow(
     stand_ins: StandIns, sent: str
 ) -> None:
-    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW), interference=undisturbed())
+    policy = Adaptive(stand_ins, run_times=run_times(*SOME_SLOW))
     world = World(Scheduler(policy), code())
     for instance in ("fast", "busy"):
         world.join(instance, policy.roles(1, 0)[0])

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from adaptive_world import SOME_SLOW
 from estimates import run_times
 from parity_models.scheduling.policies.benefit import Benefit, Choice
-from parity_models.scheduling.policies.interference import LEAST
 
 
 def asking(takes: float, answers: float = 1.0) -> Choice:
@@ -15,9 +14,9 @@ def asking(takes: float, answers: float = 1.0) -> Choice:
     return Choice(takes + (1 - answers), ((answers, takes), (1 - answers, takes + 1.0)))
 
 
-def benefit(urgency: float = 10.0, load: float = 0.0, spare: float = 1.0) -> Benefit:
+def benefit(urgency: float = 10.0, load: float = 0.0) -> Benefit:
     rule = Benefit(urgency)
-    rule.learn(1.0, load, spare)
+    rule.learn(1.0, load)
     return rule
 
 
@@ -41,23 +40,15 @@ def test_a_query_that_waited_before_it_ran_is_later() -> None:
     assert benefit().saved(choice, known, 1.0, before=3.0) > benefit().saved(choice, known, 1.0)
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(0.02, 1), st.floats(0, 5))
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 5))
 def test_instance_time_is_dearer_at_a_higher_load(
-    load: float, other: float, spare: float, waiting: float
+    load: float, other: float, waiting: float
 ) -> None:
     low, high = sorted((load, other))
     choice = asking(1.0)
-    cheap = benefit(load=low, spare=spare).cost(choice)
-    assert 1 <= cheap <= benefit(load=high, spare=spare).cost(choice)
-    assert cheap <= benefit(load=low, spare=spare).cost(choice, waiting)
-
-
-@given(st.floats(0, 1), st.floats(0.02, 1))
-def test_while_no_core_is_idle_all_is_as_dear_as_it_ever_is(load: float, spare: float) -> None:
-    choice = asking(1.0)
-    crowded = benefit(load=load, spare=spare).cost(choice, crowded=True)
-    assert crowded == benefit(load=load, spare=LEAST).cost(choice)
-    assert crowded >= benefit(load=load, spare=spare).cost(choice)
+    cheap = benefit(load=low).cost(choice)
+    assert 1 <= cheap <= benefit(load=high).cost(choice)
+    assert cheap <= benefit(load=low).cost(choice, waiting)
 
 
 def test_what_comes_before_the_queue_is_empty_is_delayed_as_well() -> None:

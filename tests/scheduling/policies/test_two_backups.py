@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adaptive_world import world_of
-from estimates import run_times, undisturbed
+from estimates import run_times
 from parity_models.faults import FaultPlan, LogNormal
 from parity_models.scheduling import BACKUPS, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.choice import PolicyChoice
@@ -23,7 +23,7 @@ SOME_SLOW = [(1.0, True)] * 90 + [(9.0, True)] * 10
 def world_with(instances: int = 6, refused: int = 0) -> World:
     """The fast backup takes a tenth of the model's time, the better one a fifth. So many answers of
     the fast one were refused before."""
-    policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW), interference=undisturbed())
+    policy = Adaptive(TWO, run_times=run_times(*SOME_SLOW))
     query = Query(0, "image", 0.0, [Task(DEPLOYED, 0, "image")], 9.0)
     world = World(Scheduler(policy), code())
     for instance in range(instances):
@@ -131,7 +131,7 @@ def test_two_are_better_than_either_where_the_fast_one_may_answer_few() -> None:
         )
         found[names] = outcome_of(
             course,
-            PolicyChoice("adaptive"),
+            PolicyChoice("adaptive", {"budget": 0.3}),
             StandIns(backups=tuple(roles)),
             {role: coverage[name] for role, name in roles.items()},
         )

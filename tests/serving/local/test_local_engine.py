@@ -34,7 +34,7 @@ from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec
 from parity_models.serving.engine import Engine, Placement
-from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess, all_cores_used
+from parity_models.serving.local.local_engine import LocalEngine, WorkerProcess
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.worker.runner import Device
 from parity_models.serving.worker.stream import WorkerStream
@@ -317,37 +317,3 @@ async def test_workers_run_by_the_command_they_are_given(model: Path) -> None:
     placed = [Placement(("taskset", "--cpu-list", str(core)))]
     async with running(model, placements=placed) as (engine, _):
         assert os.sched_getaffinity(engine.pids()["0"]) == {core}
-
-
-@pytest.mark.parametrize("computing", [True, False])
-async def test_units_that_compute_crowd_an_engine_and_those_that_wait_do_not(
-    model: Path, computing: bool
-) -> None:
-    cores = len(os.sched_getaffinity(0))
-    roles = [DEPLOYED] * (cores + 1)
-    async with running(model, roles, allows_faults=True) as (engine, _):
-        engine.inject_faults(FaultPlan(service_time=Constant(2.0), computing=computing))
-        names = sorted(engine.running())
-        for unit, name in enumerate(names):
-            engine.run(name, unit, "deployed", [row(0, 0)])
-        await asyncio.sleep(0.7)
-        assert engine.crowded(names) is computing
-        assert not engine.crowded(names[: cores - 1])
-        assert not engine.crowded(["unheard-of"] * cores)
-
-
-def test_the_kernel_says_which_processes_use_a_core(tmp_path: Path) -> None:
-    stats = {1: b"1 (a) R b) S 0 1", 2: b"2 (S) R 0 1", 3: b"", 4: b"4 (python) R 0 1"}
-    for pid, stat in stats.items():
-        (tmp_path / f"{pid}").mkdir()
-        (tmp_path / f"{pid}" / "stat").write_bytes(stat)
-    pids = {f"{pid}": pid for pid in range(1, 10)}
-
-    def used(*running: int, cores: int) -> bool:
-        return all_cores_used(pids, [f"{pid}" for pid in running], cores, tmp_path)
-
-    assert used(2, 4, cores=2)
-    assert used(1, 2, cores=1)
-    assert not used(2, cores=2)
-    assert not used(1, 3, 5, cores=1)
-    assert not used(2, 4, cores=9), "each instance has a core"

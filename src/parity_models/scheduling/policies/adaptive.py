@@ -24,6 +24,7 @@ from typing import Annotated
 from parity_models.options import Option
 from parity_models.scheduling.actions import BACKUPS, DEPLOYED, Source, parity_role, source_of
 from parity_models.scheduling.dispatch import Dispatch, LatencyAware
+from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies.budget import Budget
 from parity_models.scheduling.policies.effect import Effect
 from parity_models.scheduling.policies.erasures import NoCode, StandIns, rows_needed
@@ -33,6 +34,9 @@ from parity_models.scheduling.policies.risk import PARITY, Risk, measured
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query, Task, Unit
+
+BURST = 20.0
+"""Redundant tasks that may be sent at once after a time in which few were."""
 
 Offer = tuple[float, str, Callable[[], None]]
 """What it is worth to send a query to a role, and how it is sent."""
@@ -85,9 +89,11 @@ class Adaptive(Policy):
         self._rows = rows_needed(self._code)
         self._groups = CodingGroups(self._code, max_wait=None)
         roles = [*stand_ins.backups, *[PARITY] * bool(self._rows)]
-        options = options or self.Options()
-        self._risk = self.RISK(options.urgency, run_times or RunTimes(every=100), roles)
-        self._budget = Budget(options.budget, float(__import__('os').environ.get('BURST','20')))
+        self._options = options = options or self.Options()
+        self._risk = self.RISK(
+            options.urgency, run_times or RunTimes(every=100), roles, options.budget
+        )
+        self._budget = Budget(options.budget, BURST)
         self._effect = Effect()
         self._alone: dict[int, Query] = {}
         """The queries whose original runs, and nothing else; the oldest first."""
@@ -103,11 +109,14 @@ class Adaptive(Policy):
     def dispatch(self) -> Dispatch:
         return LatencyAware()
 
+    def redundancy(self, port: Port) -> Redundancy:
+        return Redundancy.BOTTLENECK if port.front_door.is_bottleneck else self._effect.state
+
     # What runs is watched
 
     def arrived(self, port: Port, query: Query) -> None:
-        self._budget.earn()
         self._effect.arrived(port.now, query.id)
+        self._budget.earn(self._effect.part)
         if port.is_placed(query.original):  # in the queue of an instance
             self._watch(port, query, query.original)
 
@@ -132,7 +141,7 @@ class Adaptive(Policy):
         """Look at the query once this task of it is at risk."""
         age = self._risk.age(query, task)
         began = port.now if task.unit is None else task.unit.started
-        at = (port.now + query.due) / 2 if age is None else began + age + port.lag
+        at = (port.now + query.due) / 2 if age is None else began + age + port.front_door.lag
         self._look_at(port, query, at)
 
     def _look_at(self, port: Port, query: Query, at: float) -> None:
@@ -150,10 +159,13 @@ class Adaptive(Policy):
         newest = max(runs, key=_started, default=None)
         if newest is None and not port.is_placed(query.original):
             return  # it waits in the queue, as all else would, and is looked at once it runs
-        if not self._effect.may_help(query.id):
+        helps_from = self._effect.helps_from(query.id, query.arrived)
+        if port.now < helps_from:
+            if helps_from < query.due:
+                self._look_at(port, query, helps_from)
             return
         worth, role, send = NONE
-        if port.may_help and self._budget.is_left:
+        if not port.front_door.is_bottleneck and self._budget.is_left and port.redundancy_on:
             offers = self._offers(port, query, tasks, newest)
             worth, role, send = max(offers, key=lambda offer: offer[0], default=NONE)
         if worth > 0:
@@ -297,6 +309,7 @@ class Adaptive(Policy):
                     self._look_at(port, other, port.now)  # what was sent for it will not start
 
     def unit_ended(self, port: Port, unit: Unit, *, finished: bool) -> None:
+        self._risk.budget = self._effect.part * self._options.budget
         self._risk.ended(port, unit, finished=finished)
 
     def _drop_backups(self, port: Port, tasks: Collection[Task]) -> None:

@@ -14,9 +14,9 @@ class Budget:
         self._share = share
         self._burst = self._saved = burst
 
-    def earn(self) -> None:
-        """A query arrived."""
-        self._saved = min(self._burst, self._saved + self._share)
+    def earn(self, part: float = 1.0) -> None:
+        """A query arrived, for which this part of the share is allowed."""
+        self._saved = min(self._burst, self._saved + part * self._share)
 
     @property
     def is_left(self) -> bool:
@@ -29,4 +29,3 @@ class Budget:
             return False
         self._saved -= 1
         return True
-

@@ -6,17 +6,20 @@ WINDOW queries are, there is a test: queries are helped or left alone in alterna
 by their arrival, and the shares that are late are compared. Slices see everything that redundancy
 does, the load that it makes included, and no cause has to be known.
 
-A test ends when the shares differ by two standard errors, or after LARGEST queries of each kind:
-a second or two at 100 queries a second. If fewer of the helped queries are late, help goes on, and
-the next test comes after FIRST seconds at the earliest, then after twice as many, and so on. If
-not, nothing redundant is sent for FIRST seconds; then there is another test, and each further
-failure doubles the pause. So what is left alone is at most half of the queries for as long as a
-test lasts, and only where help does not reach them anyway.
+A test ends when the shares differ by two standard errors, or after LARGEST queries of each kind: in
+a second or two at 100 queries a second. Redundancy helps if fewer of the helped queries are late,
+by a standard error at least. Then it goes on, and the next test comes after FIRST seconds at the
+earliest, then after twice as many, and so on. If it does not help, only a part of the budget is
+used, LITTLE, for those that are latest; and if that does not help either, nothing is sent. What was
+given up is tested again after FIRST seconds, and after each further failure in twice that time.
+
+Queries that a test leaves alone are helped once they count as late. So a test costs them no more
+than the time of a stand-in, and only where help does not reach them anyway.
 """
 
-from collections.abc import Callable
-from enum import Enum
-from math import sqrt
+from math import inf, sqrt
+
+from parity_models.scheduling.front_door import Redundancy
 
 WINDOW, TOLERATED = 100, 0.02
 """A test begins if a larger share than TOLERATED of the last WINDOW queries is late."""
@@ -30,25 +33,23 @@ STEP, LARGEST = 50, 300
 FIRST, LONGEST = 5.0, 600.0
 """Seconds between tests: at first, and at most."""
 
-
-class State(Enum):
-    """What becomes of queries that are at risk."""
-
-    HELPING = "helping"
-    TESTING = "testing"
-    PAUSED = "paused"
+LITTLE = 0.25
+"""The part of the budget that is used where all of it does not help."""
 
 
 class Effect:
-    """See above. `changed` is called with each new state. Times in seconds."""
+    """See above. Times in seconds.
 
-    def __init__(self, changed: Callable[[State], None] = lambda state: None) -> None:
-        self.state = State.HELPING
-        self._changed = changed
+    `state` is ON, TESTING or PAUSED; `part` is how much of the budget is used.
+    """
+
+    def __init__(self) -> None:
+        self.state = Redundancy.ON
+        self.part = 1.0
         self._limit = 0.0
         self._counted = self._late = 0
-        self._test_from = 0.0
-        self._interval = self._pause = FIRST
+        self._test_from, self._raise_from = 0.0, inf
+        self._interval = self._pause = self._rise = FIRST
         self._helped = True
         self._slice_until, self._slice_left = 0.0, 0
         self._kinds: dict[int, bool] = {}
@@ -58,9 +59,12 @@ class Effect:
 
     def arrived(self, now: float, query: int) -> None:
         """A query has arrived."""
-        if self.state is State.PAUSED and now >= self._test_from:
+        if self.state is Redundancy.ON and now >= self._raise_from:
+            self.part, self._raise_from = 1.0, inf
             self._begin_test()
-        if self.state is not State.TESTING:
+        elif self.state is Redundancy.PAUSED and now >= self._test_from:
+            self._begin_test()
+        if self.state is not Redundancy.TESTING:
             return
         if now >= self._slice_until and self._slice_left <= 0:
             self._helped = not self._helped
@@ -68,13 +72,15 @@ class Effect:
         self._slice_left -= 1
         self._kinds[query] = self._helped
 
-    def may_help(self, query: int) -> bool:
-        """Return whether redundant work may be sent for the query."""
-        return self._kinds.get(query, self.state is not State.PAUSED)
+    def helps_from(self, query: int, arrived: float) -> float:
+        """Return the time from which redundant work may be sent for the query."""
+        if self._kinds.get(query, self.state is not Redundancy.PAUSED):
+            return arrived
+        return inf if self.state is Redundancy.PAUSED else arrived + self._limit
 
     def ended(self, now: float, query: int, latency: float, limit: float) -> None:
         """A query has ended after `latency` seconds; at the age `limit` queries are late now."""
-        if self.state is State.TESTING:
+        if self.state is Redundancy.TESTING:
             helped = self._kinds.pop(query, None)
             if helped is not None:
                 result = self._results[helped]
@@ -82,7 +88,7 @@ class Effect:
                 result[1] += latency > self._limit
                 if result[0] % STEP == 0:
                     self._judge(now)
-        elif self.state is State.HELPING and limit > 0:
+        elif self.state is Redundancy.ON and limit > 0:
             self._limit = limit
             self._counted += 1
             self._late += latency > limit
@@ -94,7 +100,7 @@ class Effect:
     def _begin_test(self) -> None:
         self._results = {True: [0, 0], False: [0, 0]}
         self._slice_until, self._slice_left = 0.0, 0
-        self._turn(State.TESTING)
+        self.state = Redundancy.TESTING
 
     def _judge(self, now: float) -> None:
         (helped, late), (alone, late_alone) = self._results[True], self._results[False]
@@ -107,15 +113,22 @@ class Effect:
         if abs(better) <= 2 * error and least < LARGEST:
             return
         self._kinds.clear()
-        if better > 0:
-            self._test_from, self._pause = now + self._interval, FIRST
+        self.state = Redundancy.ON
+        if better > error:
+            self._test_from = now + self._interval
             self._interval = min(LONGEST, 2 * self._interval)
-            self._turn(State.HELPING)
+            self._pause = FIRST
+            if self.part < 1:
+                self._raise_from = now + self._rise
+            else:
+                self._rise = FIRST
         else:
-            self._test_from, self._interval = now + self._pause, FIRST
-            self._pause = min(LONGEST, 2 * self._pause)
-            self._turn(State.PAUSED)
-
-    def _turn(self, state: State) -> None:
-        self.state = state
-        self._changed(state)
+            self._interval = FIRST
+            if self.part == 1:
+                self.part, self._test_from = LITTLE, now
+                self._raise_from = now + self._rise
+                self._rise = min(LONGEST, 2 * self._rise)
+            else:
+                self.state = Redundancy.PAUSED
+                self._test_from, self._raise_from = now + self._pause, inf
+                self._pause = min(LONGEST, 2 * self._pause)

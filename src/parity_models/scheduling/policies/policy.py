@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from parity_models import options
 from parity_models.scheduling.actions import DEPLOYED, Source
 from parity_models.scheduling.dispatch import Dispatch, SingleQueue
+from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies.erasures import StandIns
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.work import Query, Task, Unit
@@ -44,6 +45,10 @@ class Policy:
 
     def __init__(self, options: Any = None) -> None:
         """A policy without options."""
+
+    def redundancy(self, port: Port) -> Redundancy:
+        """Return whether redundant work is sent now, or why not."""
+        return Redundancy.ON
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
         """What each instance runs, given `instances` and the extra ones for redundancy.

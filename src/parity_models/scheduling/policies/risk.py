@@ -34,7 +34,6 @@ SLOWEST = 2 / 3
 hardware, too few instances are left for redundant work. With half, the slower generation takes all
 places, and instances that transfers slow down are not counted."""
 
-FLOOR = float(__import__("os").environ.get("FLOOR", "0.1"))
 EXACT = 0.9
 """A copy is sent instead of a stand-in whose time is this share of the copy's, or more: the copy's
 answer is the deployed model's own."""
@@ -43,8 +42,8 @@ answer is the deployed model's own."""
 class Risk:
     """Measures what runs, and applies the rule of benefit.py to it, with this `urgency`.
 
-    `run_times` are those of the deployed model, `stand_ins` the roles that may be asked besides.
-    Times in seconds.
+    `run_times` are those of the deployed model, `stand_ins` the roles that may be asked besides,
+    for the share `budget` of queries. Times in seconds.
     """
 
     RULE = Benefit
@@ -58,7 +57,9 @@ class Risk:
         urgency: float,
         run_times: RunTimes,
         stand_ins: Collection[str],
+        budget: float,
     ) -> None:
+        self.budget = budget
         self.benefit = self.RULE(urgency)
         self.stand_ins = {role: StandIn(run_times) for role in stand_ins}
         self.late = 0.0
@@ -163,8 +164,8 @@ class Risk:
         early = kind == SLOW
         worth = [self.benefit.at_risk(each, running, before, early=early) for each in choices]
         at = min(max(worth)[1], BEYOND * running.longest)
-        if FLOOR and not early:
-            at = max(at, running.quantile(1 - FLOOR) or 0.0)
+        if not early:  # those that need it most, as there is a budget
+            at = max(at, running.exceeded_by(self.budget))
         return min(at, self._earliest(choices, DEPLOYED)) if early else at
 
     def _kind(self, query: Query, task: Task) -> str:

@@ -6,9 +6,8 @@ import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from signal import SIGKILL, strsignal
 from typing import IO, Any
 
@@ -36,9 +35,6 @@ from parity_models.serving.worker.wire import (
 
 START_TIMEOUT = 60.0
 """Seconds a worker may take to load and warm its models."""
-
-PROC = Path("/proc")
-"""See proc(5). On systems other than Linux no core is ever known to be in use."""
 
 MAX_LAST_WORDS = 2000
 """Bytes of a worker's stderr that are kept."""
@@ -248,9 +244,6 @@ class LocalEngine(SupervisedEngine[WorkerProcess]):
             name: worker.pid for name, worker in self._instances.items() if worker.pid is not None
         }
 
-    def crowded(self, instances: Collection[str]) -> bool:
-        return all_cores_used(self.pids(), instances)
-
     async def _prepare(self, roles: Sequence[frozenset[str]]) -> None:
         self._placements = self._placements or (Placement(),) * len(roles)
         if len(self._placements) != len(roles):
@@ -321,41 +314,3 @@ class ModelCopies:
                 f"{error.strerror}; set TMPDIR to a folder with room for it"
             ) from error
         return file.fileno()
-
-
-def all_cores_used(
-    pids: Mapping[str, int],
-    running: Collection[str],
-    cores: int | None = None,
-    proc: Path = PROC,
-) -> bool:
-    """Return whether as many of the `running` instances compute, or wait for a core, as there are
-    `cores`; never where there are no more instances than cores.
-
-    `pids` are the processes of all instances, whose main threads compute; by default they may use
-    the cores that this one may.
-    """
-    cores = cores or _usable_cores()
-    if not len(running) >= cores < len(pids):
-        return False
-    used = 0
-    for instance in running:
-        used += instance in pids and _uses_core(proc / f"{pids[instance]}/stat")
-        if used >= cores:
-            return True
-    return False
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _uses_core(stat: Path) -> bool:
-    """Return whether this process exists, and computes or waits for a core."""
-    try:
-        with open(stat, "rb") as file:
-            return file.read(100).rpartition(b") ")[2].startswith(b"R")
-    except OSError:
-        return False

@@ -1,0 +1,165 @@
+"""Redundancy is judged by what it does, kept to a budget, and not blamed on a slow server."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adaptive_world import BACKUPS, SOME_SLOW, world_of
+from estimates import run_times
+from parity_models.scheduling import BACKUP, DEPLOYED, Redundancy, Scheduler
+from parity_models.scheduling.front_door import FrontDoor
+from parity_models.scheduling.policies import Adaptive
+from parity_models.scheduling.policies.adaptive import BURST
+from parity_models.scheduling.policies.budget import Budget
+from parity_models.scheduling.policies.effect import Effect
+
+LIMIT = 1.0
+
+
+class Stream:
+    """Queries at 100 a second, a share of which is late: by whether they are helped."""
+
+    def __init__(self, late_helped: float, late_alone: float) -> None:
+        self.effect = Effect()
+        self.now = 0.0
+        self.late = {True: late_helped, False: late_alone}
+        self.helped = 0
+        self._random = Random(1)
+        self._query = 0
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds * 100)):
+            self.now += 0.01
+            self._query += 1
+            self.effect.arrived(self.now, self._query)
+            helps = self.effect.helps_from(self._query, self.now) <= self.now
+            self.helped += helps
+            late = self._random.random() < self.late[helps]
+            self.effect.ended(self.now, self._query, 2 * LIMIT if late else 0.0, LIMIT)
+
+    def until(self, state: Redundancy, within: float) -> float:
+        """Run until this state; the seconds that took."""
+        began = self.now
+        while self.effect.state is not state:
+            assert self.now < began + within, f"still {self.effect.state} after {within} s"
+            self.run(0.01)
+        return self.now - began
+
+
+def test_while_help_reaches_the_queries_nobody_is_left_alone() -> None:
+    stream = Stream(0.002, 0.2)
+    stream.run(60)
+    assert stream.effect.state is Redundancy.ON
+    assert stream.helped == 6000
+
+
+def test_harmful_redundancy_stops_within_seconds_at_100_queries_a_second() -> None:
+    stream = Stream(0.3, 0.1)
+    assert stream.until(Redundancy.PAUSED, within=8) < 8
+
+
+@pytest.mark.parametrize("late", [0.05, 0.5, 1.0])
+def test_redundancy_that_makes_no_difference_is_sent_ever_more_seldom(late: float) -> None:
+    stream = Stream(late, late)
+    shares = []
+    for _ in range(3):
+        before = stream.helped
+        stream.run(600)
+        shares.append((stream.helped - before) / 60_000)
+    if late == 1.0:  # as by an adversary
+        assert shares[-1] < 0.02
+    assert shares[-1] < 0.5  # where all is chance, about half of the tests say so
+
+
+def test_redundancy_that_helps_goes_on_though_many_are_late() -> None:
+    stream = Stream(0.1, 0.4)
+    stream.run(600)
+    assert stream.helped > 0.97 * 60_000
+
+
+def test_what_has_begun_to_help_is_found_again() -> None:
+    stream = Stream(0.5, 0.1)
+    stream.run(30)
+    assert stream.effect.state is not Redundancy.ON
+    stream.late = {True: 0.01, False: 0.5}
+    assert stream.until(Redundancy.ON, within=60) < 60
+
+
+@given(
+    st.floats(0.01, 1),
+    st.floats(1, 50),
+    st.lists(st.booleans(), max_size=500),
+)
+def test_the_budget_holds_in_any_history(share: float, burst: float, history: list[bool]) -> None:
+    budget, sent = Budget(share, burst), [0]
+    queries = [0]
+    for wants in history:
+        if not wants:
+            budget.earn()
+        queries.append(queries[-1] + (not wants))
+        sent.append(sent[-1] + (wants and budget.spend()))
+    for start in range(len(sent)):
+        for end in range(start, len(sent)):
+            assert sent[end] - sent[start] <= burst + share * (queries[end] - queries[start]) + 1e-6
+
+
+def test_no_more_tasks_are_sent_than_the_budget_has() -> None:
+    world = world_of(300, stand_ins=BACKUPS)
+    world.arrive(250)
+    world.pass_time(5.0)
+    redundant = [run for run in world.running.values() if run.role == BACKUP]
+    assert len(redundant) <= BURST + 0.1 * 250
+
+
+def slow_server(world_now: float, scheduler: Scheduler, lag: float) -> None:
+    for step in range(200):
+        scheduler.process_measured(world_now + step / 1000, lag, 0.5)
+
+
+def test_a_server_that_is_its_own_bottleneck_sends_nothing_redundant() -> None:
+    policy = Adaptive(BACKUPS, run_times=run_times(*SOME_SLOW))
+    scheduler = Scheduler(policy)
+    for instance in "abc":
+        scheduler.instance_joined(0.0, instance, policy.roles(1, 0)[0])
+    slow_server(0.0, scheduler, 0.5)
+    assert scheduler.redundancy.value == "bottleneck"
+    scheduler.queries_arrived(1.0, [1], "kind")
+    scheduler.time_passed(6.0)
+    assert scheduler.queue_depths().get(BACKUP, 0) == 0
+    assert sum(unit is not None for unit in scheduler.running().values()) == 1
+    slow_server(6.0, scheduler, 0.0)
+    assert scheduler.redundancy.value == "on"
+
+
+def test_a_report_that_waited_does_not_make_its_instance_slow() -> None:
+    door = FrontDoor()
+    for _ in range(100):
+        door.waited(0.01, typical_run=1.0)
+    assert not door.is_bottleneck
+    policy = Adaptive(BACKUPS, run_times=run_times(*SOME_SLOW))
+    scheduler = Scheduler(policy)
+    scheduler.instance_joined(0.0, "a", policy.roles(1, 0)[0])
+    scheduler.queries_arrived(0.0, [1], "kind")
+    scheduler.unit_finished(20.0, 1, ended_at=1.0)
+    assert not policy._risk.slow
+
+
+def test_a_process_that_is_busy_all_the_time_is_the_bottleneck() -> None:
+    scheduler = Scheduler(Adaptive(BACKUPS, run_times=run_times(*SOME_SLOW)))
+    scheduler.process_measured(1.0, 0.0, 0.95)
+    assert scheduler.redundancy is Redundancy.BOTTLENECK
+
+
+def test_redundancy_can_be_switched_off_and_on_while_it_serves() -> None:
+    world = world_of(stand_ins=BACKUPS)
+    world.scheduler.redundancy_switched(world.now, False)
+    assert world.scheduler.redundancy is Redundancy.OFF
+    world.arrive(1)
+    world.pass_time(4.0)
+    assert [run.role for run in world.running.values()] == [DEPLOYED]
+    world.scheduler.redundancy_switched(world.now, True)
+    world.arrive(1)
+    world.pass_time(4.0)
+    assert BACKUP in [run.role for run in world.running.values()]
