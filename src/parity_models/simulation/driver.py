@@ -7,6 +7,7 @@ plan say (`faults.WorkerFaults`, the code that real workers obey).
 import heapq
 from collections.abc import Callable, Iterator
 from functools import partial
+from math import inf
 from random import Random
 from typing import Any
 
@@ -106,6 +107,9 @@ class Driver:
         while self._ended < count:
             self._now, _, happens = heapq.heappop(self._calendar)
             happens()
+        for running in self._running.values():
+            if not running.over:
+                self._count(running, running.ends if running.ends < inf else self._now)
         return self._result
 
     def _at(self, time: float, happens: Callable[[], None]) -> None:
@@ -244,15 +248,18 @@ class Driver:
         if running.over:
             return
         running.over = True
-        if running.counted:
-            busy, role = self._result.busy, running.run.role
-            busy[role] = busy.get(role, 0.0) + self._now - running.sent
+        self._count(running, self._now)
         report = (
             partial(self._finish, running.run, self._now)
             if finished
             else partial(self._cut, running.run.unit)
         )
         self._hear(report, of_unit=True)
+
+    def _count(self, running: Running, ends: float) -> None:
+        if running.counted:
+            busy, role = self._result.busy, running.run.role
+            busy[role] = busy.get(role, 0.0) + ends - running.sent
 
     def _cancel(self, cancel: Cancel) -> None:
         running = self._running.get(cancel.unit)
@@ -269,6 +276,7 @@ class Driver:
             at = running.instance.faults.cut(at)
         ends = at + self._simulation.overhead
         if ends < running.ends:
+            running.ends = ends
             self._at(ends, partial(self._end_unit, running, finished=False))
 
     def _verify(self, verify: Verify) -> None:

@@ -6,12 +6,13 @@ WINDOW queries are, there is a test: queries are helped or left alone in alterna
 by their arrival, and the shares that are late are compared. Slices see everything that redundancy
 does, the load that it makes included, and no cause has to be known.
 
-A test ends when the shares differ by two standard errors, or after LARGEST queries of each kind: in
-a second or two at 100 queries a second. Redundancy helps if fewer of the helped queries are late,
-by a standard error at least. Then it goes on, and the next test comes after FIRST seconds at the
-earliest, then after twice as many, and so on. If it does not help, only a part of the budget is
-used, LITTLE, for those that are latest; and if that does not help either, nothing is sent. What was
-given up is tested again after FIRST seconds, and after each further failure in twice that time.
+A test ends when the shares differ by CLEAR standard errors, which takes a second or two at 100
+queries a second where redundancy does harm, or after LARGEST queries of each kind. Redundancy helps
+if fewer of the helped queries are late, by a standard error at least. Then it goes on, and the next
+test comes after FIRST seconds at the earliest, then after twice as many, and so on. If it does not
+help, only a part of the budget is used, LITTLE, for those that are latest; and if that does not
+help either, nothing is sent. What was given up is tested again after FIRST seconds, and after each
+further failure in twice that time.
 
 Queries that a test leaves alone are helped once they count as late. So a test costs them no more
 than the time of a stand-in, and only where help does not reach them anyway.
@@ -27,8 +28,11 @@ WINDOW, TOLERATED = 100, 0.02
 SLICE, SLICE_QUERIES = 0.25, 10
 """The length of a slice in seconds, and the queries that it has at least."""
 
-STEP, LARGEST = 50, 300
+STEP, LARGEST = 50, 1000
 """A test looks at its result after every STEP queries of each kind, up to LARGEST of them."""
+
+CLEAR = 3.0
+"""Standard errors of the difference at which a test ends early."""
 
 FIRST, LONGEST = 5.0, 600.0
 """Seconds between tests: at first, and at most."""
@@ -110,7 +114,7 @@ class Effect:
         better = late_alone / alone - late / helped
         share = (late + late_alone) / (helped + alone)
         error = sqrt(share * (1 - share) * (1 / helped + 1 / alone))
-        if abs(better) <= 2 * error and least < LARGEST:
+        if abs(better) <= CLEAR * error and least < LARGEST:
             return
         self._kinds.clear()
         self.state = Redundancy.ON

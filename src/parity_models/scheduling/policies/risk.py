@@ -70,7 +70,6 @@ class Risk:
         self._run_times = run_times
         self._measured = {role: StandIn(run_times) for role in (DEPLOYED, SLOW)} | self.stand_ins
         self._ages: dict[tuple[str, bool], float] = {}
-        self._least = 0.0
         self._busy, self._since, self._load = 0.0, 0.0, 0.0
         self._decide()
 
@@ -86,7 +85,8 @@ class Risk:
     @property
     def helped_by(self) -> float:
         """The age by which what was asked for in time has answered; 0 while that is unknown."""
-        return self._ages.get((DEPLOYED, False), 0.0) + self._least
+        takes = [each.takes for each in self.stand_ins.values() if each.is_measured]
+        return self._ages.get((DEPLOYED, False), 0.0) + min([self.benefit.median, *takes])
 
     def given(self, began: float) -> float:
         """From which time on a backup answers a query whose original began then: once it is
@@ -139,7 +139,6 @@ class Risk:
         capacity = (port.now - self._since) * port.up(DEPLOYED)
         if capacity > 0:
             self._load += self.NEWEST * (min(1.0, self._busy / capacity) - self._load)
-        self._least = 0.0
         self._busy, self._since = 0.0, port.now
         for each in self._measured.values():
             each.not_asked(self._run_times.every)
@@ -151,8 +150,8 @@ class Risk:
         self.benefit.learn(self._run_times.median, self._load)
         choices = [self.choice(role) for role in (DEPLOYED, *self.stand_ins)]
         takes = [each.takes for each in self.stand_ins.values()]
-        self._least = min([self.benefit.median, *takes])
-        self.late = self._earliest([Choice(self._least, ((1.0, 0.0),))], DEPLOYED)
+        least = min([self.benefit.median, *takes])
+        self.late = self._earliest([Choice(least, ((1.0, 0.0),))], DEPLOYED)
         for kind in self._measured:
             self._ages[kind, False] = self._earliest(choices, kind)
             self._ages[kind, True] = self._earliest(choices[:1], kind)

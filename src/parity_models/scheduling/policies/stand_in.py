@@ -31,6 +31,11 @@ class StandIn:
         return self._deployed if self._own.median is None else self._own
 
     @property
+    def is_measured(self) -> bool:
+        """Whether units of it have run lately."""
+        return self._own.median is not None
+
+    @property
     def takes(self) -> float:
         """The median; to be asked for once that of the deployed model is known."""
         return self._own.median or PRESUMED * (self._deployed.median or 0.0)
