@@ -17,7 +17,6 @@ import typer
 from typer.exceptions import TyperException
 
 import parity_models
-from commands import Here
 from parity_models.cli.main import command
 from parity_models.errors import UndecodableError, UserError
 from parity_models_lab.cli.main import command as lab_command
@@ -131,30 +130,6 @@ def test_the_policy_of_the_guide_shortens_the_tail(capsys: pytest.CaptureFixture
     exec("".join(re.findall(r"^```python\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)), {})
     tails = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
     assert tails[1] < tails[0] / 2
-
-
-@pytest.mark.slow
-def test_the_table_of_the_sizing_guide_is_what_simulations_say(
-    parm_here: Here, tmp_path: Path
-) -> None:
-    guide = (ROOT / "docs" / "how-to" / "choose-and-size.md").read_text()
-    of = ("simulate", "--instances", 4, "--load", 0.5, "--queries", 20_000)
-    best = ("--hedge-quantile", 0.8, "--hedge-budget", 0.3)
-    backup = ("--stand-in", "backup", "--backup-time", "5ms")
-    for row, policy, more in (
-        ("equal-resources", "equal-resources", ()),
-        ("hedging, with its defaults", "hedging", ()),
-        ("hedging, at its best here", "hedging", best),
-        ("adaptive, parity models", "adaptive", ()),
-        ("adaptive, a backup of a fifth of the model's time", "adaptive", backup),
-    ):
-        told = parm_here(*of, "--policy", policy, *more, "--json", tmp_path / "simulated.json")
-        assert told.returncode == 0, told.stderr
-        found = json.loads((tmp_path / "simulated.json").read_text())["policies"][policy]
-        named = ("p50_ms", "p99_ms", "p999_ms", "work", "busy_ms")
-        (cells,) = re.findall(rf"^\| {row} \| (.*) \|$", guide, re.MULTILINE)
-        says = [float(cell) for cell in cells.split(" | ")]
-        assert says == pytest.approx([found[name] for name in named], rel=0.1), row
 
 
 def test_the_encoder_of_the_guide_adds_queries_up() -> None:
