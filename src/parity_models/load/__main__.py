@@ -79,7 +79,7 @@ def _tell_progress(load: Load) -> None:
 
 
 def _tell(message: str) -> None:
-    # Without its caller there is nobody to tell.
+    # The caller may have gone.
     with suppress(BrokenPipeError):
         tell(message)
 

@@ -1,6 +1,6 @@
 """A child process that says on its standard output when it is ready, or why it is not.
 
-It ends when its standard input does, so that it cannot outlive whoever started it. `tell` and
+It ends when its standard input does, so that it cannot outlive its parent. `tell` and
 `commands` are for the child's own side.
 """
 
@@ -11,9 +11,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from signal import SIGKILL
-from typing import TextIO
 
 from parity_models.errors import ParityModelsError, ServingError, UserError
 
@@ -53,7 +51,7 @@ class Child:
         self._process.stdin.close()
 
     async def lines(self) -> AsyncIterator[str]:
-        """What the child writes after its message, a line at a time, until it ends."""
+        """Yield the lines that the child writes after its message, until it ends."""
         assert self._process.stdout is not None
         async for line in self._process.stdout:
             yield line.decode().strip()
@@ -111,23 +109,10 @@ async def child(
             await process.wait()
 
 
-def keep_output() -> Callable[[str], None]:
-    """Reserve standard output for messages; returns the function that sends them, as `tell` does.
-
-    Anything else written to standard output, by libraries or by processes started from now on, goes
-    to standard error. A process that outlives this one does not hold the reader's pipe open.
-    """
-    sys.stdout.flush()
-    kept = os.fdopen(os.dup(sys.stdout.fileno()), "w")  # which no process that is started inherits
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return partial(tell, to=kept)
-
-
-def tell(message: str, to: TextIO | None = None) -> None:
+def tell(message: str) -> None:
     """Write a line to standard output at once."""
-    to = to or sys.stdout
-    to.write(f"{message}\n")
-    to.flush()
+    sys.stdout.write(f"{message}\n")
+    sys.stdout.flush()
 
 
 def exit_code(do: Callable[[], object], tell: Callable[[str], None] = tell) -> int:

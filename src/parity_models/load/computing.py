@@ -26,12 +26,12 @@ class Computed:
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         everything = ended.ru_utime + ended.ru_stime + _of(psutil.Process())
         workers = 0.0
-        with suppress(psutil.NoSuchProcess):  # it has ended, which whoever asks it next is told
+        with suppress(psutil.NoSuchProcess):  # it has ended, which its next user finds
             workers = _of(psutil.Process(server))
         return cls(workers, everything - workers)
 
     def since(self, earlier: Self) -> Self:
-        """What has been computed since then."""
+        """The processor time since then."""
         return type(self)(self.workers - earlier.workers, self.serving - earlier.serving)
 
 
@@ -42,7 +42,7 @@ def _of(parent: psutil.Process) -> float:
         with suppress(psutil.NoSuchProcess):
             times = each.cpu_times()
             seconds += times.user + times.system
-            # What a process has waited for is told with it on Linux alone.
+            # Only Linux counts the ended children of a process.
             seconds += getattr(times, "children_user", 0.0)
             seconds += getattr(times, "children_system", 0.0)
     return seconds

@@ -20,7 +20,7 @@ from parity_models.tasks import METRICS
 LEAD = 0.1
 """Seconds from the last preparation to the load's start."""
 PATIENCE = 1.0
-"""Seconds that answers are waited for once the load has been told to stop."""
+"""Seconds to wait for answers once the load is being stopped."""
 MAX_KEPT = 2**28
 """Bytes of outputs that are kept until the load is over, to be judged then and not meanwhile."""
 NOT_SENT = -1
@@ -53,7 +53,7 @@ async def prepare_load(
     max_kept: int = MAX_KEPT,
     credentials: Credentials = ANONYMOUS,
 ) -> AsyncIterator["Load"]:
-    """Those requests of the load that are number `turn` of each `turns`, ready to be sent."""
+    """Prepare every `turns`-th request of the load, from number `turn` on."""
     queries = read_queries(spec.data, spec.labels)
     due = spec.due()
     async with target(spec.url, spec.model, spec.binary, spec.output, credentials) as asked:
@@ -118,7 +118,7 @@ class Load:
             await asyncio.wait(self._under_way)
 
     def result(self) -> LoadResult:
-        """What became of the queries after the warm-up that were due before the load ended."""
+        """The outcomes of the queries after the warm-up that were due before the load ended."""
         counted = np.flatnonzero(self._outcome[:, 0] != NOT_SENT)
         counted = counted[counted >= self._warm_up]
         if self._kept is not None:

@@ -134,7 +134,7 @@ class LoadOptions(Options):
 
     @property
     def lasts(self) -> float | None:
-        """How many seconds queries are counted for; inf: all of the trace. None: `queries` are."""
+        """Seconds for which queries are counted; inf: all of the trace; None: `queries` are."""
         if self.queries is not None or self.duration is not None:
             return self.duration
         return DURATION if self.trace is None else inf

@@ -101,13 +101,13 @@ async def _stop(children: Sequence[Child], stop: asyncio.Event) -> None:
 
 
 class _Listening:
-    """What the generators tell while they are at work."""
+    """Collects the generators' messages while they work."""
 
     def __init__(self, started: Callable[[], None], bar: Progress, total: int) -> None:
         self._started: Callable[[], None] | None = started
         self._bar = bar
         self._task = bar.add_task("queries", total=total)
-        self._told: dict[Child, tuple[int, int]] = {}
+        self._progress: dict[Child, tuple[int, int]] = {}
 
     async def listen(self, generator: Child) -> None:
         why = ""
@@ -117,7 +117,7 @@ class _Listening:
                     self._started()
                     self._started = None
             elif progress := PROGRESS.fullmatch(line):
-                self._told[generator] = int(progress[1]), int(progress[2])
+                self._progress[generator] = int(progress[1]), int(progress[2])
                 self._show()
             else:
                 why = line
@@ -126,6 +126,6 @@ class _Listening:
             raise LoadError(why or f"the load stopped with exit code {code}")
 
     def _show(self) -> None:
-        due, failed = map(sum, zip(*self._told.values(), strict=True))
+        due, failed = map(sum, zip(*self._progress.values(), strict=True))
         description = f"queries, {failed:,} errors" if failed else "queries"
         self._bar.update(self._task, completed=due, description=description)

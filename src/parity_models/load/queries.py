@@ -95,7 +95,7 @@ def open_axes(queries: Queries, model: ModelMetadata) -> OpenAxes:
 
 
 def _used(array: NDArray[Any], axis: int) -> int:
-    """How much of an axis holds anything but zeros, the padding behind; 1 at least."""
+    """The length of an axis without the zeros that pad it; 1 at least."""
     others = tuple(i for i in range(array.ndim) if i != axis)
     used = np.flatnonzero((array != 0).any(axis=others))
     return int(used[-1]) + 1 if used.size else 1

@@ -57,8 +57,7 @@ def _counts() -> Counts:
 
 
 class Seen:
-    """What a server's metrics said at the time `at`. Raises LoadError where they are not those of
-    such a server."""
+    """A server's metrics at the time `at`. Raises LoadError for metrics of something else."""
 
     def __init__(self, text: str, at: float) -> None:
         self.at = at
@@ -80,7 +79,7 @@ class Seen:
 
     @property
     def ended(self) -> float:
-        """How many queries had ended."""
+        """The number of queries that had ended."""
         return sum(self.answers.values()) + self.totals["parm_query_failures_total"]
 
     def _add(self, family: Metric) -> None:
@@ -105,8 +104,8 @@ def _bound(labels: Mapping[str, str]) -> float:
 
 
 def recording_of(seen: list[Seen], model: str) -> Recording:
-    """What was seen of `model` from the first look to the last. Raises LoadError where too little
-    was."""
+    """Summarize the metrics of `model` from the first look to the last. Raises LoadError for too
+    few units."""
     first, last = seen[0], seen[-1]
     runs = {}
     for role, counts in last.runs.items():
@@ -181,10 +180,11 @@ def quantiles_between(
 async def record(
     url: str,
     seconds: float,
-    told: Callable[[float], None] = lambda done: None,
+    progress: Callable[[float], None] = lambda done: None,
     credentials: Credentials = ANONYMOUS,
 ) -> Recording:
-    """Record the server at `url` for so many seconds; `told` hears after each step of how many.
+    """Record the server at `url` for so many seconds; `progress` is called with them
+    after each step.
 
     `url` is the server's address, or that of its metrics; the server is shown the `credentials`.
     Raises UserError for what is none, LoadError where nobody answers, or what answers says too
@@ -198,7 +198,7 @@ async def record(
         for step in range(1, max(1, round(seconds / STEP)) + 1):
             await asyncio.sleep(max(0.0, begin + step * STEP - time.monotonic()))
             seen.append(await _look(client, path))
-            told(step * STEP)
+            progress(step * STEP)
     try:
         return recording_of(seen, urlsplit(metrics).netloc)
     except LoadError as error:

@@ -33,7 +33,7 @@ class Percentiles(msgspec.Struct, frozen=True):
 
 
 class SendDelay(msgspec.Struct, frozen=True):
-    """How much later than scheduled requests went out, in milliseconds: the generator's own error.
+    """The delay of requests behind their schedule, in milliseconds: the generator's own error.
 
     A wait for a new connection is in it.
     """
@@ -48,14 +48,14 @@ class SendDelay(msgspec.Struct, frozen=True):
 
 
 class Answered(msgspec.Struct, frozen=True):
-    """How many queries were answered from a source, and their mean score; None without labels."""
+    """The number of queries answered from a source, and their mean score (None without labels)."""
 
     count: int
     accuracy: float | None
 
 
 class LoadReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a load.
+    """The summary of a load.
 
     `queries` are those counted, fewer than `load.count` if the load was interrupted: `answered`
     and `errors` by kind add up to them. `offered` and `throughput` are queries due, and answers,

@@ -1,4 +1,4 @@
-"""What became of every query of a load."""
+"""The outcome of every query of a load."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -45,7 +45,7 @@ class LoadResult:
         return here
 
     def errors(self) -> dict[str, int]:
-        """How many queries ended in each kind of error."""
+        """The number of queries that ended in each kind of error."""
         kinds, counts = np.unique(self.outcome[~self.answered], return_counts=True)
         return {str(self.outcomes[kind]): int(n) for kind, n in zip(kinds, counts, strict=True)}
 

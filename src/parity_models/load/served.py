@@ -1,6 +1,6 @@
 """A bundle served from a process of its own, as by `parm serve`, with its faults on command.
 
-The process serves until its standard input ends, so that it cannot outlive whoever started it.
+The process serves until its standard input ends, so that it cannot outlive its parent.
 """
 
 import sys
@@ -23,7 +23,7 @@ BUSY = b"busy\n"
 
 
 class ServeSpec(msgspec.Struct):
-    """What the process is to serve; `allow_code`: see `open_bundle`."""
+    """The bundle and options to serve; `allow_code`: see `open_bundle`."""
 
     bundle: str
     options: ServeOptions
@@ -32,7 +32,7 @@ class ServeSpec(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Served:
-    """A server that is up; `instances` is the process that their faults are told to."""
+    """A server that is up; `instances` is the process that takes their faults."""
 
     _process: Child
     instances: Child

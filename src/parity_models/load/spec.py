@@ -1,4 +1,4 @@
-"""What a load is: whom it asks, with which queries, and when."""
+"""The specification of a load: the server, the queries, and their schedule."""
 
 import os
 import warnings
@@ -23,8 +23,8 @@ BOUNDS = {
     "rate": (1e-3, 1e6),
     "speed": (1e-6, 1e6),
 }
-"""What the numbers of a load may be, from and to. Half a thousand connections is what `select`,
-and with it a precise clock, carries."""
+"""The ranges of a load's numbers. `select`, and with it a precise clock, carries about 500
+connections."""
 
 
 class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +73,7 @@ class LoadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def requests(self) -> int:
-        """How many requests there are, those of the warm-up among them."""
+        """The number of requests, including the warm-up."""
         return self.warm_up_requests + ceil(self.count / self.batch)
 
     @property

@@ -40,7 +40,7 @@ BINARY = "binary_tensor_data"
 """The name of the extension for tensors as binary data."""
 
 JSON_OBJECT = 64 * 2**10
-"""Bytes that a request's JSON object may have besides the values of a tensor."""
+"""Bytes that a request's JSON object may have besidess the values of a tensor."""
 
 NO_DATA = Raw()
 """The data of a tensor that has none in the JSON."""
@@ -49,10 +49,10 @@ _JSON_VALUE = 64
 """Bytes that a value of a request may take in JSON, with commas, brackets and indentation."""
 
 _ANSWER_VALUE, _ANSWER_HEAD = 32, 2**16
-"""Bytes that a number may take in an answer's JSON, and those that it may have besides."""
+"""Bytes that a number may take in an answer's JSON, and those that it may have besidess."""
 
 _SMALL = 4096
-"""Bytes of JSON beside a tensor that may well be kept alive with it."""
+"""Bytes of JSON that may be kept in memory along with a tensor."""
 
 _T = TypeVar("_T")
 
@@ -315,7 +315,7 @@ data."""
 
 def _check_size(body: bytes | bytearray, end: int, model: "ServedModel") -> None:
     """Raises TooLargeError for a JSON object that is larger than its tensor can be, as far as that
-    can be told without reading it: nobody is served while it is read."""
+    can be seen without decoding it: decoding blocks all other requests."""
     if end < len(body):
         raise TooLargeError(
             f"the JSON object before the binary data has {end} bytes; it may have {JSON_OBJECT}"
@@ -614,20 +614,20 @@ def check_json_size(
     spec: TensorSpec | Layout,
     rows: int,
     what: str,
-    beside: int = JSON_OBJECT,
+    besides: int = JSON_OBJECT,
 ) -> None:
-    """Raises TooLargeError for more JSON than `rows` rows and so many bytes `beside` can be: for
+    """Raises TooLargeError for more JSON than `rows` rows and so many bytes `besides` can be: for
     more bytes, or for more values in them, as each takes many times its bytes once it is read."""
     view = memoryview(text)
-    if len(view) <= beside:
+    if len(view) <= besides:
         return
     values = rows * (spec.row_values if isinstance(spec, Layout) else prod(spec.shape))
-    most = _JSON_VALUE * values + beside
+    most = _JSON_VALUE * values + besides
     if len(view) > most:
         raise TooLargeError(
             f"{what} has {len(view)} bytes of JSON; {rows} rows of {spec} take up to {most}"
         )
-    most = values + beside // 2
+    most = values + besides // 2
     commas = np.count_nonzero(np.frombuffer(view, np.uint8) == ord(","))
     if commas > most:
         raise TooLargeError(

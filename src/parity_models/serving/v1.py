@@ -224,7 +224,7 @@ def read_predictions(body: bytes, outputs: list[str]) -> dict[str, Raw]:
 
 
 def count_rows(data: Raw) -> int:
-    """How many rows an array of JSON has. Raises InvalidRequestError for what is none."""
+    """The number of rows of a JSON array. Raises InvalidRequestError for anything else."""
     return len(read_json(_ROWS, data, "predictions"))
 
 

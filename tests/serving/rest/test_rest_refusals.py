@@ -9,8 +9,6 @@ import httpx
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from rest_requests import INFER, assert_served, binary_request, changed, triton_input
@@ -19,34 +17,6 @@ from served import INPUTS, ServerProcess, queries
 pytestmark = pytest.mark.slow
 
 MAX_BODY = 2**20
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (changed(name="image"), "no input 'image'; its input is 'input'"),
-        (changed(datatype="FP64"), "has datatype FP32, got 'FP64'"),
-        (changed(shape=[1, 28, 28]), "got [1, 28, 28]"),
-        (changed(shape=[INPUTS]), "got [784]"),
-        (changed(shape=[0, INPUTS], data=[]), "one row or more"),
-        (changed(data=[0.0] * 5), "must be flat, with 784 elements, or nested as [1, 784]"),
-        (changed(data=[[0.0], [0.0, 1.0]]), "ragged"),
-        (changed(data=[["a"] * INPUTS]), "Expected `float`, got `str`"),
-        ({"inputs": []}, "'input' is missing"),
-        ({"inputs": changed()["inputs"] * 2}, "given 2 times"),
-        ({**changed(), "outputs": [{"name": "logits"}]}, "no output 'logits'"),
-        ({"input": 1}, "missing required field `inputs`"),
-        ([1, 2], "Expected `object`, got `array`"),
-    ],
-)
-def test_requests_that_do_not_fit_the_model_get_400_with_the_reason(
-    http: httpx.Client, content: object, reason: str
-) -> None:
-    response = http.post(INFER, json=content)
-    assert response.status_code == 400
-    assert response.headers["content-type"] == "application/json"
-    assert reason in response.json()["error"]
-    assert_served(http)
 
 
 @pytest.mark.parametrize(
@@ -64,28 +34,6 @@ def test_numbers_that_are_not_finite_get_400_in_json_and_are_served_exact_in_bin
     response = http.post(INFER, **binary_request(rows))
     assert response.status_code == 200
     assert b'"source":"model"' in response.content
-    assert_served(http)
-
-
-def test_wrong_binary_sizes_get_400(http: httpx.Client) -> None:
-    request = binary_request(queries(1))
-    whole, length = request["content"], request["headers"]["Inference-Header-Content-Length"]
-    for content, header, reason in [
-        (whole[:-4], length, "3132 bytes follow the JSON object; input 'input' takes 3136"),
-        (whole + b"1234", length, "3140 bytes follow"),
-        (whole, "99999", "but the body has"),
-        (whole, "abc", "not a length"),
-        (whole, "-5", "not a length"),
-        (whole, str(int(length) - 2), "cannot be read"),
-        (whole[: int(length)], None, "needs the header"),
-        (whole.replace(b"3136", b"3132"), length, "takes 3136 bytes"),
-        (b"", None, "cannot be read"),
-        (b"", "0", "cannot be read"),
-    ]:
-        headers = {} if header is None else {"Inference-Header-Content-Length": header}
-        response = http.post(INFER, content=content, headers=headers)
-        assert response.status_code == 400
-        assert reason in response.json()["error"]
     assert_served(http)
 
 
@@ -141,12 +89,6 @@ def test_bodies_beyond_the_limit_get_413_however_they_come(http: httpx.Client) -
     assert_served(http)
 
 
-def test_more_rows_than_may_wait_get_413(http: httpx.Client) -> None:
-    response = http.post(INFER, **binary_request(queries(301)))
-    assert response.status_code == 413
-    assert "301 rows, this server takes up to 300" in response.json()["error"]
-
-
 def test_bodies_in_other_encodings_are_refused(http: httpx.Client) -> None:
     text = json.dumps(changed()).encode()
     for content, encoding, status, reason in [
@@ -159,26 +101,6 @@ def test_bodies_in_other_encodings_are_refused(http: httpx.Client) -> None:
         assert response.status_code == status
         assert reason in response.json()["error"]
     assert http.post(INFER, content=text, headers={"Content-Encoding": "identity"}).is_success
-
-
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    body=st.binary(max_size=300) | st.text(max_size=300).map(str.encode),
-    length=st.none() | st.integers(-5, 400).map(str) | st.sampled_from(["", "1e3", "0x10"]),
-    encoding=st.none() | st.sampled_from(["gzip", "deflate", "br", "identity"]),
-    path=st.sampled_from([INFER, "/v2/models/model/versions/1/infer"]),
-)
-def test_arbitrary_bodies_are_the_client_s_mistake(
-    http: httpx.Client, body: bytes, length: str | None, encoding: str | None, path: str
-) -> None:
-    headers = {} if length is None else {"Inference-Header-Content-Length": length}
-    if encoding is not None:
-        headers["Content-Encoding"] = encoding
-    response = http.post(path, content=body, headers=headers)
-    assert 400 <= response.status_code < 500
-    assert response.json()["error"]
 
 
 def test_the_metrics_tell_what_happened(server: ServerProcess, http: httpx.Client) -> None:

@@ -32,7 +32,7 @@ from parity_models.serving.refusals import Refused
 Context = ServicerContext[Any, Any]
 
 RESERVE = 100
-"""Calls beyond their limit that are let in far enough to be told of it, and calls that ask for the
+"""Calls beyond their limit that are let in far enough to be refused, and calls that ask for the
 server's health, which a busy server answers too."""
 
 DETAILS = "grpc-status-details-bin"
@@ -48,7 +48,7 @@ that takes longer is counted as if it were the longest."""
 
 _ENDING = 0.05
 """Seconds within which gRPC cancels a call that is over, having said that no message comes: its
-client has given it up, or the message is larger than gRPC takes, of which gRPC has told it."""
+client has given it up, or the message is larger than gRPC takes, which gRPC itself answers."""
 
 _CODES = {
     400: StatusCode.INVALID_ARGUMENT,

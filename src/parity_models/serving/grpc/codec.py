@@ -53,7 +53,7 @@ _SHARED = "shared_memory_region"
 """The parameter of a tensor that is in shared memory."""
 
 _WIDE = {"int_contents": np.int32, "uint_contents": np.uint32}
-"""What a field holds, where that is more than some of its datatypes do."""
+"""The types of fields that hold more than some of their datatypes do."""
 
 
 def read_request(message: ModelInferRequest, model: ServedModel) -> InferRequest:

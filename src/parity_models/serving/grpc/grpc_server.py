@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing
 
 _MAX_MESSAGE = 2**31 - 1
-"""Bytes that gRPC can be told a message may have."""
+"""The largest limit of a message, in bytes, that gRPC takes."""
 
 _MAX_MILLISECONDS = 2**31 - 1
-"""The longest time that gRPC can be told."""
+"""The longest time that gRPC takes."""
 
 _MAX_AGE, _AGE_GRACE = 600.0, 120.0
 """Seconds after which clients are asked to connect anew, and those that calls then have to end. No
@@ -49,7 +49,7 @@ _Handler = Any
 class GrpcServer:
     """Serves `models`, within `limits`; `budget` counts the bytes of all requests.
 
-    With `tokens`, clients that show none of them are told the server's health and nothing else.
+    With `tokens`, clients that show none of them may ask for the server's health and nothing else.
     Made on the event loop that it is to run on, and started and stopped once.
     """
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol's gRPC service over models, and grpc.health.v1 beside it."""
+"""The Open Inference Protocol's gRPC service over models, and grpc.health.v1."""
 
 import asyncio
 import logging
@@ -23,29 +23,9 @@ from parity_models.serving.errors import (
     TooLargeError,
     UnavailableError,
 )
+from parity_models.serving.grpc import inference_pb2 as pb
 from parity_models.serving.grpc.calls import Calls, Context, abort, code_of, refuse
 from parity_models.serving.grpc.codec import read_request, write_response
-from parity_models.serving.grpc.inference_pb2 import (
-    DESCRIPTOR,
-    ModelInferRequest,
-    ModelInferResponse,
-    ModelMetadataRequest,
-    ModelMetadataResponse,
-    ModelReadyRequest,
-    ModelReadyResponse,
-    RepositoryIndexRequest,
-    RepositoryIndexResponse,
-    RepositoryModelLoadRequest,
-    RepositoryModelLoadResponse,
-    RepositoryModelUnloadRequest,
-    RepositoryModelUnloadResponse,
-    ServerLiveRequest,
-    ServerLiveResponse,
-    ServerMetadataRequest,
-    ServerMetadataResponse,
-    ServerReadyRequest,
-    ServerReadyResponse,
-)
 from parity_models.serving.metrics import GRPC, Metrics
 from parity_models.serving.models import Models, ServedVersion
 from parity_models.serving.protocol import SOFTWARE
@@ -63,7 +43,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 BUNDLE_DIGEST = "bundle-digest"
@@ -104,37 +84,41 @@ class InferenceService:
         self._models = models
         self._metrics = metrics
 
-    async def ServerLive(self, request: ServerLiveRequest, context: Context) -> ServerLiveResponse:
-        return ServerLiveResponse(live=True)
+    async def ServerLive(
+        self, request: pb.ServerLiveRequest, context: Context
+    ) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
 
     async def ServerReady(
-        self, request: ServerReadyRequest, context: Context
-    ) -> ServerReadyResponse:
-        return ServerReadyResponse(ready=not self._models.why_unready)
+        self, request: pb.ServerReadyRequest, context: Context
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=not self._models.why_unready)
 
     async def ServerMetadata(
-        self, request: ServerMetadataRequest, context: Context
-    ) -> ServerMetadataResponse:
+        self, request: pb.ServerMetadataRequest, context: Context
+    ) -> pb.ServerMetadataResponse:
         if self._models.only is not None:
             _name_bundle(self._models.only, context)
-        return ServerMetadataResponse(
+        return pb.ServerMetadataResponse(
             name=SOFTWARE, version=__version__, extensions=self._models.extensions
         )
 
-    async def ModelReady(self, request: ModelReadyRequest, context: Context) -> ModelReadyResponse:
+    async def ModelReady(
+        self, request: pb.ModelReadyRequest, context: Context
+    ) -> pb.ModelReadyResponse:
         try:
             version = self._models.find(request.name, request.version or None)
         except UnavailableError:
-            return ModelReadyResponse(ready=False)
-        return ModelReadyResponse(ready=version.frontend.ready)
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=version.frontend.ready)
 
     async def ModelMetadata(
-        self, request: ModelMetadataRequest, context: Context
-    ) -> ModelMetadataResponse:
+        self, request: pb.ModelMetadataRequest, context: Context
+    ) -> pb.ModelMetadataResponse:
         version = self._models.find(request.name, request.version or None)
         _name_bundle(version, context)
         about = version.model.metadata
-        response = ModelMetadataResponse(
+        response = pb.ModelMetadataResponse(
             name=about.name, versions=self._models.versions(about.name), platform=about.platform
         )
         for tensors, described in (
@@ -146,9 +130,9 @@ class InferenceService:
         return response
 
     async def RepositoryIndex(
-        self, request: RepositoryIndexRequest, context: Context
-    ) -> RepositoryIndexResponse:
-        response = RepositoryIndexResponse()
+        self, request: pb.RepositoryIndexRequest, context: Context
+    ) -> pb.RepositoryIndexResponse:
+        response = pb.RepositoryIndexResponse()
         for each in self._models.index():
             if each.state == "READY" or not request.ready:
                 response.models.add(
@@ -157,24 +141,24 @@ class InferenceService:
         return response
 
     async def RepositoryModelLoad(
-        self, request: RepositoryModelLoadRequest, context: Context
-    ) -> RepositoryModelLoadResponse:
+        self, request: pb.RepositoryModelLoadRequest, context: Context
+    ) -> pb.RepositoryModelLoadResponse:
         given: dict[str, object] = {}
         for name, parameter in request.parameters.items():
             kind = parameter.WhichOneof("parameter_choice")
             given[name] = None if kind is None else getattr(parameter, kind)
         await self._models.load(request.model_name, given)
-        return RepositoryModelLoadResponse()
+        return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
-        self, request: RepositoryModelUnloadRequest, context: Context
-    ) -> RepositoryModelUnloadResponse:
+        self, request: pb.RepositoryModelUnloadRequest, context: Context
+    ) -> pb.RepositoryModelUnloadResponse:
         await self._models.unload(request.model_name)
-        return RepositoryModelUnloadResponse()
+        return pb.RepositoryModelUnloadResponse()
 
     async def infer(
         self, data: bytes, context: Context, calls: Calls, counted: "Counted"
-    ) -> ModelInferResponse:
+    ) -> pb.ModelInferResponse:
         """Answer ModelInfer, given its message. The bytes of the message count against the budget
         until its rows are read, and those until it is answered."""
         with calls.holding(len(data)) as held:
@@ -216,7 +200,7 @@ class InferenceService:
         finally:
             counted.metrics.requests.labels(status).inc()
 
-    def _read(self, data: bytes) -> ModelInferRequest:
+    def _read(self, data: bytes) -> pb.ModelInferRequest:
         """The message. Raises a RequestError for what is none, or is larger than any can be."""
         largest = self._models.largest
         if largest is None:
@@ -227,7 +211,7 @@ class InferenceService:
                 f"the message has {len(data)} bytes; the largest request that this server takes "
                 f"has at most {most}; send several requests"
             )
-        return read_message(ModelInferRequest, data)
+        return read_message(pb.ModelInferRequest, data)
 
 
 class Counted:
@@ -259,12 +243,12 @@ class Health:
                 response = health_pb2.HealthCheckResponse
                 yield response(status=response.SERVICE_UNKNOWN)
                 return
-            told = None
+            last = None
             while True:
                 stopping, status = self._stopping.is_set(), self._status()
-                if status != told:
+                if status != last:
                     yield status
-                    told = status
+                    last = status
                 if stopping:
                     return
                 with suppress(TimeoutError):

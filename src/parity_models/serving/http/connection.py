@@ -16,7 +16,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from ipaddress import ip_address
 from math import inf
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import httptools
 
@@ -29,10 +29,11 @@ from parity_models.serving.errors import (
     RequestError,
     TransferCodingError,
 )
-from parity_models.serving.limits import Limits
 from parity_models.serving.refusals import Refused
 from parity_models.serving.rest.messages import Body, Request, Response, error_response, request_of
-from parity_models.serving.rest.service import Rest
+
+if TYPE_CHECKING:
+    from parity_models.serving.http.http_server import HttpServer
 
 _log = logging.getLogger(__name__)
 
@@ -92,29 +93,6 @@ class ConnectionState(Enum):
     CLOSE = auto()
 
 
-class ServerSide(Protocol):
-    """The server, as a connection uses it."""
-
-    rest: Rest
-    limits: Limits
-    closing: bool
-    """Whether every answer is the last of its connection."""
-
-    received: int
-    sent: int
-    """Bytes from clients and to them, so far."""
-
-    @property
-    def date(self) -> bytes:
-        """The header with the current date."""
-
-    def lost(self, connection: "HttpConnection") -> None:
-        """Forget a connection that is over."""
-
-    def ended(self, reason: str) -> None:
-        """Count a connection that a limit has ended."""
-
-
 class _Exchange:
     """A request that arrives, waits for its turn, or is being answered.
 
@@ -144,7 +122,7 @@ class HttpConnection(asyncio.Protocol):
     alive.
     """
 
-    def __init__(self, server: ServerSide, refused: Response | None = None) -> None:
+    def __init__(self, server: "HttpServer", refused: Response | None = None) -> None:
         self._server = server
         self._rest = server.rest
         self._refused = refused

@@ -38,7 +38,7 @@ _ACCEPTS = 64
 """Connections accepted in a row before the others have their turn."""
 
 _REFUSED = 16
-"""Connections beyond the limit that are told so at a time; further ones wait to be accepted."""
+"""Connections beyond the limit that are answered at a time; further ones wait to be accepted."""
 
 _RESERVE = 32
 """File descriptors that connections leave to the rest of the server: its workers, above all."""
@@ -81,7 +81,9 @@ class HttpServer:
         self.rest = rest
         self.limits = rest.limits
         self.closing = False
+        """Whether every answer is the last of its connection."""
         self.received = self.sent = 0
+        """Bytes from clients and to them, since they were last added to the metrics."""
         self._metrics = metrics
         self._tls = tls
         self._connections: set[HttpConnection] = set()
@@ -101,7 +103,7 @@ class HttpServer:
 
     @property
     def connections(self) -> int:
-        """How many are open."""
+        """The number of open connections."""
         return len(self._connections)
 
     def start(self, listening: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""What an upstream has to pass before it is used, and again when it is doubted."""
+"""The checks that an upstream has to pass before it is used, and again when it is doubted."""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -77,7 +77,7 @@ class Checks:
         self, url: str, client: UpstreamClient, models: Mapping[str, UpstreamModel]
     ) -> None:
         """Raises UpstreamError unless the upstream has these models, by role, as the bundle has
-        them, and they run; BusyError if it cannot be told for now."""
+        them, and they run; BusyError if it cannot be checked for now."""
         for role, model in models.items():
             reference = self.references[role]
             try:

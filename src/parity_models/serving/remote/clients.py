@@ -49,8 +49,8 @@ _AWAY = (502, 503, 504)
 
 
 def connecting(ca_file: Path | None) -> Connect:
-    """What makes connections to upstreams, which are known by the certificates in a PEM file, or
-    None: by the system's.
+    """Return a function that connects to upstreams, trusting the certificates in a PEM file, or
+    with None the system's.
 
     Raises UserError for a file that has no certificates.
     """
@@ -211,7 +211,7 @@ def _column(data: Raw, spec: TensorSpec, rows: int) -> NDArray[Any]:
 
 
 def _fault(error: ClientError, path: str = "") -> Exception:
-    """What the error says of the upstream; without a `path`, it is the answer to a unit."""
+    """Translate a client's error; without a `path`, it is the answer to a unit."""
     if isinstance(error, StatusError):
         status, text = error.status, error.text
         if status == 429 or (status == 503 and not path):

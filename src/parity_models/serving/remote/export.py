@@ -1,7 +1,7 @@
 """A bundle's models as a repository that another server loads as it is.
 
-Model j of the code is called NAME-parity-j, as the remote engine expects it where it is not told
-otherwise.
+Model j of the code is called NAME-parity-j, as the remote engine expects it by
+default.
 """
 
 import json
@@ -91,7 +91,7 @@ def _write_triton(folder: Path, name: str, version: str, model: ModelFile, path:
         f"max_batch_size: {0 if batch else MAX_BATCH}\n"
         f"input [ {all_of(model.signature.inputs)} ]\n"
         f"output [ {all_of(model.signature.outputs)} ]\n"
-        # As many units at once as the remote engine sends where it is not told otherwise.
+        # As many units at once as the remote engine sends by default.
         "instance_group [ { count: 1 } ]\n"
         # A version takes the place of another where that is asked for, and not for being newer.
         "version_policy { all { } }\n"

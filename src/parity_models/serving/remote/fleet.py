@@ -16,7 +16,7 @@ from parity_models.serving.remote.upstream import PredictionProtocol, Upstream
 SCHEMES = ("http", "https", "grpc", "grpcs")
 
 _QUERY = {"concurrency": "[0-9]{1,9}", "protocol": "v[12]", "model": ".+", "version": ".+"}
-"""What the query of a URL may say of its server."""
+"""The parameters of a URL, with the pattern of each value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +76,11 @@ class Fleet:
 
     @property
     def roles(self) -> list[frozenset[str]]:
-        """What each instance runs: as many instances an upstream as its concurrency, in order."""
+        """The roles of each instance; an upstream has as many as its concurrency, in order."""
         return [each.roles for each in self.upstreams for _ in range(each.concurrency)]
 
     def node(self, upstream: Upstream) -> str:
-        """What the upstream is slow or gone together with: its host, or itself if all share one."""
+        """The upstream's failure domain: its host, or itself if all share one."""
         if len({each.host for each in self.upstreams}) == 1:
             return upstream.url
         return upstream.host
@@ -89,7 +89,8 @@ class Fleet:
 def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
     """The fleet at these URLs, for the models of this bundle.
 
-    Raises UserError for URLs that `parse_upstreams` refuses, and of models that the bundle has not.
+    Raises UserError for URLs that `parse_upstreams` refuses, or for models that the bundle
+    lacks.
     """
     if options.deployed is None:
         raise OptionError(

@@ -49,10 +49,10 @@ MAX_TEXT = 300
 """Characters of an error's text that are kept."""
 
 _MAX_MESSAGE = 2**31 - 1
-"""Bytes that gRPC can be told a message may have."""
+"""The largest limit of a message, in bytes, that gRPC takes."""
 
 _TOO_LARGE = "larger than max"
-"""What gRPC itself says, with the code that means too much work elsewhere, of a large message."""
+"""Part of gRPC's own text for a large message; its code means too much work elsewhere."""
 
 _SERVICE = DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 _OPTIONS = [

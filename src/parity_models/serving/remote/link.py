@@ -126,8 +126,8 @@ class Link:
         self._kept_for = None
 
     def cancelled(self, instance: str) -> None:
-        """End its instance's unit, which nobody needs any more. One that hangs has all of its units
-        cancelled, sooner than any takes too long: a check has to tell."""
+        """End the instance's unit, which is no longer needed. An upstream that hangs has all of
+        its units cancelled before any of them takes too long, so now and then it is checked."""
         running = self.running.pop(instance)
         running.task.cancel()
         self._silent += asyncio.get_running_loop().time() - running.since
@@ -149,7 +149,7 @@ class Link:
 
     @property
     def is_there(self) -> bool:
-        """Is it in use, and takes units within MAX_REST?"""
+        """Whether it is in use, and takes units within MAX_REST."""
         return self.in_use and not (self._rests_long and self.rest())
 
     def turned_away(self, error: BusyError, *, is_spared: bool) -> float:
@@ -180,7 +180,7 @@ def check_enough(links: Sequence[Link], verdicts: Sequence[UpstreamError | None]
 
 
 def is_spared(link: Link, links: Iterable[Link], by_instance: Iterable[Link]) -> bool:
-    """Would half of the instances of each of its roles be there without this upstream?"""
+    """Return whether half of the instances of each role would remain without this upstream."""
     there = [each for each in by_instance if each.is_there]
     if link not in there:
         return True
@@ -197,7 +197,7 @@ def _roles(links: Sequence[Link]) -> frozenset[str]:
 
 
 def fault_of(url: str, error: Exception) -> UpstreamError:
-    """What is wrong with an upstream where `error` was raised; an unforeseen one is logged."""
+    """Return the fault of an upstream that `error` shows; log an unforeseen error."""
     if isinstance(error, UpstreamError):
         return error
     if isinstance(error, BusyError):

@@ -75,7 +75,7 @@ class RemoteEngine(Engine):
 
     @dataclass(frozen=True, kw_only=True)
     class Options(FleetOptions):
-        """What can be set."""
+        """Where the upstreams are."""
 
     @classmethod
     def fixed_roles(cls, options: Any, bundle: Bundle) -> Sequence[frozenset[str]]:
@@ -127,7 +127,7 @@ class RemoteEngine(Engine):
         self._checks = await asyncio.to_thread(Checks, self._models, works_there)
         connect = self._connect
         if connect is None:
-            # Only now: whoever runs no fleet need not wait for aiohttp and gRPC.
+            # Imported late: other engines need no aiohttp.
             from parity_models.serving.remote.clients import connecting
 
             connect = connecting(self._fleet.ca_file)
@@ -250,7 +250,7 @@ class RemoteEngine(Engine):
 
     def _eject(self, link: Link, error: Exception) -> bool:
         """Eject the upstream for what it has done, unless that is a doubt and more than half of
-        the instances with its models would be out; has it been?"""
+        the instances with its models would be out. Return whether it was ejected."""
         fault = fault_of(link.upstream.url, error)
         if fault.fault in DOUBTS and not self._spares(link):
             link.keep(fault)

@@ -18,7 +18,7 @@ MAX_CONCURRENCY = 1000
 
 
 class PredictionProtocol(StrEnum):
-    """What an upstream speaks: the Open Inference Protocol, KServe's V2, or V1 (`:predict`)."""
+    """The protocol of an upstream: the Open Inference Protocol, KServe's V2, or V1 (`:predict`)."""
 
     V2 = "v2"
     V1 = "v1"
@@ -140,13 +140,13 @@ class UpstreamClient(Protocol):
 
     @property
     def abandons(self) -> bool:
-        """Does the upstream give up a unit whose `infer` is cancelled?"""
+        """Whether the upstream gives up a unit whose `infer` is cancelled."""
 
     async def check_ready(self, model: UpstreamModel) -> None:
-        """Does the model take units now?"""
+        """Check that the model takes units now."""
 
     async def metadata(self, model: UpstreamModel) -> ModelMetadata | None:
-        """What the upstream says of the model; None where its protocol has no way to ask."""
+        """The model as the upstream describes it; None where its protocol has no way to ask."""
 
     async def infer(
         self, model: UpstreamModel, rows: Sequence[NDArray[Any]], headers: Mapping[str, str]
@@ -190,7 +190,7 @@ def check_metadata(about: ModelMetadata, model: UpstreamModel) -> None:
 
 
 def _is_same(found: TensorMetadata, tensor: Tensor, signature: Signature) -> bool:
-    """May an upstream that describes a tensor so have the bundle's one?"""
+    """Return whether the tensor that an upstream describes can be the bundle's."""
 
     def fits(axis: int, wanted: int | str) -> bool:
         return axis in (-1, wanted) or (

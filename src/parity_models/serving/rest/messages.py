@@ -26,7 +26,7 @@ Headers = tuple[tuple[bytes, bytes], ...]
 JSON: Headers = ((b"content-type", b"application/json"),)
 
 MAX_ERROR = 2000
-"""Characters of an error that a client is told."""
+"""Characters of an error that are sent to a client."""
 
 _WINDOW_BITS = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """The argument that makes zlib read one of HTTP's content encodings."""

@@ -94,7 +94,7 @@ class Rest:
     """The service: it refuses a request by its head, or answers it when its body is there.
 
     `limits` and `budget` bound what bodies hold. `read_metrics` answers /metrics in place of the
-    server's own `metrics`. With `tokens`, clients that show none of them are told the server's
+    server's own `metrics`. With `tokens`, clients that show none of them may ask for the server's
     health and nothing else, but for `open_paths`. `has` says which paths there are. `pages` are
     further handlers, with their methods, by path. `tracing` makes spans of requests.
     """
@@ -360,8 +360,8 @@ def _path_of(target: str) -> str:
 
 
 def _refuse_pages(request: Request) -> None:
-    """Raises ForbiddenError for a request of a web page's: somebody else's page reaches this server
-    as well, from whichever machine it is looked at, and asks nobody whether it may."""
+    """Raises ForbiddenError for a request from a web page: any site's page can reach this server
+    from a browser in its network."""
     if "origin" in request.headers:
         raise ForbiddenError(
             "web pages load and unload no models here; a request of your own has no header Origin"
