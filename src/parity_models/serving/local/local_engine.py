@@ -68,13 +68,13 @@ class WorkerProcess(SupervisedInstance):
         self._execute = execute
         self._process: Process | None = None
         self._streams: list[EngineStream] = []
-        self._inherited: list[socket.socket] = []
+        self._ends: list[socket.socket] = []
         self._listener = None if placement.link is None else _listen(placement.link)
 
     async def live(self) -> str:
         if self._listener is None:
             self._units, self._control = self._socket_pair(), self._socket_pair()
-        inherited = tuple(each.fileno() for each in self._inherited)
+        inherited = tuple(each.fileno() for each in self._ends)
         assignment = Assignment(
             self.name,
             os.getpid(),
@@ -97,7 +97,7 @@ class WorkerProcess(SupervisedInstance):
             pass_fds=sorted({model.descriptor for model in self._models.values()} | {*inherited}),
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )
-        for each in self._inherited:
+        for each in self._ends:
             each.close()
         if self.why_killed is not None:
             self._end()
@@ -144,22 +144,22 @@ class WorkerProcess(SupervisedInstance):
             await self._process.wait()
         for stream in self._streams:
             stream.close()
-        for each in self._inherited:
+        for each in self._ends:
             each.close()
         if self._listener is not None:
             self._listener.close()
 
     def _socket_pair(self) -> EngineStream:
         ours, theirs = socket.socketpair()
-        self._inherited.append(theirs)
+        self._ends.append(theirs)
         return self._stream(ours)
 
     async def _accept(self) -> None:
         """Wait until the worker has connected, if it does: for units, then for control."""
         if self._listener is not None:
             loop = asyncio.get_running_loop()
-            self._units = self._stream((await loop.sock_accept(self._listener))[0])
-            self._control = self._stream((await loop.sock_accept(self._listener))[0])
+            self._ends = [(await loop.sock_accept(self._listener))[0] for _ in range(2)]
+            self._units, self._control = map(self._stream, self._ends)
 
     def _stream(self, end: socket.socket) -> EngineStream:
         if end.family != socket.AF_UNIX:

@@ -7,10 +7,11 @@ is decided here, as for the processes of the local engine.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from parity_models.errors import UserError, install
+from parity_models.errors import ParityModelsError, UserError, install
 from parity_models.models.bundle import Bundle
 from parity_models.options import Option, Value
 from parity_models.serving.engine import Engine, Parts
@@ -99,7 +100,8 @@ class RayEngine(SupervisedEngine["ActorInstance"]):
         try:
             self._connection = await asyncio.shield(connecting)
         except asyncio.CancelledError:
-            (await connecting).close()
+            with suppress(ParityModelsError):
+                (await connecting).close()
             raise
         self._cpus = self._options.cpus_per_instance if self._options.address else 0.0
         used = {role: self._models[role] for role in sorted(frozenset[str]().union(*roles))}
