@@ -7,30 +7,35 @@ from onnx import TensorProto, helper, numpy_helper
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks import NETWORKS, Text
-from parity_models.models.networks.queried import describe
-from parity_models.models.onnx_tables import find_tables
-from parity_models.models.signature import Tensor
+from parity_models.models.networks.queried import describe, find_tables
+from parity_models.models.signature import Axis, Signature, Tensor
 from text_models import WORDS, texts
 
 IDS, MASK = Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",))
 SEGMENT = Tensor("segment", "INT64", ("length",))
 
 
+def signature(*inputs: Tensor) -> Signature:
+    axes = {axis: Axis((8,)) for each in inputs for axis in each.axes}
+    return Signature(inputs, (Tensor("out", "FP32", (2,)),), axes)
+
+
 def test_ids_masks_and_what_never_changes_are_told_apart() -> None:
     queries = texts(50, 8)
     arrays = {**queries, "segment": np.zeros_like(queries["ids"])}
-    ids, mask, segment = describe(arrays, (IDS, MASK, SEGMENT))
+    ids, mask, segment = told = describe(arrays, signature(IDS, MASK, SEGMENT))
     assert not ids.mask
     assert ids.values == int(queries["ids"].max()) + 1
     assert mask.mask
     assert segment.constant
     assert not segment.mask
-    assert Text.takes((ids, mask, segment))
+    assert Text.takes(told)
 
 
 def test_numbers_are_no_words() -> None:
     dense = Tensor("dense", "FP32", (3,))
-    told = describe({"dense": np.random.default_rng(0).random((9, 3), np.float32)}, (dense,))
+    drawn = np.random.default_rng(0).random((9, 3), np.float32)
+    told = describe({"dense": drawn}, signature(dense))
     assert told[0].mean is not None
     assert told[0].mean.shape == (3,)
     assert not Text.takes(told)

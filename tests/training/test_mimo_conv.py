@@ -12,11 +12,12 @@ from parity_models.errors import TrainingError
 from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from parity_models.models.export import export, floats
-from parity_models.models.networks import MIMOConv, build_network
+from parity_models.models.networks import build_network
 from parity_models.models.networks.slotwise import Shape
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training.candidates import build_models
 from parity_models.training.networks import parity_network
+from parity_models_lab.networks import MIMOConv
 from trainings import Train
 
 NEW_AXIS = CodeSpec("stack", "separate", 2, encoder_options={"new_axis": True})

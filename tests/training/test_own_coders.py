@@ -12,7 +12,7 @@ from own_coders import ABREAST, DECODER, ENCODER, LISTED, PILED
 from parity_models.codes import Code, CodeSpec, MLPEncoder
 from parity_models.errors import CodeError
 from parity_models.models.bundle import NewModel, write_bundle
-from parity_models.models.networks import MIMOConv, SmallResNet
+from parity_models.models.networks import SmallResNet
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.simulation.setting import Setting
 from parity_models.training import TrainingOptions
@@ -21,6 +21,7 @@ from parity_models.training.networks import parity_network
 from parity_models.training.problems import CodedNetworks
 from parity_models.training.recipes import recipe_for
 from parity_models.training.teacher import teacher_of
+from parity_models_lab.networks import MIMOConv
 from trainings import train_parity
 
 IMAGES = (1, 16, 16)

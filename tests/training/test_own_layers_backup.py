@@ -8,18 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import parity_models_lab.networks  # noqa: F401  # registers own-layers
 from byte_models import ALIKE, SIGNATURE, contents, exported
 from commands import invoke
 from onnx_models import output_of
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.queries import commonest
 from parity_models.training.fit import fit
-from parity_models.training.networks import queried_of
-from parity_models.training.proposals import propose_named
 from parity_models.training.recipes import Budget, recipe_for
-from parity_models.training.teacher import teacher_of
 
 pytestmark = pytest.mark.slow
 
@@ -45,16 +42,6 @@ def test_a_model_of_files_is_backed_by_its_own_layers(deployed: Bundle, tmp_path
     answers = output_of(backup, rows)
     np.testing.assert_allclose(answers.sum(axis=1), 1, atol=1e-4)
     assert (answers.argmax(axis=1) == said.argmax(axis=1)).mean() > 0.9
-
-
-def test_own_layers_are_proposed_for_such_models_the_most_of_them_first(deployed: Bundle) -> None:
-    rows = contents(100)
-    teacher = teacher_of(deployed)
-    queried = queried_of(teacher, rows)
-    assert queried[0].layers is not None
-    candidates, _ = propose_named(teacher, queried, commonest(rows, teacher.signature))
-    own = [each.network for each in candidates if each.network.startswith("own-layers")]
-    assert own == sorted(own, key=["own-layers", "own-layers@0.5", "own-layers@0.25"].index)
 
 
 class Spoilt(NamedModule):

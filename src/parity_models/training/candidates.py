@@ -20,7 +20,7 @@ from parity_models.models.export import export, floats
 from parity_models.models.gate import confidences, suited
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import NamedModule
-from parity_models.models.networks.queried import Queried
+from parity_models.models.networks.queried import NO_QUERIES, Queried
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.networks.stacked import Stacked, copy_weights
 from parity_models.models.onnx_model import OnnxModel
@@ -40,14 +40,11 @@ from parity_models.training.networks import (
     Factory,
     NetworkPlan,
     backup_network,
-    is_joint,
-    joint_network,
     parity_network,
 )
 from parity_models.training.problems import (
     CodedNetworks,
     Imitation,
-    JointProblem,
     Problem,
     Reconstruction,
 )
@@ -148,7 +145,7 @@ class Candidate:
         device: torch.device,
         *,
         seed: int = 0,
-        queried: Queried = (),
+        queried: Queried = NO_QUERIES,
         style: str = "distilled",
         factory: Factory | None = None,
     ) -> None:
@@ -164,7 +161,6 @@ class Candidate:
         self._foreign = teacher.foreign
         self._code = None if proposal.code is None else code_for(proposal.code, teacher)
         network = factory or proposal.network
-        self._joint = self._code is not None and not teacher.plain and is_joint(network)
         plan = self._plan(network, queried, style)
         self.recipe = plan.recipe
         with torch.random.fork_rng(devices=[]):
@@ -172,9 +168,6 @@ class Candidate:
             self._module = place(self._build(plan, model), device)
 
     def _plan(self, network: str | Factory, queried: Queried, style: str) -> NetworkPlan:
-        if self._joint:
-            assert self._code is not None
-            return joint_network(str(network), self._teacher, queried, self._code.k)
         if self._code is None or not self._teacher.plain:
             return backup_network(network, self._teacher, lambda: queried)
         return parity_network(network, self._code, style)
@@ -193,10 +186,7 @@ class Candidate:
         data = data.for_recipe(mirror=self.recipe.mirror)
         module, recipe = self._module, self.recipe
         self._problem: Problem
-        if self._joint:
-            assert self._code is not None
-            self._problem = JointProblem(module, data, recipe, self._code.k)
-        elif isinstance(module, CodedNetworks):
+        if isinstance(module, CodedNetworks):
             data = _decodable(data, module.code)
             self._problem = Reconstruction(module, data, recipe, foreign=self._foreign)
         else:
@@ -308,9 +298,6 @@ class Candidate:
         module, kind = self._problem.module, self.data.output_kind
         if isinstance(module, CodedNetworks):
             return _export_coded(module, self.proposal.network, kind)
-        if self._joint:
-            assert self._code is not None
-            return Exported([self._export_stacked(module, self._code)])
         backup = self._export_backup(module)
         return Exported(backup=backup) if self._code is None else self.in_slots(self._code, backup)
 

@@ -122,13 +122,6 @@ class Rows:
                     tensors[at] = tensors[at].narrow(axis, 0, longest)
         return Rows(tuple(each[which] for each in tensors), sizes, self.places)
 
-    def in_groups(self, k: int) -> "Rows":
-        """Return groups of k consecutive rows as rows (n, k, ...)."""
-        tensors = tuple(each.unflatten(0, (-1, k)) for each in self.tensors)
-        sizes = self.sizes.unflatten(0, (-1, k)).amax(1)
-        places = tuple(tuple((at, axis + 1) for at, axis in each) for each in self.places)
-        return Rows(tensors, sizes, places)
-
     @property
     def device(self) -> torch.device:
         """The device of the tensors."""

@@ -13,15 +13,11 @@ from torch import nn
 from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export, floats
-from parity_models.models.networks import NETWORKS, GroupNetwork, NamedNetwork, Network, family
-from parity_models.models.networks.bytes import MOST_VALUES
+from parity_models.models.networks import NETWORKS, NamedNetwork, Network, family
 from parity_models.models.networks.images import Grid, Shape, tiles
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.onnx_tables import find_tables
-from parity_models.models.own_encoder import with_encoder
-from parity_models.models.own_layers import OwnLayers, find_layers
-from parity_models.models.signature import Signature
+from parity_models.models.queries import as_batch
 from parity_models.own_code import load_own, say
 from parity_models.registry import is_own
 from parity_models.training.recipes import Recipe, parity_recipe, recipe_for
@@ -59,11 +55,6 @@ def backup_network(
         recipe = recipe_for(named.kind, "deployed", shapes[0])
         return NetworkPlan(named.name, lambda: named.build(*shapes, (1, 1)), recipe)
     kind, options = _parse(network)
-    if issubclass(kind, GroupNetwork):
-        raise TrainingError(
-            f"{network} answers several queries at once: it is a parity model, not a backup; train "
-            "it with parm parity"
-        )
     described = queried()
     if not issubclass(kind, NamedNetwork):
         raise TrainingError(
@@ -72,14 +63,6 @@ def backup_network(
         )
     make = partial(kind.build_named, options, described, teacher.output.shape)
     return NetworkPlan(str(network), make, recipe_for(kind, "deployed", ()))
-
-
-def joint_network(network: str, teacher: Teacher, queried: Queried, k: int) -> NetworkPlan:
-    """Return the network called `network` for k queries at once, see `is_joint`."""
-    kind, options = _parse(network)
-    assert issubclass(kind, GroupNetwork)
-    make = partial(kind.build_group, options, queried, teacher.output.shape, k)
-    return NetworkPlan(network, make, recipe_for(kind, "parity", ()))
 
 
 def parity_network(network: str | Factory, code: Code, style: str = "distilled") -> NetworkPlan:
@@ -94,11 +77,6 @@ def parity_network(network: str | Factory, code: Code, style: str = "distilled")
     places = tiles(code) if kind is None or style == "published" else kind.parity_grid(code)
     recipe = parity_recipe(recipe_for(kind, "parity", code.parity_shape), style, code)
     return NetworkPlan(named.name, lambda: named.build_parity(code, places), recipe, places)
-
-
-def is_joint(network: str | Factory) -> bool:
-    """Whether it is a network for several queries at once. Raises TrainingError for no network."""
-    return isinstance(network, str) and issubclass(_parse(network)[0], GroupNetwork)
 
 
 def _parse(network: str | Factory) -> tuple[type[Network], Any]:
@@ -126,29 +104,7 @@ def queried_of(teacher: Teacher, rows: NDArray[Any]) -> Queried:
     """Describe the inputs by `rows` of queries and by the deployed model's graph."""
     bundle, signature = teacher.bundle, teacher.signature
     content = bundle.content(bundle.manifest.deployed)
-    tables = find_tables(content, [each.name for each in signature.inputs])
-    arrays = signature.kind_of(rows[0, ...]).input.split(rows)
-    described = describe(arrays, signature.inputs, tables, _layers(content, signature, arrays))
-    return with_encoder(described, content, signature, teacher.output.name)
-
-
-def _layers(
-    content: bytes, signature: Signature, arrays: dict[str, NDArray[Any]]
-) -> OwnLayers | None:
-    """Return the layers of a model that takes one row of small integers."""
-    taken = signature.inputs[0]
-    array = arrays[taken.name]
-    if (
-        len(signature.inputs) > 1
-        or taken.axes
-        or len(taken.shape) != 1
-        or array.dtype.kind not in "iu"
-    ):
-        return None
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= MOST_VALUES:
-        return None
-    return find_layers(content, taken.name, taken.dtype, array.shape[1], high + 1)
+    return describe(as_batch(rows, signature), signature, content, teacher.output.name)
 
 
 @dataclass(frozen=True)

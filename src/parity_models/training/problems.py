@@ -1,4 +1,4 @@
-"""The learning problems of stand-ins: of a backup, of a code's networks, and of a joint network."""
+"""The learning problems of stand-ins: of a backup, and of a code's networks."""
 
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -14,7 +14,7 @@ from parity_models.codes import Code, Networks
 from parity_models.codes.weights import some_sets
 from parity_models.models.networks.network import NamedModule
 from parity_models.tasks import score
-from parity_models.training.device import BATCH, Rows, mirror, predict, run_reduced, tensor
+from parity_models.training.device import BATCH, mirror, predict, run_reduced, tensor
 from parity_models.training.distillation import DistillationData, calibrate_last_layer
 from parity_models.training.recipes import Recipe
 from parity_models.training.scaling import Rescaled, channel_axis, scaled
@@ -80,64 +80,6 @@ class Imitation:
         held_out, transform = self._data.held_out, self._data.transform
         outputs = transform.answer(predict(self.module, held_out.inputs))
         return outputs.cpu().numpy(), held_out.predictions.cpu().numpy()
-
-
-class JointProblem:
-    """Fitting a module that takes k queries at once, (n, k, ...), to F's predictions for each.
-
-    Groups are drawn anew for each epoch. It is scored on queries that it does not see, in groups
-    that are drawn once.
-    """
-
-    def __init__(self, module: nn.Module, data: DistillationData, recipe: Recipe, k: int) -> None:
-        assert isinstance(data.inputs, Rows)
-        assert isinstance(data.held_out.inputs, Rows)
-        self.module = module
-        self.steps = recipe.steps_per_epoch(len(data.inputs) // k)
-        self._data, self._k = data, k
-        self._inputs = data.inputs
-        self._targets = data.transform.targets(data.predictions)[0]
-        held_out = data.held_out.inputs
-        generator = torch.Generator().manual_seed(0)
-        count = len(held_out) // k * k
-        self._judged = torch.randperm(len(held_out), generator=generator)[:count]
-        self._held_out = held_out[self._judged].in_groups(k)
-
-    def losses(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the losses of one epoch's batches."""
-        transform = self._data.transform
-        for rows in self._batches(generator):
-            groups = self._inputs[rows].in_groups(self._k)
-            outputs = run_reduced(self.module, groups).flatten(0, 1)
-            targets = self._targets[rows.to(self._targets.device)]
-            yield transform.difference(outputs, targets) + transform.at_scale(outputs, targets)
-
-    def _batches(self, generator: torch.Generator) -> list[Tensor]:
-        """Return the rows of the groups of each batch, group by group."""
-        groups = len(self._inputs) // self._k
-        drawn = torch.randperm(len(self._inputs), generator=generator)[: groups * self._k]
-        members = drawn.view(groups, self._k)
-        longest = self._inputs.sizes[members].amax(1).sum(1)
-        pools = [
-            pool[longest[pool].argsort(stable=True)]
-            for pool in torch.arange(groups).tensor_split(max(1, self.steps // POOL))
-        ]
-        batches = members[torch.cat(pools)].tensor_split(self.steps)
-        order = torch.randperm(self.steps, generator=generator).tolist()
-        return [batches[place].flatten() for place in order]
-
-    def score(self) -> float:
-        """Return the metric of the module's answers to the queries held out."""
-        answers, _ = self.answers()
-        labels = self._data.held_out.labels[self._judged.numpy()]
-        return score(self._data.metric, answers, labels)
-
-    def answers(self) -> Answers:
-        """Return the module's answers to the queries held out, and F's, both (m, ...)."""
-        outputs = predict(self.module, self._held_out).flatten(0, 1)
-        answers = self._data.transform.answer(outputs)
-        predictions = self._data.held_out.predictions.cpu()[self._judged]
-        return answers.cpu().numpy(), predictions.numpy()
 
 
 class CodedNetworks(nn.Module):
@@ -316,7 +258,7 @@ def encoded(code: Code, queries: Sequence[Tensor]) -> list[Tensor]:
     return [parity[name] for parity in code.encode([{name: each} for each in queries])]
 
 
-Problem = Imitation | JointProblem | Reconstruction
+Problem = Imitation | Reconstruction
 
 
 def _groups_of(rows: int, k: int) -> Tensor:

@@ -17,7 +17,6 @@ from parity_models.models.export import export, floats
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import (
     NETWORKS,
-    GroupNetwork,
     NamedNetwork,
     build_network,
     family,
@@ -26,8 +25,8 @@ from parity_models.models.networks.network import NamedModule, Scalable
 from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Sizes
-from parity_models.training.candidates import STACKED, Proposal, code_for, stacked_signature
-from parity_models.training.networks import backup_network, joint_network, parity_network
+from parity_models.training.candidates import Proposal
+from parity_models.training.networks import backup_network, parity_network
 from parity_models.training.teacher import Teacher
 
 Shape = tuple[int, ...]
@@ -54,9 +53,6 @@ CODES = (
     CodeSpec("sum", "subtraction", 2),
 )
 """Codes that are tried, the most promising first."""
-
-JOINT = CodeSpec("stack", "separate", 2, encoder_options=STACKED)
-"""The code that networks for several queries at once are tried with."""
 
 
 def ladder(query_shape: Shape) -> tuple[str, ...]:
@@ -201,9 +197,9 @@ def _around(costs: Costs, share: float, code: CodeSpec | None) -> Iterator[Propo
 def propose_named(teacher: Teacher, queried: Queried, sizes: Sizes) -> tuple[list[Proposal], float]:
     """Propose stand-ins for queries of named inputs, and return the model's milliseconds.
 
-    Backups that are not slower than the model come first, the most capable first, then networks for
-    several queries at once; all measured for queries of these `sizes`. The fastest backup is always
-    among them. Raises TrainingError where no network can take the queries.
+    They are backups that are not slower than the model, the most capable first, measured for
+    queries of these `sizes`. The fastest backup is always among them. Raises TrainingError where no
+    network can take the queries.
     """
     names = [
         name
@@ -216,33 +212,19 @@ def propose_named(teacher: Teacher, queried: Queried, sizes: Sizes) -> tuple[lis
             f"no network of this package learns from {teacher.signature}; train one of your own "
             "and bundle it (parm bundle --backup)"
         )
-    joint = [
-        each.name for each in NETWORKS if issubclass(each, GroupNetwork) and each.takes(queried)
-    ]
-    proposals = [Proposal(name) for name in names] + [Proposal(name, JOINT) for name in joint]
     deployed = teacher.bundle.manifest.deployed
     models = [OnnxModel(teacher.bundle.content(deployed), signature=deployed.signature)]
-    models += [_untrained(each, teacher, queried) for each in proposals]
+    models += [_untrained(name, teacher, queried) for name in names]
     base, *measured = inference_times(models, sizes=sizes)
-    timed = [
-        Proposal(each.network, each.code, ms / base)
-        for each, ms in zip(proposals, measured, strict=True)
-    ]
-    backups = timed[: len(names)]
+    backups = [Proposal(name, share=ms / base) for name, ms in zip(names, measured, strict=True)]
     fast = [each for each in backups if each.share <= SLACK]
-    fastest = min(backups, key=lambda each: each.share)
-    return (fast[::-1] or [fastest]) + timed[len(names) :], base
+    return fast[::-1] or [min(backups, key=lambda each: each.share)], base
 
 
-def _untrained(proposal: Proposal, teacher: Teacher, queried: Queried) -> OnnxModel:
-    network, signature = proposal.network, teacher.stand_in("FP32")
+def _untrained(network: str, teacher: Teacher, queried: Queried) -> OnnxModel:
+    signature = teacher.stand_in("FP32")
     with torch.random.fork_rng(devices=[]):
-        if proposal.code is None:
-            module = backup_network(network, teacher, lambda: queried).make()
-        else:
-            code = code_for(proposal.code, teacher)
-            module = joint_network(network, teacher, queried, code.k).make()
-            signature = stacked_signature(code, teacher)
+        module = backup_network(network, teacher, lambda: queried).make()
     assert isinstance(module, NamedModule)
     content = export(module.served(), signature.inputs, signature.outputs[0].name)
     return OnnxModel(content, signature=signature)

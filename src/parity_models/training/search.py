@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.queried import Queried
+from parity_models.models.networks.queried import NO_QUERIES, Queried
 from parity_models.training.callbacks import Callbacks, Searching
 from parity_models.training.candidates import Candidate, Proposal
 from parity_models.training.distillation import DistillationData
@@ -227,7 +227,7 @@ class Lesson:
     data: DistillationData
     level: float
     seed: int
-    queried: Queried = ()
+    queried: Queried = NO_QUERIES
     judging: float = 0.0
 
     def candidate(self, proposal: Proposal) -> Candidate:

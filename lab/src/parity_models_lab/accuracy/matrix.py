@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
 from parity_models.codes import CodeSpec
 from parity_models.codes.code import check_spec
 from parity_models.documents import content_of, read_toml

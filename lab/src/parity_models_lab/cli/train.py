@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
 from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
 from parity_models.evaluation.judging import evaluate
 from parity_models.models.networks import NETWORKS

@@ -3,42 +3,19 @@
 from torch import nn
 
 from parity_models.errors import TrainingError, UserError
-from parity_models.models.networks.bytes import Bytes
 from parity_models.models.networks.features import Features
 from parity_models.models.networks.images import Grid, Shape
-from parity_models.models.networks.lenet import LeNet5
 from parity_models.models.networks.linear import Linear
-from parity_models.models.networks.mimo_conv import MIMOConv
 from parity_models.models.networks.mlp import MLP
-from parity_models.models.networks.network import Effort, GroupNetwork, NamedNetwork, Network
-from parity_models.models.networks.own_layers import OwnLayersNetwork
-from parity_models.models.networks.own_transformer import OwnTransformer, Superposition
-from parity_models.models.networks.published import VGG11, ResNet18, ResNet152
-from parity_models.models.networks.quadratic import Quadratic
+from parity_models.models.networks.network import Effort, NamedNetwork, Network
+from parity_models.models.networks.published import ResNet18
 from parity_models.models.networks.resnet import SmallResNet
 from parity_models.models.networks.sequence import SequenceResNet
 from parity_models.models.networks.text import Text
 from parity_models.registry import Registry, is_own
 
 NETWORKS = Registry[Network](
-    "network",
-    Network,
-    Linear,
-    MLP,
-    Quadratic,
-    LeNet5,
-    SmallResNet,
-    SequenceResNet,
-    VGG11,
-    ResNet18,
-    ResNet152,
-    OwnTransformer,
-    Text,
-    Features,
-    Bytes,
-    OwnLayersNetwork,
-    Superposition,
-    MIMOConv,
+    "network", Network, Linear, MLP, SmallResNet, SequenceResNet, ResNet18, Text, Features
 )
 """The networks. A name may have options after it: resnet18@0.25, or resnet18@width=0.25, has a
 quarter of the channels."""
@@ -69,16 +46,11 @@ def family(name: str) -> str:
 __all__ = [
     "MLP",
     "NETWORKS",
-    "Bytes",
     "Effort",
     "Features",
-    "GroupNetwork",
-    "LeNet5",
     "Linear",
-    "MIMOConv",
     "NamedNetwork",
     "Network",
-    "Quadratic",
     "SequenceResNet",
     "SmallResNet",
     "Text",

@@ -51,7 +51,7 @@ class Features(NamedNetwork):
         if not cls.takes(queried):
             raise TrainingError(
                 f"features takes inputs of fixed shape, with at most {MOST_COLUMNS} integers in a "
-                f"row, not {', '.join(str(each.tensor) for each in queried)}"
+                f"row, not {queried}"
             )
         return FeaturePerceptron(options, queried, outputs)
 

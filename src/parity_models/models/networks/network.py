@@ -216,30 +216,6 @@ class NamedNetwork(Network):
         )
 
 
-class GroupNetwork(Network):
-    """A network for k queries of named inputs at once, which are stacked along a new first axis.
-
-    It gives a prediction for each slot, and what is in one slot changes those for the others.
-    """
-
-    @classmethod
-    @abstractmethod
-    def takes(cls, queried: Queried) -> bool:
-        """Can it learn from such queries?"""
-
-    @classmethod
-    @abstractmethod
-    def build_group(cls, options: Any, queried: Queried, outputs: Shape, k: int) -> "NamedModule":
-        """A module that takes (n, k, *shape) of each input and gives (n, k, *outputs)."""
-
-    @classmethod
-    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
-        raise TrainingError(
-            f"{cls.name} answers several queries of named inputs at once: train it with parm "
-            "parity, and queries in an .npz file with an array for each input"
-        )
-
-
 class NamedModule(nn.Module):
     """Takes a tensor (n, *shape) for each input, in the deployed model's order.
 

@@ -61,7 +61,7 @@ class Text(NamedNetwork):
         if ids is None:
             raise TrainingError(
                 "text takes one input of ids (n, length), a mask of its shape, and inputs that are "
-                f"always the same, not {', '.join(str(each.tensor) for each in queried)}"
+                f"always the same, not {queried}"
             )
         return BagOfWords(options, queried[ids], ids, mask_of(queried), outputs)
 

@@ -1,4 +1,4 @@
-"""A deployed transformer's layers are found; they say what it says, and answer k at once."""
+"""A deployed transformer's layers are found; they say what it says."""
 
 import numpy as np
 import pytest
@@ -20,23 +20,19 @@ from encoder_models import (
 from onnx_models import output_of
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export
-from parity_models.models.networks import NETWORKS, GroupNetwork, NamedNetwork
-from parity_models.models.networks.encoder import Block
+from parity_models.models.networks import NETWORKS, NamedNetwork
 from parity_models.models.networks.network import NamedModule
-from parity_models.models.networks.own_transformer import Shallow
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.onnx_tables import find_tables
-from parity_models.models.own_encoder import with_encoder
 from parity_models.models.queries import pad
 from parity_models.models.signature import Axis, Signature
+from parity_models_lab.networks.own_transformer import Block, OwnTransformer, Shallow, encoder_of
 
 pytestmark = pytest.mark.slow
 
 
 def told(content: bytes, signature: Signature = SIGNATURE) -> Queried:
-    queried = describe(sentences(50), TAKEN, find_tables(content, ["ids"]))
-    return with_encoder(queried, content, signature, GIVEN.name)
+    return describe(sentences(50), signature, content, GIVEN.name)
 
 
 def backup(queried: Queried, layers: int) -> NamedModule:
@@ -74,44 +70,16 @@ def test_all_blocks_say_what_the_model_says_before_they_are_trained(name: str) -
 def test_other_layers_are_not_taken_for_an_encoder(name: str) -> None:
     content = exported(name)
     queried = told(content)
-    assert queried[0].encoder is None
-    for kind in NETWORKS:
-        if kind.name in ("own-transformer", "superposition"):
-            assert issubclass(kind, NamedNetwork | GroupNetwork)
-            assert not kind.takes(queried)
+    assert not OwnTransformer.takes(queried)
     with pytest.raises(TrainingError, match="of a model whose layers it found"):
         backup(queried, 1)
 
 
 def test_positions_are_found_beyond_those_that_the_model_is_watched_with() -> None:
     longer = Signature(TAKEN, (GIVEN,), {"length": Axis((LENGTH, 50))})
-    encoder = told(exported("sentence"), longer)[0].encoder
+    encoder = encoder_of(told(exported("sentence"), longer))
     assert encoder is not None
     assert len(encoder.positions) == 50
-
-
-def test_a_superposition_gives_each_slot_a_prediction_of_all_of_them() -> None:
-    queried = told(exported("sentence"))
-    kind, options = NETWORKS.parse("superposition")
-    assert issubclass(kind, GroupNetwork)
-    torch.manual_seed(0)
-    module = kind.build_group(options, queried, (CLASSES,), 2).eval()
-    ids, mask = (torch.from_numpy(each).unflatten(0, (-1, 2)) for each in sentences(8).values())
-    with torch.no_grad():
-        said = module(ids, mask)
-        assert said.shape == (4, 2, CLASSES)
-        other = ids.clone()
-        other[:, 1] = other[:, 1].flip(0) * mask[:, 1]
-        assert not torch.allclose(module(other, mask)[:, 0], said[:, 0])
-        # What is padding in a slot adds nothing to the others.
-        padding = torch.where(mask == 0, 7, ids)
-        torch.testing.assert_close(module(padding, mask), said)
-        assert module(ids * 0, mask * 0).isfinite().all()
-
-
-def test_a_superposition_is_no_network_for_one_query() -> None:
-    with pytest.raises(TrainingError, match="superposition answers several queries"):
-        NETWORKS.parse("superposition")[0].build(None, (4,), (2,), (1, 1))
 
 
 def test_a_share_of_each_perceptron_is_kept_those_units_that_weigh_most() -> None:

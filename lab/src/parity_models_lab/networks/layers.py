@@ -1,6 +1,8 @@
-"""All that an ONNX model computes for some rows, tensor by tensor.
+"""The layers of an ONNX model by the tensors that it computes for some rows.
 
-Needs the package onnx; serving does without.
+Names and operators of a graph differ with what exported it. So layers are found by what they
+compute: whether some numbers come of others by a standardisation, a gain and a shift, by least
+squares.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -11,6 +13,15 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper
+
+Floats = NDArray[np.float32]
+
+TOLERANCE = 2e-3
+"""By how much what a layer is taken to compute may differ from what the model computes, as a share
+of its deviation."""
+
+EPSILONS = (1e-6, 1e-5, 1e-12, 1e-3)
+"""What models add to variances before they divide by their roots."""
 
 
 class OtherLayersError(Exception):
@@ -83,3 +94,53 @@ class Watched:
             if reached.intersection(node.input):
                 reached.update(node.output)
                 yield node
+
+
+def standardising(
+    values: Floats, results: Floats, axis: int
+) -> tuple[float, Floats, Floats] | None:
+    """The epsilon, and the gain and the shift of each place along `axis`, that make `values`,
+    standardised along it, to `results`."""
+    fits = [_line(standardised(values, axis, each), results, axis) for each in EPSILONS]
+    at = int(np.argmin([fit[0] for fit in fits]))
+    least, gain, shift = fits[at]
+    return (EPSILONS[at], gain, shift) if least <= TOLERANCE else None
+
+
+def standardised(values: Floats, axis: int, epsilon: float) -> Floats:
+    """`values` with mean 0 and variance 1 along `axis`."""
+    mean, variance = values.mean(axis, keepdims=True), values.var(axis, keepdims=True)
+    return np.asarray((values - mean) / np.sqrt(variance + epsilon), np.float32)
+
+
+def _line(values: Floats, results: Floats, axis: int) -> tuple[float, Floats, Floats]:
+    """The gain and the shift of each place along `axis` that bring `values` nearest to `results`,
+    and how far apart they are then."""
+    one = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1).astype(np.float64)
+    other = np.moveaxis(results, axis, 0).reshape(one.shape).astype(np.float64)
+    mean, wanted = one.mean(1, keepdims=True), other.mean(1, keepdims=True)
+    spread = np.square(one - mean).mean(1, keepdims=True)
+    gain = ((one - mean) * (other - wanted)).mean(1, keepdims=True) / np.maximum(spread, 1e-12)
+    shift = wanted - gain * mean
+    least = apart(gain * one + shift, other)
+    return least, np.asarray(gain.ravel(), np.float32), np.asarray(shift.ravel(), np.float32)
+
+
+def alike(one: NDArray[Any], other: NDArray[Any], tolerance: float = TOLERANCE) -> bool:
+    """Do they differ by next to nothing?"""
+    return apart(one, other) <= tolerance
+
+
+def apart(one: NDArray[Any], other: NDArray[Any]) -> float:
+    """By how much they differ, as a share of the deviation of the `other`."""
+    root = np.sqrt(np.square(one - other, dtype=np.float64).mean())
+    return float(root / max(float(other.std()), 1e-6))
+
+
+def predicts(said: Floats, predictions: Any) -> bool:
+    """Are `said` the predictions, or logits of these?"""
+    if predictions is None or predictions.shape != said.shape:
+        return False
+    powers = np.exp(said - said.max(axis=1, keepdims=True))
+    shares = powers / powers.sum(axis=1, keepdims=True)
+    return alike(said, predictions) or alike(shares, predictions, 0.05)

@@ -13,20 +13,15 @@ from parity_models.errors import TrainingError
 from parity_models.models.export import export
 from parity_models.models.networks import NETWORKS, NamedNetwork
 from parity_models.models.networks.network import NamedModule
-from parity_models.models.networks.own_layers import Thinned
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.own_layers import OwnLayers, find_layers
+from parity_models_lab.networks.own_layers import Thinned, find_layers, layers_of
 
 pytestmark = pytest.mark.slow
 
 
-def found(content: bytes) -> OwnLayers | None:
-    return find_layers(content, TAKEN.name, TAKEN.dtype, LENGTH, VALUES)
-
-
-def told(layers: OwnLayers | None) -> Queried:
-    return describe({TAKEN.name: contents(50)}, (TAKEN,), layers=layers)
+def told(content: bytes) -> Queried:
+    return describe({TAKEN.name: contents(50)}, SIGNATURE, content, "scores")
 
 
 def built(name: str, queried: Queried) -> NamedModule:
@@ -38,9 +33,7 @@ def built(name: str, queried: Queried) -> NamedModule:
 @pytest.mark.parametrize("name", ALIKE)
 def test_own_layers_say_what_the_model_says_before_they_are_trained(name: str) -> None:
     content = exported(ALIKE[name]())
-    layers = found(content)
-    assert layers is not None
-    module = built("own-layers", told(layers)).eval()
+    module = built("own-layers", told(content)).eval()
     rows = contents(400, seed=1)
     model = OnnxModel(content, signature=SIGNATURE)
     with torch.no_grad():
@@ -56,10 +49,10 @@ def test_own_layers_say_what_the_model_says_before_they_are_trained(name: str) -
 
 @pytest.mark.parametrize("name", UNLIKE)
 def test_other_layers_are_not_taken_for_these(name: str) -> None:
-    layers = found(exported(UNLIKE[name]()))
-    assert layers is None
+    queried = told(exported(UNLIKE[name]()))
+    assert layers_of(queried) is None
     with pytest.raises(TrainingError, match="own-layers takes"):
-        built("own-layers", told(layers))
+        built("own-layers", queried)
 
 
 def test_a_model_that_looks_up_no_such_values_has_no_layers_that_are_found() -> None:
@@ -68,7 +61,7 @@ def test_a_model_that_looks_up_no_such_values_has_no_layers_that_are_found() -> 
 
 
 def test_fewer_maps_take_less_and_the_gradient_is_that_of_a_convolution() -> None:
-    module = built("own-layers@0.5", told(found(exported(ALIKE["files"]()))))
+    module = built("own-layers@0.5", told(exported(ALIKE["files"]())))
     assert isinstance(module, Thinned)
     kernel = module.kernel
     assert kernel.shape[0] == 8
@@ -87,7 +80,7 @@ def test_fewer_maps_take_less_and_the_gradient_is_that_of_a_convolution() -> Non
 
 
 def test_it_learns_where_the_rest_is_trained_in_16_bits() -> None:
-    module = built("own-layers@0.5", told(found(exported(ALIKE["files"]()))))
+    module = built("own-layers@0.5", told(exported(ALIKE["files"]())))
     with torch.autocast("cpu", torch.bfloat16):
         loss = module(torch.from_numpy(contents(40))).float().square().sum()
     loss.backward()
@@ -108,9 +101,7 @@ def saturating(values: NDArray[np.uint8], weights: NDArray[np.int8]) -> NDArray[
 
 def test_products_of_bytes_saturate_on_no_processor() -> None:
     content = exported(ALIKE["files"]())
-    layers = found(content)
-    assert layers is not None
-    module = built("own-layers", told(layers))
+    module = built("own-layers", told(content))
     graph = onnx.load_model_from_string(export(module.served(), SIGNATURE.inputs, "out")).graph
     constants = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
     products = [node for node in graph.node if node.op_type == "MatMulInteger"]

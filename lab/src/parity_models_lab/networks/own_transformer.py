@@ -1,33 +1,207 @@
-"""The layers of an ONNX model that is a transformer encoder over ids of words, as BERT is.
+"""The deployed model's own transformer: its first blocks and its head.
 
-They are found by what they compute for a few rows: which full layer makes queries, keys or values,
-how many heads there are, what is normalised and where, how positions are pooled. Names and
-operators of the graph differ with what exported it, so that little is asked of these: full layers
-are products with constant weights. Needs the package onnx; serving does without.
+The layers of a model that is a transformer encoder over ids of words, as BERT is, are found by what
+they compute for a few rows: which full layer makes queries, keys or values, how many heads there
+are, what is normalised and where, how positions are pooled. Names and operators of the graph differ
+with what exported it, so little is asked of these: full layers are products with constant weights.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
-from typing import Any
+from math import prod
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from parity_models.models.fits import TOLERANCE, Floats, alike, apart, predicts, standardising
-from parity_models.models.networks.encoder import (
-    ACTIVATIONS,
-    Attention,
-    Block,
-    Encoder,
-    Head,
-)
+from parity_models.errors import TrainingError
+from parity_models.models.networks.images import Shape
+from parity_models.models.networks.network import Effort, NamedModule, NamedNetwork
 from parity_models.models.networks.queried import Queried
 from parity_models.models.networks.text import ids_of, mask_of
-from parity_models.models.signature import Signature
-from parity_models.models.watched import OtherLayersError, Watched
+from parity_models.options import Option
+from parity_models_lab.networks.layers import (
+    TOLERANCE,
+    Floats,
+    OtherLayersError,
+    Watched,
+    alike,
+    apart,
+    predicts,
+    standardising,
+)
+
+# The layers
+
+Activation = Callable[[Tensor], Tensor]
+Pooling = Literal["mean", "first"]
+
+HIDDEN = -1e4
+"""What is added to the scores of padding."""
+
+
+def _tanh_gelu(values: Tensor) -> Tensor:
+    return functional.gelu(values, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": lambda values: values,
+    "relu": torch.relu,
+    "gelu": functional.gelu,
+    "gelu-tanh": _tanh_gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+"""Functions that come between two layers."""
+
+
+class Attention(nn.Module):
+    """What `heads` heads gather for each position from all positions: (n, length, width) to the
+    same, before the layer that brings the heads together."""
+
+    def __init__(self, query: nn.Linear, key: nn.Linear, value: nn.Linear, heads: int) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.heads = query, key, value, heads
+
+    def forward(self, x: Tensor, here: Tensor) -> Tensor:
+        """`here` (n, length) is 1 where there is content, 0 where there is padding."""
+        query, key, value = (
+            each(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for each in (self.query, self.key, self.value)
+        )
+        scores = query @ key.transpose(2, 3) / query.shape[3] ** 0.5
+        shares = torch.softmax(scores + (1 - here[:, None, None]) * HIDDEN, dim=3)
+        found: Tensor = (shares @ value).transpose(1, 2).flatten(2)
+        return found
+
+
+class Block(nn.Module):
+    """Attention, and a perceptron for each position, each added to what it takes and then
+    normalised.
+
+    (Vaswani et al., NeurIPS 2017, section 3.1.)
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        gathered: nn.Linear,
+        attended: nn.LayerNorm,
+        wide: nn.Linear,
+        activation: str,
+        narrow: nn.Linear,
+        left: nn.LayerNorm,
+    ) -> None:
+        super().__init__()
+        self.attention, self.gathered, self.attended = attention, gathered, attended
+        self.wide, self.activation, self.narrow, self.left = wide, activation, narrow, left
+
+    def forward(self, x: Tensor, here: Tensor) -> Tensor:
+        x = self.attended(x + self.gathered(self.attention(x, here)))
+        found: Tensor = self.left(x + self.narrow(ACTIVATIONS[self.activation](self.wide(x))))
+        return found
+
+    @torch.no_grad()
+    def thin(self, units: int) -> None:
+        """Keep so many units of the perceptron: those whose weights, in and out, are largest."""
+        weighs = self.wide.weight.norm(dim=1) * self.narrow.weight.norm(dim=0)
+        kept = weighs.topk(units).indices
+        wide, narrow = (
+            nn.Linear(self.wide.in_features, units),
+            nn.Linear(units, self.narrow.out_features),
+        )
+        wide.weight.copy_(self.wide.weight[kept])
+        wide.bias.copy_(self.wide.bias[kept])
+        narrow.weight.copy_(self.narrow.weight[:, kept])
+        narrow.bias.copy_(self.narrow.bias)
+        self.wide, self.narrow = wide, narrow
+
+
+class Head(nn.Module):
+    """Full layers on what is pooled (n, width), each after an activation: to (n, outputs)."""
+
+    def __init__(self, layers: Sequence[tuple[str, nn.Linear]]) -> None:
+        super().__init__()
+        self.activations = [activation for activation, _ in layers]
+        self.layers = nn.ModuleList(layer for _, layer in layers)
+        self.outputs = layers[-1][1].out_features if layers else None
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        for activation, layer in zip(self.activations, self.layers, strict=True):
+            pooled = layer(ACTIVATIONS[activation](pooled))
+        return pooled
+
+
+class Encoder(nn.Module):
+    """Words (values, width) and positions (length, width) are added up and normalised, go through
+    the blocks, and are pooled: the mean of all positions, or the first.
+
+    Words and positions are not among the weights that are kept: they are the deployed model's.
+    """
+
+    words: Tensor
+    positions: Tensor
+
+    def __init__(
+        self,
+        words: Tensor,
+        positions: Tensor,
+        entered: nn.LayerNorm | None,
+        blocks: Sequence[Block],
+        pooling: Pooling,
+        head: Head,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("words", words, persistent=False)
+        self.register_buffer("positions", positions, persistent=False)
+        self.entered = entered
+        self.blocks = nn.ModuleList(blocks)
+        self.pooling, self.head = pooling, head
+
+    def thin(self, share: float) -> None:
+        """Keep a share of the units of each block's perceptron, at least one."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.thin(max(1, round(share * block.wide.out_features)))
+
+    @property
+    def outputs(self) -> int:
+        """How many values it gives."""
+        return self.head.outputs or self.words.shape[1]
+
+    def copied(self, blocks: int) -> "Encoder":
+        """The same with the first of its blocks, to be trained; words and positions are shared."""
+        first = [each for each in self.blocks if isinstance(each, Block)][:blocks]
+        entered, kept, head = deepcopy((self.entered, first, self.head))
+        return Encoder(self.words, self.positions, entered, kept, self.pooling, head)
+
+    def enter(self, ids: Tensor) -> Tensor:
+        """Ids (n, length), from 0 to `values` - 1, to what enters the blocks."""
+        places = torch.arange(ids.shape[1], device=ids.device)
+        found = functional.embedding(ids, self.words) + functional.embedding(places, self.positions)
+        return found if self.entered is None else self.entered(found)
+
+    def through(self, x: Tensor, here: Tensor) -> Tensor:
+        """All blocks: (n, length, width) to the same."""
+        for block in self.blocks:
+            x = block(x, here)
+        return x
+
+    def pool(self, x: Tensor, here: Tensor) -> Tensor:
+        """(n, length, width), and (n, slots, length) of what is to be pooled, to (n, slots,
+        width)."""
+        if self.pooling == "first":
+            return x[:, :1].expand(-1, here.shape[1], -1)
+        return here / here.sum(2, keepdim=True).clamp(min=1) @ x
+
+
+# Finding them
 
 ROWS = 8
 """Rows that the model is watched with, at most, ..."""
@@ -43,7 +217,7 @@ WIDTH_OF_HEAD = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Drawn:
     """Queries as an encoder takes them: ids in the input `ids`, up to `values` - 1, `padding`
     beyond their end, which the input `mask` tells, if there is one; `others` are always the same.
 
@@ -72,26 +246,26 @@ class Asked:
         return {name: told[name].astype(dtype) for name, dtype in self.dtypes.items()}
 
 
-def with_encoder(queried: Queried, content: bytes, signature: Signature, output: str) -> Queried:
-    """`queried`, with the encoder that a model of this `signature` is, if it is one."""
+@lru_cache(4)
+def encoder_of(queried: Queried) -> Encoder | None:
+    """Return the encoder that the deployed model is, if it is one."""
     at, mask = ids_of(queried), mask_of(queried)
     words = None if at is None else queried[at].table
-    if at is None or words is None:
-        return queried
+    if at is None or words is None or queried.signature is None:
+        return None
     ids, (size,) = queried[at].tensor, queried[at].tensor.shape
     others = (each for i, each in enumerate(queried) if i not in (at, mask))
-    asked = Asked(
+    asked = Drawn(
         ids=ids.name,
         mask=None if mask is None else queried[mask].tensor.name,
         others={each.tensor.name: each.low for each in others},
         dtypes={each.tensor.name: each.tensor.dtype for each in queried},
         padding=int(ids.padding),
         words=words,
-        length=size if isinstance(size, int) else signature.axes[size].bound,
+        length=size if isinstance(size, int) else queried.signature.axes[size].bound,
         fixed=isinstance(size, int),
     )
-    encoder = find_encoder(content, asked, output)
-    return (*queried[:at], replace(queried[at], encoder=encoder), *queried[at + 1 :])
+    return find_encoder(queried.content, asked, queried.output)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +278,7 @@ class Full:
 
 
 @torch.no_grad()
-def find_encoder(content: bytes, asked: Asked, output: str) -> Encoder | None:
+def find_encoder(content: bytes, asked: Drawn, output: str) -> Encoder | None:
     """The layers of a model of which `output` (n, values) is asked; None where it has others."""
     try:
         length = asked.length if asked.fixed else min(LENGTH, asked.length)
@@ -121,7 +295,7 @@ class _Search:
     def __init__(
         self,
         content: bytes,
-        asked: Asked,
+        asked: Drawn,
         seen: Watched,
         inputs: dict[str, NDArray[Any]],
         output: str,
@@ -344,3 +518,99 @@ def _norm(epsilon: float, gain: Floats, shift: Floats) -> nn.LayerNorm:
     norm.weight.copy_(torch.from_numpy(gain))
     norm.bias.copy_(torch.from_numpy(shift))
     return norm
+
+
+# The network
+
+
+class OwnTransformer(NamedNetwork):
+    """The first blocks of the deployed model, which is a transformer encoder, and its head.
+
+    All weights start as the model's; words and positions stay so. With all blocks it agrees before
+    it has learned anything. (Leaving out the last blocks: Sajjad et al., Computer Speech &
+    Language, 2023.)
+    """
+
+    name = "own-transformer"
+    deployed = Effort(6, 32, 2e-4, 1e-2, mirror=False, threaded=True)
+    parity = Effort(6, 32, 2e-4, 1e-2, mirror=False, threaded=True)
+    proposed = ("own-transformer",)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(NamedNetwork.Options):
+        """What can be set."""
+
+        layers: Annotated[
+            int, Option("How many of the model's blocks are kept, from the first.", at_least=1)
+        ] = 1
+        wide: Annotated[
+            float,
+            Option(
+                "The share of the units of each block's perceptron that is kept.",
+                above=0,
+                at_most=1,
+            ),
+        ] = 1.0
+
+    @classmethod
+    def takes(cls, queried: Queried) -> bool:
+        return encoder_of(queried) is not None
+
+    @classmethod
+    def proposals(cls, queried: Queried) -> tuple[str, ...]:
+        encoder = encoder_of(queried)
+        blocks = 0 if encoder is None else len(encoder.blocks)
+        counts = {1, blocks // 4, -(-blocks // 2)}
+        return tuple(f"{cls.name}@{count}" for count in sorted(counts) if 0 < count < blocks)
+
+    @classmethod
+    def build_named(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
+        encoder = _fitting(cls.name, queried, outputs)
+        if options.layers > len(encoder.blocks):
+            raise TrainingError(
+                f"the model has {len(encoder.blocks)} blocks, not {options.layers}: choose "
+                f"own-transformer@{len(encoder.blocks)} or fewer"
+            )
+        kept = encoder.copied(options.layers)
+        if options.wide < 1:
+            kept.thin(options.wide)
+        return Shallow(kept, queried)
+
+
+def _fitting(name: str, queried: Queried, outputs: Shape) -> Encoder:
+    encoder = encoder_of(queried)
+    if encoder is None or len(outputs) != 1 or encoder.outputs != prod(outputs):
+        raise TrainingError(
+            f"{name} takes ids and a mask, of a model whose layers it found: a transformer encoder "
+            "like BERT, positions pooled by their mean or the first, and full layers; choose "
+            "another network"
+        )
+    return encoder
+
+
+class _Reading(NamedModule):
+    """A module with an `encoder`, and what it takes of the inputs."""
+
+    def __init__(self, encoder: Encoder, queried: Queried) -> None:
+        super().__init__()
+        at = ids_of(queried)
+        assert at is not None
+        self.encoder, self.at, self.mask = encoder, at, mask_of(queried)
+
+    def read(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Ids (..., length), none beyond what there are, and 1 where there is content."""
+        ids = inputs[self.at].long().clamp(0, len(self.encoder.words) - 1)
+        here = torch.ones_like(ids) if self.mask is None else inputs[self.mask]
+        return ids, here.float()
+
+
+class Shallow(_Reading):
+    """Ids and a mask (n, length) to (n, outputs)."""
+
+    learned = True
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        ids, here = self.read(inputs)
+        x = self.encoder.through(self.encoder.enter(ids), here)
+        outputs: Tensor = self.encoder.head(self.encoder.pool(x, here[:, None])[:, 0])
+        return outputs

@@ -1,0 +1,69 @@
+"""Published networks of torchvision, besides resnet18.
+
+(VGG: Simonyan, Zisserman, ICLR 2015. ResNet: He et al., CVPR 2016.)
+"""
+
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet, vgg
+
+from parity_models.models.networks.images import Grid, Shape
+from parity_models.models.networks.network import Convolutional, Effort, times
+from parity_models.models.networks.published import DeepResNet, check_image
+
+
+class VGG11(Convolutional, nn.Module):
+    """VGG-11 with batch normalisation: (n, channels, height, width) to (n, *output_shape).
+
+    Takes images of any size from 8x8: poolings that would leave fewer pixels than `grid` has
+    cells are left out. One full layer stands in place of three, which hold nine tenths of the
+    original's weights.
+    """
+
+    name = "vgg11"
+    deployed = Effort(10, 128, 2e-3, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 2e-3, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        return cls(inputs, outputs, grid, options.width)
+
+    def __init__(
+        self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
+    ) -> None:
+        super().__init__()
+        channels, *size = check_image(input_shape, grid, "vgg11")
+        layers = [
+            times(width, layer) if isinstance(layer, int) else layer for layer in vgg.cfgs["A"]
+        ]
+        self.features = vgg.make_layers(layers, batch_norm=True)
+        for i, layer in enumerate(self.features):
+            if not isinstance(layer, nn.MaxPool2d):
+                continue
+            if all(length // 2 >= cells for length, cells in zip(size, grid, strict=True)):
+                size = [length // 2 for length in size]
+            else:  # in its place, so that weights have the same names for images of any size
+                self.features[i] = nn.Identity()
+        self.features[0] = nn.Conv2d(channels, times(width, 64), 3, padding=1)
+        self.pool = nn.AdaptiveAvgPool2d(grid)
+        self.head = nn.Linear(times(width, 512) * prod(grid), prod(output_shape))
+        self.output_shape = output_shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.head(self.pool(self.features(input)).flatten(1))
+        return output.reshape(-1, *self.output_shape)
+
+
+class ResNet152(Convolutional):
+    """ResNet-152: 3, 8, 36 and 3 bottleneck blocks."""
+
+    name = "resnet152"
+    deployed = Effort(10, 128, 2e-3, 5e-2, mirror=True, threaded=True)
+    parity = Effort(10, 64, 2e-3, 5e-2, mirror=True, threaded=True)
+
+    @classmethod
+    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+        blocks = [3, 8, 36, 3]
+        return DeepResNet(cls.name, resnet.Bottleneck, blocks, inputs, outputs, grid, options.width)
