@@ -1,4 +1,4 @@
-"""How right answers are when some of the predictions are unavailable."""
+"""Accuracy of answers when some of the predictions are unavailable, and calibration of gates."""
 
 from parity_models.evaluation.accuracy import FRACTIONS, evaluate
 from parity_models.evaluation.calibration import LEVELS, calibrate

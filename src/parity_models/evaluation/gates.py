@@ -1,4 +1,4 @@
-"""What gates are worth on queries that they were not calibrated on."""
+"""Coverage and agreement of gates on queries that they were not calibrated on."""
 
 import msgspec
 import numpy as np
@@ -20,10 +20,10 @@ from parity_models.tasks.metrics import score
 
 
 class GateResult(msgspec.Struct, frozen=True):
-    """How a stand-in fares with the gate of a level, or, where that is None, without one.
+    """A stand-in with the gate of a level, or, where that is None, without one.
 
     `coverage` is the share of queries that it answers; of those answers `agreement` is the share
-    that say what F says, `accuracy` their score by the metric, and `deployed_accuracy` F's for the
+    that agree with F, `accuracy` their score by the metric, and `deployed_accuracy` F's for the
     same queries. The latter are None where there are too few answers.
     """
 

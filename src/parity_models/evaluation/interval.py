@@ -1,4 +1,4 @@
-"""How sure an accuracy is: an interval that holds the true one in 95 of 100 cases."""
+"""Confidence intervals of accuracies: they hold the true one in 95 of 100 cases."""
 
 from math import sqrt
 from typing import Any
@@ -32,7 +32,7 @@ def too_few(queries: int) -> str | None:
 
 
 def share_interval(share: float, rows: int) -> Interval | None:
-    """That of a share of `rows` queries (Wilson, JASA 1927); None for too few of them."""
+    """Return the interval of a share of `rows` queries (Wilson, JASA 1927); None for too few."""
     if rows < FEWEST:
         return None
     square = NORMAL**2
@@ -42,7 +42,7 @@ def share_interval(share: float, rows: int) -> Interval | None:
 
 
 def score_interval(metric: str, outputs: Array, labels: Array) -> Interval | None:
-    """That of the score of `outputs` (n, ...) under `metric`; None for too few of them.
+    """Return the interval of the score of `outputs` (n, ...); None for too few of them.
 
     Scores that are no shares are computed for queries drawn again and again with replacement
     (the bootstrap: Efron, Annals of Statistics 1979).

@@ -85,7 +85,7 @@ def _named(results: Sequence[GateResult]) -> Iterator[tuple[str, GateResult]]:
 
 
 def calibration_table(calibrations: Mapping[StandIn, Calibration]) -> Table:
-    """What was calibrated: for each stand-in and level the threshold, coverage and agreement."""
+    """Return a table of calibrated thresholds, coverage and agreement by stand-in and level."""
     table = Table(title="calibrated gates", title_justify="left")
     table.add_column("stand-in", min_width=_WIDEST)
     for column in ("level", "threshold", "answers", "agree with F", "queries"):
@@ -127,7 +127,7 @@ def inference_table(bundle: Bundle) -> Table:
 
 
 def slowdown(bundle: Bundle) -> float | None:
-    """How many times as long parity models take as the deployed model, where they take longer."""
+    """Return the time of parity models over the deployed model's, where they take longer."""
     times = bundle.manifest.inference_times
     if times is None or times.parity is None or times.parity <= SLOWER * times.deployed:
         return None

@@ -165,7 +165,7 @@ class Bundle:
         return PinnedModel(self.path / model.file, model.sha256, model.signature)
 
     def code(self) -> Code | None:
-        """The code, or None for a bundle that holds only a deployed model.
+        """Return the code, or None for a bundle that holds only a deployed model.
 
         Learned encoders and decoders compute in ONNX Runtime, on one thread. Raises BundleError if
         their files were changed since the bundle was opened.

@@ -16,8 +16,8 @@ MANIFEST = "manifest.json"
 
 
 def read_stored(path: Path, named: StoredFile) -> bytes:
-    """The content of the file at `path`. Raises BundleError unless it is the one that the manifest
-    names, of that size and sha256."""
+    """Return the content of the file at `path`. Raises BundleError unless it is the one that the
+    manifest names, of that size and sha256."""
     content = read_file(path, MAX_MODEL_BYTES, named.size)
     if hashlib.sha256(content).hexdigest() != named.sha256:
         raise BundleError(
@@ -28,10 +28,10 @@ def read_stored(path: Path, named: StoredFile) -> bytes:
 
 
 def read_file(path: Path, most: int, size: int | None = None) -> bytes:
-    """The content of a regular file that does not lie, by links, outside its folder.
+    """Return the content of a regular file that does not lie, by links, outside its folder.
 
-    Raises BundleError for any other, for one that has not this `size`, or more bytes than `most`,
-    and where it cannot be read.
+    Raises BundleError for any other, for one of another `size`, or of more bytes than `most`, and
+    where it cannot be read.
     """
     try:
         if not path.resolve().is_relative_to(path.parent.resolve()):

@@ -67,7 +67,7 @@ def parity_inputs(code: Code, deployed: Signature) -> tuple[Tensor, ...]:
 
 
 def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
-    """Raises BundleError unless the models that the manifest at `path` describes fit each other and
+    """Raise BundleError unless the models that the manifest at `path` describes fit each other and
     the code.
 
     `allowed`: see `code_of`.
@@ -86,7 +86,7 @@ def check_fit(path: Path, manifest: Manifest, allowed: Collection[str]) -> None:
 
 
 def _check_counts(path: Path, manifest: Manifest) -> None:
-    """What is said of each backup is said of as many as there are."""
+    """Trainings, times and accuracies are of as many backups as there are."""
     times, accuracy = manifest.inference_times, manifest.accuracy
     for what, said in (
         ("trainings", manifest.backup_trainings),
@@ -212,7 +212,7 @@ def _dims(tensor: Tensor) -> str:
 def check_slotwise(
     manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]
 ) -> None:
-    """Raises BundleError unless parity models that are said to run on each slot by itself do so.
+    """Raise BundleError unless parity models that are said to run on each slot by itself do so.
 
     `contents` are the models' files, by name; `allowed`: see `code_of`.
     """
@@ -233,7 +233,7 @@ def check_slotwise(
 
 
 def check_slot(manifest: Manifest, contents: Mapping[str, bytes], allowed: Collection[str]) -> None:
-    """Raises BundleError unless backups that are said to be one slot of a parity model are that.
+    """Raise BundleError unless backups that are said to be one slot of a parity model are that.
 
     `contents` and `allowed`: see `check_slotwise`.
     """

@@ -1,8 +1,8 @@
-"""The gate: a stand-in answers only where it can be expected to say what the deployed model says.
+"""The gate: a stand-in answers only where it can be expected to agree with the deployed model.
 
 A stand-in's confidence in an output is compared with a threshold that was calibrated on held-out
-queries (`evaluation.calibration`), for each of some levels of agreement. What a bundle holds of
-that is a Calibration for each of its stand-ins.
+queries (`evaluation.calibration`), for each of some levels of agreement. A bundle holds a
+Calibration for each of its stand-ins.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 StandIn = Literal["reconstruction", Backup]
-"""What answers in the deployed model's place, named as the source of its answers is."""
+"""A stand-in for the deployed model, named as the source of its answers."""
 
 PredictionKind = Literal["classes", "boxes", "values"]
-"""What predictions are, as `tasks.metrics.PredictionKind`."""
+"""The kind of predictions, as `tasks.metrics.PredictionKind`."""
 
 Confidence = Literal["scores", "probabilities", "none"]
-"""How sure a stand-in is of an output, from the output alone: the log-odds of its largest softmax
-value, of its largest probability, or nothing that tells right from wrong."""
+"""The confidence in an output, from the output alone: the log-odds of its largest softmax value, of
+its largest probability, or nothing that tells right from wrong."""
 
 CERTAIN = 1e-30
-"""The least that is left for all other classes: log-odds are finite."""
+"""The least probability of all other classes: log-odds are finite."""
 
 EVERYTHING = -1e9
 """A threshold that every confidence is above, as JSON knows no infinity."""
 
 LEAST_LEVEL = 0.01
-"""The lowest level of agreement there is: of far lower ones, none can be told from none."""
+"""The lowest level of agreement."""
 
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
@@ -57,10 +57,10 @@ class GateLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The gate of one stand-in: its levels, ascending, those that it can reach.
+    """The gate of one stand-in, with the levels that it can reach, ascending.
 
-    `kind` and `tolerance` say what agrees (`tasks.agreeing.Agreement`), `confidence` what is
-    compared with thresholds. They were tested on `queries` queries, each level with a probability
+    `kind` and `tolerance` define agreement (`tasks.agreeing.Agreement`); `confidence` is compared
+    with thresholds. They were tested on `queries` queries, each level with a probability
     of at most `risk` that the true agreement is below it.
     """
 
@@ -72,11 +72,11 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     levels: tuple[GateLevel, ...] = ()
 
     def at_most(self, level: float) -> GateLevel | None:
-        """The highest calibrated level that is not above `level`."""
+        """Return the highest calibrated level that is not above `level`."""
         return max((each for each in self.levels if each.level <= level), key=_level, default=None)
 
     def at_least(self, level: float) -> GateLevel | None:
-        """The lowest calibrated level that is not below `level`, which promises as much."""
+        """Return the lowest calibrated level that is not below `level`, which promises as much."""
         return min((each for each in self.levels if each.level >= level), key=_level, default=None)
 
 
@@ -118,18 +118,19 @@ class Gates(Printed, dict[StandIn, Calibration]):
 
 @dataclass(frozen=True)
 class Gate:
-    """Which outputs of one stand-in may answer: those of at least this confidence."""
+    """Lets outputs of one stand-in answer that have at least this confidence."""
 
     confidence: Confidence
     level: GateLevel
 
     def refused(self, outputs: Array) -> NDArray[np.bool_]:
-        """Which of `outputs` (n, *output_shape) may not: (n,). What is not finite may not."""
+        """Return for each of `outputs` (n, *output_shape) whether it may not answer: (n,). One that
+        is not finite may not."""
         return np.logical_not(confidences(self.confidence, outputs) >= self.level.threshold)
 
 
 def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
-    """How sure a stand-in is of each of `outputs` (n, *output_shape): (n,), NaN where one is not
+    """Return the confidence in each of `outputs` (n, *output_shape): (n,), NaN where one is not
     finite."""
     outputs = outputs.reshape(len(outputs), -1)
     with np.errstate(all="ignore"):
@@ -146,7 +147,7 @@ def confidences(kind: Confidence, outputs: Array) -> NDArray[np.float64]:
 
 
 def suited(kind: PredictionKind, outputs: Array) -> Confidence:
-    """What tells how sure a stand-in is that gives `outputs` (n, *output_shape)."""
+    """Return the measure of confidence for a stand-in that gives `outputs` (n, *output_shape)."""
     if kind != "classes":
         return "none"
     probable = (outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-3)

@@ -80,7 +80,7 @@ class EnvelopeFile(StoredFile, frozen=True, forbid_unknown_fields=True):
 
 
 class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How right answers are, on the whole test set of the bundle's task.
+    """Accuracies on the whole test set of the bundle's task.
 
     `available_accuracy` is A_a; `degraded_accuracy` A_d, of reconstructions alone, and
     `degraded_by_slot` the same for each of the k slots; `overall` is A_o by the fraction of
@@ -103,7 +103,7 @@ class Accuracy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Where a model's weights came from: data, seed, effort and recipe."""
+    """The origin of a model's weights: data, seed, effort and recipe."""
 
     task: str
     inputs: Count
@@ -116,7 +116,7 @@ class Training(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 BATCH = 4
-"""Queries in a batch whose time is known beside that of one."""
+"""Queries in a batch whose time is measured as well as that of one."""
 
 
 class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -133,12 +133,12 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def of_backups(self) -> dict[str, float]:
-        """Those of the backups, by their roles."""
+        """The times of the backups, by their roles."""
         return dict(zip(BACKUPS, self.backups, strict=False))
 
     @property
     def batches_pay(self) -> bool:
-        """Does the deployed model run a BATCH in the time of two queries, or less?
+        """Whether the deployed model runs a BATCH in the time of two queries, or less.
 
         Then the queries of one have their answers sooner, on average, than one after the other.
         """
@@ -146,12 +146,12 @@ class InferenceTimes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def batch(self) -> int:
-        """How many queries run at once if nobody says a word on it: a BATCH where that pays."""
+        """The default number of queries that run at once: a BATCH where that pays."""
         return BATCH if self.batches_pay else 1
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a bundle holds: the deployed model, its code and one parity model per row of it, and
+    """The content of a bundle: the deployed model, its code and one parity model per row of it, and
     perhaps backups, cheaper networks for the same queries, the fastest first.
 
     `name` is the name under which the model is served. Without a code there are no parity
@@ -201,7 +201,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The manifest as indented JSON, with its digest."""
+    """Return the manifest as indented JSON, with its digest."""
     content: dict[str, Any] = msgspec.to_builtins(manifest)
     return msgspec.json.format(
         msgspec.json.encode({**content, "digest": _digest(content)}), indent=2
@@ -209,7 +209,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(text: bytes) -> Manifest:
-    """The manifest in `text`; BundleError says what is wrong with it (without its path)."""
+    """Return the manifest in `text`. Raises BundleError, without the path, if it is unsound."""
     try:
         content = msgspec.json.decode(text, type=dict[str, Any])
         header = msgspec.convert(content, _Header)
@@ -241,7 +241,7 @@ def decode_manifest(text: bytes) -> Manifest:
 
 
 def digest_of(text: bytes) -> str:
-    """The digest of a manifest that was encoded, or could be decoded: 64 hexadecimal digits."""
+    """Return the digest of a manifest that could be decoded: 64 hexadecimal digits."""
     return msgspec.json.decode(text, type=_Digest).digest
 
 
@@ -306,7 +306,7 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
-# What msgspec knows of a class is made when it is first asked for, and another thread that asks
-# meanwhile ends the process (msgspec 0.22). Bundles are opened by several threads at once.
+# msgspec prepares a class when it is first used, and another thread that uses it meanwhile ends
+# the process (msgspec 0.22). Bundles are opened by several threads at once.
 for _kind in (_Header, _Digest, Manifest):
     msgspec.json.Decoder(_kind)

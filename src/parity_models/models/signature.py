@@ -32,7 +32,7 @@ Sizes = tuple[int, ...]
 MAX_BUCKETS = 16
 MAX_TENSORS = 64
 MAX_ROW_BYTES = 2**31 - 1
-"""What one row of all inputs, or of all outputs, can take."""
+"""Bytes of one row of all inputs, or of all outputs, at most."""
 
 
 class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,7 +49,7 @@ class Axis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.buckets[-1]
 
     def bucket(self, size: int) -> int:
-        """The bucket of a size of 1 to the bound."""
+        """Return the bucket of a size of 1 to the bound."""
         return next(each for each in self.buckets if size <= each)
 
 
@@ -87,7 +87,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if self.axes else self.at({})
 
     def at(self, sizes: Mapping[str, int]) -> TensorSpec:
-        """The tensor where its dynamic axes have these sizes."""
+        """Return the tensor with these sizes of its dynamic axes."""
         shape = tuple(each if isinstance(each, int) else sizes[each] for each in self.shape)
         return TensorSpec(self.name, self.datatype, shape)
 
@@ -96,7 +96,7 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def tensor_of(spec: TensorSpec) -> Tensor:
-    """A tensor that has no dynamic axes."""
+    """Return a tensor without dynamic axes."""
     return Tensor(spec.name, spec.datatype, spec.shape)
 
 
@@ -111,7 +111,7 @@ class Kind(NamedTuple):
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
     """The inputs and outputs of a model, each in the model's order, and its dynamic axes by name.
 
-    `batch`: how many rows the model takes at once, where it takes no other number; 0: any.
+    `batch` is the only number of rows that the model takes at once; 0: any.
     """
 
     inputs: Annotated[tuple[Tensor, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
@@ -139,7 +139,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
 
     @classmethod
     def of(cls, input: TensorSpec, output: TensorSpec) -> "Signature":
-        """The signature of a model with one input and one output, both of fixed shape."""
+        """Return the signature of a model with one input and one output, both of fixed shape."""
         return cls((tensor_of(input),), (tensor_of(output),))
 
     @cached_property
@@ -148,7 +148,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         return None if self.axes else self.kind(())
 
     def kind(self, sizes: Sequence[int]) -> Kind:
-        """Queries of these sizes. Raises ValueError for sizes that there cannot be."""
+        """Return the kind of queries of these sizes. Raises ValueError for impossible sizes."""
         sizes = tuple(sizes)
         known = self._kinds.get(sizes)
         if known is not None:
@@ -169,7 +169,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         return kind
 
     def kind_of(self, row: Array) -> Kind:
-        """The kind of a query (without a batch axis). Raises ValueError if it is of no kind."""
+        """Return the kind of a query (without a batch axis). Raises ValueError if there is none."""
         plain = self.plain
         if plain is not None:
             if not plain.input.fits(row):
@@ -181,7 +181,7 @@ class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=Tr
         return kind
 
     def bucket(self, sizes: Sequence[int]) -> Sizes:
-        """The sizes that queries of these sizes, which are within bounds, are padded to."""
+        """Return the sizes that queries of these sizes, within bounds, are padded to."""
         axes = self.axes.values()
         return tuple(axis.bucket(size) for axis, size in zip(axes, sizes, strict=True))
 

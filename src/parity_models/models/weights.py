@@ -13,17 +13,17 @@ WEIGHTS = "deployed.safetensors"
 
 
 def save_weights(network: nn.Module) -> bytes:
-    """The content of a safetensors file with the network's weights."""
+    """Return the content of a safetensors file with the network's weights."""
     return save({name: value.cpu().contiguous() for name, value in network.state_dict().items()})
 
 
 def has_weights(bundle: Bundle) -> bool:
-    """Does `bundle` hold the deployed model's weights, as those that parm-lab train writes do?"""
+    """Whether `bundle` holds the deployed model's weights, as those of parm-lab train do."""
     return WEIGHTS in (stored.file for stored in bundle.manifest.files)
 
 
 def load_deployed(bundle: Bundle) -> nn.Module:
-    """The deployed model of `bundle` as a network, in evaluation mode.
+    """Return the deployed model of `bundle` as a network, in evaluation mode.
 
     Raises BundleError if its weights are not there or do not fit its network.
     """

@@ -28,7 +28,7 @@ TASKS = Registry[Task](
 
 
 def find_task(name: str) -> Task:
-    """The task of ours called `name`. Raises UserError with the names there are.
+    """Return the task of ours called `name`. Raises UserError with the names there are.
 
     Names out of a bundle come here: they are never imported.
     """
@@ -38,7 +38,7 @@ def find_task(name: str) -> Task:
 
 
 def choose_task(name: str) -> Task:
-    """The task that the user names: one of ours, or package.module:Class for one of their own.
+    """Return the task that the user names: one of ours, or package.module:Class for their own.
 
     Raises UserError for what is no task.
     """
@@ -52,7 +52,7 @@ def choose_task(name: str) -> Task:
 
 
 def is_ours(name: str) -> bool:
-    """Does the name stand for one of our tasks?"""
+    """Return whether the name stands for one of our tasks."""
     return name.partition("@")[0] in TASKS.names
 
 

@@ -1,4 +1,4 @@
-"""Does a stand-in's output say what the deployed model says? One answer for each row."""
+"""Agreement of a stand-in's outputs with the deployed model's, row by row."""
 
 from dataclasses import dataclass
 from math import prod
@@ -22,14 +22,14 @@ values say the same: such rows alone would have an R² of at least 0.9."""
 
 @dataclass(frozen=True)
 class Agreement:
-    """What agrees with a prediction: the same class, a box that overlaps it by `tolerance` (IoU) at
+    """Agreement with a prediction: the same class, a box that overlaps it by `tolerance` (IoU) at
     least, or values at a distance (Euclidean) of `tolerance` at most."""
 
     kind: PredictionKind
     tolerance: float
 
     def __call__(self, outputs: Array, predictions: Array) -> NDArray[np.bool_]:
-        """For each of `outputs` (n, *output_shape), does it agree with F's prediction: (n,)?"""
+        """Return for each of `outputs` (n, *output_shape) whether it agrees with F's: (n,)."""
         same: NDArray[np.bool_]
         if self.kind == "classes":
             same = _largest(outputs) == _largest(predictions)
@@ -50,7 +50,7 @@ def _largest(outputs: Array) -> NDArray[np.intp]:
 
 
 def agreement_for(metric: str, predictions: Array) -> Agreement:
-    """What agrees under `metric`, where F's predictions are like these (n, *output_shape)."""
+    """Return what agrees under `metric`, where F's predictions are like these (n, ...)."""
     kind = METRICS[metric].kind
     if kind == "classes":
         return Agreement(kind, 0.0)

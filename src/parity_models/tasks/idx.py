@@ -25,7 +25,7 @@ TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file, gzipped or not.
+    """Return the array of unsigned bytes in an IDX file, gzipped or not.
 
     Raises DataError for a file that is not IDX, truncated, or longer than its header says.
     """
@@ -65,7 +65,7 @@ def find_idx(folder: Path, name: str) -> Path | None:
 
 
 def holds_splits(folder: Path) -> bool:
-    """Are all four files of the MNIST layout in `folder`?"""
+    """Return whether all four files of the MNIST layout are in `folder`."""
     return all(find_idx(folder, name) for name in TRAIN + TEST)
 
 

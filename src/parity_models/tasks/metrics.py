@@ -1,6 +1,6 @@
-"""How good outputs are: one number per metric, for models and reconstructions alike.
+"""Metrics: one number for the quality of outputs, of models and reconstructions alike.
 
-A metric also says what predictions are, and that decides how networks learn them.
+A metric also fixes the kind of predictions, and that decides how networks learn them.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from parity_models.errors import DataError
 Array = NDArray[Any]
 
 PredictionKind = Literal["classes", "boxes", "values"]
-"""What predictions are: a score for each class; a box's left, top, right and bottom edge, as
+"""The kind of predictions: a score for each class; a box's left, top, right and bottom edge, as
 shares of the image's width and height; or any numbers."""
 
 
@@ -70,10 +70,10 @@ def _area(boxes: Array) -> Array:
 
 
 def is_map(shape: Sequence[int]) -> bool:
-    """Are predictions of this shape maps: channels, height and width?
+    """Return whether predictions of this shape are maps: channels, height and width.
 
-    Their numbers are of one unit, and hardly vary at the edges: they are told of together, where
-    numbers of a row are each by itself.
+    Their numbers are of one unit, and hardly vary at the edges: they are judged together, where
+    numbers of a row are judged one by one.
     """
     return len(shape) >= 3
 
@@ -120,7 +120,7 @@ METRICS: dict[str, Metric] = {
 
 
 def score(metric: str, outputs: Array, labels: Array) -> float:
-    """The score of `outputs` (n, *output_shape) under the metric called `metric`, at most 1.
+    """Return the score of `outputs` (n, *output_shape) under the metric called `metric`, at most 1.
 
     `labels` are integers (n,) for a metric of classes, else (n, *output_shape). Raises DataError
     for labels that do not fit the outputs, or give the metric no meaning.
@@ -145,7 +145,7 @@ def constant_score(metric: str, labels: Array) -> float:
 
 
 def check_labels(metric: str, outputs: Array, labels: Array) -> None:
-    """Raises DataError for labels that do not fit the outputs (n, *output_shape), as `score` takes
+    """Raise DataError for labels that do not fit the outputs (n, *output_shape), as `score` takes
     them, in shape or type."""
     if METRICS[metric].kind == "classes":
         fitting = labels.shape == outputs.shape[:-1] and np.issubdtype(labels.dtype, np.integer)
@@ -161,7 +161,7 @@ def check_labels(metric: str, outputs: Array, labels: Array) -> None:
 
 
 def check_boxes(metric: str, outputs: Array, what: str) -> None:
-    """Raises DataError for `outputs` (n, 4) most of which are empty, where the metric judges
+    """Raise DataError for `outputs` (n, 4) most of which are empty, where the metric judges
     boxes."""
     if METRICS[metric].kind == "boxes" and (outputs[:, 2:] > outputs[:, :2]).all(1).mean() < 0.5:
         raise DataError(
@@ -171,7 +171,7 @@ def check_boxes(metric: str, outputs: Array, what: str) -> None:
 
 
 def agreement(metric: str, outputs: Array, predictions: Array) -> float:
-    """How far `outputs` say the same as a model's `predictions`, both (n, *output_shape).
+    """Return how far `outputs` agree with a model's `predictions`, both (n, *output_shape).
 
     The share of rows with the same class or, where predictions are no classes, the score of
     the outputs with the predictions as labels.

@@ -1,4 +1,4 @@
-"""What a model's predictions are, so that what stands in for it gives valid ones."""
+"""The kind of a model's predictions, so that its stand-ins give valid ones."""
 
 from typing import Any, Literal, get_args
 
@@ -25,10 +25,10 @@ USUAL: dict[OutputKind, str] = {
     "numbers": "r2",
     "embeddings": "cosine",
 }
-"""What each kind is judged by where nothing else is said."""
+"""The default metric of each kind."""
 
 NEAR = 1e-3
-"""How far from 1 the sum of shares, or the length of a vector, is at most."""
+"""The largest distance of the sum of shares, or of the length of a vector, from 1."""
 
 LEAST_LENGTH = 8
 """Vectors of fewer values, all of length 1, may be anything: a direction, a rotation."""
@@ -37,7 +37,7 @@ LEAST_LENGTH = 8
 def choose_output_kind(
     named: str | None, metric: str | None, predictions: Array
 ) -> tuple[OutputKind, str]:
-    """What `predictions` (n, *output_shape) are, and the metric they are judged by.
+    """Return the kind of `predictions` (n, *output_shape), and the metric that judges them.
 
     The kind is the one `named`, else what suits the `metric` and the predictions. Raises UserError
     for a kind that there is not, and where kind, metric and predictions do not go together.
@@ -64,7 +64,7 @@ def choose_output_kind(
 
 
 def recognise(predictions: Array, metric: str | None = None) -> OutputKind:
-    """What `predictions` (n, *output_shape) are, as they look, if `metric` judges them."""
+    """Return the kind that `predictions` (n, *output_shape) look like, if `metric` judges them."""
     judged = None if metric is None else METRICS[choose_metric(metric, predictions.shape[1:])].kind
     if judged == "boxes":
         return "boxes"

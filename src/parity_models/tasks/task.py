@@ -1,4 +1,4 @@
-"""What an inference task is: where its data comes from and how its predictions are judged."""
+"""Inference tasks: the source of data, and the metric that judges predictions."""
 
 import os
 from abc import ABC, abstractmethod
@@ -93,13 +93,13 @@ class Task(ABC):
 
     @abstractmethod
     def load(self, folder: Path | None = None) -> Dataset:
-        """The data, from the `folder` that the user named or where it usually is.
+        """Return the data, from the `folder` that the user named or where it usually is.
 
         Raises DataError where there is none or it is unsound.
         """
 
     def find(self, folder: Path | None = None) -> str | None:
-        """Where `load` would find the data, in words; None if it would not or cannot tell."""
+        """Return the place where `load` would find the data, in words; None if there is none."""
         return None
 
 
@@ -117,11 +117,11 @@ class FolderTask(Task):
 
     @abstractmethod
     def holds(self, folder: Path) -> bool:
-        """Are the files in `folder`?"""
+        """Return whether the files are in `folder`."""
 
     @abstractmethod
     def read(self, folder: Path) -> Dataset:
-        """The data in `folder`, which holds the files. Raises DataError where they are damaged."""
+        """Return the data in `folder`, which holds the files. Raises DataError for damaged ones."""
 
     def load(self, folder: Path | None = None) -> Dataset:
         found = self._search(folder)

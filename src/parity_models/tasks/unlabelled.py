@@ -1,4 +1,4 @@
-"""Judging reconstructions where there are no labels: a model's own predictions count as right."""
+"""Metrics and labels where there are no labels: a model's own predictions count as right."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from parity_models.tasks.metrics import METRICS, check_boxes
 
 
 def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
-    """The metric called `name`; by default top-1 for a row of numbers, else r2.
+    """Return the metric called `name`; by default top-1 for a row of numbers, else r2.
 
     Raises UserError for a metric that does not exist or cannot judge predictions of
     `output_shape`.
@@ -32,7 +32,7 @@ def choose_metric(name: str | None, output_shape: tuple[int, ...]) -> str:
 
 
 def labels_from(predictions: NDArray[Any], metric: str) -> NDArray[Any]:
-    """What `predictions` (n, *output_shape) make right under `metric`: classes, or themselves.
+    """Return the labels that `predictions` (n, *output_shape) make right: classes, or themselves.
 
     Raises DataError for boxes most of which are empty.
     """

@@ -1,7 +1,7 @@
-"""What a decoder is.
+"""The base of decoders.
 
-A decoder also fixes what a parity model emits (`parity_output_shape`, without batch axes) and
-what it is trained towards (`targets`), since only together do the two make sense.
+A decoder also fixes the shape of a parity model's output (`parity_output_shape`, without batch
+axes) and the targets of its training (`targets`), since only together do the two make sense.
 """
 
 from abc import abstractmethod
@@ -41,7 +41,7 @@ class Decoder(Coder):
 
     @abstractmethod
     def targets(self, predictions: Sequence[Array], j: int) -> Array:
-        """What parity model j is trained towards, given the k predictions F(X_i).
+        """Return the training targets of parity model j, given the k predictions F(X_i).
 
         k arrays of shape (*batch, *output_shape) give (*batch, *parity_output_shape).
         """
@@ -50,7 +50,7 @@ class Decoder(Coder):
     def decodable(
         self, available: tuple[bool, ...], parities: tuple[bool, ...]
     ) -> tuple[bool, ...]:
-        """For each of k slots: is its prediction unavailable and can be reconstructed now?
+        """Return for each of k slots whether its prediction is missing and can be reconstructed.
 
         `available` (k) says which predictions are here, `parities` (r) which parity outputs.
         """
@@ -69,7 +69,7 @@ class Decoder(Coder):
     def refusal(
         self, predictions: Sequence[Array | None], parity_outputs: Sequence[Array | None]
     ) -> UndecodableError:
-        """The error for outputs that do not determine what is missing."""
+        """Return the error for outputs that do not determine the missing predictions."""
         missing = [i for i, value in enumerate(predictions) if value is None]
         here = sum(value is not None for value in parity_outputs)
         return UndecodableError(

@@ -110,7 +110,7 @@ def _total(parts: Sequence[Array], xp: Any, out: Array | None = None) -> Array:
 
 @lru_cache(256)
 def _area_cells(length: int, parts: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Which of `length` cells make up each of `parts` equal areas: cells and their weights.
+    """The cells, of `length`, of each of `parts` equal areas, and their weights.
 
     Both have shape (cells per area, parts); the weights of an area sum to 1.
     """

@@ -1,4 +1,4 @@
-"""What an encoder is.
+"""The base of encoders.
 
 An encoder is built for queries of one shape and one (k, r). `encode` takes k arrays of shape
 (*batch, *query_shape) and fills an array of shape (r, *batch, *parity_shape); giving it `out`

@@ -1,4 +1,4 @@
-"""Network architectures, for all models of a bundle alike, built by name for any shapes."""
+"""Network architectures, built by name for any shapes."""
 
 from torch import nn
 
@@ -22,7 +22,7 @@ quarter of the channels."""
 
 
 def build_network(name: str, inputs: Shape, outputs: Shape, grid: Grid = (1, 1)) -> nn.Module:
-    """The network called `name`, freshly initialised: (n, *inputs) to (n, *outputs).
+    """Build the network called `name`, freshly initialised: (n, *inputs) to (n, *outputs).
 
     Names out of bundles come here: users' own are never imported. `grid`: see `Network.build`.
     Raises TrainingError for a name or options that do not exist, and for a network that cannot take
@@ -39,7 +39,7 @@ def build_network(name: str, inputs: Shape, outputs: Shape, grid: Grid = (1, 1))
 
 
 def family(name: str) -> str:
-    """The name of a network without its options: resnet18 of resnet18@0.25."""
+    """Return the name of a network without its options: resnet18 of resnet18@0.25."""
     return name.partition("@")[0]
 
 

@@ -18,19 +18,19 @@ PIXELS, MAX_PLACES = 4, 8
 
 
 def is_small(query_shape: Shape) -> bool:
-    """Are queries small images?"""
+    """Whether queries are small images."""
     return len(query_shape) == 3 and min(query_shape[1:]) < SMALL
 
 
 def tiles(code: Code) -> Grid:
-    """The encoder's grid of tiles if each tile's output is read off by itself, else 1 x 1."""
+    """Return the encoder's grid of tiles if each tile's output is read off alone, else 1 x 1."""
     grid: Grid = code.encoder.grid
     return grid if code.decoder.reads_off else (1, 1)
 
 
 def places(image_shape: Shape) -> Grid:
-    """The grid of pooling cells for images that are overlaid, as by sum: one mean over the whole
-    feature map would not tell where a feature is, and so not which features belong together."""
+    """Return the grid of pooling cells for images that are overlaid, as by sum: one mean over the
+    whole feature map would not tell which features belong together."""
     if len(image_shape) != 3:
         return 1, 1
     rows, columns = (max(1, side // PIXELS) for side in image_shape[1:])
@@ -38,7 +38,8 @@ def places(image_shape: Shape) -> Grid:
 
 
 def image_shape(shape: Shape) -> Shape:
-    """The shape (channels, 1, time) of a sequence as an image of one row; other shapes as they are.
+    """Return the shape (channels, 1, time) of a sequence as an image of one row; other shapes as
+    they are.
 
     The longer axis of a sequence is time; of equal ones the last.
     """
@@ -49,7 +50,7 @@ def image_shape(shape: Shape) -> Shape:
 
 
 def as_images(queries: Tensor, shape: Shape) -> Tensor:
-    """`queries` (n, *shape), of sequences or images, as images (n, *image_shape(shape))."""
+    """Return sequences or images (n, *shape) as images (n, *image_shape(shape))."""
     if len(shape) != 2:
         return queries
     if shape[0] > shape[1]:

@@ -1,4 +1,4 @@
-"""What a network is: an architecture for any shapes, and what it is trained with."""
+"""The base of networks: architectures for any shapes, with the settings they are trained with."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from parity_models.options import Option
 
 @dataclass(frozen=True)
 class Effort:
-    """What a network is trained with by default; what measured best (lab/notes/training.md).
+    """The settings of a training by default, those that measured best (lab/notes/training.md).
 
     `epochs` is the default length; `batch` counts queries of a deployed model and groups of a
     parity model; `mirror` has queries turned left to right at random, where the task allows it.
@@ -66,17 +66,17 @@ class Network(ABC):
 
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
-        """The grid that a parity model for `code` has, unless it is trained as published."""
+        """Return the grid of a parity model for `code`, unless it is trained as published."""
         return tiles(code)
 
     @classmethod
     def slot_by_slot(cls, options: Any) -> bool:
-        """Does a parity model for stacked images or sequences run on each by itself?"""
+        """Return whether a parity model for stacked images or sequences runs on each by itself."""
         return True
 
     @classmethod
     def folded(cls, options: Any) -> int:
-        """How many pixels of a stacked image become one place; 0: as many as images are stacked."""
+        """Return the pixels of a stacked image that become one place; 0: as many as images."""
         return 0
 
     @classmethod
@@ -196,11 +196,11 @@ class NamedNetwork(Network):
     @classmethod
     @abstractmethod
     def takes(cls, queried: Queried) -> bool:
-        """Can it learn from such queries?"""
+        """Return whether it can learn from such queries."""
 
     @classmethod
     def proposals(cls, queried: Queried) -> tuple[str, ...]:
-        """Those of the `proposed` that are worth trying for such queries."""
+        """Return the names, with options, that are worth trying for such queries."""
         return cls.proposed if cls.takes(queried) else ()
 
     @classmethod
@@ -225,10 +225,10 @@ class NamedModule(nn.Module):
     learned: ClassVar[bool] = False
 
     def served(self) -> nn.Module:
-        """The module as it is exported: what can be computed before is."""
+        """Return the module as it is exported, with everything computed that can be."""
         return self
 
 
 def times(width: float, units: int) -> int:
-    """So many units or channels at a multiple `width`, at least one."""
+    """Return a multiple `width` of so many units or channels, at least one."""
     return max(1, round(units * width))

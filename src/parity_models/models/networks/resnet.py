@@ -39,8 +39,8 @@ class SmallResNet(Convolutional, nn.Module):
 
     @classmethod
     def parity_grid(cls, code: Code) -> Grid:
-        """The grid of pooling cells: finer where the encoder overlays images, so that the network
-        can tell where a feature is."""
+        """Return the grid of pooling cells: finer where the encoder overlays images, so that the
+        network can tell where a feature is."""
         return super().parity_grid(code) if code.encoder.apart else places(code.parity_shape)
 
     @classmethod

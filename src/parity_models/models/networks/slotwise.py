@@ -41,7 +41,7 @@ class Slotwise(Stacked):
         return outputs.reshape(-1, self.k, *outputs.shape[1:])
 
     def fold(self, queries: Tensor) -> Tensor:
-        """Queries (n, *query_shape) as images whose blocks are channels of one place."""
+        """Return queries (n, *query_shape) as images whose blocks are channels of one place."""
         images = as_images(queries, self.query_shape)
         (channels, height, width), (rows, columns) = self.image_shape, self.block
         beyond = (0, -width % columns, 0, -height % rows)
@@ -75,7 +75,7 @@ class Slot(nn.Module):
 
 
 def has_slots(code: Code) -> bool:
-    """Are images or sequences stacked along their first axis, and answered one by one?"""
+    """Return whether images or sequences are stacked along their first axis and answered apart."""
     return (
         code.encoder.stacked_axis == 0
         and code.decoder.reads_off

@@ -1,4 +1,4 @@
-"""What modules for k stacked queries have in common, and how a module starts from another."""
+"""The base of modules for k stacked queries, and copying weights from another module."""
 
 from abc import ABC, abstractmethod
 
@@ -14,7 +14,7 @@ class Stacked(nn.Module, ABC):
 
     @abstractmethod
     def start_from(self, deployed: nn.Module, *, first: bool) -> bool:
-        """Begin with the weights of the deployed model, and say whether there are any alike.
+        """Begin with the weights of the deployed model; return whether any layers are alike.
 
         Parity models that start alike stay alike, and their mean is no better than each: one that
         is not the `first` of its code may begin with other weights here and there.
@@ -23,7 +23,7 @@ class Stacked(nn.Module, ABC):
 
 @torch.no_grad()
 def copy_weights(to: nn.Module, of: nn.Module, share: int = 1, *, shared: bool = True) -> bool:
-    """Copy the weights of one module to another of its class, and say whether any were.
+    """Copy the weights of one module to another of its class; return whether there were any.
 
     A layer that has `share` inputs for each one of the original's gives each its share of the
     weight, so that it begins as the original does with their mean; unless such layers are not to

@@ -15,10 +15,10 @@ from parity_models.models.networks.queried import Queried, QueriedInput
 from parity_models.options import Option
 
 FEWEST_WORDS = 32
-"""Integers of fewer different values are no words."""
+"""The fewest different values of integers that are words."""
 
 FACTORS = (1_000_003, 8_191, 131)
-"""By what the ids of neighbours are multiplied before they are added up, to be hashed."""
+"""Factors of the ids of neighbours, which are added up and hashed."""
 
 
 class Text(NamedNetwork):
@@ -67,7 +67,7 @@ class Text(NamedNetwork):
 
 
 def ids_of(queried: Queried) -> int | None:
-    """Which input holds the ids of words, if the others say no more than which are padding."""
+    """Return the place of the input that holds ids of words, if the others only tell padding."""
     told = [i for i, each in enumerate(queried) if not (each.mask or each.constant)]
     if len(told) != 1 or sum(each.mask for each in queried) > 1:
         return None
@@ -77,7 +77,7 @@ def ids_of(queried: Queried) -> int | None:
 
 
 def mask_of(queried: Queried) -> int | None:
-    """Which input tells content from padding."""
+    """Return the place of the input that tells content from padding, if there is one."""
     return next((i for i, each in enumerate(queried) if each.mask), None)
 
 
