@@ -22,6 +22,7 @@ from parity_models.evaluation.judged_queries import GivenInputs
 from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
 from parity_models.models.manifest import BATCH
+from parity_models.models.networks.queried import NO_QUERIES
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import gather
 from parity_models.printed import Printed
@@ -413,7 +414,7 @@ def prepare(
         f"the model's predictions are {data.output_kind}, judged by {data.metric}; it took "
         f"{now - began:.0f} s to predict for {len(queries.train):,} queries to learn from"
     )
-    queried = () if teacher.plain else queried_of(teacher, queries.train)
+    queried = NO_QUERIES if teacher.plain else queried_of(teacher, queries.train)
     judging = row_seconds * len(queries.validation)
     lesson = Lesson(teacher, model, data, options.agreement, options.seed, queried, judging)
     determining: RunOptions = {

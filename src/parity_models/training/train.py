@@ -23,7 +23,7 @@ from parity_models.models.export import export, floats
 from parity_models.models.gate import StandIn
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
-from parity_models.models.networks.queried import Queried
+from parity_models.models.networks.queried import NO_QUERIES, Queried
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
@@ -253,7 +253,7 @@ def train(
     if keep:
         check_room(teacher.bundle)
     queries.check(teacher, 1 if code is None else code.k)
-    queried = () if teacher.plain else queried_of(teacher, queries.train)
+    queried = NO_QUERIES if teacher.plain else queried_of(teacher, queries.train)
     sizes = commonest(queries.train, teacher.signature)
     if network is None:
         assert code is not None
