@@ -14,10 +14,10 @@ from torch.nn import functional
 from parity_models.errors import TrainingError
 from parity_models.models.bundle import NewModel, Training, write_bundle
 from parity_models.models.export import export, floats
+from parity_models.models.queries import check_queries
 from parity_models.models.weights import WEIGHTS, save_weights
 from parity_models.tasks import METRICS, Dataset, Task, check_dataset, score
 from parity_models.tasks.metrics import PredictionKind
-from parity_models.tasks.user_data import check_varied
 from parity_models.training.callbacks import Callbacks
 from parity_models.training.device import (
     choose_device,
@@ -64,7 +64,7 @@ def train_deployed(
     began, options, out = time.monotonic(), options or TrainingOptions(), Path(out).resolve()
     shapes = dataset.input_shape, dataset.output_shape
     check_dataset(task.metric, dataset)
-    check_varied(dataset.train.inputs, "training inputs")
+    check_queries({"input": dataset.train.inputs}, "training inputs")
     check_run(out, options)
     device = choose_device(options.device)
     named = named_network(network)

@@ -13,10 +13,10 @@ from rich.table import Table
 from parity_models.cli.duration import duration
 from parity_models.cli.json_file import Json, write_json
 from parity_models.models.bundle import open_bundle
+from parity_models.models.queries import padded, read_batch, sizes_in
 from parity_models.protection.rehearsal import Harm, Rehearsed, Run
 from parity_models.protection.rehearsal import rehearse as rehearse_bundle
 from parity_models.scheduling import BACKUPS, Source
-from parity_models.tasks.user_data import load_inputs
 
 DRAWN = 64
 """Queries that are made up where none are given."""
@@ -65,10 +65,12 @@ def rehearse(
     20 ms: the policy has to see some queries first.
     """
     opened = open_bundle(bundle)
+    signature = opened.manifest.deployed.signature
     if inputs is not None:
-        rows = load_inputs(inputs, opened.manifest.deployed.input.shape)
+        batch = read_batch(inputs, signature)
+        sizes = sizes_in(batch, signature.inputs)
+        rows = padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])
     else:
-        signature = opened.manifest.deployed.signature
         queries = signature.largest.input
         rows = queries.join(queries.draw(np.random.default_rng(0), DRAWN))
     console = Console()

@@ -12,9 +12,9 @@ from parity_models.evaluation.accuracy import Progress
 from parity_models.evaluation.predictor import Inputs, deployed_predictor, queries_of
 from parity_models.models.bundle import Bundle
 from parity_models.models.queries import Batch, as_batch, check_queries, read_batch, rows_in
+from parity_models.tasks.labels import load_labels
 from parity_models.tasks.task import Labels, Task
 from parity_models.tasks.unlabelled import choose_metric, labels_from
-from parity_models.tasks.user_data import load_labels
 
 GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
 """Queries: a file or a folder, an array (n, ...), or an array for each input by name."""

@@ -382,10 +382,11 @@ def read_batch(path: Path, signature: Signature, least: int = 1) -> Named:
     return batch
 
 
-def read_arrays(path: Path) -> Named:
-    """Read the arrays of an .npz file except its labels, or the array of an .npy file as "inputs".
+def read_arrays(path: Path, *, labels: bool = False) -> Named:
+    """Read the arrays of an .npz file, or the array of an .npy file as "inputs".
 
-    Nothing is unpickled. Raises DataError for a file that cannot be read, holds objects, or more
+    An array called "labels" is left out beside others, unless `labels` is set. Nothing is
+    unpickled. Raises DataError for a file that cannot be read, holds objects, or more
     values than LARGEST bytes.
     """
     if path.suffix == ".npy":
@@ -404,7 +405,7 @@ def read_arrays(path: Path) -> Named:
         size = 0
         for member in archive.namelist():
             name = member.removesuffix(".npy")
-            if name == LABELS and len(archive.namelist()) > 1:
+            if name == LABELS and not labels and len(archive.namelist()) > 1:
                 continue
             with archive.open(member) as file:
                 size += _check_header(file, path)

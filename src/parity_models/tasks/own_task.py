@@ -8,9 +8,9 @@ import numpy as np
 
 from parity_models.errors import DataError, UserError
 from parity_models.own_code import say
+from parity_models.tasks.labels import check_floats
 from parity_models.tasks.metrics import METRICS, check_labels
 from parity_models.tasks.task import Dataset, Task
-from parity_models.tasks.user_data import check_queries
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ def check_dataset(metric: str, dataset: Dataset) -> None:
             if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
                 found = getattr(array, "dtype", type(array).__name__)
                 raise DataError(f"{name} {what} are no array of numbers but {found}")
-        check_queries(inputs, dataset.input_shape, f"{name} inputs")
+        check_floats(inputs, dataset.input_shape, f"{name} inputs")
         outputs = np.broadcast_to(np.float32(0), (len(inputs), *dataset.output_shape))
         check_labels(metric, outputs, labels)
         if classes and not 0 <= labels.min() <= labels.max() < len(dataset.classes):

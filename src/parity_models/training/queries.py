@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import DataError, UserError
+from parity_models.errors import UserError
 from parity_models.evaluation.judged_queries import GivenInputs, load_queries
-from parity_models.models.queries import padded, sizes_in
+from parity_models.models.queries import as_batch, check_queries, padded, sizes_in
 from parity_models.models.tensor import tensors_in
 from parity_models.tasks import choose_task, find_task, is_ours
 from parity_models.tasks.task import Labels
 from parity_models.tasks.unlabelled import choose_metric
-from parity_models.tasks.user_data import check_queries, check_varied
 from parity_models.training.teacher import Teacher
 
 Array = NDArray[Any]
@@ -63,8 +62,8 @@ class Queries:
         training and for validation, and UserError for a metric that does not fit."""
         choose_metric(self.metric, teacher.output.shape)
         for inputs, what in ((self.train, "training"), (self.validation, "validation")):
-            _check(inputs, teacher, least, f"{what} inputs")
-        check_varied(self.train, "training inputs")
+            batch = as_batch(inputs, teacher.signature, f"the {what} inputs")
+            check_queries(batch, f"{what} inputs", least)
 
 
 def find_queries(
@@ -138,18 +137,3 @@ def rows_of(teacher: Teacher, inputs: GivenInputs, least: int) -> Array:
     batch, signature = load_queries(inputs, teacher.bundle, least), teacher.signature
     sizes = sizes_in(batch, signature.inputs)
     return padded(batch, signature, [int(sizes[axis].max()) for axis in signature.axes])
-
-
-def _check(inputs: Array, teacher: Teacher, least: int, what: str) -> None:
-    if teacher.plain:
-        check_queries(inputs, teacher.signature.input.shape, what, least)
-    else:
-        if len(inputs) < least:
-            raise DataError(f"there are {len(inputs)} {what}, too few: give {least} or more")
-        try:
-            teacher.signature.kind_of(inputs[0, ...])
-        except ValueError as error:
-            raise DataError(f"the {what} do not fit the model: it {error}") from error
-        floats = [each for each in tensors_in(inputs) if each.dtype.kind == "f"]
-        if not all(np.isfinite(each).all() for each in floats):
-            raise DataError(f"the {what} hold NaN or infinite values; leave such rows out")

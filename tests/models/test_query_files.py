@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.lib.format import open_memmap
@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from parity_models.errors import DataError, UserError
+from parity_models.models.queries import LARGEST, read_batch
+from parity_models.models.signature import Signature, Tensor
+from parity_models.tasks.labels import load_labels
 from parity_models.tasks.unlabelled import choose_metric, labels_from
-from parity_models.tasks.user_data import LARGEST, load_inputs, load_labels
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 5)
 QUERIES = RNG.normal(size=(7, *SHAPE)).astype(np.float32)
 PIXELS = RNG.integers(0, 256, size=(7, *SHAPE), dtype=np.uint8)
+
+
+def load_inputs(path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The queries of a model with one float32 input."""
+    output = Tensor("output", "FP32", (1,))
+    return read_batch(path, Signature((Tensor("input", "FP32", shape),), (output,)))["input"]
 
 
 def saved(folder: Path, array: NDArray[Any], name: str = "inputs.npy") -> Path:
@@ -43,6 +51,7 @@ def saved(folder: Path, array: NDArray[Any], name: str = "inputs.npy") -> Path:
     )
 )
 def test_floats_are_taken_as_they_are(tmp_path: Path, array: NDArray[np.float32]) -> None:
+    assume(len(array) == 1 or (array != array[0]).any())
     read = load_inputs(saved(tmp_path, array), array.shape[1:])
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, array)
@@ -144,7 +153,7 @@ def zipped(folder: Path, content: bytes) -> Path:
 
 
 REFUSED: list[tuple[Callable[[Path], Path], str]] = [
-    (lambda folder: folder / "absent.npy", "cannot read .*absent.npy: No such file"),
+    (lambda folder: folder / "absent.npy", "there is no .*absent.npy"),
     (lambda folder: folder / "absent", "there is no .*absent; give an .npy file"),
     (lambda folder: written(folder, "x.csv", b"1,2"), "not an .npy or .npz file"),
     (lambda folder: folder, "holds no .npy files and no images"),
@@ -159,12 +168,15 @@ REFUSED: list[tuple[Callable[[Path], Path], str]] = [
     (lambda folder: saved(folder, np.array(["a"])), "not numbers"),
     (lambda folder: saved(folder, QUERIES + 1j), "holds complex64, not numbers"),
     (lambda folder: saved(folder, QUERIES.astype(np.int64)), "holds int64; save floating point"),
-    (lambda folder: saved(folder, QUERIES[:0]), "there are 0 inputs"),
-    (lambda folder: saved(folder, QUERIES[:, :2]), r"takes float32 of shape \(n, 3, 4, 5\)"),
-    (lambda folder: saved(folder, QUERIES[0]), r"takes float32 of shape \(n, 3, 4, 5\)"),
+    (lambda folder: saved(folder, QUERIES[:0]), "there are 0 inputs in .*, too few"),
+    (
+        lambda folder: saved(folder, QUERIES[:, :2]),
+        "rows of shape .*; the model takes",
+    ),
+    (lambda folder: saved(folder, QUERIES[0]), "rows of shape .*; the model takes"),
     (
         lambda folder: saved(folder, np.zeros((), "f4")),
-        r"takes float32 of shape \(n, 3, 4, 5\)",
+        "rows of shape .*; the model takes",
     ),
     (lambda folder: saved(folder, with_value(np.nan)), "NaN or infinite values, first in row 3"),
     (lambda folder: saved(folder, with_value(-np.inf)), "NaN or infinite values, first in row 3"),
