@@ -108,8 +108,8 @@ def test_what_cannot_be_trained_is_refused(deployed: Trained, tmp_path: Path) ->
     for wrong, reason in cases:
         with pytest.raises(DataError, match=reason):
             train_backup(deployed, "linear", wrong, out, once)
-    with pytest.raises(TrainingError, match="at least 12x12"):
-        train_backup(deployed, "lenet5", inputs, out, once)
+    with pytest.raises(TrainingError, match="resnet-1d takes sequences"):
+        train_backup(deployed, "resnet-1d", inputs, out, once)
     assert not out.exists()
 
 

@@ -80,10 +80,10 @@ def test_folding_is_refused_for_codes_whose_images_are_not_stacked(spec: CodeSpe
 
 
 def test_folding_is_refused_for_single_queries() -> None:
-    with pytest.raises(TrainingError, match="lenet5@fold=2 is for parity models"):
-        build_network("lenet5@fold=2", (3, 32, 32), (10,))
-    with pytest.raises(TrainingError, match="lenet5@fold=2 is for parity models"):
-        named_network("lenet5@fold=2").build((3, 32, 32), (10,), (1, 1))
+    with pytest.raises(TrainingError, match="resnet-small@fold=2 is for parity models"):
+        build_network("resnet-small@fold=2", (3, 32, 32), (10,))
+    with pytest.raises(TrainingError, match="resnet-small@fold=2 is for parity models"):
+        named_network("resnet-small@fold=2").build((3, 32, 32), (10,), (1, 1))
 
 
 def test_sequences_too_short_to_be_folded_are_refused() -> None:

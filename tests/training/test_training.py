@@ -143,8 +143,8 @@ def test_inputs_that_do_not_fit_are_refused(deployed: Trained, tmp_path: Path) -
         train_parity(deployed, CodeSpec("sum", "separate", 2), inputs, tmp_path / "bundle")
     with pytest.raises(CodeError, match="256 at most"):
         train_parity(deployed, CodeSpec("stack", "separate", 257), inputs, tmp_path / "b")
-    with pytest.raises(TrainingError, match="at least 12x12"):
-        train_parity(deployed, STACK, inputs, tmp_path / "bundle", network="lenet5")
+    with pytest.raises(TrainingError, match="resnet-1d takes sequences"):
+        train_parity(deployed, STACK, inputs, tmp_path / "bundle", network="resnet-1d")
 
 
 def test_weights_that_do_not_fit_the_network_they_are_said_to_be_of_are_refused(

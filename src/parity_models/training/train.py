@@ -161,7 +161,7 @@ def parity(
     check_recipe(recipe, spec)
     check_run(out, chosen)
     with open_teacher(model, inputs, chosen.output, allow_code) as teacher:
-        if code is None and not teacher.plain:
+        if spec.encoder == "stack" and not spec.encoder_options and not teacher.plain:
             spec = replace(spec, encoder_options=STACKED)
         queries = _queries(teacher, inputs, chosen, spec.k)
         return train(teacher, queries, out, network, spec, chosen, recipe, callbacks=callbacks)
