@@ -134,7 +134,6 @@ def test_parm_parity_stacks_ids_and_answers_each_slot_as_the_backup_that_it_is_m
     ("more", "message"),
     [
         (("--encoder", "sum", "--decoder", "subtraction"), "of input 'ids': the sum encoder"),
-        (("--encoder", "stack@axis=0"), "along an axis of no fixed size; join along a new one"),
         (("--r", "2"), "use r=1"),
     ],
 )

@@ -132,7 +132,7 @@ def test_settings_that_cannot_work_are_refused(
 def test_inputs_that_do_not_fit_are_refused(deployed: Trained, tmp_path: Path) -> None:
     inputs = DIGITS.train.inputs
     cases: list[tuple[NDArray[Any], str]] = [
-        (inputs[:, :, :7], "takes float32 of shape"),
+        (inputs[:, :, :7], "has rows of shape"),
         (inputs[:1], "too few"),
         (inputs[:2], "too few"),
     ]
