@@ -12,11 +12,10 @@ from parity_models.scheduling import scheduler
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.simulation.setting import Setting
 from parity_models.simulation.trial import Emulation, Mode, Trial, simulate_trial
-from parity_models_lab.latency import ablations
 
 BACKUP = {"stand_ins": ("backup",), "backup_service": LogNormal(0.005, 0.05), "coverage": 0.9}
-POLICIES = ("equal-resources", "replication", "hedging", "tied", "approximate-backup", "parity")
-RULES = ("single-queue", "round-robin", "two-choices", "latency-aware", "prequal")
+POLICIES = ("equal-resources", "replication", "hedging", "approximate-backup", "parity")
+RULES = ("single-queue", "round-robin", "two-choices", "latency-aware")
 
 QUERIES = 2_000
 MANY = 667
@@ -47,9 +46,6 @@ def trials(seed: int) -> dict[str, Trial]:
     for rule in RULES:
         choice = PolicyChoice("adaptive", dispatch=rule)
         found[rule] = trial(choice, QUERIES, seed, drawn, load=0.7, **BACKUP)
-    for part in (ablations.AllAlike, ablations.FlatPrice, ablations.AtTheQuantile):
-        choice = PolicyChoice(f"{part.__module__}:{part.__name__}")
-        found[part.name] = trial(choice, QUERIES, seed, drawn, **BACKUP)
     for name, setting in {
         "nodes": {"k": 4, "instances": 14, "nodes": 3, "pause_every": 3.0},
         "kills": {"kill_every": 1.0, "cold_factor": 3.0},

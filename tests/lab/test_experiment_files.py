@@ -28,7 +28,6 @@ def test_every_experiment_of_the_package_compares_with_equal_resources(name: str
 def test_all_is_every_figure_but_those_that_take_long() -> None:
     everyone = figures_of(["all", "9a"])
     assert set(experiment_names()) - set(everyone) == {
-        "ablation",
         "bursts",
         "correlated",
         "cost-frontier",

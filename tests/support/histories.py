@@ -28,7 +28,6 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
-    Prequal,
     RoundRobin,
     SingleQueue,
 )
@@ -40,9 +39,9 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
     StandIns,
-    Tied,
 )
 from parity_models.scheduling.run_times import RunTimes
+from parity_models_lab.latency.competitors import Prequal, Tied
 from scheduling_world import World, code
 
 TENANTS = (None, None, "one", "other")

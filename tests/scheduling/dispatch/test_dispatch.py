@@ -12,12 +12,11 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
-    Prequal,
     RoundRobin,
     SingleQueue,
 )
-from parity_models.scheduling.dispatch.prequal import Probe, ProbePool
 from parity_models.scheduling.work import Task, Unit
+from parity_models_lab.latency.competitors import Prequal, Probe, ProbePool
 from scheduling_world import ORIGINALS, World
 
 

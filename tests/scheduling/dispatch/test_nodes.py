@@ -32,9 +32,9 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
     StandIns,
-    Tied,
 )
 from parity_models.scheduling.run_times import RunTimes
+from parity_models_lab.latency.competitors import Tied
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
 
 POLICIES: dict[str, Callable[[Code], Policy]] = {

@@ -20,11 +20,11 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
-    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.health import State
+from parity_models_lab.latency.competitors import Prequal
 from scheduling_world import ORIGINALS, World
 
 RULES = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]

@@ -28,13 +28,13 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
-    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.policies import Adaptive, Replication, StandIns
 from parity_models.simulation import Simulation, simulate
 from parity_models.simulation.arrivals import poisson_arrivals
+from parity_models_lab.latency.competitors import Prequal
 from scheduling_world import ORIGINALS, World, code
 
 RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]

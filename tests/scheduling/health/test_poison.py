@@ -22,7 +22,6 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
-    Prequal,
     RoundRobin,
     SingleQueue,
 )
@@ -33,11 +32,11 @@ from parity_models.scheduling.policies import (
     Pool,
     Replication,
     StandIns,
-    Tied,
 )
 from parity_models.scheduling.port import Port
 from parity_models.scheduling.run_times import RunTimes
 from parity_models.scheduling.work import Query
+from parity_models_lab.latency.competitors import Prequal, Tied
 from scheduling_world import LOG, ORIGINALS, STRICT, World, code
 
 RULES: list[type[Dispatch]] = [SingleQueue, LatencyAware, RoundRobin, PowerOfTwoChoices, Prequal]

@@ -21,11 +21,11 @@ from parity_models.scheduling.dispatch import (
     Dispatch,
     LatencyAware,
     PowerOfTwoChoices,
-    Prequal,
     RoundRobin,
     SingleQueue,
 )
 from parity_models.scheduling.health import State
+from parity_models_lab.latency.competitors import Prequal
 from scheduling_world import BOTH, ORIGINALS, World, code
 from verified_pool import pool, verify_all
 

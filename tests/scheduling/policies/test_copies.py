@@ -4,7 +4,8 @@ from typing import Any
 
 from parity_models.scheduling import DEPLOYED, Run, Scheduler, Source
 from parity_models.scheduling.dispatch import RoundRobin
-from parity_models.scheduling.policies import Hedging, Replication, Tied
+from parity_models.scheduling.policies import Hedging, Replication
+from parity_models_lab.latency.competitors import Tied
 from scheduling_world import ORIGINALS, World
 
 

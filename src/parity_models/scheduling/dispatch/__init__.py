@@ -3,11 +3,10 @@
 from parity_models.registry import Registry
 from parity_models.scheduling.dispatch.dispatch import Dispatch
 from parity_models.scheduling.dispatch.instance_queues import PowerOfTwoChoices, RoundRobin
-from parity_models.scheduling.dispatch.prequal import Prequal
 from parity_models.scheduling.dispatch.single_queue import LatencyAware, SingleQueue
 
 RULES = Registry[Dispatch](
-    "dispatch rule", Dispatch, SingleQueue, RoundRobin, PowerOfTwoChoices, LatencyAware, Prequal
+    "dispatch rule", Dispatch, SingleQueue, RoundRobin, PowerOfTwoChoices, LatencyAware
 )
 """The dispatch rules."""
 
@@ -16,7 +15,6 @@ __all__ = [
     "Dispatch",
     "LatencyAware",
     "PowerOfTwoChoices",
-    "Prequal",
     "RoundRobin",
     "SingleQueue",
 ]

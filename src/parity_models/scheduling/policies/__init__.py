@@ -11,7 +11,6 @@ from parity_models.scheduling.policies.none import EqualResources, NoRedundancy
 from parity_models.scheduling.policies.parity import Parity
 from parity_models.scheduling.policies.policy import Policy
 from parity_models.scheduling.policies.replication import Replication
-from parity_models.scheduling.policies.tied import Tied
 
 POLICIES = Registry[Policy](
     "policy",
@@ -20,7 +19,6 @@ POLICIES = Registry[Policy](
     EqualResources,
     Replication,
     Hedging,
-    Tied,
     ApproximateBackup,
     Parity,
     Adaptive,
@@ -41,5 +39,4 @@ __all__ = [
     "Pool",
     "Replication",
     "StandIns",
-    "Tied",
 ]

@@ -1,17 +1,24 @@
-"""Prequal: of some instances that were probed, the fastest that is not too busy."""
+"""Competitors: the dispatch rule Prequal, and tied requests.
+
+Experiments name them as any user's own: parity_models_lab.latency.competitors:Prequal.
+"""
 
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from random import Random
 from statistics import median
 from typing import Annotated
 
-from parity_models.options import Option
+from parity_models.options import SECONDS, Option
 from parity_models.scheduling.dispatch.dispatch import Dispatch, QueueKey
 from parity_models.scheduling.dispatch.instance_queues import InstanceQueues
+from parity_models.scheduling.policies.policy import Policy
+from parity_models.scheduling.port import Port
+from parity_models.scheduling.work import Query, Task
 
 REMOVED = 1
 """Probes that leave the pool for each task placed, besides those used up (the paper's r_remove)."""
@@ -199,3 +206,53 @@ class Prequal(InstanceQueues):
         """How often a probe may be used: equation 1 of the paper."""
         new = (1 - size / instances) * self._options.prequal_probes - REMOVED
         return max(1.0, (1 + DELTA) / new) if new > 0 else inf
+
+
+class Tied(Policy):
+    """Queue each query at two instances; when one starts it, cancel the other copy.
+
+    (Dean and Barroso, The tail at scale, CACM 2013, "Tied requests".) Most late queries wait in a
+    slow queue, and nobody knows beforehand which queue moves on. The paper sends the second copy a
+    little later, as two idle instances would both start it. The scheduler here cancels a copy in
+    the instant in which the other starts, so the delay is a choice: a longer one places fewer
+    copies, and with more knowledge. Queries that have started are not helped: hedging is for that.
+
+    It needs a queue for each instance; by default Prequal chooses both.
+    """
+
+    name = "tied"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Policy.Options):
+        """What can be set."""
+
+        tied_delay: Annotated[
+            float,
+            Option(
+                "Time after which a query that waits gets its second place.",
+                unit=SECONDS,
+                at_least=0,
+            ),
+        ] = 0.0
+
+    def __init__(self, options: Options | None = None) -> None:
+        self._delay = (options or self.Options()).tied_delay
+
+    def dispatch(self) -> Dispatch:
+        return Prequal()
+
+    def arrived(self, port: Port, query: Query) -> None:
+        if self._delay:
+            port.set_alarm(query, port.now + self._delay, partial(self._tie, port, query))
+        else:
+            self._tie(port, query)
+
+    def starts(self, port: Port, task: Task) -> None:
+        query = port.pending_query(task.subject)
+        for other in query.tasks if query else ():
+            if other.unit is None:
+                port.drop(other)
+
+    def _tie(self, port: Port, query: Query) -> None:
+        if not query.kills and not any(task.unit for task in query.tasks):
+            port.copy(query, last=True)
