@@ -7,6 +7,7 @@ import ast
 import html
 import inspect
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ API = {
     "tasks": ["task"],
     "training": [],
     "evaluation": [],
-    "serving": ["server", "options", "frontend", "engine", "engines", "in_process", "rest.asgi"],
+    "serving": ["server", "options", "frontend", "engine", "engines", "rest.asgi"],
     "simulation": [],
     "load": ["options", "result"],
     "errors": [],
@@ -231,7 +232,7 @@ def _api_page(package: str) -> Iterator[str]:
     yield ""
     yield ast.get_docstring(source) or ""
     yield ""
-    names = [name for name in _exports(source) if name != "__version__"]
+    names = [name for name in _exports(package) if name != "__version__"]
     for name in names:
         yield f"::: {_full(package)}.{name}"
         yield ""
@@ -242,9 +243,5 @@ def _api_page(package: str) -> Iterator[str]:
         yield ""
 
 
-def _exports(source: ast.Module) -> list[str]:
-    for statement in source.body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id="__all__")], value=names):
-                return list(ast.literal_eval(names))
-    return []
+def _exports(package: str) -> list[str]:
+    return list(getattr(import_module(_full(package)), "__all__", []))
