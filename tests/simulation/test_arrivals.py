@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from parity_models.simulation.arrivals import Bursts, poisson_arrivals
+from parity_models.arrivals import Bursts, poisson_arrivals
 
 BURSTS = Bursts(factor=3.0, every=20.0, length=2.0)
 

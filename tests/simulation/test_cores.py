@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.faults import Constant, Exponential, FaultPlan, LogNormal, Pauses, RandomKills
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import Cores, Hog, Simulation, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.cores import Computing, Job
 from parity_models.simulation.scenario import FAILED
 

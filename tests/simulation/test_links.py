@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.faults import Constant
 from parity_models.scheduling import DEPLOYED, EqualResources
 from parity_models.simulation import Links, Simulation, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.link import Link
 from parity_models.simulation.network import Leg, Network, Traffic, legs
 

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
 from parity_models.faults import Constant, Exponential, FaultPlan, Kill, Slowdowns
 from parity_models.scheduling import (
@@ -30,7 +31,6 @@ from parity_models.scheduling.policies import (
     StandIns,
 )
 from parity_models.simulation import Simulation, SimulationResult, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.driver import Driver
 from parity_models.simulation.scenario import FAILED, SOURCES
 

@@ -189,4 +189,7 @@ def test_a_wider_network_costs_more_and_one_that_cannot_take_the_queries_nothing
     assert wide
     assert narrow < usual < wide
     assert known.share("resnet18", None) is None
-    assert Costs(model((6,)), ("linear", "resnet-small"), said(3.0)).share("resnet-small", None) is None
+    assert (
+        Costs(model((6,)), ("linear", "resnet-small"), said(3.0)).share("resnet-small", None)
+        is None
+    )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import LoadError
-from parity_models.scheduling import Source
+from parity_models.roles import Source
 
 SOURCES = tuple(Source)
 

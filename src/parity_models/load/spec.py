@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.errors import LoadError
-from parity_models.simulation.arrivals import poisson_arrivals
 
 MAX_QUERIES = 10_000_000
 BOUNDS = {

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.errors import LoadError, ParityModelsError
 from parity_models.faults import LogNormal
 from parity_models.load import LoadSpec, offer_load_from_own_process
@@ -28,7 +29,6 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, StandIns
 from parity_models.serving.server import ServeOptions
 from parity_models.simulation import Cores, Simulation, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.besides import Besides, Took, besides
 from parity_models.simulation.course import SHARES, SPREAD
 

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import UserError
 from parity_models.faults import FaultPlan, LogNormal
@@ -27,7 +28,6 @@ from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.serving.deployment import default_batch, model_files, stand_ins_of
 from parity_models.simulation import Cores, Simulation, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.course import (
     DISPATCH,
     SPREAD,

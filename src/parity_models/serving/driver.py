@@ -45,7 +45,16 @@ from parity_models.scheduling import (
     WakeAt,
 )
 from parity_models.serving.engine import Engine
-from parity_models.serving.errors import ERRORS, PoisonError, UnavailableError
+from parity_models.serving.errors import (
+    AbandonedError,
+    DeadlineError,
+    InferenceError,
+    InternalError,
+    OverloadedError,
+    PoisonError,
+    RequestError,
+    UnavailableError,
+)
 from parity_models.serving.golden import Golden, is_right
 from parity_models.serving.in_flight import InFlight, Made, Result
 from parity_models.serving.metrics import Metrics
@@ -79,6 +88,18 @@ class _Group:
     members: tuple[int, ...]
     parities: Sequence[NDArray[Any]]
     outputs: list[Made | None]
+
+
+_ERRORS: Mapping[Reason, type[RequestError]] = {
+    Reason.OVERLOADED: OverloadedError,
+    Reason.NO_INSTANCES: UnavailableError,
+    Reason.DEADLINE_EXCEEDED: DeadlineError,
+    Reason.INSTANCES_FAILED: InferenceError,
+    Reason.POISON: PoisonError,
+    Reason.ABANDONED: AbandonedError,
+    Reason.INTERNAL: InternalError,
+}
+"""The error of a query that the scheduler lets fail, by the reason."""
 
 
 class _Unit(NamedTuple):
@@ -476,7 +497,7 @@ class Driver:
         if request.future.done():
             return
         text = f"{action.reason}: {action.detail}"
-        request.fail(ERRORS[action.reason](text, retry_after=action.retry_after))
+        request.fail(_ERRORS[action.reason](text, retry_after=action.retry_after))
         if len(request.rows) > 1:
             self._report(self._scheduler.queries_abandoned, request.queries)
 

@@ -1,10 +1,8 @@
 """What a request can end with instead of an answer. Each error carries its HTTP status."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from parity_models.errors import ParityModelsError, UserError
-from parity_models.scheduling import Reason
 from parity_models.serving.refusals import Refused, soon
 
 
@@ -154,15 +152,3 @@ class DeadlineError(RequestError):
     """A query whose deadline came before its answer."""
 
     status = 504
-
-
-ERRORS: Mapping[Reason, type[RequestError]] = {
-    Reason.OVERLOADED: OverloadedError,
-    Reason.NO_INSTANCES: UnavailableError,
-    Reason.DEADLINE_EXCEEDED: DeadlineError,
-    Reason.INSTANCES_FAILED: InferenceError,
-    Reason.POISON: PoisonError,
-    Reason.ABANDONED: AbandonedError,
-    Reason.INTERNAL: InternalError,
-}
-"""The error of a query that the scheduler lets fail, by the reason."""

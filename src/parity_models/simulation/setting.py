@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from parity_models.arrivals import Bursts
 from parity_models.codes import DECODERS, Code, CodeSpec
 from parity_models.faults import (
     ColdStart,
@@ -33,7 +34,6 @@ from parity_models.faults import (
 from parity_models.options import Value
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
 from parity_models.simulation import Cores, Hog, Links
-from parity_models.simulation.arrivals import Bursts
 from parity_models.simulation.besides import Besides
 from parity_models.simulation.contention_plan import Contention, Hogs, Tenant
 from parity_models.simulation.network import Network

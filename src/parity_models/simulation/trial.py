@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code
 from parity_models.errors import UserError
 from parity_models.faults import Constant
@@ -14,7 +15,6 @@ from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
 from parity_models.simulation import Cores, Simulation, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.besides import Besides
 from parity_models.simulation.course import DISPATCH, SHARES, with_outside
 from parity_models.simulation.scenario import FAILED, SOURCES

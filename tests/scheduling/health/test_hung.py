@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from parity_models.arrivals import poisson_arrivals
 from parity_models.faults import (
     Constant,
     Exponential,
@@ -33,7 +34,6 @@ from parity_models.scheduling.dispatch import (
 )
 from parity_models.scheduling.policies import Adaptive, Replication, StandIns
 from parity_models.simulation import Simulation, simulate
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models_lab.latency.competitors import Prequal
 from scheduling_world import ORIGINALS, World, code
 

@@ -5,12 +5,12 @@ import pytest
 
 from adaptive_world import world_of
 from estimates import run_times
+from parity_models.arrivals import poisson_arrivals
 from parity_models.faults import FaultPlan, LogNormal
 from parity_models.scheduling import BACKUPS, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Query, Task, Unit
-from parity_models.simulation.arrivals import poisson_arrivals
 from parity_models.simulation.course import Course, outcome_of, standard_contention
 from policy_port import port_at
 from scheduling_world import World, code

@@ -34,7 +34,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     # What mutated requests carry would spoil reconstructions of others without an envelope.
     learned = queries(2000, seed=1)
     envelope = fit_envelope(
-        [floats((INPUTS,))], {"input": learned}, {"input": queries(500, seed=2)}, predictions(learned)
+        [floats((INPUTS,))],
+        {"input": learned},
+        {"input": queries(500, seed=2)},
+        predictions(learned),
     )
     bundle = write_linear_bundle(tmp_path_factory.mktemp("bundle"), envelope=envelope)
     with ServerProcess(str(bundle), "--max-body", "1", "--deadline", "5") as process:

@@ -16,7 +16,7 @@ from parity_models.errors import UserError
 from parity_models.models.bundle import Bundle
 from parity_models.models.manifest import ModelFile
 from parity_models.models.signature import Tensor
-from parity_models.scheduling import parity_role
+from parity_models.roles import parity_role
 
 MAX_BATCH = 64
 """Rows that Triton takes at once."""
