@@ -9,9 +9,8 @@ import pytest
 from access_files import HASHED, HOST, OTHER, TOKEN, Files
 from commands import Here, assert_refused
 from parity_models.errors import UserError
+from parity_models.serving.access import MIN_TOKEN, Tokens, WatchedFiles, refresh
 from parity_models.serving.certificate import Certificate
-from parity_models.serving.tokens import LEAST, Tokens
-from parity_models.serving.watched import WatchedFiles, refresh
 from served import write_linear_bundle
 
 
@@ -97,7 +96,7 @@ def test_what_could_not_be_read_is_read_again_and_said_once(
     ("text", "wrong"),
     [
         ("# none\n", "has no token"),
-        ("x" * (LEAST - 1), "line 1 of .* is no token"),
+        ("x" * (MIN_TOKEN - 1), "line 1 of .* is no token"),
         (f"{TOKEN}\ntwo words that are long\n", "line 2 of .* is no token"),
         ("sha256:1234", "line 1 of .* is no token"),
         ("\n".join(f"{TOKEN}-{number}" for number in range(1001)), "1001 tokens, and may have"),

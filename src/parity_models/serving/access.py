@@ -1,12 +1,20 @@
-"""Who may ask a server, and where: TLS, tokens, and a port for metrics."""
+"""Who may use a server, and where: TLS, bearer tokens (RFC 6750), and a port for metrics.
 
+Certificate and tokens are files that are read again when they change.
+"""
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
-from parity_models.errors import OptionError
+from parity_models.errors import OptionError, UserError
 from parity_models.options import Option, Options
-from parity_models.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from parity_models.serving.certificate import Certificate
@@ -17,6 +25,23 @@ HEALTH = ("/v2/health/live", "/v2/health/ready")
 """The paths that anybody may ask."""
 
 METRICS = "/metrics"
+
+CHALLENGE = b"Bearer"
+"""What the header WWW-Authenticate of a refusal says."""
+
+MIN_TOKEN = 16
+"""Characters that a token has at the least: shorter ones can be guessed."""
+
+MAX_TOKENS = 1000
+"""Tokens that a file may have: a client's is compared with all of them."""
+
+_HASHED = re.compile(r"sha256:([0-9a-fA-F]{64})")
+_TOKEN = re.compile(rf"[A-Za-z0-9._~+/-]{{{MIN_TOKEN},}}=*")
+
+CHECK_INTERVAL = 1.0
+"""Seconds between two looks at the files."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +96,126 @@ class Access(Options):
 
         return Certificate(Path(self.tls_cert), Path(self.tls_key))
 
-    def read_tokens(self) -> Tokens | None:
+    def read_tokens(self) -> "Tokens | None":
         """The tokens, if they are asked for. Raises UserError if the file cannot be used."""
         return None if self.tokens is None else Tokens(Path(self.tokens))
+
+
+class Tokens:
+    """Who may ask: one token a line in the file `path`, or `sha256:` and the SHA-256 of one in hex.
+
+    Empty lines and those that begin with # say nothing. Raises UserError for a file that cannot be
+    read or has no token, and for lines that are none.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.files = WatchedFiles(path)
+        self.read()
+
+    def read(self) -> None:
+        """Read the file. Raises UserError as the constructor does; then the tokens of before
+        hold."""
+        digests = []
+        for number, line in enumerate(read_text(self._path, "the file of tokens").splitlines(), 1):
+            token = line.strip()
+            if not token or token.startswith("#"):
+                continue
+            hashed = _HASHED.fullmatch(token)
+            if hashed is None and not _TOKEN.fullmatch(token):
+                raise UserError(
+                    f"line {number} of {self._path} is no token: write {MIN_TOKEN} or more of the "
+                    "characters A-Z a-z 0-9 . _ ~ + / -, or sha256: and 64 hex digits"
+                )
+            digests.append(bytes.fromhex(hashed[1]) if hashed else _digest(token))
+        if not digests:
+            raise UserError(f"{self._path} has no token, so nobody could ask; write one a line")
+        if len(digests) > MAX_TOKENS:
+            raise UserError(f"{self._path} has {len(digests)} tokens, and may have {MAX_TOKENS}")
+        self._digests = tuple(digests)
+
+    def admits(self, authorization: str | None) -> bool:
+        """Does this header hold one of the tokens? The time it takes does not depend on which."""
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return False
+        digest = _digest(token.strip())
+        found = False
+        for each in self._digests:
+            found |= hmac.compare_digest(each, digest)
+        return found
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+class Reread(Protocol):
+    """What was read from files, and can be again."""
+
+    files: "WatchedFiles"
+
+    def read(self) -> None:
+        """Read the files. Raises UserError, and leaves all as it was, where they are wrong."""
+
+
+class WatchedFiles:
+    """Some files, and whether they have changed since the last look."""
+
+    def __init__(self, *paths: Path) -> None:
+        self.paths = paths
+        self.trouble = ""
+        """Why they could not be read; empty if they could be."""
+        self._seen = self._stamps()
+
+    def changed(self) -> bool:
+        """Has one been written, replaced or removed since this was asked last?"""
+        before, self._seen = self._seen, self._stamps()
+        return self._seen != before
+
+    def _stamps(self) -> Sequence[object]:
+        return [_stamp(path) for path in self.paths]
+
+
+def _stamp(path: Path) -> object:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def read_text(path: Path, what: str) -> str:
+    """The text of a file, which is `what`. Raises UserError if it cannot be read."""
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"{what}, {path}, cannot be read: {why}") from error
+
+
+def refresh(watched: Reread) -> None:
+    """Read its files again if they have changed, or could not be read; what is wrong with them is
+    logged, once, and what was read before holds on."""
+    files = watched.files
+    if not files.changed() and not files.trouble:
+        return
+    names = " and ".join(map(str, files.paths))
+    try:
+        watched.read()
+    except Exception as error:  # such as a file that was removed while it was read
+        if (trouble := str(error) or repr(error)) != files.trouble:
+            _log.error("what was read from %s before stays in force: %s", names, trouble)
+        # It may be well the next time, though no file changes: the server may lack descriptors.
+        files.trouble = trouble
+    else:
+        files.trouble = ""
+        _log.info("%s changed and was read again", names)
+
+
+async def watch(*all_watched: Reread) -> None:
+    """Look after them until cancelled."""
+    while True:
+        await asyncio.sleep(CHECK_INTERVAL)
+        for each in all_watched:
+            refresh(each)

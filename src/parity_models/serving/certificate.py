@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from parity_models.errors import UserError, needs
-from parity_models.serving.watched import WatchedFiles, read_text
+from parity_models.serving.access import WatchedFiles, read_text
 
 with needs("tls", "reading a certificate's dates"):
     from cryptography import x509

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.queries import cut, padded
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.access import HEALTH, METRICS
+from parity_models.serving.access import HEALTH, METRICS, Reread, watch
 from parity_models.serving.deployment import Deployment
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.errors import InvalidRequestError
@@ -35,7 +35,6 @@ from parity_models.serving.rest.messages import Request, Response
 from parity_models.serving.rest.scrapes import metrics_response
 from parity_models.serving.rest.service import Rest
 from parity_models.serving.served_model import GivenTensor
-from parity_models.serving.watched import Reread, watch
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

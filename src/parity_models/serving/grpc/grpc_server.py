@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from parity_models.errors import UserError
+from parity_models.serving.access import Tokens
 from parity_models.serving.errors import UnauthorizedError
 from parity_models.serving.grpc.calls import RESERVE, Calls, Context, code_of
 from parity_models.serving.grpc.inference_pb2 import DESCRIPTOR
@@ -24,7 +25,6 @@ from parity_models.serving.limits import ByteBudget, Limits
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.models import Models
 from parity_models.serving.refusals import Refused
-from parity_models.serving.tokens import Tokens
 
 if TYPE_CHECKING:
     from parity_models.serving.tracing import Tracing

@@ -8,6 +8,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from parity_models.serving.access import CHALLENGE
 from parity_models.serving.errors import (
     EncodingError,
     InvalidRequestError,
@@ -19,7 +20,6 @@ from parity_models.serving.limits import ByteBudget
 from parity_models.serving.metrics import Metrics
 from parity_models.serving.refusals import Refused, whole_seconds
 from parity_models.serving.request_log import REQUEST_ID, TRACEPARENT, TRACESTATE, RequestLog
-from parity_models.serving.tokens import CHALLENGE
 
 Headers = tuple[tuple[bytes, bytes], ...]
 

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from parity_models import __version__
-from parity_models.serving.access import HEALTH, METRICS
+from parity_models.serving.access import HEALTH, METRICS, Tokens
 from parity_models.serving.errors import (
     AbandonedError,
     ForbiddenError,
@@ -52,7 +52,6 @@ from parity_models.serving.rest.messages import (
 )
 from parity_models.serving.rest.scrapes import Scrapes, metrics_response
 from parity_models.serving.tenancy import with_tenant
-from parity_models.serving.tokens import Tokens
 from parity_models.serving.v1 import read_predict, status_of, write_predictions
 
 if TYPE_CHECKING:
