@@ -11,7 +11,7 @@ from parity_models.codes import Code
 from parity_models.errors import TrainingError
 from parity_models.models.networks import Effort, Network
 from parity_models.models.networks.images import Grid, Shape
-from parity_models.models.networks.stacked import Stacked
+from parity_models.models.networks.slotwise import Stacked
 from parity_models.options import Option
 
 LARGEST = 6

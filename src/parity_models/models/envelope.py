@@ -270,13 +270,6 @@ class Envelope:
         possible = (outputs >= self.outputs.low) & (outputs <= self.outputs.high)
         return np.logical_not(possible.reshape(len(outputs), -1).all(axis=1))
 
-    def numbers_of(self, name: str) -> Numbers | None:
-        """Return the statistics of the floating-point input `name`, if there are any."""
-        for tensor, part in zip(self.inputs, self.parts, strict=True):
-            if tensor.name == name and tensor.dtype.kind == "f" and isinstance(part, Numbers):
-                return part
-        return None
-
 
 def contents(
     tensor: Tensor, array: Array, sizes: Mapping[str, NDArray[np.int64]]

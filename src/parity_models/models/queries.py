@@ -203,16 +203,6 @@ def sizes_in(batch: Batch, inputs: Sequence[Tensor]) -> dict[str, NDArray[np.int
     return found
 
 
-def sizes_along(batch: Batch, signature: Signature) -> list[int]:
-    """Return the sizes of a batch's arrays along the dynamic axes, padding included."""
-    sizes = {
-        axis: batch[tensor.name].shape[at + 1]
-        for tensor in signature.inputs
-        for axis, at in tensor.axes.items()
-    }
-    return [sizes[axis] for axis in signature.axes]
-
-
 def axis_for(sizes: NDArray[np.int64], bound: int | None = None) -> Axis:
     """Return an axis whose buckets suit queries of these sizes (n,), up to `bound`, or the largest.
 

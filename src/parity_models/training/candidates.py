@@ -21,8 +21,7 @@ from parity_models.models.gate import confidences, suited
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.network import NamedModule
 from parity_models.models.networks.queried import NO_QUERIES, Queried
-from parity_models.models.networks.slotwise import Slotwise
-from parity_models.models.networks.stacked import Stacked, copy_weights
+from parity_models.models.networks.slotwise import Slotwise, Stacked, copy_weights
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.signature import Signature
 from parity_models.models.signature import Tensor as NamedTensor

@@ -12,7 +12,7 @@ from parity_models.errors import TrainingError
 from parity_models.models.networks.images import Grid, Shape, places
 from parity_models.models.networks.network import Effort, Scalable
 from parity_models.models.networks.resnet import SMALLEST, SmallResNet
-from parity_models.models.networks.stacked import Stacked, copy_weights
+from parity_models.models.networks.slotwise import Stacked, copy_weights
 
 
 class MIMOConv(Scalable, Stacked):
