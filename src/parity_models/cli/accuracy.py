@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress as Bar
 
 from parity_models.evaluation.accuracy import Progress
 
@@ -11,10 +12,10 @@ from parity_models.evaluation.accuracy import Progress
 @contextmanager
 def rows_bar(what: str) -> Iterator[Progress]:
     """Show how many rows are done, on stderr."""
-    with tqdm(desc=what, unit="row", unit_scale=True) as bar:
+    with Bar(console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
 
         def advance(rows: int, total: int) -> None:
-            bar.total = total
-            bar.update(rows)
+            bar.update(task, advance=rows, total=total)
 
         yield advance
