@@ -40,12 +40,6 @@ async def test_rows_reach_the_engine_without_a_copy() -> None:
         await request
 
 
-async def test_originals_run_before_their_parity_is_encoded() -> None:
-    async with serving(Parity(CODE)) as (frontend, engine):
-        await asked(frontend.infer(queries(2)))
-        assert [role for _, role in engine.log] == [DEPLOYED, DEPLOYED, "parity-0"]
-
-
 async def test_a_query_on_a_slow_instance_is_answered_by_its_reconstruction() -> None:
     async with serving(Parity(CODE)) as (frontend, engine):
         rows = queries(2)
@@ -58,37 +52,6 @@ async def test_a_query_on_a_slow_instance_is_answered_by_its_reconstruction() ->
         assert fast.sources == [Source.MODEL]
         np.testing.assert_allclose(slow.outputs, rows[:1] @ WEIGHTS, atol=1e-5)
         np.testing.assert_allclose(fast.outputs, rows[1:] @ WEIGHTS, atol=1e-5)
-
-
-async def test_the_model_s_late_prediction_changes_no_answer() -> None:
-    async with serving(Parity(CODE)) as (frontend, engine):
-        request = await asked(frontend.infer(queries(2)))
-        late, other, parity = engine.units
-        engine.finish(other)
-        engine.finish(parity)
-        answers = await request
-        before = answers.outputs.copy()
-        engine.finish(late)
-        np.testing.assert_array_equal(answers.outputs, before)
-        assert answers.sources == [Source.RECONSTRUCTION, Source.MODEL]
-
-
-async def test_a_lone_query_is_protected_by_those_answered_before_it() -> None:
-    async with serving(Parity(CODE, Parity.Options(max_group_wait=0.001))) as (frontend, engine):
-        first = await asked(frontend.infer(queries(2)))
-        for unit in list(engine.units):
-            engine.finish(unit)
-        await first
-        lone = queries(1)
-        request = await asked(frontend.infer(lone))
-        async with asyncio.timeout(10):
-            while len(engine.units) < 2:
-                await asyncio.sleep(0.001)
-        (parity,) = (unit for unit in engine.units if unit.role != DEPLOYED)
-        engine.finish(parity)
-        answers = await request
-        assert answers.sources == [Source.RECONSTRUCTION]
-        np.testing.assert_allclose(answers.outputs, lone @ WEIGHTS, atol=1e-5)
 
 
 async def test_too_many_queries_are_refused_at_once() -> None:

@@ -15,13 +15,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import uvloop
 
 from commands import parm
-from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.server import ServeOptions, Server
 from served import (
     INPUTS,
     ServerProcess,
@@ -100,28 +95,6 @@ def test_workers_killed_one_after_another_under_load_cost_no_request(
         assert server.metric("parm_instances_up") == len(server.workers()) * len(
             {"none": [0], "parity": [0, 1]}[policy]
         )
-
-
-def test_a_slow_worker_s_queries_are_reconstructed(bundle: Path) -> None:
-    plan = {
-        "slowdowns": {
-            "mean_between": 0,
-            "mean_length": 1000,
-            "delay": {"type": "constant", "seconds": 2.0},
-            "workers": [0],
-        }
-    }
-    arguments = ["--policy", "parity", "--pool", "dedicated", "--faults", json.dumps(plan)]
-    with (
-        ServerProcess(str(bundle), *arguments) as server,
-        httpx.Client(base_url=server.url) as client,
-        ThreadPoolExecutor() as pool,
-    ):
-        responses = list(pool.map(lambda seed: infer(client, seed), range(8)))
-        assert all(response.status_code == 200 for response in responses)
-        sources = [response.json()["parameters"]["source"] for response in responses]
-        assert "reconstruction" in sources
-        assert server.metric("parm_reconstructions_total") == sources.count("reconstruction")
 
 
 # Limits
@@ -272,37 +245,3 @@ def test_a_signal_while_starting_leaves_nothing(bundle: Path) -> None:
 
 
 # Embedded
-
-
-def test_a_server_can_be_embedded(bundle: Path, uncoded: Path) -> None:
-    async def serve_and_ask(folder: Path, options: ServeOptions) -> tuple[str, list[str]]:
-        async with (
-            Server(open_bundle(folder), options) as server,
-            httpx.AsyncClient(base_url=server.url) as client,
-        ):
-            assert (await client.get("/v2/health/ready")).status_code == 200
-            metadata = await client.get(f"/v2/models/{options.name or 'model'}")
-            assert metadata.status_code == 200
-            return server.policy, [", ".join(sorted(roles)) for roles in server.roles]
-
-    for folder, options, policy, roles in [
-        (bundle, ServeOptions(port=0), "adaptive", ["deployed, parity-0"] * 3),
-        (uncoded, ServeOptions(port=0, instances=1), "none", ["deployed"]),
-        (
-            bundle,
-            ServeOptions(
-                port=0, policy=PolicyChoice("parity", {"pool": "dedicated"}), name="other"
-            ),
-            "parity",
-            ["deployed", "deployed", "parity-0"],
-        ),
-        (
-            bundle,
-            ServeOptions(port=0, policy=PolicyChoice("equal-resources"), parity_instances=2),
-            "equal-resources",
-            ["deployed"] * 4,
-        ),
-    ]:
-        assert uvloop.run(serve_and_ask(folder, options)) == (policy, roles)
-    with pytest.raises(UserError, match="no parity model"):
-        Server(open_bundle(uncoded), ServeOptions(policy=PolicyChoice("parity")))

@@ -152,18 +152,6 @@ def test_connections_are_not_reset_while_the_server_ends(bundle: Path) -> None:
     assert not [outcome for _, outcome in ended if "reset" in outcome]
 
 
-def test_a_second_signal_does_not_wait_for_balancers(bundle: Path) -> None:
-    with (
-        ServerProcess(str(bundle), "--shutdown-delay", "600") as server,
-        httpx.Client(base_url=server.url) as client,
-        nothing_left_of(server),
-    ):
-        server.signal(signal.SIGTERM)
-        until(lambda: not is_ready(client), "still ready")
-        server.signal(signal.SIGTERM)
-        assert server.wait() == 130
-
-
 def test_a_server_without_instances_is_not_ready_until_one_is_back(bundle: Path) -> None:
     with (
         ServerProcess(str(bundle), "--policy", "none", "--instances", "1") as server,

@@ -145,13 +145,6 @@ def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Pa
         assert server.metric('parm_instances_up{role="backup",work="backup"}') == 1
 
 
-def test_by_the_deadline_rule_the_backup_answers_only_late_queries(bundle: Path) -> None:
-    rule = ["--answer", "deadline", "--answer-after", "2000"]
-    faults = ["--faults", slow(0)]
-    with serving(bundle, "--policy", "approximate-backup", *rule, *faults) as (_, client):
-        assert infer_until(client, {"model", "backup"})["backup"] == 1
-
-
 @pytest.mark.parametrize("pool", ["shared", "dedicated"])
 def test_a_parity_model_answers_for_a_slow_worker(bundle: Path, pool: str) -> None:
     with serving(bundle, "--policy", "parity", "--pool", pool, "--faults", slow(0)) as (
@@ -212,14 +205,6 @@ def test_what_is_not_answered_by_its_deadline_gets_the_default(
         counted = server.metric('parm_query_latency_seconds_count{source="default"}')
         assert counted == answered["default"]
         assert server.metric("parm_query_failures_total") == 0
-
-
-def test_a_default_is_given_only_where_there_is_nothing_better(bundle: Path) -> None:
-    rule = ["--answer", "deadline", "--answer-after", "60000"]
-    arguments = ["--policy", "approximate-backup", *rule, "--default-prediction", "0.25"]
-    with serving(bundle, *arguments, "--faults", slow(0)) as (_, client):
-        answered = infer_until(client, {"model", "backup"}, timeout=2_000_000)
-        assert (answered["backup"], answered["default"]) == (1, 0)
 
 
 # The user's mistakes
