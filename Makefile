@@ -17,6 +17,13 @@ QUICK := not slow and not servers and not ray and not root
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
+# What the demo needs, and no more.
+DEMO := $(VENV)/.demo
+$(DEMO): pyproject.toml lab/pyproject.toml constraints.txt
+	test -e $(INSTALLED) || $(PYTHON) -m venv $(VENV)
+	test -e $(INSTALLED) || $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e . -e lab
+	touch $@
+
 $(INSTALLED): pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -46,7 +53,7 @@ $(SERVERS)/.kserve: tests/servers/kserve.txt | $(INSTALLED)
 
 servers: $(SERVERS)/.triton $(SERVERS)/.mlserver $(SERVERS)/.kserve ## Install the Triton, MLServer and KServe of the tests into .servers
 
-demo: setup ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
+demo: $(DEMO) ## Train, serve under injected slowdowns, and compare the tails (writes demo/)
 	$(BIN)/parm-lab demo --out demo
 
 lint: setup ## Format check, lint, types, import rules
