@@ -1,12 +1,34 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+_FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
+
+EXTRAS = {
+    "aiohttp": "remote",
+    "cryptography": "tls",
+    "grpc": "grpc",
+    "hdrh": "bench",
+    "matplotlib": "bench",
+    "onnx": "train",
+    "opentelemetry": "otel",
+    "onnxscript": "train",
+    "PIL": "train",
+    "pyarrow": "bench",
+    "pydantic": "ray",
+    "ray": "ray",
+    "safetensors": "train",
+    "sklearn": "train",
+    "torch": "train",
+    "torchvision": "train",
+}
+"""The extra of this distribution that installs a module."""
 
 
 def install(extra: str) -> str:
-    """How to install an `extra`, as messages say it: the package is on no index yet."""
+    """Return how to install an `extra`; the package is on no index yet."""
     return f"in a clone of the repository, pip install '.[{extra}]'"
 
 
@@ -20,6 +42,13 @@ def needs(extra: str, what: str) -> Iterator[None]:
         raise UserError(f"{what} needs {error.name}; {install(extra)}") from error
 
 
+def missing(error: Exception) -> str | None:
+    """Return the message for a module that an extra installs; None for any other error."""
+    module = error.name if isinstance(error, ModuleNotFoundError) else None
+    extra = EXTRAS.get((module or "").partition(".")[0])
+    return None if extra is None else f"{error}; {install(extra)}"
+
+
 class ParityModelsError(Exception):
     """Base of every error this package raises on purpose."""
 
@@ -28,23 +57,21 @@ class UserError(ParityModelsError):
     """The caller's mistake: exit code 2 on the command line, 4xx over the network."""
 
     def spelled(self, spell: Callable[[str], str]) -> str:
-        """The message, with the names of options as `spell` writes them."""
         return str(self)
 
 
 class OptionError(UserError):
-    """Options that cannot be as they are given: `say` makes the message, of how to spell their
-    names. As a text it has the names of the fields."""
+    """Options that do not fit together.
 
-    def __init__(self, say: Callable[[Callable[[str], str]], str]) -> None:
-        super().__init__(say(str))
-        self._say = say
+    The message names them by their flags, as `typed` has it; the error's text has their names in
+    Python: `tls_cert` for `--tls-cert`.
+    """
 
-    def spelled(self, spell: Callable[[str], str]) -> str:
-        return self._say(spell)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return UserError, self.args  # other processes need not know how to spell
+    def __init__(self, message: str | Callable[[Callable[[str], str]], str]) -> None:
+        if callable(message):
+            message = message(lambda name: f"--{name.replace('_', '-')}")
+        super().__init__(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), message))
+        self.typed = message
 
 
 class CodeError(UserError):

@@ -1,19 +1,57 @@
 """The extensions of one kind, by name: built-in ones, and users' own."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from parity_models.errors import UserError
-from parity_models.options import Spell, make_options, options_of
-from parity_models.own_code import load_own
+from parity_models.options import declared_in, make_options
 
 T = TypeVar("T")
 
 
 def is_own(name: str) -> bool:
-    """Is it the name of a user's own class, which is imported when it is looked up?"""
+    """Return whether this names a user's own class, which is imported when it is looked up."""
     return ":" in name
+
+
+def load_own(reference: str) -> Any:
+    """Return the object that `package.module:name` names; the current folder is searched, too.
+
+    Only for names that the user typed, or wrote into an experiment that they run: never for names
+    out of bundles or sockets. Raises UserError for a module or name that is not there, and for a
+    module that cannot be imported.
+    """
+    module, _, name = reference.partition(":")
+    if not module or not name.isidentifier():
+        raise UserError(f"{reference!r} is not of the form package.module:name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found = import_module(module)
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
+        if isinstance(error, ModuleNotFoundError) and module.startswith(error.name or ":"):
+            raise UserError(
+                f"there is no module {error.name!r} here or installed; {reference!r} is looked "
+                f"for from {here} on"
+            ) from error
+        raise UserError(f"importing {module} failed: {say(error)}") from error
+    try:
+        return getattr(found, name)
+    except AttributeError:
+        where = getattr(found, "__file__", "built in")
+        near = get_close_matches(name, vars(found), 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"module {module} ({where}) has no {name!r}{meant}") from None
+
+
+def say(error: BaseException) -> str:
+    """Return an error that a user's code raised as one line."""
+    return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
 
 
 class Registry(Generic[T]):
@@ -40,7 +78,7 @@ class Registry(Generic[T]):
         return iter(self._built_in.values())
 
     def find(self, name: str) -> type[T]:
-        """The class of this name. Raises UserError if there is none, or it is of another kind."""
+        """Return the class of this name. Raises UserError if there is none of this kind."""
         if is_own(name):
             own = load_own(name)
             if not (isinstance(own, type) and issubclass(own, self._base)):
@@ -57,7 +95,7 @@ class Registry(Generic[T]):
         return self._built_in[name]
 
     def parse(self, text: str) -> tuple[type[T], Any]:
-        """The class and the `Options` that a text stands for, as `read` reads it.
+        """Return the class and the `Options` that a text, read as `read` does, stands for.
 
         Raises UserError as `options` does.
         """
@@ -65,48 +103,50 @@ class Registry(Generic[T]):
         return self.find(name), self.options(name, given)
 
     def read(self, text: str) -> tuple[str, dict[str, Any]]:
-        """The name and the options that a text gives: NAME, or NAME@OPTION=VALUE,OPTION=VALUE.
+        """Return the name and the options in a text: NAME, or NAME@OPTION=VALUE,OPTION=VALUE.
 
-        The value of the first option may stand alone, NAME@VALUE. Raises UserError as `find` does,
-        and for values that are none of their option's type.
+        Values are written as users type them. The value of the first option may stand alone,
+        NAME@VALUE. Raises UserError as `find` does, for options that it does not have, and for
+        values that cannot be.
         """
         name, at, rest = text.partition("@")
         kind: Any = self.find(name)
-        declared = {field.name: field for field in options_of(kind.Options)}
+        declared = {field.name: field for field in declared_in(kind.Options)}
         given: dict[str, Any] = {}
         for part in rest.split(",") if at else ():
             option, equals, value = part.partition("=")
             if not equals and not given and declared:
                 option, value = next(iter(declared)), part
-            given[option] = declared[option].read(value) if option in declared else value
+            option = option.strip().replace("-", "_")
+            if option not in declared:
+                raise UserError(self._no_option(name, option))
+            try:
+                given[option] = declared[option].parse(value)
+            except UserError as error:
+                raise UserError(f"{option} of {name} {error}") from None
         return name, given
 
-    def options(self, name: str, given: Mapping[str, Any], spell: Spell = str) -> Any:
-        """The `Options` of the extension of this name, with the values that are given.
+    def options(self, name: str, given: Mapping[str, Any], spell: Any = None) -> Any:
+        """Return the `Options` of the extension of this name, with the values that are given.
 
-        Raises UserError as `find` does, for options that it has not, and for values that cannot be.
+        Raises UserError as `find` does, for options that it does not have, and for values that
+        cannot be.
         """
         kind: Any = self.find(name)
-        options = _names(kind)
         for option in given:
-            if option not in options:
-                raise UserError(
-                    f"{spell(option)} is no option of the {self._kind} {name}"
-                    + (self._instead(option, options, spell))
-                )
-        return make_options(kind.Options, given, spell)
+            if option not in _names(kind):
+                raise UserError(self._no_option(name, option))
+        return make_options(kind.Options, given)
 
-    def _instead(self, option: str, options: list[str], spell: Spell) -> str:
-        """What to do about an option that an extension with these options has not."""
+    def _no_option(self, name: str, option: str) -> str:
+        said, options = f"{option} is no option of the {self._kind} {name}", _names(self.find(name))
         if near := get_close_matches(option, options, 1):
-            return f"; did you mean {spell(near[0])}?"
-        if having := [name for name, each in self._built_in.items() if option in _names(each)]:
-            kind = self._kind.replace(" ", "_")
-            return f" but of {', '.join(having)}; leave it out or choose another {spell(kind)}"
-        has = f"it has {', '.join(map(spell, options))}" if options else "it has none"
-        return f"; {has}"
+            return f"{said}; did you mean {near[0]}?"
+        if having := [each for each, kind in self._built_in.items() if option in _names(kind)]:
+            return f"{said} but of {', '.join(having)}"
+        return f"{said}; it has {', '.join(options) or 'none'}"
 
 
 def _names(kind: Any) -> list[str]:
     """The names of an extension's options."""
-    return [field.name for field in options_of(kind.Options)]
+    return [field.name for field in declared_in(kind.Options)]

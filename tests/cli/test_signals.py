@@ -6,7 +6,7 @@ import signal
 import pytest
 import uvloop
 
-from parity_models.cli.signals import on_signals
+from parity_models.cli.common import on_signals
 
 
 def test_signals_are_heard_while_a_command_runs_and_do_what_they_did_afterwards() -> None:

@@ -194,7 +194,7 @@ def test_a_backup_keeps_the_coders(trained: Bundle, digits: Dataset, tmp_path: P
 
 def test_learned_coders_serve_without_a_failure(trained: Bundle, digits: Dataset) -> None:
     rows = digits.test.inputs[:6]
-    coded = ("--policy", "parity", "--max-group-wait", "1")
+    coded = ("--policy", "parity@max-group-wait=1")
     with ServerProcess(str(trained.path), "--instances", "2", *coded) as server:
         for _ in range(5):
             answer = httpx.post(

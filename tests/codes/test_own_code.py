@@ -93,7 +93,7 @@ def test_opening_a_bundle_runs_nothing_that_it_names(tmp_path: Path) -> None:
     write = f"from pathlib import Path; w(Path({str(tmp_path)!r}), code={spec!r})"
     run_python(f"{program}; {make}; {write}", tmp_path)
     (tmp_path / "innocent.py").write_text("open('evil', 'w').close(); from own_coders import *")
-    for command in ("serve", "evaluate", "load --bundle", "export --format triton --out out"):
+    for command in ("serve", "evaluate", "export --format triton --out out"):
         refused = subprocess.run(
             parm(*command.split(), "bundle"), cwd=tmp_path, capture_output=True, text=True
         )
@@ -110,9 +110,9 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
     out, bare = tmp_path / "coded", write_linear_bundle(tmp_path, coded=False)
     np.save(tmp_path / "inputs.npy", np.random.default_rng(0).normal(size=(60, INPUTS)).astype("f"))
     command = ("parity", "--from", bare, "--inputs", tmp_path / "inputs.npy", "--out", out)
-    coders = ("--encoder", ENCODER, f"--decoder={DECODER}", "--metric", "r2")
+    coders = ("--encoder", f"{ENCODER}@gain=2", f"--decoder={DECODER}@divisor=3", "--metric", "r2")
     more = ("--parity-network", "linear", "--epochs", 1)
-    done = parm_here(*command, *coders, "--gain", "2", "--divisor", "3", *more)
+    done = parm_here(*command, *coders, *more)
     assert done.returncode == 0, done.stderr
     allowed = ("--allow-code", ENCODER, "--allow-code", DECODER)
     assert_refused(
@@ -130,41 +130,11 @@ def test_its_parity_model_is_trained_and_measured(parm_here: Here, tmp_path: Pat
     done = parm_here("backup", "--from", out, "--out", out, *backup, "--metric", "r2", *allowed)
     assert done.returncode == 0, done.stderr
     for wrong, reason in [
-        (("--gain", "0"), "--gain must be above 0 and 100 or less"),
-        (("--axis", "1"), f"--axis is no option of the encoder {ENCODER} but of stack"),
+        (("--encoder", f"{ENCODER}@gain=0"), "must be above 0 and 100 or less"),
+        (("--encoder", f"{ENCODER}@axis=1"), f"no option of the encoder {ENCODER} but of stack"),
         (("--decoder", "atenuated"), "there is no decoder 'atenuated'"),
     ]:
         assert_refused(parm_here(*command, *coders, *wrong), reason)
-
-
-def test_help_has_its_options(parm_here: Here) -> None:
-    said = parm_here("parity", "--encoder", ENCODER, "--help").stdout
-    assert "--gain" in said
-    assert "--axis" in said
-    assert "--gain" not in parm_here("parity", "--help").stdout
-
-
-def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
-    out = tmp_path / "numbers.json"
-    short = (
-        "--queries",
-        300,
-        "--warm-up-queries",
-        0,
-        "--shuffles",
-        0,
-        "--json",
-        out,
-        "--policy",
-        "parity",
-    )
-    coders = ("--encoder", ENCODER, "--decoder", DECODER)
-    done = parm_here("simulate", *coders, "--gain", 3, "--divisor", 3, *short)
-    assert done.returncode == 0, done.stderr
-    setting = json.loads(out.read_text())["setting"]
-    assert (setting["encoder"], setting["encoder_options"]) == (ENCODER, {"gain": 3.0})
-    refused = parm_here("simulate", *coders, "--gain", "-1", *short)
-    assert_refused(refused, "--gain must be above 0")
 
 
 def test_it_is_in_an_experiment_file_and_in_a_matrix(tmp_path: Path) -> None:

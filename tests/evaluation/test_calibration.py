@@ -309,7 +309,7 @@ def test_what_cannot_be_calibrated_is_said(tmp_path: Path, parm_here: Here) -> N
     done = parm_here(
         "calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy", "--agreement", 99
     )
-    assert (done.returncode, "0.99 stands for 99 of 100" in done.stderr) == (2, True)
+    assert (done.returncode, "stands for 99 of 100" in done.stderr) == (2, True)
     done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
     assert (done.returncode, "gate of the reconstruction: none" in done.stdout) == (0, True)
     assert "calibrated gates" not in done.stdout, "an empty table"

@@ -109,7 +109,7 @@ def test_models_that_cannot_be_deployed_are_refused(
         (lambda: model(path, [add], input=row, input2=row, output=row), "an .npz file with"),
         (
             lambda: model(path, [IDENTITY, two], input=row, output=row, output2=row),
-            "--imitates NAME",
+            "--output NAME",
         ),
         (lambda: model(path, [IDENTITY], input=free, output=free), "of fixed shape"),
         (lambda: model(path, [cast], input=whole, output=row), "the model takes 'input' INT64"),

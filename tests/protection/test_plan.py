@@ -178,7 +178,7 @@ def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here:
     calm, kept = tmp_path / "calm.json", tmp_path / "recording.json"
     calm.write_bytes(msgspec.json.encode(FaultPlan()))
     kept.write_bytes(msgspec.json.encode(recording()))
-    of = ("plan", str(bundle), "--queries", "1000", "--recorded", str(kept))
+    of = ("plan", str(bundle), "--recorded", str(kept))
     told = parm_here(
         *of,
         "--contention",
@@ -207,7 +207,7 @@ def test_the_command_says_what_to_serve_and_with_what(tmp_path: Path, parm_here:
         calm.write_text("no profile")
         assert_refused(parm_here(*of[:2], "--rate", "9", flag, str(calm)), str(calm))
     assert_refused(parm_here(*of[:2]), "give --rate, or --recorded")
-    assert "is no share" in parm_here(*of, "--headroom", "some").stderr
+    assert "must be a share" in parm_here(*of, "--headroom", "some").stderr
 
 
 def test_gates_say_how_many_queries_a_stand_in_answers_and_how_rightly(tmp_path: Path) -> None:

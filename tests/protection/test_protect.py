@@ -43,7 +43,7 @@ def given(folder: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 def test_one_command_finds_a_stand_in_says_what_it_is_worth_and_writes_it(folder: Path) -> None:
-    result = invoke(*given(folder, "--explain", "--json", str(folder / "found.json")))
+    result = invoke(*given(folder, "--json", str(folder / "found.json")))
     assert result.exit_code == 0, result.output
     for said in ("stand-ins found", "simulated", "hedging", "more work", "95 of 100", "logits"):
         assert said in result.output
@@ -106,12 +106,8 @@ def test_ctrl_c_writes_the_best_so_far_and_the_search_can_be_resumed(folder: Pat
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--minutes", "0"), "minutes"),
-        (("--agreement", "1.5"), "agreement"),
         (("--contention", "{not a plan"), "fault plan"),
         (("--contention", "missing.json"), "cannot read missing.json"),
-        (("--output-kind", "probabilities"), "are no probabilities"),
-        (("--output-kind", "pictures"), "not 'pictures'"),
         (("--resume",), "there is nothing to resume"),
         (("--metric", "iou"), "are no boxes"),
     ],

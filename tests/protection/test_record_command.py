@@ -1,4 +1,4 @@
-"""`parm record` and `parm rehearse` at real servers."""
+"""Recordings of real servers, and `parm rehearse`."""
 
 import asyncio
 import json
@@ -49,17 +49,17 @@ async def test_a_running_server_is_recorded_and_compares_though_nothing_is_late(
     assert found.busy > 0
 
 
-def test_nobody_at_the_address_is_said_in_a_sentence(tmp_path: Path, parm_here: Here) -> None:
-    out = str(tmp_path / "file.json")
-    assert_refused(parm_here("record", "http://127.0.0.1:1", "--out", out), "no server answers at")
-    assert_refused(parm_here("record", "nonsense", "--out", out), "no server's address")
+def test_nobody_at_the_address_is_said_in_a_sentence(bundle: Bundle, parm_here: Here) -> None:
+    of = ("plan", bundle.path, "--p99", "50ms", "--recorded")
+    assert_refused(parm_here(*of, "http://127.0.0.1:1"), "no server answers at")
+    assert_refused(parm_here(*of, "ftp://nonsense"), "no server's address")
 
 
 def test_a_rehearsal_shows_the_tails_and_who_answers(
     bundle: Bundle, tmp_path: Path, parm_here: Here
 ) -> None:
     out = tmp_path / "rehearsed.json"
-    of = ("rehearse", str(bundle.path), "--instances", "2", "--seconds", "1", "--rate", "150")
+    of = ("rehearse", str(bundle.path), "--instances", "2", "--seconds", "1")
     told = parm_here(*of, "--json", str(out), columns=80)
     assert told.returncode == 0, told.stderr
     assert "…" not in told.stdout, "the table is cut"

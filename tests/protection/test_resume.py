@@ -69,7 +69,7 @@ def copied(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def command(*more: str) -> list[str]:
     usual = ("--model", "model.onnx", "--inputs", "inputs.npy", "--out", "bundle")
-    wanted = ("--minutes", "0.3", "--agreement", "0.1", "--extra-work", "10", "--seed", "3")
+    wanted = ("--minutes", "0.3", "--agreement", "0.1", "--extra-work", "10")
     return ["protect", *usual, *wanted, *more]
 
 

@@ -61,7 +61,7 @@ def test_it_serves_from_the_command_line_with_a_policy_of_one_s_own(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(SUPPORT)
-    flags = ("--engine", ENGINE, "--called", "mine", "--policy", POLICY, "--again-after", "1ms")
+    flags = ("--engine", f"{ENGINE}@called=mine", "--policy", f"{POLICY}@again-after=1ms")
     with ServerProcess(str(bundle), "--instances", "2", *flags) as server:
         rows = queries(5)
         tensor = {
@@ -78,7 +78,7 @@ def test_it_serves_from_the_command_line_with_a_policy_of_one_s_own(
 
 
 def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
-    with pytest.raises(UserError, match="called must be a str, got 7"):
+    with pytest.raises(UserError, match="called must be a text, got 7"):
         EngineChoice(ENGINE, {"called": 7})
     with pytest.raises(UserError, match=r"instances is no option of the engine .*; it has called"):
         choose_engine(ENGINE, {"instances": 2})
@@ -87,7 +87,7 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
     with pytest.raises(UserError, match="there is no engine 'lokal'; did you mean local"):
         EngineChoice("lokal")
     for flags, reason in [
-        (("--engine", ENGINE, "--address", "auto"), "--address is no option of the engine"),
+        (("--engine", f"{ENGINE}@address=auto"), "address is no option of the engine"),
         (("--engine", "lokal"), "there is no engine 'lokal'; did you mean local"),
         (("--called", "mine"), "No such option: --called"),
         (("--engine", ENGINE, "--faults", "{}"), "faults are not for the engine"),
@@ -98,11 +98,6 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
 def test_an_engine_says_what_has_no_effect_with_it(bundle: Path, parm_here: Here) -> None:
     said = f"leave --ui out with the engine {FACELESS}: its servers have no page"
     assert_refused(parm_here("serve", bundle, "--engine", FACELESS, "--ui"), said)
-
-
-def test_help_has_its_options(parm_here: Here) -> None:
-    assert "--called" in parm_here("serve", "--engine", ENGINE, "--help").stdout
-    assert "--called" not in parm_here("serve", "--help").stdout
 
 
 def test_an_engine_takes_the_faults_that_it_says_it_takes(bundle: Path) -> None:

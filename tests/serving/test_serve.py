@@ -183,7 +183,7 @@ def test_a_signal_under_load_lets_requests_end_and_leaves_nothing(
     bundle: Path, number: signal.Signals
 ) -> None:
     plan = {"service_time": {"type": "constant", "seconds": 0.6}}
-    coded = ["--policy", "parity", "--max-group-wait", "1000"]
+    coded = ["--policy", "parity@max-group-wait=1s"]
     arguments = [*coded, "--instances", "2", "--deadline", "60", "--faults", json.dumps(plan)]
     with (
         ServerProcess(str(bundle), *arguments, before=in_a_terminal) as server,

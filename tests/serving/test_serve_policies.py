@@ -103,18 +103,11 @@ def test_without_redundancy_every_answer_is_the_model_s(bundle: Path, policy: st
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [
-        ["replication", "--copies", "2"],
-        ["replication", "--copies", "3"],
-        ["hedging", "--hedge-delay", "50"],
-    ],
-    ids=" ".join,
+    "policy",
+    ["replication@copies=2", "replication@copies=3", "hedging@hedge-delay=50"],
 )
-def test_a_copy_answers_for_an_original_on_a_slow_worker(
-    bundle: Path, arguments: list[str]
-) -> None:
-    with serving(bundle, "--policy", *arguments, "--faults", slow(0)) as (_, client):
+def test_a_copy_answers_for_an_original_on_a_slow_worker(bundle: Path, policy: str) -> None:
+    with serving(bundle, "--policy", policy, "--faults", slow(0)) as (_, client):
         for seed in range(3):
             assert infer(client, seed) == ["model"] * ROWS
 
@@ -147,7 +140,7 @@ def test_the_backup_answers_where_all_of_the_model_s_workers_are_slow(bundle: Pa
 
 @pytest.mark.parametrize("pool", ["shared", "dedicated"])
 def test_a_parity_model_answers_for_a_slow_worker(bundle: Path, pool: str) -> None:
-    with serving(bundle, "--policy", "parity", "--pool", pool, "--faults", slow(0)) as (
+    with serving(bundle, "--policy", f"parity@pool={pool}", "--faults", slow(0)) as (
         server,
         client,
     ):
@@ -214,17 +207,14 @@ def test_what_is_not_answered_by_its_deadline_gets_the_default(
     ("arguments", "reason"),
     [
         (["approximate-backup", "--parity-instances", "0"], "backup needs one parity instance"),
-        (["replication", "--copies", "1"], "copies must be 2 or more"),
-        (["hedging", "--hedge-delay", "0"], "--hedge-delay must be above 0"),
-        (["hedging", "--hedge-quantile", "1"], "--hedge-quantile must be between 0 and 1"),
-        (["hedging", "--hedge-budget", "0"], "--hedge-budget must be above 0"),
+        (["replication@copies=1"], "copies of replication must be 2 or more"),
+        (["hedging@hedge-delay=0"], "hedge_delay of hedging must be above 0"),
+        (["hedging@hedge-quantile=1"], "must be between 0 and 1"),
         (["parity", "--dispatch", "random"], "random"),
-        (["parity", "--answer-after", "5"], "--answer-after needs --answer deadline"),
-        (["adaptive", "--pool", "dedicated"], "--pool is no option of the policy adaptive"),
-        (["hedging", "--copies", "2"], "--copies is no option of the policy hedging but of repl"),
-        (["none", "--max-group-wait", "5"], "of the policy none but of parity;"),
+        (["adaptive@pool=dedicated"], "pool is no option of the policy adaptive"),
+        (["hedging@copies=2"], "copies is no option of the policy hedging but of repl"),
         (
-            ["hedging", "--hedge-delay", "5", "--hedge-quantile", "0.9"],
+            ["hedging@hedge-delay=5,hedge-quantile=0.9"],
             "give --hedge-delay or --hedge-quantile",
         ),
         (["none", "--default-prediction", "cat"], "numbers separated by commas, not 'cat'"),
@@ -256,7 +246,7 @@ def test_a_policy_and_a_rule_of_one_s_own_are_served(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(SUPPORT)  # where their modules are found
-    flags = ("--policy", POLICY, "--again-after", "1", "--dispatch", RULE, "--scans", "2")
+    flags = ("--policy", f"{POLICY}@again-after=1", "--dispatch", f"{RULE}@scans=2")
     with serving(bundle, *flags, "--faults", slow(0)) as (server, client):
         assert set(infer(client, 0, rows=2)) == {"model"}
         assert server.metric("parm_query_latency_seconds_count") == 2

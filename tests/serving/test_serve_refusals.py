@@ -57,7 +57,7 @@ def test_options_out_of_range_are_refused(option: str, value: Any, reason: str) 
     [
         ("parity", "max_group_wait", -0.1, "max_group_wait must be 0 or more"),
         ("parity", "parity_delay", float("nan"), "parity_delay must be 0 or more"),
-        ("parity", "answer_after", -1, "answer_after must be 0 or more"),
+        ("parity", "stand_in_delay", -1, "stand_in_delay must be 0 or more"),
         ("replication", "copies", 1, "copies must be 2 or more"),
         ("hedging", "hedge_delay", 0, "hedge_delay must be above 0"),
         ("hedging", "hedge_quantile", 1, "hedge_quantile must be between 0 and 1"),
@@ -76,10 +76,10 @@ def test_policies_out_of_range_are_refused(
     [
         (["--instances", "0"], "instances must be 1 or more"),
         (
-            ["--policy", "parity", "--pool", "dedicated", "--parity-instances", "0"],
+            ["--policy", "parity@pool=dedicated", "--parity-instances", "0"],
             "one parity instance or more",
         ),
-        (["--pool", "dedicated"], "no option of the policy adaptive but of parity;"),
+        (["--policy", "adaptive@pool=dedicated"], "no option of the policy adaptive but of parity"),
         (["--policy", "replicate"], "replicate"),
         (["--host", "no.such.host.invalid"], "cannot listen on no.such.host.invalid"),
         (["--faults", "no-such-file.json"], "no-such-file.json"),

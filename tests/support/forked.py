@@ -24,7 +24,6 @@ from typing import IO, Any
 SUPPORT = Path(__file__).parent
 IMPORTED = (
     "parity_models.cli.load",
-    "parity_models.cli.record",
     "parity_models.cli.serve",
     "parity_models.serving.certificate",
     "parity_models.serving.grpc.grpc_server",

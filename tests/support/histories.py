@@ -33,7 +33,6 @@ from parity_models.scheduling.dispatch import (
 )
 from parity_models.scheduling.policies import (
     Adaptive,
-    AnswerRule,
     ApproximateBackup,
     Hedging,
     Pool,
@@ -88,7 +87,7 @@ BUILDERS: dict[str, Callable[[Code, dict[str, Any]], Policy]] = {
     "live hedging": lambda code, options: Hedging(Hedging.Options(hedge_quantile=0.5)),
     "tied": lambda code, options: Tied(Tied.Options(tied_delay=options["parity_delay"])),
     "backup": lambda code, options: ApproximateBackup(
-        ApproximateBackup.Options(answer=options["answer"], answer_after=options["answer_after"])
+        ApproximateBackup.Options(stand_in_delay=options["stand_in_delay"])
     ),
     "adaptive": lambda code, options: _adaptive(code, options, RunTimes(window=20, every=2)),
     "learned adaptive": lambda code, options: _adaptive(code, options, _learned()),
@@ -136,8 +135,7 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
             "pool": choose(list(Pool)),
             "max_group_wait": choose([None, 0.0, 0.5, 3.0]),
             "parity_delay": choose([0.0, 1.0]),
-            "answer": choose(list(AnswerRule)),
-            "answer_after": 2.0,
+            "stand_in_delay": choose([0.0, 2.0]),
             "budget": choose([0.05, 1.0]),
             "copies": choose([2, 3]),
             "urgency": choose([1.0, 100.0, 1e4]),

@@ -99,7 +99,7 @@ def test_what_cannot_be_learned_is_one_sentence(
 def test_an_output_that_cannot_be_imitated_is_refused(
     folder: Path, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    inputs = () if "--task" in more else ("--inputs", str(folder / "inputs.npz"))
+    inputs = ("--inputs", str(folder / "inputs.npz"))
     command = ("backup", "--from", str(folder / "deployed"), "--network", "text", *inputs)
     with pytest.raises(UserError) as error:
         invoke(*command, "--out", str(tmp_path / "out"), *more)

@@ -8,7 +8,7 @@ import pytest
 from own_models import Parm
 from parity_models.errors import UserError
 from parity_models.models.bundle import open_bundle
-from parity_models.own_code import load_own
+from parity_models.registry import load_own
 
 pytestmark = pytest.mark.slow
 

@@ -6,73 +6,66 @@ from typing import Annotated
 
 import typer
 
+from parity_models.cli.flags import argument
 from parity_models.errors import UserError
 from parity_models.models.bundle import NewModel, check_replaceable, write_bundle
 from parity_models.models.queries import read_arrays
 from parity_models.models.servable import read_servable
 from parity_models.models.signature import Axis, Signature
+from parity_models.options import Option
 
 NETWORK = "own"
 """What manifests call the network of a model that came as an ONNX file."""
 
 
 def bundle(
-    model: Annotated[Path, typer.Argument(help="The model, an ONNX file.", metavar="MODEL")],
-    out: Annotated[
-        Path, typer.Option(help="The bundle's folder.", metavar="BUNDLE", show_default=False)
-    ],
+    model: Annotated[Path, argument("The model, an ONNX file.", "MODEL")],
+    *,
+    out: Annotated[Path, Option("The bundle's folder.", metavar="BUNDLE")],
     inputs: Annotated[
         Path | None,
-        typer.Option(
-            help="Queries, which tell how large dynamic axes become: an .npz file with an array "
-            "for each input, rows padded to one size.",
+        Option(
+            "Queries that show how large dynamic axes become: an .npz file with an array for each "
+            "input, rows padded to one size.",
             metavar="FILE",
         ),
     ] = None,
     axis: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A dynamic axis, as length=512: its bound; or length=64,128,512: all the sizes "
-            "that queries are padded to. Once for each axis.",
+        Option(
+            "A dynamic axis, as length=512: its bound; or length=64,128,512: all the sizes that "
+            "queries are padded to. Once for each axis.",
             metavar="NAME=SIZES",
         ),
     ] = None,
     padding: Annotated[
         list[str] | None,
-        typer.Option(
-            help="What shorter rows of an input are filled up with, 0 where it is not said. Once "
-            "for each input.",
+        Option(
+            "The value that fills up shorter rows of an input; by default 0. Once for each input.",
             metavar="INPUT=VALUE",
         ),
     ] = None,
     backup: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="A cheaper model for the same queries, an ONNX file with the same inputs and one "
+        Option(
+            "A cheaper model for the same queries, an ONNX file with the same inputs and one "
             "output. May be given several times, the fastest first.",
             metavar="MODEL",
         ),
     ] = None,
-    imitates: Annotated[
-        str | None,
-        typer.Option(
-            help="The output that the backup imitates, of several.",
-            metavar="OUTPUT",
-            show_default=False,
-        ),
+    output: Annotated[
+        str | None, Option("The output that the backup imitates, of several.", metavar="OUTPUT")
     ] = None,
-    name: Annotated[
-        str, typer.Option(help="The name under which it is served.", metavar="NAME")
-    ] = "model",
+    name: Annotated[str, Option("The name under which it is served.", metavar="NAME")] = "model",
 ) -> None:
     """Make a bundle of an ONNX model with any named inputs and outputs, of numbers of any type.
 
-    Axes but the first may be of no fixed size: bound them with --axis, or with queries. Backups
-    of your own may be added; calibrate them afterwards with parm calibrate.
+    Axes but the first may be dynamic: bound them with --axis, or with queries. Backups of your own
+    may be added; calibrate them afterwards with parm calibrate.
     """
     check_replaceable(out.resolve())
     signature, written = _write(
-        model, out, inputs, axis or (), padding or (), backup or (), imitates, name
+        model, out, inputs, axis or (), padding or (), backup or (), output, name
     )
     typer.echo("\n".join([*_said(signature), f"wrote {written}"]))
 
@@ -84,7 +77,7 @@ def _write(
     axis: Sequence[str],
     padding: Sequence[str],
     backups: Sequence[Path],
-    imitates: str | None,
+    output: str | None,
     name: str,
 ) -> tuple[Signature, Path]:
     queries = None if inputs is None else read_arrays(inputs)
@@ -95,7 +88,7 @@ def _write(
         out,
         deployed=NewModel(content, NETWORK, signature=signature),
         backups=[NewModel(each, NETWORK, signature=its) for each, its in read],
-        imitated=imitates,
+        imitated=output,
         name=name,
     )
     return signature, written.path

@@ -1,97 +1,77 @@
-"""parm load: open-loop load on a server, and what its latencies were."""
+"""parm load: open-loop load on a server, and its latencies."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from parity_models.cli.credentials import CaFile, Token
-from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
-from parity_models.cli.json_file import write_json
+from parity_models.cli.common import Json, check_file, on_signals, write_json
+from parity_models.cli.flags import Only, argument
 from parity_models.cli.load_report import print_report
-from parity_models.cli.report_file import check_file
-from parity_models.cli.signals import on_signals
-from parity_models.errors import UserError
 from parity_models.load.options import LoadOptions, LoadPlan, plan_load
-from parity_models.load.report import report_of, write_histogram, write_latencies
+from parity_models.load.report import report_of, write_latencies
 from parity_models.load.result import LoadResult
-from parity_models.options import make_options
-from parity_models.serving.client import Credentials
+from parity_models.options import Option
+from parity_models.serving.client import TOKEN, Credentials
 
 INTERRUPTED = 130
 
-COMMAND = command_for(load=Declared(LoadOptions))
-
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Write settings, summary and histogram as JSON.", metavar="FILE"),
-]
-Latencies = Annotated[
-    Path | None,
-    typer.Option(help="Write what became of each query as Parquet.", metavar="FILE"),
-]
-Histogram = Annotated[
-    Path | None,
-    typer.Option(help="Write percentiles for HdrHistogram's plotter.", metavar="FILE"),
+Load = Annotated[
+    LoadOptions,
+    Only(
+        "model",
+        "binary",
+        "inputs",
+        "labels",
+        "batch",
+        "rate",
+        "trace",
+        "queries",
+        "duration",
+        "processes",
+    ),
 ]
 
 
 def load(
-    context: typer.Context,
     url: Annotated[
-        str,
-        typer.Argument(
-            help="A server of the Open Inference Protocol, as http://127.0.0.1:8000.",
-            metavar="URL",
-            show_default=False,
-        ),
+        str, argument("A server of the Open Inference Protocol, as http://127.0.0.1:8000.", "URL")
     ],
-    out: Out = None,
-    latencies: Latencies = None,
-    histogram: Histogram = None,
-    token: Token = None,
-    ca_file: CaFile = None,
+    *,
+    options: Load,
+    json: Json = None,
+    latencies: Annotated[
+        Path | None, Option("Write the fate of each query to this Parquet file.", metavar="FILE")
+    ] = None,
+    ca_file: Annotated[
+        Path | None,
+        Option(
+            "The certificates to trust over https, a PEM file; by default the system's.",
+            metavar="FILE",
+        ),
+    ] = None,
 ) -> None:
-    """Send queries on a schedule, whatever comes back, and measure latency from the schedule.
+    """Send queries on a fixed schedule, and measure latency from the schedule.
 
     Open loop: a server that stalls is charged for every query that was due meanwhile (no
-    coordinated omission). Prints percentiles of latency, errors by kind, where answers came from
-    and how right they were, and how late the generator itself was. Ctrl-C ends the load and
-    prints what there is; a second one ends all.
+    coordinated omission). Prints percentiles of latency, errors by kind, the sources of answers
+    and their accuracy, and how late the generator itself was. The variable PARM_TOKEN has the
+    bearer token for a server that asks for one. Ctrl-C ends the load and prints the results so far;
+    a second one ends at once.
     """
-    given = given_options(context, "load")
-    _refuse_contradictions(given)
-    options = make_options(LoadOptions, given, flag_of)
-    plan = asyncio.run(plan_load(options, url=url, credentials=Credentials(token, ca_file)))
-    check_file(out, latencies, histogram)
+    credentials = Credentials(os.environ.get(TOKEN), ca_file)
+    plan = asyncio.run(plan_load(options, url=url, credentials=credentials))
+    check_file(json, latencies)
     result, interrupted = _offer(plan)
     report = report_of(plan.spec, result)
     print_report(report)
-    write_json(out, report)
+    write_json(json, report)
     if latencies is not None:
         write_latencies(latencies, result)
-    if histogram is not None:
-        write_histogram(histogram, result)
     if interrupted or report.answered == 0:
         raise typer.Exit(INTERRUPTED if interrupted else 1)
-
-
-def _refuse_contradictions(given: Mapping[str, Any]) -> None:
-    if "inputs" in given:
-        why = "of no use with --inputs; give one of the two"
-        _refuse(given.keys() & {"task", "data_dir"}, why)
-    else:
-        _refuse(given.keys() & {"labels", "metric"}, "for --inputs; a task has its own")
-    if "trace" not in given:
-        _refuse(given.keys() & {"speed"}, "for --trace; change the --rate")
-
-
-def _refuse(options: Iterable[str], why: str) -> None:
-    """Raises UserError for the first of the options, if there are any."""
-    for name in options:
-        raise UserError(f"{flag_of(name)} is {why}")
 
 
 def _offer(plan: LoadPlan) -> tuple[LoadResult, bool]:

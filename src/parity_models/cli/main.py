@@ -1,12 +1,13 @@
 """The command `parm`: its subcommands, and how their errors become exit codes.
 
-0 done; 2 the user's mistake, told in one line; 1 ours; 130 interrupted. A subcommand's module
-is imported when the subcommand is used, so that `parm serve` needs nothing of what training
-needs and `parm --help` is there at once.
+0 done; 2 the user's mistake, in one line; 1 a bug of ours; 130 interrupted. A subcommand's module
+is imported when the subcommand is used, so that `parm serve` needs nothing that training needs and
+`parm --help` is quick.
 """
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -17,71 +18,36 @@ from typer.completion import completion_init  # type: ignore[attr-defined]  # no
 from typer.core import TyperCommand, TyperGroup
 
 from parity_models import __version__
-from parity_models.cli.began import begin
-from parity_models.cli.extensions import flag_of
-from parity_models.cli.plain_help import plain
-from parity_models.errors import ParityModelsError, UserError, install
+from parity_models.cli.flags import command_of, source_of
+from parity_models.errors import OptionError, ParityModelsError, UserError, missing
+
+STARTED = time.monotonic()
+"""The start of the process, before the imports of a subcommand, which may take seconds."""
 
 COMMANDS = {
     "Protect a model": {
         "protect": "Find the best stand-in for a model in a given time, and bundle the two.",
         "parity": "Train a parity model for a deployed model, and bundle the two.",
         "backup": "Train a cheaper network as a backup for a deployed model.",
-        "calibrate": "Find out where a bundle's stand-ins may answer, from held-out queries.",
+        "calibrate": "Calibrate when a bundle's stand-ins may answer, on held-out queries.",
         "evaluate": "Measure a bundle's accuracy when predictions are unavailable.",
     },
     "Serve it": {
-        "bundle": "Make a bundle of an ONNX model as it is, whatever it takes.",
+        "bundle": "Make a bundle of an ONNX model as it is.",
         "serve": "Serve a bundle over the Open Inference Protocol.",
-        "plan": "Say which policy and how many instances a load takes.",
-        "record": "Record a running server's times and load, for plans.",
+        "plan": "Size a deployment: the policy and the number of instances for a load.",
         "export": "Write a bundle's models as a repository for Triton or MLServer.",
     },
     "Measure it": {
-        "rehearse": "Harm an instance of your own bundle, and see who answers.",
-        "load": "Send queries on a schedule, and measure latency from the schedule.",
+        "rehearse": "Slow or kill an instance of your own bundle, and see what answers.",
+        "load": "Send queries on a fixed schedule, and measure latency from the schedule.",
         "simulate": "Compare policies at any scale, by the scheduler that serves.",
     },
-    "Your shell": {
-        "completion": "Print the script that completes parm's commands and options.",
-    },
 }
-"""Subcommands by who wants them, in the order of work. `x` is the function or Typer `x` of module
-`cli.x`."""
+"""Subcommands in the order of work. `x` is the function `x` of module `cli.x`."""
 
 Sections = Mapping[str, Mapping[str, str]]
 """Subcommands with their help, under the titles of sections."""
-
-EXTRAS = {
-    "aiohttp": "remote",
-    "cryptography": "tls",
-    "grpc": "grpc",
-    "hdrh": "bench",
-    "matplotlib": "bench",
-    "onnx": "train",
-    "opentelemetry": "otel",
-    "onnxscript": "train",
-    "PIL": "train",
-    "pyarrow": "bench",
-    "pydantic": "ray",
-    "ray": "ray",
-    "safetensors": "train",
-    "sklearn": "train",
-    "torch": "train",
-    "torchvision": "train",
-}
-"""The extra of this distribution that installs a module."""
-
-COMPLETION = "_PARM_COMPLETE"
-"""The variable by which a shell asks what could come next: see `parm completion`."""
-
-_WANTED = {
-    "int_parsing": "{input!r} is not a whole number",
-    "float_parsing": "{input!r} is not a number",
-    "greater_than_equal": "must be {ge:g} or more, got {input}",
-    "less_than_equal": "must be {le:g} or less, got {input}",
-}
-"""What is wrong with a number, by pydantic's name for the error."""
 
 _OURS = (
     "This is a fault of parm, not yours: please report it, with what PARM_DEBUG=1 shows beside it"
@@ -98,19 +64,17 @@ def run(command: Callable[[], TyperGroup]) -> None:
     _fill_standard_streams()
     # Else gRPC writes lines of its own form into the log; it asks when it is imported.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    if COMPLETION in os.environ:
-        completion_init()
+    completion_init()
     try:
         group = command()
         group(prog_name=group.name)
     except UserError as error:
-        _exit(2, error.spelled(flag_of), error)
+        _exit(2, error.typed if isinstance(error, OptionError) else str(error), error)
     except ParityModelsError as error:
         _exit(1, str(error), error)
     except Exception as error:
-        extra = _extra_for(error)
-        if extra is not None:
-            _exit(2, f"{error}; {install(extra)}", error)
+        if said := missing(error):
+            _exit(2, said, error)
         _exit(1, f"{type(error).__name__}: {error}. {_OURS}", error)
 
 
@@ -139,7 +103,7 @@ def command_line(
         rich_markup_mode=None,
     )
     app.callback()(callback)
-    group = typer.main.get_group(app)
+    group = typer.main.get_command(app)
     assert isinstance(group, _Grouped)
     group.sections = sections
     for commands in sections.values():
@@ -172,7 +136,7 @@ def _parm(
 
 
 class _Grouped(TyperGroup):
-    """Lists the subcommands by who wants them."""
+    """Lists the subcommands in sections."""
 
     sections: Sections
 
@@ -186,41 +150,19 @@ class _Grouped(TyperGroup):
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
-            error.message = _in_words(error)
+            if error.ctx is not None and error.param is not None:
+                error.param_hint = f"'{source_of(error.ctx, error.param)}'"
             raise
 
 
 class _Subcommand(TyperCommand):
-    """Stands for a subcommand in `parm --help`, and turns into it when it is used."""
+    """A stand-in for a subcommand in `parm --help`; it becomes the real one when it is used."""
 
     module: str
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("parent") is not None:
-            begin(kwargs["parent"])
-        module = import_module(self.module)
-        entry = getattr(module, str(self.name))
-        if isinstance(entry, typer.Typer):
-            app = entry
-        else:
-            app = typer.Typer(add_completion=False, rich_markup_mode=None)
-            app.command(cls=getattr(module, "COMMAND", None))(entry)
-        return plain(typer.main.get_command(app)).make_context(*args, **kwargs)
-
-
-def _in_words(error: typer.BadParameter) -> str:
-    """What the error says, with the value that was typed where it is not the number it must be."""
-    listed: list[Any] = getattr(error.__cause__, "errors", list)()  # of pydantic, by Typer
-    wanted = _WANTED.get(listed[0]["type"]) if listed else None
-    if wanted:
-        return wanted.format(input=listed[0]["input"], **listed[0].get("ctx", {}))
-    return str(error.message).removeprefix("Value error, ")
-
-
-def _extra_for(error: Exception) -> str | None:
-    if not isinstance(error, ModuleNotFoundError) or error.name is None:
-        return None
-    return EXTRAS.get(error.name.split(".")[0])
+        entry = getattr(import_module(self.module), str(self.name))
+        return command_of(entry).make_context(*args, **kwargs)
 
 
 def _exit(code: int, message: str, error: Exception) -> NoReturn:

@@ -1,80 +1,69 @@
 """parm parity: parity models for a deployed model, bundled with it."""
 
-from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from parity_models.cli.code import CODERS, AllowCode, DecoderName, EncoderName, choose_code
-from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
-from parity_models.cli.training import DeployedFile, DeployedFolder, Inputs, deployed_of
+from parity_models.cli.common import OWN
+from parity_models.cli.training import Inputs, Model, Out, Training
+from parity_models.codes import DECODERS, ENCODERS, CodeSpec
 from parity_models.models.networks import NETWORKS
-from parity_models.options import make_options
-from parity_models.training import TrainingOptions, progress_bars
+from parity_models.options import Option
 from parity_models.training import parity as train_parity
-
-COMMAND = command_for(parity=Declared(TrainingOptions), **CODERS)
-
-ParityNetwork = Annotated[
-    str | None,
-    typer.Option(
-        "--parity-network",
-        "--network",
-        help=f"One of {', '.join(NETWORKS.names)}, or one of yours, package.module:name. "
-        "By default that of a model whose weights are in the bundle; for others the most capable "
-        "that is not slower than the deployed model.",
-        metavar="NETWORK",
-    ),
-]
-ParityQueries = Annotated[
-    int, typer.Option("--r", help="Parity queries, and parity models, per group.", metavar="N")
-]
-RecipeName = Annotated[
-    str,
-    typer.Option(
-        help="distilled is the best known here; published trains sum or concatenation with "
-        "subtraction as the paper does, to compare with.",
-        metavar="[distilled|published]",
-    ),
-]
+from parity_models.training import progress_bars
 
 
 def parity(
-    context: typer.Context,
-    out: Annotated[Path, typer.Option(help="The bundle to write.", metavar="BUNDLE")],
-    model: DeployedFile = None,
-    deployed: DeployedFolder = None,
+    *,
+    out: Out,
+    model: Model,
     inputs: Inputs = None,
-    k: Annotated[int, typer.Option("--k", help="Queries in a coding group.", metavar="N")] = 2,
-    r: ParityQueries = 1,
-    encoder: EncoderName = None,
-    decoder: DecoderName = None,
-    network: ParityNetwork = None,
-    recipe: RecipeName = "distilled",
-    allow_code: AllowCode = None,
+    k: Annotated[int, Option("Queries in a coding group.")] = 2,
+    r: Annotated[int, Option("Parity queries, and parity models, per group.")] = 1,
+    encoder: Annotated[
+        str,
+        Option(
+            f"One of {', '.join(ENCODERS.names)}, {OWN}. Options follow an @, as stack@axis=1.",
+            metavar="NAME",
+        ),
+    ] = "stack",
+    decoder: Annotated[
+        str, Option(f"One of {', '.join(DECODERS.names)}, {OWN}.", metavar="NAME")
+    ] = "separate",
+    network: Annotated[
+        str | None,
+        Option(
+            f"The parity model: one of {', '.join(NETWORKS.names)}, or one of yours, "
+            "package.module:name. By default that of a model whose weights are in the bundle; for "
+            "others the most capable that is not slower than the deployed model.",
+            also="--parity-network",
+            metavar="NETWORK",
+        ),
+    ] = None,
+    options: Training,
 ) -> None:
     """Train parity models for a deployed model, and bundle the two.
 
-    Parity models learn from the deployed model's own predictions, for the queries of its task or
-    for --inputs; labels are not needed. The epoch with the best degraded accuracy (A_d) on a
-    validation set is kept. Gates are calibrated and accuracy is measured on other queries, printed,
-    and put into the bundle. Ctrl-C ends training early and writes the best bundle so far; a
-    checkpoint next to BUNDLE lets you --resume. For models with several inputs, of integers or of
-    lengths that vary, queries are stacked, and the parity model is a small network that answers
-    each.
+    Parity models learn from the deployed model's own predictions for the queries; labels are not
+    needed. The epoch with the best degraded accuracy (A_d) on a validation set is kept. Gates are
+    calibrated and accuracy is measured on other queries, printed, and put into the bundle. Ctrl-C
+    ends training early and writes the best bundle so far; a checkpoint next to BUNDLE lets you
+    --resume. For models with several inputs, of integers or of dynamic lengths, queries are
+    stacked, and the parity model is a small network that answers each.
     """
-    usual = ("sum", "subtraction") if recipe == "published" else ("stack", "separate")
-    code = choose_code(context, encoder or usual[0], decoder or usual[1], k, r)
+    code = read_code(encoder, decoder, k, r)
     with progress_bars() as bars:
         trained = train_parity(
-            deployed_of(model, deployed),
-            inputs,
-            out=out,
-            code=code,
-            network=network,
-            recipe=recipe,
-            allow_code=allow_code or (),
-            callbacks=bars,
-            options=make_options(TrainingOptions, given_options(context, "parity"), flag_of),
+            model, inputs, out=out, code=code, network=network, callbacks=bars, options=options
         )
     trained.show()
+
+
+def read_code(encoder: str, decoder: str, k: int, r: int) -> CodeSpec:
+    """Return the code that texts such as stack@axis=1 stand for.
+
+    Raises UserError for names and options that are not there, and values out of range.
+    """
+    encoder, of_encoder = ENCODERS.read(encoder)
+    decoder, of_decoder = DECODERS.read(decoder)
+    ENCODERS.options(encoder, of_encoder)
+    DECODERS.options(decoder, of_decoder)
+    return CodeSpec(encoder, decoder, k, r, of_encoder, of_decoder)

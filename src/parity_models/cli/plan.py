@@ -1,65 +1,71 @@
-"""parm plan: which policy, and how many instances, for a goal and a load."""
+"""parm plan: the policy and the number of instances for a goal and a load."""
 
+import asyncio
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from tqdm import tqdm
 
-from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
-from parity_models.cli.json_file import Json, write_json
+from parity_models.cli.common import Json, write_json
+from parity_models.cli.flags import Only, argument
 from parity_models.errors import UserError
-from parity_models.options import declared_in, make_options
+from parity_models.load.recorder import STEP, record
 from parity_models.protection.options import Goal
 from parity_models.protection.plan import plan as find_plan
+from parity_models.serving.client import Credentials
 
-COMMAND = command_for(
-    plan=Declared(Goal, tuple(each.name for each in declared_in(Goal) if each.name != "headroom"))
-)
-
-
-def share(written: str | float) -> float:
-    """Read a share, as 30% or 0.3. Raises typer.BadParameter for anything else."""
-    text = str(written).strip()
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        raise typer.BadParameter(f"{written!r} is no share; write it as 30% or 0.3") from None
-    if not 0 <= value < 1:
-        raise typer.BadParameter(f"{written!r} is not from 0 to below 1; write it as 30% or 0.3")
-    return value
+RECORDED = 60.0
+"""Seconds for which a running server is recorded."""
 
 
 def plan(
-    context: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Argument(help="The bundle to be served.", metavar="[BUNDLE]")
-    ] = None,
-    headroom: Annotated[
-        float,
-        typer.Option(
-            help="The share of the instances' time that is to stay idle, as 30% or 0.3.",
-            metavar="SHARE",
-            parser=share,
+    bundle: Annotated[Path | None, argument("The bundle to be served.", "BUNDLE")] = None,
+    *,
+    goal: Annotated[
+        Goal,
+        Only(
+            "p99",
+            "p999",
+            "headroom",
+            "agreement",
+            "instances",
+            "rate",
+            "service_time",
+            "recorded",
+            "contention",
         ),
-    ] = Goal.headroom,
+    ],
     json: Json = None,
 ) -> None:
-    """Say which policy and how many instances serve a load within a goal, and what it costs.
+    """Find the policy and the number of instances that serve a load within a goal, and the cost.
 
     For example: parm plan --service-time 20ms --rate 200 --p99 50ms. Policies are simulated by the
-    scheduler that serves, with the times of the bundle's models, of a running server (parm record),
-    or of --service-time alone. Without --instances, as few as will do are looked for. Where nothing
-    fits, it says what is nearest, and ends with 2.
+    scheduler that serves, with the times of the bundle's models, of a running server, which is
+    recorded for a minute, or of --service-time alone. Without --instances, the fewest that suffice
+    are searched for. Where nothing fits, the nearest plan is printed, and the exit status is 2.
     """
-    goal = make_options(Goal, {**given_options(context, "plan"), "headroom": headroom}, flag_of)
     console = Console()
-    with console.status("simulating") as status:
-        found = find_plan(
-            bundle, on_tried=lambda text: status.update(f"simulating {text}"), options=goal
-        )
-    if json is not None:
-        write_json(json, {"goal": goal, "rate": found.rate, "plans": found.plans})
+    with TemporaryDirectory(prefix="parm-plan-") as folder:
+        if goal.recorded is not None and "://" in goal.recorded:
+            file = Path(folder, "recording.json")
+            _record(goal.recorded, file)
+            goal = replace(goal, recorded=str(file))
+        with console.status("simulating") as status:
+            found = find_plan(
+                bundle, on_tried=lambda text: status.update(f"simulating {text}"), options=goal
+            )
+    write_json(json, {"goal": goal, "rate": found.rate, "plans": found.plans})
     found.show()
     if found.best is None:
         raise UserError(found.advice)
+
+
+def _record(url: str, file: Path) -> None:
+    """Record the running server at a URL. Raises as `record` does."""
+    credentials = Credentials.of_environment()
+    with tqdm(total=RECORDED, unit="s", desc="recording") as bar:
+        recording = record(url, RECORDED, lambda _: bar.update(STEP) and None, credentials)
+        write_json(file, asyncio.run(recording))

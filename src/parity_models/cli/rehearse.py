@@ -1,4 +1,4 @@
-"""parm rehearse: harm an instance of your own bundle, and see who answers."""
+"""parm rehearse: slow or kill an instance of your own bundle, and see what answers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,59 +10,46 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from parity_models.cli.duration import duration
-from parity_models.cli.json_file import Json, write_json
+from parity_models.cli.common import BundleFolder, Json, write_json
 from parity_models.models.bundle import open_bundle
 from parity_models.models.queries import padded, read_batch, sizes_in
+from parity_models.options import SECONDS, Option
 from parity_models.protection.rehearsal import Harm, Rehearsed, Run
 from parity_models.protection.rehearsal import rehearse as rehearse_bundle
 from parity_models.scheduling import BACKUPS, Source
 
 DRAWN = 64
-"""Queries that are made up where none are given."""
-
-Break = Annotated[
-    Harm,
-    typer.Option(
-        "--break",
-        help="What is done to one instance: stop it now and then, kill it, or slow it down.",
-    ),
-]
+"""Random queries where none are given."""
 
 
 def rehearse(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")],
-    harm: Break = Harm.STOP,
+    bundle: BundleFolder,
+    *,
+    fault: Annotated[
+        Harm, Option("The fault of one instance: stopped now and then, killed, or slow.")
+    ] = Harm.STOP,
     inputs: Annotated[
         Path | None,
-        typer.Option(
-            help="Queries, an array of rows in .npy. By default made-up ones, which a stand-in "
-            "may not be sure of.",
+        Option(
+            "Queries, an array of rows in .npy. By default random ones, for which a stand-in may "
+            "not be confident.",
             metavar="FILE",
         ),
     ] = None,
-    instances: Annotated[
-        int, typer.Option(help="Instances of each run.", min=2, max=64, metavar="N")
-    ] = 4,
+    instances: Annotated[int, Option("Instances of each run.", at_least=2, at_most=64)] = 4,
     seconds: Annotated[
         float,
-        duration("How long each of the two runs takes.", "s", at_least=1, at_most=600),
-    ] = 4.0,
-    rate: Annotated[
-        float | None,
-        typer.Option(
-            help="Queries per second. By default three tenths of what they carry.",
-            min=0.1,
-            metavar="NUMBER",
+        Option(
+            "Duration of each of the two runs.", unit=SECONDS, typed="s", at_least=1, at_most=600
         ),
-    ] = None,
+    ] = 4.0,
     json: Json = None,
 ) -> None:
-    """Serve your bundle, harm one instance, and see who answers, with stand-ins and without.
+    """Serve your bundle with a faulty instance, with stand-ins and without, and compare.
 
-    Both runs have the same instances, queries and harm, on this machine; what is shown is of the
-    time while there is harm. It takes about ten seconds, and longer where the model takes more than
-    20 ms: the policy has to see some queries first.
+    Both runs have the same instances, queries and fault, on this machine; the table is of the time
+    of the fault. It takes about ten seconds, and longer where the model takes more than 20 ms: the
+    policy has to see some queries first.
     """
     opened = open_bundle(bundle)
     signature = opened.manifest.deployed.signature
@@ -79,17 +66,15 @@ def rehearse(
             rehearse_bundle(
                 opened,
                 rows,
-                harm,
+                fault,
                 instances=instances,
                 seconds=seconds,
-                rate=rate,
                 told=status.update,
             )
         )
-    console.print(_table(found, harm))
-    typer.echo(_said(found.with_stand_ins, harm, made_up=inputs is None))
-    if json is not None:
-        write_json(json, found)
+    console.print(_table(found, fault))
+    typer.echo(_said(found.with_stand_ins, fault, made_up=inputs is None))
+    write_json(json, found)
 
 
 def _table(found: Rehearsed, harm: Harm) -> Table:
@@ -126,8 +111,8 @@ def _said(run: Run, harm: Harm, *, made_up: bool) -> str:
     if harm is Harm.KILL:
         return (
             "The stand-in answered nothing: a query whose instance dies is run again at once, and "
-            "none was late enough; try --break stop."
+            "none was late enough; try --fault stop."
         )
     why = "no query was late enough, a copy was as good, or the stand-in was not sure"
-    hint = "; give queries like yours with --inputs" if made_up else "; try another --break"
+    hint = "; give queries like yours with --inputs" if made_up else "; try another --fault"
     return f"The stand-in answered nothing: {why}{hint}."

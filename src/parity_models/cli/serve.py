@@ -2,135 +2,190 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import uvloop
 
-from parity_models.cli.code import AllowCode
-from parity_models.cli.config_file import ConfigPath, configured_command_for
-from parity_models.cli.extensions import Declared, given_options, spelling_in
-from parity_models.cli.policy import KINDS, DispatchName, PolicyName
-from parity_models.cli.print_config import config_in_force
-from parity_models.cli.serving import (
-    DefaultPrediction,
-    EngineName,
-    Faults,
-    chosen_engine,
-    options_of_server,
-)
-from parity_models.cli.signals import on_signals
-from parity_models.errors import UserError
-from parity_models.models.bundle import open_bundle
+from parity_models.cli.common import OWN, AllowCode, on_signals
+from parity_models.cli.flags import ConfigPath, Only, argument
+from parity_models.cli.policies import DispatchName, PolicyName
+from parity_models.errors import OptionError, UserError
+from parity_models.faults import load_fault_plan
+from parity_models.models.bundle import Bundle, open_bundle
+from parity_models.options import Option, flag_of
+from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import Access
-from parity_models.serving.engines import ENGINES
+from parity_models.serving.deployment import default_policy
+from parity_models.serving.engine import FIXED
+from parity_models.serving.engines import ENGINES, EngineChoice
 from parity_models.serving.garbage import freeze_modules
 from parity_models.serving.limits import Limits
 from parity_models.serving.logs import Logging, set_up
+from parity_models.serving.remote.fleet import FleetOptions
 from parity_models.serving.server import ServeOptions, Server
 
 if TYPE_CHECKING:
     from parity_models.serving.repository.repository import RepositoryServer
 
-COMMAND = configured_command_for(
-    serve=Declared(ServeOptions),
-    limits=Declared(Limits),
-    access=Declared(Access),
-    logging=Declared(Logging),
-    engine=ENGINES,
-    **KINDS,
-)
-
-
-BundleArgument = Annotated[
-    Path | None,
-    typer.Argument(help="The bundle's folder.", metavar="BUNDLE", show_default=False),
+BundleFolder = Annotated[
+    Path | None, argument("The bundle's folder.", "BUNDLE", envvar="PARM_BUNDLE")
 ]
-BundleOption = Annotated[
+Repository = Annotated[
     Path | None,
-    typer.Option(
-        "--bundle",
-        envvar="PARM_BUNDLE",
-        help="The bundle's folder, as an option.",
-        metavar="BUNDLE",
-        hidden=True,
-    ),
-]
-RepositoryOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--repository",
-        help="Serve several models instead: a folder of bundles, NAME/VERSION, that can be loaded "
-        "and unloaded over the protocol.",
+    Option(
+        "Serve several models instead: a folder of bundles, NAME/VERSION, that can be loaded and "
+        "unloaded over the protocol.",
         metavar="DIR",
-        show_default=False,
     ),
 ]
-PrintConfig = Annotated[
-    bool,
-    typer.Option(
-        "--print-config",
-        help="Print the options in force as such a file, with where each was given, and end.",
+EngineName = Annotated[
+    str | None,
+    Option(
+        "What runs the models: worker processes of this machine (local, the default), servers that "
+        "run already (remote, the default with --deployed), a Ray cluster (ray), "
+        f"{OWN}. Options follow an @, as ray@address=auto.",
+        metavar="ENGINE",
+    ),
+]
+DefaultPrediction = Annotated[
+    str | None,
+    Option(
+        "Answer queries with this at their deadline, instead of failing them: the values of an "
+        "output row, separated by commas, or one value for all of it.",
+        metavar="VALUES",
+    ),
+]
+Faults = Annotated[
+    str | None,
+    Option(
+        "Slow, pause and kill workers on purpose, by this plan, once the server is ready "
+        "(docs/reference/faults.md).",
+        metavar="FILE",
+    ),
+]
+Served = Annotated[
+    ServeOptions,
+    Only(
+        "instances",
+        "parity_instances",
+        "name",
+        "host",
+        "port",
+        "grpc_port",
+        "ui",
+        "max_batch",
+        "max_queue",
+        "deadline",
+        "agreement",
+        "tenant_header",
+        "shutdown_delay",
     ),
 ]
 
 
 def serve(
-    context: typer.Context,
-    bundle: BundleArgument = None,
-    bundle_option: BundleOption = None,
-    repository: RepositoryOption = None,
+    bundle: BundleFolder = None,
+    *,
+    repository: Repository = None,
     engine: EngineName = None,
     policy: PolicyName = None,
     dispatch: DispatchName = None,
+    options: Served,
+    limits: Annotated[Limits, Only("max_connections", "max_body")],
+    access: Access,
+    logging: Logging,
+    upstreams: FleetOptions,
     default_prediction: DefaultPrediction = None,
     faults: Faults = None,
     allow_code: AllowCode = None,
     config: ConfigPath = None,
-    print_config: PrintConfig = False,
 ) -> None:
-    """Serve a bundle, or a folder of them, over the Open Inference Protocol, with worker processes
-    on this machine, on a Ray cluster, or in front of servers that run its models already.
+    """Serve a bundle, or a folder of them, over the Open Inference Protocol.
 
-    Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus are at
-    /metrics. SIGTERM or Ctrl-C: ready says no, after --shutdown-delay no more requests are taken,
-    those in flight are answered, and everything stops; a second one does not wait for that.
+    Models run in worker processes on this machine, on a Ray cluster, or on servers that run them
+    already. Ready when GET /v2/health/ready says so and the URL is printed. Metrics for Prometheus
+    are at /metrics. SIGTERM or Ctrl-C: the server stops being ready, takes requests for
+    --shutdown-delay more, answers those in flight, and ends; a second signal ends it at once.
     """
-    logging = Logging(**given_options(context, "logging"))
     set_up(logging)
-    folder = _one(context, bundle, bundle_option, repository)
-    opened = None if folder is None else open_bundle(folder, allow_code or ())
-    options = options_of_server(
-        context,
-        opened,
-        engine=chosen_engine(context, engine),
-        policy=policy,
-        dispatch=dispatch,
-        default_prediction=default_prediction,
-        faults=faults,
+    if (bundle is None) == (repository is None):
+        raise UserError(
+            "give one BUNDLE, the folder that parm protect or parm bundle wrote, or "
+            "--repository DIR"
+        )
+    opened = None if bundle is None else open_bundle(bundle, allow_code or ())
+    chosen = _engine(engine, upstreams)
+    _refuse_what_is_not_for(chosen, opened, options, access, logging)
+    if opened is not None:
+        policy = policy or default_policy(opened, chosen)
+    elif policy is None and dispatch is not None:
+        raise UserError("--dispatch needs --policy as well, with --repository")
+    options = replace(
+        options,
+        policy=None if policy is None else PolicyChoice.parse(policy, dispatch),
+        engine=chosen,
+        limits=limits,
+        access=access,
+        default_prediction=_numbers(default_prediction),
+        faults=None if faults is None else load_fault_plan(faults),
     )
-    server: Server | RepositoryServer | None = None
-    if repository is not None:
-        server = _of_repository(repository, options, allow_code or (), logging)
-    elif opened is not None:
-        server = Server(opened, options, _traces(logging))
-    if print_config:
-        named = {
-            "bundle": folder,
-            "repository": repository,
-            "allow_code": allow_code,
-            "engine": engine,
-            "policy": policy,
-            "dispatch": dispatch,
-            "default_prediction": default_prediction,
-            "faults": faults,
-        }
-        typer.echo(config_in_force(context, options, named), nl=False)
-    elif server is not None:
-        _run(server)
+    traces = _traces(logging)
+    if opened is None:
+        # Imported here: a server of one bundle does not need it.
+        from parity_models.serving.repository.repository import RepositoryServer
+
+        assert repository is not None
+        _run(RepositoryServer(repository, options, allow_code or (), traces))
+    else:
+        _run(Server(opened, options, traces))
+
+
+def _engine(name: str | None, upstreams: FleetOptions) -> EngineChoice:
+    """The engine, with the options given by --engine and by flags of their own."""
+    given = {
+        each.name: value
+        for each in fields(upstreams)
+        if (value := getattr(upstreams, each.name)) != each.default
+    }
+    chosen, options = ENGINES.read(name or ("remote" if "deployed" in given else "local"))
+    return EngineChoice(chosen, {**options, **given})
+
+
+def _refuse_what_is_not_for(engine: EngineChoice, bundle: Bundle | None, *options: Any) -> None:
+    """Raise OptionError for options that have no effect with this engine."""
+    refused = engine.kind.refuses
+    if bundle is not None and engine.kind.fixed_roles(engine.settings, bundle) is not None:
+        refused = {**refused, **FIXED}
+    for each in (field for kind in options for field in fields(kind)):
+        given = any(getattr(kind, each.name, each.default) != each.default for kind in options)
+        if given and each.name in refused:
+            raise OptionError(
+                f"leave {flag_of(each.name)} out with the engine {engine.name}: "
+                f"{refused[each.name]}"
+            )
+
+
+def _numbers(text: str | None) -> tuple[float, ...] | None:
+    try:
+        return None if text is None else tuple(map(float, text.split(",")))
+    except ValueError:
+        raise UserError(
+            f"--default-prediction takes numbers separated by commas, not {text!r}"
+        ) from None
+
+
+def _traces(logging: Logging) -> Any:
+    """The exporter of spans, if there are to be any."""
+    if not logging.traces:
+        return None
+    from parity_models.serving.tracing import exporting  # an extra of its own
+
+    return exporting()
 
 
 def _run(server: "Server | RepositoryServer") -> None:
@@ -138,25 +193,6 @@ def _run(server: "Server | RepositoryServer") -> None:
         uvloop.run(_serve(server))
     except asyncio.CancelledError:
         raise typer.Exit(130) from None
-
-
-def _of_repository(
-    folder: Path, options: ServeOptions, allow_code: Collection[str], logging: Logging
-) -> "RepositoryServer":
-    # Imported here: a server of one bundle does not need it.
-    from parity_models.serving.repository.repository import RepositoryServer
-
-    return RepositoryServer(folder, options, allow_code, _traces(logging))
-
-
-def _traces(logging: Logging) -> Any:
-    """Where spans go, if there are to be any."""
-    if not logging.traces:
-        return None
-    # Only now: whoever wants no spans need not have what makes them.
-    from parity_models.serving.tracing import exporting
-
-    return exporting()
 
 
 async def _serve(server: "Server | RepositoryServer") -> None:
@@ -241,21 +277,3 @@ def _gates(server: Server) -> str:
         f"; {source}: {gate.agreement:g} agree, {gate.coverage:.0%} of queries"
         for source, gate in server.model.gates.items()
     )
-
-
-def _one(
-    context: typer.Context, bundle: Path | None, option: Path | None, repository: Path | None
-) -> Path | None:
-    """The one bundle; the argument goes before a file's and a variable's. None: a repository."""
-    if repository is not None:
-        if bundle is not None or option is not None:
-            raise UserError("give a BUNDLE or --repository, not both")
-        return None
-    if bundle is not None and spelling_in(context)("bundle_option") != "--bundle-option":
-        return bundle
-    given = [each for each in (bundle, option) if each is not None]
-    if len(given) != 1:
-        raise UserError(
-            "give one BUNDLE, such as the folder that parm parity wrote, or --repository DIR"
-        )
-    return given[0]

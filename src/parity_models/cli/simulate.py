@@ -3,42 +3,35 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from parity_models.cli.code import CODERS, DecoderName, EncoderName, choose_code
-from parity_models.cli.extensions import OWN, Declared, command_for, flag_of, given_options, naming
-from parity_models.cli.json_file import Json, write_json
-from parity_models.cli.policy import KINDS, DispatchName, choose_policies, policy_options
-from parity_models.options import make_options
+from parity_models.cli.common import Json, write_json
+from parity_models.cli.flags import Only, argument
+from parity_models.cli.policies import DispatchName, PolicyNames
+from parity_models.codes import CodeSpec
+from parity_models.options import Option
 from parity_models.protection.comparison import simulate as compare
 from parity_models.protection.options import SimulationOptions
-from parity_models.scheduling.policies import POLICIES
-
-COMMAND = command_for(simulate=Declared(SimulationOptions), **KINDS, **CODERS)
-
-Policies = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A policy to simulate; may be given several times. One of "
-        f"{', '.join(POLICIES.names)}, {OWN}.",
-        metavar="POLICY",
-        show_default=False,
-        callback=naming(POLICIES),
-    ),
-]
+from parity_models.scheduling.choice import PolicyChoice
 
 
 def simulate(
-    context: typer.Context,
-    bundle: Annotated[
-        Path | None, typer.Argument(help="The bundle to be served.", metavar="[BUNDLE]")
-    ] = None,
-    policy: Policies = None,
+    bundle: Annotated[Path | None, argument("The bundle to be served.", "BUNDLE")] = None,
+    *,
+    policy: PolicyNames = None,
     dispatch: DispatchName = None,
-    k: Annotated[int, typer.Option("--k", help="Queries in a coding group.", metavar="N")] = 2,
-    r: Annotated[int, typer.Option("--r", help="Parity queries per group.", metavar="N")] = 1,
-    encoder: EncoderName = None,
-    decoder: DecoderName = None,
+    k: Annotated[int, Option("Queries in a coding group.")] = 2,
+    options: Annotated[
+        SimulationOptions,
+        Only(
+            "instances",
+            "load",
+            "rate",
+            "queries",
+            "service_time",
+            "backup_time",
+            "coverage",
+            "contention",
+        ),
+    ],
     json: Json = None,
 ) -> None:
     """Simulate policies under one load and the same contention.
@@ -47,25 +40,20 @@ def simulate(
     queries take a minute or two for each policy. Without a bundle, say how long the model takes:
     parm simulate --service-time 25ms --backup-time 10ms --coverage 0.9 --rate 200.
     """
-    choices = None
-    if policy:
-        choices = choose_policies(list(dict.fromkeys(policy)), policy_options(context), dispatch)
+    choices = [PolicyChoice.parse(each, dispatch) for each in dict.fromkeys(policy or ())]
     found = compare(
         bundle,
-        policies=choices,
-        code=choose_code(context, encoder or "stack", decoder or "separate", k, r),
-        options=make_options(SimulationOptions, given_options(context, "simulate"), flag_of),
+        policies=choices or None,
+        code=CodeSpec("stack", "separate", k),
+        options=options,
     )
     found.show()
-    if json is not None:
-        write_json(
-            json,
-            {
-                "rate": found.scene.rate,
-                "instances": found.scene.instances,
-                "queries": found.scene.queries,
-                "contention": found.scene.contention,
-                "policies": {each.name: each.outcome for each in found.policies},
-                "options": [each.policy.written_out() for each in found.policies],
-            },
-        )
+    report = {
+        "rate": found.scene.rate,
+        "instances": found.scene.instances,
+        "queries": found.scene.queries,
+        "contention": found.scene.contention,
+        "policies": {each.name: each.outcome for each in found.policies},
+        "options": [each.policy.written_out() for each in found.policies],
+    }
+    write_json(json, report)

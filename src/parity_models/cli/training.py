@@ -1,39 +1,25 @@
-"""The options that commands which train share."""
+"""The options of commands that train."""
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from parity_models.cli.flags import Only
+from parity_models.options import Option
+from parity_models.training import TrainingOptions
 
-from parity_models.errors import UserError
-
-DeployedFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--model",
-        help="The deployed model, an ONNX file. Give --inputs, too.",
-        metavar="FILE",
-    ),
-]
-DeployedFolder = Annotated[
-    Path | None,
-    typer.Option(
-        "--from", help="The deployed model, in place of --model: a bundle.", metavar="DIR"
-    ),
+Out = Annotated[Path, Option("The bundle to write.", metavar="BUNDLE")]
+Model = Annotated[
+    Path,
+    Option("The deployed model: an ONNX file, or a bundle.", also="--from", metavar="MODEL"),
 ]
 Inputs = Annotated[
     Path | None,
-    typer.Option(
-        help="Queries to learn from, without labels, instead of a task's: an .npy or .npz file, "
-        "or a folder of .npy files and images.",
+    Option(
+        "Queries to learn from, without labels: an .npy or .npz file, or a folder of .npy files "
+        "and images. By default those of the task that the bundle names.",
         metavar="FILE",
     ),
 ]
-
-
-def deployed_of(file: Path | None, folder: Path | None) -> Path:
-    """Return the deployed model, of which one of the two is given. Raises UserError otherwise."""
-    chosen = file or folder
-    if chosen is None or (file and folder):
-        raise UserError("name the deployed model: either --model FILE or --from DIR")
-    return chosen
+Training = Annotated[
+    TrainingOptions, Only("output", "metric", "hflip", "epochs", "seconds", "resume")
+]

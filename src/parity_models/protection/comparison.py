@@ -42,8 +42,7 @@ class Compared:
     @property
     def name(self) -> str:
         """The policy with all that is not its default."""
-        given = ",".join(f"{name}={value}" for name, value in self.policy.options.items())
-        name = f"{self.policy.name}@{given}" if given else self.policy.name
+        name = str(self.policy)
         return name if self.policy.dispatch is None else f"{name}, {self.policy.dispatch}"
 
 
@@ -136,7 +135,8 @@ def simulate(
     service = service_for(opened, chosen, code, recording)
     scene = scene_of(service, chosen, chosen, queries=QUERIES, recording=recording)
     asked = [
-        each if isinstance(each, PolicyChoice) else PolicyChoice(each) for each in policies or ()
+        each if isinstance(each, PolicyChoice) else PolicyChoice.parse(each)
+        for each in policies or ()
     ]
     asked = asked or [PolicyChoice(name) for name in _usual(service)]
     compared = [(each, _rule(each, service)) for each in asked]
@@ -144,7 +144,7 @@ def simulate(
         PolicyChoice(NoRedundancy.name, dispatch=None if rule == SingleQueue.name else rule)
         for rule in dict.fromkeys([SingleQueue.name, *(rule for _, rule in compared)])
     ]
-    choices = list({str(each): each for each in [*baselines, *asked]}.values())
+    choices = list({repr(each): each for each in [*baselines, *asked]}.values())
     return Comparison(
         scene,
         tuple(Compared(each, _rule(each, service), scene.outcome(each)) for each in choices),
@@ -158,4 +158,4 @@ def _usual(service: Service) -> list[str]:
 
 def _rule(choice: PolicyChoice, service: Service) -> str:
     _, dispatch = choice.build(service.stand_ins)
-    return dispatch.name
+    return choice.dispatch or dispatch.name

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Annotated
 
-from parity_models.options import SECONDS, Option, Options
+from parity_models.options import SECONDS, SHARE, Option, Options
 
 INSTANCES = 12
 """Instances that are simulated where nothing is said of them."""
@@ -100,7 +100,7 @@ class ServiceOptions(Options):
             "The share of queries that stand-ins may answer, where there is no bundle.",
             at_least=0,
             at_most=1,
-            metavar="SHARE",
+            unit=SHARE,
         ),
     ] = 1.0
     recorded: Annotated[
@@ -116,7 +116,7 @@ class ServiceOptions(Options):
             "bundle is calibrated for. By default as for parm serve.",
             at_least=0,
             below=1,
-            metavar="SHARE",
+            unit=SHARE,
         ),
     ] = None
 
@@ -141,7 +141,12 @@ class Goal(SimulationOptions):
     ] = None
     headroom: Annotated[
         float,
-        Option("The share of the instances' time that is to stay idle.", at_least=0, below=1),
+        Option(
+            "The share of the instances' time that is to stay idle.",
+            unit=SHARE,
+            at_least=0,
+            below=1,
+        ),
     ] = 0.3
 
     @property

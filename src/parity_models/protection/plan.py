@@ -71,8 +71,7 @@ class Plan:
     @property
     def name(self) -> str:
         """The policy, with those of its options that are not the defaults."""
-        given = [f"{_spelled(name)}={value:g}" for name, value in self.policy.options.items()]
-        return f"{self.policy.name}@{','.join(given)}" if given else self.policy.name
+        return str(self.policy)
 
     @property
     def flags(self) -> str:
@@ -347,10 +346,6 @@ class Planner:
             _missed(goal, outcome),
             service.max_batch,
         )
-
-
-def _spelled(option: str) -> str:
-    return option.replace("_", "-")
 
 
 def _counted(instances: int) -> str:

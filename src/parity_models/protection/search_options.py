@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from parity_models.evaluation.calibration import check_levels
-from parity_models.options import Option
+from parity_models.options import SHARE, Option
 from parity_models.protection.options import Cluster, Workload
 from parity_models.training.options import TeachingOptions
 
@@ -31,7 +31,7 @@ class SearchOptions(TeachingOptions, Workload, Cluster):
             "Minimum calibrated agreement with the model for stand-in answers.",
             above=0,
             below=1,
-            metavar="SHARE",
+            unit=SHARE,
         ),
     ] = 0.99
 

@@ -1,12 +1,11 @@
-"""A policy and a dispatch rule as commands, files and applications ask for them: by name."""
+"""A policy and a dispatch rule as commands, files and programs ask for them: by name."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
 from parity_models.errors import UserError
-from parity_models.options import OptionField, Options, Spell, make_options, options_of
+from parity_models.options import OptionField, Options, declared_in, make_options
 from parity_models.registry import is_own
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import POLICIES, Policy, StandIns
@@ -26,7 +25,28 @@ class PolicyChoice:
     dispatch: str | None = None
 
     def __post_init__(self) -> None:
-        _options(self.name, self.options, self.dispatch)
+        _ = self._settings
+
+    @classmethod
+    def parse(cls, policy: str, dispatch: str | None = None) -> "PolicyChoice":
+        """Return the choice that texts such as hedging@hedge-delay=5ms stand for.
+
+        Raises UserError as PolicyChoice does.
+        """
+        name, options = POLICIES.read(policy)
+        if dispatch is not None:
+            dispatch, more = RULES.read(dispatch)
+            options = {**options, **more}
+        return cls(name, options, dispatch)
+
+    def __str__(self) -> str:
+        declared = {each.name: each for each in declared_in(self.policy.Options)}
+        given = [
+            f"{name.replace('_', '-')}={declared[name].write(value)}"
+            for name, value in self.options.items()
+            if name in declared
+        ]
+        return f"{self.name}@{','.join(given)}" if given else self.name
 
     @property
     def policy(self) -> type[Policy]:
@@ -38,14 +58,23 @@ class PolicyChoice:
         """The class of the dispatch rule, where one is asked for."""
         return None if self.dispatch is None else RULES.find(self.dispatch)
 
+    @property
+    def _settings(self) -> tuple[Options, Options | None]:
+        """The checked options of the policy and of the dispatch rule."""
+        rule = self.rule
+        theirs = set() if rule is None else _names(rule) - _names(self.policy)
+        of_policy = {name: value for name, value in self.options.items() if name not in theirs}
+        of_rule = {name: value for name, value in self.options.items() if name in theirs}
+        settings = POLICIES.options(self.name, of_policy)
+        return settings, None if rule is None else make_options(rule.Options, of_rule)
+
     def written_out(self) -> dict[str, Any]:
-        """As in a file: the names, and the value of every option, given or not."""
-        options = [each for each in _options(self.name, self.options, self.dispatch) if each]
-        values = {name: value for each in options for name, value in asdict(each).items()}
+        """Return the names, and the value of every option, given or not, as in a file."""
+        values = {n: v for each in self._settings if each for n, v in asdict(each).items()}
         return {"name": self.name, "dispatch": self.dispatch, **values}
 
     def build(self, stand_ins: StandIns) -> tuple[Policy, Dispatch]:
-        """The policy and its dispatch rule, for one scheduler.
+        """Return the policy and its dispatch rule, for one scheduler.
 
         Raises UserError where the policy needs a stand-in that is not among `stand_ins`.
         """
@@ -53,67 +82,26 @@ class PolicyChoice:
             raise UserError(f"the policy {self.name} needs a code, and there is none")
         if self.policy.needs_stand_in and not stand_ins:
             raise UserError(f"the policy {self.name} needs a code or a backup, and there is none")
-        of_policy, of_rule = _options(self.name, self.options, self.dispatch)
+        of_policy, of_rule = self._settings
         policy = self.policy.build(of_policy, stand_ins)
         return policy, policy.dispatch() if self.rule is None else self.rule.build(of_rule)
 
 
-def choose(name: str, given: Mapping[str, Any], spell: Spell = str) -> PolicyChoice:
-    """The policy `name` with what is given: its options, and `dispatch`.
+def choose(name: str, given: Mapping[str, Any], spell: Any = None) -> PolicyChoice:
+    """Return the policy `name` with what is given: its options, and `dispatch`.
 
-    `spell` writes an option's name as the user did. Raises UserError as PolicyChoice does.
+    Raises UserError as PolicyChoice does.
     """
     options = {option: value for option, value in given.items() if option != "dispatch"}
-    dispatch = given.get("dispatch")
-    _options(name, options, dispatch, spell)
-    return PolicyChoice(name if is_own(name) else POLICIES.find(name).name, options, dispatch)
+    canonical = name if is_own(name) else POLICIES.find(name).name
+    return PolicyChoice(canonical, options, given.get("dispatch"))
 
 
 def declared_options(policy: str, dispatch: str | None = None) -> list[OptionField]:
-    """The options of a policy and of a dispatch rule. Raises UserError for other names."""
-    return options_of(POLICIES.find(policy).Options) + options_of_rule(dispatch)
+    """Return the options of a policy and of a dispatch rule. Raises UserError for other names."""
+    of_rule = [] if dispatch is None else declared_in(RULES.find(dispatch).Options)
+    return declared_in(POLICIES.find(policy).Options) + of_rule
 
 
-def options_of_rule(dispatch: str | None) -> list[OptionField]:
-    """The options of a dispatch rule. Raises UserError for another name."""
-    return [] if dispatch is None else options_of(RULES.find(dispatch).Options)
-
-
-def has_option(policy: str, option: str) -> bool:
-    """Has the policy an option of this name? Raises UserError for a policy that is not there."""
-    return _has(POLICIES.find(policy), option)
-
-
-def _has(kind: type[Policy] | type[Dispatch], option: str) -> bool:
-    return any(declared.name == option for declared in options_of(kind.Options))
-
-
-def _no_option(name: str, dispatch: str | None, option: str, spell: Spell) -> str:
-    """What to say of an option that neither the policy nor the dispatch rule has."""
-    said = f"{spell(option)} is no option of the policy {name}"
-    if having := [each.name for each in POLICIES if _has(each, option)]:
-        whose = ", ".join(having)
-        return f"{said} but of {whose}; leave it out or choose another {spell('policy')}"
-    if near := get_close_matches(option, [o.name for o in declared_options(name, dispatch)], 1):
-        return f"{said}; did you mean {spell(near[0])}?"
-    return f"{said}; leave it out or choose another {spell('policy')}"
-
-
-def _options(
-    name: str, options: Mapping[str, Any], dispatch: str | None, spell: Spell = str
-) -> tuple[Options, Options | None]:
-    """The checked options of the policy and of the dispatch rule."""
-    policy = POLICIES.find(name)
-    rule = None if dispatch is None else RULES.find(dispatch)
-    of_policy, of_rule = {}, {}
-    for option, value in options.items():
-        if _has(policy, option):
-            of_policy[option] = value
-        elif rule is not None and _has(rule, option):
-            of_rule[option] = value
-        else:
-            raise UserError(_no_option(name, dispatch, option, spell))
-    return (
-        make_options(policy.Options, of_policy, spell),
-        None if rule is None else make_options(rule.Options, of_rule, spell),
-    )
+def _names(kind: type[Policy] | type[Dispatch]) -> set[str]:
+    return {declared.name for declared in declared_in(kind.Options)}

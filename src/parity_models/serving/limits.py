@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from parity_models.errors import OptionError, UserError
-from parity_models.options import BYTES, SECONDS, TYPED, Option, Options
+from parity_models.options import BYTES, SCALES, SECONDS, Option, Options
 from parity_models.serving.errors import OverloadedError
 from parity_models.serving.refusals import Refused
 
@@ -44,8 +44,7 @@ class Limits(Options):
         Option(
             "MiB that a request's body may have; more is refused.",
             unit=BYTES,
-            typed="MiB",
-            at_least=1,
+            above=0,
         ),
     ] = 64 * 2**20
     max_in_flight: Annotated[
@@ -54,8 +53,7 @@ class Limits(Options):
             "MiB that the bodies of all requests that are read or under way may have together; "
             "more are refused (503).",
             unit=BYTES,
-            typed="MiB",
-            at_least=1,
+            above=0,
         ),
     ] = 2**30
     head_timeout: Annotated[
@@ -89,7 +87,7 @@ class Limits(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.max_in_flight < self.max_body:
-            held, body = (size / TYPED["MiB"] for size in (self.max_in_flight, self.max_body))
+            held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
             raise OptionError(
                 lambda spell: (
                     f"{spell('max_in_flight')} ({held:g} MiB) must not be below "

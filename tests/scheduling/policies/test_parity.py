@@ -15,7 +15,7 @@ from parity_models.scheduling import (
     Source,
     parity_role,
 )
-from parity_models.scheduling.policies import AnswerRule, Pool
+from parity_models.scheduling.policies import Pool
 from parity_models.scheduling.policies.groups import SHARERS_KEPT
 from scheduling_world import BOTH, ORIGINALS, PARITIES, World, code
 
@@ -177,8 +177,8 @@ class Test_parity:
         encodes = [action for action in world.log if isinstance(action, Encode)]
         assert [encode.members for encode in encodes] == [(2, 3)]
 
-    def test_under_the_deadline_rule_prefers_the_model_until_then(self) -> None:
-        world = parity_world(DEDICATED, answer=AnswerRule.DEADLINE, answer_after=1.0)
+    def test_with_a_stand_in_delay_prefers_the_model_until_then(self) -> None:
+        world = parity_world(DEDICATED, stand_in_delay=1.0)
         world.arrive(2)
         world.finish("p")
         world.pass_time(0.5)
@@ -187,8 +187,8 @@ class Test_parity:
         world.pass_time(0.6)
         assert world.answers[1] is Source.RECONSTRUCTION
 
-    def test_under_the_deadline_rule_does_not_wait_for_a_lost_instance(self) -> None:
-        world = parity_world(DEDICATED, answer=AnswerRule.DEADLINE, answer_after=1.0)
+    def test_with_a_stand_in_delay_does_not_wait_for_a_lost_instance(self) -> None:
+        world = parity_world(DEDICATED, stand_in_delay=1.0)
         world.arrive(2)
         world.finish("p")
         world.leave("b")

@@ -98,12 +98,11 @@ REFUSED = [
     ("BUNDLE --engine remote", "give those of the deployed model with --deployed"),
     (
         "BUNDLE --engine local --deployed URL",
-        "--deployed is no option of the engine local but of remote",
+        "deployed is no option of the engine local but of remote",
     ),
     ("BUNDLE --parity URL", "--parity is no option of the engine local"),
     ("BUNDLE --backup URL", "--backup is no option of the engine local"),
     ("BUNDLE --ca-file NOWHERE", "of the engine local but of remote"),
-    ("BUNDLE --bundle BUNDLE", "give one BUNDLE"),
     ("--deployed URL", "give one BUNDLE"),
     ("ALONE --deployed URL --parity URL", "no parity model"),
     ("BUNDLE --deployed URL/other", "no model is called 'other'"),

@@ -28,7 +28,6 @@ from repositories import write_version
         (("--deployed", "http://a?version=2"), "leave out the version of"),
         (("--deployed", "http://a", "--instances", "2"), "leave --instances out"),
         (("--name", "x"), "--name is for a server of one bundle"),
-        (("--bundle", "y"), "not both"),
         (("--dispatch", "round-robin"), "needs --policy"),
     ],
 )

@@ -18,7 +18,7 @@ from served_repositories import Load, Repository
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ("--instances", "2", "--policy", "none", "--grpc-port", "0", "--verify-every", "0")
+OPTIONS = ("--instances", "2", "--policy", "none", "--grpc-port", "0")
 
 
 @pytest.fixture(scope="module")

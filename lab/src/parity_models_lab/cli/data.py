@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from parity_models.cli.queries import DataDir
 from parity_models.tasks import TASKS, Split, choose_task
+from parity_models_lab.cli.options import DataDir
 from parity_models_lab.tasks import PAPERS, make_boxes, make_speech
 from parity_models_lab.tasks.making import Progress
 

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from parity_models.cli.duration import duration
 from parity_models_lab.chaos.server import Engine
+from parity_models_lab.cli.options import duration
 from parity_models_lab.results import Row, check_out, print_rows, write_result
 
 Out = Annotated[Path, typer.Option(help="The folder for results and logs.", metavar="DIR")]

@@ -6,9 +6,8 @@ from typing import Annotated
 
 import typer
 
-from parity_models.cli.extensions import naming
 from parity_models.models.bundle import open_bundle
-from parity_models.scheduling.policies import POLICIES, NoRedundancy
+from parity_models.scheduling.policies import NoRedundancy
 from parity_models_lab.encode import measure_encode
 from parity_models_lab.overhead import ROUNDS, SECONDS, measure_overhead
 from parity_models_lab.results import check_out, print_rows, write_result
@@ -28,7 +27,7 @@ def overhead(
     ] = None,
     policy: Annotated[
         str,
-        typer.Option(help="The server's policy.", metavar="POLICY", callback=naming(POLICIES)),
+        typer.Option(help="The server's policy.", metavar="POLICY"),
     ] = NoRedundancy.name,
     instances: Annotated[int, typer.Option(help="Instances of the deployed model.", min=1)] = 1,
     against: Annotated[

@@ -6,21 +6,15 @@ from typing import Annotated
 import typer
 
 import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
-from parity_models.cli.extensions import Declared, command_for, flag_of, given_options
+from parity_models.cli.flags import Only
 from parity_models.evaluation.judging import evaluate
 from parity_models.models.networks import NETWORKS
-from parity_models.options import make_options
 from parity_models.tasks import TASKS, choose_task
 from parity_models.training import TrainingOptions, progress_bars
 from parity_models_lab.deployed import train_deployed
 
-SHARED = ("epochs", "seconds", "seed", "device", "data_dir", "resume")
-
-COMMAND = command_for(train=Declared(TrainingOptions, SHARED))
-
 
 def train(
-    context: typer.Context,
     task: Annotated[
         str,
         typer.Option(
@@ -46,6 +40,10 @@ def train(
             metavar="[usual|published]",
         ),
     ] = "usual",
+    *,
+    options: Annotated[
+        TrainingOptions, Only("epochs", "seconds", "seed", "device", "data_dir", "resume")
+    ],
 ) -> None:
     """Train a model to serve, if you do not have one.
 
@@ -54,7 +52,6 @@ def train(
     set is kept. Ctrl-C ends training early and writes the best model so far; a checkpoint
     next to DIR lets you --resume.
     """
-    options = make_options(TrainingOptions, given_options(context, "train"), flag_of)
     learned = choose_task(task)
     dataset = learned.load(None if options.data_dir is None else Path(options.data_dir))
     with progress_bars() as bars:

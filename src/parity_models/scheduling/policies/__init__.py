@@ -2,7 +2,6 @@
 
 from parity_models.registry import Registry
 from parity_models.scheduling.policies.adaptive import Adaptive
-from parity_models.scheduling.policies.answer_rule import AnswerRule
 from parity_models.scheduling.policies.backup import ApproximateBackup
 from parity_models.scheduling.policies.coded import Pool
 from parity_models.scheduling.policies.erasures import Erasures, StandIns
@@ -28,7 +27,6 @@ POLICIES = Registry[Policy](
 __all__ = [
     "POLICIES",
     "Adaptive",
-    "AnswerRule",
     "ApproximateBackup",
     "EqualResources",
     "Erasures",

@@ -30,7 +30,7 @@ class ApproximateBackup(Policy):
         """What can be set."""
 
     def __init__(self, options: Options | None = None) -> None:
-        self._answer_after = (options or self.Options()).delay
+        self._stand_in_delay = (options or self.Options()).stand_in_delay
         self._backups: dict[int, Task] = {}
 
     def roles(self, instances: int, parity_instances: int) -> list[frozenset[str]]:
@@ -48,7 +48,7 @@ class ApproximateBackup(Policy):
         if query is None:
             return
         answer = partial(port.answer, query, Source.BACKUP)
-        due = query.arrived + self._answer_after
+        due = query.arrived + self._stand_in_delay
         if port.now >= due or query.was_lost:
             answer()
         else:

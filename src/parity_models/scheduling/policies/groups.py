@@ -13,7 +13,7 @@ A group of late queries is formed closed (`form`), of queries that run.
 
 While a group is closed, whatever arrives (a prediction or a parity output) may make missing
 predictions decodable; the code says which, from masks alone. A decodable query is answered once it
-has waited `answer_after`; one whose instance failed, or whose own deadline is here, never waits.
+has waited `stand_in_delay`; one whose instance failed, or whose own deadline is here, never waits.
 """
 
 from collections import OrderedDict, deque
@@ -86,12 +86,12 @@ class CodingGroups:
         *,
         max_wait: float | None,
         parity_delay: float = 0.0,
-        answer_after: float = 0.0,
+        stand_in_delay: float = 0.0,
     ) -> None:
         self.max_wait = max_wait
         self._code = code
         self._parity_delay = parity_delay
-        self._answer_after = answer_after
+        self._stand_in_delay = stand_in_delay
         self._open: OrderedDict[Sharers, list[CodingGroup]] = OrderedDict()
         self._groups: dict[int, CodingGroup] = {}
         self._padding: OrderedDict[Sharers, deque[int]] = OrderedDict()
@@ -324,7 +324,7 @@ class CodingGroups:
             query = port.pending_query(query_id)
             if query is None or not decodable[slot] or query.decoding or query.spoiled:
                 continue
-            due = query.arrived + self._answer_after
+            due = query.arrived + self._stand_in_delay
             if port.now >= due or query.was_lost or query_id == urgent:
                 ready[slot] = query
             elif query.alarm is None:

@@ -1,8 +1,8 @@
 """Coded resilience: every k queries are accompanied by r parity queries.
 
-Kosaian et al., SOSP 2019, section 3; groups.py has the life of a coding group. The answer rule says
-whether a query that can be reconstructed is answered at once (`first`) or only once it has waited
-`answer_after` (`deadline`); one whose instance failed, or whose own deadline is here, never waits.
+Kosaian et al., SOSP 2019, section 3; groups.py has the life of a coding group. A query that can be
+reconstructed is answered once it has waited `stand_in_delay`; one whose instance failed, or whose
+own deadline is here, never waits.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Parity(CodedPolicy):
             code,
             max_wait=options.max_group_wait,
             parity_delay=options.parity_delay,
-            answer_after=options.delay,
+            stand_in_delay=options.stand_in_delay,
         )
         super().__init__(code, groups, options.pool)
 

@@ -1,0 +1,185 @@
+"""Commands whose options are declared: as flags and, with --config, as variables and file keys.
+
+Typer reads the command line, the environment and the defaults that a file gives; an option is
+declared once, by an `Option` in the annotation of a command's parameter, or of a field of a
+dataclass that is the type of one:
+
+    def plan(goal: Goal, *, json: Annotated[Path | None, Option("Write the numbers to.")] = None)
+
+The parameter gets the dataclass, made of those options that were given.
+"""
+
+import inspect
+import tomllib
+from collections.abc import Callable
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from parity_models.errors import UserError
+from parity_models.options import OptionField, declared_by, declared_in, flag_of, make_options
+
+PREFIX = "PARM"
+"""The prefix of variables that give options."""
+
+_PLAIN: dict[str, Any] = {"show_default": False, "show_envvar": False}
+
+
+class Only:
+    """In the annotation of a parameter that is a dataclass: those of its options that are flags."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+def command_of(entry: Any) -> Any:
+    """Return the Typer command that calls `entry` with the options that its signature declares.
+
+    With a parameter `config`, the options may also come from that file and from variables. An
+    `entry` may be a Typer with commands of its own.
+    """
+    if isinstance(entry, typer.Typer):
+        for command in entry.registered_commands:
+            command.callback = _with_flags(command.callback)
+        return typer.main.get_command(entry)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    configured = "config" in inspect.signature(entry).parameters
+    settings = {"auto_envvar_prefix": PREFIX} if configured else {}
+    app.command(context_settings=settings)(_with_flags(entry))
+    return typer.main.get_command(app)
+
+
+def _with_flags(entry: Any) -> Any:
+    """The function that Typer calls with the values of flags, and that calls `entry`."""
+    hints = get_type_hints(entry, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    declared: dict[str, tuple[Any, list[OptionField]]] = {}
+    for each in inspect.signature(entry).parameters.values():
+        hint = hints[each.name]
+        one = declared_by(each.name, hint, each.default)
+        kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if one is None and not is_dataclass(kind):
+            parameters.append(each.replace(annotation=hint, kind=each.KEYWORD_ONLY))
+            continue
+        only = next((mark.names for mark in marks if isinstance(mark, Only)), None)
+        fields = [one] if one else declared_in(kind)
+        if only is not None:
+            by_name = {field.name: field for field in fields}
+            fields = [by_name[name] for name in only]
+        declared[each.name] = (None if one else kind, fields)
+        parameters += [_parameter(field, negatable="config" in hints) for field in fields]
+
+    def run(**values: Any) -> None:
+        for name, (kind, fields) in declared.items():
+            given = {each.name: values.pop(each.name) for each in fields}
+            given = {each: value for each, value in given.items() if value is not None}
+            if kind is not None:
+                values[name] = make_options(kind, given)
+            else:
+                values[name] = given.get(name, fields[0].default)
+        entry(**values)
+
+    run.__doc__, run.__name__ = entry.__doc__, entry.__name__
+    # As inspect documents it, which Typer reads; functions do not declare it in typeshed.
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
+
+
+def _parameter(field: OptionField, *, negatable: bool) -> inspect.Parameter:
+    """The parameter of a declared option, as Typer reads it; None where it is not given."""
+    flag = flag_of(field.name)
+    is_flag = field.kind is bool
+    required = field.default is inspect.Parameter.empty
+    default = "" if required else field.default_in_words
+    option = typer.Option(
+        *([field.option.also] if field.option.also else ()),
+        f"{flag}/--no-{flag[2:]}" if is_flag and negatable else flag,
+        help=field.option.help + (f" [default: {default}]" if default else ""),
+        metavar=None if is_flag else field.metavar,
+        parser=None if is_flag else _parser(field),
+        **_PLAIN,
+    )
+    kind: Any = list[field.kind] if field.several else field.kind  # type: ignore[name-defined]
+    return inspect.Parameter(
+        field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[kind if required else kind | None, option],
+    )
+
+
+def _parser(field: OptionField) -> Callable[[Any], Any]:
+    def parse(written: Any) -> Any:
+        try:
+            return field.parse(written)
+        except UserError as error:
+            raise typer.BadParameter(str(error)) from None
+
+    return parse
+
+
+def argument(help: str, metavar: str, **more: Any) -> Any:
+    """Return what makes a parameter an argument of a command."""
+    return typer.Argument(help=help, metavar=metavar, **_PLAIN, **more)
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Take the values of the file as defaults. Raises UserError for what no option takes."""
+    if path is None or context.resilient_parsing:
+        return path
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+    names = {
+        flag.removeprefix("--"): parameter
+        for parameter in context.command.params
+        for flag in parameter.opts
+        if flag not in ("--config", "--help")
+    }
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            near = get_close_matches(key, names, 1)
+            meant = f"did you mean {near[0]}?" if near else "parm serve --help lists the flags"
+            table = f"; tables like [{key}] have no place in it" * isinstance(value, dict)
+            raise UserError(f"{path} has an unknown key {key!r}{table}; {meant}")
+        several = getattr(names[key], "multiple", False)
+        if isinstance(value, list):
+            texts = [str(each) for each in value]
+            value = texts if several else ",".join(texts)
+        found[str(names[key].name)] = [value] if several and isinstance(value, str) else value
+    context.default_map = found
+    return path
+
+
+ConfigPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A TOML file with options, each under its flag's name without the dashes in front. "
+        "Flags go before it, and so do variables: PARM_MAX_BATCH is that of --max-batch.",
+        metavar="FILE",
+        is_eager=True,
+        callback=_read_config,
+        **_PLAIN,
+    ),
+]
+
+
+def source_of(context: Any, parameter: Any) -> str:
+    """Return how the user wrote a parameter: as a flag, a variable, or a key of a file."""
+    source = context.get_parameter_source(parameter.name)
+    flag = max(parameter.opts, key=len)
+    match "" if source is None else source.name:
+        case "ENVIRONMENT":
+            return f"{PREFIX}_{parameter.name.upper()}"
+        case "DEFAULT_MAP":
+            return f"{flag.removeprefix('--')} in {context.params['config']}"
+    return str(flag)

@@ -1,0 +1,168 @@
+"""Flags, variables and a TOML file give the same options; help and shells name them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands import Here, assert_refused
+from parity_models import __version__
+from parity_models.cli import serve as serve_command
+from parity_models.cli.flags import command_of
+from parity_models.cli.main import COMMANDS, command
+from parity_models.serving.options import ServeOptions
+from served import write_linear_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_linear_bundle(tmp_path_factory.mktemp("bundle")))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "parm.toml"
+
+
+class Served:
+    """The options that `parm serve` made a server of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._made: list[ServeOptions] = []
+        monkeypatch.setattr(serve_command, "Server", lambda _, options, __: options)
+        monkeypatch.setattr(serve_command, "_run", self._made.append)
+
+    def __call__(self, *arguments: str) -> ServeOptions:
+        command_of(serve_command.serve)(arguments, standalone_mode=False)
+        return self._made[-1]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Served:
+    return Served(monkeypatch)
+
+
+def test_a_file_says_all_that_flags_say(bundle: str, file: Path, served: Served) -> None:
+    file.write_text(
+        f"""
+        bundle = "{bundle}"
+        policy = "parity@pool=dedicated,max-group-wait=5ms"
+        deadline = "2.5s"
+        max-body = 8
+        instances = 3
+        ui = true
+        default-prediction = [0.5]
+        log-format = "json"
+        """
+    )
+    options = served("--config", str(file))
+    flags = ("--policy", "parity@pool=dedicated,max-group-wait=5", "--deadline", "2500ms")
+    more = ("--max-body", "8", "--instances", "3", "--ui", "--default-prediction", "0.5")
+    assert options == served(bundle, *flags, *more)
+    assert options.policy is not None
+    assert options.policy.options == {"pool": "dedicated", "max_group_wait": 0.005}
+    assert (options.deadline, options.limits.max_body, options.ui) == (2.5, 8 * 2**20, True)
+    assert not served("--config", str(file), "--no-ui").ui
+
+
+def test_flags_go_before_variables_and_those_before_the_file(
+    bundle: str, file: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text('bundle = "nowhere"\nport = 1\ngrpc-port = 1\nmax-batch = 1\n')
+    monkeypatch.setenv("PARM_CONFIG", str(file))
+    monkeypatch.setenv("PARM_PORT", "2")
+    monkeypatch.setenv("PARM_GRPC_PORT", "2")
+    options = served(bundle, "--port", "3")
+    assert (options.max_batch, options.grpc_port, options.port) == (1, 2, 3)
+    monkeypatch.setenv("PARM_BUNDLE", bundle)
+    assert served().port == 2
+
+
+def test_an_engine_has_the_options_after_its_name_and_those_of_flags(
+    bundle: str, served: Served
+) -> None:
+    url = "http://127.0.0.1:1"
+    options = served(bundle, "--engine", "remote@ca-file=ca.pem", "--deployed", url)
+    assert options.engine.options == {"ca_file": "ca.pem", "deployed": url}
+    assert served(bundle, "--deployed", url).engine.name == "remote"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("max-bach = 2", "has an unknown key 'max-bach'; did you mean max-batch?"),
+        ("max_batch = 2", "did you mean max-batch?"),
+        ("[limits]\nmax-body = 2", "unknown key 'limits'; tables like [limits] have no place"),
+        ("tokens = { file = 'a' }", "'tokens in "),
+        ("config = 'other.toml'", "has an unknown key 'config'"),
+        ("port = 8000.5", "must be a whole number, got 8000.5"),
+        ("port = true", "must be a whole number, got True"),
+        ("port = 70000", "must be from 0 to 65535, got 70000"),
+        ("port = 70000", "'port in "),
+        ("deadline = 'soon'", "or a time with a unit, as 50ms"),
+        ("policy = 'adaptive@hedge-delay=3'", "is no option of the policy adaptive but of hedging"),
+        ("port = ", "is not TOML"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(
+    bundle: str, file: Path, parm_here: Here, text: str, wrong: str
+) -> None:
+    file.write_text(text)
+    assert_refused(parm_here("serve", bundle, "--config", str(file)), wrong)
+
+
+def test_mistakes_in_variables_are_named(
+    bundle: str, file: Path, parm_here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_refused(parm_here("serve", bundle, "--config", str(file)), "cannot be read")
+    monkeypatch.setenv("PARM_MAX_BATCH", "0")
+    assert_refused(parm_here("serve", bundle), "'PARM_MAX_BATCH': must be 1 or more")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--max-body", "2000"), "--max-in-flight (1024 MiB) must not be below --max-body"),
+        (("--default-prediction", "nan"), "--default-prediction must be finite numbers"),
+        (("--tenant-header", "a b"), "--tenant-header is the name of a header"),
+        (("--policy", "hedging", "--agreement", "0.9"), "leave --agreement out"),
+        (("--tls-cert", "x"), "give both, --tls-cert and --tls-key"),
+    ],
+)
+def test_options_that_do_not_fit_are_spelled_as_flags(
+    bundle: str, parm_here: Here, options: tuple[str, ...], said: str
+) -> None:
+    assert_refused(parm_here("serve", bundle, *options), said)
+
+
+def test_help_lists_every_command_and_version_tells_it(parm_here: Here) -> None:
+    listed = parm_here("--help").stdout
+    for name in command().commands:
+        assert f"\n  {name} " in listed
+    assert parm_here("--version").stdout == f"parm {__version__}\n"
+
+
+def test_help_of_each_command_says_what_to_type() -> None:
+    for name in (name for section in COMMANDS.values() for name in section):
+        context: Any = command().commands[name].make_context(name, [], resilient_parsing=True)
+        said = context.get_help()
+        for noise in ("<int", "<float", "<list", "range>", "x>=", "<=x"):
+            assert noise not in said, (name, noise)
+        for option in context.command.params:
+            assert option.metavar not in ("TEXT", "PATH"), (name, option.name)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [("parm ser", "serve"), ("parm serve --max-b", "--max-batch"), ("parm eval", "evaluate")],
+)
+def test_shells_complete_commands_and_options(
+    parm_here: Here, monkeypatch: pytest.MonkeyPatch, shell: str, typed: str, completed: str
+) -> None:
+    monkeypatch.setenv("_PARM_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", typed)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    assert completed in parm_here().stdout
