@@ -78,7 +78,7 @@ class Deployment(ServedVersion):
     Args:
         bundle: Read only as it was checked when it was opened.
         options: How to serve it.
-        version: The version's name.
+        version: Its version in a repository; None for a bundle on its own.
         starts_at_once: As in Parts.
         tracing: Makes spans of its queries.
 
@@ -91,7 +91,7 @@ class Deployment(ServedVersion):
         self,
         bundle: Bundle,
         options: ServeOptions,
-        version: str = VERSION,
+        version: str | None = None,
         *,
         starts_at_once: int | None = None,
         tracing: "Tracing | None" = None,
@@ -134,7 +134,7 @@ class Deployment(ServedVersion):
                 for source, gate in gates.items()
             },
             frozenset({imitated.name}) if imitated is not None and stood_in else frozenset(),
-            version,
+            version or VERSION,
         )
         self._bundle = bundle
         self._faults = options.faults or FaultPlan()
@@ -182,7 +182,7 @@ class Deployment(ServedVersion):
         self.feed: Feed | None = None
         """The feed of its live page, if there is to be one."""
         if options.ui:
-            title = model.name if version == VERSION else f"{model.name} version {version}"
+            title = model.name if version is None else f"{model.name} version {version}"
             self.feed = feed_of(self.frontend, model=title, policy=choice.name)
 
     async def start(self) -> None:
