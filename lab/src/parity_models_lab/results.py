@@ -6,7 +6,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cache
+from hashlib import sha256
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +24,9 @@ from parity_models.writable import why_not_writable
 Result = TypeVar("Result")
 Row = Mapping[str, object]
 """One row of a table: values by column."""
+
+INVALID = "invalid"
+"""The column that says why a row says nothing; such rows are printed in red."""
 
 LIBRARIES = ("parity-models", "numpy", "onnxruntime")
 
@@ -52,10 +58,10 @@ class ResultCache:
 
 
 class TrialCache(ResultCache):
-    """The results of trials of latency experiments."""
+    """The results of trials of latency experiments, each of the code that made it."""
 
     def find(self, trial: Trial) -> TrialResult | None:
-        return self.get(trial.key, TrialResult)
+        return self.get(self._key(trial), TrialResult)
 
     def __getitem__(self, trial: Trial) -> TrialResult:
         """The result of a trial. Raises KeyError if it has not been run."""
@@ -65,7 +71,20 @@ class TrialCache(ResultCache):
         return result
 
     def keep(self, trial: Trial, result: TrialResult) -> None:
-        self.put(trial.key, result)
+        self.put(self._key(trial), result)
+
+    def _key(self, trial: Trial) -> str:
+        return f"{trial.key}-{code_digest()}"
+
+
+@cache
+def code_digest() -> str:
+    """Name the code that runs trials: that of the package, and of this one."""
+    digest = sha256()
+    for package in ("parity_models", "parity_models_lab"):
+        for file in sorted(Path(str(files(package))).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def check_out(folder: Path) -> None:
@@ -114,7 +133,8 @@ def print_rows(title: str, rows: Sequence[Row]) -> None:
         text = any(isinstance(row.get(name), str) for row in rows)
         table.add_column(name, justify="left" if text else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(row.get(name)) for name in columns))
+        style = "red" if row.get(INVALID) else None
+        table.add_row(*(_text(row.get(name)) for name in columns), style=style)
     Console(highlight=False).print(table)
 
 

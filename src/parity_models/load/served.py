@@ -20,6 +20,7 @@ from parity_models.serving.server import ServeOptions, Server
 
 BEGIN_FAULTS = b"begin faults\n"
 BUSY = b"busy\n"
+LAG = b"lag\n"
 
 
 class ServeSpec(msgspec.Struct):
@@ -52,7 +53,14 @@ class Served:
 
     async def busy_seconds(self) -> float:
         """How long instances have been busy, all together."""
-        answer = await self._process.ask(BUSY)
+        return await self._ask(BUSY)
+
+    async def mean_lag(self) -> float:
+        """How long reports and timers waited for the server's process, in seconds on average."""
+        return await self._ask(LAG)
+
+    async def _ask(self, question: bytes) -> float:
+        answer = await self._process.ask(question)
         if not answer:
             raise ServingError("the server has ended")
         return float(answer)
@@ -87,6 +95,8 @@ async def _serve(spec: ServeSpec) -> None:
                 server.begin_faults()
             elif line == BUSY:
                 tell(f"{server.busy_seconds():.6f}")
+            elif line == LAG:
+                tell(f"{server.frontend.mean_lag:.6f}")
 
 
 def main(spec: str, serve: Callable[[ServeSpec], Coroutine[None, None, None]] = _serve) -> int:

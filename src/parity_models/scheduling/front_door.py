@@ -40,9 +40,17 @@ class FrontDoor:
         self.lag = 0.0
         self.busy = 0.0
         self.is_bottleneck = False
+        self._waits, self._waited = 0, 0.0
+
+    @property
+    def mean_lag(self) -> float:
+        """The lag in seconds, on average from the beginning."""
+        return self._waited / max(1, self._waits)
 
     def waited(self, seconds: float, typical_run: float) -> None:
         """A report or a timer has waited for the loop for so long."""
+        self._waits += 1
+        self._waited += max(0.0, seconds)
         self.lag += NEWEST * (max(0.0, seconds) - self.lag)
         limit = max(LEAST, SHARE * typical_run)
         if self.is_bottleneck:

@@ -272,6 +272,11 @@ class Frontend:
         """Whether redundant work is sent, or why not."""
         return self._scheduler.redundancy
 
+    @property
+    def mean_lag(self) -> float:
+        """How long reports and timers waited for this process, in seconds on average."""
+        return self._scheduler.front_door.mean_lag
+
     def switch_redundancy(self, on: bool) -> None:
         """Send redundant work from now on, or none."""
         self._driver.carry_out(self._scheduler.redundancy_switched(now(), on))

@@ -6,6 +6,7 @@ plan say (`faults.WorkerFaults`, the code that real workers obey).
 
 import heapq
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from math import inf
 from random import Random
@@ -110,7 +111,7 @@ class Driver:
         for running in self._running.values():
             if not running.over:
                 self._count(running, running.ends if running.ends < inf else self._now)
-        return self._result
+        return replace(self._result, lag=self._scheduler.front_door.mean_lag)
 
     def _at(self, time: float, happens: Callable[[], None]) -> None:
         """Enter into the calendar; of two at one time the first entered happens first."""

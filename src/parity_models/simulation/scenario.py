@@ -71,7 +71,8 @@ class SimulationResult:
 
     `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units`, `busy` and
     `rows` are how many units ran, how many instance-seconds they took, and how many rows were in
-    them, by role. `recycled` are how many instances were recycled, by reason.
+    them, by role. `recycled` are how many instances were recycled, by reason. `lag` is how long
+    reports waited for the server's process on average, in seconds.
     """
 
     latencies: NDArray[np.float64]
@@ -80,3 +81,4 @@ class SimulationResult:
     busy: dict[str, float]
     recycled: dict[RecycleReason, int]
     rows: dict[str, int] = field(default_factory=dict)
+    lag: float = 0.0

@@ -1,7 +1,7 @@
 """What one run of a latency experiment meets, whatever the policy."""
 
 import os
-from math import ceil, exp, prod
+from math import ceil, exp, inf, prod
 from random import Random
 from statistics import fmean
 from typing import Annotated, Literal
@@ -50,6 +50,10 @@ some 600 kB are to its own, ten times as fast."""
 
 OUTPUT_SHAPE = (10,)
 
+SLOWED, SERVING, PER_UNIT = 2, 1.05e-3, 0.6e-3
+"""The cores of a machine with a `speed`, and the seconds that one of them computes for a query (by
+server and client) and for a unit (by a worker), as measured in real trials at full speed."""
+
 
 class FurtherBackup(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A backup besides the first: how long it runs, and the share of queries it may answer."""
@@ -66,7 +70,9 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     per second, or, where that is None, `load` as a share of what `instances` alone can carry.
     `service` is the emulated service time of a batch of up to `max_batch` queries,
     `backup_service` that of an approximate backup; it is waited for, or with `computing` computed
-    for; in simulations by so many `cores`, 0 for as many as there are here. `encoder` and
+    for; in simulations by so many `cores`, 0 for as many as there are here. `speed` is the share of
+    two cores' time that the server's processes get together, in real runs by a quota; 0: no quota,
+    and simulations have no such processes. `encoder` and
     `decoder`, with their options, are the code's; without a word on it the encoder is the decoder's
     usual one. Stand-ins may answer a share `coverage` of the queries, drawn for each. `stand_ins`
     are those that the bundle has for a policy that can do with either; `further_backups` come after
@@ -110,6 +116,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     backup_service: Distribution = LogNormal(0.0125, 0.05)
     computing: bool = False
     cores: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    speed: Annotated[float, Meta(ge=0, le=1)] = 0.0
     stand_ins: Annotated[tuple[StandInKind, ...], Meta(min_length=1)] = ("parity",)
     coverage: Annotated[float, Meta(ge=0, le=1)] = 1.0
     further_backups: Annotated[tuple[FurtherBackup, ...], Meta(max_length=len(BACKUPS) - 1)] = ()
@@ -277,6 +284,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         cores = range(self.cores or len(os.sched_getaffinity(0)))
         hogs = [Hog(core, self.hog_gap, self.hog_spell) for core in cores] * self.hogs
         return besides.cores(len(cores), tuple(hogs), pinned=bool(hogs))
+
+    def slow_cores(self) -> Cores:
+        """What server, client and workers compute on where the processor has a `speed`."""
+        quota = SLOWED * self.speed if self.speed < 1 else inf
+        return Cores(SLOWED, SERVING, unit=PER_UNIT, waiting=not self.computing, quota=quota)
 
     @property
     def _network(self) -> Network | None:

@@ -20,20 +20,6 @@ from parity_models.simulation.course import DISPATCH, SHARES, with_outside
 from parity_models.simulation.scenario import FAILED, SOURCES
 from parity_models.simulation.setting import Setting
 
-FORMAT = 4
-"""Results of another format are not read from the cache."""
-
-LATER = (
-    ("setting", "further_backups"),
-    ("setting", "quiet_links"),
-    ("setting", "cores"),
-    ("", "held_ms"),
-    ("", "serving_ms"),
-    ("", "unseen_ms"),
-    ("", "unit_ms"),
-)
-"""What trials have not always had; results of those without are kept."""
-
 PARTS = 40
 """Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
 
@@ -89,13 +75,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         _, dispatch = self.policy.build(self.stand_ins)
         policy = self.policy.written_out() | {"dispatch": self.policy.dispatch or dispatch.name}
         content = msgspec.to_builtins(self) | {"policy": policy}
-        for part, later in LATER:  # as before there was such a thing
-            there = content[part] if part else content
-            if not there[later]:
-                del there[later]
-        if self.cores is not None and self.mode is Mode.SIMULATED:
-            content["cores"] = self.cores.count  # which were not always simulated
-        return sha256(msgspec.json.encode((FORMAT, content), order="sorted")).hexdigest()[:24]
+        return sha256(msgspec.json.encode(content, order="sorted")).hexdigest()[:24]
 
     @property
     def seconds(self) -> float:
@@ -121,10 +101,13 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def cores(self) -> Cores | None:
         """Those that a simulation has: as it is set, or, where contention is real, as real runs."""
-        if self.network is not Emulation.NOTHING and not self.setting.cores:
+        setting = self.setting
+        if setting.speed:
+            return setting.slow_cores()
+        if self.network is not Emulation.NOTHING and not setting.cores:
             return None
         ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
-        return self.setting.simulated_cores(Besides(self.held_ms, self.outside_ms, *ms))
+        return setting.simulated_cores(Besides(self.held_ms, self.outside_ms, *ms))
 
     @property
     def workers(self) -> int:
@@ -144,7 +127,8 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     `sources` counts answers by source. `work` is how many units ran for each query, all models
     together; `busy_ms` how long instances were busy with them, `workers_ms` how long workers
     computed, `serving_ms` server and client, all for each query; `accuracy` is that of the answers;
-    `send_delay_p99_ms` how late the load generator sent. None where the mode does not
+    `send_delay_p99_ms` how late the load generator sent, `lag_ms` how long reports and timers
+    waited for the server's process on average. None where the mode does not
     know. `date` says when it was run, `seconds` for how long (a simulation: how much of a core's
     time it took), `memory_mb` what a simulation's process took at most.
     """
@@ -164,6 +148,7 @@ class TrialResult(msgspec.Struct, frozen=True, kw_only=True):
     busy_ms: float | None = None
     accuracy: float | None = None
     send_delay_p99_ms: float | None = None
+    lag_ms: float | None = None
     workers_ms: float | None = None
     serving_ms: float | None = None
     date: str = ""
@@ -184,6 +169,7 @@ def result_of(
     busy_ms: float | None = None,
     accuracy: float | None = None,
     send_delay_p99_ms: float | None = None,
+    lag_ms: float | None = None,
 ) -> TrialResult:
     """Sum up the `latencies` (n,) in seconds of answered queries, in the order of arrival.
 
@@ -212,6 +198,7 @@ def result_of(
         busy_ms=busy_ms,
         accuracy=accuracy,
         send_delay_p99_ms=send_delay_p99_ms,
+        lag_ms=lag_ms,
     )
 
 
@@ -255,4 +242,5 @@ def simulate_trial(
         counts,
         work=sum(result.units.values()) / trial.queries,
         busy_ms=float(sum(result.busy.values())) / trial.queries * 1e3,
+        lag_ms=result.lag * 1e3 if trial.cores else None,
     )

@@ -65,6 +65,15 @@ def latency(
             show_default=False,
         ),
     ] = None,
+    speed: Annotated[
+        float,
+        typer.Option(
+            help="The share of two cores' time for the server and its workers: in real runs by a "
+            "quota (root and cgroup v1). 0: no quota, and simulated servers take no time.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.0,
     seed: Seed = 0,
 ) -> None:
     """Run the latency figures, for real and simulated.
@@ -77,7 +86,7 @@ def latency(
         raise UserError(f"no preset is called {preset!r}; there are {', '.join(PRESETS)}")
     shuffles = _network(network)
     plans = [
-        Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles)
+        Plan(name, load_experiment(name), PRESETS[preset], seed, shuffles, speed)
         for name in figures_of(list(figure or ["all"]))
     ]
     check_out(out)

@@ -23,11 +23,12 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
-from parity_models.simulation.setting import QUERY_SHAPE
+from parity_models.simulation.setting import QUERY_SHAPE, SLOWED
 from parity_models.simulation.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
+from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
 
 TASK = "digits"
@@ -82,8 +83,12 @@ class Laboratory:
             if setting.nodes:
                 options = replace(options, placements=_on_nodes(options.placements, trial))
             prefix = contention.prefix if contention else ()
+            slowed = None
+            if 0 < setting.speed < 1:
+                slowed = stack.enter_context(quota(SLOWED * setting.speed))
+            enter = slowed.prefix if slowed else ()
             server = await stack.enter_async_context(
-                served(bundle.path, options, prefix=prefix, allow_code=bundle.allowed)
+                served(bundle.path, options, prefix=enter + prefix, allow_code=bundle.allowed)
             )
 
             counting: list[asyncio.Task[float]] = []
@@ -92,6 +97,8 @@ class Laboratory:
             def begin() -> None:
                 computed.append(Computed.until_now(server.pid))
                 server.begin_faults()
+                if slowed is not None:
+                    slowed.begin()
                 if contention is not None:
                     contention.begin(server.pid)
                 counting.append(asyncio.create_task(_busy_by(warm, server)))
@@ -101,6 +108,8 @@ class Laboratory:
             result = await offer_load_from_own_process(load, begin, prefix)
             busy = [await server.busy_seconds() - await before for before in counting]
             summed = _sum_up(result, trial.warm_up, sum(busy) if busy else None)
+            lag_ms = await server.mean_lag() * 1e3
+            summed = msgspec.structs.replace(summed, lag_ms=lag_ms)
             if setting.hogs or setting.tenants:
                 return summed  # they compute, too
             ms = 1e3 / len(result)

@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
+from parity_models.simulation.setting import Setting, mean_of
 from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.latency.experiment import Experiment, Picture, Series, TunedBy
 from parity_models_lab.latency.figures import Line, plot_experiment
 from parity_models_lab.latency.frontier import plot_frontier
-from parity_models_lab.results import Row, TrialCache
+from parity_models_lab.results import INVALID, Row, TrialCache
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,15 @@ class Plan:
     preset: Preset
     seed: int
     network: Emulation | None
+    speed: float = 0.0
     chosen: Mapping[tuple[str, int], PolicyChoice] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return Path(self.figure).stem
+        """What its files are called."""
+        speed = f"-speed-{self.speed:g}" if self.speed else ""
+        seed = f"-seed-{self.seed}" if self.seed else ""
+        return f"{Path(self.figure).stem}{speed}{seed}"
 
     def tuning_trials(self, points: Sequence[int] | None = None) -> list[Trial]:
         """The simulations by which options of tuned series are chosen, at all or some points."""
@@ -141,7 +146,7 @@ class Plan:
     def _trial(self, mode: Mode, series: Series, point: int) -> Trial:
         return Trial(
             mode=mode,
-            setting=self.experiment.at(point, series),
+            setting=msgspec.structs.replace(self.experiment.at(point, series), speed=self.speed),
             policy=self.choice(series, point),
             queries=self.queries(mode),
             warm_up=self.warm_up,
@@ -245,6 +250,12 @@ NOTE = (
 )
 COST_NOTE = "Simulated; each mark is one setting of a policy's options."
 
+SEND_DELAY_MS = 1.0
+"""How late a load generator may send, at p99."""
+
+LAG = 0.1
+"""How long reports may wait for the server, on average, as a share of the service time."""
+
 NEAR = 1.5
 """How many times the undisturbed p99 still counts as near it."""
 
@@ -262,7 +273,7 @@ def rows_of(result: FigureResult) -> Iterator[Row]:
             baseline = columns[0][point]
             before = [each for each in experiment.undisturbed if each <= point]
             calm = columns[0][max(before)] if before else None
-            for line, results in zip(result.lines, columns, strict=True):
+            for series, line, results in zip(experiment.series, result.lines, columns, strict=True):
                 here = results[point]
                 if here is None:
                     continue
@@ -281,7 +292,19 @@ def rows_of(result: FigureResult) -> Iterator[Row]:
                     "busy": here.busy_ms,
                     "work": here.work,
                     "send delay": here.send_delay_p99_ms,
+                    "lag": here.lag_ms,
+                    INVALID: why_invalid(here, experiment.at(point, series)),
                 }
+
+
+def why_invalid(result: TrialResult, setting: Setting) -> str:
+    """Return why a run says nothing of its policy: who offers or takes its queries was too late.
+    Empty if it is valid."""
+    if (result.send_delay_p99_ms or 0.0) > SEND_DELAY_MS:
+        return "the load generator was late"
+    if (result.lag_ms or 0.0) > LAG * mean_of(setting.service) * 1e3:
+        return "the server was its own bottleneck"
+    return ""
 
 
 def kept(here: TrialResult, calm: TrialResult) -> float:

@@ -1,0 +1,65 @@
+"""A slower processor: a control group with a quota, for a server and its workers (cgroup v1)."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from parity_models.errors import ContentionError
+from parity_models.simulation.cores import PERIOD
+
+ROOT = Path("/sys/fs/cgroup/cpu")
+GRACE = 5.0
+"""Seconds that processes of a group have to end."""
+
+
+@dataclass(frozen=True)
+class Quota:
+    """A control group, whose processes get `cores` cores' time in each PERIOD from `begin` on.
+
+    A command that begins with `prefix` runs in the group.
+    """
+
+    group: Path
+    cores: float
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        enter = f'echo $$ > {self.group / "cgroup.procs"} && exec "$@"'
+        return ("sh", "-c", enter, "sh")
+
+    def begin(self) -> None:
+        """Limit the group from now on."""
+        _write(self.group / "cpu.cfs_period_us", PERIOD)
+        _write(self.group / "cpu.cfs_quota_us", PERIOD * self.cores)
+
+
+@contextmanager
+def quota(cores: float) -> Iterator[Quota]:
+    """Make a control group while the context lasts. Raises ContentionError where there can be
+    none."""
+    group = ROOT / f"parm-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        raise ContentionError(
+            f"cannot make a control group in {ROOT}: {error.strerror}; a slower processor needs "
+            "root and cgroup v1; leave out the speed"
+        ) from error
+    try:
+        yield Quota(group, cores)
+    finally:
+        until = time.monotonic() + GRACE
+        while group.exists() and time.monotonic() < until:
+            with suppress(OSError):
+                group.rmdir()
+            time.sleep(0.05)
+
+
+def _write(file: Path, seconds: float) -> None:
+    try:
+        file.write_text(f"{round(seconds * 1e6)}")
+    except OSError as error:
+        raise ContentionError(f"cannot write {file}: {error.strerror}") from error
