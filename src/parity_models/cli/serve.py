@@ -1,6 +1,7 @@
 """parm serve: a bundle behind the Open Inference Protocol."""
 
 import asyncio
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -205,6 +206,9 @@ async def _serve(server: "Server | RepositoryServer") -> None:
             this.cancel()
         asked_to_stop.set()
 
+    loop = asyncio.get_running_loop()
+    for number, on in ((signal.SIGUSR1, False), (signal.SIGUSR2, True)):
+        loop.add_signal_handler(number, server.switch_redundancy, on)
     with on_signals(on_signal):
         await _serve_until(asked_to_stop, server)
 

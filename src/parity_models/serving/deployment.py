@@ -201,6 +201,10 @@ class Deployment(ServedVersion):
         """Stop being ready, but still take queries."""
         self.frontend.retire()
 
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+        self.frontend.switch_redundancy(on)
+
     async def drain(self) -> None:
         """End the live feed, and take no more queries; return when those in flight have ended."""
         self.close_feed()

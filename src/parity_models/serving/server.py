@@ -59,6 +59,9 @@ class Served(Protocol):
     def retire(self) -> None:
         """Stop being ready, but still take queries."""
 
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none."""
+
     def close_feed(self) -> None:
         """End the streams of the live page."""
 
@@ -157,6 +160,10 @@ class ProtocolServer:
         except BaseException:
             await self._close()
             raise
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none, whatever the policy."""
+        self._served.switch_redundancy(on)
 
     async def stop(self) -> None:
         """Stop being ready; after the options' `shutdown_delay`, refuse new requests, answer those

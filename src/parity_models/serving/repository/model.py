@@ -67,6 +67,7 @@ class RepositoryModel:
         """The version that takes requests."""
         self.running: dict[str, Deployment] = {}
         """The versions that have instances, those that are ending included."""
+        self._redundancy_on = True
         self._folder = folder
         self._options = options
         self._allow_code = allow_code
@@ -119,6 +120,12 @@ class RepositoryModel:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for running in self.running.values():
             await running.stop()
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none, in whatever version."""
+        self._redundancy_on = on
+        for running in self.running.values():
+            running.switch_redundancy(on)
 
     def close_feed(self) -> None:
         """End the streams of the live page."""
@@ -204,6 +211,8 @@ class RepositoryModel:
                 status.state, status.reason = State.UNAVAILABLE, f"loading failed: {error!r}"
                 raise
             self.running[version] = deployment
+            if not self._redundancy_on:
+                deployment.switch_redundancy(False)
             self._loaded(version, status)
 
     def _loaded(self, version: str, status: _Status) -> None:

@@ -78,6 +78,7 @@ class Repository(Collector):
         self._models: dict[str, RepositoryModel] = {}
         self._retries: dict[str, asyncio.Task[None]] = {}
         self._state = "starting"
+        self._redundancy_on = True
         scan(folder)
 
     async def start(self) -> None:
@@ -102,6 +103,12 @@ class Repository(Collector):
         """End all models at once."""
         self._stop_retries()
         await asyncio.gather(*(each.stop() for each in self._models.values()))
+
+    def switch_redundancy(self, on: bool) -> None:
+        """Send redundant work from now on, or none, for whatever model."""
+        self._redundancy_on = on
+        for each in self._models.values():
+            each.switch_redundancy(on)
 
     def close_feed(self) -> None:
         """End the streams of the live page."""
@@ -207,6 +214,7 @@ class Repository(Collector):
             self._models[name] = RepositoryModel(
                 self._folder / name, self._options, self._allow_code, self._tracing
             )
+            self._models[name].switch_redundancy(self._redundancy_on)
         return self._models[name]
 
     def _known(self, name: str) -> RepositoryModel:
