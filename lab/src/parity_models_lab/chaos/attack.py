@@ -16,14 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
-from parity_models.evaluation.predictor import predictor
 from parity_models.faults import Constant, Empirical, FaultPlan
 from parity_models.load.served import served
 from parity_models.load.target import NoAnswerError, Target, target
 from parity_models.models.bundle import Bundle, write_bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.onnx_model import OnnxModel
-from parity_models.models.queries import renamed
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Parity
@@ -101,7 +99,7 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
     """
     code = bundle.code()
     assert code is not None
-    model, parity = predictor(bundle.deployed_path), OnnxModel(bundle.parity_paths[0])
+    model, parity = OnnxModel(bundle.deployed_path), OnnxModel(bundle.parity_paths[0])
     taken = bundle.manifest.deployed.signature.inputs[0].name
     envelope = bundle.envelope()
     joining = ~_unlike(envelope, victims)
@@ -109,22 +107,26 @@ def compute(bundle: Bundle, victims: Array, beside: Array) -> tuple[float, float
     beside = np.where(
         held.reshape(-1, *[1] * (victims.ndim - 1)), np.roll(victims, 1, axis=0), beside
     )
-    right = model(victims).argmax(axis=-1)
-    others = model(beside)
+    right = _output(model, victims).argmax(axis=-1)
+    others = _output(model, beside)
     agreed = []
     with np.errstate(over="ignore", invalid="ignore"):
         for slot in range(2):
             group = [victims, beside] if slot == 0 else [beside, victims]
             predictions = [None, others] if slot == 0 else [others, None]
             parities = code.encode([{taken: each} for each in group])[0]
-            decoded = code.decode(
-                predictions, [next(iter(parity(renamed(parities, parity.signature)).values()))]
-            )[slot]
+            decoded = code.decode(predictions, [_output(parity, parities[taken])])[slot]
             answers = np.ones(len(decoded), np.bool_)
             if envelope is not None:
                 answers = ~envelope.impossible(decoded)
             agreed.append((decoded.argmax(axis=-1) == right)[joining & answers])
     return float(np.concatenate(agreed).mean()), float(held.mean())
+
+
+def _output(model: OnnxModel, rows: Array) -> Array:
+    """The model's only output, which may be NaN or infinite for an attacker's queries."""
+    (output,) = model({model.signature.inputs[0].name: rows}).values()
+    return output
 
 
 def _unlike(envelope: Envelope | None, rows: Array) -> NDArray[np.bool_]:
@@ -168,7 +170,7 @@ async def _beside_each(bundle: Bundle, rows: Array, victims: int, seed: int) -> 
     )
     rng = np.random.default_rng(seed)
     asked = rows[rng.integers(len(rows), size=victims)]
-    right = predictor(bundle.deployed_path)(asked).argmax(axis=-1)
+    right = _output(OnnxModel(bundle.deployed_path), asked).argmax(axis=-1)
     served_beside = partners(rows, victims, rng)
     computed_beside = partners(rows, len(rows), rng)
     result: list[Row] = []
