@@ -81,7 +81,7 @@ def test_options_are_fields_by_name_or_all_at_once(folder: Path) -> None:
 def test_a_comparison_says_what_part_of_a_gain_is_the_dispatch_rules() -> None:
     found = pm.simulate(
         service_time=0.02, backup_time=0.004, load=0.7, instances=8, queries=3000,
-        policies=["hedging", "adaptive", "parity"],
+        policies=["hedging", "adaptive", "parity"], code=pm.CodeSpec("stack", "separate", 2),
     )  # fmt: skip
     names = [each.name for each in found.policies]
     assert names == ["none", "none, latency-aware", "hedging", "adaptive", "parity"]

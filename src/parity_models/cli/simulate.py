@@ -18,7 +18,7 @@ def simulate(
     *,
     policy: PolicyNames = None,
     dispatch: DispatchName = None,
-    k: Annotated[int, Option("Queries in a coding group.")] = 2,
+    k: Annotated[int | None, Option("Queries in a coding group, without a bundle 2.")] = None,
     options: Annotated[
         SimulationOptions,
         Only(
@@ -44,7 +44,7 @@ def simulate(
     found = compare(
         bundle,
         policies=choices or None,
-        code=CodeSpec("stack", "separate", k),
+        code=None if k is None else CodeSpec("stack", "separate", k),
         options=options,
     )
     found.show()

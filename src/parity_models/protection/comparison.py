@@ -104,7 +104,7 @@ def simulate(
     /,
     *,
     policies: Sequence[str | PolicyChoice] | None = None,
-    code: CodeSpec = CODE,
+    code: CodeSpec | None = None,
     options: SimulationOptions | None = None,
     **given: Any,
 ) -> Comparison:
@@ -114,11 +114,12 @@ def simulate(
     take a minute or two for each policy.
 
     Args:
-        bundle: The bundle to be served, or its folder. Without one, give `service_time`; there are
-            parity models of `code` that take as long, and with a `backup_time` a backup.
+        bundle: The bundle to be served, or its folder. Without one, give `service_time`, and with
+            `backup_time` there is a backup, or with `code` there are parity models that take as
+            long as the model; by default these, for k=2.
         policies: Names, with options as hedging@hedge-delay=5ms, or choices. By default hedging,
             and parity and adaptive where there are stand-ins for them.
-        code: The code of parity models without a bundle.
+        code: The code of parity models where there is no bundle.
         options: All of SimulationOptions at once, in place of some by name.
         **given: Fields of SimulationOptions: workload, cluster and service; times in seconds.
 
@@ -132,6 +133,8 @@ def simulate(
     chosen = gather(SimulationOptions, options, given)
     opened = bundle if bundle is None or isinstance(bundle, Bundle) else open_bundle(bundle)
     recording = recording_of(chosen)
+    if chosen.backup_time is None:
+        code = code or CODE
     service = service_for(opened, chosen, code, recording)
     scene = scene_of(service, chosen, chosen, queries=QUERIES, recording=recording)
     asked = [
