@@ -27,9 +27,9 @@ pytestmark = pytest.mark.slow
         (ROWS[:0], "", "there are 0 inputs in rows.npy, too few: give 6 or more"),
         (ROWS[:5], "", "there are 5 inputs in rows.npy, too few: give 6 or more"),
         (ROWS, "--k 32", "there are 60 inputs in rows.npy, too few: give 96 or more"),
-        (ROWS[:, :5], "", "the model takes float32 of shape (n, 6)"),
+        (ROWS[:, :5], "", "has rows of shape [5]; the model takes 'input' FP32 [6]"),
         (np.where(ROWS > 2, np.nan, ROWS), "", "hold NaN or infinite values"),
-        (np.ones_like(ROWS), "", "all training inputs are the same"),
+        (np.ones_like(ROWS), "", "all inputs in rows.npy are the same"),
         (ROWS, "--encoder concatenation", "concatenation needs images"),
         (ROWS, "--encoder sum", "could not tell the slots apart"),
         (ROWS, "--k 1", "k must be 2 or more"),
@@ -148,11 +148,11 @@ def test_stand_ins_worth_nothing_are_warned_about(
     )
     result = invoke(*command)
     assert result.exit_code == 0, result.output
-    assert "reconstructions are no better than the same prediction for every" in result.stderr
+    assert "reconstruction is no better than the same prediction for every" in result.stdout
     command = ["backup", "--from", "b", "--inputs", "few.npy", "--network", "mynet:zeros"]
     result = invoke(*command, "--out", "backed", "--seconds", "1e-6")
     assert result.exit_code == 0, result.output
-    assert "the backup is no better than the same prediction for every query" in result.stderr
+    assert "the backup is no better than the same prediction for every query" in result.stdout
 
 
 def test_options_that_do_not_go_together_are_refused(parm: Parm, digits: Path) -> None:
@@ -160,11 +160,11 @@ def test_options_that_do_not_go_together_are_refused(parm: Parm, digits: Path) -
     np.save("alike.npy", np.ones((4, *DIGITS.train.inputs.shape[1:]), np.float32))
     for arguments, reason in [
         ("parity --out b", "Missing option"),
-        ("parity --model {digits}/model.onnx --out b", "give some with --inputs"),
-        ("parity --from plain --out b", "give some with --inputs"),
-        ("backup --from plain --network linear --out b", "give some with --inputs"),
+        ("parity --model {digits}/model.onnx --out b", "give some as inputs"),
+        ("parity --from plain --out b", "give some as inputs"),
+        ("backup --from plain --network linear --out b", "give some as inputs"),
         ("evaluate plain", "give queries with --inputs"),
-        ("evaluate plain --labels {digits}/labels.npy", "name the inputs, too"),
+        ("evaluate plain --labels {digits}/labels.npy", "labels and a metric belong to inputs"),
         (
             "evaluate plain --inputs {digits}/inputs.npy --labels {digits}/labels.npy",
             "holds 400 labels for 1200 inputs",

@@ -182,6 +182,8 @@ def _read(path: Path, inputs: GivenInputs | None) -> tuple[bytes, Signature]:
     else:
         named = inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
         queries = {name: np.asarray(each) for name, each in named.items()}
+    if any(not each.size for each in queries.values()):
+        return read_servable(path)  # too few queries are refused by those who count them
     return read_servable(path, queries=queries)
 
 
