@@ -4,7 +4,7 @@
 
 FROM python:3.12-slim AS build
 WORKDIR /src
-COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
 RUN python -m venv /opt/parm \
     && /opt/parm/bin/pip install --no-cache-dir -c constraints.txt '.[grpc,otel,remote,tls]' \

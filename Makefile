@@ -9,7 +9,7 @@ SERVERS := .servers
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers demo lint docs docs-serve check test explore format compiled dist protos clean
+.PHONY: help setup servers demo lint docs docs-serve check test explore format dist protos clean
 
 # By the marks of tests, which pyproject.toml lists.
 QUICK := not slow and not servers and not ray and not root
@@ -88,9 +88,6 @@ explore: setup ## The tests of properties, with inputs that no run has tried bef
 format: setup ## Format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-compiled: setup ## Build a wheel for this Python with the scheduler and the simulator compiled
-	PARM_COMPILE=1 $(BIN)/python -m build --wheel --outdir dist .
 
 dist: setup ## Build the wheel and the sdist, list what they bring, and try both on the Pythons that are here
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[release]'

@@ -20,7 +20,6 @@ def main(wheel: str, sdist: str) -> None:
         names = [member.name.partition("/")[2] for member in archive.getmembers()]
     for name in (
         "pyproject.toml",
-        "hatch_build.py",
         "LICENSE",
         "README.md",
         "src/parity_models/py.typed",

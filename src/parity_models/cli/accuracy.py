@@ -12,7 +12,7 @@ from parity_models.evaluation.accuracy import Progress
 @contextmanager
 def rows_bar(what: str) -> Iterator[Progress]:
     """Show how many rows are done, on stderr."""
-    with Bar(console=Console(stderr=True)) as bar:
+    with Bar(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(rows: int, total: int) -> None:

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 from rich.console import Console
-from tqdm import tqdm
+from rich.progress import Progress
 
 from parity_models.cli.common import Json, write_json
 from parity_models.cli.flags import Only, argument
@@ -66,6 +66,7 @@ def plan(
 def _record(url: str, file: Path) -> None:
     """Record the running server at a URL. Raises as `record` does."""
     credentials = Credentials.of_environment()
-    with tqdm(total=RECORDED, unit="s", desc="recording") as bar:
-        recording = record(url, RECORDED, lambda _: bar.update(STEP) and None, credentials)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("recording", total=RECORDED)
+        recording = record(url, RECORDED, lambda _: bar.advance(task, STEP), credentials)
         write_json(file, asyncio.run(recording))
