@@ -12,7 +12,6 @@ from parity_models.scheduling import (
     Scheduler,
     SchedulerConfig,
     Source,
-    Spare,
 )
 from parity_models.scheduling.policies import ApproximateBackup, Pool, Replication
 from scheduling_world import World, code
@@ -40,7 +39,7 @@ def answer_by_the_model(world: World, queries: int = 2) -> str:
     return instance
 
 
-def spared(world: World, units: int) -> list[int]:
+def compared(world: World, units: int) -> list[int]:
     """Which of so many units that nobody needs run on; all of them end before the next begins."""
     numbers = []
     for number in range(1, units + 1):
@@ -52,17 +51,17 @@ def spared(world: World, units: int) -> list[int]:
 
 
 def test_one_parity_unit_in_many_runs_on() -> None:
-    assert spared(world_of(parity()), 3 * ONE_IN) == [ONE_IN, 2 * ONE_IN, 3 * ONE_IN]
+    assert compared(world_of(parity()), 3 * ONE_IN) == [ONE_IN, 2 * ONE_IN, 3 * ONE_IN]
 
 
 def test_all_do_while_their_gate_is_closed() -> None:
     world = world_of(parity())
     world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
-    assert spared(world, ONE_IN - 1) == []
+    assert compared(world, ONE_IN - 1) == []
     world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, False))
-    assert spared(world, 3) == [1, 2, 3]
+    assert compared(world, 3) == [1, 2, 3]
     world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, True))
-    assert spared(world, ONE_IN) == [3]
+    assert compared(world, ONE_IN) == [3]
 
 
 @pytest.mark.parametrize("how", ["finish", "fail", "leave"])
@@ -84,38 +83,6 @@ def test_one_at_a_time_until_it_is_over(how: str) -> None:
     world.arrive(1)
     world.finish(next(each for each, run in world.running.items() if run.role == DEPLOYED))
     assert len(world.compared) == 2
-
-
-def test_one_in_so_many_originals_that_a_backup_answered_for_runs_on() -> None:
-    config = SchedulerConfig(spare_one_in=3)
-    world = World(Scheduler(ApproximateBackup(), config))
-    world.join("model", frozenset({DEPLOYED}))
-    world.join("backup", frozenset({BACKUP}))
-    for _ in range(7):
-        world.arrive(1)
-        world.finish("backup")
-        world.finish("model")
-    spared = [
-        (number, action.stands_for)
-        for number, action in enumerate(
-            each for each in world.log if isinstance(each, Cancel | Spare)
-        )
-        if isinstance(action, Spare)
-    ]
-    assert spared == [(0, 3), (3, 3), (6, 3)]
-
-
-def test_none_is_spared_where_the_model_answered_itself_or_nobody_asks() -> None:
-    for policy, config in (
-        (Replication(Replication.Options(copies=2)), SchedulerConfig(spare_one_in=1)),
-        (ApproximateBackup(), SchedulerConfig()),
-    ):
-        world = World(Scheduler(policy, config))
-        for number, roles in enumerate(policy.roles(1, 1)):
-            world.join(f"{number}", roles)
-        world.arrive(1)
-        world.finish("1")
-        assert not [action for action in world.log if isinstance(action, Spare)]
 
 
 def test_copies_are_always_cancelled() -> None:

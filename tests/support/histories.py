@@ -154,12 +154,8 @@ def draw_setup(choose: Callable[[Sequence[Any]], Any]) -> Setup:
 
 
 def draw_verification(setup: Setup, choose: Callable[[Sequence[Any]], Any]) -> Setup:
-    """The setup, perhaps with golden queries now and then, and with units that are spared; `choose`
-    picks one of some options."""
-    config = replace(
-        setup.config, verify_every=choose([0, 0, 1, 3]), spare_one_in=choose([0, 0, 1, 2])
-    )
-    return replace(setup, config=config)
+    """The setup, perhaps with golden queries now and then; `choose` picks one of some options."""
+    return replace(setup, config=replace(setup.config, verify_every=choose([0, 0, 1, 3])))
 
 
 def _one_of(names: Sequence[str], choice: int) -> str:

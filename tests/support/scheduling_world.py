@@ -26,7 +26,6 @@ from parity_models.scheduling import (
     Run,
     Scheduler,
     Source,
-    Spare,
     Verify,
     WakeAt,
     parity_role,
@@ -301,15 +300,6 @@ class World:
         running = {each.unit for each in (*self.running.values(), *self.unreported.values())}
         assert not self.compared & running, "one at a time"
         self.compared.add(compare.unit)
-
-    def _spare(self, spare: Spare) -> None:
-        run = self.running.get(spare.instance) or self.unreported[spare.instance]
-        assert run.unit == spare.unit, "no unit is spared whose end is being reported"
-        assert run.role == DEPLOYED
-        assert spare.unit not in self.cancelled
-        assert any(
-            query in self.answers and self.answers[query].stands_in for query in run.subjects
-        ), "a stand-in answered"
 
     def _verify(self, verify: Verify) -> None:
         assert verify.instance not in self.running | self.verifying

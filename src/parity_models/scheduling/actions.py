@@ -122,17 +122,6 @@ class Compare(Struct, frozen=True):
     unit: int
 
 
-class Spare(Struct, frozen=True):
-    """Nobody needs the outcome of `unit`, of the deployed model, any more, as a stand-in has
-    answered; it runs on, so that it is known how long it takes, for `stands_for` such units, itself
-    included: the others are cancelled.
-    """
-
-    instance: str
-    unit: int
-    stands_for: int
-
-
 class Verify(Struct, frozen=True):
     """Run golden query number `probe` of `role` on `instance`, as `unit`, and compare.
 
@@ -193,7 +182,6 @@ Action = (
     | Fail
     | Cancel
     | Compare
-    | Spare
     | Verify
     | Recycle
     | Dismiss

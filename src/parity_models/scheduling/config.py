@@ -14,9 +14,7 @@ class SchedulerConfig:
     et al., Clipper, NSDI 2017, section 5.2.1). `verify_every`: an instance answers a golden query
     of each role when it joins, after so many queries of that role, and when its answers are
     suspected; 0: never. `compare_one_in`: of so many outputs of stand-ins that come too late to be
-    needed, one is had all the same, and compared with the deployed model's. `spare_one_in`: of so
-    many units of the deployed model whose queries a stand-in has answered, one is not cancelled, so
-    that it is known how long the others would have taken; 0: all are. `compare_every`: at
+    needed, one is had all the same, and compared with the deployed model's. `compare_every`: at
     most once in so many seconds a query that the deployed model has answered is run on a stand-in
     as well, to be compared, if an instance is idle; 0: never. `fleet`: the roles of each instance
     that there always is to be, where that is given; those that are not there count as out for good.
@@ -29,12 +27,11 @@ class SchedulerConfig:
     default_prediction: bool = False
     verify_every: int = 0
     compare_one_in: int = 20
-    spare_one_in: int = 0
     compare_every: float = 10.0
     fleet: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("verify_every", "spare_one_in", "compare_every"):
+        for name in ("verify_every", "compare_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
         for name in ("max_batch", "max_queue", "deadline", "max_attempts", "compare_one_in"):

@@ -3,9 +3,6 @@
 Most queries are answered before the output of their stand-in is here, and its unit is cancelled.
 Now and then one is not: its outputs are compared with the model's predictions, so that it is known
 how right the stand-in is (serving/gates.py). One at a time, as it takes an instance's time.
-
-Where a stand-in has answered, the deployed model's own unit is cancelled; one in so many is not, if
-somebody wants to know how long it would have taken (serving/page/tails.py).
 """
 
 from collections.abc import Mapping
@@ -16,13 +13,10 @@ from parity_models.scheduling.work import Unit
 
 class Samples:
     """Takes one in so many of the units; while the gate of their source is closed, all that can be
-    had, as it is to open again soon. Of the deployed model it spares one in so many, 0 for none.
-    `running` are the units that run, by id."""
+    had, as it is to open again soon. `running` are the units that run, by id."""
 
-    def __init__(self, one_in: int, spare_one_in: int, running: Mapping[int, Unit]) -> None:
+    def __init__(self, one_in: int, running: Mapping[int, Unit]) -> None:
         self._one_in = one_in
-        self._spare_one_in = spare_one_in
-        self._stood_in_for = 0
         self._running = running
         self._closed: set[Source] = set()
         self._count = 0
@@ -54,10 +48,3 @@ class Samples:
             return False
         self.take(unit)
         return True
-
-    def spares(self, unit: Unit) -> bool:
-        """Shall this unit, whose query a stand-in has answered, run on?"""
-        if unit.role != DEPLOYED or not self._spare_one_in:
-            return False
-        self._stood_in_for += 1
-        return self._stood_in_for % self._spare_one_in == 1 % self._spare_one_in

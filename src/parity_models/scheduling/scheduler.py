@@ -49,7 +49,7 @@ class Scheduler:
     may be reported late, after timers that were due before it, or twice, or for a unit or an
     instance that is gone. What an event says counts before timers that have become due in the
     meantime: an output that is here answers its query, however late it is. An event that says
-    nothing new is ignored. A `Cancel`, `Compare` or `Spare` may come for a unit that has ended but
+    nothing new is ignored. A `Cancel` or `Compare` may come for a unit that has ended but
     is not reported yet; the driver ignores it. If a hook of the policy raises, the queries that it
     was about fail as INTERNAL, and all else goes on.
 

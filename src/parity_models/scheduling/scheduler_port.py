@@ -28,7 +28,6 @@ from parity_models.scheduling.actions import (
     Recycle,
     RecycleReason,
     Source,
-    Spare,
     Verify,
     WakeAt,
 )
@@ -65,7 +64,7 @@ class SchedulerPort:
         """The unit of each instance that is up; None: it has none."""
         self.units: dict[int, Unit] = {}
         """Those that run, by id, oldest first."""
-        self.samples = Samples(config.compare_one_in, config.spare_one_in, self.units)
+        self.samples = Samples(config.compare_one_in, self.units)
         self.floor = Floor(self, dispatch, self.samples, policy.asks, config.compare_every)
         self.broken: list[tuple[int, str]] = []
         """Queries that are to fail, as a hook of the policy raised; and why."""
@@ -146,10 +145,6 @@ class SchedulerPort:
         self.work_held_back[role] += 1
 
     def drop(self, task: Task) -> None:
-        self._drop(task, stood_in=False)
-
-    def _drop(self, task: Task, *, stood_in: bool) -> None:
-        """`stood_in`: a stand-in has answered the task's query."""
         if not task.wanted:
             return
         task.wanted = False
@@ -161,8 +156,6 @@ class SchedulerPort:
             if self.samples.takes(unit):
                 self.floor.settle()  # one comparison at a time, and this one costs less
                 self.actions.append(Compare(unit.instance, unit.id))
-            elif stood_in and self.samples.spares(unit):
-                self.actions.append(Spare(unit.instance, unit.id, self.config.spare_one_in))
             else:
                 self.actions.append(Cancel(unit.instance, unit.id))
 
@@ -252,15 +245,15 @@ class SchedulerPort:
     def answer(self, query: Query, source: Source) -> None:
         self.actions.append(Answer(query.id, source))
         self.admission.answered(query.tenant)
-        self._resolve(query, stood_in=source.stands_in)
+        self._resolve(query)
 
     def fail(
         self, query: Query, reason: Reason, detail: str, retry_after: float | None = None
     ) -> None:
         self.actions.append(Fail(query.id, reason, detail, retry_after))
-        self._resolve(query, stood_in=False)
+        self._resolve(query)
 
-    def _resolve(self, query: Query, *, stood_in: bool) -> None:
+    def _resolve(self, query: Query) -> None:
         del self.queries[query.id]
         if query.id in self.waiting:
             self.waiting.remove(query.id)
@@ -270,7 +263,7 @@ class SchedulerPort:
         self.timers.cancel(query.timer)
         self.timers.cancel(query.alarm)
         for task in query.tasks:
-            self._drop(task, stood_in=stood_in)
+            self.drop(task)
         self.tell((), self.policy.resolved, self, query)
         self.release(query.id)
 

@@ -32,7 +32,6 @@ from parity_models.scheduling import (
     Run,
     Scheduler,
     Source,
-    Spare,
     Verify,
     WakeAt,
     source_of,
@@ -43,7 +42,7 @@ from parity_models.simulation.link import Link
 from parity_models.simulation.network import Traffic
 from parity_models.simulation.scenario import FAILED, SOURCES, Simulation, SimulationResult
 
-_OF_NO_USE = frozenset((Encode, Compare, Spare, ForgetQueries, ForgetGroup))
+_OF_NO_USE = frozenset((Encode, Compare, ForgetQueries, ForgetGroup))
 """Actions for tensors and for who observes units: a simulation has neither."""
 
 _NUMBERS = {source: number for number, source in enumerate(SOURCES)}
