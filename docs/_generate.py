@@ -175,9 +175,9 @@ def _options() -> Iterator[str]:
     yield "# Options of extensions"
     yield ""
     yield (
-        "Made from what they declare. Times are in seconds in files, and in milliseconds in flags "
-        "unless the flag says otherwise. Tasks and networks have their options after the name, as "
-        "resnet18@width=0.25. Those that are not in a table have no options."
+        "Generated from their declarations. Options follow the name: `hedging@hedge-delay=5ms`, "
+        "`resnet18@width=0.25`. A bare number of time is in milliseconds unless the range says "
+        "otherwise. Extensions that are not in a table have no options."
     )
     for kind, registry in REGISTRIES.items():
         yield ""
@@ -185,16 +185,18 @@ def _options() -> Iterator[str]:
         if not any(options_of(extension.Options) for extension in registry):
             continue
         yield ""
-        yield f"| {kind} | option | type | range | default | what it is |"
+        yield f"| {kind} | option | type | range | default | meaning |"
         yield "|---|---|---|---|---|---|"
         for extension in registry:
             for field in options_of(extension.Options):
                 choices = getattr(field.kind, "__members__", {})
                 type_ = ", ".join(map(str, choices.values())) or field.kind.__name__
-                default = "" if field.default is None else field.default
+                option = field.option
+                numeric = field.kind in (int, float)
+                range_ = option.range_in(option.typed_in, option.scale) if numeric else ""
                 yield (
-                    f"| `{extension.name}` | `{field.name}` | {type_} | {field.option.range} | "
-                    f"{default} | {_text(field.option.help)} |"
+                    f"| `{extension.name}` | `{field.name.replace('_', '-')}` | {type_} | "
+                    f"{range_} | {field.default_in_words} | {_text(option.help)} |"
                 )
 
 
