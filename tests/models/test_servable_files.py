@@ -15,7 +15,7 @@ from torch import nn
 from commands import Here, assert_refused
 from onnx_models import linear_model, output_of
 from parity_models.codes import CodeSpec
-from parity_models.errors import ModelError
+from parity_models.errors import ModelError, UserError
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.servable import read_servable
 from trainings import ONCE, train_parity
@@ -154,5 +154,5 @@ def test_modules_that_cannot_be_deployed_are_refused(tmp_path: Path) -> None:
         (Two(), "--imitates NAME"),
         (Whole(), "cannot be imitated"),
     ]:
-        with pytest.raises(ModelError, match=reason):
+        with pytest.raises(UserError, match=reason):
             train_parity(module, STACK, ROWS, tmp_path / "bundle", ONCE)

@@ -41,8 +41,12 @@ BATCH = 256
 
 
 def queries_of(bundle: Bundle, inputs: Inputs) -> Named:
-    """Return the queries of a bundle's deployed model. Raises DataError for those that are not."""
-    return as_batch(inputs, bundle.manifest.deployed.signature)
+    """Return the queries of a bundle's deployed model. Raises DataError for those that are not, and
+    for none."""
+    queries = as_batch(inputs, bundle.manifest.deployed.signature)
+    if not rows_in(queries):
+        raise DataError("there are 0 inputs, too few")
+    return queries
 
 
 def predictor(

@@ -68,6 +68,8 @@ def check_floats(array: Array, shape: tuple[int, ...], what: str) -> None:
             f"the {what} are {array.dtype} of shape {array.shape}; the model takes float32 of "
             f"shape ({', '.join(map(str, ('n', *shape)))})"
         )
+    if not len(array):
+        raise DataError(f"there are 0 {what}, too few")
     if not np.isfinite(array).all():
         raise DataError(f"the {what} hold NaN or infinite values; leave such rows out")
 
