@@ -151,7 +151,7 @@ def test_modules_that_cannot_be_deployed_are_refused(tmp_path: Path) -> None:
 
     for module, reason in [
         (nn.Linear(5, 2), "cannot be exported to ONNX for queries of shape"),
-        (Two(), "--imitates NAME"),
+        (Two(), "--output NAME"),
         (Whole(), "cannot be imitated"),
     ]:
         with pytest.raises(UserError, match=reason):
