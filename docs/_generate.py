@@ -18,7 +18,7 @@ import parity_models
 from parity_models.cli.main import command
 from parity_models.codes import DECODERS, ENCODERS
 from parity_models.models.networks import NETWORKS
-from parity_models.options import options_of
+from parity_models.options import declared_in
 from parity_models.scheduling.dispatch import RULES
 from parity_models.scheduling.policies import POLICIES
 from parity_models.serving.engines import ENGINES
@@ -182,13 +182,13 @@ def _options() -> Iterator[str]:
     for kind, registry in REGISTRIES.items():
         yield ""
         yield f"Of each {kind}: {', '.join(f'`{name}`' for name in registry.names)}"
-        if not any(options_of(extension.Options) for extension in registry):
+        if not any(declared_in(extension.Options) for extension in registry):
             continue
         yield ""
         yield f"| {kind} | option | type | range | default | meaning |"
         yield "|---|---|---|---|---|---|"
         for extension in registry:
-            for field in options_of(extension.Options):
+            for field in declared_in(extension.Options):
                 choices = getattr(field.kind, "__members__", {})
                 type_ = ", ".join(map(str, choices.values())) or field.kind.__name__
                 option = field.option

@@ -1,7 +1,7 @@
 """The project's errors. Every message says what was wrong and what to do about it."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 _FLAG = re.compile(r"--([a-z][a-z0-9-]*)")
@@ -56,9 +56,6 @@ class ParityModelsError(Exception):
 class UserError(ParityModelsError):
     """The caller's mistake: exit code 2 on the command line, 4xx over the network."""
 
-    def spelled(self, spell: Callable[[str], str]) -> str:
-        return str(self)
-
 
 class OptionError(UserError):
     """Options that do not fit together.
@@ -67,9 +64,7 @@ class OptionError(UserError):
     Python: `tls_cert` for `--tls-cert`.
     """
 
-    def __init__(self, message: str | Callable[[Callable[[str], str]], str]) -> None:
-        if callable(message):
-            message = message(lambda name: f"--{name.replace('_', '-')}")
+    def __init__(self, message: str) -> None:
         super().__init__(_FLAG.sub(lambda flag: flag[1].replace("-", "_"), message))
         self.typed = message
 

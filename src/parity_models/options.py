@@ -9,7 +9,7 @@ Flags, variables, keys of files and reference pages are derived from that:
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from enum import StrEnum
 from math import inf, isfinite
@@ -227,27 +227,6 @@ class OptionField:
             raise UserError(f"must be {within}, got {value:g}{hint}")
         return value
 
-    # Until their callers are gone.
-
-    @property
-    def is_time(self) -> bool:
-        return self.option.unit == SECONDS
-
-    def read(self, text: str) -> Any:
-        return self._read(text)
-
-    def from_typed(self, value: Any, spell: Callable[[str], str]) -> Any:
-        try:
-            return self.parse(value)
-        except UserError as error:
-            raise UserError(f"{spell(self.name)} {error}") from None
-
-    def convert(self, value: Any, spell: Callable[[str], str]) -> Any:
-        try:
-            return self.check(value)
-        except UserError as error:
-            raise UserError(f"{spell(self.name)} {error}") from None
-
 
 def _pairs(written: str) -> Iterator[tuple[str, str]]:
     """The pairs of NAME=AMOUNT,... Raises ValueError for anything else."""
@@ -292,12 +271,6 @@ def declared_in(kind: type) -> list[OptionField]:
     return [each for each in declared if each is not None]
 
 
-options_of = declared_in
-Amounts = dict[str, float]
-TYPED = SCALES
-Spell = Callable[[str], str]
-
-
 def declared_by(name: str, hint: Any, default: Any) -> OptionField | None:
     """Return the option that an annotation declares; None if it has no `Option`."""
     marks = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
@@ -319,7 +292,7 @@ def declared_by(name: str, hint: Any, default: Any) -> OptionField | None:
 T = TypeVar("T")
 
 
-def make_options(kind: type[T], given: Mapping[str, Any], spell: Any = None) -> T:
+def make_options(kind: type[T], given: Mapping[str, Any]) -> T:
     """Return the options with the given values, each of which is declared.
 
     Raises UserError for values that are out of range or exclude each other.

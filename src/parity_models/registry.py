@@ -126,7 +126,7 @@ class Registry(Generic[T]):
                 raise UserError(f"{option} of {name} {error}") from None
         return name, given
 
-    def options(self, name: str, given: Mapping[str, Any], spell: Any = None) -> Any:
+    def options(self, name: str, given: Mapping[str, Any]) -> Any:
         """Return the `Options` of the extension of this name, with the values that are given.
 
         Raises UserError as `find` does, for options that it does not have, and for values that

@@ -17,7 +17,7 @@ from parity_models.errors import UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.serving.engines import ENGINES, EngineChoice, choose_engine
+from parity_models.serving.engines import ENGINES, EngineChoice
 from parity_models.serving.server import ServeOptions, Server
 from served import ServerProcess, predictions, queries, write_linear_bundle
 
@@ -81,7 +81,7 @@ def test_it_is_checked_as_it_says(bundle: Path, parm_here: Here) -> None:
     with pytest.raises(UserError, match="called must be a text, got 7"):
         EngineChoice(ENGINE, {"called": 7})
     with pytest.raises(UserError, match=r"instances is no option of the engine .*; it has called"):
-        choose_engine(ENGINE, {"instances": 2})
+        EngineChoice(ENGINE, {"instances": 2})
     with pytest.raises(UserError, match="is no engine: it must be a subclass of"):
         EngineChoice("own_policy:Again")
     with pytest.raises(UserError, match="there is no engine 'lokal'; did you mean local"):

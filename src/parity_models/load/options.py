@@ -183,12 +183,7 @@ async def plan_load(
     and LoadError for a load that cannot be, or a server that does not say which model it has.
     """
     if (options.rate is None) == (options.trace is None):
-        raise OptionError(
-            lambda spell: (
-                f"give {spell('rate')} or {spell('trace')}, to say when queries are sent, and not "
-                "both"
-            )
-        )
+        raise OptionError("give --rate or --trace, to say when queries are sent, and not both")
     spec = LoadSpec(
         url=url,
         model=options.model or "",

@@ -87,7 +87,7 @@ class PolicyChoice:
         return policy, policy.dispatch() if self.rule is None else self.rule.build(of_rule)
 
 
-def choose(name: str, given: Mapping[str, Any], spell: Any = None) -> PolicyChoice:
+def choose(name: str, given: Mapping[str, Any]) -> PolicyChoice:
     """Return the policy `name` with what is given: its options, and `dispatch`.
 
     Raises UserError as PolicyChoice does.

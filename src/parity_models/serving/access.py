@@ -81,10 +81,7 @@ class Access(Options):
         super().__post_init__()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise OptionError(
-                lambda spell: (
-                    "TLS needs a certificate and its key; give both, "
-                    f"{spell('tls_cert')} and {spell('tls_key')}"
-                )
+                "TLS needs a certificate and its key; give both, --tls-cert and --tls-key"
             )
 
     def certificate(self) -> "Certificate | None":

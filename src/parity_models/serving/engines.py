@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from parity_models.options import Spell, Value
+from parity_models.options import Value
 from parity_models.registry import Registry
 from parity_models.serving.engine import Engine
 from parity_models.serving.local.local_engine import LocalEngine
@@ -41,12 +41,3 @@ class EngineChoice:
     def settings(self) -> Any:
         """The engine's `Options`."""
         return ENGINES.options(self.name, self.options)
-
-
-def choose_engine(name: str, given: Mapping[str, Any], spell: Spell = str) -> EngineChoice:
-    """Return the engine `name` with the options that are given.
-
-    `spell` writes an option's name as the user did. Raises UserError as EngineChoice does.
-    """
-    ENGINES.options(name, given, spell)
-    return EngineChoice(name, given)

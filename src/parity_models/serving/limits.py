@@ -89,11 +89,9 @@ class Limits(Options):
         if self.max_in_flight < self.max_body:
             held, body = (size / SCALES["MiB"] for size in (self.max_in_flight, self.max_body))
             raise OptionError(
-                lambda spell: (
-                    f"{spell('max_in_flight')} ({held:g} MiB) must not be below "
-                    f"{spell('max_body')} ({body:g} MiB), else the largest request could never be "
-                    "taken"
-                )
+                f"--max-in-flight ({held:g} MiB) must not be below "
+                f"--max-body ({body:g} MiB), else the largest request could never be "
+                "taken"
             )
 
 

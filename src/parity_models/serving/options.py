@@ -148,15 +148,12 @@ class ServeOptions:
         if self.name is not None and (not self.name or "/" in self.name):
             raise UserError(f"a model cannot be called {self.name!r}; leave out slashes")
         if not all(map(isfinite, self.default_prediction or ())):
-            raise OptionError(lambda spell: f"{spell('default_prediction')} must be finite numbers")
+            raise OptionError("--default-prediction must be finite numbers")
         if self.tenant_header is not None:
             object.__setattr__(self, "tenant_header", tenant_header(self.tenant_header))
         if self.ui and self.port is None:
             raise OptionError(
-                lambda spell: (
-                    "the live page needs a port of the server's own; give "
-                    f"{spell('port')}, or no {spell('ui')}"
-                )
+                "the live page needs a port of the server's own; give --port, or no --ui"
             )
         engine = self.engine
         if self.faults is not None and not engine.kind.takes_faults:

@@ -12,7 +12,6 @@ from parity_models.models.bundle import Bundle
 from parity_models.models.envelope import Envelope
 from parity_models.models.gate import Calibration, Gate, GateLevel, StandIn
 from parity_models.models.tensor import tensors_in
-from parity_models.options import Spell
 from parity_models.roles import BACKUPS, Source, source_of
 
 AGREEMENT: Final = 0.99
@@ -49,11 +48,9 @@ def choose_gates(
         return {}
     if agreement is not None and not used:
         raise OptionError(
-            lambda spell: (
-                "this policy has no stand-in whose agreement could be chosen; leave "
-                f"{spell('agreement')} out, or serve with a policy that uses the bundle's parity "
-                "model or backup"
-            )
+            "this policy has no stand-in whose agreement could be chosen; leave "
+            "--agreement out, or serve with a policy that uses the bundle's parity "
+            "model or backup"
         )
     chosen = {}
     for stand_in in used:
@@ -107,17 +104,12 @@ def _reaching(
     most = calibration.at_most(1.0)
     most_said = "no level" if most is None else f"{most.level:g}"
 
-    def say(spell: Spell) -> str:
-        lower = (
-            "" if most is None else f"serve with {spell('agreement')} {most.level:g} at most, or "
-        )
-        return (
-            f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
-            f"it reaches {most_said}: {lower}calibrate it with more queries: "
-            f"parm calibrate {bundle.path} --agreement {agreement:g}"
-        )
-
-    raise OptionError(say)
+    lower = "" if most is None else f"serve with --agreement {most.level:g} at most, or "
+    raise OptionError(
+        f"the {stand_in} of {bundle.path} is not calibrated for an agreement of {agreement:g}; "
+        f"it reaches {most_said}: {lower}calibrate it with more queries: "
+        f"parm calibrate {bundle.path} --agreement {agreement:g}"
+    )
 
 
 class Refused(NamedTuple):

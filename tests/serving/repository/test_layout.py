@@ -26,7 +26,7 @@ from repositories import write_version
         (("--deployed", "http://a", "--backup", "http://a/x"), "names one model"),
         (("--deployed", "http://a?model=x"), "write {model} in its place"),
         (("--deployed", "http://a?version=2"), "leave out the version of"),
-        (("--deployed", "http://a", "--instances", "2"), "leave --instances out"),
+        (("--deployed", "http://a", "--instances", "3"), "leave --instances out"),
         (("--name", "x"), "--name is for a server of one bundle"),
         (("--dispatch", "round-robin"), "needs --policy"),
     ],
@@ -40,13 +40,6 @@ def test_options_of_one_bundle_are_refused(
 def test_a_folder_that_is_not_there_is_named(parm_here: Here, tmp_path: Path) -> None:
     outcome = parm_here("serve", "--repository", tmp_path / "nowhere")
     assert_refused(outcome, "nowhere cannot be read: No such file or directory")
-
-
-def test_the_options_in_force_are_printed(parm_here: Here, tmp_path: Path) -> None:
-    said = parm_here("serve", "--repository", tmp_path, "--deadline", "5s", "--print-config").stdout
-    assert f'repository = "{tmp_path}"' in said
-    assert "deadline = 5" in said
-    assert "# instances = 2" in said
 
 
 def test_versions_are_folders_named_by_whole_numbers(tmp_path: Path) -> None:

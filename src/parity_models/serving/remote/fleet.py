@@ -70,9 +70,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         if not self.upstreams:
-            raise OptionError(
-                lambda spell: f"there is no upstream; give one or more with {spell('deployed')}"
-            )
+            raise OptionError("there is no upstream; give one or more with --deployed")
 
     @property
     def roles(self) -> list[frozenset[str]]:
@@ -94,25 +92,19 @@ def fleet_of(options: FleetOptions, bundle: Bundle) -> Fleet:
     """
     if options.deployed is None:
         raise OptionError(
-            lambda spell: (
-                "the engine remote needs the URLs of servers that run already; give those of the "
-                f"deployed model with {spell('deployed')}"
-            )
+            "the engine remote needs the URLs of servers that run already; give those of the "
+            "deployed model with --deployed"
         )
     code = bundle.manifest.code
     if options.parity is not None and code is None:
         raise OptionError(
-            lambda spell: (
-                f"{bundle.path} has no parity model for the servers of {spell('parity')}; make one "
-                f"with `parm parity --from {bundle.path} --out BUNDLE`"
-            )
+            f"{bundle.path} has no parity model for the servers of --parity; make one "
+            f"with `parm parity --from {bundle.path} --out BUNDLE`"
         )
     if options.backup is not None and not bundle.manifest.backups:
         raise OptionError(
-            lambda spell: (
-                f"{bundle.path} has no backup model for the servers of {spell('backup')}; make one "
-                f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
-            )
+            f"{bundle.path} has no backup model for the servers of --backup; make one "
+            f"with `parm backup --from {bundle.path} --network linear --out BUNDLE`"
         )
     upstreams = parse_upstreams(
         bundle.manifest.name,
@@ -231,10 +223,8 @@ def _upstream(base: str, models: Mapping[str, str], said: Mapping[str, str]) -> 
 
 def _no_server_of_parity(model: str) -> OptionError:
     return OptionError(
-        lambda spell: (
-            f"no server of {spell('parity')} runs {model}, and a code needs all its parity "
-            "models; give one that does"
-        )
+        f"no server of --parity runs {model}, and a code needs all its parity "
+        "models; give one that does"
     )
 
 

@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.models.bundle import Bundle
 from parity_models.options import OptionField, declared_in
-from parity_models.options import options_of as declared_options_of
 from parity_models.scheduling.choice import choose, declared_options
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.options import ServeOptions
@@ -78,7 +77,7 @@ def options_of(
     given = _read(path)
     engine = options.engine
     try:
-        of_engine = {each.name: each for each in declared_options_of(engine.kind.Options)}
+        of_engine = {each.name: each for each in declared_in(engine.kind.Options)}
         own = _taken(given, of_engine)
         values = engine.kind.options_of_model(engine.options, own, bundle, folder.name, version)
         engine = EngineChoice(engine.name, values)
@@ -93,7 +92,8 @@ def options_of(
     except UserError as error:
         if not given:
             raise
-        raise UserError(f"{path}: {error.spelled(_key)}") from error
+        said = error.typed.replace("--", "") if isinstance(error, OptionError) else str(error)
+        raise UserError(f"{path}: {said}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,11 +111,14 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _taken(given: Mapping[str, Any], declared: Mapping[str, OptionField]) -> dict[str, Any]:
     """Return those of the values whose options are declared, in the options' units."""
-    return {
-        key: declared[key].convert(declared[key].from_typed(value, _key), _key)
-        for key, value in given.items()
-        if key in declared
-    }
+    return {key: _parsed(declared[key], given[key]) for key in given if key in declared}
+
+
+def _parsed(field: OptionField, value: Any) -> Any:
+    try:
+        return field.parse(value)
+    except UserError as error:
+        raise UserError(f"{_key(field.name)} {error}") from None
 
 
 def _with(
@@ -141,10 +144,9 @@ def _with(
             f"{policy} or its dispatch rule, too; rename that of the one that is your own"
         )
     values = {
-        key: fields[key].from_typed(value, _key) if key in fields else value
-        for key, value in rest.items()
+        key: _parsed(fields[key], value) if key in fields else value for key, value in rest.items()
     }
-    return replace(options, policy=choose(policy, values, _key), **changed)
+    return replace(options, policy=choose(policy, values), **changed)
 
 
 def _key(option: str) -> str:

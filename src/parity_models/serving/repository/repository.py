@@ -302,9 +302,7 @@ class RepositoryServer(ProtocolServer):
     ) -> None:
         options.engine.kind.check_several(options.engine.settings)
         if options.name is not None:
-            raise OptionError(
-                lambda spell: f"{spell('name')} is for a server of one bundle; leave it out"
-            )
+            raise OptionError("--name is for a server of one bundle; leave it out")
         if options.placements:
             raise UserError("placements are for a server of one bundle; leave them out")
         tracing = tracing_to(traces)
