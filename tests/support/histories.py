@@ -252,9 +252,8 @@ def history(random: Random) -> tuple[Setup, list[tuple[str, int]]]:
     return draw_verification(setup, random.choice), steps
 
 
-def run_history(setup: Setup, steps: list[tuple[str, int]], *, retires: bool = False) -> World:
-    """The world after these steps. Where one `retires`, instances that are lost else are only not
-    needed any more."""
+def run_history(setup: Setup, steps: list[tuple[str, int]]) -> World:
+    """The world after these steps."""
     world, policy = setup.build()
     roles = cycle(policy.roles(3, 2))
     nodes = cycle([None] if setup.nodes is None else [str(node) for node in range(setup.nodes)])
@@ -268,9 +267,7 @@ def run_history(setup: Setup, steps: list[tuple[str, int]], *, retires: bool = F
             if len(world.roles) < INSTANCES:
                 world.join(f"joined-{number}", next(roles), next(nodes))
         elif step == "leave":
-            if retires:
-                world.retire()
-            elif world.roles:
+            if world.roles:
                 world.leave(_one_of(sorted(world.roles), choice))
         elif step == "report":
             if world.unreported:

@@ -17,7 +17,6 @@ from parity_models.scheduling import (
     Cancel,
     Compare,
     Decode,
-    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -31,7 +30,6 @@ from parity_models.scheduling import (
     parity_role,
     source_of,
 )
-from parity_models.scheduling.health import State
 
 ORIGINALS = frozenset({DEPLOYED})
 PARITIES = frozenset({parity_role(0)})
@@ -77,7 +75,6 @@ class World:
     running: dict[str, Run] = field(default_factory=dict)
     verifying: dict[str, Verify] = field(default_factory=dict)
     recycled: dict[str, Recycle] = field(default_factory=dict)
-    dismissed: list[str] = field(default_factory=list)
     answers: dict[int, Source] = field(default_factory=dict)
     failures: dict[int, Fail] = field(default_factory=dict)
     exact: set[int] = field(default_factory=set)
@@ -128,10 +125,6 @@ class World:
         self.verifying.pop(instance, None)
         self.recycled.pop(instance, None)
         self.do(self.scheduler.instance_left(self.now, instance))
-
-    def retire(self) -> None:
-        """One instance less is needed."""
-        self.do(self.scheduler.instance_not_needed(self.now))
 
     def finish(self, instance: str) -> None:
         self.end(instance)
@@ -211,16 +204,12 @@ class World:
                 ]
                 wrong = {*self.wrong, *refused}
                 self.do(self.scheduler.decoded(self.now, action.group, wrong))
-        while self.dismissed:
-            self.leave(self.dismissed.pop())
 
     def _run(self, run: Run) -> None:
         busy = self.running.keys() | self.unreported.keys()
         assert run.instance not in busy, "an instance runs one unit at a time"
         assert run.instance not in self.verifying, "an instance that is verified runs nothing else"
         assert run.role in self.roles[run.instance]
-        states = dict(self.scheduler.instances())
-        assert states[run.instance] is not State.LEAVING, "what is not needed gets nothing"
         assert len(run.subjects) <= self.max_batch
         assert len(set(run.subjects)) == len(run.subjects), "no batch holds copies of one query"
         if run.role in (DEPLOYED, *BACKUPS):
@@ -309,12 +298,6 @@ class World:
     def _recycle(self, recycle: Recycle) -> None:
         assert recycle.instance in self.roles
         self.recycled[recycle.instance] = recycle
-
-    def _dismiss(self, dismiss: Dismiss) -> None:
-        busy = self.running.keys() | self.unreported.keys() | self.verifying.keys()
-        assert dismiss.instance in self.roles
-        assert dismiss.instance not in busy, "none is dismissed that has a unit"
-        self.dismissed.append(dismiss.instance)
 
     def _forgetqueries(self, forget: ForgetQueries) -> None:
         for query in forget.queries:

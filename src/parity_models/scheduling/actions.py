@@ -147,15 +147,6 @@ class Recycle(Struct, frozen=True):
     why: str
 
 
-class Dismiss(Struct, frozen=True):
-    """Have one instance less: end this one, which has no unit and gets none any more.
-
-    It is reported as one that left.
-    """
-
-    instance: str
-
-
 class ForgetQueries(Struct, frozen=True):
     """The input and the outputs of these queries will not be needed again."""
 
@@ -184,7 +175,6 @@ Action = (
     | Compare
     | Verify
     | Recycle
-    | Dismiss
     | ForgetQueries
     | ForgetGroup
     | WakeAt

@@ -160,9 +160,6 @@ class HealthPort(Port, Protocol):
     def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
         """Have an instance ended, and another put in its place."""
 
-    def dismiss(self, instance: str) -> None:
-        """Have an instance ended that has no unit, and none put in its place."""
-
     def queue_again(self, task: Task) -> None:
         """Queue a task again, at the head, after it failed or was lost."""
 

@@ -173,13 +173,6 @@ class Scheduler:
         self._units.joined(instance, roles, node)
         return self._done()
 
-    def instance_not_needed(self, now: float) -> list[Action]:
-        """One instance less is to run the deployed model, and all else that it runs: one is given
-        nothing any more, and dismissed when it has no unit. Where none is up, nothing happens."""
-        self._advance(now)
-        self._units.health.retire()
-        return self._done()
-
     def instance_left(self, now: float, instance: str) -> list[Action]:
         """An instance is gone, and what it was running with it."""
         self._advance(now)
@@ -267,11 +260,6 @@ class Scheduler:
     def instances(self) -> list[tuple[str, State]]:
         """Every instance that has joined and not left, and how it is."""
         return self._units.health.states()
-
-    @property
-    def retiring(self) -> int:
-        """How many instances are not needed any more, and have a unit still."""
-        return self._units.health.retiring
 
     def size(self) -> int:
         """How many things are remembered; bounded by the policy's padding when none is pending."""

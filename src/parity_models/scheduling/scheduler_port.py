@@ -19,7 +19,6 @@ from parity_models.scheduling.actions import (
     Cancel,
     Compare,
     Decode,
-    Dismiss,
     Encode,
     Fail,
     ForgetGroup,
@@ -323,9 +322,6 @@ class SchedulerPort:
 
     def recycle(self, instance: str, reason: RecycleReason, why: str) -> None:
         self.actions.append(Recycle(instance, reason, why))
-
-    def dismiss(self, instance: str) -> None:
-        self.actions.append(Dismiss(instance))
 
     # For the scheduler
 

@@ -6,7 +6,6 @@ dispatched to it:
     verifying   it has joined, or comes back, and has not yet answered a golden query of each role
     ejected     its units fail more often than those of others; it comes back after a while
     over        it hung, or lied: it is to be replaced, and only leaving is left for it
-    leaving     it is not needed any more: it ends what it has, and is dismissed
 
 Out for failing or hanging are never more than half of the instances that run a role, those counted
 that left and are not back, whoever ended them, and those that are busy for long. A liar is out
@@ -82,8 +81,6 @@ class Health:
             self._failing.did_well(member, unit)
         elif rest == 0:
             self._failing.did_badly(member, unit)
-        if member.retires:
-            self._dismiss(member)
         if not member.is_in:
             return
         member.served[unit.role] += len(unit.tasks)
@@ -102,8 +99,6 @@ class Health:
             why = f"answered a golden query of the role {unit.role} wrongly"
             self._members.end(member, RecycleReason.QUARANTINED, why)
             self._suspect_beside(member)
-        elif member.retires:
-            self._dismiss(member)
         elif not member.over:
             self._verify_next(member)
 
@@ -112,9 +107,7 @@ class Health:
         member = self._members.by_name[unit.instance]
         member.verifying, member.sound = False, False
         member.to_verify.clear()
-        if member.retires:
-            self._dismiss(member)
-        if member.over or member.retires:
+        if member.over:
             return
         if member.is_in:
             if rest > 0:
@@ -139,43 +132,9 @@ class Health:
             return
         self._suspect(member)
 
-    def retire(self) -> None:
-        """Of those that run the deployed model, have one less: of the instances that get no work
-        now, are suspected or are idle, in this order, the newest; else the one whose unit is the
-        oldest, which then is its last."""
-        busy = {unit.instance: unit.id for unit in self._port.units.values()}
-        may_go = [
-            member
-            for member in reversed(self._members.by_name.values())
-            if DEPLOYED in member.roles and not member.over and not member.retires
-        ]
-        if not may_go:
-            return
-        member = min(
-            may_go,
-            key=lambda each: (each.is_in, each.state is State.UP, busy.get(each.name, 0)),
-        )
-        member.retires = True
-        self._port.cancel_timer(member.timer)
-        if member.is_in:
-            self._members.put_out(member)
-        if member.name not in busy:
-            self._dismiss(member)
-
-    @property
-    def retiring(self) -> int:
-        """How many instances are to go, and have a unit still."""
-        members = self._members.by_name.values()
-        return sum(member.retires and not member.over for member in members)
-
     def states(self) -> list[tuple[str, State]]:
         """Every instance that has joined and not left, and how it is."""
         return [(member.name, member.state) for member in self._members.by_name.values()]
-
-    def _dismiss(self, member: Member) -> None:
-        if not member.over:
-            member.over = True
-            self._port.dismiss(member.name)
 
     # Coming in, and verification
 

@@ -32,8 +32,6 @@ class State(StrEnum):
     """It gets no work."""
     VERIFYING = "verifying"
     """It answers golden queries."""
-    LEAVING = "leaving"
-    """It is not needed any more: it ends what it has, and goes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,8 +40,7 @@ class Member:
 
     `is_in`: it is given units, if it does not rest; `rests_long`: for more than SHORT_REST.
     `sound`: it has finished what it was given last. `over`: nothing is left for it but leaving.
-    `retires`: it goes as soon as it has no unit. `served` counts the queries of each role that it
-    ran since it was last verified.
+    `served` counts the queries of each role that it ran since it was last verified.
     """
 
     name: str
@@ -53,7 +50,6 @@ class Member:
     rests_long: bool = False
     sound: bool = True
     over: bool = False
-    retires: bool = False
     doubted: bool = False
     doubted_until: float = 0.0
     suspected: bool = False
@@ -72,8 +68,6 @@ class Member:
 
     @property
     def state(self) -> State:
-        if self.retires:
-            return State.LEAVING
         if self.verifying:
             return State.VERIFYING
         if not self.is_in:
@@ -111,8 +105,7 @@ class Members:
         if member.is_in:
             self._dispatch.leave(instance)
         self._forget_away()
-        if not member.retires:
-            self._away.append((member.roles, self._port.now + self._replaced_within))
+        self._away.append((member.roles, self._port.now + self._replaced_within))
 
     def let_in(self, member: Member) -> None:
         """It is given units from now on."""
@@ -131,11 +124,7 @@ class Members:
             return True
         self._forget_away()
         for role in member.roles:
-            alike = [
-                other
-                for other in self.by_name.values()
-                if role in other.roles and not other.retires
-            ]
+            alike = [other for other in self.by_name.values() if role in other.roles]
             away = sum(role in roles for roles, _ in self._away)
             out = away + sum(not other.is_there for other in alike)
             if 2 * (out + 1) > len(alike) + away:
