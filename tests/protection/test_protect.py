@@ -123,7 +123,7 @@ def test_what_cannot_be_is_one_sentence_and_nothing_is_written(
 
 def test_too_few_queries_are_refused(folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "few.npy", INPUTS[:40])
-    with pytest.raises(UserError, match="too few: give 64 or more"):
+    with pytest.raises(UserError, match="4 validation inputs, too few"):
         invoke(*given(folder, "--inputs", str(tmp_path / "few.npy"), "--out", str(tmp_path / "b")))
     assert not (tmp_path / "b").exists()
 
