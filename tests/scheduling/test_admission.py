@@ -1,6 +1,5 @@
-"""Who cannot be answered in time is refused at once; of others the right ones run first."""
+"""A query that cannot be answered in time is refused at once; the others run in order."""
 
-from math import inf
 from typing import Any
 
 import pytest
@@ -15,120 +14,11 @@ from parity_models.scheduling import (
     SchedulerConfig,
     Source,
 )
-from parity_models.scheduling.patience import MAX_TENANTS, Patience, PatienceByTenant
 from parity_models.scheduling.policies import ApproximateBackup
 from scheduling_world import ORIGINALS, World
 
 
-def impatient(patience: float, tenant: str | None = None, **config: Any) -> World:
-    """A world with one instance, which takes 1 s; most clients, all of one `tenant`, have given up
-    after `patience`."""
-    world = learned(run=1.0, deadline=100.0, **config)
-    for _ in range(20):
-        queries = [query for _ in range(8) for query in world.arrive(1, tenant=tenant)]
-        for _ in range(int(patience)):
-            world.pass_time(1.0)
-            world.finish("a")
-        world.pass_time(patience % 1.0)
-        world.abandon(*queries)
-        for instance in list(world.running):
-            world.finish(instance)
-    world.log.clear()
-    return world
-
-
-def test_the_newest_query_is_run_first_where_clients_soon_give_up() -> None:
-    world = impatient(patience=2.5)
-    world.arrive(1)
-    (older,) = world.arrive(1)
-    (newer,) = world.arrive(1)
-    world.pass_time(1.0)
-    world.finish("a")
-    assert world.running["a"].subjects == (newer,)
-    world.pass_time(0.6)
-    (fail,) = refusals(world)
-    assert (fail.query, fail.reason) == (older, Reason.OVERLOADED), "its client would be gone"
-    assert "1 queries wait, this one for 1.498 s, and clients give up after 2.498 s" in fail.detail
-    assert fail.retry_after is not None
-    assert fail.retry_after > 1.0
-
-
-def test_what_a_tenant_gives_up_says_nothing_of_others() -> None:
-    world = impatient(patience=2.5, tenant="rude")
-    world.arrive(1, tenant="other")
-    (older,) = world.arrive(1, tenant="other")
-    (newer,) = world.arrive(1)
-    world.pass_time(4.0)
-    world.finish("a")
-    assert not refusals(world)
-    assert world.running["a"].subjects == (older,)
-    world.finish("a")
-    assert world.running["a"].subjects == (newer,)
-
-
-def test_the_newest_does_not_go_before_those_whose_clients_wait() -> None:
-    world = impatient(patience=2.5, tenant="rude")
-    world.arrive(1)
-    (patient,) = world.arrive(1, tenant="other")
-    (rude,) = world.arrive(1, tenant="rude")
-    world.finish("a")
-    assert world.running["a"].subjects == (patient,)
-    (newer_rude,) = world.arrive(1, tenant="rude")
-    world.finish("a")
-    assert world.running["a"].subjects == (newer_rude,)
-    world.finish("a")
-    assert world.running["a"].subjects == (rude,)
-
-
-def test_a_tenant_that_floods_the_server_and_gives_up_keeps_no_other_from_being_answered() -> None:
-    world = learned(run=0.02, deadline=1.0)
-    began, given_up, others, busy_until = world.now, 0, [], 0.0
-    flood: list[tuple[float, int]] = []
-    for step in range(20_000):  # milliseconds
-        world.pass_time(began + step / 1000 - world.now)
-        if not world.running:
-            busy_until = world.now + 0.02
-        elif world.now >= busy_until:
-            world.finish("a")
-            busy_until = world.now + 0.02
-        if step % 7 == 0:
-            flood += [(world.now, query) for query in world.arrive(1, tenant="rude")]
-        if step % 200 == 0:
-            others += world.arrive(1, tenant="other")
-        while flood and flood[0][0] <= world.now - 0.07:
-            _, query = flood.pop(0)
-            if query not in world.answers and query not in world.failures:
-                given_up += 1
-                world.abandon(query)
-    assert given_up > 50
-    assert not [query for query in others if query in world.failures]
-
-
-def test_tenants_are_forgotten_once_there_are_many() -> None:
-    patience = PatienceByTenant()
-    for number in range(3 * MAX_TENANTS):
-        patience.given_up(0.0, 0.5, 0.1, number)
-        patience.answered(number)
-        patience.answered(-number)
-    assert len(patience) == MAX_TENANTS
-    for _ in range(200):
-        patience.given_up(1.0, 0.5, 0.1, "rude")
-    assert patience.limit(1.0, "rude") < 0.5
-    assert patience.limit(1.0, None) == patience.limit(1.0, "new") == inf
-
-
-def test_an_overtaken_query_is_answered_by_default_where_there_is_a_default() -> None:
-    world = impatient(patience=2.5, default_prediction=True)
-    world.arrive(1)
-    (older,) = world.arrive(1)
-    world.arrive(1)
-    world.pass_time(1.0)
-    world.finish("a")
-    world.pass_time(0.6)
-    assert world.answers[older] is Source.DEFAULT
-
-
-def test_where_clients_wait_the_oldest_query_is_run_first() -> None:
+def test_the_oldest_query_is_run_first() -> None:
     world = learned()
     world.arrive(1)
     (older,) = world.arrive(1)
@@ -137,39 +27,14 @@ def test_where_clients_wait_the_oldest_query_is_run_first() -> None:
     assert world.running["a"].subjects == (older,)
 
 
-def test_impatient_clients_are_taken_for_all_only_where_most_are() -> None:
-    patience = Patience()
-    for _ in range(1000):
-        patience.given_up(0.0, 0.5, takes=0.1)
-        patience.answered()
-        patience.answered()
-    assert patience.limit(0.0) == inf
-    for _ in range(200):
-        patience.given_up(1.0, 0.5, takes=0.1)
-        patience.given_up(1.0, 0.5, takes=0.1)
-        patience.answered()
-    assert patience.limit(30.0) == pytest.approx(0.498), "a little sooner, as answers have a way"
-    assert patience.limit(32.0) == inf
-
-
-@pytest.mark.parametrize(("waited", "takes"), [(0.003, 0.0), (0.15, 0.2)])
-def test_clients_that_end_before_they_could_be_answered_have_not_lost_patience(
-    waited: float, takes: float
-) -> None:
-    patience = Patience()
-    for _ in range(1000):  # as a benchmark's, all at once
-        patience.given_up(0.0, waited, takes)
-    assert patience.limit(0.0) == inf
-
-
-def test_one_impatient_client_does_not_have_others_refused() -> None:
+def test_abandoned_queries_do_not_have_others_refused() -> None:
     world = learned(run=0.2, instances="abc", deadline=10.0)
     for _ in range(300):
-        impatient, *_ = world.arrive(3)
+        abandoned, *_ = world.arrive(3)
         world.pass_time(0.05)
         world.arrive(2)
         world.pass_time(0.1)
-        world.abandon(impatient)
+        world.abandon(abandoned)
         world.pass_time(0.05)
         while world.running:
             world.finish(min(world.running))

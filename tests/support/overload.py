@@ -26,23 +26,18 @@ REFUSALS = (Reason.OVERLOADED, Reason.NO_INSTANCES)
 class Overload:
     """Poisson arrivals at `times` capacity for `seconds`, then at half of it for `calm`.
 
-    Nothing is counted during `warm_up`. Clients abandon a query after `patience`; an answer needs
-    `way` to its client, and what a client says as long to the scheduler. Engines cannot
-    stop a unit that runs: a cancelled one runs to its end. All times in seconds.
+    Engines cannot stop a unit that runs: a cancelled one runs to its end. All times in seconds.
     """
 
     policy: Policy
     times: float
     deadline: float
     seconds: float = 20.0
-    warm_up: float = 0.0
     calm: float = 3.0
     instances: int = 4
     service: float = 0.01
     jitter: float = 0.3
     max_batch: int = 1
-    patience: float | None = None
-    way: float = 0.0
     seed: int = 0
     in_time: int = 0
     largest: int = 0
@@ -73,8 +68,6 @@ class Overload:
                 rate = (0.5 if calm else self.times) * self.capacity
                 at(now + random.expovariate(rate), partial(arrive, query + 1))
             self.arrived[query] = now
-            if self.patience is not None:
-                at(now + self.patience, lambda: scheduler.queries_abandoned(now, [query]))
             return scheduler.queries_arrived(now, [query], "kind")
 
         def wake(time: float) -> list[Action]:
@@ -119,7 +112,7 @@ class Overload:
     @property
     def goodput(self) -> float:
         """The share of capacity that was answered in time, while there was overload."""
-        return self.in_time / ((self.seconds - self.warm_up) * self.capacity)
+        return self.in_time / (self.seconds * self.capacity)
 
     def p99(self, since: float = 0.0) -> float:
         """Of the admitted queries that arrived since then."""
@@ -128,9 +121,8 @@ class Overload:
 
     def _ended(self, query: int, now: float, reason: Reason | None) -> None:
         arrived = self.arrived.pop(query)
-        if reason is None and self.warm_up <= now < self.seconds:
-            patience = self.deadline if self.patience is None else self.patience - 2 * self.way
-            self.in_time += now - arrived <= min(self.deadline, patience)
+        if reason is None and now < self.seconds:
+            self.in_time += now - arrived <= self.deadline
         elif reason is not None:
             self.failures[reason] += 1
             self.calm_failures += arrived > self.seconds + 1

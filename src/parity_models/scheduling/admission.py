@@ -11,23 +11,16 @@ not been empty for a second, a query is taken only if its wait is short: the con
 Maurer (Fail at Scale, ACM Queue 13(8), 2015), after Nichols and Jacobson (Controlling Queue Delay,
 ACM Queue 10(5), 2012).
 
-Clients of a tenant may give up sooner than their deadlines say: see patience.py. Then the tenant's
-newest query runs first, as its client is the most likely to be there still, unless a query waits
-whose client does not give up. A query that can no longer be answered before its client goes is
-refused (adaptive last-in first-out; Maurer, too). Under overload some queries are lost in any case;
-this way nearly no instance idles, and nearly none runs a query that nobody waits for.
-
 If nothing waits and there are idle instances for all queries of a request, they are always taken,
 and where nothing has run for a while, nothing is expected. So no estimate, however wrong, locks the
 server up: what runs corrects it.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 from parity_models.scheduling.actions import Reason
-from parity_models.scheduling.patience import PatienceByTenant
 from parity_models.scheduling.recent import RecentDurations
 from parity_models.scheduling.work import Unit
 
@@ -81,7 +74,6 @@ class Admission:
         self._max_queue = max_queue
         self._max_batch = max_batch
         self._random = Random(0)
-        self._patience = PatienceByTenant()
         self._runs = RecentDurations(window=100, every=KNOWN)
         self._units = 0
         self._running = 0
@@ -113,18 +105,6 @@ class Admission:
         """A query that did not wait was answered, or failed."""
         self._ended += 1
 
-    def answered(self, tenant: Hashable) -> None:
-        """A query of this tenant was answered."""
-        self._patience.answered(tenant)
-
-    def given_up(self, now: float, waited: float, tenant: Hashable) -> None:
-        """A client of this tenant has given a query up, for which it had waited so long."""
-        self._patience.given_up(now, waited, self._runs.quantile(LONG_RUN) or 0.0, tenant)
-
-    def wanted_until(self, now: float, due: float, tenant: Hashable) -> float:
-        """When the client of a tenant's query that arrives now, and is due then, gives it up."""
-        return min(due, now + self._patience.limit(now, tenant))
-
     @property
     def typical_run(self) -> float:
         """The median run time; 0 while it is unknown."""
@@ -135,14 +115,13 @@ class Admission:
         now: float,
         due: float,
         queries: int,
-        tenant: Hashable,
         *,
         waiting: int,
         instances: int,
         idle: Callable[[], int],
         lag: float = 0.0,
     ) -> Refusal | None:
-        """Why these queries of a tenant, which are due at one time, are not taken; None: they are.
+        """Why these queries, which are due at one time, are not taken; None: they are.
 
         `waiting` queries wait for `instances`, of which so many are `idle`. Besides, everything
         waits for `lag` seconds for the server's own process.
@@ -162,22 +141,16 @@ class Admission:
             return self._overloaded(detail, wait)
         if rate is None:
             return None
-        left = self.wanted_until(now, due, tenant) - now
+        left = due - now
         run, long_run = self.typical_run, self._runs.quantile(LONG_RUN) or 0.0
         wait = waiting / rate
-        impatient = now + left < due
-        if impatient:
-            # The newest go first, and who waits too long leaves: waits need not be overestimated.
-            takes = lag + (waiting + queries - 1) / rate + run
-        else:
-            # The last of them starts after those before it, once a unit that runs has ended.
-            takes = lag + SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
+        # The last of them starts after those before it, once a unit that runs has ended.
+        takes = lag + SLACK * ((waiting + queries - 1) / rate + run / instances) + long_run
         short = max(min(SHORT, SHORT_RUNS * run), LEAST_RUNS * run, SHORT_SHARE * left)
         standing = now - self._empty_at
         if takes > left:
             beyond = takes - left
-            late = "clients give up after" if impatient else "is due in"
-            until = f"an answer takes {takes:.3f} s, and {late} {left:.3f} s"
+            until = f"an answer takes {takes:.3f} s, and is due in {left:.3f} s"
         elif standing > max(STANDING, STANDING_RUNS * run) and wait > short:
             beyond = wait - short
             until = f"queries have waited for {standing:.1f} s without a break, now {wait:.3f} s"
@@ -187,12 +160,6 @@ class Admission:
             until = f"{queries} queries at once are many: {until}"
         there = f"{waiting} wait for {instances} instances, which answer {rate:.1f} a second"
         return self._overloaded(f"{until}: {there}", beyond)
-
-    def overtaken(self, waited: float, patience: float, waiting: int) -> Refusal:
-        """Why a query is given up that has waited so long, while newer ones were run: its client
-        would not be there any more. So many queries wait, this one included."""
-        detail = f"{waiting} queries wait, this one for {waited:.3f} s,"
-        return self._overloaded(f"{detail} and clients give up after {patience:.3f} s", waited)
 
     def _overloaded(self, detail: str, seconds: float) -> Refusal:
         detail = f"{detail}; try again later"

@@ -42,7 +42,6 @@ class Queries:
             port.now,
             due,
             len(queries),
-            tenant,
             waiting=len(port.waiting),
             instances=self._dispatch.up(DEPLOYED),
             idle=partial(self._dispatch.idle_for, DEPLOYED),
@@ -52,30 +51,23 @@ class Queries:
             port.refuse(queries, refusal)
             return
         # Once it is too late to start it, it is looked at whether it still waits.
-        wanted_until = admission.wanted_until(port.now, due, tenant)
-        too_late = wanted_until - admission.typical_run
-        goes_first = wanted_until < due and not port.patient
+        too_late = due - admission.typical_run
         for query_id in queries:
             original = Task(DEPLOYED, query_id, kind)
             query = Query(query_id, kind, now, [original], due, tenant, query_id in exact)
             query.backups = () if query.exact else self._policy.asks.backups
             original.apart.append(query.tasks)
-            look = partial(self._too_late, query, wanted_until)
-            query.timer = port.timers.set(too_late, look)
-            port.admit(query, is_patient=wanted_until == due)
-            self._dispatch.add(original, first=goes_first)
+            query.timer = port.timers.set(too_late, partial(self._too_late, query))
+            port.admit(query)
+            self._dispatch.add(original)
             port.tell((query_id,), self._policy.arrived, port, query)
 
     def failed(self, queries: Iterable[int], reason: Reason, detail: str) -> None:
         """Those of the queries that are pending fail."""
-        now = self._port.now
         for query_id in queries:
             query = self._port.queries.get(query_id)
-            if query is None:
-                continue
-            if reason is Reason.ABANDONED:
-                self._admission.given_up(now, now - query.arrived, query.tenant)
-            self._port.fail(query, reason, detail)
+            if query is not None:
+                self._port.fail(query, reason, detail)
 
     def decoded(self, group: int, wrong: Collection[int]) -> None:
         """The oldest Decode of the group that is not reported yet has been carried out."""
@@ -108,18 +100,13 @@ class Queries:
             query.refusals += 1
             self._port.tell((query_id,), self._policy.refused, self._port, query, source)
 
-    def _too_late(self, query: Query, wanted_until: float) -> None:
+    def _too_late(self, query: Query) -> None:
         """A query that still waits will not be in time: it makes room, if others wait as well."""
         port = self._port
-        waiting = len(port.waiting)
         room = self._config.max_batch * self._dispatch.idle_for(DEPLOYED)
-        hopeless = query.id in port.waiting and waiting > room
+        hopeless = query.id in port.waiting and len(port.waiting) > room
         if query.due > port.now and not (hopeless and not self._policy.may_answer(port, query)):
             query.timer = port.timers.set(query.due, partial(self._expire, query))
-        elif port.now < wanted_until < query.due and not self._config.default_prediction:
-            waited, wanted = port.now - query.arrived, wanted_until - query.arrived
-            why = self._admission.overtaken(waited, wanted, waiting)
-            port.fail(query, why.reason, why.detail, why.retry_after)
         else:
             self._expire(query)
 

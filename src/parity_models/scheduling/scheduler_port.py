@@ -57,8 +57,6 @@ class SchedulerPort:
         """Those that have been neither answered nor failed."""
         self.waiting: set[int] = set()
         """Those of them of which no task has run yet, or all that ran have failed."""
-        self.patient: set[int] = set()
-        """Those of them of which no task has run yet, and whose clients wait until they are due."""
         self.running: dict[str, Unit | None] = {}
         """The unit of each instance that is up; None: it has none."""
         self.units: dict[int, Unit] = {}
@@ -243,7 +241,6 @@ class SchedulerPort:
 
     def answer(self, query: Query, source: Source) -> None:
         self.actions.append(Answer(query.id, source))
-        self.admission.answered(query.tenant)
         self._resolve(query)
 
     def fail(
@@ -256,7 +253,6 @@ class SchedulerPort:
         del self.queries[query.id]
         if query.id in self.waiting:
             self.waiting.remove(query.id)
-            self.patient.discard(query.id)
         else:
             self.admission.query_ended()
         self.timers.cancel(query.timer)
@@ -268,12 +264,10 @@ class SchedulerPort:
 
     # The memory of queries
 
-    def admit(self, query: Query, *, is_patient: bool) -> None:
-        """The query is pending from now on, and waits; `is_patient`: until it is due."""
+    def admit(self, query: Query) -> None:
+        """The query is pending from now on, and waits."""
         self.queries[query.id] = query
         self.waiting.add(query.id)
-        if is_patient:
-            self.patient.add(query.id)
         self._holds[query.id] = 1
 
     def refuse(self, queries: Iterable[int], why: Refusal) -> None:
@@ -344,5 +338,5 @@ class SchedulerPort:
 
     def __len__(self) -> int:
         """How many things are remembered."""
-        known = (self.queries, self.waiting, self.patient, self.units, self._decodes, self._holds)
+        known = (self.queries, self.waiting, self.units, self._decodes, self._holds)
         return sum(map(len, known)) + len(self.timers) + len(self.floor)

@@ -31,7 +31,6 @@ class Units:
                     continue
                 if task.role == DEPLOYED:
                     port.waiting.discard(task.subject)
-                    port.patient.discard(task.subject)
                     port.tell((task.subject,), self._policy.starts, port, task)
                 else:
                     port.tell((), self._policy.redundancy_starts, port, task)
