@@ -102,7 +102,7 @@ async def measure_overhead(
         LoadError: A server refuses, breaks a connection or takes too long.
 
     """
-    with _generated(bundle) as bundle:
+    with generated(bundle) as bundle:
         row = _row_for(bundle)
         others = [_other(url, bundle, row) for url in against]
         options = ServeOptions(policy=PolicyChoice(policy), instances=instances, port=0)
@@ -233,7 +233,7 @@ def _ask(target: Target, clients: int, seconds: float) -> list[float]:
 
 
 @contextmanager
-def _generated(bundle: Bundle | None) -> Iterator[Bundle]:
+def generated(bundle: Bundle | None) -> Iterator[Bundle]:
     """The bundle, or a generated MLP and parity model while the context lasts."""
     if bundle is not None:
         yield bundle

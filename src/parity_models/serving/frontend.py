@@ -107,7 +107,7 @@ class Frontend:
             "Time from when instances were given units to the units' ends, by role.",
             self.busy_seconds,
         )
-        metrics.lag.set_function(lambda: self._scheduler.front_door.lag)
+        metrics.lag.set_function(lambda: self.lag)
         metrics.process_busy.set_function(lambda: self._scheduler.front_door.busy)
         for state in Redundancy:
             sends = partial(self._is_redundancy, state)
@@ -271,6 +271,11 @@ class Frontend:
     def redundancy(self) -> Redundancy:
         """Whether redundant work is sent, or why not."""
         return self._scheduler.redundancy
+
+    @property
+    def lag(self) -> float:
+        """How long reports and timers wait for this process, in seconds: a moving average."""
+        return self._scheduler.front_door.lag
 
     @property
     def mean_lag(self) -> float:

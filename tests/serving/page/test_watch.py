@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +18,7 @@ from parity_models.scheduling import (
     Reason,
     Recycle,
     RecycleReason,
+    Redundancy,
     Run,
     Source,
     Verify,
@@ -42,6 +44,8 @@ class FakeFrontend:
 
     ready = True
     asked = 0
+    redundancy = Redundancy.ON
+    lag = 0.0
 
     def __init__(self) -> None:
         self.metrics = Metrics()
@@ -199,6 +203,25 @@ def test_gates_and_redundant_work_are_read_off_the_metrics() -> None:
     assert (gate.source, gate.level, gate.open) == ("backup", 0.99, True)
     assert (gate.agreed, gate.compared) == (9, 10)
     assert frame.redundant == {"backup": {"sent": 7}}
+
+
+@pytest.mark.parametrize(
+    ("state", "text"),
+    [
+        (Redundancy.ON, "on, as the policy decides"),
+        (Redundancy.TESTING, "on and off in turns, to test whether it shortens latencies"),
+        (Redundancy.PAUSED, "paused, as it does not shorten latencies"),
+        (
+            Redundancy.BOTTLENECK,
+            "stopped, as the server's own process is the bottleneck; reports wait 3.2 ms",
+        ),
+        (Redundancy.OFF, "switched off"),
+    ],
+)
+def test_a_frame_says_whether_redundant_work_is_sent(state: Redundancy, text: str) -> None:
+    told = Told()
+    told.frontend.redundancy, told.frontend.lag = state, 0.0032
+    assert told.watch.frame(whole=False).redundancy == f"redundant work: {text}"
 
 
 def test_a_gate_that_closes_and_opens_is_an_event_once_each() -> None:

@@ -19,6 +19,7 @@ COMMANDS = {
     },
     "Measure": {
         "overhead": "Measure what serving a request costs.",
+        "path": "Count the files and calls that a request takes.",
         "encode": "Measure what encoding and decoding cost.",
     },
     "Break": {

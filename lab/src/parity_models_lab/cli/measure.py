@@ -1,4 +1,4 @@
-"""parm-lab overhead, encode: what the parts of coded serving cost."""
+"""parm-lab overhead, path, encode: what the parts of coded serving cost."""
 
 import asyncio
 from pathlib import Path
@@ -10,6 +10,7 @@ from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.policies import NoRedundancy
 from parity_models_lab.encode import measure_encode
 from parity_models_lab.overhead import ROUNDS, SECONDS, measure_overhead
+from parity_models_lab.path import count_path
 from parity_models_lab.results import check_out, print_rows, write_result
 
 Out = Annotated[
@@ -63,6 +64,21 @@ def overhead(
     print_rows(title, rows)
     if out is not None:
         write_result(out / "overhead.json", title, rows)
+
+
+def path(out: Out = None) -> None:
+    """Count the files and Python calls that one REST request takes in the server's process.
+
+    Serves a generated MLP with the default policy, and counts with the profiler on the event
+    loop's thread. Shows the median of requests sent one after the other.
+    """
+    _check(out)
+    rows = count_path()
+    calls = sum(int(str(row["calls"])) for row in rows)
+    title = f"{len(rows)} files and {calls} calls for a request"
+    print_rows(title, rows)
+    if out is not None:
+        write_result(out / "path.json", title, rows)
 
 
 def encode(

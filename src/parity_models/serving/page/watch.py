@@ -15,7 +15,17 @@ from msgspec import Struct
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from parity_models.scheduling import DEPLOYED, Action, Answer, Fail, Recycle, Run, Verify, source_of
+from parity_models.scheduling import (
+    DEPLOYED,
+    Action,
+    Answer,
+    Fail,
+    Recycle,
+    Redundancy,
+    Run,
+    Verify,
+    source_of,
+)
 from parity_models.scheduling.health import State
 from parity_models.serving.observer import Observer
 from parity_models.serving.page.feed import Feed
@@ -40,6 +50,14 @@ MAX_INSTANCES = 400
 
 STEP = 1.0
 """Seconds between two points of the charts."""
+
+_REDUNDANCY = {
+    Redundancy.ON: "on, as the policy decides",
+    Redundancy.TESTING: "on and off in turns, to test whether it shortens latencies",
+    Redundancy.PAUSED: "paused, as it does not shorten latencies",
+    Redundancy.BOTTLENECK: "stopped, as the server's own process is the bottleneck",
+    Redundancy.OFF: "switched off",
+}
 
 
 class Event(Struct, frozen=True):
@@ -79,8 +97,9 @@ class Point(Struct, frozen=True):
 
 
 class Frame(Struct, frozen=True):
-    """The state of a server, and what is new. `latest` is the last second, and `redundant` counts
-    redundant tasks by kind, then by what became of them."""
+    """The state of a server, and what is new. `latest` is the last second, `redundancy` says in
+    words whether redundant work is sent, and `redundant` counts redundant tasks by kind, then by
+    what became of them."""
 
     at: float
     model: str
@@ -91,6 +110,7 @@ class Frame(Struct, frozen=True):
     latest: Point | None
     answered: Tail
     gates: tuple[GateView, ...]
+    redundancy: str
     redundant: dict[str, dict[str, int]]
     events: tuple[Event, ...]
     points: tuple[Point, ...]
@@ -240,6 +260,7 @@ class Watch(Observer):
             latest=self._points[-1] if self._points else None,
             answered=self._latencies.tail(now),
             gates=self._read_gates(),
+            redundancy=_redundancy(self._frontend),
             redundant=_redundant(self._frontend.metrics.redundant),
             events=tuple(event for event in self.events if event.number > last),
             points=tuple(point for point in self._points if point.at >= self._epoch + since),
@@ -297,6 +318,12 @@ def _samples(metric: Collector) -> Sequence[tuple[dict[str, str], float]]:
 
 def _by_source(metric: Collector) -> dict[str, float]:
     return {labels["source"]: value for labels, value in _samples(metric)}
+
+
+def _redundancy(frontend: "Frontend") -> str:
+    words, state = _REDUNDANCY[frontend.redundancy], frontend.redundancy
+    wait = f"; reports wait {frontend.lag * 1e3:.1f} ms" if state is Redundancy.BOTTLENECK else ""
+    return f"redundant work: {words}{wait}"
 
 
 def _redundant(metric: Collector) -> dict[str, dict[str, int]]:

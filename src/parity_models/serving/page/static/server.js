@@ -16,6 +16,7 @@ export class Server {
     this.sources = el("div", { className: "sources", role: "img" });
     this.gates = el("ul", { className: "gates" });
     this.instances = new Instances();
+    this.redundancy = el("p", { className: "quiet" });
     this.redundant = table("redundant", ["tasks", ...FATES]);
     this.none = el("p", { className: "quiet" }, "None: only the originals were sent.");
     this.events = el("ol", { className: "events", role: "log", "aria-live": "polite", tabIndex: 0 });
@@ -29,7 +30,7 @@ export class Server {
       el("div", { className: "blocks" },
         block("Latency", this.tails, this.latency.element),
         block("Where answers come from", this.sources, this.load.element),
-        block("Redundant work", this.none, this.redundant),
+        block("Redundant work", this.redundancy, this.none, this.redundant),
         block("Events", this.events)));
   }
 
@@ -46,6 +47,7 @@ export class Server {
       ([when, tail]) => [when, ms(tail?.p50), ms(tail?.p99), ms(tail?.p999)]));
     this.showSources(answers);
     this.showGates(frame.gates);
+    write(this.redundancy, frame.redundancy);
     const kinds = Object.entries(frame.redundant);
     this.none.hidden = kinds.length > 0;
     this.redundant.hidden = kinds.length === 0;
