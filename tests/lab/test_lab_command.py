@@ -14,8 +14,8 @@ from parity_models_lab import path
     [
         ("nonsense", "No such command 'nonsense'"),
         ("chaos --minutes 0.1s", "must be 0.01 min or more, got 0.1s"),
-        ("overload --seconds soon", "'soon' is no time"),
-        ("overhead --instances few", "'few' is not a whole number"),
+        ("overload --seconds soon", "must be a number of seconds, or a time with a unit"),
+        ("overhead --instances few", "valid integer"),
         ("latency --figure lat", "did you mean late? Give a file, or one of 10, 11"),
         ("train --task nothing --network mlp --out x", "nothing"),
         ("train --task digits --network nothing --out x", "nothing"),

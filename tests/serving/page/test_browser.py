@@ -42,6 +42,7 @@ def test_what_it_shows_is_said_to_those_who_cannot_see_it(page: Page) -> None:
     for chart in charts.all():
         expect(chart).to_have_accessible_name(re.compile("."))
     expect(page.get_by_role("log")).to_be_visible()
+    expect(page.get_by_text(re.compile("^redundant work: ."))).to_be_visible()
 
 
 def test_it_is_as_wide_as_a_phone_and_dark_where_that_is_wanted(page: Page) -> None:
