@@ -139,7 +139,7 @@ class Scheduler:
                 port.tell((task.subject,), self._policy.predicted, port, task)
             query = port.queries.get(task.subject)
             if query is not None:
-                port.floor.answered(query)
+                port.background.answered(query)
                 port.answer(query, Source.MODEL)
         return self._done()
 
@@ -197,7 +197,7 @@ class Scheduler:
         All are open at first. The outputs of one that is closed are told to be unusable or wrong.
         """
         self._advance(now)
-        self._port.samples.gate_turned(source, is_open=is_open)
+        self._port.background.gate_turned(source, is_open=is_open)
         return self._done()
 
     def process_measured(self, now: float, lag: float, busy: float) -> list[Action]:
@@ -278,7 +278,7 @@ class Scheduler:
         # What is decoded needs no instance, if it can be right: that is reported at once.
         while not self._port.deciding and self._units.start():
             self._settle()
-        self._port.floor.settle()
+        self._port.background.settle()
         return self._port.take_actions()
 
     def _settle(self) -> None:

@@ -31,12 +31,11 @@ from parity_models.scheduling.actions import (
     WakeAt,
 )
 from parity_models.scheduling.admission import Admission, Refusal
+from parity_models.scheduling.background import BackgroundComparison
 from parity_models.scheduling.config import SchedulerConfig
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.scheduling.floor import Floor
 from parity_models.scheduling.front_door import FrontDoor
 from parity_models.scheduling.policies.policy import Policy
-from parity_models.scheduling.samples import Samples
 from parity_models.scheduling.timers import LEAST_DELAY, Timer, Timers
 from parity_models.scheduling.work import Query, Task, Unit
 
@@ -61,8 +60,14 @@ class SchedulerPort:
         """The unit of each instance that is up; None: it has none."""
         self.units: dict[int, Unit] = {}
         """Those that run, by id, oldest first."""
-        self.samples = Samples(config.compare_one_in, self.units)
-        self.floor = Floor(self, dispatch, self.samples, policy.asks, config.compare_every)
+        self.background = BackgroundComparison(
+            self,
+            dispatch,
+            policy.asks,
+            self.units,
+            one_in=config.compare_one_in,
+            every=config.compare_every,
+        )
         self.broken: list[tuple[int, str]] = []
         """Queries that are to fail, as a hook of the policy raised; and why."""
         self.deciding = False
@@ -150,8 +155,7 @@ class SchedulerPort:
         if unit is None:
             self.dispatch.remove(task)
         elif not any(other.wanted for other in unit.tasks):
-            if self.samples.takes(unit):
-                self.floor.settle()  # one comparison at a time, and this one costs less
+            if self.background.takes(unit):
                 self.actions.append(Compare(unit.instance, unit.id))
             else:
                 self.actions.append(Cancel(unit.instance, unit.id))
@@ -339,4 +343,4 @@ class SchedulerPort:
     def __len__(self) -> int:
         """How many things are remembered."""
         known = (self.queries, self.waiting, self.units, self._decodes, self._holds)
-        return sum(map(len, known)) + len(self.timers) + len(self.floor)
+        return sum(map(len, known)) + len(self.timers) + len(self.background)

@@ -37,7 +37,7 @@ class Units:
             self.health.started(unit)
             subjects = tuple(task.subject for task in tasks)
             run = Run(instance, unit.id, tasks[0].role, subjects)
-            port.actions += port.floor.starts(unit, run) if unit.is_comparison else [run]
+            port.actions += port.background.starts(unit, run) if unit.is_comparison else [run]
         return started
 
     def end(self, unit_id: int, *, finished: bool, rest: float = 0.0) -> Unit | None:

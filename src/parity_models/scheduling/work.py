@@ -15,9 +15,9 @@ class Task:
     it is of a member of one), never share a batch, else one slow instance would hold up all of
     them. `apart` are lists of tasks, this one in each, that run on different instances and nodes,
     as far as there are enough; so do they, after that, on other instances than those to `avoid`.
-    A `preemptible` task runs only on capacity that originals do not
-    need; one that is `alone` shares its batch with no other. One that is `comparing` is for nobody
-    but the comparison with what the deployed model has answered; no policy knows of it (floor.py).
+    A `preemptible` task runs only on capacity that originals do not need; one that is `alone`
+    shares its batch with no other. One that is `comparing` is for nobody but the comparison with
+    what the deployed model has answered; no policy knows of it (background.py).
     A task is queued, or running as part of a unit, or over. Of the instances that it failed on, as
     many as `turned_away` were only busy. `charge`: which instance was charged with its failure, and
     with how much.

@@ -29,7 +29,7 @@ class Policy:
     needs_stand_in: ClassVar[bool] = False
 
     asks = StandIns()
-    """The stand-ins that it asks, which are compared with the model now and then (floor.py)."""
+    """The stand-ins that it asks, compared with the model now and then (background.py)."""
 
     @dataclass(frozen=True, kw_only=True)
     class Options(options.Options):

@@ -1,4 +1,4 @@
-"""Stand-ins are compared with the model now and then, though nothing is late."""
+"""Stand-ins are compared with the model: units that come too late, and answered queries."""
 
 from collections.abc import Callable
 
@@ -8,10 +8,12 @@ from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
     Action,
+    Cancel,
     Compare,
     Encode,
     ForgetGroup,
     ForgetQueries,
+    Parity,
     Policy,
     Run,
     Scheduler,
@@ -19,7 +21,14 @@ from parity_models.scheduling import (
     Source,
     parity_role,
 )
-from parity_models.scheduling.policies import Adaptive, EqualResources, StandIns
+from parity_models.scheduling.policies import (
+    Adaptive,
+    ApproximateBackup,
+    EqualResources,
+    Pool,
+    Replication,
+    StandIns,
+)
 from scheduling_world import World, code
 
 EVERY = 10.0
@@ -190,3 +199,88 @@ def test_there_is_none_where_none_is_wanted_or_no_stand_in_is_asked() -> None:
             world.pass_time(EVERY)
             answer(world)
         assert comparisons(world) == []
+
+
+ONE_IN = 5
+
+
+def world_that_lets_finish(policy: Policy) -> World:
+    world = World(Scheduler(policy, SchedulerConfig(compare_one_in=ONE_IN)), code())
+    for number, roles in enumerate(policy.roles(2, 1)):
+        world.join(f"{number}", roles)
+    return world
+
+
+def parity() -> Policy:
+    return Parity(code(), Parity.Options(pool=Pool.DEDICATED))
+
+
+def answer_by_the_model(world: World, queries: int = 2) -> str:
+    """The instance whose unit nobody needs thereby."""
+    world.arrive(queries)
+    for instance in [each for each, run in world.running.items() if run.role == DEPLOYED]:
+        world.finish(instance)
+    (instance,) = world.running
+    return instance
+
+
+def compared(world: World, units: int) -> list[int]:
+    """Which of so many units that nobody needs run on; all of them end before the next begins."""
+    numbers = []
+    for number in range(1, units + 1):
+        instance = answer_by_the_model(world)
+        if world.running[instance].unit in world.compared:
+            numbers.append(number)
+        world.finish(instance)
+    return numbers
+
+
+def test_one_parity_unit_in_many_runs_on() -> None:
+    assert compared(world_that_lets_finish(parity()), 3 * ONE_IN) == [
+        ONE_IN,
+        2 * ONE_IN,
+        3 * ONE_IN,
+    ]
+
+
+def test_all_do_while_their_gate_is_closed() -> None:
+    world = world_that_lets_finish(parity())
+    world.do(world.scheduler.gate_turned(world.now, Source.BACKUP, False))
+    assert compared(world, ONE_IN - 1) == []
+    world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, False))
+    assert compared(world, 3) == [1, 2, 3]
+    world.do(world.scheduler.gate_turned(world.now, Source.RECONSTRUCTION, True))
+    assert compared(world, ONE_IN) == [3]
+
+
+@pytest.mark.parametrize("how", ["finish", "fail", "leave"])
+def test_one_at_a_time_until_it_is_over(how: str) -> None:
+    policy = ApproximateBackup()
+    world = World(Scheduler(policy, SchedulerConfig(compare_one_in=1)))
+    for instance in "abc":
+        world.join(instance, frozenset({DEPLOYED}))
+    for instance in "xyz":
+        world.join(instance, frozenset({BACKUP}))
+    world.arrive(2)
+    for instance in "ab":
+        world.finish(instance)
+    assert [run.role for run in world.running.values()] == [BACKUP] * 2
+    first, second = world.running
+    assert world.compared == {world.running[first].unit}
+    assert world.cancelled == {world.running[second].unit}
+    getattr(world, how)(first)
+    world.arrive(1)
+    world.finish(next(each for each, run in world.running.items() if run.role == DEPLOYED))
+    assert len(world.compared) == 2
+
+
+def test_copies_are_always_cancelled() -> None:
+    policy = Replication(Replication.Options(copies=2))
+    world = World(Scheduler(policy, SchedulerConfig(compare_one_in=1)))
+    for instance in "ab":
+        world.join(instance, frozenset({DEPLOYED}))
+    world.arrive(1)
+    world.finish("a")
+    assert [type(action) for action in world.log if isinstance(action, Cancel | Compare)] == [
+        Cancel
+    ]
