@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 
 from parity_models.scheduling import SchedulerConfig
+from parity_models.scheduling.core import SchedulerPort
 from parity_models.scheduling.dispatch import SingleQueue
 from parity_models.scheduling.policies import Policy
 from parity_models.scheduling.port import Port
-from parity_models.scheduling.scheduler_port import SchedulerPort
 from scheduling_world import ORIGINALS
 
 

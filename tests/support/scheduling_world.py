@@ -46,7 +46,7 @@ class _Raise(logging.Handler):
 
 
 STRICT = _Raise()
-LOG = logging.getLogger("parity_models.scheduling.scheduler_port")
+LOG = logging.getLogger("parity_models.scheduling.core")
 LOG.addHandler(STRICT)
 
 

@@ -29,9 +29,9 @@ from parity_models.scheduling.actions import (
     source_of,
 )
 from parity_models.scheduling.config import SchedulerConfig
+from parity_models.scheduling.core import Scheduler
 from parity_models.scheduling.front_door import Redundancy
 from parity_models.scheduling.policies import EqualResources, NoRedundancy, Parity, Policy
-from parity_models.scheduling.scheduler import Scheduler
 
 __all__ = [
     "BACKUP",
