@@ -18,8 +18,12 @@ here waits, sleeps or reads a clock: the same events give the same actions.
   coding group, the padding kept for lonely queries. The last one to let go makes the driver
   forget them.
 
-`Scheduler` has the events. `SchedulerPort` holds what is known, and has the verbs that change it.
-`_Queries` decides how queries begin and end, `_Units` how units do.
+A query is admitted or refused when it arrives. At its deadline it is answered by whatever can be
+had (the policy is asked for it), else by the default prediction, or fails. One that still waits for
+an instance when it can no longer be in time makes room before, if others wait as well.
+
+`Scheduler` has the events and decides how queries and units begin and end. `SchedulerPort` holds
+what is known, and has the verbs that change it.
 """
 
 import logging
@@ -83,10 +87,14 @@ class Scheduler:
         dispatch: Dispatch | None = None,
     ) -> None:
         self._policy = policy
+        self._config = config or SchedulerConfig()
         self._dispatch = policy.dispatch() if dispatch is None else dispatch
-        self._port = SchedulerPort(policy, config or SchedulerConfig(), self._dispatch)
-        self._queries = _Queries(self._port)
-        self._units = _Units(self._port)
+        self._port = port = SchedulerPort(policy, self._config, self._dispatch)
+        self._admission = port.admission
+        self._health = Health(port, self._dispatch, self._config)
+        self._poison = Poison(port, policy, self._dispatch, self._config.max_attempts)
+        self._overdue: list[Query] = []
+        """Those past their deadline, and being decoded."""
 
     # Events
 
@@ -106,24 +114,48 @@ class Scheduler:
         queries of the same `tenant`, and those that are `exact` with none. Raises ValueError for
         one that is here already.
         """
+        port, admission = self._port, self._admission
         for query_id in queries:
-            if self._port.remembers(query_id):
+            if port.remembers(query_id):
                 raise ValueError(f"query {query_id} is here already; ids must be unique")
         self._advance(now)
-        self._port.timers.fire(self._port.now)  # what has expired does not wait
-        self._queries.arrived(now, queries, kind, deadline, tenant, exact)
+        port.timers.fire(port.now)  # what has expired does not wait
+        due = now + self._config.deadline if deadline is None else deadline
+        refusal = admission.refusal(
+            port.now,
+            due,
+            len(queries),
+            waiting=len(port.waiting),
+            instances=self._dispatch.up(DEPLOYED),
+            idle=partial(self._dispatch.idle_for, DEPLOYED),
+            lag=port.front_door.lag,
+        )
+        if refusal is not None:
+            port.refuse(queries, refusal)
+            return self._done()
+        # Once it is too late to start it, it is looked at whether it still waits.
+        too_late = due - admission.typical_run
+        for query_id in queries:
+            original = Task(DEPLOYED, query_id, kind)
+            query = Query(query_id, kind, now, [original], due, tenant, query_id in exact)
+            query.backups = () if query.exact else self._policy.asks.backups
+            original.apart.append(query.tasks)
+            query.timer = port.timers.set(too_late, partial(self._too_late, query))
+            port.admit(query)
+            self._dispatch.add(original)
+            port.tell((query_id,), self._policy.arrived, port, query)
         return self._done()
 
     def queries_abandoned(self, now: float, queries: Iterable[int]) -> list[Action]:
         """Nobody waits for these queries any more; those that are pending end."""
         self._advance(now)
-        self._queries.failed(queries, Reason.ABANDONED, "its client has given up")
+        self._fail(queries, Reason.ABANDONED, "its client has given up")
         return self._done()
 
     def queries_failed(self, now: float, queries: Iterable[int], detail: str) -> list[Action]:
         """The driver could not carry out an action for these queries; those pending fail."""
         self._advance(now)
-        self._queries.failed(queries, Reason.INTERNAL, detail)
+        self._fail(queries, Reason.INTERNAL, detail)
         return self._done()
 
     def unit_finished(
@@ -144,7 +176,7 @@ class Scheduler:
         self._advance(now)
         port = self._port
         port.reported(unit, ended_at)
-        ended = self._units.end(unit, finished=True)
+        ended = self._end(unit, finished=True)
         if ended is None or ended.is_comparison:
             return self._done()
         for task in ended.tasks:
@@ -153,7 +185,7 @@ class Scheduler:
                 if usable:
                     port.tell((), self._policy.redundancy_finished, port, task)
                 elif task.role in BACKUPS:
-                    self._queries.refused(task.subject, source_of(task.role))
+                    self._refused(task.subject, source_of(task.role))
                 continue
             if usable:
                 port.tell((task.subject,), self._policy.predicted, port, task)
@@ -170,9 +202,9 @@ class Scheduler:
         many seconds.
         """
         self._advance(now)
-        ended = self._units.end(unit, finished=False, rest=busy)
+        ended = self._end(unit, finished=False, rest=busy)
         if ended is not None:
-            self._units.failed(ended, detail, turned_away=busy > 0)
+            self._try_again(ended, detail, turned_away=busy > 0)
         return self._done()
 
     def decoded(self, now: float, group: int, wrong: Collection[int] = ()) -> list[Action]:
@@ -182,7 +214,23 @@ class Scheduler:
         soon as the actions beside it have been carried out.
         """
         self._advance(now)
-        self._queries.decoded(group, wrong)
+        for slot, query_id in self._port.take_decode(group):
+            query = self._port.queries.get(query_id)
+            if query is None:
+                continue
+            if slot in wrong:
+                query.decoding = False
+                self._refused(query.id, Source.RECONSTRUCTION)
+            else:
+                self._port.answer(query, Source.RECONSTRUCTION)
+        overdue, self._overdue = self._overdue, []
+        for query in overdue:
+            if query.id not in self._port.queries:
+                continue
+            if query.decoding:
+                self._overdue.append(query)
+            else:
+                self._give_up(query)
         return self._done()
 
     def instance_joined(
@@ -190,25 +238,42 @@ class Scheduler:
     ) -> list[Action]:
         """An instance is up, idle, and can run these roles; None: it has a node to itself."""
         self._advance(now)
-        self._units.joined(instance, roles, node)
+        if instance not in self._port.running:
+            self._port.running[instance] = None
+            self._health.joined(instance, roles, node)
         return self._done()
 
     def instance_left(self, now: float, instance: str) -> list[Action]:
         """An instance is gone, and what it was running with it."""
         self._advance(now)
-        self._units.left(instance)
+        port = self._port
+        if instance not in port.running:
+            return self._done()
+        unit = port.running.pop(instance)
+        if unit is not None:
+            del port.units[unit.id]
+            for task in unit.tasks:
+                task.unit = None
+        self._health.left(instance)
+        if unit is not None and unit.tasks:
+            self._unit_ended(unit, finished=False)
+            if not unit.is_comparison:
+                self._poison.lost(unit)
         return self._done()
 
     def unit_verified(self, now: float, unit: int, right: bool) -> list[Action]:
         """An instance has answered the golden query of a Verify, and the answer is right or not."""
         self._advance(now)
-        self._units.verified(unit, right=right)
+        known = self._port.units.get(unit)
+        if known is not None and known.golden is not None:
+            self._port.end(unit)
+            self._health.verified(known, right=right)
         return self._done()
 
     def compared(self, now: float, instance: str, agreed: bool) -> list[Action]:
         """A prediction of this instance agrees with what would have replaced it, or does not."""
         self._advance(now)
-        self._units.health.compared(instance, agreed=agreed)
+        self._health.compared(instance, agreed=agreed)
         return self._done()
 
     def gate_turned(self, now: float, source: Source, is_open: bool) -> list[Action]:
@@ -279,14 +344,130 @@ class Scheduler:
 
     def instances(self) -> list[tuple[str, State]]:
         """Every instance that has joined and not left, and how it is."""
-        return self._units.health.states()
+        return self._health.states()
 
     def size(self) -> int:
         """How many things are remembered; bounded by the policy's padding when none is pending."""
-        poison = self._units.poison
-        return len(self._port) + len(self._queries) + len(poison) + len(self._dispatch)
+        return len(self._port) + len(self._overdue) + len(self._poison) + len(self._dispatch)
 
-    # Inside
+    # Queries
+
+    def _fail(self, queries: Iterable[int], reason: Reason, detail: str) -> None:
+        """Fail those of the queries that are pending."""
+        for query_id in queries:
+            query = self._port.queries.get(query_id)
+            if query is not None:
+                self._port.fail(query, reason, detail)
+
+    def _refused(self, query_id: int, source: Source) -> None:
+        """What a stand-in says to the query may not be given; it waits for the model, or for one
+        of the backups that come after this one, which are slower and better."""
+        query = self._port.queries.get(query_id)
+        if query is not None and not query.spoiled:
+            # No source comes after that of a reconstruction.
+            query.backups = tuple(role for role in query.backups if role > source)
+            query.spoiled = not query.backups
+            query.refusals += 1
+            self._port.tell((query_id,), self._policy.refused, self._port, query, source)
+
+    def _too_late(self, query: Query) -> None:
+        """A query that still waits will not be in time: it makes room, if others wait as well."""
+        port = self._port
+        room = self._config.max_batch * self._dispatch.idle_for(DEPLOYED)
+        hopeless = query.id in port.waiting and len(port.waiting) > room
+        if query.due > port.now and not (hopeless and not self._policy.may_answer(port, query)):
+            query.timer = port.timers.set(query.due, partial(self._expire, query))
+        else:
+            self._expire(query)
+
+    def _expire(self, query: Query) -> None:
+        self._port.tell((query.id,), self._policy.urgent, self._port, query)
+        if query.id not in self._port.queries:
+            return
+        if query.decoding:
+            self._overdue.append(query)
+        else:
+            self._give_up(query)
+
+    def _give_up(self, query: Query) -> None:
+        """Its deadline is past, and no reconstruction is there."""
+        if self._config.default_prediction:
+            self._port.answer(query, Source.DEFAULT)
+        else:
+            waited = f"no answer within {self._port.now - query.arrived:.3f} s"
+            self._port.fail(query, Reason.DEADLINE_EXCEEDED, waited)
+
+    # Units
+
+    def _start(self) -> bool:
+        """Give idle instances what they can run; was there anything?"""
+        port = self._port
+        started = False
+        for instance, tasks in self._dispatch.assign(self._config.max_batch):
+            started = True
+            unit = port.begin(instance, tasks)
+            if unit.is_original:
+                self._admission.started(port.now)
+            for task in tasks:
+                task.unit = unit
+                if task.comparing:
+                    continue
+                if task.role == DEPLOYED:
+                    port.waiting.discard(task.subject)
+                    port.tell((task.subject,), self._policy.starts, port, task)
+                else:
+                    port.tell((), self._policy.redundancy_starts, port, task)
+            self._health.started(unit)
+            subjects = tuple(task.subject for task in tasks)
+            run = Run(instance, unit.id, tasks[0].role, subjects)
+            port.actions += port.background.starts(unit, run) if unit.is_comparison else [run]
+        return started
+
+    def _end(self, unit_id: int, *, finished: bool, rest: float = 0.0) -> Unit | None:
+        """Take a unit off its instance, which then rests; None if there is nothing to be had of it:
+        its instance had left before, or it was a golden query."""
+        unit = self._port.end(unit_id)
+        if unit is None:
+            return None
+        if unit.golden is not None:
+            self._health.not_verified(unit, rest=rest)
+            return None
+        self._health.ended(unit, finished=finished, rest=rest)
+        for task in unit.tasks:
+            task.unit = None
+        self._unit_ended(unit, finished=finished)
+        return unit
+
+    def _try_again(self, unit: Unit, detail: str, *, turned_away: bool) -> None:
+        """Try the tasks of a failed unit again, unless that has been done as often as it may."""
+        port = self._port
+        for task in reversed(unit.tasks):
+            if not task.wanted:
+                continue
+            task.failed_on.append(unit.instance)
+            task.turned_away += turned_away
+            query = port.queries.get(task.subject) if task.role == DEPLOYED else None
+            tries = len(task.failed_on)
+            if tries - task.turned_away < self._config.max_attempts:
+                # One that failed with different instances may fail whatever shares its batch.
+                task.alone = task.alone or tries - task.turned_away > 1
+                port.queue_again(task)
+                if query is not None:
+                    port.tell((query.id,), self._policy.urgent, port, query)
+                continue
+            task.wanted = False
+            if query is not None and not any(copy.wanted for copy in query.tasks):
+                tried = f"tried {tries} times; the last time: {detail}"
+                port.fail(query, Reason.INSTANCES_FAILED, tried)
+
+    def _unit_ended(self, unit: Unit, *, finished: bool) -> None:
+        if unit.is_original:
+            up = self._dispatch.up(DEPLOYED)
+            self._admission.ended(self._port.now, unit, finished=finished, instances=up)
+        if not unit.is_comparison:
+            self._port.tell((), self._policy.unit_ended, self._port, unit, finished=finished)
+
+    # Between events
 
     def _advance(self, now: float) -> None:
         if now > self._port.now:
@@ -296,7 +477,7 @@ class Scheduler:
         """Timers that are due come after what the event said, and before anything is started."""
         self._settle()
         # What is decoded needs no instance, if it can be right: that is reported at once.
-        while not self._port.deciding and self._units.start():
+        while not self._port.deciding and self._start():
             self._settle()
         self._port.background.settle()
         return self._port.take_actions()
@@ -307,8 +488,8 @@ class Scheduler:
         port.timers.fire(port.now)
         while port.broken:
             query_id, detail = port.broken.pop()
-            self._queries.failed([query_id], Reason.INTERNAL, detail)
-        self._units.poison.retry()
+            self._fail([query_id], Reason.INTERNAL, detail)
+        self._poison.retry()
 
 
 class SchedulerPort:
@@ -617,235 +798,3 @@ class SchedulerPort:
         """How many things are remembered."""
         known = (self.queries, self.waiting, self.units, self._decodes, self._holds)
         return sum(map(len, known)) + len(self.timers) + len(self.background)
-
-
-class _Queries:
-    """How queries begin, and how those end that no prediction answers in time. Times in seconds.
-
-    A query is admitted or refused when it arrives. At its deadline it is answered by whatever can
-    be had (the policy is asked for it), else by the default prediction, or fails. One that still
-    waits for an instance when it can no longer be in time makes room before, if others wait as
-    well.
-    """
-
-    def __init__(self, port: SchedulerPort) -> None:
-        self._port = port
-        self._policy, self._config = port.policy, port.config
-        self._dispatch, self._admission = port.dispatch, port.admission
-        self._overdue: list[Query] = []
-
-    def __len__(self) -> int:
-        """How many are past their deadline, and being decoded."""
-        return len(self._overdue)
-
-    def arrived(
-        self,
-        now: float,
-        queries: Sequence[int],
-        kind: Hashable,
-        deadline: float | None,
-        tenant: Hashable,
-        exact: Collection[int],
-    ) -> None:
-        """Queries arrived together, at `now`; all or none are admitted."""
-        port, admission = self._port, self._admission
-        due = now + self._config.deadline if deadline is None else deadline
-        refusal = admission.refusal(
-            port.now,
-            due,
-            len(queries),
-            waiting=len(port.waiting),
-            instances=self._dispatch.up(DEPLOYED),
-            idle=partial(self._dispatch.idle_for, DEPLOYED),
-            lag=port.front_door.lag,
-        )
-        if refusal is not None:
-            port.refuse(queries, refusal)
-            return
-        # Once it is too late to start it, it is looked at whether it still waits.
-        too_late = due - admission.typical_run
-        for query_id in queries:
-            original = Task(DEPLOYED, query_id, kind)
-            query = Query(query_id, kind, now, [original], due, tenant, query_id in exact)
-            query.backups = () if query.exact else self._policy.asks.backups
-            original.apart.append(query.tasks)
-            query.timer = port.timers.set(too_late, partial(self._too_late, query))
-            port.admit(query)
-            self._dispatch.add(original)
-            port.tell((query_id,), self._policy.arrived, port, query)
-
-    def failed(self, queries: Iterable[int], reason: Reason, detail: str) -> None:
-        """Those of the queries that are pending fail."""
-        for query_id in queries:
-            query = self._port.queries.get(query_id)
-            if query is not None:
-                self._port.fail(query, reason, detail)
-
-    def decoded(self, group: int, wrong: Collection[int]) -> None:
-        """The oldest Decode of the group that is not reported yet has been carried out."""
-        for slot, query_id in self._port.take_decode(group):
-            query = self._port.queries.get(query_id)
-            if query is None:
-                continue
-            if slot in wrong:
-                query.decoding = False
-                self.refused(query.id, Source.RECONSTRUCTION)
-            else:
-                self._port.answer(query, Source.RECONSTRUCTION)
-        overdue, self._overdue = self._overdue, []
-        for query in overdue:
-            if query.id not in self._port.queries:
-                continue
-            if query.decoding:
-                self._overdue.append(query)
-            else:
-                self._give_up(query)
-
-    def refused(self, query_id: int, source: Source) -> None:
-        """What a stand-in says to the query may not be given; it waits for the model, or for one
-        of the backups that come after this one, which are slower and better."""
-        query = self._port.queries.get(query_id)
-        if query is not None and not query.spoiled:
-            # No source comes after that of a reconstruction.
-            query.backups = tuple(role for role in query.backups if role > source)
-            query.spoiled = not query.backups
-            query.refusals += 1
-            self._port.tell((query_id,), self._policy.refused, self._port, query, source)
-
-    def _too_late(self, query: Query) -> None:
-        """A query that still waits will not be in time: it makes room, if others wait as well."""
-        port = self._port
-        room = self._config.max_batch * self._dispatch.idle_for(DEPLOYED)
-        hopeless = query.id in port.waiting and len(port.waiting) > room
-        if query.due > port.now and not (hopeless and not self._policy.may_answer(port, query)):
-            query.timer = port.timers.set(query.due, partial(self._expire, query))
-        else:
-            self._expire(query)
-
-    def _expire(self, query: Query) -> None:
-        self._port.tell((query.id,), self._policy.urgent, self._port, query)
-        if query.id not in self._port.queries:
-            return
-        if query.decoding:
-            self._overdue.append(query)
-        else:
-            self._give_up(query)
-
-    def _give_up(self, query: Query) -> None:
-        """Its deadline is past, and no reconstruction is there."""
-        if self._config.default_prediction:
-            self._port.answer(query, Source.DEFAULT)
-        else:
-            waited = f"no answer within {self._port.now - query.arrived:.3f} s"
-            self._port.fail(query, Reason.DEADLINE_EXCEEDED, waited)
-
-
-class _Units:
-    """How units begin and end, and what becomes of the tasks of those that fail.
-
-    It tells the policy, admission and health of all units. Times in seconds.
-    """
-
-    def __init__(self, port: SchedulerPort) -> None:
-        self._port = port
-        self._policy, self._config = port.policy, port.config
-        self._dispatch, self._admission = port.dispatch, port.admission
-        self.health = Health(port, port.dispatch, port.config)
-        self.poison = Poison(port, port.policy, port.dispatch, port.config.max_attempts)
-
-    def start(self) -> bool:
-        """Give idle instances what they can run; was there anything?"""
-        port = self._port
-        started = False
-        for instance, tasks in self._dispatch.assign(self._config.max_batch):
-            started = True
-            unit = port.begin(instance, tasks)
-            if unit.is_original:
-                self._admission.started(port.now)
-            for task in tasks:
-                task.unit = unit
-                if task.comparing:
-                    continue
-                if task.role == DEPLOYED:
-                    port.waiting.discard(task.subject)
-                    port.tell((task.subject,), self._policy.starts, port, task)
-                else:
-                    port.tell((), self._policy.redundancy_starts, port, task)
-            self.health.started(unit)
-            subjects = tuple(task.subject for task in tasks)
-            run = Run(instance, unit.id, tasks[0].role, subjects)
-            port.actions += port.background.starts(unit, run) if unit.is_comparison else [run]
-        return started
-
-    def end(self, unit_id: int, *, finished: bool, rest: float = 0.0) -> Unit | None:
-        """Take a unit off its instance, which then rests; None if there is nothing to be had of it:
-        its instance had left before, or it was a golden query."""
-        unit = self._port.end(unit_id)
-        if unit is None:
-            return None
-        if unit.golden is not None:
-            self.health.not_verified(unit, rest=rest)
-            return None
-        self.health.ended(unit, finished=finished, rest=rest)
-        for task in unit.tasks:
-            task.unit = None
-        self._ended(unit, finished=finished)
-        return unit
-
-    def failed(self, unit: Unit, detail: str, *, turned_away: bool) -> None:
-        """Its tasks are tried again, unless that has been done as often as it may."""
-        port = self._port
-        for task in reversed(unit.tasks):
-            if not task.wanted:
-                continue
-            task.failed_on.append(unit.instance)
-            task.turned_away += turned_away
-            query = port.queries.get(task.subject) if task.role == DEPLOYED else None
-            tries = len(task.failed_on)
-            if tries - task.turned_away < self._config.max_attempts:
-                # One that failed with different instances may fail whatever shares its batch.
-                task.alone = task.alone or tries - task.turned_away > 1
-                port.queue_again(task)
-                if query is not None:
-                    port.tell((query.id,), self._policy.urgent, port, query)
-                continue
-            task.wanted = False
-            if query is not None and not any(copy.wanted for copy in query.tasks):
-                tried = f"tried {tries} times; the last time: {detail}"
-                port.fail(query, Reason.INSTANCES_FAILED, tried)
-
-    def joined(self, instance: str, roles: frozenset[str], node: str | None) -> None:
-        """An instance is up, and idle."""
-        if instance not in self._port.running:
-            self._port.running[instance] = None
-            self.health.joined(instance, roles, node)
-
-    def left(self, instance: str) -> None:
-        """An instance is gone, and its unit with it."""
-        port = self._port
-        if instance not in port.running:
-            return
-        unit = port.running.pop(instance)
-        if unit is not None:
-            del port.units[unit.id]
-            for task in unit.tasks:
-                task.unit = None
-        self.health.left(instance)
-        if unit is not None and unit.tasks:
-            self._ended(unit, finished=False)
-            if not unit.is_comparison:
-                self.poison.lost(unit)
-
-    def verified(self, unit_id: int, *, right: bool) -> None:
-        """The golden query that is this unit has been answered rightly, or not."""
-        unit = self._port.units.get(unit_id)
-        if unit is not None and unit.golden is not None:
-            self._port.end(unit_id)
-            self.health.verified(unit, right=right)
-
-    def _ended(self, unit: Unit, *, finished: bool) -> None:
-        if unit.is_original:
-            up = self._dispatch.up(DEPLOYED)
-            self._admission.ended(self._port.now, unit, finished=finished, instances=up)
-        if not unit.is_comparison:
-            self._port.tell((), self._policy.unit_ended, self._port, unit, finished=finished)
