@@ -209,7 +209,7 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
         (inputs.astype(np.int64) > 0, labels, "is bool; the model takes .* FP32"),
         (inputs, labels[1:], "10 inputs but 9 labels"),
         (inputs[:1], labels[:1], "1 inputs; this needs 2 at least"),
-        (inputs[:0], labels[:0], "0 inputs; this needs 2 at least"),
+        (inputs[:0], labels[:0], "there are 0 inputs, too few"),
     ]:
         with pytest.raises(DataError, match=reason):
             evaluate(bundle, wrong_inputs, wrong_labels)

@@ -187,7 +187,7 @@ def test_parm_bundle_says_what_it_made(parm_here: Here, tmp_path: Path, text_bun
     models = text_bundle.parent
     made = parm_here(
         "bundle", models / "text.onnx", "--axis", "length=4,8,16", "--backup",
-        models / "bag.onnx", "--imitates", "logits", "--out", tmp_path / "bundle",
+        models / "bag.onnx", "--output", "logits", "--out", tmp_path / "bundle",
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert "axis 'length' is padded to 4, 8, 16" in made.stdout

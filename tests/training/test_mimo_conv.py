@@ -130,7 +130,7 @@ def test_it_starts_as_the_deployed_model_for_an_image_that_nothing_is_added_to()
         (STACK, (64,), "mimo-conv", r"mimo-conv takes images .* not queries of shape \(64,\)"),
         (STACK, (3, 40), "mimo-conv@0.5", r"not queries of shape \(3, 40\)"),
         (STACK, (1, 3, 8), "mimo-conv", "at least 4x4"),
-        (STACK, (1, 8, 8), "mimo-conv@5", "width must be above 0 and 4 or less"),
+        (STACK, (1, 8, 8), "mimo-conv@5", "width of mimo-conv must be above 0 and 4 or less"),
     ],
 )
 def test_what_it_cannot_take_is_refused(

@@ -48,12 +48,9 @@ def test_mlserver_s_repository_has_settings_and_a_runtime(
     bundle: Path, tmp_path: Path, parm_here: Here
 ) -> None:
     out = tmp_path / "repository"
-    assert not parm_here(
-        "export", bundle, "--format", "mlserver", "--out", out, "--name", "m"
-    ).returncode
-    names = {name.replace("model", "m"): role for name, role in NAMES.items()}
-    assert {folder.name for folder in out.iterdir()} == names.keys()
-    for name, role in names.items():
+    assert not parm_here("export", bundle, "--format", "mlserver", "--out", out).returncode
+    assert {folder.name for folder in out.iterdir()} == NAMES.keys()
+    for name, role in NAMES.items():
         settings = json.loads((out / name / "model-settings.json").read_text())
         assert settings["name"] == name
         assert settings["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, INPUTS]}]
