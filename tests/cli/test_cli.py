@@ -171,12 +171,14 @@ sys.meta_path.insert(0, Absent())
 def test_the_serving_path_runs_without_torch() -> None:
     script = f"""{NO_TORCH}
 import importlib, pkgutil
-for room in ("codes", "scheduling", "evaluation", "serving", "simulation", "sizing", "tasks"):
+rooms = "codes evaluation faults load scheduling serving simulation tasks trust"
+for room in rooms.split():
     package = importlib.import_module(f"parity_models.{{room}}")
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
 importlib.import_module("parity_models.models.bundle")
+importlib.import_module("parity_models.protection.plan")
 importlib.import_module("parity_models.cli.serve")
 assert not any(name.startswith("torch.") for name in sys.modules)
 """

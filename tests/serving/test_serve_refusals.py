@@ -74,7 +74,7 @@ def test_policies_out_of_range_are_refused(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--instances", "0"], "instances must be 1 or more"),
+        (["--instances", "0"], "'--instances': must be 1 or more, got 0"),
         (
             ["--policy", "parity@pool=dedicated", "--parity-instances", "0"],
             "one parity instance or more",

@@ -11,8 +11,9 @@ from parity_models.evaluation.accuracy import Progress
 
 @contextmanager
 def rows_bar(what: str) -> Iterator[Progress]:
-    """Show how many rows are done, on stderr."""
-    with Bar(console=Console(stderr=True), transient=True) as bar:
+    """Show how many rows are done, on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    with Bar(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
 
         def advance(rows: int, total: int) -> None:

@@ -66,7 +66,8 @@ def plan(
 def _record(url: str, file: Path) -> None:
     """Record the running server at a URL. Raises as `record` does."""
     credentials = Credentials.of_environment()
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("recording", total=RECORDED)
         recording = record(url, RECORDED, lambda _: bar.advance(task, STEP), credentials)
         write_json(file, asyncio.run(recording))

@@ -18,7 +18,7 @@ from parity_models.cli.policies import DispatchName, PolicyName
 from parity_models.errors import OptionError, UserError
 from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
-from parity_models.options import Option, flag_of
+from parity_models.options import Option, declared_in, flag_of
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.access import Access
 from parity_models.serving.deployment import default_policy
@@ -154,6 +154,12 @@ def _engine(name: str | None, upstreams: FleetOptions) -> EngineChoice:
         if (value := getattr(upstreams, each.name)) != each.default
     }
     chosen, options = ENGINES.read(name or ("remote" if "deployed" in given else "local"))
+    having = {option.name for option in declared_in(ENGINES.find(chosen).Options)}
+    for option in given:
+        if option not in having:
+            raise OptionError(
+                f"{flag_of(option)} is no option of the engine {chosen} but of remote"
+            )
     return EngineChoice(chosen, {**options, **given})
 
 

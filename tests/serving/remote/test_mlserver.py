@@ -50,7 +50,7 @@ def test_an_mlserver_killed_under_load_fails_no_request_and_comes_back(
     with (
         Parm(bundle) as other,
         ServerProcess(
-            *("--bundle", str(bundle), "--policy", "parity", "--grpc-port", "0"),
+            *(str(bundle), "--policy", "parity", "--grpc-port", "0"),
             *("--deployed", f"{other.url},{mlserver.url}", "--parity", mlserver.grpc_url),
             *PATIENTLY,
         ) as front,

@@ -49,7 +49,7 @@ def test_an_upstream_killed_under_load_fails_no_request_and_comes_back(
         Parm(alone) as two,
         Parm(alone) as parity,
         ServerProcess(
-            *("--bundle", str(bundle), "--deployed", f"{one.url},{two.grpc_url}"),
+            *(str(bundle), "--deployed", f"{one.url},{two.grpc_url}"),
             *("--parity", f"{parity.url}/model", "--policy", "parity", "--grpc-port", "0"),
             *PATIENTLY,
         ) as front,
@@ -98,7 +98,7 @@ REFUSED = [
     ("BUNDLE --engine remote", "give those of the deployed model with --deployed"),
     (
         "BUNDLE --engine local --deployed URL",
-        "deployed is no option of the engine local but of remote",
+        "--deployed is no option of the engine local but of remote",
     ),
     ("BUNDLE --parity URL", "--parity is no option of the engine local"),
     ("BUNDLE --backup URL", "--backup is no option of the engine local"),

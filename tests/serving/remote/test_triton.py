@@ -65,7 +65,7 @@ def test_a_triton_of_three_killed_under_load_fails_no_request_and_comes_back(
     first, second, third = tritons
     urls = f"{first.url},{second.grpc_url},{third.url}"
     with ServerProcess(
-        *("--bundle", str(bundle), "--deployed", urls, "--parity", urls),
+        *(str(bundle), "--deployed", urls, "--parity", urls),
         *("--policy", "parity", "--grpc-port", "0"),
         *PATIENTLY,
     ) as front:
