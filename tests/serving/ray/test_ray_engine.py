@@ -146,10 +146,10 @@ def test_a_server_survives_a_killed_instance_and_leaves_nothing(
     tmp_path: Path, joins: bool
 ) -> None:
     bundle = write_linear_bundle(tmp_path)
-    arguments = ("--engine", "ray", "--policy", "parity", "--deadline", "20s")
+    arguments = ("--policy", "parity", "--deadline", "20s")
 
-    def serve(*further: str) -> None:
-        with ServerProcess(str(bundle), *arguments, *further) as server:
+    def serve(engine: str) -> None:
+        with ServerProcess(str(bundle), "--engine", engine, *arguments) as server:
             client = Client(server.url)
             with client.asking():
                 client.more()
@@ -163,9 +163,9 @@ def test_a_server_survives_a_killed_instance_and_leaves_nothing(
 
     if joins:
         with other_cluster(cpus=4) as address:
-            serve("--address", address, "--cpus-per-instance", str(SMALL))
+            serve(f"ray@address={address},cpus-per-instance={SMALL}")
     else:
-        serve()
+        serve("ray")
 
 
 def actors() -> list[int]:
@@ -209,7 +209,7 @@ def test_a_cluster_that_cannot_be_reached_is_explained(tmp_path: Path) -> None:
         ("nowhere", "no Ray cluster can be reached at nowhere"),
         ("ray://127.0.0.1:10001", "is the address of a remote driver"),
     ]:
-        on_ray = ("--engine", "ray", "--address", address, "--port", "0")
+        on_ray = ("--engine", f"ray@address={address}", "--port", "0")
         serve = parm("serve", str(bundle), *on_ray)
         # In a process that is not connected to a cluster.
         refused = subprocess.run(serve, capture_output=True, text=True, check=False, timeout=120)

@@ -85,7 +85,7 @@ class Connection:
             if time.monotonic() > end:
                 raise ServingError(
                     f"its instances reserve {cpus:g} CPUs and the cluster has {free:g} free; add "
-                    "nodes, unload a model, or lower --instances or --cpus-per-instance"
+                    "nodes, unload a model, or lower --instances or cpus-per-instance"
                 )
             await asyncio.sleep(0.1)
 
