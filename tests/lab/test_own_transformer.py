@@ -109,5 +109,5 @@ def test_a_share_of_each_perceptron_is_kept_those_units_that_weigh_most() -> Non
             was.narrow.weight[:, gone] = 0
         assert not torch.allclose(said, wanted)
         torch.testing.assert_close(said, whole(*queries), rtol=1e-3, atol=1e-3)
-    with pytest.raises(UserError, match="wide must be"):
+    with pytest.raises(UserError, match="wide of own-transformer must be"):
         NETWORKS.parse("own-transformer@1,wide=0")

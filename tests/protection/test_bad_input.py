@@ -62,7 +62,7 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
         (
             LONG,
             "--from {models}/deployed --output logits --inputs wrong.npz",
-            "wrong.npz holds a query of 20 along 'length'; the bundle's model takes 16 at most",
+            "wrong.npz holds a query of 20 along 'length'; the model takes 16 at most",
         ),
         (
             TEXTS | {"ids": TEXTS["ids"] + 10**6},
@@ -79,13 +79,13 @@ TEXT = "--model {models}/text.onnx --output logits --inputs wrong.npz"
         (
             {},
             "--model {models}/text.onnx --output logits",
-            "give queries that bound them with --inputs",
+            "or with queries (--inputs)",
         ),
-        ({"x": ROWS[:, :5]}, "--model {models}/plain.onnx --inputs x.npy", "of shape (n, 6)"),
+        ({"x": ROWS[:, :5]}, "--model {models}/plain.onnx --inputs x.npy", "rows of shape [5]"),
         (
             {},
             "--model {models}/centred.onnx --inputs {models}/rows.npy",
-            "depends on the others in its batch",
+            "depends on the other rows of the batch",
         ),
         ({}, f"{PLAIN} --contention none.json", "cannot read none.json"),
         ({}, f"{PLAIN} --contention {{models}}/rows.npy", "rows.npy is not a fault plan"),

@@ -134,7 +134,6 @@ def test_after_kill_9_and_ctrl_c_nothing_is_trained_again(
         (("--inputs", "others.npy"), "--inputs"),
         (("--model", "other.onnx"), "--model"),
         (("--agreement", "0.2"), "--agreement"),
-        (("--seed", "4"), "--seed"),
         (("--hflip",), "--hflip"),
     ):
         refused = parm_here(*command("--resume", *more))

@@ -75,7 +75,7 @@ def test_ctrl_c_on_the_command_line_writes_the_bundle_and_says_so(tmp_path: Path
         said, _ = process.communicate()
     assert process.returncode == 0
     assert "interrupted" in said
-    assert "--resume" in said
+    assert "resume the run to continue" in said
     assert open_bundle(out).manifest.accuracy is not None
 
 

@@ -332,8 +332,10 @@ def is_slot(code: Code, parity: OnnxModel, backup: OnnxModel) -> bool:
     queries = backup.signature.smallest.input
     for _ in range(TRIED):
         group = [_draw(rng, queries) for _ in range(code.k)]
-        expected = _predictions(code, parity, group)[0]
-        found = _only(backup(renamed(group[0], backup.signature)))
+        # The code has the deployed model's names of inputs, the backup perhaps others.
+        named = [dict(zip(code.query_shapes, each.values(), strict=True)) for each in group]
+        expected = _predictions(code, parity, named)[0]
+        found = _only(backup(group[0]))
         if found.shape != expected.shape:
             return False
         most = float(np.abs(expected).max(initial=0.0))

@@ -83,6 +83,9 @@ GROUP = 4
 FEWEST = 64
 """Queries that something can be learned from."""
 
+FEWEST_GIVEN = 100
+"""The fewest of the user's, so that FEWEST are left to learn from and 8 for validation."""
+
 TEACHING = 0.25
 """The share of the time that the model may take to predict what is learned from."""
 
@@ -338,6 +341,7 @@ def protect(
             metric=chosen.metric,
             hflip=chosen.hflip,
             k=GROUP,
+            least=FEWEST_GIVEN,
         )
         return protect_model(teacher, queries, out, chosen, callbacks, began)
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
 from parity_models.errors import UserError
-from parity_models.options import OptionField, Options, declared_in, make_options
+from parity_models.options import OptionField, Options, declared_in
 from parity_models.registry import is_own
 from parity_models.scheduling.dispatch import RULES, Dispatch
 from parity_models.scheduling.policies import POLICIES, Policy, StandIns
@@ -62,11 +63,13 @@ class PolicyChoice:
     def _settings(self) -> tuple[Options, Options | None]:
         """The checked options of the policy and of the dispatch rule."""
         rule = self.rule
-        theirs = set() if rule is None else _names(rule) - _names(self.policy)
+        names = [] if rule is None else _names(rule)
+        others = self.options.keys() - _names(self.policy)
+        theirs = {name for name in others if get_close_matches(name, names, 1)}
         of_policy = {name: value for name, value in self.options.items() if name not in theirs}
         of_rule = {name: value for name, value in self.options.items() if name in theirs}
         settings = POLICIES.options(self.name, of_policy)
-        return settings, None if rule is None else make_options(rule.Options, of_rule)
+        return settings, None if rule is None else RULES.options(str(self.dispatch), of_rule)
 
     def written_out(self) -> dict[str, Any]:
         """Return the names, and the value of every option, given or not, as in a file."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.evaluation.judged_queries import GivenInputs, load_queries
 from parity_models.models.queries import as_batch, check_queries, padded, sizes_in
 from parity_models.models.tensor import tensors_in
@@ -75,11 +75,13 @@ def find_queries(
     metric: str | None = None,
     hflip: bool = False,
     k: int = 1,
+    least: int = 1,
 ) -> Queries:
     """Return the user's `inputs`, or those of `task`, or of the one the model was trained on.
 
     Of the user's, a tenth each is held out for validation, calibration and tests. Raises UserError
-    if there are none, or both, and DataError if they are too few for groups of k.
+    if there are none, or both, and DataError if they are fewer than `least` or too few for groups
+    of k.
     """
     training = teacher.bundle.manifest.deployed_training
     shape = teacher.output.shape
@@ -87,11 +89,11 @@ def find_queries(
         if task is not None:
             raise UserError("give either a task or inputs, not both")
         if hflip and not teacher.plain:
-            raise UserError("--hflip is for images; the model takes other queries")
+            raise OptionError("--hflip is for images; the model takes other queries")
         if metric is None and training is not None and is_ours(training.task):
             metric = find_task(training.task).metric
         choose_metric(metric, shape)
-        found = rows_of(teacher, inputs, least=3 * k)
+        found = rows_of(teacher, inputs, least=max(least, 3 * k))
         order = np.random.default_rng(1).permutation(len(found))
         tenth = len(found) // HELD_OUT
         tested = max(k, tenth)

@@ -94,22 +94,26 @@ class Trained(Printed, Bundle):
     @property
     def parts(self) -> Sequence[RenderableType]:
         """Tables of accuracy, gates and times, and notes."""
-        manifest, fitted = self.manifest, self.fitted
+        manifest = self.manifest
         parts: list[RenderableType] = []
         if manifest.accuracy is not None:
             parts.append(accuracy_table(self, manifest.accuracy))
         if self.gate_results and manifest.accuracy is not None:
             parts.append(gate_table(self.gate_results, manifest.accuracy.metric))
-        parts += [*self.gates.parts, inference_table(self), *self.notes]
-        parts.append(
+        return [*parts, *self.gates.parts, inference_table(self), *self.notes, *self.ending]
+
+    @property
+    def ending(self) -> Iterator[str]:
+        """Sentences on which epoch was kept, and whether the run was interrupted."""
+        fitted = self.fitted
+        yield (
             f"{self.path} holds the best epoch, {fitted.best_epoch} of {fitted.epochs} "
             f"({fitted.seconds:.0f} s)"
         )
         if fitted.resumable:
-            parts.append("interrupted: this is the best so far; resume the run to continue")
+            yield "interrupted: this is the best so far; resume the run to continue"
         elif fitted.interrupted:
-            parts.append("interrupted in the first epoch, so there is nothing to resume")
-        return parts
+            yield "interrupted in the first epoch, so there is nothing to resume"
 
 
 def parity(

@@ -59,4 +59,5 @@ def train(
             learned, dataset, network, out, options, recipe=recipe, callbacks=bars
         )
     evaluate(trained, task=task, data_dir=options.data_dir).show()
-    typer.echo(f"{trained.path} holds the best epoch")
+    for sentence in trained.ending:
+        typer.echo(sentence)
