@@ -162,7 +162,7 @@ def test_options_made_in_python_are_checked() -> None:
         Kettle.Options(port=11)
     with pytest.raises(UserError, match="size must be above 0, got 0"):
         Kettle.Options(size=0)
-    with pytest.raises(UserError, match="give --port or --place, not both"):
+    with pytest.raises(UserError, match="give port or place, not both"):
         make_options(Kettle.Options, {"port": 1, "place": Path("here")})
 
 
