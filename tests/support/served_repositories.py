@@ -1,6 +1,7 @@
 """A server of a repository for tests, and clients that tell its versions apart."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,10 +101,20 @@ class Load(Clients):
 
     def __init__(self, url: str, name: str, clients: int = 2) -> None:
         super().__init__(clients)
-        self.answers: list[tuple[str, float]] = []
+        self._answers: list[tuple[float, tuple[str, float]]] = []
         self._url = url
         self._name = name
 
     def ask(self, client: httpx.Client) -> None:
+        asked_at = time.monotonic()
         found = ask(self._url, self._name, client=client)
-        self.answers.append((found["model_version"], times_of(found["outputs"][0]["data"])))
+        answer = (found["model_version"], times_of(found["outputs"][0]["data"]))
+        self._answers.append((asked_at, answer))
+
+    @property
+    def answers(self) -> list[tuple[str, float]]:
+        return self.asked_after(0.0)
+
+    def asked_after(self, when: float) -> list[tuple[str, float]]:
+        """The answers to requests that were sent after `when`, a time.monotonic()."""
+        return [answer for asked_at, answer in list(self._answers) if asked_at > when]
