@@ -48,7 +48,7 @@ async def offer(
     """A short load on a server under a plan, and what namespaces there were meanwhile."""
     data = bundle.parent / "data.npz"
     np.savez(data, inputs=queries(20), labels=np.argmax(predictions(queries(20)), axis=1))
-    options = ServeOptions(instances=WORKERS - 1, parity_instances=1, port=0)
+    options = ServeOptions(instances=WORKERS, port=0)
     async with contended(plan, WORKERS, bundle) as contention:
         here = replace(options, placements=contention.placements)
         async with served(bundle, here, contention.prefix) as server:
@@ -127,7 +127,7 @@ def inside(namespace: str, *command: str) -> str:
 async def test_paused_workers_are_stopped_and_continued(tmp_path: Path) -> None:
     plan = Contention(pauses=Pauses(0.01, Constant(0.5), workers=(1,)))
     bundle = write_linear_bundle(tmp_path)
-    options = ServeOptions(instances=2, parity_instances=0, port=0)
+    options = ServeOptions(instances=2, port=0)
     async with contended(plan, 2, bundle) as contention, served(bundle, options) as server:
         paused, other = workers_of(server)[1], workers_of(server)[0]
         contention.begin(server.pid)
@@ -140,7 +140,7 @@ async def test_paused_workers_are_stopped_and_continued(tmp_path: Path) -> None:
 async def test_workers_that_are_stopped_when_contention_ends_are_continued(tmp_path: Path) -> None:
     plan = Contention(pauses=Pauses(0.01, Constant(1.0)))
     bundle = write_linear_bundle(tmp_path)
-    options = ServeOptions(instances=2, parity_instances=0, port=0)
+    options = ServeOptions(instances=2, port=0)
     async with served(bundle, options) as server:
         async with contended(plan, 2, bundle) as contention:
             contention.begin(server.pid)

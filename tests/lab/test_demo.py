@@ -18,8 +18,7 @@ from parity_models_lab.demo import CODE, Scenario, run_demo
 pytestmark = pytest.mark.slow
 
 SHORT = Scenario(
-    instances=2,
-    parity_instances=1,
+    instances=3,
     rate=150,
     queries=300,
     warm_up=30,

@@ -28,7 +28,7 @@ from parity_models.serving.server import ServeOptions, Server
 
 pytestmark = pytest.mark.slow
 
-PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0, parity_instances=0)
+PARITY = ServeOptions(policy=PolicyChoice("parity"), port=0)
 
 
 def write(folder: Path, weight: float) -> Bundle:

@@ -206,7 +206,8 @@ def test_what_is_not_answered_by_its_deadline_gets_the_default(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["approximate-backup", "--parity-instances", "0"], "backup needs one parity instance"),
+        (["approximate-backup", "--instances", "1"], "leave none for the model; give more --inst"),
+        (["none", "--extra-instances", "1"], "none has no instances that run stand-ins only"),
         (["replication@copies=1"], "copies of replication must be 2 or more"),
         (["hedging@hedge-delay=0"], "hedge_delay of hedging must be above 0"),
         (["hedging@hedge-quantile=1"], "must be between 0 and 1"),

@@ -32,7 +32,7 @@ def uncoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("option", "value", "reason"),
     [
         ("instances", 0, "instances must be 1 or more, got 0"),
-        ("parity_instances", -1, "parity_instances must be 0 or more"),
+        ("extra_instances", 0, "extra_instances must be 1 or more"),
         ("max_batch", 0, "max_batch must be 1 or more"),
         ("max_queue", 0, "max_queue must be 1 or more"),
         ("shutdown_delay", -1, "shutdown_delay must be 0 or more, got -1"),
@@ -76,8 +76,8 @@ def test_policies_out_of_range_are_refused(
     [
         (["--instances", "0"], "'--instances': must be 1 or more, got 0"),
         (
-            ["--policy", "parity@pool=dedicated", "--parity-instances", "0"],
-            "one parity instance or more",
+            ["--policy", "parity@pool=dedicated", "--extra-instances", "2"],
+            "2 of 2 leave none for the model",
         ),
         (["--policy", "adaptive@pool=dedicated"], "no option of the policy adaptive but of parity"),
         (["--policy", "replicate"], "replicate"),

@@ -60,7 +60,6 @@ async def test_what_one_backup_may_not_answer_a_better_one_does(
         policy=PolicyChoice("adaptive", dispatch=rule),
         deadline=4.0,
         instances=3,
-        parity_instances=0,
         port=0,
         faults=faults,
     )

@@ -42,18 +42,13 @@ class Scenario:
     and the load generator share a few cores.
     """
 
-    instances: int = 4
-    parity_instances: int = 2
+    instances: int = 6
     rate: float = 250.0
     queries: int = 10_000
     warm_up: int = 500
     slowdowns: Slowdowns = SLOWDOWNS
     max_group_wait: float = 0.005
     parity_delay: float = 0.005
-
-    @property
-    def workers(self) -> int:
-        return self.instances + self.parity_instances
 
     @property
     def half_time(self) -> float:
@@ -74,7 +69,7 @@ class Scenario:
         assert isinstance(spells.delay, Uniform)
         low, high = 1e3 * spells.delay.low, 1e3 * spells.delay.high
         return (
-            f"Each run: {self.workers} workers, {self.queries:,} queries at {self.rate:g}/s "
+            f"Each run: {self.instances} workers, {self.queries:,} queries at {self.rate:g}/s "
             f"(Poisson). Injected in both alike: each worker is slow {share:.0%} of the time, in "
             f"spells of {spells.mean_length:g} s on average, during which a query takes {low:g} to "
             f"{high:g} ms longer; worker 0 is killed after {self.half_time:g} s. Parity: a group "
@@ -189,7 +184,6 @@ def _serve(
         name: ServeOptions(
             policy=policy,
             instances=scenario.instances,
-            parity_instances=scenario.parity_instances,
             faults=scenario.faults(seed),
             port=0,
         )

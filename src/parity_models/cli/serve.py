@@ -73,7 +73,7 @@ Served = Annotated[
     ServeOptions,
     Only(
         "instances",
-        "parity_instances",
+        "extra_instances",
         "name",
         "host",
         "port",

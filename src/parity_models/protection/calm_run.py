@@ -178,7 +178,6 @@ async def _served(bundle: Path, instances: int, load: LoadSpec) -> _Calm:
     options = ServeOptions(
         policy=PolicyChoice(EqualResources.name),
         instances=instances,
-        parity_instances=0,
         port=0,
         max_batch=1,
     )

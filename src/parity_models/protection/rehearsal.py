@@ -127,7 +127,6 @@ def _options(policy: str, instances: int, faults: FaultPlan | None) -> ServeOpti
     return ServeOptions(
         policy=PolicyChoice(policy),
         instances=instances,
-        parity_instances=0,
         faults=faults,
         port=0,
         deadline=5.0,

@@ -26,7 +26,12 @@ from parity_models.roles import BACKUP, DEPLOYED, Source, parity_role
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.serving.deployment import default_batch, model_files, stand_ins_of
+from parity_models.serving.deployment import (
+    default_batch,
+    extra_instances,
+    model_files,
+    stand_ins_of,
+)
 from parity_models.simulation import Cores, Simulation, simulate
 from parity_models.simulation.course import (
     DISPATCH,
@@ -220,7 +225,8 @@ class Scene:
         """Simulate a policy. Raises UserError if no query is answered."""
         service = self.service
         policy, dispatch = choice.build(service.stand_ins)
-        extra = _extra(policy.roles(1, 1), self.instances, self.extra, service.stand_ins, choice)
+        code = service.stand_ins.code
+        extra = extra_instances(choice, policy, self.instances, self.extra, code)
         faults = msgspec.structs.replace(
             self.contention, seed=self.seed, coverage=1.0, coverages=dict(service.coverage)
         )
@@ -260,26 +266,6 @@ class Scene:
             1e3 * busy / len(sources),
             max(0.0, 1 - busy / (self.instances * span)) if span > 0 else 0.0,
         )
-
-
-def _extra(
-    roles: list[frozenset[str]],
-    instances: int,
-    given: int | None,
-    stand_ins: StandIns,
-    choice: PolicyChoice,
-) -> int:
-    """Return how many of the instances run stand-ins alone; a policy's `roles` say if any do."""
-    if all(DEPLOYED in each for each in roles):
-        return 0
-    k, r = (2, 1) if stand_ins.code is None else (stand_ins.code.k, stand_ins.code.r)
-    extra = given or max(1, round(instances * r / (k + r)))
-    if extra >= instances:
-        raise UserError(
-            f"the policy {choice.name} has stand-ins on instances of their own: {extra} of "
-            f"{instances} leave none for the model; give more --instances"
-        )
-    return extra
 
 
 def recording_of(options: ServiceOptions) -> Recording | None:

@@ -2,20 +2,20 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
-from math import ceil, prod
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.errors import UserError
+from parity_models.errors import OptionError, UserError
 from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.signature import Signature
 from parity_models.roles import DEPLOYED, parity_role
 from parity_models.scheduling import Policy, SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.scheduling.policies import Adaptive, NoRedundancy, StandIns
+from parity_models.scheduling.policies import Adaptive, Erasures, NoRedundancy, StandIns
 from parity_models.serving.engine import Parts
 from parity_models.serving.engines import EngineChoice
 from parity_models.serving.frontend import Frontend
@@ -226,19 +226,43 @@ class Deployment(ServedVersion):
             self.engine.inject_faults(self._faults)
 
 
+def extra_instances(
+    choice: PolicyChoice, policy: Policy, instances: int, given: int | None, code: Erasures | None
+) -> int:
+    """Return how many of all `instances` run stand-ins only: those `given`, else r of k + r, and 0
+    with a policy that has no such instances.
+
+    Raises:
+        UserError: None would be left for the deployed model.
+
+    """
+    if all(DEPLOYED in roles for roles in policy.roles(1, 1)):
+        return 0
+    k, r = (2, 1) if code is None else (code.k, code.r)
+    extra = given or max(1, round(instances * r / (k + r)))
+    if extra >= instances:
+        raise UserError(
+            f"the policy {choice.name} has stand-ins on instances of their own: {extra} of "
+            f"{instances} leave none for the model; give more --instances"
+        )
+    return extra
+
+
 def _roles(
     choice: PolicyChoice, policy: Policy, bundle: Bundle, options: ServeOptions
 ) -> Sequence[frozenset[str]]:
     engine = options.engine
     fixed = engine.kind.fixed_roles(engine.settings, bundle)
     if fixed is None:
-        dedicated = any(DEPLOYED not in roles for roles in policy.roles(1, 1))
-        if dedicated and options.parity_instances == 0:
-            raise UserError(
-                f"the policy {choice.name} needs one parity instance or more, for models that run "
-                "on instances of their own; got 0"
+        extra = extra_instances(
+            choice, policy, options.instances, options.extra_instances, bundle.code()
+        )
+        if options.extra_instances and not extra:
+            raise OptionError(
+                f"the policy {choice.name} has no instances that run stand-ins only; leave "
+                "--extra-instances out"
             )
-        return policy.roles(options.instances, _parity_instances(options, bundle))
+        return policy.roles(options.instances - extra, extra)
     missing = frozenset[str]().union(*policy.roles(1, 1)) - frozenset[str]().union(*fixed)
     if missing:
         raise UserError(
@@ -246,15 +270,6 @@ def _roles(
             f"the engine {engine.name} has none; give it such, or serve with another policy"
         )
     return fixed
-
-
-def _parity_instances(options: ServeOptions, bundle: Bundle) -> int:
-    if options.parity_instances is not None:
-        return options.parity_instances
-    # Without a code the extra instances are as many as for the smallest one.
-    code = bundle.manifest.code
-    k, r = (code.k, code.r) if code else (2, 1)
-    return ceil(options.instances * r / k)
 
 
 def _check_instances(roles: Sequence[Collection[str]], options: ServeOptions) -> None:

@@ -65,7 +65,7 @@ class EngineListener(Protocol):
         requests it is for, and which trace it is part of."""
 
 
-FIXED = dict.fromkeys(("instances", "parity_instances"), "it has the instances that it is given")
+FIXED = dict.fromkeys(("instances", "extra_instances"), "it has the instances that it is given")
 """Options that an engine refuses whose instances are given with its options."""
 
 

@@ -34,13 +34,13 @@ class ServeOptions:
 
     policy: PolicyChoice | None = None
     engine: EngineChoice = field(default_factory=EngineChoice)
-    instances: Annotated[int, Option("Instances of the deployed model.", at_least=1)] = 2
-    parity_instances: Annotated[
+    instances: Annotated[int, Option("Workers in all.", at_least=1)] = 2
+    extra_instances: Annotated[
         int | None,
         Option(
-            "Further instances, unless the policy is none. By default instances x r / k, rounded "
-            "up; without a code, half as many as instances.",
-            at_least=0,
+            "Those of them that run stand-ins only, for policies that have such; by default r of "
+            "k + r.",
+            at_least=1,
         ),
     ] = None
     name: Annotated[

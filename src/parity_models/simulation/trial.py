@@ -112,8 +112,17 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def workers(self) -> int:
         """How many of the setting's instances the policy has: all of them, but for none."""
+        return len(self._roles)
+
+    @property
+    def extra(self) -> int:
+        """How many of them run stand-ins only."""
+        return sum(DEPLOYED not in roles for roles in self._roles)
+
+    @property
+    def _roles(self) -> list[frozenset[str]]:
         policy, _ = self.policy.build(self.stand_ins)
-        return len(policy.roles(self.setting.instances, self.setting.parity_instances))
+        return policy.roles(self.setting.instances, self.setting.parity_instances)
 
     @property
     def config(self) -> SchedulerConfig:

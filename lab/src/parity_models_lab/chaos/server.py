@@ -112,7 +112,7 @@ class TestedServer:
         with log_file.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-c", program, "serve", str(self.model.bundle)),
-                *("--instances", str(INSTANCES - 1), "--parity-instances", "1"),
+                *("--instances", str(INSTANCES)),
                 *("--port", "0", "--grpc-port", "0", "--deadline", str(self.deadline)),
                 *("--faults", self._faults()),
                 *(_ON_RAY if on_ray else ()),

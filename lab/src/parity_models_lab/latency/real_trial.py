@@ -65,8 +65,8 @@ class Laboratory:
         faults = _spared(faults, trial.workers)
         options = ServeOptions(
             policy=trial.policy,
-            instances=setting.instances,
-            parity_instances=setting.parity_instances,
+            instances=trial.workers,
+            extra_instances=trial.extra or None,
             port=0,
             max_batch=setting.max_batch,
             faults=faults,

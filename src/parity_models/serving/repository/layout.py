@@ -22,7 +22,7 @@ SETTINGS = "serve.toml"
 
 _PER_MODEL = (
     "instances",
-    "parity_instances",
+    "extra_instances",
     "max_batch",
     "max_queue",
     "deadline",
@@ -81,7 +81,7 @@ def options_of(
         own = _taken(given, of_engine)
         values = engine.kind.options_of_model(engine.options, own, bundle, folder.name, version)
         engine = EngineChoice(engine.name, values)
-        for key in ("instances", "parity_instances"):
+        for key in ("instances", "extra_instances"):
             if key in given and engine.kind.fixed_roles(engine.settings, bundle) is not None:
                 raise UserError(
                     f"leave {_key(key)} out with the engine {engine.name}: it has the instances "
