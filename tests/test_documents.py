@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.documents import as_struct, read_json, read_toml
-from parity_models.faults import FaultPlan
+from parity_models.emulation import FaultPlan
 
 PLAN = {
     "seed": 7,

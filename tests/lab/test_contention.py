@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from parity_models.emulation import Constant, Pauses
 from parity_models.errors import ContentionError, ServingError
-from parity_models.faults import Constant, Pauses
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.result import LoadResult
 from parity_models.load.served import Served, served
 from parity_models.serving.server import ServeOptions
-from parity_models.simulation.contention_plan import Contention, Hogs, Tenant
-from parity_models.simulation.network import Network
 from parity_models_lab.contention.apply import Contended, contended
 from parity_models_lab.contention.namespaces import NAMES, PREFIX, configure
 from parity_models_lab.contention.network import star
+from parity_models_lab.contention.plan import Contention, Hogs, Tenant
+from parity_models_lab.contention.transfers import Network
 from served import predictions, queries, until, write_linear_bundle
 
 pytestmark = pytest.mark.slow
@@ -220,8 +220,8 @@ ABORTED = """
 import asyncio, sys
 from pathlib import Path
 from parity_models_lab.contention.apply import contended
-from parity_models.simulation.contention_plan import Contention
-from parity_models.simulation.network import Network
+from parity_models_lab.contention.plan import Contention
+from parity_models_lab.contention.transfers import Network
 
 async def main():
     plan = Contention(network=Network(shuffles=2))

@@ -8,14 +8,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from parity_models.emulation import Constant, FaultPlan, Pauses, Uniform, WorkerFaults
 from parity_models.errors import ContentionError
-from parity_models.faults import Constant, FaultPlan, Pauses, Uniform, WorkerFaults
-from parity_models.simulation.contention_plan import Contention, Hogs, Tenant
-from parity_models.simulation.network import Leg, Network, legs
 from parity_models_lab.contention.apply import contended
 from parity_models_lab.contention.namespaces import check_privileges
 from parity_models_lab.contention.pauses import LONGEST, Step, steps
+from parity_models_lab.contention.plan import Contention, Hogs, Tenant
 from parity_models_lab.contention.tenant import arrivals
+from parity_models_lab.contention.transfers import Leg, Network, legs
 
 WORKERS = 3
 

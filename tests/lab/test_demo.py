@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from commands import Here, assert_refused
-from parity_models.faults import Slowdowns, Uniform
+from parity_models.emulation import Slowdowns, Uniform
 from parity_models.load.report import LoadReport
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import find_task

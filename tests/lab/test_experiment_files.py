@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from parity_models.errors import UserError
-from parity_models.simulation.trial import Emulation
 from parity_models_lab.latency.experiment import experiment_names, figures_of, load_experiment
 from parity_models_lab.latency.reproduce_latency import PRESETS, Plan, expected_seconds
+from parity_models_lab.latency.trial import Emulation
 from small_experiment import SIMULATED
 
 

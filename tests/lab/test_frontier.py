@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from commands import Here
 from parity_models.errors import UserError
-from parity_models.simulation.trial import TrialResult, result_of
 from parity_models_lab.latency.experiment import load_experiment
 from parity_models_lab.latency.figures import Line
 from parity_models_lab.latency.frontier import Spot, frontier, spots
+from parity_models_lab.latency.trial import TrialResult, result_of
 
 SWEPT = """
 title = "Swept"

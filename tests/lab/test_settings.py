@@ -5,8 +5,8 @@ from math import exp
 import msgspec
 import pytest
 
-from parity_models.faults import LogNormal
-from parity_models.simulation.setting import Setting
+from parity_models.emulation import LogNormal
+from parity_models_lab.latency.setting import Setting
 
 
 def test_real_and_simulated_runs_meet_the_same_kinds_of_contention() -> None:

@@ -7,14 +7,14 @@ import sys
 import msgspec
 import pytest
 
+from parity_models.emulation import Constant
 from parity_models.errors import ContentionError
-from parity_models.faults import Constant
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation.setting import Setting
-from parity_models.simulation.trial import Mode, Trial, simulate_trial
 from parity_models_lab.contention import processor
 from parity_models_lab.contention.processor import ROOT, quota
 from parity_models_lab.latency.reproduce_latency import why_invalid
+from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import Mode, Trial, simulate_trial
 
 COMPUTE = """
 import time

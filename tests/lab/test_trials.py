@@ -8,9 +8,9 @@ import pytest
 
 from commands import Here
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation.setting import Setting
-from parity_models.simulation.trial import Emulation, Mode, Trial, simulate_trial
 from parity_models_lab.latency.real_trial import Laboratory
+from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import Emulation, Mode, Trial, simulate_trial
 from parity_models_lab.results import TrialCache
 from small_experiment import SIMULATED, brief, train_briefly
 

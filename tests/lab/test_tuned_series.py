@@ -10,9 +10,9 @@ import pytest
 
 from commands import Here
 from parity_models.errors import UserError
-from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, result_of
 from parity_models_lab.latency.experiment import Experiment, load_experiment
 from parity_models_lab.latency.reproduce_latency import PRESETS, TUNING, Plan, collect
+from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult, result_of
 from parity_models_lab.latency.validation import compare
 from parity_models_lab.results import TrialCache
 

@@ -7,10 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from parity_models.faults import Constant
+from parity_models.emulation import Constant
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation.setting import Setting
-from parity_models.simulation.trial import (
+from parity_models_lab.latency.experiment import load_experiment
+from parity_models_lab.latency.reproduce_latency import PRESETS, Plan
+from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import (
     Emulation,
     Mode,
     Trial,
@@ -18,13 +20,11 @@ from parity_models.simulation.trial import (
     result_of,
     simulate_trial,
 )
-from parity_models_lab.latency.experiment import load_experiment
-from parity_models_lab.latency.reproduce_latency import PRESETS, Plan
 from parity_models_lab.latency.validation import (
     Compared,
-    besides_of,
     calm_trial,
     compare,
+    overheads_between,
     rows_of,
     summary,
 )
@@ -58,10 +58,10 @@ def test_what_holds_an_instance_longer_is_told_apart_from_what_an_answer_takes_b
         return result_of(np.full(1000, ms / 1e3), 0, {"model": 1000}, busy_ms=busy)
 
     calm = calm_of(Setting(shuffles=0))
-    took = besides_of(calm, ran(30, 27.5), lambda _: ran(26, 26))
+    took = overheads_between(calm, ran(30, 27.5), lambda _: ran(26, 26))
     assert took.held_ms == 1.5
     np.testing.assert_allclose(took.outside_ms, 2.5)
-    took = besides_of(calm, ran(25, 24), lambda _: ran(26, 26))
+    took = overheads_between(calm, ran(25, 24), lambda _: ran(26, 26))
     assert took.held_ms == 0
     np.testing.assert_allclose(took.outside_ms, 0)
 
@@ -75,7 +75,7 @@ def test_of_what_is_computed_a_query_waits_for_what_it_took_longer(
     )
     real = result_of(np.full(1000, p50 / 1e3), 0, {"model": 1000}, busy_ms=6.4)
     real = msgspec.structs.replace(real, workers_ms=6.0, serving_ms=2.0)
-    took = besides_of(calm, real, simulate_trial)
+    took = overheads_between(calm, real, simulate_trial)
     assert took.unit_ms == pytest.approx(1)
     assert took.held_ms == pytest.approx(0, abs=0.05)  # 5 for the model, 1 besides, 0.4 on the way
     assert took.serving_ms == pytest.approx(waited, abs=0.05)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from commands import Here
+from parity_models.emulation import ColdStart, Degradation
 from parity_models.errors import UserError
-from parity_models.faults import ColdStart, Degradation
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation.setting import Setting
-from parity_models.simulation.trial import PARTS, Mode, Trial, result_of, simulate_trial
 from parity_models_lab.latency.experiment import load_experiment
 from parity_models_lab.latency.reproduce_latency import kept
+from parity_models_lab.latency.setting import Setting
+from parity_models_lab.latency.trial import PARTS, Mode, Trial, result_of, simulate_trial
 
 FIGURES = ("bursts", "correlated", "degradation", "generations", "slow-start")
 

@@ -18,8 +18,7 @@ from parity_models.protection.calm_run import (
     measure_serving,
 )
 from parity_models.protection.search_options import SearchOptions
-from parity_models.simulation.besides import Took
-from parity_models.simulation.course import SHARES
+from parity_models.simulation.overheads import SHARES, Observed
 from served import write_linear_bundle
 from text_models import write_text_bundle
 
@@ -43,7 +42,7 @@ def test_the_load_is_the_share_of_the_instances_here_and_no_contention() -> None
 
 
 def test_a_run_in_which_queries_queued_or_failed_is_no_calm_one() -> None:
-    took = Took(3.0, 1.0, ())
+    took = Observed(3.0, 1.0, ())
     calm = _Calm(took, 1.0, 1.0, 300, 0)
     assert not calm.overloaded(0.24)
     assert calm._replace(failed=1).overloaded(0.24)

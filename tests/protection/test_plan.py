@@ -11,8 +11,8 @@ import pytest
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import Code, CodeSpec
+from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.faults import FaultPlan
 from parity_models.models.bundle import with_calibration
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.protection.options import Goal

@@ -14,10 +14,9 @@ from parity_models.models.bundle import open_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.protection.advice import Protection, Simulations, advise
 from parity_models.protection.protect import Protected, protect
-from parity_models.protection.scene import Outcome
+from parity_models.protection.scene import Outcome, standard_contention
 from parity_models.protection.search_options import SearchOptions
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation.course import standard_contention
 from parity_models.training import Callbacks
 from parity_models.training.callbacks import Searching
 

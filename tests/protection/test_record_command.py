@@ -9,7 +9,7 @@ import pytest
 
 from commands import Here, assert_refused
 from linear_bundles import CLASSES, FEATURES, linear_bundle
-from parity_models.faults import FaultPlan
+from parity_models.emulation import FaultPlan
 from parity_models.load.recorder import record
 from parity_models.models.bundle import Bundle
 from parity_models.protection.rehearsal import Harm, faults_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from linear_bundles import CLASSES, linear_bundle
-from parity_models.faults import Constant, FaultPlan
+from parity_models.emulation import Constant, FaultPlan
 from parity_models.models.bundle import Bundle, InferenceTimes, open_bundle
 from parity_models.models.inference_time import measure_models
 from parity_models.serving.deployment import Deployment

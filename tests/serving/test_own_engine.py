@@ -13,8 +13,8 @@ import pytest
 from commands import Here, assert_refused
 from own_engine import ENGINE, FACELESS
 from own_policy import POLICY
+from parity_models.emulation import FaultPlan
 from parity_models.errors import UserError
-from parity_models.faults import FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.serving.engines import ENGINES, EngineChoice

@@ -15,8 +15,8 @@ import pytest
 from onnx_models import linear_model
 from parity_models import __version__
 from parity_models.codes import Code, CodeSpec
+from parity_models.emulation import FaultPlan, Lie
 from parity_models.errors import BundleError, ModelError
-from parity_models.faults import FaultPlan, Lie
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.bundle_files import MANIFEST
 from parity_models.scheduling import DEPLOYED, Source

@@ -17,7 +17,7 @@ from commands import Here, assert_refused
 from own_coders import DECODER, ENCODER
 from own_policy import POLICY, RULE
 from parity_models.codes import CodeSpec
-from parity_models.faults import load_fault_plan
+from parity_models.emulation import load_fault_plan
 from parity_models.models.bundle import open_bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.dispatch import RULES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from linear_bundles import CLASSES, FEATURES, linear_bundle
+from parity_models.emulation import Constant, FaultPlan, Slowdowns
 from parity_models.errors import UserError
-from parity_models.faults import Constant, FaultPlan, Slowdowns
 from parity_models.models.bundle import open_bundle, with_calibration
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.scheduling import Source

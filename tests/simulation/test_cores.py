@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.faults import Constant, Exponential, FaultPlan, LogNormal, Pauses, RandomKills
+from parity_models.emulation import Constant, Exponential, FaultPlan, LogNormal, Pauses, RandomKills
 from parity_models.scheduling import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.simulation import Cores, Hog, Simulation, simulate
-from parity_models.simulation.cores import Computing, Job
-from parity_models.simulation.scenario import FAILED
+from parity_models.simulation import FAILED, Antagonist, Cores, Simulation, simulate
+from parity_models.simulation.cores import CpuModel, Job
 
 
 class Calendar:
@@ -49,7 +48,7 @@ WORK = st.lists(
 def ends_of(cores: int, works: list[Work]) -> list[float | None]:
     """When each is done on so many cores; None for one that is stopped first."""
     calendar = Calendar()
-    computing = Computing(Cores(cores), 0, calendar.at)
+    computing = CpuModel(Cores(cores), 0, calendar.at)
     ends: list[float | None] = [None] * len(works)
 
     def start(i: int) -> None:
@@ -101,7 +100,9 @@ def test_one_that_is_stopped_is_never_done_and_leaves_its_part_to_the_others() -
 
 def test_a_hog_takes_half_of_a_core_while_it_computes() -> None:
     calendar = Calendar()
-    computing = Computing(Cores(2, pinned=True, hogs=(Hog(0, 0.0, 1e6),)), 0, calendar.at)
+    computing = CpuModel(
+        Cores(2, pinned=True, antagonists=(Antagonist(0, 0.0, 1e6),)), 0, calendar.at
+    )
     ends: dict[int, float] = {}
     for core in (0, 1):
         computing.run(0.0, core, 1.0, lambda now, core=core: ends.update({core: now}))  # type: ignore[misc]
@@ -111,8 +112,8 @@ def test_a_hog_takes_half_of_a_core_while_it_computes() -> None:
 
 def test_hogs_come_and_go_as_real_ones_do() -> None:
     calendar = Calendar()
-    hog = Hog(0, 0.5, 0.5)
-    computing = Computing(Cores(1, hogs=(hog,)), 7, calendar.at)
+    hog = Antagonist(0, 0.5, 0.5)
+    computing = CpuModel(Cores(1, antagonists=(hog,)), 7, calendar.at)
     ended: list[float] = []
     computing.run(0.0, 0, 100.0, ended.append)
     calendar.run(until=1000)
@@ -121,7 +122,7 @@ def test_hogs_come_and_go_as_real_ones_do() -> None:
 
 def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
     calendar = Calendar()
-    computing = Computing(Cores(2, serving=2.0, pinned=True), 0, calendar.at)
+    computing = CpuModel(Cores(2, serving=2.0, pinned=True), 0, calendar.at)
     ended: dict[str, float] = {}
     computing.run(0.0, 0, 1.0, lambda now: ended.update(unit=now))
     computing.server.do(0.0, 1.0, lambda now: ended.update(served=now))
@@ -133,7 +134,7 @@ def test_the_server_does_one_thing_at_a_time_where_least_is_done() -> None:
 
 def test_a_quota_stops_all_until_the_next_period() -> None:
     calendar = Calendar()
-    computing = Computing(Cores(2, quota=0.5), 0, calendar.at)
+    computing = CpuModel(Cores(2, quota=0.5), 0, calendar.at)
     ended: list[float] = []
     for _ in range(2):  # 5 ms of a core are given every 10 ms: 2.5 ms for each of the two
         computing.run(0.0, 0, 0.004, ended.append)
@@ -182,8 +183,8 @@ def test_under_hogs_pauses_and_kills_next_to_all_queries_are_answered(policy: st
         pauses=Pauses(2.0, Exponential(0.1)),
         random_kills=RandomKills(20.0),
     )
-    hogs = (Hog(0, 1.0, 0.5), Hog(1, 0.0, 1.0))
-    cores = Cores(2, 0.001, 0.0005, 0.0005, pinned=True, hogs=hogs)
+    hogs = (Antagonist(0, 1.0, 0.5), Antagonist(1, 0.0, 1.0))
+    cores = Cores(2, 0.001, 0.0005, 0.0005, pinned=True, antagonists=hogs)
     chosen, has = choice(policy)
     result = simulate(scene(cores, faults), *chosen.build(has))
     failed = result.sources == FAILED
@@ -213,7 +214,7 @@ def test_on_slow_cores_what_a_slow_server_adds_to_every_query_is_seen() -> None:
 
 def test_a_stopped_job_may_be_stopped_again() -> None:
     calendar = Calendar()
-    computing = Computing(Cores(1), 0, calendar.at)
+    computing = CpuModel(Cores(1), 0, calendar.at)
     job = computing.run(0.0, 0, 1.0, lambda now: None)
     computing.stop(0.5, job)
     computing.stop(0.6, job)

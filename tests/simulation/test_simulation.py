@@ -11,7 +11,7 @@ import pytest
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
-from parity_models.faults import Constant, Exponential, FaultPlan, Kill, Slowdowns
+from parity_models.emulation import Constant, Exponential, FaultPlan, Kill, Slowdowns
 from parity_models.scheduling import (
     BACKUP,
     DEPLOYED,
@@ -29,9 +29,8 @@ from parity_models.scheduling.policies import (
     Replication,
     StandIns,
 )
-from parity_models.simulation import Simulation, SimulationResult, simulate
-from parity_models.simulation.driver import Driver
-from parity_models.simulation.scenario import FAILED, SOURCES
+from parity_models.simulation import FAILED, SOURCES, Simulation, SimulationResult, simulate
+from parity_models.simulation.simulator import Driver
 
 CODE = Code(CodeSpec("stack", "separate", 2), (1,), (1,))
 SERVICE = 0.02

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_models import output_of
-from parity_models.faults import FaultPlan, WorkerFaults
+from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.options import Option
 from parity_models.serving.engine import Engine, EngineListener, Parts

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from parity_models.simulation.trial import Emulation
 from parity_models.training import TrainingOptions
 from parity_models_lab.latency.experiment import load_experiment
 from parity_models_lab.latency.real_trial import Laboratory
 from parity_models_lab.latency.reproduce_latency import PRESETS, Plan
+from parity_models_lab.latency.trial import Emulation
 
 SMALL = """
 title = "Small"

@@ -15,13 +15,13 @@ from parity_models.models.export import export
 from parity_models.models.networks import SmallResNet
 from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.signature import Signature, Tensor
-from parity_models.simulation.setting import Setting
 from parity_models.training import TrainingOptions
 from parity_models.training.candidates import STACKED, code_for
 from parity_models.training.networks import parity_network
 from parity_models.training.problems import CodedNetworks
 from parity_models.training.recipes import recipe_for
 from parity_models.training.teacher import teacher_of
+from parity_models_lab.latency.setting import Setting
 from trainings import train_parity
 
 IMAGES = (1, 16, 16)

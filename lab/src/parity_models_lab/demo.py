@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from parity_models.codes import CodeSpec
+from parity_models.emulation import FaultPlan, Kill, Slowdowns, Uniform
 from parity_models.errors import LoadError, UserError
 from parity_models.evaluation import evaluate
-from parity_models.faults import FaultPlan, Kill, Slowdowns, Uniform
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, report_of
 from parity_models.load.result import LoadResult

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from parity_models.errors import UserError
-from parity_models.simulation.trial import Trial, TrialResult
 from parity_models.writable import why_not_writable
+from parity_models_lab.latency.trial import Trial, TrialResult
 
 Result = TypeVar("Result")
 Row = Mapping[str, object]

@@ -15,8 +15,8 @@ import uvloop
 from parity_models.cli.common import OWN, AllowCode, on_signals
 from parity_models.cli.flags import ConfigPath, Only, argument
 from parity_models.cli.policies import DispatchName, PolicyName
+from parity_models.emulation import load_fault_plan
 from parity_models.errors import OptionError, UserError
-from parity_models.faults import load_fault_plan
 from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.options import Option, declared_in, flag_of
 from parity_models.scheduling.choice import PolicyChoice

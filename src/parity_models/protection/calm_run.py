@@ -17,20 +17,20 @@ import msgspec
 import numpy as np
 
 from parity_models.arrivals import poisson_arrivals
+from parity_models.emulation import LogNormal
 from parity_models.errors import LoadError, ParityModelsError
-from parity_models.faults import LogNormal
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.computing import Computed
 from parity_models.load.served import served
 from parity_models.models.bundle import Bundle
 from parity_models.models.signature import Sizes
+from parity_models.protection.scene import SPREAD
 from parity_models.roles import DEPLOYED
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources, StandIns
 from parity_models.serving.server import ServeOptions
 from parity_models.simulation import Cores, Simulation, simulate
-from parity_models.simulation.besides import Besides, Took, besides
-from parity_models.simulation.course import SHARES, SPREAD
+from parity_models.simulation.overheads import SHARES, Observed, Overheads
 
 INSTANCES = 2
 """For each core that is here, at most."""
@@ -59,7 +59,7 @@ TRIES, LOWER = 3, 4.0
 
 
 class ServingOverheads(msgspec.Struct, frozen=True):
-    """What serving takes besides the model, in ms, as in `Besides`; `queries` were asked.
+    """What serving takes besides the model, in ms, as in `Overheads`; `queries` were asked.
 
     Where all instances fit on this machine, they share so many `cores` with server and clients; 0
     where they do not: then the time that an instance is held includes waiting for a core here.
@@ -78,7 +78,7 @@ class ServingOverheads(msgspec.Struct, frozen=True):
         """The cores, if instances share them."""
         if not self.cores:
             return None
-        overheads = Besides(self.held, self.outside, self.serving, self.unseen, self.unit)
+        overheads = Overheads(self.held, self.outside, self.serving, self.unseen, self.unit)
         return overheads.cores(self.cores)
 
     def __str__(self) -> str:
@@ -99,7 +99,7 @@ class _Calm(NamedTuple):
     """A calm run: its latencies, and how long workers, and server and clients, computed for each
     of its `queries`, in ms; `failed` had no answer."""
 
-    took: Took
+    took: Observed
     workers_ms: float
     serving_ms: float
     queries: int
@@ -198,7 +198,7 @@ async def _served(bundle: Path, instances: int, load: LoadSpec) -> _Calm:
     ms = 1e3 * result.latency[answered]
     each = 1e3 / load.requests
     quantiles = tuple(np.quantile(ms, SHARES).tolist())
-    real = Took(float(np.median(ms)), each * busy, quantiles)
+    real = Observed(float(np.median(ms)), each * busy, quantiles)
     count = int(answered.sum())
     return _Calm(real, each * took.workers, each * took.serving, count, len(answered) - count)
 
@@ -213,7 +213,7 @@ def _overheads(
         return ServingOverheads(held, tuple(np.maximum(0.0, outside).tolist()), calm.queries)
     cores = len(os.sched_getaffinity(0))
 
-    def simulated(known: Besides) -> Took:
+    def simulated(known: Overheads) -> Observed:
         simulation = Simulation(
             poisson_arrivals(load.rate or 1.0, load.requests, load.seed),
             instances,
@@ -225,9 +225,9 @@ def _overheads(
         result = simulate(simulation, *PolicyChoice(EqualResources.name).build(StandIns()))
         took = 1e3 * result.latencies[~np.isnan(result.latencies)]
         busy = 1e3 * sum(result.busy.values()) / len(result.latencies)
-        return Took(float(np.median(took)), busy, tuple(np.quantile(took, SHARES).tolist()))
+        return Observed(float(np.median(took)), busy, tuple(np.quantile(took, SHARES).tolist()))
 
-    known = besides(calm.took, calm.workers_ms - ms, calm.serving_ms, simulated)
+    known = Overheads.of_calm_run(calm.took, calm.workers_ms - ms, calm.serving_ms, simulated)
     return ServingOverheads(
         known.held_ms,
         known.outside_ms,

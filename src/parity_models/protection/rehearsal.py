@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.emulation import Constant, FaultPlan, Kill, Pauses, Slowdowns
 from parity_models.errors import UserError
-from parity_models.faults import Constant, FaultPlan, Kill, Pauses, Slowdowns
 from parity_models.models.bundle import Bundle
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code, CodeSpec
+from parity_models.emulation import Exponential, FaultPlan, LogNormal, Shuffles, Uniform
 from parity_models.errors import UserError
-from parity_models.faults import FaultPlan, LogNormal
 from parity_models.load.spec import read_trace
 from parity_models.models.bundle import Bundle
 from parity_models.models.inference_time import inference_times
@@ -32,16 +32,13 @@ from parity_models.serving.deployment import (
     model_files,
     stand_ins_of,
 )
-from parity_models.simulation import Cores, Simulation, simulate
-from parity_models.simulation.course import (
-    DISPATCH,
-    SPREAD,
-    standard_contention,
-    with_outside,
-)
+from parity_models.simulation import FAILED, SOURCES, Cores, Simulation, simulate
+from parity_models.simulation.overheads import DISPATCH, with_outside
 from parity_models.simulation.recording import Recording, load_contention, read_recording
-from parity_models.simulation.scenario import FAILED, SOURCES
 from parity_models.trust.gates import choose_gates
+
+SPREAD = 0.05
+"""The standard deviation of the logarithm of undisturbed run times."""
 
 WARM_UP = 10
 """One query of so many comes before those that count."""
@@ -315,6 +312,20 @@ def contention_of(
         return standard_contention(instances, service.unit)
     plan.check(instances)
     return plan
+
+
+def standard_contention(instances: int, seconds: float) -> FaultPlan:
+    """Background transfers as in the paper's experiments, in units of a run of `seconds`.
+
+    There is one for every three instances at all times, each over the links of two, for some 40
+    runs; it delays a unit there by 0.8 runs on average (exponential). These are the disturbances
+    of `parm simulate` for runs of 25 ms.
+    """
+    if instances < 2:
+        return FaultPlan()
+    transfer = Uniform(28 * seconds, 56 * seconds)
+    delay = Exponential(0.8 * seconds)
+    return FaultPlan(shuffles=Shuffles(max(1, round(instances / 3)), instances, transfer, delay))
 
 
 def offered(workload: Workload, service: Service, instances: int) -> float:

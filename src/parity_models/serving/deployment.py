@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from parity_models.emulation import FaultPlan
 from parity_models.errors import OptionError, UserError
-from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle, ModelFile
 from parity_models.models.signature import Signature
 from parity_models.roles import DEPLOYED, parity_role

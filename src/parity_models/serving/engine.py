@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol
 from numpy.typing import NDArray
 
 from parity_models import options
+from parity_models.emulation import FaultPlan
 from parity_models.errors import ServingError
-from parity_models.faults import FaultPlan
 from parity_models.models.bundle import Bundle
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.metrics import Metrics

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Annotated
 
+from parity_models.emulation import FaultPlan
 from parity_models.errors import OptionError, UserError
-from parity_models.faults import FaultPlan
 from parity_models.options import SECONDS, SHARE, Option, check_declared
 from parity_models.scheduling import SchedulerConfig
 from parity_models.scheduling.choice import PolicyChoice

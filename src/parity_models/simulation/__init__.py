@@ -1,7 +1,22 @@
-"""Discrete-event simulation of the scheduler that serves, with imagined instances."""
+"""Discrete-event simulation of the scheduler that serves, with simulated instances."""
 
-from parity_models.simulation.cores import Cores, Hog
-from parity_models.simulation.scenario import Links, Simulation, SimulationResult
-from parity_models.simulation.simulator import simulate
+from parity_models.simulation.cores import Antagonist, Cores
+from parity_models.simulation.simulator import (
+    FAILED,
+    SOURCES,
+    Links,
+    Simulation,
+    SimulationResult,
+    simulate,
+)
 
-__all__ = ["Cores", "Hog", "Links", "Simulation", "SimulationResult", "simulate"]
+__all__ = [
+    "FAILED",
+    "SOURCES",
+    "Antagonist",
+    "Cores",
+    "Links",
+    "Simulation",
+    "SimulationResult",
+    "simulate",
+]

@@ -1,7 +1,7 @@
-"""Cores that instances share with each other, with the server and its client, and with others.
+"""Simulated cores that instances share with each other, the server, its client, and others.
 
 The server is one thread, and so is its client: each does one thing at a time, in order. So where
-cores are slow, a report waits for the reports before it, though the cores are idle half of the
+cores are slow, a report waits for the reports before it although the cores are idle half of the
 time, and each redundant unit makes all others wait.
 """
 
@@ -13,20 +13,24 @@ from functools import partial
 from math import inf
 from random import Random
 
-from parity_models.faults import Exponential
-from parity_models.faults.spells import Spells
+from parity_models.emulation import Exponential, Spells
 
 At = Callable[[float, Callable[[], None]], None]
-"""Has something happen at a time."""
+"""Schedules a callback for a time."""
 
 EXACT = 1e-9
 """Seconds of work that are as good as none."""
 
+PERIOD = 0.01
+"""Seconds for which a quota is granted at once."""
+
 
 @dataclass(frozen=True)
-class Hog:
-    """A process that computes on a core in exponential spells, with exponential times between
-    them, both in seconds on average."""
+class Antagonist:
+    """A process that computes on a core in exponential spells with exponential gaps.
+
+    Both are in seconds on average.
+    """
 
     core: int
     mean_between: float
@@ -38,14 +42,14 @@ class Cores:
     """The cores of one machine. Times in seconds of a core.
 
     Where instances are `pinned`, instance i is on core i modulo `count`; else they go where there
-    is room, as do those who serve. Jobs that compute on a core at the same time have equal parts of
-    it. Models compute on the cores, unless units are `waiting` for accelerators of their own.
+    is room, as server and client do. Jobs on a core at the same time have equal shares of it.
+    Models compute on the cores, unless units are `waiting` for accelerators of their own.
 
-    `serving` is the time that client and server compute for a query that takes one unit. The
-    client's thread takes half of it, before the query is sent and after its answer is back; the
-    server's thread takes an eighth each for the request, for sending a unit, for its report, and
-    for the answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that
-    an instance computes for a unit besides its service, half of it before. `hogs` compute in
+    `serving` is the time that client and server compute for a query of one unit. The client's
+    thread takes half of it, before the query is sent and after its answer is back; the server's
+    thread takes an eighth each for the request, for sending a unit, for its report, and for the
+    answer. `unseen` is computed besides, and nothing waits for it. `unit` is the time that an
+    instance computes for a unit besides its service, half of it before. `antagonists` compute in
     spells.
 
     With a `quota`, jobs together get so many cores' time in each PERIOD, and then none until the
@@ -58,16 +62,12 @@ class Cores:
     unit: float = 0.0
     pinned: bool = False
     waiting: bool = False
-    hogs: tuple[Hog, ...] = ()
+    antagonists: tuple[Antagonist, ...] = ()
     quota: float = inf
 
 
-PERIOD = 0.01
-"""Seconds for which a quota is given at once."""
-
-
 class Job:
-    """Something that computes on a core until it is `done`."""
+    """A computation on a core."""
 
     __slots__ = ("core", "done", "stopped")
 
@@ -80,13 +80,13 @@ class Job:
 class Thread:
     """A thread that does one thing after the other, each on the core that is least busy."""
 
-    def __init__(self, computing: "Computing") -> None:
-        self._computing = computing
+    def __init__(self, cpu: "CpuModel") -> None:
+        self._cpu = cpu
         self._queue: deque[tuple[float, Callable[[float], None]]] = deque()
         self._runs = False
 
     def do(self, now: float, work: float, done: Callable[[float], None]) -> None:
-        """Compute for `work` seconds of a core once all else is done; tell `done` the time."""
+        """Compute for `work` seconds of a core after all else; call `done` with the time."""
         self._queue.append((work, done))
         if not self._runs:
             self._next(now)
@@ -96,7 +96,7 @@ class Thread:
         while self._queue:
             work, done = self._queue.popleft()
             if work:
-                self._computing.least_busy(now).start(now, work, partial(self._done, done))
+                self._cpu.least_busy(now).start(now, work, partial(self._done, done))
                 return
             done(now)
         self._runs = False
@@ -106,18 +106,18 @@ class Thread:
         self._next(now)
 
 
-class Computing:
-    """Everything that computes on the cores; times must not decrease."""
+class CpuModel:
+    """All computation on the cores. Times of calls must not decrease."""
 
     def __init__(self, cores: Cores, seed: int, at: At) -> None:
         apart = cores.count if cores.pinned else 1
         courses: list[list[Spells]] = [[] for _ in range(apart)]
-        for number, hog in enumerate(cores.hogs):
+        for number, each in enumerate(cores.antagonists):
             rng = Random(f"{seed}/hog {number}")
-            spells = Exponential(hog.mean_between), Exponential(hog.mean_length)
-            courses[hog.core % apart].append(Spells(rng, *spells))
+            spells = Exponential(each.mean_between), Exponential(each.mean_length)
+            courses[each.core % apart].append(Spells(rng, *spells))
         self._cores = [
-            _Core(cores.count // apart, cores.quota / apart, hogs, at) for hogs in courses
+            _Core(cores.count // apart, cores.quota / apart, spells, at) for spells in courses
         ]
         self.server = Thread(self)
         self.client = Thread(self)
@@ -127,52 +127,51 @@ class Computing:
         return self._cores[instance % len(self._cores)].start(now, work, done)
 
     def least_busy(self, now: float) -> "_Core":
-        """The core on which fewest jobs compute."""
+        """Return the core with the fewest jobs."""
         return min(self._cores, key=lambda core: core.busy(now))
 
     def stop(self, now: float, job: Job) -> None:
-        """Compute this job no further."""
+        """End a job before it is done."""
         job.core.stop(now, job)
 
 
 class _Core:
-    """So many cores as one.
+    """One or several cores with one queue.
 
-    `_each` are the seconds that each of those who compute has had since the beginning, if it has
-    computed since; so whose work is done first does not change when others come or go.
+    `_each` is how many seconds a job has had that computed from the beginning on; so the order in
+    which jobs are done does not change when others come or go.
     """
 
-    def __init__(self, cores: int, quota: float, hogs: list[Spells], at: At) -> None:
+    def __init__(self, cores: int, quota: float, antagonists: list[Spells], at: At) -> None:
         self._cores = cores
         self._grant = self._left = quota * PERIOD
         self._period_ends = PERIOD if quota < inf else inf
         self._at = at
-        self._hogs = hogs
-        self._hogging = 0
-        self._turn = inf
-        """When the next hog begins or ends."""
+        self._antagonists = antagonists
+        self._disturbing = 0
+        self._turn = inf  # when the next antagonist begins or ends
         self._now = 0.0
         self._each = 0.0
         self._jobs: list[tuple[float, int, Job]] = []
         self._computing = 0
         self._order = 0
-        self._look_at_hogs()
+        self._look_at_antagonists()
 
     def busy(self, now: float) -> int:
-        """How many compute."""
+        """Return how many compute."""
         self._advance(now)
-        return self._computing + self._hogging
+        return self._computing + self._disturbing
 
     @property
-    def _longer(self) -> float:
-        """How many times as long as alone all take that compute now."""
+    def _slowdown(self) -> float:
+        """How many times as long as alone all jobs take now."""
         if not self._left:
             return inf
-        return max(1.0, (self._computing + self._hogging) / self._cores)
+        return max(1.0, (self._computing + self._disturbing) / self._cores)
 
     @property
     def _exhausted_at(self) -> float:
-        """When the quota of this period is used up, as it goes now."""
+        """When the quota of this period will be used up."""
         if not self._computing or not self._left:
             return inf
         return self._now + self._left / min(self._computing, self._cores)
@@ -197,7 +196,7 @@ class _Core:
         while (change := min(self._turn, self._period_ends, self._exhausted_at)) <= now:
             self._pass(change)
             if change == self._turn:
-                self._look_at_hogs()
+                self._look_at_antagonists()
             elif change == self._period_ends:
                 self._left = self._grant
                 self._period_ends += PERIOD * (1 + (now - change) // PERIOD * (not self._computing))
@@ -208,29 +207,29 @@ class _Core:
     def _pass(self, until: float) -> None:
         if self._computing and self._left:
             passed = until - self._now
-            self._each += passed / self._longer
+            self._each += passed / self._slowdown
             self._left = max(0.0, self._left - passed * min(self._computing, self._cores))
         self._now = until
 
-    def _look_at_hogs(self) -> None:
-        courses = [hog.after(self._now) for hog in self._hogs]
-        self._hogging = sum(start <= self._now for start, _ in courses)
+    def _look_at_antagonists(self) -> None:
+        courses = [each.after(self._now) for each in self._antagonists]
+        self._disturbing = sum(start <= self._now for start, _ in courses)
         turns = (stop if start <= self._now else start for start, stop in courses)
         self._turn = min(turns, default=inf)
 
     def _await(self) -> None:
-        """Look again when the first may be done, or the next hog begins or ends."""
+        """Look again when the first job may be done, or the speed changes."""
         while self._jobs and self._jobs[0][2].stopped:
             heapq.heappop(self._jobs)
         if self._jobs:
-            left = (self._jobs[0][0] - self._each) * self._longer if self._left else inf
+            left = (self._jobs[0][0] - self._each) * self._slowdown if self._left else inf
             self._order += 1
             time = min(self._now + left, self._turn, self._period_ends)
             self._at(time, partial(self._look, self._order, time))
 
     def _look(self, order: int, now: float) -> None:
         if order != self._order:
-            return  # something has begun or stopped since
+            return  # a job has begun or stopped since
         self._advance(now)
         done: list[Job] = []
         while self._jobs and self._jobs[0][0] <= self._each + EXACT:

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.documents import content_of, read_json
-from parity_models.errors import UserError
-from parity_models.faults import (
+from parity_models.emulation import (
     MAX_MEASURED,
     Empirical,
     FaultPlan,
@@ -22,6 +21,7 @@ from parity_models.faults import (
     Slowdowns,
     load_fault_plan,
 )
+from parity_models.errors import UserError
 from parity_models.scheduling import DEPLOYED
 
 MAX_BYTES = 1 << 24

@@ -1,21 +1,121 @@
-"""A simulator that drives the very `Scheduler` that serves.
+"""Discrete-event simulation that drives the very `Scheduler` that serves.
 
-The fault plan's timeline and the arrivals depend on seeds alone, so that policies compared meet the
-same load and the same faults.
+A heap keeps the calendar. An instance takes as long for a unit as its service time and the fault
+plan say (`emulation.WorkerFaults`, the code that real workers obey). Arrivals and faults depend on
+seeds alone, so all policies that are compared meet the same load and the same faults.
 """
 
 import gc
-from collections.abc import Callable
+import heapq
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import inf
+from random import Random
+from typing import Any, Protocol
 
-from parity_models.scheduling import Policy
+import numpy as np
+from numpy.typing import NDArray
+
+from parity_models.emulation import Distribution, FaultPlan, Transfers, WorkerFaults
+from parity_models.roles import BACKUPS, DEPLOYED, Source, source_of
+from parity_models.scheduling import (
+    Action,
+    Answer,
+    Cancel,
+    Compare,
+    Decode,
+    Encode,
+    Fail,
+    ForgetGroup,
+    ForgetQueries,
+    Policy,
+    Recycle,
+    RecycleReason,
+    Run,
+    Scheduler,
+    SchedulerConfig,
+    Verify,
+    WakeAt,
+)
 from parity_models.scheduling.dispatch import Dispatch
-from parity_models.simulation.driver import Driver
-from parity_models.simulation.on_cores import DriverOnCores
-from parity_models.simulation.scenario import Simulation, SimulationResult
+from parity_models.simulation.cores import Cores, CpuModel, Job
 
-SELDOM = 100_000
-"""New objects after which the garbage collector looks for cycles, of which a simulation makes next
-to none. To look after 700, as usual, takes a tenth of its time."""
+SOURCES = tuple(Source)
+"""The sources that the numbers in SimulationResult.sources stand for."""
+
+FAILED = -1
+"""The source of a query that failed."""
+
+_NUMBERS = {source: number for number, source in enumerate(SOURCES)}
+
+_IGNORED = frozenset((Encode, Compare, ForgetQueries, ForgetGroup))
+"""Actions on tensors, which a simulation does not have."""
+
+GC_THRESHOLD = 100_000
+"""New objects between two runs of the garbage collector. A simulation makes next to no cycles, and
+looking for them after 700 objects, as usual, takes a tenth of its time."""
+
+
+class Links(Protocol):
+    """The network links of one run, by which units reach instances. Times must not decrease."""
+
+    def arrival(self, slot: int, now: float, role: str, rows: int) -> float:
+        """Return when a unit of so many rows that is sent now reaches the instance."""
+
+    def message(self, slot: int, now: float) -> float:
+        """Return when a short message that is sent now reaches the instance."""
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """A workload and the instances that it meets. Times in seconds.
+
+    `arrivals` (n,) are the times at which queries arrive, in order. Work does not count while the
+    first `warm_up` of them arrive. `service` is the time of a unit, by role; a role that is not
+    named takes as long as DEPLOYED. Each row of a unit after the first adds a share `further_rows`
+    of that, by role; by default nothing, as on an accelerator that is not full. `overhead` is added
+    to every unit (the engine's round trip). `restart` is how long an instance that was killed or
+    recycled is away. Units travel over the `links` that a seed makes, if there are any. With
+    `cores`, instances share these, and service times are seconds of a core. Instance i is on node
+    i modulo `nodes`; None: each has a node to itself.
+
+    An instance stops computing a unit when it hears that the unit is cancelled, as with the local
+    engine. A unit on its way arrives nevertheless, and faults hold it.
+    """
+
+    arrivals: NDArray[np.float64]
+    instances: int
+    parity_instances: int
+    service: Mapping[str, Distribution]
+    faults: FaultPlan = field(default_factory=FaultPlan)
+    links: Callable[[int], Links] | None = None
+    cores: Cores | None = None
+    restart: float = 1.0
+    overhead: float = 0.0
+    nodes: int | None = None
+    config: SchedulerConfig = field(default_factory=SchedulerConfig)
+    seed: int = 0
+    warm_up: int = 0
+    further_rows: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """The fate of the queries, in order of arrival.
+
+    `latencies` (n,) in seconds, `sources` (n,) indices into SOURCES or FAILED. `units`, `busy` and
+    `rows` are units, instance-seconds and rows, by role; `recycled` counts recycled instances, by
+    reason. `lag` is the mean time in seconds that reports waited for the server's process.
+    """
+
+    latencies: NDArray[np.float64]
+    sources: NDArray[np.int8]
+    units: dict[str, int] = field(default_factory=dict)
+    busy: dict[str, float] = field(default_factory=dict)
+    recycled: dict[RecycleReason, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    lag: float = 0.0
 
 
 def simulate(
@@ -24,14 +124,411 @@ def simulate(
     dispatch: Dispatch | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> SimulationResult:
-    """Run the simulation to its end under a policy and a dispatch rule.
+    """Run a simulation to its end.
 
-    `progress` is called now and then with the number of queries that have arrived.
+    Args:
+        simulation: The workload and the instances.
+        policy: The redundancy policy.
+        dispatch: The dispatch rule, by default the policy's.
+        progress: Called now and then with the number of queries that have arrived.
+
+    Returns:
+        The fate of each query, and the work that was done.
     """
     thresholds = gc.get_threshold()
-    gc.set_threshold(SELDOM, *thresholds[1:])
+    gc.set_threshold(GC_THRESHOLD, *thresholds[1:])
     try:
-        driver = Driver if simulation.cores is None else DriverOnCores
+        driver = Driver if simulation.cores is None else _DriverOnCores
         return driver(simulation, policy, dispatch, progress).run()
     finally:
         gc.set_threshold(*thresholds)
+
+
+class _Instance:
+    """A simulated instance: number `slot` of the plan, in its `life`-th incarnation."""
+
+    def __init__(self, slot: int, roles: frozenset[str], faults: WorkerFaults | None) -> None:
+        self.slot = slot
+        self.roles = roles
+        self.faults = faults
+        self.life = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.slot}.{self.life}" if self.life else f"{self.slot}"
+
+
+@dataclass(slots=True)
+class _Running:
+    """A unit on its way to an instance, or there.
+
+    It was `sent`, arrives (`there`) and `ends`; the end is unknown while it computes on a core that
+    others may come to (`job`). It is `over` once the instance has ended it.
+    """
+
+    run: Run
+    instance: _Instance
+    counted: bool
+    sent: float
+    there: float = inf
+    ends: float = inf
+    job: Job | None = None
+    over: bool = False
+
+
+class Driver:
+    """One simulation under a policy and a dispatch rule."""
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        policy: Policy,
+        dispatch: Dispatch | None,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._simulation = simulation
+        self._scheduler = Scheduler(policy, simulation.config, dispatch)
+        self._now = 0.0
+        self._calendar: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = 0
+        self._random = Random(simulation.seed)
+        self._progress = progress
+        count = len(simulation.arrivals)
+        self._result = SimulationResult(np.full(count, np.nan), np.full(count, FAILED, np.int8))
+        self._arrived = 0
+        self._ended = 0
+        self._wake_time: float | None = None
+        self._decoded: list[Decode] = []
+        self._instances: dict[str, _Instance] = {}
+        self._running: dict[int, _Running] = {}
+        self._do: dict[type[Action], Callable[[Any], None]] = {
+            Run: self._run,
+            Verify: self._verify,
+            Recycle: self._recycle,
+            Cancel: self._cancel,
+            Decode: self._decoded.append,
+            Answer: self._answer,
+            Fail: lambda fail: self._end(fail.query, FAILED),
+            WakeAt: self._wake_at,
+        }
+        plan = simulation.faults
+        faulty = plan != FaultPlan(seed=plan.seed)
+        transfers = Transfers(plan.shuffles, plan.seed) if plan.shuffles else None
+        self._links = simulation.links(plan.seed) if simulation.links else None
+        roles = policy.roles(simulation.instances, simulation.parity_instances)
+        for slot, role in enumerate(roles):
+            faults = WorkerFaults(plan, slot, transfers) if faulty else None
+            instance = _Instance(slot, role, faults)
+            self._join(instance)
+            if plan.kills or plan.random_kills:
+                self._await_kill(instance, plan.kill_times(slot))
+
+    def run(self) -> SimulationResult:
+        count = len(self._simulation.arrivals)
+        if count:
+            self._at(float(self._simulation.arrivals[0]), self._arrive)
+        while self._ended < count:
+            self._now, _, callback = heapq.heappop(self._calendar)
+            callback()
+        for running in self._running.values():
+            if not running.over:
+                self._count(running, running.ends if running.ends < inf else self._now)
+        return replace(self._result, lag=self._scheduler.front_door.mean_lag)
+
+    def _at(self, time: float, callback: Callable[[], None]) -> None:
+        """Enter into the calendar; of two entries for one time, the first comes first."""
+        self._order += 1
+        heapq.heappush(self._calendar, (max(time, self._now), self._order, callback))
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            do = self._do.get(type(action))
+            if do is not None:
+                do(action)
+            elif type(action) not in _IGNORED:
+                raise TypeError(f"a simulation cannot carry out {action}")
+        refuses = self._simulation.faults.refuses
+        while self._decoded:
+            decode = self._decoded.pop()
+            refused = [
+                slot
+                for slot in decode.slots
+                if refuses(decode.members[slot], Source.RECONSTRUCTION)
+            ]
+            self._carry_out(self._scheduler.decoded(self._now, decode.group, refused))
+
+    # Events
+
+    def _arrive(self) -> None:
+        query = self._arrived
+        self._arrived += 1
+        if self._progress is not None and self._arrived % 1000 == 0:
+            self._progress(self._arrived)
+        self._ask(partial(self._admit, query))
+        if self._arrived < len(self._simulation.arrivals):
+            self._at(float(self._simulation.arrivals[self._arrived]), self._arrive)
+
+    def _ask(self, done: Callable[[], None]) -> None:
+        """Client and server handle a request."""
+        done()
+
+    def _respond(self, done: Callable[[], None]) -> None:
+        """Server and client handle an answer."""
+        done()
+
+    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
+        """The server handles a timer, or the report `of_unit` that has ended."""
+        done()
+
+    def _admit(self, query: int) -> None:
+        self._carry_out(self._scheduler.queries_arrived(self._now, (query,), "query"))
+
+    def _finish(self, run: Run, ended: float) -> None:
+        if self._running.pop(run.unit, None) is None:
+            return  # its instance is gone
+        refused: list[int] = []
+        if run.role in BACKUPS:
+            source, refuses = source_of(run.role), self._simulation.faults.refuses
+            refused = [query for query in run.subjects if refuses(query, source)]
+        self._carry_out(self._scheduler.unit_finished(self._now, run.unit, refused, ended_at=ended))
+
+    def _cut(self, unit: int) -> None:
+        if self._running.pop(unit, None) is not None:
+            self._carry_out(self._scheduler.unit_failed(self._now, unit, "cancelled"))
+
+    def _verified(self, unit: int) -> None:
+        self._carry_out(self._scheduler.unit_verified(self._now, unit, True))
+
+    def _wake(self, time: float) -> None:
+        if time == self._wake_time:
+            self._wake_time = None
+            self._hear(lambda: self._carry_out(self._scheduler.time_passed(self._now)))
+
+    def _join(self, instance: _Instance) -> None:
+        self._instances[instance.name] = instance
+        nodes = self._simulation.nodes
+        node = None if nodes is None else str(instance.slot % nodes)
+        joined = self._scheduler.instance_joined(self._now, instance.name, instance.roles, node)
+        self._carry_out(joined)
+
+    def _await_kill(self, instance: _Instance, times: Iterator[float]) -> None:
+        """Kill the instance at the first of the times at which it is there."""
+        at = next((time for time in times if time >= self._now), None)
+        if at is not None:
+            then = partial(self._await_kill, instance, times)
+            self._at(at, partial(self._replace, instance, then))
+
+    def _replace(self, instance: _Instance, then: Callable[[], None] | None = None) -> None:
+        """The instance leaves, and joins again under another name."""
+        if self._instances.pop(instance.name, None) is None:  # it has left already
+            if then is not None:
+                then()
+            return
+        self._carry_out(self._scheduler.instance_left(self._now, instance.name))
+        self._at(self._now + self._simulation.restart, partial(self._return, instance, then))
+
+    def _return(self, instance: _Instance, then: Callable[[], None] | None) -> None:
+        instance.life += 1
+        self._join(instance)
+        if then is not None:
+            then()
+
+    # Actions
+
+    def _run(self, run: Run) -> None:
+        counted = self._arrived > self._simulation.warm_up
+        if counted:
+            units, rows = self._result.units, self._result.rows
+            units[run.role] = units.get(run.role, 0) + 1
+            rows[run.role] = rows.get(run.role, 0) + len(run.subjects)
+        running = _Running(run, self._instances[run.instance], counted, self._now)
+        self._running[run.unit] = running
+        self._send(running)
+
+    def _send(self, running: _Running) -> None:
+        """The server has sent the unit to its instance."""
+        run = running.run
+        running.there = self._there(running.instance, run.role, len(run.subjects))
+        self._begin(running)
+
+    def _begin(self, running: _Running) -> None:
+        """The unit arrives at `running.there`."""
+        run = running.run
+        self._release(running, running.there + self._takes(run.role, len(run.subjects)))
+
+    def _release(self, running: _Running, done: float) -> None:
+        """The unit is done, and ends when faults let it."""
+        run, faults = running.run, running.instance.faults
+        ends = done if faults is None else faults.release(running.there, done, run.role)
+        running.ends = ends + self._simulation.overhead
+        self._at(running.ends, partial(self._end_unit, running))
+
+    def _end_unit(self, running: _Running, *, finished: bool = True) -> None:
+        """The instance is done with the unit, and reports it."""
+        if running.over:
+            return
+        running.over = True
+        self._count(running, self._now)
+        report = (
+            partial(self._finish, running.run, self._now)
+            if finished
+            else partial(self._cut, running.run.unit)
+        )
+        self._hear(report, of_unit=True)
+
+    def _count(self, running: _Running, ends: float) -> None:
+        if running.counted:
+            busy, role = self._result.busy, running.run.role
+            busy[role] = busy.get(role, 0.0) + ends - running.sent
+
+    def _cancel(self, cancel: Cancel) -> None:
+        running = self._running.get(cancel.unit)
+        if running is None:
+            return
+        heard = self._now
+        if self._links is not None:
+            heard = self._links.message(running.instance.slot, heard)
+        self._stop(running, max(heard, running.there))
+
+    def _stop(self, running: _Running, at: float) -> None:
+        """The instance hears at this time that its unit is cancelled."""
+        if running.instance.faults is not None:
+            at = running.instance.faults.cut(at)
+        ends = at + self._simulation.overhead
+        if ends < running.ends:
+            running.ends = ends
+            self._at(ends, partial(self._end_unit, running, finished=False))
+
+    def _verify(self, verify: Verify) -> None:
+        instance, role = self._instances[verify.instance], verify.role
+        there = self._there(instance, role, 1)
+        ends = there + self._takes(role, 1)
+        if instance.faults is not None:
+            ends = instance.faults.release(there, ends, role)
+        self._at(ends + self._simulation.overhead, partial(self._verified, verify.unit))
+
+    def _there(self, instance: _Instance, role: str, rows: int) -> float:
+        """Return when a unit of this role that is sent now arrives."""
+        if self._links is None:
+            return self._now
+        return self._links.arrival(instance.slot, self._now, role, rows)
+
+    def _takes(self, role: str, rows: int) -> float:
+        simulation, service = self._simulation, self._simulation.service
+        took = service.get(role, service[DEPLOYED]).draw(self._random)
+        return took * (1 + simulation.further_rows.get(role, 0.0) * (rows - 1))
+
+    def _recycle(self, recycle: Recycle) -> None:
+        recycled = self._result.recycled
+        recycled[recycle.reason] = recycled.get(recycle.reason, 0) + 1
+        self._at(self._now, partial(self._replace, self._instances[recycle.instance]))
+
+    def _answer(self, answer: Answer) -> None:
+        self._respond(partial(self._answered, answer))
+
+    def _answered(self, answer: Answer) -> None:
+        arrived = self._simulation.arrivals[answer.query]
+        self._result.latencies[answer.query] = self._now - arrived
+        self._end(answer.query, _NUMBERS[answer.source])
+
+    def _end(self, query: int, source: int) -> None:
+        self._result.sources[query] = source
+        self._ended += 1
+
+    def _wake_at(self, wake: WakeAt) -> None:
+        self._wake_time = wake.time
+        self._at(wake.time, partial(self._wake, wake.time))
+
+
+class _DriverOnCores(Driver):
+    """A driver in which models, server and client compute on the same cores.
+
+    The time of a unit shows only when it is done, and the scheduler hears everything through the
+    server's one thread.
+    """
+
+    def __init__(self, simulation: Simulation, *others: Any) -> None:
+        assert simulation.cores is not None
+        self._cores = simulation.cores
+        self._cpu = CpuModel(self._cores, simulation.faults.seed, self._at)
+        super().__init__(simulation, *others)
+
+    def _ask(self, done: Callable[[], None]) -> None:
+        if self._cores.unseen:
+            self._cpu.least_busy(self._now).start(self._now, self._cores.unseen, lambda now: None)
+        received = partial(self._serve, done, 1 / 8)
+        self._cpu.client.do(self._now, self._cores.serving / 4, received)
+
+    def _respond(self, done: Callable[[], None]) -> None:
+        work = self._cores.serving / 4
+        sent = partial(self._cpu.client.do, work=work, done=lambda now: done())
+        self._cpu.server.do(self._now, self._cores.serving / 8, sent)
+
+    def _hear(self, done: Callable[[], None], *, of_unit: bool = False) -> None:
+        self._serve(done, of_unit / 8, self._now)
+
+    def _serve(self, done: Callable[[], None], share: float, now: float) -> None:
+        self._cpu.server.do(now, share * self._cores.serving, lambda now: done())
+
+    def _send(self, running: _Running) -> None:
+        self._serve(partial(super()._send, running), 1 / 8, self._now)
+
+    def _begin(self, running: _Running) -> None:
+        self._at(running.there, partial(self._compute, running))
+
+    def _compute(self, running: _Running) -> None:
+        run, instance = running.run, running.instance
+        if run.unit not in self._running or run.instance not in self._instances:
+            return  # it was cancelled, or its instance is gone
+        work, unit = self._takes(run.role, len(run.subjects)), self._cores.unit
+        if instance.faults is not None:
+            work += instance.faults.computing_time(running.there, run.role)
+        if self._cores.waiting:
+            self._run_on(running, unit / 2, partial(self._wait, running, work))
+        else:
+            self._run_on(running, work + unit, partial(self._release, running))
+
+    def _run_on(self, running: _Running, work: float, done: Callable[[float], None]) -> None:
+        running.job = self._cpu.run(self._now, running.instance.slot, work, done)
+
+    def _wait(self, running: _Running, service: float, now: float) -> None:
+        """The unit's accelerator is at work; then the instance computes once more."""
+        faults, ends = running.instance.faults, now + service
+        if faults is not None:
+            ends = faults.release(now, ends, running.run.role)
+        running.ends = ends
+        self._at(ends, partial(self._waited, running))
+
+    def _waited(self, running: _Running) -> None:
+        if not running.over:
+            self._run_on(running, self._cores.unit / 2, partial(self._finished, running))
+
+    def _finished(self, running: _Running, now: float) -> None:
+        running.ends = now + self._simulation.overhead
+        self._at(running.ends, partial(self._end_unit, running))
+
+    def _stop(self, running: _Running, at: float) -> None:
+        self._at(at, partial(self._on_cancel, running))
+
+    def _on_cancel(self, running: _Running) -> None:
+        """The instance hears that its unit is cancelled."""
+        job, faults, waiting = running.job, running.instance.faults, self._cores.waiting
+        if running.run.unit not in self._running or running.over or job is None:
+            return
+        computing = not job.stopped
+        self._cpu.stop(self._now, job)
+        ends = self._now
+        if faults is not None:
+            if computing and not waiting:
+                faults.release(running.there, ends, running.run.role)
+            if not (computing and waiting):
+                ends = faults.cut(ends)
+        if computing or ends < running.ends:
+            running.ends = ends + self._simulation.overhead
+            self._at(running.ends, partial(self._end_unit, running, finished=False))
+
+    def _replace(self, instance: _Instance, then: Callable[[], None] | None = None) -> None:
+        for running in self._running.values():
+            if running.instance is instance and running.job is not None:
+                self._cpu.stop(self._now, running.job)
+        super()._replace(instance, then)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.faults import (
+from parity_models.emulation import (
     Constant,
     Exponential,
     FaultPlan,

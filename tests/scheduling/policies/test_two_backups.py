@@ -6,12 +6,12 @@ import pytest
 from adaptive_world import world_of
 from estimates import run_times
 from parity_models.arrivals import poisson_arrivals
-from parity_models.faults import FaultPlan, LogNormal
+from parity_models.emulation import FaultPlan
+from parity_models.protection.scene import Scene, Service, standard_contention
 from parity_models.scheduling import BACKUPS, DEPLOYED, Scheduler, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import Adaptive, StandIns
 from parity_models.scheduling.work import Query, Task, Unit
-from parity_models.simulation.course import Course, outcome_of, standard_contention
 from policy_port import port_at
 from scheduling_world import World, code
 
@@ -113,28 +113,17 @@ def test_two_are_about_as_good_as_the_better_of_them_or_better() -> None:
     """One of a tenth of the model's time that may answer 60 %, one of a half that may 95 %."""
     unit, load, instances = 0.025, 0.5, 12
     arrivals = poisson_arrivals(load * instances / unit, 6000, 1)
-    service = {
-        DEPLOYED: LogNormal(unit, 0.05),
-        "fast": LogNormal(0.1 * unit, 0.05),
-        "better": LogNormal(0.5 * unit, 0.05),
-    }
-    coverage = {"fast": 0.6, "better": 0.95}
+    seconds, coverage = {"fast": 0.1 * unit, "better": 0.5 * unit}, {"fast": 0.6, "better": 0.95}
     found = {}
     for names in (("fast",), ("better",), ("fast", "better")):
         roles = dict(zip(BACKUPS, names, strict=False))
-        course = Course(
-            arrivals,
-            1000,
-            instances,
-            {DEPLOYED: service[DEPLOYED], **{role: service[name] for role, name in roles.items()}},
-            standard_contention(instances, unit),
-        )
-        found[names] = outcome_of(
-            course,
-            PolicyChoice("adaptive", {"budget": 0.3}),
+        service = Service(
+            {DEPLOYED: unit} | {role: seconds[name] for role, name in roles.items()},
             StandIns(backups=tuple(roles)),
             {role: coverage[name] for role, name in roles.items()},
         )
+        scene = Scene(service, arrivals, 1000, instances, standard_contention(instances, unit))
+        found[names] = scene.outcome(PolicyChoice("adaptive", {"budget": 0.3}))
     both = found["fast", "better"]
     assert both.units["backup"] > 0
     assert both.units["backup-2"] > 0

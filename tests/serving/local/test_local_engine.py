@@ -28,8 +28,8 @@ from engine_conformance import (
 )
 from local_engines import FOREVER, PATIENT, running
 from onnx_models import linear_model, moody_model, shrinking_model
+from parity_models.emulation import Constant, FaultPlan, Kill
 from parity_models.errors import FaultPlanError, ServingError
-from parity_models.faults import Constant, FaultPlan, Kill
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import TensorSpec

@@ -24,8 +24,8 @@ from engine_conformance import (
     started,
 )
 from onnx_models import linear_model, moody_model
+from parity_models.emulation import Constant, FaultPlan
 from parity_models.errors import ModelError, ServingError, UserError
-from parity_models.faults import Constant, FaultPlan
 from parity_models.models.onnx_model import PinnedModel
 from parity_models.serving.engine import Engine, Parts
 from parity_models.serving.engines import EngineChoice

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from onnx_models import linear_model, moody_model
+from parity_models.emulation import Constant, FaultPlan, Slowdowns
 from parity_models.errors import ModelError
-from parity_models.faults import Constant, FaultPlan, Slowdowns
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.serving.worker.runner import Runner, load
 from parity_models.serving.worker.wire import AssignedModel, Failed, Finished, Unit

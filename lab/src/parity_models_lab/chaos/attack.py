@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
-from parity_models.faults import Constant, Empirical, FaultPlan
+from parity_models.emulation import Constant, Empirical, FaultPlan
 from parity_models.load.served import served
 from parity_models.load.target import NoAnswerError, Target, target
 from parity_models.models.bundle import Bundle, write_bundle

@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from parity_models.errors import ContentionError, UserError
-from parity_models.simulation.trial import Emulation, Mode, Trial
 from parity_models_lab.accuracy.matrix import PRESETS as MATRICES
 from parity_models_lab.accuracy.matrix import load_matrix
 from parity_models_lab.accuracy.results import ModelResults
@@ -29,6 +28,7 @@ from parity_models_lab.latency.reproduce_latency import (
     rows_of,
     run_trials,
 )
+from parity_models_lab.latency.trial import Emulation, Mode, Trial
 from parity_models_lab.results import TrialCache, check_out, print_rows, write_result
 
 Out = Annotated[

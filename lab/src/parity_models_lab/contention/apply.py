@@ -20,7 +20,7 @@ import msgspec
 from parity_models.errors import ContentionError
 from parity_models.load.child import Child, child
 from parity_models.serving.engine import Placement
-from parity_models.simulation.contention_plan import Contention
+from parity_models_lab.contention.plan import Contention
 from parity_models_lab.contention.process import Begin, Ready, Spec
 
 

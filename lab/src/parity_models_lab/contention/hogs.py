@@ -14,8 +14,8 @@ from random import Random
 
 import msgspec
 
-from parity_models.faults import Exponential, Spells
-from parity_models.simulation.contention_plan import Hogs
+from parity_models.emulation import Exponential, Spells
+from parity_models_lab.contention.plan import Hogs
 
 _LOOK = 0.05
 """Seconds between two looks at the clock, and at whether the parent is still there."""

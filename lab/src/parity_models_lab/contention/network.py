@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from parity_models.simulation.network import Network
 from parity_models_lab.contention.namespaces import (
     abandoned,
     check_privileges,
@@ -22,6 +21,7 @@ from parity_models_lab.contention.namespaces import (
     own_prefix,
     remove,
 )
+from parity_models_lab.contention.transfers import Network
 
 FRONTEND_ADDRESS = "198.18.0.1"
 CONNECT_TIMEOUT = 2.0

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from parity_models.faults import Exponential, FaultPlan, Pauses, Spells
-from parity_models.faults.slowness import course_of
+from parity_models.emulation import Exponential, FaultPlan, Pauses, Spells
+from parity_models.emulation.fault_plan import course_of
 from parity_models.serving.worker.wire import Assignment
 
 LONGEST = 1.5

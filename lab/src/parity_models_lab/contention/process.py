@@ -21,10 +21,10 @@ import msgspec
 
 from parity_models.load.child import exit_code, tell
 from parity_models.serving.engine import Placement
-from parity_models.simulation.contention_plan import Contention
 from parity_models_lab.contention.hogs import hogs
 from parity_models_lab.contention.network import FRONTEND_ADDRESS, Star, star
 from parity_models_lab.contention.pauses import pause_workers, steps
+from parity_models_lab.contention.plan import Contention
 from parity_models_lab.contention.shuffles import start_shuffles
 from parity_models_lab.contention.tenant import tenant
 

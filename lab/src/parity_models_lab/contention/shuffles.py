@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from threading import Event, Thread
 
-from parity_models.simulation.network import Leg, Network, legs
 from parity_models_lab.contention.network import Star
+from parity_models_lab.contention.transfers import Leg, Network, legs
 
 _CHUNK = 1 << 20
 _WAKE = 1 << 18

@@ -16,8 +16,8 @@ from random import Random
 import msgspec
 import uvloop
 
+from parity_models.emulation import FaultPlan
 from parity_models.errors import ParityModelsError, ServingError
-from parity_models.faults import FaultPlan
 from parity_models.models.bundle import open_bundle
 from parity_models.models.tensor import TensorSpec
 from parity_models.scheduling import DEPLOYED, SchedulerConfig
@@ -27,7 +27,7 @@ from parity_models.serving.errors import RequestError
 from parity_models.serving.frontend import Frontend
 from parity_models.serving.local.local_engine import LocalEngine
 from parity_models.serving.metrics import Metrics
-from parity_models.simulation.contention_plan import Tenant
+from parity_models_lab.contention.plan import Tenant
 
 READY = "ready"
 STOP_TIMEOUT = 10.0

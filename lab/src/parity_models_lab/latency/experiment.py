@@ -15,7 +15,7 @@ from parity_models.codes.code import check_spec
 from parity_models.documents import as_struct, content_of, read_toml
 from parity_models.errors import UserError
 from parity_models.scheduling.choice import PolicyChoice, choose
-from parity_models.simulation.setting import Setting
+from parity_models_lab.latency.setting import Setting
 
 FILES = resources.files("parity_models_lab.latency") / "experiments"
 

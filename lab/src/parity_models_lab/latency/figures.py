@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator, ScalarFormatter
 
-from parity_models.simulation.course import SHARES
-from parity_models.simulation.trial import TrialResult
+from parity_models.simulation.overheads import SHARES
+from parity_models_lab.latency.trial import TrialResult
 from parity_models_lab.plots import COLOURS, FAINT, INK
 
 PALETTE = (FAINT, *COLOURS, "#b8860b", "#c2185b", "#17817e", INK)

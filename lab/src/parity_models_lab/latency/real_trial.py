@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
+from parity_models.emulation import FaultPlan
 from parity_models.errors import BundleError, LoadError
-from parity_models.faults import FaultPlan
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.computing import Computed
 from parity_models.load.result import LoadResult
@@ -23,13 +23,13 @@ from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.scheduling import BACKUP, Source
 from parity_models.serving.engine import Placement
 from parity_models.serving.server import ServeOptions
-from parity_models.simulation.setting import QUERY_SHAPE, SLOWED
-from parity_models.simulation.trial import Emulation, Trial, TrialResult, result_of
 from parity_models.tasks import Dataset, Task, find_task
 from parity_models.training import Queries, TrainingOptions, train
 from parity_models_lab.contention.apply import contended
 from parity_models_lab.contention.processor import quota
 from parity_models_lab.deployed import train_deployed
+from parity_models_lab.latency.setting import QUERY_SHAPE, SLOWED
+from parity_models_lab.latency.trial import Emulation, Trial, TrialResult, result_of
 
 TASK = "digits"
 NETWORK = "linear"

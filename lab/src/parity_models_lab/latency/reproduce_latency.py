@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from parity_models.scheduling import Source
 from parity_models.scheduling.choice import PolicyChoice
-from parity_models.simulation.setting import Setting, mean_of
-from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.latency.experiment import Experiment, Picture, Series, TunedBy
 from parity_models_lab.latency.figures import Line, plot_experiment
 from parity_models_lab.latency.frontier import plot_frontier
+from parity_models_lab.latency.setting import Setting, mean_of
+from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult, simulate_trial
 from parity_models_lab.results import INVALID, Row, TrialCache
 
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from parity_models.faults import Constant
+from parity_models.emulation import Constant
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import EqualResources
-from parity_models.simulation.besides import Besides, Took, besides
-from parity_models.simulation.course import SHARES
-from parity_models.simulation.setting import Setting, mean_of
-from parity_models.simulation.trial import Emulation, Mode, Trial, TrialResult
+from parity_models.simulation.overheads import SHARES, Observed, Overheads
 from parity_models_lab.latency.reproduce_latency import Plan
+from parity_models_lab.latency.setting import Setting, mean_of
+from parity_models_lab.latency.trial import Emulation, Mode, Trial, TrialResult
 from parity_models_lab.results import Row, TrialCache
 
 CLOSE = 0.15
@@ -54,7 +53,7 @@ class Point:
 
     label: str
     setting: Setting
-    besides: Besides
+    overheads: Overheads
     compared: tuple[Compared, ...]
 
 
@@ -90,7 +89,7 @@ def compare(
         run([trial])
         return cache[trial]
 
-    further = [besides_of(each, cache[each], result) for each in calm]
+    further = [overheads_between(each, cache[each], result) for each in calm]
     simulated = [
         [msgspec.structs.replace(each, mode=Mode.SIMULATED, **took._asdict()) for each in trials]
         for trials, took in zip(real, further, strict=True)
@@ -126,7 +125,7 @@ def rows_of(points: Sequence[Point]) -> Iterator[Row]:
 def overheads_of(points: Sequence[Point]) -> Iterator[Row]:
     """Yield what serving takes besides what is simulated, by point, in ms."""
     for point in points:
-        took = point.besides
+        took = point.overheads
         outside = np.interp([0.5, 0.99, 0.999], SHARES, took.outside_ms).tolist()
         yield {
             "at": point.label,
@@ -161,23 +160,23 @@ def calm_trial(trial: Trial) -> Trial:
     return msgspec.structs.replace(trial, setting=calm, policy=PolicyChoice(EqualResources.name))
 
 
-def besides_of(
+def overheads_between(
     calm: Trial, real: TrialResult, simulated: Callable[[Trial], TrialResult]
-) -> Besides:
+) -> Overheads:
     """What a calm trial, whose `real` result is given, took besides what its simulation takes."""
     imagined = msgspec.structs.replace(calm, mode=Mode.SIMULATED)
 
-    def took(known: Besides) -> Took:
+    def took(known: Overheads) -> Observed:
         return _took(simulated(msgspec.structs.replace(imagined, **known._asdict())))
 
     if calm.cores is None:
-        bare = took(Besides(0.0, ()))
+        bare = took(Overheads())
         held = max(0.0, (real.busy_ms or 0.0) - bare.busy_ms)
         inside = bare.p50_ms + held
-        return Besides(held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms))
+        return Overheads(held, tuple(max(0.0, ms - inside) for ms in real.quantiles_ms))
     unit = (real.workers_ms or 0.0) - 1e3 * mean_of(calm.setting.service)
-    return besides(_took(real), unit, real.serving_ms or 0.0, took)
+    return Overheads.of_calm_run(_took(real), unit, real.serving_ms or 0.0, took)
 
 
-def _took(result: TrialResult) -> Took:
-    return Took(result.p50_ms, result.busy_ms or 0.0, result.quantiles_ms)
+def _took(result: TrialResult) -> Observed:
+    return Observed(result.p50_ms, result.busy_ms or 0.0, result.quantiles_ms)

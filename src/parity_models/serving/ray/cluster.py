@@ -16,8 +16,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from parity_models.emulation import FaultPlan
 from parity_models.errors import ServingError, UserError
-from parity_models.faults import FaultPlan
 from parity_models.models.onnx_model import OnnxModel, PinnedModel
 from parity_models.models.signature import Signature
 from parity_models.serving.worker.runner import Runner, warm_model

@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from parity_models.emulation import FaultPlan, WorkerFaults
 from parity_models.errors import ModelError
-from parity_models.faults import FaultPlan, WorkerFaults
 from parity_models.models.onnx_model import FATAL_ONLY, OnnxModel, check_sha256
 from parity_models.models.signature import Kind, Sizes
 from parity_models.models.tensor import tensors_in

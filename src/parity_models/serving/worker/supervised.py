@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from numpy.typing import NDArray
 
+from parity_models.emulation import FaultPlan
 from parity_models.errors import FaultPlanError, ServingError
-from parity_models.faults import FaultPlan
 from parity_models.models.signature import Signature
 from parity_models.models.tensor import Layout
 from parity_models.serving.backoff import Backoff

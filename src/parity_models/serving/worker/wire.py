@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.faults import FaultPlan
+from parity_models.emulation import FaultPlan
 from parity_models.models.signature import Signature, Sizes
 from parity_models.models.tensor import Layout
 

@@ -11,9 +11,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from parity_models.emulation import Constant, Distribution, Duration, Pauses, Spell
 from parity_models.errors import ContentionError
-from parity_models.faults import Constant, Distribution, Duration, Pauses, Spell
-from parity_models.simulation.network import Network
+from parity_models_lab.contention.transfers import Network
 
 
 class Hogs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,10 +20,12 @@ query is not its share of the rate (it is far shorter than a transfer) but this:
 """
 
 from collections import deque
+from collections.abc import Mapping
 from math import ceil
 from random import Random
 
-from parity_models.simulation.network import Leg, Network, Traffic
+from parity_models.roles import DEPLOYED
+from parity_models_lab.contention.transfers import Leg, Network, Traffic
 
 SEGMENT, FRAME = 1448, 1514
 """Bytes of data in a segment of TCP, and of the frame that it takes."""
@@ -270,3 +272,23 @@ class Link:
                 missing -= burst
                 burst = 2 * burst if anew else burst + 1
         return time
+
+
+class Links:
+    """The links of one simulated run; instance i is machine i of `machines`.
+
+    `row` is the size of a query in bytes, by role; of a role that is not named, as for DEPLOYED.
+    """
+
+    def __init__(self, network: Network, machines: int, row: Mapping[str, int], seed: int) -> None:
+        traffic = Traffic(network, machines, seed)
+        self._links = [Link(network, traffic, machine, seed) for machine in range(machines)]
+        self._row = row
+
+    def arrival(self, slot: int, now: float, role: str, rows: int) -> float:
+        """Return when a unit of so many rows that is sent now reaches the instance."""
+        return self._links[slot].arrival(now, rows * self._row.get(role, self._row[DEPLOYED]))
+
+    def message(self, slot: int, now: float) -> float:
+        """Return when a short message that is sent now reaches the instance."""
+        return self._links[slot].message(now)

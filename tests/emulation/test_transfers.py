@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from parity_models.faults import Constant, FaultPlan, Shuffles, Transfers, Uniform, WorkerFaults
+from parity_models.emulation import Constant, FaultPlan, Shuffles, Transfers, Uniform, WorkerFaults
 
 SHUFFLES = Shuffles(transfers=4, workers=18, length=Uniform(low=0.5, high=2), delay=Constant(0.05))
 

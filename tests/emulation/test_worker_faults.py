@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.faults import (
+from parity_models.emulation import (
     ColdStart,
     Constant,
     Degradation,

@@ -1,6 +1,8 @@
 """What one run of a latency experiment meets, whatever the policy."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from math import ceil, exp, inf, prod
 from random import Random
 from statistics import fmean
@@ -12,7 +14,7 @@ from msgspec import Meta
 
 from parity_models.arrivals import Bursts
 from parity_models.codes import DECODERS, Code, CodeSpec
-from parity_models.faults import (
+from parity_models.emulation import (
     ColdStart,
     Constant,
     Degradation,
@@ -33,10 +35,11 @@ from parity_models.faults import (
 )
 from parity_models.options import Value
 from parity_models.scheduling import BACKUP, BACKUPS, DEPLOYED, parity_role
-from parity_models.simulation import Cores, Hog, Links
-from parity_models.simulation.besides import Besides
-from parity_models.simulation.contention_plan import Contention, Hogs, Tenant
-from parity_models.simulation.network import Network
+from parity_models.simulation import Antagonist, Cores
+from parity_models.simulation.overheads import Overheads
+from parity_models_lab.contention.plan import Contention, Hogs, Tenant
+from parity_models_lab.contention.transfers import Network
+from parity_models_lab.latency.link import Links
 
 Count = Annotated[int, Meta(ge=1, le=100_000)]
 Rate = Annotated[float, Meta(gt=0, le=1e6)]
@@ -267,7 +270,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         )
         return None if plan == Contention(seed=seed) else plan
 
-    def links(self) -> Links | None:
+    def links(self) -> Callable[[int], Links] | None:
         """The links of simulated runs, which real ones are shaped to."""
         network = self._network
         if network is None or self.all_instances == 1:
@@ -275,15 +278,15 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         code = Code(self.code, QUERY_SHAPE, OUTPUT_SHAPE)
         row = {DEPLOYED: 4 * prod(QUERY_SHAPE)}
         row |= dict.fromkeys(map(parity_role, range(self.r)), 4 * prod(code.parity_shape))
-        return Links(network, self.all_instances, row)
+        return partial(Links, network, self.all_instances, row)
 
-    def simulated_cores(self, besides: Besides) -> Cores | None:
+    def simulated_cores(self, overheads: Overheads) -> Cores | None:
         """What models compute on, if they do."""
         if not self.computing:
             return None
         cores = range(self.cores or len(os.sched_getaffinity(0)))
-        hogs = [Hog(core, self.hog_gap, self.hog_spell) for core in cores] * self.hogs
-        return besides.cores(len(cores), tuple(hogs), pinned=bool(hogs))
+        hogs = [Antagonist(core, self.hog_gap, self.hog_spell) for core in cores] * self.hogs
+        return overheads.cores(len(cores), tuple(hogs), pinned=bool(hogs))
 
     def slow_cores(self) -> Cores:
         """What server, client and workers compute on where the processor has a `speed`."""

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from parity_models.documents import MAX_BYTES
-from parity_models.errors import FaultPlanError
-from parity_models.faults import (
+from parity_models.emulation import (
     Constant,
     Exponential,
     FaultPlan,
@@ -23,6 +22,7 @@ from parity_models.faults import (
     Uniform,
     load_fault_plan,
 )
+from parity_models.errors import FaultPlanError
 
 EVERYTHING = {
     "seed": 7,

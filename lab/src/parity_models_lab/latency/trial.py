@@ -9,16 +9,14 @@ from numpy.typing import NDArray
 
 from parity_models.arrivals import poisson_arrivals
 from parity_models.codes import Code
+from parity_models.emulation import Constant
 from parity_models.errors import UserError
-from parity_models.faults import Constant
 from parity_models.scheduling import DEPLOYED, SchedulerConfig, Source
 from parity_models.scheduling.choice import PolicyChoice
 from parity_models.scheduling.policies import StandIns
-from parity_models.simulation import Cores, Simulation, simulate
-from parity_models.simulation.besides import Besides
-from parity_models.simulation.course import DISPATCH, SHARES, with_outside
-from parity_models.simulation.scenario import FAILED, SOURCES
-from parity_models.simulation.setting import Setting
+from parity_models.simulation import FAILED, SOURCES, Cores, Simulation, simulate
+from parity_models.simulation.overheads import DISPATCH, SHARES, Overheads, with_outside
+from parity_models_lab.latency.setting import Setting
 
 PARTS = 40
 """Consecutive parts of a trial, of as many queries each, whose p99 is kept."""
@@ -107,7 +105,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         if self.network is not Emulation.NOTHING and not setting.cores:
             return None
         ms = (self.serving_ms, self.unseen_ms, self.unit_ms)
-        return setting.simulated_cores(Besides(self.held_ms, self.outside_ms, *ms))
+        return setting.simulated_cores(Overheads(self.held_ms, self.outside_ms, *ms))
 
     @property
     def workers(self) -> int:

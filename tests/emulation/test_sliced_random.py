@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_models.faults import LogNormal
-from parity_models.faults.sliced_random import SlicedRandom
+from parity_models.emulation import LogNormal
+from parity_models.emulation.distributions import SlicedRandom
 
 SLICES = 20_000
 

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from parity_models.faults import (
+from parity_models.emulation import (
     ColdStart,
     Constant,
     Degradation,

@@ -1,5 +1,6 @@
 """Simulated links: queries wait in the queue that traffic fill, are lost in it, and arrive."""
 
+from functools import partial
 from itertools import takewhile
 from random import Random
 
@@ -9,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_models.arrivals import poisson_arrivals
-from parity_models.faults import Constant
+from parity_models.emulation import Constant
 from parity_models.scheduling import DEPLOYED, EqualResources
-from parity_models.simulation import Links, Simulation, simulate
-from parity_models.simulation.link import Link
-from parity_models.simulation.network import Leg, Network, Traffic, legs
+from parity_models.simulation import Simulation, simulate
+from parity_models_lab.contention.transfers import Leg, Network, Traffic, legs
+from parity_models_lab.latency.link import Link, Links
 
 BYTES = 50_000
 NETWORK = Network(shuffles=1)
@@ -132,7 +133,7 @@ def test_a_simulation_with_links_meets_the_same_course_whatever_the_policy() -> 
         12,
         6,
         {DEPLOYED: Constant(0.025)},
-        links=Links(Network(), 18, {DEPLOYED: BYTES}),
+        links=partial(Links, Network(), 18, {DEPLOYED: BYTES}),
     )
     first, again = (simulate(simulation, EqualResources()).latencies for _ in range(2))
     np.testing.assert_array_equal(first, again)

@@ -1,0 +1,56 @@
+"""Emulated service times, slowness and failures, for real and simulated workers alike."""
+
+from parity_models.emulation.distributions import (
+    MAX_MEASURED,
+    Constant,
+    Distribution,
+    Duration,
+    Empirical,
+    Exponential,
+    LogNormal,
+    Spell,
+    Spells,
+    Uniform,
+)
+from parity_models.emulation.fault_plan import (
+    ColdStart,
+    Degradation,
+    Factor,
+    FaultPlan,
+    Kill,
+    Lie,
+    Neighbours,
+    Pauses,
+    RandomKills,
+    Shuffles,
+    Slowdowns,
+    load_fault_plan,
+)
+from parity_models.emulation.worker import Transfers, WorkerFaults
+
+__all__ = [
+    "MAX_MEASURED",
+    "ColdStart",
+    "Constant",
+    "Degradation",
+    "Distribution",
+    "Duration",
+    "Empirical",
+    "Exponential",
+    "Factor",
+    "FaultPlan",
+    "Kill",
+    "Lie",
+    "LogNormal",
+    "Neighbours",
+    "Pauses",
+    "RandomKills",
+    "Shuffles",
+    "Slowdowns",
+    "Spell",
+    "Spells",
+    "Transfers",
+    "Uniform",
+    "WorkerFaults",
+    "load_fault_plan",
+]
