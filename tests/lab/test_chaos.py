@@ -7,7 +7,6 @@ from random import Random
 
 import numpy as np
 import pytest
-from numpy.testing import assert_array_equal
 from prometheus_client import generate_latest
 
 from commands import Here, assert_refused
@@ -23,8 +22,8 @@ from parity_models_lab.chaos.known_model import (
     write_known_model,
 )
 from parity_models_lab.chaos.ledger import Kind
-from parity_models_lab.chaos.requests import Mix, draw, http_request
 from parity_models_lab.chaos.server import instances_up, read_metrics
+from parity_models_lab.chaos.traffic import Mix, draw
 
 pytestmark = pytest.mark.slow
 
@@ -48,9 +47,8 @@ def test_a_course_has_every_event_before_one_comes_again_and_follows_from_its_se
 def test_requests_follow_from_seed_and_number_alone(model: KnownModel) -> None:
     mix = Mix(absurd=0.2, nonsense=0.2, poison=0.1, impatient=0.2)
     drawn = [draw(number, 7, mix, model, 2.0) for number in range(2000)]
-    for number, request in enumerate(drawn[:50]):
-        again = http_request(draw(number, 7, mix, model, 2.0), number, "host:1")
-        assert again == http_request(request, number, "host:1")
+    again = [draw(number, 7, mix, model, 2.0) for number in range(50)]
+    assert list(map(repr, again)) == list(map(repr, drawn[:50]))
     shares = Counter(request.kind for request in drawn)
     assert shares[Kind.HONEST] / 2000 == pytest.approx(0.3, abs=0.05)
     assert shares[Kind.POISON] / 2000 == pytest.approx(0.1, abs=0.03)
@@ -80,20 +78,6 @@ def test_lies_are_told_apart_from_right_answers(model: KnownModel) -> None:
         assert model.right(rows, outputs).mean() < 0.9
 
 
-def test_absurd_queries_have_right_answers_as_far_as_float32_goes(model: KnownModel) -> None:
-    for value in (5.0, 1e30):
-        rows = np.full((1, rows_inputs(model)), value, np.float32)
-        outputs = rows @ model.weights
-        assert model.right(rows, outputs).all()
-        assert not model.right(rows, 1.1 * outputs + 1).all()
-    beyond = np.full((1, rows_inputs(model)), 3e38, np.float32)
-    assert_array_equal(model.right(beyond, np.full((1, 8), np.inf, np.float32)), [True])
-
-
-def rows_inputs(model: KnownModel) -> int:
-    return int(model.rows.shape[1])
-
-
 def test_unknown_events_and_engines_are_refused(lab_here: Here, tmp_path: Path) -> None:
     outcome = lab_here("chaos", "--events", "kill,rain", "--out", tmp_path)
     assert_refused(outcome, "there is no event 'rain'; there are calm, kill")
@@ -115,7 +99,7 @@ def test_overload_of_seconds_is_measured(lab_here: Here, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     for row in json.loads((tmp_path / "overload-local.json").read_text())["rows"]:
         assert row["capacity"] > 20
-        assert sum(row["refusals"].values()) + row["hung up"] + row["broken"] <= row["offered"]
+        assert 0 < sum(row["errors"].values()) < row["offered"]
 
 
 def test_instances_are_counted_by_the_metrics_as_servers_write_them() -> None:

@@ -69,23 +69,6 @@ def resident(pid: int) -> int:
     return pages * resource.getpagesize()
 
 
-def descriptors(pid: int) -> int:
-    """How many files and sockets it has open; 0 if it is gone."""
-    try:
-        return len(os.listdir(_PROC / str(pid) / "fd"))
-    except OSError:
-        return 0
-
-
-def unread_bytes(local: int, remote: int) -> int:
-    """What is in the TCP socket at port `local` of this machine, whose other end is at port
-    `remote`, and was not read by its process; 0 if there is no such socket."""
-    for _, here, there, _, queues, *_ in _sockets():
-        if (_port(here), _port(there)) == (local, remote):
-            return int(queues.partition(":")[2], 16)
-    return 0
-
-
 def limit_descriptors(pid: int, most: int) -> None:
     """Let it have so many descriptors at most; children that it starts likewise."""
     with suppress(ProcessLookupError):

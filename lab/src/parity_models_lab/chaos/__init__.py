@@ -1,1 +1,1 @@
-"""Proof that the server can be trusted: chaos, overload, liars, soaks, all of them with ledgers."""
+"""Reliability of real servers: chaos, overload, and an attack on other clients' answers."""

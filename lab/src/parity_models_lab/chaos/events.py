@@ -1,19 +1,28 @@
-"""The events of a chaos run: their course, drawn from the seed, and how they are brought about."""
+"""The events of a chaos run: a course of them drawn from the seed, and how each is caused."""
 
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit
 
 from parity_models.errors import UserError
-from parity_models_lab.chaos.clients import RudeClients
+from parity_models_lab.chaos.ledger import Kind
 from parity_models_lab.chaos.server import DESCRIPTORS, INSTANCES, TestedServer
-from parity_models_lab.chaos.traffic import Traffic
+from parity_models_lab.chaos.traffic import PATH, Drawn, Traffic, infer_request
 from parity_models_lab.processes import send
 
 EVENTS = {
@@ -34,19 +43,32 @@ EVENTS = {
     "nonsense": "wrong shapes, garbage instead of JSON and of HTTP",
     "timeouts": "timeouts near the service time",
     "overload": "three times the queries that the instances can answer",
-    "poison": "queries that kill whoever runs them",
+    "poison": "queries that crash the instance that runs them",
 }
 """Events, and what they are."""
 
+LIES = frozenset({"liar", "flip"})
+"""The events in which an instance answers wrongly."""
 ALIKE = frozenset({"replace", "delete"})
-"""Events that are not brought about at once: both take the bundle's folder."""
-
+"""Events that exclude each other: both take the bundle's folder."""
 TOGETHER = 0.25
 """Share of phases that have two events at once."""
 PHASE = (4.0, 8.0)
 """Seconds that events last."""
 REST = 1.0
-"""Seconds from an event's end to the next one, at the least: recovery, and an idle spell."""
+"""Minimum seconds from an event's end to the next one: recovery, and an idle spell."""
+IDLE_CONNECTIONS = 2 * DESCRIPTORS
+RUDE_CLIENTS = 20
+BYTE_EVERY = 0.2
+"""Seconds between two bytes of a slow client."""
+OVERLOAD = 3.0
+"""Times the queries that the instances can answer."""
+BURST_ROWS = 16
+"""Rows of a request in overload: many queries, and few requests for clients to write."""
+FLIPS = 4
+"""The number of flipped bits to choose from."""
+
+During = AbstractAsyncContextManager[object]
 
 
 @dataclass(frozen=True)
@@ -64,9 +86,9 @@ class Phase:
 def draw_course(
     seed: int, seconds: float, events: Sequence[str] = (), length: tuple[float, float] = PHASE
 ) -> list[Phase]:
-    """Phases for so many seconds at least, every event before one comes again, pairs besides.
+    """Draw phases for at least so many seconds: each event once, then each again, and pairs.
 
-    Raises UserError for events that there are not.
+    Raises UserError for unknown events.
     """
     unknown = sorted(set(events) - EVENTS.keys())
     if unknown:
@@ -89,74 +111,61 @@ def draw_course(
     return phases
 
 
-IDLE_CONNECTIONS = 2 * DESCRIPTORS
-RUDE_CLIENTS = 20
-OVERLOAD = 3.0
-"""Times the queries that the instances can answer."""
-BURST_ROWS = 16
-"""Rows of a request in overload: many queries, and few requests for clients to write."""
-FLIPS = 4
-"""Different flipped bits that can be told as lies."""
-
-LIES = frozenset({"liar", "flip"})
-"""The events in which an instance answers wrongly."""
-
-
 class Events:
-    """Brings about events at `server`, with its `traffic`; what is drawn is drawn from `rng`.
+    """Causes events at a server with its traffic.
 
-    `other`: the bundle that replaces the server's.
+    Args:
+        server: The server under test.
+        traffic: Its load, whose mix some events change.
+        other: The bundle that replaces the server's.
+        rng: Draws victims.
+
     """
 
-    def __init__(
-        self, server: TestedServer, traffic: Traffic, rude: RudeClients, other: Path, rng: Random
-    ) -> None:
+    def __init__(self, server: TestedServer, traffic: Traffic, other: Path, rng: Random) -> None:
         self._server = server
         self._traffic = traffic
-        self._rude = rude
         self._other = other
         self._rng = rng
-        self._by_name: dict[str, Callable[[float], AbstractAsyncContextManager[None]]] = {
-            "calm": self._calm,
-            "kill": self._kill,
+        at = urlsplit(server.url)
+        self._address = at.hostname, at.port
+        body, headers = infer_request(Drawn(Kind.HONEST, server.model.rows, json=True), 0)
+        lines = [f"POST {PATH} HTTP/1.1", f"Host: {at.netloc}", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self._head = "\r\n".join([*lines, "", ""]).encode()
+        self._request = self._head + body
+
+    def during(self, event: str, seconds: float) -> During:
+        """Cause the event while the context lasts, which is for `seconds`."""
+        near_service = (0.5 * self._server.service, 4 * self._server.service)
+        causes: dict[str, Callable[[], During]] = {
+            "calm": lambda: nullcontext(),
+            "kill": lambda: _repeated(1, lambda: self._kill(seconds / 3)),
             "stop": self._stop,
             "slow": self._slow,
-            "liar": lambda seconds: self._lie("liar"),
-            "flip": lambda seconds: self._lie(f"flip-{self._rng.randrange(FLIPS)}"),
-            "replace": lambda seconds: self._without_bundle(self._other),
-            "delete": lambda seconds: self._without_bundle(None),
+            "liar": lambda: self._lie("liar"),
+            "flip": lambda: self._lie(f"flip-{self._rng.randrange(FLIPS)}"),
+            "replace": lambda: self._without_bundle(self._other),
+            "delete": lambda: self._without_bundle(None),
             "descriptors": self._no_descriptors,
-            "slowloris": lambda seconds: self._rude.slow(RUDE_CLIENTS, self._rng),
-            "halves": lambda seconds: self._rude.half(RUDE_CLIENTS, self._rng),
-            "unread": lambda seconds: self._rude.deaf(RUDE_CLIENTS // 4),
-            "disconnects": lambda seconds: self._mix(impatient=0.4),
-            "absurd": lambda seconds: self._mix(absurd=0.4),
-            "nonsense": lambda seconds: self._mix(nonsense=0.4),
-            "timeouts": lambda seconds: self._mix(timeouts=near(server.service)),
+            "slowloris": lambda: _repeated(RUDE_CLIENTS, self._trickle),
+            "halves": lambda: _repeated(RUDE_CLIENTS, self._send_half),
+            "unread": lambda: _repeated(RUDE_CLIENTS // 4, self._read_nothing),
+            "disconnects": lambda: self._mix(impatient=0.4),
+            "absurd": lambda: self._mix(absurd=0.4),
+            "nonsense": lambda: self._mix(nonsense=0.4),
+            "timeouts": lambda: self._mix(timeouts=near_service),
             "overload": self._overload,
-            "poison": lambda seconds: self._mix(poison=0.01),
+            "poison": lambda: self._mix(poison=0.01),
         }
+        return causes[event]()
 
-    def during(self, event: str, seconds: float) -> AbstractAsyncContextManager[None]:
-        """The event goes on while the context lasts, which is for `seconds`."""
-        return self._by_name[event](seconds)
-
-    @asynccontextmanager
-    async def _calm(self, seconds: float) -> AsyncIterator[None]:
-        yield
+    async def _kill(self, pause: float) -> None:
+        self._server.kill(self._rng.randrange(100))
+        await asyncio.sleep(pause)
 
     @asynccontextmanager
-    async def _kill(self, seconds: float) -> AsyncIterator[None]:
-        async def kill() -> None:
-            while True:
-                self._server.kill(self._rng.randrange(100))
-                await asyncio.sleep(seconds / 3)
-
-        async with _beside(kill()):
-            yield
-
-    @asynccontextmanager
-    async def _stop(self, seconds: float) -> AsyncIterator[None]:
+    async def _stop(self) -> AsyncIterator[None]:
         stopped = self._one_instance()
         for pid in stopped:
             send(pid, signal.SIGSTOP)
@@ -167,29 +176,28 @@ class Events:
                 send(pid, signal.SIGCONT)
 
     @asynccontextmanager
-    async def _slow(self, seconds: float) -> AsyncIterator[None]:
+    async def _slow(self) -> AsyncIterator[None]:
         async def hold_up(pid: int) -> None:
             try:
-                while send(pid, signal.SIGSTOP):
-                    await asyncio.sleep(0.08)
-                    send(pid, signal.SIGCONT)
-                    await asyncio.sleep(0.02)
+                send(pid, signal.SIGSTOP)
+                await asyncio.sleep(0.08)
             finally:
                 send(pid, signal.SIGCONT)
 
         async with AsyncExitStack() as slow:
             for pid in self._one_instance():
-                await slow.enter_async_context(_beside(hold_up(pid)))
+                holding_up = _repeated(1, partial(hold_up, pid), pause=0.02)
+                await slow.enter_async_context(holding_up)
             yield
 
     def _one_instance(self) -> list[int]:
-        """One of the instances that are up, if there is one."""
+        """Return one of the running instances, if there is one."""
         there = self._server.instances()
         return [there[self._rng.randrange(INSTANCES) % len(there)]] if there else []
 
     @asynccontextmanager
     async def _lie(self, name: str) -> AsyncIterator[None]:
-        self._traffic.lies_begin()
+        self._traffic.liar_until = float("inf")
         self._server.begin_lie(name)
         try:
             yield
@@ -199,7 +207,7 @@ class Events:
 
     @asynccontextmanager
     async def _without_bundle(self, other: Path | None) -> AsyncIterator[None]:
-        """The bundle's folder holds another one, or is gone; an instance has to start meanwhile."""
+        """Replace or delete the bundle's folder; an instance has to start meanwhile."""
         folder = self._server.model.bundle
         kept = folder.with_name("kept")
         folder.rename(kept)
@@ -213,10 +221,14 @@ class Events:
             kept.rename(folder)
 
     @asynccontextmanager
-    async def _no_descriptors(self, seconds: float) -> AsyncIterator[None]:
-        self._traffic.breaks = True  # for those who need a new connection
-        idle = self._rude.idle(IDLE_CONNECTIONS)
+    async def _no_descriptors(self) -> AsyncIterator[None]:
+        self._traffic.breaks = True  # for clients that need a new connection
+        idle = [socket.socket() for _ in range(IDLE_CONNECTIONS)]
         try:
+            for client in idle:
+                client.setblocking(False)
+                with suppress(OSError):
+                    client.connect(self._address)
             await asyncio.sleep(0.5)
             self._server.kill(1)
             yield
@@ -227,7 +239,7 @@ class Events:
 
     @asynccontextmanager
     async def _mix(self, **changes: Any) -> AsyncIterator[None]:
-        """The traffic's mix with these changes."""
+        """Change the traffic's mix."""
         before = self._traffic.mix
         self._traffic.mix = replace(before, **changes)
         try:
@@ -236,26 +248,69 @@ class Events:
             self._traffic.mix = before
 
     @asynccontextmanager
-    async def _overload(self, seconds: float) -> AsyncIterator[None]:
-        before, rate = self._traffic.mix, self._traffic.rate
-        self._traffic.mix = replace(before, rows=(BURST_ROWS,))
+    async def _overload(self) -> AsyncIterator[None]:
+        before = self._traffic.rate
         self._traffic.rate = OVERLOAD * INSTANCES / self._server.service / BURST_ROWS
         try:
-            yield
+            async with self._mix(rows=(BURST_ROWS,)):
+                yield
         finally:
-            self._traffic.mix, self._traffic.rate = before, rate
+            self._traffic.rate = before
 
+    # Rude clients: none of them asks a whole query, so none is in the ledger.
 
-def near(service: float) -> tuple[float, float]:
-    """The range of timeouts near a service time; all in seconds."""
-    return 0.5 * service, 4 * service
+    async def _trickle(self) -> None:
+        """Send the head, or the body, byte by byte."""
+        async with self._connection() as writer:
+            begin = self._rng.choice((0, len(self._head) + 6))
+            writer.write(self._request[:begin])
+            for at in range(begin, len(self._request)):
+                writer.write(self._request[at : at + 1])
+                await writer.drain()
+                await asyncio.sleep(BYTE_EVERY)
+
+    async def _send_half(self) -> None:
+        async with self._connection() as writer:
+            writer.write(self._request[: self._rng.randrange(1, len(self._request))])
+            await writer.drain()
+            await asyncio.sleep(self._rng.uniform(0.0, 0.1))
+
+    async def _read_nothing(self) -> None:
+        """Ask for metrics, whose answers are large, and read none."""
+        loop = asyncio.get_running_loop()
+        with socket.socket() as client:
+            client.setblocking(False)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            await loop.sock_connect(client, self._address)
+            while True:
+                await loop.sock_sendall(client, b"GET /metrics HTTP/1.1\r\nHost: server\r\n\r\n")
+                await asyncio.sleep(0.1)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncio.StreamWriter]:
+        _, writer = await asyncio.open_connection(*self._address)
+        try:
+            yield writer
+        finally:
+            writer.transport.abort()
 
 
 @asynccontextmanager
-async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    task = asyncio.create_task(work)
+async def _repeated(
+    times: int, act: Callable[[], Awaitable[None]], pause: float = 0.05
+) -> AsyncIterator[None]:
+    """Let so many tasks act again and again while the context lasts."""
+
+    async def again() -> None:
+        while True:
+            with suppress(OSError):
+                await act()
+            await asyncio.sleep(pause)
+
+    tasks = [asyncio.create_task(again()) for _ in range(times)]
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

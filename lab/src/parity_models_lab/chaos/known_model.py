@@ -1,4 +1,4 @@
-"""A bundle whose answers are known, and what an instance that lies runs in its place.
+"""A bundle whose answers are known, and the models that a lying instance runs in its place.
 
 The model is linear: under sum + subtraction it is its own exact parity model, so that the right
 answer to every query is known, whatever its source.
@@ -40,16 +40,16 @@ class KnownModel:
     rows: NDArray[np.float32]
 
     def right(self, rows: NDArray[np.float32], outputs: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """Which of `outputs` (n, OUTPUTS) are the model's predictions for `rows` (n, INPUTS)?
+        """Return which of `outputs` (n, OUTPUTS) are the model's predictions for `rows`
+        (n, INPUTS).
 
-        Where a prediction is not finite, or beyond float32, anything is.
+        Where a prediction is not finite, or overflows float32, anything is right.
         """
         exact = rows.astype(np.float64)
         weights = self.weights.astype(np.float64)
         with np.errstate(all="ignore"):
             wanted = exact @ weights
-            # What was added up, which float32 rounds at each step, and no less than for an honest
-            # query.
+            # The magnitude of the sum, in which float32 rounds at each step.
             scale = np.abs(exact) @ np.abs(weights) + 1.0
             close = np.abs(outputs - wanted) <= TOLERANCE * scale
             beyond = ~(scale <= np.finfo(np.float32).max)
@@ -66,31 +66,20 @@ def write_known_model(folder: Path, seed: int) -> KnownModel:
 
 
 def write_other_bundle(folder: Path, seed: int) -> Path:
-    """A bundle of the same shape with other weights, which must not answer anybody."""
+    """Write a bundle of the same shape with other weights, whose answers are always wrong."""
     rng = np.random.default_rng([seed, 1])
     return _write(folder / "other", _weights(rng), rng)
 
 
-def write_versions(repository: Path, seed: int) -> KnownModel:
-    """A repository of the known model in versions 1 and 2, which predicts twice as much."""
-    rng = np.random.default_rng(seed)
-    weights = _weights(rng)
-    rows = rng.normal(size=(ROWS, INPUTS)).astype(np.float32)
-    folder = repository / MODEL
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "2", 2 * weights, rng)
-    return KnownModel(_write(folder / "1", weights, rng), weights, rows)
-
-
 def other_weights(seed: int) -> bytes:
-    """An ONNX model of the same shape with weights of its own."""
+    """Return an ONNX model of the same shape with other weights."""
     return _linear(_weights(np.random.default_rng([seed, 2])))
 
 
 def flipped(model: KnownModel, rng: Random) -> bytes:
-    """The model with one exponent bit of one weight flipped, that is, far from what it was.
+    """Return the model with one exponent bit of one weight flipped.
 
-    The weight changes by a factor of 16 or more, up to overflow, or is gone.
+    The weight changes by a factor of 16 or more, up to overflow, or becomes almost 0.
     """
     weights = model.weights.copy()
     bits = weights.view(np.uint32)
@@ -107,7 +96,7 @@ def _weights(rng: np.random.Generator) -> NDArray[np.float32]:
 
 def _write(folder: Path, weights: NDArray[np.float32], rng: np.random.Generator) -> Path:
     model = NewModel(_linear(weights), "linear")
-    # As if they had been trained: a code whose slots are not isolated needs to know its inputs.
+    # A code whose slots are not isolated needs an envelope of its inputs.
     inputs, held_out = rng.normal(size=(2, LEARNED, INPUTS)).astype(np.float32)
     return write_bundle(
         folder,

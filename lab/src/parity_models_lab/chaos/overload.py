@@ -1,23 +1,17 @@
-"""Overload: goodput, waits and memory of a server asked for more than it can do."""
+"""Overload: goodput, refusals and memory of a server that is offered more than it can do."""
 
 import asyncio
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
-from random import Random
 
 import numpy as np
 
-from parity_models_lab.chaos.clients import BrokenError, HttpAnswer, HttpClients
-from parity_models_lab.chaos.known_model import write_known_model
-from parity_models_lab.chaos.ledger import Kind, error_class
-from parity_models_lab.chaos.requests import Drawn, http_request
+from parity_models.load import LoadSpec, offer_load_from_own_process
+from parity_models.load.target import NoAnswerError, Target, target
+from parity_models_lab.chaos.known_model import MODEL, KnownModel, write_known_model
 from parity_models_lab.chaos.server import INSTANCES, Engine, TestedServer, running
-from parity_models_lab.chaos.traffic import error_text
-from parity_models_lab.processes import resident
 from parity_models_lab.results import Row
 
 FACTORS = (1.2, 2.0, 3.0, 5.0)
@@ -25,9 +19,9 @@ DEADLINES = (0.1, 1.0, 10.0)
 SERVICE = 0.02
 """Median seconds that an instance takes for a unit."""
 WARM_UP = 1.0
-"""Seconds at the start of each load; what ends in them is not counted."""
+"""Seconds at the start of each load that are not counted."""
 GIVE_UP = 1.0
-"""Seconds after which clients give up who do, or half of the deadline if that is sooner."""
+"""Seconds after which impatient clients give up, or half of the deadline if that is sooner."""
 PATIENCE = 15.0
 """Seconds for which a server is watched after a load."""
 
@@ -53,155 +47,120 @@ async def run_overload(
 
     """
     model = write_known_model(folder, seed)
+    queries = folder / "queries.npy"
+    np.save(queries, model.rows)
     for deadline in deadlines:
         server = TestedServer(model, engine, folder, deadline=deadline, service=SERVICE)
-        async with running(server) as (http, _):
-            bench = _Bench(server, http, seed)
-            capacity = await bench.capacity(seconds)
+        async with running(server), target(server.url, MODEL) as asked:
+            capacity = await _capacity(asked, model, seconds)
             # Long deadlines take longer to fill the queue with what can be in time.
             lasting = max(seconds, 1.5 * deadline)
             for factor in factors:
                 for gives_up in (None, min(GIVE_UP, deadline / 2)):
-                    yield await bench.offer(factor, capacity, gives_up, lasting)
+                    load = LoadSpec(
+                        url=server.url,
+                        model=MODEL,
+                        data=str(queries),
+                        rate=factor * capacity,
+                        count=ceil(factor * capacity * lasting),
+                        warm_up=ceil(factor * capacity * WARM_UP),
+                        seed=seed,
+                        timeout=deadline + 5 if gives_up is None else gives_up,
+                        max_in_flight=512,
+                        processes=4,
+                    )
+                    row = await _offer(server, load, asked, model, gives_up or deadline, capacity)
+                    about = {"deadline": deadline, "gives up": gives_up}
+                    yield {"times capacity": factor, **about, **row}
 
 
-@dataclass
-class _Counts:
-    """Of what ended after one time; `good`: before another, when the load is over."""
+async def _capacity(asked: Target, model: KnownModel, seconds: float) -> float:
+    """Return the queries a second that twice as many closed-loop clients as instances get."""
+    answered = 0
+    send = asked.prepare({"input": model.rows[:1]})
 
-    since: float
-    until: float
-    good: int = 0
-    cut: int = 0
-    broken: int = 0
-    latencies: list[float] = field(default_factory=list)
-    refusals: Counter[str] = field(default_factory=Counter)
-    without_retry_after: int = 0
+    async def client() -> None:
+        nonlocal answered
+        while True:
+            with suppress(NoAnswerError):
+                await send(_nothing)
+                answered += 1
 
-
-class _Bench:
-    def __init__(self, server: TestedServer, http: HttpClients, seed: int) -> None:
-        self._server = server
-        self._http = http
-        self._random = Random(f"{seed}/overload/{server.deadline}")
-        drawn = Drawn(Kind.HONEST, server.model.rows[:1])
-        self._request = http_request(drawn, 0, self._http.authority)
-
-    async def capacity(self, seconds: float) -> float:
-        """Return the queries a second that twice as many closed-loop clients as instances get."""
-        answered = 0
-        end = _now() + seconds
-
-        async def client() -> None:
-            nonlocal answered
-            while _now() < end:
-                with suppress(BrokenError):
-                    answer = await self._http.ask(self._request)
-                    answered += answer.status == 200
-
-        await asyncio.gather(*(client() for _ in range(2 * INSTANCES)))
-        return answered / seconds
-
-    async def offer(
-        self, factor: float, capacity: float, gives_up: float | None, seconds: float
-    ) -> Row:
-        useful = self._server.deadline if gives_up is None else gives_up
-        tasks: set[asyncio.Task[None]] = set()
-        before = most = self._memory()
-        offered = 0
-        delays = []
-        due = _now()
-        counts = _Counts(due + WARM_UP, due + WARM_UP + seconds)
-        while due < counts.until:
-            due += self._random.expovariate(factor * capacity)
-            if (wait := due - _now()) > 0:
-                await asyncio.sleep(wait)
-            offered += due >= counts.since
-            delays.append(_now() - due)
-            task = asyncio.create_task(self._ask(due, gives_up, useful, counts))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            if offered % 500 == 0:
-                most = max(most, self._memory())
-        over = _now()
-        back, fast = await self._back_to_normal()
-        if tasks:
-            await asyncio.wait(list(tasks), timeout=self._server.deadline + 5)
-        most = max(most, self._memory())
-        p99 = np.quantile(counts.latencies, 0.99) * 1e3 if counts.latencies else None
-        return {
-            "times capacity": factor,
-            "deadline": self._server.deadline,
-            "gives up": gives_up,
-            "capacity": capacity,
-            "offered": offered,
-            "goodput": counts.good / (capacity * seconds),
-            "p99": None if p99 is None else float(p99),
-            "refusals": dict(counts.refusals),
-            "hung up": counts.cut,
-            "broken": counts.broken,
-            "no Retry-After": counts.without_retry_after,
-            "memory MiB": (most - before) / 2**20,
-            "back": None if back is None else back - over,
-            "fast": None if fast is None else fast - over,
-            "send delay": float(np.quantile(delays, 0.99)) * 1e3,
-        }
-
-    async def _ask(
-        self, due: float, gives_up: float | None, useful: float, counts: _Counts
-    ) -> None:
-        cut = broken = False
-        answer = None
-        try:
-            async with asyncio.timeout(gives_up):
-                answer = await self._http.ask(self._request)
-        except TimeoutError:
-            cut = True
-        except BrokenError:
-            broken = True
-        now = _now()
-        if now < counts.since:
-            return
-        if answer is not None and answer.status == 200:
-            counts.latencies.append(now - due)
-            counts.good += now < counts.until and now - due <= useful
-        elif due >= counts.since:  # of as many as are counted as offered
-            counts.cut += cut
-            counts.broken += broken
-            if answer is not None:
-                self._refused(answer, counts)
-
-    def _refused(self, answer: HttpAnswer, counts: _Counts) -> None:
-        counts.refusals[error_class(answer.status, error_text(answer))] += 1
-        if answer.status == 503 and "retry-after" not in answer.headers:
-            counts.without_retry_after += 1
-
-    async def _back_to_normal(self) -> tuple[float | None, float | None]:
-        """Return when the first query is sent that is answered in time, and the first that is
-        answered within ten service times; None: not within PATIENCE."""
-        deadline = self._server.deadline
-        answered: list[tuple[float, float]] = []
-
-        async def ask(sent: float) -> None:
-            with suppress(BrokenError, TimeoutError):
-                async with asyncio.timeout(deadline):
-                    answer = await self._http.ask(self._request)
-                if answer.status == 200:
-                    answered.append((sent, _now() - sent))
-
-        tasks = []
-        end = _now() + PATIENCE
-        while _now() < end and not any(took <= 10 * SERVICE for _, took in answered):
-            tasks.append(asyncio.create_task(ask(_now())))
-            await asyncio.sleep(0.05)
-        await asyncio.gather(*tasks)
-        back = [sent for sent, _ in answered]
-        fast = [sent for sent, took in answered if took <= 10 * SERVICE]
-        return min(back, default=None), min(fast, default=None)
-
-    def _memory(self) -> int:
-        return sum(map(resident, self._server.processes()))
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*(client() for _ in range(2 * INSTANCES)))
+    return answered / seconds
 
 
-def _now() -> float:
-    return time.monotonic()
+async def _offer(
+    server: TestedServer,
+    load: LoadSpec,
+    asked: Target,
+    model: KnownModel,
+    useful: float,
+    capacity: float,
+) -> Row:
+    """Offer one load; answers within `useful` seconds count."""
+    started, memory = asyncio.Event(), [server.memory()]
+    assert load.rate is not None
+    lasts = load.count / load.rate
+
+    async def watch() -> None:
+        while True:
+            memory.append(server.memory())
+            await asyncio.sleep(0.25)
+
+    async def recovery() -> tuple[float | None, float | None]:
+        await started.wait()
+        await asyncio.sleep(lasts)
+        return await _back_to_normal(asked, model, server.deadline)
+
+    watching, recovering = asyncio.create_task(watch()), asyncio.create_task(recovery())
+    try:
+        result = await offer_load_from_own_process(load, started.set)
+        back, fast = await recovering
+    finally:
+        watching.cancel()
+        recovering.cancel()
+    latency, answered = result.latency, result.answered
+    good = answered & (latency <= useful) & (result.scheduled + latency < lasts)
+    return {
+        "capacity": capacity,
+        "offered": len(result),
+        "goodput": int(good.sum()) / (capacity * lasts),
+        "p99": float(np.quantile(latency[answered], 0.99)) * 1e3 if answered.any() else None,
+        "errors": result.errors(),
+        "memory MiB": (max(memory) - memory[0]) / 2**20,
+        "back": back,
+        "fast": fast,
+        "send delay": float(np.nanquantile(result.send_delay, 0.99)) * 1e3,
+    }
+
+
+async def _back_to_normal(
+    asked: Target, model: KnownModel, deadline: float
+) -> tuple[float | None, float | None]:
+    """Return the seconds until a query is sent that is answered in time, and until one is that is
+    answered within ten service times; None: not within PATIENCE."""
+    loop = asyncio.get_running_loop()
+    over = loop.time()
+    answered: list[tuple[float, float]] = []
+    send = asked.prepare({"input": model.rows[:1]})
+
+    async def ask(sent: float) -> None:
+        with suppress(NoAnswerError, TimeoutError):
+            async with asyncio.timeout(deadline):
+                await send(_nothing)
+            answered.append((sent - over, loop.time() - sent))
+
+    tasks = []
+    while loop.time() < over + PATIENCE and not any(took <= 10 * SERVICE for _, took in answered):
+        tasks.append(asyncio.create_task(ask(loop.time())))
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*tasks)
+    back = min((sent for sent, _ in answered), default=None)
+    return back, min((sent for sent, took in answered if took <= 10 * SERVICE), default=None)
+
+
+def _nothing() -> None:
+    """Ignore that a request goes out."""

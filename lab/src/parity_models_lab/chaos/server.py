@@ -14,19 +14,21 @@ from enum import StrEnum
 from pathlib import Path
 
 from parity_models.errors import ServingError
-from parity_models_lab.chaos.clients import BrokenError, GrpcClients, HttpClients
+from parity_models.serving.client import Client, ClientError
 from parity_models_lab.chaos.known_model import KnownModel
-from parity_models_lab.chaos.requests import POISON
-from parity_models_lab.processes import command_line, descendants, limit_descriptors, send
+from parity_models_lab.chaos.traffic import POISON, GrpcClient
+from parity_models_lab.processes import command_line, descendants, limit_descriptors, resident, send
 
 INSTANCES = 4
 """Instances of every server; each runs the deployed model and the parity model."""
 SIGMA = 0.2
 """Standard deviation of the logarithm of a unit's time, which is log-normal."""
 DESCRIPTORS = 256
-"""Of a local server's process: enough for everything but further connections."""
+"""The limit of a local server's process: too few for many further connections."""
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 60.0
+KEEP_ALIVE = 2.0
+"""Seconds for which an idle connection is used again: less than servers keep them."""
 STARTS = 3
 """Attempts to start: Ray gives its processes 30 s, on a busy machine, too."""
 
@@ -153,23 +155,23 @@ class TestedServer:
             send(self._process.pid, signal.SIGKILL)
             await self._process.wait()
 
-    def processes(self) -> list[int]:
-        """All that belong to it, for memory."""
-        return [self.pid, *descendants(self.pid)]
+    def memory(self) -> int:
+        """Return the resident bytes of all its processes."""
+        return sum(map(resident, [self.pid, *descendants(self.pid)]))
 
     def instances(self) -> list[int]:
-        """The processes of its instances that are there now."""
+        """Return the processes of its instances."""
         pattern = _INSTANCE[self._engine]
         return [pid for pid in descendants(self.pid) if pattern.search(command_line(pid))]
 
     def kill(self, which: int) -> None:
-        """kill -9 of an instance."""
+        """Kill an instance by SIGKILL."""
         there = self.instances()
         if there:
             send(there[which % len(there)], signal.SIGKILL)
 
     def begin_lie(self, name: str) -> None:
-        """Let the last instance run this one of the lies from now on."""
+        """Let the last instance run this lie from now on."""
         new = self.folder / "new.onnx"
         new.write_bytes(self._lies[name])
         new.rename(self._lie(name))
@@ -194,34 +196,30 @@ class TestedServer:
 
 
 @asynccontextmanager
-async def running(server: TestedServer) -> AsyncIterator[tuple[HttpClients, GrpcClients | None]]:
+async def running(server: TestedServer) -> AsyncIterator[tuple[Client, GrpcClient | None]]:
     """Run the server while the context lasts; gives clients of it, over gRPC if it speaks that.
 
     Raises ServingError if it does not start.
     """
     await server.start()
-    # A collection of garbage among all that was imported takes a tenth of a second, in which
-    # nothing is sent.
-    gc.freeze()
-    http = HttpClients(server.url)
-    grpc = GrpcClients(server.grpc_address) if server.grpc_address else None
+    gc.freeze()  # a collection of garbage would hold up the load for a tenth of a second
+    grpc = GrpcClient(server.grpc_address) if server.grpc_address else None
     try:
-        yield http, grpc
+        async with Client(server.url, keep_alive=KEEP_ALIVE) as http:
+            yield http, grpc
     finally:
-        http.close()
         if grpc is not None:
             await grpc.close()
-        gc.unfreeze()
         server.end_lies()
         await server.stop()
 
 
-async def metrics(http: HttpClients) -> dict[str, float]:
-    """Return the server's metrics, each with its labels as it is written; empty if it is silent."""
-    with suppress(BrokenError, TimeoutError):
+async def metrics(http: Client) -> dict[str, float]:
+    """Return the server's metrics by name with labels; empty if it does not answer."""
+    with suppress(ClientError, TimeoutError):
         async with asyncio.timeout(5.0):
-            answer = await http.get("/metrics")
-        return read_metrics(answer.body.decode())
+            answer, _ = await http.ask("GET", "/metrics")
+        return read_metrics(answer.decode())
     return {}
 
 
