@@ -1,49 +1,51 @@
-"""Networks are built by name for any shapes, and compute the same once they are exported."""
+"""Networks are built by name for any queries, and compute the same once they are exported."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor as Floats
+from torch import nn
 
 from onnx_models import output_of
 from parity_models.errors import TrainingError
 from parity_models.models.export import export, floats
-from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, build_network
-from parity_models.models.networks.published import ResNet18
+from parity_models.models.networks import (
+    MLP,
+    NETWORKS,
+    Queried,
+    ResNet18,
+    SequenceResNet,
+    SmallResNet,
+    Text,
+    build_network,
+)
+from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.queried import Grid, Shape, describe, find_tables
+from parity_models.models.networks.slotwise import Slotwise
 from parity_models.models.onnx_model import OnnxModel
+from parity_models.models.queries import take
+from parity_models.models.signature import Axis, Signature, Tensor
+from text_models import WORDS, texts
 
-pytestmark = pytest.mark.slow
-
-Shape = tuple[int, ...]
-
-BUILDS = [
-    ("linear", (3, 4, 5), (2, 10), (1, 1)),
-    ("mlp", (1, 28, 28), (10,), (1, 1)),
-    ("mlp", (2, 8, 8), (2, 10), (1, 1)),
-    ("mlp", (13,), (1,), (1, 1)),
-    ("resnet-small", (1, 28, 28), (10,), (1, 1)),
-    ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
-    ("resnet-small", (3, 33, 20), (4, 10), (2, 2)),
-    ("resnet-small", (1, 8, 8), (10,), (1, 1)),
-    ("resnet-1d", (3, 50), (4,), (1, 1)),
-    ("resnet-1d", (50, 3), (2, 4), (1, 1)),
-    ("resnet-1d", (6, 1, 8), (1,), (1, 1)),
-    ("resnet18@0.03", (1, 28, 28), (2, 10), (1, 2)),
-    ("resnet18@0.03", (3, 70, 64), (4,), (1, 1)),
-]
+RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize(("name", "inputs", "outputs", "grid"), BUILDS)
-def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
-    name: str, inputs: Shape, outputs: Shape, grid: tuple[int, int]
-) -> None:
-    torch.manual_seed(0)
-    network = build_network(name, inputs, outputs, grid)
-    network(torch.randn(16, *inputs))  # moves the running statistics away from their defaults
+def settled(network: nn.Module, *shape: int) -> nn.Module:
+    """Return it in evaluation mode, with running statistics that are not the defaults."""
+    network.train()(torch.randn(16, *shape))
+    return network.eval()
+
+
+def check_export(network: nn.Module, inputs: Shape, outputs: Shape) -> None:
     model = OnnxModel(export(network, [floats(inputs)]))
-    assert network.training
-    network.eval()
     for rows in (1, 2, 7):
         batch = torch.randn(rows, *inputs)
         with torch.no_grad():
@@ -52,18 +54,43 @@ def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
         np.testing.assert_allclose(output_of(model, batch.numpy()), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_exported_models_have_named_tensors_and_one_free_axis() -> None:
-    model = OnnxModel(export(build_network("mlp", (1, 8, 8), (2, 10)), [floats((1, 8, 8))]))
-    assert str(model.signature.input) == "'input' FP32 [1, 8, 8]"
-    assert str(model.signature.output) == "'output' FP32 [2, 10]"
+# Arrays
 
 
-def test_exporting_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs", "grid"),
+    [
+        ("linear", (3, 4, 5), (2, 10), (1, 1)),
+        ("mlp", (1, 28, 28), (10,), (1, 1)),
+        ("mlp", (13,), (1,), (1, 1)),
+        ("resnet-small", (1, 28, 28), (2, 10), (1, 2)),
+        ("resnet-small", (3, 33, 20), (4, 10), (2, 2)),
+        ("resnet-1d", (50, 3), (2, 4), (1, 1)),
+        ("resnet-1d", (6, 1, 8), (1,), (1, 1)),
+        ("resnet18@0.03", (1, 28, 28), (2, 10), (1, 2)),
+        ("resnet18@0.03", (3, 70, 64), (4,), (1, 1)),
+    ],
+)
+@pytest.mark.slow
+def test_networks_compute_the_same_in_onnx_runtime_for_any_batch(
+    name: str, inputs: Shape, outputs: Shape, grid: Grid
+) -> None:
+    torch.manual_seed(0)
+    check_export(settled(build_network(name, inputs, outputs, grid), *inputs), inputs, outputs)
+
+
+@pytest.mark.slow
+def test_exporting_prints_nothing_and_leaves_the_network_as_it_was(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     network = build_network("resnet-small", (1, 8, 8), (10,))
     # Of what `to` takes, this is not in torch's stubs.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    export(network, [floats((1, 8, 8))])
+    model = OnnxModel(export(network, [floats((1, 8, 8))]))
     assert capfd.readouterr() == ("", "")
+    assert network.training
+    assert str(model.signature.input) == "'input' FP32 [1, 8, 8]"
+    assert str(model.signature.output) == "'output' FP32 [10]"
 
 
 @pytest.mark.parametrize(
@@ -87,19 +114,19 @@ def test_published_networks_have_their_published_size(name: str, parameters: int
         ("resnet-small", (784,), (1, 1), "takes images"),
         ("resnet-small", (1, 3, 8), (1, 1), "at least 4x4"),
         ("resnet-small", (1, 8, 8), (3, 3), "at least 12x12"),
-        ("resnet-1d", (784,), (1, 1), "takes sequences"),
         ("resnet-1d", (3, 4, 20), (1, 1), "takes sequences"),
         ("resnet-1d", (7, 3), (1, 1), "at least 8 steps"),
-        ("resnet18", (784,), (1, 1), "takes images"),
         ("resnet18@0.25", (3, 28, 28), (4, 2), "at least 32x16"),
         ("resnet18@", (3, 28, 28), (1, 1), "width of resnet18 must be a number, got ''"),
         ("resnet18@nan", (3, 28, 28), (1, 1), "width of resnet18 must be above 0 and 4 or less"),
         ("resnet18@height=2", (3, 28, 28), (1, 1), "height is no option .*; it has width"),
+        ("text", (1, 8, 8), (1, 1), "text takes one input of ids"),
+        ("features", (1, 8, 8), (1, 1), "features takes several inputs"),
         ("mine:Net", (784,), (1, 1), "which is not imported here"),
     ],
 )
-def test_networks_that_cannot_take_the_inputs_say_so(
-    name: str, inputs: Shape, grid: tuple[int, int], reason: str
+def test_networks_that_cannot_take_the_inputs_are_refused_with_the_reason(
+    name: str, inputs: Shape, grid: Grid, reason: str
 ) -> None:
     with pytest.raises(TrainingError, match=reason):
         build_network(name, inputs, (10,), grid)
@@ -113,16 +140,189 @@ def test_the_longer_axis_of_a_sequence_is_time() -> None:
         torch.testing.assert_close(across(sequences), down(sequences.transpose(1, 2)))
 
 
-def test_a_width_scales_every_layer() -> None:
-    for kind in (MLP, SmallResNet, SequenceResNet, ResNet18):
-        name, shape = kind.name, (3, 1, 32) if kind.name == "resnet-1d" else (3, 32, 32)
-        with torch.device("meta"):
-            full, half = (build_network(f"{name}@{width}", shape, (10,)) for width in (1.0, 0.5))
-        layers = [
-            [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-            for network in (full, half)
-        ]
-        for wide, narrow in zip(*layers, strict=True):
-            for units in ("out_channels", "out_features"):
-                if getattr(wide, units, 10) != 10:  # not the last layer's
-                    assert getattr(narrow, units) * 2 == getattr(wide, units)
+@pytest.mark.parametrize("kind", [MLP, SmallResNet, SequenceResNet, ResNet18])
+def test_a_width_scales_every_layer(kind: type[MLP]) -> None:
+    name, shape = kind.name, (3, 1, 32) if kind.name == "resnet-1d" else (3, 32, 32)
+    with torch.device("meta"):
+        full, half = (build_network(f"{name}@{width}", shape, (10,)) for width in (1.0, 0.5))
+    layers = [
+        [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        for network in (full, half)
+    ]
+    for wide, narrow in zip(*layers, strict=True):
+        for units in ("out_channels", "out_features"):
+            if getattr(wide, units, 10) != 10:  # not the last layer's
+                assert getattr(narrow, units) * 2 == getattr(wide, units)
+
+
+# One network in every slot
+
+
+def slotwise(k: int, shape: Shape) -> Slotwise:
+    torch.manual_seed(0)
+    name = "resnet-small" if len(shape) == 3 else "resnet-1d"
+    return Slotwise(k, shape, lambda folded: build_network(name, folded, (10,)))
+
+
+@pytest.mark.parametrize(
+    ("k", "shape"), [(2, (1, 28, 28)), (3, (3, 9, 11)), (8, (1, 28, 28)), (3, (40, 3))]
+)
+@pytest.mark.slow
+def test_slotwise_computes_the_same_in_onnx_runtime_for_any_batch(k: int, shape: Shape) -> None:
+    stacked = (k * shape[0], *shape[1:])
+    check_export(settled(slotwise(k, shape), *stacked), stacked, (k, 10))
+
+
+@pytest.mark.parametrize("shape", [(1, 9, 11), (2, 25), (25, 2)])
+def test_every_slot_depends_on_every_value_of_its_own_query_alone(shape: Shape) -> None:
+    network = settled(slotwise(3, shape), 3 * shape[0], *shape[1:])
+    stacked = torch.randn(1, 3 * shape[0], *shape[1:], requires_grad=True)
+    outputs: Floats = network(stacked)
+    for slot in range(3):
+        (gradient,) = torch.autograd.grad(outputs[0, slot].sum(), stacked, retain_graph=True)
+        for query, part in enumerate(gradient[0].split(shape[0])):
+            assert bool(part.any()) == (query == slot)
+            assert bool(part.all()) == (query == slot)
+
+
+@pytest.mark.parametrize(("k", "shape"), [(2, (3, 16, 16)), (4, (3, 40))])
+def test_it_can_start_as_a_network_that_sees_every_query_shrunk(k: int, shape: Shape) -> None:
+    torch.manual_seed(1)
+    name = "resnet-small" if len(shape) == 3 else "resnet-1d"
+    single = settled(build_network(name, shape, (10,)), *shape)
+    network = slotwise(k, shape).eval()
+    assert network.block == (1, k)
+    network.start_from(single, first=True)
+    queries = torch.randn(5, k, *shape)
+    shrunk = queries.unflatten(-1, (-1, k)).mean(dim=-1)
+    with torch.no_grad():
+        outputs = network(queries.flatten(1, 2))
+        expected = torch.stack([single(shrunk[:, slot]) for slot in range(k)], dim=1)
+    torch.testing.assert_close(outputs, expected)
+
+
+def test_a_start_without_the_first_layer_differs_in_it_alone() -> None:
+    torch.manual_seed(1)
+    single = build_network("resnet-small", (1, 16, 16), (10,))
+    network = slotwise(2, (1, 16, 16))
+    own = {name: value.clone() for name, value in network.network.state_dict().items()}
+    network.start_from(single, first=False)
+    for name, value in network.network.state_dict().items():
+        theirs = single.state_dict()[name]
+        expected = own[name] if theirs.shape != value.shape else theirs
+        torch.testing.assert_close(value, expected)
+    assert not torch.equal(own["head.weight"], network.network.state_dict()["head.weight"])
+
+
+# Records
+
+IDS, MASK = Tensor("ids", "INT64", ("length",)), Tensor("mask", "INT64", ("length",))
+FEATURES = (
+    Tensor("user", "INT32", ()),
+    Tensor("kinds", "INT64", (3,)),
+    Tensor("dense", "FP16", (2, 2)),
+    Tensor("balance", "INT64", (1,)),
+)
+QUERIES: dict[str, tuple[tuple[Tensor, ...], Mapping[str, NDArray[Any]]]] = {
+    "text": ((IDS, MASK), texts(40, 8)),
+    "features": (
+        FEATURES,
+        {
+            "user": RNG.integers(0, 9, 40).astype(np.int32),
+            "kinds": RNG.integers(0, 5, (40, 3)),
+            "dense": RNG.normal(5, 3, (40, 2, 2)).astype(np.float16),
+            "balance": RNG.integers(-(10**6), 10**6, (40, 1)),
+        },
+    ),
+}
+
+
+def signature_of(*inputs: Tensor) -> Signature:
+    axes = {axis: Axis((4, 8)) for each in inputs for axis in each.axes}
+    return Signature(inputs, (Tensor("out", "FP32", (5,)),), axes)
+
+
+def built(name: str, queried: Queried) -> NamedModule:
+    kind, options = NETWORKS.parse(name)
+    torch.manual_seed(0)
+    module = kind.build(options, queried, (5,))
+    assert isinstance(module, NamedModule)
+    for weights in module.parameters():  # as if they were learned
+        torch.nn.init.normal_(weights, std=0.3)
+    return module.eval()
+
+
+@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.slow
+def test_a_served_network_agrees_with_the_trained_one_for_any_batch_and_value(name: str) -> None:
+    inputs, arrays = QUERIES[name]
+    signature = signature_of(*inputs)
+    module = built(name, describe(arrays, signature))
+    served = OnnxModel(export(module.served(), inputs, "out"), signature=signature)
+    with torch.no_grad():
+        expected = module(*(torch.from_numpy(arrays[each.name]) for each in inputs)).numpy()
+    for rows in (slice(None), slice(1)):
+        found = output_of(served, take(arrays, rows))
+        np.testing.assert_allclose(found, expected[rows], rtol=1e-3, atol=1e-3)
+    strange = {each: array * 3 + 1 for each, array in arrays.items()}
+    assert np.isfinite(output_of(served, strange)).all()
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_networks_take_the_queries_that_they_are_for(name: str) -> None:
+    inputs, arrays = QUERIES[name]
+    queried = describe(arrays, signature_of(*inputs))
+    assert [each.name for each in NETWORKS if each.takes(queried)] == [name]
+    for other in {"text", "features", "mlp"} - {name}:
+        with pytest.raises(TrainingError, match="takes"):
+            built(other, queried)
+
+
+def test_masks_and_constants_are_recognised() -> None:
+    queries = texts(50, 8)
+    arrays = {**queries, "segment": np.zeros_like(queries["ids"])}
+    signature = signature_of(IDS, MASK, Tensor("segment", "INT64", ("length",)))
+    ids, mask, segment = queried = describe(arrays, signature)
+    assert ids.values == int(queries["ids"].max()) + 1
+    assert [each.mask for each in queried] == [False, True, False]
+    assert segment.constant
+    assert not mask.constant
+    assert Text.takes(queried)
+
+
+def test_words_begin_with_the_embeddings_of_the_deployed_model() -> None:
+    table = RNG.normal(size=(WORDS, 6)).astype(np.float32)
+    queried = describe(texts(40, 8), signature_of(IDS, MASK))
+    ids = replace(queried[0], table=table)
+    module = built("text@units=3", replace(queried, inputs=(ids, queried[1])))
+    assert sum(weights.shape == (WORDS, 6) for weights in module.parameters()) == 0
+    assert "table" not in module.state_dict()
+    np.testing.assert_array_equal(module.get_buffer("table").numpy(), table)
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_the_embeddings_of_ids_are_found(quantised: bool) -> None:
+    table = np.round(np.random.default_rng(0).normal(size=(WORDS, 4)) * 8).astype(np.float32) / 8
+    stored = [numpy_helper.from_array(table, "table")]
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["wide"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["table", "wide"], ["vectors"]),
+        helper.make_node("ReduceMean", ["vectors"], ["out"], keepdims=0, axes=[1]),
+    ]
+    if quantised:
+        parts = {"whole": (table * 8 + 3).astype(np.int8), "scale": np.float32(1 / 8)}
+        parts["zero"] = np.int8(3)
+        stored = [numpy_helper.from_array(np.asarray(each), name) for name, each in parts.items()]
+        nodes.insert(0, helper.make_node("DequantizeLinear", ["whole", "scale", "zero"], ["table"]))
+    graph = helper.make_graph(
+        nodes,
+        "words",
+        [helper.make_tensor_value_info("ids", TensorProto.INT32, ["n", "length"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["n", 4])],
+        stored,
+    )
+    content = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.checker.check_model(content)
+    found = find_tables(content.SerializeToString(), ["ids", "mask"])
+    assert list(found) == ["ids"]
+    np.testing.assert_allclose(found["ids"], table, atol=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from parity_models.codes import Code
 from parity_models.errors import TrainingError
 from parity_models.models.networks import Effort, Network
-from parity_models.models.networks.images import Grid, Shape
+from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.networks.slotwise import Stacked
 from parity_models.options import Option
 
@@ -30,9 +30,9 @@ class Attending(Network):
         units: Annotated[int, Option("Units of an image.", at_least=1)] = 8
 
     @classmethod
-    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
         return nn.Sequential(
-            nn.Flatten(), nn.Linear(prod(inputs), prod(outputs)), nn.Unflatten(1, outputs)
+            nn.Flatten(), nn.Linear(prod(queried.shape), prod(outputs)), nn.Unflatten(1, outputs)
         )
 
     @classmethod

@@ -7,10 +7,11 @@ from torch import nn
 
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.models.networks import MLP, SequenceResNet, SmallResNet, build_network
-from parity_models.models.networks.slotwise import Shape, Slotwise
+from parity_models.models.networks import MLP, SequenceResNet, SmallResNet
+from parity_models.models.networks.queried import Shape
+from parity_models.models.networks.slotwise import Slotwise
 from parity_models.training.distillation import calibrate_last_layer
-from parity_models.training.networks import named_network, parity_network
+from parity_models.training.networks import parity_network
 from parity_models.training.scaling import Scaled, channel_axis, one_slot, scaled
 
 
@@ -32,8 +33,6 @@ def stacked_network(k: int, shape: Shape) -> nn.Module:
             SmallResNet,
         ),
         (CodeSpec("concatenation", "separate", 2), "resnet-small", SmallResNet),
-        # Folded eight times, the images are too small for it.
-        (CodeSpec("stack", "separate", 8), "resnet-small", SmallResNet),
     ],
     ids=str,
 )
@@ -41,6 +40,10 @@ def test_it_is_the_network_for_stacked_images_with_separate_outputs(
     spec: CodeSpec, network: str, expected: type[nn.Module]
 ) -> None:
     assert isinstance(parity_network(network, Code(spec, (1, 9, 9), (10,))).make(), expected)
+
+
+def test_images_too_small_to_be_folded_are_seen_together() -> None:
+    assert isinstance(stacked_network(8, (1, 6, 6)), SmallResNet)
 
 
 @pytest.mark.parametrize(
@@ -58,36 +61,15 @@ def test_it_is_the_network_for_stacked_sequences_with_separate_outputs(
     assert isinstance(parity_network(network, Code(spec, (3, 40), (10,))).make(), expected)
 
 
-def test_fewer_pixels_may_be_folded_than_images_are_stacked() -> None:
-    code = Code(CodeSpec("stack", "separate", 10), (3, 32, 32), (10,))
-    usual, finer, none = (
-        parity_network(f"resnet-small@0.25{fold}", code).make()
-        for fold in ("", ",fold=4", ",fold=1")
-    )
-    assert isinstance(usual, Slotwise)
-    assert isinstance(finer, Slotwise)
-    assert isinstance(none, Slotwise)
-    assert (usual.block, finer.block, none.block) == ((3, 4), (2, 2), (1, 1))
-    assert finer(torch.zeros(2, 30, 32, 32)).shape == (2, 10, 10)
-
-
-@pytest.mark.parametrize(
-    "spec", [CodeSpec("sum", "subtraction", 2), CodeSpec("concatenation", "separate", 2)], ids=str
-)
-def test_folding_is_refused_for_codes_whose_images_are_not_stacked(spec: CodeSpec) -> None:
-    with pytest.raises(TrainingError, match="resnet-small@fold=4 is for images that are stacked"):
-        parity_network("resnet-small@fold=4", Code(spec, (3, 32, 32), (10,))).make()
-
-
-def test_folding_is_refused_for_single_queries() -> None:
-    with pytest.raises(TrainingError, match="resnet-small@fold=2 is for parity models"):
-        build_network("resnet-small@fold=2", (3, 32, 32), (10,))
-    with pytest.raises(TrainingError, match="resnet-small@fold=2 is for parity models"):
-        named_network("resnet-small@fold=2").build((3, 32, 32), (10,), (1, 1))
+def test_at_most_four_pixels_are_folded() -> None:
+    network = stacked_network(10, (3, 32, 32))
+    assert isinstance(network, Slotwise)
+    assert network.block == (2, 2)
+    assert network(torch.zeros(2, 30, 32, 32)).shape == (2, 10, 10)
 
 
 def test_sequences_too_short_to_be_folded_are_refused() -> None:
-    code = Code(CodeSpec("stack", "separate", 8), (3, 40), (10,))
+    code = Code(CodeSpec("stack", "separate", 8), (3, 20), (10,))
     with pytest.raises(TrainingError, match="at least 8 steps here"):
         parity_network("resnet-1d", code).make()
 

@@ -11,14 +11,14 @@ from torchvision.models import resnet, vgg
 
 from parity_models.errors import TrainingError
 from parity_models.models.networks import NETWORKS
-from parity_models.models.networks.images import Grid, Shape, is_small
-from parity_models.models.networks.network import Convolutional, Effort, times
-from parity_models.models.networks.published import DeepResNet, check_image
+from parity_models.models.networks.convolutional import DeepResNet, check_image
+from parity_models.models.networks.network import Effort, Scalable, is_small, times
+from parity_models.models.networks.queried import Grid, Queried, Shape
 
 SMALLEST = 12
 
 
-class LeNet5(Convolutional, nn.Module):
+class LeNet5(Scalable, nn.Module):
     """Two convolutions and three full layers (LeCun et al., 1998), with ReLU and max pooling.
 
     Takes images (n, channels, height, width) of at least 12x12, gives (n, *output_shape). For
@@ -31,8 +31,12 @@ class LeNet5(Convolutional, nn.Module):
     parity = Effort(30, 256, 4e-3, 5e-2, mirror=True, threaded=True)
 
     @classmethod
-    def ladder(cls, query_shape: Shape) -> tuple[str, ...]:
-        return (cls.name,) if is_small(query_shape) else ()
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
+        return cls(queried.shape, outputs, options.width)
+
+    @classmethod
+    def proposals(cls, queried: Queried) -> tuple[str, ...]:
+        return (cls.name,) if queried.is_array and is_small(queried.shape) else ()
 
     def __init__(
         self, input_shape: tuple[int, ...], output_shape: tuple[int, ...], width: float = 1.0
@@ -71,7 +75,7 @@ def _left(length: int) -> int:
     return (length // 2 - 4) // 2
 
 
-class VGG11(Convolutional, nn.Module):
+class VGG11(Scalable, nn.Module):
     """VGG-11 with batch normalisation: (n, channels, height, width) to (n, *output_shape).
 
     Takes images of any size from 8x8: poolings that would leave fewer pixels than `grid` has
@@ -84,8 +88,8 @@ class VGG11(Convolutional, nn.Module):
     parity = Effort(10, 64, 2e-3, 5e-2, mirror=True, threaded=True)
 
     @classmethod
-    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
-        return cls(inputs, outputs, grid, options.width)
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
+        return cls(queried.shape, outputs, queried.grid, options.width)
 
     def __init__(
         self, input_shape: Shape, output_shape: Shape, grid: Grid = (1, 1), width: float = 1.0
@@ -113,7 +117,7 @@ class VGG11(Convolutional, nn.Module):
         return output.reshape(-1, *self.output_shape)
 
 
-class ResNet152(Convolutional):
+class ResNet152(Scalable):
     """ResNet-152: 3, 8, 36 and 3 bottleneck blocks."""
 
     name = "resnet152"
@@ -121,9 +125,9 @@ class ResNet152(Convolutional):
     parity = Effort(10, 64, 2e-3, 5e-2, mirror=True, threaded=True)
 
     @classmethod
-    def build(cls, options: Any, inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
-        blocks = [3, 8, 36, 3]
-        return DeepResNet(cls.name, resnet.Bottleneck, blocks, inputs, outputs, grid, options.width)
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> nn.Module:
+        shape, grid, blocks = queried.shape, queried.grid, [3, 8, 36, 3]
+        return DeepResNet(cls.name, resnet.Bottleneck, blocks, shape, outputs, grid, options.width)
 
 
 NETWORKS.register(LeNet5, VGG11, ResNet152)

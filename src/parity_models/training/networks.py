@@ -13,9 +13,9 @@ from torch import nn
 from parity_models.codes import Code
 from parity_models.errors import TrainingError, UserError
 from parity_models.models.export import export, floats
-from parity_models.models.networks import NETWORKS, NamedNetwork, Network, family
-from parity_models.models.networks.images import Grid, Shape, tiles
-from parity_models.models.networks.queried import Queried, describe
+from parity_models.models.networks import NETWORKS, Network, family
+from parity_models.models.networks.network import tiles
+from parity_models.models.networks.queried import Grid, Queried, Shape, describe
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import as_batch
 from parity_models.registry import is_own, load_own, say
@@ -55,12 +55,13 @@ def backup_network(
         return NetworkPlan(named.name, lambda: named.build(*shapes, (1, 1)), recipe)
     kind, options = _parse(network)
     described = queried()
-    if not issubclass(kind, NamedNetwork):
+    if not kind.takes(described):
+        fitting = " or ".join(each.name for each in NETWORKS if each.takes(described))
         raise TrainingError(
-            f"{network} takes one float32 input of fixed shape, the model {teacher.signature}; "
-            f"choose {' or '.join(_fitting(described)) or 'your own network, package.module:Class'}"
+            f"{network} cannot take the model's queries, {teacher.signature}; "
+            f"choose {fitting or 'your own network, package.module:Class'}"
         )
-    make = partial(kind.build_named, options, described, teacher.output.shape)
+    make = partial(kind.build, options, described, teacher.output.shape)
     return NetworkPlan(str(network), make, recipe_for(kind, "deployed", ()))
 
 
@@ -88,15 +89,6 @@ def _parse(network: str | Factory) -> tuple[type[Network], Any]:
         return NETWORKS.parse(network)
     except UserError as error:
         raise TrainingError(str(error)) from error
-
-
-def _fitting(queried: Queried) -> list[str]:
-    """Return the names of the networks that can learn from such queries."""
-    return [
-        str(each.name)
-        for each in NETWORKS
-        if issubclass(each, NamedNetwork) and each.takes(queried)
-    ]
 
 
 def queried_of(teacher: Teacher, rows: NDArray[Any]) -> Queried:
@@ -137,8 +129,7 @@ def named_network(network: str | Factory) -> ChosenNetwork:
         raise error if is_own(network) else TrainingError(str(error)) from error
 
     def build(inputs: Shape, outputs: Shape, grid: Grid) -> nn.Module:
-        kind.check_single(options)
-        return kind.build(options, inputs, outputs, grid)
+        return kind.build(options, Queried.of(inputs, grid), outputs)
 
     build_parity = partial(kind.build_parity, options)
     if not is_own(network):

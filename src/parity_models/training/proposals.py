@@ -15,12 +15,7 @@ from parity_models.codes import Code, CodeSpec
 from parity_models.errors import CodeError, TrainingError
 from parity_models.models.export import export, floats
 from parity_models.models.inference_time import inference_times
-from parity_models.models.networks import (
-    NETWORKS,
-    NamedNetwork,
-    build_network,
-    family,
-)
+from parity_models.models.networks import NETWORKS, build_network, family
 from parity_models.models.networks.network import NamedModule, Scalable
 from parity_models.models.networks.queried import Queried
 from parity_models.models.onnx_model import OnnxModel
@@ -60,7 +55,8 @@ def ladder(query_shape: Shape) -> tuple[str, ...]:
 
     All learn in minutes from some ten thousand queries.
     """
-    return tuple(name for kind in NETWORKS for name in kind.ladder(query_shape))
+    queried = Queried.of(query_shape)
+    return tuple(name for kind in NETWORKS for name in kind.proposals(queried))
 
 
 def families(query_shape: Shape) -> tuple[str, ...]:
@@ -201,12 +197,7 @@ def propose_named(teacher: Teacher, queried: Queried, sizes: Sizes) -> tuple[lis
     queries of these `sizes`. The fastest backup is always among them. Raises TrainingError where no
     network can take the queries.
     """
-    names = [
-        name
-        for kind in NETWORKS
-        if issubclass(kind, NamedNetwork)
-        for name in kind.proposals(queried)
-    ]
+    names = [name for kind in NETWORKS for name in kind.proposals(queried)]
     if not names:
         raise TrainingError(
             f"no network of this package learns from {teacher.signature}; train one of your own "

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import TrainingError
 from parity_models.models.networks import MLP, Effort, Network, SmallResNet
-from parity_models.models.networks.images import Shape
+from parity_models.models.networks.queried import Shape
 
 RunOptions = dict[str, str | int | float | bool]
 """All that determines a run's result besides chance, by name."""

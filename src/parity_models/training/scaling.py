@@ -11,7 +11,8 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from parity_models.models.networks.network import FullLayers, NamedModule
+from parity_models.models.networks.network import NamedModule
+from parity_models.models.networks.perceptrons import FullLayers
 from parity_models.models.networks.slotwise import Slot, Slotwise
 
 NEAR, NARROW, WIDE = 2.0, 0.2, 5.0

@@ -3,14 +3,11 @@
 from torch import nn
 
 from parity_models.errors import TrainingError, UserError
+from parity_models.models.networks.convolutional import ResNet18, SequenceResNet, SmallResNet
 from parity_models.models.networks.features import Features
-from parity_models.models.networks.images import Grid, Shape
-from parity_models.models.networks.linear import Linear
-from parity_models.models.networks.mlp import MLP
-from parity_models.models.networks.network import Effort, NamedNetwork, Network
-from parity_models.models.networks.published import ResNet18
-from parity_models.models.networks.resnet import SmallResNet
-from parity_models.models.networks.sequence import SequenceResNet
+from parity_models.models.networks.network import Effort, Network
+from parity_models.models.networks.perceptrons import MLP, Linear
+from parity_models.models.networks.queried import Grid, Queried, Shape
 from parity_models.models.networks.text import Text
 from parity_models.registry import Registry, is_own
 
@@ -24,18 +21,17 @@ quarter of the channels."""
 def build_network(name: str, inputs: Shape, outputs: Shape, grid: Grid = (1, 1)) -> nn.Module:
     """Build the network called `name`, freshly initialised: (n, *inputs) to (n, *outputs).
 
-    Names out of bundles come here: users' own are never imported. `grid`: see `Network.build`.
-    Raises TrainingError for a name or options that do not exist, and for a network that cannot take
-    such inputs.
+    Names out of bundles come here: users' own are never imported. `grid`: see `Queried`. Raises
+    TrainingError for a name or options that do not exist, and for a network that cannot take such
+    inputs.
     """
     if is_own(name):
-        raise TrainingError(f"{name} is a network of somebody's own, which is not imported here")
+        raise TrainingError(f"{name} is your own network, which is not imported here")
     try:
         network, options = NETWORKS.parse(name)
     except UserError as error:
         raise TrainingError(str(error)) from error
-    network.check_single(options)
-    return network.build(options, inputs, outputs, grid)
+    return network.build(options, Queried.of(inputs, grid), outputs)
 
 
 def family(name: str) -> str:
@@ -49,8 +45,9 @@ __all__ = [
     "Effort",
     "Features",
     "Linear",
-    "NamedNetwork",
     "Network",
+    "Queried",
+    "ResNet18",
     "SequenceResNet",
     "SmallResNet",
     "Text",

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.images import Shape
-from parity_models.models.networks.network import Effort, NamedModule, NamedNetwork
-from parity_models.models.networks.queried import Queried, QueriedInput
+from parity_models.models.networks.network import Effort, NamedModule, Network
+from parity_models.models.networks.queried import Queried, QueriedInput, Shape
 from parity_models.options import Option
 
 MOST_COLUMNS = 256
@@ -20,7 +19,7 @@ MOST_VALUES = 2**20
 """Integers that go farther are numbers, not categories."""
 
 
-class Features(NamedNetwork):
+class Features(Network):
     """A vector for each category, numbers in deviations, and a perceptron of one hidden layer.
 
     Takes any inputs of fixed shape. Integers from 0 are categories, each column with vectors of
@@ -30,11 +29,10 @@ class Features(NamedNetwork):
     name = "features"
     deployed = Effort(20, 256, 3e-3, 5e-2, mirror=False, threaded=False)
     parity = Effort(20, 256, 3e-3, 5e-2, mirror=False, threaded=False)
-    proposed = ("features@16", "features", "features@256")
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(NamedNetwork.Options):
-        """What can be set."""
+    class Options(Network.Options):
+        """Sizes of the perceptron and of its vectors."""
 
         units: Annotated[int, Option("Units of the hidden layer.", at_least=1, at_most=4096)] = 64
         width: Annotated[
@@ -43,21 +41,25 @@ class Features(NamedNetwork):
 
     @classmethod
     def takes(cls, queried: Queried) -> bool:
-        whole = [prod(_shape(each)) for each in queried if each.whole and not each.tensor.axes]
-        return not any(each.tensor.axes for each in queried) and sum(whole) <= MOST_COLUMNS
+        """Return whether it can learn from such queries: records, not one array."""
+        fixed = [each.tensor.fixed for each in queried]
+        if queried.is_array or None in fixed:
+            return False
+        columns = [prod(each.shape) for each in fixed if each and each.dtype.kind in "iub"]
+        return sum(columns) <= MOST_COLUMNS
 
     @classmethod
-    def build_named(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
+    def proposals(cls, queried: Queried) -> tuple[str, ...]:
+        return ("features@16", "features", "features@256") if cls.takes(queried) else ()
+
+    @classmethod
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
         if not cls.takes(queried):
             raise TrainingError(
-                f"features takes inputs of fixed shape, with at most {MOST_COLUMNS} integers in a "
-                f"row, not {queried}"
+                f"features takes several inputs of fixed shape, with at most {MOST_COLUMNS} "
+                f"integers in a row, not {queried}"
             )
         return FeaturePerceptron(options, queried, outputs)
-
-
-def _shape(input: QueriedInput) -> tuple[int, ...]:
-    return tuple(each for each in input.tensor.shape if isinstance(each, int))
 
 
 def _is_category(input: QueriedInput) -> bool:
@@ -95,18 +97,19 @@ class FeaturePerceptron(NamedModule):
     def forward(self, *inputs: Tensor) -> Tensor:
         parts = []
         if self.embed is not None:
-            ids = torch.cat(
-                [inputs[i].reshape(inputs[i].shape[0], -1).long() for i in self.categories], dim=1
-            )
+            ids = _columns([inputs[i].long() for i in self.categories])
             known = torch.minimum(ids.clamp(min=0), self.most) + self.begins
             parts.append(self.embed(known).flatten(1))
         if self.numbers:
-            numbers = torch.cat(
-                [inputs[i].reshape(inputs[i].shape[0], -1).float() for i in self.numbers], dim=1
-            )
+            numbers = _columns([inputs[i].float() for i in self.numbers])
             parts.append((numbers - self.mean) * self.inverse)
         outputs: Tensor = self.layers(torch.cat(parts, dim=1))
         return outputs.reshape(-1, *self.outputs)
+
+
+def _columns(inputs: list[Tensor]) -> Tensor:
+    """Return inputs (n, ...) side by side: (n, columns)."""
+    return torch.cat([each.reshape(each.shape[0], -1) for each in inputs], dim=1)
 
 
 def _joined(arrays: list[Any]) -> Tensor:

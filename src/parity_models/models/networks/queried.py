@@ -1,4 +1,4 @@
-"""The queries of a deployed model as networks see them, and the vectors that it looks ids up in."""
+"""The queries of a deployed model, as networks see them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,30 +8,37 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from parity_models.errors import ModelError, TrainingError
+from parity_models.models.onnx_model import open_session
 from parity_models.models.queries import Batch
 from parity_models.models.signature import Signature, Tensor
 
 Floats = NDArray[np.float32]
+Shape = tuple[int, ...]
+Grid = tuple[int, int]
 
 LEAST_DEVIATION = 1e-6
-"""Numbers that vary less do not vary."""
+"""Values whose deviation is less, relative to their mean, are constant."""
+
+PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Clip")
+"""Operators that pass integers on unchanged."""
 
 
 @dataclass(frozen=True, eq=False)
 class QueriedInput:
     """One input of queries, described by the queries.
 
-    They hold values from `low` to `high`. `constant`: always the same. `mask`: 1 where integers of
+    Its values go from `low` to `high`. `constant`: always the same. `mask`: 1 where integers of
     another input of that shape are content, 0 where they are padding. `mean`, `deviation` and
-    `highest`, of the shape of a row, are there where no axis is dynamic. `table` (values, width)
-    are the vectors that the deployed model looks its integers up in, where they were found.
+    `highest` have the shape of a row; None where an axis is dynamic. `table` (values, width) are
+    the deployed model's embeddings of its integers, if they were found.
     """
 
     tensor: Tensor
-    low: float
-    high: float
-    constant: bool
-    mask: bool
+    low: float = 0.0
+    high: float = 1.0
+    constant: bool = False
+    mask: bool = False
     mean: Floats | None = None
     deviation: Floats | None = None
     highest: Floats | None = None
@@ -53,13 +60,35 @@ class Queried:
     """All inputs, in the deployed model's order: a sequence of QueriedInput.
 
     `content` is the model's ONNX file and `output` its output that stand-ins imitate, for networks
-    that look into the model.
+    that look into the model. `grid` are the rows and columns of tiles in images that concatenation
+    made: networks that average their last feature map do so tile by tile.
     """
 
     inputs: tuple[QueriedInput, ...] = ()
     signature: Signature | None = None
     content: bytes = b""
     output: str = ""
+    grid: Grid = (1, 1)
+
+    @classmethod
+    def of(cls, shape: Shape, grid: Grid = (1, 1)) -> "Queried":
+        """Return a description of float32 arrays of this shape."""
+        return cls((QueriedInput(Tensor("input", "FP32", shape)),), grid=grid)
+
+    @property
+    def is_array(self) -> bool:
+        """Whether there is one float32 input of fixed shape."""
+        tensor = self.inputs[0].tensor if len(self) == 1 else None
+        return tensor is not None and tensor.datatype == "FP32" and not tensor.axes
+
+    @property
+    def shape(self) -> Shape:
+        """The shape of the only input. Raises TrainingError unless `is_array`."""
+        if not self.is_array:
+            raise TrainingError(
+                f"this network takes one float32 input of fixed shape, not {self}; choose another"
+            )
+        return self.inputs[0].tensor.at({}).shape
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -80,12 +109,12 @@ NO_QUERIES = Queried()
 def describe(
     queries: Batch, signature: Signature, content: bytes = b"", output: str = ""
 ) -> Queried:
-    """Describe the inputs of a deployed model, of this `signature`, by some queries.
+    """Describe the inputs of a deployed model by some queries.
 
     Args:
         queries: an array (n, ...) for each input.
         signature: the deployed model's.
-        content: its ONNX file, which says more.
+        content: its ONNX file, in which embeddings of integers are looked for.
         output: the output that stand-ins imitate.
 
     """
@@ -119,7 +148,7 @@ def _describe(
 
 
 def _masks(mask: Tensor, other: Tensor, queries: Batch) -> bool:
-    """Whether `mask` says where `other` holds content."""
+    """Return whether `mask` says where `other` holds content."""
     if mask.name == other.name or mask.shape != other.shape or other.dtype.kind not in "iu":
         return False
     values, content = queries[mask.name], queries[other.name]
@@ -129,67 +158,38 @@ def _masks(mask: Tensor, other: Tensor, queries: Batch) -> bool:
     return bool((hidden == np.asarray(other.padding).astype(content.dtype)).all())
 
 
-# Vectors of ids
+def find_tables(content: bytes, inputs: Sequence[str]) -> dict[str, Floats]:
+    """Return the embeddings (values, width) of each input whose integers the model looks up.
 
-PASSING = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Clip")
-"""Operators that hand integers on unchanged."""
-
-
-def find_tables(content: bytes, inputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-    """Return by input the table (values, width) that its integers are looked up in, if any.
-
-    It is the first constant of rank 2 that a Gather along its first axis looks the input up in.
-    Weights are taken as they are, or as a DequantizeLinear makes them floating point.
+    They are the first constant of rank 2 that a Gather along its first axis takes the input for.
     """
-    graph = onnx.load_model_from_string(content).graph
-    constants = {each.name: each for each in graph.initializer}
-    constants |= {
-        node.output[0]: node.attribute[0].t
-        for node in graph.node
-        if node.op_type == "Constant" and node.attribute[0].HasField("t")
-    }
-    made = {output: node for node in graph.node for output in node.output}
-    found: dict[str, NDArray[np.float32]] = {}
-    for node in graph.node:
-        if node.op_type != "Gather" or any(
-            each.i for each in node.attribute if each.name == "axis"
-        ):
+    model = onnx.load_model_from_string(content)
+    made = {output: node for node in model.graph.node for output in node.output}
+    found: dict[str, Floats] = {}
+    for node in model.graph.node:
+        axis = next((each.i for each in node.attribute if each.name == "axis"), 0)
+        if node.op_type != "Gather" or axis:
             continue
-        asked = next((each for each in _behind(node.input[1], made) if each in inputs), None)
-        if asked is None or asked in found:
-            continue
-        table = _table(node.input[0], constants, made)
-        if table is not None and table.ndim == 2:
-            found[asked] = np.array(table, np.float32)
+        source = node.input[1]
+        while source not in inputs and source in made and made[source].op_type in PASSING:
+            source = made[source].input[0]
+        if source in inputs and source not in found:
+            table = _constant(model, node.input[0])
+            if table is not None and table.ndim == 2 and table.dtype.kind == "f":
+                found[source] = np.array(table, np.float32)
     return found
 
 
-def _behind(name: str, made: dict[str, onnx.NodeProto]) -> Iterator[str]:
-    """`name` and the tensors that its integers come from."""
-    while True:
-        yield name
-        node = made.get(name)
-        if node is None or node.op_type not in PASSING:
-            return
-        name = node.input[0]
-
-
-def _table(
-    name: str, constants: dict[str, onnx.TensorProto], made: dict[str, onnx.NodeProto]
-) -> NDArray[np.float32] | None:
-    constant = constants.get(name)
-    if constant is not None:
-        array = numpy_helper.to_array(constant)
-        return array if array.dtype.kind == "f" else None
-    node = made.get(name)
-    if node is None or node.op_type != "DequantizeLinear":
+def _constant(model: onnx.ModelProto, name: str) -> Floats | None:
+    """Return the tensor called `name` if it can be computed without inputs."""
+    extractor = onnx.utils.Extractor(model)
+    if name in extractor.initializers:
+        return numpy_helper.to_array(extractor.initializers[name])
+    extractor.value_infos[name] = onnx.ValueInfoProto(name=name)
+    try:
+        constant = extractor.extract_model([], [name]).SerializeToString()
+        (found,) = open_session(constant).run([name], {})
+    except (ModelError, ValueError):  # it depends on an input
         return None
-    parts = [constants.get(each) for each in node.input]
-    if any(each is None for each in parts):
-        return None
-    values, scale, *zero = (numpy_helper.to_array(each) for each in parts if each is not None)
-    shift = zero[0].astype(np.float32) if zero else np.float32(0)
-    if scale.size > 1 or values.ndim != 2:
-        return None
-    table: NDArray[np.float32] = (values.astype(np.float32) - shift) * scale.reshape(())
+    table: Floats = found
     return table

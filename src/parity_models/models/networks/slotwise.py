@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.codes import Code
-from parity_models.models.networks.images import as_images, image_shape
+from parity_models.models.networks.queried import Shape
 
-Shape = tuple[int, ...]
+MAX_FOLD = 4
+"""The most pixels that are folded into one: of more, little would be left of an image."""
 
 
 class Stacked(nn.Module, ABC):
@@ -32,23 +33,22 @@ class Stacked(nn.Module, ABC):
 class Slotwise(Stacked):
     """Runs the network that `build` makes on each of k images stacked along their channels.
 
-    Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of at least
-    `fold` pixels is folded into the channels of one place (space to depth): no pixel is lost, only
-    the network's first layer grows. With k of them, which is the default, all k images together
-    take about as long as one does unfolded. The slots share the network, so they do not disturb
-    each other, and a group of k trains it k times. Sequences, stacked along their first axis,
-    become images of one row, which are folded along it: `build` makes a network for
-    (channels, 1, time) then.
+    Takes (n, k * channels, height, width), gives (n, k, *outputs). First every block of k pixels,
+    or MAX_FOLD, is folded into the channels of one place (space to depth): no pixel is lost, only
+    the network's first layer grows, and k images take about as long as one does unfolded. The
+    slots share the network, so they do not disturb each other, and a group of k trains it k times.
+    Sequences, stacked along their first axis, become images of one row, which are folded along it:
+    `build` makes a network for (channels, 1, time) then.
     """
 
-    def __init__(
-        self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module], fold: int = 0
-    ) -> None:
+    def __init__(self, k: int, query_shape: Shape, build: Callable[[Shape], nn.Module]) -> None:
         super().__init__()
         self.k = k
         self.query_shape = query_shape
         self.image_shape = channels, height, width = image_shape(query_shape)
-        self.block = rows, columns = _block(fold or k, height)
+        pixels = min(k, MAX_FOLD)
+        rows = 1 if height == 1 else round(pixels**0.5)
+        self.block = rows, columns = rows, ceil(pixels / rows)
         folded = (channels * rows * columns, ceil(height / rows), ceil(width / columns))
         self.network = build(folded)
 
@@ -75,17 +75,15 @@ class Slotwise(Stacked):
 
 
 class Slot(nn.Module):
-    """One slot of `slotwise`, by itself: takes (n, *query_shape), gives (n, *outputs).
-
-    It answers one query in 1 / k of the time that `slotwise` takes for k.
-    """
+    """One slot of `slotwise`: takes (n, *query_shape), gives (n, *outputs), in 1 / k of the time
+    that `slotwise` takes for k."""
 
     def __init__(self, slotwise: Slotwise) -> None:
         super().__init__()
         self._slotwise = slotwise
 
     def forward(self, input: Tensor) -> Tensor:
-        """The outputs for queries, each of which `slotwise` would answer so in any slot."""
+        """Return the outputs that `slotwise` would give in any slot."""
         outputs: Tensor = self._slotwise.network(self._slotwise.fold(input))
         return outputs
 
@@ -100,15 +98,25 @@ def has_slots(code: Code) -> bool:
     )
 
 
-def _block(pixels: int, height: int) -> tuple[int, int]:
-    """Rows and columns of the smallest nearly square block that holds so many pixels.
+def image_shape(shape: Shape) -> Shape:
+    """Return the shape (channels, 1, time) of a sequence as an image of one row; other shapes as
+    they are.
 
-    Images of one row are folded along it alone.
+    The longer axis of a sequence is time; of equal ones the last.
     """
-    if height == 1:
-        return 1, pixels
-    rows = next(rows for rows in range(1, pixels + 1) if rows * (rows + 1) >= pixels)
-    return rows, ceil(pixels / rows)
+    if len(shape) != 2:
+        return shape
+    channels, time = sorted(shape)
+    return channels, 1, time
+
+
+def as_images(queries: Tensor, shape: Shape) -> Tensor:
+    """Return sequences or images (n, *shape) as images (n, *image_shape(shape))."""
+    if len(shape) != 2:
+        return queries
+    if shape[0] > shape[1]:
+        queries = queries.transpose(1, 2)
+    return queries.unsqueeze(2)
 
 
 @torch.no_grad()

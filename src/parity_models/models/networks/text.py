@@ -1,4 +1,4 @@
-"""A network for texts: ids of words, and a mask that tells them from padding."""
+"""A network for texts: ids of words, and a mask of their padding."""
 
 from dataclasses import dataclass
 from math import prod
@@ -9,19 +9,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from parity_models.errors import TrainingError
-from parity_models.models.networks.images import Shape
-from parity_models.models.networks.network import Effort, NamedModule, NamedNetwork
-from parity_models.models.networks.queried import Queried, QueriedInput
+from parity_models.models.networks.network import Effort, NamedModule, Network
+from parity_models.models.networks.queried import Queried, QueriedInput, Shape
 from parity_models.options import Option
 
 FEWEST_WORDS = 32
-"""The fewest different values of integers that are words."""
+"""Integers with fewer different values are no words."""
 
 FACTORS = (1_000_003, 8_191, 131)
 """Factors of the ids of neighbours, which are added up and hashed."""
 
 
-class Text(NamedNetwork):
+class Text(Network):
     """A bag of words and of hashed n-grams, and a perceptron of one hidden layer on it.
 
     (fastText: Joulin et al., EACL 2017; deep averaging: Iyyer et al., ACL 2015.) Words begin with
@@ -33,11 +32,10 @@ class Text(NamedNetwork):
     name = "text"
     deployed = Effort(40, 128, 3e-3, 5e-2, mirror=False, threaded=False)
     parity = Effort(40, 128, 3e-3, 5e-2, mirror=False, threaded=False)
-    proposed = ("text@32", "text@128", "text", "text@1024")
 
     @dataclass(frozen=True, kw_only=True)
-    class Options(NamedNetwork.Options):
-        """What can be set."""
+    class Options(Network.Options):
+        """Sizes of the bag and of the perceptron."""
 
         units: Annotated[int, Option("Units of the hidden layer.", at_least=1, at_most=4096)] = 256
         ngrams: Annotated[
@@ -56,7 +54,11 @@ class Text(NamedNetwork):
         return ids_of(queried) is not None
 
     @classmethod
-    def build_named(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
+    def proposals(cls, queried: Queried) -> tuple[str, ...]:
+        return ("text@32", "text@128", "text", "text@1024") if cls.takes(queried) else ()
+
+    @classmethod
+    def build(cls, options: Any, queried: Queried, outputs: Shape) -> NamedModule:
         ids = ids_of(queried)
         if ids is None:
             raise TrainingError(
@@ -67,17 +69,17 @@ class Text(NamedNetwork):
 
 
 def ids_of(queried: Queried) -> int | None:
-    """Return the place of the input that holds ids of words, if the others only tell padding."""
-    told = [i for i, each in enumerate(queried) if not (each.mask or each.constant)]
-    if len(told) != 1 or sum(each.mask for each in queried) > 1:
+    """Return the place of the input that holds ids of words, if the others only mark padding."""
+    content = [i for i, each in enumerate(queried) if not (each.mask or each.constant)]
+    if len(content) != 1 or sum(each.mask for each in queried) > 1:
         return None
-    ids = queried[told[0]]
+    ids = queried[content[0]]
     fits = ids.whole and len(ids.tensor.shape) == 1 and ids.low >= 0
-    return told[0] if fits and ids.values > FEWEST_WORDS else None
+    return content[0] if fits and ids.values > FEWEST_WORDS else None
 
 
 def mask_of(queried: Queried) -> int | None:
-    """Return the place of the input that tells content from padding, if there is one."""
+    """Return the place of the input that marks padding, if there is one."""
     return next((i for i, each in enumerate(queried) if each.mask), None)
 
 
