@@ -15,22 +15,18 @@ from commands import Here
 from linear_bundles import CLASSES, FEATURES, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.errors import DataError, UserError
-from parity_models.evaluation import calibrate, evaluate_gates, judging
-from parity_models.evaluation.calibration import (
-    RISK,
-    learn_threshold,
-    p_value,
-)
-from parity_models.evaluation.predictor import answers_of
-from parity_models.models.bundle import Bundle, open_bundle, with_calibration
+from parity_models.evaluation.accuracy import measure_gates
+from parity_models.evaluation.calibration import RISK, calibrate_gates, learn_threshold, p_value
+from parity_models.evaluation.judging import calibrate
+from parity_models.evaluation.outputs import Outputs
+from parity_models.models.bundle import Bundle, open_bundle
 from parity_models.models.gate import EVERYTHING, Gate, GateLevel, confidences
 from parity_models.tasks.agreeing import SAME_BOX, Agreement, agreement_for
 from parity_models.tasks.task import Split
 
-pytestmark = pytest.mark.slow
-
 Floats = NDArray[np.float64]
 DRAWS = 300
+WEIGHTS = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
 
 
 def sigmoid(sure: Floats) -> Floats:
@@ -47,6 +43,7 @@ def overconfident(sure: Floats) -> Floats:
     return np.where(sure > 5, 0.95, 0.98)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agrees", [sigmoid, indifferent, overconfident])
 @pytest.mark.parametrize("level", [0.9, 0.97, 0.99])
 def test_the_true_agreement_is_below_its_level_in_few_calibrations(
@@ -61,7 +58,7 @@ def test_the_true_agreement_is_below_its_level_in_few_calibrations(
         if found is not None:
             given = everything[everything >= found.threshold]
             violations += agrees(given).mean() < level
-    # What a coin that falls so RISK of the time exceeds in one of a million runs of the test.
+    # The violations that chance exceeds in one of a million runs of this test, at a RISK each.
     most = next(
         most
         for most in range(DRAWS)
@@ -114,7 +111,7 @@ def test_confidence_is_the_log_odds_of_the_likeliest_class() -> None:
     np.testing.assert_allclose(confidences("probabilities", shares), expected)
 
 
-def test_confidence_tells_the_surest_apart_and_none_of_what_is_not_finite() -> None:
+def test_confidence_orders_the_surest_and_refuses_what_is_not_finite() -> None:
     sure = confidences("scores", np.array([[40.0, 0.0], [41.0, 0.0], [1e4, 0.0]], np.float32))
     assert sure[0] < sure[1] < sure[2] < np.inf
     for kind in ("scores", "probabilities", "none"):
@@ -129,17 +126,15 @@ def test_predictions_of_any_shape_can_be_compared(shape: tuple[int, ...]) -> Non
     assert Agreement("classes", 0.0)(outputs, outputs).tolist() == [True] * 4
 
 
-def test_what_agrees_is_of_the_same_class_or_near() -> None:
+def test_outputs_agree_that_are_of_the_same_class_or_near() -> None:
     classes = agreement_for("top-5", np.eye(3))
     said, predicted = np.array([[2.0, 1.0], [0.0, 1.0]]), np.array([[9.0, 0.0], [5.0, 1.0]])
     assert classes(said, predicted).tolist() == [True, False]
     boxes = agreement_for("iou", np.zeros((2, 4)))
     assert boxes.tolerance == SAME_BOX
     one = np.array([[0.0, 0.0, 1.0, 1.0]] * 2)
-    assert boxes(np.array([[0.0, 0.0, 1.0, 0.6], [0.0, 0.0, 1.0, 0.4]]), one).tolist() == [
-        True,
-        False,
-    ]
+    overlapping = np.array([[0.0, 0.0, 1.0, 0.6], [0.0, 0.0, 1.0, 0.4]])
+    assert boxes(overlapping, one).tolist() == [True, False]
     values = np.random.default_rng(0).normal(7, 2, (1000, 3))
     near = agreement_for("r2", values)
     noise = np.random.default_rng(1).normal(size=values.shape)
@@ -152,12 +147,12 @@ def test_what_agrees_is_of_the_same_class_or_near() -> None:
 # Bundles
 
 
-def subtraction_bundle(folder: Path, k: int, r: int, backup: NDArray[Any] | None = None) -> Bundle:
+def exact_bundle(
+    folder: Path, k: int = 2, r: int = 1, backup: NDArray[Any] | None = None
+) -> Bundle:
     """F is linear, so that it is its own exact parity model."""
-    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    return linear_bundle(
-        folder, weights, [weights] * r, CodeSpec("sum", "subtraction", k, r), backup
-    )
+    code = CodeSpec("sum", "subtraction", k, r)
+    return linear_bundle(folder, WEIGHTS, [WEIGHTS] * r, code, backup)
 
 
 def inputs(rows: int, seed: int = 0) -> NDArray[np.float32]:
@@ -169,31 +164,27 @@ def inputs(rows: int, seed: int = 0) -> NDArray[np.float32]:
 def test_every_query_is_reconstructed_as_soon_as_it_can_be(
     tmp_path: Path, k: int, r: int, independent: bool
 ) -> None:
-    bundle = subtraction_bundle(tmp_path, k, r)
-    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
     queries = inputs(101)
-    found = answers_of(bundle, queries, queries @ weights, independent=independent)
-    answers = found["reconstruction"]
+    outputs = Outputs(exact_bundle(tmp_path, k, r), queries, predictions=queries @ WEIGHTS)
+    answers = outputs.answers(independent=independent)["reconstruction"]
     if independent:  # one of each full group
         assert len(np.unique(answers.rows)) == len(answers.rows) == 101 // k
     else:
         assert sorted(answers.rows) == list(range(101))
-    np.testing.assert_allclose(answers.outputs, (queries @ weights)[answers.rows], atol=1e-3)
+    np.testing.assert_allclose(answers.outputs, (queries @ WEIGHTS)[answers.rows], atol=1e-3)
 
 
 def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None:
-    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    bundle = subtraction_bundle(tmp_path, 2, 1, backup=-weights)
-    found = calibrate(bundle, inputs(4000), levels=[0.9, 0.99])
+    bundle = exact_bundle(tmp_path, backup=-WEIGHTS)
+    found = calibrate_gates(Outputs(bundle, inputs(4000)), levels=[0.9, 0.99])
     reconstruction, backup = found["reconstruction"], found["backup"]
     assert [each.level for each in reconstruction.levels] == [0.9, 0.99]
     assert all(each.coverage == 1 for each in reconstruction.levels)
     assert (reconstruction.queries, backup.queries) == (2000, 4000)
     assert backup.levels == ()  # it never agrees
-    held = with_calibration(bundle, found)
-    assert open_bundle(bundle.path).manifest.calibration == held.manifest.calibration == found
     queries = inputs(1000, seed=1)
-    results = evaluate_gates(held, queries, (queries @ weights).argmax(axis=1))
+    labels = (queries @ WEIGHTS).argmax(axis=1)
+    results = measure_gates(Outputs(bundle, queries), found, labels)
     assert [(each.stand_in, each.level) for each in results] == [
         ("reconstruction", None),
         ("reconstruction", 0.9),
@@ -207,23 +198,21 @@ def test_a_stand_in_that_always_agrees_may_always_answer(tmp_path: Path) -> None
 def test_a_calibration_that_would_take_a_gate_away_leaves_the_bundle_as_it_is(
     tmp_path: Path,
 ) -> None:
-    bundle = judging.calibrate(subtraction_bundle(tmp_path, 2, 1), inputs(2000))
+    bundle = calibrate(exact_bundle(tmp_path), inputs(2000))
     assert "reconstruction" in str(bundle.gates)
     assert bundle.manifest.calibration["reconstruction"].levels
     with pytest.raises(UserError, match="keeps the gates that it has"):
-        judging.calibrate(bundle, inputs(20))
+        calibrate(bundle, inputs(20))
     assert open_bundle(bundle.path) == bundle
 
 
-def test_a_noisy_backup_answers_what_it_is_sure_of(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    weights = rng.normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    noise = 0.15 * rng.normal(size=weights.shape).astype(np.float32)
-    bundle = subtraction_bundle(tmp_path, 2, 1, backup=weights + noise)
-    held = with_calibration(bundle, calibrate(bundle, inputs(8000), levels=[0.95]))
+def test_a_noisy_backup_answers_where_it_is_sure(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).normal(size=(2, *WEIGHTS.shape))[1].astype(np.float32)
+    bundle = exact_bundle(tmp_path, backup=WEIGHTS + 0.15 * noise)
+    gates = calibrate_gates(Outputs(bundle, inputs(8000)), levels=[0.95])
     queries = inputs(8000, seed=1)
-    labels = (queries @ weights).argmax(axis=1)
-    without, gated = evaluate_gates(held, queries, labels)[-2:]
+    labels = (queries @ WEIGHTS).argmax(axis=1)
+    without, gated = measure_gates(Outputs(bundle, queries), gates, labels)[-2:]
     assert without.agreement is not None
     assert gated.agreement is not None
     assert without.agreement < 0.95
@@ -232,21 +221,20 @@ def test_a_noisy_backup_answers_what_it_is_sure_of(tmp_path: Path) -> None:
 
 
 def test_values_are_gated_all_or_none(tmp_path: Path) -> None:
-    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    bundle = subtraction_bundle(tmp_path, 2, 1, backup=1.02 * weights)
-    found = calibrate(bundle, inputs(4000), metric="r2", levels=[0.9])["backup"]
+    outputs = Outputs(exact_bundle(tmp_path, backup=1.02 * WEIGHTS), inputs(4000))
+    found = calibrate_gates(outputs, metric="r2", levels=[0.9])["backup"]
     assert (found.kind, found.confidence) == ("values", "none")
     assert [each.coverage for each in found.levels] == [1.0]
 
 
 def test_inputs_and_levels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    bundle = subtraction_bundle(tmp_path, 2, 1)
+    bundle = exact_bundle(tmp_path)
     for wrong in (np.zeros((5, 3), np.float32), np.zeros((0, FEATURES), np.float32)):
         with pytest.raises(DataError, match=r"the model takes .* FP32 \[6\]|too few"):
-            judging.calibrate(bundle, wrong)
+            calibrate(bundle, wrong)
     for level in (0.0, 1.0, 99.0, float("nan")):
         with pytest.raises(UserError, match=r"0\.99 stands for 99 of 100"):
-            calibrate(bundle, inputs(10), levels=[level])
+            calibrate(bundle, inputs(10), agreement=[level])
 
 
 def test_no_query_chooses_the_epoch_and_calibrates() -> None:
@@ -260,51 +248,45 @@ def test_no_query_chooses_the_epoch_and_calibrates() -> None:
 # Commands
 
 
-def test_a_bundle_is_calibrated_and_evaluated_by_commands(tmp_path: Path, parm_here: Here) -> None:
-    weights = np.random.default_rng(1).normal(size=(FEATURES, CLASSES)).astype(np.float32)
-    bundle = subtraction_bundle(tmp_path, 2, 1, backup=-weights)
-    np.save(tmp_path / "held-out.npy", inputs(2000))
-    np.save(tmp_path / "test.npy", inputs(500, seed=1))
-    done = parm_here(
-        "calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy", "--agreement", 0.96
-    )
+@pytest.mark.slow
+def test_parm_calibrate_puts_gates_into_the_bundle_and_parm_evaluate_measures_them(
+    tmp_path: Path, parm_here: Here
+) -> None:
+    bundle = exact_bundle(tmp_path, backup=-WEIGHTS)
+    for name, rows, seed in (("held-out", 2000, 0), ("few", 20, 0), ("test", 500, 1)):
+        np.save(tmp_path / f"{name}.npy", inputs(rows, seed))
+    held_out = ("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
+    done = parm_here(*held_out, "--agreement", 0.96)
     assert done.returncode == 0, done.stderr
     assert "backup: no gate, as 2000 queries show no level of agreement" in done.stdout
     calibration = open_bundle(bundle.path).manifest.calibration["reconstruction"]
     levels = [each.level for each in calibration.levels]
     assert levels == [0.9, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995]
-    np.save(tmp_path / "few.npy", inputs(20))
     done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "few.npy")
     assert (done.returncode, "keeps the gates that it has" in done.stderr) == (2, True)
     assert open_bundle(bundle.path).manifest.calibration["reconstruction"] == calibration
+    found = tmp_path / "found.json"
     done = parm_here(
-        "evaluate",
-        bundle.path,
-        "--inputs",
-        tmp_path / "test.npy",
-        "--json",
-        tmp_path / "found.json",
-    )
+        "evaluate", bundle.path, "--inputs", tmp_path / "test.npy", "--json", found
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "gates: where stand-ins may answer" in done.stdout
-    gates = json.loads((tmp_path / "found.json").read_text())["gates"]
+    gates = json.loads(found.read_text())["gates"]
     assert [each["level"] for each in gates] == [None, *levels, None]
     assert gates[2]["agreement"] == 1.0
 
 
-def test_what_cannot_be_calibrated_is_said(tmp_path: Path, parm_here: Here) -> None:
-    weights = np.zeros((FEATURES, CLASSES), np.float32)
-    alone = linear_bundle(tmp_path, weights)
+@pytest.mark.slow
+def test_bundles_and_queries_that_cannot_be_calibrated_are_refused(
+    tmp_path: Path, parm_here: Here
+) -> None:
+    alone = linear_bundle(tmp_path, WEIGHTS)
     done = parm_here("calibrate", alone.path)
     assert (done.returncode, "has no stand-in to calibrate" in done.stderr) == (2, True)
-    bundle = subtraction_bundle(tmp_path, 2, 1)
+    bundle = exact_bundle(tmp_path)
     done = parm_here("calibrate", bundle.path)
     assert (done.returncode, "give held-out queries with --inputs" in done.stderr) == (2, True)
     np.save(tmp_path / "held-out.npy", inputs(20))
-    done = parm_here(
-        "calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy", "--agreement", 99
-    )
-    assert (done.returncode, "stands for 99 of 100" in done.stderr) == (2, True)
     done = parm_here("calibrate", bundle.path, "--inputs", tmp_path / "held-out.npy")
     assert (done.returncode, "reconstruction: no gate, as 10 queries" in done.stdout) == (0, True)
     assert "coverage" not in done.stdout, "an empty table"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import CubicSpline, make_smoothing_spline
 
 from parity_models.errors import CodeError, DataError, UndecodableError
-from parity_models.evaluation.predictor import Array
+from parity_models.evaluation.outputs import Array
 from parity_models_lab.accuracy.approaches import (
     evaluate_default,
     evaluate_training_free,

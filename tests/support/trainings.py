@@ -7,6 +7,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
+from parity_models.evaluation.accuracy import measure_accuracy
+from parity_models.evaluation.outputs import Outputs
+from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.tasks import Split
 from parity_models.training import (
     Callbacks,
@@ -62,6 +65,13 @@ def train_backup(
 ) -> Trained:
     """Train a backup on these inputs."""
     return train_parity(deployed, None, inputs, out, options, network=network, **more)
+
+
+def evaluate(
+    bundle: Bundle, inputs: NDArray[Any], labels: NDArray[Any], metric: str = "top-1"
+) -> Accuracy:
+    """Measure the accuracy on labelled queries."""
+    return measure_accuracy(Outputs(bundle, inputs), labels, metric=metric)
 
 
 def fail_at(share: float, error: BaseException) -> Callable[[Progress], None]:

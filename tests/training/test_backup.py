@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from commands import Here
 from own_models import DIGITS, STACK
 from parity_models.errors import DataError, TrainingError
-from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle, with_calibration, write_bundle
 from parity_models.models.gate import Calibration, GateLevel
 from parity_models.training import Trained, TrainingOptions
-from trainings import train_backup, train_parity
+from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 

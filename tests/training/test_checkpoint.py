@@ -14,9 +14,8 @@ from commands import parm_lab
 from own_models import DIGITS, STACK
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
-from trainings import Train, fail_at, weights
+from trainings import Train, evaluate, fail_at, weights
 
 pytestmark = pytest.mark.slow
 

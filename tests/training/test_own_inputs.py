@@ -13,10 +13,9 @@ from commands import invoke
 from onnx_models import linear_model
 from own_models import DIGITS, ROWS, STACK, Parm
 from parity_models.errors import DataError, ModelError, ParityModelsError, TrainingError
-from parity_models.evaluation import evaluate
 from parity_models.models.bundle import NewModel, write_bundle
 from parity_models.training import TrainingOptions
-from trainings import ONCE, train_parity
+from trainings import ONCE, evaluate, train_parity
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,11 @@ from torch import nn
 
 from onnx_models import output_of
 from own_models import DIGITS, STACK, Parm
-from parity_models.evaluation import evaluate
 from parity_models.evaluation.tables import slowdown
 from parity_models.models.bundle import InferenceTimes, NewModel, open_bundle, write_bundle
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.training import Callbacks, TrainingOptions
-from trainings import train_backup, train_parity
+from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 

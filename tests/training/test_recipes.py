@@ -10,12 +10,11 @@ from torch import nn
 from own_models import DIGITS, STACK
 from parity_models.codes import CodeSpec
 from parity_models.errors import TrainingError
-from parity_models.evaluation import evaluate
 from parity_models.tasks import find_task
 from parity_models.training import TrainingOptions
 from parity_models.training.recipes import Budget, as_published, draw_as_published, recipe_for
 from parity_models_lab.deployed import train_deployed
-from trainings import Train
+from trainings import Train, evaluate
 
 pytestmark = pytest.mark.slow
 

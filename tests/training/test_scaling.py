@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from parity_models.codes import CodeSpec
-from parity_models.evaluation import evaluate
-from parity_models.evaluation.predictor import predictor
+from parity_models.evaluation.outputs import predictor
 from parity_models.models.networks import MLP, Linear
 from parity_models.training import TrainingOptions
 from parity_models.training.networks import Factory
 from parity_models.training.scaling import Scaled, channel_axis, plain, scaled
-from trainings import train_backup, train_parity
+from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 

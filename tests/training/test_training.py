@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 from own_models import DIGITS, STACK
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, CodeError, DataError, TrainingError, UserError
-from parity_models.evaluation import evaluate
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.networks import NETWORKS
 from parity_models.training import Trained, TrainingOptions
-from trainings import Train, fail_at, train_parity, weights
+from trainings import Train, evaluate, fail_at, train_parity, weights
 
 pytestmark = pytest.mark.slow
 

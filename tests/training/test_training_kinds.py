@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from parity_models.codes import CodeSpec
-from parity_models.evaluation import evaluate
 from parity_models.models.bundle import open_bundle
 from parity_models.tasks import Dataset, Split, Task, find_task
 from parity_models.training import TrainingOptions
 from parity_models.training.device import mirror
 from parity_models.training.distillation import calibrate_last_layer
 from parity_models_lab.deployed import mirror_boxes, train_deployed
-from trainings import train_backup, train_parity
+from trainings import evaluate, train_backup, train_parity
 
 pytestmark = pytest.mark.slow
 

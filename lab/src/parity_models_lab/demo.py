@@ -13,7 +13,8 @@ import torch
 from parity_models.codes import CodeSpec
 from parity_models.emulation import FaultPlan, Kill, Slowdowns, Uniform
 from parity_models.errors import LoadError, UserError
-from parity_models.evaluation import evaluate
+from parity_models.evaluation.accuracy import measure_accuracy
+from parity_models.evaluation.outputs import Outputs
 from parity_models.load import LoadSpec, offer_load_from_own_process
 from parity_models.load.report import LoadReport, report_of
 from parity_models.load.result import LoadResult
@@ -165,7 +166,7 @@ def _finished(trained: Trained) -> Bundle:
 
 def _evaluate(bundle: Bundle, task: Task, dataset: Dataset) -> Accuracy:
     test = dataset.test
-    accuracy = evaluate(bundle, test.inputs, test.labels, metric=task.metric)
+    accuracy = measure_accuracy(Outputs(bundle, test.inputs), test.labels, metric=task.metric)
     with_accuracy(bundle, accuracy)
     return accuracy
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from parity_models.evaluation.accuracy import Progress
+from parity_models.evaluation.outputs import Progress
 
 
 @contextmanager

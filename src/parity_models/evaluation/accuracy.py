@@ -1,124 +1,69 @@
-"""Accuracy under unavailability: A_a, A_d and A_o of a bundle on labelled queries.
+"""Accuracy under unavailability: A_a, A_d and A_o of a bundle, and how its gates fare.
 
 (Kosaian et al., SOSP 2019, section 4, defines the three.)
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Mapping
+from math import sqrt
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from parity_models.codes import Code
 from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation.predictor import (
-    BATCH,
-    Inputs,
-    deployed_predictor,
-    draw_groups,
-    predictor,
-    queries_of,
-    run_parities,
-)
-from parity_models.models.bundle import Accuracy, Bundle
-from parity_models.models.gate import StandIn
-from parity_models.models.queries import Batch, rows_in
+from parity_models.evaluation.outputs import Answers, Outputs
+from parity_models.models.bundle import Accuracy
+from parity_models.models.gate import Calibration, Gate, StandIn
 from parity_models.roles import BACKUPS
-from parity_models.tasks.metrics import agreement, score
+from parity_models.tasks.agreeing import Agreement
+from parity_models.tasks.metrics import METRICS, agreement, score
+
+Array = NDArray[Any]
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2)
 """Shares of predictions unavailable for which A_o is given."""
 
-Array = NDArray[Any]
-Progress = Callable[[int, int], None]
-"""Called with the number of rows that have been through a model, and with that of all rows."""
 
+def measure_accuracy(outputs: Outputs, labels: Array, *, metric: str = "top-1") -> Accuracy:
+    """Measure the accuracies of a bundle on n queries and labels (n, ...).
 
-def evaluate(
-    bundle: Bundle,
-    inputs: Inputs,
-    labels: Array,
-    *,
-    metric: str = "top-1",
-    seed: int = 0,
-    batch: int = BATCH,
-    progress: Progress | None = None,
-) -> Accuracy:
-    """Measure the accuracies of `bundle` on n queries and labels (n, ...).
-
-    The queries are drawn at random, by `seed`, into groups of k; the last group is filled up
-    with queries of the first, which count only there. Every member of every group is taken as
-    unavailable in turn, with all its group's other predictions and all r parity outputs there;
-    for r > 1 also every set of 2 to r members or, where these are very many, some drawn by `seed`.
-    Each backup is judged on every query. Models run over `batch` rows at a time, on all cores.
-    Raises DataError for arrays that do not fit the bundle, and models whose outputs are not finite.
+    The queries are drawn at random into groups of k; the last group is filled up with queries of
+    the first, which count only there. Every member of every group is taken as unavailable in turn,
+    with all its group's other predictions and all r parity outputs there; for r > 1 also every set
+    of 2 to r members or, where these are very many, some. Each backup is judged on every query.
+    Raises DataError for labels that do not fit.
     """
-    code, queries = bundle.code(), queries_of(bundle, inputs)
-    _check(queries, labels, least=1 if code is None else code.k)
-    rows = total = rows_in(queries)
-    if code is not None:
-        total += code.r * ceil(rows / code.k)
-    total += rows * len(bundle.manifest.backups)
-
-    def on_rows(rows: int) -> None:
-        if progress is not None:
-            progress(rows, total)
-
-    predictions = deployed_predictor(bundle, batch=batch, on_rows=on_rows)(queries)
-    available = score(metric, predictions, labels)
-    pinned = map(bundle.pinned, bundle.manifest.backups)
-    imitated = (predictor(each, batch=batch, on_rows=on_rows)(queries) for each in pinned)
-    backups = tuple(score(metric, each, labels) for each in imitated)
+    code, rows = outputs.code, outputs.rows
+    least = 1 if code is None else code.k
+    if len(labels) != rows:
+        raise DataError(f"there are {rows} inputs but {len(labels)} labels")
+    if rows < least:
+        raise DataError(f"there are {rows} inputs; this needs {least} at least")
+    available = score(metric, outputs.predictions, labels)
+    backups = tuple(score(metric, each, labels) for each in outputs.backups.values())
     if code is None:
         return Accuracy(metric, available, None, (), {}, None, rows, backup_accuracies=backups)
-
-    groups = draw_groups(rows, code.k, seed)
-    parity_outputs = run_parities(bundle, code, queries, groups, batch, on_rows)
-    erased = [
-        _reconstruct(code, predictions, parity_outputs, groups, rows, sets)
-        for sets in _sets_lost(code, seed)
+    by_slot = [outputs.reconstructed([(slot,)]) for slot in range(code.k)]
+    alone = Answers.joined(by_slot)
+    several = [
+        outputs.reconstructed(some_sets(code.k, number, outputs.seed))
+        for number in range(2, code.r + 1)
     ]
-    degraded = [score(metric, one.outputs, labels[one.rows]) for one in erased]
-    alone = erased[0]
+    degraded = [score(metric, each.outputs, labels[each.rows]) for each in (alone, *several)]
+    apart = [_score(metric, each.outputs, labels[each.rows]) for each in by_slot]
     return Accuracy(
         metric=metric,
         available_accuracy=available,
         degraded_accuracy=degraded[0],
-        degraded_by_slot=_by_slot(code.k, alone, labels, metric),
+        degraded_by_slot=tuple(each for each in apart if each is not None and None not in apart),
         overall={str(f): (1 - f) * available + f * degraded[0] for f in FRACTIONS},
-        agreement=agreement(metric, alone.outputs, predictions[alone.rows]),
+        agreement=agreement(metric, alone.outputs, outputs.predictions[alone.rows]),
         queries=rows,
         degraded_by_unavailable=tuple(degraded),
         backup_accuracies=backups,
     )
-
-
-@dataclass(frozen=True)
-class _Reconstructions:
-    """Reconstructed outputs (m, *output shape), of which rows of the inputs, in which slots."""
-
-    outputs: Array
-    rows: Array
-    slots: Array
-
-
-def _by_slot(k: int, alone: _Reconstructions, labels: Array, metric: str) -> tuple[float, ...]:
-    """A_d of each slot; none where one has too few queries for the metric to have a meaning."""
-    here = [alone.slots == slot for slot in range(k)]
-    try:
-        return tuple(score(metric, alone.outputs[one], labels[alone.rows[one]]) for one in here)
-    except DataError:
-        return ()
-
-
-def _check(queries: Batch, labels: Array, least: int) -> None:
-    if len(labels) != rows_in(queries):
-        raise DataError(f"there are {rows_in(queries)} inputs but {len(labels)} labels")
-    if rows_in(queries) < least:
-        raise DataError(f"there are {rows_in(queries)} inputs; this needs {least} at least")
 
 
 def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
@@ -133,30 +78,113 @@ def worthless(accuracy: Accuracy, least: float) -> tuple[StandIn, ...]:
     )
 
 
-def _sets_lost(code: Code, seed: int) -> Iterator[list[tuple[int, ...]]]:
-    """The sets of 1, 2, .. r members that are unavailable; each member at least once by itself."""
-    yield [(slot,) for slot in range(code.k)]
-    for number in range(2, code.r + 1):
-        yield some_sets(code.k, number, seed)
+# Gates
 
 
-def _reconstruct(
-    code: Code,
-    predictions: Array,
-    parity_outputs: list[Array],
-    groups: Array,
-    rows: int,
-    sets: Iterable[tuple[int, ...]],
-) -> _Reconstructions:
-    """Take each of `sets` of members of every group as unavailable in turn."""
-    counted = np.arange(groups.size).reshape(groups.shape) < rows
-    members = [predictions[groups[:, slot]] for slot in range(code.k)]
-    outputs, origins, slots = [], [], []
-    for lost in sets:
-        here = [None if slot in lost else member for slot, member in enumerate(members)]
-        for slot, output in code.decode(here, parity_outputs).items():
-            keep = counted[:, slot]
-            outputs.append(output[keep])
-            origins.append(groups[keep, slot])
-            slots.append(np.full(keep.sum(), slot))
-    return _Reconstructions(*map(np.concatenate, (outputs, origins, slots)))
+class GateResult(msgspec.Struct, frozen=True):
+    """A stand-in with the gate of a level, or, where that is None, without one.
+
+    `coverage` is the share of queries that it answers; of those answers `agreement` is the share
+    that agree with F, `accuracy` their score by the metric, and `deployed_accuracy` F's for the
+    same queries. The latter are None where there are too few answers.
+    """
+
+    stand_in: StandIn
+    level: float | None
+    coverage: float
+    agreement: float | None
+    accuracy: float | None
+    deployed_accuracy: float | None
+
+
+def measure_gates(
+    outputs: Outputs,
+    calibration: Mapping[StandIn, Calibration],
+    labels: Array,
+    *,
+    metric: str = "top-1",
+) -> tuple[GateResult, ...]:
+    """Measure each calibrated stand-in without a gate, and with that of each of its levels, on
+    queries that they were not calibrated on. Every query is reconstructed."""
+    results: list[GateResult] = []
+    answers = outputs.answers() if calibration else {}
+    for stand_in, gates in calibration.items():
+        if stand_in not in answers:
+            continue
+        found = answers[stand_in]
+        predictions, right = outputs.predictions[found.rows], labels[found.rows]
+        agreed = Agreement(gates.kind, gates.tolerance)(found.outputs, predictions)
+        for level in (None, *gates.levels):
+            given = np.ones(len(agreed), np.bool_)
+            if level is not None:
+                given = ~Gate(gates.confidence, level).refused(found.outputs)
+            results.append(
+                GateResult(
+                    stand_in,
+                    None if level is None else level.level,
+                    float(given.mean()),
+                    float(agreed[given].mean()) if given.any() else None,
+                    _score(metric, found.outputs[given], right[given]),
+                    _score(metric, predictions[given], right[given]),
+                )
+            )
+    return tuple(results)
+
+
+def _score(metric: str, outputs: Array, labels: Array) -> float | None:
+    try:
+        return score(metric, outputs, labels) if len(labels) else None
+    except DataError:  # too few for the metric to have a meaning
+        return None
+
+
+# Confidence intervals, which hold the true value in 95 of 100 cases
+
+Interval = tuple[float, float]
+
+FEWEST = 30
+"""An accuracy over fewer queries says nothing."""
+
+NORMAL = 1.96
+"""Deviations of a normal distribution that 95 of 100 cases are within."""
+
+RESAMPLED = 200
+"""How often scores that are no shares are computed anew."""
+
+
+def too_few(queries: int) -> str | None:
+    """Return a warning where so many test queries say nothing."""
+    if queries >= FEWEST:
+        return None
+    return (
+        f"warning: {queries} queries are too few to say how often stand-ins agree with the model; "
+        f"give {10 * FEWEST} --inputs or more"
+    )
+
+
+def share_interval(share: float, rows: int) -> Interval | None:
+    """Return the interval of a share of `rows` queries (Wilson, JASA 1927); None for too few."""
+    if rows < FEWEST:
+        return None
+    square = NORMAL**2
+    middle = (share + square / (2 * rows)) / (1 + square / rows)
+    reach = NORMAL * sqrt(share * (1 - share) / rows + square / (4 * rows**2)) / (1 + square / rows)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def score_interval(metric: str, outputs: Array, labels: Array) -> Interval | None:
+    """Return the interval of the score of `outputs` (n, ...); None for too few of them.
+
+    Scores that are no shares are computed for queries drawn again and again with replacement
+    (the bootstrap: Efron, Annals of Statistics 1979).
+    """
+    rows = len(outputs)
+    if METRICS[metric].kind == "classes":
+        return share_interval(score(metric, outputs, labels), rows)
+    if rows < FEWEST:
+        return None
+    rng = np.random.default_rng(0)
+    drawn = (rng.integers(rows, size=rows) for _ in range(RESAMPLED))
+    scores = [METRICS[metric](outputs[some], labels[some]) for some in drawn]
+    low, high = np.nanquantile(scores, (0.025, 0.975)).tolist()
+    return low, high

@@ -1,29 +1,23 @@
 """Judging a bundle: its accuracy when predictions are unavailable, and the gates of stand-ins."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from numpy.typing import ArrayLike
 
 from parity_models.errors import UserError
-from parity_models.evaluation import accuracy as accuracies
-from parity_models.evaluation import calibration as calibrations
-from parity_models.evaluation.accuracy import Progress
-from parity_models.evaluation.calibration import LEVELS, check_levels
-from parity_models.evaluation.gates import GateResult, evaluate_gates
-from parity_models.evaluation.interval import too_few
-from parity_models.evaluation.judged_queries import (
-    GivenInputs,
-    JudgedQueries,
-    label_by_model,
-    load_queries,
-    metric_for,
-    own_queries,
-    test_set,
+from parity_models.evaluation.accuracy import (
+    GateResult,
+    measure_accuracy,
+    measure_gates,
+    too_few,
+    worthless,
 )
+from parity_models.evaluation.calibration import LEVELS, calibrate_gates
+from parity_models.evaluation.outputs import Outputs, Progress
 from parity_models.evaluation.tables import accuracy_table, gate_table, inference_table
 from parity_models.models.bundle import (
     Accuracy,
@@ -32,13 +26,20 @@ from parity_models.models.bundle import (
     with_accuracy,
     with_calibration,
 )
-from parity_models.models.queries import as_batch
+from parity_models.models.gate import Calibration, StandIn
+from parity_models.models.queries import Batch, as_batch, check_queries, read_batch, rows_in
 from parity_models.printed import Printed
 from parity_models.tasks import choose_task, find_task, is_ours
+from parity_models.tasks.labels import load_labels
 from parity_models.tasks.metrics import constant_score
+from parity_models.tasks.task import Labels, Task
+from parity_models.tasks.unlabelled import choose_metric, labels_from
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+GivenInputs = Path | str | ArrayLike | Mapping[str, ArrayLike]
+"""Queries: a file or a folder, an array (n, ...), or an array for each input by name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Evaluation(Printed):
     bundle: Bundle
     accuracy: Accuracy
     gates: tuple[GateResult, ...]
-    task: str | None
+    task: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -104,49 +105,50 @@ def evaluate(
         UserError: For arguments that contradict each other.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, allow_code)
-    judged = _judged(opened, inputs, labels, task, data_dir, metric)
-    metric, right = judged.metric, judged.labels
-    said = metric if right is not None else f"{metric} agreement"
-    if right is None:
-        right = label_by_model(opened, judged.inputs, metric)
-    asked: dict[str, Any] = {"metric": metric, "seed": seed, "progress": progress}
-    found = accuracies.evaluate(opened, judged.inputs, right, **asked)
-    found = msgspec.structs.replace(found, metric=said)
-    results = evaluate_gates(opened, judged.inputs, right, metric=metric, seed=seed)
-    notes = [sentence] if (sentence := too_few(found.queries)) else []
+    manifest, name, right = opened.manifest, None, None
+    if inputs is not None:
+        _check_either(task)
+        metric = metric_for(opened, metric)
+        queries = load_queries(inputs, opened, manifest.code.k if manifest.code else 1)
+        if labels is not None:
+            right = load_labels(labels, metric, rows_in(queries), judged_shape(opened))
+    else:
+        if labels is not None or metric is not None:
+            raise UserError("labels and a metric belong to inputs; give these, too")
+        chosen = _task_of(opened, task, "queries")
+        test = chosen.load(None if data_dir is None else Path(data_dir)).test
+        queries = as_batch(test.inputs, manifest.deployed.signature)
+        right, metric, name = test.labels, chosen.metric, chosen.name
+    outputs = Outputs(opened, queries, seed=seed, progress=progress)
+    found = judge(outputs, right, metric, manifest.calibration)
+    training = manifest.deployed_training
+    if training is None or training.task == name:
+        opened = with_accuracy(opened, found.accuracy)
+    return Evaluation(opened, found.accuracy, found.gates, name, found.notes)
+
+
+def judge(
+    outputs: Outputs,
+    labels: Labels | None,
+    metric: str,
+    calibration: Mapping[StandIn, Calibration],
+) -> Evaluation:
+    """Evaluate a bundle by the outputs of its models, with these gates.
+
+    Without labels accuracy is agreement with the deployed model.
+    """
+    right = labels_from(outputs.predictions, metric) if labels is None else labels
+    accuracy = measure_accuracy(outputs, right, metric=metric)
+    if labels is None:
+        accuracy = msgspec.structs.replace(accuracy, metric=f"{metric} agreement")
+    gates = measure_gates(outputs, calibration, right, metric=metric)
+    notes = [sentence] if (sentence := too_few(accuracy.queries)) else []
     notes += [
         f"warning: the {each} is no better than the same prediction for every query: train for "
         "longer, or choose another network"
-        for each in accuracies.worthless(found, constant_score(metric, right))
+        for each in worthless(accuracy, constant_score(metric, right))
     ]
-    training = opened.manifest.deployed_training
-    if training is None or training.task == judged.task:
-        opened = with_accuracy(opened, found)
-    return Evaluation(opened, found, tuple(results), judged.task, tuple(notes))
-
-
-def _judged(
-    bundle: Bundle,
-    inputs: GivenInputs | None,
-    labels: Path | str | ArrayLike | None,
-    task: str | None,
-    data_dir: Path | str | None,
-    metric: str | None,
-) -> JudgedQueries:
-    if inputs is not None:
-        if task is not None:
-            raise UserError("give either a task or inputs, not both")
-        return own_queries(bundle, inputs, labels, metric)
-    if labels is not None or metric is not None:
-        raise UserError("labels and a metric belong to inputs; give these, too")
-    training = bundle.manifest.deployed_training
-    if task is None and training is None:
-        raise UserError(
-            f"{bundle.path} does not say what task it is for; name one with --task, or give "
-            "queries with --inputs"
-        )
-    chosen = choose_task(task) if task is not None else find_task(training.task if training else "")
-    return test_set(bundle, chosen, None if data_dir is None else Path(data_dir))
+    return Evaluation(outputs.bundle, accuracy, gates, notes=tuple(notes))
 
 
 def calibrate(
@@ -198,30 +200,18 @@ def calibrate(
             f"{opened.path} has no stand-in to calibrate; make one with: parm parity --from "
             f"{opened.path} --out BUNDLE"
         )
-    if inputs is not None and task is not None:
-        raise UserError("give either a task or inputs, not both")
     if inputs is not None:
+        _check_either(task)
         queries = load_queries(inputs, opened)
     else:
-        training = manifest.deployed_training
-        if task is None and (training is None or not is_ours(training.task)):
-            raise UserError(
-                f"{opened.path} does not say what task it is for; give held-out queries with "
-                "--inputs, labels are not needed, or name its task with --task"
-            )
-        known = choose_task(task) if task else find_task(training.task if training else "")
-        k = 1 if manifest.code is None else manifest.code.k
-        folder = None if data_dir is None else Path(data_dir)
-        _, rest = known.load(folder).validation.part(k)
+        known = _task_of(opened, task, "held-out queries")
+        data = known.load(None if data_dir is None else Path(data_dir))
+        _, rest = data.validation.part(manifest.code.k if manifest.code else 1)
         queries = as_batch(rest, manifest.deployed.signature)
         metric = metric or known.metric
-    found = calibrations.calibrate(
-        opened,
-        queries,
-        metric=metric_for(opened, metric),
-        levels=check_levels({*LEVELS, *agreement}),
-        seed=seed,
-        progress=progress,
+    outputs = Outputs(opened, queries, seed=seed, progress=progress)
+    found = calibrate_gates(
+        outputs, metric=metric_for(opened, metric), levels={*LEVELS, *agreement}
     )
     for stand_in, gate in manifest.calibration.items():
         now = found.get(stand_in)
@@ -232,3 +222,65 @@ def calibrate(
                 "held-out queries; if these are some hundred, train the stand-in again"
             )
     return with_calibration(opened, found)
+
+
+# Queries and metrics
+
+
+def load_queries(inputs: GivenInputs, bundle: Bundle, least: int = 1) -> Batch:
+    """Return the queries in a file or folder, or in arrays: `least` or more, which differ.
+
+    Raises DataError for queries that are not the deployed model's.
+    """
+    signature = bundle.manifest.deployed.signature
+    if isinstance(inputs, str | Path):
+        return read_batch(Path(inputs), signature, least)
+    queries = as_batch(inputs, signature)
+    check_queries(queries, "inputs", least)
+    return queries
+
+
+def metric_for(bundle: Bundle, metric: str | None) -> str:
+    """Return the metric that the user named, else the one that a stand-in of `bundle` was trained
+    for."""
+    manifest = bundle.manifest
+    for training in (manifest.parity_training, *manifest.backup_trainings):
+        trained_for = None if training is None else training.recipe.get("metric")
+        if metric is None and isinstance(trained_for, str):
+            metric = trained_for
+    return choose_metric(metric, judged_shape(bundle))
+
+
+def judged_shape(bundle: Bundle) -> tuple[int, ...]:
+    """Return the shape of the output that is judged: the one that stand-ins imitate, or the only
+    one.
+
+    Raises UserError where there is none of fixed shape.
+    """
+    output = bundle.manifest.imitated_output
+    fixed = None if output is None else output.fixed
+    if fixed is None:
+        outputs = bundle.manifest.deployed.signature.outputs
+        raise UserError(
+            f"{bundle.path} has no output of fixed shape that is judged: "
+            f"{', '.join(map(str, outputs))}"
+        )
+    return fixed.shape
+
+
+def _check_either(task: str | None) -> None:
+    if task is not None:
+        raise UserError("give either a task or inputs, not both")
+
+
+def _task_of(bundle: Bundle, task: str | None, needed: str) -> Task:
+    """Return the task that the user names, else the one that the deployed model was trained on."""
+    training = bundle.manifest.deployed_training
+    if task is not None:
+        return choose_task(task)
+    if training is None or not is_ours(training.task):
+        raise UserError(
+            f"{bundle.path} does not say what task it is for; give {needed} with --inputs, labels "
+            "are not needed, or name its task with --task"
+        )
+    return find_task(training.task)

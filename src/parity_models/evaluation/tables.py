@@ -1,14 +1,13 @@
 """Measured accuracies as tables for people."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import get_args
 
 from rich.table import Table
 
-from parity_models.evaluation.gates import GateResult
-from parity_models.evaluation.interval import share_interval
+from parity_models.evaluation.accuracy import GateResult, share_interval
 from parity_models.models.bundle import Accuracy, Bundle
-from parity_models.models.gate import EVERYTHING, Calibration, StandIn
+from parity_models.models.gate import StandIn
 from parity_models.roles import BACKUPS
 from parity_models.tasks.metrics import METRICS
 
@@ -19,7 +18,7 @@ _WIDEST = max(map(len, get_args(StandIn)))
 
 
 def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
-    """A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each.
+    """Return A_a, A_d, A_o, agreement and the backup's accuracy in per cent, one row each.
 
     Shares of queries have the interval that holds the true one in 95 of 100 cases.
     """
@@ -54,57 +53,25 @@ def accuracy_table(bundle: Bundle, accuracy: Accuracy) -> Table:
 
 
 def gate_table(results: Sequence[GateResult], metric: str) -> Table:
-    """The results in per cent, one row for each stand-in and level."""
+    """Return the results in per cent, one row for each stand-in and level."""
     table = Table(title="gates: where stand-ins may answer", title_justify="left")
     table.add_column("stand-in", min_width=_WIDEST)
     for column in ("level", "answers", "agree\nwith F", metric, "F, the\nsame"):
         table.add_column(column, justify="right")
-    for stand_in, result in _named(results):
-        table.add_row(
-            stand_in,
-            "no gate" if result.level is None else f"{100 * result.level:g}",
-            *(
-                "" if share is None else f"{100 * share:.2f}"
-                for share in (
-                    result.coverage,
-                    result.agreement,
-                    result.accuracy,
-                    result.deployed_accuracy,
-                )
-            ),
-        )
-    return table
-
-
-def _named(results: Sequence[GateResult]) -> Iterator[tuple[str, GateResult]]:
-    """Each result with its stand-in's name where that begins."""
     before = None
-    for result in results:
-        yield ("" if result.stand_in == before else result.stand_in), result
-        before = result.stand_in
-
-
-def calibration_table(calibrations: Mapping[StandIn, Calibration]) -> Table:
-    """Return a table of calibrated thresholds, coverage and agreement by stand-in and level."""
-    table = Table(title="calibrated gates", title_justify="left")
-    table.add_column("stand-in", min_width=_WIDEST)
-    for column in ("level", "threshold", "answers", "agree with F", "queries"):
-        table.add_column(column, justify="right")
-    for stand_in, calibration in calibrations.items():
-        for place, level in enumerate(calibration.levels):
-            table.add_row(
-                stand_in if place == 0 else "",
-                f"{100 * level.level:g}",
-                "" if level.threshold == EVERYTHING else f"{level.threshold:.3f}",
-                f"{100 * level.coverage:.2f}",
-                f"{100 * level.agreement:.2f}",
-                f"{calibration.queries:,}" if place == 0 else "",
-            )
+    for each in results:
+        shares = (each.coverage, each.agreement, each.accuracy, each.deployed_accuracy)
+        table.add_row(
+            "" if each.stand_in == before else each.stand_in,
+            "no gate" if each.level is None else f"{100 * each.level:g}",
+            *("" if share is None else f"{100 * share:.2f}" for share in shares),
+        )
+        before = each.stand_in
     return table
 
 
 def inference_table(bundle: Bundle) -> Table:
-    """Network and milliseconds of each model, and the ratio to the deployed model's."""
+    """Return network and milliseconds of each model, and the ratio to the deployed model's."""
     manifest = bundle.manifest
     times = manifest.inference_times
     assert times is not None

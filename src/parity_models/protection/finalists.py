@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.codes import CodeSpec
-from parity_models.evaluation.calibration import LEVELS, calibrate_answers
-from parity_models.evaluation.interval import Interval, score_interval
-from parity_models.evaluation.judged_queries import judged_shape
-from parity_models.evaluation.predictor import answers_of, deployed_predictor
+from parity_models.evaluation.accuracy import Interval, score_interval
+from parity_models.evaluation.calibration import LEVELS, calibrate_gates
+from parity_models.evaluation.judging import judged_shape
+from parity_models.evaluation.outputs import Outputs, deployed_predictor
 from parity_models.models.bundle import Bundle, InferenceTimes, write_bundle
 from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.inference_time import inference_times
 from parity_models.models.onnx_model import OnnxModel
 from parity_models.models.queries import commonest
 from parity_models.models.signature import Sizes
-from parity_models.tasks.agreeing import agreement_for
 from parity_models.tasks.metrics import score
 from parity_models.tasks.unlabelled import labels_from
 from parity_models.training.candidates import (
@@ -223,16 +222,11 @@ def _judge(
     queries, metric = measured.queries, measured.metric
     calibration: dict[StandIn, Calibration] = {}
     if queries.calibration is not None and len(queries.calibration):
-        agreed = agreement_for(metric, measured.calibration)
-        levels = tuple(sorted({*LEVELS, level}))
-        found = answers_of(bundle, queries.calibration, measured.calibration, independent=True)
-        calibration = {
-            name: calibrate_answers(each, measured.calibration[each.rows], agreed, levels)
-            for name, each in found.items()
-        }
+        outputs = Outputs(bundle, queries.calibration, predictions=measured.calibration)
+        calibration = calibrate_gates(outputs, metric=metric, levels={*LEVELS, level})
     stand_in: StandIn = "backup" if entry.proposal.code is None else "reconstruction"
     assert queries.test is not None
-    answers = answers_of(bundle, queries.test, measured.test)[stand_in]
+    answers = Outputs(bundle, queries.test, predictions=measured.test).answers()[stand_in]
     right = labels_from(measured.test[answers.rows], metric)
     accuracy = None
     if queries.test_labels is not None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from rich.console import RenderableType
 from rich.table import Table
 
-from parity_models.evaluation.interval import Interval, too_few
-from parity_models.evaluation.judged_queries import GivenInputs
+from parity_models.evaluation.accuracy import Interval, too_few
+from parity_models.evaluation.judging import GivenInputs
 from parity_models.models.bundle import Bundle, InferenceTimes
 from parity_models.models.inference_time import batch_time
 from parity_models.models.manifest import BATCH

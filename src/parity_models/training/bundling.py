@@ -1,7 +1,7 @@
 """Putting trained stand-ins into a bundle: ordered, timed, calibrated, measured, written once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,9 +10,9 @@ import msgspec
 
 from parity_models.codes import CodeSpec
 from parity_models.errors import BundleError, TrainingError
-from parity_models.evaluation import GateResult, calibrate, evaluate, evaluate_gates
-from parity_models.evaluation.accuracy import worthless
-from parity_models.evaluation.judged_queries import label_by_model
+from parity_models.evaluation.calibration import calibrate_gates
+from parity_models.evaluation.judging import Evaluation, judge
+from parity_models.evaluation.outputs import Outputs
 from parity_models.models.bundle import (
     Bundle,
     InferenceTimes,
@@ -26,7 +26,6 @@ from parity_models.models.gate import Calibration, StandIn
 from parity_models.models.inference_time import measure_models
 from parity_models.models.signature import Sizes
 from parity_models.roles import BACKUPS
-from parity_models.tasks.metrics import constant_score
 from parity_models.training.callbacks import OnMeasured
 from parity_models.training.candidates import Exported
 from parity_models.training.queries import Queries
@@ -140,29 +139,21 @@ def write_measured(
     *,
     calibrated: bool = False,
     on_measured: OnMeasured | None = None,
-) -> tuple[Bundle, tuple[GateResult, ...], tuple[StandIn, ...]]:
-    """Write a bundle of the `contents`, with its gates and accuracy; return it, how the gates fare,
-    and the stand-ins that are no better than the same prediction for every query.
+) -> tuple[Bundle, Evaluation | None]:
+    """Write a bundle of the `contents`, with its gates and accuracy; return it, and how it fares.
 
     Gates are made by the queries for calibration, unless it is `calibrated` already; accuracy is
-    measured on those for tests. Without labels it is agreement with the deployed model.
+    measured on those for tests, if there are any.
     """
-    test, labels, said = queries.test, queries.test_labels, metric
-    useless: tuple[StandIn, ...] = ()
+    gates, evaluation = contents["calibration"], None
     with TemporaryDirectory() as folder:
         draft = write_bundle(Path(folder, "draft"), **contents)
         found = queries.calibration
         if not calibrated and found is not None and len(found):
-            gates = calibrate(draft, found, metric=metric, progress=on_measured)
-            contents = contents | {"calibration": gates}
-        if test is not None:
-            if labels is None:
-                labels, said = label_by_model(draft, test, metric), f"{metric} agreement"
-            accuracy = evaluate(draft, test, labels, metric=metric, progress=on_measured)
-            accuracy = msgspec.structs.replace(accuracy, metric=said)
-            useless = worthless(accuracy, constant_score(metric, labels))
-            contents = contents | {"accuracy": accuracy}
-    bundle = write_bundle(out, **contents)
-    if test is None or labels is None:
-        return bundle, (), useless
-    return bundle, tuple(evaluate_gates(bundle, test, labels, metric=metric)), useless
+            gates = calibrate_gates(Outputs(draft, found, progress=on_measured), metric=metric)
+        if queries.test is not None:
+            outputs = Outputs(draft, queries.test, progress=on_measured)
+            evaluation = judge(outputs, queries.test_labels, metric, gates)
+    accuracy = None if evaluation is None else evaluation.accuracy
+    bundle = write_bundle(out, **contents | {"calibration": gates, "accuracy": accuracy})
+    return bundle, None if evaluation is None else replace(evaluation, bundle=bundle)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parity_models.errors import OptionError, UserError
-from parity_models.evaluation.judged_queries import GivenInputs, load_queries
+from parity_models.evaluation.judging import GivenInputs, load_queries
 from parity_models.models.queries import as_batch, check_queries, padded, sizes_in
 from parity_models.models.tensor import tensors_in
 from parity_models.tasks import choose_task, find_task, is_ours

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from parity_models.errors import BundleError, DataError, ModelError, TrainingError, UserError
-from parity_models.evaluation.judged_queries import GivenInputs
+from parity_models.evaluation.judging import GivenInputs
 from parity_models.models.bundle import Bundle, NewModel, open_bundle, write_bundle
 from parity_models.models.export import export, floats
 from parity_models.models.onnx_model import OnnxModel

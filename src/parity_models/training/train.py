@@ -14,13 +14,10 @@ import torch
 from rich.console import RenderableType
 
 from parity_models.codes import Code, CodeSpec
-from parity_models.evaluation import GateResult, accuracy_table, gate_table
-from parity_models.evaluation.interval import too_few
-from parity_models.evaluation.judged_queries import GivenInputs
+from parity_models.evaluation.judging import Evaluation, GivenInputs
 from parity_models.evaluation.tables import inference_table, slowdown
 from parity_models.models.bundle import Bundle, Training
 from parity_models.models.export import export, floats
-from parity_models.models.gate import StandIn
 from parity_models.models.inference_time import inference_times
 from parity_models.models.networks import NETWORKS, family
 from parity_models.models.networks.queried import NO_QUERIES, Queried
@@ -58,49 +55,30 @@ PUBLISHED = CodeSpec("sum", "subtraction", 2)
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Printed, Bundle):
-    """The bundle that a training wrote, how the run ended, and how the gates fare on test queries.
-
-    Accuracy and gates are in the manifest. Those stand-ins are `worthless` that are no better than
-    the same prediction for every query.
-    """
+    """The bundle that a training wrote, how the run ended, and how it fares on test queries."""
 
     fitted: Fitted
-    worthless: tuple[StandIn, ...] = ()
-    gate_results: tuple[GateResult, ...] = ()
+    evaluation: Evaluation | None = None
+
+    @property
+    def parts(self) -> Sequence[RenderableType]:
+        """Tables of accuracy, gates and times, and notes."""
+        found = [inference_table(self)] if self.evaluation is None else self.evaluation.parts
+        return [*found, *self.gates.parts, *self.notes, *self.ending]
 
     @property
     def notes(self) -> Iterator[str]:
-        """Sentences on what may be wrong with the stand-ins."""
-        accuracy, fitted = self.manifest.accuracy, self.fitted
-        if accuracy is not None:
-            if sentence := too_few(accuracy.queries):
-                yield sentence
-            for stand_in in self.worthless:
-                yield (
-                    f"warning: the {stand_in} is no better than the same prediction for every "
-                    "query: train for longer, or choose another network"
-                )
+        """Sentences on what may be wrong with the training."""
         if (slower := slowdown(self)) is not None:
             yield (
                 f"warning: a parity model takes {slower:.1f} times as long as the deployed model, "
                 "so its instances keep up with less; choose a faster network"
             )
-        if fitted.diverged:
+        if self.fitted.diverged:
             yield (
-                f"warning: the training diverged in epoch {fitted.epochs} and ended there, so the "
-                "best epoch has learned little; train again with another seed or network"
+                f"warning: the training diverged in epoch {self.fitted.epochs} and ended there, so "
+                "the best epoch has learned little; train again with another seed or network"
             )
-
-    @property
-    def parts(self) -> Sequence[RenderableType]:
-        """Tables of accuracy, gates and times, and notes."""
-        manifest = self.manifest
-        parts: list[RenderableType] = []
-        if manifest.accuracy is not None:
-            parts.append(accuracy_table(self, manifest.accuracy))
-        if self.gate_results and manifest.accuracy is not None:
-            parts.append(gate_table(self.gate_results, manifest.accuracy.metric))
-        return [*parts, *self.gates.parts, inference_table(self), *self.notes, *self.ending]
 
     @property
     def ending(self) -> Iterator[str]:
@@ -292,12 +270,12 @@ def train(
     )
     training = training_of(candidate, queries, task, options.seed)
     contents = _contents(teacher, candidate, training, sizes, keep=keep)
-    bundle, results, worthless = write_measured(
+    bundle, evaluation = write_measured(
         out, contents, queries, data.metric, on_measured=callbacks.on_measured
     )
     if not fitted.interrupted:
         checkpoint.unlink(missing_ok=True)
-    return Trained(**vars(bundle), fitted=fitted, worthless=worthless, gate_results=results)
+    return Trained(**vars(bundle), fitted=fitted, evaluation=evaluation)
 
 
 def training_of(candidate: Candidate, queries: Queries, task: str, seed: int) -> Training:

@@ -18,7 +18,7 @@ from parity_models.codes import Code
 from parity_models.codes.weights import some_sets
 from parity_models.errors import DataError
 from parity_models.evaluation.accuracy import FRACTIONS
-from parity_models.evaluation.predictor import BATCH, Array, draw_groups
+from parity_models.evaluation.outputs import BATCH, Array, draw_groups
 from parity_models.models.bundle import Accuracy, Bundle
 from parity_models.roles import Backup
 from parity_models.tasks.metrics import score

@@ -14,8 +14,8 @@ from tqdm import tqdm
 import parity_models_lab.networks  # noqa: F401  # registers the lab's networks
 from parity_models.codes import Code, CodeSpec
 from parity_models.errors import BundleError, TrainingError
-from parity_models.evaluation import evaluate
-from parity_models.evaluation.predictor import predictor
+from parity_models.evaluation.accuracy import measure_accuracy
+from parity_models.evaluation.outputs import Outputs, predictor
 from parity_models.models.bundle import Bundle, open_bundle, with_accuracy
 from parity_models.tasks import Dataset, choose_task
 from parity_models.tasks.metrics import score
@@ -147,9 +147,8 @@ class MeasuredModel:
         """Train a code's parity models and measure them."""
         bundle = self._train_stand_in(cell, cell.network, cell.spec, cell.recipe)
         test = self._data.test
-        accuracy = evaluate(
-            bundle, test.inputs, test.labels, metric=self._task.metric, seed=self._seed
-        )
+        outputs = Outputs(bundle, test.inputs, seed=self._seed)
+        accuracy = measure_accuracy(outputs, test.labels, metric=self._task.metric)
         fitted = bundle.fitted
         code = with_accuracy(bundle, accuracy).code()
         assert code is not None

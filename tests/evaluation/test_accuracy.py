@@ -1,25 +1,34 @@
 """Accuracy under unavailability is what its definition says, query by query."""
 
-from io import StringIO
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from linear_bundles import CLASSES, FEATURES, Array, linear_bundle
 from parity_models.codes import CodeSpec
 from parity_models.codes.weights import MOST_SETS, some_sets
 from parity_models.errors import DataError
-from parity_models.evaluation import (
+from parity_models.evaluation import outputs as models
+from parity_models.evaluation.accuracy import (
+    FEWEST,
     FRACTIONS,
     GateResult,
-    accuracy_table,
-    evaluate,
-    gate_table,
+    measure_accuracy,
+    score_interval,
+    share_interval,
+    worthless,
 )
-from parity_models.evaluation.accuracy import worthless
+from parity_models.evaluation.outputs import Outputs
+from parity_models.evaluation.tables import accuracy_table, gate_table
+from parity_models.models.bundle import Accuracy, Bundle
+
+SUM = CodeSpec("sum", "subtraction", 2)
 
 
 def draw_data(rows: int) -> tuple[Array, Array, Array]:
@@ -33,25 +42,33 @@ def draw_data(rows: int) -> tuple[Array, Array, Array]:
     return inputs, labels, weights
 
 
+def perturbed(weights: Array, by: float = 1.0) -> Array:
+    noise = np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
+    moved: Array = weights + np.float32(by) * noise
+    return moved
+
+
+def measure(
+    bundle: Bundle, inputs: Array, labels: Array, metric: str = "top-1", **options: Any
+) -> Accuracy:
+    return measure_accuracy(Outputs(bundle, inputs, **options), labels, metric=metric)
+
+
 @pytest.mark.parametrize(("k", "r"), [(2, 1), (3, 1), (4, 2), (5, 3)])
 def test_nothing_is_lost_where_reconstruction_is_exact(k: int, r: int, tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(101)
     code = CodeSpec("sum", "subtraction", k, r)
-    accuracy = evaluate(linear_bundle(tmp_path, weights, [weights] * r, code), inputs, labels)
-    assert accuracy.metric == "top-1"
-    assert accuracy.queries == 101
+    accuracy = measure(linear_bundle(tmp_path, weights, [weights] * r, code), inputs, labels)
+    assert (accuracy.metric, accuracy.queries, accuracy.agreement) == ("top-1", 101, 1)
     assert accuracy.available_accuracy == pytest.approx(75 / 101)
     assert accuracy.degraded_accuracy == pytest.approx(75 / 101)
     assert accuracy.degraded_by_unavailable == pytest.approx([75 / 101] * r, abs=1e-3)
-    assert accuracy.agreement == 1
     assert accuracy.overall == pytest.approx(dict.fromkeys(map(str, FRACTIONS), 75 / 101))
 
 
 def test_stand_ins_no_better_than_one_prediction_for_all_are_worthless(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(100)
-    code = CodeSpec("sum", "subtraction", 2)
-    bundle = linear_bundle(tmp_path, weights, [weights], code, backup=-weights)
-    accuracy = evaluate(bundle, inputs, labels)
+    accuracy = measure(linear_bundle(tmp_path, weights, [weights], SUM, -weights), inputs, labels)
     backup = accuracy.backup_accuracies[0]
     assert worthless(accuracy, least=backup / 2) == ()
     assert worthless(accuracy, least=backup) == ("backup",)
@@ -64,9 +81,9 @@ def test_each_query_counts_once_with_the_rest_of_its_group_there(rows: int, tmp_
     """Against the definition, followed one query at a time."""
     k = 3
     inputs, labels, weights = draw_data(rows)
-    poor = weights + np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
+    poor = perturbed(weights)
     bundle = linear_bundle(tmp_path, weights, [poor], CodeSpec("sum", "subtraction", k))
-    accuracy = evaluate(bundle, inputs, labels, seed=5)
+    accuracy = measure(bundle, inputs, labels, seed=5)
 
     order = list(np.random.default_rng(5).permutation(rows))
     right: dict[int, list[bool]] = {slot: [] for slot in range(k)}
@@ -80,27 +97,22 @@ def test_each_query_counts_once_with_the_rest_of_its_group_there(rows: int, tmp_
             right[slot].append(answer == labels[row])
             same.append(answer == (inputs[row] @ weights).argmax())
     assert len(same) == rows
-    assert accuracy.degraded_accuracy == pytest.approx(
-        np.mean(np.concatenate(list(right.values())))
-    )
+    every = np.concatenate(list(right.values()))
+    assert accuracy.degraded_accuracy == pytest.approx(np.mean(every))
     assert accuracy.degraded_by_slot == pytest.approx([np.mean(right[i]) for i in range(k)])
     assert accuracy.agreement == pytest.approx(np.mean(same))
 
 
-def test_slots_are_told_apart(tmp_path: Path) -> None:
+def test_slots_are_distinguished(tmp_path: Path) -> None:
     """A parity model that has learned slot 0 and always answers class 0 in slot 1."""
     inputs, labels, weights = draw_data(1000)
     parity = np.zeros((2 * FEATURES, 2, CLASSES), np.float32)
     parity[:FEATURES, 0] = weights
-    bundle = linear_bundle(
-        tmp_path,
-        weights,
-        [parity.reshape(2 * FEATURES, 2 * CLASSES)],
-        CodeSpec("stack", "separate", 2),
-    )
+    joined = parity.reshape(2 * FEATURES, 2 * CLASSES)
+    bundle = linear_bundle(tmp_path, weights, [joined], CodeSpec("stack", "separate", 2))
     order = np.random.default_rng(0).permutation(1000).reshape(500, 2)
     predictions = (inputs @ weights).argmax(axis=1)
-    accuracy = evaluate(bundle, inputs, labels)
+    accuracy = measure(bundle, inputs, labels)
     assert accuracy.degraded_by_slot == pytest.approx(
         [(predictions == labels)[order[:, 0]].mean(), (labels[order[:, 1]] == 0).mean()]
     )
@@ -110,8 +122,7 @@ def test_slots_are_told_apart(tmp_path: Path) -> None:
 
 def test_overall_accuracy_weighs_the_two_by_how_many_are_unavailable(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(100)
-    code = CodeSpec("sum", "subtraction", 2)
-    accuracy = evaluate(linear_bundle(tmp_path, weights, [-weights], code), inputs, labels)
+    accuracy = measure(linear_bundle(tmp_path, weights, [-weights], SUM), inputs, labels)
     a, d = accuracy.available_accuracy, accuracy.degraded_accuracy
     assert d is not None
     assert d < a
@@ -123,29 +134,22 @@ def test_overall_accuracy_weighs_the_two_by_how_many_are_unavailable(tmp_path: P
 def test_with_two_parities_pairs_are_taken_as_unavailable_too(tmp_path: Path) -> None:
     """The second parity model is poor: the first evens that out as long as it can."""
     inputs, labels, weights = draw_data(200)
-    noise = np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
     code = CodeSpec("sum", "subtraction", 4, 2)
-    bundle = linear_bundle(tmp_path, weights, [weights, weights + noise / 4], code)
-    one, two = evaluate(bundle, inputs, labels).degraded_by_unavailable
+    bundle = linear_bundle(tmp_path, weights, [weights, perturbed(weights, 0.25)], code)
+    one, two = measure(bundle, inputs, labels).degraded_by_unavailable
     assert 0.75 > one > two + 0.1
 
 
 def test_a_bundle_without_a_code_has_only_its_available_accuracy(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(40)
-    bundle = linear_bundle(tmp_path, weights)
-    accuracy = evaluate(bundle, inputs, labels)
-    assert accuracy.available_accuracy == 0.75
-    assert accuracy.degraded_accuracy is None
-    assert accuracy.agreement is None
-    assert accuracy.degraded_by_slot == ()
-    assert accuracy.overall == {}
-    assert not accuracy.backup_accuracies
+    accuracy = measure(linear_bundle(tmp_path, weights), inputs, labels)
+    assert accuracy == Accuracy("top-1", 0.75, None, (), {}, None, 40)
 
 
 def test_slots_of_too_few_queries_for_the_metric_are_left_out(tmp_path: Path) -> None:
     inputs, _, weights = draw_data(3)
     bundle = linear_bundle(tmp_path, weights, [weights], CodeSpec("sum", "subtraction", 3))
-    accuracy = evaluate(bundle, inputs, inputs @ weights, metric="r2")
+    accuracy = measure(bundle, inputs, inputs @ weights, "r2")
     assert accuracy.degraded_accuracy == pytest.approx(1)
     assert accuracy.degraded_by_slot == ()
 
@@ -154,7 +158,7 @@ def test_where_sets_are_very_many_some_are_tried(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(16)
     code = CodeSpec("stack", "separate", 16, 8)
     linear = [np.tile(weights, (16, 16))] * 8
-    accuracy = evaluate(linear_bundle(tmp_path, weights, linear, code), inputs, labels)
+    accuracy = measure(linear_bundle(tmp_path, weights, linear, code), inputs, labels)
     assert len(accuracy.degraded_by_unavailable) == 8
     assert some_sets(4, 2, seed=0) == list(combinations(range(4), 2))
     some = some_sets(64, 3, seed=0)
@@ -165,44 +169,37 @@ def test_where_sets_are_very_many_some_are_tried(tmp_path: Path) -> None:
 @pytest.mark.parametrize("coded", [True, False])
 def test_a_backup_is_judged_on_every_query(coded: bool, tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(100)
-    code = CodeSpec("sum", "subtraction", 2) if coded else None
-    parity = [weights] if coded else []
+    parity, code = ([weights], SUM) if coded else ([], None)
     bundle = linear_bundle(tmp_path, -weights, parity, code, backup=weights)
-    told: list[tuple[int, int]] = []
-    accuracy = evaluate(
-        bundle, inputs, labels, progress=lambda rows, total: told.append((rows, total))
-    )
+    accuracy = measure(bundle, inputs, labels)
     assert accuracy.backup_accuracies[0] == 0.75
     assert accuracy.available_accuracy < 0.5
-    assert {sum(rows for rows, _ in told)} == {total for _, total in told}
 
 
-def test_the_seed_draws_the_groups_and_nothing_else_does(tmp_path: Path) -> None:
-    inputs, labels, weights = draw_data(99)
-    poor = weights + np.random.default_rng(2).normal(size=weights.shape).astype(np.float32)
-    bundle = linear_bundle(tmp_path, weights, [poor], CodeSpec("sum", "subtraction", 2))
-    assert evaluate(bundle, inputs, labels) == evaluate(bundle, inputs, labels, batch=7)
-    assert evaluate(bundle, inputs, labels) != evaluate(bundle, inputs, labels, seed=1)
-
-
-def test_progress_is_told_up_to_the_last_row(tmp_path: Path) -> None:
+def test_each_model_runs_once_over_all_rows_and_progress_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "BATCH", 10)
     inputs, labels, weights = draw_data(99)
     code = CodeSpec("sum", "subtraction", 2, 2)
-    told: list[tuple[int, int]] = []
-    evaluate(
-        linear_bundle(tmp_path, weights, [weights, weights], code),
-        inputs,
-        labels,
-        batch=10,
-        progress=lambda rows, total: told.append((rows, total)),
-    )
-    assert {total for _, total in told} == {99 + 2 * 50}
-    assert sum(rows for rows, _ in told) == 99 + 2 * 50
+    bundle = linear_bundle(tmp_path, weights, [weights, weights], code, backup=weights)
+    reports: list[tuple[int, int]] = []
+    outputs = Outputs(bundle, inputs, progress=lambda *report: reports.append(report))
+    assert measure_accuracy(outputs, labels) == measure_accuracy(outputs, labels)
+    assert {total for _, total in reports} == {2 * 99 + 2 * 50}
+    assert sum(rows for rows, _ in reports) == 2 * 99 + 2 * 50
+
+
+def test_the_seed_draws_the_groups(tmp_path: Path) -> None:
+    inputs, labels, weights = draw_data(99)
+    bundle = linear_bundle(tmp_path, weights, [perturbed(weights)], SUM)
+    assert measure(bundle, inputs, labels) == measure(bundle, inputs, labels)
+    assert measure(bundle, inputs, labels) != measure(bundle, inputs, labels, seed=1)
 
 
 def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(10)
-    bundle = linear_bundle(tmp_path, weights, [weights], CodeSpec("sum", "subtraction", 2))
+    bundle = linear_bundle(tmp_path, weights, [weights], SUM)
     for wrong_inputs, wrong_labels, reason in [
         (inputs[:, 1:], labels, r"rows of shape \[5\]; the model takes .*\[6\]"),
         (inputs[0], labels[:1], r"rows of shape \[\]"),
@@ -212,34 +209,56 @@ def test_arrays_that_do_not_fit_the_bundle_are_refused_with_the_reason(tmp_path:
         (inputs[:0], labels[:0], "there are 0 inputs, too few"),
     ]:
         with pytest.raises(DataError, match=reason):
-            evaluate(bundle, wrong_inputs, wrong_labels)
+            measure(bundle, wrong_inputs, wrong_labels)
 
 
-def test_the_table_names_every_number(tmp_path: Path) -> None:
+def printed(table: object) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+def test_the_tables_name_every_number_in_80_columns(tmp_path: Path) -> None:
     inputs, labels, weights = draw_data(100)
-    bundle = linear_bundle(
-        tmp_path, weights, [weights] * 2, CodeSpec("sum", "subtraction", 3, 2), weights
-    )
-    printed = StringIO()
-    Console(file=printed, width=80).print(accuracy_table(bundle, evaluate(bundle, inputs, labels)))
-    text = printed.getvalue()
-    for line in (
-        "A_a",
-        "backup",
-        "A_d",
-        "in slot 2",
-        "2 of a group",
-        "10% unavailable",
-        "agree with F",
-    ):
+    code = CodeSpec("sum", "subtraction", 3, 2)
+    bundle = linear_bundle(tmp_path, weights, [weights] * 2, code, weights)
+    text = printed(accuracy_table(bundle, measure(bundle, inputs, labels)))
+    for line in ("A_a", "backup", "A_d", "in slot 2", "2 of a group", "10% unavailable", "agree"):
         assert line in text
     assert text.count("75.00") >= 6
-    assert text.count("65.7 to 82.5") >= 3, "of each share of queries, how sure it is"
-
-
-def test_a_table_of_gates_fits_into_80_columns() -> None:
+    assert text.count("65.7 to 82.5") >= 3, "the interval of each share of queries"
     result = GateResult("reconstruction", None, 1.0, 0.9, 0.9, 1.0)
-    printed = StringIO()
-    Console(file=printed, width=80).print(gate_table([result], "top-1 agreement"))
-    (row,) = (line for line in printed.getvalue().splitlines() if "reconstruction" in line)
+    lines = printed(gate_table([result], "top-1 agreement")).splitlines()
+    (row,) = (line for line in lines if "reconstruction" in line)
     assert row.endswith("│ 100.00 │")
+
+
+# Intervals
+
+
+@given(st.integers(FEWEST, 10_000), st.floats(0, 1))
+def test_an_interval_holds_the_share_and_shrinks_with_more_queries(rows: int, share: float) -> None:
+    found, wider = share_interval(share, 4 * rows), share_interval(share, rows)
+    assert found is not None
+    assert wider is not None
+    assert 0 <= found[0] <= share + 1e-12
+    assert share - 1e-12 <= found[1] <= 1
+    assert found[1] - found[0] < wider[1] - wider[0]
+
+
+def test_the_true_share_is_within_it_in_nearly_all_cases() -> None:
+    right = np.random.default_rng(0).random((2000, 200)) < 0.9
+    spans = [share_interval(float(each.mean()), 200) for each in right]
+    assert np.mean([span is not None and span[0] <= 0.9 <= span[1] for span in spans]) > 0.93
+
+
+@pytest.mark.parametrize("metric", ["r2", "cosine"])
+def test_scores_that_are_no_shares_have_one_too_but_for_too_few_queries(metric: str) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.normal(size=(300, 4))
+    found = score_interval(metric, labels + 0.3 * rng.normal(size=labels.shape), labels)
+    assert found is not None
+    assert 0.8 < found[0] < found[1] < 1
+    assert score_interval(metric, np.ones((5, 1)), np.ones((5, 1))) is None
+    assert share_interval(1.0, FEWEST - 1) is None

@@ -1,0 +1,290 @@
+"""Outputs of a bundle's models, and answers of its stand-ins, for any number of queries."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from parity_models.codes import Code
+from parity_models.errors import DataError, UserError
+from parity_models.models.bundle import Bundle
+from parity_models.models.gate import StandIn
+from parity_models.models.onnx_model import OnnxModel, PinnedModel
+from parity_models.models.queries import (
+    Batch,
+    Named,
+    as_batch,
+    renamed,
+    rows_in,
+    run_by_bucket,
+    take,
+)
+from parity_models.roles import Backup
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+Inputs = ArrayLike | Batch
+"""Queries of a bundle: an array (n, ...) for each input, or that of the only input."""
+
+OnRows = Callable[[int], None]
+"""Called with the number of rows that have been through a model."""
+
+Progress = Callable[[int, int], None]
+"""Called with the number of rows that have been through a model, and with that of all rows."""
+
+Run = Callable[[Inputs], Array]
+"""A model: n queries to one output (n, *output_shape)."""
+
+BATCH = 256
+"""Rows that a model runs over at a time: more would gain nothing and take more memory."""
+
+
+def predictor(
+    model: Path | PinnedModel, *, on_rows: OnRows | None = None, output: str | None = None
+) -> Run:
+    """Return a function that runs a model over any number of queries, on all cores.
+
+    Of several outputs it gives the one called `output`. Queries of dynamic shape are run in their
+    own buckets. The function raises DataError for queries that the model cannot run, and for
+    outputs that are not finite.
+    """
+    path = model if isinstance(model, Path) else model.path
+    loaded = _load(model)
+    chosen = loaded.signature.outputs[0].name if output is None else output
+
+    def checked(queries: Batch) -> Named:
+        return {chosen: _finite(loaded.predict(queries)[chosen], path)}
+
+    def run(queries: Inputs) -> Array:
+        named = queries if isinstance(queries, Mapping) else as_batch(queries, loaded.signature)
+        named = renamed(named, loaded.signature)
+        return run_by_bucket(checked, named, loaded.signature, chosen, BATCH, on_rows)
+
+    return run
+
+
+def deployed_predictor(bundle: Bundle, *, on_rows: OnRows | None = None) -> Run:
+    """Return the `predictor` of the output of the deployed model that stand-ins imitate.
+
+    Raises UserError where the model has several and the bundle does not say which that is.
+    """
+    manifest = bundle.manifest
+    outputs = manifest.deployed.signature.outputs
+    if len(outputs) > 1 and manifest.imitated is None:
+        raise UserError(
+            f"{bundle.path} has a model with several outputs "
+            f"({', '.join(each.name for each in outputs)}) and no stand-in for any, so that "
+            "there is nothing to judge"
+        )
+    name = manifest.imitated if len(outputs) > 1 else None
+    return predictor(bundle.pinned(manifest.deployed), on_rows=on_rows, output=name)
+
+
+def _load(model: Path | PinnedModel) -> OnnxModel:
+    threads = os.cpu_count() or 1
+    if isinstance(model, Path):
+        return OnnxModel(model, threads=threads)
+    return OnnxModel(model.read(), signature=model.signature, threads=threads)
+
+
+def _finite(outputs: Array, path: Path) -> Array:
+    if outputs.dtype.kind == "f" and not np.isfinite(outputs).all():
+        raise DataError(
+            f"{path.name} gives NaN or infinite values for some of the queries; leave those out, "
+            "or check that they are scaled as the model expects them"
+        )
+    return outputs
+
+
+def draw_groups(rows: int, k: int, seed: int) -> Array:
+    """Return rows of the queries (groups, k), each at least once, repeated only to fill the last
+    group."""
+    order = np.random.default_rng(seed).permutation(rows)
+    return np.resize(order, (ceil(rows / k), k))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Outputs (m, *output shape) of a stand-in, and the rows of the queries that they answer."""
+
+    outputs: Array
+    rows: NDArray[np.int64]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Return all of the `parts` in their order."""
+        outputs = np.concatenate([each.outputs for each in parts])
+        return cls(outputs, np.concatenate([each.rows for each in parts]))
+
+
+class Outputs:
+    """Outputs of the models of `bundle` for n queries, over which each model runs once at most.
+
+    Args:
+        bundle: The bundle.
+        inputs: The queries.
+        seed: Draws coding groups, and what is unavailable.
+        predictions: The deployed model's outputs (n, *output shape), if they are known.
+        progress: Called as models run.
+
+    Raises:
+        DataError: For queries that are not the deployed model's, and for none; later for models
+            whose outputs are not finite.
+
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        inputs: Inputs,
+        *,
+        seed: int = 0,
+        predictions: Array | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.seed = seed
+        self.queries = as_batch(inputs, bundle.manifest.deployed.signature)
+        self.rows = rows_in(self.queries)
+        if not self.rows:
+            raise DataError("there are 0 inputs, too few")
+        self.code = bundle.code()
+        self._progress = progress
+        self._total = self.rows * (1 + len(bundle.manifest.backups))
+        if self.code is not None:
+            self._total += self.code.r * len(self._groups)
+        if predictions is not None:
+            self.predictions = predictions
+
+    @cached_property
+    def predictions(self) -> Array:
+        """The deployed model's outputs: (n, *output shape)."""
+        return deployed_predictor(self.bundle, on_rows=self._on_rows)(self.queries)
+
+    @cached_property
+    def backups(self) -> dict[Backup, Array]:
+        """The outputs (n, *output shape) of each backup."""
+        return {
+            role: predictor(self.bundle.pinned(model), on_rows=self._on_rows)(self.queries)
+            for role, model in self.bundle.manifest.backup_roles.items()
+        }
+
+    def answers(self, *, independent: bool = False) -> dict[StandIn, Answers]:
+        """Return the answers of each stand-in, as serving would give them.
+
+        Every query is reconstructed once, as soon as it can be: with 1 to r of its group
+        unavailable, and no more parity outputs than that takes. Where answers are to be
+        `independent` of each other, one of a group is reconstructed, unless the slots of the code
+        are isolated. A backup answers every query.
+        """
+        found: dict[StandIn, Answers] = {}
+        if self.code is not None and self.rows >= self.code.k:
+            one_of_each = independent and not self.bundle.isolated
+            found["reconstruction"] = self._as_served(self.code, one_of_each)
+        every = np.arange(self.rows)
+        return found | {role: Answers(outputs, every) for role, outputs in self.backups.items()}
+
+    def reconstructed(self, sets: Iterable[Sequence[int]]) -> Answers:
+        """Return the reconstructions where each of these `sets` of slots is unavailable in turn in
+        every group, with all r parity outputs there."""
+        code, parts = self._coded, []
+        for lost in sets:
+            for slot, outputs in self._decode(slice(None), lost, [True] * code.r).items():
+                counted = self._counted[:, slot]
+                parts.append(Answers(outputs[counted], self._groups[counted, slot]))
+        return Answers.joined(parts)
+
+    @property
+    def _coded(self) -> Code:
+        assert self.code is not None
+        return self.code
+
+    @cached_property
+    def _groups(self) -> Array:
+        return draw_groups(self.rows, self._coded.k, self.seed)
+
+    @property
+    def _counted(self) -> Mask:
+        """The members (groups, k) that do not merely fill up the last group."""
+        return np.arange(self._groups.size).reshape(self._groups.shape) < self.rows
+
+    @cached_property
+    def _parities(self) -> list[Array]:
+        """The outputs (groups, *parity output shape) of the r parity models for every group."""
+        bundle, code, queries = self.bundle, self._coded, self.queries
+        models = [_load(bundle.pinned(model)) for model in bundle.manifest.parity]
+        parts: list[list[Array]] = [[] for _ in models]
+        for start in range(0, len(self._groups), BATCH):
+            members = self._groups[start : start + BATCH]
+            parities = code.encode([take(queries, members[:, slot]) for slot in range(code.k)])
+            for model, path, parity, outputs in zip(
+                models, bundle.parity_paths, parities, parts, strict=True
+            ):
+                (output,) = model(renamed(parity, model.signature)).values()
+                outputs.append(_finite(output, path))
+                self._on_rows(len(output))
+        return [np.concatenate(outputs) for outputs in parts]
+
+    def _decode(
+        self, groups: slice | Array, lost: Sequence[int], parities: Sequence[bool]
+    ) -> dict[int, Array]:
+        """Return by slot what can be decoded of `groups` where the slots `lost` are unavailable and
+        these `parities` are here."""
+        members = self._groups[groups]
+        here = [
+            None if slot in lost else self.predictions[members[:, slot]]
+            for slot in range(self._coded.k)
+        ]
+        outputs = [
+            each[groups] if is_here else None
+            for each, is_here in zip(self._parities, parities, strict=True)
+        ]
+        return self._coded.decode(here, outputs)
+
+    def _as_served(self, code: Code, one_of_each: bool) -> Answers:
+        counted = self._counted
+        groups = np.arange(len(counted))
+        if one_of_each:
+            groups = groups[counted.all(axis=1)]
+        rng = np.random.default_rng(self.seed)
+        chosen = rng.integers(code.k, size=len(groups))
+        parts = []
+        for slot in range(code.k):
+            mine = groups[chosen == slot if one_of_each else counted[groups, slot]]
+            for some, lost, parities in _cases(code, slot, mine, rng):
+                decoded = self._decode(some, lost, parities)[slot]
+                parts.append(Answers(decoded, self._groups[some, slot]))
+        return Answers.joined(parts)
+
+    def _on_rows(self, rows: int) -> None:
+        if self._progress is not None:
+            self._progress(rows, self._total)
+
+
+def _cases(
+    code: Code, slot: int, groups: Array, rng: np.random.Generator
+) -> Iterator[tuple[Array, Sequence[int], Sequence[bool]]]:
+    """Draw for each of `groups` a case in which `slot` is unavailable: yield the groups of each
+    case, the slots that are unavailable, and which of the r parity outputs are here."""
+    if not len(groups):
+        return
+    unavailable = rng.integers(1, code.r + 1, size=len(groups))
+    order = rng.random((len(groups), code.k))
+    order[:, slot] = -1.0
+    lost = order.argsort(axis=1).argsort(axis=1) < unavailable[:, np.newaxis]
+    first = rng.random((len(groups), code.r)).argsort(axis=1).argsort(axis=1)
+    cases: dict[tuple[tuple[bool, ...], tuple[bool, ...]], list[int]] = {}
+    for group, is_lost, rank in zip(groups.tolist(), lost, first, strict=True):
+        available = tuple((~is_lost).tolist())
+        counts = (tuple((rank < number).tolist()) for number in range(1, code.r + 1))
+        here = next(each for each in counts if code.decodable(available, each)[slot])
+        cases.setdefault((available, here), []).append(group)
+    for (available, here), members in cases.items():
+        yield np.array(members), [i for i in range(code.k) if not available[i]], here
